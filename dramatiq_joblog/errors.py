@@ -1,0 +1,27 @@
+"""What can go wrong, one class for each thing a caller would handle differently."""
+
+from __future__ import annotations
+
+from dramatiq.errors import DramatiqError
+from dramatiq.middleware import MiddlewareError
+
+
+class JobLogError(DramatiqError):
+    """Base of every error of this package."""
+
+
+class JobNotFound(JobLogError):
+    """Raised when the log has no job of the given jid."""
+
+    def __init__(self, jid: str) -> None:
+        super().__init__(f"the log has no job {jid!r}")
+        #: The jid that was asked for.
+        self.jid = jid
+
+
+class ConfigurationError(JobLogError, MiddlewareError, ValueError):
+    """Raised when the log, an actor or a message is declared in a way that cannot work.
+
+    It is a ``MiddlewareError`` because Dramatiq swallows anything else that is raised
+    while an actor is declared.
+    """

@@ -1,0 +1,302 @@
+"""JobLog: one log, bound to one database."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import peewee
+from peewee import Database, PeeweeException, SqliteDatabase
+from playhouse.db_url import connect
+
+from .errors import ConfigurationError, JobLogError, JobNotFound
+from .migrations import migrate
+from .models import Failure, Job, add_indexes
+from .text import fold_jid
+from .transitions import Transitions
+from .writer import Writer
+
+if TYPE_CHECKING:
+    from .query import JobQuery
+
+_DRIVERS = {
+    "sqlite": ("sqlite3", "a Python built with sqlite3"),
+    "postgresql": ("psycopg", "pip install 'dramatiq-joblog[postgres]'"),
+    "postgres": ("psycopg", "pip install 'dramatiq-joblog[postgres]'"),
+    "mysql": ("pymysql", "pip install 'dramatiq-joblog[mysql]'"),
+}
+
+
+class JobLog:
+    """The log of jobs in one database: where they are asked for, and where they are written.
+
+    Making one opens nothing: no connection, no thread, no file.  Two logs, on the same or on
+    different databases, do not meet.
+
+    Example:
+      >>> joblog = JobLog("sqlite:///jobs.db")
+      >>> joblog.create_tables()
+      >>> joblog.jobs.dead().count()
+      0
+
+    Parameters:
+      database: A URL (``sqlite:///jobs.db``, ``postgresql://user@host/name``), or a peewee
+        ``Database``.
+      model: The job model: :class:`Job`, or a subclass of it with columns of your own.
+      job_types: The enum, or the texts, that ``job_type`` may be.  None allows any text.
+      store_args: Whether the arguments of jobs are kept.
+
+    Raises:
+      ConfigurationError: If the database cannot be used, or the model's own columns could
+        not be filled.
+    """
+
+    def __init__(
+        self,
+        database: str | Database,
+        *,
+        model: type[Job] = Job,
+        job_types: Any = None,
+        store_args: bool = True,
+    ) -> None:
+        #: The peewee database.
+        self.database: Database = (
+            _from_url(database) if isinstance(database, str) else _checked(database)
+        )
+        self._owned = isinstance(database, str)
+        #: The job model, bound to the database.
+        self.Job: Any = _bind_job(model, self.database)
+        #: The failure model, bound to the database.
+        self.Failure: Any = _bind_failure(self.Job, model, self.database)
+        self.store_args = store_args
+        self._job_types = _texts_of(job_types)
+        self._own_fields = _own_fields(self.Job)
+        self.transitions = Transitions(self.Job, self.Failure)
+        #: Where the middleware hands over what happens.
+        self.writer = Writer(self.transitions)
+        if self._owned and hasattr(os, "register_at_fork"):
+            # A connection that was opened before the fork belongs to the parent.
+            os.register_at_fork(after_in_child=self.database.dispose)
+
+    @property
+    def jobs(self) -> JobQuery:
+        """All jobs, newest first: refine it with scopes and with peewee's own methods.
+
+        What this process sent before is in it.
+        """
+        self._settle()
+        query: JobQuery = self.Job.select().order_by(self.Job.id.desc())
+        return query
+
+    @property
+    def own_fields(self) -> dict[str, Any]:
+        """The fields that a model of the user's own adds, by name."""
+        return self._own_fields
+
+    def get(self, jid: str) -> Any:
+        """Return the job of *jid*, an instance of the log's job model.
+
+        Raises:
+          JobNotFound: If the log has none.
+        """
+        self._settle()
+        row = self.Job.get_or_none(self.Job.jid == fold_jid(jid))
+        if row is None:
+            raise JobNotFound(jid)
+        return row
+
+    def create_tables(self) -> None:
+        """Create the tables, or bring them to this version; safe to repeat and to race.
+
+        Raises:
+          JobLogError: If the database cannot be asked.
+        """
+        opened = self.database.is_closed()
+        try:
+            if opened:
+                self.database.connect()
+            if isinstance(self.database, SqliteDatabase):
+                # Readers and the writer do not wait for each other; it stays with the file.
+                self.database.execute_sql("PRAGMA busy_timeout = 30000")
+                self.database.execute_sql("PRAGMA journal_mode = WAL")
+            migrate(self.database, self.Job, self.Failure)
+        except PeeweeException as e:
+            raise JobLogError(
+                f"the log's tables could not be made on {describe(self.database)}: "
+                f"{str(e).strip()}; is the database up, and may this user create tables?"
+            ) from e
+        finally:
+            if opened and not self.database.is_closed():
+                self.database.close()
+
+    def check_job_type(self, job_type: Any, where: str) -> str | None:
+        """Return the text of *job_type*.
+
+        Parameters:
+          job_type: A text, a ``str`` enum member, or None.
+          where: What declares it, for the error's text.
+
+        Raises:
+          ConfigurationError: If it is none of the log's job types.
+        """
+        if job_type is None:
+            return None
+        if not isinstance(job_type, str):
+            raise ConfigurationError(
+                f"{where} has job_type={job_type!r}: a text or a str enum member is needed"
+            )
+        text = str(job_type.value) if isinstance(job_type, Enum) else job_type
+        if self._job_types is not None and text not in self._job_types:
+            near = difflib.get_close_matches(text, self._job_types, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"use one of {self._job_types}"
+            raise ConfigurationError(f"{where} has the unknown job_type {text!r}; {hint}")
+        return text
+
+    def release(self) -> None:
+        """Give this thread's connection back, if the log made its database itself."""
+        if self._owned and not self.database.is_closed() and not self.database.in_transaction():
+            self.database.close()
+
+    def close(self) -> None:
+        """Write what is handed over and close this thread's connection; the log stays usable."""
+        self.writer.close()
+        if not self.database.is_closed():
+            self.database.close()
+
+    def _settle(self) -> None:
+        # Inside a transaction of SQLite the writer would wait for this very thread.
+        if self.database.is_closed() or not self.database.in_transaction():
+            self.writer.flush(timeout=2.0)
+
+
+def describe(database: Database) -> str:
+    """Name *database* for people, without its password."""
+    kind = type(database).__name__.replace("Pooled", "").replace("Database", "")
+    name = re.sub(r"(password=)\S+|(:)[^:@/\s]+(?=@)", r"\1\2***", str(database.database))
+    return f"{kind} {name!r}"
+
+
+def _from_url(url: str) -> Database:
+    """Return a pooled database for *url*; nothing is opened."""
+    scheme = urlsplit(url).scheme.replace("+pool", "")
+    if scheme not in _DRIVERS:
+        raise ConfigurationError(
+            f"the database URL {_without_password(url)!r} begins with no known database; use "
+            "sqlite:///file.db, postgresql://user@host/name or mysql://user@host/name"
+        )
+    pooled = re.sub(r"^\w+(\+pool)?", f"{scheme}+pool", url, count=1)
+    options: dict[str, Any] = {"max_connections": 100, "timeout": 10, "stale_timeout": 300}
+    if scheme == "sqlite":
+        options["check_same_thread"] = False  # the pool hands them on, one thread at a time
+        options["pragmas"] = {"busy_timeout": 5000, "synchronous": "normal"}
+    elif scheme != "mysql":
+        options |= {"prefer_psycopg3": True, "connect_timeout": 5}
+    try:
+        database = connect(pooled, unquote_password=True, unquote_user=True, **options)
+    except Exception as e:
+        # peewee and the drivers raise many kinds for a URL they cannot read.
+        raise ConfigurationError(
+            f"the database URL {_without_password(url)!r} cannot be used: {e}"
+        ) from e
+    _require_driver(scheme, database)
+    return _checked(database)
+
+
+def _require_driver(scheme: str, database: Database) -> None:
+    # peewee asks for its driver only when it connects; the names say what it found.
+    driver, cure = _DRIVERS[scheme]
+    found = {
+        "sqlite3": peewee.sqlite3,
+        "psycopg": peewee.psycopg or peewee.psycopg2,
+        "pymysql": peewee.mysql,
+    }[driver]
+    if found is None:
+        raise ConfigurationError(f"{describe(database)} needs the driver {driver}: {cure}")
+
+
+def _checked(database: Any) -> Database:
+    if not isinstance(database, Database):
+        raise ConfigurationError(
+            f"{database!r} is no database: give a URL, or a peewee Database that is initialised"
+        )
+    if isinstance(database, SqliteDatabase):
+        name = str(database.database)
+        if name in ("", ":memory:") or "mode=memory" in name:
+            raise ConfigurationError(
+                f"the SQLite database {name!r} lives in memory, where every connection sees "
+                "another one; use a file, as sqlite:///jobs.db"
+            )
+        if database.server_version < (3, 35, 0):
+            raise ConfigurationError(
+                f"SQLite {'.'.join(map(str, database.server_version))} is too old: 3.35 or newer "
+                "is needed"
+            )
+    if database.database is None:
+        raise ConfigurationError("the database has no name yet: call its init() first")
+    return database
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"(//[^:/@]*:)[^@]*(?=@)", r"\1***", url)
+
+
+def _bind_job(model: Any, database: Database) -> Any:
+    if not (isinstance(model, type) and issubclass(model, Job)):
+        raise ConfigurationError(f"model={model!r} is no subclass of dramatiq_joblog.Job")
+    if model is Job:
+        # The package's own class stays unbound, so that two logs never meet in it.
+        bound: Any = type(
+            "Job", (Job,), {"__module__": Job.__module__, "Meta": _meta("joblog_job", database)}
+        )
+        add_indexes(bound)
+        return bound
+    meta: Any = model._meta
+    if meta.database not in (None, database):
+        raise ConfigurationError(
+            f"the model {model.__name__} is bound to another database, "
+            f"{describe(meta.database)}; make one subclass of Job for each log"
+        )
+    model.bind(database)
+    if not any(getattr(i, "_name", "") == f"{meta.table_name}_active" for i in meta.indexes):
+        add_indexes(model)
+    return model
+
+
+def _bind_failure(job: Any, model: Any, database: Database) -> Any:
+    table = "joblog_failure" if model is Job else f"{job._meta.table_name}_failure"
+    bound: Any = type(
+        "Failure", (Failure,), {"__module__": Failure.__module__, "Meta": _meta(table, database)}
+    )
+    job.failure_model = bound
+    return bound
+
+
+def _meta(table: str, database: Database) -> type:
+    return type("Meta", (), {"table_name": table, "database": database})
+
+
+def _own_fields(model: Any) -> dict[str, Any]:
+    base: Any = Job
+    inherited = {f.name for f in base._meta.sorted_fields}
+    own = {f.name: f for f in model._meta.sorted_fields if f.name not in inherited}
+    for name, field in own.items():
+        if not field.null and field.default is None and name != "user":
+            raise ConfigurationError(
+                f"the column {name!r} of {model.__name__} is neither nullable nor has a default, "
+                "so a job that does not name it could not be logged; add null=True or default=..."
+            )
+        if name == "user" and not field.null:
+            raise ConfigurationError(
+                f"the column 'user' of {model.__name__} must be null=True: not every job has one"
+            )
+    return own
+
+
+def _texts_of(job_types: Any) -> list[str] | None:
+    if job_types is None:
+        return None
+    return [str(getattr(t, "value", t)) for t in job_types]

@@ -1,0 +1,69 @@
+"""The first schema: jobs and their failures.
+
+A frozen copy of the models of version 0.1: it does not change when they do.
+"""
+
+from __future__ import annotations
+
+from peewee import BigAutoField, BigIntegerField, CharField, IntegerField, Model, TextField
+
+
+def up(migrator, database):
+    job, failure = (model._meta.table_name for model in migrator.joblog_models)
+
+    class Job(Model):
+        id = BigAutoField()
+        jid = CharField(max_length=255, unique=True)
+        actor = CharField(max_length=255)
+        queue = CharField(max_length=255)
+        job_type = CharField(max_length=255, null=True)
+        state = CharField(max_length=16)
+        attempt = IntegerField()
+        max_retries = IntegerField(null=True)
+        eta = BigIntegerField(null=True)
+        enqueued_at = BigIntegerField(null=True)
+        started_at = BigIntegerField(null=True)
+        finished_at = BigIntegerField(null=True)
+        created_at = BigIntegerField()
+        updated_at = BigIntegerField()
+        duration = BigIntegerField(null=True)
+        queue_time = BigIntegerField(null=True)
+        error_type = CharField(max_length=255, null=True)
+        error_message = TextField(null=True)
+        dead_reason = CharField(max_length=32, null=True)
+        skip_reason = TextField(null=True)
+        worker = CharField(max_length=255, null=True)
+        token = CharField(max_length=32, null=True)
+        args = TextField(null=True)
+        kwargs = TextField(null=True)
+        meta = TextField(null=True)
+        progress = TextField(null=True)
+        parent_jid = CharField(max_length=255, null=True)
+        root_jid = CharField(max_length=255, null=True)
+        replay_of = CharField(max_length=255, null=True)
+        note = TextField(null=True)
+
+        class Meta:
+            table_name = job
+
+    class Failure(Model):
+        id = BigAutoField()
+        jid = CharField(max_length=255)
+        token = CharField(max_length=32)
+        attempt = IntegerField()
+        outcome = CharField(max_length=16)
+        started_at = BigIntegerField(null=True)
+        finished_at = BigIntegerField(null=True)
+        duration = BigIntegerField(null=True)
+        error_type = CharField(max_length=255, null=True)
+        error_message = TextField(null=True)
+        traceback = TextField(null=True)
+        worker = CharField(max_length=255, null=True)
+
+        class Meta:
+            table_name = failure
+            indexes = ((("jid", "token"), True),)
+
+    # The user's column is added with the others of the job model: it may be a foreign key.
+    with database.bind_ctx([Job, Failure]):
+        database.create_tables([Job, Failure])

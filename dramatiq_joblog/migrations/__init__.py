@@ -1,0 +1,62 @@
+"""The schema's versions, applied in order by peewee's own runner."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dramatiq.logging import get_logger
+from peewee import PostgresqlDatabase, SqliteDatabase
+from playhouse.migrations import Runner
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from peewee import Database
+
+# Any number that no one else uses for an advisory lock.
+_LOCK = 0x6A6F_626C
+
+
+def migrate(database: Database, job: Any, failure: Any) -> None:
+    """Bring the tables of *job* and *failure* to this version; safe to repeat and to race.
+
+    A schema that is newer than this code is left as it is: newer versions only add.
+    """
+    with _alone(database):
+        runner = Runner(database, str(Path(__file__).parent), f"{job._meta.table_name}_migration")
+        runner.migrator.joblog_models = (job, failure)
+        ahead = [m.name for m in runner.status() if m.path is None]
+        if ahead:
+            get_logger(__name__).warning(
+                "The log's schema is newer than this code (it has %s): it is used as it is. "
+                "Upgrade dramatiq_joblog on this machine.",
+                ", ".join(ahead),
+            )
+        runner.up()
+        _add_own_columns(runner.migrator, database, job)
+        for model in (job, failure):
+            model.create_table(safe=True)
+
+
+def _add_own_columns(migrator: Any, database: Database, job: Any) -> None:
+    table = job._meta.table_name
+    there = {column.name for column in database.get_columns(table)}
+    for field in job._meta.sorted_fields:
+        if field.column_name not in there:
+            migrator.migrate(migrator.add_column(table, field.column_name, field))
+
+
+@contextlib.contextmanager
+def _alone(database: Database) -> Iterator[None]:
+    """Keep out every other process that migrates, in a transaction where DDL allows it."""
+    if isinstance(database, SqliteDatabase):
+        with database.atomic("IMMEDIATE"):
+            yield
+    elif isinstance(database, PostgresqlDatabase):
+        with database.atomic():
+            database.execute_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            yield
+    else:
+        yield

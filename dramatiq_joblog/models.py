@@ -1,0 +1,252 @@
+"""The rows of the log: fields, indexes and derived properties."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from typing import Any, ClassVar
+
+from peewee import (
+    SQL,
+    BigAutoField,
+    BigIntegerField,
+    CharField,
+    ForeignKeyField,
+    IntegerField,
+    Model,
+    ModelBase,
+    TextField,
+)
+
+from .query import JobQuery
+from .states import State
+
+#: A jid longer than this is folded to its digest, so that every database can index it.
+MAX_JID = 255
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+def to_millis(instant: datetime) -> int:
+    """Return *instant* in milliseconds since 1970.
+
+    Raises:
+      ValueError: If *instant* has no time zone.
+    """
+    if instant.tzinfo is None:
+        raise ValueError(
+            f"{instant!r} has no time zone: use an aware datetime, as datetime.now(timezone.utc)"
+        )
+    since = instant - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
+
+
+class InstantField(BigIntegerField):  # type: ignore[misc]
+    """An instant: an aware UTC datetime, kept as milliseconds since 1970.
+
+    A number reads the same on every database and driver, and whatever the session's time zone.
+    """
+
+    def db_value(self, value: datetime | int | None) -> int | None:
+        """Accept an aware datetime, or milliseconds."""
+        return to_millis(value) if isinstance(value, datetime) else value
+
+    def python_value(self, value: int | None) -> datetime | None:
+        """Return an aware UTC datetime."""
+        if value is None:
+            return None
+        seconds, millis = divmod(int(value), 1000)
+        return datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=millis * 1000)
+
+
+class StateField(CharField):  # type: ignore[misc]
+    """A state as short text, read back as a :class:`State`."""
+
+    def db_value(self, value: str | None) -> str | None:
+        """Store the plain text of a member."""
+        return None if value is None else str(getattr(value, "value", value))
+
+    def python_value(self, value: str | None) -> str | None:
+        """Return the member, or the text itself if a newer version wrote it."""
+        try:
+            return State(value) if value is not None else None
+        except ValueError:
+            return value
+
+
+class UserIdField(CharField):  # type: ignore[misc]
+    """A user's id of any kind, kept as text; whole numbers come back as ``int``."""
+
+    def db_value(self, value: Any) -> str | None:
+        """Accept a number, text, or anything whose ``str`` is the id, as a UUID."""
+        return None if value is None else str(getattr(value, "value", value))
+
+    def python_value(self, value: str | None) -> int | str | None:
+        """Return ``7`` for what was stored from ``7`` or ``"7"``."""
+        if value is not None and value.isascii() and str(value).lstrip("-").isdigit():
+            number = int(value)
+            if str(number) == value:
+                return number
+        return value
+
+
+class JsonField(TextField):  # type: ignore[misc]
+    """A JSON document kept as text, so that every database and driver reads it alike."""
+
+    def db_value(self, value: Any) -> str | None:
+        """Accept anything that JSON can hold."""
+        return None if value is None else json.dumps(value)
+
+    def python_value(self, value: str | None) -> Any:
+        """Return the document."""
+        return None if value is None else json.loads(value)
+
+
+class _JobBase(ModelBase):  # type: ignore[misc]
+    """Lets a foreign key of a subclass take the place of the inherited column of its id."""
+
+    def __new__(cls, name: str, bases: tuple[type, ...], attrs: dict[str, Any]) -> Any:
+        for key, value in list(attrs.items()):
+            if isinstance(value, ForeignKeyField):
+                attrs.setdefault(value.object_id_name or f"{key}_id", None)
+        return super().__new__(cls, name, bases, attrs)
+
+
+class Job(Model, metaclass=_JobBase):  # type: ignore[misc]
+    """One job: one message, through all its runs.
+
+    Subclass it to add columns of your own; the subclass gets its own table.
+
+    Example:
+      >>> class ShopJob(Job):
+      ...     user = ForeignKeyField(User, backref="jobs", null=True)
+    """
+
+    #: The log's own key, in order of insertion.
+    id = BigAutoField()
+    #: Dramatiq's ``message_id``: the same through every retry, delay and redelivery.
+    jid = CharField(max_length=MAX_JID, unique=True)
+    #: Name of the actor.
+    actor = CharField(max_length=255)
+    #: Name of the queue, without the suffix of a delay queue.
+    queue = CharField(max_length=255)
+    #: What kind of work it is, or None.
+    job_type = CharField(max_length=255, null=True)
+    #: Whom the job works for, or None.
+    user_id = UserIdField(max_length=255, null=True)
+    #: Where the job stands.
+    state = StateField(max_length=16)
+    #: Number of the current or last attempt; 1 for the first.
+    attempt = IntegerField()
+    #: How often it may be retried; None if nothing says so.
+    max_retries = IntegerField(null=True)
+    #: When it runs next, in the states that have a next run.
+    eta = InstantField(null=True)
+    #: When it was first sent.
+    enqueued_at = InstantField(null=True)
+    #: When the last run started; None before the first.
+    started_at = InstantField(null=True)
+    #: When it became finished, dead or skipped; None before.
+    finished_at = InstantField(null=True)
+    #: When its row was made.
+    created_at = InstantField()
+    #: When its row last changed.
+    updated_at = InstantField()
+    #: Milliseconds the last ended run took.
+    duration = BigIntegerField(null=True)
+    #: Milliseconds between being sent and the first run.
+    queue_time = BigIntegerField(null=True)
+    #: Class of the last error; None once the job has finished.
+    error_type = CharField(max_length=255, null=True)
+    #: Text of the last error; None once the job has finished.
+    error_message = TextField(null=True)
+    #: Why the job is dead, a :class:`DeadReason`.
+    dead_reason = CharField(max_length=32, null=True)
+    #: What skipped the job.
+    skip_reason = TextField(null=True)
+    #: ``host:pid:thread`` of the last run.
+    worker = CharField(max_length=255, null=True)
+    #: The current or last run: only its holder may end it.
+    token = CharField(max_length=32, null=True)
+    #: Positional arguments.
+    args = JsonField(null=True)
+    #: Keyword arguments.
+    kwargs = JsonField(null=True)
+    #: What the job noted about itself.
+    meta = JsonField(null=True)
+    #: The last progress that the job told.
+    progress = JsonField(null=True)
+    #: The job that sent this one.
+    parent_jid = CharField(max_length=MAX_JID, null=True)
+    #: The first job of its family.
+    root_jid = CharField(max_length=MAX_JID, null=True)
+    #: The job that this one runs again.
+    replay_of = CharField(max_length=MAX_JID, null=True)
+    #: What could not be stored as it was, and what was stored in its place.
+    note = TextField(null=True)
+
+    class Meta:
+        table_name = "joblog_job"
+
+    #: The failures' model of the same log; set when the log is made.
+    failure_model: ClassVar[Any] = None
+
+    @classmethod
+    def select(cls, *fields: Any) -> JobQuery:
+        """Select jobs with the log's scopes; peewee's own ``select`` otherwise."""
+        return JobQuery(cls, fields or cls._meta.sorted_fields, is_default=not fields)
+
+    @property
+    def failures(self) -> Any:
+        """The runs that did not finish, oldest first: a select of :class:`Failure`."""
+        model = type(self).failure_model
+        return model.select().where(model.jid == self.jid).order_by(model.id)
+
+
+class Failure(Model):  # type: ignore[misc]
+    """One run that ended in any way but finished."""
+
+    #: In order of insertion.
+    id = BigAutoField()
+    #: The job.
+    jid = CharField(max_length=MAX_JID)
+    #: The run.
+    token = CharField(max_length=32)
+    #: Number of the attempt that the run was.
+    attempt = IntegerField()
+    #: How it ended, an :class:`Outcome`.
+    outcome = CharField(max_length=16)
+    #: When it started.
+    started_at = InstantField(null=True)
+    #: When it ended; for an interrupted run, the last sign of life of its worker.
+    finished_at = InstantField(null=True)
+    #: Milliseconds it took.
+    duration = BigIntegerField(null=True)
+    #: Class of the error.
+    error_type = CharField(max_length=255, null=True)
+    #: Text of the error.
+    error_message = TextField(null=True)
+    #: The whole traceback, without any variables.
+    traceback = TextField(null=True)
+    #: ``host:pid:thread``.
+    worker = CharField(max_length=255, null=True)
+
+    class Meta:
+        table_name = "joblog_failure"
+        indexes = ((("jid", "token"), True),)
+
+
+def add_indexes(model: type[Model]) -> None:
+    """Declare the indexes of a job table: each serves a question that is asked often."""
+    meta: Any = model._meta  # type: ignore[attr-defined]
+    table = meta.table_name
+    # "What is in progress for this user?" - active rows are few, so the index stays small.
+    active = SQL("state IN ('enqueued','delayed','waiting','started','retrying','lost')")
+    user = meta.combined["user_id"]
+    model.add_index(  # type: ignore[attr-defined]
+        model.index(user, model.job_type, name=f"{table}_active").where(active)  # type: ignore[attr-defined]
+    )
+    # "The newest dead ones."
+    model.add_index(  # type: ignore[attr-defined]
+        model.index(model.state, model.created_at, name=f"{table}_state")  # type: ignore[attr-defined]
+    )

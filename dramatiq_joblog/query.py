@@ -1,0 +1,141 @@
+"""JobQuery: a peewee select of jobs that has the log's scopes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from peewee import SQL, Field, Model, ModelSelect
+
+from .states import IN_PROGRESS, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+
+def user_field(model: type[Model]) -> Field:
+    """Return the field of *model* that holds the user: its own ``user``, else ``user_id``."""
+    fields: dict[str, Field] = model._meta.fields  # type: ignore[attr-defined]
+    return fields.get("user") or fields["user_id"]
+
+
+def literal_states(states: Iterable[str]) -> SQL:
+    """Write *states* into the statement itself.
+
+    SQLite uses a partial index only if the condition's values stand in the text.
+    """
+    return SQL("(" + ", ".join(f"'{State(state).value}'" for state in states) + ")")
+
+
+class JobQuery(ModelSelect):  # type: ignore[misc]
+    """A select of jobs: peewee's own, with scopes that chain with each other and with it.
+
+    Nothing is sent to the database until it is iterated, counted or asked ``exists()``.
+
+    Example:
+      >>> financial = joblog.jobs.in_progress().of_type("import").for_user(7)
+      >>> financial.excluding(jid).exists()
+      False
+    """
+
+    # Any: peewee's queries are untyped, and every scope returns its receiver's type.
+
+    def enqueued(self) -> JobQuery:
+        """Jobs that wait in the broker."""
+        return self.in_state(State.ENQUEUED)
+
+    def delayed(self) -> JobQuery:
+        """Jobs that the broker holds back until their ``eta``."""
+        return self.in_state(State.DELAYED)
+
+    def waiting(self) -> JobQuery:
+        """Jobs whose critical section is taken."""
+        return self.in_state(State.WAITING)
+
+    def started(self) -> JobQuery:
+        """Jobs with a run going on."""
+        return self.in_state(State.STARTED)
+
+    def retrying(self) -> JobQuery:
+        """Jobs that failed for now."""
+        return self.in_state(State.RETRYING)
+
+    def lost(self) -> JobQuery:
+        """Jobs whose worker is gone."""
+        return self.in_state(State.LOST)
+
+    def finished(self) -> JobQuery:
+        """Jobs that are done."""
+        return self.in_state(State.FINISHED)
+
+    def dead(self) -> JobQuery:
+        """Jobs that will not run again by themselves."""
+        return self.in_state(State.DEAD)
+
+    def skipped(self) -> JobQuery:
+        """Jobs that were dropped on purpose."""
+        return self.in_state(State.SKIPPED)
+
+    def in_progress(self) -> JobQuery:
+        """Jobs that are started or retrying: those that keep others out."""
+        return self.in_state(*IN_PROGRESS)
+
+    def in_state(self, *states: str) -> JobQuery:
+        """Jobs in any of *states*.
+
+        Raises:
+          ValueError: If one of them is no state.
+        """
+        if not states:
+            return self._none()
+        return self._narrow(self._job.state.in_(literal_states(states)))
+
+    def of_type(self, *types: str) -> JobQuery:
+        """Jobs of any of these job types, given as text or ``str`` enum members."""
+        return self._any_of(self._job.job_type, types)
+
+    def for_user(self, user: Any) -> JobQuery:
+        """Jobs of one user, given as the id or, in a model with a foreign key, as the row."""
+        return self._narrow(user_field(self._job) == user)
+
+    def of_actor(self, *names: str) -> JobQuery:
+        """Jobs of any of these actors, by name."""
+        return self._any_of(self._job.actor, names)
+
+    def in_queue(self, *names: str) -> JobQuery:
+        """Jobs of any of these queues, by name."""
+        return self._any_of(self._job.queue, names)
+
+    def excluding(self, jid: str) -> JobQuery:
+        """All but one job: in an actor, its own."""
+        return self._narrow(self._job.jid != jid)
+
+    def since(self, instant: datetime) -> JobQuery:
+        """Jobs created at or after *instant*, which must be aware.
+
+        Raises:
+          ValueError: If *instant* has no time zone.
+        """
+        return self._narrow(self._job.created_at >= instant)
+
+    def until(self, instant: datetime) -> JobQuery:
+        """Jobs created before *instant*, which must be aware.
+
+        Raises:
+          ValueError: If *instant* has no time zone.
+        """
+        return self._narrow(self._job.created_at < instant)
+
+    @property
+    def _job(self) -> Any:
+        return self.model
+
+    def _any_of(self, field: Field, values: tuple[str, ...]) -> JobQuery:
+        return self._narrow(field.in_([str(getattr(v, "value", v)) for v in values]))
+
+    def _none(self) -> JobQuery:
+        return self._narrow(SQL("1 = 0"))
+
+    def _narrow(self, condition: Any) -> JobQuery:
+        query: JobQuery = self.where(condition)
+        return query

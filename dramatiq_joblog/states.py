@@ -1,0 +1,122 @@
+"""What a job can be, and how it may change: the words of the log, without any I/O."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class _Text(str, Enum):
+    """An enum whose members are, compare and print as their text."""
+
+    __str__ = str.__str__
+    __format__ = str.__format__
+
+
+class State(_Text):
+    """Where a job stands."""
+
+    #: The broker has it and nothing has run.
+    ENQUEUED = "enqueued"
+    #: The broker has it and holds it back until ``eta``.
+    DELAYED = "delayed"
+    #: Its critical section is taken; it comes back at ``eta``.
+    WAITING = "waiting"
+    #: A run is going on.
+    STARTED = "started"
+    #: The last run failed and the next is due at ``eta``.
+    RETRYING = "retrying"
+    #: The worker that ran it is gone and no new run has begun.
+    LOST = "lost"
+    #: Done.  Final.
+    FINISHED = "finished"
+    #: It will not run again by itself; ``dead_reason`` says why.  Final.
+    DEAD = "dead"
+    #: Dropped on purpose; ``skip_reason`` says by what.  Final.
+    SKIPPED = "skipped"
+
+
+class DeadReason(_Text):
+    """Why a job will not run again by itself."""
+
+    #: It failed more often than it may be retried.
+    RETRIES_EXHAUSTED = "retries_exhausted"
+    #: It failed and nothing retries it.
+    NOT_RETRIED = "not_retried"
+    #: It raised what its ``throws`` option names.
+    THROWS = "throws"
+    #: It was older than its ``max_age`` before it could run.
+    AGE_LIMIT = "age_limit"
+    #: No actor of its name is declared on the worker.
+    UNKNOWN_ACTOR = "unknown_actor"
+    #: Its critical section was taken and its policy is to fail.
+    CONFLICT = "conflict"
+    #: It waited for its critical section as long as it may.
+    WAIT_TIMEOUT = "wait_timeout"
+
+
+class Outcome(_Text):
+    """How a run that did not finish ended."""
+
+    #: It raised, and a retry was enqueued.
+    RETRIED = "retried"
+    #: It raised, and the job is dead.
+    DEAD = "dead"
+    #: Its worker vanished, or a newer run took its place.
+    INTERRUPTED = "interrupted"
+    #: The actor dropped the job by raising ``SkipMessage``.
+    SKIPPED = "skipped"
+    #: Its critical section was taken.
+    WAITED = "waited"
+
+
+#: Nothing follows these but a deliberate new run.
+FINAL = frozenset({State.FINISHED, State.DEAD, State.SKIPPED})
+
+#: A retryable job that has failed for now still keeps others out.
+IN_PROGRESS = (State.STARTED, State.RETRYING)
+
+#: States a run may begin from, whatever the attempt.  ``dead`` is among them so that a
+#: message put back by hand from a dead-letter queue is logged again.
+STARTABLE = (State.ENQUEUED, State.DELAYED, State.WAITING, State.DEAD)
+
+#: States whose run is open: only the holder of its token may end it.
+OPEN = (State.STARTED, State.LOST)
+
+
+class Start(Enum):
+    """What becomes of a run that wants to begin on a row that says otherwise."""
+
+    #: The row already shows this run: the event came twice.
+    KNOWN = "known"
+    #: Begin, closing the open run on the row as interrupted.
+    TAKE_OVER = "take over"
+    #: Begin.
+    BEGIN = "begin"
+    #: Do not run: the job has ended, or a newer attempt is known.
+    REFUSE = "refuse"
+
+
+def judge_start(
+    *,
+    state: str,
+    attempt: int,
+    token: str | None,
+    new_attempt: int,
+    new_token: str,
+    rerun: bool,
+) -> Start:
+    """Decide what a run may do that begins while its job's row is in *state*.
+
+    A redelivered message carries the same attempt as the run it repeats, so the
+    number alone cannot tell them apart: the token and the state do.
+    """
+    if token == new_token:
+        return Start.KNOWN
+    if state in (State.FINISHED, State.SKIPPED):
+        return Start.BEGIN if rerun else Start.REFUSE
+    if state in STARTABLE:
+        return Start.BEGIN
+    if state == State.RETRYING:
+        return Start.BEGIN if new_attempt > attempt else Start.REFUSE
+    # Open: a newer or a redelivered run closes it, an older one comes too late.
+    return Start.TAKE_OVER if new_attempt >= attempt else Start.REFUSE

@@ -1,0 +1,70 @@
+"""Text and arguments that every database can hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from .models import MAX_JID
+
+#: Characters kept of an error's text, of a traceback and of an argument document.
+MAX_MESSAGE = 10_000
+MAX_TRACEBACK = 100_000
+MAX_DOCUMENT = 64_000
+
+# No database holds NUL in text on PostgreSQL, and no driver encodes a lone surrogate.
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def clean(text: str, limit: int) -> str:
+    """Return *text* as it can be stored, its middle cut out if it is longer than *limit*."""
+    if len(text) > limit:
+        head, tail = limit // 4, limit - limit // 4
+        left_out = len(text) - limit
+        text = f"{text[:head]} [... {left_out} characters left out ...] {text[-tail:]}"
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
+def clean_optional(text: Any, limit: int = 255) -> str | None:
+    """Return ``str(text)`` as it can be stored, cut at *limit*, or None for None."""
+    if text is None:
+        return None
+    return _UNSTORABLE.sub("\ufffd", str(getattr(text, "value", text)))[:limit]
+
+
+def fold_jid(jid: str) -> str:
+    """Return *jid*, or the same short stand-in for the same too long one."""
+    jid = _UNSTORABLE.sub("\ufffd", str(jid))
+    if len(jid) <= MAX_JID:
+        return jid
+    return f"sha256:{hashlib.sha256(jid.encode()).hexdigest()}"
+
+
+def document(value: Any) -> tuple[str, str | None]:
+    """Write *value* as JSON text, and a note when it could not be kept as it is.
+
+    What JSON has no word for is kept as its ``repr``; what is too long as a note of its size.
+    """
+    note = None
+    try:
+        text = json.dumps(value, ensure_ascii=True)
+    except (TypeError, ValueError, RecursionError):
+        note = "arguments that JSON cannot hold are kept as text"
+        try:
+            text = json.dumps(value, default=_as_text, skipkeys=True)
+        except (TypeError, ValueError, RecursionError):
+            text = json.dumps(clean(_as_text(value), MAX_DOCUMENT // 2))
+    if len(text) > MAX_DOCUMENT:
+        note = f"arguments of {len(text)} characters are longer than {MAX_DOCUMENT} and not kept"
+        text = json.dumps({"left_out": f"{len(text)} characters"})
+    return text, note
+
+
+def _as_text(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception as e:  # noqa: BLE001
+        # A repr of the user's own may raise anything; the job must not notice.
+        return f"<{type(value).__name__} whose repr raised {type(e).__name__}>"

@@ -1,0 +1,257 @@
+"""One guarded statement a transition: events of jobs become rows, whatever their order.
+
+Starts and ends are the same upsert of a job's row as one run knows it; the guard in its
+``WHERE`` decides.  Late, repeated and reordered events then change nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from peewee import SqliteDatabase
+
+from .models import Job
+from .states import OPEN, STARTABLE, Outcome, Start, State, judge_start
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from peewee import Database
+
+#: Values of one statement stay far below every database's limit on parameters.
+MAX_ROWS = 100
+
+
+@dataclass
+class Event:
+    """Something that happened to a job, as plain values: column names to what is stored."""
+
+    #: ``enqueue``, ``start`` or ``end``.
+    kind: str
+    #: The job's row as this event knows it.
+    row: dict[str, Any]
+    #: The row of the run that did not finish, for such an end.
+    failure: dict[str, Any] | None = None
+    #: Whether a finished job may run again.
+    rerun: bool = False
+    #: For a start: whether the run may go on.  The answer, set by the writer.
+    granted: bool = field(default=True, compare=False)
+
+    @property
+    def jid(self) -> str:
+        """The job."""
+        return str(self.row["jid"])
+
+
+def _in(states: Iterable[State]) -> str:
+    return "(" + ", ".join(f"'{state.value}'" for state in states) + ")"
+
+
+#: A run may begin in the common case; :func:`judge_start` decides every other.
+_MAY_START = f"""(
+    coalesce(job.token, '') <> excluded.token AND (
+      job.state IN {_in(STARTABLE)}
+      OR (job.state = 'retrying' AND excluded.attempt > job.attempt)))"""
+
+#: Only the holder of the token ends an open run.  An end without a known start applies
+#: to a job that has not begun, or not yet begun this attempt.
+_MAY_END = f"""(
+    (job.token = excluded.token AND job.state IN {_in(OPEN)})
+    OR (job.state IN ('enqueued', 'delayed', 'waiting', 'retrying') AND (
+      job.token IS NULL OR excluded.attempt > job.attempt OR excluded.started_at IS NULL)))"""
+
+_RUN_GUARD = f"CASE WHEN excluded.state = 'started' THEN {_MAY_START} ELSE {_MAY_END} END"
+
+#: A delay has run out; any other enqueue changes nothing on a row that is there.
+_ENQUEUE_GUARD = """job.state = 'delayed' AND excluded.state = 'enqueued'
+    AND excluded.attempt >= job.attempt"""
+
+#: Taken as the run says.
+_REPLACED = (
+    "state",
+    "attempt",
+    "eta",
+    "started_at",
+    "finished_at",
+    "updated_at",
+    "dead_reason",
+    "skip_reason",
+    "worker",
+    "token",
+)
+#: What a beginning run leaves as the last one left it.
+_KEPT_AT_START = ("duration", "error_type", "error_message")
+#: Set once.
+_FIRST = ("enqueued_at", "args", "kwargs", "parent_jid", "root_jid", "replay_of", "note")
+_NEVER = ("jid", "created_at")
+
+
+def _assignment(column: str) -> str:
+    if column in _REPLACED:
+        return f"{column} = excluded.{column}"
+    if column in _KEPT_AT_START:
+        return (
+            f"{column} = CASE WHEN excluded.state = 'started' "
+            f"THEN job.{column} ELSE excluded.{column} END"
+        )
+    if column in _FIRST:
+        return f"{column} = coalesce(job.{column}, excluded.{column})"
+    if column == "queue_time":
+        # A job that was dropped before its body ran has not waited for its first run.
+        return (
+            "queue_time = CASE WHEN excluded.started_at IS NULL AND excluded.attempt = 1 "
+            "THEN NULL ELSE coalesce(job.queue_time, excluded.started_at - "
+            "coalesce(job.enqueued_at, excluded.enqueued_at)) END"
+        )
+    return f'"{column}" = coalesce(excluded."{column}", job."{column}")'
+
+
+class Transitions:
+    """The statements that write events to one log's tables.
+
+    Parameters:
+      job: The bound job model.
+      failure: The bound failure model.
+    """
+
+    def __init__(self, job: Any, failure: Any) -> None:
+        self.job = job
+        self.failure = failure
+        self.database: Database = job._meta.database
+        self._columns = [f.column_name for f in job._meta.sorted_fields if f.name != "id"]
+        self._failure_columns = [
+            f.column_name for f in failure._meta.sorted_fields if f.name != "id"
+        ]
+        self._param: str = self.database.param
+        #: Columns that a model of the user's own adds, or has in place of ours.
+        self.own_columns = [
+            f.column_name for f in job._meta.sorted_fields if f.name not in Job._meta.fields
+        ]
+
+    def write(self, events: Sequence[Event]) -> None:
+        """Write *events*, which are of different jobs, and answer the starts among them.
+
+        Everything is committed when this returns.
+
+        Raises:
+          peewee.DatabaseError: Nothing was written, or it may be written again.
+        """
+        # One order of rows for all processes, so that no two batches wait for each other.
+        events = sorted(events, key=lambda event: event.jid)
+        statements = sum(
+            (
+                any(e.kind == "enqueue" for e in events),
+                any(e.kind != "enqueue" for e in events),
+                any(e.failure is not None for e in events),
+                len(events) > MAX_ROWS,
+            )
+        )
+        if statements > 1:
+            with self._atomic():
+                written = self._write(events)
+        else:
+            written = self._write(events)
+        for event in events:
+            if event.kind == "start":
+                event.granted = event.jid in written or self._contest(event)
+
+    def _write(self, events: Sequence[Event]) -> set[str]:
+        enqueued = [e.row for e in events if e.kind == "enqueue"]
+        runs = [e.row for e in events if e.kind != "enqueue"]
+        failures = [e.failure for e in events if e.failure is not None]
+        updates = [c for c in self._columns if c not in _NEVER]
+        self._upsert(
+            enqueued,
+            "state = excluded.state, eta = excluded.eta, updated_at = excluded.updated_at",
+            _ENQUEUE_GUARD,
+        )
+        written = self._upsert(runs, ", ".join(map(_assignment, updates)), _RUN_GUARD)
+        self.insert_failures(failures)
+        return written
+
+    def _upsert(self, rows: Sequence[dict[str, Any]], updates: str, guard: str) -> set[str]:
+        """Insert or update jobs; return the jids of those that the guard let through."""
+        head = f'INSERT INTO "{self.job._meta.table_name}" AS job ({self._names(self._columns)}) '
+        tail = f" ON CONFLICT (jid) DO UPDATE SET {updates} WHERE {guard} RETURNING jid"
+        written: set[str] = set()
+        for start in range(0, len(rows), MAX_ROWS):
+            chunk = rows[start : start + MAX_ROWS]
+            cursor = self._insert(head, self._columns, chunk, tail)
+            written.update(jid for (jid,) in cursor.fetchall())
+        return written
+
+    def insert_failures(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Insert runs that did not finish, once each.
+
+        A run that was presumed interrupted and then ended by itself is corrected.
+        """
+        table = self.failure._meta.table_name
+        sets = ", ".join(
+            f"{c} = excluded.{c}" for c in self._failure_columns if c not in ("jid", "token")
+        )
+        head = f'INSERT INTO "{table}" AS run ({self._names(self._failure_columns)}) '
+        tail = (
+            f" ON CONFLICT (jid, token) DO UPDATE SET {sets} "
+            f"WHERE run.outcome = '{Outcome.INTERRUPTED.value}'"
+        )
+        for start in range(0, len(rows), MAX_ROWS):
+            chunk = rows[start : start + MAX_ROWS]
+            self._insert(head, self._failure_columns, chunk, tail)
+
+    def _insert(
+        self, head: str, columns: Sequence[str], rows: Sequence[dict[str, Any]], tail: str
+    ) -> Any:
+        row_text = "(" + ", ".join([self._param] * len(columns)) + ")"
+        values = [row.get(column) for row in rows for column in columns]
+        text = f"{head}VALUES {', '.join([row_text] * len(rows))}{tail}"
+        return self.database.execute_sql(text, values)
+
+    def _contest(self, event: Event) -> bool:
+        """Answer a start that the fast guard did not let through."""
+        job = self.job
+        with self._atomic():
+            select = job.select().where(job.jid == event.jid)
+            if not isinstance(self.database, SqliteDatabase):
+                select = select.for_update()
+            row = select.get_or_none()
+            if row is None:
+                return bool(self._write([event]))
+            verdict = judge_start(
+                state=row.state,
+                attempt=row.attempt,
+                token=row.token,
+                new_attempt=event.row["attempt"],
+                new_token=event.row["token"],
+                rerun=event.rerun,
+            )
+            if verdict is Start.TAKE_OVER and row.token:
+                self.insert_failures([_interrupted(row, event)])
+            if verdict in (Start.TAKE_OVER, Start.BEGIN):
+                # Back to where every run may begin from, so that the rule stands once.
+                job.update(state=State.ENQUEUED).where(job.jid == event.jid).execute()
+                self._write([event])
+            return verdict is not Start.REFUSE
+
+    def _atomic(self) -> Any:
+        if isinstance(self.database, SqliteDatabase):
+            # A write lock taken late cannot be waited for: SQLite fails at once instead.
+            return self.database.atomic("IMMEDIATE")
+        return self.database.atomic()
+
+    @staticmethod
+    def _names(columns: Iterable[str]) -> str:
+        return ", ".join(f'"{column}"' for column in columns)
+
+
+def _interrupted(row: Any, event: Event) -> dict[str, Any]:
+    return {
+        "jid": event.jid,
+        "token": row.token,
+        "attempt": row.attempt,
+        "outcome": Outcome.INTERRUPTED.value,
+        "started_at": type(row).started_at.db_value(row.started_at),
+        "finished_at": type(row).updated_at.db_value(row.updated_at),
+        "worker": row.worker,
+        "error_message": "the worker vanished, or the message was delivered again",
+    }
