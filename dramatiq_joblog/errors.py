@@ -9,6 +9,9 @@ from dramatiq.middleware import MiddlewareError
 class JobLogError(DramatiqError):
     """Base of every error of this package."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message)  # type: ignore[no-untyped-call]
+
 
 class JobNotFound(JobLogError):
     """Raised when the log has no job of the given jid."""

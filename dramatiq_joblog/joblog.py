@@ -136,9 +136,8 @@ class JobLog:
     def check_job_type(self, job_type: Any, where: str) -> str | None:
         """Return the text of *job_type*.
 
-        Parameters:
-          job_type: A text, a ``str`` enum member, or None.
-          where: What declares it, for the error's text.
+        *job_type* is a text, a ``str`` enum member, or None; *where* names what declares it,
+        for the error's text.
 
         Raises:
           ConfigurationError: If it is none of the log's job types.
@@ -209,10 +208,11 @@ def _from_url(url: str) -> Database:
 def _require_driver(scheme: str, database: Database) -> None:
     # peewee asks for its driver only when it connects; the names say what it found.
     driver, cure = _DRIVERS[scheme]
+    found_by_peewee: Any = peewee
     found = {
-        "sqlite3": peewee.sqlite3,
-        "psycopg": peewee.psycopg or peewee.psycopg2,
-        "pymysql": peewee.mysql,
+        "sqlite3": found_by_peewee.sqlite3,
+        "psycopg": found_by_peewee.psycopg or found_by_peewee.psycopg2,
+        "pymysql": found_by_peewee.mysql,
     }[driver]
     if found is None:
         raise ConfigurationError(f"{describe(database)} needs the driver {driver}: {cure}")

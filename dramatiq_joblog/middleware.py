@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +36,15 @@ from .text import (
 from .transitions import Event
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from dramatiq import Actor, Broker, Message
+    from dramatiq.broker import MessageProxy
 
     from .joblog import JobLog
+
+    AnyMessage = Message[Any] | MessageProxy
 
 _DELAY_SUFFIX = ".DQ"
 _PARENT = "joblog_parent"
@@ -146,7 +149,7 @@ class JobLogMiddleware(Middleware):
 
     # Running
 
-    def before_process_message(self, broker: Broker, message: Message[Any]) -> None:
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         """Commit the start, or skip a message whose job has already ended."""
         self._local.run = None
         running.set(None)
@@ -175,7 +178,7 @@ class JobLogMiddleware(Middleware):
     def after_process_message(
         self,
         broker: Broker,
-        message: Message[Any],
+        message: MessageProxy,
         *,
         result: Any = None,
         exception: BaseException | None = None,
@@ -186,7 +189,7 @@ class JobLogMiddleware(Middleware):
             run.exception = exception
             run.duration = _elapsed(run)
 
-    def after_skip_message(self, broker: Broker, message: Message[Any]) -> None:
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
         """Note who dropped the message: this runs while ``SkipMessage`` is being handled."""
         run = self._current(message)
         if run is None:
@@ -197,11 +200,11 @@ class JobLogMiddleware(Middleware):
         _, error, trace = sys.exc_info()
         run.skipped_by, run.skipped_in_actor = _skipper(error, trace)
 
-    def before_ack(self, broker: Broker, message: Message[Any]) -> None:
+    def before_ack(self, broker: Broker, message: MessageProxy) -> None:
         """Commit the outcome of a run whose message is about to be acknowledged."""
         self._end(broker, message, rejected=False)
 
-    def before_nack(self, broker: Broker, message: Message[Any]) -> None:
+    def before_nack(self, broker: Broker, message: MessageProxy) -> None:
         """Commit the end of a job whose message is about to be rejected."""
         self._end(broker, message, rejected=True)
 
@@ -211,7 +214,7 @@ class JobLogMiddleware(Middleware):
 
     after_worker_shutdown = before_worker_shutdown
 
-    def _end(self, broker: Broker, message: Message[Any], *, rejected: bool) -> None:
+    def _end(self, broker: Broker, message: AnyMessage, *, rejected: bool) -> None:
         # The delay queue's copy is no run and no end; it is acknowledged on another thread.
         if message.queue_name.endswith(_DELAY_SUFFIX) and not rejected:
             return
@@ -229,9 +232,7 @@ class JobLogMiddleware(Middleware):
         self.joblog.writer.write(event)
         run.exception = None
 
-    def _verdict(
-        self, broker: Broker, message: Message[Any], run: _Run, *, rejected: bool
-    ) -> Event:
+    def _verdict(self, broker: Broker, message: AnyMessage, run: _Run, *, rejected: bool) -> Event:
         """Tell how the run ended, from what its hooks noted and from what becomes of it."""
         now = _now()
         row = run.row | {"updated_at": now, "duration": run.duration, "eta": None}
@@ -284,7 +285,7 @@ class JobLogMiddleware(Middleware):
         failure = _failure(row, outcome, error) if body_ran and outcome is not None else None
         return Event("end", row, failure)
 
-    def _dead_reason(self, broker: Broker, message: Message[Any], run: _Run) -> DeadReason:
+    def _dead_reason(self, broker: Broker, message: AnyMessage, run: _Run) -> DeadReason:
         if run.skipped_by is not None and run.skipped_by.startswith(AgeLimit.__name__):
             return DeadReason.AGE_LIMIT
         error = run.exception
@@ -300,21 +301,21 @@ class JobLogMiddleware(Middleware):
 
     # What is known of a message
 
-    def _current(self, message: Message[Any]) -> _Run | None:
+    def _current(self, message: AnyMessage) -> _Run | None:
         run: _Run | None = getattr(self._local, "run", None)
         return run if run is not None and run.message_id == message.message_id else None
 
-    def _new_run(self, broker: Broker, message: Message[Any]) -> _Run:
+    def _new_run(self, broker: Broker, message: AnyMessage) -> _Run:
         row = self._row(broker, message)
         token = row["token"] = secrets.token_hex(12)
         row["worker"] = clean_optional(f"{_HOST}:{os.getpid()}:{threading.get_native_id()}")
         rerun = bool(self._option(broker, message, "rerun"))
         return _Run(message.message_id, row["attempt"], token, row, rerun)
 
-    def _logged(self, broker: Broker, message: Message[Any]) -> bool:
+    def _logged(self, broker: Broker, message: AnyMessage) -> bool:
         return bool(self._option(broker, message, "log_job", default=True))
 
-    def _row(self, broker: Broker, message: Message[Any]) -> dict[str, Any]:
+    def _row(self, broker: Broker, message: AnyMessage) -> dict[str, Any]:
         """Return the columns that a message alone decides."""
         options = message.options
         now = _now()
@@ -350,7 +351,7 @@ class JobLogMiddleware(Middleware):
         row["note"] = clean("; ".join(notes), 1000) if notes else None
         return row
 
-    def _user(self, message: Message[Any]) -> Any:
+    def _user(self, message: AnyMessage) -> Any:
         value = message.options.get("job_user")
         if value is None:
             reader = self._readers.get(message.actor_name)
@@ -358,7 +359,7 @@ class JobLogMiddleware(Middleware):
         value = user_field(self.joblog.Job).db_value(value)
         return clean_optional(value) if isinstance(value, str) else value
 
-    def _max_retries(self, broker: Broker, message: Message[Any]) -> int | None:
+    def _max_retries(self, broker: Broker, message: AnyMessage) -> int | None:
         retries = next((m for m in broker.middleware if isinstance(m, Retries)), None)
         if retries is None:
             return 0
@@ -366,7 +367,7 @@ class JobLogMiddleware(Middleware):
         return value if isinstance(value, int) else None
 
     @staticmethod
-    def _option(broker: Broker, message: Message[Any], name: str, default: Any = None) -> Any:
+    def _option(broker: Broker, message: AnyMessage, name: str, default: Any = None) -> Any:
         """Look *name* up as everywhere in Dramatiq: the message's, the actor's, the default."""
         value = message.options.get(name)
         if value is None:

@@ -41,7 +41,7 @@ def to_millis(instant: datetime) -> int:
     return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
 
 
-class InstantField(BigIntegerField):  # type: ignore[misc]
+class InstantField(BigIntegerField):
     """An instant: an aware UTC datetime, kept as milliseconds since 1970.
 
     A number reads the same on every database and driver, and whatever the session's time zone.
@@ -59,7 +59,7 @@ class InstantField(BigIntegerField):  # type: ignore[misc]
         return datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=millis * 1000)
 
 
-class StateField(CharField):  # type: ignore[misc]
+class StateField(CharField):
     """A state as short text, read back as a :class:`State`."""
 
     def db_value(self, value: str | None) -> str | None:
@@ -74,7 +74,7 @@ class StateField(CharField):  # type: ignore[misc]
             return value
 
 
-class UserIdField(CharField):  # type: ignore[misc]
+class UserIdField(CharField):
     """A user's id of any kind, kept as text; whole numbers come back as ``int``."""
 
     def db_value(self, value: Any) -> str | None:
@@ -90,7 +90,7 @@ class UserIdField(CharField):  # type: ignore[misc]
         return value
 
 
-class JsonField(TextField):  # type: ignore[misc]
+class JsonField(TextField):
     """A JSON document kept as text, so that every database and driver reads it alike."""
 
     def db_value(self, value: Any) -> str | None:
@@ -102,17 +102,17 @@ class JsonField(TextField):  # type: ignore[misc]
         return None if value is None else json.loads(value)
 
 
-class _JobBase(ModelBase):  # type: ignore[misc]
+class _JobBase(ModelBase):
     """Lets a foreign key of a subclass take the place of the inherited column of its id."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], attrs: dict[str, Any]) -> Any:
         for key, value in list(attrs.items()):
             if isinstance(value, ForeignKeyField):
                 attrs.setdefault(value.object_id_name or f"{key}_id", None)
-        return super().__new__(cls, name, bases, attrs)
+        return super().__new__(cls, name, bases, attrs)  # type: ignore[no-untyped-call]
 
 
-class Job(Model, metaclass=_JobBase):  # type: ignore[misc]
+class Job(Model, metaclass=_JobBase):
     """One job: one message, through all its runs.
 
     Subclass it to add columns of your own; the subclass gets its own table.
@@ -192,7 +192,7 @@ class Job(Model, metaclass=_JobBase):  # type: ignore[misc]
     failure_model: ClassVar[Any] = None
 
     @classmethod
-    def select(cls, *fields: Any) -> JobQuery:
+    def select(cls, *fields: Any) -> JobQuery:  # type: ignore[override]
         """Select jobs with the log's scopes; peewee's own ``select`` otherwise."""
         return JobQuery(cls, fields or cls._meta.sorted_fields, is_default=not fields)
 
@@ -203,7 +203,7 @@ class Job(Model, metaclass=_JobBase):  # type: ignore[misc]
         return model.select().where(model.jid == self.jid).order_by(model.id)
 
 
-class Failure(Model):  # type: ignore[misc]
+class Failure(Model):
     """One run that ended in any way but finished."""
 
     #: In order of insertion.
@@ -238,15 +238,15 @@ class Failure(Model):  # type: ignore[misc]
 
 def add_indexes(model: type[Model]) -> None:
     """Declare the indexes of a job table: each serves a question that is asked often."""
-    meta: Any = model._meta  # type: ignore[attr-defined]
+    meta: Any = model._meta
     table = meta.table_name
     # "What is in progress for this user?" - active rows are few, so the index stays small.
     active = SQL("state IN ('enqueued','delayed','waiting','started','retrying','lost')")
     user = meta.combined["user_id"]
-    model.add_index(  # type: ignore[attr-defined]
+    model.add_index(
         model.index(user, model.job_type, name=f"{table}_active").where(active)  # type: ignore[attr-defined]
     )
     # "The newest dead ones."
-    model.add_index(  # type: ignore[attr-defined]
+    model.add_index(
         model.index(model.state, model.created_at, name=f"{table}_state")  # type: ignore[attr-defined]
     )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def user_field(model: type[Model]) -> Field:
     """Return the field of *model* that holds the user: its own ``user``, else ``user_id``."""
-    fields: dict[str, Field] = model._meta.fields  # type: ignore[attr-defined]
+    fields: dict[str, Field] = model._meta.fields
     return fields.get("user") or fields["user_id"]
 
 
@@ -27,7 +27,7 @@ def literal_states(states: Iterable[str]) -> SQL:
     return SQL("(" + ", ".join(f"'{State(state).value}'" for state in states) + ")")
 
 
-class JobQuery(ModelSelect):  # type: ignore[misc]
+class JobQuery(ModelSelect):
     """A select of jobs: peewee's own, with scopes that chain with each other and with it.
 
     Nothing is sent to the database until it is iterated, counted or asked ``exists()``.

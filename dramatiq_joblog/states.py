@@ -8,8 +8,11 @@ from enum import Enum
 class _Text(str, Enum):
     """An enum whose members are, compare and print as their text."""
 
-    __str__ = str.__str__
-    __format__ = str.__format__
+    def __str__(self) -> str:
+        return str(self.value)
+
+    def __format__(self, format_spec: str) -> str:
+        return format(str(self.value), format_spec)
 
 
 class State(_Text):

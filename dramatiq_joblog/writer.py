@@ -84,11 +84,8 @@ class Writer:
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until all that was handed over before is written.
 
-        Parameters:
-          timeout: Seconds to wait at most.
-
         Returns:
-          False if the time ran out.
+          False if that took longer than *timeout*, in seconds.
         """
         if self._thread is None or self._pid != os.getpid():
             return True
@@ -170,7 +167,8 @@ class Writer:
                     return
                 time.sleep(pause)
                 pause = min(pause * 2, 0.5)
-            except Exception as e:
+            except Exception as e:  # noqa: BLE001
+                # One poisoned event of any kind never takes its batch with it.
                 self._disconnect()
                 if _never_there(e):
                     self._give_up(events, e, "call create_tables() on the log, or migrate it")

@@ -5,10 +5,12 @@ A frozen copy of the models of version 0.1: it does not change when they do.
 
 from __future__ import annotations
 
+from typing import Any
+
 from peewee import BigAutoField, BigIntegerField, CharField, IntegerField, Model, TextField
 
 
-def up(migrator, database):
+def up(migrator: Any, database: Any) -> None:
     job, failure = (model._meta.table_name for model in migrator.joblog_models)
 
     class Job(Model):
