@@ -17,6 +17,7 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dramatiq import Broker
 from dramatiq.errors import ActorNotFound
 from dramatiq.logging import get_logger
 from dramatiq.middleware import AgeLimit, Middleware, Retries, SkipMessage
@@ -37,9 +38,8 @@ from .transitions import Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
-    from dramatiq import Actor, Broker, Message
+    from dramatiq import Actor, Message
     from dramatiq.broker import MessageProxy
 
     from .joblog import JobLog
@@ -68,6 +68,7 @@ class _Run:
     #: Who dropped the message, if anyone did.
     skipped_by: str | None = None
     skipped_in_actor: bool = False
+    skipped_error: BaseException | None = None
     #: The copy of the message that was enqueued while it was worked on.
     requeued: Any = None
     refused: bool = False
@@ -185,9 +186,18 @@ class JobLogMiddleware(Middleware):
     ) -> None:
         """Only note what happened: a time limit may still strike here, and it may come twice."""
         run = self._current(message)
-        if run is not None:
-            run.exception = exception
-            run.duration = _elapsed(run)
+        if run is None:
+            # A middleware before this one failed the message, so no start was written.
+            if exception is None or not self._logged(broker, message):
+                return
+            run = self._local.run = self._new_run(broker, message)
+            run.row["attempt"] = run.attempt = run.attempt - self._counted(
+                broker, message, exception
+            )
+        run.exception = exception
+        run.duration = _elapsed(run)
+        if exception is not None and _raised_before_body(exception):
+            run.began = run.duration = None
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
         """Note who dropped the message: this runs while ``SkipMessage`` is being handled."""
@@ -197,8 +207,9 @@ class JobLogMiddleware(Middleware):
                 return
             run = self._local.run = self._new_run(broker, message)
         run.duration = _elapsed(run)
-        _, error, trace = sys.exc_info()
-        run.skipped_by, run.skipped_in_actor = _skipper(error, trace)
+        run.skipped_error = error = sys.exc_info()[1]
+        run.skipped_in_actor = error is None or not _raised_before_body(error)
+        run.skipped_by = _skipper(error)
 
     def before_ack(self, broker: Broker, message: MessageProxy) -> None:
         """Commit the outcome of a run whose message is about to be acknowledged."""
@@ -230,7 +241,7 @@ class JobLogMiddleware(Middleware):
         running.set(None)
         self.joblog.release()
         self.joblog.writer.write(event)
-        run.exception = None
+        run.exception = run.skipped_error = None
 
     def _verdict(self, broker: Broker, message: AnyMessage, run: _Run, *, rejected: bool) -> Event:
         """Tell how the run ended, from what its hooks noted and from what becomes of it."""
@@ -242,7 +253,7 @@ class JobLogMiddleware(Middleware):
             reason = self._dead_reason(broker, message, run)
             row |= {"state": State.DEAD.value, "dead_reason": reason.value, "finished_at": now}
             outcome = Outcome.DEAD
-            if error is None:
+            if error is None and reason is DeadReason.UNKNOWN_ACTOR:
                 error = getattr(message, "_exception", None)
         elif run.requeued is not None and (error is not None or run.skipped_by is not None):
             delayed = run.requeued.queue_name.endswith(_DELAY_SUFFIX)
@@ -279,10 +290,11 @@ class JobLogMiddleware(Middleware):
         if job is not None and job.jid == message.message_id and job.meta:
             row["meta"], note = document(job.meta)
             row["note"] = row.get("note") or note
-        body_ran = run.began is not None and (run.skipped_by is None or run.skipped_in_actor)
-        if not body_ran:
+        if run.began is None or (run.skipped_by is not None and not run.skipped_in_actor):
+            # The body never ran, whatever was written when another middleware still might let it.
             row |= {"started_at": None, "duration": None, "queue_time": None}
-        failure = _failure(row, outcome, error) if body_ran and outcome is not None else None
+        failed = run.exception or (run.skipped_error if run.skipped_in_actor else None)
+        failure = None if outcome is None or failed is None else _failure(row, outcome, failed)
         return Event("end", row, failure)
 
     def _dead_reason(self, broker: Broker, message: AnyMessage, run: _Run) -> DeadReason:
@@ -298,6 +310,13 @@ class JobLogMiddleware(Middleware):
         if throws and isinstance(error, throws):
             return DeadReason.THROWS
         return DeadReason.RETRIES_EXHAUSTED if run.attempt > 1 else DeadReason.NOT_RETRIED
+
+    def _counted(self, broker: Broker, message: AnyMessage, error: BaseException) -> int:
+        """Return 1 if ``Retries`` has already counted this failure, 0 if it comes after us."""
+        order = [type(m) for m in broker.middleware]
+        after = Retries in order and order.index(type(self)) < order.index(Retries)
+        throws = self._option(broker, message, "throws")
+        return int(after and not (throws and isinstance(error, throws)))
 
     # What is known of a message
 
@@ -400,23 +419,28 @@ def _user_reader(job_user: Any, function: Any, where: str) -> Callable[[Any], An
     return read
 
 
-def _skipper(error: BaseException | None, trace: TracebackType | None) -> tuple[str, bool]:
-    """Name what raised ``SkipMessage``, and tell whether it was the actor."""
+def _raised_before_body(error: BaseException) -> bool:
+    """Tell whether *error* came from a middleware's hook, so that the actor was not called."""
+    # The worker's own frame comes first, and what it called comes next; deeper ones may be
+    # those of a message that the actor was sending.
+    called = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)][1:2]
+    return called == [Broker.emit_before.__code__]
+
+
+def _skipper(error: BaseException | None) -> str:
+    """Name what raised ``SkipMessage``: a middleware, or the actor."""
     by = "actor"
-    while trace is not None:
-        frame = trace.tb_frame
-        if frame.f_code.co_name == "before_process_message":
-            by = type(frame.f_locals.get("self")).__name__
-        trace = trace.tb_next
-    text = str(error) if error is not None else ""
-    return (f"{by}: {text}" if text else by), by == "actor"
+    if error is not None and _raised_before_body(error):
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if frame.f_code.co_name == "before_process_message":
+                by = type(frame.f_locals.get("self")).__name__
+    text = _message_of(error) if error is not None else ""
+    return f"{by}: {text}" if text else by
 
 
-def _failure(row: dict[str, Any], outcome: Outcome, error: BaseException | None) -> dict[str, Any]:
-    text = None
-    if error is not None:
-        lines = traceback.format_exception(type(error), error, error.__traceback__)
-        text = clean("".join(lines), MAX_TRACEBACK)
+def _failure(row: dict[str, Any], outcome: Outcome, error: BaseException) -> dict[str, Any]:
+    lines = traceback.format_exception(type(error), error, error.__traceback__)
+    text = clean("".join(lines), MAX_TRACEBACK)
     return {
         "jid": row["jid"],
         "token": row["token"],
@@ -425,8 +449,8 @@ def _failure(row: dict[str, Any], outcome: Outcome, error: BaseException | None)
         "started_at": row["started_at"],
         "finished_at": row["updated_at"],
         "duration": row["duration"],
-        "error_type": row.get("error_type"),
-        "error_message": row.get("error_message"),
+        "error_type": clean_optional(type(error).__name__),
+        "error_message": clean(_message_of(error), MAX_MESSAGE),
         "traceback": text,
         "worker": row["worker"],
     }

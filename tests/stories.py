@@ -1,0 +1,296 @@
+"""The table of stories: every way a job can go, and the row that it must leave.
+
+The same actors are declared in a test's own worker threads and in real worker processes
+(``story_worker.py``), at each place of the middleware in the broker's list.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dramatiq
+from dramatiq.errors import Retry
+from dramatiq.middleware import AsyncIO, Middleware, MiddlewareError, SkipMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: A failed run: its attempt, its outcome and the class of its error.
+Run = tuple[int, str, str | None]
+
+
+@dataclass
+class Story:
+    """One way to go: the actor, how it is sent, and what the log must say in the end."""
+
+    fn: Callable[..., Any]
+    state: str
+    #: Actor options.
+    options: dict[str, Any] = field(default_factory=dict)
+    args: tuple[Any, ...] = ()
+    #: Message options, as ``delay``.
+    send: dict[str, Any] = field(default_factory=dict)
+    attempt: int = 1
+    dead_reason: str | None = None
+    skip_reason: str | None = None
+    error_type: str | None = None
+    error_message: str | None = None
+    failures: list[Run] = field(default_factory=list)
+    #: Whether its body ran, so that it has a start, a duration and a time in the queue.
+    ran: bool = True
+    #: States its row went through, in order; None where a race may leave one out.
+    states: list[str] | None = None
+
+
+class Feed:
+    """Breaks for some attempts: what "failing for now" is made of."""
+
+    @staticmethod
+    def attempt() -> int:
+        message = dramatiq.middleware.CurrentMessage.get_current_message()
+        return int(message.options.get("retries", 0)) + 1
+
+
+def works() -> None:
+    pass
+
+
+async def works_async() -> None:
+    pass
+
+
+def breaks() -> None:
+    raise ValueError("row 7 is broken")
+
+
+async def breaks_async() -> None:
+    raise ValueError("row 7 is broken")
+
+
+def breaks_twice() -> None:
+    if Feed.attempt() < 3:
+        raise ValueError("row 7 is broken")
+
+
+def comes_back_once() -> None:
+    if Feed.attempt() < 2:
+        raise Retry("another is in progress", delay=20)
+
+
+def steps_aside() -> None:
+    raise SkipMessage("closed account")
+
+
+def runs_too_long() -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        sum(range(1000))
+
+
+def exits() -> None:
+    raise SystemExit(3)
+
+
+def takes_any(*args: Any, **kwargs: Any) -> None:
+    pass
+
+
+FAST = {"max_retries": 2, "min_backoff": 10, "max_backoff": 20}
+BROKEN = {"error_type": "ValueError", "error_message": "row 7 is broken"}
+
+STORIES: dict[str, Story] = {
+    "finished": Story(works, "finished", states=["enqueued", "started", "finished"]),
+    "finished_async": Story(works_async, "finished"),
+    "finished_with_arguments": Story(takes_any, "finished", args=(7, "x")),
+    "not_retried": Story(
+        breaks,
+        "dead",
+        {"max_retries": 0},
+        dead_reason="not_retried",
+        failures=[(1, "dead", "ValueError")],
+        states=["enqueued", "started", "dead"],
+        **BROKEN,
+    ),
+    "not_retried_async": Story(
+        breaks_async,
+        "dead",
+        {"max_retries": 0},
+        dead_reason="not_retried",
+        failures=[(1, "dead", "ValueError")],
+        **BROKEN,
+    ),
+    "retried_then_finished": Story(
+        breaks_twice,
+        "finished",
+        FAST,
+        attempt=3,
+        failures=[(1, "retried", "ValueError"), (2, "retried", "ValueError")],
+    ),
+    "retries_exhausted": Story(
+        breaks,
+        "dead",
+        FAST,
+        attempt=3,
+        dead_reason="retries_exhausted",
+        failures=[
+            (1, "retried", "ValueError"),
+            (2, "retried", "ValueError"),
+            (3, "dead", "ValueError"),
+        ],
+        **BROKEN,
+    ),
+    "came_back": Story(
+        comes_back_once, "finished", FAST, attempt=2, failures=[(1, "retried", "Retry")]
+    ),
+    "throws": Story(
+        breaks,
+        "dead",
+        {**FAST, "throws": ValueError},
+        dead_reason="throws",
+        failures=[(1, "dead", "ValueError")],
+        **BROKEN,
+    ),
+    "skipped_by_actor": Story(
+        steps_aside,
+        "skipped",
+        FAST,
+        skip_reason="actor: closed account",
+        failures=[(1, "skipped", "SkipMessage")],
+    ),
+    "skipped_by_middleware": Story(
+        works, "skipped", FAST, skip_reason="Gate: maintenance", ran=False
+    ),
+    "refused_by_middleware": Story(
+        works,
+        "dead",
+        {"max_retries": 0},
+        dead_reason="not_retried",
+        error_type="MiddlewareError",
+        error_message="no permit",
+        failures=[(1, "dead", "MiddlewareError")],
+        ran=False,
+    ),
+    "age_limit": Story(works, "dead", {"max_age": 1}, dead_reason="age_limit", ran=False),
+    "time_limit": Story(
+        runs_too_long,
+        "dead",
+        {"time_limit": 100, "max_retries": 0},
+        dead_reason="not_retried",
+        error_type="TimeLimitExceeded",
+        error_message="",
+        failures=[(1, "dead", "TimeLimitExceeded")],
+    ),
+    "exits": Story(
+        exits,
+        "dead",
+        {"max_retries": 0},
+        dead_reason="not_retried",
+        error_type="SystemExit",
+        error_message="3",
+        failures=[(1, "dead", "SystemExit")],
+    ),
+    "delayed": Story(works, "finished", send={"delay": 50}),
+    "delayed_then_retried": Story(
+        breaks_twice,
+        "finished",
+        FAST,
+        send={"delay": 30},
+        attempt=3,
+        failures=[(1, "retried", "ValueError"), (2, "retried", "ValueError")],
+    ),
+    "wrong_arguments": Story(
+        works,
+        "dead",
+        {"max_retries": 0},
+        args=(1,),
+        dead_reason="not_retried",
+        error_type="TypeError",
+        failures=[(1, "dead", "TypeError")],
+    ),
+}
+
+
+class Gate(Middleware):
+    """Another's middleware, that skips or refuses by the actor's name."""
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        if message.actor_name == "skipped_by_middleware":
+            raise SkipMessage("maintenance")
+        if message.actor_name == "refused_by_middleware":
+            raise MiddlewareError("no permit")
+
+
+class Lag(Middleware):
+    """Makes every hook slow, so that whoever relies on an order by chance is found out."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._random = random.Random(seed)
+
+    def _pause(self, *args: Any, **kwargs: Any) -> None:
+        time.sleep(self._random.random() * 0.01)
+
+    after_enqueue = before_enqueue = _pause
+    before_process_message = after_process_message = after_skip_message = _pause
+    before_ack = after_ack = before_nack = after_nack = _pause
+
+
+def prepare(broker: dramatiq.Broker) -> dict[str, dramatiq.Actor[Any, Any]]:
+    """Add the other middleware of the stories, and declare their actors."""
+    broker.add_middleware(AsyncIO())
+    broker.add_middleware(dramatiq.middleware.CurrentMessage())
+    broker.add_middleware(Gate())
+    return {
+        name: dramatiq.actor(
+            story.fn, actor_name=name, broker=broker, queue_name="stories", **story.options
+        )
+        for name, story in STORIES.items()
+    }
+
+
+def send_all(broker: dramatiq.Broker, actors: dict[str, Any]) -> dict[str, str]:
+    """Send each story once, and one message that no actor takes; return the jids by story."""
+    jids = {
+        name: actors[name].send_with_options(args=story.args, **story.send).message_id
+        for name, story in STORIES.items()
+    }
+    unknown = dramatiq.Message(
+        queue_name="stories", actor_name="unknown", args=(), kwargs={}, options={}
+    )
+    jids["unknown_actor"] = broker.enqueue(unknown).message_id
+    return jids
+
+
+UNKNOWN_ACTOR = Story(
+    works, "dead", dead_reason="unknown_actor", error_type="ActorNotFound", ran=False
+)
+
+
+def expected(name: str) -> dict[str, Any]:
+    """Return what the log must say of a story."""
+    story = STORIES.get(name, UNKNOWN_ACTOR)
+    return {
+        "state": story.state,
+        "attempt": story.attempt,
+        "dead_reason": story.dead_reason,
+        "skip_reason": story.skip_reason,
+        "error_type": story.error_type,
+        "failures": story.failures,
+        "ran": story.ran,
+    }
+
+
+def observed(joblog: Any, jid: str) -> dict[str, Any]:
+    """Return what the log says of a job, in the words of :func:`expected`."""
+    job = joblog.get(jid)
+    return {
+        "state": job.state,
+        "attempt": job.attempt,
+        "dead_reason": job.dead_reason,
+        "skip_reason": job.skip_reason,
+        "error_type": job.error_type,
+        "failures": [(f.attempt, f.outcome, f.error_type) for f in job.failures],
+        "ran": job.started_at is not None,
+    }
