@@ -7,13 +7,21 @@ The same actors are declared in a test's own worker threads and in real worker p
 from __future__ import annotations
 
 import random
+import re
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import dramatiq
 from dramatiq.errors import Retry
-from dramatiq.middleware import AsyncIO, Middleware, MiddlewareError, SkipMessage
+from dramatiq.middleware import (
+    AsyncIO,
+    CurrentMessage,
+    Middleware,
+    MiddlewareError,
+    SkipMessage,
+    default_middleware,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,17 +49,11 @@ class Story:
     failures: list[Run] = field(default_factory=list)
     #: Whether its body ran, so that it has a start, a duration and a time in the queue.
     ran: bool = True
-    #: States its row went through, in order; None where a race may leave one out.
-    states: list[str] | None = None
 
 
-class Feed:
-    """Breaks for some attempts: what "failing for now" is made of."""
-
-    @staticmethod
-    def attempt() -> int:
-        message = dramatiq.middleware.CurrentMessage.get_current_message()
-        return int(message.options.get("retries", 0)) + 1
+def attempt() -> int:
+    """Return the number of this attempt, from the host alone."""
+    return int(CurrentMessage.get_current_message().options.get("retries", 0)) + 1
 
 
 def works() -> None:
@@ -71,12 +73,12 @@ async def breaks_async() -> None:
 
 
 def breaks_twice() -> None:
-    if Feed.attempt() < 3:
+    if attempt() < 3:
         raise ValueError("row 7 is broken")
 
 
 def comes_back_once() -> None:
-    if Feed.attempt() < 2:
+    if attempt() < 2:
         raise Retry("another is in progress", delay=20)
 
 
@@ -102,7 +104,7 @@ FAST = {"max_retries": 2, "min_backoff": 10, "max_backoff": 20}
 BROKEN = {"error_type": "ValueError", "error_message": "row 7 is broken"}
 
 STORIES: dict[str, Story] = {
-    "finished": Story(works, "finished", states=["enqueued", "started", "finished"]),
+    "finished": Story(works, "finished"),
     "finished_async": Story(works_async, "finished"),
     "finished_with_arguments": Story(takes_any, "finished", args=(7, "x")),
     "not_retried": Story(
@@ -111,7 +113,6 @@ STORIES: dict[str, Story] = {
         {"max_retries": 0},
         dead_reason="not_retried",
         failures=[(1, "dead", "ValueError")],
-        states=["enqueued", "started", "dead"],
         **BROKEN,
     ),
     "not_retried_async": Story(
@@ -237,11 +238,19 @@ class Lag(Middleware):
     before_ack = after_ack = before_nack = after_nack = _pause
 
 
-def prepare(broker: dramatiq.Broker) -> dict[str, dramatiq.Actor[Any, Any]]:
-    """Add the other middleware of the stories, and declare their actors."""
-    broker.add_middleware(AsyncIO())
-    broker.add_middleware(dramatiq.middleware.CurrentMessage())
-    broker.add_middleware(Gate())
+def middleware() -> list[Middleware]:
+    """Return the host's middleware and that of the stories, all but the log's."""
+    return [
+        *(m() for m in default_middleware),
+        AsyncIO(),
+        CurrentMessage(),
+        Gate(),
+        Lag(),
+    ]
+
+
+def declare(broker: dramatiq.Broker) -> dict[str, dramatiq.Actor[Any, Any]]:
+    """Declare the actor of each story, by its name."""
     return {
         name: dramatiq.actor(
             story.fn, actor_name=name, broker=broker, queue_name="stories", **story.options
@@ -294,3 +303,24 @@ def observed(joblog: Any, jid: str) -> dict[str, Any]:
         "failures": [(f.attempt, f.outcome, f.error_type) for f in job.failures],
         "ran": job.started_at is not None,
     }
+
+
+def faults(job: Any) -> list[str]:
+    """Return what is wrong with the times and the worker of a job that has ended."""
+    ran = job.started_at is not None
+    wrong = {
+        "it has no end": job.finished_at is None,
+        "it has an eta": job.eta is not None,
+        "it has a note": job.note is not None,
+        "its worker is not host:pid:thread": not re.fullmatch(r"[^:]+:\d+:\d+", job.worker or ""),
+        "a duration without a run, or none with one": (job.duration is not None) != ran,
+        "a queue time without a run, or none with one": (job.queue_time is not None) != ran,
+        "it was created after its end": job.created_at > job.finished_at,
+        "it ended before it started": ran and job.started_at > job.finished_at,
+        "it started before it was sent": ran and job.started_at < job.enqueued_at,
+        "a failure without a traceback": any(not f.traceback for f in job.failures),
+        "a failure that ended before it started": any(
+            f.started_at and f.started_at > f.finished_at for f in job.failures
+        ),
+    }
+    return [text for text, is_so in wrong.items() if is_so]

@@ -1,0 +1,26 @@
+"""The stories on real worker processes: ``dramatiq story_worker``, told by its environment."""
+
+from __future__ import annotations
+
+import os
+
+import dramatiq
+import stories
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import Retries
+
+from dramatiq_joblog import JobLog, JobLogMiddleware
+
+joblog = JobLog(os.environ["STORY_DATABASE"])
+middleware = stories.middleware()
+place = {
+    "first": 0,
+    "last": len(middleware),
+    "before_retries": [type(m) for m in middleware].index(Retries),
+}[os.environ["STORY_POSITION"]]
+middleware.insert(place, JobLogMiddleware(joblog))
+broker = RedisBroker(
+    url=os.environ["STORY_REDIS"], namespace=os.environ["STORY_NAMESPACE"], middleware=middleware
+)
+dramatiq.set_broker(broker)
+stories.declare(broker)

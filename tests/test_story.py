@@ -1,0 +1,204 @@
+"""The table of stories on each broker, database and place in the list of middleware."""
+
+from __future__ import annotations
+
+import dramatiq
+import pytest
+import stories
+from dramatiq.middleware import MiddlewareError, Retries, default_middleware
+
+from dramatiq_joblog.states import FINAL
+
+POSITIONS = ["first", "last", "before_retries"]
+
+
+def all_ended(joblog, jids):
+    return lambda: joblog.jobs.in_state(*FINAL).count() == len(jids)
+
+
+def told(joblog, jids):
+    return {name: stories.observed(joblog, jid) for name, jid in jids.items()}
+
+
+def wanted(jids):
+    return {name: stories.expected(name) for name in jids}
+
+
+def faults(joblog, jids):
+    found = {name: stories.faults(joblog.get(jid)) for name, jid in jids.items()}
+    return {name: texts for name, texts in found.items() if texts}
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("kind", ["stub", "redis"])
+def test_each_story_leaves_its_row(joblog, make_broker, worker, eventually, kind, position):
+    """Each story leaves the same row wherever the middleware stands, hooks being slow."""
+    broker = make_broker(kind, position, joblog=joblog, middleware=stories.middleware())
+    actors = stories.declare(broker)
+
+    with worker(broker):
+        jids = stories.send_all(broker, actors)
+        eventually(all_ended(joblog, jids), timeout=30)
+
+    assert wanted(jids) == told(joblog, jids)
+    assert {} == faults(joblog, jids)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("position", POSITIONS)
+def test_each_story_in_worker_processes(
+    joblog, database_url, redis_url, make_broker, run_worker_process, eventually, position
+):
+    """Two real worker processes leave the same rows as threads of this one."""
+    broker = make_broker("redis", "last", joblog=joblog, middleware=stories.middleware())
+    actors = stories.declare(broker)
+    environment = {
+        "STORY_DATABASE": database_url,
+        "STORY_NAMESPACE": broker.namespace,
+        "STORY_POSITION": position,
+        "STORY_REDIS": redis_url,
+    }
+
+    with run_worker_process("story_worker", processes=2, env=environment):
+        jids = stories.send_all(broker, actors)
+        eventually(all_ended(joblog, jids), timeout=40)
+
+    assert wanted(jids) == told(joblog, jids)
+    assert {} == faults(joblog, jids)
+
+
+def states_written(joblog):
+    """Note each state that a job's row goes through, by jid."""
+    seen = {}
+    write = joblog.transitions.write
+
+    def noting(events):
+        write(events)
+        for event in events:
+            state = joblog.Job.get(joblog.Job.jid == event.jid).state
+            seen.setdefault(event.jid, []).append(str(state))
+
+    joblog.transitions.write = noting
+    return seen
+
+
+def test_states_in_order(joblog, make_broker, worker):
+    """A job's row goes through the states of its life, one after the other."""
+    broker = make_broker("stub", "last", joblog=joblog)
+    seen = states_written(joblog)
+
+    @dramatiq.actor(max_retries=1, min_backoff=10, max_backoff=10)
+    def breaks():
+        raise ValueError
+
+    with worker(broker):
+        message = breaks.send_with_options(delay=50)
+        broker.join("default", fail_fast=False)
+    joblog.writer.flush()
+
+    once_each = [
+        s
+        for s, after in zip(seen[message.message_id], [*seen[message.message_id][1:], 0])
+        if s != after
+    ]
+    assert ["delayed", "enqueued", "started", "retrying", "started", "dead"] == once_each
+
+
+def test_no_retries_middleware(joblog, make_broker, worker):
+    """Without ``Retries`` a failed job is acknowledged and gone: dead, not retried."""
+    without = [m() for m in default_middleware if m is not Retries]
+    broker = make_broker("stub", "last", joblog=joblog, middleware=without)
+
+    @dramatiq.actor
+    def breaks():
+        raise ValueError("row 7 is broken")
+
+    with worker(broker):
+        message = breaks.send()
+        broker.join("default", fail_fast=False)
+
+    job = joblog.get(message.message_id)
+    assert ("dead", "not_retried", "ValueError") == (job.state, job.dead_reason, job.error_type)
+
+
+class RefusesRetries(dramatiq.Middleware):
+    """Stands for a broker that takes no message for a moment."""
+
+    def before_enqueue(self, broker, message, delay):
+        if message.options.get("retries"):
+            raise MiddlewareError("the broker is full")
+
+
+@pytest.mark.expects_critical
+@pytest.mark.parametrize("position", POSITIONS)
+def test_retry_that_could_not_be_enqueued(joblog, make_broker, worker, position):
+    """A job whose retry could not be enqueued is gone, and the log says so."""
+    stack = [*(m() for m in default_middleware), RefusesRetries()]
+    broker = make_broker("stub", position, joblog=joblog, middleware=stack)
+
+    @dramatiq.actor(max_retries=3)
+    def breaks():
+        raise ValueError("row 7 is broken")
+
+    with worker(broker):
+        message = breaks.send()
+        broker.join("default", fail_fast=False)
+
+    job = joblog.get(message.message_id)
+    assert ("dead", "not_retried", 1) == (job.state, job.dead_reason, job.attempt)
+    assert [(1, "dead")] == [(f.attempt, f.outcome) for f in job.failures]
+
+
+def test_redelivery_of_a_finished_job(joblog, make_broker, worker):
+    """A message whose job is finished is acknowledged, not run again."""
+    broker = make_broker("stub", "last", joblog=joblog)
+    runs = []
+
+    @dramatiq.actor
+    def works():
+        runs.append(1)
+
+    with worker(broker):
+        message = works.send()
+        broker.join("default")
+        broker.enqueue(message)
+        broker.join("default")
+
+    assert [1] == runs
+    assert "finished" == joblog.get(message.message_id).state
+
+
+def test_rerun(joblog, make_broker, worker):
+    """``rerun=True`` runs a message again whose job is finished, under the same jid."""
+    broker = make_broker("stub", "last", joblog=joblog)
+    runs = []
+
+    @dramatiq.actor(rerun=True)
+    def works():
+        runs.append(1)
+
+    with worker(broker):
+        message = works.send()
+        broker.join("default")
+        broker.enqueue(message)
+        broker.join("default")
+
+    assert [1, 1] == runs
+    assert "finished" == joblog.get(message.message_id).state
+    assert 1 == joblog.jobs.count()
+
+
+def test_log_job_off(joblog, make_broker, worker):
+    """``log_job=False`` leaves no row; a message's own option wins over its actor's."""
+    broker = make_broker("stub", "last", joblog=joblog)
+
+    @dramatiq.actor(log_job=False)
+    def works():
+        pass
+
+    with worker(broker):
+        works.send()
+        logged = works.send_with_options(log_job=True)
+        broker.join("default")
+
+    assert [logged.message_id] == [job.jid for job in joblog.jobs]
