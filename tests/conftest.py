@@ -360,6 +360,13 @@ def pytest_configure(config):
     config.stash[_BACKENDS] = {}
 
 
+def pytest_collection_modifyitems(items):
+    """Refuse a test that does not state its rule in a docstring."""
+    for item in items:
+        if isinstance(item, pytest.Function) and not item.function.__doc__:
+            raise pytest.UsageError(f"{item.nodeid} has no docstring: state its rule in a sentence")
+
+
 def pytest_sessionfinish(session):
     """Hand a pytest-xdist worker's backends to its controller."""
     if hasattr(session.config, "workeroutput"):

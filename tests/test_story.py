@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import dramatiq
 import pytest
 import stories
@@ -96,11 +98,7 @@ def test_states_in_order(joblog, make_broker, worker):
         broker.join("default", fail_fast=False)
     joblog.writer.flush()
 
-    once_each = [
-        s
-        for s, after in zip(seen[message.message_id], [*seen[message.message_id][1:], 0])
-        if s != after
-    ]
+    once_each = [state for state, _ in itertools.groupby(seen[message.message_id])]
     assert ["delayed", "enqueued", "started", "retrying", "started", "dead"] == once_each
 
 
