@@ -142,15 +142,12 @@ def start_postgres() -> Server:
     folder = Path(tempfile.mkdtemp(prefix="joblog-pg-"))
     try:
         user = _postgres_user()
-        os.chown(folder, *user) if any(user) else None
+        if any(user):
+            os.chown(folder, *user)
         programs, origin = _find_postgres(folder, user)
         data, port = folder / "data", free_port()
-        _run(
-            [str(programs / "initdb"), "-D", str(data), "-U", "joblog", "-A", "trust"]
-            + ["-E", "UTF8", "--no-locale", "--no-sync"],
-            folder,
-            user,
-        )
+        choices = ["-U", "joblog", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"]
+        _run([str(programs / "initdb"), "-D", str(data), *choices], folder, user)
         settings = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": folder,

