@@ -1,0 +1,70 @@
+# Every target sets up what it needs in $(VENV) and is safe to repeat.
+# Needed: make, Python 3.10 or newer with its venv module, and a package index for pip.
+
+# The interpreter to use; empty for the first that works of python3.12, 3.11, 3.10 and python3.
+PYTHON ?=
+VENV ?= .venv
+# More for pytest, as in: make test ARGS="-k retry"
+ARGS ?=
+
+IN_VENV := $(VENV)/bin/python
+# Named after PYTHON, so that another interpreter makes the environment anew.
+MADE := $(VENV)/.made-with-$(if $(PYTHON),$(subst /,_,$(PYTHON)),any)
+EXAMPLE := $(VENV)/.has-example
+DEV := $(VENV)/.has-dev
+SUITABLE := import ensurepip, sqlite3, ssl, sys, venv; sys.exit(sys.version_info < (3, 10))
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test check lint fix wheel clean
+
+help: ## Show the targets
+	@echo "make TARGET, where TARGET is one of:"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1 \2/p' $(MAKEFILE_LIST) | awk '{ n = $$1; $$1 = ""; printf "  %-8s%s\n", n, $$0 }'
+
+demo: $(EXAMPLE) ## Run the example: real workers, a real Redis, a SQLite log; under a minute
+	@$(IN_VENV) -m example_app
+
+test: $(DEV) ## Run the tests on real servers; ARGS="..." goes to pytest
+	@$(IN_VENV) -m pytest $(ARGS)
+
+check: lint test ## Run all that a change must pass: format, lint, types, tests
+
+lint: $(DEV) ## Check format, lint and types; change nothing
+	@$(IN_VENV) -m ruff format --check .
+	@$(IN_VENV) -m ruff check .
+	@$(IN_VENV) -m mypy
+
+fix: $(DEV) ## Format, and repair what the linter can
+	@$(IN_VENV) -m ruff check --fix .
+	@$(IN_VENV) -m ruff format .
+
+wheel: $(DEV) ## Build the wheel and the source archive into dist/
+	@rm -rf build dist
+	@$(IN_VENV) -m build
+
+clean: ## Remove the environment, caches and what was built
+	rm -rf $(VENV) build dist *.egg-info .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(MADE):
+	@for python in $(or $(PYTHON),python3.12 python3.11 python3.10 python3); do \
+		if "$$python" -c '$(SUITABLE)' 2>/dev/null; then \
+			echo "Making $(VENV) with $$("$$python" --version)"; \
+			"$$python" -m venv --clear $(VENV) && touch $@; \
+			exit; \
+		fi; \
+	done; \
+	echo "No suitable Python: looked for $(or $(PYTHON),python3.12 python3.11 python3.10 python3)." \
+		"Python 3.10 or newer with its venv module is needed (on Debian: apt install python3-venv);" \
+		"name one with PYTHON=/path/to/python3" >&2; \
+	exit 1
+
+$(EXAMPLE): pyproject.toml $(MADE)
+	@echo "Installing what the example needs; only the first time takes a while"
+	@$(IN_VENV) -m pip --disable-pip-version-check install --quiet --editable '.[example]'
+	@touch $@
+
+$(DEV): pyproject.toml $(MADE)
+	@echo "Installing what the tests and checks need; only the first time takes a while"
+	@$(IN_VENV) -m pip --disable-pip-version-check install --quiet --editable '.[dev]'
+	@touch $(EXAMPLE) $@
