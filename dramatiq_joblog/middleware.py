@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import secrets
 import socket
 import sys
 import threading
@@ -34,7 +33,7 @@ from .text import (
     document,
     fold_jid,
 )
-from .transitions import Event
+from .transitions import Event, new_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,14 +163,23 @@ class JobLogMiddleware(Middleware):
             "started_at": now,
             "queue_time": max(0, now - run.row["enqueued_at"]),
         }
-        if not self.joblog.writer.write(Event("start", dict(run.row), rerun=run.rerun)):
+        start = Event(
+            "start",
+            dict(run.row),
+            redelivered=bool(getattr(message, "redelivered", False)),
+            rerun=run.rerun,
+        )
+        if not self.joblog.writer.write(start):
             run.refused = True
             self.logger.info(
-                "Job %s has ended, or a newer attempt of it is known: this copy of its message "
-                "is acknowledged without a run.",
+                "Job %s is %s already: this copy of its message is not run.",
                 message.message_id,
+                start.found,
             )
-            raise SkipMessage("the job log knows that this job has ended")
+            if start.found == State.DEAD:
+                # Its rejection was lost with its worker: to the dead letters with it.
+                message.fail()
+            raise SkipMessage(f"the job log knows this job as {start.found} already")
         root = message.options.get(_ROOT) or message.message_id
         running.set(CurrentJob(message.message_id, run.attempt, root))
         run.began = time.monotonic()
@@ -326,7 +334,8 @@ class JobLogMiddleware(Middleware):
 
     def _new_run(self, broker: Broker, message: AnyMessage) -> _Run:
         row = self._row(broker, message)
-        token = row["token"] = secrets.token_hex(12)
+        # Redis keeps this id through redeliveries, and makes a new one for each enqueue.
+        token = row["token"] = new_token(message.options.get("redis_message_id"))
         row["worker"] = clean_optional(f"{_HOST}:{os.getpid()}:{threading.get_native_id()}")
         rerun = bool(self._option(broker, message, "rerun"))
         return _Run(message.message_id, row["attempt"], token, row, rerun)

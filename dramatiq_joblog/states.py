@@ -78,9 +78,8 @@ FINAL = frozenset({State.FINISHED, State.DEAD, State.SKIPPED})
 #: A retryable job that has failed for now still keeps others out.
 IN_PROGRESS = (State.STARTED, State.RETRYING)
 
-#: States a run may begin from, whatever the attempt.  ``dead`` is among them so that a
-#: message put back by hand from a dead-letter queue is logged again.
-STARTABLE = (State.ENQUEUED, State.DELAYED, State.WAITING, State.DEAD)
+#: States a run may begin from, whatever the attempt.
+STARTABLE = (State.ENQUEUED, State.DELAYED, State.WAITING)
 
 #: States whose run is open: only the holder of its token may end it.
 OPEN = (State.STARTED, State.LOST)
@@ -106,6 +105,7 @@ def judge_start(
     token: str | None,
     new_attempt: int,
     new_token: str,
+    redelivered: bool,
     rerun: bool,
 ) -> Start:
     """Decide what a run may do that begins while its job's row is in *state*.
@@ -115,11 +115,15 @@ def judge_start(
     """
     if token == new_token:
         return Start.KNOWN
-    if state in (State.FINISHED, State.SKIPPED):
-        return Start.BEGIN if rerun else Start.REFUSE
-    if state in STARTABLE:
-        return Start.BEGIN
-    if state == State.RETRYING:
-        return Start.BEGIN if new_attempt > attempt else Start.REFUSE
-    # Open: a newer or a redelivered run closes it, an older one comes too late.
-    return Start.TAKE_OVER if new_attempt >= attempt else Start.REFUSE
+    if state in OPEN:
+        # A newer or a redelivered run closes it, an older one comes too late.
+        return Start.TAKE_OVER if new_attempt >= attempt else Start.REFUSE
+    if state in FINAL:
+        # Dead or skipped and here again: its acknowledgement was lost with its worker, or
+        # someone put it back on purpose.
+        may_begin = rerun or (state != State.FINISHED and not redelivered)
+    elif state == State.RETRYING:
+        may_begin = new_attempt > attempt
+    else:
+        may_begin = True
+    return Start.BEGIN if may_begin else Start.REFUSE

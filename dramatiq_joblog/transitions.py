@@ -6,6 +6,8 @@ Starts and ends are the same upsert of a job's row as one run knows it; the guar
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +35,14 @@ class Event:
     row: dict[str, Any]
     #: The row of the run that did not finish, for such an end.
     failure: dict[str, Any] | None = None
-    #: Whether a finished job may run again.
+    #: Whether the message is known to have been delivered before.
+    redelivered: bool = False
+    #: Whether a job that has ended may run again.
     rerun: bool = False
     #: For a start: whether the run may go on.  The answer, set by the writer.
     granted: bool = field(default=True, compare=False)
+    #: For a start that may not go on: the state that the job is in.  Set by the writer.
+    found: str | None = field(default=None, compare=False)
 
     @property
     def jid(self) -> str:
@@ -105,6 +111,17 @@ def _assignment(column: str) -> str:
             "coalesce(job.enqueued_at, excluded.enqueued_at)) END"
         )
     return f'"{column}" = coalesce(excluded."{column}", job."{column}")'
+
+
+def new_token(delivery: str | None) -> str:
+    """Return a token for a run; those of one *delivery* of the broker begin alike."""
+    mark = hashlib.sha256(delivery.encode()).hexdigest()[:12] if delivery else secrets.token_hex(6)
+    return mark + secrets.token_hex(8)
+
+
+def same_delivery(token: str | None, other: str) -> bool:
+    """Tell whether two runs were of one delivery, so that the second is a redelivery."""
+    return token is not None and token[:12] == other[:12]
 
 
 class Transitions:
@@ -223,8 +240,10 @@ class Transitions:
                 token=row.token,
                 new_attempt=event.row["attempt"],
                 new_token=event.row["token"],
+                redelivered=event.redelivered or same_delivery(row.token, event.row["token"]),
                 rerun=event.rerun,
             )
+            event.found = row.state
             if verdict is Start.TAKE_OVER and row.token:
                 self.insert_failures([_interrupted(row, event)])
             if verdict in (Start.TAKE_OVER, Start.BEGIN):

@@ -8,6 +8,7 @@ waits costs one commit, and eight that wait still cost one.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing.util
 import os
 import queue
@@ -20,12 +21,12 @@ from typing import TYPE_CHECKING
 from dramatiq.logging import get_logger
 from peewee import InterfaceError, MySQLDatabase, OperationalError, PeeweeException, SqliteDatabase
 
-from .transitions import Event, Transitions
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from peewee import Database
+
+    from .transitions import Event, Transitions
 
 #: Milliseconds that one batch is tried for while the database is away or busy.
 DEFAULT_RETRY_FOR = 5_000
@@ -187,7 +188,7 @@ class Writer:
         for column in self._transitions.own_columns:
             bare[column] = None
         bare["note"] = f"not stored, because the database refused: {error}"[:1000]
-        repaired = Event(event.kind, bare, event.failure, rerun=event.rerun)
+        repaired = dataclasses.replace(event, row=bare)
         try:
             self._connect()
             self._transitions.write([repaired])
@@ -196,7 +197,7 @@ class Writer:
             self._disconnect()
             self._give_up([event], e, "this event was set aside")
         else:
-            event.granted = repaired.granted
+            event.granted, event.found = repaired.granted, repaired.found
             self._logger.warning("Job %s was logged in part: %s", event.jid, error)
 
     def _give_up(self, events: Sequence[Event], error: Exception, cure: str) -> None:

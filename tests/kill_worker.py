@@ -1,0 +1,97 @@
+"""A worker that kills itself with SIGKILL at one named point, once: ``dramatiq kill_worker``.
+
+The points stand between every two steps of a job's path.  Each job keeps its own record of
+its runs, one line a run, in a file that the log knows nothing of.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import Middleware
+
+from dramatiq_joblog import JobLog, JobLogMiddleware
+
+folder = Path(os.environ["KILL_FOLDER"])
+point = os.environ["KILL_AT"]
+
+
+def reached(name: str) -> None:
+    """Die here if this is the point, unless a process before this one has."""
+    if name != point:
+        return
+    try:
+        (folder / "killed").touch(exist_ok=False)
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class BeforeTheAcknowledgement(Middleware):
+    """Stands after the log in the list, so that its outcome is committed when this is asked."""
+
+    def before_ack(self, broker, message):
+        if not message.queue_name.endswith(".DQ"):
+            reached("before_ack")
+
+    before_nack = before_ack
+
+    def after_ack(self, broker, message):
+        if not message.queue_name.endswith(".DQ"):
+            reached("after_ack")
+
+    after_nack = after_ack
+
+
+joblog = JobLog(os.environ["KILL_DATABASE"])
+write = joblog.transitions.write
+
+
+def write_or_die(events):
+    kinds = {event.kind for event in events}
+    for kind in ("start", "end"):
+        if kind in kinds:
+            reached(f"before_{kind}_commit")
+    write(events)
+    for kind in ("start", "end"):
+        if kind in kinds:
+            reached(f"after_{kind}_commit")
+
+
+joblog.transitions.write = write_or_die
+broker = RedisBroker(
+    url=os.environ["KILL_REDIS"],
+    namespace=os.environ["KILL_NAMESPACE"],
+    # A killed worker's messages come back at once, not after a minute.
+    heartbeat_timeout=1000,
+    maintenance_chance=1_000_000,
+)
+broker.add_middleware(JobLogMiddleware(joblog))
+broker.add_middleware(BeforeTheAcknowledgement())
+dramatiq.set_broker(broker)
+
+
+def record(line: str) -> None:
+    with (folder / "runs").open("a") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@dramatiq.actor(max_retries=0)
+def works():
+    record("began")
+    reached("in_body")
+    record("ended")
+
+
+@dramatiq.actor(max_retries=0)
+def breaks():
+    record("began")
+    reached("in_body")
+    record("ended")
+    raise ValueError("row 7 is broken")
