@@ -1,0 +1,277 @@
+"""Events late, twice, reordered and from two workers: what must hold of a row in any case."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from playhouse.test_utils import assert_query_count
+
+from dramatiq_joblog.states import FINAL
+from dramatiq_joblog.transitions import Event, new_token, same_delivery
+
+JID = "job"
+NOW = 1_800_000_000_000
+
+
+def row(state, attempt=1, token=None, at=0, **columns):
+    ends = {"finished_at": NOW + at} if state in FINAL else {}
+    starts = {"started_at": NOW + at} if token else {}
+    return {
+        "jid": JID,
+        "actor": "work",
+        "queue": "default",
+        "state": state,
+        "attempt": attempt,
+        "token": token,
+        "enqueued_at": NOW,
+        "created_at": NOW + at,
+        "updated_at": NOW + at,
+        **starts,
+        **ends,
+        **columns,
+    }
+
+
+def failure(token, attempt, outcome):
+    return {"jid": JID, "token": token, "attempt": attempt, "outcome": outcome}
+
+
+def enqueued(attempt=1, state="enqueued"):
+    return Event("enqueue", row(state, attempt))
+
+
+def start(token, attempt=1, **flags):
+    return Event("start", row("started", attempt, token), **flags)
+
+
+def end(token, attempt=1, state="finished"):
+    outcome = {"retrying": "retried", "dead": "dead", "skipped": "skipped"}.get(state)
+    failed = failure(token, attempt, outcome) if outcome else None
+    extra = {"dead_reason": "retries_exhausted"} if state == "dead" else {}
+    return Event("end", row(state, attempt, token, at=5, **extra), failed)
+
+
+def copy(event):
+    return Event(event.kind, dict(event.row), event.failure, event.redelivered, event.rerun)
+
+
+def life(draw, attempts, first_token):
+    """Draw the events of one job's life, in their true order."""
+    events = [enqueued()]
+    for attempt in range(1, attempts + 1):
+        token = f"{first_token}{attempt}"
+        last = attempt == attempts
+        states = ["finished", "dead", "skipped"] if last else ["retrying"]
+        state = draw(st.sampled_from(states))
+        events += [start(token, attempt), end(token, attempt, state)]
+    return events
+
+
+@st.composite
+def lives(draw):
+    return life(draw, draw(st.integers(1, 4)), "run")
+
+
+@st.composite
+def shuffled_lives(draw):
+    """Draw a life, with some events twice, and all in any order."""
+    events = draw(lives())
+    again = draw(st.lists(st.sampled_from(events), max_size=4))
+    return events, draw(st.permutations(events + again))
+
+
+def told(joblog):
+    return joblog.Job.get(joblog.Job.jid == JID)
+
+
+def write_each(joblog, events):
+    joblog.Job.delete().execute()
+    joblog.Failure.delete().execute()
+    for event in events:
+        joblog.transitions.write([copy(event)])
+
+
+property_settings = settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@property_settings
+@given(events=lives(), data=st.data())
+def test_repeated_events_change_nothing(joblog, events, data):
+    """A life in its order, any event any number of times in a row, leaves the row of its end."""
+    repeated = [event for event in events for _ in range(data.draw(st.integers(1, 3)))]
+
+    write_each(joblog, repeated)
+
+    last = events[-1].row
+    job = told(joblog)
+    assert (last["state"], last["attempt"], last["token"]) == (job.state, job.attempt, job.token)
+    failed = [e.failure["token"] for e in events if e.failure]
+    assert failed == [f.token for f in job.failures]
+
+
+@property_settings
+@given(lives_and_order=shuffled_lives())
+def test_a_finished_row_never_goes_back(joblog, lives_and_order):
+    """Once finished, no event of the same life in any order changes the row."""
+    _, order = lives_and_order
+    joblog.Job.delete().execute()
+    finished = None
+    for event in order:
+        joblog.transitions.write([copy(event)])
+        job = told(joblog)
+        if finished is not None:
+            assert finished == (job.state, job.attempt, job.token, job.finished_at)
+        elif job.state == "finished":
+            finished = (job.state, job.attempt, job.token, job.finished_at)
+
+
+@property_settings
+@given(lives_and_order=shuffled_lives())
+def test_an_older_attempt_never_replaces_a_newer_one(joblog, lives_and_order):
+    """The attempt on a row that is not begun anew on purpose never falls."""
+    _, order = lives_and_order
+    joblog.Job.delete().execute()
+    highest, before = 0, None
+    for event in order:
+        joblog.transitions.write([copy(event)])
+        job = told(joblog)
+        # A dead or skipped job may be put back by hand, from any attempt.
+        if before not in ("dead", "skipped"):
+            assert job.attempt >= highest
+        highest, before = job.attempt, job.state
+
+
+@property_settings
+@given(lives_and_order=shuffled_lives())
+def test_every_failed_run_is_kept_once(joblog, lives_and_order):
+    """Each run that failed has one Failure row at least and at most, whatever the order."""
+    events, order = lives_and_order
+
+    write_each(joblog, order)
+
+    failed = {e.failure["token"]: e.failure["outcome"] for e in events if e.failure}
+    kept = [(f.token, f.outcome) for f in joblog.Failure.select()]
+    assert len(kept) == len({token for token, _ in kept})
+    assert failed.items() <= dict(kept).items()
+
+
+@property_settings
+@given(data=st.data())
+def test_two_workers_on_one_delivery(joblog, data):
+    """Of two runs of one attempt only the newer token ends the job; the older is interrupted."""
+    joblog.Job.delete().execute()
+    joblog.Failure.delete().execute()
+    first = [start("a"), end("a", state=data.draw(st.sampled_from(["finished", "dead"])))]
+    second = [start("b"), end("b", state=data.draw(st.sampled_from(["finished", "dead"])))]
+    order = data.draw(
+        st.permutations([0, 0, 1, 1]).map(lambda turns: [(first, second)[turn] for turn in turns])
+    )
+    taken = {id(first): 0, id(second): 0}
+    running = []
+    for events in order:
+        event = copy(events[taken[id(events)]])
+        taken[id(events)] += 1
+        joblog.transitions.write([event])
+        job = told(joblog)
+        if event.kind == "start":
+            if event.granted:
+                running.append(event.row["token"])
+                assert ("started", event.row["token"]) == (job.state, job.token)
+            else:
+                assert job.state == "finished"
+        elif running and running[-1] == event.row["token"]:
+            assert event.row["state"] == job.state
+
+    owners = {f.token for f in joblog.Failure.select() if f.outcome == "interrupted"}
+    assert told(joblog).token not in owners
+
+
+def test_a_start_waits_for_no_enqueue_row(joblog):
+    """A start is written though its enqueue row comes later, and that changes nothing then."""
+    joblog.transitions.write([start("a")])
+    joblog.transitions.write([enqueued()])
+
+    assert "started" == told(joblog).state
+    assert 1 == joblog.Job.select().count()
+
+
+def test_takeover_closes_the_open_run(joblog):
+    """A redelivered run closes the open one as interrupted; its late end then changes nothing."""
+    joblog.transitions.write([start("a")])
+    again = start("b")
+    joblog.transitions.write([again])
+    joblog.transitions.write([end("a", state="finished")])
+
+    assert again.granted
+    job = told(joblog)
+    assert ("started", "b") == (job.state, job.token)
+    assert [("a", "interrupted", 1)] == [(f.token, f.outcome, f.attempt) for f in job.failures]
+
+
+def test_a_presumed_interruption_is_corrected(joblog):
+    """A run presumed interrupted that then fails by itself is kept with its own error."""
+    joblog.transitions.write([start("a")])
+    joblog.transitions.write([start("b")])
+    joblog.transitions.write([end("a", state="retrying")])
+
+    assert [("a", "retried")] == [(f.token, f.outcome) for f in told(joblog).failures]
+
+
+def test_refused_start_tells_the_state(joblog):
+    """A start that is refused tells what it found."""
+    joblog.transitions.write([start("a")])
+    joblog.transitions.write([end("a")])
+    late = start("b")
+    joblog.transitions.write([late])
+
+    assert (False, "finished") == (late.granted, late.found)
+    assert "a" == told(joblog).token
+
+
+def test_redelivery_of_a_dead_job(joblog):
+    """A dead job is not run again by a redelivery, and is by a new delivery."""
+    first, again, put_back = new_token("one"), new_token("one"), new_token("two")
+    joblog.transitions.write([start(first)])
+    joblog.transitions.write([end(first, state="dead")])
+    redelivered, deliberate = start(again), start(put_back)
+    joblog.transitions.write([redelivered])
+    joblog.transitions.write([deliberate])
+
+    assert (False, True) == (redelivered.granted, deliberate.granted)
+    assert ("started", None, None) == (
+        told(joblog).state,
+        told(joblog).dead_reason,
+        told(joblog).finished_at,
+    )
+
+
+def test_tokens_of_one_delivery():
+    """Tokens of one delivery begin alike and differ; those of unknown deliveries are unlike."""
+    assert new_token("one") != new_token("one")
+    assert same_delivery(new_token("one"), new_token("one"))
+    assert not same_delivery(new_token("one"), new_token("two"))
+    assert not same_delivery(new_token(None), new_token(None))
+    assert not same_delivery(None, new_token("one"))
+
+
+@pytest.mark.parametrize(
+    ("count", "events"),
+    [
+        (1, [start("a")]),
+        (1, [Event("end", row("finished", 1, "a", jid="x"))]),
+        (1, [Event("start", row("started", 1, f"t{n}", jid=f"j{n}")) for n in range(8)]),
+        # A transaction of two is begun and committed by two more on PostgreSQL's wire, that
+        # peewee does not count.
+        (2, [Event("end", row("dead", 1, "a", jid="x"), failure("a", 1, "dead"))]),
+    ],
+)
+def test_statements_of_a_batch(joblog, count, events):
+    """A batch costs one statement a table, however many jobs it has."""
+    joblog.database.connect(reuse_if_open=True)
+    with assert_query_count(count):
+        joblog.transitions.write([copy(event) for event in events])
