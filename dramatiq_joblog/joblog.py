@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -78,9 +77,6 @@ class JobLog:
         self.transitions = Transitions(self.Job, self.Failure)
         #: Where the middleware hands over what happens.
         self.writer = Writer(self.transitions)
-        if self._owned and hasattr(os, "register_at_fork"):
-            # A connection that was opened before the fork belongs to the parent.
-            os.register_at_fork(after_in_child=self.database.dispose)
 
     @property
     def jobs(self) -> JobQuery:
@@ -161,10 +157,16 @@ class JobLog:
             self.database.close()
 
     def close(self) -> None:
-        """Write what is handed over and close this thread's connection; the log stays usable."""
+        """Write what is handed over and close connections that idle; the log stays usable.
+
+        A database that was handed in keeps its pool: only this thread's connection is closed.
+        """
         self.writer.close()
         if not self.database.is_closed():
             self.database.close()
+        if self._owned:
+            pool: Any = self.database
+            pool.close_idle()
 
     def _settle(self) -> None:
         # Inside a transaction of SQLite the writer would wait for this very thread.

@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dramatiq.logging import get_logger
 from peewee import InterfaceError, MySQLDatabase, OperationalError, PeeweeException, SqliteDatabase
@@ -61,10 +61,10 @@ class Writer:
         self._database: Database = transitions.database
         self._retry_for = retry_for
         self._logger = get_logger(__name__, type(self))
+        self._connection: Any = None
         self._start_lock = threading.Lock()
         self._tickets: queue.SimpleQueue[_Ticket] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._pid = os.getpid()
         #: Events that could not be written, since this process began.
         self.lost = 0
         writers.add(self)
@@ -88,13 +88,13 @@ class Writer:
         Returns:
           False if that took longer than *timeout*, in seconds.
         """
-        if self._thread is None or self._pid != os.getpid():
+        if self._thread is None:
             return True
         return self._submit(None).done.acquire(timeout=timeout)
 
     def close(self) -> None:
         """Write what was handed over, then end the thread and its connection."""
-        if self._thread is None or self._pid != os.getpid():
+        if self._thread is None:
             return
         self.flush()
         thread, self._thread = self._thread, None
@@ -102,24 +102,32 @@ class Writer:
         thread.join(timeout=30.0)
 
     def reset(self) -> None:
-        """Forget the thread and the queue of the process that this one was forked from."""
+        """Forget the thread, the queue and the connections of the process that was forked."""
+        database: Any = self._database
+        inherited.append(
+            (
+                self._connection,
+                database._state.conn,
+                getattr(database, "_connections", None),
+                getattr(database, "_in_use", None),
+            )
+        )
+        database.dispose()
+        self._connection = None
         self._start_lock = threading.Lock()
         self._tickets = queue.SimpleQueue()
         self._thread = None
-        self._pid = os.getpid()
 
     def _submit(self, event: Event | None) -> _Ticket:
         ticket = _Ticket(event)
         ticket.done.acquire()
-        if self._thread is None or self._pid != os.getpid():
+        if self._thread is None:
             self._start()
         self._tickets.put(ticket)
         return ticket
 
     def _start(self) -> None:
         with self._start_lock:
-            if self._pid != os.getpid():
-                self.reset()
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="dramatiq_joblog writer", daemon=True
@@ -184,9 +192,8 @@ class Writer:
 
     def _repair(self, event: Event, error: Exception) -> None:
         """Write a poisoned event without what is not needed, saying so on its row."""
-        bare = {**event.row, **dict.fromkeys(("args", "kwargs", "meta"))}
-        for column in self._transitions.own_columns:
-            bare[column] = None
+        dropped = ("args", "kwargs", "max_retries", "meta", *self._transitions.own_columns)
+        bare = event.row | dict.fromkeys(dropped)
         bare["note"] = f"not stored, because the database refused: {error}"[:1000]
         repaired = dataclasses.replace(event, row=bare)
         try:
@@ -223,9 +230,11 @@ class Writer:
         elif not isinstance(database, MySQLDatabase):
             for setting in ("statement_timeout", "lock_timeout"):
                 database.execute_sql(f"SET {setting} = {STATEMENT_TIMEOUT}")
+        self._connection = database.connection()
 
     def _disconnect(self) -> None:
         database = self._database
+        self._connection = None
         try:
             if not database.is_closed():
                 if hasattr(database, "manual_close"):
@@ -260,8 +269,10 @@ def _flush_at_exit(reference: weakref.ref[Writer]) -> None:
         writer.flush()
 
 
-#: For the child of a fork only: threads and connections belong to the process that made them.
+# For the child of a fork only: threads and connections belong to the process that made them.
 writers: weakref.WeakSet[Writer] = weakref.WeakSet()
+#: Connections of the parent.  They are kept, as even closing one here would harm it there.
+inherited: list[Any] = []
 
 
 def _after_fork() -> None:

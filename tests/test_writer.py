@@ -1,0 +1,297 @@
+"""The group-commit writer: batches, forks, exits, poison, and a database that is away."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import peewee
+import pytest
+
+from dramatiq_joblog import JobLog
+from dramatiq_joblog.transitions import Event
+
+NOW = 1_800_000_000_000
+
+
+def row(jid, state="enqueued", **columns):
+    return {
+        "jid": jid,
+        "actor": "work",
+        "queue": "default",
+        "state": state,
+        "attempt": 1,
+        "enqueued_at": NOW,
+        "created_at": NOW,
+        "updated_at": NOW,
+        **columns,
+    }
+
+
+def jids(joblog):
+    return sorted(job.jid for job in joblog.jobs)
+
+
+def test_nothing_starts_before_the_first_event(tmp_path):
+    """A log that writes nothing has no thread, no connection and no file."""
+    path = tmp_path / "jobs.db"
+    before = threading.active_count()
+    joblog = JobLog(f"sqlite:///{path}")
+
+    assert joblog.writer.flush()
+    joblog.close()
+
+    assert before == threading.active_count()
+    assert not path.exists()
+
+
+def test_many_waiters_share_a_commit(joblog):
+    """Events that wait while a batch is written are written as one, and all are answered."""
+    batches = []
+    gate, entered = threading.Event(), threading.Event()
+    write = joblog.transitions.write
+
+    def slow(events):
+        batches.append(len(events))
+        entered.set()
+        gate.wait(10)
+        write(events)
+
+    joblog.transitions.write = slow
+    threads = [
+        threading.Thread(
+            target=joblog.writer.write,
+            args=(Event("start", row(f"j{n}", "started", token=f"{n}")),),
+        )
+        for n in range(9)
+    ]
+    threads[0].start()
+    assert entered.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    while joblog.writer._tickets.qsize() < 8:
+        pass
+    gate.set()
+    for thread in threads:
+        thread.join(10)
+
+    assert [1, 8] == batches
+    assert [f"j{n}" for n in range(9)] == jids(joblog)
+
+
+def test_a_jobs_events_keep_their_order(joblog):
+    """Events of one job that are waiting together are written one after the other."""
+    gate, entered = threading.Event(), threading.Event()
+    write = joblog.transitions.write
+
+    def slow(events):
+        entered.set()
+        gate.wait(10)
+        write(events)
+
+    joblog.transitions.write = slow
+    joblog.writer.put(Event("enqueue", row("other")))
+    assert entered.wait(10)
+    joblog.writer.put(Event("enqueue", row("j")))
+    joblog.writer.put(Event("start", row("j", "started", token="t")))
+    joblog.writer.put(Event("end", row("j", "finished", token="t", finished_at=NOW)))
+    gate.set()
+
+    assert "finished" == joblog.get("j").state
+
+
+def test_poison_does_not_take_its_batch(joblog, caplog):
+    """An event the database refuses is stored without what it refused; the others as they are."""
+    poisoned = row("b", args="[1]", max_retries=2**80)
+    gate, entered = threading.Event(), threading.Event()
+    write = joblog.transitions.write
+
+    def slow(events):
+        entered.set()
+        gate.wait(10)
+        write(events)
+
+    joblog.transitions.write = slow
+    joblog.writer.put(Event("enqueue", row("first")))
+    assert entered.wait(10)
+    for event in (row("a", args="[1]"), poisoned, row("c", args="[1]")):
+        joblog.writer.put(Event("enqueue", event))
+    gate.set()
+
+    assert ["a", "b", "c", "first"] == jids(joblog)
+    assert [1] == joblog.get("a").args == joblog.get("c").args
+    assert "not stored" in joblog.get("b").note
+    assert 0 == joblog.writer.lost
+
+
+def test_tables_that_were_never_made(database_url, caplog):
+    """Without tables nobody waits long, what is lost is counted, and the cure is named."""
+    joblog = JobLog(database_url)
+    with caplog.at_level(logging.ERROR):
+        joblog.writer.write(Event("start", row("j", "started", token="t")))
+    joblog.close()
+
+    assert 1 == joblog.writer.lost
+    assert "create_tables()" in caplog.text
+
+
+def test_waits_for_a_locked_file(tmp_path):
+    """A SQLite file that another connection holds locked for a moment is waited for."""
+    path = tmp_path / "jobs.db"
+    joblog = JobLog(f"sqlite:///{path}")
+    joblog.create_tables()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    writing = threading.Thread(
+        target=joblog.writer.write, args=(Event("start", row("j", "started", token="t")),)
+    )
+    writing.start()
+    writing.join(0.2)
+    was_waiting = writing.is_alive()
+    other.execute("COMMIT")
+    writing.join(10)
+    other.close()
+
+    assert was_waiting
+    assert "started" == joblog.get("j").state
+    joblog.close()
+
+
+def test_a_connection_that_was_cut(postgres_url):
+    """A connection that the server cut is replaced, and nothing is lost."""
+    joblog = JobLog(postgres_url)
+    joblog.create_tables()
+    joblog.writer.write(Event("start", row("a", "started", token="t")))
+    joblog.database.execute_sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    joblog.writer.write(Event("start", row("b", "started", token="t")))
+
+    assert ["a", "b"] == jids(joblog)
+    assert 0 == joblog.writer.lost
+    joblog.close()
+
+
+def test_a_senders_transaction(joblog, database_url):
+    """An enqueue row is not part of the sender's transaction, and outlives its rollback."""
+    with joblog.database.atomic() as transaction:
+        if not database_url.startswith("sqlite"):
+            # In one SQLite file the second to write waits for the first to end.
+            joblog.Job.insert(row("mine")).execute()
+        joblog.writer.put(Event("enqueue", row("j")))
+        assert joblog.writer.flush(timeout=10)
+        transaction.rollback()
+    assert ["j"] == jids(joblog)
+
+
+SENDER = """
+    import sys
+    from dramatiq_joblog import JobLog
+    from dramatiq_joblog.transitions import Event
+    joblog = JobLog(sys.argv[1])
+    for n in range(200):
+        joblog.writer.put(Event("enqueue", dict(
+            jid=f"j{n}", actor="work", queue="default", state="enqueued", attempt=1,
+            enqueued_at=0, created_at=0, updated_at=0)))
+"""
+
+
+@pytest.mark.parametrize("end", ["", "    sys.exit(3)\n", "    raise ValueError\n"])
+def test_rows_survive_the_exit_of_the_sender(joblog, database_url, end):
+    """What was handed over is written before a process ends, however it does by itself."""
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(SENDER + end), database_url],
+        check=False,
+        capture_output=True,
+        timeout=60,
+    )
+    assert 200 == joblog.jobs.count()
+
+
+def child(joblog, jid):
+    joblog.writer.put(Event("enqueue", row(jid)))
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_fork(joblog):
+    """A forked child of a process that writes has a writer of its own, and harms no other."""
+    joblog.writer.write(Event("enqueue", row("before")))
+    children = [
+        multiprocessing.get_context("fork").Process(target=child, args=(joblog, f"child {n}"))
+        for n in range(3)
+    ]
+    for process in children:
+        process.start()
+    joblog.writer.write(Event("enqueue", row("meanwhile")))
+    for process in children:
+        process.join(30)
+    joblog.writer.write(Event("enqueue", row("after")))
+
+    assert [0, 0, 0] == [process.exitcode for process in children]
+    assert ["after", "before", "child 0", "child 1", "child 2", "meanwhile"] == jids(joblog)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_bare_fork_that_exits_at_once(joblog):
+    """The connections of a parent outlive a child that ends without cleaning up."""
+    joblog.writer.write(Event("enqueue", row("before")))
+    assert 1 == joblog.jobs.count()
+    pid = os.fork()
+    if not pid:
+        os._exit(0 if joblog.jobs.count() == 1 else 1)
+    _, status = os.waitpid(pid, 0)
+
+    joblog.writer.write(Event("enqueue", row("after")))
+    assert 0 == status
+    assert ["after", "before"] == jids(joblog)
+
+
+def test_spawn(joblog, database_url):
+    """A spawned child writes what it handed over before it ends."""
+    sender = Path(__file__).with_name("spawn_sender.py")
+    subprocess.run([sys.executable, sender, database_url], check=True, timeout=60)
+    assert ["parent", "spawned"] == jids(joblog)
+
+
+def test_two_logs_do_not_meet(sqlite_url, postgres_url):
+    """Two logs on two databases live in one process, each with its own rows."""
+    logs = [JobLog(sqlite_url), JobLog(postgres_url)]
+    for log in logs:
+        log.create_tables()
+    for n, log in enumerate(logs):
+        log.writer.put(Event("enqueue", row(f"j{n}")))
+
+    assert [["j0"], ["j1"]] == [jids(log) for log in logs]
+    for log in logs:
+        log.close()
+
+
+def test_close_and_go_on(joblog):
+    """A closed log opens again by itself."""
+    joblog.writer.put(Event("enqueue", row("a")))
+    joblog.close()
+    joblog.writer.put(Event("enqueue", row("b")))
+
+    assert ["a", "b"] == jids(joblog)
+
+
+def test_a_database_of_the_users_own(tmp_path, eventually):
+    """A peewee ``Database`` that was handed in is used with connections of the writer's own."""
+    database = peewee.SqliteDatabase(tmp_path / "own.db")
+    joblog = JobLog(database)
+    joblog.create_tables()
+    with database.connection_context():
+        joblog.writer.write(Event("enqueue", row("a")))
+        assert not database.is_closed()
+    assert database.is_closed()
+
+    assert ["a"] == jids(joblog)
+    joblog.close()
