@@ -33,7 +33,7 @@ from .text import (
     document,
     fold_jid,
 )
-from .transitions import Event, new_token
+from .transitions import Event, default_of, new_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -369,9 +369,9 @@ class JobLogMiddleware(Middleware):
             row[self._user_column] = self._user(message)
             for name, field in self._own.items():
                 value = self._option(broker, message, name)
-                if value is None and field.default is not None:
-                    value = field.default() if callable(field.default) else field.default
-                row[field.column_name] = field.db_value(value)
+                row[field.column_name] = field.db_value(
+                    default_of(field) if value is None else value
+                )
         except Exception as e:  # noqa: BLE001
             # The user's own callable or column: the job must not notice.
             notes.append(f"a column of {message.actor_name} could not be filled: {_message_of(e)}")

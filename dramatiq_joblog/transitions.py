@@ -113,6 +113,11 @@ def _assignment(column: str) -> str:
     return f'"{column}" = coalesce(excluded."{column}", job."{column}")'
 
 
+def default_of(field: Any) -> Any:
+    """Return the default of a field of a model, or None."""
+    return field.default() if callable(field.default) else field.default
+
+
 def new_token(delivery: str | None) -> str:
     """Return a token for a run; those of one *delivery* of the broker begin alike."""
     mark = hashlib.sha256(delivery.encode()).hexdigest()[:12] if delivery else secrets.token_hex(6)
@@ -141,10 +146,11 @@ class Transitions:
             f.column_name for f in failure._meta.sorted_fields if f.name != "id"
         ]
         self._param: str = self.database.param
-        #: Columns that a model of the user's own adds, or has in place of ours.
-        self.own_columns = [
-            f.column_name for f in job._meta.sorted_fields if f.name not in Job._meta.fields
-        ]
+        self._own_fields = [f for f in job._meta.sorted_fields if f.name not in Job._meta.fields]
+
+    def own_defaults(self) -> dict[str, Any]:
+        """Return what stands in the columns of a model of the user's own when nothing is said."""
+        return {f.column_name: f.db_value(default_of(f)) for f in self._own_fields}
 
     def write(self, events: Sequence[Event]) -> None:
         """Write *events*, which are of different jobs, and answer the starts among them.

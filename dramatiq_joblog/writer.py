@@ -192,8 +192,8 @@ class Writer:
 
     def _repair(self, event: Event, error: Exception) -> None:
         """Write a poisoned event without what is not needed, saying so on its row."""
-        dropped = ("args", "kwargs", "max_retries", "meta", *self._transitions.own_columns)
-        bare = event.row | dict.fromkeys(dropped)
+        dropped = dict.fromkeys(("args", "kwargs", "max_retries", "meta"))
+        bare = event.row | dropped | self._transitions.own_defaults()
         bare["note"] = f"not stored, because the database refused: {error}"[:1000]
         repaired = dataclasses.replace(event, row=bare)
         try:
