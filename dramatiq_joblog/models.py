@@ -18,8 +18,8 @@ from peewee import (
     TextField,
 )
 
-from .query import JobQuery
-from .states import State
+from .query import JobQuery, literal_states
+from .states import IN_PROGRESS, State
 
 #: A jid longer than this is folded to its digest, so that every database can index it.
 MAX_JID = 255
@@ -240,8 +240,9 @@ def add_indexes(model: type[Model]) -> None:
     """Declare the indexes of a job table: each serves a question that is asked often."""
     meta: Any = model._meta
     table = meta.table_name
-    # "What is in progress for this user?" - active rows are few, so the index stays small.
-    active = SQL("state IN ('enqueued','delayed','waiting','started','retrying','lost')")
+    # "What is in progress for this user?"  Such rows are few, so the index stays small.  SQLite
+    # uses it only where a query says the very same.
+    active = SQL(f"state IN {literal_states(IN_PROGRESS).sql}")
     user = meta.combined["user_id"]
     model.add_index(
         model.index(user, model.job_type, name=f"{table}_active").where(active)  # type: ignore[attr-defined]

@@ -1,0 +1,112 @@
+"""Making a log: databases it takes, those it refuses, and asking it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import peewee
+import pytest
+from peewee import DatabaseProxy, SqliteDatabase
+
+from dramatiq_joblog import ConfigurationError, Job, JobLog, JobLogError
+
+
+@pytest.mark.parametrize(
+    ("database", "text"),
+    [
+        ("jobs.db", "'jobs.db' begins with no known database; use sqlite:///file.db"),
+        ("", "begins with no known database"),
+        ("oracle://ada@host/x", "'oracle://ada@host/x' begins with no known database"),
+        ("oracle://ada:secret@host/x", "ada:***@host"),
+        ("sqlite:///:memory:", "lives in memory"),
+        ("sqlite://", "lives in memory"),
+        ("postgresql://ada:secret@host:port/x", "cannot be used"),
+        (7, "7 is no database: give a URL, or a peewee Database"),
+        (None, "None is no database"),
+        (DatabaseProxy(), "is no database"),
+        (SqliteDatabase(None), "has no name yet: call its init() first"),
+        (SqliteDatabase(":memory:"), "use a file, as sqlite:///jobs.db"),
+    ],
+)
+def test_a_database_that_cannot_be_used(database, text):
+    """What is no database for a log is refused in one sentence, without its password."""
+    with pytest.raises(ConfigurationError) as refused:
+        JobLog(database)
+    assert text in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_missing_driver(tmp_path):
+    """Without a driver the error names it and how to get it."""
+    code = """
+        import sys
+        for name in ("psycopg", "psycopg2", "pymysql", "MySQLdb"):
+            sys.modules[name] = None
+        from dramatiq_joblog import JobLog, ConfigurationError
+        for url in ("postgresql://ada:secret@host/x", "mysql://ada:secret@host/x"):
+            try:
+                JobLog(url)
+            except ConfigurationError as e:
+                print(e)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    postgres, mysql = done.stdout.splitlines()
+    assert "driver psycopg: pip install 'dramatiq-joblog[postgres]'" in postgres
+    assert "driver pymysql: pip install 'dramatiq-joblog[mysql]'" in mysql
+    assert "secret" not in done.stdout
+
+
+def test_psycopg2_alone(postgres_url):
+    """Where only psycopg2 is installed, it is used."""
+    code = """
+        import sys
+        sys.modules["psycopg"] = None
+        from dramatiq_joblog import JobLog
+        from dramatiq_joblog.transitions import Event
+        joblog = JobLog(sys.argv[1])
+        joblog.create_tables()
+        row = dict(jid="j", actor="work", queue="default", attempt=1, token="t",
+                   enqueued_at=0, created_at=0, updated_at=0)
+        assert joblog.writer.write(Event("start", row | {"state": "started", "started_at": 1}))
+        joblog.writer.write(Event("end", row | {"state": "finished", "finished_at": 2}))
+        print(joblog.get("j").state, type(joblog.database.connection()).__module__)
+        joblog.close()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), postgres_url],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "finished psycopg2" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["sqlite:////no/such/folder/jobs.db", "postgresql://ada:secret@127.0.0.1:1/x"],
+)
+def test_a_database_that_is_not_there(url):
+    """Making tables where nothing answers is an error that names the place and the cure."""
+    joblog = JobLog(url)
+    with pytest.raises(JobLogError, match="is the database up") as failed:
+        joblog.create_tables()
+    assert "secret" not in str(failed.value)
+    assert ("/no/such/folder/jobs.db" if "sqlite" in url else "127.0.0.1") in str(failed.value)
+
+
+def test_asking_what_is_not_there():
+    """A fault in what the user asks for is the user's to see."""
+    with pytest.raises(peewee.OperationalError):
+        JobLog("sqlite:////no/such/folder/jobs.db").get("j")
+
+
+def test_making_a_log_binds_nothing(tmp_path):
+    """The package's own model stays as it is, whatever logs are made of it."""
+    logs = [JobLog(f"sqlite:///{tmp_path}/{n}.db") for n in range(2)]
+    assert Job._meta.database is None
+    assert [log.database for log in logs] == [log.Job._meta.database for log in logs]
+    assert all(issubclass(log.Job, Job) for log in logs)

@@ -1,0 +1,132 @@
+"""The schema: made by eight at once, repeated, older, newer, and as the models say."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import pytest
+from peewee import CharField, SqliteDatabase
+
+from dramatiq_joblog import Job, JobLog
+
+BOOT = """
+import sys
+from dramatiq_joblog import JobLog
+from dramatiq_joblog.transitions import Event
+sys.stdin.readline()
+joblog = JobLog(sys.argv[1])
+joblog.create_tables()
+joblog.writer.write(Event("enqueue", dict(
+    jid=sys.argv[2], actor="work", queue="default", state="enqueued", attempt=1,
+    enqueued_at=0, created_at=0, updated_at=0)))
+joblog.close()
+"""
+
+
+def tables(joblog):
+    """Return the schema of our tables: columns with their nullability, and indexes."""
+    found = {}
+    for model in (joblog.Job, joblog.Failure):
+        name = model._meta.table_name
+        columns = {(c.name, c.null) for c in joblog.database.get_columns(name)}
+        indexes = {(tuple(i.columns), i.unique) for i in joblog.database.get_indexes(name)}
+        found[name] = (columns, indexes)
+    return found
+
+
+@pytest.mark.process
+def test_eight_processes_boot_at_once(database_url):
+    """Eight processes that boot together on an empty database all succeed."""
+    boots = [
+        subprocess.Popen(
+            [sys.executable, "-c", BOOT, database_url, f"j{n}"],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(8)
+    ]
+    for boot in boots:
+        boot.stdin.write("go\n")
+        boot.stdin.flush()
+    errors = [boot.communicate(timeout=60)[1] for boot in boots]
+
+    assert [0] * 8 == [boot.returncode for boot in boots], "\n".join(errors)
+    joblog = JobLog(database_url)
+    assert 8 == joblog.jobs.count()
+    joblog.close()
+
+
+def test_repeated(joblog, job_factory):
+    """Making the tables again changes nothing and loses nothing."""
+    before = tables(joblog)
+    job_factory(jid="j")
+    joblog.create_tables()
+
+    assert before == tables(joblog)
+    assert "finished" == joblog.get("j").state
+
+
+def test_as_the_models_say(joblog):
+    """What the migrations make is what the models declare."""
+    for model in (joblog.Job, joblog.Failure):
+        declared = {(f.column_name, f.null) for f in model._meta.sorted_fields}
+        columns = joblog.database.get_columns(model._meta.table_name)
+        assert declared == {(c.name, c.null) for c in columns}
+    [jid] = [i for i in joblog.database.get_indexes("joblog_job") if i.columns == ["jid"]]
+    assert jid.unique
+
+
+def test_a_schema_from_the_future(joblog, job_factory, caplog):
+    """A schema that is newer than the code is used as it is, with a warning that says so."""
+    job_factory(jid="j")
+    joblog.database.execute_sql("ALTER TABLE joblog_job ADD COLUMN colour VARCHAR(9)")
+    joblog.database.execute_sql(
+        "INSERT INTO joblog_job_migration (name, applied) "
+        "VALUES ('9999_colour', '2040-01-01 00:00:00')"
+    )
+    with caplog.at_level(logging.WARNING):
+        joblog.create_tables()
+
+    assert "9999_colour" in caplog.text
+    assert "Upgrade dramatiq_joblog on this machine" in caplog.text
+    job_factory(jid="k")
+    assert ["k", "j"] == [job.jid for job in joblog.jobs]
+
+
+def test_a_column_that_is_added_later(tmp_path):
+    """A column that a model of the user's own gains is added to the table that is there."""
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+
+    class ShopJob(Job):
+        class Meta:
+            table_name = "shop_job"
+
+    first = JobLog(url, model=ShopJob)
+    first.create_tables()
+    first.close()
+
+    class GrownJob(Job):
+        tenant = CharField(null=True, index=True)
+
+        class Meta:
+            table_name = "shop_job"
+
+    grown = JobLog(url, model=GrownJob)
+    grown.create_tables()
+    columns, indexes = tables(grown)["shop_job"]
+    assert ("tenant", True) in columns
+    assert (("tenant",), False) in indexes
+    grown.close()
+
+
+def test_a_file_is_in_wal_mode(tmp_path):
+    """A SQLite file lets its readers read while it is written."""
+    joblog = JobLog(f"sqlite:///{tmp_path / 'jobs.db'}")
+    joblog.create_tables()
+    joblog.close()
+    database = SqliteDatabase(tmp_path / "jobs.db")
+    assert "wal" == database.journal_mode
+    database.close()

@@ -1,0 +1,81 @@
+"""Text that every database can hold."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dramatiq_joblog.models import MAX_JID
+from dramatiq_joblog.text import MAX_DOCUMENT, clean, clean_optional, document, fold_jid
+
+any_text = st.text(st.characters())
+
+
+@given(any_text, st.integers(100, 1000))
+def test_clean_text_can_be_stored(text, limit):
+    """Cleaned text encodes, has no NUL, and is hardly longer than its limit."""
+    cleaned = clean(text, limit)
+    assert "\x00" not in cleaned
+    assert len(cleaned.encode()) >= 0
+    assert len(cleaned) <= limit + 50
+    if len(text) <= limit:
+        assert len(text) == len(cleaned)
+
+
+def test_the_middle_is_left_out():
+    """Of a long text its beginning and its end are kept, and what is left out is counted."""
+    cleaned = clean("a" * 500 + "z" * 500, 100)
+    assert cleaned.startswith("a" * 25 + " [... 900 characters left out ...] ")
+    assert cleaned.endswith("z" * 75)
+
+
+@given(any_text)
+def test_a_folded_jid_is_folded_again_to_itself(jid):
+    """A jid fits its column, and what was folded once is found by either."""
+    folded = fold_jid(jid)
+    assert len(folded) <= MAX_JID
+    assert folded == fold_jid(folded)
+
+
+def test_long_jids_stay_apart():
+    """Two long jids that differ at their ends only do not become one."""
+    assert fold_jid("j" * 300 + "a") != fold_jid("j" * 300 + "b")
+    assert "short" == fold_jid("short")
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | any_text, st.lists))
+def test_a_document_is_json(value):
+    """What JSON can hold comes back as it was."""
+    text, note = document(value)
+    assert len(text) <= MAX_DOCUMENT
+    if note is None:
+        assert value == json.loads(text)
+
+
+def test_a_document_that_is_too_long():
+    """What is too long is left out, and a note tells how long it was."""
+    text, note = document(["x" * 100_000])
+    assert {"left_out": "100004 characters"} == json.loads(text)
+    assert "100004 characters" in note
+
+
+def test_a_document_that_is_no_json():
+    """What JSON has no word for is kept as its ``repr``; a loop and a rude object do no harm."""
+
+    class Rude:
+        def __repr__(self):
+            raise RuntimeError
+
+    loop = []
+    loop.append(loop)
+    assert ["{7}"] == json.loads(document([{7}])[0])
+    assert "[[...]]" == json.loads(document(loop)[0])
+    assert ["<Rude whose repr raised RuntimeError>"] == json.loads(document([Rude()])[0])
+
+
+def test_clean_optional():
+    """Nothing stays nothing; a long name is cut."""
+    assert clean_optional(None) is None
+    assert "a" * 255 == clean_optional("a" * 300)
