@@ -128,8 +128,8 @@ def start_redis(worker: int = 0) -> Server:
     return server
 
 
-def start_postgres() -> Server:
-    """Return the PostgreSQL of JOBLOG_TEST_POSTGRES, or start one."""
+def start_postgres(*, fsync: bool = False) -> Server:
+    """Return the PostgreSQL of JOBLOG_TEST_POSTGRES, or start one; *fsync* as in production."""
     if POSTGRES_URL:
         try:
             version = _postgres_version(POSTGRES_URL)
@@ -152,8 +152,8 @@ def start_postgres() -> Server:
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": folder,
             "port": port,
-            "fsync": "off",
-            "full_page_writes": "off",
+            "fsync": "on" if fsync else "off",
+            "full_page_writes": "on" if fsync else "off",
             "max_connections": 200,
         }
         options = [text for name, value in settings.items() for text in ("-c", f"{name}={value}")]
