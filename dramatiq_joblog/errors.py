@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from dramatiq.errors import DramatiqError
 from dramatiq.middleware import MiddlewareError
 
@@ -11,6 +13,15 @@ class JobLogError(DramatiqError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message)  # type: ignore[no-untyped-call]
+
+
+class DatabaseAwayError(JobLogError):
+    """Raised when the log's database cannot be asked now; it may be able to later."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        #: Whether it is the log's tables, or columns of them, that are missing.
+        self.no_tables = re.search("no such table|no column|does not exist", message) is not None
 
 
 class JobNotFound(JobLogError):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import os
 import re
+import tempfile
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -14,10 +18,11 @@ from playhouse.db_url import connect
 
 from .errors import ConfigurationError, JobLogError, JobNotFound
 from .migrations import migrate
-from .models import Failure, Job, add_indexes
+from .models import Failure, Job, Worker, add_indexes
+from .spool import Spool
 from .text import fold_jid
 from .transitions import Transitions
-from .writer import Writer
+from .writer import POLICIES, Writer
 
 if TYPE_CHECKING:
     from .query import JobQuery
@@ -47,6 +52,9 @@ class JobLog:
         ``Database``.
       model: The job model: :class:`Job`, or a subclass of it with columns of your own.
       job_types: The enum, or the texts, that ``job_type`` may be.  None allows any text.
+      on_outage: What becomes of events while the database is away: ``"spool"`` keeps them on
+        this host's disk and replays them, ``"block"`` makes jobs wait, ``"drop"`` counts them.
+      spool: The folder to keep them in; by default one in the user's state folder.
       store_args: Whether the arguments of jobs are kept.
 
     Raises:
@@ -60,6 +68,8 @@ class JobLog:
         *,
         model: type[Job] = Job,
         job_types: Any = None,
+        on_outage: str = "spool",
+        spool: str | os.PathLike[str] | None = None,
         store_args: bool = True,
     ) -> None:
         #: The peewee database.
@@ -70,13 +80,20 @@ class JobLog:
         #: The job model, bound to the database.
         self.Job: Any = _bind_job(model, self.database)
         #: The failure model, bound to the database.
-        self.Failure: Any = _bind_failure(self.Job, model, self.database)
+        self.Failure: Any = _bind(Failure, self.Job, self.database)
+        self.Job.failure_model = self.Failure
+        #: The worker model, bound to the database.
+        self.Worker: Any = _bind(Worker, self.Job, self.database)
         self.store_args = store_args
         self._job_types = _texts_of(job_types)
         self._own_fields = _own_fields(self.Job)
-        self.transitions = Transitions(self.Job, self.Failure)
+        self.transitions = Transitions(self.Job, self.Failure, self.Worker)
         #: Where the middleware hands over what happens.
-        self.writer = Writer(self.transitions)
+        self.writer = Writer(
+            self.transitions,
+            Spool(Path(spool) if spool is not None else _default_spool(self.Job)),
+            on_outage=_one_of(POLICIES, on_outage=on_outage),
+        )
 
     @property
     def jobs(self) -> JobQuery:
@@ -87,6 +104,11 @@ class JobLog:
         self._settle()
         query: JobQuery = self.Job.select().order_by(self.Job.id.desc())
         return query
+
+    @property
+    def workers(self) -> Any:
+        """All worker processes that were seen lately, newest first: a select of :class:`Worker`."""
+        return self.Worker.select().order_by(self.Worker.id.desc())
 
     @property
     def own_fields(self) -> dict[str, Any]:
@@ -119,7 +141,7 @@ class JobLog:
                 # Readers and the writer do not wait for each other; it stays with the file.
                 self.database.execute_sql("PRAGMA busy_timeout = 30000")
                 self.database.execute_sql("PRAGMA journal_mode = WAL")
-            migrate(self.database, self.Job, self.Failure)
+            migrate(self.database, (self.Job, self.Failure, self.Worker))
         except PeeweeException as e:
             raise JobLogError(
                 f"the log's tables could not be made on {describe(self.database)}: "
@@ -268,13 +290,35 @@ def _bind_job(model: Any, database: Database) -> Any:
     return model
 
 
-def _bind_failure(job: Any, model: Any, database: Database) -> Any:
-    table = "joblog_failure" if model is Job else f"{job._meta.table_name}_failure"
-    bound: Any = type(
-        "Failure", (Failure,), {"__module__": Failure.__module__, "Meta": _meta(table, database)}
-    )
-    job.failure_model = bound
-    return bound
+def _bind(model: Any, job: Any, database: Database) -> Any:
+    """Return *model* bound to the database, beside the table of jobs."""
+    prefix = job._meta.table_name.removesuffix("_job")
+    meta = _meta(f"{prefix}_{model.__name__.lower()}", database)
+    return type(model.__name__, (model,), {"__module__": model.__module__, "Meta": meta})
+
+
+def _default_spool(job: Any) -> Path:
+    """Return the folder of this user for this log, the same for all processes of the host."""
+    meta = job._meta
+    database = meta.database
+    place = [str(database.database), str(database.connect_params.get("host")), meta.table_name]
+    if isinstance(database, SqliteDatabase):
+        place[0] = str(Path(place[0]).absolute())
+    digest = hashlib.sha256("\n".join(place).encode()).hexdigest()[:12]
+    state = os.environ.get("XDG_STATE_HOME")
+    try:
+        base = Path(state) if state else Path.home() / ".local" / "state"
+    except RuntimeError:
+        # This user has no home.
+        base = Path(tempfile.gettempdir()) / f"state-of-{os.getuid()}"
+    return base / "dramatiq_joblog" / digest
+
+
+def _one_of(known: tuple[str, ...], **named: str) -> str:
+    [(name, value)] = named.items()
+    if value not in known:
+        raise ConfigurationError(f"{name}={value!r} is not known; use one of {known}")
+    return value
 
 
 def _meta(table: str, database: Database) -> type:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import socket
 import sys
 import threading
 import time
@@ -34,6 +33,7 @@ from .text import (
     fold_jid,
 )
 from .transitions import Event, default_of, new_token
+from .workers import DEFAULT_HEARTBEAT, DEFAULT_HEARTBEAT_TIMEOUT, HOST, Heartbeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 _DELAY_SUFFIX = ".DQ"
 _PARENT = "joblog_parent"
 _ROOT = "joblog_root"
-_HOST = socket.gethostname()
 
 
 @dataclass
@@ -88,20 +87,39 @@ class JobLogMiddleware(Middleware):
       joblog: The log to write to.
       acks: How acknowledgements wait for the commit: ``"plain"``, on the worker's thread, or
         ``"auto"``, the best way that the broker allows; for now these are the same.
+      heartbeat: Milliseconds between two signs of life of a worker process.
+      heartbeat_timeout: Milliseconds without one after which the process is taken to be gone,
+        and the jobs it ran to be lost.
       start: When the start is written: ``"before"``, always and before the body.
 
     Raises:
       ConfigurationError: If an option has no known value.
     """
 
-    def __init__(self, joblog: JobLog, *, acks: str = "auto", start: str = "before") -> None:
+    def __init__(
+        self,
+        joblog: JobLog,
+        *,
+        acks: str = "auto",
+        heartbeat: int = DEFAULT_HEARTBEAT,
+        heartbeat_timeout: int = DEFAULT_HEARTBEAT_TIMEOUT,
+        start: str = "before",
+    ) -> None:
         for name, value, known in (
             ("acks", acks, ("auto", "plain")),
             ("start", start, ("before",)),
         ):
             if value not in known:
                 raise ConfigurationError(f"{name}={value!r} is not known; use one of {known}")
+        if not 0 < heartbeat < heartbeat_timeout:
+            raise ConfigurationError(
+                f"heartbeat={heartbeat!r} and heartbeat_timeout={heartbeat_timeout!r}: both are "
+                "milliseconds, and the timeout must be the longer one"
+            )
         self.joblog = joblog
+        self._heartbeat_interval = heartbeat
+        self._heartbeat_timeout = heartbeat_timeout
+        self._heartbeat: Heartbeat | None = None
         self.logger = get_logger(__name__, type(self))
         self._local = threading.local()
         self._user_column: str = user_field(joblog.Job).column_name
@@ -111,7 +129,7 @@ class JobLogMiddleware(Middleware):
     @property
     def actor_options(self) -> set[str]:
         """The options that actors and messages may carry."""
-        return {"job_type", "job_user", "log_job", "rerun", *self._own}
+        return {"job_type", "job_user", "log_job", "max_interruptions", "rerun", *self._own}
 
     # Declaring and sending
 
@@ -166,6 +184,7 @@ class JobLogMiddleware(Middleware):
         start = Event(
             "start",
             dict(run.row),
+            max_interruptions=self._option(broker, message, "max_interruptions"),
             redelivered=bool(getattr(message, "redelivered", False)),
             rerun=run.rerun,
         )
@@ -227,11 +246,28 @@ class JobLogMiddleware(Middleware):
         """Commit the end of a job whose message is about to be rejected."""
         self._end(broker, message, rejected=True)
 
+    # The process
+
+    def before_worker_boot(self, broker: Broker, worker: Any) -> None:
+        """Begin to give signs of life, before the first job."""
+        if self._heartbeat is None:
+            self._heartbeat = Heartbeat(
+                self.joblog.Job, self.joblog.Worker, timeout=self._heartbeat_timeout
+            )
+            self.joblog.writer.every(self._heartbeat_interval, self._heartbeat.beat)
+        self._heartbeat.threads += worker.worker_threads
+        self._heartbeat.queues |= worker.consumer_whitelist or broker.get_declared_queues()
+
     def before_worker_shutdown(self, broker: Broker, worker: Any) -> None:
         """Write what was handed over."""
         self.joblog.writer.flush()
 
-    after_worker_shutdown = before_worker_shutdown
+    def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:
+        """Write what was handed over since, and say that this process has ended its work."""
+        if self._heartbeat is not None:
+            self.joblog.writer.end_chore(self._heartbeat.beat, self._heartbeat.end)
+            self._heartbeat = None
+        self.joblog.writer.flush()
 
     def _end(self, broker: Broker, message: AnyMessage, *, rejected: bool) -> None:
         # The delay queue's copy is no run and no end; it is acknowledged on another thread.
@@ -336,7 +372,8 @@ class JobLogMiddleware(Middleware):
         row = self._row(broker, message)
         # Redis keeps this id through redeliveries, and makes a new one for each enqueue.
         token = row["token"] = new_token(message.options.get("redis_message_id"))
-        row["worker"] = clean_optional(f"{_HOST}:{os.getpid()}:{threading.get_native_id()}")
+        row["worker"] = clean_optional(f"{HOST}:{os.getpid()}:{threading.get_native_id()}")
+        row["process"] = self._heartbeat.process if self._heartbeat is not None else None
         rerun = bool(self._option(broker, message, "rerun"))
         return _Run(message.message_id, row["attempt"], token, row, rerun)
 

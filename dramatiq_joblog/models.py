@@ -140,6 +140,8 @@ class Job(Model, metaclass=_JobBase):
     attempt = IntegerField()
     #: How often it may be retried; None if nothing says so.
     max_retries = IntegerField(null=True)
+    #: How many of its runs lost their worker; None if none did.
+    interruptions = IntegerField(null=True)
     #: When it runs next, in the states that have a next run.
     eta = InstantField(null=True)
     #: When it was first sent.
@@ -166,6 +168,8 @@ class Job(Model, metaclass=_JobBase):
     skip_reason = TextField(null=True)
     #: ``host:pid:thread`` of the last run.
     worker = CharField(max_length=255, null=True)
+    #: The process of the last run, a :class:`Worker`'s.
+    process = CharField(max_length=16, null=True)
     #: The current or last run: only its holder may end it.
     token = CharField(max_length=32, null=True)
     #: Positional arguments.
@@ -234,6 +238,38 @@ class Failure(Model):
     class Meta:
         table_name = "joblog_failure"
         indexes = ((("jid", "token"), True),)
+
+
+class Worker(Model):
+    """A worker process."""
+
+    #: In order of appearance.
+    id = BigAutoField()
+    #: Names the process, and no other before or after it.
+    process = CharField(max_length=16, unique=True)
+    #: Name of its host.
+    host = CharField(max_length=255)
+    #: Its number there.
+    pid = IntegerField()
+    #: Tells one boot of the host from another, where the system has such a thing.
+    boot_id = CharField(max_length=64, null=True)
+    #: How many jobs it runs at once.
+    threads = IntegerField()
+    #: Names of the queues it takes jobs from.
+    queues = JsonField(null=True)
+    #: Milliseconds without a sign of life after which it is taken to be gone.
+    timeout = IntegerField()
+    #: When it appeared, by the database's clock, as all its times.
+    started_at = InstantField()
+    #: Its last sign of life.
+    heartbeat_at = InstantField()
+    #: When it said that it ended; None while it works, or if it vanished.
+    ended_at = InstantField(null=True)
+    #: When its open runs were marked as lost; None while it lives.
+    swept_at = InstantField(null=True)
+
+    class Meta:
+        table_name = "joblog_worker"
 
 
 def add_indexes(model: type[Model]) -> None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from peewee import SqliteDatabase
 
-from .models import Job
-from .states import OPEN, STARTABLE, Outcome, Start, State, judge_start
+from .models import Job, to_millis
+from .states import OPEN, STARTABLE, DeadReason, Outcome, Start, State, judge_start
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 #: Values of one statement stay far below every database's limit on parameters.
 MAX_ROWS = 100
+
+#: A job that lost its worker this often may be what kills it.
+SUSPICIOUS = 3
 
 
 @dataclass
@@ -37,10 +40,14 @@ class Event:
     failure: dict[str, Any] | None = None
     #: Whether the message is known to have been delivered before.
     redelivered: bool = False
+    #: How many of its runs may lose their worker before it is dead; None for any number.
+    max_interruptions: int | None = None
     #: Whether a job that has ended may run again.
     rerun: bool = False
     #: For a start: whether the run may go on.  The answer, set by the writer.
     granted: bool = field(default=True, compare=False)
+    #: For a start that is replayed: its run ended with its process.
+    cut_off: bool = field(default=False, compare=False)
     #: For a start that may not go on: the state that the job is in.  Set by the writer.
     found: str | None = field(default=None, compare=False)
 
@@ -84,6 +91,7 @@ _REPLACED = (
     "dead_reason",
     "skip_reason",
     "worker",
+    "process",
     "token",
 )
 #: What a beginning run leaves as the last one left it.
@@ -135,11 +143,13 @@ class Transitions:
     Parameters:
       job: The bound job model.
       failure: The bound failure model.
+      worker: The bound worker model.
     """
 
-    def __init__(self, job: Any, failure: Any) -> None:
+    def __init__(self, job: Any, failure: Any, worker: Any) -> None:
         self.job = job
         self.failure = failure
+        self.worker = worker
         self.database: Database = job._meta.database
         self._columns = [f.column_name for f in job._meta.sorted_fields if f.name != "id"]
         self._failure_columns = [
@@ -250,13 +260,48 @@ class Transitions:
                 rerun=event.rerun,
             )
             event.found = row.state
-            if verdict is Start.TAKE_OVER and row.token:
-                self.insert_failures([_interrupted(row, event)])
+            if verdict is Start.TAKE_OVER and row.token and self._interrupt(row, event):
+                event.found = State.DEAD.value
+                return False
+            if verdict is Start.REFUSE and event.cut_off:
+                self.insert_failures([_interruption(event.row, event.row["updated_at"])])
             if verdict in (Start.TAKE_OVER, Start.BEGIN):
                 # Back to where every run may begin from, so that the rule stands once.
                 job.update(state=State.ENQUEUED).where(job.jid == event.jid).execute()
                 self._write([event])
             return verdict is not Start.REFUSE
+
+    def _interrupt(self, row: Any, event: Event) -> bool:
+        """Close the open run of *row*; return whether the job is dead of it."""
+        job, failure, worker = self.job, self.failure, self.worker
+        seen = worker.get_or_none(worker.process == row.process) if row.process else None
+        last_sign = max(seen.heartbeat_at if seen else row.updated_at, row.started_at)
+        values = {name: getattr(row, name) for name in ("jid", "token", "attempt", "worker")}
+        values["started_at"] = to_millis(row.started_at)
+        self.insert_failures([_interruption(values, to_millis(last_sign))])
+        interruptions = (
+            failure.select()
+            .where(failure.jid == event.jid, failure.outcome == Outcome.INTERRUPTED.value)
+            .count()
+        )
+        update: dict[str, Any] = {"interruptions": interruptions}
+        if interruptions >= SUSPICIOUS:
+            update["note"] = (
+                f"{interruptions} runs of it lost their worker: it may be a poison pill, that "
+                "kills the process it runs in"
+            )
+        limit = event.max_interruptions
+        dead = limit is not None and interruptions >= limit
+        if dead:
+            now = event.row["updated_at"]
+            update |= {
+                "state": State.DEAD.value,
+                "dead_reason": DeadReason.INTERRUPTED.value,
+                "finished_at": now,
+                "updated_at": now,
+            }
+        job.update(update).where(job.jid == event.jid).execute()
+        return dead
 
     def _atomic(self) -> Any:
         if isinstance(self.database, SqliteDatabase):
@@ -269,14 +314,16 @@ class Transitions:
         return ", ".join(f'"{column}"' for column in columns)
 
 
-def _interrupted(row: Any, event: Event) -> dict[str, Any]:
+def _interruption(run: dict[str, Any], last_sign: int) -> dict[str, Any]:
+    """Return the row of a run whose worker vanished; *last_sign* is of its life."""
     return {
-        "jid": event.jid,
-        "token": row.token,
-        "attempt": row.attempt,
+        "jid": run["jid"],
+        "token": run["token"],
+        "attempt": run["attempt"],
         "outcome": Outcome.INTERRUPTED.value,
-        "started_at": type(row).started_at.db_value(row.started_at),
-        "finished_at": type(row).updated_at.db_value(row.updated_at),
-        "worker": row.worker,
+        "started_at": run["started_at"],
+        "finished_at": last_sign,
+        "duration": max(0, last_sign - run["started_at"]),
+        "worker": run["worker"],
         "error_message": "the worker vanished, or the message was delivered again",
     }

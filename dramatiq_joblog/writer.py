@@ -3,6 +3,8 @@
 Worker threads hand it events and wait for the commit; it takes all that is waiting,
 writes it as one transaction and wakes the waiters.  There is no timer: one thread that
 waits costs one commit, and eight that wait still cost one.
+
+While the database is away, events go where the log's policy says, and nobody waits for it.
 """
 
 from __future__ import annotations
@@ -19,21 +21,25 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.logging import get_logger
-from peewee import InterfaceError, MySQLDatabase, OperationalError, PeeweeException, SqliteDatabase
+
+from .connection import Connection, Probe
+from .errors import DatabaseAwayError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from peewee import Database
 
+    from .spool import Spool
     from .transitions import Event, Transitions
 
-#: Milliseconds that one batch is tried for while the database is away or busy.
-DEFAULT_RETRY_FOR = 5_000
-#: Milliseconds that the database may take for one statement or lock.
-STATEMENT_TIMEOUT = 10_000
+#: Milliseconds that a batch is tried for before the database is taken to be away.
+DEFAULT_RETRY_FOR = 2_000
 #: As many events are written in one transaction at most.
 MAX_BATCH = 500
+
+#: What becomes of events while the database is away.
+POLICIES = ("spool", "block", "drop")
 
 
 @dataclass(eq=False)
@@ -53,28 +59,53 @@ class Writer:
 
     Parameters:
       transitions: The statements of the log.
-      retry_for: Milliseconds to try one batch while the database cannot be asked.
+      spool: Where events go while the database is away.
+      on_outage: One of :data:`POLICIES`.
+      retry_for: Milliseconds to try a batch before the database is taken to be away.
     """
 
-    def __init__(self, transitions: Transitions, *, retry_for: int = DEFAULT_RETRY_FOR) -> None:
+    def __init__(
+        self,
+        transitions: Transitions,
+        spool: Spool,
+        *,
+        on_outage: str = "spool",
+        retry_for: int = DEFAULT_RETRY_FOR,
+    ) -> None:
         self._transitions = transitions
         self._database: Database = transitions.database
+        self._spool = spool
+        self._policy = on_outage
         self._retry_for = retry_for
         self._logger = get_logger(__name__, type(self))
-        self._connection: Any = None
+        self._chores: list[_Chore] = []
+        self._forget()
+        #: Events that could not be written or kept, since this process began.
+        self.lost = 0
+        writers.add(self)
+
+    def _forget(self) -> None:
+        """Begin as in a new process."""
+        self._connection = Connection(self._database)
         self._start_lock = threading.Lock()
         self._tickets: queue.SimpleQueue[_Ticket] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        #: Events that could not be written, since this process began.
-        self.lost = 0
-        writers.add(self)
+        self._probe: Probe | None = None
+        self._chores.clear()
+
+    # From any thread
+
+    @property
+    def away(self) -> bool:
+        """Whether the database is taken to be away."""
+        return self._probe is not None
 
     def put(self, event: Event) -> None:
         """Hand over *event* and go on."""
         self._submit(event)
 
     def write(self, event: Event) -> bool:
-        """Hand over *event* and wait until it is committed.
+        """Hand over *event* and wait until it is committed, or kept by the log's policy.
 
         Returns:
           For a start, whether the run may go on; True otherwise.
@@ -83,7 +114,7 @@ class Writer:
         return event.granted
 
     def flush(self, timeout: float = 30.0) -> bool:
-        """Wait until all that was handed over before is written.
+        """Wait until all that was handed over before is committed, or kept.
 
         Returns:
           False if that took longer than *timeout*, in seconds.
@@ -100,23 +131,40 @@ class Writer:
         thread, self._thread = self._thread, None
         self._tickets.put(_STOP)
         thread.join(timeout=30.0)
+        self._spool.forget()
+
+    def every(self, interval: int, chore: Callable[[], None]) -> None:
+        """Call *chore* on the writer's thread, now and every *interval* milliseconds.
+
+        It may use the database, and is left out while that is away.
+        """
+        self._chores.append(_Chore(interval / 1000, chore))
+        self.wake()
+
+    def end_chore(self, chore: Callable[[], None], last: Callable[[], None]) -> None:
+        """Call *chore* no more, and *last* once."""
+        self._chores[:] = [c for c in self._chores if c.function != chore]
+        self._chores.append(_Chore(None, last))
+        self.wake()
+
+    def wake(self) -> None:
+        """Make the thread look at its chores, and at the database's return."""
+        self._submit(None)
 
     def reset(self) -> None:
         """Forget the thread, the queue and the connections of the process that was forked."""
         database: Any = self._database
         inherited.append(
             (
-                self._connection,
+                self._connection.leave_to_parent(),
                 database._state.conn,
                 getattr(database, "_connections", None),
                 getattr(database, "_in_use", None),
             )
         )
         database.dispose()
-        self._connection = None
-        self._start_lock = threading.Lock()
-        self._tickets = queue.SimpleQueue()
-        self._thread = None
+        self._spool.forget()
+        self._forget()
 
     def _submit(self, event: Event | None) -> _Ticket:
         ticket = _Ticket(event)
@@ -138,57 +186,97 @@ class Writer:
                     self, _flush_at_exit, (weakref.ref(self),), exitpriority=100
                 )
 
+    # On the writer's thread
+
     def _run(self) -> None:
-        while True:
-            batch = [self._tickets.get()]
-            with contextlib.suppress(queue.Empty):
-                while len(batch) < MAX_BATCH:
-                    batch.append(self._tickets.get_nowait())
-            stop = _STOP in batch
-            batch = [ticket for ticket in batch if ticket is not _STOP]
+        self._chores.append(_Chore(30.0, self._replay_left_behind))
+        stop = False
+        while not stop:
+            tickets = self._take(self._pause())
+            stop = _STOP in tickets
+            # Before the events: a process is known before it is seen to run anything.
+            self._do_chores()
             try:
-                for wave in _waves([t.event for t in batch if t.event is not None]):
+                if self._probe is not None and self._probe.back.is_set():
+                    self._return()
+                events = [t.event for t in tickets if t.event is not None]
+                for wave in _waves(events):
                     self._write(wave)
             except Exception:
                 self._logger.critical("The job log's writer failed.", exc_info=True)
             finally:
-                for ticket in batch:
-                    ticket.done.release()
-            if stop:
-                self._disconnect()
-                return
+                _release(tickets)
+        if self._probe is not None:
+            self._probe.stop()
+            self._probe = None
+        self._connection.close()
+
+    def _take(self, pause: float | None) -> list[_Ticket]:
+        """Return all that waits; wait for the first of it, *pause* seconds at most."""
+        tickets = []
+        with contextlib.suppress(queue.Empty):
+            tickets.append(self._tickets.get(timeout=pause))
+            while len(tickets) < MAX_BATCH:
+                tickets.append(self._tickets.get_nowait())
+        return tickets
+
+    def _pause(self) -> float | None:
+        """Return the seconds until there is something to do without being asked."""
+        if self._probe is not None:
+            return None  # it wakes us
+        due = min((chore.due for chore in self._chores), default=None)
+        return None if due is None else max(0.0, due - time.monotonic())
+
+    def _do_chores(self) -> None:
+        for chore in list(self._chores):
+            if self._probe is None and chore.due <= time.monotonic():
+                if chore.interval is None:
+                    self._chores.remove(chore)
+                else:
+                    chore.due = time.monotonic() + chore.interval
+                try:
+                    with self._connection.asking():
+                        chore.function()
+                except DatabaseAwayError as e:
+                    self._logger.debug("A chore of the job log is left out: %s", e)
+                except Exception:
+                    self._logger.critical("A chore of the job log failed.", exc_info=True)
 
     def _write(self, events: Sequence[Event]) -> None:
-        """Write a batch; while the database is away try again; set aside what is poisoned."""
+        """Write a batch; while the database is away, keep it by the log's policy."""
+        if self._probe is not None:
+            self._keep(events)
+            return
         deadline = time.monotonic() + self._retry_for / 1000
         pause = 0.01
         while True:
             try:
-                self._connect()
-                self._transitions.write(events)
-            except (OperationalError, InterfaceError) as e:
-                self._disconnect()
-                if _never_there(e):
-                    self._give_up(events, e, "call create_tables() on the log, or migrate it")
-                    return
-                if time.monotonic() > deadline:
-                    self._give_up(events, e, "is the database up and reachable?")
+                self._write_now(events)
+            except DatabaseAwayError as e:
+                # A deadlock, a busy file or a restart is over soon.
+                if self._policy != "block" and time.monotonic() > deadline:
+                    self._leave(e)
+                    self._keep(events)
                     return
                 time.sleep(pause)
                 pause = min(pause * 2, 0.5)
-            except Exception as e:  # noqa: BLE001
-                # One poisoned event of any kind never takes its batch with it.
-                self._disconnect()
-                if _never_there(e):
-                    self._give_up(events, e, "call create_tables() on the log, or migrate it")
-                elif len(events) > 1:
-                    for event in events:
-                        self._write([event])
-                else:
-                    self._repair(events[0], e)
-                return
             else:
                 return
+
+    def _write_now(self, events: Sequence[Event]) -> None:
+        """Write a batch; what is poisoned in it is repaired or set aside."""
+        try:
+            with self._connection.asking():
+                self._transitions.write(events)
+        except DatabaseAwayError:
+            raise
+        except Exception as e:  # noqa: BLE001
+            # One poisoned event of any kind never takes its batch with it.
+            if len(events) > 1:
+                for event in events:
+                    self._write_now([event])
+            else:
+                self._repair(events[0], e)
 
     def _repair(self, event: Event, error: Exception) -> None:
         """Write a poisoned event without what is not needed, saying so on its row."""
@@ -197,52 +285,97 @@ class Writer:
         bare["note"] = f"not stored, because the database refused: {error}"[:1000]
         repaired = dataclasses.replace(event, row=bare)
         try:
-            self._connect()
-            self._transitions.write([repaired])
+            with self._connection.asking():
+                self._transitions.write([repaired])
+        except DatabaseAwayError:
+            raise
         except Exception as e:  # noqa: BLE001
             # Whatever it is, it must not take the writer or other events with it.
-            self._disconnect()
-            self._give_up([event], e, "this event was set aside")
+            self._give_up([event], e)
         else:
             event.granted, event.found = repaired.granted, repaired.found
             self._logger.warning("Job %s was logged in part: %s", event.jid, error)
 
-    def _give_up(self, events: Sequence[Event], error: Exception, cure: str) -> None:
+    # While the database is away
+
+    def _leave(self, error: DatabaseAwayError) -> None:
+        self._logger.error(
+            "The job log's database cannot be asked: %s. Events are %s until it can.%s",
+            error,
+            f"kept in {self._spool.folder}" if self._policy == "spool" else "dropped",
+            " Call create_tables() on the log." if error.no_tables else "",
+        )
+        self._probe = Probe(self._database, self.wake)
+
+    def _keep(self, events: Sequence[Event]) -> None:
+        if self._policy == "drop":
+            self.lost += len(events)
+            return
+        pause = 0.1
+        while True:
+            try:
+                self._spool.append(events)
+            except OSError as e:
+                # Neither the database nor the disk: losing nothing means waiting.
+                self._logger.error("The job log's events cannot be kept either: %s", e)  # noqa: TRY400
+                time.sleep(pause)
+                pause = min(pause * 2, 5.0)
+                with contextlib.suppress(DatabaseAwayError):
+                    self._write_now(events)
+                    return
+            else:
+                return
+
+    def _return(self) -> None:
+        """Replay what was kept, oldest first, and take up normal work."""
+        try:
+            for chunk in self._spool.replay():
+                for wave in _waves(chunk):
+                    self._write_now(wave)
+                self._let_in()
+        except DatabaseAwayError as e:
+            self._logger.warning("The job log's database is away again: %s", e)
+            self._probe = Probe(self._database, self.wake)
+        else:
+            self._logger.info("The job log's database is back, and all that was kept is in it.")
+            self._probe = None
+
+    def _let_in(self) -> None:
+        """Keep what has come during a replay, so that nobody waits for the whole of it."""
+        tickets = self._take(0.0)
+        if _STOP in tickets:
+            self._tickets.put(_STOP)
+        try:
+            events = [ticket.event for ticket in tickets if ticket.event is not None]
+            if events:
+                self._keep(events)
+        finally:
+            _release(tickets)
+
+    def _replay_left_behind(self) -> None:
+        for chunk in self._spool.left_behind():
+            for wave in _waves(chunk):
+                self._write_now(wave)
+
+    def _give_up(self, events: Sequence[Event], error: Exception) -> None:
         self.lost += len(events)
         self._logger.error(
-            "The job log could not write %d event(s), first of job %s: %s (%s)",
+            "The job log could not write %d event(s), first of job %s: %s",
             len(events),
             events[0].jid,
             str(error).strip(),
-            cure,
         )
 
-    def _connect(self) -> None:
-        database = self._database
-        if not database.is_closed():
-            return
-        database.connect()
-        if isinstance(database, SqliteDatabase):
-            # An acknowledged commit survives a killed process; a power cut may take the
-            # last ones, and never damages the file.
-            for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "busy_timeout = 5000"):
-                database.execute_sql(f"PRAGMA {pragma}")
-        elif not isinstance(database, MySQLDatabase):
-            for setting in ("statement_timeout", "lock_timeout"):
-                database.execute_sql(f"SET {setting} = {STATEMENT_TIMEOUT}")
-        self._connection = database.connection()
 
-    def _disconnect(self) -> None:
-        database = self._database
-        self._connection = None
-        try:
-            if not database.is_closed():
-                if hasattr(database, "manual_close"):
-                    database.manual_close()
-                else:
-                    database.close()
-        except PeeweeException as e:
-            self._logger.debug("Closing a broken connection failed: %s", e)
+@dataclass
+class _Chore:
+    """Something to do now and then."""
+
+    #: Seconds; None to do it once.
+    interval: float | None
+    function: Callable[[], None]
+    #: Monotonic, in seconds.
+    due: float = 0.0
 
 
 def _waves(events: Sequence[Event]) -> Iterator[list[Event]]:
@@ -257,10 +390,10 @@ def _waves(events: Sequence[Event]) -> Iterator[list[Event]]:
         yield list(wave.values())
 
 
-def _never_there(error: Exception) -> bool:
-    """Tell a missing table or column, which no waiting will bring."""
-    text = str(error).lower()
-    return "no such table" in text or "no column named" in text or "does not exist" in text
+def _release(tickets: Iterable[_Ticket]) -> None:
+    for ticket in tickets:
+        if ticket is not _STOP:
+            ticket.done.release()
 
 
 def _flush_at_exit(reference: weakref.ref[Writer]) -> None:

@@ -75,8 +75,9 @@ def critical_guard(request):
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(critical_guard, monkeypatch):
-    """Run each test without our environment variables."""
+def clean_environment(critical_guard, monkeypatch, tmp_path):
+    """Run each test without our environment variables, and with a state folder of its own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     for name in OUR_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 

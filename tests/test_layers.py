@@ -14,11 +14,12 @@ PACKAGE = ROOT / "dramatiq_joblog"
 
 #: Each line may import from the lines above it, and nothing else of the package.
 LAYERS = (
-    ("errors", "states", "current"),
-    ("query",),
+    ("clock", "current", "errors", "states"),
+    ("connection", "query"),
     ("models",),
     ("text",),
-    ("migrations", "transitions"),
+    ("migrations", "transitions", "workers"),
+    ("spool",),
     ("writer",),
     ("joblog",),
     ("middleware",),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -53,7 +55,7 @@ def end(token, attempt=1, state="finished"):
 
 
 def copy(event):
-    return Event(event.kind, dict(event.row), event.failure, event.redelivered, event.rerun)
+    return dataclasses.replace(event, row=dict(event.row))
 
 
 def life(draw, attempts, first_token):

@@ -131,15 +131,18 @@ def test_poison_does_not_take_its_batch(joblog, caplog):
     assert 0 == joblog.writer.lost
 
 
-def test_tables_that_were_never_made(database_url, caplog):
-    """Without tables nobody waits long, what is lost is counted, and the cure is named."""
+def test_tables_that_were_not_made_yet(database_url, caplog, eventually):
+    """Without tables events are kept, the cure is named, and they are written once there are."""
     joblog = JobLog(database_url)
     with caplog.at_level(logging.ERROR):
         joblog.writer.write(Event("start", row("j", "started", token="t")))
-    joblog.close()
-
-    assert 1 == joblog.writer.lost
+    assert joblog.writer.away
     assert "create_tables()" in caplog.text
+    joblog.create_tables()
+    eventually(lambda: not joblog.writer.away)
+
+    assert "started" == joblog.get("j").state
+    joblog.close()
 
 
 def test_waits_for_a_locked_file(tmp_path):

@@ -11,7 +11,7 @@ from peewee import BigAutoField, BigIntegerField, CharField, IntegerField, Model
 
 
 def up(migrator: Any, database: Any) -> None:
-    job, failure = (model._meta.table_name for model in migrator.joblog_models)
+    job, failure, worker = (model._meta.table_name for model in migrator.joblog_models)
 
     class Job(Model):
         id = BigAutoField()
@@ -22,6 +22,7 @@ def up(migrator: Any, database: Any) -> None:
         state = CharField(max_length=16)
         attempt = IntegerField()
         max_retries = IntegerField(null=True)
+        interruptions = IntegerField(null=True)
         eta = BigIntegerField(null=True)
         enqueued_at = BigIntegerField(null=True)
         started_at = BigIntegerField(null=True)
@@ -35,6 +36,7 @@ def up(migrator: Any, database: Any) -> None:
         dead_reason = CharField(max_length=32, null=True)
         skip_reason = TextField(null=True)
         worker = CharField(max_length=255, null=True)
+        process = CharField(max_length=16, null=True)
         token = CharField(max_length=32, null=True)
         args = TextField(null=True)
         kwargs = TextField(null=True)
@@ -66,6 +68,23 @@ def up(migrator: Any, database: Any) -> None:
             table_name = failure
             indexes = ((("jid", "token"), True),)
 
+    class Worker(Model):
+        id = BigAutoField()
+        process = CharField(max_length=16, unique=True)
+        host = CharField(max_length=255)
+        pid = IntegerField()
+        boot_id = CharField(max_length=64, null=True)
+        threads = IntegerField()
+        queues = TextField(null=True)
+        timeout = IntegerField()
+        started_at = BigIntegerField()
+        heartbeat_at = BigIntegerField()
+        ended_at = BigIntegerField(null=True)
+        swept_at = BigIntegerField(null=True)
+
+        class Meta:
+            table_name = worker
+
     # The user's column is added with the others of the job model: it may be a foreign key.
-    with database.bind_ctx([Job, Failure]):
-        database.create_tables([Job, Failure])
+    with database.bind_ctx([Job, Failure, Worker]):
+        database.create_tables([Job, Failure, Worker])

@@ -11,7 +11,7 @@ from peewee import PostgresqlDatabase, SqliteDatabase
 from playhouse.migrations import Runner
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from peewee import Database
 
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 _LOCK = 0x6A6F_626C
 
 
-def migrate(database: Database, job: Any, failure: Any) -> None:
-    """Bring the tables of *job* and *failure* to this version; safe to repeat and to race.
+def migrate(database: Database, models: Sequence[Any]) -> None:
+    """Bring the tables of *models*, jobs first, to this version; safe to repeat and to race.
 
     A schema that is newer than this code is left as it is: newer versions only add.
     """
+    job = models[0]
     with _alone(database):
         runner = Runner(database, str(Path(__file__).parent), f"{job._meta.table_name}_migration")
-        runner.migrator.joblog_models = (job, failure)
+        runner.migrator.joblog_models = models
         ahead = [m.name for m in runner.status() if m.path is None]
         if ahead:
             get_logger(__name__).warning(
@@ -36,7 +37,7 @@ def migrate(database: Database, job: Any, failure: Any) -> None:
             )
         runner.up()
         _add_own_columns(runner.migrator, database, job)
-        for model in (job, failure):
+        for model in models:
             model.create_table(safe=True)
 
 

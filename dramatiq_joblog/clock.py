@@ -1,0 +1,21 @@
+"""The database's own clock: the only one that all workers share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from peewee import SQL, MySQLDatabase, SqliteDatabase
+
+if TYPE_CHECKING:
+    from peewee import Database
+
+_SQLITE = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
+_MYSQL = "CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)"
+_POSTGRESQL = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
+
+
+def database_now(database: Database) -> SQL:
+    """Return the expression for the database's time, in milliseconds since 1970."""
+    if isinstance(database, SqliteDatabase):
+        return SQL(_SQLITE)
+    return SQL(_MYSQL if isinstance(database, MySQLDatabase) else _POSTGRESQL)

@@ -1,0 +1,195 @@
+"""What the log's database could not take yet: events in files of this host, fsynced.
+
+Each process has at most one file, locked while the process lives.  A file that is not locked
+was left by one that died: any other process of this host may take it over and replay it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from dramatiq.logging import get_logger
+
+from .transitions import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+#: As many events are replayed at once at most.
+MAX_CHUNK = 200
+
+_SUFFIX = ".spool"
+
+
+class Spool:
+    """The files of one log on this host.
+
+    Parameters:
+      folder: Where they lie; it is made when it is needed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._own: _File | None = None
+        self._logger = get_logger(__name__, type(self))
+
+    @property
+    def waiting(self) -> bool:
+        """Whether this process has events that were not replayed."""
+        return self._own is not None
+
+    def append(self, events: Sequence[Event]) -> None:
+        """Keep *events*; when this returns they outlive the process, and a power cut.
+
+        Raises:
+          OSError: If the disk does not take them.
+        """
+        if self._own is None:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._own = _File.create(self.folder)
+        self._own.append(events)
+
+    def replay(self) -> Iterator[list[Event]]:
+        """Yield what this process kept, oldest first, in parts; what is yielded must be written.
+
+        Events that are appended meanwhile come last.  The file goes when all was taken.
+        """
+        while self._own is not None:
+            chunk, end = self._own.read()
+            if not chunk:
+                self._own.remove()
+                self._own = None
+                return
+            yield chunk
+            # Only now: whoever could not write it begins with it again.
+            self._own.done = end
+
+    def left_behind(self) -> Iterator[list[Event]]:
+        """Yield what processes that died kept, as :meth:`replay` does."""
+        for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
+            file = _File.adopt(path)
+            if file is None:
+                continue
+            self._logger.info("Replaying the events that %s left.", path)
+            with contextlib.closing(file):
+                everything, _ = file.read(limit=-1)
+                ended = {event.row["token"] for event in everything if event.kind == "end"}
+                chunk, end = file.read()
+                while chunk:
+                    for event in chunk:
+                        event.cut_off = event.kind == "start" and event.row["token"] not in ended
+                    yield chunk
+                    file.done = end
+                    chunk, end = file.read()
+                file.remove()
+
+    def forget(self) -> None:
+        """Leave the file to the process that this one was forked from."""
+        if self._own is not None:
+            self._own.close()
+            self._own = None
+
+
+class _File:
+    """One process's events, a JSON document a line."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        #: What stands before this was written to the database.
+        self.done = 0
+        self._logger = get_logger(__name__, "Spool")
+
+    @classmethod
+    def create(cls, folder: Path) -> _File:
+        path = folder / f"{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}"
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _sync_folder(folder)
+        return cls(path, descriptor)
+
+    @classmethod
+    def adopt(cls, path: Path) -> _File | None:
+        """Return the file if its process is gone, and nobody else has it."""
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        if not os.fstat(descriptor).st_nlink:
+            # Another replayed and removed it between our two calls.
+            os.close(descriptor)
+            return None
+        return cls(path, descriptor)
+
+    def append(self, events: Sequence[Event]) -> None:
+        end = os.lseek(self._descriptor, 0, os.SEEK_END)
+        data = b"".join(_dump(event) for event in events)
+        try:
+            with open(self._descriptor, "ab", closefd=False) as file:
+                file.write(data)
+            os.fsync(self._descriptor)
+        except OSError:
+            # Half a line would make one of it and the next.
+            os.ftruncate(self._descriptor, end)
+            raise
+
+    def read(self, limit: int = MAX_CHUNK) -> tuple[list[Event], int]:
+        """Return the next events, and where they end."""
+        events: list[Event] = []
+        end = self.done
+        with open(self._descriptor, "rb", closefd=False) as file:
+            file.seek(end)
+            for line in file:
+                end += len(line)
+                event = self._load(line)
+                if event is not None:
+                    events.append(event)
+                if len(events) == limit:
+                    break
+        return events, end
+
+    def _load(self, line: bytes) -> Event | None:
+        try:
+            return Event(**json.loads(line))
+        except (ValueError, TypeError):
+            # The end of a process in the middle of a line: nobody was told it was kept.
+            self._logger.warning("%s has a line that is no event: %.80r", self.path, line)
+            return None
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _dump(event: Event) -> bytes:
+    kept: dict[str, Any] = asdict(event)
+    for answer in ("granted", "found", "cut_off"):
+        del kept[answer]
+    # A column of the user's own may hold what JSON has no word for; its text does as well.
+    return json.dumps(kept, default=str).encode() + b"\n"
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
