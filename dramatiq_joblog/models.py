@@ -196,7 +196,7 @@ class Job(Model, metaclass=_JobBase):
     failure_model: ClassVar[Any] = None
 
     @classmethod
-    def select(cls, *fields: Any) -> JobQuery:  # type: ignore[override]
+    def select(cls, *fields: Any) -> JobQuery:
         """Select jobs with the log's scopes; peewee's own ``select`` otherwise."""
         return JobQuery(cls, fields or cls._meta.sorted_fields, is_default=not fields)
 

