@@ -23,12 +23,13 @@ from .servers import redis_server, wait_for_redis, workers
 from .story import StoryError, jobs_of, send, watch
 
 PYTHON = os.path.relpath(sys.executable) if ".venv" in sys.executable else "python"
+LOG = 'os.environ["JOBLOG_DATABASE"]' if "JOBLOG_DATABASE" in os.environ else f'"{DATABASE_URL}"'
 NEXT = f"""
 [bold]What to try next[/]
-  Ask the log yourself; it is in {FOLDER}/jobs.db:
+  Ask the log yourself:
     [cyan]{PYTHON} -c '
-    from dramatiq_joblog import JobLog
-    for job in JobLog("sqlite:///{FOLDER}/jobs.db").jobs.dead():
+    import os; from dramatiq_joblog import JobLog
+    for job in JobLog({LOG}).jobs.dead():
         print(job.job_type, job.user_id, job.error_message, sep=", ")'[/]
   The same story on servers of yours, with a worker in a terminal of its own:
     [cyan]export REDIS_URL=redis://localhost:6379/0[/]

