@@ -1,0 +1,90 @@
+"""A TCP proxy that can refuse, cut and go silent: a network that fails on demand."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+
+
+class Proxy:
+    """Forwards connections to *host* and *port* while it passes; see the methods for the rest."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._passing = threading.Event()
+        self._passing.set()
+        self._listener: socket.socket | None = None
+        self.port = 0
+        self._closed = False
+        self.listen()
+
+    def listen(self) -> None:
+        """Accept connections, at the same port as ever."""
+        listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = listener.getsockname()[1]
+        self._listener = listener
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+
+    def refuse(self) -> None:
+        """Cut what is connected, and refuse new connections."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """Cut what is connected; new connections pass."""
+        for pair in self._pairs:
+            for end in pair:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def hang(self) -> None:
+        """Neither answer nor fail: take what is sent, and forward nothing."""
+        self._passing.clear()
+
+    def resume(self) -> None:
+        """Forward again, what was held back included."""
+        self._passing.set()
+        if self._listener is None:
+            self.listen()
+
+    def close(self) -> None:
+        """End it all."""
+        self._closed = True
+        self._passing.set()
+        self.refuse()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                server = socket.create_connection(self._target)
+            except OSError:
+                client.close()
+                continue
+            self._pairs.append((client, server))
+            threading.Thread(target=self._forward, args=(client, server), daemon=True).start()
+
+    def _forward(self, client: socket.socket, server: socket.socket) -> None:
+        other = {client: server, server: client}
+        with client, server:
+            while True:
+                ready, _, _ = select.select([client, server], [], [])
+                for end in ready:
+                    try:
+                        data = end.recv(65536)
+                        self._passing.wait()
+                        if not data:
+                            return
+                        other[end].sendall(data)
+                    except OSError:
+                        return

@@ -1,0 +1,250 @@
+"""The log's database away in each of its ways: jobs go on, and in the end every row is right."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sqlite3
+import threading
+from urllib.parse import urlsplit
+
+import dramatiq
+import pytest
+from proxy import Proxy
+
+from dramatiq_joblog import JobLog
+
+#: More than are worked on at once.
+JOBS = 40
+
+
+@pytest.fixture
+def proxy(postgres_server):
+    """Return a proxy before PostgreSQL."""
+    parts = urlsplit(postgres_server.url)
+    proxy = Proxy(parts.hostname, parts.port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def through_proxy(proxy, postgres_url):
+    """Return the URL of an empty PostgreSQL database behind the proxy."""
+    return re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{proxy.port}", postgres_url)
+
+
+class Outages:
+    """Ways for PostgreSQL behind a proxy, and for a SQLite file, to be away and to come back."""
+
+    def __init__(self, proxy=None, path=None):
+        self.proxy = proxy
+        self.path = path
+
+    def refusing(self):
+        self.proxy.refuse()
+        return self.proxy.resume
+
+    def silent(self):
+        self.proxy.hang()
+        return self.proxy.resume
+
+    def locked(self):
+        other = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        other.execute("BEGIN IMMEDIATE")
+
+        def back():
+            other.execute("COMMIT")
+            other.close()
+
+        return back
+
+    def moved(self):
+        folder = self.path.parent
+        away = folder.with_name("away")
+        shutil.move(folder, away)
+        return lambda: shutil.move(away, folder)
+
+
+def run_through(joblog, make_broker, worker, leave, eventually):
+    """Run jobs before, during and after an outage; return how many ran, and what they were."""
+    broker = make_broker("stub", "last", joblog=joblog)
+    broker.fail_fast_default = False
+    runs = []
+    lock = threading.Lock()
+
+    @dramatiq.actor(max_retries=1, min_backoff=10, max_backoff=20)
+    def work(n):
+        with lock:
+            runs.append(n)
+            first = runs.count(n) == 1
+        if n % 4 == 1 and first:
+            raise ValueError("breaks once")
+        if n % 4 == 2:
+            raise ValueError("breaks always")
+
+    with worker(broker, worker_threads=8):
+        for n in range(8):
+            work.send(n)
+        broker.join("default")
+        back = leave()
+        for n in range(8, JOBS):
+            work.send(n)
+        broker.join("default", timeout=60_000)
+        was_away = joblog.writer.away
+        back()
+        eventually(lambda: not joblog.writer.away, timeout=30)
+        for n in range(JOBS, JOBS + 8):
+            work.send(n)
+        broker.join("default")
+    return was_away, runs
+
+
+def expected_rows():
+    ends = {0: ("finished", 1, []), 1: ("finished", 2, ["retried"])}
+    ends |= {2: ("dead", 2, ["retried", "dead"]), 3: ("finished", 1, [])}
+    return {n: ends[n % 4] for n in range(JOBS + 8)}
+
+
+def rows(joblog):
+    return {
+        job.args[0]: (str(job.state), job.attempt, [f.outcome for f in job.failures])
+        for job in joblog.jobs
+    }
+
+
+@pytest.mark.parametrize("way", ["refusing", "silent"])
+def test_postgres_away(proxy, through_proxy, make_broker, worker, eventually, way, tmp_path):
+    """PostgreSQL that refuses, or keeps silent: jobs go on, events are kept, every row is right."""
+    joblog = JobLog(through_proxy, spool=tmp_path / "spool")
+    joblog.create_tables()
+    leave = getattr(Outages(proxy=proxy), way)
+
+    was_away, runs = run_through(joblog, make_broker, worker, leave, eventually)
+
+    assert was_away
+    assert expected_rows() == rows(joblog)
+    assert len(runs) == sum(attempt for _, attempt, _ in expected_rows().values())
+    assert [] == list((tmp_path / "spool").iterdir())
+    joblog.close()
+
+
+@pytest.mark.parametrize("way", ["locked", "moved"])
+def test_sqlite_away(make_broker, worker, eventually, way, tmp_path):
+    """A SQLite file that is locked for long, or gone for a while: the same."""
+    path = tmp_path / "log" / "jobs.db"
+    path.parent.mkdir()
+    joblog = JobLog(f"sqlite:///{path}", spool=tmp_path / "spool")
+    joblog.create_tables()
+    leave = getattr(Outages(path=path), way)
+
+    was_away, _ = run_through(joblog, make_broker, worker, leave, eventually)
+
+    # A file that is moved is still the one that is open: nothing is away then.
+    assert was_away or way == "moved"
+    assert expected_rows() == rows(joblog)
+    joblog.close()
+
+
+def test_a_full_database(make_broker, worker, eventually, tmp_path):
+    """A SQLite database that is full: the same, once there is room again."""
+    joblog = JobLog(f"sqlite:///{tmp_path / 'jobs.db'}", spool=tmp_path / "spool")
+    joblog.create_tables()
+    limit = {"pages": None}
+    write = joblog.transitions.write
+
+    def limited(events):
+        # The limit belongs to a connection, and the writer opens new ones.
+        if limit["pages"] is not None:
+            joblog.database.execute_sql(f"PRAGMA max_page_count = {limit['pages']}")
+        write(events)
+
+    joblog.transitions.write = limited
+
+    def full():
+        [(pages,)] = joblog.database.execute_sql("PRAGMA page_count").fetchall()
+        limit["pages"] = pages
+
+        def room():
+            limit["pages"] = 1_000_000
+
+        return room
+
+    was_away, _ = run_through(joblog, make_broker, worker, full, eventually)
+
+    assert was_away
+    assert expected_rows() == rows(joblog)
+    joblog.close()
+
+
+def test_block(proxy, through_proxy, make_broker, worker, eventually):
+    """With ``on_outage="block"`` no job ends, and none starts, until the log has it."""
+    joblog = JobLog(through_proxy, on_outage="block")
+    joblog.create_tables()
+    broker = make_broker("stub", "last", joblog=joblog)
+    runs = []
+    work = dramatiq.actor(runs.append, actor_name="work")
+    with worker(broker):
+        work.send(1)
+        broker.join("default")
+        proxy.refuse()
+        work.send(2)
+        eventually(broker.queues["default"].empty)
+        assert [1] == runs
+        assert not joblog.writer.away
+        proxy.resume()
+        broker.join("default")
+
+    assert [1, 2] == runs
+    assert 2 == joblog.jobs.finished().count()
+    joblog.close()
+
+
+def test_drop(proxy, through_proxy, make_broker, worker, eventually):
+    """With ``on_outage="drop"`` jobs go on, and what is not written is counted."""
+    joblog = JobLog(through_proxy, on_outage="drop")
+    joblog.create_tables()
+    broker = make_broker("stub", "last", joblog=joblog)
+    runs = []
+    work = dramatiq.actor(runs.append, actor_name="work")
+    with worker(broker):
+        proxy.refuse()
+        for n in range(10):
+            work.send(n)
+        broker.join("default")
+        proxy.resume()
+        eventually(lambda: not joblog.writer.away)
+        assert 30 == joblog.writer.lost
+        work.send(10)
+        broker.join("default")
+
+    assert list(range(11)) == sorted(runs)
+    assert 1 == joblog.jobs.count()
+    joblog.close()
+
+
+def test_a_policy_that_is_none(tmp_path):
+    """A policy that is not known is refused, naming those that are."""
+    with pytest.raises(ValueError, match=r"on_outage='wait' is not known; use one of \('spool'"):
+        JobLog(f"sqlite:///{tmp_path}/jobs.db", on_outage="wait")
+
+
+def test_another_process_replays(tmp_path, eventually):
+    """What a process kept and left behind when it ended is replayed by the next one."""
+    url = f"sqlite:///{tmp_path / 'log' / 'jobs.db'}"
+    row = {"actor": "work", "queue": "default", "state": "enqueued", "attempt": 1}
+    from dramatiq_joblog.transitions import Event
+
+    first = JobLog(url, spool=tmp_path / "spool")
+    event = Event("enqueue", row | {"jid": "a", "created_at": 0, "updated_at": 0})
+    first.writer.write(event)
+    assert first.writer.away
+    first.close()
+    assert 1 == len(list((tmp_path / "spool").iterdir()))
+
+    (tmp_path / "log").mkdir()
+    second = JobLog(url, spool=tmp_path / "spool")
+    second.create_tables()
+    second.writer.put(Event("enqueue", event.row | {"jid": "b"}))
+    eventually(lambda: second.jobs.count() == 2)
+    assert [] == list((tmp_path / "spool").iterdir())
+    second.close()
