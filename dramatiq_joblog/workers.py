@@ -5,7 +5,6 @@ A process renews its row by the database's clock, so that no host's clock matter
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import socket
@@ -80,7 +79,7 @@ class Heartbeat:
                 pid=os.getpid(),
                 boot_id=_boot_id(),
                 threads=self.threads,
-                queues=json.dumps(sorted(self.queues)),
+                queues=sorted(self.queues),
                 timeout=self.timeout,
                 started_at=now,
                 heartbeat_at=now,

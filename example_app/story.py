@@ -71,6 +71,8 @@ def watch(console: Console, sent: list[str]) -> None:
             for kind in JobType
         }
         while True:
+            # Asked before the bars are drawn, so that they are full in the end.
+            ended, known = jobs_of(sent).in_state(*FINAL).count(), jobs_of(sent).count()
             for kind, task in tasks.items():
                 mine = jobs_of(sent).of_type(kind)
                 busy = mine.in_progress().count()
@@ -81,7 +83,6 @@ def watch(console: Console, sent: list[str]) -> None:
                     now=f"{busy} in progress" if busy else "",
                 )
             # A job that another one sends has its row before that one's end is written.
-            ended, known = jobs_of(sent).in_state(*FINAL).count(), jobs_of(sent).count()
             if ended == known >= len(sent):
                 return
             if time.monotonic() > deadline:

@@ -1,0 +1,188 @@
+"""Worker processes that die, pause and come back, and what becomes of the jobs they ran."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import dramatiq
+import pytest
+from dramatiq.brokers.redis import RedisBroker
+
+from dramatiq_joblog import ConfigurationError, JobLog, JobLogMiddleware
+from dramatiq_joblog.workers import Heartbeat
+
+
+@pytest.fixture
+def heartbeat(joblog):
+    """Return a function that makes the heartbeat of one process more."""
+
+    def make(timeout=30_000):
+        return Heartbeat(joblog.Job, joblog.Worker, timeout=timeout)
+
+    return make
+
+
+def silence(joblog, process, milliseconds=60_000):
+    """Make the last sign of life of a process older."""
+    worker = joblog.Worker
+    worker.update(heartbeat_at=worker.heartbeat_at - milliseconds).where(
+        worker.process == process.process
+    ).execute()
+
+
+def test_a_process_appears(joblog, heartbeat):
+    """A process that gives its first sign of life has a row that tells who it is."""
+    process = heartbeat()
+    process.threads, process.queues = 4, {"default", "mail"}
+    process.beat()
+    process.beat()
+
+    [row] = joblog.workers
+    assert (os.getpid(), 4, ["default", "mail"]) == (row.pid, row.threads, row.queues)
+    assert (None, None) == (row.ended_at, row.swept_at)
+    assert row.heartbeat_at >= row.started_at
+
+
+def test_runs_of_a_silent_process_are_lost(joblog, heartbeat, job_factory):
+    """The runs of a process that is silent for too long are lost, and nobody else's."""
+    dead, alive = heartbeat(), heartbeat()
+    dead.beat()
+    alive.beat()
+    job_factory(jid="its", state="started", process=dead.process)
+    job_factory(jid="its retry", state="retrying", process=dead.process)
+    job_factory(jid="old, and alive", state="started", process=alive.process, started_at=0)
+    job_factory(jid="of no process", state="started", started_at=0)
+    alive.beat()
+    assert not joblog.jobs.lost().exists()
+
+    silence(joblog, dead)
+    alive.beat()
+
+    assert ["its"] == [job.jid for job in joblog.jobs.lost()]
+
+
+def test_nothing_is_lost_at_once(joblog, heartbeat, job_factory):
+    """A process that appears takes nobody's jobs, however long they have run."""
+    running = heartbeat()
+    running.beat()
+    job_factory(state="started", process=running.process, started_at=0, updated_at=0)
+    heartbeat().beat()
+
+    assert 1 == joblog.jobs.started().count()
+
+
+def test_a_process_that_was_paused_comes_back(joblog, heartbeat, job_factory):
+    """A process that was taken to be gone and was only paused has its runs back."""
+    paused, other = heartbeat(), heartbeat()
+    paused.beat()
+    job_factory(jid="j", state="started", process=paused.process)
+    silence(joblog, paused)
+    other.beat()
+    assert "lost" == joblog.get("j").state
+
+    paused.beat()
+
+    assert "started" == joblog.get("j").state
+    other.beat()
+    assert "started" == joblog.get("j").state
+
+
+def test_a_process_that_ended(joblog, heartbeat, job_factory):
+    """What a process that says that it ended left open is lost."""
+    ended, other = heartbeat(), heartbeat()
+    ended.beat()
+    job_factory(jid="j", state="started", process=ended.process)
+    ended.end()
+    other.beat()
+
+    assert "lost" == joblog.get("j").state
+    [_, row] = joblog.workers
+    assert row.ended_at is not None
+
+
+@pytest.mark.parametrize("times", [(0, 10), (10, 10), (10, 5), (-1, 10)])
+def test_times_that_make_no_sense(sqlite_url, times):
+    """A heartbeat that is none, or slower than its timeout, is refused."""
+    with pytest.raises(ConfigurationError, match="the timeout must be the longer one"):
+        JobLogMiddleware(JobLog(sqlite_url), heartbeat=times[0], heartbeat_timeout=times[1])
+
+
+@pytest.fixture
+def victims(database_url, redis_url, run_worker_process, tmp_path):
+    """Return a function that runs a worker process, and the broker to send it jobs."""
+    environment = {
+        "VICTIM_DATABASE": database_url,
+        "VICTIM_FOLDER": str(tmp_path),
+        "VICTIM_REDIS": redis_url,
+    }
+    broker = RedisBroker(url=redis_url, namespace="victim")
+    broker.declare_queue("default")
+
+    def send(actor):
+        message = dramatiq.Message("default", actor, (), {}, {})
+        broker.enqueue(message)
+        return message.message_id
+
+    def run(**options):
+        return run_worker_process("victim_worker", env=environment, **options)
+
+    yield run, send
+    broker.close()
+    broker.client.connection_pool.disconnect()
+
+
+@pytest.mark.process
+def test_a_killed_worker(joblog, victims, eventually, tmp_path):
+    """The run of a killed worker is lost in time, and interrupted when its message comes back."""
+    run, send = victims
+    with run(expects_critical="exited unexpectedly") as first:
+        jid = send("waits")
+        eventually((tmp_path / "began").exists)
+        [worker] = first.workers
+        eventually(lambda: joblog.workers.get().threads == 4)
+        last_beat = joblog.workers.get().heartbeat_at
+        eventually(lambda: joblog.workers.get().heartbeat_at > last_beat)
+        os.kill(worker.pid, signal.SIGKILL)
+        eventually(lambda: first.process.poll() is not None)
+    seen = joblog.workers.get().heartbeat_at
+    assert "started" == joblog.get(jid).state
+
+    # Another process sees it; it takes no messages of that queue.
+    with run(args=["--queues", "other"]):
+        eventually(lambda: joblog.get(jid).state == "lost", timeout=30)
+        assert [] == list(joblog.get(jid).failures)
+
+    (tmp_path / "go").touch()
+    with run():
+        eventually(lambda: joblog.get(jid).state == "finished", timeout=30)
+
+    job = joblog.get(jid)
+    [failure] = job.failures
+    assert ("interrupted", 1, seen) == (failure.outcome, failure.attempt, failure.finished_at)
+    assert (1, 1) == (job.attempt, job.interruptions)
+    assert failure.worker != job.worker
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("actor", ["poison", "bounded_poison"])
+def test_a_poison_pill(joblog, victims, eventually, actor):
+    """A job that kills its worker three times is marked; with an option it is dead then."""
+    run, send = victims
+    jid = send(actor)
+    for _ in range(3):
+        with run(expects_critical="exited unexpectedly") as process:
+            eventually(lambda: process.process.poll() is not None, timeout=30)
+    if actor == "poison":
+        with run(expects_critical="exited unexpectedly") as process:
+            eventually(lambda: process.process.poll() is not None, timeout=30)
+    else:
+        with run():
+            eventually(lambda: joblog.get(jid).state == "dead", timeout=30)
+
+    job = joblog.get(jid)
+    assert ["interrupted"] * 3 == [f.outcome for f in job.failures]
+    assert 3 == job.interruptions
+    assert "it may be a poison pill" in job.note
+    dead = ("dead", "interrupted")
+    assert (("started", None) if actor == "poison" else dead) == (job.state, job.dead_reason)

@@ -1,0 +1,47 @@
+"""A worker to be killed: ``dramatiq victim_worker``, told by its environment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+
+from dramatiq_joblog import JobLog, JobLogMiddleware
+
+folder = Path(os.environ["VICTIM_FOLDER"])
+joblog = JobLog(os.environ["VICTIM_DATABASE"])
+broker = RedisBroker(
+    url=os.environ["VICTIM_REDIS"],
+    namespace="victim",
+    # A killed worker's messages come back at once, not after a minute.
+    heartbeat_timeout=1000,
+    maintenance_chance=1_000_000,
+)
+broker.add_middleware(JobLogMiddleware(joblog, heartbeat=100, heartbeat_timeout=1000))
+dramatiq.set_broker(broker)
+
+
+@dramatiq.actor(max_retries=0)
+def waits():
+    (folder / "began").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+
+
+@dramatiq.actor(max_retries=0)
+def poison():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dramatiq.actor(max_retries=0, max_interruptions=3)
+def bounded_poison():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dramatiq.actor(queue_name="other")
+def elsewhere():
+    pass
