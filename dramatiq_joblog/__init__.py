@@ -1,22 +1,38 @@
 """The life of every Dramatiq job, in SQL: see what ran, find what broke, decide by it."""
 
 from .current import current_job
-from .errors import ConfigurationError, JobLogError, JobNotFound
+from .errors import (
+    ConfigurationError,
+    DatabaseAwayError,
+    DuplicateJob,
+    JobLogError,
+    JobNotFound,
+    LockNotAcquired,
+)
 from .joblog import JobLog
-from .middleware import JobLogMiddleware
-from .models import Failure, Job
+from .locks import Exclusive, Unique
+from .middleware import JobLogMiddleware, enqueue_once
+from .models import Failure, Job, Lock, Worker
 from .states import DeadReason, Outcome, State
 
 __all__ = [
     "ConfigurationError",
+    "DatabaseAwayError",
     "DeadReason",
+    "DuplicateJob",
+    "Exclusive",
     "Failure",
     "Job",
     "JobLog",
     "JobLogError",
     "JobLogMiddleware",
     "JobNotFound",
+    "Lock",
+    "LockNotAcquired",
     "Outcome",
     "State",
+    "Unique",
+    "Worker",
     "current_job",
+    "enqueue_once",
 ]

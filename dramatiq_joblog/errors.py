@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from dramatiq.errors import DramatiqError
+from dramatiq.errors import DramatiqError, RateLimitExceeded
 from dramatiq.middleware import MiddlewareError
 
 
@@ -30,6 +30,38 @@ class JobNotFound(JobLogError):
     def __init__(self, jid: str) -> None:
         super().__init__(f"the log has no job {jid!r}")
         #: The jid that was asked for.
+        self.jid = jid
+
+
+class LockNotAcquired(JobLogError, RateLimitExceeded):
+    """Raised when a key is held by another.
+
+    It is a ``RateLimitExceeded``, so that an actor that does not catch it is retried without
+    an error in the worker's log.
+    """
+
+    def __init__(self, key: str, holder: str) -> None:
+        super().__init__(f"lock {key!r} {holder}")
+        #: The key.
+        self.key = key
+
+
+class SectionTakenError(LockNotAcquired, MiddlewareError):
+    """Raised in place of a job's body when its section is taken and its policy is to retry."""
+
+
+class SectionUnknownError(JobLogError, MiddlewareError):
+    """Raised in place of a job's body when it cannot be known whether its section is free."""
+
+
+class DuplicateJob(JobLogError, MiddlewareError):
+    """Raised by ``send()`` when another job holds the key that a message is unique by."""
+
+    def __init__(self, key: str, jid: str) -> None:
+        super().__init__(f"the key {key!r} is held by job {jid}; this message was not sent")
+        #: The key.
+        self.key = key
+        #: The job that holds it.
         self.jid = jid
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import os
 import re
 import tempfile
+import time
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +18,22 @@ import peewee
 from peewee import Database, PeeweeException, SqliteDatabase
 from playhouse.db_url import connect
 
-from .errors import ConfigurationError, JobLogError, JobNotFound
+from .clock import database_now
+from .errors import ConfigurationError, JobLogError, JobNotFound, LockNotAcquired
+from .locks import DEFAULT_TTL, SECTION, Claim, describe_holder, fold_key
 from .migrations import migrate
-from .models import Failure, Job, Worker, add_indexes
+from .models import Failure, Job, Lock, Worker, add_indexes
+from .sections import Sections
 from .spool import Spool
 from .text import fold_jid
-from .transitions import Transitions
+from .transitions import Transitions, new_token
+from .workers import here
 from .writer import POLICIES, Writer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .locks import Holder, Lease
     from .query import JobQuery
 
 _DRIVERS = {
@@ -87,13 +96,17 @@ class JobLog:
         self.store_args = store_args
         self._job_types = _texts_of(job_types)
         self._own_fields = _own_fields(self.Job)
-        self.transitions = Transitions(self.Job, self.Failure, self.Worker)
+        #: The lock model, bound to the database.
+        self.Lock: Any = _bind(Lock, self.Job, self.database)
+        self.transitions = Transitions(self.Job, self.Failure, self.Worker, self.Lock)
         #: Where the middleware hands over what happens.
         self.writer = Writer(
-            self.transitions,
+            Sections(self.transitions),
             Spool(Path(spool) if spool is not None else _default_spool(self.Job)),
             on_outage=_one_of(POLICIES, on_outage=on_outage),
         )
+        locks = self.transitions.locks
+        locks.renew_within = lambda within: self.writer.at_least_every(within, locks.renew)
 
     @property
     def jobs(self) -> JobQuery:
@@ -104,6 +117,68 @@ class JobLog:
         self._settle()
         query: JobQuery = self.Job.select().order_by(self.Job.id.desc())
         return query
+
+    @property
+    def locks(self) -> Any:
+        """The keys that are held now, by sections and by hand: a select of :class:`Lock`."""
+        lock = self.Lock
+        held = lock.owner.is_null(False), lock.expires_at > database_now(self.database)
+        return lock.select().where(lock.kind == SECTION, *held).order_by(lock.acquired_at)
+
+    @contextlib.contextmanager
+    def lock(
+        self, key: str, *, limit: int = 1, ttl: int = DEFAULT_TTL, wait: int | None = None
+    ) -> Iterator[Lease]:
+        """Hold a key until the end of the block; it is renewed for as long as that takes.
+
+        Example:
+          >>> with joblog.lock("nightly report") as lease:
+          ...     lease.fence
+          1
+
+        Parameters:
+          key: The key, of the same kind as those of ``exclusive``.
+          limit: How many may hold it at once.
+          ttl: Milliseconds that it stays held if this process vanishes.
+          wait: Milliseconds to wait for it; None not to wait.
+
+        Raises:
+          LockNotAcquired: If another holds it, for all that time.
+          ConfigurationError: Inside a transaction of the same database: nobody else could see
+            what was done under the lock before it is free again.
+          DatabaseAwayError: If the database cannot be asked.
+        """
+        if not self.database.is_closed() and self.database.in_transaction():
+            raise ConfigurationError(
+                f"lock {key!r} is taken inside a transaction, whose end nobody would wait for: "
+                "take the lock first, and begin the transaction inside it"
+            )
+        token = new_token(None)
+        claim = Claim(SECTION, fold_key(key), here(), token, ttl, limit=limit)
+        deadline = time.monotonic() + (wait or 0) / 1000
+        pause = 0.05
+        locks = self.transitions.locks
+        while (lease := self.writer.call(lambda: locks.take(claim))) is None:
+            if time.monotonic() >= deadline:
+                holder = self.writer.call(lambda: locks.holder(SECTION, claim.key))
+                raise LockNotAcquired(key, describe_holder(holder))
+            time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+            pause = min(pause * 1.5, 0.5)
+        try:
+            yield lease
+        finally:
+            self.writer.call(lambda: locks.release(SECTION, claim.key, claim.owner, token))
+
+    def claim(self, claim: Claim) -> Holder | None:
+        """Take a key, or return who holds it."""
+        locks = self.transitions.locks
+
+        def take() -> Holder | None:
+            taken = locks.take(claim)
+            return None if taken is not None else locks.holder(claim.kind, claim.key)
+
+        holder: Holder | None = self.writer.call(take)
+        return holder
 
     @property
     def workers(self) -> Any:
@@ -141,7 +216,7 @@ class JobLog:
                 # Readers and the writer do not wait for each other; it stays with the file.
                 self.database.execute_sql("PRAGMA busy_timeout = 30000")
                 self.database.execute_sql("PRAGMA journal_mode = WAL")
-            migrate(self.database, (self.Job, self.Failure, self.Worker))
+            migrate(self.database, (self.Job, self.Failure, self.Worker, self.Lock))
         except PeeweeException as e:
             raise JobLogError(
                 f"the log's tables could not be made on {describe(self.database)}: "

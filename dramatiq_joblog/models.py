@@ -176,6 +176,10 @@ class Job(Model, metaclass=_JobBase):
     args = JsonField(null=True)
     #: Keyword arguments.
     kwargs = JsonField(null=True)
+    #: The key of its critical section.
+    section = CharField(max_length=MAX_JID, null=True)
+    #: Since when it waits for its section, by the database's clock; None when it does not.
+    waiting_since = InstantField(null=True)
     #: What the job noted about itself.
     meta = JsonField(null=True)
     #: The last progress that the job told.
@@ -270,6 +274,37 @@ class Worker(Model):
 
     class Meta:
         table_name = "joblog_worker"
+
+
+class Lock(Model):
+    """One slot of a key: of a critical section, or of a uniqueness."""
+
+    #: In order of appearance.
+    id = BigAutoField()
+    #: ``section`` or ``unique``.
+    kind = CharField(max_length=8)
+    #: The key.
+    key = CharField(max_length=MAX_JID)
+    #: Its slot, from 0 to the section's limit.
+    slot = IntegerField()
+    #: The job that holds it, or ``host:pid:thread`` of one taken by hand; None if it is free.
+    owner = CharField(max_length=MAX_JID, null=True)
+    #: The run that holds it; None between two runs of a job that is retried.
+    token = CharField(max_length=32, null=True)
+    #: The process of that run, a :class:`Worker`'s.
+    process = CharField(max_length=16, null=True)
+    #: Grows with each holder of the key.
+    fence = BigIntegerField()
+    #: Milliseconds that it stays held after its last renewal.
+    ttl = BigIntegerField()
+    #: When it was taken, by the database's clock, as all its times.
+    acquired_at = InstantField(null=True)
+    #: When its lease runs out unless it is renewed.
+    expires_at = InstantField(null=True)
+
+    class Meta:
+        table_name = "joblog_lock"
+        indexes = ((("kind", "key", "slot"), True),)
 
 
 def add_indexes(model: type[Model]) -> None:

@@ -42,6 +42,15 @@ def fold_jid(jid: str) -> str:
     return f"sha256:{hashlib.sha256(jid.encode()).hexdigest()}"
 
 
+def message_of(error: BaseException) -> str:
+    """Return an error's text, whatever its own ``__str__`` does."""
+    try:
+        return str(error)
+    except Exception as e:  # noqa: BLE001
+        # Its name is still worth keeping.
+        return f"<{type(error).__name__} whose text raised {type(e).__name__}>"
+
+
 def document(value: Any) -> tuple[str, str | None]:
     """Write *value* as JSON text, and a note when it could not be kept as it is.
 

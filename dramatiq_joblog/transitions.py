@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from peewee import SqliteDatabase
 
+from .locks import SECTION, UNIQUE, Locks
 from .models import Job, to_millis
-from .states import OPEN, STARTABLE, DeadReason, Outcome, Start, State, judge_start
+from .states import FINAL, OPEN, STARTABLE, DeadReason, Outcome, Start, State, judge_start
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from peewee import Database
+
+    from .locks import Holder, Lease
 
 #: Values of one statement stay far below every database's limit on parameters.
 MAX_ROWS = 100
@@ -44,12 +47,25 @@ class Event:
     max_interruptions: int | None = None
     #: Whether a job that has ended may run again.
     rerun: bool = False
+    #: The job's critical section: the values of an :class:`Exclusive`, its key being made.
+    section: dict[str, Any] | None = None
+    #: What the job is unique by: ``key``, ``until`` and ``ttl``.
+    unique: dict[str, Any] | None = None
     #: For a start: whether the run may go on.  The answer, set by the writer.
     granted: bool = field(default=True, compare=False)
     #: For a start that is replayed: its run ended with its process.
     cut_off: bool = field(default=False, compare=False)
-    #: For a start that may not go on: the state that the job is in.  Set by the writer.
+    #: For a start that may not go on: the state that the job is in now.  Set by the writer.
     found: str | None = field(default=None, compare=False)
+    #: For a start in a section: what it holds, or who holds it.  Set by the writer.
+    lease: Lease | None = field(default=None, compare=False)
+    holder: Holder | None = field(default=None, compare=False)
+    #: For a start that must wait: milliseconds until it may come back.  Set by the writer.
+    delay: int | None = field(default=None, compare=False)
+
+    def as_end(self, row: dict[str, Any]) -> Event:
+        """Return the end of what was to begin, which holds no section."""
+        return Event("end", row, unique=self.unique)
 
     @property
     def jid(self) -> str:
@@ -144,12 +160,14 @@ class Transitions:
       job: The bound job model.
       failure: The bound failure model.
       worker: The bound worker model.
+      lock: The bound lock model.
     """
 
-    def __init__(self, job: Any, failure: Any, worker: Any) -> None:
+    def __init__(self, job: Any, failure: Any, worker: Any, lock: Any) -> None:
         self.job = job
         self.failure = failure
         self.worker = worker
+        self.locks = Locks(lock, job)
         self.database: Database = job._meta.database
         self._columns = [f.column_name for f in job._meta.sorted_fields if f.name != "id"]
         self._failure_columns = [
@@ -165,7 +183,8 @@ class Transitions:
     def write(self, events: Sequence[Event]) -> None:
         """Write *events*, which are of different jobs, and answer the starts among them.
 
-        Everything is committed when this returns.
+        Starts in a section are not for this: see :class:`Sections`.  Everything is
+        committed when this returns.
 
         Raises:
           peewee.DatabaseError: Nothing was written, or it may be written again.
@@ -177,11 +196,12 @@ class Transitions:
                 any(e.kind == "enqueue" for e in events),
                 any(e.kind != "enqueue" for e in events),
                 any(e.failure is not None for e in events),
+                any(e.section is not None or e.unique is not None for e in events),
                 len(events) > MAX_ROWS,
             )
         )
         if statements > 1:
-            with self._atomic():
+            with self.atomic():
                 written = self._write(events)
         else:
             written = self._write(events)
@@ -201,7 +221,29 @@ class Transitions:
         )
         written = self._upsert(runs, ", ".join(map(_assignment, updates)), _RUN_GUARD)
         self.insert_failures(failures)
+        for event in sorted(events, key=keys_of):
+            self._hold(event, written=event.kind == "enqueue" or event.jid in written)
         return written
+
+    def _hold(self, event: Event, *, written: bool) -> None:
+        """Keep or free what the job holds, as its new state wants it."""
+        locks, row = self.locks, event.row
+        if event.kind == "end" and not written:
+            locks.forget(row["token"])
+            return
+        final = row["state"] in FINAL
+        if event.section is not None and event.kind == "end":
+            if row["state"] == State.RETRYING:
+                grace = event.section["ttl"] + max(0, row["eta"] - row["updated_at"])
+                locks.keep(event.section["key"], event.jid, row["token"], grace)
+            else:
+                locks.release(SECTION, event.section["key"], event.jid, row["token"])
+        if event.unique is not None:
+            key, until = event.unique["key"], event.unique["until"]
+            if event.kind == "enqueue":
+                locks.confirm(key, event.jid, event.unique["ttl"])
+            elif (event.kind == "start" and until == "started") or (final and until is not None):
+                locks.release(UNIQUE, key, event.jid, None)
 
     def _upsert(self, rows: Sequence[dict[str, Any]], updates: str, guard: str) -> set[str]:
         """Insert or update jobs; return the jids of those that the guard let through."""
@@ -242,34 +284,52 @@ class Transitions:
 
     def _contest(self, event: Event) -> bool:
         """Answer a start that the fast guard did not let through."""
-        job = self.job
-        with self._atomic():
-            select = job.select().where(job.jid == event.jid)
-            if not isinstance(self.database, SqliteDatabase):
-                select = select.for_update()
-            row = select.get_or_none()
-            if row is None:
-                return bool(self._write([event]))
-            verdict = judge_start(
-                state=row.state,
-                attempt=row.attempt,
-                token=row.token,
-                new_attempt=event.row["attempt"],
-                new_token=event.row["token"],
-                redelivered=event.redelivered or same_delivery(row.token, event.row["token"]),
-                rerun=event.rerun,
-            )
-            event.found = row.state
-            if verdict is Start.TAKE_OVER and row.token and self._interrupt(row, event):
-                event.found = State.DEAD.value
-                return False
+        with self.atomic():
+            row = self.locked(event.jid)
+            verdict = self.judge(event, row)
             if verdict is Start.REFUSE and event.cut_off:
                 self.insert_failures([_interruption(event.row, event.row["updated_at"])])
-            if verdict in (Start.TAKE_OVER, Start.BEGIN):
-                # Back to where every run may begin from, so that the rule stands once.
-                job.update(state=State.ENQUEUED).where(job.jid == event.jid).execute()
-                self._write([event])
-            return verdict is not Start.REFUSE
+            if verdict in (Start.KNOWN, Start.REFUSE):
+                return verdict is Start.KNOWN
+            return self.begin(event, row, verdict)
+
+    def locked(self, jid: str) -> Any:
+        """Return the row of a job, which nobody else changes until the transaction ends."""
+        select = self.job.select().where(self.job.jid == jid)
+        if not isinstance(self.database, SqliteDatabase):
+            select = select.for_update()
+        return select.get_or_none()
+
+    def judge(self, event: Event, row: Any) -> Start:
+        """Decide what a start may do, and note on it what it found."""
+        if row is None:
+            return Start.BEGIN
+        event.found = row.state
+        return judge_start(
+            state=row.state,
+            attempt=row.attempt,
+            token=row.token,
+            new_attempt=event.row["attempt"],
+            new_token=event.row["token"],
+            redelivered=event.redelivered or same_delivery(row.token, event.row["token"]),
+            rerun=event.rerun,
+        )
+
+    def begin(self, event: Event, row: Any, verdict: Start) -> bool:
+        """Write the start of a run that was judged; return False if the job is dead instead."""
+        if verdict is Start.TAKE_OVER and row.token and self._interrupt(row, event):
+            event.found = State.DEAD.value
+            return False
+        self.put(event, row)
+        return True
+
+    def put(self, event: Event, row: Any) -> None:
+        """Write an event on a locked row, whatever its state."""
+        if row is not None:
+            # Back to where every run may begin from, so that the rule stands once.
+            job = self.job
+            job.update(state=State.ENQUEUED).where(job.jid == event.jid).execute()
+        self._write([event])
 
     def _interrupt(self, row: Any, event: Event) -> bool:
         """Close the open run of *row*; return whether the job is dead of it."""
@@ -303,7 +363,8 @@ class Transitions:
         job.update(update).where(job.jid == event.jid).execute()
         return dead
 
-    def _atomic(self) -> Any:
+    def atomic(self) -> Any:
+        """Return a transaction, or a part of the one that is open."""
         if isinstance(self.database, SqliteDatabase):
             # A write lock taken late cannot be waited for: SQLite fails at once instead.
             return self.database.atomic("IMMEDIATE")
@@ -312,6 +373,11 @@ class Transitions:
     @staticmethod
     def _names(columns: Iterable[str]) -> str:
         return ", ".join(f'"{column}"' for column in columns)
+
+
+def keys_of(event: Event) -> tuple[str, str]:
+    """Return the keys that an event is about, for an order that all processes keep."""
+    return ((event.section or {}).get("key", ""), (event.unique or {}).get("key", ""))
 
 
 def _interruption(run: dict[str, Any], last_sign: int) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .clock import database_now
@@ -98,29 +100,54 @@ class Heartbeat:
 
     def _sweep(self) -> None:
         now = database_now(self._database)
-        gone = self.worker.select(self.worker.process).where(
-            self.worker.swept_at.is_null(),
-            self.worker.ended_at.is_null(False)
-            | (self.worker.heartbeat_at + self.worker.timeout < now),
+        worker = self.worker
+        silent = worker.heartbeat_at + worker.timeout < now
+        others = worker.select(worker, silent.alias("silent")).where(
+            worker.swept_at.is_null(), worker.process != self.process
         )
-        for (process,) in list(gone.tuples()):
-            # As many as the process had threads: no batch is large.
-            (
-                self.job.update(state=State.LOST, updated_at=now)
-                .where(self.job.state == State.STARTED, self.job.process == process)
-                .execute()
-            )
-            (
-                self.worker.update(swept_at=now)
-                .where(self.worker.process == process, self.worker.swept_at.is_null())
-                .execute()
-            )
+        for other in list(others):
+            if other.silent or is_gone(other):
+                self._lose(other.process)
+
+    def _lose(self, process: str) -> None:
+        now = database_now(self._database)
+        # As many as the process had threads: no batch is large.
+        (
+            self.job.update(state=State.LOST, updated_at=now)
+            .where(self.job.state == State.STARTED, self.job.process == process)
+            .execute()
+        )
+        (
+            self.worker.update(swept_at=now)
+            .where(self.worker.process == process, self.worker.swept_at.is_null())
+            .execute()
+        )
+
+
+def here() -> str:
+    """Name this thread: ``host:pid:thread``."""
+    return f"{HOST}:{os.getpid()}:{threading.get_native_id()}"
+
+
+def is_gone(worker: Any) -> bool:
+    """Tell whether a worker's process is known to be gone, by its row or by this host."""
+    if worker.swept_at is not None or worker.ended_at is not None:
+        return True
+    if (worker.host, worker.boot_id) != (HOST, _boot_id()) or worker.boot_id is None:
+        return False
+    try:
+        os.kill(worker.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _boot_id() -> str | None:
-    """Return what tells one boot of this host from another, where the system has such a thing."""
+    """Name this boot of this host, and this set of process numbers, where the system can."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123
-            return file.read().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}:{Path('/proc/self/ns/pid').readlink()}"[:64]
     except OSError:
         return None

@@ -14,6 +14,7 @@ import dataclasses
 import multiprocessing.util
 import os
 import queue
+import random
 import threading
 import time
 import weakref
@@ -24,19 +25,23 @@ from dramatiq.logging import get_logger
 
 from .connection import Connection, Probe
 from .errors import DatabaseAwayError
+from .transitions import Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from peewee import Database
 
+    from .sections import Sections
     from .spool import Spool
-    from .transitions import Event, Transitions
 
 #: Milliseconds that a batch is tried for before the database is taken to be away.
 DEFAULT_RETRY_FOR = 2_000
 #: As many events are written in one transaction at most.
 MAX_BATCH = 500
+
+#: Milliseconds until a job with a section comes back while the database is away; about.
+AWAY_DELAY = 3_000
 
 #: What becomes of events while the database is away.
 POLICIES = ("spool", "block", "drop")
@@ -44,7 +49,7 @@ POLICIES = ("spool", "block", "drop")
 
 @dataclass(eq=False)
 class _Ticket:
-    event: Event | None
+    event: Event | _Call | None
     done: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -58,7 +63,7 @@ class Writer:
     writer gets a thread and a connection of its own.
 
     Parameters:
-      transitions: The statements of the log.
+      sections: The statements of the log.
       spool: Where events go while the database is away.
       on_outage: One of :data:`POLICIES`.
       retry_for: Milliseconds to try a batch before the database is taken to be away.
@@ -66,14 +71,15 @@ class Writer:
 
     def __init__(
         self,
-        transitions: Transitions,
+        sections: Sections,
         spool: Spool,
         *,
         on_outage: str = "spool",
         retry_for: int = DEFAULT_RETRY_FOR,
     ) -> None:
-        self._transitions = transitions
-        self._database: Database = transitions.database
+        self._sections = sections
+        self._transitions = sections.transitions
+        self._database: Database = sections.transitions.database
         self._spool = spool
         self._policy = on_outage
         self._retry_for = retry_for
@@ -141,6 +147,28 @@ class Writer:
         self._chores.append(_Chore(interval / 1000, chore))
         self.wake()
 
+    def at_least_every(self, interval: int, chore: Callable[[], None]) -> None:
+        """Call *chore* every *interval* milliseconds, or as often as was asked for before."""
+        due = time.monotonic() + interval / 1000
+        for known in self._chores:
+            if known.function == chore:
+                known.interval = min(known.interval or interval / 1000, interval / 1000)
+                known.due = min(known.due, due)
+                return
+        self._chores.append(_Chore(interval / 1000, chore, due))
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Return what *function* returns on the writer's thread, where it may use the database.
+
+        Raises:
+          DatabaseAwayError: If the database cannot be asked now.
+        """
+        call = _Call(function)
+        self._submit(call).done.acquire()
+        if call.error is not None:
+            raise call.error
+        return call.result
+
     def end_chore(self, chore: Callable[[], None], last: Callable[[], None]) -> None:
         """Call *chore* no more, and *last* once."""
         self._chores[:] = [c for c in self._chores if c.function != chore]
@@ -164,9 +192,10 @@ class Writer:
         )
         database.dispose()
         self._spool.forget()
+        self._transitions.locks.forget_all()
         self._forget()
 
-    def _submit(self, event: Event | None) -> _Ticket:
+    def _submit(self, event: Event | _Call | None) -> _Ticket:
         ticket = _Ticket(event)
         ticket.done.acquire()
         if self._thread is None:
@@ -199,9 +228,12 @@ class Writer:
             try:
                 if self._probe is not None and self._probe.back.is_set():
                     self._return()
-                events = [t.event for t in tickets if t.event is not None]
+                events = [t.event for t in tickets if isinstance(t.event, Event)]
                 for wave in _waves(events):
                     self._write(wave)
+                for ticket in tickets:
+                    if isinstance(ticket.event, _Call):
+                        self._answer(ticket.event)
             except Exception:
                 self._logger.critical("The job log's writer failed.", exc_info=True)
             finally:
@@ -267,7 +299,7 @@ class Writer:
         """Write a batch; what is poisoned in it is repaired or set aside."""
         try:
             with self._connection.asking():
-                self._transitions.write(events)
+                self._sections.write(events)
         except DatabaseAwayError:
             raise
         except Exception as e:  # noqa: BLE001
@@ -286,7 +318,7 @@ class Writer:
         repaired = dataclasses.replace(event, row=bare)
         try:
             with self._connection.asking():
-                self._transitions.write([repaired])
+                self._sections.write([repaired])
         except DatabaseAwayError:
             raise
         except Exception as e:  # noqa: BLE001
@@ -307,7 +339,25 @@ class Writer:
         )
         self._probe = Probe(self._database, self.wake)
 
+    def _answer(self, call: _Call) -> None:
+        try:
+            if self._probe is not None:
+                raise DatabaseAwayError("the job log's database cannot be asked now")  # noqa: TRY301
+            with self._connection.asking(), self._transitions.atomic():
+                call.result = call.function()
+        except Exception as e:  # noqa: BLE001
+            # It is the caller's.
+            call.error = e
+
     def _keep(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if event.kind == "start" and event.section is not None:
+                # Nobody knows whether its section is free: it comes back later.
+                event.granted = False
+                event.delay = round(AWAY_DELAY * random.uniform(0.5, 1.5))  # noqa: S311
+        events = [event for event in events if event.granted]
+        if not events:
+            return
         if self._policy == "drop":
             self.lost += len(events)
             return
@@ -346,9 +396,12 @@ class Writer:
         if _STOP in tickets:
             self._tickets.put(_STOP)
         try:
-            events = [ticket.event for ticket in tickets if ticket.event is not None]
+            events = [t.event for t in tickets if isinstance(t.event, Event)]
             if events:
                 self._keep(events)
+            for ticket in tickets:
+                if isinstance(ticket.event, _Call):
+                    ticket.event.error = DatabaseAwayError("the database is only just back")
         finally:
             _release(tickets)
 
@@ -365,6 +418,15 @@ class Writer:
             events[0].jid,
             str(error).strip(),
         )
+
+
+@dataclass(eq=False)
+class _Call:
+    """Something that a thread wants to be done, and waits for."""
+
+    function: Callable[[], Any]
+    result: Any = None
+    error: BaseException | None = None
 
 
 @dataclass

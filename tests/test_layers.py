@@ -14,21 +14,24 @@ PACKAGE = ROOT / "dramatiq_joblog"
 
 #: Each line may import from the lines above it, and nothing else of the package.
 LAYERS = (
-    ("clock", "current", "errors", "states"),
+    ("clock", "errors", "states"),
     ("connection", "query"),
     ("models",),
     ("text",),
-    ("migrations", "transitions", "workers"),
-    ("spool",),
+    ("locks", "migrations", "workers"),
+    ("current", "transitions"),
+    ("sections", "spool"),
     ("writer",),
     ("joblog",),
+    ("messages",),
+    ("runs",),
     ("middleware",),
     ("__init__",),
     ("cli", "web"),
 )
 
 #: From here on all of the host may be imported.
-BROKER_SIDE = "middleware"
+BROKER_SIDE = "messages"
 #: What the layers below it may take from the host.
 HOST_HELPERS = {"dramatiq.errors", "dramatiq.logging", "dramatiq.middleware.MiddlewareError"}
 

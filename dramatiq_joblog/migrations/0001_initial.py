@@ -11,7 +11,7 @@ from peewee import BigAutoField, BigIntegerField, CharField, IntegerField, Model
 
 
 def up(migrator: Any, database: Any) -> None:
-    job, failure, worker = (model._meta.table_name for model in migrator.joblog_models)
+    job, failure, worker, lock = (model._meta.table_name for model in migrator.joblog_models)
 
     class Job(Model):
         id = BigAutoField()
@@ -40,6 +40,8 @@ def up(migrator: Any, database: Any) -> None:
         token = CharField(max_length=32, null=True)
         args = TextField(null=True)
         kwargs = TextField(null=True)
+        section = CharField(max_length=255, null=True)
+        waiting_since = BigIntegerField(null=True)
         meta = TextField(null=True)
         progress = TextField(null=True)
         parent_jid = CharField(max_length=255, null=True)
@@ -85,6 +87,24 @@ def up(migrator: Any, database: Any) -> None:
         class Meta:
             table_name = worker
 
+    class Lock(Model):
+        id = BigAutoField()
+        kind = CharField(max_length=8)
+        key = CharField(max_length=255)
+        slot = IntegerField()
+        owner = CharField(max_length=255, null=True)
+        token = CharField(max_length=32, null=True)
+        process = CharField(max_length=16, null=True)
+        fence = BigIntegerField()
+        ttl = BigIntegerField()
+        acquired_at = BigIntegerField(null=True)
+        expires_at = BigIntegerField(null=True)
+
+        class Meta:
+            table_name = lock
+            indexes = ((("kind", "key", "slot"), True),)
+
     # The user's column is added with the others of the job model: it may be a foreign key.
-    with database.bind_ctx([Job, Failure, Worker]):
-        database.create_tables([Job, Failure, Worker])
+    tables = [Job, Failure, Worker, Lock]
+    with database.bind_ctx(tables):
+        database.create_tables(tables)

@@ -1,0 +1,175 @@
+"""A start in a critical section: taken with the section, or what becomes of it without."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+from .locks import SECTION, Claim, describe_holder
+from .models import to_millis
+from .states import DeadReason, Outcome, Start, State
+from .transitions import keys_of
+from .workers import is_gone
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .locks import Holder
+    from .transitions import Event, Transitions
+
+#: Milliseconds until a waiter comes back, for each that waits before it and for itself; at most.
+TURN, TURN_AT_MOST = 250, 5_000
+#: Milliseconds until a copy of a message comes back whose job may be running.
+COPY_DELAY = 5_000
+
+
+class Sections:
+    """Writes events, and begins those runs that have a section in it.
+
+    Parameters:
+      transitions: The statements on jobs and on keys.
+    """
+
+    def __init__(self, transitions: Transitions) -> None:
+        self.transitions = transitions
+        self._locks = transitions.locks
+
+    def write(self, events: Sequence[Event]) -> None:
+        """Write *events*, which are of different jobs, and answer the starts among them.
+
+        Everything is committed when this returns.
+
+        Raises:
+          peewee.DatabaseError: It may be written again.
+        """
+        begins = [e for e in events if e.kind == "start" and e.section is not None]
+        if not begins:
+            self.transitions.write(events)
+            return
+        # What ends now frees what begins now.
+        self.transitions.write([e for e in events if e.kind != "start" or e.section is None])
+        with self.transitions.atomic():
+            for event in sorted(begins, key=keys_of):
+                self._begin(event)
+
+    def _begin(self, event: Event) -> None:
+        """Begin a run and take its section, or write why not."""
+        section: Any = event.section
+        row = self.transitions.locked(event.jid)
+        verdict = self.transitions.judge(event, row)
+        if verdict in (Start.KNOWN, Start.REFUSE):
+            event.granted = verdict is Start.KNOWN
+            return
+        event.granted = False
+        if verdict is Start.TAKE_OVER and not self._is_over(row, section["key"]):
+            # Two copies of one message never run side by side; this is not for the policy.
+            event.delay = COPY_DELAY
+            return
+        since = None if row is None or row.waiting_since is None else to_millis(row.waiting_since)
+        waiters = 0
+        if section["on_conflict"] == "wait":
+            waiters = self._locks.ahead(section["key"], event.jid, since)
+        if not waiters or waiters < self._locks.free(section["key"], section["limit"]):
+            event.lease = self._locks.take(
+                Claim(
+                    SECTION,
+                    section["key"],
+                    event.jid,
+                    event.row["token"],
+                    section["ttl"],
+                    process=event.row["process"],
+                    limit=section["limit"],
+                    reenter=verdict is Start.TAKE_OVER,
+                )
+            )
+        if event.lease is None:
+            self._conflict(event, row, since, waiters)
+            return
+        event.granted = self.transitions.begin(event, row, verdict)
+        if not event.granted:
+            self._locks.release(SECTION, section["key"], event.jid, event.row["token"])
+        elif since is not None:
+            self._end_waiting(event, since)
+
+    def _is_over(self, row: Any, key: str) -> bool:
+        """Tell whether the open run of a job is known to be over."""
+        if row.state == State.LOST:
+            return True
+        worker = self.transitions.worker
+        process = worker.get_or_none(worker.process == row.process) if row.process else None
+        if process is not None and is_gone(process):
+            return True
+        mine = list(
+            self._locks.lock.select().where(
+                self._locks.lock.kind == SECTION,
+                self._locks.lock.key == key,
+                self._locks.lock.owner == row.jid,
+            )
+        )
+        now = self._locks.now()
+        return not any(to_millis(lock.expires_at) > now for lock in mine)
+
+    def _conflict(self, event: Event, row: Any, since: int | None, waiters: int) -> None:
+        section: Any = event.section
+        event.holder = self._locks.holder(SECTION, section["key"])
+        policy, timed_out = section["on_conflict"], False
+        now = self._locks.now()
+        since = now if since is None else since
+        if policy == "wait" and section["wait_for"] is not None:
+            left = section["wait_for"] - (now - since)
+            if left <= 0:
+                policy, timed_out = section["on_timeout"], True
+        if policy == "retry":
+            event.found = None
+            return
+        values = event.row | {"started_at": None, "queue_time": None, "updated_at": now}
+        if policy == "wait":
+            # The first of the waiters looks often, and each behind it less so.
+            delay = min(TURN * (waiters + 1), TURN_AT_MOST)
+            delay = round(delay * random.uniform(0.8, 1.2))  # noqa: S311
+            if section["wait_for"] is not None:
+                delay = min(delay, max(left, 1))
+            event.delay = delay
+            values |= {"state": State.WAITING.value, "eta": now + delay, "waiting_since": since}
+        else:
+            text = self._held_by(event.holder, section["key"])
+            values |= {"finished_at": now, "eta": None}
+            if policy == "skip":
+                values |= {"state": State.SKIPPED.value, "skip_reason": text}
+            else:
+                reason = DeadReason.WAIT_TIMEOUT if timed_out else DeadReason.CONFLICT
+                values |= {"state": State.DEAD.value, "dead_reason": reason.value}
+                values |= {"error_type": "LockNotAcquired", "error_message": text}
+        event.found = values["state"]
+        if row is not None and policy == "wait":
+            # What an earlier run left stays to be read.
+            values |= {name: getattr(row, name) for name in ("error_type", "error_message")}
+            values["duration"] = row.duration
+        self.transitions.put(event.as_end(values), row)
+        if timed_out:
+            self._end_waiting(event, since)
+
+    def _end_waiting(self, event: Event, since: int) -> None:
+        """Keep how long a job waited, and say that it waits no longer."""
+        now = self._locks.now()
+        self.transitions.insert_failures(
+            [
+                {
+                    "jid": event.jid,
+                    # Not the run's: that may fail by itself.
+                    "token": f"waited:{since}",
+                    "attempt": event.row["attempt"],
+                    "outcome": Outcome.WAITED.value,
+                    "started_at": since,
+                    "finished_at": now,
+                    "duration": max(0, now - since),
+                    "worker": event.row["worker"],
+                }
+            ]
+        )
+        job = self.transitions.job
+        job.update(waiting_since=None).where(job.jid == event.jid).execute()
+
+    @staticmethod
+    def _held_by(holder: Holder | None, key: str) -> str:
+        return f"section {key!r} {describe_holder(holder)}"
