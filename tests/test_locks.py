@@ -1,0 +1,324 @@
+"""Keys: how they are made, who holds them, and that never two hold one slot."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dramatiq_joblog import (
+    ConfigurationError,
+    DatabaseAwayError,
+    Exclusive,
+    JobLog,
+    LockNotAcquired,
+    Unique,
+)
+from dramatiq_joblog.locks import SECTION, Claim, Lease, key_maker
+
+
+def import_prices(user_id, symbol="AAPL", *rest, **more):
+    pass
+
+
+def strict(user_id, order=None):
+    pass
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    ("expected", "key", "args", "kwargs"),
+    [
+        ("finance:7", "finance:{user_id}", (7,), {}),
+        ("finance:7", "finance:{user_id}", (), {"user_id": 7}),
+        ("7-AAPL", "{user_id}-{symbol}", (7,), {}),
+        ("7-IBM", "{user_id}-{symbol}", (7, "IBM"), {}),
+        ("9", "{tenant}", (7,), {"tenant": 9}),
+        ("all", "all", (7,), {}),
+        ("{}", "{{}}", (7,), {}),
+        ("8", lambda user_id: user_id + 1, (7,), {}),
+    ],
+)
+def test_keys(expected, key, args, kwargs):
+    """A key is a format over the actor's parameters, defaults included, or a callable."""
+    assert expected == key_maker(key, import_prices, "it")(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("finance:{userid}", "'userid' is none of its parameters (user_id, order)"),
+        ("{0}", "'0' is none of its parameters"),
+        ("{user_id", "is no format"),
+        ("", "a format string or a callable is needed"),
+        (7, "a format string or a callable is needed"),
+    ],
+)
+def test_keys_that_cannot_be_made(key, text):
+    """A key that names no parameter, or is no key, is refused."""
+    with pytest.raises(ConfigurationError, match="actor 'strict'") as refused:
+        key_maker(key, strict, "actor 'strict'")
+    assert text in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "text"),
+    [
+        (Exclusive, {"on_conflict": "block"}, "on_conflict='block' is not known"),
+        (Exclusive, {"on_timeout": "run"}, "on_timeout='run' is not known"),
+        (Exclusive, {"limit": 0}, "limit=0 must be a whole number of at least 1"),
+        (Exclusive, {"ttl": 1.5}, "ttl=1.5 must be a whole number"),
+        (Exclusive, {"wait_for": -1}, "wait_for=-1 must be"),
+        (Unique, {"until": "dead"}, "until='dead' is not known"),
+        (Unique, {"ttl": True}, "ttl=True must be"),
+    ],
+)
+def test_values_that_make_no_sense(kind, values, text):
+    """A value that is not known or makes no sense is refused."""
+    with pytest.raises(ConfigurationError) as refused:
+        kind("key", **values)
+    assert text in str(refused.value)
+
+
+# Leases
+
+
+def test_a_lease_is_lost_when_it_was_not_renewed():
+    """A lease is lost when its time is over, or when another has it."""
+    lease = Lease("key", "token", 1, ttl=60_000, began=time.monotonic())
+    assert not lease.lost
+    lease.gone = True
+    assert lease.lost
+    assert Lease("key", "token", 1, ttl=1000, began=time.monotonic() - 2).lost
+
+
+# The statements
+
+
+@pytest.fixture
+def locks(joblog):
+    """Return the statements on an open connection."""
+    with joblog.database.connection_context():
+        yield joblog.transitions.locks
+
+
+def claim(owner, token=None, key="key", **more):
+    return Claim(SECTION, key, owner, token or f"{owner} 1", **{"ttl": 60_000} | more)
+
+
+def expire(locks, key="key"):
+    """Let the leases of a key run out."""
+    lock = locks.lock
+    lock.update(expires_at=lock.expires_at - 120_000).where(lock.key == key).execute()
+
+
+def test_one_at_a_time(locks):
+    """A key that is held is not taken, and is once it is released; the fence grows by one."""
+    assert 1 == locks.take(claim("a")).fence
+    assert locks.take(claim("b")) is None
+    assert "a" == locks.holder(SECTION, "key").owner
+    locks.release(SECTION, "key", "a", "a 1")
+    assert locks.holder(SECTION, "key") is None
+    assert 2 == locks.take(claim("b")).fence
+
+
+def test_only_the_owner_frees(locks):
+    """A key is released by the run that holds it, and by no other, not of the same job either."""
+    locks.take(claim("a"))
+    locks.release(SECTION, "key", "b", "a 1")
+    locks.release(SECTION, "key", "a", "a 2")
+    assert locks.take(claim("c")) is None
+
+
+def test_a_lease_that_ran_out(locks):
+    """A key whose lease ran out is taken over, with a new fence, and its holder knows."""
+    first = locks.take(claim("a"))
+    expire(locks)
+    second = locks.take(claim("b"))
+
+    assert (1, 2) == (first.fence, second.fence)
+    locks.renew()
+    assert (True, False) == (first.lost, second.lost)
+    locks.release(SECTION, "key", "a", "a 1")
+    assert "b" == locks.holder(SECTION, "key").owner
+
+
+def test_renewed(locks):
+    """A lease that is renewed does not run out, and one that nobody took is had back."""
+    lease = locks.take(claim("a"))
+    expire(locks)
+    lease.deadline -= 120
+    assert lease.lost
+    locks.renew()
+
+    assert not lease.lost
+    assert locks.take(claim("b")) is None
+
+
+def test_a_copy_does_not_come_in(locks):
+    """Another run of the job that holds a key does not come in while the first one runs."""
+    locks.take(claim("a", "a 1"))
+    assert locks.take(claim("a", "a 2")) is None
+    assert locks.take(claim("a", "a 2", reenter=True)) is not None
+
+
+def test_kept_for_a_retry(locks):
+    """Between two runs a key is kept for its job, for as long as was said."""
+    locks.take(claim("a", "a 1"))
+    locks.keep("key", "a", "a 1", 60_000)
+    assert locks.take(claim("b")) is None
+    assert 2 == locks.take(claim("a", "a 2")).fence
+    locks.keep("key", "a", "a 2", 0)
+    assert 3 == locks.take(claim("b")).fence
+
+
+@pytest.mark.parametrize("limit", [2, 3])
+def test_a_limit(locks, limit):
+    """As many as the limit hold a key, no one twice; the fence grows with each of them."""
+    fences = [locks.take(claim(f"{n}", limit=limit)).fence for n in range(limit)]
+    assert list(range(1, limit + 1)) == fences
+    assert locks.take(claim("late", limit=limit)) is None
+    assert locks.take(claim("0", "0 2", limit=limit)) is None
+    locks.release(SECTION, "key", "1", "1 1")
+    assert limit + 1 == locks.take(claim("late", limit=limit)).fence
+    assert 0 == locks.free("key", limit)
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["take", "release", "keep", "expire", "renew"]),
+        st.sampled_from("abc"),
+        st.integers(1, 2),
+    ),
+    max_size=25,
+)
+
+
+@settings(
+    max_examples=120,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(steps=steps, limit=st.integers(1, 2))
+def test_whatever_the_order(locks, steps, limit):
+    """Never more holders than slots, never a slot freed by another, never a fence that falls."""
+    locks.lock.delete().execute()
+    locks.forget_all()
+    highest = 0
+    for step, owner, run in steps:
+        token = f"{owner} {run}"
+        before = {row.slot: row for row in locks.lock.select()}
+        if step == "take":
+            lease = locks.take(claim(owner, token, limit=limit))
+            if lease is not None:
+                assert lease.fence > highest
+                highest = lease.fence
+        elif step == "release":
+            locks.release(SECTION, "key", owner, token)
+        elif step == "keep":
+            locks.keep("key", owner, token, 60_000)
+        elif step == "expire":
+            expire(locks)
+        else:
+            locks.renew()
+        after = {row.slot: row for row in locks.lock.select()}
+        assert len(after) <= limit
+        owners = [row.owner for row in after.values() if row.owner is not None]
+        assert len(owners) == len(set(owners))
+        for slot, row in before.items():
+            freed = row.owner is not None and after[slot].owner is None
+            if freed:
+                assert (step, row.owner) == ("release", owner)
+                assert row.token in (None, token)
+
+
+# By hand
+
+
+def test_by_hand(joblog):
+    """A key is held until the end of the block, also of one that fails, and seen in ``.locks``."""
+    with joblog.lock("report") as lease:
+        assert (1, False) == (lease.fence, lease.lost)
+        [row] = joblog.locks
+        assert ("report", 0) == (row.key, row.slot)
+        with pytest.raises(LockNotAcquired, match=r"lock 'report' is held by .* until"):
+            joblog.lock("report").__enter__()
+    assert [] == list(joblog.locks)
+    with pytest.raises(ZeroDivisionError), joblog.lock("report"):
+        raise ZeroDivisionError
+    assert [] == list(joblog.locks)
+
+
+def test_by_hand_with_waiting(joblog):
+    """Who waits has the key soon after it is free, and with a larger fence."""
+    entered, fences = threading.Event(), []
+
+    def wait():
+        entered.set()
+        with joblog.lock("report", wait=20_000) as lease:
+            fences.append(lease.fence)
+
+    waiting = threading.Thread(target=wait)
+    with joblog.lock("report"):
+        waiting.start()
+        entered.wait(10)
+    waiting.join(20)
+
+    assert [2] == fences
+
+
+def test_by_hand_for_longer_than_its_lease(joblog, eventually):
+    """A key that is held for longer than its lease is renewed, and nobody else has it."""
+    with joblog.lock("report", ttl=300) as lease:
+        first = joblog.locks.get().expires_at
+        eventually(lambda: joblog.locks.get().expires_at > first)
+        end = time.monotonic() + 1.0
+        eventually(lambda: time.monotonic() > end)
+        with pytest.raises(LockNotAcquired):
+            joblog.lock("report").__enter__()
+        assert not lease.lost
+
+
+def test_by_hand_in_a_transaction(joblog):
+    """A key is not taken inside a transaction of the same database."""
+    with (
+        joblog.database.atomic(),
+        pytest.raises(ConfigurationError, match="take the lock first"),
+        joblog.lock("report"),
+    ):
+        pass
+
+
+def test_by_hand_without_a_database(tmp_path):
+    """Where the database cannot be asked, no key is given."""
+    joblog = JobLog(f"sqlite:///{tmp_path}/missing/jobs.db")
+    with pytest.raises(DatabaseAwayError), joblog.lock("report"):
+        pass
+    joblog.close()
+
+
+def test_many_threads_and_one_key(joblog):
+    """Of many threads that take a key in turn never two are inside, and every fence is new."""
+    inside, fences, faults = [], [], []
+
+    def work():
+        for _ in range(5):
+            with joblog.lock("report", wait=60_000) as lease:
+                inside.append(1)
+                faults.extend([len(inside)] if len(inside) > 1 else [])
+                fences.append(lease.fence)
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert [] == faults
+    assert list(range(1, 31)) == fences
