@@ -313,6 +313,20 @@ class Locks:
             else:
                 lease.gone = True
 
+    def owns(self, key: str, owner: str) -> bool:
+        """Tell whether a section is held for *owner*, whose lease is not over."""
+        lock = self.lock
+        return bool(
+            lock.select()
+            .where(
+                lock.kind == SECTION,
+                lock.key == key,
+                lock.owner == owner,
+                lock.expires_at > database_now(self._database),
+            )
+            .exists()
+        )
+
     def ahead(self, key: str, jid: str, since: int | None) -> int:
         """Return how many wait for a section longer than *jid*, which waits *since*, and live."""
         job = self.job

@@ -67,7 +67,7 @@ class Sections:
             return
         since = None if row is None or row.waiting_since is None else to_millis(row.waiting_since)
         waiters = 0
-        if section["on_conflict"] == "wait":
+        if section["on_conflict"] == "wait" and not self._locks.owns(section["key"], event.jid):
             waiters = self._locks.ahead(section["key"], event.jid, since)
         if not waiters or waiters < self._locks.free(section["key"], section["limit"]):
             event.lease = self._locks.take(

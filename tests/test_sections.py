@@ -1,0 +1,584 @@
+"""Critical sections and uniqueness through the front door: real actors, real worker threads."""
+
+from __future__ import annotations
+
+import threading
+
+import dramatiq
+import pytest
+from dramatiq.middleware import MiddlewareError, Retries, default_middleware
+from dramatiq.results import Results
+from dramatiq.results.backends import StubBackend
+
+from dramatiq_joblog import (
+    ConfigurationError,
+    DuplicateJob,
+    Exclusive,
+    JobLog,
+    Unique,
+    current_job,
+    enqueue_once,
+)
+
+
+@pytest.fixture
+def broker(joblog, make_broker):
+    """Return a broker with the log."""
+    broker = make_broker("stub", "last", joblog=joblog)
+    broker.fail_fast_default = False
+    return broker
+
+
+class Gate:
+    """An actor's body that stays inside until it is told to go on."""
+
+    def __init__(self):
+        self.entered = threading.Event()
+        self.go = threading.Event()
+        self.inside = 0
+        self.most = 0
+        self.order = []
+        self.fences = []
+        self._lock = threading.Lock()
+
+    def stay(self, name):
+        with self._lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            self.order.append(name)
+            self.fences.append(current_job().fence)
+        self.entered.set()
+        self.go.wait(30)
+        with self._lock:
+            self.inside -= 1
+
+
+@pytest.fixture
+def gate():
+    """Return a gate that is open in the end."""
+    gate = Gate()
+    yield gate
+    gate.go.set()
+
+
+def outcomes(joblog, jid):
+    return [f.outcome for f in joblog.get(jid).failures]
+
+
+# What becomes of a job that finds its section taken
+
+
+@pytest.mark.parametrize("exclusive", ["finance:{user_id}", Exclusive("finance:{user_id}")])
+def test_skip(joblog, broker, worker, gate, exclusive):
+    """By default a job that finds its section taken is skipped, and its row says who held it."""
+
+    @dramatiq.actor(exclusive=exclusive)
+    def work(user_id):
+        gate.stay(user_id)
+
+    with worker(broker):
+        first = work.send(7)
+        assert gate.entered.wait(10)
+        second, other = work.send(7), work.send(8)
+        while joblog.get(second.message_id).state != "skipped":
+            pass
+        gate.go.set()
+        broker.join("default")
+
+    assert ["finished", "finished"] == [joblog.get(m.message_id).state for m in (first, other)]
+    skipped = joblog.get(second.message_id)
+    assert f"section 'finance:7' is held by {first.message_id} since" in skipped.skip_reason
+    assert (None, "finance:7", []) == (
+        skipped.started_at,
+        skipped.section,
+        list(skipped.failures),
+    )
+    assert [7, 8] == sorted(gate.order)
+    assert [] == list(joblog.locks)
+
+
+def test_fail(joblog, broker, worker, gate):
+    """With ``fail`` it is dead, and its message among the dead letters."""
+
+    @dramatiq.actor(exclusive=Exclusive("key", on_conflict="fail"))
+    def work():
+        gate.stay(1)
+
+    with worker(broker):
+        work.send()
+        assert gate.entered.wait(10)
+        second = work.send()
+        while joblog.get(second.message_id).state != "dead":
+            pass
+        gate.go.set()
+        broker.join("default")
+
+    dead = joblog.get(second.message_id)
+    assert ("conflict", "LockNotAcquired") == (dead.dead_reason, dead.error_type)
+    assert [second.message_id] == [m.message_id for m in broker.dead_letters]
+
+
+@pytest.mark.parametrize("position", ["first", "last", "before_retries"])
+def test_retry(joblog, make_broker, worker, gate, eventually, position):
+    """With ``retry`` it fails like any other, and comes back in when the section is free."""
+    broker = make_broker("stub", position, joblog=joblog)
+
+    @dramatiq.actor(
+        exclusive=Exclusive("key", on_conflict="retry"),
+        max_retries=50,
+        min_backoff=50,
+        max_backoff=100,
+    )
+    def work():
+        gate.stay(1)
+
+    with worker(broker):
+        first = work.send()
+        assert gate.entered.wait(10)
+        second = work.send()
+        eventually(lambda: joblog.get(second.message_id).state == "retrying")
+        gate.go.set()
+        broker.join("default")
+
+    job = joblog.get(second.message_id)
+    assert ("finished", True) == (job.state, job.attempt > 1)
+    assert {"retried"} == set(outcomes(joblog, second.message_id))
+    assert "SectionTakenError" == job.failures[0].error_type
+    assert first.message_id in job.failures[0].error_message
+    assert 1 == gate.most
+
+
+def test_wait(joblog, broker, worker, gate, eventually):
+    """With ``wait`` it comes back when the section is free; no thread, no retry is spent."""
+
+    @dramatiq.actor(exclusive=Exclusive("key", on_conflict="wait"), max_retries=0)
+    def work(n):
+        gate.stay(n)
+
+    @dramatiq.actor
+    def other():
+        pass
+
+    with worker(broker, worker_threads=2):
+        first = work.send(1)
+        assert gate.entered.wait(10)
+        waiting = work.send(2)
+        eventually(lambda: joblog.get(waiting.message_id).state == "waiting")
+        assert joblog.get(waiting.message_id).eta is not None
+        free = other.send()
+        eventually(lambda: joblog.get(free.message_id).state == "finished")
+        gate.go.set()
+        broker.join("default")
+
+    job = joblog.get(waiting.message_id)
+    assert ("finished", 1, None) == (job.state, job.attempt, job.waiting_since)
+    [waited] = job.failures
+    assert ("waited", True) == (waited.outcome, waited.duration > 0)
+    assert [1, 2] == gate.order == gate.fences
+    assert 1 == gate.most
+    assert "finished" == joblog.get(first.message_id).state
+
+
+def test_the_oldest_first(joblog, broker, worker, gate, eventually):
+    """Of many that wait the one that waits longest is next."""
+
+    @dramatiq.actor(exclusive=Exclusive("key", on_conflict="wait"))
+    def work(n):
+        gate.stay(n)
+
+    with worker(broker, worker_threads=4):
+        work.send(0)
+        assert gate.entered.wait(10)
+        for n in range(1, 6):
+            message = work.send(n)
+            eventually(lambda jid=message.message_id: joblog.get(jid).state == "waiting")
+        gate.go.set()
+        broker.join("default", timeout=60_000)
+
+    assert list(range(6)) == gate.order
+    assert 1 == gate.most
+
+
+def test_a_waiter_that_never_comes_back(joblog, broker, worker, job_factory, eventually):
+    """A waiter whose turn is long over does not hold up those behind it."""
+    job_factory(jid="gone", state="waiting", section="key", waiting_since=1, eta=1)
+
+    work = dramatiq.actor(
+        lambda: None, actor_name="work", exclusive=Exclusive("key", on_conflict="wait")
+    )
+    with worker(broker):
+        message = work.send()
+        broker.join("default")
+
+    assert ("finished", []) == (
+        joblog.get(message.message_id).state,
+        outcomes(joblog, message.message_id),
+    )
+
+
+@pytest.mark.parametrize(
+    ("on_timeout", "state", "reason"),
+    [("dead", "dead", "wait_timeout"), ("skip", "skipped", None), ("retry", "retrying", None)],
+)
+def test_waited_too_long(joblog, broker, worker, gate, eventually, on_timeout, state, reason):
+    """After ``wait_for`` the policy of ``on_timeout`` holds, and the row says so."""
+
+    @dramatiq.actor(
+        exclusive=Exclusive("key", on_conflict="wait", wait_for=300, on_timeout=on_timeout),
+        min_backoff=60_000,
+    )
+    def work():
+        gate.stay(1)
+
+    with worker(broker):
+        work.send()
+        assert gate.entered.wait(10)
+        second = work.send()
+        eventually(lambda: joblog.get(second.message_id).state == state)
+        gate.go.set()
+
+    job = joblog.get(second.message_id)
+    assert reason == job.dead_reason
+    if on_timeout != "retry":
+        assert "section 'key' is held by" in (job.skip_reason or job.error_message)
+        assert ["waited"] == outcomes(joblog, second.message_id)
+
+
+def test_a_limit(joblog, broker, worker, gate, eventually):
+    """As many as the limit run at once."""
+
+    @dramatiq.actor(exclusive=Exclusive("key", limit=2, on_conflict="wait"))
+    def work(n):
+        gate.stay(n)
+
+    with worker(broker, worker_threads=4):
+        messages = [work.send(n) for n in range(4)]
+        states = [joblog.jobs.started(), joblog.jobs.waiting()]
+        eventually(lambda: [query.count() for query in states] == [2, 2])
+        gate.go.set()
+        broker.join("default", timeout=30_000)
+
+    assert 2 == gate.most
+    assert {"finished"} == {joblog.get(m.message_id).state for m in messages}
+    assert [1, 2, 3, 4] == sorted(gate.fences)
+
+
+# What a job holds, and until when
+
+
+def test_a_retry_keeps_its_section(joblog, broker, worker, eventually):
+    """A job that failed for now keeps others out, comes back in itself, and then lets go."""
+    order = []
+
+    @dramatiq.actor(exclusive=Exclusive("key", on_conflict="wait"), max_retries=2, min_backoff=400)
+    def work(name, fails):
+        order.append((name, current_job().attempt, current_job().fence))
+        if current_job().attempt <= fails:
+            raise ValueError
+
+    with worker(broker):
+        first = work.send("a", 1)
+        eventually(lambda: joblog.get(first.message_id).state == "retrying")
+        work.send("b", 0)
+        broker.join("default", timeout=30_000)
+
+    assert [("a", 1, 1), ("a", 2, 2), ("b", 1, 3)] == order
+
+
+@pytest.mark.parametrize("end", ["dead", "skipped", "refused"])
+def test_every_end_frees(joblog, make_broker, worker, end):
+    """A section is free once its job has ended, however it has."""
+
+    class Refuses(dramatiq.Middleware):
+        def before_process_message(self, broker, message):
+            if message.args[0] == "refused":
+                raise MiddlewareError("no permit")
+
+    stack = [*(m() for m in default_middleware), Refuses()]
+    broker = make_broker("stub", "first", joblog=joblog, middleware=stack)
+
+    @dramatiq.actor(exclusive="key", max_retries=0)
+    def work(how):
+        if how == "dead":
+            raise ValueError
+        if how == "skipped":
+            raise dramatiq.middleware.SkipMessage
+
+    with worker(broker):
+        work.send(end)
+        broker.join("default", fail_fast=False)
+        assert [] == list(joblog.locks)
+        last = work.send("works")
+        broker.join("default", fail_fast=False)
+
+    assert "finished" == joblog.get(last.message_id).state
+
+
+def test_two_copies_of_one_message(joblog, broker, worker, gate, eventually):
+    """A copy of a message whose job runs comes in only when that has ended, and does nothing."""
+
+    @dramatiq.actor(exclusive="key")
+    def work():
+        gate.stay(1)
+
+    with worker(broker):
+        message = work.send()
+        assert gate.entered.wait(10)
+        broker.enqueue(message)
+        eventually(broker.queues["default"].empty)
+        row = joblog.get(message.message_id)
+        assert ("started", []) == (row.state, list(row.failures))
+        gate.go.set()
+        eventually(lambda: joblog.get(message.message_id).state == "finished")
+        broker.join("default", timeout=30_000)
+
+    assert [1] == gate.order
+
+
+def test_what_a_waiting_message_carries(joblog, make_broker, worker, gate, eventually):
+    """Arguments, options and pipelines of a message that waited arrive unchanged."""
+    stack = [*(m() for m in default_middleware), Results(backend=StubBackend())]
+    broker = make_broker("stub", "last", joblog=joblog, middleware=stack)
+    seen = []
+
+    @dramatiq.actor(exclusive=Exclusive("key", on_conflict="wait"), store_results=True)
+    def work(a, *, b):
+        gate.stay(a)
+        return a + b
+
+    @dramatiq.actor(store_results=True)
+    def double(n):
+        seen.append(n)
+        return 2 * n
+
+    with worker(broker):
+        work.send(0, b=0)
+        assert gate.entered.wait(10)
+        pipe = work.message_with_options(args=(1,), kwargs={"b": 2}, custom="x") | double.message()
+        pipe.run()
+        eventually(lambda: joblog.jobs.waiting().exists())
+        gate.go.set()
+        assert 6 == pipe.get_result(block=True, timeout=20_000)
+
+    assert [3] == seen
+    waited = joblog.jobs.of_actor("work").get()
+    assert ([1], {"b": 2}) == (waited.args, waited.kwargs)
+
+
+# The key
+
+
+def test_a_message_of_its_own(joblog, broker, worker, gate, eventually):
+    """A message's own section wins over its actor's, and False is none."""
+
+    @dramatiq.actor(exclusive="actor")
+    def work(n):
+        gate.stay(n)
+
+    with worker(broker, worker_threads=8):
+        work.send(1)
+        work.send_with_options(args=(2,), exclusive="message {n}")
+        work.send_with_options(args=(3,), exclusive=Exclusive("message 3", ttl=5_000))
+        work.send_with_options(args=(4,), exclusive=False)
+        eventually(lambda: gate.inside == 4)
+        assert ["actor", "message 2", "message 3"] == sorted(row.key for row in joblog.locks)
+        gate.go.set()
+        broker.join("default")
+
+
+def test_the_key_is_made_once(joblog, broker, worker):
+    """The key is made when a message is first sent, and travels with it through its retries."""
+    keys = iter("abc")
+
+    @dramatiq.actor(exclusive=Exclusive(lambda: next(keys)), max_retries=2, min_backoff=1)
+    def work():
+        if current_job().attempt < 3:
+            raise ValueError
+
+    with worker(broker):
+        message = work.send()
+        broker.join("default")
+
+    job = joblog.get(message.message_id)
+    assert ("finished", "a", "b") == (job.state, job.section, next(keys))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"exclusive": "finance:{user}"}, "'user' is none of its parameters (user_id)"),
+        ({"unique": "finance:{user}"}, "'user' is none of its parameters (user_id)"),
+        ({"exclusive": 7}, "exclusive=7: a key or Exclusive(...) is needed"),
+        ({"unique": 7}, "unique=7: a key or Unique(...) is needed"),
+        ({"exclusive": "x", "log_job": False}, "has exclusive, which needs log_job"),
+    ],
+)
+def test_an_actor_that_cannot_work(broker, options, text):
+    """A key that names no parameter, or is no key, is refused when the actor is declared."""
+    with pytest.raises(ConfigurationError) as refused:
+        dramatiq.actor(lambda user_id: None, actor_name="work", **options)
+    assert "actor 'work'" in str(refused.value)
+    assert text in str(refused.value)
+
+
+def test_a_key_that_cannot_be_made(broker):
+    """A message whose key cannot be made is not sent."""
+    work = dramatiq.actor(lambda user: None, actor_name="work", exclusive=Exclusive("{user[id]}"))
+    with pytest.raises(ConfigurationError, match="its key could not be made"):
+        work.send({})
+    assert broker.queues["default"].empty()
+
+
+def test_without_a_database_it_does_not_run(tmp_path, make_broker, worker, eventually):
+    """While the database cannot be asked a job with a section does not run; later it does."""
+    folder = tmp_path / "log"
+    joblog = JobLog(f"sqlite:///{folder}/jobs.db", spool=tmp_path / "spool")
+    broker = make_broker("stub", "last", joblog=joblog)
+    runs = []
+    section = dramatiq.actor(lambda: runs.append("section"), actor_name="section", exclusive="key")
+    plain = dramatiq.actor(lambda: runs.append("plain"), actor_name="plain")
+    with worker(broker):
+        section.send()
+        plain.send()
+        eventually(lambda: runs == ["plain"])
+        folder.mkdir()
+        joblog.create_tables()
+        broker.join("default", timeout=60_000)
+
+    assert ["plain", "section"] == runs
+    assert 2 == joblog.jobs.finished().count()
+    joblog.close()
+
+
+# Uniqueness
+
+
+def test_a_duplicate(joblog, broker, worker):
+    """A second message with the key of one that has not ended is not sent, and says whose it is."""
+    work = dramatiq.actor(lambda n: None, actor_name="work", unique="import:{n}")
+    first = work.send(1)
+    other = work.send(2)
+    with pytest.raises(DuplicateJob, match="'import:1' is held by job") as duplicate:
+        work.send(1)
+    assert first.message_id == duplicate.value.jid
+    assert 2 == broker.queues["default"].qsize()
+    with worker(broker):
+        broker.join("default")
+    again = work.send(1)
+
+    assert 3 == len({first.message_id, other.message_id, again.message_id})
+    assert joblog.jobs.count() == 3
+
+
+def test_the_quiet_way(joblog, broker):
+    """``enqueue_once`` returns the message that is there already."""
+    work = dramatiq.actor(lambda: None, actor_name="work", unique="key")
+    first = enqueue_once(broker, work.message())
+    second = enqueue_once(broker, work.message())
+
+    assert first.message_id == second.message_id
+    assert 1 == broker.queues["default"].qsize()
+
+
+@pytest.mark.parametrize(("until", "duplicate"), [("started", False), ("finished", True)])
+def test_until(joblog, broker, worker, gate, until, duplicate):
+    """A key is unique until its job has started, or until it has finished."""
+
+    @dramatiq.actor(unique=Unique("key", until=until))
+    def work():
+        gate.stay(1)
+
+    def is_duplicate():
+        try:
+            work.send()
+        except DuplicateJob:
+            return True
+        return False
+
+    with worker(broker):
+        work.send()
+        assert gate.entered.wait(10)
+        assert duplicate == is_duplicate()
+        gate.go.set()
+        broker.join("default")
+    assert not is_duplicate()
+
+
+def test_for_a_time(joblog, broker, worker, eventually):
+    """A key that is unique for a time is so even when its job has finished, and no longer."""
+    work = dramatiq.actor(
+        lambda: None, actor_name="work", unique=Unique("key", until=None, ttl=1_500)
+    )
+    with worker(broker):
+        work.send()
+        broker.join("default")
+        with pytest.raises(DuplicateJob):
+            work.send()
+
+        def sent():
+            try:
+                return work.send()
+            except DuplicateJob:
+                return None
+
+        again = eventually(sent)
+        broker.join("default")
+    assert "finished" == joblog.get(again.message_id).state
+
+
+def test_a_retry_is_no_duplicate(joblog, broker, worker):
+    """A job that is retried, delayed or delivered again does not conflict with itself."""
+
+    @dramatiq.actor(unique="key", max_retries=2, min_backoff=10)
+    def work():
+        if current_job().attempt < 3:
+            raise ValueError
+
+    with worker(broker):
+        message = work.send_with_options(delay=50)
+        broker.join("default")
+        broker.enqueue(message)
+        broker.join("default")
+
+    assert ("finished", 3) == (
+        joblog.get(message.message_id).state,
+        joblog.get(message.message_id).attempt,
+    )
+    assert not broker.dead_letters
+
+
+def test_every_end_frees_the_key(joblog, broker, worker):
+    """A key is free when its job is dead or skipped, too."""
+
+    @dramatiq.actor(unique="key", max_retries=0)
+    def work(how):
+        if how == "dead":
+            raise ValueError
+        raise dramatiq.middleware.SkipMessage
+
+    with worker(broker):
+        for how in ("dead", "skipped", "dead"):
+            work.send(how)
+            broker.join("default")
+
+    assert 3 == joblog.jobs.count()
+
+
+def test_no_retries_middleware_and_a_conflict(joblog, make_broker, worker, gate, eventually):
+    """Without ``Retries`` a job whose policy is to retry is dead when its section is taken."""
+    stack = [m() for m in default_middleware if m is not Retries]
+    broker = make_broker("stub", "last", joblog=joblog, middleware=stack)
+
+    @dramatiq.actor(exclusive=Exclusive("key", on_conflict="retry"))
+    def work():
+        gate.stay(1)
+
+    with worker(broker):
+        work.send()
+        assert gate.entered.wait(10)
+        second = work.send()
+        eventually(lambda: joblog.get(second.message_id).state == "dead")
+        gate.go.set()
+        broker.join("default", fail_fast=False)
+
+    assert 1 == gate.most
