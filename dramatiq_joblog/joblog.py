@@ -22,7 +22,7 @@ from .clock import database_now
 from .errors import ConfigurationError, JobLogError, JobNotFound, LockNotAcquired
 from .locks import DEFAULT_TTL, SECTION, Claim, describe_holder, fold_key
 from .migrations import migrate
-from .models import Failure, Job, Lock, Worker, add_indexes
+from .models import Action, Failure, Job, Line, Lock, Total, Worker, add_indexes
 from .sections import Sections
 from .spool import Spool
 from .text import fold_jid
@@ -93,11 +93,14 @@ class JobLog:
         self.Job.failure_model = self.Failure
         #: The worker model, bound to the database.
         self.Worker: Any = _bind(Worker, self.Job, self.database)
+        #: The models of keys, log lines, totals and people's actions, alike.
+        self.Lock: Any = _bind(Lock, self.Job, self.database)
+        self.Line: Any = _bind(Line, self.Job, self.database)
+        self.Total: Any = _bind(Total, self.Job, self.database)
+        self.Action: Any = _bind(Action, self.Job, self.database)
         self.store_args = store_args
         self._job_types = _texts_of(job_types)
         self._own_fields = _own_fields(self.Job)
-        #: The lock model, bound to the database.
-        self.Lock: Any = _bind(Lock, self.Job, self.database)
         self.transitions = Transitions(self.Job, self.Failure, self.Worker, self.Lock)
         #: Where the middleware hands over what happens.
         self.writer = Writer(
@@ -216,7 +219,18 @@ class JobLog:
                 # Readers and the writer do not wait for each other; it stays with the file.
                 self.database.execute_sql("PRAGMA busy_timeout = 30000")
                 self.database.execute_sql("PRAGMA journal_mode = WAL")
-            migrate(self.database, (self.Job, self.Failure, self.Worker, self.Lock))
+            migrate(
+                self.database,
+                (
+                    self.Job,
+                    self.Failure,
+                    self.Worker,
+                    self.Lock,
+                    self.Line,
+                    self.Total,
+                    self.Action,
+                ),
+            )
         except PeeweeException as e:
             raise JobLogError(
                 f"the log's tables could not be made on {describe(self.database)}: "
@@ -266,9 +280,17 @@ class JobLog:
             pool.close_idle()
 
     def _settle(self) -> None:
+        if self._owned and not self.database.is_closed() and not self._is_usable():
+            # The server went away and came back: what asks next has a new connection.
+            pool: Any = self.database
+            pool.manual_close()
         # Inside a transaction of SQLite the writer would wait for this very thread.
         if self.database.is_closed() or not self.database.in_transaction():
             self.writer.flush(timeout=2.0)
+
+    def _is_usable(self) -> bool:
+        connection = self.database.connection()
+        return not getattr(connection, "closed", False) and self.database.is_connection_usable()
 
 
 def describe(database: Database) -> str:

@@ -190,6 +190,16 @@ class Job(Model, metaclass=_JobBase):
     root_jid = CharField(max_length=MAX_JID, null=True)
     #: The job that this one runs again.
     replay_of = CharField(max_length=MAX_JID, null=True)
+    #: The newest job that runs this one again.
+    replayed_by = CharField(max_length=MAX_JID, null=True)
+    #: The options of its message that a new run of it needs.
+    options = JsonField(null=True)
+    #: The arguments as they were sent, encrypted; only where some of them were redacted.
+    sealed = TextField(null=True)
+    #: The trace that it belongs to, where one is known.
+    trace_id = CharField(max_length=64, null=True)
+    #: When someone said that this dead job needs no more attention.
+    dismissed_at = InstantField(null=True)
     #: What could not be stored as it was, and what was stored in its place.
     note = TextField(null=True)
 
@@ -305,6 +315,86 @@ class Lock(Model):
     class Meta:
         table_name = "joblog_lock"
         indexes = ((("kind", "key", "slot"), True),)
+
+
+class Line(Model):
+    """A line that a run of a job logged."""
+
+    #: In the order in which they were written.
+    id = BigAutoField()
+    #: The job.
+    jid = CharField(max_length=MAX_JID)
+    #: The run.
+    token = CharField(max_length=32)
+    #: Number of the attempt that the run was.
+    attempt = IntegerField()
+    #: When it was logged.
+    time = InstantField()
+    #: Name of its level, as ``INFO``.
+    level = CharField(max_length=16)
+    #: Name of its logger.
+    logger = CharField(max_length=255)
+    #: The line, without its time and level.
+    text = TextField()
+
+    class Meta:
+        table_name = "joblog_line"
+        indexes = ((("jid", "id"), False),)
+
+
+class Total(Model):
+    """How many jobs ended in one span of time, in one way: what charts are drawn from.
+
+    It outlives the jobs that it counts.
+    """
+
+    #: In order of insertion.
+    id = BigAutoField()
+    #: Begin of the span.
+    at = InstantField()
+    #: Milliseconds that the span is long.
+    span = BigIntegerField()
+    #: Name of the actor.
+    actor = CharField(max_length=255)
+    #: Kind of work; empty if it has none.
+    job_type = CharField(max_length=255)
+    #: A final state, or the outcome of a run that did not finish.
+    outcome = CharField(max_length=16)
+    #: Class of the error; empty if there was none.
+    error_type = CharField(max_length=255)
+    #: How many.
+    count = BigIntegerField()
+    #: How many took how long: counts by the number of a bucket.
+    durations = JsonField(null=True)
+    #: How many waited how long before their first run, alike.
+    queue_times = JsonField(null=True)
+
+    class Meta:
+        table_name = "joblog_total"
+        indexes = ((("span", "at", "actor", "job_type", "outcome", "error_type"), True),)
+
+
+class Action(Model):
+    """Something that a person did to a job or a lock."""
+
+    #: In order of time.
+    id = BigAutoField()
+    #: When.
+    at = InstantField()
+    #: Who, as far as it is known.
+    who = CharField(max_length=255)
+    #: ``requeue``, ``dismiss``, ``unlock``, ``prune``.
+    what = CharField(max_length=32)
+    #: The job, if it was done to one.
+    jid = CharField(max_length=MAX_JID, null=True)
+    #: The key, if it was done to a lock.
+    key = CharField(max_length=MAX_JID, null=True)
+    #: Why, and what came of it.
+    detail = TextField(null=True)
+
+    class Meta:
+        table_name = "joblog_action"
+        indexes = ((("jid", "id"), False),)
 
 
 def add_indexes(model: type[Model]) -> None:

@@ -113,7 +113,18 @@ _REPLACED = (
 #: What a beginning run leaves as the last one left it.
 _KEPT_AT_START = ("duration", "error_type", "error_message")
 #: Set once.
-_FIRST = ("enqueued_at", "args", "kwargs", "parent_jid", "root_jid", "replay_of", "note")
+_FIRST = (
+    "enqueued_at",
+    "args",
+    "kwargs",
+    "options",
+    "sealed",
+    "parent_jid",
+    "root_jid",
+    "replay_of",
+    "trace_id",
+    "note",
+)
 _NEVER = ("jid", "created_at")
 
 

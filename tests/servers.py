@@ -22,10 +22,14 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import redis
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: Read once: conftest takes these out of the environment before each test.
 REDIS_URL = os.environ.get("REDIS_URL")
@@ -69,6 +73,14 @@ class Server:
     process: subprocess.Popen[bytes] | None = None
     folder: Path | None = None
     stop_signal: signal.Signals = signal.SIGTERM
+    #: Starts it once more.
+    again: Callable[[], subprocess.Popen[bytes]] | None = None
+
+    def restart(self) -> None:
+        """Stop the process and start it again on the same data; it may take a while to answer."""
+        self.process.send_signal(self.stop_signal)
+        self.process.wait(timeout=30)
+        self.process = self.again()
 
     def stop(self) -> None:
         """Stop the process that was started for it, and remove its data."""
@@ -97,9 +109,12 @@ def launch(
     )
 
 
-def start_redis(worker: int = 0) -> Server:
-    """Return the Redis of REDIS_URL, or start one; *worker* is this pytest worker's number."""
-    if REDIS_URL:
+def start_redis(worker: int = 0, *, durable: bool = False) -> Server:
+    """Return the Redis of REDIS_URL, or start one; *worker* is this pytest worker's number.
+
+    One that is *durable* is started in any case, and keeps its data when it is restarted.
+    """
+    if REDIS_URL and not durable:
         # A database of our own: what is kept in the others is not ours to flush.
         url = urlunsplit(urlsplit(REDIS_URL)._replace(path=f"/{15 - worker}"))
         with _redis_client(url) as client:
@@ -116,9 +131,13 @@ def start_redis(worker: int = 0) -> Server:
     executable, origin = _find_redis()
     folder = Path(tempfile.mkdtemp(prefix="joblog-redis-"))
     port = free_port()
-    settings = f"--port {port} --bind 127.0.0.1 --dir {folder} --appendonly no --save".split()
-    process = _start([executable, *settings, ""], folder, on_parent_death=signal.SIGKILL)
-    server = Server("Redis", origin, f"redis://127.0.0.1:{port}/0", process, folder)
+    settings = f"--port {port} --bind 127.0.0.1 --dir {folder} --appendfsync always".split()
+    settings += ["--appendonly", "yes" if durable else "no", "--save", ""]
+
+    def start() -> subprocess.Popen[bytes]:
+        return _start([executable, *settings], folder, on_parent_death=signal.SIGKILL)
+
+    server = Server("Redis", origin, f"redis://127.0.0.1:{port}/0", start(), folder, again=start)
 
     def ask() -> str:
         with _redis_client(server.url) as client:
@@ -157,18 +176,24 @@ def start_postgres(*, fsync: bool = False) -> Server:
             "max_connections": 200,
         }
         options = [text for name, value in settings.items() for text in ("-c", f"{name}={value}")]
-        process = _start(
-            [str(programs / "postgres"), "-D", str(data), *options],
-            folder,
-            # Immediate: it takes its own children along, which a SIGKILL would not.
-            on_parent_death=signal.SIGQUIT,
-            user=user,
-        )
+
+        def start() -> subprocess.Popen[bytes]:
+            return _start(
+                [str(programs / "postgres"), "-D", str(data), *options],
+                folder,
+                # Immediate: it takes its own children along, which a SIGKILL would not.
+                on_parent_death=signal.SIGQUIT,
+                user=user,
+            )
+
+        process = start()
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     url = f"postgresql://joblog@127.0.0.1:{port}/postgres"
-    server = Server("PostgreSQL", origin, url, process, folder, stop_signal=signal.SIGINT)
+    server = Server(
+        "PostgreSQL", origin, url, process, folder, stop_signal=signal.SIGINT, again=start
+    )
     server.name += f" {_first_answer(server, lambda: _postgres_version(url), psycopg.Error)}"
     return server
 

@@ -11,7 +11,8 @@ from peewee import BigAutoField, BigIntegerField, CharField, IntegerField, Model
 
 
 def up(migrator: Any, database: Any) -> None:
-    job, failure, worker, lock = (model._meta.table_name for model in migrator.joblog_models)
+    names = [model._meta.table_name for model in migrator.joblog_models]
+    job, failure, worker, lock, line, total, action = names
 
     class Job(Model):
         id = BigAutoField()
@@ -47,6 +48,11 @@ def up(migrator: Any, database: Any) -> None:
         parent_jid = CharField(max_length=255, null=True)
         root_jid = CharField(max_length=255, null=True)
         replay_of = CharField(max_length=255, null=True)
+        replayed_by = CharField(max_length=255, null=True)
+        options = TextField(null=True)
+        sealed = TextField(null=True)
+        trace_id = CharField(max_length=64, null=True)
+        dismissed_at = BigIntegerField(null=True)
         note = TextField(null=True)
 
         class Meta:
@@ -104,7 +110,50 @@ def up(migrator: Any, database: Any) -> None:
             table_name = lock
             indexes = ((("kind", "key", "slot"), True),)
 
+    class Line(Model):
+        id = BigAutoField()
+        jid = CharField(max_length=255)
+        token = CharField(max_length=32)
+        attempt = IntegerField()
+        time = BigIntegerField()
+        level = CharField(max_length=16)
+        logger = CharField(max_length=255)
+        text = TextField()
+
+        class Meta:
+            table_name = line
+            indexes = ((("jid", "id"), False),)
+
+    class Total(Model):
+        id = BigAutoField()
+        at = BigIntegerField()
+        span = BigIntegerField()
+        actor = CharField(max_length=255)
+        job_type = CharField(max_length=255)
+        outcome = CharField(max_length=16)
+        error_type = CharField(max_length=255)
+        count = BigIntegerField()
+        durations = TextField(null=True)
+        queue_times = TextField(null=True)
+
+        class Meta:
+            table_name = total
+            indexes = ((("span", "at", "actor", "job_type", "outcome", "error_type"), True),)
+
+    class Action(Model):
+        id = BigAutoField()
+        at = BigIntegerField()
+        who = CharField(max_length=255)
+        what = CharField(max_length=32)
+        jid = CharField(max_length=255, null=True)
+        key = CharField(max_length=255, null=True)
+        detail = TextField(null=True)
+
+        class Meta:
+            table_name = action
+            indexes = ((("jid", "id"), False),)
+
     # The user's column is added with the others of the job model: it may be a foreign key.
-    tables = [Job, Failure, Worker, Lock]
+    tables = [Job, Failure, Worker, Lock, Line, Total, Action]
     with database.bind_ctx(tables):
         database.create_tables(tables)
