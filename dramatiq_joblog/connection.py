@@ -23,6 +23,7 @@ from peewee import (
 )
 
 from .errors import DatabaseAwayError
+from .redaction import scrub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,14 +66,14 @@ class Connection:
                 self._open()
             except Exception as e:
                 self.close()
-                raise DatabaseAwayError(str(e).strip()) from e
+                raise DatabaseAwayError(scrub(str(e).strip())) from e
         self._since = time.monotonic()
         try:
             yield
         except PeeweeException as e:
             self.close()
             if _is_away(e):
-                raise DatabaseAwayError(str(e).strip()) from e
+                raise DatabaseAwayError(scrub(str(e).strip())) from e
             raise
         except BaseException:
             self.close()

@@ -23,6 +23,7 @@ from .errors import ConfigurationError, JobLogError, JobNotFound, LockNotAcquire
 from .locks import DEFAULT_TTL, SECTION, Claim, describe_holder, fold_key
 from .migrations import migrate
 from .models import Action, Failure, Job, Line, Lock, Total, Worker, add_indexes
+from .redaction import REDACTED, Redactor
 from .sections import Sections
 from .spool import Spool
 from .text import fold_jid
@@ -63,6 +64,9 @@ class JobLog:
       job_types: The enum, or the texts, that ``job_type`` may be.  None allows any text.
       on_outage: What becomes of events while the database is away: ``"spool"`` keeps them on
         this host's disk and replays them, ``"block"`` makes jobs wait, ``"drop"`` counts them.
+      redact: What is taken out of stored arguments and ``meta`` beside passwords, tokens and
+        the like: more names; or a callable that is given a name and its value and returns what
+        to keep; or False to take out nothing.
       spool: The folder to keep them in; by default one in the user's state folder.
       store_args: Whether the arguments of jobs are kept.
 
@@ -78,6 +82,7 @@ class JobLog:
         model: type[Job] = Job,
         job_types: Any = None,
         on_outage: str = "spool",
+        redact: Any = None,
         spool: str | os.PathLike[str] | None = None,
         store_args: bool = True,
     ) -> None:
@@ -99,6 +104,8 @@ class JobLog:
         self.Total: Any = _bind(Total, self.Job, self.database)
         self.Action: Any = _bind(Action, self.Job, self.database)
         self.store_args = store_args
+        #: Takes secrets out of what is stored.
+        self.redactor = Redactor(redact)
         self._job_types = _texts_of(job_types)
         self._own_fields = _own_fields(self.Job)
         self.transitions = Transitions(self.Job, self.Failure, self.Worker, self.Lock)
@@ -296,8 +303,8 @@ class JobLog:
 def describe(database: Database) -> str:
     """Name *database* for people, without its password."""
     kind = type(database).__name__.replace("Pooled", "").replace("Database", "")
-    name = re.sub(r"(password=)\S+|(:)[^:@/\s]+(?=@)", r"\1\2***", str(database.database))
-    return f"{kind} {name!r}"
+    name = re.sub(r"(password\s*=\s*)('[^']*'|\S+)", rf"\1{REDACTED}", str(database.database))
+    return f"{kind} {_without_password(name)!r}"
 
 
 def _from_url(url: str) -> Database:
@@ -319,9 +326,14 @@ def _from_url(url: str) -> Database:
         database = connect(pooled, unquote_password=True, unquote_user=True, **options)
     except Exception as e:
         # peewee and the drivers raise many kinds for a URL they cannot read.
-        raise ConfigurationError(
-            f"the database URL {_without_password(url)!r} cannot be used: {e}"
-        ) from e
+        shown = f"the database URL {_without_password(url)!r} cannot be used"
+        if "@" in url:
+            # Their texts quote what they take for a port, which may be of the password.
+            raise ConfigurationError(
+                f"{shown} ({type(e).__name__}); in a password write @ / : ? # % as %40 %2F %3A "
+                "%3F %23 %25, and check the port"
+            ) from None
+        raise ConfigurationError(f"{shown}: {e}") from e
     _require_driver(scheme, database)
     return _checked(database)
 
@@ -362,7 +374,8 @@ def _checked(database: Any) -> Database:
 
 
 def _without_password(url: str) -> str:
-    return re.sub(r"(//[^:/@]*:)[^@]*(?=@)", r"\1***", url)
+    # All that may be of it, in a URL that may be no good.
+    return re.sub(r"(//[^:/@]*:).*(?=@)", rf"\1{REDACTED}", url)
 
 
 def _bind_job(model: Any, database: Database) -> Any:

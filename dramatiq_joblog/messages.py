@@ -84,6 +84,8 @@ class Messages:
         self._user_column: str = user_field(joblog.Job).column_name
         self.own_fields = {name: f for name, f in joblog.own_fields.items() if name != "user"}
         self._users: dict[str, Callable[[Any], Any]] = {}
+        #: The names of each actor's positional parameters.
+        self._names: dict[str, tuple[str, ...]] = {}
 
     def declare(self, actor: Actor[Any, Any]) -> None:
         """Refuse an actor whose options the log could not use.
@@ -144,9 +146,11 @@ class Messages:
         }
         notes: list[str] = []
         if self._joblog.store_args:
-            row["args"], note = document(list(message.args))
-            row["kwargs"], other = document(dict(message.kwargs))
-            notes += [text for text in (note or other,) if text]
+            redactor = self._joblog.redactor
+            args = document(list(message.args), redactor, self._parameters(broker, message))
+            kwargs = document(dict(message.kwargs), redactor)
+            row |= {"args": args.text, "kwargs": kwargs.text}
+            notes += [text for text in (args.note or kwargs.note,) if text]
         try:
             row[self._user_column] = self._user(message)
             for name, field in self.own_fields.items():
@@ -160,6 +164,15 @@ class Messages:
             self._logger.warning("Job %s: %s", message.message_id, notes[-1])
         row["note"] = clean("; ".join(notes), 1000) if notes else None
         return row
+
+    def _parameters(self, broker: Broker, message: AnyMessage) -> tuple[str, ...]:
+        names = self._names.get(message.actor_name)
+        if names is None:
+            actor = broker.actors.get(message.actor_name)
+            if actor is None:
+                return ()
+            names = self._names[message.actor_name] = _positional(actor.fn)
+        return names
 
     def _user(self, message: AnyMessage) -> Any:
         value = message.options.get("job_user")
@@ -176,6 +189,16 @@ def _max_retries(broker: Broker, message: AnyMessage) -> int | None:
         return 0
     value = option(broker, message, "max_retries", default=retries.max_retries)
     return value if isinstance(value, int) else None
+
+
+def _positional(function: Any) -> tuple[str, ...]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        # A function that is not Python's may not tell.
+        return ()
+    keyword = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+    return tuple(p.name for p in parameters if p.kind not in keyword)
 
 
 def _wanted(kind: Any, value: Any, where: str) -> Any:

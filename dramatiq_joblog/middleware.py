@@ -283,7 +283,8 @@ class JobLogMiddleware(Middleware):
         if run.ended or run.refused:
             return
         job = running.get()
-        event = verdict(broker, message, run, job, rejected=rejected)
+        redactor = self.joblog.redactor
+        event = verdict(broker, message, run, job, rejected=rejected, redactor=redactor)
         run.ended = True
         running.set(None)
         self.joblog.release()

@@ -12,6 +12,7 @@ from dramatiq.errors import ActorNotFound
 from dramatiq.middleware import AgeLimit
 
 from .messages import DELAY_SUFFIX, SECTION, UNIQUE, attempt_of, now, option
+from .redaction import scrub
 from .states import DeadReason, Outcome, State
 from .text import MAX_MESSAGE, MAX_TRACEBACK, clean, clean_optional, document, message_of
 from .transitions import Event
@@ -19,6 +20,7 @@ from .transitions import Event
 if TYPE_CHECKING:
     from .current import CurrentJob
     from .messages import AnyMessage
+    from .redaction import Redactor
 
 
 @dataclass
@@ -62,7 +64,13 @@ class Run:
 
 
 def verdict(
-    broker: Broker, message: AnyMessage, run: Run, job: CurrentJob | None, *, rejected: bool
+    broker: Broker,
+    message: AnyMessage,
+    run: Run,
+    job: CurrentJob | None,
+    *,
+    rejected: bool,
+    redactor: Redactor,
 ) -> Event:
     """Tell how a run ended, from what its hooks noted and from what becomes of its message."""
     instant = now()
@@ -73,10 +81,10 @@ def verdict(
         error = getattr(message, "_exception", None)
     if error is not None:
         row["error_type"] = clean_optional(type(error).__name__)
-        row["error_message"] = clean(message_of(error), MAX_MESSAGE)
+        row["error_message"] = scrub(clean(message_of(error), MAX_MESSAGE))
     if job is not None and job.meta:
-        row["meta"], note = document(job.meta)
-        row["note"] = row.get("note") or note
+        meta = document(job.meta, redactor)
+        row |= {"meta": meta.text, "note": row.get("note") or meta.note}
     if run.began is None or (run.skipped_by is not None and not run.skipped_in_actor):
         # The body never ran, whatever was written when another middleware still might let it.
         row |= {"started_at": None, "duration": None, "queue_time": None}
@@ -154,7 +162,7 @@ def _skipper(error: BaseException | None) -> str:
 
 def _failure(row: dict[str, Any], outcome: Outcome, error: BaseException) -> dict[str, Any]:
     lines = traceback.format_exception(type(error), error, error.__traceback__)
-    text = clean("".join(lines), MAX_TRACEBACK)
+    text = scrub(clean("".join(lines), MAX_TRACEBACK))
     return {
         "jid": row["jid"],
         "token": row["token"],
@@ -164,7 +172,7 @@ def _failure(row: dict[str, Any], outcome: Outcome, error: BaseException) -> dic
         "finished_at": row["updated_at"],
         "duration": row["duration"],
         "error_type": clean_optional(type(error).__name__),
-        "error_message": clean(message_of(error), MAX_MESSAGE),
+        "error_message": scrub(clean(message_of(error), MAX_MESSAGE)),
         "traceback": text,
         "worker": row["worker"],
     }

@@ -5,14 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .models import MAX_JID
+from .redaction import as_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .redaction import Redactor
 
 #: Characters kept of an error's text, of a traceback and of an argument document.
 MAX_MESSAGE = 10_000
 MAX_TRACEBACK = 100_000
 MAX_DOCUMENT = 64_000
+
+_NO_JSON = "arguments that JSON cannot hold are kept as text"
 
 # No database holds NUL in text on PostgreSQL, and no driver encodes a lone surrogate.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -51,29 +59,45 @@ def message_of(error: BaseException) -> str:
         return f"<{type(error).__name__} whose text raised {type(e).__name__}>"
 
 
-def document(value: Any) -> tuple[str, str | None]:
-    """Write *value* as JSON text, and a note when it could not be kept as it is.
+class Document(NamedTuple):
+    """A value as it is stored."""
+
+    #: JSON.
+    text: str
+    #: What could not be kept as it was; None if all was.
+    note: str | None
+    #: Whether a secret was taken out.
+    redacted: bool
+
+
+def document(value: Any, redactor: Redactor, names: Sequence[str] = ()) -> Document:
+    """Write *value* as JSON text, without its secrets.
 
     What JSON has no word for is kept as its ``repr``; what is too long as a note of its size.
+
+    Parameters:
+      value: Anything.
+      redactor: Takes the secrets out.
+      names: For positional arguments: the names of their parameters.
     """
-    note = None
     try:
-        text = json.dumps(value, ensure_ascii=True)
+        kept = redactor.value(value, names)
+        text, note = _dumps(kept)
+        redacted = kept is not value
     except (TypeError, ValueError, RecursionError):
-        note = "arguments that JSON cannot hold are kept as text"
-        try:
-            text = json.dumps(value, default=_as_text, skipkeys=True)
-        except (TypeError, ValueError, RecursionError):
-            text = json.dumps(clean(_as_text(value), MAX_DOCUMENT // 2))
+        # It holds itself, or is as deep as if it did.
+        whole = clean(as_text(value), MAX_DOCUMENT // 2)
+        kept = redactor.value(whole)
+        text, note = json.dumps(kept), _NO_JSON
+        redacted = kept is not whole
     if len(text) > MAX_DOCUMENT:
         note = f"arguments of {len(text)} characters are longer than {MAX_DOCUMENT} and not kept"
         text = json.dumps({"left_out": f"{len(text)} characters"})
-    return text, note
+    return Document(text, note, redacted)
 
 
-def _as_text(value: Any) -> str:
+def _dumps(value: Any) -> tuple[str, str | None]:
     try:
-        return repr(value)
-    except Exception as e:  # noqa: BLE001
-        # A repr of the user's own may raise anything; the job must not notice.
-        return f"<{type(value).__name__} whose repr raised {type(e).__name__}>"
+        return json.dumps(value), None
+    except (TypeError, ValueError):
+        return json.dumps(value, default=as_text, skipkeys=True), _NO_JSON

@@ -19,7 +19,7 @@ from dramatiq_joblog import ConfigurationError, Job, JobLog, JobLogError
         ("jobs.db", "'jobs.db' begins with no known database; use sqlite:///file.db"),
         ("", "begins with no known database"),
         ("oracle://ada@host/x", "'oracle://ada@host/x' begins with no known database"),
-        ("oracle://ada:secret@host/x", "ada:***@host"),
+        ("oracle://ada:secret@host/x", "ada:[redacted]@host"),
         ("sqlite:///:memory:", "lives in memory"),
         ("sqlite://", "lives in memory"),
         ("postgresql://ada:secret@host:port/x", "cannot be used"),

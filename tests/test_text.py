@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dramatiq_joblog.models import MAX_JID
+from dramatiq_joblog.redaction import Redactor
 from dramatiq_joblog.text import MAX_DOCUMENT, clean, clean_optional, document, fold_jid
 
+PLAIN = Redactor(redact=False)
 any_text = st.text(st.characters())
 
 
@@ -48,7 +50,8 @@ def test_long_jids_stay_apart():
 @given(st.recursive(st.none() | st.booleans() | st.integers() | any_text, st.lists))
 def test_a_document_is_json(value):
     """What JSON can hold comes back as it was."""
-    text, note = document(value)
+    text, note, redacted = document(value, PLAIN)
+    assert not redacted
     assert len(text) <= MAX_DOCUMENT
     if note is None:
         assert value == json.loads(text)
@@ -56,7 +59,7 @@ def test_a_document_is_json(value):
 
 def test_a_document_that_is_too_long():
     """What is too long is left out, and a note tells how long it was."""
-    text, note = document(["x" * 100_000])
+    text, note, _ = document(["x" * 100_000], PLAIN)
     assert {"left_out": "100004 characters"} == json.loads(text)
     assert "100004 characters" in note
 
@@ -70,9 +73,9 @@ def test_a_document_that_is_no_json():
 
     loop = []
     loop.append(loop)
-    assert ["{7}"] == json.loads(document([{7}])[0])
-    assert "[[...]]" == json.loads(document(loop)[0])
-    assert ["<Rude whose repr raised RuntimeError>"] == json.loads(document([Rude()])[0])
+    assert ["{7}"] == json.loads(document([{7}], PLAIN).text)
+    assert "[[...]]" == json.loads(document(loop, PLAIN).text)
+    assert ["<Rude whose repr raised RuntimeError>"] == json.loads(document([Rude()], PLAIN).text)
 
 
 def test_clean_optional():
