@@ -16,6 +16,7 @@ from peewee import SqliteDatabase
 from .locks import SECTION, UNIQUE, Locks
 from .models import Job, to_millis
 from .states import FINAL, OPEN, STARTABLE, DeadReason, Outcome, Start, State, judge_start
+from .upserts import Rule, upsert
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from peewee import Database
 
     from .locks import Holder, Lease
-
-#: Values of one statement stay far below every database's limit on parameters.
-MAX_ROWS = 100
 
 #: A job that lost its worker this often may be what kills it.
 SUSPICIOUS = 3
@@ -128,24 +126,47 @@ _FIRST = (
 _NEVER = ("jid", "created_at")
 
 
-def _assignment(column: str) -> str:
-    if column in _REPLACED:
-        return f"{column} = excluded.{column}"
-    if column in _KEPT_AT_START:
-        return (
-            f"{column} = CASE WHEN excluded.state = 'started' "
-            f"THEN job.{column} ELSE excluded.{column} END"
-        )
-    if column in _FIRST:
-        return f"{column} = coalesce(job.{column}, excluded.{column})"
-    if column == "queue_time":
-        # A job that was dropped before its body ran has not waited for its first run.
-        return (
-            "queue_time = CASE WHEN excluded.started_at IS NULL AND excluded.attempt = 1 "
-            "THEN NULL ELSE coalesce(job.queue_time, excluded.started_at - "
-            "coalesce(job.enqueued_at, excluded.enqueued_at)) END"
-        )
-    return f'"{column}" = coalesce(excluded."{column}", job."{column}")'
+#: What replaces what the last run left, though the event says nothing of it.
+_REPLACES = {
+    **{column: f"excluded.{column}" for column in _REPLACED},
+    **{
+        column: f"CASE WHEN excluded.state = 'started' THEN job.{column} ELSE excluded.{column} END"
+        for column in _KEPT_AT_START
+    },
+    # A job that was dropped before its body ran has not waited for its first run.
+    "queue_time": (
+        "CASE WHEN excluded.started_at IS NULL AND excluded.attempt = 1 "
+        "THEN NULL ELSE coalesce(job.queue_time, excluded.started_at - "
+        "coalesce(job.enqueued_at, excluded.enqueued_at)) END"
+    ),
+}
+
+
+def _fills(job: Any) -> dict[str, str]:
+    """Return what becomes of the other columns of a job, of a model of the user's own too."""
+    columns = {f.column_name for f in job._meta.sorted_fields} - {"id", *_NEVER, *_REPLACES}
+    first = {c: f"coalesce(job.{c}, excluded.{c})" for c in sorted(columns & {*_FIRST})}
+    last = {c: f'coalesce(excluded."{c}", job."{c}")' for c in sorted(columns - {*_FIRST})}
+    return first | last
+
+
+def _run_rule(job: Any) -> Rule:
+    """Return the rule of starts and ends."""
+    return Rule(job, "job", ("jid",), _RUN_GUARD, _REPLACES, _fills(job))
+
+
+def _enqueue_rule(job: Any) -> Rule:
+    """Return the rule of what was sent."""
+    sets = {column: f"excluded.{column}" for column in ("state", "eta", "updated_at")}
+    return Rule(job, "job", ("jid",), _ENQUEUE_GUARD, sets, {})
+
+
+def _failure_rule(failure: Any) -> Rule:
+    """Return the rule of runs that did not finish."""
+    columns = [f.column_name for f in failure._meta.sorted_fields]
+    sets = {c: f"excluded.{c}" for c in columns if c not in ("id", "jid", "token")}
+    guard = f"run.outcome = '{Outcome.INTERRUPTED.value}'"
+    return Rule(failure, "run", ("jid", "token"), guard, sets, {})
 
 
 def default_of(field: Any) -> Any:
@@ -180,11 +201,9 @@ class Transitions:
         self.worker = worker
         self.locks = Locks(lock, job)
         self.database: Database = job._meta.database
-        self._columns = [f.column_name for f in job._meta.sorted_fields if f.name != "id"]
-        self._failure_columns = [
-            f.column_name for f in failure._meta.sorted_fields if f.name != "id"
-        ]
-        self._param: str = self.database.param
+        self._enqueues = upsert(_enqueue_rule(job))
+        self._runs = upsert(_run_rule(job))
+        self._failures = upsert(_failure_rule(failure))
         self._own_fields = [f for f in job._meta.sorted_fields if f.name not in Job._meta.fields]
 
     def own_defaults(self) -> dict[str, Any]:
@@ -208,7 +227,7 @@ class Transitions:
                 any(e.kind != "enqueue" for e in events),
                 any(e.failure is not None for e in events),
                 any(e.section is not None or e.unique is not None for e in events),
-                len(events) > MAX_ROWS,
+                len(events) > self._runs.max_rows,
             )
         )
         if statements > 1:
@@ -221,17 +240,9 @@ class Transitions:
                 event.granted = event.jid in written or self._contest(event)
 
     def _write(self, events: Sequence[Event]) -> set[str]:
-        enqueued = [e.row for e in events if e.kind == "enqueue"]
-        runs = [e.row for e in events if e.kind != "enqueue"]
-        failures = [e.failure for e in events if e.failure is not None]
-        updates = [c for c in self._columns if c not in _NEVER]
-        self._upsert(
-            enqueued,
-            "state = excluded.state, eta = excluded.eta, updated_at = excluded.updated_at",
-            _ENQUEUE_GUARD,
-        )
-        written = self._upsert(runs, ", ".join(map(_assignment, updates)), _RUN_GUARD)
-        self.insert_failures(failures)
+        self._enqueues.write([e.row for e in events if e.kind == "enqueue"])
+        written = self._runs.write([e.row for e in events if e.kind != "enqueue"])
+        self.insert_failures([e.failure for e in events if e.failure is not None])
         for event in sorted(events, key=keys_of):
             self._hold(event, written=event.kind == "enqueue" or event.jid in written)
         return written
@@ -256,42 +267,12 @@ class Transitions:
             elif (event.kind == "start" and until == "started") or (final and until is not None):
                 locks.release(UNIQUE, key, event.jid, None)
 
-    def _upsert(self, rows: Sequence[dict[str, Any]], updates: str, guard: str) -> set[str]:
-        """Insert or update jobs; return the jids of those that the guard let through."""
-        head = f'INSERT INTO "{self.job._meta.table_name}" AS job ({self._names(self._columns)}) '
-        tail = f" ON CONFLICT (jid) DO UPDATE SET {updates} WHERE {guard} RETURNING jid"
-        written: set[str] = set()
-        for start in range(0, len(rows), MAX_ROWS):
-            chunk = rows[start : start + MAX_ROWS]
-            cursor = self._insert(head, self._columns, chunk, tail)
-            written.update(jid for (jid,) in cursor.fetchall())
-        return written
-
     def insert_failures(self, rows: Sequence[dict[str, Any]]) -> None:
         """Insert runs that did not finish, once each.
 
         A run that was presumed interrupted and then ended by itself is corrected.
         """
-        table = self.failure._meta.table_name
-        sets = ", ".join(
-            f"{c} = excluded.{c}" for c in self._failure_columns if c not in ("jid", "token")
-        )
-        head = f'INSERT INTO "{table}" AS run ({self._names(self._failure_columns)}) '
-        tail = (
-            f" ON CONFLICT (jid, token) DO UPDATE SET {sets} "
-            f"WHERE run.outcome = '{Outcome.INTERRUPTED.value}'"
-        )
-        for start in range(0, len(rows), MAX_ROWS):
-            chunk = rows[start : start + MAX_ROWS]
-            self._insert(head, self._failure_columns, chunk, tail)
-
-    def _insert(
-        self, head: str, columns: Sequence[str], rows: Sequence[dict[str, Any]], tail: str
-    ) -> Any:
-        row_text = "(" + ", ".join([self._param] * len(columns)) + ")"
-        values = [row.get(column) for row in rows for column in columns]
-        text = f"{head}VALUES {', '.join([row_text] * len(rows))}{tail}"
-        return self.database.execute_sql(text, values)
+        self._failures.write(rows)
 
     def _contest(self, event: Event) -> bool:
         """Answer a start that the fast guard did not let through."""
@@ -380,10 +361,6 @@ class Transitions:
             # A write lock taken late cannot be waited for: SQLite fails at once instead.
             return self.database.atomic("IMMEDIATE")
         return self.database.atomic()
-
-    @staticmethod
-    def _names(columns: Iterable[str]) -> str:
-        return ", ".join(f'"{column}"' for column in columns)
 
 
 def keys_of(event: Event) -> tuple[str, str]:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "dramatiq_joblog"
 #: Each line may import from the lines above it, and nothing else of the package.
 LAYERS = (
     ("clock", "errors", "redaction", "states"),
-    ("connection", "query"),
+    ("connection", "query", "upserts"),
     ("models",),
     ("text",),
     ("locks", "migrations", "workers"),

@@ -1,0 +1,149 @@
+"""Many rows in one statement: inserted, or written over those that are there if a guard lets.
+
+The text of a statement is made once for each set of columns that rows carry, and a column
+that none of them carries costs nothing.  Each kind of database takes rows in its own way.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from peewee import PostgresqlDatabase
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from peewee import Database
+
+
+#: Kinds of fields whose values PostgreSQL reads from JSON as the driver would send them.
+_PLAIN = {
+    *("AUTO", "BIGAUTO", "BIGINT", "BOOL", "CHAR", "DATE", "DATETIME", "DECIMAL", "DOUBLE"),
+    *("FLOAT", "INT", "SMALLINT", "TEXT", "TIME", "UUID", "VARCHAR"),
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What becomes of a row whose key is in its table already.
+
+    Its texts call the row that is there by *alias*, and the one that comes ``excluded``.
+    """
+
+    #: The bound model.
+    model: Any
+    alias: str
+    #: The columns of the unique index that decides; the first names the row for whoever asks.
+    key: tuple[str, ...]
+    #: The row that is there changes only if this holds.
+    guard: str
+    #: Columns, and what they are set to whether or not the row that comes carries them.
+    replaces: Mapping[str, str]
+    #: Columns, and what they are set to if any row of the statement carries them.
+    fills: Mapping[str, str]
+
+
+def upsert(rule: Rule) -> Upsert:
+    """Return what writes rows by *rule* on the kind of database that its model is bound to."""
+    meta = rule.model._meta
+    plain = all(field.field_type in _PLAIN for field in meta.sorted_fields)
+    if plain and isinstance(meta.database, PostgresqlDatabase):
+        return JsonUpsert(rule)
+    return Upsert(rule)
+
+
+class Upsert:
+    """Writes rows by a rule, as lists of values.
+
+    Parameters:
+      rule: The rule.
+    """
+
+    #: Values of one statement stay far below every database's limit on parameters.
+    max_rows = 100
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.database: Database = rule.model._meta.database
+        self.table: str = rule.model._meta.table_name
+        self._texts: dict[tuple[str, ...], tuple[str, str]] = {}
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> set[str]:
+        """Insert or update *rows*, which have different keys, in a statement for each *max_rows*.
+
+        Returns:
+          The first part of the key of each row that the guard did not hold back.
+        """
+        written: set[str] = set()
+        for start in range(0, len(rows), self.max_rows):
+            chunk = rows[start : start + self.max_rows]
+            columns = tuple(sorted(set().union(*chunk)))
+            cursor = self.database.execute_sql(*self._statement(columns, chunk))
+            written.update(name for (name,) in cursor.fetchall())
+        return written
+
+    def _statement(
+        self, columns: tuple[str, ...], rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[str, Sequence[Any]]:
+        head, tail = self._around(columns)
+        row_text = f"({', '.join([self.database.param] * len(columns))})"
+        values = [row.get(column) for row in rows for column in columns]
+        return f"{head} VALUES {', '.join([row_text] * len(rows))} {tail}", values
+
+    def _around(self, columns: tuple[str, ...]) -> tuple[str, str]:
+        """Return what stands before the rows, and what behind them."""
+        around = self._texts.get(columns)
+        if around is None:
+            rule = self.rule
+            carried = {name: text for name, text in rule.fills.items() if name in columns}
+            sets = (f'"{name}" = {text}' for name, text in {**rule.replaces, **carried}.items())
+            head = f'INSERT INTO "{self.table}" AS {rule.alias} ({names(columns)})'
+            tail = (
+                f"ON CONFLICT ({names(rule.key)}) DO UPDATE SET {', '.join(sets)} "
+                f'WHERE {rule.guard} RETURNING "{rule.key[0]}"'
+            )
+            around = self._texts[columns] = head, tail
+        return around
+
+
+class JsonUpsert(Upsert):
+    """Writes rows as one JSON document, whose types PostgreSQL knows by the table.
+
+    The text is the same for any number of rows, so that the driver prepares it; lists of
+    values cost it several times as much.
+    """
+
+    max_rows = 1000
+
+    def _statement(
+        self, columns: tuple[str, ...], rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[str, Sequence[Any]]:
+        head, tail = self._around(columns)
+        source = f'json_populate_recordset(NULL::"{self.table}", {self.database.param}::json)'
+        return f"{head} SELECT {names(columns)} FROM {source} {tail}", (_ENCODER.encode(rows),)
+
+
+def names(columns: Iterable[str]) -> str:
+    """Return *columns* as they stand in a statement."""
+    return ", ".join(f'"{column}"' for column in columns)
+
+
+def _as_text(value: Any) -> str:
+    """Write a value of a column of the user's own that JSON has no word for, and SQL has."""
+    if isinstance(value, (date, time, Decimal, UUID)):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} {value!r} cannot be stored in a column of text")
+
+
+_ENCODER = json.JSONEncoder(
+    allow_nan=False,
+    check_circular=False,
+    default=_as_text,
+    ensure_ascii=False,
+    separators=(",", ":"),
+)

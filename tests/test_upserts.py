@@ -1,0 +1,150 @@
+"""Many rows in one statement: every kind of value, any number of rows, any set of columns."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import math
+import uuid
+
+import peewee
+import pytest
+from playhouse.test_utils import assert_query_count
+
+from dramatiq_joblog import Job, JobLog
+from dramatiq_joblog.transitions import Event
+
+NOW = 1_800_000_000_000
+
+
+class _Rich(Job):
+    """A job with a column of each kind that has a text in JSON."""
+
+    amount = peewee.DecimalField(max_digits=12, decimal_places=3, null=True)
+    due = peewee.DateTimeField(null=True)
+    good = peewee.BooleanField(null=True)
+    ratio = peewee.DoubleField(null=True)
+    reference = peewee.UUIDField(null=True)
+
+
+class _Raw(Job):
+    """A job with a column that JSON has no word for."""
+
+    picture = peewee.BlobField(null=True)
+
+
+def row(n, state="started", **columns):
+    return {
+        "jid": f"job-{n:04}",
+        "actor": "work",
+        "queue": "default",
+        "state": state,
+        "attempt": 1,
+        "token": f"token-{n}",
+        "created_at": NOW,
+        "updated_at": NOW,
+        "started_at": NOW,
+        **columns,
+    }
+
+
+@pytest.fixture
+def make_log(database_url):
+    """Return a function that makes a log of a job model, on each kind of database."""
+    logs = []
+
+    def make(model):
+        logs.append(JobLog(database_url, model=type(model.__name__, (model,), {})))
+        logs[0].create_tables()
+        return logs[0]
+
+    yield make
+    for log in logs:
+        log.close()
+
+
+def stored(log, **values):
+    """Write *values* to a row by an event, as the middleware does, and return the row."""
+    fields = log.own_fields
+    columns = {fields[name].column_name: fields[name].db_value(v) for name, v in values.items()}
+    log.transitions.write([Event("start", row(1, **columns))])
+    return log.Job.get()
+
+
+def test_values_of_own_columns(make_log):
+    """A value of a column of the user's own is read back as it was given."""
+    given = {
+        "amount": decimal.Decimal("12345.678"),
+        "due": dt.datetime(2026, 11, 24, 10, 30, 0, 125_000),  # noqa: DTZ001
+        "good": True,
+        "ratio": 0.1,
+        "reference": uuid.uuid4(),
+    }
+    written = stored(make_log(_Rich), **given)
+
+    assert given == {name: getattr(written, name) for name in given}
+
+
+def test_bytes_in_an_own_column(make_log):
+    """A column of bytes is written too."""
+    assert b"\x00\xff" == bytes(stored(make_log(_Raw), picture=b"\x00\xff").picture)
+
+
+def test_hostile_text(joblog):
+    """Quotes, escapes, other alphabets and the look of a parameter are kept as they are."""
+    text = "%s ? $1 '\" \\ \\u0041 \u2028 \N{SNOWMAN} \N{GRINNING FACE} \n\t"
+    joblog.transitions.write([Event("start", row(1, error_message=text, args='["\\u0000"]'))])
+
+    job = joblog.Job.get()
+    assert (text, ["\x00"]) == (job.error_message, job.args)
+
+
+@pytest.mark.parametrize("value", [object(), math.nan])
+def test_a_value_without_a_word(joblog, value):
+    """What cannot be written is an error, and nothing of its batch is written."""
+    with pytest.raises((TypeError, ValueError, peewee.PeeweeException)):
+        joblog.transitions.write([Event("start", row(1)), Event("start", row(2, actor=value))])
+
+    assert 0 == joblog.Job.select().count()
+
+
+def test_a_large_batch(joblog):
+    """A batch of any size is written whole, and its starts are answered."""
+    events = [Event("start", row(n)) for n in range(1234)]
+    joblog.transitions.write(events)
+    late = [Event("start", row(n, token=f"token-{n}")) for n in range(1234)]
+    joblog.transitions.write(late)
+
+    assert 1234 == joblog.Job.select().count()
+    assert all(event.granted for event in events + late)
+
+
+def test_columns_that_only_some_rows_carry(joblog):
+    """In a batch of unlike rows each keeps what it says, and what it does not say is kept."""
+    joblog.transitions.write([Event("enqueue", row(1, "enqueued", token=None, user_id="7"))])
+    joblog.transitions.write([Event("start", row(1)), Event("start", row(2, user_id="8"))])
+    joblog.transitions.write([Event("start", row(3))])
+
+    users = {job.jid: job.user_id for job in joblog.Job.select()}
+    assert {"job-0001": 7, "job-0002": 8, "job-0003": None} == users
+
+
+def test_what_an_end_does_not_say_is_empty(joblog):
+    """An end that carries no error and no eta leaves none from the run before."""
+    failed = row(1, "retrying", eta=NOW, error_type="ValueError", error_message="no")
+    joblog.transitions.write([Event("end", failed)])
+    again = {"attempt": 2, "token": "token-2"}
+    joblog.transitions.write([Event("start", row(1, **again))])
+    started = joblog.Job.get()
+    joblog.transitions.write([Event("end", row(1, "finished", finished_at=NOW, **again))])
+    finished = joblog.Job.get()
+
+    assert ("ValueError", None) == (started.error_type, started.eta)
+    assert (None, None, None) == (finished.error_type, finished.error_message, finished.eta)
+
+
+def test_one_statement_whatever_the_columns(joblog):
+    """Rows that carry different columns still make one statement."""
+    joblog.database.connect(reuse_if_open=True)
+    with assert_query_count(1):
+        joblog.transitions.write([Event("start", row(1)), Event("start", row(2, user_id="8"))])
