@@ -16,13 +16,13 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+import brokers
 import dramatiq
 import psutil
 import psycopg
 import pytest
 import redis
 import servers
-from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Retries, default_middleware
 
@@ -32,7 +32,16 @@ ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests"
 
 #: What tells our package and our tests where to go; a test sets what it needs.
-OUR_VARIABLES = ("JOBLOG_DATABASE", "JOBLOG_TEST_POSTGRES", "REDIS_URL")
+OUR_VARIABLES = (
+    "JOBLOG_DATABASE",
+    "JOBLOG_TEST_POSTGRES",
+    "JOBLOG_TEST_RABBITMQ",
+    "REDIS_URL",
+)
+
+#: Servers that tests may do without even where CI is set, as they cannot be installed there.
+#: Read once: the names of such servers.
+WITHOUT = os.environ.get("JOBLOG_TEST_WITHOUT", "").split()
 
 #: Backends that tests asked for in this process: the name, and how it went.
 _BACKENDS = pytest.StashKey[dict[str, str]]()
@@ -102,7 +111,7 @@ def _session_server(request, name: str, start):
         server = start()
     except servers.ServerMissingError as e:
         backends[name] = f"no {name}: {e}"
-        if os.environ.get("CI"):
+        if os.environ.get("CI") and name not in WITHOUT:
             pytest.fail(f"CI is set and {e}", pytrace=False)
         pytest.skip(str(e))
     backends[name] = f"{server.name} ({server.origin})"
@@ -113,9 +122,19 @@ def _session_server(request, name: str, start):
 @pytest.fixture(scope="session")
 def redis_server(request):
     """Return a Redis server for the session."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
-    number = int(worker.removeprefix("gw"))
-    yield from _session_server(request, "Redis", lambda: servers.start_redis(number))
+    yield from _session_server(request, "Redis", lambda: servers.start_redis(_pytest_worker()))
+
+
+@pytest.fixture(scope="session")
+def rabbit_server(request):
+    """Return a RabbitMQ server for the session."""
+    yield from _session_server(
+        request, "RabbitMQ", lambda: servers.start_rabbitmq(_pytest_worker())
+    )
+
+
+def _pytest_worker() -> int:
+    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 
 
 @pytest.fixture(scope="session")
@@ -131,6 +150,20 @@ def redis_url(redis_server):
         client.flushdb()
         yield redis_server.url
         client.flushdb()
+
+
+@pytest.fixture
+def rabbit_url(rabbit_server):
+    """Return the URL of a RabbitMQ that has no queue of a test."""
+    brokers.delete_queues(rabbit_server.url)
+    yield rabbit_server.url
+    brokers.delete_queues(rabbit_server.url)
+
+
+@pytest.fixture
+def broker_url(request):
+    """Return the URL of the server of a kind of broker, the parameter: redis or rabbit."""
+    return request.getfixturevalue(f"{request.param}_url")
 
 
 @pytest.fixture
@@ -202,7 +235,7 @@ def make_broker(request):
     *middleware* is the host's list without the log, its default if None; other keywords go to
     `JobLogMiddleware`.
     """
-    brokers = []
+    made = []
 
     def make(kind="stub", position="last", *, joblog, middleware=None, **middleware_kwargs):
         stack = [m() for m in default_middleware] if middleware is None else list(middleware)
@@ -215,20 +248,18 @@ def make_broker(request):
         if kind == "stub":
             broker = StubBroker(middleware=stack)
         else:
-            url = request.getfixturevalue("redis_url")
+            url = request.getfixturevalue(f"{kind}_url")
             namespace = f"test-{uuid.uuid4().hex[:8]}"
-            broker = RedisBroker(url=url, namespace=namespace, middleware=stack)
-        brokers.append(broker)
+            broker = brokers.connect(url, namespace=namespace, middleware=stack)
+        made.append(broker)
         # As a worker process does when it boots: some of the host's middleware starts here.
         broker.emit_after("process_boot")
         dramatiq.set_broker(broker)
         return broker
 
     yield make
-    for broker in brokers:
-        broker.close()
-        if isinstance(broker, RedisBroker):
-            broker.client.connection_pool.disconnect()
+    for broker in made:
+        brokers.disconnect(broker)
 
 
 @pytest.fixture
@@ -281,12 +312,15 @@ def run_worker_process(request, tmp_path, eventually):
 
     Modules are found in the tests' folder and in the project's.  *env* is added to the
     environment and *args* to the command.  It is stopped by SIGTERM at the end; the test fails
-    if anything CRITICAL was printed, except lines that contain *expects_critical*.
+    if anything CRITICAL was printed, except lines that contain *expects_critical*.  One that
+    *dies* of what it finds may do so before it is ready.
     """
     folders = os.pathsep.join([str(TESTS), str(ROOT)])
 
     @contextlib.contextmanager
-    def run(module, *, processes=1, threads=4, env=None, args=(), expects_critical=None):
+    def run(
+        module, *, processes=1, threads=4, env=None, args=(), expects_critical=None, dies=False
+    ):
         path = tmp_path / f"worker-{uuid.uuid4().hex[:8]}.log"
         counts = ["--processes", str(processes), "--threads", str(threads)]
         with path.open("wb") as log:
@@ -302,6 +336,8 @@ def run_worker_process(request, tmp_path, eventually):
 
         def ready():
             if process.poll() is not None:
+                if dies:
+                    return True
                 pytest.fail(f"dramatiq {module} ended at once:\n{running.output}", pytrace=False)
             return running.output.count("Worker process is ready for action.") >= processes
 
@@ -383,9 +419,11 @@ def pytest_testnodedown(node, error):
 def pytest_terminal_summary(terminalreporter, config):
     """Say which backends ran and which did not."""
     backends = config.stash[_BACKENDS]
-    unasked = [name for name in ("PostgreSQL", "Redis", "SQLite") if name not in backends]
+    unasked = [
+        name for name in ("PostgreSQL", "RabbitMQ", "Redis", "SQLite") if name not in backends
+    ]
     facts = [backends[name] for name in sorted(backends)]
     facts += [f"no {name}: no test of this run asked for it" for name in unasked]
-    facts += ["no MariaDB, no RabbitMQ: there are no tests for them yet"]
+    facts += ["no MariaDB: there are no tests for it yet"]
     terminalreporter.section("backends")
     terminalreporter.write_line(f"Python {platform.python_version()}; " + "; ".join(facts))

@@ -10,8 +10,8 @@ import os
 import signal
 from pathlib import Path
 
+import brokers
 import dramatiq
-from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Middleware
 
 from dramatiq_joblog import JobLog, JobLogMiddleware
@@ -63,13 +63,7 @@ def write_or_die(events):
 
 
 joblog.transitions.write = write_or_die
-broker = RedisBroker(
-    url=os.environ["KILL_REDIS"],
-    namespace=os.environ["KILL_NAMESPACE"],
-    # A killed worker's messages come back at once, not after a minute.
-    heartbeat_timeout=1000,
-    maintenance_chance=1_000_000,
-)
+broker = brokers.connect(os.environ["KILL_BROKER"], namespace="kill", impatient=True)
 broker.add_middleware(JobLogMiddleware(joblog))
 broker.add_middleware(BeforeTheAcknowledgement())
 dramatiq.set_broker(broker)

@@ -4,7 +4,8 @@ Each start function returns a `Server` or raises `ServerMissingError`, whose tex
 that a skipped test and the summary show.  A server that is named in the environment is used as
 it is, and its own data is left alone.
 
-The place for MariaDB and RabbitMQ is a start function each, beside these two.
+Redis and PostgreSQL are brought by packages of Python's index; RabbitMQ has none, and is
+used where a package of the system's has installed it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
+import pika
+import pika.exceptions
 import psycopg
 import redis
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 #: Read once: conftest takes these out of the environment before each test.
 REDIS_URL = os.environ.get("REDIS_URL")
 POSTGRES_URL = os.environ.get("JOBLOG_TEST_POSTGRES")
+RABBITMQ_URL = os.environ.get("JOBLOG_TEST_RABBITMQ")
 
 #: Seconds that a server may take until it answers.
 START_TIMEOUT = 60
@@ -75,6 +79,8 @@ class Server:
     stop_signal: signal.Signals = signal.SIGTERM
     #: Starts it once more.
     again: Callable[[], subprocess.Popen[bytes]] | None = None
+    #: What it needs beside it, and what ends with it.
+    helpers: tuple[subprocess.Popen[bytes], ...] = ()
 
     def restart(self) -> None:
         """Stop the process and start it again on the same data; it may take a while to answer."""
@@ -85,12 +91,9 @@ class Server:
     def stop(self) -> None:
         """Stop the process that was started for it, and remove its data."""
         if self.process is not None:
-            self.process.send_signal(self.stop_signal)
-            try:
-                self.process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+            _end(self.process, self.stop_signal)
+        for helper in self.helpers:
+            _end(helper, signal.SIGTERM)
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -160,7 +163,7 @@ def start_postgres(*, fsync: bool = False) -> Server:
     # Short, as the path of a socket may have about a hundred characters.
     folder = Path(tempfile.mkdtemp(prefix="joblog-pg-"))
     try:
-        user = _postgres_user()
+        user = _unprivileged_user()
         if any(user):
             os.chown(folder, *user)
         programs, origin = _find_postgres(folder, user)
@@ -198,6 +201,77 @@ def start_postgres(*, fsync: bool = False) -> Server:
     return server
 
 
+def start_rabbitmq(worker: int = 0, *, address: str = "127.0.0.1") -> Server:
+    """Return the RabbitMQ of JOBLOG_TEST_RABBITMQ, or start one that listens at *address*.
+
+    A server that is named is for one pytest *worker*: its queues are all the tests have.
+    """
+    if RABBITMQ_URL:
+        if worker:
+            raise ServerMissingError(
+                f"the RabbitMQ of JOBLOG_TEST_RABBITMQ serves pytest worker 0, and this is {worker}"
+            )
+        try:
+            version = _rabbitmq_version(RABBITMQ_URL)
+        except pika.exceptions.AMQPError as e:
+            raise ServerMissingError(
+                f"JOBLOG_TEST_RABBITMQ={RABBITMQ_URL} does not answer: {e!r}"
+            ) from e
+        return Server(f"RabbitMQ {version}", "JOBLOG_TEST_RABBITMQ", RABBITMQ_URL)
+    script, epmd = Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), shutil.which("epmd")
+    if not script.exists() or epmd is None:
+        raise ServerMissingError(
+            "there is no RabbitMQ: set JOBLOG_TEST_RABBITMQ, or apt install rabbitmq-server"
+        )
+    folder = Path(tempfile.mkdtemp(prefix="joblog-rabbit-"))
+    user = _unprivileged_user()
+    if any(user):
+        os.chown(folder, *user)
+    port, names_port = free_port(), free_port()
+    (folder / "rabbitmq.conf").write_text("loopback_users = none\n")
+    environment = {
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "ERL_EPMD_PORT": names_port,
+        "HOME": folder,  # its cookie lies there
+        "PATH": os.environ.get("PATH", os.defpath),
+        "RABBITMQ_ALLOW_INPUT": 1,  # no shell stands between us and the server
+        "RABBITMQ_CONF_ENV_FILE": folder / "none",
+        "RABBITMQ_CONFIG_FILE": folder / "rabbitmq.conf",
+        "RABBITMQ_DIST_PORT": free_port(),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": folder / "none",
+        "RABBITMQ_LOGS": "-",
+        "RABBITMQ_LOG_BASE": folder,
+        "RABBITMQ_MNESIA_BASE": folder / "data",
+        "RABBITMQ_NODENAME": "joblog@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": address,
+        "RABBITMQ_NODE_PORT": port,
+        # It would burn a processor while it waits.
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",
+    }
+
+    def start_one(command: list[str], log: str) -> subprocess.Popen[bytes]:
+        return _start(
+            command,
+            folder,
+            on_parent_death=signal.SIGKILL,
+            user=user,
+            env={name: str(value) for name, value in environment.items()},
+            log=log,
+        )
+
+    # Erlang's own name server; one that it starts by itself would outlive it.
+    names = start_one([epmd, "-port", str(names_port), "-address", "127.0.0.1"], "names.log")
+
+    def start() -> subprocess.Popen[bytes]:
+        return start_one([str(script), "-noinput"], "log")
+
+    url = f"amqp://guest:guest@{address}:{port}/%2F"
+    server = Server("RabbitMQ", str(script), url, start(), folder, again=start, helpers=(names,))
+    not_yet = pika.exceptions.AMQPError
+    server.name += f" {_first_answer(server, lambda: _rabbitmq_version(url), not_yet)}"
+    return server
+
+
 def free_port() -> int:
     """Return a TCP port of 127.0.0.1 that nobody listens on."""
     with socket.socket() as probe:
@@ -222,13 +296,19 @@ def _find_redis() -> tuple[str, str]:
     )
 
 
+def _rabbitmq_version(url: str) -> str:
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(url))) as connection:
+        version: bytes | str = connection._impl.server_properties["version"]
+        return version.decode() if isinstance(version, bytes) else version
+
+
 def _postgres_version(url: str) -> str:
     with psycopg.connect(url, connect_timeout=5) as connection:
         return connection.execute("SHOW server_version").fetchone()[0].split()[0]
 
 
-def _postgres_user() -> tuple[int, int]:
-    """Return the user and group to run as: PostgreSQL refuses to be root's."""
+def _unprivileged_user() -> tuple[int, int]:
+    """Return the user and group to run a server as, that had better not be root's."""
     if os.geteuid() != 0:
         return 0, 0
     nobody = pwd.getpwnam("nobody")
@@ -297,16 +377,28 @@ def _start(
     *,
     on_parent_death: signal.Signals,
     user: tuple[int, int] = (0, 0),
+    env: dict[str, str] | None = None,
+    log: str = "log",
 ) -> subprocess.Popen[bytes]:
-    with (folder / "log").open("wb") as log:
+    with (folder / log).open("wb") as output:
         return launch(
             command,
             on_parent_death=on_parent_death,
             user=user,
             cwd=folder,
-            stdout=log,
+            env=env,
+            stdout=output,
             stderr=subprocess.STDOUT,
         )
+
+
+def _end(process: subprocess.Popen[bytes], stop_signal: signal.Signals) -> None:
+    process.send_signal(stop_signal)
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _first_answer(server: Server, ask, not_yet: type[Exception]) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
+import brokers
 import dramatiq
 import stories
-from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Retries
 
 from dramatiq_joblog import JobLog, JobLogMiddleware
@@ -19,8 +19,8 @@ place = {
     "before_retries": [type(m) for m in middleware].index(Retries),
 }[os.environ["STORY_POSITION"]]
 middleware.insert(place, JobLogMiddleware(joblog))
-broker = RedisBroker(
-    url=os.environ["STORY_REDIS"], namespace=os.environ["STORY_NAMESPACE"], middleware=middleware
+broker = brokers.connect(
+    os.environ["STORY_BROKER"], namespace=os.environ["STORY_NAMESPACE"], middleware=middleware
 )
 dramatiq.set_broker(broker)
 stories.declare(broker)

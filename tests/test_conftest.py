@@ -126,7 +126,7 @@ def test_the_log_stands_where_it_is_put(make_broker, joblog, position):
     assert place == {"first": 0, "last": len(kinds) - 1, "before_retries": neighbour}[position]
 
 
-@pytest.mark.parametrize("kind", ["stub", "redis"])
+@pytest.mark.parametrize("kind", ["stub", "redis", "rabbit"])
 def test_a_worker_runs_what_is_sent(make_broker, joblog, worker, eventually, kind):
     """A worker runs the actors of its broker, on each kind of broker."""
     broker = make_broker(kind, joblog=joblog)

@@ -1,14 +1,17 @@
-"""The promise, tried by SIGKILL between every two steps of a job's path, on real Redis."""
+"""The promise, tried by SIGKILL between every two steps of a job's path, on each broker."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import brokers
 import dramatiq
 import pytest
-from dramatiq.brokers.redis import RedisBroker
 
 from dramatiq_joblog import JobNotFound
+
+BROKERS = ["redis", "rabbit"]
+DATABASES = ["sqlite", "postgres"]
 
 pytestmark = pytest.mark.process
 
@@ -46,21 +49,34 @@ DEATHS = [
 ]
 
 
-@pytest.mark.parametrize("actor", ["works", "breaks"])
-@pytest.mark.parametrize("death", DEATHS, ids=lambda death: death.point)
+ACTORS = ["works", "breaks"]
+#: Each point with each actor on each broker, and with each database on some of them.
+COMBINATIONS = [
+    pytest.param(death, actor, broker, database, id=f"{death.point}-{actor}-{broker}-{database}")
+    for i, death in enumerate(DEATHS)
+    for j, actor in enumerate(ACTORS)
+    for k, broker in enumerate(BROKERS)
+    for database in [DATABASES[(i + j + k) % len(DATABASES)]]
+]
+
+
+@pytest.mark.parametrize(
+    ("death", "actor", "broker_url", "database_url"),
+    COMBINATIONS,
+    indirect=["broker_url", "database_url"],
+)
 def test_sigkill(
-    joblog, database_url, redis_url, run_worker_process, eventually, tmp_path, death, actor
+    joblog, database_url, broker_url, run_worker_process, eventually, tmp_path, death, actor
 ):
     """Whatever the point, a job without an outcome is delivered again, and one with is not run."""
     end = "finished" if actor == "works" else "dead"
     own_failure = [] if actor == "works" else ["dead"]
-    broker = RedisBroker(url=redis_url, namespace="kill")
+    broker = brokers.connect(broker_url, namespace="kill")
     environment = {
         "KILL_AT": death.point,
+        "KILL_BROKER": broker_url,
         "KILL_DATABASE": database_url,
         "KILL_FOLDER": str(tmp_path),
-        "KILL_NAMESPACE": "kill",
-        "KILL_REDIS": redis_url,
     }
     broker.declare_queue("default")
     message = dramatiq.Message(
@@ -74,13 +90,6 @@ def test_sigkill(
         except JobNotFound:
             return "enqueued"
 
-    def unacknowledged():
-        return any(
-            message.message_id.encode() in value
-            for key in broker.client.keys("kill:default.msgs")
-            for value in broker.client.hvals(key)
-        )
-
     with run_worker_process(
         "kill_worker", env=environment, threads=2, expects_critical="exited unexpectedly"
     ) as first:
@@ -88,16 +97,15 @@ def test_sigkill(
         eventually((tmp_path / "killed").exists, timeout=30)
         eventually(lambda: first.process.poll() is not None, timeout=30)
     assert state() in {end if s == "end" else s for s in death.states}
-    assert death.delivered_again == unacknowledged()
+    eventually(lambda: brokers.holds(broker, message) == death.delivered_again)
 
     with run_worker_process("kill_worker", env=environment, threads=2):
         eventually(lambda: state() == end, timeout=30)
-        eventually(lambda: not unacknowledged(), timeout=30)
+    assert not brokers.holds(broker, message)
 
     job = joblog.get(message.message_id)
     assert end == job.state
     assert death.failures + own_failure == [f.outcome for f in job.failures]
     assert death.runs == runs.read_text().split()
     assert 1 == joblog.jobs.count()
-    broker.close()
-    broker.client.connection_pool.disconnect()
+    brokers.disconnect(broker)

@@ -20,7 +20,7 @@ TESTS = Path(__file__).parent
 START_AND_WAIT = """
 import sys, servers
 server = getattr(servers, sys.argv[1])()
-print(server.process.pid, server.folder, flush=True)
+print(server.folder, server.process.pid, *(p.pid for p in server.helpers), flush=True)
 sys.stdin.read()
 """
 
@@ -60,11 +60,11 @@ def test_postgres_is_not_root(postgres_server):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a parent's death")
-@pytest.mark.parametrize("start", ["start_redis", "start_postgres"])
+@pytest.mark.parametrize("start", ["start_redis", "start_postgres", "start_rabbitmq"])
 def test_a_server_dies_with_its_parent(request, eventually, start):
     """A server, with all its children, ends when the process that started it is killed."""
     # Skips, or fails in CI, where there is none to start.
-    request.getfixturevalue(f"{start.removeprefix('start_')}_server")
+    request.getfixturevalue(f"{start.removeprefix('start_').removesuffix('mq')}_server")
     parent = subprocess.Popen(
         [sys.executable, "-c", START_AND_WAIT, start],
         env=os.environ | {"PYTHONPATH": str(TESTS)},
@@ -73,10 +73,10 @@ def test_a_server_dies_with_its_parent(request, eventually, start):
         text=True,
     )
     with parent:
-        pid, folder = parent.stdout.readline().split()
+        folder, *pids = parent.stdout.readline().split()
         try:
-            server = psutil.Process(int(pid))
-            processes = [server, *server.children(recursive=True)]
+            started = [psutil.Process(int(pid)) for pid in pids]
+            processes = started + [child for p in started for child in p.children(recursive=True)]
             assert all(process.is_running() for process in processes)
 
             parent.send_signal(signal.SIGKILL)

@@ -31,8 +31,17 @@ def faults(joblog, jids):
     return {name: texts for name, texts in found.items() if texts}
 
 
-@pytest.mark.parametrize("position", POSITIONS)
-@pytest.mark.parametrize("kind", ["stub", "redis"])
+#: Each broker with each database, each broker at each place, each database at each place.
+COMBINATIONS = [
+    pytest.param(broker, database, POSITIONS[(i + j) % len(POSITIONS)])
+    for i, broker in enumerate(["stub", "redis", "rabbit"])
+    for j, database in enumerate(["sqlite", "postgres"])
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "database_url", "position"), COMBINATIONS, indirect=["database_url"]
+)
 def test_each_story_leaves_its_row(joblog, make_broker, worker, eventually, kind, position):
     """Each story leaves the same row wherever the middleware stands, hooks being slow."""
     broker = make_broker(kind, position, joblog=joblog, middleware=stories.middleware())
@@ -47,18 +56,22 @@ def test_each_story_leaves_its_row(joblog, make_broker, worker, eventually, kind
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize(
+    ("kind", "database_url", "position"),
+    [combination for combination in COMBINATIONS if combination.values[0] != "stub"],
+    indirect=["database_url"],
+)
 def test_each_story_in_worker_processes(
-    joblog, database_url, redis_url, make_broker, run_worker_process, eventually, position
+    request, joblog, database_url, make_broker, run_worker_process, eventually, kind, position
 ):
     """Two real worker processes leave the same rows as threads of this one."""
-    broker = make_broker("redis", "last", joblog=joblog, middleware=stories.middleware())
+    broker = make_broker(kind, "last", joblog=joblog, middleware=stories.middleware())
     actors = stories.declare(broker)
     environment = {
+        "STORY_BROKER": request.getfixturevalue(f"{kind}_url"),
         "STORY_DATABASE": database_url,
-        "STORY_NAMESPACE": broker.namespace,
+        "STORY_NAMESPACE": getattr(broker, "namespace", ""),
         "STORY_POSITION": position,
-        "STORY_REDIS": redis_url,
     }
 
     with run_worker_process("story_worker", processes=2, env=environment):

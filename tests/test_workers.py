@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import signal
 
+import brokers
 import dramatiq
 import pytest
-from dramatiq.brokers.redis import RedisBroker
 
 from dramatiq_joblog import ConfigurationError, JobLog, JobLogMiddleware
 from dramatiq_joblog.workers import Heartbeat
@@ -112,11 +112,11 @@ def test_times_that_make_no_sense(sqlite_url, times):
 def victims(database_url, redis_url, run_worker_process, tmp_path):
     """Return a function that runs a worker process, and the broker to send it jobs."""
     environment = {
+        "VICTIM_BROKER": redis_url,
         "VICTIM_DATABASE": database_url,
         "VICTIM_FOLDER": str(tmp_path),
-        "VICTIM_REDIS": redis_url,
     }
-    broker = RedisBroker(url=redis_url, namespace="victim")
+    broker = brokers.connect(redis_url, namespace="victim")
     broker.declare_queue("default")
 
     def send(actor):
@@ -128,8 +128,7 @@ def victims(database_url, redis_url, run_worker_process, tmp_path):
         return run_worker_process("victim_worker", env=environment, **options)
 
     yield run, send
-    broker.close()
-    broker.client.connection_pool.disconnect()
+    brokers.disconnect(broker)
 
 
 @pytest.mark.process
@@ -171,10 +170,10 @@ def test_a_poison_pill(joblog, victims, eventually, actor):
     run, send = victims
     jid = send(actor)
     for _ in range(3):
-        with run(expects_critical="exited unexpectedly") as process:
+        with run(expects_critical="exited unexpectedly", dies=True) as process:
             eventually(lambda: process.process.poll() is not None, timeout=30)
     if actor == "poison":
-        with run(expects_critical="exited unexpectedly") as process:
+        with run(expects_critical="exited unexpectedly", dies=True) as process:
             eventually(lambda: process.process.poll() is not None, timeout=30)
     else:
         with run():

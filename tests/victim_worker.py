@@ -7,20 +7,14 @@ import signal
 import time
 from pathlib import Path
 
+import brokers
 import dramatiq
-from dramatiq.brokers.redis import RedisBroker
 
 from dramatiq_joblog import JobLog, JobLogMiddleware
 
 folder = Path(os.environ["VICTIM_FOLDER"])
 joblog = JobLog(os.environ["VICTIM_DATABASE"])
-broker = RedisBroker(
-    url=os.environ["VICTIM_REDIS"],
-    namespace="victim",
-    # A killed worker's messages come back at once, not after a minute.
-    heartbeat_timeout=1000,
-    maintenance_chance=1_000_000,
-)
+broker = brokers.connect(os.environ["VICTIM_BROKER"], namespace="victim", impatient=True)
 broker.add_middleware(JobLogMiddleware(joblog, heartbeat=100, heartbeat_timeout=1000))
 dramatiq.set_broker(broker)
 
