@@ -13,7 +13,15 @@ joblog.create_tables()
 broker = StubBroker()
 broker.add_middleware(dramatiq_joblog.JobLogMiddleware(joblog))
 dramatiq.set_broker(broker)
-message = dramatiq.actor(abs, actor_name="work").send(-1)
+
+
+@dramatiq.actor
+def work(number: int) -> int:
+    """Return its size."""
+    return abs(number)
+
+
+message = work.send(-1)
 worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=1)
 worker.start()
 broker.join("default", timeout=10_000)

@@ -131,9 +131,12 @@ def test_a_worker_runs_what_is_sent(make_broker, joblog, worker, eventually, kin
     """A worker runs the actors of its broker, on each kind of broker."""
     broker = make_broker(kind, joblog=joblog)
     done = []
-    actor = dramatiq.actor(done.append, actor_name="work")
 
-    actor.send(7)
+    @dramatiq.actor
+    def work(value):
+        done.append(value)
+
+    work.send(7)
     with worker(broker):
         eventually(lambda: done)
 

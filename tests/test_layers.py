@@ -23,6 +23,7 @@ LAYERS = (
     ("sections", "spool"),
     ("writer",),
     ("joblog",),
+    ("importing",),
     ("messages",),
     ("runs",),
     ("middleware",),

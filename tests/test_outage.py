@@ -182,7 +182,11 @@ def test_block(proxy, through_proxy, make_broker, worker, eventually):
     joblog.create_tables()
     broker = make_broker("stub", "last", joblog=joblog)
     runs = []
-    work = dramatiq.actor(runs.append, actor_name="work")
+
+    @dramatiq.actor
+    def work(number):
+        runs.append(number)
+
     with worker(broker):
         work.send(1)
         broker.join("default")
@@ -205,7 +209,11 @@ def test_drop(proxy, through_proxy, make_broker, worker, eventually):
     joblog.create_tables()
     broker = make_broker("stub", "last", joblog=joblog)
     runs = []
-    work = dramatiq.actor(runs.append, actor_name="work")
+
+    @dramatiq.actor
+    def work(number):
+        runs.append(number)
+
     with worker(broker):
         proxy.refuse()
         for n in range(10):

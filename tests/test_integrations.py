@@ -1,0 +1,250 @@
+"""The examples of docs/integrations run as they are printed, on a real Redis."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import servers
+
+from dramatiq_joblog import JobLog
+
+PAGES = Path(__file__).parent.parent / "docs" / "integrations"
+FILE = re.compile(r'^```python title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def run_in(tmp_path, monkeypatch, redis_url):
+    """Return a function that writes a page's files, and one that runs a Python command there."""
+    environment = os.environ | {
+        "PYTHONPATH": str(tmp_path),
+        "PYTHONUNBUFFERED": "1",
+        "REDIS_URL": redis_url,
+        "DJANGO_SETTINGS_MODULE": "shop.settings",
+    }
+
+    def write(page):
+        found = FILE.findall((PAGES / f"{page}.md").read_text())
+        assert found, f"docs/integrations/{page}.md shows no file"
+        for name, text in found:
+            path = tmp_path / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+
+    def run(*command):
+        process = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert process.returncode == 0, process.stdout + process.stderr
+        return process.stdout
+
+    @contextlib.contextmanager
+    def running(*command):
+        path = tmp_path / f"{command[0].replace('/', '-')}.log"
+        with path.open("wb") as log:
+            process = servers.launch(
+                [sys.executable, "-m", *command],
+                on_parent_death=servers.signal.SIGTERM,
+                cwd=tmp_path,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            yield path
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+    return write, run, running
+
+
+WORKER = ("--processes", "1", "--threads", "2")
+
+
+def ask(url, **data):
+    """Return the JSON of an HTTP request; None while nobody answers."""
+    request = urllib.request.Request(url, data=b"" if data else None)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as e:
+        return e.code
+    except OSError:
+        return None
+
+
+def test_a_plain_script(run_in, eventually, tmp_path):
+    """A script sends, a worker runs, another script asks."""
+    write, run, running = run_in
+    write("scripts")
+    run("send.py")
+    joblog = JobLog(f"sqlite:///{tmp_path / 'jobs.db'}")
+
+    with running("dramatiq", "jobs", *WORKER):
+        eventually(lambda: joblog.jobs.in_state("finished", "dead").count() == 2, timeout=30)
+
+    assert ["dead [7, 13] there is no month 13", "finished [7, 1] "] == sorted(
+        run("ask.py").splitlines()
+    )
+    joblog.close()
+
+
+def test_results_pipelines_and_groups(run_in, eventually, tmp_path):
+    """Results are there beside the log, and each message of a pipeline or a group has its row."""
+    write, run, running = run_in
+    write("results")
+    joblog = JobLog(f"sqlite:///{tmp_path / 'jobs.db'}")
+    joblog.create_tables()
+
+    with running("dramatiq", "jobs", *WORKER) as log:
+        assert ["10", "[0, 2, 4]"] == run("send.py").splitlines()
+        eventually(lambda: joblog.jobs.finished().count() == 7, timeout=30)
+
+    assert "all three are done" in log.read_text()
+    first, second, third = joblog.jobs.of_type("sum").order_by(joblog.Job.id).limit(9)[:3]
+    assert [first.jid, second.jid] == [second.parent_jid, third.parent_jid]
+    assert first.jid == third.root_jid
+    joblog.close()
+
+
+def test_a_scheduler(run_in, eventually, tmp_path):
+    """What is scheduled is logged when it is sent, and not sent twice before it is done."""
+    write, _, running = run_in
+    write("scheduler")
+    joblog = JobLog(f"sqlite:///{tmp_path / 'jobs.db'}")
+    joblog.create_tables()
+
+    with running("scheduler") as output:
+        eventually(lambda: "the last one is not done yet" in output.read_text(), timeout=30)
+        assert 1 == joblog.jobs.count()
+        with running("dramatiq", "jobs", *WORKER):
+            eventually(lambda: joblog.jobs.finished().count() >= 2, timeout=30)
+    joblog.close()
+
+
+@pytest.mark.parametrize("framework", ["flask"])
+def test_a_web_application(run_in, eventually, framework):
+    """An endpoint sends a job, and another one tells its state."""
+    write, _, running = run_in
+    write(framework)
+    port = servers.free_port()
+    serve = {
+        "fastapi": ("uvicorn", "shop:app", "--port", str(port)),
+        "flask": ("flask", "--app", "shop", "run", "--port", str(port)),
+    }[framework]
+    here = f"http://127.0.0.1:{port}"
+
+    with running(*serve), running("dramatiq", "shop", *WORKER):
+        eventually(lambda: ask(f"{here}/invoices/none") == 404, timeout=30)
+        jid = ask(f"{here}/invoices/7", method="POST")["jid"]
+        eventually(lambda: ask(f"{here}/invoices/{jid}")["state"] == "finished", timeout=30)
+        if framework == "fastapi":
+            with urllib.request.urlopen(f"{here}/jobs/", timeout=10) as page:
+                assert "text/html" in page.headers["content-type"]
+
+
+def test_django(run_in, eventually):
+    """The log lives in Django's own database, and a view asks it for a user's jobs."""
+    write, run, running = run_in
+    write("django")
+    port = servers.free_port()
+    run("-m", "django", "migrate")
+    run("-c", "from shop.jobs import joblog; joblog.create_tables()")
+    here = f"http://127.0.0.1:{port}"
+
+    serve = ("django", "runserver", "--noreload", str(port))
+    with running(*serve), running("dramatiq", "shop.jobs", *WORKER):
+        eventually(lambda: ask(f"{here}/sign-up/ada") is not None, timeout=30)
+        eventually(
+            lambda: ask(f"{here}/jobs/ada") == {"states": ["finished"]},
+            timeout=30,
+        )
+
+
+#: A worker of django_dramatiq, whose AdminMiddleware keeps its table.
+OLD = """
+import shop.settings
+
+shop.settings.INSTALLED_APPS += ["django_dramatiq"]
+shop.settings.DRAMATIQ_BROKER = {
+    "BROKER": "dramatiq.brokers.stub.StubBroker",
+    "OPTIONS": {},
+    "MIDDLEWARE": [
+        "dramatiq.middleware.AgeLimit",
+        "dramatiq.middleware.Retries",
+        "django_dramatiq.middleware.AdminMiddleware",
+    ],
+}
+
+import django
+
+django.setup()
+
+import dramatiq
+from django.core.management import call_command
+
+call_command("migrate", verbosity=0)
+broker = dramatiq.get_broker()
+
+
+@dramatiq.actor(max_retries=1, min_backoff=10)
+def pay(amount):
+    if amount > 5:
+        raise ValueError(f"{amount} is too much")
+
+
+@dramatiq.actor(max_age=1)
+def late():
+    pass
+
+
+pay.send(1), pay.send(9), late.send()
+worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=1)
+worker.start()
+broker.join("default", fail_fast=False, timeout=20_000)
+worker.join()
+worker.stop()
+pay.send_with_options(args=(2,), delay=60_000)
+pay.send(3)
+"""
+
+
+def test_a_move_from_django_dramatiq(run_in, tmp_path):
+    """What its AdminMiddleware kept becomes rows of the log, once."""
+    write, run, _ = run_in
+    write("django")
+    (tmp_path / "old.py").write_text(OLD)
+    run("old.py")
+
+    told = run("move.py").splitlines()
+
+    assert ["1 dead", "1 delayed", "1 enqueued", "1 finished", "1 skipped"] == told
+    joblog = JobLog(f"sqlite:///{tmp_path / 'shop.sqlite3'}")
+    dead = joblog.jobs.dead().of_actor("pay").get()
+    assert (2, "retries_exhausted", "ValueError", "9 is too much") == (
+        dead.attempt,
+        dead.dead_reason,
+        dead.error_type,
+        dead.error_message,
+    )
+    assert [9] == dead.args
+    assert "9 is too much" in dead.failures[0].traceback
+    assert [] == run("move.py").splitlines()
+    joblog.close()
