@@ -219,8 +219,9 @@ class Transitions:
         Raises:
           peewee.DatabaseError: Nothing was written, or it may be written again.
         """
-        # One order of rows for all processes, so that no two batches wait for each other.
-        events = sorted(events, key=lambda event: event.jid)
+        # One order of rows for all processes, so that no two batches wait for each other; it is
+        # that of sending, which the rows then keep.
+        events = sorted(events, key=lambda event: (event.row.get("enqueued_at") or 0, event.jid))
         statements = sum(
             (
                 any(e.kind == "enqueue" for e in events),

@@ -86,6 +86,17 @@ def test_many_waiters_share_a_commit(joblog):
     assert [f"j{n}" for n in range(9)] == jids(joblog)
 
 
+def test_rows_keep_the_order_of_sending(joblog):
+    """Jobs that are written together are numbered as they were sent."""
+    names = [f"{n * 7919 % 100}" for n in range(100)]
+
+    joblog.transitions.write(
+        [Event("enqueue", row(jid, enqueued_at=NOW + n)) for n, jid in enumerate(names)]
+    )
+
+    assert names[::-1] == [job.jid for job in joblog.jobs]
+
+
 def test_a_jobs_events_keep_their_order(joblog):
     """Events of one job that are waiting together are written one after the other."""
     gate, entered = threading.Event(), threading.Event()
