@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 import time
+from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -211,6 +212,11 @@ class JobLog:
         if row is None:
             raise JobNotFound(jid)
         return row
+
+    def now(self) -> datetime:
+        """Return the database's time: leases and signs of life are told by it."""
+        ((now,),) = self.database.execute_sql(f"SELECT {database_now(self.database).sql}")
+        return datetime.fromtimestamp(now / 1000, timezone.utc)
 
     def create_tables(self) -> None:
         """Create the tables, or bring them to this version; safe to repeat and to race.

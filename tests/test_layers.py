@@ -15,7 +15,7 @@ PACKAGE = ROOT / "dramatiq_joblog"
 #: Each line may import from the lines above it, and nothing else of the package.
 LAYERS = (
     ("clock", "errors", "redaction", "states"),
-    ("connection", "query", "upserts"),
+    ("connection", "query", "timeline", "upserts"),
     ("models",),
     ("text",),
     ("locks", "migrations", "workers"),
@@ -28,7 +28,9 @@ LAYERS = (
     ("runs",),
     ("middleware",),
     ("__init__",),
-    ("cli", "web"),
+    ("web",),
+    ("cli",),
+    ("__main__",),
 )
 
 #: From here on all of the host may be imported.

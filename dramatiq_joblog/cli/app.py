@@ -1,0 +1,306 @@
+"""What every command has in common: the log that it asks, how it refuses, how it is described."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import logging
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from peewee import PeeweeException, SqliteDatabase
+
+from dramatiq_joblog import ConfigurationError, DatabaseAwayError, JobLog, JobLogError
+from dramatiq_joblog.joblog import describe
+from dramatiq_joblog.redaction import scrub
+
+from .screen import Screen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+PROGRAM = "dramatiq-joblog"
+
+#: Exit codes, beside 0.
+NOTHING, USAGE, AWAY, INTERRUPTED = 1, 2, 3, 130
+
+_EXIT_CODES = """\
+0    done
+1    nothing was found, or doctor found a fault
+2    the command line cannot be understood, or was not confirmed
+3    the log's database cannot be asked
+130  ended by Ctrl-C"""
+
+# What the databases say when the log's tables, or columns of them, are missing.
+_NO_TABLE = re.compile(
+    r"no such table|relation .* does not exist|table .* doesn't exist", re.IGNORECASE
+)
+_NO_COLUMN = re.compile(r"no such column|column .* does not exist|unknown column", re.IGNORECASE)
+
+
+class Refusal(click.ClickException):
+    """Raised to end the command with one sentence and an exit code."""
+
+    def __init__(self, message: str, code: int = USAGE) -> None:
+        super().__init__(message)
+        # Click reads it from the instance, and declares it on the class.
+        self.__dict__["exit_code"] = code
+
+    def show(self, file: Any = None) -> None:
+        """Write the sentence to standard error."""
+        click.echo(f"{PROGRAM}: {self.message}", err=True)
+
+
+class Session:
+    """One call of the program: which log it asks, and how it answers."""
+
+    def __init__(self) -> None:
+        #: ``module:name`` of the application's log.
+        self.app: str | None = None
+        #: URL of the log's database.
+        self.database: str | None = None
+        #: Whether the answer is read by a program.
+        self.json = False
+
+    @functools.cached_property
+    def screen(self) -> Screen:
+        """Standard output."""
+        return Screen()
+
+    @functools.cached_property
+    def joblog(self) -> JobLog:
+        """The log, whose database must exist.
+
+        Raises:
+          Refusal: If none is named, or it cannot be used.
+        """
+        joblog = self.new_joblog
+        file = joblog.database.database
+        if isinstance(joblog.database, SqliteDatabase) and not Path(file).exists():
+            raise Refusal(
+                f"there is no file {str(file)!r}; to make a new log there: {self.cure('migrate')}",
+                AWAY,
+            )
+        return joblog
+
+    @functools.cached_property
+    def new_joblog(self) -> JobLog:
+        """The log, whose database need not have any tables yet.
+
+        Raises:
+          Refusal: If none is named, or it cannot be used.
+        """
+        joblog = self._named()
+        click.get_current_context().call_on_close(joblog.close)
+        return joblog
+
+    def _named(self) -> JobLog:
+        if self.app and self.database:
+            raise Refusal("--app and --database name two logs; give one of them")
+        if self.app:
+            return _log_of(self.app)
+        url = self.database or os.environ.get("JOBLOG_DATABASE")
+        if not url:
+            raise Refusal(
+                "which log? Give --database URL or --app module:joblog, or set JOBLOG_DATABASE"
+            )
+        return JobLog(url)
+
+    def cure(self, command: str) -> str:
+        """Return a command for the same log, as it is typed."""
+        if self.app:
+            return f"{PROGRAM} --app {self.app} {command}"
+        if self.database:
+            return f"{PROGRAM} --database {scrub(self.database)} {command}"
+        return f"{PROGRAM} {command}"
+
+    def refusal(self, error: Exception) -> Refusal:
+        """Return what to say of an error of the log or of its database."""
+        text = " ".join(str(error).split("\n")[0].split())
+        if isinstance(error, DatabaseAwayError | PeeweeException):
+            if _NO_TABLE.search(text):
+                return Refusal(
+                    f"the log's tables are not there; make them with: {self.cure('migrate')}", AWAY
+                )
+            if _NO_COLUMN.search(text):
+                return Refusal(
+                    f"the log's tables are of an older version ({text}); bring them up to date "
+                    f"with: {self.cure('migrate')}",
+                    AWAY,
+                )
+            where = ""
+            if "new_joblog" in self.__dict__:
+                where = f"{describe(self.new_joblog.database)} "
+            return Refusal(f"the log's database {where}cannot be asked: {text}", AWAY)
+        return Refusal(text, USAGE if isinstance(error, ValueError) else AWAY)
+
+
+def _log_of(app: str) -> JobLog:
+    """Import the application's module and return its log, as ``dramatiq`` finds its brokers."""
+    module_name, _, name = app.partition(":")
+    name = name or "joblog"
+    if not re.fullmatch(r"[\w.]+", module_name) or not re.fullmatch(r"[\w.]+", name):
+        raise Refusal(f"--app {app!r} is not of the form module:name, as shop.jobs:joblog")
+    sys.path.insert(0, str(Path.cwd()))
+    module = _import(module_name)
+    try:
+        value = functools.reduce(getattr, name.split("."), module)
+    except AttributeError:
+        logs = [key for key, v in vars(module).items() if isinstance(v, JobLog)]
+        hint = f"its logs are {', '.join(logs)}" if logs else "it has no log"
+        raise Refusal(f"--app {app}: the module {module_name} has no {name!r}; {hint}") from None
+    if not isinstance(value, JobLog):
+        raise Refusal(f"--app {app}: that is a {type(value).__name__}, and no JobLog")
+    return value
+
+
+def _import(module_name: str) -> Any:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as e:
+        if e.name and (module_name == e.name or module_name.startswith(f"{e.name}.")):
+            raise Refusal(
+                f"--app: there is no module {e.name!r}, in {Path.cwd()} or installed"
+            ) from None
+        raise _broken(module_name, e) from e
+    except SystemExit as e:
+        raise Refusal(f"--app: importing {module_name} ended with: {e.code}") from e
+    except Exception as e:
+        raise _broken(module_name, e) from e
+
+
+def _broken(module_name: str, error: Exception) -> Refusal:
+    """Say where a module of the user's own fails: that is for them to repair, not for us."""
+    where = ""
+    if frames := traceback.extract_tb(error.__traceback__):
+        where = f" ({frames[-1].filename}, line {frames[-1].lineno})"
+    text = " ".join(str(error).split())
+    return Refusal(
+        f"--app: importing {module_name} failed with {type(error).__name__}: {text}{where}"
+    )
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    if value:
+        setattr(context.ensure_object(Session), str(parameter.name), value)
+
+
+def _common_options() -> list[click.Option]:
+    """Return the options that stand before or after a command, as one likes."""
+    return [
+        click.Option(
+            ["--app"],
+            metavar="MODULE:NAME",
+            expose_value=False,
+            callback=_remember,
+            help="The application's log, as shop.jobs:joblog; imported with the current "
+            "folder on the path.",
+        ),
+        click.Option(
+            ["--database"],
+            metavar="URL",
+            expose_value=False,
+            callback=_remember,
+            help="The log's database, as sqlite:///jobs.db or postgresql://user@host/name; "
+            "by default that of JOBLOG_DATABASE.",
+        ),
+        click.Option(
+            ["--json"],
+            is_flag=True,
+            expose_value=False,
+            callback=_remember,
+            help="Answer in JSON.",
+        ),
+    ]
+
+
+class Command(click.Command):
+    """A command with the options that all have, and with examples.
+
+    Parameters:
+      examples: What follows the program's name, and what it does.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[tuple[str, str]] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+        self.params += _common_options()
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples."""
+        with formatter.section("Examples"):
+            for arguments, effect in self.examples:
+                formatter.write(f"{'':{formatter.current_indent}}# {effect}\n")
+                formatter.write(f"{'':{formatter.current_indent}}{PROGRAM} {arguments}\n")
+
+
+class Program(click.Group):
+    """All commands; what goes wrong in one is said in a sentence."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += _common_options()
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the options that stand before the command."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.UsageError as e:
+            raise Refusal(_sentence(e)) from e
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Return the command that is named.
+
+        Raises:
+          Refusal: If there is none of that name.
+        """
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"see {PROGRAM} --help"
+            raise Refusal(f"there is no command {args[0]!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        session = ctx.ensure_object(Session)
+        logging.getLogger("dramatiq_joblog").setLevel(logging.ERROR)
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as e:
+            raise Refusal(_sentence(e)) from e
+        except (JobLogError, PeeweeException, ConfigurationError) as e:
+            raise session.refusal(e) from e
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(INTERRUPTED) from None
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the exit codes."""
+        with formatter.section("Exit codes"):
+            for text in _EXIT_CODES.splitlines():
+                formatter.write(f"{'':{formatter.current_indent}}{text}\n")
+
+
+def _sentence(error: click.UsageError) -> str:
+    text = error.format_message().rstrip(".")
+    command = error.ctx.command_path if error.ctx else PROGRAM
+    return f"{text[:1].lower()}{text[1:]}; see {command} --help"
+
+
+def command(
+    name: str, *, examples: Sequence[tuple[str, str]]
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a function a command; its first argument is the :class:`Session`."""
+
+    def make(function: Callable[..., Any]) -> click.Command:
+        made: click.Command = click.command(name, cls=Command, examples=examples)(
+            click.make_pass_decorator(Session, ensure=True)(function)
+        )
+        return made
+
+    return make

@@ -1,0 +1,149 @@
+"""``locks``: who holds which key, for how long, and who waits for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.text import Text
+
+from dramatiq_joblog.states import State
+
+from .app import NOTHING, Refusal, Session, command
+from .look import QUIET, ago, aligned, bar, colour, line, mark, number, safe, shape
+from .rows import SHORT_JID, document, kind
+from .screen import Column
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from dramatiq_joblog import JobLog
+
+
+@dataclass(frozen=True)
+class Held:
+    """A key that is held, its holder if that is a job, and those that wait for it, in order."""
+
+    row: Any
+    holder: Any
+    waiters: list[Any]
+
+
+@command(
+    "locks",
+    examples=[
+        ("locks", "all keys that are held now"),
+        ("locks finance:42", "one key, with those that wait for it, in order"),
+        ("locks --json", "the same for programs"),
+    ],
+)
+@click.argument("key", required=False)
+def locks(session: Session, *, key: str | None) -> None:
+    """Show the keys that are held: holder, lease, fence, and who waits.
+
+    With KEY only that one, and those that wait for it in the order in which they will
+    get it.
+    """
+    joblog = session.joblog
+    now = joblog.now()
+    found = held(joblog, key)
+    if session.json:
+        session.screen.json([_document(h) for h in found])
+    else:
+        session.screen.table(_columns(now), found)
+        if key is not None and session.screen.live:
+            _write_waiters(session, found, now)
+    if not found:
+        raise Refusal("no key is held" if key is None else f"nobody holds {key!r}", NOTHING)
+
+
+def held(joblog: JobLog, key: str | None = None) -> list[Held]:
+    """Return the keys that are held, longest first."""
+    query = joblog.locks
+    rows = list(query if key is None else query.where(joblog.Lock.key == key))
+    owners = [row.owner for row in rows]
+    jobs = {job.jid: job for job in joblog.jobs.where(joblog.Job.jid.in_(owners))}
+    waiters = _waiters(joblog, [row.key for row in rows])
+    return [Held(row, jobs.get(row.owner), waiters.get(row.key, [])) for row in rows]
+
+
+def _waiters(joblog: JobLog, keys: list[str]) -> dict[str, list[Any]]:
+    job = joblog.Job
+    waiting = joblog.jobs.waiting().where(job.section.in_(keys)).order_by(job.waiting_since, job.id)
+    found: dict[str, list[Any]] = {}
+    for row in waiting:
+        found.setdefault(row.section, []).append(row)
+    return found
+
+
+def _document(h: Held) -> dict[str, Any]:
+    return document(h.row) | {
+        "holder": None if h.holder is None else {"jid": h.holder.jid, "state": h.holder.state},
+        "waiters": [job.jid for job in h.waiters],
+    }
+
+
+def _columns(now: datetime) -> list[Column[Held]]:
+    return [
+        Column("Key", lambda h: h.row.key, keep=10, least=16),
+        Column("Held by", _holder, lambda h: h.row.owner, keep=9, least=18),
+        Column(
+            "For",
+            lambda h: aligned(_milliseconds(h.row.acquired_at, now)),
+            lambda h: document(h.row)["acquired_at"],
+            keep=6,
+            right=True,
+        ),
+        Column(
+            "Lease left",
+            lambda h: _lease(h, now),
+            lambda h: document(h.row)["expires_at"],
+            keep=8,
+            right=True,
+        ),
+        Column("Fence", lambda h: number(h.row.fence), lambda h: h.row.fence, keep=5, right=True),
+        Column(
+            "Waiting",
+            lambda h: number(len(h.waiters)) if h.waiters else "",
+            lambda h: len(h.waiters),
+            keep=7,
+            right=True,
+        ),
+        Column("Slot", lambda h: str(h.row.slot) if h.row.slot else "", keep=1, right=True),
+    ]
+
+
+def _holder(h: Held) -> Text:
+    if h.holder is None:
+        return Text.assemble(line(h.row.owner), ("  by hand", QUIET))
+    return Text.assemble(
+        shape(h.holder.state), f" {line(kind(h.holder))} ", (h.row.owner[:SHORT_JID], QUIET)
+    )
+
+
+def _lease(h: Held, now: datetime) -> Text:
+    left = max(0, -_milliseconds(h.row.expires_at, now))
+    state = State.STARTED if h.holder is None else h.holder.state
+    share = left / h.row.ttl if h.row.ttl else 0.0
+    return Text.assemble(bar(share, 6, colour(state)), " ", aligned(left))
+
+
+def _milliseconds(instant: datetime, now: datetime) -> int:
+    return round((now - instant).total_seconds() * 1000)
+
+
+def _write_waiters(session: Session, found: list[Held], now: datetime) -> None:
+    waiters = found[0].waiters if found else []
+    if waiters:
+        session.screen.title("Waiting, in order")
+    for place, job in enumerate(waiters, 1):
+        session.screen.fit(
+            Text.assemble(
+                (f"{place:>3}  ", QUIET),
+                mark(job.state),
+                f"  {line(kind(job))}  ",
+                (safe(job.jid), QUIET),
+                f"  since {ago(job.waiting_since, now)}",
+            )
+        )

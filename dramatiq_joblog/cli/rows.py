@@ -1,0 +1,105 @@
+"""What the commands say of one row: for people in a cell, for programs as a document."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from dramatiq_joblog.states import State
+
+from .look import QUIET, ago, bar, colour, iso, line, number
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+#: Characters of a jid that are shown where there is no room for all; a command takes them too.
+SHORT_JID = 8
+
+_BAR = 8
+
+
+def document(row: Any) -> dict[str, Any]:
+    """Return a row's columns by name, as JSON can hold them: instants in ISO 8601."""
+    return {name: plain(value) for name, value in row.__data__.items()}
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON can hold it."""
+    return iso(value) if isinstance(value, datetime) else value
+
+
+def kind(job: Any) -> str:
+    """Return what people call a job: its type, else its actor."""
+    return str(job.job_type or job.actor)
+
+
+def since(job: Any) -> Any:
+    """Return the instant since when a job is what it is."""
+    return job.started_at if job.state == State.STARTED else job.finished_at or job.updated_at
+
+
+def took(job: Any, now: datetime) -> Any:
+    """Return the milliseconds of the last run, or of the one that goes on; None before."""
+    if job.state == State.STARTED and job.started_at is not None:
+        return max(0, round((now - job.started_at).total_seconds() * 1000))
+    return job.duration
+
+
+def attempts(job: Any) -> Text:
+    """Return ``2/6``: the attempt, and how many there may be."""
+    text = Text(str(job.attempt))
+    if job.max_retries is not None:
+        text.append(f"/{job.max_retries + 1}", QUIET)
+    return text
+
+
+def why(job: Any, now: datetime) -> Text:
+    """Return the one reason why a job is where it is; nothing for one that is done."""
+    reasons: dict[str, Callable[[], Text]] = {
+        State.ENQUEUED: lambda: Text(f"queue {line(job.queue)}", QUIET),
+        State.DELAYED: lambda: Text(due(job.eta, now)),
+        State.WAITING: lambda: Text(f"for {line(job.section)}"),
+        State.STARTED: lambda: progress(job.progress),
+        State.RETRYING: lambda: Text(
+            ", ".join(filter(None, [due(job.eta, now), line(job.error_type or "")]))
+        ),
+        State.LOST: lambda: Text("its worker is gone"),
+        State.DEAD: lambda: error(job) or Text(line(job.dead_reason or "")),
+        State.SKIPPED: lambda: Text(line(job.skip_reason or ""), QUIET),
+    }
+    return reasons.get(job.state, Text)()
+
+
+def due(eta: datetime | None, now: datetime) -> str:
+    """Return when a job runs next."""
+    if eta is None:
+        return ""
+    return ago(eta, now) if eta > now else "due now"
+
+
+def error(row: Any) -> Text:
+    """Return class and text of the error of a job or of a run, on one line."""
+    if not row.error_type:
+        return Text()
+    text = Text(line(row.error_type))
+    if row.error_message:
+        text.append(f": {line(row.error_message)}", QUIET)
+    return text
+
+
+def progress(told: Mapping[str, Any] | None, width: int = _BAR) -> Text:
+    """Return the progress that a job told: a bar and a share, or how much is done."""
+    if not told:
+        return Text()
+    done, total, text = told.get("done"), told.get("total"), line(told.get("text") or "")
+    parts = Text()
+    if isinstance(done, int | float) and isinstance(total, int | float) and total > 0:
+        parts.append_text(bar(done / total, width, colour(State.STARTED)))
+        parts.append(f" {min(done / total, 1):.0%}".replace("%", "\u202f%"))
+    elif isinstance(done, int | float):
+        parts.append(number(int(done)))
+    if text:
+        parts.append(f" {text}" if parts else text, QUIET)
+    return parts
