@@ -8,14 +8,17 @@ from .errors import (
     JobLogError,
     JobNotFound,
     LockNotAcquired,
+    QueryTimeout,
+    SearchError,
 )
 from .joblog import JobLog
 from .locks import Exclusive, Unique
 from .middleware import JobLogMiddleware, enqueue_once
-from .models import Failure, Job, Lock, Worker
+from .models import Action, Failure, Job, Line, Lock, Worker
 from .states import DeadReason, Outcome, State
 
 __all__ = [
+    "Action",
     "ConfigurationError",
     "DatabaseAwayError",
     "DeadReason",
@@ -27,9 +30,12 @@ __all__ = [
     "JobLogError",
     "JobLogMiddleware",
     "JobNotFound",
+    "Line",
     "Lock",
     "LockNotAcquired",
     "Outcome",
+    "QueryTimeout",
+    "SearchError",
     "State",
     "Unique",
     "Worker",

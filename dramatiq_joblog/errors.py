@@ -33,6 +33,22 @@ class JobNotFound(JobLogError):
         self.jid = jid
 
 
+class SearchError(JobLogError, ValueError):
+    """Raised when a search, or a time in it, cannot be understood; its text says what to write."""
+
+
+class QueryTimeout(JobLogError):
+    """Raised when a question took longer than its reader wants to wait."""
+
+    def __init__(self, timeout: int) -> None:
+        super().__init__(
+            f"the log's database did not answer within {timeout} ms; ask for less, as for a "
+            "shorter time or one job type"
+        )
+        #: Milliseconds that it was given.
+        self.timeout = timeout
+
+
 class LockNotAcquired(JobLogError, RateLimitExceeded):
     """Raised when a key is held by another.
 

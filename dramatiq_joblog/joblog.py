@@ -19,6 +19,7 @@ import peewee
 from peewee import Database, PeeweeException, SqliteDatabase
 from playhouse.db_url import connect
 
+from .asking import Asking
 from .clock import database_now
 from .errors import ConfigurationError, JobLogError, JobNotFound, LockNotAcquired
 from .locks import DEFAULT_TTL, SECTION, Claim, describe_holder, fold_key
@@ -46,7 +47,7 @@ _DRIVERS = {
 }
 
 
-class JobLog:
+class JobLog(Asking):
     """The log of jobs in one database: where they are asked for, and where they are written.
 
     Making one opens nothing: no connection, no thread, no file.  Two logs, on the same or on
@@ -126,7 +127,8 @@ class JobLog:
         What this process sent before is in it.
         """
         self._settle()
-        query: JobQuery = self.Job.select().order_by(self.Job.id.desc())
+        job = self.Job
+        query: JobQuery = job.select().order_by(job.created_at.desc(), job.id.desc())
         return query
 
     @property

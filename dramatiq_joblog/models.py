@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timezone
+from enum import Enum
 from typing import Any, ClassVar
 
 from peewee import (
@@ -41,6 +42,12 @@ def to_millis(instant: datetime) -> int:
     return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
 
 
+def instant_of(millis: int) -> datetime:
+    """Return the aware UTC datetime of milliseconds since 1970."""
+    seconds, rest = divmod(int(millis), 1000)
+    return datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=rest * 1000)
+
+
 class InstantField(BigIntegerField):
     """An instant: an aware UTC datetime, kept as milliseconds since 1970.
 
@@ -53,10 +60,7 @@ class InstantField(BigIntegerField):
 
     def python_value(self, value: int | None) -> datetime | None:
         """Return an aware UTC datetime."""
-        if value is None:
-            return None
-        seconds, millis = divmod(int(value), 1000)
-        return datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=millis * 1000)
+        return None if value is None else instant_of(value)
 
 
 class StateField(CharField):
@@ -102,6 +106,28 @@ class JsonField(TextField):
         return None if value is None else json.loads(value)
 
 
+class _Row(Model):
+    """A row that can be told as plain values."""
+
+    #: Columns that are the log's own business.
+    _own: ClassVar[frozenset[str]] = frozenset({"id"})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row as JSON can hold it, in the order of its columns.
+
+        Instants are ISO texts in UTC with milliseconds, and a foreign key is its id.  The log's
+        own numbers and tokens, and what is encrypted, are left out.
+        """
+        meta: Any = self._meta
+        return {
+            field.object_id_name if isinstance(field, ForeignKeyField) else field.name: _plain(
+                self.__data__.get(field.name)
+            )
+            for field in meta.sorted_fields
+            if field.name not in self._own
+        }
+
+
 class _JobBase(ModelBase):
     """Lets a foreign key of a subclass take the place of the inherited column of its id."""
 
@@ -112,7 +138,7 @@ class _JobBase(ModelBase):
         return super().__new__(cls, name, bases, attrs)  # type: ignore[no-untyped-call]
 
 
-class Job(Model, metaclass=_JobBase):
+class Job(_Row, metaclass=_JobBase):
     """One job: one message, through all its runs.
 
     Subclass it to add columns of your own; the subclass gets its own table.
@@ -206,6 +232,7 @@ class Job(Model, metaclass=_JobBase):
     class Meta:
         table_name = "joblog_job"
 
+    _own = frozenset({"id", "options", "process", "sealed", "token"})
     #: The failures' model of the same log; set when the log is made.
     failure_model: ClassVar[Any] = None
 
@@ -221,7 +248,7 @@ class Job(Model, metaclass=_JobBase):
         return model.select().where(model.jid == self.jid).order_by(model.id)
 
 
-class Failure(Model):
+class Failure(_Row):
     """One run that ended in any way but finished."""
 
     #: In order of insertion.
@@ -254,7 +281,7 @@ class Failure(Model):
         indexes = ((("jid", "token"), True),)
 
 
-class Worker(Model):
+class Worker(_Row):
     """A worker process."""
 
     #: In order of appearance.
@@ -286,7 +313,7 @@ class Worker(Model):
         table_name = "joblog_worker"
 
 
-class Lock(Model):
+class Lock(_Row):
     """One slot of a key: of a critical section, or of a uniqueness."""
 
     #: In order of appearance.
@@ -317,7 +344,7 @@ class Lock(Model):
         indexes = ((("kind", "key", "slot"), True),)
 
 
-class Line(Model):
+class Line(_Row):
     """A line that a run of a job logged."""
 
     #: In the order in which they were written.
@@ -374,7 +401,7 @@ class Total(Model):
         indexes = ((("span", "at", "actor", "job_type", "outcome", "error_type"), True),)
 
 
-class Action(Model):
+class Action(_Row):
     """Something that a person did to a job or a lock."""
 
     #: In order of time.
@@ -395,6 +422,18 @@ class Action(Model):
     class Meta:
         table_name = "joblog_action"
         indexes = ((("jid", "id"), False),)
+
+
+def _plain(value: Any) -> Any:
+    """Return *value* as JSON can hold it."""
+    if isinstance(value, datetime):
+        instant = value.astimezone(timezone.utc) if value.tzinfo else value
+        return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if isinstance(value, Enum):
+        return value.value
+    if value is None or isinstance(value, (bool, dict, float, int, list, str)):
+        return value
+    return str(value)
 
 
 def add_indexes(model: type[Model]) -> None:

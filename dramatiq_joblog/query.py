@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from peewee import SQL, Field, Model, ModelSelect
 
+from .errors import SearchError
 from .states import IN_PROGRESS, State
 
 if TYPE_CHECKING:
@@ -30,6 +32,23 @@ def literal_states(states: Iterable[str]) -> SQL:
     SQLite uses a partial index only if the condition's values stand in the text.
     """
     return SQL("(" + ", ".join(f"'{State(state).value}'" for state in states) + ")")
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some jobs of a query, newest first, and how to come to the others."""
+
+    #: The jobs.
+    jobs: list[Any]
+    #: What ``page(after=...)`` takes for the newer ones; None if none are known.
+    newer: str | None
+    #: What ``page(before=...)`` takes for the older ones; None if there are none.
+    older: str | None
+
+
+def cursor_of(job: Any) -> str:
+    """Return where a job stands among all, newest first: for ``page(before=...)`` and *after*."""
+    return f"{job.created_at.timestamp() * 1000:.0f}-{job.id}"
 
 
 class JobQuery(_Select):
@@ -131,6 +150,46 @@ class JobQuery(_Select):
         """
         return self._narrow(self._job.created_at < instant)
 
+    def dismissed(self) -> JobQuery:
+        """Jobs that someone said need no more attention."""
+        return self._narrow(self._job.dismissed_at.is_null(False))
+
+    def undismissed(self) -> JobQuery:
+        """Jobs that nobody dismissed."""
+        return self._narrow(self._job.dismissed_at.is_null())
+
+    def page(self, *, limit: int = 50, before: str | None = None, after: str | None = None) -> Page:
+        """Ask for some of the jobs, newest first, by when they were created.
+
+        It costs the same on every page: nothing is counted or passed over.  The query's own
+        order is not used.
+
+        Parameters:
+          limit: How many jobs at most.
+          before: The *older* of a page: what comes after it in the list.
+          after: The *newer* of a page, or :func:`cursor_of` a job: what has come since.
+
+        Raises:
+          SearchError: If *before* or *after* is not from a page.
+        """
+        job = self._job
+        query: Any = self
+        if before is not None:
+            at, number = _position(before)
+            # Not a plain OR, from which no database makes one range of an index.
+            query = query.where(job.created_at <= at, (job.created_at < at) | (job.id < number))
+        if after is not None:
+            at, number = _position(after)
+            query = query.where(job.created_at >= at, (job.created_at > at) | (job.id > number))
+            rows = list(query.order_by(job.created_at, job.id).limit(limit + 1))
+            more, rows = len(rows) > limit, rows[:limit][::-1]
+            newer = cursor_of(rows[0]) if more else None
+            return Page(rows, newer, cursor_of(rows[-1]) if rows else None)
+        rows = list(query.order_by(job.created_at.desc(), job.id.desc()).limit(limit + 1))
+        more, rows = len(rows) > limit, rows[:limit]
+        newer = cursor_of(rows[0]) if rows and before is not None else None
+        return Page(rows, newer, cursor_of(rows[-1]) if more else None)
+
     @property
     def _job(self) -> Any:
         return self.model
@@ -144,3 +203,11 @@ class JobQuery(_Select):
     def _narrow(self, condition: Any) -> JobQuery:
         query: JobQuery = self.where(condition)
         return query
+
+
+def _position(cursor: str) -> tuple[int, int]:
+    at, _, number = cursor.partition("-")
+    try:
+        return int(at), int(number)
+    except ValueError:
+        raise SearchError(f"{cursor!r} is no place in a list of jobs: use one of a page") from None

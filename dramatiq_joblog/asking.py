@@ -1,0 +1,267 @@
+"""What people and programs ask of a log beside its selects, and what people do to its jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from . import counts, people, search, stats, totals
+from .errors import JobLogError, LockNotAcquired
+from .models import to_millis
+from .reading import bounded
+from .text import fold_jid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from peewee import Database
+
+    from .counts import Count
+    from .people import DeadGroup
+    from .query import JobQuery
+    from .states import State
+    from .stats import Stats
+
+
+class Asking:
+    """The questions of a log: a part of :class:`JobLog`."""
+
+    # What the log has; Any, as models are untyped.
+    database: Database
+    Job: Any
+    Failure: Any
+    Lock: Any
+    Total: Any
+    Action: Any
+
+    @property
+    def jobs(self) -> JobQuery:
+        """All jobs, newest first."""
+        raise NotImplementedError
+
+    def search(self, text: str, *, now: datetime | None = None) -> JobQuery:
+        """Select jobs by words, newest first: ``state:dead type:import since:2d timeout``.
+
+        Keys are those of ``search.KEYS``; a repeated key means any of its values, ``-key:value``
+        leaves out, and a value with spaces stands in quotes.  Text without a key is a whole jid,
+        or else a part of an actor, a job type or an error.  ``state:dead`` leaves out what was
+        dismissed, unless ``dismissed:`` says otherwise.
+
+        Example:
+          >>> [job.jid for job in joblog.search("state:dead since:1h").page(limit=20).jobs]
+          []
+
+        Parameters:
+          text: The words.
+          now: What relative times are counted from; aware, by default this host's time.
+
+        Raises:
+          SearchError: If the words cannot be understood; its text says what to write.
+        """
+        terms = search.parse(text)
+        query = self.jobs
+        if len(terms) == 1 and terms[0].key is None and not terms[0].negated:
+            this = query.where(self.Job.jid == fold_jid(terms[0].value))
+            if this.exists():
+                return this
+        return search.narrow(query, terms, now=now)
+
+    def complete(
+        self, key: str, prefix: str = "", *, limit: int = 8
+    ) -> list[tuple[str, Count | None]]:
+        """Return how a word of a search may go on: values of *key* that begin with *prefix*.
+
+        Values are those of the newest jobs, the most frequent first.
+
+        Parameters:
+          key: One of ``search.KEYS``; for any other there is nothing.
+          prefix: What was typed of the value.
+          limit: How many values at most.
+
+        Returns:
+          Values, each with the number of its jobs where that is known.
+        """
+        values = counts.complete(self.Job, key, prefix, limit)
+        if key != "state":
+            return [(value, None) for value in values]
+        by_state: Any = self.counts()
+        return [(value, by_state.get(value)) for value in values]
+
+    def counts(
+        self, query: JobQuery | None = None, *, cap: int = counts.DEFAULT_CAP
+    ) -> dict[State, Count]:
+        """Count jobs by state, up to *cap* of each, so that a large table costs no more.
+
+        Parameters:
+          query: The jobs; by default all.
+          cap: Where counting stops; ``count.capped`` tells that there are more.
+
+        Returns:
+          A count for every state, in the order of their lives.
+        """
+        return counts.by_state(self.jobs if query is None else query, cap)
+
+    def stats(
+        self, *, since: datetime, until: datetime | None = None, by: str = "job_type"
+    ) -> Stats:
+        """Return what became of the jobs that ended in a time.
+
+        Parameters:
+          since: Begin of the time; aware.
+          until: Its end; by default now.
+          by: What the groups are: ``"job_type"`` or ``"actor"``.
+
+        Raises:
+          SearchError: If *by* is nothing to group by.
+          ValueError: If an instant has no time zone.
+        """
+        begin = to_millis(since)
+        end = to_millis(until or datetime.now(timezone.utc))
+        step = stats.step_of(end - begin)
+        begin, end = begin - begin % step, end - end % -step
+        cells = [
+            cell
+            for at in range(begin, end, step)
+            for cell in totals.count_rows(self.Job, self.Failure, at, at + step)
+        ]
+        return stats.make(cells, begin, end, step, by)
+
+    def oldest(self, limit: int = 5) -> list[Any]:
+        """Return the jobs that have waited longest for a run that is due, the oldest first."""
+        return list(self._due().order_by(self.Job.created_at, self.Job.id).limit(limit))
+
+    def dead_groups(self, windows: Iterable[int] = people.DEFAULT_WINDOWS) -> list[DeadGroup]:
+        """Group the dead jobs that nobody dismissed by error and actor.
+
+        Parameters:
+          windows: The times, in milliseconds before now, to count them in.
+
+        Returns:
+          The groups with a job within the longest window; those that died last come first.
+        """
+        return people.dead_groups(self.Job, windows, _now())
+
+    @contextlib.contextmanager
+    def reading(self, *, timeout: int) -> Iterator[None]:
+        """Ask within a bound, and give this thread's connection back at the end.
+
+        Example:
+          >>> with joblog.reading(timeout=2_000):
+          ...     page = joblog.search("state:dead").page()
+
+        Parameters:
+          timeout: Milliseconds that one question may take.
+
+        Raises:
+          QueryTimeout: If one takes longer.
+        """
+        self._settle()
+        try:
+            if self.database.is_closed():
+                self.database.connect()
+            with bounded(self.database, timeout):
+                yield
+        finally:
+            self.release()
+
+    # What people do
+
+    @property
+    def actions(self) -> Any:
+        """What people did to jobs and keys, newest first: a select of :class:`Action`."""
+        return self.Action.select().order_by(self.Action.id.desc())
+
+    def record(
+        self,
+        what: str,
+        *,
+        who: str,
+        jid: str | None = None,
+        key: str | None = None,
+        detail: str | None = None,
+    ) -> Any:
+        """Write down what someone did, and return the :class:`Action`.
+
+        Parameters:
+          what: A verb of at most 32 characters, as ``requeue``.
+          who: Who did it, as far as it is known.
+          jid: The job it was done to.
+          key: The key it was done to.
+          detail: Why, and what came of it.
+        """
+        return people.record(self.Action, what, who=who, jid=jid, key=key, detail=detail)
+
+    def dismiss(self, *jids: str, who: str) -> list[str]:
+        """Say that dead jobs need no more attention: lists of dead jobs leave them out.
+
+        Each is recorded as an action.
+
+        Parameters:
+          jids: The jobs; those that are not dead, or were dismissed before, are left alone.
+          who: Who says so.
+
+        Returns:
+          The jids of those that were dismissed.
+        """
+        dismissed = []
+        for start in range(0, len(jids), 500):
+            with self.database.atomic():
+                some = people.dismiss(self.Job, jids[start : start + 500])
+                for jid in some:
+                    self.record("dismiss", who=who, jid=jid)
+            dismissed += some
+        return dismissed
+
+    def unlock(self, key: str, *, slot: int = 0, fence: int, reason: str, who: str) -> Any:
+        """Free a critical section by hand, if it is still held by whom you saw.
+
+        The job that holds it is not stopped: it goes on without its lease, and sees
+        ``current_job().lease_lost`` at its next renewal; the next job may enter at once.  Be
+        sure that it is gone, or that two at once do no harm.
+
+        Parameters:
+          key: The section's key.
+          slot: Which of its places.
+          fence: That of the holder; if another holds it by now, nothing happens.
+          reason: Why; it is recorded.
+          who: Who does it.
+
+        Returns:
+          The :class:`Lock` row as it was.
+
+        Raises:
+          LockNotAcquired: If that holder does not hold it any more.
+        """
+        if not reason.strip():
+            raise JobLogError(f"unlocking {key!r} needs a reason")
+        with self.database.atomic():
+            held = people.unlock(self.Lock, fold_jid(key), slot, fence)
+            if held is None:
+                raise LockNotAcquired(
+                    key, f"is not held with fence {fence} in slot {slot} any more"
+                )
+            self.record(
+                "unlock",
+                who=who,
+                key=held.key,
+                jid=held.owner,
+                detail=f"{reason.strip()} (slot {slot}, fence {fence}, held by {held.owner})",
+            )
+        return held
+
+    def _due(self) -> Any:
+        """Select the jobs that could run now, if a worker took them."""
+        return self.jobs.enqueued()
+
+    def _settle(self) -> None:
+        """Write what this process handed over."""
+
+    def release(self) -> None:
+        """Give this thread's connection back."""
+
+
+def _now() -> int:
+    """Return this host's time, in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,130 @@
+"""What people do to jobs and keys, and the record of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from peewee import SQL, Case, fn
+
+from .clock import database_now
+from .models import instant_of
+from .query import literal_states
+from .states import State
+from .text import MAX_MESSAGE, clean, clean_optional, fold_jid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+
+#: Milliseconds of an hour, in which the windows of dead jobs are told.
+_HOUR = 3_600_000
+#: The windows that dead jobs are counted in: 1 and 3 hours, 1, 3 and 7 days.
+DEFAULT_WINDOWS = (1 * _HOUR, 3 * _HOUR, 24 * _HOUR, 72 * _HOUR, 168 * _HOUR)
+#: As many jobs are changed by one statement.
+_BATCH = 500
+
+
+@dataclass(frozen=True)
+class DeadGroup:
+    """Dead jobs of one error and one actor, without those that were dismissed."""
+
+    #: Class of the error; None for jobs that died of none.
+    error_type: str | None
+    actor: str
+    #: How many became dead within each window, by its milliseconds.
+    counts: dict[int, int]
+    #: The newest of them.
+    jid: str
+    #: When that one became dead.
+    last_at: datetime
+    #: The text of its error.
+    message: str | None
+
+
+def record(
+    action: Any, what: str, *, who: str, jid: str | None, key: str | None, detail: str | None
+) -> Any:
+    """Write down what someone did, and return the row."""
+    database = action._meta.database
+    number = action.insert(
+        at=database_now(database),
+        who=clean_optional(who) or "unknown",
+        what=clean_optional(what, 32),
+        jid=None if jid is None else fold_jid(jid),
+        key=clean_optional(key),
+        detail=None if detail is None else clean(detail, MAX_MESSAGE),
+    ).execute()
+    return action.get_by_id(number)
+
+
+def dismiss(job: Any, jids: Sequence[str]) -> list[str]:
+    """Dismiss those of *jids* that are dead and were not dismissed; return their jids."""
+    dismissed = []
+    now = database_now(job._meta.database)
+    for start in range(0, len(jids), _BATCH):
+        some = job.jid.in_([fold_jid(jid) for jid in jids[start : start + _BATCH]])
+        open_ones = some, job.state == State.DEAD, job.dismissed_at.is_null()
+        found = [row.jid for row in job.select(job.jid).where(*open_ones).order_by(job.jid)]
+        for jid in found:
+            # One by one: who is told that it was dismissed is who dismissed it.
+            mine = job.jid == jid, job.state == State.DEAD, job.dismissed_at.is_null()
+            if job.update(dismissed_at=now).where(*mine).execute():
+                dismissed.append(jid)
+    return dismissed
+
+
+def unlock(lock: Any, key: str, slot: int, fence: int) -> Any:
+    """Free a slot of a section if *fence* still holds; return the row as it was, or None."""
+    mine = (lock.kind == "section", lock.key == key, lock.slot == slot, lock.fence == fence)
+    held = lock.get_or_none(*mine, lock.owner.is_null(False))
+    freed = (
+        lock.update(owner=None, token=None, process=None, expires_at=None)
+        .where(*mine, lock.owner.is_null(False))
+        .execute()
+    )
+    return held if freed else None
+
+
+def dead_groups(job: Any, windows: Iterable[int], now: int) -> list[DeadGroup]:
+    """Group dead jobs by error and actor, those that died last first."""
+    windows = sorted(windows)
+    counts = [fn.SUM(Case(None, [(job.finished_at >= now - window, 1)], 0)) for window in windows]
+    groups = list(
+        job.select(job.error_type, job.actor, fn.MAX(job.finished_at).alias("last"), *counts)
+        .where(
+            job.state.in_(literal_states([State.DEAD])),
+            job.dismissed_at.is_null(),
+            job.finished_at >= now - windows[-1],
+        )
+        .group_by(job.error_type, job.actor)
+        .order_by(SQL("3 DESC"), job.error_type, job.actor)
+        .tuples()
+    )
+    return [_group(job, windows, *row) for row in groups]
+
+
+def _group(
+    job: Any, windows: list[int], error_type: str | None, actor: str, last: Any, *counts: Any
+) -> DeadGroup:
+    same = job.error_type.is_null() if error_type is None else job.error_type == error_type
+    newest = (
+        job.select(job.jid, job.error_message)
+        .where(
+            job.state.in_(literal_states([State.DEAD])),
+            job.dismissed_at.is_null(),
+            job.finished_at == last,
+            job.actor == actor,
+            same,
+        )
+        .order_by(job.id.desc())
+        .first()
+    )
+    return DeadGroup(
+        error_type=error_type,
+        actor=actor,
+        counts={window: int(number) for window, number in zip(windows, counts, strict=True)},
+        jid="" if newest is None else newest.jid,
+        last_at=last if not isinstance(last, int) else instant_of(last),
+        message=None if newest is None else newest.error_message,
+    )

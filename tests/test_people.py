@@ -1,0 +1,89 @@
+"""What people do to jobs and keys, and the record of it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from dramatiq_joblog import JobLogError, LockNotAcquired
+
+
+def test_a_record(joblog):
+    """What was done is kept with who did it and to what, newest first."""
+    joblog.record("requeue", who="ada", jid="j", detail="as \x00 k")
+    joblog.record("unlock", who="ben", key="s:1")
+
+    unlock, requeue = joblog.actions
+    assert ("unlock", "ben", "s:1", None) == (unlock.what, unlock.who, unlock.key, unlock.jid)
+    assert ("requeue", "ada", "j", "as \ufffd k") == (
+        *(requeue.what, requeue.who, requeue.jid, requeue.detail),
+    )
+    age = datetime.now(timezone.utc) - requeue.at
+    assert abs(age) < timedelta(minutes=5)
+
+
+def test_dismissed_jobs(joblog, job_factory):
+    """A dead job that was dismissed is left out of the dead, and each is recorded once."""
+    for jid, state in {"a": "dead", "b": "dead", "c": "finished", "d": "retrying"}.items():
+        job_factory(jid=jid, state=state)
+
+    assert ["a"] == joblog.dismiss("a", "c", "d", "unknown", who="ada")
+    assert [] == joblog.dismiss("a", who="ben")
+    assert ["b"] == [job.jid for job in joblog.jobs.dead().undismissed()]
+    assert ["a"] == [job.jid for job in joblog.jobs.dismissed()]
+    assert [("dismiss", "ada", "a")] == [(a.what, a.who, a.jid) for a in joblog.actions]
+
+
+def test_dead_jobs_in_groups(joblog, job_factory):
+    """Dead jobs are counted by error and actor in windows of time, the newest told of."""
+    now = datetime.now(timezone.utc)
+    for jid, error, hours in (
+        ("old", "KeyError", 400),
+        ("a", "KeyError", 50),
+        ("b", "KeyError", 2),
+        ("c", None, 1.5),
+    ):
+        job_factory(
+            jid=jid,
+            state="dead",
+            error_type=error,
+            error_message=error and f"of {jid}",
+            finished_at=now - timedelta(hours=hours),
+        )
+    job_factory(jid="gone", state="dead", finished_at=now)
+    joblog.dismiss("gone", who="ada")
+
+    hour = 3_600_000
+    unknown, key = joblog.dead_groups()
+    assert (None, "work", "c", None) == (
+        *(unknown.error_type, unknown.actor, unknown.jid, unknown.message),
+    )
+    assert ("KeyError", "b", "of b") == (key.error_type, key.jid, key.message)
+    assert {1 * hour: 0, 3 * hour: 1, 24 * hour: 1, 72 * hour: 2, 168 * hour: 2} == key.counts
+    assert joblog.get("b").finished_at == key.last_at
+
+
+def test_unlocking(joblog):
+    """A section is freed by hand if it is held as it was seen, with a reason on record."""
+    with joblog.lock("s:1") as lease:
+        with pytest.raises(LockNotAcquired, match="is not held with fence 99 in slot 0 any more"):
+            joblog.unlock("s:1", fence=99, reason="stuck", who="ada")
+        with pytest.raises(JobLogError, match="needs a reason"):
+            joblog.unlock("s:1", fence=lease.fence, reason=" ", who="ada")
+
+        was = joblog.unlock("s:1", fence=lease.fence, reason="stuck", who="ada")
+
+        assert lease.fence == was.fence
+        assert not joblog.locks.exists()
+        with joblog.lock("s:1") as next_one:
+            assert next_one.fence == lease.fence + 1
+            with pytest.raises(LockNotAcquired):
+                joblog.unlock("s:1", fence=lease.fence, reason="again", who="ada")
+            assert 1 == joblog.locks.count()
+    [action] = joblog.actions
+    assert ("unlock", "ada", "s:1", was.owner) == (
+        *(action.what, action.who, action.key, action.jid),
+    )
+    assert action.detail.startswith(f"stuck (slot 0, fence {lease.fence}, held by ")
+    joblog.release()
