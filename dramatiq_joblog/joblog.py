@@ -21,6 +21,7 @@ from playhouse.db_url import connect
 
 from .asking import Asking
 from .clock import database_now
+from .doctor import Doctor
 from .errors import ConfigurationError, JobLogError, JobNotFound, LockNotAcquired
 from .locks import DEFAULT_TTL, SECTION, Claim, describe_holder, fold_key
 from .migrations import migrate
@@ -36,6 +37,7 @@ from .writer import POLICIES, Writer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from .doctor import Finding
     from .locks import Holder, Lease
     from .query import JobQuery
 
@@ -111,10 +113,12 @@ class JobLog(Asking):
         self._job_types = _texts_of(job_types)
         self._own_fields = _own_fields(self.Job)
         self.transitions = Transitions(self.Job, self.Failure, self.Worker, self.Lock)
+        #: What this host keeps while the database is away.
+        self.spool = Spool(Path(spool) if spool is not None else _default_spool(self.Job))
         #: Where the middleware hands over what happens.
         self.writer = Writer(
             Sections(self.transitions),
-            Spool(Path(spool) if spool is not None else _default_spool(self.Job)),
+            self.spool,
             on_outage=_one_of(POLICIES, on_outage=on_outage),
         )
         locks = self.transitions.locks
@@ -197,6 +201,25 @@ class JobLog(Asking):
     def workers(self) -> Any:
         """All worker processes that were seen lately, newest first: a select of :class:`Worker`."""
         return self.Worker.select().order_by(self.Worker.id.desc())
+
+    @property
+    def name(self) -> str:
+        """The kind and the name of the database, for people, without its password."""
+        return describe(self.database)
+
+    def doctor(self, broker: Any = None) -> list[Finding]:
+        """Look for what is wrong with the log now: its database, its workers, its files.
+
+        It only reads, asks a dozen questions, and does not raise when the database is away.
+
+        Example:
+          >>> [finding.cure for finding in joblog.doctor() if not finding.ok]
+          []
+
+        Parameters:
+          broker: The broker with the log's middleware, if that is to be looked at too.
+        """
+        return Doctor(self, broker).findings()
 
     @property
     def own_fields(self) -> dict[str, Any]:

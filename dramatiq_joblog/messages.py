@@ -83,6 +83,8 @@ class Messages:
         self._logger = get_logger(__name__, type(self))
         self._user_column: str = user_field(joblog.Job).column_name
         self.own_fields = {name: f for name, f in joblog.own_fields.items() if name != "user"}
+        #: Names of the actors that were declared.
+        self.declared: set[str] = set()
         self._users: dict[str, Callable[[Any], Any]] = {}
         #: The names of each actor's positional parameters.
         self._names: dict[str, tuple[str, ...]] = {}
@@ -93,6 +95,7 @@ class Messages:
         Raises:
           ConfigurationError: If there is one.
         """
+        self.declared.add(actor.actor_name)
         where, options = f"actor {actor.actor_name!r}", actor.options
         self._joblog.check_job_type(options.get("job_type"), where)
         if options.get("job_user") is not None:

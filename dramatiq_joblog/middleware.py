@@ -116,6 +116,11 @@ class JobLogMiddleware(Middleware):
         """The options that actors and messages may carry."""
         return {*OPTIONS, *self._messages.own_fields}
 
+    @property
+    def declared(self) -> frozenset[str]:
+        """Names of the actors whose options were checked: those declared since it was added."""
+        return frozenset(self._messages.declared)
+
     # Declaring and sending
 
     def before_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:

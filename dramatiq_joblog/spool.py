@@ -11,7 +11,8 @@ import fcntl
 import json
 import os
 import secrets
-from dataclasses import asdict
+import time
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.logging import get_logger
@@ -26,6 +27,19 @@ if TYPE_CHECKING:
 MAX_CHUNK = 200
 
 _SUFFIX = ".spool"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A file of events that the database could not take yet."""
+
+    path: Path
+    #: Bytes.
+    size: int
+    #: Seconds since it was made.
+    age: float
+    #: Whether its process lives, or another is replaying it.
+    in_use: bool
 
 
 class Spool:
@@ -90,6 +104,14 @@ class Spool:
                     chunk, end = file.read()
                 file.remove()
 
+    def files(self) -> list[Waiting]:
+        """Return the files of this log on this host, oldest first."""
+        found = []
+        for path in self.folder.glob(f"*{_SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):  # it was replayed meanwhile
+                found.append(_look_at(path))
+        return sorted(found, key=lambda waiting: -waiting.age)
+
     def forget(self) -> None:
         """Leave the file to the process that this one was forked from."""
         if self._own is not None:
@@ -109,10 +131,16 @@ class _File:
 
     @classmethod
     def create(cls, folder: Path) -> _File:
-        path = folder / f"{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}"
+        # By name in the order in which they were made: so they are replayed.
+        made = time.time_ns() // 1_000_000
+        path = folder / f"{made:015}-{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}"
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if not os.fstat(descriptor).st_nlink:
+            # Another took it for left behind, before it was locked.
+            os.close(descriptor)
+            return cls.create(folder)
         _sync_folder(folder)
         return cls(path, descriptor)
 
@@ -177,6 +205,19 @@ class _File:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _look_at(path: Path) -> Waiting:
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            in_use = False
+        except BlockingIOError:
+            in_use = True
+        facts = os.fstat(file.fileno())
+    made = path.name.split("-")[0]
+    since = int(made) / 1000 if made.isdigit() else facts.st_mtime
+    return Waiting(path, facts.st_size, max(0.0, time.time() - since), in_use)
 
 
 def _dump(event: Event) -> bytes:

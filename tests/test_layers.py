@@ -24,6 +24,7 @@ LAYERS = (
     ("current", "transitions"),
     ("sections", "spool"),
     ("writer",),
+    ("doctor",),
     ("joblog",),
     ("importing",),
     ("messages",),

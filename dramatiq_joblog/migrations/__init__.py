@@ -41,6 +41,14 @@ def migrate(database: Database, models: Sequence[Any]) -> None:
             model.create_table(safe=True)
 
 
+def compare(database: Database, job: Any) -> tuple[list[str], list[str]]:
+    """Return the versions that the schema of a job table lacks, and those that are not known."""
+    runner = Runner(database, str(Path(__file__).parent), f"{job._meta.table_name}_migration")
+    status = runner.status()
+    missing = [m.name for m in status if m.path is not None and not m.applied]
+    return missing, [m.name for m in status if m.path is None]
+
+
 def _add_own_columns(migrator: Any, database: Database, job: Any) -> None:
     table = job._meta.table_name
     there = {column.name for column in database.get_columns(table)}

@@ -1,0 +1,174 @@
+"""What is wrong with a log, told with its cure."""
+
+from __future__ import annotations
+
+import time
+
+import dramatiq
+import pytest
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import Retries
+
+from dramatiq_joblog import JobLog, JobLogMiddleware
+from dramatiq_joblog.doctor import MAX_SPOOLED, MAX_WAIT
+from dramatiq_joblog.spool import Spool
+from dramatiq_joblog.transitions import Event
+from dramatiq_joblog.workers import Heartbeat
+
+
+def wrong(joblog, broker=None):
+    """Return what is wrong, by name."""
+    return {f.name: f for f in joblog.doctor(broker) if not f.ok}
+
+
+def now():
+    return int(time.time() * 1000)
+
+
+def test_a_healthy_log(joblog, database_url, make_broker):
+    """Of a healthy log all is said to be ok, each thing in a sentence, and nothing is changed."""
+    broker = make_broker("stub", "last", joblog=joblog)
+    dramatiq.actor(print, actor_name="prints")
+    found = joblog.doctor(broker)
+
+    looked_at = ["connection", "schema", "durability", "clock", "workers", "sections", "queues"]
+    assert [*looked_at, "spools", "middleware"] == [f.name for f in found]
+    # The PostgreSQL of the tests does not wait for the disk.
+    expected = {"durability"} if "postgresql" in database_url else set()
+    assert expected == set(wrong(joblog, broker))
+    assert all(f.text and bool(f.cure) != f.ok for f in found)
+    assert joblog.database.is_closed()
+    assert 0 == joblog.jobs.count() == joblog.workers.count()
+
+
+def test_no_database(tmp_path):
+    """A database that cannot be asked is a finding, without its password; the rest is told."""
+    url = "postgresql://ada:hunter2@127.0.0.1:1/shop"
+    joblog = JobLog(url, spool=tmp_path / "spool")
+    found = joblog.doctor()
+
+    assert ["connection", "spools"] == [f.name for f in found]
+    assert "cannot be asked" in found[0].text
+    assert "refused" in found[0].text
+    assert "hunter2" not in repr(found)
+
+
+def test_no_tables(database_url):
+    """Tables that were never made are told, and how to make them."""
+    joblog = JobLog(database_url)
+    found = wrong(joblog)
+    assert "0001_initial is missing" in found["schema"].text
+    assert "create_tables()" in found["schema"].cure
+    assert "cannot be known" in found["workers"].text
+    joblog.close()
+
+
+def test_newer_tables(joblog):
+    """Tables of a newer version are told."""
+    joblog.database.execute_sql(
+        "INSERT INTO joblog_job_migration (name, applied) VALUES ('9999_moon', '2030-01-01')"
+    )
+    joblog.release()
+    assert "they have 9999_moon" in wrong(joblog)["schema"].text
+
+
+@pytest.mark.parametrize("skew", [-3_600_000, 3_600_000])
+def test_a_wrong_clock(joblog, monkeypatch, skew):
+    """A host an hour before or behind its database is told."""
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() + skew * 1_000_000)
+    text = wrong(joblog)["clock"].text
+    told = int(text.removeprefix("this host's clock is ").split()[0])
+    assert skew == pytest.approx(told, abs=60_000)
+
+
+def test_workers_that_are_gone(joblog, job_factory):
+    """A process that is gone and whose runs are not lost yet is named."""
+    gone, live = (Heartbeat(joblog.Job, joblog.Worker, timeout=30_000) for _ in range(2))
+    gone.beat()
+    job_factory(state="started", process=gone.process)
+    job_factory(state="started", process=live.process)
+    live.beat()
+    assert "workers" not in wrong(joblog)
+
+    worker = joblog.Worker
+    worker.update(heartbeat_at=0).where(worker.process == gone.process).execute()
+    joblog.release()
+    found = wrong(joblog)["workers"]
+    assert "(1 runs)" in found.text
+    assert "1 worker process(es) live" in found.text
+
+
+def test_runs_of_nobody(joblog, job_factory):
+    """A run whose process has no row any more is told."""
+    job_factory(state="started", process="x" * 16)
+    assert "1 run(s) are started whose worker process is not known" in wrong(joblog)["workers"].text
+
+
+def test_a_stuck_section(joblog, job_factory):
+    """A section that a finished job holds is told by its key."""
+    row = {"kind": "section", "slot": 0, "fence": 1, "ttl": 1, "expires_at": now() + 60_000}
+    job_factory(jid="ended")
+    job_factory(jid="running", state="started")
+    joblog.Lock.create(**row, key="stuck", owner="ended")
+    joblog.Lock.create(**row, key="held", owner="running")
+    joblog.release()
+
+    found = wrong(joblog)["sections"]
+    assert "'stuck' by job ended" in found.text
+    assert "1 of them with a lease that lasts" in found.text
+    assert "held'" not in found.text
+
+
+def test_jobs_that_wait_for_nobody(joblog, job_factory):
+    """Jobs that wait for long are told by their queue, and whether anyone takes from it."""
+    served = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
+    served.queues = {"served"}
+    served.beat()
+    for queue in ("served", "forgotten", "forgotten"):
+        job_factory(state="enqueued", queue=queue, created_at=now() - MAX_WAIT - 60_000)
+    job_factory(state="enqueued", queue="fresh")
+    joblog.release()
+
+    text = wrong(joblog)["queues"].text
+    assert "2 in 'forgotten', from which no live worker takes jobs" in text
+    assert "1 in 'served'" in text
+    assert "fresh" not in text
+
+
+def test_spools(sqlite_url, tmp_path):
+    """Events that lie on this host for long are told: how many, how long, and whose they are."""
+    folder = tmp_path / "spool"
+    joblog = JobLog(sqlite_url, spool=folder)
+    joblog.create_tables()
+    other = Spool(folder)
+    other.append([Event("enqueue", {"jid": "a"})])
+    assert "spools" not in wrong(joblog)
+
+    [path] = folder.iterdir()
+    made = now() - MAX_SPOOLED * 1000 - 60_000
+    path = path.rename(folder / f"{made:015}-1-aa.spool")
+    text = wrong(joblog)["spools"].text
+    assert f"1 file(s) of {path.stat().st_size} bytes" in text
+    assert "that are gone" not in text
+
+    other.forget()
+    found = wrong(joblog)["spools"]
+    assert "1 of them by processes that are gone" in found.text
+    assert "start a worker here" in found.cure
+    joblog.close()
+
+
+def test_middleware(joblog):
+    """A broker without the log's middleware, with two, or with actors from before it is told."""
+    broker = StubBroker(middleware=[Retries()])
+    assert "has no JobLogMiddleware" in wrong(joblog, broker)["middleware"].text
+
+    dramatiq.actor(print, actor_name="early", broker=broker)
+    broker.add_middleware(JobLogMiddleware(joblog))
+    assert "after the actors early" in wrong(joblog, broker)["middleware"].text
+    broker.add_middleware(JobLogMiddleware(joblog))
+    assert "more than once" in wrong(joblog, broker)["middleware"].text
+
+    bare = StubBroker(middleware=[JobLogMiddleware(joblog)])
+    assert "no Retries" in wrong(joblog, bare)["middleware"].text
