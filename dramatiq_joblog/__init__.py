@@ -9,6 +9,7 @@ from .errors import (
     JobNotFound,
     LockNotAcquired,
     QueryTimeout,
+    RequeueError,
     SearchError,
 )
 from .joblog import JobLog
@@ -35,6 +36,7 @@ __all__ = [
     "LockNotAcquired",
     "Outcome",
     "QueryTimeout",
+    "RequeueError",
     "SearchError",
     "State",
     "Unique",

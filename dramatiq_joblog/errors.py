@@ -49,6 +49,17 @@ class QueryTimeout(JobLogError):
         self.timeout = timeout
 
 
+class RequeueError(JobLogError):
+    """Raised when a job cannot be run again as it was; nothing was sent."""
+
+    def __init__(self, jid: str, reason: str) -> None:
+        super().__init__(f"job {jid} cannot be run again: {reason}")
+        #: The job that was to be run again.
+        self.jid = jid
+        #: Why it cannot be.
+        self.reason = reason
+
+
 class LockNotAcquired(JobLogError, RateLimitExceeded):
     """Raised when a key is held by another.
 

@@ -27,6 +27,8 @@ from .locks import DEFAULT_TTL, SECTION, Claim, describe_holder, fold_key
 from .migrations import migrate
 from .models import Action, Failure, Job, Line, Lock, Total, Worker, add_indexes
 from .redaction import REDACTED, Redactor
+from .replaying import Replaying
+from .seal import Seal
 from .sections import Sections
 from .spool import Spool
 from .text import fold_jid
@@ -35,7 +37,7 @@ from .workers import here
 from .writer import POLICIES, Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from .doctor import Finding
     from .locks import Holder, Lease
@@ -49,7 +51,7 @@ _DRIVERS = {
 }
 
 
-class JobLog(Asking):
+class JobLog(Asking, Replaying):
     """The log of jobs in one database: where they are asked for, and where they are written.
 
     Making one opens nothing: no connection, no thread, no file.  Two logs, on the same or on
@@ -73,6 +75,8 @@ class JobLog(Asking):
         to keep; or False to take out nothing.
       spool: The folder to keep them in; by default one in the user's state folder.
       store_args: Whether the arguments of jobs are kept.
+      seal_key: A Fernet key, or several with the newest first: arguments that are not kept as
+        they were sent are kept encrypted too, so that their jobs can be run again.
 
     Raises:
       ConfigurationError: If the database cannot be used, or the model's own columns could
@@ -89,6 +93,7 @@ class JobLog(Asking):
         redact: Any = None,
         spool: str | os.PathLike[str] | None = None,
         store_args: bool = True,
+        seal_key: str | bytes | Sequence[str | bytes] | None = None,
     ) -> None:
         #: The peewee database.
         self.database: Database = (
@@ -110,6 +115,8 @@ class JobLog(Asking):
         self.store_args = store_args
         #: Takes secrets out of what is stored.
         self.redactor = Redactor(redact)
+        #: Encrypts what is not shown.
+        self.seal = Seal(seal_key) if seal_key is not None else None
         self._job_types = _texts_of(job_types)
         self._own_fields = _own_fields(self.Job)
         self.transitions = Transitions(self.Job, self.Failure, self.Worker, self.Lock)

@@ -12,10 +12,11 @@ from dramatiq.errors import ActorNotFound
 from dramatiq.logging import get_logger
 from dramatiq.middleware import Retries
 
+from .arguments import Arguments
 from .errors import ConfigurationError
 from .locks import Exclusive, Unique, fold_key, key_maker
 from .query import user_field
-from .text import clean, clean_optional, document, fold_jid, message_of
+from .text import clean, clean_optional, fold_jid, message_of
 from .transitions import default_of
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 DELAY_SUFFIX = ".DQ"
 #: Message options of ours, that travel with a message through retries and delays.
-PARENT, ROOT = "joblog_parent", "joblog_root"
+PARENT, ROOT, REPLAY_OF = "joblog_parent", "joblog_root", "joblog_replay_of"
 SECTION, UNIQUE = "joblog_section", "joblog_unique"
 
 #: What actors and messages may carry, beside the columns of a model of the user's own.
@@ -80,14 +81,13 @@ class Messages:
 
     def __init__(self, joblog: JobLog) -> None:
         self._joblog = joblog
+        self.arguments = Arguments(joblog)
         self._logger = get_logger(__name__, type(self))
         self._user_column: str = user_field(joblog.Job).column_name
         self.own_fields = {name: f for name, f in joblog.own_fields.items() if name != "user"}
         #: Names of the actors that were declared.
         self.declared: set[str] = set()
         self._users: dict[str, Callable[[Any], Any]] = {}
-        #: The names of each actor's positional parameters.
-        self._names: dict[str, tuple[str, ...]] = {}
 
     def declare(self, actor: Actor[Any, Any]) -> None:
         """Refuse an actor whose options the log could not use.
@@ -124,10 +124,12 @@ class Messages:
                 continue
             wanted = _wanted(kind, option(broker, message, name), where)
             if wanted is not None:
-                values = asdict(replace(wanted, key=_key(broker, message, wanted.key, where)))
-                message.options[frozen] = values
-                # No encoder need know our classes.
-                message.options.pop(name, None)
+                key = _key(broker, message, wanted.key, where)
+                message.options[frozen] = asdict(replace(wanted, key=key))
+                if message.options.get(name) is not None:
+                    # No encoder need know our classes; a new run of the job makes the same key.
+                    text = key.replace("{", "{{").replace("}", "}}")
+                    message.options[name] = asdict(replace(wanted, key=text))
 
     def row(self, broker: Broker, message: AnyMessage) -> dict[str, Any]:
         """Return the columns that a message alone decides."""
@@ -146,14 +148,11 @@ class Messages:
             "section": options[SECTION]["key"] if SECTION in options else None,
             "parent_jid": fold_jid(options[PARENT]) if PARENT in options else None,
             "root_jid": fold_jid(options[ROOT]) if ROOT in options else None,
+            "replay_of": fold_jid(options[REPLAY_OF]) if REPLAY_OF in options else None,
         }
-        notes: list[str] = []
-        if self._joblog.store_args:
-            redactor = self._joblog.redactor
-            args = document(list(message.args), redactor, self._parameters(broker, message))
-            kwargs = document(dict(message.kwargs), redactor)
-            row |= {"args": args.text, "kwargs": kwargs.text}
-            notes += [text for text in (args.note or kwargs.note,) if text]
+        arguments, note = self.arguments.columns(broker, message)
+        row |= arguments
+        notes = [note] if note else []
         try:
             row[self._user_column] = self._user(message)
             for name, field in self.own_fields.items():
@@ -167,15 +166,6 @@ class Messages:
             self._logger.warning("Job %s: %s", message.message_id, notes[-1])
         row["note"] = clean("; ".join(notes), 1000) if notes else None
         return row
-
-    def _parameters(self, broker: Broker, message: AnyMessage) -> tuple[str, ...]:
-        names = self._names.get(message.actor_name)
-        if names is None:
-            actor = broker.actors.get(message.actor_name)
-            if actor is None:
-                return ()
-            names = self._names[message.actor_name] = _positional(actor.fn)
-        return names
 
     def _user(self, message: AnyMessage) -> Any:
         value = message.options.get("job_user")
@@ -192,16 +182,6 @@ def _max_retries(broker: Broker, message: AnyMessage) -> int | None:
         return 0
     value = option(broker, message, "max_retries", default=retries.max_retries)
     return value if isinstance(value, int) else None
-
-
-def _positional(function: Any) -> tuple[str, ...]:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        # A function that is not Python's may not tell.
-        return ()
-    keyword = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
-    return tuple(p.name for p in parameters if p.kind not in keyword)
 
 
 def _wanted(kind: Any, value: Any, where: str) -> Any:

@@ -36,6 +36,7 @@ from .messages import (
     now,
     option,
 )
+from .requeue import Sender
 from .runs import Run, verdict
 from .states import State
 from .text import clean_optional, fold_jid
@@ -109,6 +110,7 @@ class JobLogMiddleware(Middleware):
         self._heartbeat_timeout = heartbeat_timeout
         self._heartbeat: Heartbeat | None = None
         self._messages = Messages(joblog)
+        self._sender = joblog.sender = Sender(joblog, self._messages.arguments)
         self._local = threading.local()
 
     @property
@@ -126,6 +128,7 @@ class JobLogMiddleware(Middleware):
     def before_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
         """Refuse what the log could not use."""
         self._messages.declare(actor)
+        self._sender.broker = broker
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         """Refuse what the log could not use and duplicates; let a message know its family."""

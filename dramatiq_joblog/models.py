@@ -220,7 +220,9 @@ class Job(_Row, metaclass=_JobBase):
     replayed_by = CharField(max_length=MAX_JID, null=True)
     #: The options of its message that a new run of it needs.
     options = JsonField(null=True)
-    #: The arguments as they were sent, encrypted; only where some of them were redacted.
+    #: Why `args`, `kwargs` and `options` are not as they were sent; None if they are.
+    withheld = CharField(max_length=255, null=True)
+    #: The message as it was sent, encrypted; only where something is withheld.
     sealed = TextField(null=True)
     #: The trace that it belongs to, where one is known.
     trace_id = CharField(max_length=64, null=True)

@@ -21,6 +21,8 @@ MAX_TRACEBACK = 100_000
 MAX_DOCUMENT = 64_000
 
 _NO_JSON = "arguments that JSON cannot hold are kept as text"
+#: How a document begins that stands for one that was too long.
+LEFT_OUT = '{"left_out": '
 
 # No database holds NUL in text on PostgreSQL, and no driver encodes a lone surrogate.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -92,7 +94,7 @@ def document(value: Any, redactor: Redactor, names: Sequence[str] = ()) -> Docum
         redacted = kept is not whole
     if len(text) > MAX_DOCUMENT:
         note = f"arguments of {len(text)} characters are longer than {MAX_DOCUMENT} and not kept"
-        text = json.dumps({"left_out": f"{len(text)} characters"})
+        text = f'{LEFT_OUT}"{len(text)} characters"}}'
     return Document(text, note, redacted)
 
 

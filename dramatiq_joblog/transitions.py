@@ -116,6 +116,7 @@ _FIRST = (
     "args",
     "kwargs",
     "options",
+    "withheld",
     "sealed",
     "parent_jid",
     "root_jid",

@@ -20,15 +20,15 @@ LAYERS = (
     ("text",),
     ("locks", "migrations", "reading", "search", "totals", "workers"),
     ("counts", "people", "stats"),
-    ("asking",),
+    ("asking", "replaying", "seal"),
     ("current", "transitions"),
     ("sections", "spool"),
     ("writer",),
     ("doctor",),
     ("joblog",),
-    ("importing",),
+    ("arguments", "importing"),
     ("messages",),
-    ("runs",),
+    ("requeue", "runs"),
     ("middleware",),
     ("__init__",),
     ("web",),
@@ -37,7 +37,7 @@ LAYERS = (
 )
 
 #: From here on all of the host may be imported.
-BROKER_SIDE = "messages"
+BROKER_SIDE = "arguments"
 #: What the layers below it may take from the host.
 HOST_HELPERS = {"dramatiq.errors", "dramatiq.logging", "dramatiq.middleware.MiddlewareError"}
 

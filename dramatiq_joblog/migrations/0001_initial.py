@@ -50,6 +50,7 @@ def up(migrator: Any, database: Any) -> None:
         replay_of = CharField(max_length=255, null=True)
         replayed_by = CharField(max_length=255, null=True)
         options = TextField(null=True)
+        withheld = CharField(max_length=255, null=True)
         sealed = TextField(null=True)
         trace_id = CharField(max_length=64, null=True)
         dismissed_at = BigIntegerField(null=True)

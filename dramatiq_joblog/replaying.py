@@ -1,0 +1,85 @@
+"""Running jobs again, as it is asked of a log."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import RequeueError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .query import JobQuery
+
+
+class Replaying:
+    """What runs jobs again: a part of :class:`JobLog`."""
+
+    #: What sends them: the middleware gives it, as the log itself knows no broker.
+    sender: Any = None
+
+    def get(self, jid: str) -> Any:
+        """Return a job."""
+        raise NotImplementedError
+
+    def requeue(self, jid: str, *, who: str | None = None, broker: Any = None) -> Any:
+        """Run a job again: send a new message with the same actor, arguments and options.
+
+        The new job's ``replay_of`` is the old one's jid, and the old one's ``replayed_by`` the
+        new one's.  The message is enqueued before that is written.
+
+        Parameters:
+          jid: A job that is finished, dead or skipped.
+          who: Who wants it, for ``joblog.actions``.
+          broker: Where to send it; by default where this process declared its actors.
+
+        Raises:
+          JobNotFound: If the log has no such job.
+          RequeueError: If it cannot be run again as it was; nothing was sent.
+
+        Returns:
+          The new message.
+        """
+        return self._checked_sender(jid).requeue(self.get(jid), who=who, broker=broker)
+
+    def requeue_all(
+        self,
+        query: JobQuery,
+        *,
+        limit: int = 1000,
+        who: str | None = None,
+        broker: Any = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Any:
+        """Run the jobs of a query again, oldest first, as :meth:`requeue` does.
+
+        Jobs that have not ended, and those that were run again already, are left out.
+
+        Example:
+          >>> joblog.requeue_all(joblog.jobs.dead().of_actor("index"), limit=100).sent
+          []
+
+        Parameters:
+          query: Which jobs.
+          limit: How many at most.
+          who: Who wants it, for ``joblog.actions``.
+          broker: Where to send them; by default where this process declared its actors.
+          progress: Is called after each job, with how many are done and of how many.
+
+        Raises:
+          RequeueError: If this process has no broker to send them by.
+
+        Returns:
+          What was ``sent``, new messages in order, and what was ``refused``: the reasons by jid.
+        """
+        sender = self._checked_sender("of a query")
+        return sender.requeue_all(query, limit=limit, who=who, broker=broker, progress=progress)
+
+    def _checked_sender(self, jid: str) -> Any:
+        if self.sender is None:
+            raise RequeueError(
+                jid,
+                "this process has no broker with a JobLogMiddleware of this log; import the "
+                "module that sets it up (on the command line: --app module:joblog)",
+            )
+        return self.sender
