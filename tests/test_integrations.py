@@ -261,7 +261,9 @@ def test_the_tutorial(run_in, eventually, tmp_path):
         run("send.py")
         eventually(lambda: joblog.jobs.in_state("finished", "dead").count() == 4, timeout=60)
         printed = run("ask.py").splitlines()
-        assert "8 retries_exhausted [Errno 2] No such file or directory: 'missing.csv'" == printed[0]
+        assert (
+            "8 retries_exhausted [Errno 2] No such file or directory: 'missing.csv'" == printed[0]
+        )
         assert "[(1, 'retried'), (2, 'retried'), (3, 'dead')]" == printed[1]
         assert "True" == run("again.py").strip()
         eventually(lambda: joblog.jobs.finished().of_type("import").count() == 3, timeout=60)
