@@ -15,7 +15,7 @@ DEV := $(VENV)/.has-dev
 SUITABLE := import ensurepip, sqlite3, ssl, sys, venv; sys.exit(sys.version_info < (3, 10))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint fix wheel clean
+.PHONY: help demo test check lint fix docs wheel clean
 
 help: ## Show the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -37,6 +37,10 @@ lint: $(DEV) ## Check format, lint and types; change nothing
 fix: $(DEV) ## Format, and repair what the linter can
 	@$(IN_VENV) -m ruff check --fix .
 	@$(IN_VENV) -m ruff format .
+
+docs: $(DEV) ## Build the site of docs/ into build/site, and refuse a broken link
+	@$(IN_VENV) -m pip --disable-pip-version-check install --quiet --editable '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(IN_VENV) -m mkdocs --quiet build
 
 wheel: $(DEV) ## Build the wheel and the source archive into dist/
 	@rm -rf build dist

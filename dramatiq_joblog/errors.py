@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from dramatiq.errors import DramatiqError, RateLimitExceeded
 from dramatiq.middleware import MiddlewareError
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 
 class JobLogError(DramatiqError):
@@ -67,10 +71,25 @@ class LockNotAcquired(JobLogError, RateLimitExceeded):
     an error in the worker's log.
     """
 
-    def __init__(self, key: str, holder: str) -> None:
+    def __init__(
+        self,
+        key: str,
+        holder: str,
+        *,
+        owner: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> None:
         super().__init__(f"lock {key!r} {holder}")
         #: The key.
         self.key = key
+        #: The jid of the job that holds it, or ``host:pid:thread`` of one taken by hand outside
+        #: of jobs; None if it has become free in the meantime.
+        self.owner = owner
+        #: When its holder took it, an aware UTC datetime.
+        self.since = since
+        #: When it is free at the latest if its holder vanishes; a living one renews it.
+        self.until = until
 
 
 class SectionTakenError(LockNotAcquired, MiddlewareError):

@@ -16,13 +16,21 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import peewee
+from dramatiq.logging import get_logger
 from peewee import Database, PeeweeException, SqliteDatabase
 from playhouse.db_url import connect
 
 from .asking import Asking
 from .clock import database_now
+from .current import running
 from .doctor import Doctor
-from .errors import ConfigurationError, JobLogError, JobNotFound, LockNotAcquired
+from .errors import (
+    ConfigurationError,
+    DatabaseAwayError,
+    JobLogError,
+    JobNotFound,
+    LockNotAcquired,
+)
 from .locks import DEFAULT_TTL, SECTION, Claim, describe_holder, fold_key
 from .migrations import migrate
 from .models import Action, Failure, Job, Line, Lock, Total, Worker, add_indexes
@@ -144,16 +152,31 @@ class JobLog(Asking, Replaying):
 
     @property
     def locks(self) -> Any:
-        """The keys that are held now, by sections and by hand: a select of :class:`Lock`."""
-        lock = self.Lock
-        held = lock.owner.is_null(False), lock.expires_at > database_now(self.database)
-        return lock.select().where(lock.kind == SECTION, *held).order_by(lock.acquired_at)
+        """The keys that are held now, by sections and by hand: a select of :class:`Lock`.
+
+        Each row also has ``lease_left``, the milliseconds until it runs out unless it is
+        renewed, by the database's clock.
+        """
+        lock, now = self.Lock, database_now(self.database)
+        return (
+            lock.select(lock, (lock.expires_at - now).alias("lease_left"))
+            .where(lock.kind == SECTION, lock.owner.is_null(False), lock.expires_at > now)
+            .order_by(lock.acquired_at, lock.id)
+        )
+
+    def waiters(self, key: str) -> JobQuery:
+        """Return the jobs that wait for a section of *key*, the one that is next first."""
+        query: JobQuery = self.transitions.locks.waiters(fold_key(key))
+        return query
 
     @contextlib.contextmanager
     def lock(
         self, key: str, *, limit: int = 1, ttl: int = DEFAULT_TTL, wait: int | None = None
     ) -> Iterator[Lease]:
         """Hold a key until the end of the block; it is renewed for as long as that takes.
+
+        Whoever holds it does not come in a second time: a block inside the block waits for
+        itself.
 
         Example:
           >>> with joblog.lock("nightly report") as lease:
@@ -177,21 +200,48 @@ class JobLog(Asking, Replaying):
                 f"lock {key!r} is taken inside a transaction, whose end nobody would wait for: "
                 "take the lock first, and begin the transaction inside it"
             )
-        token = new_token(None)
-        claim = Claim(SECTION, fold_key(key), here(), token, ttl, limit=limit)
-        deadline = time.monotonic() + (wait or 0) / 1000
-        pause = 0.05
-        locks = self.transitions.locks
-        while (lease := self.writer.call(lambda: locks.take(claim))) is None:
-            if time.monotonic() >= deadline:
-                holder = self.writer.call(lambda: locks.holder(SECTION, claim.key))
-                raise LockNotAcquired(key, describe_holder(holder))
-            time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
-            pause = min(pause * 1.5, 0.5)
+        job, locks, token = running.get(), self.transitions.locks, new_token(None)
+        claim = Claim(
+            SECTION,
+            fold_key(key),
+            here() if job is None else fold_jid(job.jid),
+            token,
+            ttl,
+            process=locks.process,
+            limit=limit,
+            by_hand=True,
+        )
+        lease = self._wait_for(claim, key, wait or 0)
         try:
             yield lease
         finally:
-            self.writer.call(lambda: locks.release(SECTION, claim.key, claim.owner, token))
+            # Whatever becomes of the release, the lease then runs out.
+            locks.forget(token)
+            try:
+                self.writer.call(lambda: locks.release(SECTION, claim.key, claim.owner, token))
+            except DatabaseAwayError as e:
+                get_logger(__name__, type(self)).warning(
+                    "Lock %r stays held until its lease runs out, in %d ms: %s", key, ttl, e
+                )
+
+    def _wait_for(self, claim: Claim, key: str, wait: int) -> Lease:
+        """Take a key within *wait* milliseconds."""
+        deadline, pause = time.monotonic() + wait / 1000, 0.05
+        locks = self.transitions.locks
+        while True:
+            lease: Lease | None = self.writer.call(lambda: locks.take(claim))
+            if lease is not None:
+                return lease
+            if time.monotonic() >= deadline:
+                holder: Holder | None = self.writer.call(lambda: locks.holder(SECTION, claim.key))
+                text = describe_holder(holder)
+                if holder is None:
+                    raise LockNotAcquired(key, text)
+                raise LockNotAcquired(
+                    key, text, owner=holder.owner, since=holder.since, until=holder.until
+                )
+            time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+            pause = min(pause * 1.5, 0.5)
 
     def claim(self, claim: Claim) -> Holder | None:
         """Take a key, or return who holds it."""

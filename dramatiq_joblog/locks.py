@@ -11,19 +11,20 @@ import string
 import threading
 import time
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from peewee import PostgresqlDatabase
+from peewee import fn
 
 from .clock import database_now
 from .errors import ConfigurationError
 from .models import to_millis
+from .query import literal_states
 from .states import State
 from .text import fold_jid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from peewee import Database
 
@@ -35,7 +36,12 @@ DEFAULT_UNIQUE_TTL = 24 * 3600 * 1000
 #: Milliseconds that a waiter may be late before those behind it no longer wait for it.
 PATIENCE = 5_000
 
-SECTION, UNIQUE = "section", "unique"
+#: Milliseconds that the row of a key is kept which nobody holds.
+KEEP_IDLE = 24 * 3600 * 1000
+#: Milliseconds that any statement on keys takes at most, and much more.
+SETTLED = 600_000
+
+SECTION, UNIQUE, FLOOR = "section", "unique", "floor"
 
 _ON_CONFLICT = ("skip", "wait", "retry", "fail")
 _ON_TIMEOUT = ("dead", "skip", "retry")
@@ -162,33 +168,39 @@ class Claim:
     limit: int = 1
     #: Whether the run of the same owner that holds it is known to be over.
     reenter: bool = False
+    #: Whether it is taken by hand: then its owner may hold other slots of the key as well.
+    by_hand: bool = False
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a key, by the database's clock, in milliseconds since 1970."""
+    """Who holds a key, by the database's clock."""
 
     owner: str
-    since: int
-    until: int
+    since: datetime
+    until: datetime
 
 
 class Lease:
     """A key that is held by this process, for as long as it is renewed."""
 
-    def __init__(self, key: str, token: str, fence: int, ttl: int, began: float) -> None:
+    def __init__(self, key: str, token: str, fence: int, lasts: int, began: float) -> None:
+        #: The key.
         self.key = key
+        #: Names this holding of the key, and no other.
         self.token = token
+        #: A number that grows with each holder of the key, for stores that check it.
         self.fence = fence
-        self.ttl = ttl
+        #: Milliseconds from one renewal until nobody may rely on it any more.
+        self.lasts = lasts
         #: Monotonic, in seconds; counted from before the statement that took it.
-        self.deadline = began + ttl / 1000
+        self.deadline = began + lasts / 1000
         #: Whether another has it.
         self.gone = False
 
     @property
     def lost(self) -> bool:
-        """Whether another may hold the key by now."""
+        """Whether another may hold the key by now: this process was paused for too long."""
         return self.gone or time.monotonic() > self.deadline
 
 
@@ -205,11 +217,16 @@ class Locks:
         self.job = job
         self._database: Database = lock._meta.database
         self._now: str = database_now(self._database).sql
+        self._table = f'"{lock._meta.table_name}"'
         self._guard = threading.Lock()
         #: What this process holds, by token.
         self._leases: dict[str, Lease] = {}
         #: Called with the milliseconds within which a lease that was taken must be renewed.
         self.renew_within: Callable[[int], None] = _nobody
+        #: Names this process in rows, and the milliseconds of silence after which others take
+        #: it to be gone; None in one that is no worker.
+        self.process: str | None = None
+        self.gone_after: int | None = None
 
     def take(self, claim: Claim) -> Lease | None:
         """Take a free slot of a key, or the one that its owner has already; None if there is none.
@@ -217,47 +234,43 @@ class Locks:
         The lease is renewed from now on, until it is released.
         """
         began = time.monotonic()
-        for slot in self._slots(claim):
-            fence = self._take_slot(claim, slot)
-            if fence is not None:
-                lease = Lease(claim.key, claim.token or "", fence, claim.ttl, began)
-                if claim.token is not None and claim.kind == SECTION:
-                    with self._guard:
-                        self._leases[claim.token] = lease
-                    self.renew_within(claim.ttl // 3)
-                return lease
-        return None
+        fence = self._take_first(claim) if claim.limit == 1 else self._take_any(claim)
+        return None if fence is None else self._hold(claim, fence, began)
+
+    def taken(self, claim: Claim) -> Lease | None:
+        """Return the lease of a claim that was met before; None if another has the key by now."""
+        began = time.monotonic()
+        lock = self.lock
+        row = self._rows(claim.kind, claim.key).where(lock.token == claim.token).first()
+        return None if row is None else self._hold(claim, row.fence, began)
 
     def holder(self, kind: str, key: str) -> Holder | None:
         """Return who holds a key, the first of them."""
         lock = self.lock
-        row = (
-            lock.select(lock.owner, lock.acquired_at, lock.expires_at)
-            .where(lock.kind == kind, lock.key == key, lock.owner.is_null(False))
-            .order_by(lock.slot)
-            .tuples()
-            .first()
-        )
-        return None if row is None else Holder(row[0], to_millis(row[1]), to_millis(row[2]))
+        row = self._rows(kind, key).where(lock.owner.is_null(False)).order_by(lock.slot).first()
+        return None if row is None else Holder(row.owner, row.acquired_at, row.expires_at)
 
     def release(self, kind: str, key: str, owner: str, token: str | None) -> None:
         """Give up what *owner* holds, unless a later run of it holds it by now."""
         lock = self.lock
-        mine = lock.token.is_null() | (lock.token == token)
-        (
-            lock.update(owner=None, token=None, process=None, expires_at=None)
-            .where(lock.kind == kind, lock.key == key, lock.owner == owner, mine)
-            .execute()
+        mine = (
+            *(lock.kind == kind, lock.key == key, lock.owner == owner),
+            lock.token.is_null() | (lock.token == token),
         )
+        if kind == UNIQUE:
+            # Nobody asks for its fence, so nothing of it is kept.
+            lock.delete().where(*mine).execute()
+        else:
+            free = {"owner": None, "token": None, "process": None, "expires_at": None}
+            lock.update(free).where(*mine).execute()
         self.forget(token)
 
     def keep(self, key: str, owner: str, token: str, milliseconds: int) -> None:
         """Keep a section for its owner's next run, which begins within *milliseconds*."""
         lock = self.lock
+        expires = database_now(self._database) + milliseconds
         (
-            lock.update(
-                token=None, process=None, expires_at=database_now(self._database) + milliseconds
-            )
+            lock.update(token=None, process=None, expires_at=expires)
             .where(
                 lock.kind == SECTION,
                 lock.key == key,
@@ -277,6 +290,13 @@ class Locks:
             .execute()
         )
 
+    def end_of(self, process: str) -> None:
+        """Let the leases of a process run out that is known to have ended."""
+        lock = self.lock
+        now = database_now(self._database)
+        held = lock.expires_at > now
+        lock.update(expires_at=now).where(lock.process == process, held).execute()
+
     def forget(self, token: str | None) -> None:
         """Renew a lease no longer."""
         if token is not None:
@@ -287,6 +307,7 @@ class Locks:
         """Renew nothing: this process was forked from the one that holds it."""
         self._guard = threading.Lock()
         self._leases = {}
+        self.process = self.gone_after = None
 
     def renew(self) -> None:
         """Renew all that this process holds, in one statement."""
@@ -309,114 +330,172 @@ class Locks:
         renewed = {row.token for row in held.execute()}
         for token, lease in leases.items():
             if token in renewed:
-                lease.deadline = began + lease.ttl / 1000
+                lease.deadline = began + lease.lasts / 1000
             else:
                 lease.gone = True
+                self.forget(token)
 
     def owns(self, key: str, owner: str) -> bool:
         """Tell whether a section is held for *owner*, whose lease is not over."""
         lock = self.lock
-        return bool(
-            lock.select()
-            .where(
-                lock.kind == SECTION,
-                lock.key == key,
-                lock.owner == owner,
-                lock.expires_at > database_now(self._database),
-            )
-            .exists()
-        )
+        held = self._rows(SECTION, key).where(lock.owner == owner, self._is_live())
+        return bool(held.exists())
 
-    def ahead(self, key: str, jid: str, since: int | None) -> int:
-        """Return how many wait for a section longer than *jid*, which waits *since*, and live."""
+    def waiters(self, key: str) -> Any:
+        """Return a select of the jobs that wait for a section, the one that is next first."""
         job = self.job
-        older = [
-            job.state == State.WAITING,
-            job.section == key,
-            job.jid != jid,
-            job.eta > database_now(self._database) - PATIENCE,
-        ]
+        waiting = job.state.in_(literal_states([State.WAITING]))
+        return job.select().where(job.section == key, waiting).order_by(job.waiting_since, job.id)
+
+    def ahead(self, key: str, jid: str, since: int | None, most: int) -> int:
+        """Return how many wait for a section longer than *jid*, which waits *since*, and live.
+
+        No more than *most* are counted.
+        """
+        job = self.job
+        older = [job.jid != jid, job.eta > database_now(self._database) - PATIENCE]
         if since is not None:
             older.append(job.waiting_since < since)
-        return int(job.select().where(*older).count())
+        return len(self.waiters(key).select(job.id).where(*older).limit(most).tuples())
 
     def free(self, key: str, limit: int) -> int:
         """Return how many slots of a section are free."""
-        lock = self.lock
-        held = lock.select().where(
-            lock.kind == SECTION,
-            lock.key == key,
-            lock.owner.is_null(False),
-            lock.expires_at > database_now(self._database),
-        )
-        return limit - int(held.count())
+        return limit - int(self._rows(SECTION, key).where(self._is_live()).count())
 
     def now(self) -> int:
         """Return the database's time."""
         ((now,),) = self._database.execute_sql(f"SELECT {self._now}").fetchall()
         return int(now)
 
-    def _slots(self, claim: Claim) -> list[int]:
-        """Return the slots to try: the owner's own and no other, if there is one."""
-        if claim.limit == 1:
-            return [0]
-        if isinstance(self._database, PostgresqlDatabase):
-            # The fence grows by key, not by slot: one at a time may make it grow.
-            self._database.execute_sql(
-                "SELECT pg_advisory_xact_lock(hashtext(%s))", (f"{claim.kind}:{claim.key}",)
-            )
-        lock = self.lock
-        own = (
-            lock.select(lock.slot)
-            .where(lock.kind == claim.kind, lock.key == claim.key, lock.owner == claim.owner)
-            .tuples()
-            .first()
-        )
-        return list(range(claim.limit)) if own is None else [own[0]]
+    def clean(self, idle: int = KEEP_IDLE, settled: int = SETTLED) -> None:
+        """Delete the rows of keys that nobody has held for *idle* milliseconds.
 
-    def _take_slot(self, claim: Claim, slot: int) -> int | None:
-        """Take one slot if it is free, and return its fence: the unique index decides."""
-        table = f'"{self.lock._meta.table_name}"'
-        key = '"key"'
-        values: list[Any] = [
-            *(claim.kind, claim.key, slot, claim.owner, claim.token, claim.process, claim.ttl),
-            claim.ttl,
-            claim.reenter,
-        ]
-        fence = "held.fence + 1"
-        first = "1"
-        if claim.limit > 1:
-            highest = f"SELECT coalesce(max(fence), 0) + 1 FROM {table} AS all_slots"
-            param = self._database.param
-            fence = first = f"({highest} WHERE all_slots.kind = {param} AND {key} = {param})"
-            values[7:7] = [claim.kind, claim.key]
-            values[-1:-1] = [claim.kind, claim.key]
+        The fence of a key never goes back: no new row begins below the floor.  It is raised
+        first, and only what has lain below it for *settled* milliseconds is deleted, so that
+        no statement that is going on has read a lower one.
+        """
+        lock, now = self.lock, database_now(self._database)
+        lock.delete().where(lock.kind == UNIQUE, lock.expires_at < now - idle).execute()
+        old = (
+            lock.kind == SECTION,
+            lock.acquired_at < now - idle,
+            lock.owner.is_null() | (lock.expires_at < now - idle),
+        )
+        floor = self._rows(FLOOR, "").first()
+        if floor is None:
+            row = {"kind": FLOOR, "key": "", "slot": 0, "fence": 0, "ttl": 0, "acquired_at": now}
+            lock.insert(row).on_conflict_ignore().execute()
+        elif to_millis(floor.acquired_at) + settled > self.now():
+            return
+        else:
+            self._delete(*old, lock.fence <= floor.fence, lock.last_fence <= floor.fence)
+        highest = lock.select(fn.max(lock.last_fence), fn.max(lock.fence)).where(*old).tuples()
+        fence = max(number or 0 for number in highest.first())
+        (
+            lock.update(fence=fence, acquired_at=now)
+            .where(lock.kind == FLOOR, lock.key == "", lock.fence < fence)
+            .execute()
+        )
+
+    def _delete(self, *conditions: Any, batch: int = 1000) -> None:
+        lock = self.lock
+        while True:
+            some = [row.id for row in lock.select(lock.id).where(*conditions).limit(batch)]
+            if some:
+                # Asked again, as it may have been taken since.
+                lock.delete().where(lock.id.in_(some), *conditions).execute()
+            if len(some) < batch:
+                return
+
+    def _hold(self, claim: Claim, fence: int, began: float) -> Lease:
+        """Renew a lease from now on."""
+        lasts = min(claim.ttl, self.gone_after or claim.ttl)
+        lease = Lease(claim.key, claim.token or "", fence, lasts, began)
+        if claim.token is not None and claim.kind == SECTION:
+            with self._guard:
+                self._leases[claim.token] = lease
+            self.renew_within(lasts // 3)
+        return lease
+
+    def _rows(self, kind: str, key: str) -> Any:
+        lock = self.lock
+        return lock.select().where(lock.kind == kind, lock.key == key)
+
+    def _is_live(self) -> Any:
+        lock = self.lock
+        return lock.owner.is_null(False) & (lock.expires_at > database_now(self._database))
+
+    def _take_first(self, claim: Claim) -> int | None:
+        """Take the only slot of a key, and return its fence."""
+        return self._upsert(claim, 0, f"({self._lowest()})", "held.last_fence + 1")
+
+    def _take_any(self, claim: Claim) -> int | None:
+        """Take one of several slots of a key, and return its fence."""
+        fence = self._alone_with(claim) + 1
+        lock = self.lock
+        rows = list(self._rows(claim.kind, claim.key).select(lock, self._is_live().alias("live")))
+        own = [row.slot for row in rows if row.owner == claim.owner and not claim.by_hand]
+        taken = {row.slot for row in rows if row.live}
+        free = [slot for slot in range(claim.limit) if slot not in taken]
+        if len(taken) >= claim.limit:
+            # Held with a higher limit, perhaps.
+            free = []
+        for slot in own or free:
+            if self._upsert(claim, slot, str(fence), str(fence)) is not None:
+                top = lock.update(last_fence=fence)
+                top.where(lock.kind == claim.kind, lock.key == claim.key, lock.slot == 0).execute()
+                return fence
+        return None
+
+    def _alone_with(self, claim: Claim) -> int:
+        """Keep others from the key until the transaction ends; return its last fence."""
         text = f"""
-            INSERT INTO {table} AS held
-                (kind, {key}, slot, owner, token, process, ttl, fence, acquired_at, expires_at)
-            VALUES (?, ?, ?, ?, ?, ?, ?, {first}, {self._now}, {self._now} + ?)
-            ON CONFLICT (kind, {key}, slot) DO UPDATE SET
+            INSERT INTO {self._table} AS held
+                (kind, "key", slot, ttl, fence, last_fence, acquired_at)
+            SELECT ?, ?, 0, ?, lowest.fence - 1, lowest.fence - 1, {self._now}
+            FROM ({self._lowest()}) AS lowest WHERE true
+            ON CONFLICT (kind, "key", slot) DO UPDATE SET last_fence = held.last_fence
+            RETURNING last_fence
+        """
+        [(last,)] = self._execute(text, (claim.kind, claim.key, claim.ttl))
+        return int(last)
+
+    def _lowest(self) -> str:
+        """Return the select of the first fence that a new key may have."""
+        return (
+            f"SELECT coalesce(max(fence), 0) + 1 AS fence FROM {self._table} AS floor "
+            f"WHERE floor.kind = '{FLOOR}'"
+        )
+
+    def _upsert(self, claim: Claim, slot: int, first: str, again: str) -> int | None:
+        """Take one slot if it is free, and return its fence: the unique index decides."""
+        text = f"""
+            INSERT INTO {self._table} AS held (kind, "key", slot, owner, token, process, ttl,
+                fence, last_fence, acquired_at, expires_at)
+            VALUES (?, ?, ?, ?, ?, ?, ?, {first}, {first}, {self._now}, {self._now} + ?)
+            ON CONFLICT (kind, "key", slot) DO UPDATE SET
                 owner = excluded.owner, token = excluded.token, process = excluded.process,
-                ttl = excluded.ttl, fence = {fence}, acquired_at = excluded.acquired_at,
-                expires_at = excluded.expires_at
+                ttl = excluded.ttl, fence = {again}, last_fence = {again},
+                acquired_at = excluded.acquired_at, expires_at = excluded.expires_at
             WHERE held.owner IS NULL OR held.expires_at <= {self._now}
                 OR (held.owner = excluded.owner AND (held.token IS NULL OR ?))
             RETURNING fence
         """
+        who = (claim.kind, claim.key, slot, claim.owner, claim.token, claim.process, claim.ttl)
+        rows = self._execute(text, (*who, claim.ttl, claim.reenter))
+        return int(rows[0][0]) if rows else None
+
+    def _execute(self, text: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         cursor = self._database.execute_sql(text.replace("?", self._database.param), values)
-        row = cursor.fetchone()
-        return None if row is None else int(row[0])
+        return list(cursor.fetchall())
 
 
 def describe_holder(holder: Holder | None) -> str:
     """Say who holds a key, since when and until when."""
     if holder is None:
         return "was taken, and is free by now"
-    return f"is held by {holder.owner} since {_time(holder.since)}, until {_time(holder.until)}"
-
-
-def _time(milliseconds: int) -> str:
-    return datetime.fromtimestamp(milliseconds / 1000, timezone.utc).strftime("%H:%M:%S UTC")
+    since, until = (f"{at:%Y-%m-%d %H:%M:%S} UTC" for at in (holder.since, holder.until))
+    return f"is held by {holder.owner} since {since}, until {until} unless it is renewed"
 
 
 def fold_key(key: str) -> str:

@@ -42,6 +42,7 @@ from .states import State
 from .text import clean_optional, fold_jid
 from .transitions import Event, new_token
 from .workers import DEFAULT_HEARTBEAT, DEFAULT_HEARTBEAT_TIMEOUT, Heartbeat, here
+from .writer import AWAY_DELAY
 
 if TYPE_CHECKING:
     from dramatiq import Actor, Broker, Message
@@ -57,6 +58,8 @@ _BrokerConnectionError: Any = (
     else dramatiq.errors.ConnectionError
 )
 
+#: Milliseconds between two looks for keys that nobody has held for long.
+_CLEANING = 3_600_000
 #: Milliseconds that a uniqueness is held for a message that is on its way to the broker.
 _ON_ITS_WAY = 60_000
 
@@ -212,27 +215,28 @@ class JobLogMiddleware(Middleware):
 
     def _refuse(self, broker: Broker, message: MessageProxy, run: Run, start: Event) -> None:
         """Skip, reject, put back or fail a message that may not run now."""
-        if start.delay is None and start.holder is not None and start.found is None:
+        if start.taken is not None and start.found is None:
             # The run fails like any other.
             raise SectionTakenError(start.row["section"], describe_holder(start.holder))
         run.refused = True
-        if start.delay is not None:
-            self._put_back(broker, message, start.delay)
-            raise SkipMessage("its section is taken")
-        if start.holder is None:
+        delay = start.delay
+        if delay is None and start.is_begin and start.found is None:
+            # Nobody knows whether its section is free: it never runs unguarded.
+            delay = AWAY_DELAY
+        if delay is not None:
+            self._put_back(broker, message, delay)
+            raise SkipMessage(start.taken or "it comes back: its section is not free for certain")
+        if start.taken is None:
             self.logger.info(
                 "Job %s is %s already: this copy of its message is not run.",
                 message.message_id,
                 start.found,
             )
+            _keep_its_result(message)
         if start.found == State.DEAD:
             # If its rejection was lost with its worker, to the dead letters with it.
             message.fail()
-        raise SkipMessage(
-            f"section {describe_holder(start.holder)}"
-            if start.holder is not None
-            else f"the job log knows this job as {start.found} already"
-        )
+        raise SkipMessage(start.taken or f"the job log knows this job as {start.found} already")
 
     def _put_back(self, broker: Broker, message: MessageProxy, delay: int) -> None:
         """Enqueue a copy; it must be in the broker before this one is acknowledged."""
@@ -243,7 +247,8 @@ class JobLogMiddleware(Middleware):
                 self.logger.warning("A waiting job cannot be put back yet: %s", e)
                 time.sleep(1.0)
             else:
-                return
+                break
+        _keep_its_result(message)
 
     def after_process_message(
         self,
@@ -304,11 +309,17 @@ class JobLogMiddleware(Middleware):
 
     def before_worker_boot(self, broker: Broker, worker: Any) -> None:
         """Begin to give signs of life, before the first job."""
+        locks = self.joblog.transitions.locks
         if self._heartbeat is None:
             self._heartbeat = Heartbeat(
-                self.joblog.Job, self.joblog.Worker, timeout=self._heartbeat_timeout
+                self.joblog.Job,
+                self.joblog.Worker,
+                timeout=self._heartbeat_timeout,
+                ended=locks.end_of,
             )
+            locks.process, locks.gone_after = self._heartbeat.process, self._heartbeat_timeout
             self.joblog.writer.every(self._heartbeat_interval, self._heartbeat.beat)
+            self.joblog.writer.at_least_every(_CLEANING, locks.clean)
         self._heartbeat.threads += worker.worker_threads
         self._heartbeat.queues |= worker.consumer_whitelist or broker.get_declared_queues()
 
@@ -343,6 +354,11 @@ class JobLogMiddleware(Middleware):
         after = Retries in order and order.index(type(self)) < order.index(Retries)
         throws = option(broker, message, "throws")
         return int(after and not (throws and isinstance(error, throws)))
+
+
+def _keep_its_result(message: MessageProxy) -> None:
+    """Let ``Results`` store nothing for a copy that is dropped: the job's result is another's."""
+    message.options["store_results"] = False
 
 
 def enqueue_once(

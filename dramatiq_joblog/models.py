@@ -320,13 +320,14 @@ class Lock(_Row):
 
     #: In order of appearance.
     id = BigAutoField()
-    #: ``section`` or ``unique``.
+    #: ``section``, ``unique``, or ``floor`` of the one row that no key's fence falls below.
     kind = CharField(max_length=8)
     #: The key.
     key = CharField(max_length=MAX_JID)
     #: Its slot, from 0 to the section's limit.
     slot = IntegerField()
-    #: The job that holds it, or ``host:pid:thread`` of one taken by hand; None if it is free.
+    #: The jid of the job that holds it, or ``host:pid:thread`` of one taken by hand outside of
+    #: jobs; None if it is free.
     owner = CharField(max_length=MAX_JID, null=True)
     #: The run that holds it; None between two runs of a job that is retried.
     token = CharField(max_length=32, null=True)
@@ -334,12 +335,20 @@ class Lock(_Row):
     process = CharField(max_length=16, null=True)
     #: Grows with each holder of the key.
     fence = BigIntegerField()
+    #: The highest fence that the key ever gave, whatever the slot; kept on slot 0.
+    last_fence = BigIntegerField(default=0)
     #: Milliseconds that it stays held after its last renewal.
     ttl = BigIntegerField()
     #: When it was taken, by the database's clock, as all its times.
     acquired_at = InstantField(null=True)
     #: When its lease runs out unless it is renewed.
     expires_at = InstantField(null=True)
+
+    @property
+    def since(self) -> datetime | None:
+        """When its holder took it."""
+        at: datetime | None = self.acquired_at
+        return at
 
     class Meta:
         table_name = "joblog_lock"
@@ -448,6 +457,11 @@ def add_indexes(model: type[Model]) -> None:
     user = meta.combined["user_id"]
     model.add_index(
         model.index(user, model.job_type, name=f"{table}_active").where(active)  # type: ignore[attr-defined]
+    )
+    # "Who waits for this section, in order?"  Nobody but a waiting job pays for it.
+    waiting = SQL(f"state = '{State.WAITING.value}'")
+    model.add_index(
+        model.index(model.section, model.waiting_since, name=f"{table}_waiting").where(waiting)  # type: ignore[attr-defined]
     )
     # "The newest dead ones."
     model.add_index(

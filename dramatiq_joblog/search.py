@@ -38,6 +38,7 @@ KEYS: dict[str, str] = {
     "section": "the key of its critical section",
     "since": "created at or after: 30m, 2h, 1d, 2w ago, or 2026-11-24T12:00",
     "until": "created before, alike",
+    "ended": "became finished, dead or skipped at or after, alike",
     "dismissed": "yes or no: whether someone said that a dead job needs no more attention",
 }
 
@@ -137,7 +138,7 @@ def narrow(query: JobQuery, terms: Sequence[Term], *, now: datetime | None = Non
     wanted: dict[str | None, list[Any]] = {}
     for term in terms:
         condition = reader.condition(term)
-        if term.negated or term.key in {None, "since", "until"}:
+        if term.negated or term.key in {None, "since", "until", "ended"}:
             query = query.where(condition)
         else:
             wanted.setdefault(term.key, []).append(condition)
@@ -187,6 +188,7 @@ class _Reader:
             "section": lambda v: _like(model.section, v),
             "since": lambda v: model.created_at >= instant(v, now),
             "until": lambda v: model.created_at < instant(v, now),
+            "ended": lambda v: model.finished_at >= instant(v, now),
             "dismissed": self._dismissed,
         }
 

@@ -9,12 +9,11 @@ from .locks import SECTION, Claim, describe_holder
 from .models import to_millis
 from .states import DeadReason, Outcome, Start, State
 from .transitions import keys_of
-from .workers import is_gone
+from .workers import has_ended
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .locks import Holder
     from .transitions import Event, Transitions
 
 #: Milliseconds until a waiter comes back, for each that waits before it and for itself; at most.
@@ -42,25 +41,35 @@ class Sections:
         Raises:
           peewee.DatabaseError: It may be written again.
         """
-        begins = [e for e in events if e.kind == "start" and e.section is not None]
+        begins = [e for e in events if e.is_begin]
         if not begins:
             self.transitions.write(events)
             return
         # What ends now frees what begins now.
-        self.transitions.write([e for e in events if e.kind != "start" or e.section is None])
-        with self.transitions.atomic():
-            for event in sorted(begins, key=keys_of):
-                self._begin(event)
+        self.transitions.write([e for e in events if not e.is_begin])
+        try:
+            with self.transitions.atomic():
+                for event in sorted(begins, key=keys_of):
+                    self._begin(event)
+        except BaseException:
+            for event in begins:
+                event.unanswer()
+                self._locks.forget(event.row["token"])
+            raise
 
     def _begin(self, event: Event) -> None:
         """Begin a run and take its section, or write why not."""
         section: Any = event.section
         row = self.transitions.locked(event.jid)
         verdict = self.transitions.judge(event, row)
+        claim = self._claim(event, reenter=verdict is Start.TAKE_OVER)
+        if verdict is Start.KNOWN:
+            # It was committed, and the answer did not arrive.
+            event.lease = self._locks.taken(claim)
+            event.granted = event.lease is not None
+            event.delay = None if event.granted else COPY_DELAY
         if verdict in (Start.KNOWN, Start.REFUSE):
-            event.granted = verdict is Start.KNOWN
             return
-        event.granted = False
         if verdict is Start.TAKE_OVER and not self._is_over(row, section["key"]):
             # Two copies of one message never run side by side; this is not for the policy.
             event.delay = COPY_DELAY
@@ -68,20 +77,11 @@ class Sections:
         since = None if row is None or row.waiting_since is None else to_millis(row.waiting_since)
         waiters = 0
         if section["on_conflict"] == "wait" and not self._locks.owns(section["key"], event.jid):
-            waiters = self._locks.ahead(section["key"], event.jid, since)
-        if not waiters or waiters < self._locks.free(section["key"], section["limit"]):
-            event.lease = self._locks.take(
-                Claim(
-                    SECTION,
-                    section["key"],
-                    event.jid,
-                    event.row["token"],
-                    section["ttl"],
-                    process=event.row["process"],
-                    limit=section["limit"],
-                    reenter=verdict is Start.TAKE_OVER,
-                )
+            waiters = self._locks.ahead(
+                section["key"], event.jid, since, most=section["limit"] + TURN_AT_MOST // TURN
             )
+        if not waiters or waiters < self._locks.free(section["key"], section["limit"]):
+            event.lease = self._locks.take(claim)
         if event.lease is None:
             self._conflict(event, row, since, waiters)
             return
@@ -91,27 +91,41 @@ class Sections:
         elif since is not None:
             self._end_waiting(event, since)
 
-    def _is_over(self, row: Any, key: str) -> bool:
-        """Tell whether the open run of a job is known to be over."""
-        if row.state == State.LOST:
-            return True
-        worker = self.transitions.worker
-        process = worker.get_or_none(worker.process == row.process) if row.process else None
-        if process is not None and is_gone(process):
-            return True
-        mine = list(
-            self._locks.lock.select().where(
-                self._locks.lock.kind == SECTION,
-                self._locks.lock.key == key,
-                self._locks.lock.owner == row.jid,
-            )
+    @staticmethod
+    def _claim(event: Event, *, reenter: bool) -> Claim:
+        section: Any = event.section
+        return Claim(
+            SECTION,
+            section["key"],
+            event.jid,
+            event.row["token"],
+            section["ttl"],
+            process=event.row["process"],
+            limit=section["limit"],
+            reenter=reenter,
         )
-        now = self._locks.now()
-        return not any(to_millis(lock.expires_at) > now for lock in mine)
+
+    def _is_over(self, row: Any, key: str) -> bool:
+        """Tell whether the open run of a job is over, or knows itself that it may be taken for."""
+        worker, lock = self.transitions.worker, self._locks.lock
+        process = worker.get_or_none(worker.process == row.process) if row.process else None
+        if process is not None and has_ended(process):
+            return True
+        held = lock.select().where(
+            lock.kind == SECTION, lock.key == key, lock.owner == row.jid, lock.token == row.token
+        )
+        for lease in held:
+            # A run does not trust its lease for longer than its process may be silent.
+            lasts = lease.ttl if process is None else min(lease.ttl, process.timeout)
+            renewed_at = to_millis(lease.expires_at) - lease.ttl
+            if renewed_at + lasts > self._locks.now():
+                return False
+        return True
 
     def _conflict(self, event: Event, row: Any, since: int | None, waiters: int) -> None:
         section: Any = event.section
         event.holder = self._locks.holder(SECTION, section["key"])
+        event.taken = f"section {section['key']!r} {describe_holder(event.holder)}"
         policy, timed_out = section["on_conflict"], False
         now = self._locks.now()
         since = now if since is None else since
@@ -121,6 +135,9 @@ class Sections:
                 policy, timed_out = section["on_timeout"], True
         if policy == "retry":
             event.found = None
+            if timed_out:
+                # Its next attempt may wait as long again.
+                self._end_waiting(event, since)
             return
         values = event.row | {"started_at": None, "queue_time": None, "updated_at": now}
         if policy == "wait":
@@ -132,14 +149,13 @@ class Sections:
             event.delay = delay
             values |= {"state": State.WAITING.value, "eta": now + delay, "waiting_since": since}
         else:
-            text = self._held_by(event.holder, section["key"])
             values |= {"finished_at": now, "eta": None}
             if policy == "skip":
-                values |= {"state": State.SKIPPED.value, "skip_reason": text}
+                values |= {"state": State.SKIPPED.value, "skip_reason": event.taken}
             else:
                 reason = DeadReason.WAIT_TIMEOUT if timed_out else DeadReason.CONFLICT
                 values |= {"state": State.DEAD.value, "dead_reason": reason.value}
-                values |= {"error_type": "LockNotAcquired", "error_message": text}
+                values |= {"error_type": "LockNotAcquired", "error_message": event.taken}
         event.found = values["state"]
         if row is not None and policy == "wait":
             # What an earlier run left stays to be read.
@@ -169,7 +185,3 @@ class Sections:
         )
         job = self.transitions.job
         job.update(waiting_since=None).where(job.jid == event.jid).execute()
-
-    @staticmethod
-    def _held_by(holder: Holder | None, key: str) -> str:
-        return f"section {key!r} {describe_holder(holder)}"

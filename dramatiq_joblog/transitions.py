@@ -49,7 +49,8 @@ class Event:
     section: dict[str, Any] | None = None
     #: What the job is unique by: ``key``, ``until`` and ``ttl``.
     unique: dict[str, Any] | None = None
-    #: For a start: whether the run may go on.  The answer, set by the writer.
+    #: For a start: whether the run may go on.  The answer, set by the writer; without one a run
+    #: that has a section may not.
     granted: bool = field(default=True, compare=False)
     #: For a start that is replayed: its run ended with its process.
     cut_off: bool = field(default=False, compare=False)
@@ -58,8 +59,29 @@ class Event:
     #: For a start in a section: what it holds, or who holds it.  Set by the writer.
     lease: Lease | None = field(default=None, compare=False)
     holder: Holder | None = field(default=None, compare=False)
+    #: For a start whose section is taken: what there is to say of it.  Set by the writer.
+    taken: str | None = field(default=None, compare=False)
     #: For a start that must wait: milliseconds until it may come back.  Set by the writer.
     delay: int | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.is_begin:
+            self.unanswer()
+
+    @property
+    def is_begin(self) -> bool:
+        """Whether it is the start of a run that has a section."""
+        return self.kind == "start" and self.section is not None
+
+    def unanswer(self) -> None:
+        """Take back what was answered to a start in a section: it is not committed."""
+        self.granted = False
+        self.found = self.lease = self.holder = self.taken = self.delay = None
+
+    def answer_as(self, other: Event) -> None:
+        """Take the answer to another form of this event."""
+        for name in ("granted", "found", "lease", "holder", "taken", "delay"):
+            setattr(self, name, getattr(other, name))
 
     def as_end(self, row: dict[str, Any]) -> Event:
         """Return the end of what was to begin, which holds no section."""
@@ -265,7 +287,9 @@ class Transitions:
         if event.unique is not None:
             key, until = event.unique["key"], event.unique["until"]
             if event.kind == "enqueue":
-                locks.confirm(key, event.jid, event.unique["ttl"])
+                # One that is unique for a time is so from its send on, however it is moved.
+                if until is not None:
+                    locks.confirm(key, event.jid, event.unique["ttl"])
             elif (event.kind == "start" and until == "started") or (final and until is not None):
                 locks.release(UNIQUE, key, event.jid, None)
 
@@ -313,6 +337,8 @@ class Transitions:
         """Write the start of a run that was judged; return False if the job is dead instead."""
         if verdict is Start.TAKE_OVER and row.token and self._interrupt(row, event):
             event.found = State.DEAD.value
+            if event.unique is not None and event.unique["until"] is not None:
+                self.locks.release(UNIQUE, event.unique["key"], event.jid, None)
             return False
         self.put(event, row)
         return True

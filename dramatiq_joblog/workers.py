@@ -16,6 +16,8 @@ from .clock import database_now
 from .states import State
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from peewee import Database
 
 #: Milliseconds between two signs of life of a process.
@@ -37,12 +39,21 @@ class Heartbeat:
       job: The bound job model.
       worker: The bound worker model.
       timeout: Milliseconds without a sign of life after which this process is taken to be gone.
+      ended: Called with the name of a process that has certainly ended.
     """
 
-    def __init__(self, job: Any, worker: Any, *, timeout: int) -> None:
+    def __init__(
+        self,
+        job: Any,
+        worker: Any,
+        *,
+        timeout: int,
+        ended: Callable[[str], None] | None = None,
+    ) -> None:
         self.job = job
         self.worker = worker
         self.timeout = timeout
+        self._ended = ended
         #: Names this process, and no other before or after it, whatever its number.
         self.process = secrets.token_hex(8)
         self.threads = 0
@@ -108,6 +119,8 @@ class Heartbeat:
         for other in list(others):
             if other.silent or is_gone(other):
                 self._lose(other.process)
+            if self._ended is not None and has_ended(other):
+                self._ended(other.process)
 
     def _lose(self, process: str) -> None:
         now = database_now(self._database)
@@ -131,7 +144,12 @@ def here() -> str:
 
 def is_gone(worker: Any) -> bool:
     """Tell whether a worker's process is known to be gone, by its row or by this host."""
-    if worker.swept_at is not None or worker.ended_at is not None:
+    return worker.swept_at is not None or has_ended(worker)
+
+
+def has_ended(worker: Any) -> bool:
+    """Tell whether a worker's process has certainly ended, and is not only silent."""
+    if worker.ended_at is not None:
         return True
     if (worker.host, worker.boot_id) != (HOST, _boot_id()) or worker.boot_id is None:
         return False

@@ -325,7 +325,7 @@ class Writer:
             # Whatever it is, it must not take the writer or other events with it.
             self._give_up([event], e)
         else:
-            event.granted, event.found = repaired.granted, repaired.found
+            event.answer_as(repaired)
             self._logger.warning("Job %s was logged in part: %s", event.jid, error)
 
     # While the database is away

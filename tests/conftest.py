@@ -310,7 +310,8 @@ class WorkerProcess:
 def run_worker_process(request, tmp_path, eventually):
     """Return a context manager that runs ``python -m dramatiq`` on a module.
 
-    Modules are found in the tests' folder and in the project's.  *env* is added to the
+    Modules are found in the tests' folder and in the project's.  With *gevent* it is the command
+    of that name.  *env* is added to the
     environment and *args* to the command.  It is stopped by SIGTERM at the end; the test fails
     if anything CRITICAL was printed, except lines that contain *expects_critical*.  One that
     *dies* of what it finds may do so before it is ready.
@@ -319,13 +320,23 @@ def run_worker_process(request, tmp_path, eventually):
 
     @contextlib.contextmanager
     def run(
-        module, *, processes=1, threads=4, env=None, args=(), expects_critical=None, dies=False
+        module,
+        *,
+        processes=1,
+        threads=4,
+        env=None,
+        args=(),
+        expects_critical=None,
+        dies=False,
+        gevent=False,
     ):
         path = tmp_path / f"worker-{uuid.uuid4().hex[:8]}.log"
         counts = ["--processes", str(processes), "--threads", str(threads)]
+        script = [str(Path(sys.executable).with_name("dramatiq-gevent"))]
+        command = script if gevent else [sys.executable, "-m", "dramatiq"]
         with path.open("wb") as log:
             process = servers.launch(
-                [sys.executable, "-m", "dramatiq", module, *counts, *args],
+                [*command, module, *counts, *args],
                 on_parent_death=signal.SIGTERM,
                 cwd=ROOT,
                 env=os.environ | {"PYTHONPATH": folders} | (env or {}),

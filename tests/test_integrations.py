@@ -248,3 +248,23 @@ def test_a_move_from_django_dramatiq(run_in, tmp_path):
     assert "9 is too much" in dead.failures[0].traceback
     assert [] == run("move.py").splitlines()
     joblog.close()
+
+
+def test_the_tutorial(run_in, eventually, tmp_path):
+    """The tutorial's files and commands lead from nothing to a dead job that is run again."""
+    write, run, running = run_in
+    write("../tutorial")
+    run("-m", "dramatiq_joblog", "--app", "jobs:joblog", "migrate")
+    joblog = JobLog(f"sqlite:///{tmp_path / 'jobs.db'}")
+
+    with running("dramatiq", "jobs", *WORKER):
+        run("send.py")
+        eventually(lambda: joblog.jobs.in_state("finished", "dead").count() == 4, timeout=60)
+        printed = run("ask.py").splitlines()
+        assert (
+            "8 retries_exhausted [Errno 2] No such file or directory: 'missing.csv'" == printed[0]
+        )
+        assert "[(1, 'retried'), (2, 'retried'), (3, 'dead')]" == printed[1]
+        assert "True" == run("again.py").strip()
+        eventually(lambda: joblog.jobs.finished().of_type("import").count() == 3, timeout=60)
+    joblog.close()

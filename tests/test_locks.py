@@ -90,11 +90,11 @@ def test_values_that_make_no_sense(kind, values, text):
 
 def test_a_lease_is_lost_when_it_was_not_renewed():
     """A lease is lost when its time is over, or when another has it."""
-    lease = Lease("key", "token", 1, ttl=60_000, began=time.monotonic())
+    lease = Lease("key", "token", 1, lasts=60_000, began=time.monotonic())
     assert not lease.lost
     lease.gone = True
     assert lease.lost
-    assert Lease("key", "token", 1, ttl=1000, began=time.monotonic() - 2).lost
+    assert Lease("key", "token", 1, lasts=1000, began=time.monotonic() - 2).lost
 
 
 # The statements
@@ -235,6 +235,39 @@ def test_whatever_the_order(locks, steps, limit):
             if freed:
                 assert (step, row.owner) == ("release", owner)
                 assert row.token in (None, token)
+
+
+def test_waiters_in_order(joblog, job_factory):
+    """``waiters`` are the waiting jobs of a key, the one that has waited longest first."""
+    for jid, since in (("c", 30), ("a", 10), ("b", 20)):
+        job_factory(jid=jid, state="waiting", section="key", waiting_since=since, eta=1)
+    job_factory(jid="other", state="waiting", section="other", waiting_since=5, eta=1)
+    job_factory(jid="done", state="finished", section="key", waiting_since=5)
+
+    assert ["a", "b", "c"] == [job.jid for job in joblog.waiters("key")]
+    assert ["b"] == [job.jid for job in joblog.waiters("key").offset(1).limit(1)]
+
+
+def test_held_keys_tell_of_their_holders(joblog):
+    """``locks`` tells who holds a key, since when, for how long still, and with which fence."""
+    with joblog.lock("report", ttl=50_000) as lease:
+        [row] = joblog.locks
+        assert (lease.token, 1, "section") == (row.token, row.fence, row.kind)
+        assert 0 < row.lease_left <= 50_000
+        assert row.since == row.acquired_at < row.expires_at
+        assert 1 == joblog.locks.count()
+
+
+def test_who_holds_it(joblog):
+    """The error of a key that is held carries its holder, since when and until when."""
+    with joblog.lock("report", ttl=50_000):
+        [row] = joblog.locks
+        with pytest.raises(LockNotAcquired) as refused:
+            joblog.lock("report").__enter__()
+    error = refused.value
+    assert ("report", row.owner, row.since) == (error.key, error.owner, error.since)
+    assert row.expires_at <= error.until
+    assert f"since {row.since:%Y-%m-%d %H:%M:%S} UTC, until" in str(error)
 
 
 # By hand

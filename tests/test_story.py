@@ -82,6 +82,29 @@ def test_each_story_in_worker_processes(
     assert {} == faults(joblog, jids)
 
 
+@pytest.mark.process
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_each_story_on_gevent(
+    joblog, database_url, redis_url, make_broker, run_worker_process, eventually
+):
+    """Greenlets of ``dramatiq-gevent`` leave the same rows as threads, each story of theirs."""
+    broker = make_broker("redis", "last", joblog=joblog, middleware=stories.middleware())
+    actors = stories.declare(broker)
+    environment = {
+        "STORY_BROKER": redis_url,
+        "STORY_DATABASE": database_url,
+        "STORY_NAMESPACE": broker.namespace,
+        "STORY_POSITION": "last",
+    }
+
+    with run_worker_process("story_worker", threads=20, env=environment, gevent=True):
+        jids = stories.send_all(broker, actors)
+        eventually(all_ended(joblog, jids), timeout=40)
+
+    assert wanted(jids) == told(joblog, jids)
+    assert {} == faults(joblog, jids)
+
+
 def states_written(joblog):
     """Note each state that a job's row goes through, by jid."""
     seen = {}

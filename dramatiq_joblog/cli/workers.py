@@ -10,7 +10,8 @@ from peewee import fn
 from rich.text import Text
 
 from .app import NOTHING, Refusal, Session, command
-from .look import QUIET, age, colour, number
+from .look import QUIET, ago, colour, number
+from .rows import document
 from .screen import Column
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def workers(session: Session, *, with_ended: bool) -> None:
     found = [p for p in processes(joblog, now) if with_ended or p.status != "ended"]
     if session.json:
         session.screen.json(
-            [p.row.as_dict() | {"status": p.status, "running": p.running} for p in found]
+            [document(p.row) | {"status": p.status, "running": p.running} for p in found]
         )
     else:
         session.screen.table(_columns(now), found)
@@ -95,16 +96,16 @@ def _columns(now: datetime) -> list[Column[Process]]:
         Column("", _mark, lambda p: p.status, keep=10),
         Column("Running", _share, lambda p: p.running, keep=8, right=True),
         Column(
-            "Seen, ago",
-            lambda p: age(p.row.heartbeat_at, now),
-            lambda p: p.row.as_dict()["heartbeat_at"],
+            "Last seen",
+            lambda p: ago(p.row.heartbeat_at, now),
+            lambda p: document(p.row)["heartbeat_at"],
             keep=7,
             right=True,
         ),
         Column(
-            "Up",
-            lambda p: age(p.row.started_at, now),
-            lambda p: p.row.as_dict()["started_at"],
+            "Started",
+            lambda p: ago(p.row.started_at, now),
+            lambda p: document(p.row)["started_at"],
             keep=5,
             right=True,
         ),

@@ -103,6 +103,7 @@ def up(migrator: Any, database: Any) -> None:
         token = CharField(max_length=32, null=True)
         process = CharField(max_length=16, null=True)
         fence = BigIntegerField()
+        last_fence = BigIntegerField()
         ttl = BigIntegerField()
         acquired_at = BigIntegerField(null=True)
         expires_at = BigIntegerField(null=True)

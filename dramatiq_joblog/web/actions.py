@@ -1,0 +1,263 @@
+"""What people do: each asks first, says what will happen, and is written down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import RedirectResponse
+
+from dramatiq_joblog.errors import JobLogError, LockNotAcquired
+from dramatiq_joblog.models import to_millis
+from dramatiq_joblog.states import State
+
+from .formats import number, plain_duration, short
+from .rows import JobRow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from starlette.datastructures import FormData
+    from starlette.responses import Response
+
+    from .visit import Visit
+
+#: Jobs that one action takes at most.
+MOST = 1000
+#: Refusals that are written down in words.
+_TOLD = 5
+#: What may be done, and the states of the jobs it may be done to.
+_STATES = {
+    "requeue": (State.DEAD, State.FINISHED, State.SKIPPED),
+    "dismiss": (State.DEAD,),
+}
+
+
+@dataclass
+class Question:
+    """What a person is asked before it is done."""
+
+    what: str
+    title: str
+    button: str
+    note: str
+    back: str
+    fields: list[tuple[str, Any]]
+    effects: list[tuple[str, str]] = field(default_factory=list)
+    keep: str = "Keep as it is"
+    key: str = ""
+    look: str = "go"
+    #: Whether there is nothing to do.
+    none: bool = False
+    reason: bool = False
+    warning: str = ""
+
+
+def confirm(visit: Visit) -> Response:
+    """Answer with the question that stands before an action."""
+    what = visit.request.path_params["what"]
+    if not visit.access.may_act:
+        return visit.sorry(403, "Not allowed", "You may look here, and nothing else.")
+    if what == "unlock":
+        question = _ask_unlock(visit)
+    elif what in _STATES:
+        question = _ask_jobs(visit, what)
+    else:
+        return visit.sorry(404, "Not here", f"There is nothing called {what!r} to do.")
+    if question is None:
+        return visit.sorry(409, "Nobody holds it", "The key is free, or another holds it by now.")
+    return visit.page("confirm.html", question.title, {"question": question}, section="confirm")
+
+
+def do(visit: Visit, form: FormData) -> Response:
+    """Do what a form says, and go back to where it was asked for."""
+    what = visit.request.path_params["what"]
+    back = visit.link.local(str(form.get("back", "")))
+    if what == "unlock":
+        return _unlock(visit, form, back)
+    if what not in _STATES:
+        return visit.sorry(404, "Not here", f"There is nothing called {what!r} to do.")
+    jids, words = _texts(form, "jid"), _texts(form, "q")
+    if not jids and not words:
+        return visit.sorry(400, "Nothing is selected", "Select a job first.")
+    jids = jids[:MOST] or [job.jid for job in _matching(visit, what, words)]
+    if what == "dismiss":
+        done = visit.joblog.dismiss(*jids, who=visit.who)
+        return _say(visit, what, back, len(done), len(jids) - len(done))
+    sent, refused = _requeue(visit, jids)
+    if len(jids) == 1 and sent:
+        back = visit.link("job", jid=sent[0])
+    elif len(jids) == 1:
+        return visit.sorry(409, "Not run again", next(iter(refused.values())))
+    return _say(visit, what, back, len(sent), len(refused))
+
+
+def _requeue(visit: Visit, jids: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Run jobs again, each by itself; return the new jids, and the reasons of those refused."""
+    sent: list[str] = []
+    refused: dict[str, str] = {}
+    for jid in jids:
+        try:
+            message = visit.joblog.requeue(jid, who=visit.who, broker=visit.site.broker)
+        except JobLogError as e:
+            refused[jid] = str(e)
+        else:
+            sent.append(message.message_id)
+    if refused and (sent or len(refused) > 1):
+        reasons = "; ".join(f"{short(jid)}: {text}" for jid, text in list(refused.items())[:_TOLD])
+        more = f"; and {len(refused) - _TOLD} more" if len(refused) > _TOLD else ""
+        visit.joblog.record(
+            "requeue", who=visit.who, detail=f"{len(refused)} refused: {reasons}{more}"
+        )
+    return sent, refused
+
+
+def _say(visit: Visit, what: str, back: str, done: int, refused: int) -> Response:
+    if visit.wants_json:
+        return visit.json({"done": done, "refused": refused})
+    mark = "&" if "?" in back else "?"
+    return RedirectResponse(f"{back}{mark}done={what}&n={done}&not={refused}", 303)
+
+
+def _ask_jobs(visit: Visit, what: str) -> Question:
+    given = visit.query
+    jids, words = given.getlist("jid"), given.getlist("q")
+    fields: list[tuple[str, Any]] = [("jid", jid) for jid in jids[:MOST]]
+    if jids:
+        found = _by_jid(visit, jids[:MOST])
+    else:
+        fields = [("q", text) for text in words]
+        found = _matching(visit, what, words)
+    able = [job for job in found if job.state in _STATES[what]]
+    capped = len(jids) > MOST or (not jids and len(found) >= MOST)
+    some = f"{number(len(able))} job{'s' * (len(able) != 1)}"
+    again = what == "requeue"
+    effects: list[tuple[str, str]] = []
+    if again:
+        effects.append(("retrying", "Each is sent anew with the same arguments, as a new job."))
+        others = sum(job.state != State.DEAD for job in able)
+        if others:
+            effects.append(("waiting", f"{number(others)} of them did not die: they run twice."))
+        twice = sum(job.replayed_by is not None for job in able)
+        if twice:
+            effects.append(("waiting", f"{number(twice)} of them were run again before."))
+    else:
+        effects.append(("skipped", "They leave the lists of what is dead; their rows are kept."))
+    if capped:
+        effects.append(("waiting", f"There are more: at most {number(MOST)} are taken at a time."))
+    left = len(found) - len(able)
+    if left:
+        effects.append(("skipped", f"{number(left)} are left alone: {_why_left(what)}."))
+    names = sorted({job.job_type or job.actor for job in able})
+    title = f"Run {some} again?" if again else f"Dismiss {some}?"
+    if len(able) == 1:
+        title = f"Run {names[0]} again?" if again else f"Dismiss {names[0]}?"
+    return Question(
+        what=what,
+        title=title if able else "Nothing to do",
+        button=("Run again" if again else "Dismiss") if len(able) < 2 else _button(again, able),
+        note="written down with your name",
+        back=visit.link.local(given.get("back", "") or _from(visit, jids)),
+        fields=fields,
+        effects=effects if able else [("skipped", f"None of them can be: {_why_left(what)}.")],
+        none=not able,
+    )
+
+
+def _button(again: bool, able: list[Any]) -> str:
+    return f"Run {number(len(able))} again" if again else f"Dismiss {number(len(able))}"
+
+
+def _why_left(what: str) -> str:
+    return "they have not ended" if what == "requeue" else "they are not dead"
+
+
+def _from(visit: Visit, jids: list[str]) -> str:
+    return visit.link("job", jid=jids[0]) if len(jids) == 1 else visit.link("jobs")
+
+
+def _by_jid(visit: Visit, jids: list[str]) -> list[Any]:
+    job = visit.joblog.Job
+    return list(visit.joblog.jobs.where(job.jid.in_(jids)))
+
+
+def _matching(visit: Visit, what: str, words: Iterable[str]) -> list[Any]:
+    """Return the jobs that match any of some searches and can be acted on, newest first."""
+    found: dict[str, Any] = {}
+    for text in words:
+        query = visit.joblog.search(text, now=visit.now).in_state(*_STATES[what])
+        for job in query.page(limit=MOST).jobs:
+            found.setdefault(job.jid, job)
+    return list(found.values())[:MOST]
+
+
+def _ask_unlock(visit: Visit) -> Question | None:
+    log, given = visit.joblog, visit.query
+    key, slot, fence = given.get("key", ""), _int(given.get("slot")), _int(given.get("fence"))
+    lock = log.locks.where(log.Lock.key == key, log.Lock.slot == slot).first()
+    if lock is None or lock.fence != fence:
+        return None
+    job = log.jobs.where(log.Job.jid == lock.owner).first()
+    waiter = (
+        log.jobs.waiting()
+        .where(log.Job.section == key)
+        .order_by(log.Job.waiting_since, log.Job.id)
+        .first()
+    )
+    now = log.now()
+    renewed = to_millis(now) - (to_millis(lock.expires_at) - lock.ttl)
+    who = short(job.jid) if job is not None else lock.owner
+    runs = job is None or job.state == State.STARTED
+    warning, effects = "", []
+    if runs:
+        place = lock.owner if job is None else JobRow(job, now).worker or who
+        warning = f"Its holder is alive: {place} renewed the lease {plain_duration(renewed)} ago."
+        effects.append(("started", f"{who} goes on running and sees lease_lost at its next check."))
+    else:
+        state = str(job.state)
+        look = state if state in {"retrying", "lost", "waiting"} else "lost"
+        effects.append((look, f"{who} is {state}; its next run takes the key anew, or waits."))
+    if waiter is not None:
+        effects.append(("waiting", f"{short(waiter.jid)} comes in next, with fence {fence + 1}."))
+    if runs:
+        effects.append(("dead", "Two may write at once unless the store checks the fence."))
+    return Question(
+        what="unlock",
+        title="Unlock",
+        key=key,
+        button="Unlock",
+        look="harm-go",
+        note=f"fence {fence} must still hold, or nothing happens",
+        back=visit.link("locks"),
+        fields=[("key", key), ("slot", slot), ("fence", fence)],
+        effects=effects,
+        keep="Keep",
+        reason=True,
+        warning=warning,
+    )
+
+
+def _unlock(visit: Visit, form: FormData, back: str) -> Response:
+    reason = str(form.get("reason", "")).strip()
+    if not reason:
+        return visit.sorry(400, "A reason is needed", "Say why it is unlocked: it is kept.")
+    try:
+        visit.joblog.unlock(
+            str(form.get("key", "")),
+            slot=_int(form.get("slot")),
+            fence=_int(form.get("fence")),
+            reason=reason[:500],
+            who=visit.who,
+        )
+    except LockNotAcquired:
+        return _say(visit, "unlock", back, 0, 0)
+    return _say(visit, "unlock", back, 1, 0)
+
+
+def _texts(form: FormData, name: str) -> list[str]:
+    return [value for value in form.getlist(name) if isinstance(value, str) and value]
+
+
+def _int(value: Any) -> int:
+    text = str(value or "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else -1

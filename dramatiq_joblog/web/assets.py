@@ -1,0 +1,45 @@
+"""The files of the page: read once, named by their version, kept by browsers for a year."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+from functools import cache
+from typing import TYPE_CHECKING
+
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+_FOLDER = importlib.resources.files(__package__) / "static"
+_TYPES = {
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+
+
+@cache
+def version() -> str:
+    """Return what names these files: it changes when one of them does."""
+    digest = hashlib.sha256()
+    for path in sorted(_FOLDER.iterdir(), key=lambda p: p.name):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def asset(request: Request) -> Response:
+    """Answer with one file; anyone may have it, as the sign-in page needs them too."""
+    name = request.path_params["path"]
+    files = {path.name: path for path in _FOLDER.iterdir() if path.is_file()}
+    if name not in files:
+        raise HTTPException(404)
+    current = request.path_params["version"] == version()
+    keep = "public, max-age=31536000, immutable" if current else "no-cache"
+    return Response(
+        files[name].read_bytes(),
+        media_type=_TYPES[name.rpartition(".")[2]],
+        headers={"cache-control": keep},
+    )

@@ -1,0 +1,58 @@
+"""What several pages need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dramatiq_joblog.errors import SearchError
+
+if TYPE_CHECKING:
+    from .visit import Visit
+
+#: Rows on one page.
+PER_PAGE = 50
+
+#: What the overview and the dead can be seen over, in milliseconds.
+RANGES = {
+    "1h": 3_600_000,
+    "3h": 10_800_000,
+    "24h": 86_400_000,
+    "3d": 259_200_000,
+    "7d": 604_800_000,
+    "30d": 2_592_000_000,
+    "90d": 7_776_000_000,
+}
+DEFAULT_RANGE = "24h"
+
+
+def chosen(visit: Visit, name: str, options: dict[str, int]) -> str:
+    """Return which of some ranges is asked for.
+
+    Raises:
+      SearchError: If it is none of them.
+    """
+    given = visit.query.get(name, DEFAULT_RANGE)
+    if given not in options:
+        raise SearchError(f"{name}={given!r} is not offered: use one of {', '.join(options)}")
+    return given
+
+
+def waiters(visit: Visit, key: str) -> list[Any]:
+    """Return the jobs that wait for a section, the one that is next first."""
+    job = visit.joblog.Job
+    line = visit.joblog.jobs.waiting().where(job.section == key)
+    line = line.order_by(job.waiting_since, job.id).limit(PER_PAGE)
+    return visit.rows(f"the line for {key}", lambda: line)
+
+
+def deed(row: Any) -> dict[str, Any]:
+    """Tell what a person did, as lists of actions do."""
+    verbs = {"requeue": "ran again", "dismiss": "dismissed", "unlock": "unlocked"}
+    return {
+        "at": row.at,
+        "who": row.who or "someone",
+        "verb": verbs.get(row.what, str(row.what)),
+        "jid": row.jid if row.what != "unlock" else None,
+        "key": row.key,
+        "detail": row.detail,
+    }

@@ -1,0 +1,92 @@
+"""The dead jobs by error and actor, and what people did."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import charts
+from .common import PER_PAGE, RANGES, chosen, deed
+from .formats import word
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+
+    from .visit import Visit
+
+#: The windows that they are counted in, in milliseconds.
+WINDOWS = {name: RANGES[name] for name in ("1h", "3h", "24h", "3d", "7d")}
+
+
+def dead(visit: Visit) -> Response:
+    """Answer with the dead jobs by error and actor, over windows of time."""
+    window = chosen(visit, "window", WINDOWS)
+    log = visit.joblog
+    groups = visit.rows("the groups", lambda: log.dead_groups(tuple(WINDOWS.values())))
+    if visit.wants_json:
+        return visit.json({"window": window, "groups": [_plain_group(g) for g in groups]})
+    rows = [_group(visit, group, window) for group in groups]
+    rows = [row for row in rows if row["total"]]
+    total = sum(row["picked"] for row in rows)
+    deeds = visit.rows("the actions", lambda: log.actions.limit(5))
+    facts = {
+        "window": window,
+        "windows": list(WINDOWS),
+        "groups": rows,
+        "total": total,
+        "rows": [deed(row) for row in deeds],
+    }
+    return visit.page("dead.html", "Dead", facts, live=True, section="dead")
+
+
+def _plain_group(group: Any) -> dict[str, Any]:
+    return {
+        "error_type": group.error_type,
+        "actor": group.actor,
+        "counts": {name: group.counts[span] for name, span in WINDOWS.items()},
+        "jid": group.jid,
+        "last_at": group.last_at.isoformat(),
+        "message": group.message,
+    }
+
+
+def _group(visit: Visit, group: Any, window: str) -> dict[str, Any]:
+    words = f"state:dead {word('actor', group.actor)}"
+    words += f" {word('error', group.error_type)}" if group.error_type else ""
+    cells = [
+        {
+            "window": name,
+            "count": group.counts[span],
+            "href": visit.link("jobs", q=f"{words} ended:{name}"),
+            "picked": name == window,
+        }
+        for name, span in WINDOWS.items()
+    ]
+    return {
+        "id": charts.name_of(f"{group.error_type} {group.actor}"),
+        "error": group.error_type or "no error",
+        "actor": group.actor,
+        "message": group.message or "",
+        "last": group.last_at,
+        "jid": group.jid,
+        "cells": cells,
+        "picked": group.counts[WINDOWS[window]],
+        "total": max(group.counts.values()),
+        "q": f"{words} ended:{window}",
+    }
+
+
+def actions(visit: Visit) -> Response:
+    """Answer with what people did, newest first."""
+    log = visit.joblog
+    before = visit.query.get("before", "")
+    query = log.actions
+    if before.isdigit() and len(before) < 19:
+        query = query.where(log.Action.id < int(before))
+    found = visit.rows("the actions", lambda: query.limit(PER_PAGE + 1))
+    found, more = found[:PER_PAGE], len(found) > PER_PAGE
+    older = visit.link.here(before=found[-1].id) if more else None
+    if visit.wants_json:
+        told = [row.as_dict() for row in found]
+        return visit.json({"actions": told, "older": found[-1].id if more else None})
+    facts = {"rows": [deed(row) for row in found], "older": older}
+    return visit.page("actions.html", "Actions", facts, live=not before, section="actions")

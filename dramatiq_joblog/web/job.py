@@ -1,0 +1,282 @@
+"""One job: its life drawn, its runs, its lines, its family, and what people did to it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from dramatiq_joblog.errors import JobNotFound
+from dramatiq_joblog.states import FINAL, State
+
+from .common import waiters
+from .formats import ago, duration, plain_duration, word
+from .lifeline import Run, draw, runs_of
+from .rows import JobRow, places, sent_at, share_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+
+    from starlette.responses import Response
+
+    from .visit import Visit
+
+#: Lines, relatives and actions that are shown at most.
+MOST_LINES, MOST_RELATIVES, MOST_ACTIONS = 500, 100, 50
+_VERBS = {
+    "requeue": "ran it again",
+    "dismiss": "dismissed it",
+    "unlock": "unlocked",
+    "prune": "pruned",
+}
+
+
+def _verb(deed: Any) -> str:
+    return _VERBS.get(deed.what, str(deed.what))
+
+
+def job(visit: Visit) -> Response:
+    """Answer with one job."""
+    found = _find(visit, visit.request.path_params["jid"])
+    log = visit.joblog
+    failures = visit.rows("the failed runs", lambda: found.failures)
+    lines = visit.rows("the log lines", lambda: _lines(log, found))
+    family = visit.part("the family", lambda: _family(visit, found), [found])
+    deeds = visit.rows(
+        "the actions", lambda: log.actions.where(log.Action.jid == found.jid).limit(50)
+    )
+    if visit.wants_json:
+        return visit.json(
+            {
+                "job": found.as_dict(),
+                "failures": [row.as_dict() for row in failures],
+                "lines": [row.as_dict() for row in lines],
+                "family": [row.as_dict() for row in family if row.jid != found.jid],
+                "actions": [row.as_dict() for row in deeds],
+            }
+        )
+    runs = runs_of(found, failures, visit.now)
+    place = None
+    if found.state == State.WAITING and found.section:
+        place = places({found.section: waiters(visit, found.section)}).get(found.jid)
+    row = JobRow(found, visit.now, place)
+    facts = {
+        "row": row,
+        "name_words": word("type" if found.job_type else "actor", row.name),
+        "dismissed": found.dismissed_at is not None,
+        "job_links": _job_links(visit, found),
+        "facts": _facts(visit, found, row),
+        "timeline": draw(found, failures, visit.now),
+        "runs": _runs(runs, lines, visit.now),
+        "progress": _progress(found),
+        "arguments": _arguments(found),
+        "meta": sorted((found.meta or {}).items()) if isinstance(found.meta, dict) else [],
+        "family": _tree(found, family, visit.now),
+        "history": _history(visit, found, deeds),
+    }
+    return visit.page("job.html", row.name, facts, live=True, section="jobs")
+
+
+def _find(visit: Visit, jid: str) -> Any:
+    """Return the job of a path, which may end with ``.json`` for its data."""
+    try:
+        found = visit.joblog.get(jid)
+    except JobNotFound:
+        if not jid.endswith(".json"):
+            raise
+        return visit.joblog.get(jid.removesuffix(".json"))
+    # It may be the jid itself that ends so.
+    visit.wants_json = visit.prefers_json
+    return found
+
+
+def _lines(log: Any, found: Any) -> Any:
+    line = log.Line
+    return line.select().where(line.jid == found.jid).order_by(line.id).limit(MOST_LINES)
+
+
+def _family(visit: Visit, found: Any) -> list[Any]:
+    """Return the relatives of a job, and itself, oldest first."""
+    log = visit.joblog
+    row = log.Job
+    root = found.root_jid or found.jid
+    related = list(
+        log.jobs.where((row.root_jid == root) | (row.jid == root))
+        .order_by(row.id)
+        .limit(MOST_RELATIVES)
+    )
+    replays = [jid for jid in (found.replay_of, found.replayed_by) if jid]
+    if replays:
+        related += list(log.jobs.where(row.jid.in_(replays)))
+    known = {relative.jid: relative for relative in related}
+    known.setdefault(found.jid, found)
+    return list(known.values())
+
+
+def _job_links(visit: Visit, found: Any) -> list[tuple[str, str]]:
+    if visit.site.job_links is None:
+        return []
+    links = [(str(text), str(href)) for text, href in visit.site.job_links(found)]
+    # A link that is a script would be the only way to run one here.
+    return [(text, href) for text, href in links if href.startswith(("http:", "https:", "/"))]
+
+
+def _facts(visit: Visit, found: Any, row: JobRow) -> list[tuple[str, Any]]:
+    attempts = f"{row.attempt} of {row.attempts}" if row.attempts else str(row.attempt)
+    actor = Markup('<a class="link mono" href="{}">{}</a>').format(
+        visit.link("jobs", q=word("actor", row.actor)), row.actor
+    )
+    facts: list[tuple[str, Any]] = [
+        ("Actor", actor),
+        ("Queue", row.queue),
+        ("Attempt", attempts),
+        ("Queue time", duration(row.queue_time)),
+        ("Running for" if row.running_since else "Duration, last run", duration(row.duration)),
+    ]
+    if found.section:
+        where = Markup('<a class="link mono" href="{}">{}</a>')
+        facts.append(("Section", where.format(visit.link("locks"), found.section)))
+    if row.worker:
+        facts.append(("Worker", Markup('<span class="mono">{}</span>').format(row.worker)))
+    ended = row.final and row.when is not None
+    facts.append(
+        ("Ended" if ended else "Sent", ago(row.when if ended else sent_at(found), visit.now))
+    )
+    return facts
+
+
+def _runs(runs: Sequence[Run], lines: Sequence[Any], now: datetime) -> list[dict[str, Any]]:
+    shapes = {"retried": "retrying", "interrupted": "lost"}
+    failed = [run for run in runs if run.failure is not None]
+    first_failed = failed[0].number if failed else None
+    told = []
+    for run in runs:
+        failure = run.failure
+        text = ""
+        if failure is not None and failure.error_type:
+            text = ": ".join(filter(None, (failure.error_type, failure.error_message)))
+        end = run.end or (now if run.outcome == "started" else None)
+        traceback = failure.traceback if failure is not None else None
+        told.append(
+            {
+                "id": run.number,
+                "title": f"Run {run.number}",
+                "outcome": run.outcome,
+                "shape": shapes.get(run.outcome, run.outcome),
+                "text": text or _silence(run),
+                "worker": run.worker,
+                "duration": None if end is None else (end - run.begin) / timedelta(milliseconds=1),
+                "open": run.number in {first_failed, len(runs)},
+                "lines": [_line(row, run) for row in lines if _belongs(row, run, runs)],
+                "traceback": traceback,
+                "error": "" if traceback else text,
+                "note": _silence(run) and f"{_silence(run)}. The broker gave the message back.",
+            }
+        )
+    return told
+
+
+def _silence(run: Run) -> str:
+    if run.outcome == "interrupted":
+        return f"The worker {run.worker} went away, or its connection did"
+    return ""
+
+
+def _belongs(line: Any, run: Run, runs: Sequence[Run]) -> bool:
+    """Tell whether a line was written in a run: by its token, else by its time."""
+    token = run.failure.token if run.failure is not None else None
+    if token is not None:
+        return bool(line.token == token)
+    known = {other.failure.token for other in runs if other.failure is not None}
+    return run is runs[-1] and line.token not in known
+
+
+def _line(line: Any, run: Run) -> dict[str, Any]:
+    passed = (line.time - run.begin) / timedelta(milliseconds=1)
+    level = str(line.level).lower()
+    return {
+        "at": f"+{plain_duration(max(0, passed))}",
+        "level": level,
+        "loud": level in {"warning", "error", "critical"},
+        "text": line.text,
+    }
+
+
+def _progress(found: Any) -> dict[str, Any] | None:
+    progress = found.progress
+    if not isinstance(progress, dict) or not progress:
+        return None
+    done, total, text = (progress.get(name) for name in ("done", "total", "text"))
+    counted = "" if done is None else (f"{done:,}" if isinstance(done, int) else str(done))
+    if total is not None:
+        counted += f" of {total:,}" if isinstance(total, int) else f" of {total}"
+    told = ", ".join(filter(None, (counted.replace(",", "\u202f"), str(text or ""))))
+    return {"share": share_of(progress), "text": told}
+
+
+def _arguments(found: Any) -> dict[str, Any]:
+    args = found.args if isinstance(found.args, list) else []
+    kwargs = found.kwargs if isinstance(found.kwargs, dict) else {}
+    pairs = [(str(index), value) for index, value in enumerate(args)] + list(kwargs.items())
+    kept = found.args is not None or found.kwargs is not None
+    return {
+        "pairs": pairs,
+        "redacted": sum(str(value).count("[redacted]") for _, value in pairs),
+        "text": "It was sent without any." if kept else "The log keeps no arguments of this job.",
+    }
+
+
+def _tree(found: Any, family: Sequence[Any], now: datetime) -> dict[str, Any]:
+    nodes = {row.jid: _node(row, found, now) for row in family}
+    roots: list[dict[str, Any]] = []
+    for row in family:
+        parent = nodes.get(row.parent_jid) if row.parent_jid != row.jid else None
+        (roots if parent is None else parent["children"]).append(nodes[row.jid])
+    more = "+" if len(family) >= MOST_RELATIVES else ""
+    return {"roots": roots, "size": len(family), "text": f"{len(family)}{more} jobs"}
+
+
+def _node(row: Any, found: Any, now: datetime) -> dict[str, Any]:
+    shown = JobRow(row, now)
+    text = plain_duration(shown.duration)
+    if row.state == State.DEAD:
+        text = shown.error_type or shown.reason
+    elif row.state == State.STARTED:
+        text = f"running {text}"
+    elif row.state not in FINAL:
+        text = shown.why
+    if row.replay_of == found.jid:
+        text = f"runs it again, {text}"
+    elif found.replay_of == row.jid:
+        text = f"this runs it again, {text}"
+    return {
+        "jid": row.jid,
+        "name": shown.name,
+        "state": shown.state,
+        "text": text,
+        "here": row.jid == found.jid,
+        "children": [],
+    }
+
+
+def _history(visit: Visit, found: Any, deeds: Iterable[Any]) -> list[tuple[datetime, Any]]:
+    link = Markup('<a class="link mono" href="{}">{}</a>')
+
+    def to(jid: str) -> Markup:
+        return link.format(visit.link("job", jid=jid), jid[:8])
+
+    told: list[tuple[datetime, Any]] = []
+    sent = Markup("sent") if found.parent_jid is None else Markup("sent by ") + to(found.parent_jid)
+    if found.replay_of:
+        sent = sent + Markup(", runs ") + to(found.replay_of) + Markup(" again")
+    told.append((sent_at(found), sent))
+    if found.started_at is not None:
+        told.append((found.started_at, "last run began"))
+    told += [(deed.at, Markup("{} {}").format(deed.who, _verb(deed))) for deed in deeds]
+    if found.replayed_by:
+        told.append((found.updated_at, Markup("run again by ") + to(found.replayed_by)))
+    if found.finished_at is not None and found.state in FINAL:
+        told.append((found.finished_at, f"became {found.state}"))
+    return sorted(told, key=lambda pair: pair[0])

@@ -1,0 +1,176 @@
+"""The list of jobs: its search, its tabs, its pages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dramatiq_joblog import search
+from dramatiq_joblog.counts import DEFAULT_CAP, Count
+from dramatiq_joblog.errors import SearchError
+from dramatiq_joblog.states import FINAL, State
+
+from .common import PER_PAGE, waiters
+from .formats import number, spell, word
+from .rows import JobRow, places
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from starlette.responses import Response
+
+    from .visit import Visit
+
+#: Milliseconds that a search may take to be counted: a page without figures is one too.
+COUNTING = 400
+
+
+def jobs(visit: Visit) -> Response:
+    """Answer with the jobs that match a search, newest first."""
+    words = visit.query.get("q", "").strip()
+    try:
+        terms = search.parse(words)
+        query = visit.joblog.search(words, now=visit.now)
+        page = visit.part("the jobs", lambda: query.page(limit=PER_PAGE, **_place(visit)), None)
+    except SearchError as e:
+        return _not_understood(visit, words, e)
+    found = [] if page is None else page.jobs
+    if visit.wants_json:
+        return visit.json(
+            {
+                "q": words,
+                "jobs": [job.as_dict() for job in found],
+                "newer": page and page.newer,
+                "older": page and page.older,
+            }
+        )
+    if len(found) == 1 and len(terms) == 1 and found[0].jid == words:
+        # A whole jid: there is nothing to choose from.
+        return visit.to("job", jid=found[0].jid)
+    known = {str(job.id) for job in found}
+    watched = [n for n in visit.query.get("watch", "").split(",")[:200] if n.isdigit()]
+    gone = [int(n) for n in watched if n not in known and len(n) < 19]
+    others = _by_ids(visit, gone) if gone else []
+    counts = _counts(visit, terms)
+    facts = {
+        "words": words,
+        "tabs": _tabs(visit, terms, counts),
+        "rows": _rows(visit, found),
+        "others": _rows(visit, others),
+        "newer": page and page.newer and visit.link.here(after=page.newer, before=None),
+        "older": page and page.older and visit.link.here(before=page.older, after=None),
+        "pager_text": _pager_text(len(found), page, visit),
+        "matching": _matching(visit, words, terms, counts),
+    }
+    return visit.page("jobs.html", "Jobs", facts, live=True, section="jobs")
+
+
+def _place(visit: Visit) -> dict[str, str | None]:
+    before, after = visit.query.get("before"), visit.query.get("after")
+    return {"after": after} if after else {"before": before or None}
+
+
+def _not_understood(visit: Visit, words: str, error: SearchError) -> Response:
+    if visit.wants_json:
+        return visit.json({"error": str(error)}, 400)
+    facts = {
+        **dict.fromkeys(("newer", "older", "matching", "pager_text")),
+        **dict.fromkeys(("rows", "others"), ()),
+        "words": words,
+        "problem": str(error),
+        "tabs": _tabs(visit, [], visit.counts()),
+    }
+    return visit.page("jobs.html", "Jobs", facts, section="jobs", status_code=400)
+
+
+def _by_ids(visit: Visit, numbers: Sequence[int]) -> list[Any]:
+    job = visit.joblog.Job
+    ask = visit.joblog.jobs.where(job.id.in_(numbers))
+    found: list[Any] = visit.rows("rows further down", lambda: ask)
+    return found
+
+
+def _rows(visit: Visit, found: Iterable[Any]) -> list[JobRow]:
+    found = list(found)
+    keys = {job.section for job in found if job.state == State.WAITING and job.section}
+    lines = {key: waiters(visit, key) for key in sorted(keys)[:5]}
+    number_of = places(lines)
+    return [JobRow(job, visit.now, number_of.get(job.jid)) for job in found]
+
+
+def _counts(visit: Visit, terms: Sequence[search.Term]) -> dict[Any, Any]:
+    """Count by state what the other words of the search leave, if that does not take long."""
+    others = [term for term in terms if term.key != "state"]
+    if not others:
+        return visit.counts()
+    query = visit.joblog.search(spell(others), now=visit.now)
+    counts: dict[Any, Any] = visit.part(
+        None, lambda: visit.joblog.counts(query), {}, timeout=COUNTING
+    )
+    return counts
+
+
+def _tabs(
+    visit: Visit, terms: Sequence[search.Term], counts: dict[Any, Any]
+) -> list[dict[str, Any]]:
+    chosen = {term.value for term in terms if term.key == "state" and not term.negated}
+    others = [term for term in terms if term.key != "state"]
+
+    def tab(state: str | None, count: Any) -> dict[str, Any]:
+        kept = [*others, search.Term("state", state)] if state else others
+        return {
+            "name": state or "all",
+            "state": state,
+            "word": state.capitalize() if state else "All",
+            "count": count,
+            "current": chosen == ({state} if state else set()),
+            "split": state == State.FINISHED,
+            "href": visit.link("jobs", q=spell(kept)),
+        }
+
+    return [tab(None, _sum(counts)), *(tab(str(state), counts.get(state)) for state in State)]
+
+
+def _sum(counts: dict[Any, Any]) -> Any:
+    """Add up what was counted, as far as it goes."""
+    if not counts:
+        return None
+    capped = any(getattr(count, "capped", False) for count in counts.values())
+    return Count.up_to(DEFAULT_CAP, DEFAULT_CAP + 1 if capped else sum(counts.values()))
+
+
+def _pager_text(shown: int, page: Any, visit: Visit) -> str:
+    if page is None:
+        return ""
+    whole = not page.newer and not page.older and not visit.query.get("before")
+    return f"{shown} job{'s' * (shown != 1)}, newest first" + ("" if whole else ", more to see")
+
+
+def _matching(
+    visit: Visit, words: str, terms: Sequence[search.Term], counts: dict[Any, Any]
+) -> dict[str, str] | None:
+    """Return the offer to take all that match, where that is what a state holds."""
+    chosen = [term.value for term in terms if term.key == "state" and not term.negated]
+    if len(chosen) != 1 or chosen[0] not in {str(state) for state in FINAL}:
+        return None
+    count = counts.get(State(chosen[0]))
+    if not count:
+        return None
+    some = number(count) + ("+" if getattr(count, "capped", False) else "")
+    href = visit.link("confirm", what="requeue", q=words, back=visit.link.back)
+    return {"href": href, "text": f"Select all {some} {chosen[0]}", "q": words}
+
+
+def complete(visit: Visit) -> Response:
+    """Answer how a word of a search may go on."""
+    key, _, prefix = visit.query.get("word", "").partition(":")
+    if not _:
+        keys = [k for k in search.KEYS if k.startswith(key.lower())]
+        return visit.json({"words": [{"word": f"{k}:", "hint": search.KEYS[k]} for k in keys]})
+    found = visit.part(None, lambda: visit.joblog.complete(key, prefix.strip('"')), [], timeout=500)
+    if key in {"since", "until", "ended"}:
+        found = [(span, None) for span in ("15m", "1h", "24h", "7d") if span.startswith(prefix)]
+    told = [
+        {"word": word(key, value), "count": count, "capped": getattr(count, "capped", False)}
+        for value, count in found
+    ]
+    return visit.json({"words": told})

@@ -1,0 +1,77 @@
+"""Links from the mount point, wherever that is, and never to another site."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+_PATHS = {
+    "actions": "/actions",
+    "complete": "/complete",
+    "confirm": "/confirm/{what}",
+    "dead": "/dead",
+    "do": "/do/{what}",
+    "health": "/health",
+    "job": "/jobs/{jid}",
+    "jobs": "/jobs",
+    "locks": "/locks",
+    "login": "/login",
+    "logout": "/logout",
+    "metrics": "/metrics",
+    "overview": "/",
+    "static": "/static/{version}/{path}",
+    "workers": "/workers",
+}
+
+
+class Links:
+    """Makes the links of one answer.
+
+    Parameters:
+      request: What is answered.
+      version: The version of the assets.
+    """
+
+    def __init__(self, request: Request, version: str) -> None:
+        #: What stands before every path, without a slash at its end.
+        self.root: str = request.scope.get("root_path", "").rstrip("/")
+        self._version = version
+        path: str = request.scope["path"]
+        #: The path of this page, from the mount point.
+        self.path = path.removeprefix(self.root) or "/"
+        self._query = dict(request.query_params)
+
+    def __call__(self, name: str, /, **values: Any) -> str:
+        """Return the link to a page; values that its path has no place for are its query."""
+        path = _PATHS[name]
+        query = []
+        for key, value in {"version": self._version, **values}.items():
+            place = f"{{{key}}}"
+            if place in path:
+                path = path.replace(place, quote(str(value), safe="/" if key == "path" else ""))
+            elif key != "version" and value is not None and value != "":
+                query.append((key, value))
+        return self.root + path + ("?" + urlencode(query) if query else "")
+
+    def here(self, **changes: Any) -> str:
+        """Return the link to this page with another query; None takes a value away."""
+        query = {k: v for k, v in (self._query | changes).items() if v not in {None, ""}}
+        for own in ("done", "n", "not", "theme", "watch"):
+            query.pop(own, None)
+        path = self.root + quote(self.path)
+        return path + ("?" + urlencode(query) if query else "")
+
+    @property
+    def back(self) -> str:
+        """The link to come back to this page."""
+        return self.here()
+
+    def local(self, target: str) -> str:
+        """Return *target* if it is a page of ours, else the first page."""
+        begins = target.startswith(self.root + "/")
+        if not begins or target.startswith("//") or "\\" in target or not target.isprintable():
+            return self("overview")
+        return target

@@ -1,0 +1,139 @@
+"""The first page: how it goes now, and how it went over a time."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from dramatiq_joblog.models import to_millis
+from dramatiq_joblog.states import FINAL, State
+
+from . import charts
+from .common import RANGES, chosen
+from .formats import plain_duration, word
+from .rows import JobRow, sent_at
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from starlette.responses import Response
+
+    from .visit import Visit
+
+#: What the states mean, for those who see the page for the first time.
+MEANINGS = (
+    ("enqueued", "the broker has it, nothing has run"),
+    ("delayed", "the broker holds it back until its time"),
+    ("waiting", "its critical section is taken"),
+    ("started", "a run is going on"),
+    ("retrying", "the last run failed, the next is due"),
+    ("lost", "the worker that ran it is gone"),
+    ("finished", "done"),
+    ("dead", "will not run again by itself"),
+    ("skipped", "dropped on purpose before it ran"),
+)
+
+
+def overview(visit: Visit) -> Response:
+    """Answer with how it goes: now, and over a time."""
+    span = chosen(visit, "range", RANGES)
+    log = visit.joblog
+    since = visit.now - timedelta(milliseconds=RANGES[span])
+    stats = visit.part(
+        "the charts",
+        lambda: visit.site.keep(f"stats {span}", lambda: log.stats(since=since)),
+        None,
+    )
+    oldest = visit.rows("the oldest", lambda: log.oldest(limit=5))
+    if visit.wants_json:
+        return visit.json(
+            {
+                "range": span,
+                "states": visit.counts(),
+                "oldest": [job.as_dict() for job in oldest],
+                "stats": None if stats is None else charts.plain(stats),
+            }
+        )
+    facts = {
+        "range": span,
+        "ranges": list(RANGES),
+        "cells": _cells(visit, oldest, stats, span),
+        "oldest": [_old(job, visit.now) for job in oldest],
+        "chart": None if stats is None else charts.throughput(stats),
+        "strips": [] if stats is None else _strips(stats),
+        "axis": charts.STRIP_AXIS,
+        "marks": charts.STRIP_MARKS,
+        "errors": [] if stats is None else _errors(stats, span),
+        "span": span,
+        "empty": _is_empty(visit),
+        "place": log.name,
+        "listening": "No worker has reported in so far.",
+        "meanings": MEANINGS,
+    }
+    return visit.page("overview.html", "Overview", facts, live=True, section="overview")
+
+
+def _strips(stats: Any) -> list[dict[str, Any]]:
+    rows = charts.strips(stats.groups[:8])
+    return [row | {"words": word("type", row["name"])} for row in rows]
+
+
+def _errors(stats: Any, span: str) -> list[dict[str, Any]]:
+    rows = charts.errors(stats.errors[:6])
+    return [
+        row | {"words": f"{word('error', row['error'])} {word('actor', row['actor'])} since:{span}"}
+        for row in rows
+    ]
+
+
+def _is_empty(visit: Visit) -> bool:
+    return not any(visit.counts().values())
+
+
+def _cells(visit: Visit, oldest: Sequence[Any], stats: Any, span: str) -> list[dict[str, Any]]:
+    counts = visit.counts()
+    ended = {} if stats is None else stats.counts
+    total = sum(ended.get(str(state), 0) for state in FINAL)
+    cells = []
+    for state in State:
+        name = str(state)
+        words = word("state", name)
+        value, note = counts.get(state), ""
+        if state in FINAL:
+            value = ended.get(name, 0)
+            note = f"{100 * value / total:.3g} %" if total else ""
+            words += f" ended:{span}"
+        elif state == State.ENQUEUED:
+            first = next((job for job in oldest if job.state == state), None)
+            note = "" if first is None else f"oldest {_age(first, visit.now)}"
+        cells.append(
+            {
+                "state": name,
+                "value": value,
+                "note": note,
+                "split": state == State.FINISHED,
+                "href": visit.link("jobs", q=words),
+            }
+        )
+    return cells
+
+
+def _age(job: Any, now: datetime) -> str:
+    return plain_duration((now - sent_at(job)) / timedelta(milliseconds=1))
+
+
+def _old(job: Any, now: datetime) -> dict[str, Any]:
+    row = JobRow(job, now)
+    text = row.why
+    if job.state == State.RETRYING:
+        attempts = f" of {row.attempts}" if row.attempts else ""
+        text = f"{row._due()}, attempt {row.attempt + 1}{attempts}"
+    return {
+        "jid": row.jid,
+        "name": row.name,
+        "state": row.state,
+        "age": _age(job, now),
+        "since": to_millis(sent_at(job)),
+        "text": text,
+    }

@@ -1,0 +1,69 @@
+"""What one dashboard knows: its log, its settings, and figures that it keeps for a moment."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import jinja2
+
+from . import assets
+from .formats import FILTERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dramatiq_joblog.joblog import JobLog
+
+    from .access import Login
+
+T = TypeVar("T")
+
+#: Seconds that a figure which many pages show is kept.
+FRESH_FOR = 2.0
+
+
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        autoescape=True,
+        loader=jinja2.PackageLoader("dramatiq_joblog.web"),
+        lstrip_blocks=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= FILTERS
+    return environment
+
+
+@dataclass
+class Site:
+    """One dashboard; two in one process do not meet."""
+
+    joblog: JobLog
+    broker: Any
+    environment: str | None
+    every: int
+    job_links: Callable[[Any], Any] | None
+    login: Login | None
+    timeout: int
+    title: str
+    version: str = field(default_factory=lambda: importlib.metadata.version("dramatiq-joblog"))
+    assets: str = field(default_factory=assets.version)
+    templates: jinja2.Environment = field(default_factory=_templates)
+    _kept: dict[str, tuple[float, Any]] = field(default_factory=dict)
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def keep(self, name: str, ask: Callable[[], T]) -> T:
+        """Return a figure that is at most two seconds old: many may watch one page."""
+        with self._guard:
+            at, value = self._kept.get(name, (0.0, None))
+        if at and time.monotonic() - at < FRESH_FOR:
+            kept: T = value
+            return kept
+        fresh = ask()
+        with self._guard:
+            self._kept[name] = time.monotonic(), fresh
+        return fresh

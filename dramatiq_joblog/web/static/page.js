@@ -1,0 +1,517 @@
+/* What the page does by itself: it stays up to date, completes a search, and has keys.
+   All of it can be read without this file. */
+"use strict";
+(() => {
+  const $ = (selector, from = document) => from.querySelector(selector);
+  const all = (selector, from = document) => [...from.querySelectorAll(selector)];
+  const body = document.body;
+  const root = body.dataset.root;
+  const say = (text) => { $("#announce").textContent = text; };
+  for (const element of all(".js[hidden]")) element.hidden = false;
+
+  // A note of what was done is told once: not again on a reload.
+  const here = new URL(location.href);
+  if (here.searchParams.has("done")) {
+    for (const name of ["done", "n", "not"]) here.searchParams.delete(name);
+    history.replaceState(null, "", here);
+  }
+
+  // The theme
+
+  const toggleTheme = () => {
+    const html = document.documentElement;
+    const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+    const now = html.dataset.theme || (dark ? "dark" : "light");
+    html.dataset.theme = now === "dark" ? "light" : "dark";
+    try { localStorage.setItem("joblog-theme", html.dataset.theme); } catch { /* private */ }
+  };
+  $("[data-theme-toggle]")?.addEventListener("click", toggleTheme);
+
+  // Times, told from the server's clock
+
+  let offset = Number(body.dataset.now) - Date.now();
+  const now = () => Date.now() + offset;
+  const NB = "\u00a0";
+  const rough = (ms) => {
+    const s = Math.max(0, ms) / 1000;
+    if (s < 60) return `${Math.floor(s)}${NB}s`;
+    if (s < 3600) return `${Math.floor(s / 60)}${NB}min`;
+    return s < 172800 ? `${Math.floor(s / 3600)}${NB}h` : `${Math.floor(s / 86400)}${NB}d`;
+  };
+  const two = (n) => String(n).padStart(2, "0");
+  const figures = (ms) => {
+    if (ms < 1000) return [String(Math.round(ms)), "ms"];
+    if (ms < 59950) return [(ms / 1000).toFixed(1), "s"];
+    const s = Math.round(ms / 1000);
+    if (s < 3600) return [`${Math.floor(s / 60)}:${two(s % 60)}`, "min"];
+    const m = Math.round(ms / 60000);
+    return m < 2880 ? [`${Math.floor(m / 60)}:${two(m % 60)}`, "h"] : [(m / 1440).toFixed(1), "d"];
+  };
+  const tick = () => {
+    if (document.hidden || paused) return;
+    const at = now();
+    for (const time of all("time[data-at]")) {
+      const passed = at - Number(time.dataset.at);
+      const text = passed < 0 ? `in ${rough(-passed)}` : `${rough(passed)} ago`;
+      if (time.textContent !== text) time.textContent = text;
+    }
+    for (const cell of all("[data-since]")) {
+      const [value, unit] = figures(at - Number(cell.dataset.since));
+      cell.innerHTML = `${value}<span class="u">${unit}</span>`;
+    }
+    for (const drain of all(".drain[data-until]")) {
+      const left = Math.max(0, Number(drain.dataset.until) - at);
+      const bar = $("rect:last-child", drain);
+      bar.setAttribute("width", Math.min(100, (100 * left) / Number(drain.dataset.ttl)).toFixed(1));
+      $(".nw", drain).textContent = figures(left).join(NB);
+    }
+    if (ago) ago.textContent = `${rough(Date.now() - fetched)} ago`;
+  };
+
+  // Live: one request at a time, whose answer replaces cells by id
+
+  const every = Number(body.dataset.every || 0);
+  const live = $("#live"), ago = $("#live-ago"), pause = $("#pause");
+  let fetched = Date.now(), paused = false, asking = false, timer = 0, waiting = [];
+
+  const look = (state, word) => {
+    live.classList.toggle("off", state === "off");
+    live.classList.toggle("away", state === "away");
+    $("#live-word").textContent = word;
+  };
+  const held = (element) =>
+    element.matches(":hover, :focus-within") || element.classList.contains("at") ||
+    element.classList.contains("on");
+
+  const copyInto = (old, fresh) => {
+    for (const { name, value } of [...fresh.attributes]) {
+      if (name !== "class" && old.getAttribute(name) !== value) old.setAttribute(name, value);
+    }
+    for (const { name } of [...old.attributes]) {
+      if (!fresh.hasAttribute(name) && name !== "class") old.removeAttribute(name);
+    }
+    if (old.innerHTML !== fresh.innerHTML) old.innerHTML = fresh.innerHTML;
+  };
+  const updateRow = (old, fresh) => {
+    old.classList.remove("gone");
+    for (const name of ["data-state", "data-n", "data-final"]) {
+      if (fresh.hasAttribute(name)) old.setAttribute(name, fresh.getAttribute(name));
+    }
+    [...fresh.cells].forEach((cell, index) => {
+      const own = old.cells[index];
+      // A checkbox keeps its tick, and a cell its focus.
+      if (own && !$("input", own) && !own.contains(document.activeElement)) copyInto(own, cell);
+    });
+  };
+  const updateRun = (old, fresh) => {
+    const open = old.open;
+    for (const selector of ["summary", ".in"]) {
+      const [own, other] = [$(selector, old), $(selector, fresh)];
+      if (own.innerHTML !== other.innerHTML && !own.contains(document.activeElement)) {
+        own.innerHTML = other.innerHTML;
+        for (const element of all(".js[hidden]", own)) element.hidden = false;
+      }
+    }
+    old.open = open;
+  };
+  const updateTable = (old, fresh) => {
+    const rows = all("tr[id]", fresh), own = all("tr[id]", old);
+    const same = own.length && rows.length === own.length &&
+      rows.every((row, index) => row.id === own[index].id);
+    if (same) return;
+    if (own.some(held) && rows.length) {
+      for (const row of own) if (!fresh.querySelector(`#${CSS.escape(row.id)}`)) row.classList.add("gone");
+      return;
+    }
+    old.innerHTML = fresh.innerHTML;
+    for (const element of all(".js[hidden]", old)) element.hidden = false;
+    selection();
+  };
+  const merge = (fresh) => {
+    for (const old of all("[data-live]")) {
+      const other = fresh.getElementById(old.id);
+      if (old.dataset.live === "reload") {
+        if (!other) location.reload();
+      } else if (!other) {
+        if (old.dataset.live === "row") old.classList.add("gone");
+      } else if (old.dataset.live === "row") updateRow(old, other);
+      else if (old.dataset.live === "run") updateRun(old, other);
+      else if (old.dataset.live === "table") updateTable(old, other);
+      else if (!old.contains(document.activeElement) || old.matches("a")) copyInto(old, other);
+      if (old.id === "banners") old.className = other?.className || "";
+    }
+    const runs = $("#runs");
+    for (const run of all("details[id]", fresh.getElementById("runs") || fresh.createElement("i"))) {
+      if (runs && !document.getElementById(run.id)) runs.append(document.importNode(run, true));
+    }
+    newRows(fresh);
+    tick();
+  };
+  const newRows = (fresh) => {
+    const button = $("#fresh"), table = $("table.jobs");
+    if (!button || new URLSearchParams(location.search).has("before")) return;
+    const known = new Set(all("tr[id]", table || document).map((row) => row.id));
+    const others = new Set(all("table[hidden] tr[id]", fresh).map((row) => row.id));
+    waiting = all("table.jobs tr[id]", fresh).filter((row) => !known.has(row.id) && !others.has(row.id));
+    if (!waiting.length) { button.hidden = true; return; }
+    if (!table) { location.reload(); return; }
+    button.textContent = `${waiting.length}${waiting.length >= 50 ? "+" : ""} new`;
+    button.hidden = false;
+    if (scrollY < 8 && !all("tr", table).some(held)) letIn();
+  };
+  const letIn = () => {
+    const tbody = $("table.jobs tbody");
+    if (!tbody || !waiting.length) return;
+    for (const row of waiting.reverse()) {
+      const own = document.importNode(row, true);
+      own.classList.add("fresh-in");
+      tbody.prepend(own);
+    }
+    waiting = [];
+    $("#fresh").hidden = true;
+    for (const row of all("tr", tbody).slice(200)) row.remove();
+  };
+  $("#fresh")?.addEventListener("click", (event) => { event.preventDefault(); letIn(); scrollTo(0, 0); });
+
+  const refresh = async () => {
+    if (asking || paused || document.hidden || $("dialog[open]")) return;
+    asking = true;
+    try {
+      const url = new URL(location.href);
+      const open = all("table.jobs tr[id]:not([data-final])").map((row) => row.id.slice(4));
+      if (open.length) url.searchParams.set("watch", open.slice(0, 200).join(","));
+      const answer = await fetch(url, { headers: { accept: "text/html" }, credentials: "same-origin", redirect: "error" });
+      if (!answer.ok && answer.status !== 503) throw new Error(String(answer.status));
+      const text = await answer.text();
+      if (answer.status === 503) throw new Error("503");
+      const fresh = new DOMParser().parseFromString(text, "text/html");
+      offset = Number(fresh.body.dataset.now) - Date.now();
+      fetched = Date.now();
+      look("on", "Live");
+      merge(fresh);
+    } catch {
+      look("away", "Reconnecting");
+    } finally {
+      asking = false;
+    }
+  };
+  const togglePause = () => {
+    if (!live) return;
+    paused = !paused;
+    pause.setAttribute("aria-pressed", String(paused));
+    pause.setAttribute("aria-label", paused ? "Go on with live updates (p)" : "Pause live updates (p)");
+    $("use", pause).setAttribute("href", paused ? "#i-play" : "#i-pause");
+    look(paused ? "off" : "on", paused ? "Paused" : "Live");
+    say(paused ? "Live updates are paused" : "Live updates go on");
+    if (!paused) refresh();
+  };
+  if (every) {
+    live.hidden = false;
+    pause.addEventListener("click", togglePause);
+    timer = setInterval(refresh, every);
+    document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
+  }
+  setInterval(tick, 1000);
+
+  // Rows: the cursor and the selection
+
+  const rows = () => all("[data-rows] tbody tr");
+  let anchor = null;
+  const at = () => $("[data-rows] tr.at");
+  const move = (by) => {
+    const list = rows();
+    if (!list.length) return;
+    const index = list.indexOf(at());
+    const next = list[Math.max(0, Math.min(list.length - 1, index < 0 ? 0 : index + by))];
+    at()?.classList.remove("at");
+    next.classList.add("at");
+    next.scrollIntoView({ block: "nearest" });
+    say(next.innerText.replace(/\s+/g, " "));
+  };
+  const box = (row) => row && $("input[type=checkbox]:not(:disabled)", row);
+  const selection = () => {
+    const list = rows(), bulk = $("#bulk");
+    const picked = list.filter((row) => box(row)?.checked);
+    for (const row of list) row.classList.toggle("on", Boolean(box(row)?.checked));
+    if (!bulk) return;
+    const groups = $("#bulk-groups");
+    const n = groups ? picked.reduce((sum, row) => sum + Number(row.dataset.n), 0) : picked.length;
+    $("#bulk-n").textContent = n.toLocaleString("en").replaceAll(",", "\u202f");
+    if (groups) groups.textContent = String(picked.length);
+    bulk.classList.toggle("up", picked.length > 0);
+    const head = $("#all-rows");
+    head.checked = picked.length > 0 && picked.length === list.length;
+    head.classList.toggle("some", picked.length > 0 && !head.checked);
+  };
+  const select = (row, range) => {
+    if (!box(row)) return;
+    const list = rows();
+    const value = !box(row).checked;
+    const from = range && anchor ? list.indexOf(anchor) : list.indexOf(row);
+    const [a, b] = [from, list.indexOf(row)].sort((x, y) => x - y);
+    for (const one of list.slice(Math.max(0, a), b + 1)) if (box(one)) box(one).checked = range || value;
+    anchor = row;
+    selection();
+  };
+  const clear = () => {
+    for (const row of rows()) if (box(row)) box(row).checked = false;
+    selection();
+  };
+  document.addEventListener("change", (event) => {
+    if (event.target.id === "all-rows") {
+      for (const row of rows()) if (box(row)) box(row).checked = event.target.checked;
+    }
+    if (event.target.matches("input[type=checkbox]")) selection();
+  });
+  document.addEventListener("click", (event) => {
+    const target = event.target;
+    if (target.closest("#clear")) clear();
+    if (target.matches("[data-rows] input[type=checkbox]") && target.closest("tbody")) {
+      const row = target.closest("tr");
+      if (event.shiftKey && anchor) { target.checked = false; select(row, true); }
+      anchor = row;
+      selection();
+    }
+  });
+  selection();
+
+  // Questions: the page that asks, in a dialog
+
+  const ask = async (url) => {
+    let fresh;
+    try {
+      const answer = await fetch(url, { headers: { accept: "text/html" }, credentials: "same-origin" });
+      fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+    } catch { location.href = url; return; }
+    const question = fresh.getElementById("question");
+    if (!question) { location.href = url; return; }
+    const dialog = $("#ask");
+    dialog.replaceChildren(document.importNode(question, true));
+    dialog.showModal();
+    ($("[autofocus]", dialog) || $("button[type=submit]:not(:disabled)", dialog) || $("[data-keep]", dialog)).focus();
+  };
+  document.addEventListener("click", (event) => {
+    const keep = event.target.closest("#ask [data-keep]");
+    if (keep) { event.preventDefault(); $("#ask").close(); return; }
+    const link = event.target.closest("a[data-ask]");
+    if (link && !event.ctrlKey && !event.metaKey) { event.preventDefault(); ask(link.href); }
+    if (event.target.matches("dialog")) event.target.close();
+  });
+  document.addEventListener("submit", (event) => {
+    const button = event.submitter;
+    if (button?.matches("[data-ask]")) {
+      event.preventDefault();
+      const url = new URL(button.formAction || event.target.action);
+      url.search = new URLSearchParams(new FormData(event.target)).toString();
+      ask(url);
+    } else if (event.target.closest("#ask")) {
+      // Once is enough.
+      setTimeout(() => { if (button) button.disabled = true; });
+    }
+  });
+
+  // Copying
+
+  const copy = async (text, button) => {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      const area = document.createElement("textarea");
+      area.value = text;
+      body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+    }
+    say("Copied");
+    if (button) {
+      const use = $("use", button), before = use?.getAttribute("href");
+      use?.setAttribute("href", "#i-finished");
+      setTimeout(() => use?.setAttribute("href", before), 1200);
+    }
+  };
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-copy], [data-copy-of]");
+    if (!button) return;
+    copy(button.dataset.copy ?? document.getElementById(button.dataset.copyOf).textContent, button);
+  });
+
+  // The search: finished words become chips, the one being typed is completed
+
+  const find = $(".find");
+  if (find) setUpSearch(find);
+  function setUpSearch(form) {
+    const input = $("input[name=q]", form), list = $("#complete"), options = $("#complete-list");
+    const whole = document.createElement("input");
+    whole.type = "hidden";
+    whole.name = "q";
+    input.removeAttribute("name");
+    input.setAttribute("role", "combobox");
+    input.setAttribute("aria-expanded", "false");
+    input.setAttribute("aria-controls", "complete-list");
+    input.setAttribute("aria-autocomplete", "list");
+    form.append(whole);
+    const hint = input.placeholder;
+    const WORD = /-?[A-Za-z_]+:(?:"[^"]*"|\S+)(?=\s|$)/g;
+    let chips = [], chosen = -1, found = [], asked = 0;
+
+    const draw = () => {
+      for (const chip of all(".q", form)) chip.remove();
+      chips.forEach((text, index) => {
+        const chip = document.createElement("span");
+        chip.className = "q";
+        const [, key, value] = /^(-?\w+:)(.*)$/s.exec(text);
+        const name = document.createElement("i");
+        name.textContent = key;
+        const remove = document.createElement("button");
+        remove.type = "button";
+        remove.setAttribute("aria-label", `Remove ${text}`);
+        remove.innerHTML = '<svg class="g" aria-hidden="true"><use href="#i-x"/></svg>';
+        remove.addEventListener("click", () => { chips.splice(index, 1); draw(); submit(); });
+        chip.append(name, value, remove);
+        input.before(chip);
+      });
+      input.placeholder = chips.length ? "" : hint;
+    };
+    const take = (all_) => {
+      // The word at the end is still being typed, unless a space follows it.
+      const text = all_ ? `${input.value} ` : input.value;
+      const end = text.search(/\S*$/);
+      const done = text.slice(0, end);
+      const words = done.match(WORD) || [];
+      if (!words.length) return;
+      chips.push(...words);
+      input.value = (done.replace(WORD, " ").trim() + " " + text.slice(end)).trimStart();
+      if (all_) input.value = input.value.trim();
+      draw();
+    };
+    const submit = () => {
+      whole.value = [...chips, input.value.trim()].filter(Boolean).join(" ");
+      form.submit();
+    };
+    const close = () => { list.hidden = true; chosen = -1; input.setAttribute("aria-expanded", "false"); input.removeAttribute("aria-activedescendant"); };
+    const mark = (index) => {
+      chosen = index;
+      all("li[role=option]", options).forEach((item, n) => item.setAttribute("aria-selected", String(n === index)));
+      if (index >= 0) input.setAttribute("aria-activedescendant", `option-${index}`);
+      else input.removeAttribute("aria-activedescendant");
+    };
+    const show = (words) => {
+      found = words;
+      options.replaceChildren(...words.map(({ word, count, capped, hint: about }, index) => {
+        const item = document.createElement("li");
+        item.role = "option";
+        item.id = `option-${index}`;
+        const text = document.createElement("span");
+        text.className = "mono";
+        const [, key, value] = /^(\w+:)(.*)$/s.exec(word) || [null, "", word];
+        const dim = document.createElement("span");
+        dim.className = "dim";
+        dim.textContent = key;
+        text.append(dim, value);
+        const middle = document.createElement("span");
+        middle.className = "hint dim cut";
+        middle.textContent = about || "";
+        const end = document.createElement("span");
+        end.className = "mid nw";
+        end.textContent = count == null ? "" : `${count}${capped ? "+" : ""} job${count === 1 ? "" : "s"}`;
+        item.append(text, middle, end);
+        item.addEventListener("mousedown", (event) => { event.preventDefault(); complete(index); });
+        return item;
+      }));
+      list.hidden = words.length === 0;
+      input.setAttribute("aria-expanded", String(words.length > 0));
+      mark(-1);
+    };
+    const last = () => /(?:^|\s)(-?)(\S*)$/.exec(input.value);
+    const suggest = async () => {
+      const number = ++asked;
+      const word = last()[2];
+      const url = new URL(form.dataset.complete, location.href);
+      url.searchParams.set("word", word);
+      try {
+        const answer = await fetch(url, { headers: { accept: "application/json" }, credentials: "same-origin" });
+        if (number !== asked || !answer.ok) return;
+        const { words } = await answer.json();
+        const open = document.activeElement === input;
+        if (open) show(words.filter((one) => one.word !== word).slice(0, word ? 8 : 12));
+      } catch { close(); }
+    };
+    const complete = (index) => {
+      const word = found[index].word;
+      const [, minus, typed] = last();
+      input.value = input.value.slice(0, input.value.length - typed.length - minus.length) + minus + word;
+      if (word.endsWith(":")) { suggest(); return; }
+      input.value += " ";
+      take(false);
+      close();
+      suggest();
+    };
+    input.addEventListener("input", () => { take(false); suggest(); });
+    input.addEventListener("focus", suggest);
+    input.addEventListener("blur", close);
+    input.addEventListener("keydown", (event) => {
+      const open = !list.hidden;
+      if (event.key === "ArrowDown" && open) { event.preventDefault(); mark((chosen + 1) % found.length); }
+      else if (event.key === "ArrowUp" && open) { event.preventDefault(); mark((chosen - 1 + found.length) % found.length); }
+      else if (event.key === "Tab" && open && !event.shiftKey && (chosen >= 0 || input.value)) { event.preventDefault(); complete(Math.max(0, chosen)); }
+      else if (event.key === "Enter" && open && chosen >= 0) { event.preventDefault(); complete(chosen); }
+      else if (event.key === "Escape") { event.stopPropagation(); if (open) close(); else input.blur(); }
+      else if (event.key === "Backspace" && !input.value && chips.length) { input.value = chips.pop(); draw(); event.preventDefault(); suggest(); }
+    });
+    form.addEventListener("submit", (event) => { event.preventDefault(); submit(); });
+    $(".box", form).addEventListener("mousedown", (event) => { if (event.target.matches(".box")) { event.preventDefault(); input.focus(); } });
+    take(true);
+  }
+
+  // Keys
+
+  const go = { o: "/", j: "/jobs", d: "/dead", l: "/locks", w: "/workers", a: "/actions" };
+  let before = "";
+  const press = (selector, from = document) => { const found = $(selector, from); found?.click(); return Boolean(found); };
+  const act = (what) => {
+    const picked = rows().some((row) => box(row)?.checked);
+    if (picked) return press(`#bulk [data-do=${what}]`);
+    const row = at();
+    if (row && box(row) && $("#bulk")) {
+      const url = new URL($("#picked").action.replace(/requeue$/, what));
+      url.search = new URLSearchParams([["back", $("#picked [name=back]").value], [box(row).name, box(row).value]]).toString();
+      return ask(url);
+    }
+    return press(`.job-head [data-do=${what}]`) || (row && press(`[data-do=${what}]`, row));
+  };
+  const keys = {
+    "/": () => { const input = $(".find input:not([type=hidden])"); if (input) input.focus(); else location.href = `${root}/jobs?focus=1`; },
+    "?": () => $("#keys").showModal(),
+    j: () => move(1),
+    k: () => move(-1),
+    x: () => select(at()),
+    X: () => select(at(), true),
+    Enter: () => { const link = at() && ($("td a[href*='/jobs/']", at()) || $("td a", at())); if (link) location.href = link.href; },
+    "[": () => press("a[rel=prev]"),
+    "]": () => press("a[rel=next]"),
+    r: () => act("requeue"),
+    d: () => act("dismiss"),
+    U: () => at() && press("[data-do=unlock]", at()),
+    y: () => { const jid = (at() || $(".job-head"))?.dataset.jid; if (jid) copy(jid, $(".copy")); },
+    e: () => { const runs = all("details.run"), open = runs.some((run) => !run.open); for (const run of runs) run.open = open; },
+    u: () => { const crumb = all(".crumb a").at(0); if (crumb) location.href = crumb.href; },
+    p: togglePause,
+    ".": letIn,
+    t: toggleTheme,
+    Escape: () => { if (rows().some((row) => box(row)?.checked)) clear(); else at()?.classList.remove("at"); },
+  };
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey || $("dialog[open]")) return;
+    if (event.target.closest("input:not([type=checkbox]), textarea, select")) return;
+    const key = event.key;
+    if (key === "Enter" && event.target.closest("a, button, summary, input")) return;
+    if (before === "g" && go[key]) { before = ""; location.href = root + go[key]; return; }
+    before = key;
+    const windows = all("[data-windows] a");
+    if (/^[1-9]$/.test(key) && windows[Number(key) - 1]) { windows[Number(key) - 1].click(); return; }
+    const does = keys[key];
+    if (does) { event.preventDefault(); does(); }
+  });
+  if (new URLSearchParams(location.search).has("focus")) $(".find input:not([type=hidden])")?.focus();
+})();

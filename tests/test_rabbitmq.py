@@ -1,0 +1,106 @@
+"""What RabbitMQ does and Redis does not: a message is back as soon as its connection drops."""
+
+from __future__ import annotations
+
+import threading
+from urllib.parse import urlsplit
+
+import brokers
+import dramatiq
+import pytest
+from dramatiq.middleware import Middleware
+from proxy import Proxy
+
+from dramatiq_joblog import JobLogMiddleware
+
+
+@pytest.fixture
+def proxy(rabbit_url):
+    """Return a proxy before RabbitMQ."""
+    parts = urlsplit(rabbit_url)
+    through = Proxy(parts.hostname, parts.port)
+    yield through
+    through.close()
+
+
+@pytest.fixture
+def broker(rabbit_url, proxy, joblog):
+    """Return a broker that reaches RabbitMQ through the proxy."""
+    parts = urlsplit(rabbit_url)
+    netloc = parts.netloc.replace(f":{parts.port}", f":{proxy.port}")
+    made = brokers.connect(parts._replace(netloc=netloc).geturl(), namespace="")
+    made.add_middleware(JobLogMiddleware(joblog))
+    dramatiq.set_broker(made)
+    yield made
+    brokers.disconnect(made)
+
+
+class Ended(Middleware):
+    """Counts the runs whose outcome is committed: it stands behind the log."""
+
+    runs = 0
+
+    def before_ack(self, broker, message):
+        if message.queue_name == "default":
+            self.runs += 1
+
+    before_nack = before_ack
+
+
+class Runs:
+    """The runs of one job, each of which goes on until it is told to end."""
+
+    def __init__(self, *, first_breaks) -> None:
+        self.first_breaks = first_breaks
+        self.began = []
+        self.may_end = [threading.Event() for _ in range(3)]
+
+    def __call__(self):
+        number = len(self.began)
+        self.began.append(number)
+        assert self.may_end[number].wait(60)
+        if number == 0 and self.first_breaks:
+            raise ValueError("row 7 is broken")
+
+
+# The host logs the lost connection itself as CRITICAL.
+@pytest.mark.expects_critical
+@pytest.mark.parametrize(
+    ("database_url", "first_breaks"),
+    [("sqlite", False), ("postgres", True)],
+    indirect=["database_url"],
+)
+def test_a_connection_that_drops(
+    joblog, broker, proxy, rabbit_url, worker, eventually, first_breaks
+):
+    """Of two runs of one attempt that are alive at once, only the newer one ends the job."""
+    ended = Ended()
+    broker.add_middleware(ended)
+    runs = Runs(first_breaks=first_breaks)
+    actor = dramatiq.actor(runs, actor_name="work", max_retries=0)
+
+    with worker(broker):
+        message = actor.send()
+        jid = message.message_id
+        eventually(lambda: len(runs.began) == 1)
+        first = joblog.get(jid).token
+        proxy.cut()
+        eventually(lambda: len(runs.began) == 2, timeout=30)
+        second = joblog.get(jid).token
+        assert first != second
+        [interrupted] = joblog.get(jid).failures
+        assert ("interrupted", first) == (interrupted.outcome, interrupted.token)
+
+        runs.may_end[0].set()
+        eventually(lambda: ended.runs == 1)
+        assert "started" == joblog.get(jid).state
+        runs.may_end[1].set()
+        eventually(lambda: joblog.get(jid).state == "finished")
+
+    job = joblog.get(jid)
+    assert (second, 1, 1) == (job.token, job.attempt, job.interruptions)
+    assert 2 == len(runs.began)
+    # The broker's own connection was cut as well.
+    other = brokers.connect(rabbit_url, namespace="")
+    assert not brokers.holds(other, message)
+    brokers.disconnect(other)

@@ -1,0 +1,614 @@
+"""The page over HTTP: what it shows, who may see it, and what may be done."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta, timezone
+from urllib.parse import quote
+
+import dramatiq
+import pytest
+from dramatiq.middleware import SkipMessage
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.testclient import TestClient
+
+from dramatiq_joblog import ConfigurationError, JobLog
+from dramatiq_joblog.web import dashboard
+from dramatiq_joblog.web.access import POLICY
+
+PAGES = ("/", "/jobs", "/dead", "/locks", "/workers", "/actions")
+ROUTES = (*PAGES, "/jobs.json", "/jobs/x", "/confirm/requeue", "/complete", "/metrics", "/health")
+HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }}"
+
+
+def client(app, *, host="127.0.0.1", base_url="http://localhost", **kwargs):
+    """Return a client that asks from *host*."""
+    return TestClient(app, base_url=base_url, client=(host, 50_000), **kwargs)
+
+
+@pytest.fixture
+def page(joblog):
+    """Return a client of a dashboard, on this machine."""
+    with client(dashboard(joblog)) as asking:
+        yield asking
+
+
+@pytest.fixture
+def nothing(sqlite_url):
+    """Return a log without jobs: what does not depend on the database is tried on one kind."""
+    log = JobLog(sqlite_url)
+    log.create_tables()
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def local(nothing):
+    """Return a client of a dashboard without jobs, on this machine."""
+    with client(dashboard(nothing)) as asking:
+        yield asking
+
+
+def csrf(asking, path="/jobs"):
+    """Return the token that the forms of a page carry."""
+    asking.get(path)
+    return next(c.value for c in asking.cookies.jar if c.name == "joblog_csrf")
+
+
+@pytest.fixture
+def lived(joblog, make_broker, worker):
+    """Return jobs that really ran: finished, dead with hostile texts, and skipped."""
+    broker = make_broker(joblog=joblog)
+
+    @dramatiq.actor(job_type="import", job_user="user", max_retries=1, min_backoff=10)
+    def load(user, token=None):
+        if user == 2:
+            raise ValueError(HOSTILE)
+        if user == 3:
+            raise SkipMessage(HOSTILE)
+
+    sent = {"finished": load.send(1), "dead": load.send(2, token="s3cr3t"), "skipped": load.send(3)}
+    with worker(broker):
+        broker.join("default", timeout=20_000, fail_fast=False)
+    joblog.writer.flush(timeout=10)
+    return {name: message.message_id for name, message in sent.items()}
+
+
+# What it shows
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_of_an_empty_log_teaches(page, path):
+    """Each page of an empty log answers, and says what to do or that there is nothing."""
+    answer = page.get(path)
+
+    assert answer.status_code == 200
+    assert '<main class="page" id="main"' in answer.text
+
+
+def test_the_list_tells_jobs_that_ran(page, lived):
+    """The list has a row for each job, with its state, its user and a link to it."""
+    html = page.get("/jobs").text
+
+    for jid in lived.values():
+        assert f'href="/jobs/{jid}"' in html
+    assert html.count('<tr id="job-') == 3
+
+
+def test_a_search_narrows_the_list(page, lived):
+    """The words of a search decide, and a tab keeps them."""
+    html = page.get("/jobs", params={"q": "type:import state:dead"}).text
+
+    assert lived["dead"] in html
+    assert lived["finished"] not in html
+    assert 'value="type:import state:dead"' in html
+    assert "/jobs?q=type%3Aimport+state%3Afinished" in html
+
+
+def test_a_whole_jid_leads_to_its_job(page, lived):
+    """A search for a whole jid answers with its page."""
+    answer = page.get("/jobs", params={"q": lived["dead"]})
+
+    assert answer.url.path == f"/jobs/{lived['dead']}"
+
+
+def test_a_search_that_is_not_understood_says_what_to_write(page):
+    """A bad search is answered with 400 and one sentence, on the page and as data."""
+    answer = page.get("/jobs", params={"q": "stat:dead"})
+
+    assert answer.status_code == 400
+    assert "did you mean state:" in answer.text
+    assert page.get("/jobs.json", params={"q": "stat:dead"}).json()["error"]
+
+
+def test_pages_of_the_list_hang_together(page, job_factory):
+    """Older and newer lead through all jobs once."""
+    jids = [job_factory().jid for _ in range(120)]
+    seen, path = [], "/jobs"
+    while path:
+        html = page.get(path).text
+        seen += re.findall(r'data-jid="([^"]+)"', html)
+        older = re.search(r'rel="next" href="([^"]+)"', html)
+        path = older and older[1].replace("&amp;", "&")
+
+    assert sorted(seen) == sorted(jids)
+
+
+def test_a_job_tells_its_runs(page, lived):
+    """A job's page has each failed run with its traceback, and marks what is redacted."""
+    html = page.get(f"/jobs/{lived['dead']}").text
+
+    assert html.count('<details class="run"') == 2
+    assert "raise <b>" not in html
+    assert "<em>ValueError</em>" in html
+    assert '<span class="redact"' in html
+    assert "s3cr3t" not in html
+    assert "Run 2, dead" in html
+
+
+def test_hostile_text_is_shown_as_text(page, lived):
+    """Text of a job is never markup, nor a template."""
+    for path in ("/jobs", "/dead", f"/jobs/{lived['dead']}", f"/jobs/{lived['skipped']}", "/"):
+        html = page.get(path).text
+
+        assert "<script>alert" not in html
+    assert "{{ 7*7 }}" in page.get(f"/jobs/{lived['dead']}").text
+
+
+TEXTS = (
+    *("actor", "dead_reason", "error_message", "error_type", "job_type", "jid", "note", "queue"),
+    *("parent_jid", "replay_of", "section", "skip_reason", "user_id", "worker"),
+)
+
+
+@pytest.mark.parametrize("state", ["dead", "skipped", "started", "waiting"])
+def test_every_column_is_shown_as_text(page, joblog, job_factory, state):
+    """No column can bring markup into a page, whatever the state."""
+    texts = {name: HOSTILE for name in TEXTS if name != "dead_reason"}
+    documents = {
+        "args": [HOSTILE, [HOSTILE]],
+        "kwargs": {HOSTILE: {HOSTILE: HOSTILE}},
+        "meta": {HOSTILE: HOSTILE},
+        "progress": {"done": HOSTILE, "total": HOSTILE, "text": HOSTILE},
+    }
+    job = job_factory(**texts, **documents, state=state)
+    joblog.record(HOSTILE, who=HOSTILE, jid=job.jid, key=HOSTILE, detail=HOSTILE)
+    paths = [*PAGES, "/jobs/" + quote(job.jid, safe=""), "/jobs?q=" + quote(f'actor:"{HOSTILE}"')]
+    for path in paths:
+        answer = page.get(path)
+
+        assert answer.status_code in {200, 400}, path
+        assert "<script>alert" not in answer.text
+
+
+def test_a_jid_of_any_form_has_a_page(page, job_factory):
+    """A job whose id has slashes, spaces and percent signs is found by its link."""
+    job = job_factory(jid="a/b c?d#e 5% ö.json")
+    html = page.get("/jobs").text
+    (href,) = set(re.findall(r'href="(/jobs/a[^"]+)"', html))
+
+    assert job.jid in page.get(href).text.replace("&#34;", '"')
+
+
+def test_locks_tell_holder_and_line(page, joblog, job_factory):
+    """The locks' page has the holder, its fence, and those that wait in order."""
+    now = datetime.now(timezone.utc)
+    line = [
+        job_factory(
+            state="waiting",
+            section="finance:42",
+            finished_at=None,
+            started_at=None,
+            waiting_since=now - timedelta(seconds=passed),
+        )
+        for passed in (5, 50)
+    ]
+    with joblog.lock("finance:42") as lease:
+        html = page.get("/locks").text
+        data = page.get("/locks.json").json()["locks"]
+
+    assert "finance:42" in html
+    assert f'data-l="fence">{lease.fence}<' in html
+    assert html.index(line[1].jid) < html.index(line[0].jid)
+    assert data[0]["waiters"] == [line[1].jid, line[0].jid]
+
+
+# Data
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("/overview.json", "states"),
+        ("/jobs.json", "jobs"),
+        ("/dead.json", "groups"),
+        ("/locks.json", "locks"),
+        ("/workers.json", "workers"),
+        ("/actions.json", "actions"),
+    ],
+)
+def test_each_page_is_data_too(page, lived, path, key):
+    """A page's path with .json, or a header, answers with data."""
+    plain = page.get(path)
+    by_header = page.get(
+        path.removesuffix(".json").replace("/overview", "/"), headers={"accept": "application/json"}
+    )
+
+    assert key in plain.json()
+    assert set(plain.json()) == set(by_header.json())
+
+
+def test_a_job_is_data_too(page, lived):
+    """A job's data has its row, its failures and its lines."""
+    data = page.get(f"/jobs/{lived['dead']}.json").json()
+
+    assert data["job"]["state"] == "dead"
+    assert [run["outcome"] for run in data["failures"]] == ["retried", "dead"]
+
+
+def test_health_and_metrics(page, lived):
+    """Health says that the database answers; metrics are what Prometheus reads."""
+    health, metrics = page.get("/health").json(), page.get("/metrics")
+
+    assert health["ok"] is True
+    assert health["schema"] == "current"
+    assert 'joblog_jobs{state="dead"} 1' in metrics.text
+    assert 'joblog_duration_seconds_count{job_type="import"} 3' in metrics.text
+    assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+# What is not there
+
+
+@pytest.mark.parametrize("path", ["/nope", "/jobs/nobody", "/static/1/nope.js", "/confirm/nope"])
+def test_what_is_not_there_is_404(local, path):
+    """An unknown path or job is answered with 404, as a page and as data."""
+    assert local.get(path).status_code == 404
+    assert local.get(path, headers={"accept": "application/json"}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/jobs"), ("GET", "/do/requeue"), ("DELETE", "/jobs/x")]
+)
+def test_another_method_is_405(local, method, path):
+    """Reads are GET and actions POST; anything else is answered with 405."""
+    answer = local.request(method, path)
+
+    assert answer.status_code == 405
+    assert "allow" in answer.headers
+
+
+# Who may see it
+
+
+@pytest.mark.parametrize(
+    ("host", "base_url", "headers"),
+    [
+        ("192.0.2.7", "http://localhost", {}),
+        ("127.0.0.1", "http://joblog.example", {}),
+        ("127.0.0.1", "http://localhost", {"x-forwarded-for": "127.0.0.1"}),
+        ("127.0.0.1", "http://localhost", {"forwarded": "for=127.0.0.1"}),
+    ],
+)
+def test_only_this_machine_is_answered(nothing, host, base_url, headers):
+    """Without a word, only what comes from this machine to this machine's name is answered."""
+    asking = client(dashboard(nothing), host=host, base_url=base_url)
+
+    assert {asking.get(path, headers=headers).status_code for path in ROUTES} == {403}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
+def test_this_machine_has_many_names(nothing, host):
+    """Every address and name of the machine itself will do."""
+    for name in ("localhost:8000", "127.0.0.1", "[::1]:80", "a.localhost"):
+        asking = client(dashboard(nothing), host=host, base_url=f"http://{name}")
+
+        assert asking.get("/jobs").status_code == 200
+
+
+@pytest.mark.parametrize("level", [None, "none"])
+def test_authorize_may_refuse(nothing, level):
+    """Whom authorize gives nothing sees nothing, whatever the route."""
+    asking = client(dashboard(nothing, authorize=lambda request: level))
+
+    assert {asking.get(path).status_code for path in ROUTES} == {403}
+
+
+@pytest.mark.parametrize("told", ["read-only", ("read-only", "mira")])
+def test_read_only_may_look_and_not_act(joblog, lived, told):
+    """Who may look gets no button, and is refused by the server itself."""
+    asking = client(dashboard(joblog, authorize=lambda request: told), host="192.0.2.7")
+    html = asking.get("/jobs").text
+    token = csrf(asking)
+
+    assert lived["dead"] in html
+    assert "data-ask" not in html
+    for what in ("requeue", "dismiss", "unlock"):
+        data = {"csrf": token, "jid": lived["dead"]}
+        assert asking.post(f"/do/{what}", data=data).status_code == 403
+        assert asking.get(f"/confirm/{what}", params=data).status_code == 403
+    assert joblog.get(lived["dead"]).dismissed_at is None
+
+
+def test_read_only_holds_for_everyone(joblog, lived):
+    """With read_only=True nobody may act, whatever authorize says."""
+    app = dashboard(joblog, authorize=lambda request: "all", read_only=True)
+    asking = client(app)
+
+    data = {"csrf": csrf(asking), "jid": lived["dead"]}
+    assert asking.post("/do/dismiss", data=data).status_code == 403
+
+
+def test_authorize_may_be_a_coroutine(nothing):
+    """An async authorize is awaited."""
+
+    async def authorize(request):
+        return "all", "ada"
+
+    assert ">ada</span>" in client(dashboard(nothing, authorize=authorize)).get("/jobs").text
+
+
+@pytest.mark.parametrize("told", [True, "admin", 1])
+def test_authorize_must_say_a_level(nothing, told):
+    """Anything but a level is an error, never a way in."""
+    asking = client(dashboard(nothing, authorize=lambda request: told))
+
+    with pytest.raises(TypeError, match="authorize returned"):
+        asking.get("/jobs")
+
+
+def test_settings_that_make_no_sense_are_refused(nothing):
+    """A dashboard says what is wrong with its settings when it is made."""
+    with pytest.raises(ConfigurationError, match="give one"):
+        dashboard(nothing, authorize=lambda request: "all", login=("a", "b"))
+    with pytest.raises(ConfigurationError, match="neither of them empty"):
+        dashboard(nothing, login=("ada", ""))
+    with pytest.raises(ConfigurationError, match="every=0"):
+        dashboard(nothing, every=0)
+
+
+def test_login_asks_once(nothing):
+    """With a login a page leads to the sign-in and back, and data is refused with 401."""
+    asking = client(dashboard(nothing, login=("ada", "engine")), host="192.0.2.7")
+
+    assert asking.get("/jobs.json").status_code == 401
+    first = asking.get("/jobs?q=state%3Adead")
+    assert first.url.path == "/login"
+    token = csrf(asking, "/login")
+    form = {"name": "ada", "next": "/jobs?q=state%3Adead", "csrf": token}
+    wrong = asking.post("/login", data=form | {"password": "wrong"})
+    assert wrong.status_code == 403
+    right = asking.post("/login", data=form | {"password": "engine"})
+    assert (right.url.path, right.status_code) == ("/jobs", 200)
+    assert ">ada</span>" in right.text
+    assert asking.post("/logout", data={"csrf": token}).url.path == "/login"
+    assert asking.get("/jobs.json").status_code == 401
+
+
+def test_login_cannot_be_guessed(nothing):
+    """After ten wrong passwords within a minute the right one is refused too."""
+    asking = client(dashboard(nothing, login=("ada", "engine")))
+    token = csrf(asking, "/login")
+    form = {"name": "ada", "csrf": token}
+    for _ in range(10):
+        asking.post("/login", data=form | {"password": "wrong"})
+
+    assert asking.post("/login", data=form | {"password": "engine"}).status_code == 429
+
+
+@pytest.mark.parametrize("session", ["", "1.x", "99999999999.00", "x.y", "9" * 20 + "." + "0" * 64])
+def test_a_session_cannot_be_made_up(nothing, session):
+    """Only a signed session is one."""
+    asking = client(dashboard(nothing, login=("ada", "engine")))
+    asking.cookies.set("joblog_session", session)
+
+    assert asking.get("/jobs.json").status_code == 401
+
+
+@pytest.mark.parametrize("target", ["https://evil.example", "//evil.example", "/\\evil", "\n/x"])
+def test_a_sign_in_leads_nowhere_else(nothing, target):
+    """The page after the sign-in is one of ours."""
+    asking = client(dashboard(nothing, login=("ada", "engine")), follow_redirects=False)
+    form = {"name": "ada", "password": "engine", "csrf": csrf(asking, "/login"), "next": target}
+
+    assert asking.post("/login", data=form).headers["location"] == "/"
+
+
+# What every answer has
+
+
+def test_every_answer_has_the_headers(nothing):
+    """The policy allows nothing inline and nothing from elsewhere, and nothing is cached."""
+    asking = client(dashboard(nothing))
+    for path in (*ROUTES, "/nope"):
+        headers = asking.get(path).headers
+
+        assert headers["content-security-policy"] == POLICY
+        assert "unsafe" not in POLICY
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["cache-control"] == "no-store"
+
+
+def test_nothing_stands_inline(page, lived):
+    """No page has a style or a script of its own, nor an address of another site."""
+    for path in (*PAGES, f"/jobs/{lived['dead']}", f"/confirm/dismiss?jid={lived['dead']}"):
+        html = page.get(path).text
+
+        assert not re.search(r"<style|<[^>]*\s(style|on[a-z]+)=|href=.javascript:", html)
+        assert not re.search(r"<script(?![^>]*\ssrc=)", html)
+        assert not re.search(r'(?:src|href)="(?:https?:)?//', html)
+
+
+def test_assets_are_kept_for_a_year(page):
+    """Files have their version in the path, and browsers keep them."""
+    html = page.get("/jobs").text
+    paths = set(re.findall(r'(?:src|href)="(/static/[^"]+)"', html))
+
+    assert len(paths) == 4
+    for path in paths:
+        answer = page.get(path)
+        assert answer.status_code == 200
+        assert "immutable" in answer.headers["cache-control"]
+    assert page.get("/static/old/style.css").headers["cache-control"] == "no-cache"
+
+
+@pytest.mark.parametrize("path", ["/static/1/../app.py", "/static/1/%2e%2e/app.py"])
+def test_only_assets_are_served(local, path):
+    """No path leads out of the folder of assets."""
+    assert local.get(path).status_code == 404
+
+
+# What may be done
+
+
+@pytest.mark.parametrize("what", ["requeue", "dismiss", "unlock"])
+def test_an_action_needs_the_token(page, lived, joblog, what):
+    """A form without the browser's token, or from another site, does nothing."""
+    token = csrf(page)
+    form = {"jid": lived["dead"], "key": "k", "reason": "r", "slot": "0", "fence": "1"}
+    refused = [
+        page.post(f"/do/{what}", data=form),
+        page.post(f"/do/{what}", data=form | {"csrf": "0" * 43}),
+        page.post(
+            f"/do/{what}", data=form | {"csrf": token}, headers={"origin": "http://evil.example"}
+        ),
+        page.post(
+            f"/do/{what}", data=form | {"csrf": token}, headers={"sec-fetch-site": "cross-site"}
+        ),
+    ]
+
+    assert [answer.status_code for answer in refused] == [403] * 4
+    assert joblog.actions.count() == 0
+
+
+def test_dismissing_is_asked_done_and_written_down(joblog, lived):
+    """What was dismissed leaves the dead, and it is known who did it."""
+    asking = client(dashboard(joblog, authorize=lambda request: ("all", "mira")))
+    question = asking.get("/confirm/dismiss", params={"jid": lived["dead"], "back": "/dead"})
+    done = asking.post(
+        "/do/dismiss", data={"csrf": csrf(asking), "jid": lived["dead"], "back": "/dead"}
+    )
+
+    assert "Dismiss import?" in question.text
+    assert done.url.path == "/dead"
+    assert "1 job is dismissed." in done.text
+    assert "Nothing is dead." in done.text
+    (action,) = joblog.actions
+    assert (action.who, action.what, action.jid) == ("mira", "dismiss", lived["dead"])
+
+
+def test_all_that_match_are_dismissed(page, joblog, job_factory):
+    """A group is dismissed by its search, and only what is dead is taken."""
+    dead = [job_factory(state="dead", error_type="E", actor="a b") for _ in range(3)]
+    other = job_factory(state="dead", error_type="F", actor="a b")
+    q = 'state:dead actor:"a b" error:E'
+    assert "Dismiss 3 jobs?" in page.get("/confirm/dismiss", params={"q": q}).text
+
+    page.post("/do/dismiss", data={"csrf": csrf(page), "q": q, "back": "/dead"})
+
+    assert all(joblog.get(job.jid).dismissed_at is not None for job in dead)
+    assert joblog.get(other.jid).dismissed_at is None
+
+
+def test_running_again_leads_to_the_new_job(page, joblog, lived):
+    """A job that is run again is a new one with the same arguments; both know the other."""
+    answer = page.post("/do/requeue", data={"csrf": csrf(page), "jid": lived["skipped"]})
+
+    new = joblog.get(answer.url.path.removeprefix("/jobs/"))
+    assert new.replay_of == lived["skipped"]
+    assert joblog.get(lived["skipped"]).replayed_by == new.jid
+
+
+def test_what_cannot_run_again_says_why(page, joblog, lived):
+    """A job whose arguments are not kept is refused in a sentence, and nothing is sent."""
+    answer = page.post("/do/requeue", data={"csrf": csrf(page), "jid": lived["dead"]})
+
+    assert answer.status_code == 409
+    assert "cannot be run again" in answer.text
+    assert joblog.jobs.count() == 3
+
+
+def test_unlocking_needs_a_reason_and_the_fence(page, joblog):
+    """A key is freed with a reason, if the holder that was seen still holds it."""
+    with joblog.lock("nightly") as lease:
+        form = {"csrf": csrf(page), "key": "nightly", "slot": "0", "fence": str(lease.fence)}
+        question = page.get("/confirm/unlock", params=form).text
+        assert "Its holder is alive" in question
+        assert page.post("/do/unlock", data=form).status_code == 400
+        late = page.post("/do/unlock", data=form | {"fence": "999", "reason": "hung"})
+        assert "another holds the key by now" in late.text
+        assert joblog.locks.count() == 1
+
+        done = page.post("/do/unlock", data=form | {"reason": "checked by hand"})
+
+        assert "The key is unlocked." in done.text
+        assert joblog.locks.count() == 0
+    (action,) = joblog.actions
+    assert "checked by hand" in action.detail
+
+
+def test_going_back_leads_nowhere_else(page, lived):
+    """An action leads back to a page of ours, whatever the form says."""
+    form = {"csrf": csrf(page), "jid": lived["dead"], "back": "//evil.example/"}
+    answer = page.post("/do/dismiss", data=form, follow_redirects=False)
+
+    assert answer.headers["location"].startswith("/?done=dismiss")
+
+
+# Where it is
+
+
+def test_it_lives_under_a_prefix(joblog, lived):
+    """Mounted under a prefix, every link begins with it, and cookies are of that path."""
+    app = Starlette(routes=[Mount("/ops/jobs", dashboard(joblog))])
+    asking = client(app)
+    html = asking.get("/ops/jobs/jobs").text
+    links = re.findall(r'(?:href|src|action)="([^"#]+)"', html)
+
+    assert links
+    assert all(link.startswith("/ops/jobs/") for link in links)
+    for link in set(links):
+        if "/do/" not in link:
+            assert asking.get(link.replace("&amp;", "&")).status_code == 200, link
+    assert asking.get(f"/ops/jobs/jobs/{lived['dead']}").status_code == 200
+    assert {c.path for c in asking.cookies.jar} == {"/ops/jobs"}
+
+
+def test_two_dashboards_do_not_meet(joblog, tmp_path):
+    """Two logs in one process have each their own page."""
+    other = JobLog(f"sqlite:///{tmp_path / 'other.db'}")
+    other.create_tables()
+    app = Starlette(
+        routes=[
+            Mount("/one", dashboard(joblog, title="one")),
+            Mount("/two", dashboard(other, title="two")),
+        ]
+    )
+    asking = client(app)
+
+    assert "Jobs · one" in asking.get("/one/jobs").text
+    assert "Jobs · two" in asking.get("/two/jobs").text
+    other.close()
+
+
+# When the database is slow or away
+
+
+def test_a_database_that_is_away_is_a_banner(tmp_path):
+    """Without its database a page answers 503 and says that jobs go on."""
+    log = JobLog(f"sqlite:///{tmp_path / 'no-such-folder' / 'jobs.db'}")
+    answer = client(dashboard(log)).get("/jobs")
+
+    assert answer.status_code == 503
+    assert "does not answer" in answer.text
+    assert client(dashboard(log)).get("/health").status_code == 503
+
+
+def test_a_connection_is_given_back(joblog, lived):
+    """No request keeps a connection: as many requests as the pool has, and one more."""
+    app = dashboard(joblog)
+    with client(app) as asking:
+        for _ in range(120):
+            assert asking.get("/actions.json").status_code == 200
