@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
+import re
+import signal
+import struct
 import subprocess
 import sys
+import termios
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import dramatiq
 import pytest
+from click.testing import CliRunner
+from dramatiq.middleware import SkipMessage
+
+from dramatiq_joblog.cli.program import program
+from dramatiq_joblog.cli.tail import Changes
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = str(Path(sys.executable).parent / "dramatiq-joblog")
@@ -31,6 +44,90 @@ def cli(tmp_path):
         )
 
     return run
+
+
+@pytest.fixture
+def ask(database_url):
+    """Return a function that asks the log in this process, as a pipe sees the answer."""
+
+    def run(*arguments, code=0, **options):
+        done = CliRunner().invoke(
+            program, ["--database", database_url, *map(str, arguments)], **options
+        )
+        assert code == done.exit_code, done.output
+        return done
+
+    return run
+
+
+@pytest.fixture
+def terminal(tmp_path):
+    """Return a function that runs the command on a terminal; it returns what is written there."""
+
+    def run(*arguments, columns=80, input="", code=0, **variables):
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")}
+        environment |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"} | variables
+        process = subprocess.Popen(
+            [PROGRAM, *map(str, arguments)],
+            cwd=tmp_path,
+            env=environment,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            close_fds=True,
+        )
+        os.close(theirs)
+        if input:
+            os.write(ours, input.encode())
+        written = b""
+        while True:
+            try:
+                some = os.read(ours, 65_536)
+            except OSError:
+                # So a terminal's end is told on Linux.
+                break
+            if not some:
+                break
+            written += some
+        os.close(ours)
+        assert code == process.wait(timeout=30), written.decode()
+        return written.decode().replace("\r\n", "\n")
+
+    return run
+
+
+def without_colour(text):
+    return re.sub("\x1b\\[[0-9;]*m", "", text)
+
+
+@pytest.fixture
+def jobs(joblog, make_broker, worker):
+    """Run real jobs: one finished, one dead after a retry, one skipped; return them by actor."""
+    broker = make_broker(joblog=joblog)
+
+    @dramatiq.actor(job_type="reconciliation", job_user="user_id", max_retries=1, min_backoff=1)
+    def reconcile(user_id, account):
+        raise ValueError(f"account {account} is [bold]closed[/bold]\x1b[31m")
+
+    @dramatiq.actor(job_type="import", job_user="user_id")
+    def load(user_id, symbol="AAPL"):
+        pass
+
+    @dramatiq.actor(actor_name="verify", max_retries=0)
+    def verify():
+        raise SkipMessage("nothing to verify")
+
+    sent = [load.send(7, symbol="MSFT"), reconcile.send(8, "savings"), verify.send()]
+    with worker(broker):
+        broker.join("default", timeout=20_000, fail_fast=False)
+        broker.join("default.DQ", timeout=20_000, fail_fast=False)
+        broker.join("default", timeout=20_000, fail_fast=False)
+    found = {m.actor_name: joblog.get(m.message_id) for m in sent}
+    assert ["finished", "dead", "skipped"] == [j.state for j in found.values()]
+    joblog.release()
+    return found
 
 
 def test_a_log_is_made_and_asked(cli, database_url):
@@ -70,11 +167,13 @@ def test_a_log_is_made_and_asked(cli, database_url):
         (["--app", "a:b", "--database", "c", "locks"], 2, "name two logs; give one of them"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_sentence(cli, tmp_path, arguments, code, text):
+def test_what_cannot_be_done_is_said_in_one_sentence(tmp_path, monkeypatch, arguments, code, text):
     """Bad usage is exit 2 and a database that cannot be asked exit 3; no traceback, no password."""
-    done = cli(*arguments)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    done = CliRunner().invoke(program, arguments)
 
-    assert code == done.returncode
+    assert code == done.exit_code
     assert "" == done.stdout
     assert done.stderr.startswith("dramatiq-joblog: ")
     assert text in done.stderr
@@ -130,3 +229,248 @@ def test_a_missing_extra_is_told_with_its_command(cli, tmp_path, missing):
         f"dramatiq-joblog needs {missing}, which is not installed: "
         "pip install 'dramatiq-joblog[cli]'\n"
     ) == done.stderr
+
+
+# list
+
+
+def test_jobs_are_listed_for_programs(jobs, ask):
+    """In a pipe each job is a line of tab-separated values: the jid whole, no colour."""
+    text = ask("list").stdout
+    rows = {row.split("\t")[0]: row.split("\t")[1:] for row in text.splitlines()}
+
+    assert {job.jid for job in jobs.values()} == set(rows)
+    skipped, dead = rows[jobs["verify"].jid], rows[jobs["reconcile"].jid]
+    assert ["skipped", "-", "verify", "-", "1"] == skipped[:5]
+    assert ["dead", "reconciliation", "reconcile", "8", "2"] == dead[:5]
+    assert ["default", "ValueError: account savings is [bold]closed[/bold]\\x1b[31m"] == dead[-2:]
+    assert {10} == {len(row) for row in rows.values()}
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["state:dead", "type:reconciliation", "since:1h"],
+        ["state:dead type:reconciliation since:1h"],
+        ["--state", "dead", "--type", "reconciliation", "--since", "1h"],
+        ["--user", "8", "--actor", "reconcile", "--queue", "default"],
+        ["--error", "ValueError", "--until", "2199-01-01 12:00"],
+        ["-state:finished", "-state:skipped"],
+        ["savings"],
+    ],
+)
+def test_words_and_options_filter_alike(jobs, ask, arguments):
+    """The words of the page's search filter, and so do options of the same names."""
+    listed = json.loads(ask("list", *arguments, "--json").stdout)
+
+    assert [jobs["reconcile"].jid] == [job["jid"] for job in listed]
+    assert jobs["reconcile"].as_dict() == listed[0]
+
+
+def test_nothing_that_matches_is_exit_1(jobs, ask):
+    """A list without a job is empty, and said on standard error."""
+    done = ask("list", "state:dead", "--user", "7", code=1)
+
+    assert ("", "dramatiq-joblog: no job matches 'state:dead user:7'\n") == (
+        done.stdout,
+        done.stderr,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["stat:dead"], "did you mean state:?"),
+        (["--state", "ded"], "ded is no state"),
+        (["--since", "yesterday"], "'yesterday' is no time"),
+        (["since:25:61"], "is no time"),
+        (["--limit", "0"], "'--limit'"),
+        (["--before", "x"], "'x' is no place in a list"),
+        (['type:"a'], "quote that is not closed"),
+    ],
+)
+def test_a_filter_that_is_not_understood(joblog, ask, arguments, text):
+    """A word, a state or a time that is not known is exit 2, with what to write instead."""
+    done = ask("list", *arguments, code=2)
+
+    assert text in done.stderr
+    assert 1 == done.stderr.count("\n")
+
+
+def test_a_list_goes_on_where_it_ended(joblog, job_factory, ask):
+    """``--before`` takes what a page ended with, and no job is left out or told twice."""
+    made = [job_factory().jid for _ in range(7)]
+    listed, place = [], []
+    for _ in range(3):
+        page = joblog.search("").page(limit=3, before=place[1] if place else None)
+        listed += [row.split("\t")[0] for row in ask("list", "-n", 3, *place).stdout.splitlines()]
+        place = ["--before", page.older]
+
+    assert made[::-1] == listed
+
+
+def test_a_list_fits_its_terminal(jobs, terminal, database_url):
+    """On a terminal columns fall away by importance, and no line is wider than it."""
+    for columns, heading in (
+        (140, "Job State Type Actor User Run Queued Took Ago Why"),
+        (80, "Job State Type User Run Took Ago Why"),
+        (40, "Job State Type"),
+    ):
+        written = terminal("--database", database_url, "list", columns=columns)
+        lines = without_colour(written).splitlines()
+        assert heading == " ".join(lines[0].split())
+        assert max(map(len, lines)) <= columns
+        assert {"─"} == set(lines[1])
+        (dead,) = (row for row in lines if "■ dead" in row)
+        assert jobs["reconcile"].jid[: 36 if columns == 140 else 8] == dead.split()[0]
+        assert "\x1b[38;2;212;73;86m■ dead" in written
+
+
+def test_no_colour_where_none_is_wanted(jobs, terminal, database_url):
+    """NO_COLOR leaves shapes and words."""
+    written = terminal("--database", database_url, "list", NO_COLOR="1")
+
+    assert "38;2" not in written
+    assert "✓ finished" in without_colour(written)
+
+
+# show
+
+
+def test_all_of_a_job(jobs, ask):
+    """A job is told with its error, its times, its runs and the last traceback, whole in a pipe."""
+    job = jobs["reconcile"]
+    text = ask("show", job.jid[:8]).stdout
+
+    assert text.startswith(f"reconciliation\n■ dead  {job.jid}\n")
+    assert "account savings is [bold]closed[/bold]\\x1b[31m  (retries_exhausted)" in text
+    assert re.search(r'^actor +reconcile\(8, "savings"\)$', text, re.MULTILINE)
+    assert re.search("^attempt +2 of 2$", text, re.MULTILINE)
+    assert re.search(r"^↻ Run 1, retried  ValueError +━+ ", text, re.MULTILINE)
+    assert re.search(r"^■ Run 2, dead  ValueError +━+ ", text, re.MULTILINE)
+    assert 1 == text.count("Traceback (most recent call last)")
+    assert 2 == ask("show", job.jid, "--traceback").stdout.count("Traceback (most recent")
+    assert "\x1b" not in text
+
+
+def test_all_of_a_job_for_programs(jobs, ask):
+    """``show --json`` is the job's document with its failed runs, lines and family."""
+    told = json.loads(ask("--json", "show", jobs["reconcile"].jid).stdout)
+
+    assert jobs["reconcile"].as_dict().items() <= told.items()
+    assert ["retried", "dead"] == [run["outcome"] for run in told["failures"]]
+    assert ([], []) == (told["lines"], told["family"])
+
+
+def test_part_of_a_jid_is_enough(joblog, job_factory, ask):
+    """What begins as only one jid names it; what begins as several lists them; else exit 1."""
+    for jid in ("aa11", "aa22-3", "bb'%_\"", "bb\\"):
+        job_factory(jid=jid)
+
+    assert "✓ finished  aa22-3\n" in ask("show", "aa2").stdout
+    assert "✓ finished  aa11\n" in ask("show", "aa11").stdout
+    done = ask("show", "aa", code=2)
+    assert "more than one job begins with 'aa':\n  aa" in done.stderr
+    for nothing in ("a%", "cc", "aa22-34", "b_"):
+        assert f"the log has no job {nothing!r}" in ask("show", nothing, code=1).stderr
+
+
+def test_a_family_is_drawn(joblog, job_factory, ask):
+    """Who sent whom is a tree, however odd the rows are."""
+    job_factory(jid="root", actor="close")
+    job_factory(jid="one", parent_jid="root", root_jid="root")
+    job_factory(jid="two", parent_jid="one", root_jid="root", state="dead", error_type="E")
+    job_factory(jid="three", parent_jid="root", root_jid="root")
+    job_factory(jid="lost", parent_jid="pruned", root_jid="root")
+
+    text = ask("show", "one").stdout
+    assert text.partition("Family  5 jobs\n")[2].splitlines() == [
+        "✓ close  root  0 ms",
+        "├ ✓ work  one  this job",
+        "│ └ ■ work  two  E",
+        "└ ✓ work  three  0 ms",
+        "✓ work  lost  0 ms",
+    ]
+
+
+# tail
+
+
+def test_what_happens_is_told_while_it_happens(database_url, joblog, make_broker, worker):
+    """``tail`` tells each job that changes, and what it logs, until SIGINT, which is exit 130."""
+    broker = make_broker(joblog=joblog)
+
+    @dramatiq.actor
+    def work(number):
+        joblog.Line.create(
+            jid=message.message_id,
+            token="t",
+            attempt=1,
+            level="INFO",
+            logger="shop",
+            text="half way",
+            time=joblog.now(),
+        )
+
+    with subprocess.Popen(
+        [PROGRAM, "--database", database_url, "tail", "--json", "--lines", "--every", "50"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        message = work.send(1)
+        told = [json.loads(process.stdout.readline())]
+        assert (message.message_id, "enqueued") == (told[0]["job"]["jid"], told[0]["job"]["state"])
+        with worker(broker):
+            while told[-1].get("job", {}).get("state") != "finished":
+                told.append(json.loads(process.stdout.readline()))
+        process.send_signal(signal.SIGINT)
+        left, errors = process.communicate(timeout=30)
+
+    assert (130, "") == (process.returncode, errors)
+    texts = [one["line"]["text"] for one in told if "line" in one]
+    texts += [json.loads(row)["line"]["text"] for row in left.splitlines()]
+    assert ["half way"] == texts
+    joblog.release()
+
+
+def test_only_what_is_asked_for_is_told(joblog, job_factory):
+    """Words narrow what is told, a job is told once for each state, and old ones are not told."""
+    old = datetime.now(timezone.utc) - timedelta(hours=1)
+    job_factory(jid="old", created_at=old, updated_at=old, finished_at=old)
+    changes = Changes(joblog, joblog.search("user:7"), 0)
+
+    def told():
+        return [(row.jid, str(row.state)) for _, _, row in changes.look()]
+
+    assert [] == told()
+    job_factory(jid="other", user_id=8)
+    mine = job_factory(jid="mine", user_id=7, state="started", finished_at=None)
+    assert [("mine", "started")] == told()
+    assert [] == told()
+    now = joblog.now()
+    joblog.Job.update(state="dead", finished_at=now, updated_at=now).where(
+        joblog.Job.id == mine.id
+    ).execute()
+    assert [("mine", "dead")] == told()
+
+
+# Pipes
+
+
+def test_a_reader_that_has_enough(jobs, cli, database_url, job_factory):
+    """A pipe that is closed early is no error worth a word."""
+    for _ in range(300):
+        job_factory(error_message="x" * 2000, error_type="E", state="dead")
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [PROGRAM, "--database", database_url, "list", "-n", "300"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+    )
+    os.close(write)
+    assert os.read(read, 10)
+    os.close(read)
+
+    assert b"" == process.communicate(timeout=30)[1]

@@ -19,6 +19,7 @@ from peewee import PeeweeException, SqliteDatabase
 from dramatiq_joblog import ConfigurationError, DatabaseAwayError, JobLog, JobLogError
 from dramatiq_joblog.joblog import describe
 from dramatiq_joblog.redaction import scrub
+from dramatiq_joblog.search import KEYS
 
 from .screen import Screen
 
@@ -36,6 +37,10 @@ _EXIT_CODES = """\
 2    the command line cannot be understood, or was not confirmed
 3    the log's database cannot be asked
 130  ended by Ctrl-C"""
+
+#: Stands for the hyphen before a word of a search, that no option may begin with.
+MINUS = "\N{MINUS SIGN}"
+_NEGATED = re.compile(rf"^-(?=(?:{'|'.join(KEYS)}):)")
 
 # What the databases say when the log's tables, or columns of them, are missing.
 _NO_TABLE = re.compile(
@@ -231,6 +236,10 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
         self.examples = examples
         self.params += _common_options()
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line; ``-key:value`` is a word of a search, and no option."""
+        return super().parse_args(ctx, [_NEGATED.sub(MINUS, arg) for arg in args])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples."""

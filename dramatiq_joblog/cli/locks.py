@@ -12,7 +12,7 @@ from dramatiq_joblog.states import State
 
 from .app import NOTHING, Refusal, Session, command
 from .look import QUIET, ago, aligned, bar, colour, line, mark, number, safe, shape
-from .rows import SHORT_JID, document, kind
+from .rows import SHORT_JID, kind
 from .screen import Column
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ def _waiters(joblog: JobLog, keys: list[str]) -> dict[str, list[Any]]:
 
 
 def _document(h: Held) -> dict[str, Any]:
-    return document(h.row) | {
+    row: dict[str, Any] = h.row.as_dict()
+    return row | {
         "holder": None if h.holder is None else {"jid": h.holder.jid, "state": h.holder.state},
         "waiters": [job.jid for job in h.waiters],
     }
@@ -91,14 +92,14 @@ def _columns(now: datetime) -> list[Column[Held]]:
         Column(
             "For",
             lambda h: aligned(_milliseconds(h.row.acquired_at, now)),
-            lambda h: document(h.row)["acquired_at"],
+            lambda h: h.row.as_dict()["acquired_at"],
             keep=6,
             right=True,
         ),
         Column(
             "Lease left",
             lambda h: _lease(h, now),
-            lambda h: document(h.row)["expires_at"],
+            lambda h: h.row.as_dict()["expires_at"],
             keep=8,
             right=True,
         ),

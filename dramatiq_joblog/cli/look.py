@@ -117,11 +117,17 @@ def ago(instant: datetime | None, now: datetime) -> str:
     if instant is None:
         return ""
     milliseconds = (now - instant).total_seconds() * 1000
-    span = _span(abs(milliseconds))
+    span = rough(abs(milliseconds))
     return f"{span} ago" if milliseconds > -500 else f"in {span}"
 
 
-def _span(milliseconds: float) -> str:
+def age(instant: datetime | None, now: datetime) -> str:
+    """Return how long ago something was, for a column that says so; empty for None."""
+    return "" if instant is None else rough(max(0.0, (now - instant).total_seconds() * 1000))
+
+
+def rough(milliseconds: float) -> str:
+    """Return ``41 s``, ``8 min``, ``3 h``, ``2 d``."""
     for size, unit in ((_DAY, "d"), (_HOUR, "h"), (_MINUTE, "min")):
         if milliseconds >= size:
             return f"{int(milliseconds // size)} {unit}"
@@ -133,13 +139,6 @@ def exact(instant: datetime | None) -> str:
     if instant is None:
         return ""
     return f"{instant:%Y-%m-%d %H:%M:%S}.{instant.microsecond // 1000:03} UTC"
-
-
-def iso(instant: datetime | None) -> str:
-    """Return ``2026-11-24T07:08:12.123Z``; empty for None."""
-    if instant is None:
-        return ""
-    return f"{instant:%Y-%m-%dT%H:%M:%S}.{instant.microsecond // 1000:03}Z"
 
 
 def bar(share: float, width: int, style: str) -> Text:

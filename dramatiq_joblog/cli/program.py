@@ -7,8 +7,11 @@ import sys
 import click
 
 from .app import PROGRAM, Program
+from .jobs import list_jobs
 from .locks import locks
 from .schema import migrate
+from .show import show
+from .tail import tail
 from .workers import workers
 
 
@@ -29,7 +32,7 @@ def program(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for one in (locks, migrate, workers):
+for one in (list_jobs, locks, migrate, show, tail, workers):
     program.add_command(one)
 
 

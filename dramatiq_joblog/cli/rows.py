@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
 from dramatiq_joblog.states import State
 
-from .look import QUIET, ago, bar, colour, iso, line, number
+from .look import QUIET, bar, colour, duration, line, number, rough
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import datetime
 
 #: Characters of a jid that are shown where there is no room for all; a command takes them too.
 SHORT_JID = 8
 
 _BAR = 8
-
-
-def document(row: Any) -> dict[str, Any]:
-    """Return a row's columns by name, as JSON can hold them: instants in ISO 8601."""
-    return {name: plain(value) for name, value in row.__data__.items()}
-
-
-def plain(value: Any) -> Any:
-    """Return a value as JSON can hold it."""
-    return iso(value) if isinstance(value, datetime) else value
 
 
 def kind(job: Any) -> str:
@@ -76,7 +66,10 @@ def due(eta: datetime | None, now: datetime) -> str:
     """Return when a job runs next."""
     if eta is None:
         return ""
-    return ago(eta, now) if eta > now else "due now"
+    left = (eta - now).total_seconds() * 1000
+    if left <= 0:
+        return "due now"
+    return f"in {duration(left) if left < 1000 else rough(left)}"
 
 
 def error(row: Any) -> Text:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.text import Text
 
 from .look import QUIET, TITLE, line
@@ -61,6 +62,13 @@ class Screen:
         """Write a line, however long it is."""
         # A part may come from a job: Text never reads markup in it.
         self.console.print(Text.assemble(*parts), soft_wrap=True)
+
+    def paragraph(self, text: Text, indent: int = 0) -> None:
+        """Write a text, which people get broken at words."""
+        if self.live:
+            self.console.print(Padding(text, (0, 0, 0, indent)))
+        else:
+            self.write(" " * indent, text)
 
     def fit(self, text: Text) -> None:
         """Write a line, cut at the terminal's edge; whole where there is none."""

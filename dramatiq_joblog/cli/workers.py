@@ -10,8 +10,7 @@ from peewee import fn
 from rich.text import Text
 
 from .app import NOTHING, Refusal, Session, command
-from .look import QUIET, ago, colour, number
-from .rows import document
+from .look import QUIET, age, colour, number
 from .screen import Column
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def workers(session: Session, *, with_ended: bool) -> None:
     found = [p for p in processes(joblog, now) if with_ended or p.status != "ended"]
     if session.json:
         session.screen.json(
-            [document(p.row) | {"status": p.status, "running": p.running} for p in found]
+            [p.row.as_dict() | {"status": p.status, "running": p.running} for p in found]
         )
     else:
         session.screen.table(_columns(now), found)
@@ -96,16 +95,16 @@ def _columns(now: datetime) -> list[Column[Process]]:
         Column("", _mark, lambda p: p.status, keep=10),
         Column("Running", _share, lambda p: p.running, keep=8, right=True),
         Column(
-            "Last seen",
-            lambda p: ago(p.row.heartbeat_at, now),
-            lambda p: document(p.row)["heartbeat_at"],
+            "Seen, ago",
+            lambda p: age(p.row.heartbeat_at, now),
+            lambda p: p.row.as_dict()["heartbeat_at"],
             keep=7,
             right=True,
         ),
         Column(
-            "Started",
-            lambda p: ago(p.row.started_at, now),
-            lambda p: document(p.row)["started_at"],
+            "Up",
+            lambda p: age(p.row.started_at, now),
+            lambda p: p.row.as_dict()["started_at"],
             keep=5,
             right=True,
         ),

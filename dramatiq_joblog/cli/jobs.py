@@ -1,0 +1,109 @@
+"""``list``: the jobs that match, newest first."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.text import Text
+
+from .app import NOTHING, PROGRAM, Refusal, Session, command
+from .filters import filtered, select, text_of
+from .look import QUIET, age, aligned, line, mark
+from .rows import SHORT_JID, attempts, kind, since, took, why
+from .screen import Column
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+#: Where a line has room for whole jids.
+_WIDE = 132
+
+
+@command(
+    "list",
+    examples=[
+        ("list", "the newest jobs"),
+        ("list state:dead type:reconciliation since:1h", "words, as in the page's search"),
+        ("list --state dead --type reconciliation --since 1h", "the same, as options"),
+        ("list user:7 -state:finished", "what is left to do, or went wrong, for one user"),
+        ('list timeout since:2026-11-24T07:00 until:"2026-11-24 08:00"', "by text and by time"),
+        ("list state:dead | cut -f1", "whole jids, one a line"),
+    ],
+)
+@filtered
+@click.option("--before", metavar="PLACE", help="Go on where a list ended: what it says there.")
+@click.option(
+    "--limit", "-n", default=50, show_default=True, type=click.IntRange(1, 10_000), help="At most."
+)
+def list_jobs(
+    session: Session,
+    *,
+    words: tuple[str, ...],
+    filters: dict[str, Any],
+    before: str | None,
+    limit: int,
+) -> None:
+    """Show jobs, newest first.
+
+    WORDs are those of the page's search: state:dead, type:, user:, actor:, queue:, error:,
+    worker:, section:, since:, until:, id: and bare text; -key:value leaves out, a repeated
+    key is any of its values, * stands for any text.  Times are 30m, 2h, 1d, 2w ago, or
+    dates as 2026-11-24T12:00, in UTC.
+
+    In a pipe each job is a line of 11 values with tabs between: jid, state, type, actor,
+    user, attempt, queue time and duration in milliseconds, when, queue, why.
+    """
+    page = select(session, words, filters).page(limit=limit, before=before)
+    if session.json:
+        session.screen.json([job.as_dict() for job in page.jobs])
+    else:
+        now = session.joblog.now()
+        session.screen.table(columns(now, wide=session.screen.width >= _WIDE), page.jobs)
+        if page.older and session.screen.live:
+            more = shlex.join(
+                [PROGRAM, "list", *text_of(words, filters).split(), "--before", page.older]
+            )
+            session.screen.write((f"older ones: {more}", QUIET))
+    if not page.jobs:
+        text = text_of(words, filters)
+        raise Refusal(f"no job matches {text!r}" if text else "the log has no jobs yet", NOTHING)
+
+
+def columns(now: datetime, *, wide: bool = False) -> Sequence[Column[Any]]:
+    """Return the columns of a list of jobs."""
+    return [
+        Column("Job", lambda j: _jid(j, wide=wide), lambda j: j.jid, keep=12),
+        Column("State", lambda j: mark(j.state), lambda j: str(j.state), keep=11),
+        Column("Type", kind, lambda j: j.job_type, keep=10, least=16),
+        Column("Actor", _actor, lambda j: j.actor, keep=2, least=14),
+        Column("User", lambda j: _text(j.user_id), keep=7, least=6, right=True),
+        Column("Run", attempts, lambda j: j.attempt, keep=5, right=True),
+        Column(
+            "Queued", lambda j: aligned(j.queue_time), lambda j: j.queue_time, keep=3, right=True
+        ),
+        Column("Took", lambda j: aligned(took(j, now)), lambda j: j.duration, keep=6, right=True),
+        Column(
+            "Ago",
+            lambda j: age(since(j), now),
+            lambda j: j.as_dict()["updated_at"],
+            keep=9,
+            right=True,
+        ),
+        Column("Queue", lambda _: "", lambda j: j.queue),
+        Column("Why", lambda j: why(j, now), lambda j: why(j, now).plain, keep=8, least=16),
+    ]
+
+
+def _jid(job: Any, *, wide: bool) -> Text:
+    return Text(line(job.jid if wide else job.jid[:SHORT_JID]), QUIET)
+
+
+def _actor(job: Any) -> str:
+    return job.actor if job.job_type and job.actor != job.job_type else ""
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
