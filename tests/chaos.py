@@ -41,16 +41,17 @@ KEYS = ("alpha", "beta", "gamma", "delta")
 
 @dataclass
 class Worker:
-    """One ``dramatiq chaos_worker``, started again whenever it was killed."""
+    """One ``dramatiq`` command on a module, started again whenever it was killed."""
 
     environment: dict[str, str]
     log: Path
+    module: str = "chaos_worker"
     process: subprocess.Popen = None
 
     def start(self) -> None:
         with self.log.open("ab") as output:
             self.process = servers.launch(
-                [sys.executable, "-m", "dramatiq", "chaos_worker", "-p", "1", "-t", "8"],
+                [sys.executable, "-m", "dramatiq", self.module, "-p", "1", "-t", "8"],
                 on_parent_death=signal.SIGKILL,
                 cwd=HERE,
                 env=os.environ | self.environment,
@@ -83,6 +84,7 @@ class Chaos:
     database: str
     seed: int
     processes: int = 4
+    module: str = "chaos_worker"
     faults: Counter = field(default_factory=Counter)
     #: When each process group was paused: pid, from, to.
     pauses: list[tuple[float, float]] = field(default_factory=list)
@@ -115,7 +117,7 @@ class Chaos:
             ),
         }
         self.workers = [
-            Worker(environment, self.folder / "logs" / f"worker-{n}.log")
+            Worker(environment, self.folder / "logs" / f"worker-{n}.log", self.module)
             for n in range(self.processes)
         ]
         for worker in self.workers:
