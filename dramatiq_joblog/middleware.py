@@ -11,7 +11,6 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-import dramatiq.errors
 from dramatiq.logging import get_logger
 from dramatiq.middleware import Middleware, MiddlewareError, Retries, SkipMessage
 
@@ -50,13 +49,6 @@ if TYPE_CHECKING:
 
     from .joblog import JobLog
     from .messages import AnyMessage
-
-# Its name before dramatiq 2.1 was one of Python's own.
-_BrokerConnectionError: Any = (
-    dramatiq.errors.BrokerConnectionError
-    if hasattr(dramatiq.errors, "BrokerConnectionError")
-    else dramatiq.errors.ConnectionError
-)
 
 #: Milliseconds between two looks for keys that nobody has held for long.
 _CLEANING = 3_600_000
@@ -243,7 +235,10 @@ class JobLogMiddleware(Middleware):
         while True:
             try:
                 broker.enqueue(message.copy(), delay=delay)
-            except _BrokerConnectionError as e:
+            except MiddlewareError:
+                raise
+            except Exception as e:  # noqa: BLE001
+                # Brokers raise the errors of their clients' as well as the host's own.
                 self.logger.warning("A waiting job cannot be put back yet: %s", e)
                 time.sleep(1.0)
             else:

@@ -1,0 +1,148 @@
+"""The broker away while jobs run: no wrong state is written, and nothing is told twice."""
+
+from __future__ import annotations
+
+import re
+import threading
+from urllib.parse import urlsplit
+
+import dramatiq
+import pytest
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import Middleware, Retries
+from proxy import Proxy
+
+from dramatiq_joblog import Exclusive, JobLog, JobLogMiddleware
+
+
+class Acknowledgements(Middleware):
+    """Counts what the host asks before it acknowledges."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def before_ack(self, broker, message):
+        self.asked += not message.queue_name.endswith(".DQ")
+
+
+@pytest.fixture
+def joblog(sqlite_url):
+    """Return a log; where it is makes no difference here."""
+    log = JobLog(sqlite_url)
+    log.create_tables()
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def proxy(redis_url):
+    """Return a proxy before Redis."""
+    parts = urlsplit(redis_url)
+    proxy = Proxy(parts.hostname, parts.port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def broker(joblog, proxy, redis_url):
+    """Return a broker whose Redis is behind the proxy; ``acks`` counts its acknowledgements."""
+    broker = RedisBroker(
+        url=re.sub(r"//127\.0\.0\.1:\d+", f"//127.0.0.1:{proxy.port}", redis_url),
+        namespace="away",
+        middleware=[
+            Retries(max_retries=2, min_backoff=10, max_backoff=20),
+            JobLogMiddleware(joblog),
+            Acknowledgements(),
+        ],
+    )
+    broker.acks = broker.middleware[-1]
+    dramatiq.set_broker(broker)
+    yield broker
+    broker.close()
+    broker.client.connection_pool.disconnect()
+
+
+def rows(joblog, jid):
+    job = joblog.get(jid)
+    return str(job.state), job.attempt, job.dead_reason, [str(f.outcome) for f in job.failures]
+
+
+# Consumers that lose their connection say so.
+@pytest.mark.expects_critical
+def test_away_when_the_job_ends(joblog, broker, proxy, worker, eventually):
+    """A job that ends while the broker is away has ended, once, however often it is told."""
+    gone, goes_on = threading.Event(), threading.Event()
+
+    @dramatiq.actor
+    def work():
+        proxy.refuse()
+        gone.set()
+        goes_on.wait(30)
+
+    with worker(broker):
+        sent = work.send()
+        gone.wait(30)
+        goes_on.set()
+        eventually(lambda: joblog.get(sent.message_id).state == "finished")
+        told = joblog.Job.select().dicts().get()
+        eventually(lambda: broker.acks.asked > 0)
+        proxy.resume()
+        eventually(lambda: broker.client.hlen("away:default.msgs") == 0, timeout=30)
+
+    assert ("finished", 1, None, []) == rows(joblog, sent.message_id)
+    assert told == joblog.Job.select().dicts().get()
+
+
+@pytest.mark.expects_critical
+def test_a_retry_that_cannot_be_enqueued(joblog, broker, proxy, worker, eventually):
+    """A job whose retry cannot be enqueued is gone for the broker: it is dead, not retrying."""
+    gone, goes_on = threading.Event(), threading.Event()
+
+    @dramatiq.actor
+    def breaks():
+        proxy.refuse()
+        gone.set()
+        goes_on.wait(30)
+        raise ValueError("row 7 is broken")
+
+    with worker(broker):
+        sent = breaks.send()
+        gone.wait(30)
+        goes_on.set()
+        eventually(lambda: joblog.get(sent.message_id).state == "dead", timeout=30)
+        proxy.resume()
+        eventually(lambda: broker.client.hlen("away:default.msgs") == 0, timeout=30)
+
+    assert ("dead", 1, "not_retried", ["dead"]) == rows(joblog, sent.message_id)
+
+
+@pytest.mark.expects_critical
+def test_a_waiter_that_cannot_be_put_back(joblog, broker, proxy, worker, eventually, caplog):
+    """A job that finds its section taken while the broker is away is put back once it is there."""
+    held, goes_on = threading.Event(), threading.Event()
+
+    @dramatiq.actor(exclusive=Exclusive("key", on_conflict="wait"))
+    def guarded(first):
+        if first:
+            held.set()
+            goes_on.wait(60)
+
+    class Away(Middleware):
+        """Takes the broker away at the first putting back."""
+
+        def before_enqueue(self, broker, message, delay):
+            if delay is not None and not goes_on.is_set():
+                proxy.refuse()
+
+    with worker(broker):
+        first = guarded.send(True)
+        held.wait(30)
+        broker.add_middleware(Away())
+        second = guarded.send(False)
+        eventually(lambda: "cannot be put back yet" in caplog.text, timeout=30)
+        goes_on.set()
+        proxy.resume()
+        eventually(lambda: joblog.get(second.message_id).state == "finished", timeout=60)
+
+    assert ("finished", 1, None, ["waited"]) == rows(joblog, second.message_id)
+    assert ("finished", 1, None, []) == rows(joblog, first.message_id)
