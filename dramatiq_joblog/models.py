@@ -306,6 +306,8 @@ class Worker(_Row):
     started_at = InstantField()
     #: Its last sign of life.
     heartbeat_at = InstantField()
+    #: Milliseconds that its host's clock was ahead of the database's then.
+    skew = BigIntegerField(null=True)
     #: When it said that it ended; None while it works, or if it vanished.
     ended_at = InstantField(null=True)
     #: When its open runs were marked as lost; None while it lives.

@@ -191,7 +191,7 @@ class _File:
 
     def _load(self, line: bytes) -> Event | None:
         try:
-            return Event(**json.loads(line))
+            return Event(**json.loads(line), replayed=True)
         except (ValueError, TypeError):
             # The end of a process in the middle of a line: nobody was told it was kept.
             self._logger.warning("%s has a line that is no event: %.80r", self.path, line)
@@ -222,7 +222,7 @@ def _look_at(path: Path) -> Waiting:
 
 def _dump(event: Event) -> bytes:
     kept: dict[str, Any] = asdict(event)
-    for answer in ("granted", "found", "cut_off"):
+    for answer in ("granted", "found", "replayed", "cut_off"):
         del kept[answer]
     # A column of the user's own may hold what JSON has no word for; its text does as well.
     return json.dumps(kept, default=str).encode() + b"\n"

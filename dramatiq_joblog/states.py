@@ -109,21 +109,26 @@ def judge_start(
     new_token: str,
     redelivered: bool,
     rerun: bool,
+    late: bool = False,
 ) -> Start:
     """Decide what a run may do that begins while its job's row is in *state*.
 
     A redelivered message carries the same attempt as the run it repeats, so the
-    number alone cannot tell them apart: the token and the state do.
+    number alone cannot tell them apart: the token and the state do.  *late* is a run that
+    began before what the row tells, and is only told now.
     """
     if token == new_token:
         return Start.KNOWN
+    if new_attempt < attempt:
+        # An older attempt comes too late: its acknowledgement was lost.
+        return Start.BEGIN if rerun and state in FINAL and not late else Start.REFUSE
     if state in OPEN:
-        # A newer or a redelivered run closes it, an older one comes too late.
-        return Start.TAKE_OVER if new_attempt >= attempt else Start.REFUSE
+        # A newer or a redelivered run closes it.
+        return Start.REFUSE if late else Start.TAKE_OVER
     if state in FINAL:
         # Dead or skipped and here again: its acknowledgement was lost with its worker, or
         # someone put it back on purpose.
-        may_begin = rerun or (state != State.FINISHED and not redelivered)
+        may_begin = not late and (rerun or (state != State.FINISHED and not redelivered))
     elif state == State.RETRYING:
         may_begin = new_attempt > attempt
     else:

@@ -11,12 +11,13 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from peewee import SqliteDatabase
+from peewee import SqliteDatabase, fn
 
 from .locks import SECTION, UNIQUE, Locks
 from .models import Job, to_millis
 from .states import FINAL, OPEN, STARTABLE, DeadReason, Outcome, Start, State, judge_start
 from .upserts import Rule, upsert
+from .workers import is_gone
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from .locks import Holder, Lease
 
+#: Milliseconds that two clocks may differ: what a question and its answer take.
+MAX_SKEW = 1_000
 #: A job that lost its worker this often may be what kills it.
 SUSPICIOUS = 3
 
@@ -52,6 +55,8 @@ class Event:
     #: For a start: whether the run may go on.  The answer, set by the writer; without one a run
     #: that has a section may not.
     granted: bool = field(default=True, compare=False)
+    #: Whether it was kept on disk, so that others may have been written before it.
+    replayed: bool = field(default=False, compare=False)
     #: For a start that is replayed: its run ended with its process.
     cut_off: bool = field(default=False, compare=False)
     #: For a start that may not go on: the state that the job is in now.  Set by the writer.
@@ -100,7 +105,7 @@ def _in(states: Iterable[State]) -> str:
 #: A run may begin in the common case; :func:`judge_start` decides every other.
 _MAY_START = f"""(
     coalesce(job.token, '') <> excluded.token AND (
-      job.state IN {_in(STARTABLE)}
+      (job.state IN {_in(STARTABLE)} AND excluded.attempt >= job.attempt)
       OR (job.state = 'retrying' AND excluded.attempt > job.attempt)))"""
 
 #: Only the holder of the token ends an open run.  An end without a known start applies
@@ -108,7 +113,8 @@ _MAY_START = f"""(
 _MAY_END = f"""(
     (job.token = excluded.token AND job.state IN {_in(OPEN)})
     OR (job.state IN ('enqueued', 'delayed', 'waiting', 'retrying') AND (
-      job.token IS NULL OR excluded.attempt > job.attempt OR excluded.started_at IS NULL)))"""
+      job.token IS NULL OR excluded.attempt > job.attempt
+      OR (excluded.started_at IS NULL AND excluded.attempt = job.attempt))))"""
 
 _RUN_GUARD = f"CASE WHEN excluded.state = 'started' THEN {_MAY_START} ELSE {_MAY_END} END"
 
@@ -149,6 +155,9 @@ _FIRST = (
 _NEVER = ("jid", "created_at")
 
 
+# By two hosts' clocks, so it may come out below nothing.
+_WAITED = "(excluded.started_at - coalesce(job.enqueued_at, excluded.enqueued_at))"
+
 #: What replaces what the last run left, though the event says nothing of it.
 _REPLACES = {
     **{column: f"excluded.{column}" for column in _REPLACED},
@@ -159,8 +168,7 @@ _REPLACES = {
     # A job that was dropped before its body ran has not waited for its first run.
     "queue_time": (
         "CASE WHEN excluded.started_at IS NULL AND excluded.attempt = 1 "
-        "THEN NULL ELSE coalesce(job.queue_time, excluded.started_at - "
-        "coalesce(job.enqueued_at, excluded.enqueued_at)) END"
+        f"THEN NULL ELSE coalesce(job.queue_time, ({_WAITED} + abs({_WAITED})) / 2) END"
     ),
 }
 
@@ -262,11 +270,16 @@ class Transitions:
         for event in events:
             if event.kind == "start":
                 event.granted = event.jid in written or self._contest(event)
+        self._lose([e for e in events if e.cut_off and e.granted])
 
     def _write(self, events: Sequence[Event]) -> set[str]:
         self._enqueues.write([e.row for e in events if e.kind == "enqueue"])
         written = self._runs.write([e.row for e in events if e.kind != "enqueue"])
         self.insert_failures([e.failure for e in events if e.failure is not None])
+        for event in events:
+            if event.kind == "end" and event.failure is not None and event.jid not in written:
+                # What was taken for an interruption has ended by itself.
+                self._recount(event.jid)
         for event in sorted(events, key=keys_of):
             self._hold(event, written=event.kind == "enqueue" or event.jid in written)
         return written
@@ -300,6 +313,22 @@ class Transitions:
         """
         self._failures.write(rows)
 
+    def _recount(self, jid: str) -> None:
+        """Count the interruptions of a job anew."""
+        job, failure = self.job, self.failure
+        count = failure.select(fn.COUNT(failure.id)).where(
+            failure.jid == jid, failure.outcome == Outcome.INTERRUPTED.value
+        )
+        job.update(interruptions=fn.NULLIF(count, 0)).where(job.jid == jid).execute()
+
+    def _lose(self, events: Sequence[Event]) -> None:
+        """Mark runs as lost that are only told now, and whose process is gone."""
+        if events:
+            job, tokens = self.job, [event.row["token"] for event in events]
+            job.update(state=State.LOST).where(
+                job.state == State.STARTED, job.token.in_(tokens)
+            ).execute()
+
     def _contest(self, event: Event) -> bool:
         """Answer a start that the fast guard did not let through."""
         with self.atomic():
@@ -307,6 +336,7 @@ class Transitions:
             verdict = self.judge(event, row)
             if verdict is Start.REFUSE and event.cut_off:
                 self.insert_failures([_interruption(event.row, event.row["updated_at"])])
+                self._recount(event.jid)
             if verdict in (Start.KNOWN, Start.REFUSE):
                 return verdict is Start.KNOWN
             return self.begin(event, row, verdict)
@@ -331,7 +361,20 @@ class Transitions:
             new_token=event.row["token"],
             redelivered=event.redelivered or same_delivery(row.token, event.row["token"]),
             rerun=event.rerun,
+            late=event.replayed and self._is_late(event, row),
         )
+
+    def _is_late(self, event: Event, row: Any) -> bool:
+        """Tell whether a start that was kept on disk is of before what the row tells."""
+        if row.state in FINAL:
+            return bool(event.row["started_at"] < to_millis(row.finished_at))
+        if event.cut_off or row.state != State.STARTED:
+            # Of two runs that are over, whichever was first, the row has one already.
+            return event.cut_off
+        seen = self.worker.get_or_none(self.worker.process == row.process)
+        if seen is not None and is_gone(seen):
+            return False
+        return bool(event.row["started_at"] < to_millis(row.started_at))
 
     def begin(self, event: Event, row: Any, verdict: Start) -> bool:
         """Write the start of a run that was judged; return False if the job is dead instead."""
@@ -348,17 +391,21 @@ class Transitions:
         if row is not None:
             # Back to where every run may begin from, so that the rule stands once.
             job = self.job
-            job.update(state=State.ENQUEUED).where(job.jid == event.jid).execute()
+            beginning = {"state": State.ENQUEUED, "attempt": event.row["attempt"]}
+            job.update(beginning).where(job.jid == event.jid).execute()
         self._write([event])
 
     def _interrupt(self, row: Any, event: Event) -> bool:
         """Close the open run of *row*; return whether the job is dead of it."""
         job, failure, worker = self.job, self.failure, self.worker
         seen = worker.get_or_none(worker.process == row.process) if row.process else None
-        last_sign = max(seen.heartbeat_at if seen else row.updated_at, row.started_at)
         values = {name: getattr(row, name) for name in ("jid", "token", "attempt", "worker")}
         values["started_at"] = to_millis(row.started_at)
-        self.insert_failures([_interruption(values, to_millis(last_sign))])
+        last_sign = to_millis(seen.heartbeat_at if seen else row.updated_at)
+        # The start is by the clock of its host, and the sign of life by the database's.
+        skew = (seen and seen.skew) or 0
+        last_sign += skew if abs(skew) > MAX_SKEW else 0
+        self.insert_failures([_interruption(values, last_sign)])
         interruptions = (
             failure.select()
             .where(failure.jid == event.jid, failure.outcome == Outcome.INTERRUPTED.value)
@@ -398,6 +445,7 @@ def keys_of(event: Event) -> tuple[str, str]:
 
 def _interruption(run: dict[str, Any], last_sign: int) -> dict[str, Any]:
     """Return the row of a run whose worker vanished; *last_sign* is of its life."""
+    last_sign = max(last_sign, run["started_at"])
     return {
         "jid": run["jid"],
         "token": run["token"],
@@ -405,7 +453,7 @@ def _interruption(run: dict[str, Any], last_sign: int) -> dict[str, Any]:
         "outcome": Outcome.INTERRUPTED.value,
         "started_at": run["started_at"],
         "finished_at": last_sign,
-        "duration": max(0, last_sign - run["started_at"]),
-        "worker": run["worker"],
+        "duration": last_sign - run["started_at"],
+        "worker": run.get("worker"),
         "error_message": "the worker vanished, or the message was delivered again",
     }

@@ -9,6 +9,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ DEFAULT_HEARTBEAT = 5_000
 DEFAULT_HEARTBEAT_TIMEOUT = 30_000
 #: Milliseconds that the row of a process which is gone is kept.
 KEEP_ENDED = 7 * 24 * 3600 * 1000
+
+#: Milliseconds; more than any timeout is long.
+_LONG = 10**12
 
 HOST = socket.gethostname()
 
@@ -59,19 +63,33 @@ class Heartbeat:
         self.threads = 0
         self.queues: set[str] = set()
         self._database: Database = worker._meta.database
+        #: When the last sign of life was given, and since when none was left out; monotonic.
+        self._last: float | None = None
+        self._listening_since = float("-inf")
 
     def beat(self) -> None:
         """Renew this process's row, and mark the runs of processes that are gone as lost."""
+        began = time.monotonic()
         now = database_now(self._database)
         mine = self.worker.process == self.process
         renewed = (
-            self.worker.update(heartbeat_at=now, ended_at=None, swept_at=None, threads=self.threads)
+            self.worker.update(
+                heartbeat_at=now,
+                ended_at=None,
+                swept_at=None,
+                threads=self.threads,
+                skew=_host_now() - now,
+            )
             .where(mine, self.worker.swept_at.is_null())
             .execute()
         )
         if not renewed:
             self._appear()
-        self._sweep()
+        if self._last is not None and began - self._last > self.timeout / 2000:
+            # While the database was away nobody could give a sign of life.
+            self._listening_since = began
+        self._last = began
+        self._sweep(round(min((began - self._listening_since) * 1000, _LONG)))
 
     def end(self) -> None:
         """Say that this process has ended its work."""
@@ -96,11 +114,18 @@ class Heartbeat:
                 timeout=self.timeout,
                 started_at=now,
                 heartbeat_at=now,
+                skew=_host_now() - now,
             )
             .on_conflict(
                 conflict_target=[self.worker.process],
                 update={"heartbeat_at": now, "ended_at": None, "swept_at": None},
             )
+            .execute()
+        )
+        # Once for each process that appears is often enough.
+        (
+            self.worker.delete()
+            .where(self.worker.swept_at.is_null(False), self.worker.heartbeat_at < now - KEEP_ENDED)
             .execute()
         )
         (
@@ -109,10 +134,11 @@ class Heartbeat:
             .execute()
         )
 
-    def _sweep(self) -> None:
+    def _sweep(self, listening: int) -> None:
+        """Lose the runs of processes that were silent for all the ms that this one listened."""
         now = database_now(self._database)
         worker = self.worker
-        silent = worker.heartbeat_at + worker.timeout < now
+        silent = (worker.heartbeat_at + worker.timeout < now) & (worker.timeout <= listening)
         others = worker.select(worker, silent.alias("silent")).where(
             worker.swept_at.is_null(), worker.process != self.process
         )
@@ -135,6 +161,10 @@ class Heartbeat:
             .where(self.worker.process == process, self.worker.swept_at.is_null())
             .execute()
         )
+
+
+def _host_now() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def here() -> str:

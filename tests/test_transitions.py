@@ -277,3 +277,127 @@ def test_statements_of_a_batch(joblog, count, events):
     joblog.database.connect(reuse_if_open=True)
     with assert_query_count(count):
         joblog.transitions.write([copy(event) for event in events])
+
+
+# What is told late: events that were kept on disk while the database was away
+
+
+@st.composite
+def kept_lives(draw):
+    """Draw a life whose runs were kept by two processes, each in order, and any order of these."""
+    events = life(draw, draw(st.integers(1, 4)), "run")[1:]
+    spools = [[], []]
+    for at, event in enumerate(events):
+        event.replayed = True
+        event.row |= {"updated_at": NOW + at}
+        event.row["started_at"] = NOW + at - (event.kind == "end")
+        if event.row["state"] in FINAL:
+            event.row["finished_at"] = NOW + at
+    for run in zip(events[::2], events[1::2], strict=True):
+        spools[draw(st.integers(0, 1))] += run
+    order = draw(st.permutations([0] * len(spools[0]) + [1] * len(spools[1])))
+    return events, [spools[turn].pop(0) for turn in order]
+
+
+@property_settings
+@given(lives_and_order=kept_lives())
+def test_two_spools_in_any_order(joblog, lives_and_order):
+    """Whichever process tells first, the row is that of the last run, and each failure its own."""
+    events, order = lives_and_order
+    joblog.Job.delete().execute()
+    joblog.Failure.delete().execute()
+    joblog.transitions.write([enqueued()])
+    for event in order:
+        joblog.transitions.write([event])
+
+    last = events[-1].row
+    job = told(joblog)
+    assert (last["state"], last["attempt"], last["token"]) == (job.state, job.attempt, job.token)
+    failed = {e.failure["token"]: e.failure["outcome"] for e in events if e.failure}
+    assert failed == {f.token: f.outcome for f in job.failures}
+    assert job.interruptions is None
+
+
+def kept(token, *, at, attempt=1, cut_off=False):
+    event = start(token, attempt, replayed=True, cut_off=cut_off)
+    event.row["started_at"] = NOW + at
+    return event
+
+
+def test_a_run_that_ended_with_its_process_is_lost(joblog):
+    """A run that is told of once its process is gone is lost at once, and is kept."""
+    joblog.transitions.write([kept("a", at=0, cut_off=True)])
+    assert "lost" == told(joblog).state
+
+    joblog.transitions.write([start("b")])
+    joblog.transitions.write([end("b")])
+    job = told(joblog)
+    assert ("finished", ["interrupted"]) == (job.state, [f.outcome for f in job.failures])
+
+
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_a_run_told_late_does_not_close_a_newer_one(joblog, cut_off):
+    """A run that began before the one that is going on leaves that alone."""
+    now = start("b")
+    now.row["started_at"] = NOW + 10
+    joblog.transitions.write([now])
+    late = kept("a", at=0, cut_off=cut_off)
+    joblog.transitions.write([late])
+
+    job = told(joblog)
+    assert ("started", "b", 1 if cut_off else None) == (job.state, job.token, job.interruptions)
+    assert (["a"] if cut_off else []) == [f.token for f in job.failures]
+
+
+def test_a_run_told_late_closes_an_older_one(joblog):
+    """A run that began after the one on the row, or whose process is gone, closes that."""
+    joblog.transitions.write([start("a")])
+    joblog.transitions.write([kept("b", at=10)])
+    assert "b" == told(joblog).token
+
+    gone = {"started_at": 0, "heartbeat_at": 0, "swept_at": 1, "timeout": 1, "threads": 1}
+    joblog.Worker.create(process="gone", host="h", pid=1, **gone)
+    joblog.Job.update(process="gone").execute()
+    joblog.release()
+    # By the clock of a host that is behind.
+    joblog.transitions.write([kept("c", at=-3_600_000)])
+    assert "c" == told(joblog).token
+
+
+@pytest.mark.parametrize("state", ["finished", "dead", "skipped"])
+def test_a_run_told_late_does_not_revive(joblog, state):
+    """A run that began before its job ended leaves the end alone; only a later one may begin."""
+    joblog.transitions.write([start("b")])
+    joblog.transitions.write([end("b", state=state)])
+    joblog.transitions.write([kept("a", at=3)])
+    assert (state, "b") == (told(joblog).state, told(joblog).token)
+
+    joblog.transitions.write([kept("c", at=6)])
+    assert ("b" if state == "finished" else "c") == told(joblog).token
+
+
+def test_a_presumed_interruption_is_not_counted(joblog):
+    """A run that was taken to be interrupted and ends by itself is not counted as interrupted."""
+    joblog.transitions.write([start("a")])
+    joblog.transitions.write([start("b")])
+    assert 1 == told(joblog).interruptions
+    joblog.transitions.write([end("a", state="retrying")])
+
+    assert told(joblog).interruptions is None
+
+
+@pytest.mark.parametrize("ahead", [-3_600_000, 3_600_000])
+def test_hosts_with_other_clocks(joblog, ahead):
+    """A run of a host an hour ahead or behind waited no negative time, and took what it took."""
+    worker = {"process": "p", "host": "h", "pid": 1, "timeout": 1, "threads": 1, "skew": ahead}
+    joblog.Worker.create(**worker, started_at=NOW, heartbeat_at=NOW + 700)
+    joblog.release()
+    joblog.transitions.write([enqueued()])
+    run = start("a")
+    run.row |= {"started_at": NOW + ahead, "process": "p"}
+    joblog.transitions.write([run])
+    assert max(0, ahead) == told(joblog).queue_time
+
+    joblog.transitions.write([start("b")])
+    [failure] = told(joblog).failures
+    assert 700 == failure.duration

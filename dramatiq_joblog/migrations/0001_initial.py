@@ -88,6 +88,7 @@ def up(migrator: Any, database: Any) -> None:
         timeout = IntegerField()
         started_at = BigIntegerField()
         heartbeat_at = BigIntegerField()
+        skew = BigIntegerField(null=True)
         ended_at = BigIntegerField(null=True)
         swept_at = BigIntegerField(null=True)
 
