@@ -2,9 +2,9 @@
 
     python tests/chaos.py [--jobs N] [--kills N] [--outages N] [--database sqlite] [--seed N]
 
-Real Redis, PostgreSQL or SQLite, several worker processes.  Each fault comes from the printed
-seed.  In the end all must have ended, and every job's row is held against what the job itself
-wrote down; the table tells jobs, faults of each kind, and wrong rows.
+Real Redis, PostgreSQL or SQLite, several worker processes of eight threads.  Each fault comes
+from the printed seed.  In the end all must have ended, and every job's row is held against what
+the job itself wrote down; the table tells jobs, faults of each kind, and wrong rows.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import os
 import random
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -27,31 +28,37 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import dramatiq
+import peewee
+import psycopg
 import redis
 import servers
+from chaos_check import Findings, check
 from dramatiq.brokers.redis import RedisBroker
 from proxy import Proxy
 
-from dramatiq_joblog import JobLog
+from dramatiq_joblog import JobLog, JobLogMiddleware
 from dramatiq_joblog.states import FINAL
 
 HERE = Path(__file__).resolve().parent
-KEYS = ("alpha", "beta", "gamma", "delta")
+KEYS = 16
+#: Seconds that the rest may take once all was sent.
+DRAIN_TIMEOUT = 150
+#: Seconds without an end after which the workers are killed and started again.
+STALLED = 10
 
 
 @dataclass
 class Worker:
-    """One ``dramatiq`` command on a module, started again whenever it was killed."""
+    """One ``dramatiq chaos_worker``, started again whenever it was killed."""
 
     environment: dict[str, str]
     log: Path
-    module: str = "chaos_worker"
     process: subprocess.Popen = None
 
-    def start(self) -> None:
+    def start(self):
         with self.log.open("ab") as output:
             self.process = servers.launch(
-                [sys.executable, "-m", "dramatiq", self.module, "-p", "1", "-t", "8"],
+                [sys.executable, "-m", "dramatiq", "chaos_worker", "-p", "1", "-t", "8"],
                 on_parent_death=signal.SIGKILL,
                 cwd=HERE,
                 env=os.environ | self.environment,
@@ -59,21 +66,21 @@ class Worker:
                 stderr=subprocess.STDOUT,
             )
 
-    def signal(self, number: int) -> None:
+    def signal(self, number):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
-    def kill(self) -> None:
+    def kill(self):
         self.signal(signal.SIGKILL)
         self.process.wait()
 
-    def stop(self) -> None:
+    def stop(self):
         self.signal(signal.SIGCONT)
         self.process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=40)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        # Whatever is left of it, its parent included.
+        self.kill()
 
 
 @dataclass
@@ -84,40 +91,38 @@ class Chaos:
     database: str
     seed: int
     processes: int = 4
-    module: str = "chaos_worker"
     faults: Counter = field(default_factory=Counter)
-    #: When each process group was paused: pid, from, to.
-    pauses: list[tuple[float, float]] = field(default_factory=list)
 
     def __enter__(self):
-        self.random = random.Random(self.seed)
         for name in ("records", "keys", "logs"):
             (self.folder / name).mkdir()
+        self.random = random.Random(self.seed)
+        self.over = threading.Event()
+        #: One for each thread, so that what one does changes nothing for the others.
+        self.dice = {name: random.Random(f"{self.seed}-{name}") for name in ("fast", "slow")}
         self.redis = servers.start_redis(durable=True)
-        parts = urlsplit(self.redis.url)
-        self.redis_proxy = Proxy(parts.hostname, parts.port)
+        self.redis_proxy, redis_url = behind_proxy(self.redis.url)
         self.postgres = self.proxy = None
+        self.path = self.folder / "jobs.db"
+        url = self.url = f"sqlite:///{self.path}"
         if self.database == "postgresql":
             self.postgres = servers.start_postgres()
-            parts = urlsplit(self.postgres.url)
-            self.proxy = Proxy(parts.hostname, parts.port)
-            url = self.postgres.url
-            self.worker_url = re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{self.proxy.port}", url)
-        else:
-            url = self.worker_url = f"sqlite:///{self.folder / 'jobs.db'}"
-        self.joblog = JobLog(url, spool=self.folder / "driver-spool")
+            self.url = self.postgres.url
+            self.proxy, url = behind_proxy(self.url)
+        self.joblog = JobLog(self.url, spool=self.folder / "unused")
         self.joblog.create_tables()
+        # The sender is logged as well: its rows of enqueued jobs meet the same outages.
+        self.sender = JobLog(url, spool=self.folder / "spool")
         self.broker = RedisBroker(url=self.redis.url, namespace="chaos")
+        self.broker.add_middleware(JobLogMiddleware(self.sender))
         self.broker.declare_queue("default")
         environment = {
-            "CHAOS_DATABASE": self.worker_url,
+            "CHAOS_DATABASE": url,
             "CHAOS_FOLDER": str(self.folder),
-            "CHAOS_REDIS": re.sub(
-                r"127\.0\.0\.1:\d+", f"127.0.0.1:{self.redis_proxy.port}", self.redis.url
-            ),
+            "CHAOS_REDIS": redis_url,
         }
         self.workers = [
-            Worker(environment, self.folder / "logs" / f"worker-{n}.log", self.module)
+            Worker(environment, self.folder / "logs" / f"worker-{n}.log")
             for n in range(self.processes)
         ]
         for worker in self.workers:
@@ -127,220 +132,237 @@ class Chaos:
     def __exit__(self, *_):
         for worker in self.workers:
             worker.kill()
-        self.joblog.close()
+        for log in (self.joblog, self.sender):
+            log.close()
         self.broker.close()
         self.broker.client.connection_pool.disconnect()
-        for server in (self.proxy, self.redis_proxy):
-            if server is not None:
-                server.close()
+        for proxy in (self.proxy, self.redis_proxy):
+            if proxy is not None:
+                proxy.close()
         for server in (self.postgres, self.redis):
             if server is not None:
                 server.stop()
+        self.over.set()
 
     # Jobs
 
-    def send(self, number: int) -> None:
-        """Send one job; the driver's broker has no log, so rows begin with their start."""
+    def send(self, number):
+        """Send one job; the driver knows no actor, so what runs is told by its arguments."""
         fails = self.random.choice([0, 0, 0, 1, 2, 9])
         milliseconds = self.random.choice([0, 1, 5, 20, 100, 300])
+        actor, args = "plain", (number, fails, milliseconds)
         if number % 4 == 0:
-            key = self.random.choice(KEYS)
-            args = (number, key, fails, min(milliseconds, 20))
-            message = dramatiq.Message("default", "guarded", args, {}, {})
-        else:
-            message = dramatiq.Message("default", "plain", (number, fails, milliseconds), {}, {})
-        self.broker.enqueue(message)
+            key = f"key-{self.random.randrange(KEYS)}"
+            actor, args = "guarded", (number, fails, min(milliseconds, 20), key)
+        message = dramatiq.Message("default", actor, args, {}, {})
+        while True:
+            try:
+                self.broker.enqueue(message)
+            except (dramatiq.BrokerError, redis.RedisError):
+                time.sleep(0.1)
+            else:
+                return
+
+    def send_all(self, jobs):
+        """Send as many as the faults that were seen so far allow: each of them meets work."""
+        for number in range(jobs):
+            while number >= self.allowed:
+                time.sleep(0.02)
+            self.send(number)
 
     # Faults
 
-    def kill(self) -> None:
+    def kill(self, dice):
         """SIGKILL a worker process."""
-        worker = self.random.choice(self.workers)
+        worker = dice.choice(self.workers)
         worker.kill()
         worker.start()
+        time.sleep(dice.uniform(0.1, 1.0))
 
-    def pause(self) -> None:
-        """SIGSTOP a worker process for longer than its lease and its heartbeat."""
-        worker = self.random.choice(self.workers)
+    def cut(self, dice):
+        """Cut every connection to the database, or to Redis."""
+        dice.choice([self.proxy or self.redis_proxy, self.redis_proxy]).cut()
+        time.sleep(dice.uniform(0.1, 0.6))
+
+    def pause(self, dice):
+        """SIGSTOP a worker process, perhaps for longer than its lease and its heartbeat."""
+        worker = dice.choice(self.workers)
         worker.signal(signal.SIGSTOP)
-        began = time.time()
-        time.sleep(self.random.uniform(1.0, 7.0))
+        time.sleep(dice.uniform(1.0, 7.0))
         worker.signal(signal.SIGCONT)
-        self.pauses.append((began, time.time()))
 
-    def outage(self) -> None:
+    def outage(self, dice):
         """Take the log's database away for a while."""
-        seconds = self.random.uniform(0.5, 6.0)
-        if self.proxy is None:
-            other = sqlite3.connect(self.folder / "jobs.db", isolation_level=None, timeout=30)
-            other.execute("BEGIN IMMEDIATE")
-            time.sleep(seconds)
-            other.execute("COMMIT")
-            other.close()
-            return
-        how = self.random.choice(["refuse", "hang", "restart"])
-        if how == "restart":
-            self.postgres.restart()
-            return
-        getattr(self.proxy, how)()
-        time.sleep(seconds)
+        ways = ["refuse", "hang", "restart", "stop", "read_only", "lock"]
+        if self.postgres is None:
+            ways = ["lock"]
+        way = dice.choice(ways)
+        with getattr(self, f"_{way}")():
+            time.sleep(dice.uniform(0.5, 6.0))
+        self.faults[f"outage: {way.replace('_', ' ')}"] += 1
+
+    @contextlib.contextmanager
+    def _refuse(self):
+        self.proxy.refuse()
+        yield
         self.proxy.resume()
 
-    def cut(self) -> None:
-        """Cut every connection to the database, or to Redis."""
-        proxy = self.random.choice([self.proxy or self.redis_proxy, self.redis_proxy])
-        proxy.cut()
+    @contextlib.contextmanager
+    def _hang(self):
+        self.proxy.hang()
+        yield
+        self.proxy.resume()
 
-    def redis_away(self) -> None:
+    @contextlib.contextmanager
+    def _restart(self):
+        self.postgres.restart()
+        yield
+
+    @contextlib.contextmanager
+    def _stop(self):
+        self.postgres.process.send_signal(self.postgres.stop_signal)
+        self.postgres.process.wait(timeout=30)
+        yield
+        self.postgres.process = self.postgres.again()
+
+    @contextlib.contextmanager
+    def _read_only(self):
+        for value in ("on", "off"):
+            self.ask_postgres(
+                f"ALTER SYSTEM SET default_transaction_read_only = {value}",
+                "SELECT pg_reload_conf()",
+            )
+            if value == "on":
+                yield
+
+    @contextlib.contextmanager
+    def _lock(self):
+        if self.postgres is not None:
+            with psycopg.connect(self.url, options="-c default_transaction_read_only=off") as other:
+                other.execute("LOCK TABLE joblog_job IN ACCESS EXCLUSIVE MODE")
+                yield
+            return
+        other = sqlite3.connect(self.path, isolation_level=None, timeout=60)
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("COMMIT")
+        other.close()
+
+    def ask_postgres(self, *statements):
+        while True:
+            try:
+                with psycopg.connect(self.url, autocommit=True) as connection:
+                    for statement in statements:
+                        connection.execute(statement)
+            except psycopg.OperationalError:
+                time.sleep(0.1)  # it is only just starting
+            else:
+                return
+
+    def redis_away(self, dice):
         """Restart Redis, which keeps its messages, or refuse its connections for a while."""
-        if self.random.random() < 0.5:
+        if dice.random() < 0.5:
             self.redis.restart()
             return
         self.redis_proxy.refuse()
-        time.sleep(self.random.uniform(0.2, 3.0))
+        time.sleep(dice.uniform(0.2, 3.0))
         self.redis_proxy.resume()
 
-    def run(self, jobs: int, faults: dict[str, int]) -> None:
-        """Send *jobs* while all *faults* come in an order of the seed's."""
-        todo = [name for name, number in faults.items() for _ in range(number)]
-        self.random.shuffle(todo)
-        sent = threading.Event()
-        self.allowed = jobs // (len(todo) + 1)
+    def run(self, jobs, faults):
+        """Send *jobs* while all *faults* come: quick ones and long ones beside each other."""
+        quick = ("kill", "cut")
+        plans = {
+            "fast": [name for name in faults for _ in range(faults[name]) if name in quick],
+            "slow": [name for name in faults for _ in range(faults[name]) if name not in quick],
+        }
+        total = sum(faults.values())
+        self.allowed = jobs // (total + 1)
+        counting, struck = threading.Lock(), threading.Event()
 
-        def send_all():
-            for number in range(jobs):
-                while True:
-                    try:
-                        self.send(number)
-                        break
-                    except (dramatiq.BrokerError, redis.RedisError):
-                        time.sleep(0.1)
-                # Spread over the faults, so that each of them meets work.
-                while number >= self.allowed:
-                    time.sleep(0.02)
-            sent.set()
+        def strike(kind):
+            dice = self.dice[kind]
+            dice.shuffle(plans[kind])
+            for name in plans[kind]:
+                getattr(self, name)(dice)
+                with counting:
+                    self.faults[name] += 1
+                    done = sum(self.faults[name] for name in faults)
+                    self.allowed = jobs * (done + 1) // (total + 1)
+            if kind == "slow":
+                struck.set()
+                # What this thread started would get the signal of its parent's death.
+                self.over.wait()
 
-        thread = threading.Thread(target=send_all, daemon=True)
-        thread.start()
-        for number, name in enumerate(todo, start=1):
-            time.sleep(self.random.uniform(0.05, 0.6))
-            getattr(self, name)()
-            self.allowed = jobs * (number + 1) // (len(todo) + 1)
-            self.faults[name] += 1
-            print(f"\r{number} of {len(todo)} faults", end="", flush=True)
-        self.allowed = jobs
-        sent.wait()
-        print()
+        sender = threading.Thread(target=self.send_all, args=(jobs,), daemon=True)
+        slow = threading.Thread(target=strike, args=("slow",), daemon=True)
+        for thread in (sender, slow):
+            thread.start()
+        strike("fast")
+        struck.wait()
+        sender.join()
 
-    def drain(self, jobs: int, timeout: float = 240) -> None:
-        """Wait until every job has ended and nothing is left in the broker."""
-        deadline = time.monotonic() + timeout
-        queues = ("chaos:default.msgs", "chaos:default.DQ.msgs")
+    def drain(self, jobs):
+        """Wait until every job has ended and nothing is left in the broker; stop the workers."""
+        deadline = time.monotonic() + DRAIN_TIMEOUT
+        last, since = None, time.monotonic()
         while time.monotonic() < deadline:
             for worker in self.workers:
                 if worker.process.poll() is not None:
                     worker.start()
-            ended = self.joblog.jobs.in_state(*FINAL).count()
-            left = sum(self.broker.client.hlen(queue) for queue in queues)
-            spools = list((self.folder / "spool").glob("*.spool"))
-            if ended >= jobs and not left and not spools:
-                break
-            time.sleep(0.2)
+            # A server that was only just started may not answer yet.
+            with contextlib.suppress(peewee.PeeweeException):
+                left = self.left(jobs)
+                if not left:
+                    break
+                if left != last:
+                    last, since = left, time.monotonic()
+            if time.monotonic() - since > STALLED:
+                # A message whose delivery was cut off stays with its worker in Redis, which
+                # neither gets nor gives it back as long as it lives.
+                for worker in self.workers:
+                    self.faults["kill"] += 1
+                    worker.kill()
+                    worker.start()
+                since = time.monotonic()
+            time.sleep(0.5)
         for worker in self.workers:
             worker.stop()
+        self.sender.close()
+
+    def left(self, jobs):
+        """Return what has not ended yet, by where it is."""
+        self.joblog.release()
+        spools = len(list((self.folder / "spool").glob("*.spool")))
+        queues = ("chaos:default.msgs", "chaos:default.DQ.msgs")
+        messages = sum(self.broker.client.hlen(queue) for queue in queues)
+        ended = self.joblog.Job.select().where(self.joblog.Job.state.in_(list(FINAL))).count()
+        left = {"jobs": jobs - ended, "messages": messages, "spools": spools}
+        return {name: number for name, number in left.items() if number}
 
 
-@dataclass
-class Findings:
-    """What the check found, by kind, with examples."""
-
-    wrong: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, kind: str, text: str) -> None:
-        self.wrong.setdefault(kind, []).append(text)
-
-    @property
-    def count(self) -> int:
-        return sum(map(len, self.wrong.values()))
+def behind_proxy(url):
+    """Return a proxy before a server, and the server's URL through it."""
+    parts = urlsplit(url)
+    proxy = Proxy(parts.hostname, parts.port)
+    return proxy, re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{proxy.port}", url)
 
 
-def records(folder: Path) -> dict[str, list[list[str]]]:
-    """Return what the jobs wrote down, by jid, in the order of time."""
-    told: dict[str, list[list[str]]] = {}
-    for path in (folder / "records").iterdir():
-        for line in path.read_text().splitlines():
-            words = line.split()
-            told.setdefault(words[1], []).append(words)
-    for lines in told.values():
-        lines.sort(key=lambda words: float(words[4]))
-    return told
-
-
-def check(chaos: Chaos, jobs: int) -> Findings:
-    """Hold every row against what its job wrote down."""
-    found = Findings()
-    told = records(chaos.folder)
-    rows = {job.jid: job for job in chaos.joblog.jobs}
-    failures: dict[str, list] = {}
-    for failure in chaos.joblog.Failure.select().order_by(chaos.joblog.Failure.id):
-        failures.setdefault(failure.jid, []).append(failure)
-    if len(rows) != jobs:
-        found.add("number of rows", f"{len(rows)} instead of {jobs}")
-    for jid in told.keys() | rows.keys():
-        if jid not in rows or jid not in told:
-            found.add("missing", f"{jid}: in the log {jid in rows}, in the record {jid in told}")
-            continue
-        for kind, text in faults_of(rows[jid], failures.get(jid, []), told[jid]):
-            found.add(kind, f"{jid}: {text}")
-    for text in side_by_side(told, chaos.pauses):
-        found.add("side by side", text)
-    for lock in chaos.joblog.Lock.select().where(chaos.joblog.Lock.owner.is_null(False)):
-        found.add("stuck section", f"{lock.key} by {lock.owner}")
-    for path in (chaos.folder / "spool").glob("*.spool"):
-        found.add("spool left", path.name)
-    return found
-
-
-def faults_of(job, failures, lines):
-    """Yield what differs between a row and a job's own record of it."""
-    args = job.args
-    fails = args[1] if job.actor == "plain" else args[2]
-    state, attempt = ("finished", fails + 1) if fails < 4 else ("dead", 4)
-    if (job.state, job.attempt) != (state, attempt):
-        yield "state", f"{job.state} after {job.attempt}, and should be {state} after {attempt}"
-    began = {words[3]: int(words[2]) for words in lines if words[0] == "began"}
-    failed = [int(words[2]) for words in lines if words[0] == "failed"]
-    finished = [int(words[2]) for words in lines if words[0] == "finished"]
-    ended = {words[3] for words in lines if words[0] in ("failed", "finished")}
-    kept = Counter(f.attempt for f in failures if f.outcome in ("retried", "dead"))
-    interrupted = sum(f.outcome == "interrupted" for f in failures)
-    for number, times in Counter(failed).items():
-        # A run that failed and was killed before its outcome was committed is interrupted.
-        if kept[number] < 1 and state != job.state:
-            yield "failure lost", f"attempt {number} failed {times} times, and {kept} are kept"
-    if kept and max(kept.values()) > 1 and interrupted == 0:
-        yield "failure twice", f"{kept}"
-    runs = sum(kept.values()) + interrupted + (state == "finished")
-    if runs < len(began):
-        yield "run lost", f"{len(began)} began, {runs} are kept: {failures}"
-    if len(ended) > runs:
-        yield "run lost", f"{len(ended)} ended, {runs} are kept"
-    if state == "finished" and not finished:
-        yield "never finished", f"{lines}"
-
-
-def side_by_side(told, pauses):
-    """Yield the jobs that were in a section with another, but for those that were paused."""
-    entries = [words for lines in told.values() for words in lines if len(words) > 5]
-    for words in entries:
-        # One that was paused for longer than its lease is told so: another may be inside.
-        at = float(words[4])
-        if words[0] == "second" and not any(a <= at <= b + 1 for a, b in pauses):
-            yield " ".join(words)
-    fences = Counter((words[5], words[6]) for words in entries if words[0] == "began")
-    for (key, fence), times in fences.items():
-        if times > 1:
-            yield f"fence {fence} of {key} was given {times} times"
+def table_of(chaos: Chaos, jobs: int, found: Findings, seconds: float) -> str:
+    """Return the table: jobs, faults of each kind, wrong rows."""
+    failure = chaos.joblog.Failure
+    interrupted = failure.select().where(failure.outcome == "interrupted").count()
+    names = {
+        "kill": "SIGKILLs of a worker process",
+        "outage": "outages of the database",
+        "redis_away": "restarts and outages of Redis",
+        "cut": "cuts of all connections",
+        "pause": "pauses of a worker process",
+    }
+    lines = {"jobs": jobs, "runs of them": found.runs}
+    lines |= {text: chaos.faults[name] for name, text in names.items()}
+    lines |= {f"  {n.split(': ')[1]}": c for n, c in sorted(chaos.faults.items()) if ": " in n}
+    lines |= {"runs interrupted": interrupted, "seconds": round(seconds), "wrong rows": found.count}
+    return "\n".join(f"{name:34}{number:>8,}" for name, number in lines.items())
 
 
 def main() -> int:
@@ -352,8 +374,9 @@ def main() -> int:
     parser.add_argument("--outages", type=int, default=6)
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--keep", action="store_true", help="keep the folder in any case")
     args = parser.parse_args()
-    print(f"seed {args.seed}")
+    print(f"seed {args.seed}, {args.database}", flush=True)
     faults = {
         "kill": args.kills,
         "outage": args.outages,
@@ -366,23 +389,25 @@ def main() -> int:
     with Chaos(folder, args.database, args.seed, processes=args.processes) as chaos:
         chaos.run(args.jobs, faults)
         chaos.drain(args.jobs)
-        found = check(chaos, args.jobs)
-        interrupted = (
-            chaos.joblog.Failure.select()
-            .where(chaos.joblog.Failure.outcome == "interrupted")
-            .count()
-        )
-    names = {"kill": "kills", "outage": "outages", "pause": "pauses", "cut": "cuts"}
-    names["redis_away"] = "Redis away"
-    print(f"{args.database}, {time.monotonic() - began:.0f} s, in {folder}")
-    table = {"jobs": args.jobs} | {names[name]: n for name, n in chaos.faults.items()}
-    table |= {"runs interrupted": interrupted, "wrong": found.count}
-    for name, number in table.items():
-        print(f"  {name:18}{number:>8}")
+        found = check(chaos.joblog, folder, args.jobs)
+        left = chaos.left(args.jobs)
+        if left:
+            found.add("left", str(left))
+        print(table_of(chaos, args.jobs, found, time.monotonic() - began))
+        if found.count:
+            (folder / "rows").write_text(
+                "\n".join(repr(row) for row in chaos.joblog.Job.select().dicts())
+                + "\n"
+                + "\n".join(repr(row) for row in chaos.joblog.Failure.select().dicts())
+            )
     for kind, texts in found.wrong.items():
         print(f"{kind}: {len(texts)}")
         for text in texts[:5]:
             print(f"  {text}")
+    if found.count or args.keep:
+        print(f"all of it is in {folder}")
+    else:
+        shutil.rmtree(folder)
     return 1 if found.count else 0
 
 

@@ -6,8 +6,10 @@ A record is a line in a file of its process, in a folder that the log knows noth
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import random
+import socket
 import threading
 import time
 from pathlib import Path
@@ -20,6 +22,9 @@ from dramatiq_joblog import Exclusive, JobLog, JobLogMiddleware, current_job
 
 FOLDER = Path(os.environ["CHAOS_FOLDER"])
 
+#: Milliseconds; short, as the chaos waits for them.
+LEASE, HEARTBEAT_TIMEOUT = 4_000, 4_000
+
 joblog = JobLog(os.environ["CHAOS_DATABASE"], spool=FOLDER / "spool")
 broker = RedisBroker(
     url=os.environ["CHAOS_REDIS"],
@@ -29,60 +34,69 @@ broker = RedisBroker(
     maintenance_chance=200_000,
 )
 broker.add_middleware(CurrentMessage())
-broker.add_middleware(JobLogMiddleware(joblog, heartbeat=500, heartbeat_timeout=4_000))
+broker.add_middleware(JobLogMiddleware(joblog, heartbeat=500, heartbeat_timeout=HEARTBEAT_TIMEOUT))
 dramatiq.set_broker(broker)
 
 _lock = threading.Lock()
 _descriptors: dict[int, int] = {}
 
 
-def record(*words: object) -> None:
-    """Append a line; what the kernel has taken outlives this process."""
-    with _lock:
-        pid = os.getpid()
-        if pid not in _descriptors:
-            path = FOLDER / "records" / str(pid)
-            _descriptors[pid] = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-        os.write(_descriptors[pid], (" ".join(map(str, words)) + "\n").encode())
+class Run:
+    """One run of a job, and what it writes down of itself."""
 
+    def __init__(self, **more):
+        message = CurrentMessage.get_current_message()
+        self.attempt = int(message.options.get("retries", 0)) + 1
+        self.facts = more | {
+            "jid": message.message_id,
+            "run": random.getrandbits(48),
+            "attempt": self.attempt,
+            "worker": f"{socket.gethostname()}:{os.getpid()}:{threading.get_native_id()}",
+        }
 
-def attempt() -> int:
-    return int(CurrentMessage.get_current_message().options.get("retries", 0)) + 1
+    def record(self, what, **more):
+        """Append a line; what the kernel has taken outlives this process."""
+        line = json.dumps(self.facts | more | {"what": what, "at": time.time()})
+        with _lock:
+            pid = os.getpid()
+            if pid not in _descriptors:
+                path = FOLDER / "records" / str(pid)
+                _descriptors[pid] = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+            os.write(_descriptors[pid], f"{line}\n".encode())
+
+    def end(self, fails, **more):
+        if self.attempt <= fails:
+            self.record("failed", **more)
+            raise ValueError(f"attempt {self.attempt} of {fails} that fail")
+        self.record("finished", **more)
 
 
 @dramatiq.actor(max_retries=3, min_backoff=20, max_backoff=200)
 def plain(number, fails, milliseconds):
     """Fail as often as told, after a while."""
-    jid = CurrentMessage.get_current_message().message_id
-    run = random.getrandbits(40)
-    record("began", jid, attempt(), run, time.time())
+    run = Run()
+    run.record("began")
     time.sleep(milliseconds / 1000)
-    if attempt() <= fails:
-        record("failed", jid, attempt(), run, time.time())
-        raise ValueError(f"attempt {attempt()} of {number}")
-    record("finished", jid, attempt(), run, time.time())
+    run.end(fails)
 
 
 @dramatiq.actor(
     max_retries=3,
     min_backoff=20,
     max_backoff=200,
-    exclusive=Exclusive("{key}", on_conflict="wait", ttl=4_000),
+    exclusive=Exclusive("{key}", on_conflict="wait", ttl=LEASE),
 )
-def guarded(number, key, fails, milliseconds):
+def guarded(number, fails, milliseconds, key):
     """Be alone with a key, which a lock of the kernel's tells; it goes with its process."""
-    jid = CurrentMessage.get_current_message().message_id
-    run = random.getrandbits(40)
     job = current_job()
-    record("began", jid, attempt(), run, time.time(), key, job.fence)
+    run = Run(key=key, fence=job.fence)
+    run.record("began")
     with (FOLDER / "keys" / key).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            record("second", jid, attempt(), run, time.time(), key, job.fence)
+            # One of the two was paused for longer than its lease, and is told so.
+            run.record("second")
         time.sleep(milliseconds / 1000)
         lost = job.lease_lost
-    outcome = "failed" if attempt() <= fails else "finished"
-    record(outcome, jid, attempt(), run, time.time(), key, job.fence, int(lost))
-    if outcome == "failed":
-        raise ValueError(f"attempt {attempt()} of {number}")
+    run.end(fails, lost=lost)
