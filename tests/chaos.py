@@ -49,16 +49,17 @@ STALLED = 10
 
 @dataclass
 class Worker:
-    """One ``dramatiq chaos_worker``, started again whenever it was killed."""
+    """One ``dramatiq`` command on a module, started again whenever it was killed."""
 
     environment: dict[str, str]
     log: Path
+    module: str = "chaos_worker"
     process: subprocess.Popen = None
 
     def start(self):
         with self.log.open("ab") as output:
             self.process = servers.launch(
-                [sys.executable, "-m", "dramatiq", "chaos_worker", "-p", "1", "-t", "8"],
+                [sys.executable, "-m", "dramatiq", self.module, "-p", "1", "-t", "8"],
                 on_parent_death=signal.SIGKILL,
                 cwd=HERE,
                 env=os.environ | self.environment,
@@ -91,6 +92,7 @@ class Chaos:
     database: str
     seed: int
     processes: int = 4
+    module: str = "chaos_worker"
     faults: Counter = field(default_factory=Counter)
 
     def __enter__(self):
@@ -122,7 +124,7 @@ class Chaos:
             "CHAOS_REDIS": redis_url,
         }
         self.workers = [
-            Worker(environment, self.folder / "logs" / f"worker-{n}.log")
+            Worker(environment, self.folder / "logs" / f"worker-{n}.log", self.module)
             for n in range(self.processes)
         ]
         for worker in self.workers:

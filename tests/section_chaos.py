@@ -1,0 +1,229 @@
+"""Chaos in critical sections: jobs that check each other, while all is killed, paused and cut.
+
+    python tests/section_chaos.py [--database sqlite] [--jobs N] [--kills N] [--pauses N] [--seed N]
+
+Several worker processes of eight threads, a real Redis, PostgreSQL or SQLite, few keys; retries,
+redeliveries and two copies of one message.  Never may two be in a section, but for one that was
+paused for longer than its lease: that one is told so by ``lease_lost``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import dramatiq
+from chaos import Chaos, Findings, records
+
+from dramatiq_joblog.states import FINAL
+
+KEYS = ("alpha", "beta", "gamma")
+#: Milliseconds of a lease of the jobs in section_worker.py.
+TTL = 4_000
+ACTORS = ("alone",) * 5 + ("pair",) * 2 + ("impatient", "optional", "by_hand")
+
+
+@dataclass
+class SectionChaos(Chaos):
+    """A run in which every job is in a section."""
+
+    module: str = "section_worker"
+    copies: int = 0
+    #: When worker processes were killed: what those did last is not told.
+    kills: list[float] = field(default_factory=list)
+
+    def send(self, number: int) -> None:
+        """Send one job, and every tenth twice."""
+        fails = self.random.choice([0, 0, 0, 1, 2, 9])
+        actor, key = self.random.choice(ACTORS), self.random.choice(KEYS)
+        args = (number, key, fails, self.random.choice([0, 1, 5, 20, 100]))
+        message = dramatiq.Message("default", actor, args, {}, {})
+        self.broker.enqueue(message)
+        if number % 10 == 0 and fails == 0:
+            self.copies += 1
+            self.broker.enqueue(message)
+
+    def pause(self) -> None:
+        """SIGSTOP a worker process that is in a section, for longer than its lease."""
+        worker = self._inside()
+        worker.signal(signal.SIGSTOP)
+        time.sleep(TTL / 1000 + self.random.uniform(0.5, 3.0))
+        worker.signal(signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Restart the database."""
+        if self.postgres is not None:
+            self.postgres.restart()
+            # The driver's own connections ended with it.
+            self.joblog.close()
+
+    def outage(self) -> None:
+        """Take the database away for a while; the driver's connections may end with it."""
+        super().outage()
+        self.joblog.close()
+
+    def _inside(self):
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            for lock in self.joblog.locks.where(self.joblog.Lock.process.is_null(False)):
+                row = self.joblog.Worker.get_or_none(self.joblog.Worker.process == lock.process)
+                for worker in self.workers:
+                    with contextlib.suppress(ProcessLookupError):
+                        if row is not None and os.getpgid(row.pid) == worker.process.pid:
+                            return worker
+        return self.random.choice(self.workers)
+
+    def kill(self) -> None:
+        """SIGKILL a worker process, and note when."""
+        super().kill()
+        self.kills.append(time.time())
+
+
+@dataclass
+class Stay:
+    """One stay in a section, as the job itself tells it."""
+
+    key: str
+    fence: int
+    began: float
+    jid: str
+    ended: float | None = None
+    lost: bool = False
+    crowded: bool = False
+
+
+def stays(folder: Path) -> list[Stay]:
+    """Return what the jobs wrote down, each of their stays in a section."""
+    found: dict[str, Stay] = {}
+    for lines in records(folder).values():
+        for word, jid, _attempt, run, at, key, fence, *lost in lines:
+            stay = found.setdefault(run, Stay(key, int(fence), float(at), jid))
+            if word == "second":
+                stay.crowded = True
+            elif word == "ended":
+                stay.ended, stay.lost = float(at), lost == ["1"]
+    return sorted(found.values(), key=lambda stay: (stay.key, stay.fence))
+
+
+def check(chaos: SectionChaos, jobs: int) -> Findings:
+    """Hold the jobs' own record against the promise."""
+    found = Findings()
+    inside = stays(chaos.folder)
+    _check_fences(found, inside)
+    for stay in inside:
+        others = [
+            other
+            for other in inside
+            if other.key == stay.key and other is not stay and _meet(stay, other)
+        ]
+        crowd = [other for other in (*others, stay) if not (other.lost or _unheard(chaos, other))]
+        if len(crowd) > (2 if stay.key.endswith("-2") else 1) and stay.crowded:
+            found.add("side by side", f"{stay} and {others}")
+    _check_rows(found, chaos, jobs)
+    return found
+
+
+def _check_fences(found: Findings, inside: list[Stay]) -> None:
+    for (key, fence), times in Counter((stay.key, stay.fence) for stay in inside).items():
+        if times > 1:
+            found.add("fence twice", f"{key} {fence}")
+    for first, second in itertools.pairwise(inside):
+        alone = first.key == second.key and not first.key.endswith("-2")
+        # A job that is paused between its start and its body begins late, and knows it.
+        if alone and second.began < first.began and not first.lost:
+            found.add("fences out of order", f"{first} {second}")
+
+
+def _check_rows(found: Findings, chaos: SectionChaos, jobs: int) -> None:
+    rows = list(chaos.joblog.jobs)
+    if len(rows) != jobs:
+        found.add("number of rows", f"{len(rows)} instead of {jobs}")
+    for job in rows:
+        for text in _wrong(job):
+            found.add("state", text)
+    for lock in chaos.joblog.Lock.select().where(chaos.joblog.Lock.owner.is_null(False)):
+        found.add("stuck section", f"{lock.key} by {lock.owner}")
+
+
+def _meet(one: Stay, other: Stay) -> bool:
+    ends = [stay.ended if stay.ended is not None else stay.began for stay in (one, other)]
+    return one.began <= ends[1] and other.began <= ends[0]
+
+
+def _unheard(chaos: SectionChaos, stay: Stay) -> bool:
+    """Tell whether a stay was cut off by SIGKILL: the kernel freed its file with it."""
+    return stay.ended is None and any(at >= stay.began for at in chaos.kills)
+
+
+def _wrong(job):
+    """Yield what is wrong with the row of a job."""
+    fails = job.args[2] if job.actor in ("alone", "pair") else 0
+    state = "finished" if fails < 4 else "dead"
+    if job.state == "skipped" and job.actor == "optional":
+        if "is held by" not in job.skip_reason and "is free by now" not in job.skip_reason:
+            yield f"{job.jid} was skipped without a word: {job.skip_reason}"
+    elif job.state != state:
+        yield f"{job.jid}, {job.actor}: {job.state} ({job.dead_reason}) instead of {state}"
+    if job.actor in ("alone", "pair") and job.attempt != min(fails, 3) + 1:
+        yield f"{job.jid}, {job.actor}: {job.attempt} attempts, {fails} failures were told"
+    if job.waiting_since is not None or job.state not in FINAL:
+        yield f"{job.jid} still waits"
+
+
+def run(folder: Path, database: str, jobs: int, faults: dict[str, int], seed: int):
+    """Run it; return what was found and what happened."""
+    with SectionChaos(folder, database, seed) as chaos:
+        chaos.run(jobs, faults)
+        chaos.drain(jobs)
+        found = check(chaos, jobs)
+        failure = chaos.joblog.Failure
+        outcomes = Counter(row.outcome for row in failure.select(failure.outcome))
+        inside = stays(folder)
+    numbers = {"jobs": jobs, "copies": chaos.copies} | dict(chaos.faults)
+    numbers |= {f"runs {name}": number for name, number in sorted(outcomes.items())}
+    numbers |= {"stays in a section": len(inside), "leases lost": sum(s.lost for s in inside)}
+    return found, numbers
+
+
+def main() -> int:
+    """Run it, and return 0 if no two were in a section that should not have been."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--database", choices=["postgresql", "sqlite"], default="postgresql")
+    parser.add_argument("--jobs", type=int, default=3000)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--pauses", type=int, default=5)
+    parser.add_argument("--outages", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    args = parser.parse_args()
+    print(f"seed {args.seed}")
+    faults = {
+        "kill": args.kills,
+        "pause": args.pauses,
+        "outage": args.outages,
+        "restart": args.outages,
+    }
+    folder = Path(tempfile.mkdtemp(prefix="joblog-sections-"))
+    began = time.monotonic()
+    found, numbers = run(folder, args.database, args.jobs, faults, args.seed)
+    print(f"{args.database}, {time.monotonic() - began:.0f} s, in {folder}")
+    for name, number in (numbers | {"wrong": found.count}).items():
+        print(f"  {name:20}{number:>8}")
+    for kind, texts in found.wrong.items():
+        print(f"{kind}: {len(texts)}")
+        for text in texts[:5]:
+            print(f"  {text}")
+    return 1 if found.count else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""A worker whose jobs check each other: in every section they lock a file of their own.
+
+The kernel's locks end with their process, and know nothing of the log's tables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import random
+import time
+
+import dramatiq
+from chaos_worker import FOLDER, attempt, joblog, record
+from dramatiq.middleware import CurrentMessage
+
+from dramatiq_joblog import Exclusive, current_job
+
+#: Milliseconds; short, so that a pause outlasts it.
+TTL = 4_000
+
+retried = {"max_retries": 3, "min_backoff": 20, "max_backoff": 200}
+
+
+def stay(key, lease, milliseconds, *, places=1):
+    """Be inside for a while, and write down whether one too many was."""
+    jid, run = CurrentMessage.get_current_message().message_id, random.getrandbits(40)
+    record("began", jid, attempt(), run, time.time(), key, lease.fence)
+    with contextlib.ExitStack() as stack:
+        for place in range(places):
+            file = stack.enter_context((FOLDER / "keys" / f"{key}.{place}").open("a"))
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+        else:
+            record("second", jid, attempt(), run, time.time(), key, lease.fence)
+        time.sleep(milliseconds / 1000)
+    # Asked after the files are free: a pause that comes later harms nobody.
+    lost = lease.lease_lost if hasattr(lease, "lease_lost") else lease.lost
+    record("ended", jid, attempt(), run, time.time(), key, lease.fence, int(lost))
+
+
+def work(number, key, fails, milliseconds, **places):
+    stay(key, current_job(), milliseconds, **places)
+    if attempt() <= fails:
+        raise ValueError(f"attempt {attempt()} of {number}")
+
+
+@dramatiq.actor(exclusive=Exclusive("{key}", on_conflict="wait", ttl=TTL), **retried)
+def alone(number, key, fails, milliseconds):
+    work(number, key, fails, milliseconds)
+
+
+@dramatiq.actor(exclusive=Exclusive("{key}-2", limit=2, on_conflict="wait", ttl=TTL), **retried)
+def pair(number, key, fails, milliseconds):
+    work(number, f"{key}-2", fails, milliseconds, places=2)
+
+
+@dramatiq.actor(
+    exclusive=Exclusive("{key}", on_conflict="retry", ttl=TTL),
+    max_retries=10_000,
+    min_backoff=50,
+    max_backoff=500,
+)
+def impatient(number, key, fails, milliseconds):
+    stay(key, current_job(), milliseconds)
+
+
+@dramatiq.actor(exclusive=Exclusive("{key}", ttl=TTL), **retried)
+def optional(number, key, fails, milliseconds):
+    stay(key, current_job(), milliseconds)
+
+
+@dramatiq.actor(max_retries=10_000, min_backoff=50, max_backoff=500)
+def by_hand(number, key, fails, milliseconds):
+    with joblog.lock(key, ttl=TTL, wait=100) as lease:
+        stay(key, lease, milliseconds)

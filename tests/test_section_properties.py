@@ -1,0 +1,220 @@
+"""Critical sections held against a model: whatever happens in whatever order, on real databases."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from dramatiq_joblog import Exclusive
+from dramatiq_joblog.locks import SECTION, Claim
+from dramatiq_joblog.sections import Sections
+from dramatiq_joblog.transitions import Event, Transitions, new_token
+from dramatiq_joblog.workers import Heartbeat
+
+#: Milliseconds that time leaps when leases run out; and half of what a run trusts its own for.
+LEAP = 1_000_000
+
+
+@dataclasses.dataclass
+class Held:
+    """A run, or a block by hand, that was told that it is in the section."""
+
+    jid: str
+    attempt: int
+    token: str
+    lease: object
+    process: int
+
+
+class Process:
+    """What one worker process has: statements of its own, and a row with signs of life."""
+
+    def __init__(self, joblog, number):
+        self.number = number
+        self.transitions = Transitions(joblog.Job, joblog.Failure, joblog.Worker, joblog.Lock)
+        self.sections = Sections(self.transitions)
+        self.heartbeat = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
+        self.heartbeat.beat()
+        self.locks = self.transitions.locks
+        self.locks.process = self.heartbeat.process
+        self.locks.gone_after = 30_000
+
+
+class SectionMachine(RuleBasedStateMachine):
+    """Jobs that begin, end, are killed, delivered twice, and leases that run out."""
+
+    joblog = None
+
+    @initialize(limit=st.integers(1, 3), policy=st.sampled_from(["wait", "retry", "skip"]))
+    def empty(self, limit, policy):
+        for model in (self.joblog.Job, self.joblog.Failure, self.joblog.Worker, self.joblog.Lock):
+            model.delete().execute()
+        exclusive = Exclusive("key", limit=limit, on_conflict=policy, ttl=60_000)
+        self.limit, self.section = limit, dataclasses.asdict(exclusive)
+        self.numbers = itertools.count()
+        self.processes = [Process(self.joblog, next(self.numbers)) for _ in range(2)]
+        self.dead: set[int] = set()
+        self.held: list[Held] = []
+        self.attempts: dict[str, int] = {}
+        self.fence = 0
+
+    # What the model knows
+
+    def alive(self):
+        """Those that are in the section, and do not know better."""
+        return [h for h in self.held if h.process not in self.dead and not h.lease.lost]
+
+    def grant(self, held):
+        assert held.lease.fence > self.fence
+        self.fence = held.lease.fence
+        self.held.append(held)
+
+    def in_use(self):
+        now, rows = self.processes[0].locks.now(), self.joblog.Lock.select()
+        return [
+            row
+            for row in rows
+            if row.kind == SECTION
+            and row.owner is not None
+            and int(row.expires_at.timestamp() * 1000) > now
+        ]
+
+    # Steps
+
+    @rule(job=st.sampled_from("abcd"), which=st.integers(0, 1), redelivered=st.booleans())
+    def begin(self, job, which, redelivered):
+        process, attempt = self.processes[which], self.attempts.setdefault(job, 1)
+        known = self.joblog.Job.get_or_none(self.joblog.Job.jid == job)
+        others_wait = self.joblog.waiters("key").where(self.joblog.Job.jid != job).exists()
+        room = len([row for row in self.in_use() if row.owner != job]) < self.limit
+        token, now = new_token(None), int(time.time() * 1000)
+        columns = {"jid": job, "actor": "work", "queue": "default", "state": "started"}
+        columns["worker"] = "here"
+        columns |= dict.fromkeys(("enqueued_at", "started_at", "created_at", "updated_at"), now)
+        columns |= {"attempt": attempt, "token": token, "section": "key"}
+        columns["process"] = process.heartbeat.process
+        event = Event("start", columns, section=self.section, redelivered=redelivered)
+        process.sections.write([event])
+
+        if event.granted:
+            self.grant(Held(job, attempt, token, event.lease, process.number))
+        assert event.granted == (event.lease is not None)
+        fresh = known is None or known.state in ("waiting", "retrying")
+        if fresh and room and not others_wait:
+            # What is free, or whose lease ran out, is had by whoever asks.
+            assert event.granted
+        if not room and not any(row.owner == job for row in self.in_use()):
+            assert not event.granted
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), state=st.sampled_from(["finished", "dead", "retrying", "skipped"]))
+    def end(self, data, state):
+        """End a run, also one that another has taken the place of."""
+        held = data.draw(st.sampled_from(self.held))
+        if held.process in self.dead or held.attempt == 0:
+            return
+        before = {row.slot: row for row in self.joblog.Lock.select()}
+        now = int(time.time() * 1000)
+        columns = {"jid": held.jid, "actor": "work", "queue": "default", "state": state}
+        columns |= dict.fromkeys(("enqueued_at", "started_at", "created_at", "updated_at"), now)
+        columns |= {"attempt": held.attempt, "token": held.token, "section": "key"}
+        columns |= {"eta": now} if state == "retrying" else {"finished_at": now}
+        self.process(held).sections.write([Event("end", columns, section=self.section)])
+        self.held.remove(held)
+        if state == "retrying":
+            self.attempts[held.jid] = max(self.attempts[held.jid], held.attempt + 1)
+        for row in self.joblog.Lock.select().where(self.joblog.Lock.kind == SECTION):
+            was = before.get(row.slot)
+            if was is not None and was.owner is not None and row.owner is None:
+                assert (held.jid, held.token) == (was.owner, was.token)
+
+    @rule(which=st.integers(0, 1))
+    def by_hand(self, which):
+        process = self.processes[which]
+        room = len(self.in_use()) < self.limit
+        token = new_token(None)
+        claim = Claim(SECTION, "key", "hand", token, 60_000, limit=self.limit, by_hand=True)
+        with process.transitions.atomic():
+            lease = process.locks.take(claim)
+        assert room == (lease is not None)
+        if lease is not None:
+            self.grant(Held("hand", 0, token, lease, process.number))
+
+    @precondition(lambda self: any(h.attempt == 0 for h in self.held))
+    @rule(data=st.data())
+    def end_by_hand(self, data):
+        held = data.draw(st.sampled_from([h for h in self.held if h.attempt == 0]))
+        before = len(self.in_use())
+        if held.process not in self.dead:
+            mine = [row for row in self.in_use() if row.token == held.token]
+            self.process(held).locks.release(SECTION, "key", "hand", held.token)
+            assert before - len(mine) == len(self.in_use())
+        self.held.remove(held)
+
+    @rule()
+    def leap(self):
+        """Let time pass without any sign of life."""
+        lock, worker = self.joblog.Lock, self.joblog.Worker
+        lock.update(expires_at=lock.expires_at - LEAP).execute()
+        worker.update(heartbeat_at=worker.heartbeat_at - LEAP).execute()
+        for held in self.held:
+            held.lease.deadline -= LEAP / 1000
+
+    @rule(which=st.integers(0, 1))
+    def renew(self, which):
+        self.processes[which].heartbeat.beat()
+        self.processes[which].locks.renew()
+
+    @rule(which=st.integers(0, 1))
+    def kill(self, which):
+        """Kill a process; another comes in its place, and this host knows of its end."""
+        process = self.processes[which]
+        self.dead.add(process.number)
+        worker = self.joblog.Worker
+        now = process.locks.now()
+        mine = worker.process == process.heartbeat.process
+        worker.update(ended_at=now).where(mine).execute()
+        self.processes[which] = Process(self.joblog, next(self.numbers))
+
+    @rule()
+    def clean(self):
+        self.processes[0].locks.clean(idle=-1, settled=-1)
+
+    def process(self, held):
+        return next(p for p in self.processes if p.number == held.process)
+
+    # What must hold
+
+    @invariant()
+    def no_more_than_the_limit(self):
+        if hasattr(self, "limit"):
+            assert len(self.alive()) <= self.limit
+            assert len(self.in_use()) <= self.limit
+
+    @invariant()
+    def nobody_holds_two(self):
+        if hasattr(self, "limit"):
+            owners = [row.owner for row in self.in_use() if row.owner != "hand"]
+            assert len(owners) == len(set(owners))
+            running = [held.jid for held in self.alive() if held.jid != "hand"]
+            assert len(running) == len(set(running))
+
+
+def test_sections_against_a_model(joblog):
+    """Never two in a slot, never freed by another, never a fence that falls, never stuck."""
+    machine = type("Machine", (SectionMachine,), {"joblog": joblog})
+    run = settings(max_examples=50, stateful_step_count=30, deadline=None)
+    with joblog.database.connection_context():
+        run_state_machine_as_test(machine, settings=run)
