@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from peewee import PeeweeException, SqliteDatabase
 
-from dramatiq_joblog import ConfigurationError, DatabaseAwayError, JobLog, JobLogError
+from dramatiq_joblog import (
+    ConfigurationError,
+    DatabaseAwayError,
+    JobLog,
+    JobLogError,
+    JobNotFound,
+    LockNotAcquired,
+)
+from dramatiq_joblog.errors import RequeueError
 from dramatiq_joblog.joblog import describe
 from dramatiq_joblog.redaction import scrub
 from dramatiq_joblog.search import KEYS
@@ -33,7 +41,7 @@ NOTHING, USAGE, AWAY, INTERRUPTED = 1, 2, 3, 130
 
 _EXIT_CODES = """\
 0    done
-1    nothing was found, or doctor found a fault
+1    nothing was found, something could not be done, or doctor found a fault
 2    the command line cannot be understood, or was not confirmed
 3    the log's database cannot be asked
 130  ended by Ctrl-C"""
@@ -143,6 +151,8 @@ class Session:
             if "new_joblog" in self.__dict__:
                 where = f"{describe(self.new_joblog.database)} "
             return Refusal(f"the log's database {where}cannot be asked: {text}", AWAY)
+        if isinstance(error, JobNotFound | LockNotAcquired | RequeueError):
+            return Refusal(text, NOTHING)
         return Refusal(text, USAGE if isinstance(error, ValueError) else AWAY)
 
 

@@ -64,17 +64,8 @@ def held(joblog: JobLog, key: str | None = None) -> list[Held]:
     rows = list(query if key is None else query.where(joblog.Lock.key == key))
     owners = [row.owner for row in rows]
     jobs = {job.jid: job for job in joblog.jobs.where(joblog.Job.jid.in_(owners))}
-    waiters = _waiters(joblog, [row.key for row in rows])
-    return [Held(row, jobs.get(row.owner), waiters.get(row.key, [])) for row in rows]
-
-
-def _waiters(joblog: JobLog, keys: list[str]) -> dict[str, list[Any]]:
-    job = joblog.Job
-    waiting = joblog.jobs.waiting().where(job.section.in_(keys)).order_by(job.waiting_since, job.id)
-    found: dict[str, list[Any]] = {}
-    for row in waiting:
-        found.setdefault(row.section, []).append(row)
-    return found
+    waiters = {row.key: list(joblog.waiters(row.key)) for row in rows}
+    return [Held(row, jobs.get(row.owner), waiters[row.key]) for row in rows]
 
 
 def _document(h: Held) -> dict[str, Any]:

@@ -144,4 +144,4 @@ def exact(instant: datetime | None) -> str:
 def bar(share: float, width: int, style: str) -> Text:
     """Return a bar of *width* cells, *share* of it full."""
     full = round(min(max(share, 0.0), 1.0) * width)
-    return Text.assemble(("━" * full, style), ("━" * (width - full), QUIET))
+    return Text.assemble(("━" * full, style), ("─" * (width - full), QUIET))

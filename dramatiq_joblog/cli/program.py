@@ -6,13 +6,24 @@ import sys
 
 import click
 
+from .again import dismiss, requeue
 from .app import PROGRAM, Program
+from .export import export
+from .health import doctor
 from .jobs import list_jobs
 from .locks import locks
+from .numbers import stats
+from .page import web
+from .people import actions, unlock
 from .schema import migrate
 from .show import show
 from .tail import tail
 from .workers import workers
+
+COMMANDS = (
+    *(actions, dismiss, doctor, export, list_jobs, locks, migrate),
+    *(requeue, show, stats, tail, unlock, web, workers),
+)
 
 
 @click.group(
@@ -32,7 +43,7 @@ def program(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for one in (list_jobs, locks, migrate, show, tail, workers):
+for one in COMMANDS:
     program.add_command(one)
 
 

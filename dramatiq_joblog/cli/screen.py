@@ -34,6 +34,7 @@ class Column(Generic[Row]):
       keep: Where there is no room for all columns, those with the least of it go first.
       least: The cells that it needs at least; None if it is never cut.
       right: Whether it holds numbers or times.
+      seen_only: Whether programs do not get it.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Column(Generic[Row]):
     keep: int = 0
     least: int | None = None
     right: bool = False
+    seen_only: bool = False
 
 
 class Screen:
@@ -69,6 +71,17 @@ class Screen:
             self.console.print(Padding(text, (0, 0, 0, indent)))
         else:
             self.write(" " * indent, text)
+
+    def hanging(self, text: Text, indent: int) -> None:
+        """Write a text, which people get broken at words, all but its first line indented."""
+        if not self.live:
+            self.write(text)
+            return
+        first = text.wrap(self.console, self.width)[0]
+        head, tail = text.divide([len(first)])
+        self.write(head)
+        if tail:
+            self.paragraph(Text(tail.plain.strip()), indent)
 
     def fit(self, text: Text) -> None:
         """Write a line, cut at the terminal's edge; whole where there is none."""
@@ -109,7 +122,9 @@ class Screen:
         """Write a table: aligned for people, tab-separated with all columns in a pipe."""
         if not self.live:
             for row in rows:
-                self.raw("\t".join(_plain(column, row) for column in columns))
+                self.raw(
+                    "\t".join(_plain(column, row) for column in columns if not column.seen_only)
+                )
             return
         cells = [[_text(column.show(row)) for row in rows] for column in columns]
         titles = [cell_len(column.title) for column in columns]

@@ -1,0 +1,101 @@
+"""``web``: the page of the log, served from here."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+from typing import Any
+
+import click
+
+from .app import AWAY, Refusal, Session, command
+
+#: Where the password of --login is read from, if it is set.
+PASSWORD = "JOBLOG_PASSWORD"  # noqa: S105
+
+
+@command(
+    "web",
+    examples=[
+        ("web", "on http://127.0.0.1:8000, for this machine only"),
+        ("--app shop.jobs:joblog web --port 9000", "with the application, to run jobs again"),
+        ("web --host 0.0.0.0 --login mira --read-only", "for others, who must sign in"),
+    ],
+)
+@click.option("--environment", metavar="WORD", help="A word beside the title, as production.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--login",
+    metavar="NAME",
+    help=f"Who may sign in; the password is that of {PASSWORD}, or is asked for.",
+)
+@click.option(
+    "--port",
+    default=8000,
+    show_default=True,
+    type=click.IntRange(0, 65_535),
+    help="The port to listen on; 0 for any that is free.",
+)
+@click.option("--read-only", is_flag=True, help="Nobody may run again, dismiss or unlock.")
+def web(
+    session: Session,
+    *,
+    environment: str | None,
+    host: str,
+    login: str | None,
+    port: int,
+    read_only: bool,
+) -> None:
+    """Serve the page of the log until Ctrl-C.
+
+    Without --login only requests from this very machine are answered.  To run jobs again
+    from the page the application is needed: --app.
+    """
+    joblog = session.joblog
+    # A select, so that what is wrong with the database is told here and not on the page.
+    joblog.jobs.first()
+    joblog.release()
+    page, uvicorn = _needed("dramatiq_joblog.web"), _needed("uvicorn")
+    signing_in = None
+    if login is not None:
+        password = os.environ.get(PASSWORD) or click.prompt("Password", hide_input=True, err=True)
+        signing_in = (login, password)
+    application = page.dashboard(
+        joblog, environment=environment, login=signing_in, read_only=read_only
+    )
+    with _listening(host, port) as listener:
+        name = f"[{host}]" if ":" in host else host
+        address = f"http://{name}:{listener.getsockname()[1]}/"
+        if session.json:
+            session.screen.json({"url": address})
+        else:
+            session.screen.write(f"The page is on {address} until Ctrl-C.")
+        session.screen.console.file.flush()
+        config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=2)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _needed(module: str) -> Any:
+    """Import what only this command needs, and the extra of its own brings.
+
+    Raises:
+      Refusal: If it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as e:
+        raise Refusal(
+            f"the page needs {e.name}, which is not installed: pip install 'dramatiq-joblog[web]'"
+        ) from None
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as e:
+        raise Refusal(
+            f"{host} port {port} cannot be listened on: {e.strerror or e}; choose another --port",
+            AWAY,
+        ) from e

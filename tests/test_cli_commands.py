@@ -1,0 +1,255 @@
+"""What the commands do that count, change and serve."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from dramatiq_joblog.cli.asking import myself
+from dramatiq_joblog.cli.program import program
+
+PROGRAM = str(Path(sys.executable).parent / "dramatiq-joblog")
+
+
+@pytest.fixture
+def ask(database_url):
+    """Return a function that asks the log in this process, as a pipe sees the answer."""
+
+    def run(*arguments, code=0, **options):
+        done = CliRunner().invoke(
+            program, ["--database", database_url, *map(str, arguments)], **options
+        )
+        assert code == done.exit_code, done.output
+        return done
+
+    return run
+
+
+@pytest.fixture
+def shop(tmp_path, database_url, redis_url):
+    """Write an application with a real broker; return a function that runs the command for it."""
+    (tmp_path / "shop.py").write_text(
+        f"""
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq_joblog import JobLog, JobLogMiddleware
+
+joblog = JobLog({database_url!r})
+joblog.create_tables()
+broker = RedisBroker(url={redis_url!r})
+broker.add_middleware(JobLogMiddleware(joblog))
+dramatiq.set_broker(broker)
+
+@dramatiq.actor(job_type="import", max_retries=0)
+def load(number):
+    raise ValueError(number)
+"""
+    )
+
+    def run(*arguments, code=0, input=None):
+        done = subprocess.run(
+            [PROGRAM, "--app", "shop:joblog", *map(str, arguments)],
+            cwd=tmp_path,
+            input=input,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert code == done.returncode, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+def dead(job_factory, jid, **more):
+    row = {"state": "dead", "actor": "load", "job_type": "import", "args": [1], "kwargs": {}}
+    return job_factory(jid=jid, error_type="ValueError", options={}, **row | more)
+
+
+# requeue, dismiss, unlock
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_jobs_run_again_on_the_applications_broker(shop, joblog, job_factory):
+    """``requeue`` says how many, asks, and sends; the new jobs know what they repeat."""
+    for number in range(3):
+        dead(job_factory, f"dead{number}", args=[number])
+    job_factory(jid="done", actor="load", job_type="import", args=[9], kwargs={}, options={})
+
+    told = shop("requeue", "type:import", code=2).stderr
+    assert "3 jobs (3 import)" in told
+    assert "will run again: nobody can be asked here, so nothing was done; give --yes" in told
+    told = shop("requeue", "type:import", "--dry-run")
+    assert ["dead0", "dead1", "dead2"] == [r.split("\t")[0] for r in told.stdout.splitlines()]
+    assert 4 == joblog.jobs.count()
+
+    sent = json.loads(shop("requeue", "type:import", "--yes", "--json").stdout)
+    assert {} == sent["refused"]
+    assert ["dead0", "dead1", "dead2"] == [one["replay_of"] for one in sent["sent"]]
+    news = [one["jid"] for one in sent["sent"]]
+    assert news == [joblog.get(f"dead{n}").replayed_by for n in range(3)]
+    assert [[0], [1], [2]] == [joblog.get(jid).args for jid in news]
+    assert {myself()} == {action.who for action in joblog.actions}
+    assert "no job that matches can be run again" in shop("requeue", "type:import", code=1).stderr
+    # Whoever names a job means it.
+    assert "runs dead0 again" in shop("requeue", "dead0").stdout
+    joblog.release()
+
+
+def test_running_again_needs_the_application(joblog, job_factory, ask):
+    """Without the application ``requeue`` says why it cannot, and what to give."""
+    dead(job_factory, "dead0")
+
+    done = ask("requeue", "dead0", code=2)
+    assert "the application's broker and actors are needed" in done.stderr
+    assert "--app module:joblog" in done.stderr
+
+
+def test_dead_jobs_are_dismissed(joblog, job_factory, ask):
+    """``dismiss`` asks for more than one, leaves the jobs, and is kept with who did it."""
+    for jid in ("aa1", "aa2", "bb3"):
+        dead(job_factory, jid)
+    job_factory(jid="cc4")
+
+    assert "1 job dismissed." in ask("dismiss", "bb").stdout
+    assert "2 jobs (2 import)" in ask("dismiss", "type:import", code=2).stderr
+    assert ["aa1", "aa2"] == json.loads(ask("dismiss", "type:import", "--yes", "--json").stdout)[
+        "dismissed"
+    ]
+    ask("list", "state:dead", code=1)
+    assert "none of them is dead" in ask("dismiss", "cc4", code=1).stderr
+    assert "which jobs?" in ask("dismiss", code=2).stderr
+    assert "is a jid, which no other words go with" in ask("dismiss", "x", "type:a", code=2).stderr
+    actions = json.loads(ask("actions", "--json").stdout)
+    assert [("dismiss", "aa2"), ("dismiss", "aa1"), ("dismiss", "bb3")] == [
+        (a["what"], a["jid"]) for a in actions
+    ]
+    assert 3 == len(ask("actions").stdout.splitlines())
+
+
+def test_a_section_is_freed_by_hand(joblog, ask):
+    """``unlock`` says who holds it, needs a reason, and with --yes the fence that was seen."""
+    with joblog.lock("finance:42") as lease:
+        assert "needs a --reason" in ask("unlock", "finance:42", code=2).stderr
+        done = ask("unlock", "finance:42", "--reason", "gone", code=2)
+        assert "'finance:42' will be taken from" in done.stderr
+        assert "named by --fence" in ask("unlock", "finance:42", "--yes", code=2).stderr
+        free = ("unlock", "finance:42", "--reason", "it burned", "--yes", "--fence")
+        assert "not held with fence 99" in ask(*free, 99, code=1).stderr
+        row = ask("locks", "finance:42").stdout.rstrip("\n").split("\t")
+        assert ["finance:42", str(lease.fence), "0"] == [row[0], row[4], row[5]]
+        assert "finance:42 is free." in ask(*free, lease.fence).stdout
+        ask("locks", code=1)
+    (action,) = joblog.actions
+    assert ("unlock", "finance:42", myself()) == (action.what, action.key, action.who)
+    assert "nobody holds 'finance:42'" in ask(*free, 1, code=1).stderr
+    joblog.release()
+
+
+# stats, doctor
+
+
+def test_numbers(joblog, job_factory, ask):
+    """``stats`` tells states, throughput, times by type and errors, for people and programs."""
+    for number in range(1, 5):
+        job_factory(job_type="import", duration=number * 100, queue_time=5)
+    dead(job_factory, "dead0", duration=70)
+    now = joblog.now()
+    joblog.Failure.create(
+        jid="dead0",
+        token="t",
+        attempt=1,
+        outcome="dead",
+        started_at=now,
+        finished_at=now,
+        duration=70,
+        error_type="ValueError",
+    )
+    job_factory(jid="slow", state="enqueued", started_at=None, finished_at=None, queue="mail")
+
+    told = json.loads(ask("stats", "--since", "1h", "--json").stdout)
+    assert {"count": 4, "capped": False} == told["counts"]["finished"]
+    assert (4, 1) == (sum(told["series"]["finished"]), sum(told["series"]["dead"]))
+    (group,) = told["groups"]
+    assert ("import", 4, 1) == (group["name"], group["counts"]["finished"], group["counts"]["dead"])
+    assert {"error_type": "ValueError", "actor": "load", "count": 1} in told["errors"]
+    assert ["slow"] == [job["jid"] for job in told["oldest"]]
+    text = ask("stats", "--since", "1h").stdout
+    assert "✓ finished         4" in text
+    assert "\nimport\t4\t1\t" in text
+    assert "\nslow\t" in text
+    assert "is no time" in ask("stats", "--since", "soon", code=2).stderr
+
+
+def test_the_doctor_is_asked(joblog, job_factory, ask):
+    """``doctor`` tells what it looked at; a fault has its cure, and is exit 1."""
+    well = all(finding.ok for finding in joblog.doctor())
+    assert "✓ schema " in ask("doctor", code=int(not well)).stdout
+
+    job_factory(state="enqueued", started_at=None, finished_at=None, enqueued_at=1, created_at=1)
+    assert "■ queues " in ask("doctor", code=1).stdout
+    found = {row["name"]: row for row in json.loads(ask("doctor", "--json", code=1).stdout)}
+    assert not found["queues"]["ok"]
+    assert found["queues"]["cure"]
+
+
+# export
+
+
+def test_jobs_are_exported(joblog, job_factory, ask, tmp_path):
+    """``export`` writes all jobs that match, in JSON lines or CSV, with all their fields."""
+    made = [job_factory(actor="wörk", args=[n], kwargs={"a": "b,\n"}).jid for n in range(3)]
+    dead(job_factory, "dead0")
+
+    rows = [json.loads(line) for line in ask("export", "actor:wörk").stdout.splitlines()]
+    assert made[::-1] == [row["jid"] for row in rows]
+    assert joblog.get(made[2]).as_dict() == rows[0]
+    file = tmp_path / "jobs.csv"
+    assert "" == ask("export", "--format", "csv", "--output", file).output
+    table = list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"), newline="")))
+    assert {*made, "dead0"} == {row["jid"] for row in table}
+    assert '{"a": "b,\\n"}' == table[-1]["kwargs"]
+    joblog.Failure.create(jid="dead0", token="t", attempt=1, outcome="dead")
+    (row,) = map(json.loads, ask("export", "--failures", "id:dead0").stdout.splitlines())
+    assert ["dead"] == [failure["outcome"] for failure in row["failures"]]
+    assert "no job matches" in ask("export", "user:9", code=1).stderr
+    assert "cannot be written" in ask("export", "-o", "/nowhere/x", code=2).stderr
+    assert "does not fit" in ask("export", "--failures", "--format", "csv", code=2).stderr
+
+
+# web
+
+
+def test_the_page_is_served(joblog, job_factory, database_url):
+    """``web`` says where the page is, serves it, and ends with Ctrl-C."""
+    dead(job_factory, "dead0")
+    with subprocess.Popen(
+        [PROGRAM, "--database", database_url, "web", "--port", "0", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        url = json.loads(process.stdout.readline())["url"]
+        with urllib.request.urlopen(f"{url}jobs?q=state:dead", timeout=30) as answer:
+            assert "dead0" in answer.read().decode()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+
+    assert (130, "") == (process.returncode, errors)
+
+
+def test_a_port_that_is_taken(joblog, ask):
+    """A port that cannot be listened on is said in a sentence."""
+    done = ask("web", "--host", "203.0.113.1", "--port", "1", code=3)
+
+    assert "203.0.113.1 port 1 cannot be listened on" in done.stderr
