@@ -192,9 +192,10 @@ class Visit:
             "site": site,
             "who": self.access.who,
         }
+        if self.access.may_read:
+            context["nav"] = self._nav(counted=bool(section))
         if section:
             self._say_what_was_done()
-            context["nav"] = self._nav()
             context["json_url"] = self._json_url()
         html = site.templates.get_template(template).render(context | facts)
         return Response(
@@ -237,14 +238,19 @@ class Visit:
             text += f" {refused} could not be; Actions says why."
         self.banners.append(text)
 
-    def _nav(self) -> list[tuple[str, str, str, Any]]:
-        counts = self.counts()
+    def _nav(self, *, counted: bool) -> list[tuple[str, str, str, Any]]:
+        """Return the pages; a page that tells an error asks the database nothing."""
+        dead = locks = workers = None
+        if counted:
+            dead = self.counts().get(State.DEAD)
+            locks = self._kept("locks", self.joblog.locks.count)
+            workers = self._kept("workers", self._alive)
         return [
             ("overview", "Overview", "n-over", None),
             ("jobs", "Jobs", "n-jobs", None),
-            ("dead", "Dead", "dead", counts.get(State.DEAD)),
-            ("locks", "Locks", "lock", self._kept("locks", self.joblog.locks.count)),
-            ("workers", "Workers", "n-work", self._kept("workers", self._alive)),
+            ("dead", "Dead", "dead", dead),
+            ("locks", "Locks", "lock", locks),
+            ("workers", "Workers", "n-work", workers),
         ]
 
     def counts(self) -> dict[Any, Any]:

@@ -427,6 +427,8 @@
     const suggest = async () => {
       const number = ++asked;
       const word = last()[2];
+      // Until the answer is here, nothing is offered that does not go on from what was typed.
+      if (!list.hidden) show(found.filter((one) => one.word !== word && one.word.startsWith(word)));
       const url = new URL(form.dataset.complete, location.href);
       url.searchParams.set("word", word);
       try {

@@ -1,0 +1,474 @@
+"""The page in a real browser: a headless Chromium, a real server, real jobs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import threading
+
+import dramatiq
+import pytest
+import uvicorn
+from playwright.sync_api import expect, sync_playwright
+
+from dramatiq_joblog import JobLog
+from dramatiq_joblog.web import dashboard
+
+PAGES = ("/", "/jobs", "/dead", "/locks", "/workers", "/actions")
+#: The widths at which the drawing was measured.
+WIDTHS = (360, 390, 700, 901, 1000, 1101, 1201, 1280, 1600)
+
+#: What is wrong with a page for those who do not see it: names, roles, labels, order.
+FAULTS = """() => {
+  const faults = [];
+  const shown = (e) => e.checkVisibility() && !e.closest("[aria-hidden=true]");
+  const name = (e) => (e.getAttribute("aria-label") || e.innerText || e.title || "").trim() ||
+    (e.labels && e.labels.length ? e.labels[0].innerText : "");
+  for (const e of document.querySelectorAll("a[href], button, input, select, summary"))
+    if (shown(e) && !name(e)) faults.push("no name: " + e.outerHTML.slice(0, 120));
+  for (const e of document.querySelectorAll("svg[role=img]"))
+    if (!e.getAttribute("aria-label")) faults.push("a picture without words");
+  for (const e of document.querySelectorAll("svg:not([role=img])"))
+    if (!e.closest("[aria-hidden=true], [role=img]"))
+      faults.push("an unnamed svg: " + e.outerHTML.slice(0, 90));
+  const ids = [...document.querySelectorAll("[id]")].map((e) => e.id);
+  for (const id of ids)
+    if (ids.filter((other) => other === id).length > 1) faults.push("two " + id);
+  for (const e of document.querySelectorAll("[aria-controls], [aria-labelledby]"))
+    for (const a of ["aria-controls", "aria-labelledby"])
+      for (const id of (e.getAttribute(a) || "").split(" ").filter(Boolean))
+        if (e.id !== "ask" && !document.getElementById(id)) faults.push(a + ": no " + id);
+  for (const [selector, least] of [["main", 1], ["h1", 1], ["header", 1], ["nav[aria-label]", 1]])
+    if (document.querySelectorAll(selector).length < least) faults.push("no " + selector);
+  if (document.querySelectorAll("main").length > 1) faults.push("two mains");
+  for (const th of document.querySelectorAll("th"))
+    if (shown(th) && !th.textContent.trim() && !th.querySelector("input")) faults.push("empty th");
+  if (!document.documentElement.lang || !document.title) faults.push("no language or title");
+  return faults;
+}"""
+
+#: Texts whose contrast is under 4.5:1, or 3:1 where they are large.
+CONTRAST = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgb = (color) => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+    .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, n) => sum + v * [0.2126, 0.7152, 0.0722][n], 0);
+  const ground = (e) => {
+    for (; e; e = e.parentElement) {
+      const color = rgb(getComputedStyle(e).backgroundColor);
+      if (color[3] > 250) return color;
+    }
+    return [255, 255, 255];
+  };
+  const faults = new Set();
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const e = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || !e.checkVisibility({ opacityProperty: true })) continue;
+    if (e.closest(".vh, .off, [disabled], .jump, svg")) continue;
+    const style = getComputedStyle(e);
+    const [a, b] = [light(rgb(style.color)), light(ground(e))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    const large = parseFloat(style.fontSize) >= 24;
+    if (ratio < (large ? 3 : 4.5))
+      faults.add(`${ratio.toFixed(2)} ${e.className}: ${walker.currentNode.data.slice(0, 30)}`);
+  }
+  return [...faults];
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Return a headless Chromium; without one skip, or fail where CI is set."""
+    path = os.environ.get("CHROMIUM") or next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    if path is None:
+        text = "no Chromium: apt install chromium, or name one by CHROMIUM"
+        if os.environ.get("CI"):
+            pytest.fail(f"CI is set and {text}", pytrace=False)
+        pytest.skip(text)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def serve():
+    """Return a function that serves an application on a free port, and returns its address."""
+    running = []
+
+    def start(app):
+        listener = socket.create_server(("127.0.0.1", 0))
+        settings = uvicorn.Config(app, log_level="critical", ws="none", lifespan="off")
+        server = uvicorn.Server(settings)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        running.append((server, thread, listener))
+        return f"http://localhost:{listener.getsockname()[1]}"
+
+    yield start
+    for server, thread, listener in running:
+        server.should_exit = True
+        thread.join(timeout=10)
+        listener.close()
+
+
+@pytest.fixture
+def log(sqlite_url):
+    """Return a log on SQLite."""
+    log = JobLog(sqlite_url)
+    log.create_tables()
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def shop(log, make_broker):
+    """Return a broker with actors, and a function that sends and runs jobs of all kinds."""
+    broker = make_broker(joblog=log)
+    broken = threading.Event()
+    broken.set()
+
+    @dramatiq.actor(job_type="import", job_user="user", max_retries=1, min_backoff=1)
+    def load(user):
+        if user % 5 == 0 and broken.is_set():
+            raise ConnectionError(f"feed of {user} is closed")
+
+    @dramatiq.actor(job_type="mail", job_user="user")
+    def mail(user):
+        pass
+
+    broker.mend = broken.clear
+    broker.load, broker.mail = load, mail
+    return broker
+
+
+@pytest.fixture
+def run(shop, worker, log):
+    """Return a function that sends some jobs and runs them to their end."""
+
+    def work(count=12):
+        for user in range(1, count + 1):
+            shop.load.send(user)
+            shop.mail.send(user)
+        with worker(shop):
+            shop.join("default", timeout=20_000, fail_fast=False)
+        log.writer.flush(timeout=10)
+
+    return work
+
+
+@pytest.fixture
+def open_page(browser):
+    """Return a function that opens an address in a window of its own.
+
+    The test fails if the page has an error, or asked for anything elsewhere.
+    """
+    contexts, faults = [], []
+
+    def start(url, *, width=1280, height=900, theme="light", **kwargs):
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme=theme, **kwargs
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on(
+            "console",
+            lambda m: faults.append(m.text) if "Content Security Policy" in m.text else None,
+        )
+        origin = re.match(r"https?://[^/]+", url)[0]
+        page.on(
+            "request",
+            lambda r: None if r.url.startswith(origin) else faults.append(f"asked {r.url}"),
+        )
+        page.goto(url)
+        return page
+
+    yield start
+    for context in contexts:
+        context.close()
+    assert faults == []
+
+
+def test_pages_fit_every_width_and_read_well(log, shop, run, serve, open_page):
+    """No page is wider than its window; all has names and contrast, in light and in dark."""
+    run(10)
+    address = serve(dashboard(log, environment="test", every=60_000))
+    dead = log.jobs.dead().first().jid
+    paths = (*PAGES, f"/jobs/{dead}", f"/confirm/dismiss?jid={dead}", "/nope")
+    with log.lock("nightly"):
+        for theme in ("light", "dark"):
+            page = open_page(address, theme=theme)
+            for path in paths:
+                page.set_viewport_size({"width": 1280, "height": 900})
+                page.goto(address + path)
+                assert page.evaluate(FAULTS) == [], path
+                assert page.evaluate(CONTRAST) == [], (path, theme)
+                for width in WIDTHS if theme == "light" else ():
+                    page.set_viewport_size({"width": width, "height": 900})
+                    over = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+                    assert over <= 0, (path, width)
+
+
+def test_new_jobs_and_changes_come_in_by_themselves(log, shop, worker, run, serve, open_page):
+    """The list follows the log: a new job, and then its end, without a reload."""
+    run(2)
+    page = open_page(serve(dashboard(log, every=200)) + "/jobs")
+    page.evaluate("window.kept = true")
+    expect(page.locator("table.jobs tbody tr")).to_have_count(4)
+
+    message = shop.mail.send(77)
+    row = page.locator(f'tr[data-jid="{message.message_id}"]')
+    expect(row.locator(".st-c")).to_have_text("Enqueued")
+    with worker(shop):
+        expect(row.locator(".st-c")).to_have_text("Finished")
+
+    expect(page.locator("#tab-finished .n")).to_have_text("5")
+    assert page.evaluate("window.kept") is True
+
+
+def test_new_rows_wait_while_one_is_selected(log, shop, run, serve, open_page):
+    """Rows do not move under the hand: what is new is counted, and let in by a key."""
+    run(3)
+    page = open_page(serve(dashboard(log, every=200)) + "/jobs")
+    page.locator("table.jobs tbody input").first.check()
+    shop.mail.send(78)
+    expect(page.locator("#fresh")).to_have_text("1 new")
+    expect(page.locator("table.jobs tbody tr")).to_have_count(6)
+
+    page.keyboard.press("Escape")
+    page.locator("h1").click()
+    page.keyboard.press(".")
+
+    expect(page.locator("table.jobs tbody tr")).to_have_count(7)
+    expect(page.locator("#fresh")).to_be_hidden()
+
+
+def test_it_pauses_by_hand_and_when_hidden(log, shop, run, serve, open_page):
+    """A paused page asks nothing, nor does one that nobody sees; then it catches up."""
+    run(1)
+    page = open_page(serve(dashboard(log, every=100)) + "/jobs")
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.keyboard.press("p")
+    expect(page.locator("#live-word")).to_have_text("Paused")
+    with page.expect_response(lambda r: "/complete" in r.url):
+        # As long as another answer takes, no other question was asked.
+        page.keyboard.press("/")
+    assert [url for url in asked if "/complete" not in url and "/static" not in url] == []
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    with page.expect_response(lambda r: "/jobs" in r.url):
+        page.keyboard.press("p")
+    expect(page.locator("#live-word")).to_have_text("Live")
+
+    hide = """(hidden) => {
+      Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+      document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    page.evaluate(hide, True)
+    page.evaluate(
+        "() => { window.number = 0; const ask = fetch;"
+        " window.fetch = (...all) => { window.number += 1; return ask(...all); }; }"
+    )
+    page.evaluate(
+        "new Promise((done) => { let n = 0; const id = setInterval(() => {"
+        "if (++n > 5) { clearInterval(id); done(); } }, 100); })"
+    )
+    assert page.evaluate("window.number") == 0
+    with page.expect_response(lambda r: "/jobs" in r.url):
+        page.evaluate(hide, False)
+
+
+def test_it_says_when_the_server_is_gone(log, serve, open_page, run):
+    """The last figures stay, and the page says that it tries to come back."""
+    run(1)
+    page = open_page(serve(dashboard(log, every=100)) + "/jobs")
+    page.route("**/jobs*", lambda route: route.abort())
+    expect(page.locator("#live-word")).to_have_text("Reconnecting")
+    expect(page.locator("table.jobs tbody tr")).to_have_count(2)
+
+    page.unroute("**/jobs*")
+
+    expect(page.locator("#live-word")).to_have_text("Live")
+
+
+def test_a_search_is_completed_and_its_words_are_chips(log, run, serve, open_page):
+    """`/` goes to the search, a word is completed by keys, and the address can be passed on."""
+    run()
+    page = open_page(serve(dashboard(log, every=60_000)) + "/workers")
+    page.keyboard.press("/")
+    page.wait_for_url("**/jobs?focus=1")
+    search = page.locator(".find input:not([type=hidden])")
+    expect(search).to_be_focused()
+    page.keyboard.type("sta")
+    expect(page.get_by_role("option").first).to_have_text(re.compile("^state:"))
+    page.keyboard.press("Tab")
+    page.keyboard.type("dea")
+    expect(page.get_by_role("option").first).to_contain_text("2 jobs")
+    expect(search).to_have_attribute("aria-expanded", "true")
+    page.keyboard.press("ArrowDown")
+    expect(search).to_have_attribute("aria-activedescendant", "option-0")
+    page.keyboard.press("Enter")
+    expect(page.locator(".q")).to_have_text("state:dead")
+    page.keyboard.type("type:import")
+    page.keyboard.press("Enter")
+
+    page.wait_for_url("**/jobs?q=state%3Adead+type%3Aimport")
+    expect(page.locator(".q")).to_have_count(2)
+    expect(page.locator("table.jobs tbody tr")).to_have_count(2)
+    page.get_by_role("button", name="Remove type:import").click()
+    page.wait_for_url("**/jobs?q=state%3Adead")
+
+
+def test_a_dead_job_is_run_again_and_lives(log, shop, worker, run, serve, open_page):
+    """From the list of dead to a finished new job, by the mouse, with a real worker."""
+    run(5)
+    shop.mend()
+    page = open_page(serve(dashboard(log, every=200)) + "/jobs?q=state:dead")
+    page.locator("table.jobs .type a").click()
+    expect(page.locator("details.run")).to_have_count(2)
+    expect(page.locator("details.run[open] pre").first).to_contain_text("feed of 5 is closed")
+    old = page.url
+    page.get_by_role("link", name="Run again").click()
+    dialog = page.locator("dialog#ask")
+    expect(dialog.get_by_role("heading")).to_have_text("Run import again?")
+    dialog.get_by_role("button", name="Run again").click()
+    page.wait_for_url(lambda url: url.split("?")[0] != old and "/jobs/" in url)
+    expect(page.locator("#state")).to_contain_text("Enqueued")
+
+    with worker(shop):
+        expect(page.locator("#state")).to_contain_text("Finished")
+
+    expect(page.locator("#history")).to_contain_text("runs")
+    page.goto(old)
+    expect(page.locator("#history")).to_contain_text("run again by")
+
+
+def test_a_group_of_dead_is_dismissed_by_keys(log, run, serve, open_page):
+    """j, x, d: a group is chosen and dismissed without a mouse; a question stands between."""
+    run(10)
+    page = open_page(serve(dashboard(log, every=60_000)) + "/dead")
+    page.keyboard.press("j")
+    expect(page.locator("tr.at")).to_have_count(1)
+    page.keyboard.press("x")
+    expect(page.locator("#bulk")).to_contain_text("2 jobs in 1 group")
+    page.keyboard.press("d")
+    dialog = page.locator("dialog#ask")
+    expect(dialog.get_by_role("heading")).to_have_text("Dismiss 2 jobs?")
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    assert log.jobs.dead().undismissed().count() == 2
+    page.keyboard.press("d")
+    expect(dialog.get_by_role("button", name="Dismiss 2")).to_be_focused()
+    page.keyboard.press("Enter")
+
+    expect(page.locator("#banners")).to_contain_text("2 jobs are dismissed.")
+    assert log.jobs.dead().undismissed().count() == 0
+
+
+def test_a_key_is_unlocked_with_a_reason(log, serve, open_page):
+    """The question says that the holder lives, starts in the reason, and frees the key."""
+    with log.lock("finance:42"):
+        page = open_page(serve(dashboard(log, every=200)) + "/locks")
+        page.keyboard.press("j")
+        page.keyboard.press("U")
+        dialog = page.locator("dialog#ask")
+        expect(dialog).to_contain_text("Its holder is alive")
+        expect(dialog.get_by_label("Reason")).to_be_focused()
+        page.keyboard.type("checked by hand")
+        dialog.get_by_role("button", name="Unlock").click()
+        expect(page.locator("#banners")).to_contain_text("The key is unlocked.")
+        expect(page.locator("#locks")).to_contain_text("No section is held.")
+    assert "checked by hand" in log.actions.get().detail
+
+
+def test_every_key_is_on_the_sheet(log, run, serve, open_page):
+    """`?` shows the keys; g and a letter lead to the pages; j, Enter and u to a job and back."""
+    run(2)
+    address = serve(dashboard(log, every=60_000))
+    page = open_page(address)
+    page.keyboard.press("?")
+    expect(page.locator("dialog#keys")).to_be_visible()
+    page.keyboard.press("Escape")
+    for key, path in (("d", "/dead"), ("l", "/locks"), ("w", "/workers"), ("a", "/actions")):
+        page.keyboard.press("g")
+        page.keyboard.press(key)
+        page.wait_for_url(address + path)
+    page.keyboard.press("g")
+    page.keyboard.press("j")
+    page.wait_for_url(address + "/jobs")
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    page.keyboard.press("k")
+    jid = page.locator("tr.at").get_attribute("data-jid")
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"{address}/jobs/{jid}")
+    page.keyboard.press("e")
+    page.keyboard.press("u")
+    page.wait_for_url(address + "/jobs")
+    page.keyboard.press("Tab")
+    expect(page.locator(".jump")).to_be_focused()
+
+
+def test_the_theme_is_the_systems_until_chosen(log, serve, open_page):
+    """Dark follows the system; a choice by key is kept."""
+    address = serve(dashboard(log))
+    page = open_page(address + "/jobs", theme="dark")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(ground) == "rgb(16, 17, 19)"
+
+    page.keyboard.press("t")
+    page.goto(address + "/dead")
+
+    assert page.evaluate(ground) == "rgb(253, 253, 251)"
+
+
+def test_on_a_phone_the_pages_are_at_the_thumb(log, run, serve, open_page):
+    """On a phone the links are below, a row is open to the finger, and a job's life stands."""
+    run(5)
+    address = serve(dashboard(log, every=60_000))
+    page = open_page(address + "/jobs", width=390, height=844, has_touch=True)
+    assert page.locator(".nav").bounding_box()["y"] > 700
+    page.locator("#nav-dead").tap()
+    page.wait_for_url(address + "/dead")
+    page.goto(f"{address}/jobs/{log.jobs.dead().get().jid}")
+
+    bar, label = page.locator(".seg-row .plot").first, page.locator(".seg-row .lab").first
+    assert bar.bounding_box()["y"] > label.bounding_box()["y"]
+    assert bar.bounding_box()["width"] > 300
+
+
+def test_without_a_script_all_can_be_read(log, run, serve, open_page):
+    """Without JavaScript every page reads, the search works, and nothing is hidden."""
+    run(5)
+    address = serve(dashboard(log))
+    page = open_page(address + "/jobs", java_script_enabled=False)
+    page.locator("input[name=q]").fill("state:dead")
+    page.locator("input[name=q]").press("Enter")
+    page.wait_for_url("**/jobs?q=state%3Adead")
+    page.locator("table.jobs .type a").click()
+    expect(page.locator("details.run pre").first).to_be_visible()
+    page.get_by_role("link", name="Run again").click()
+    expect(page.get_by_role("heading", name="Run import again?")).to_be_visible()
+    expect(page.get_by_role("button", name="Run again")).to_be_enabled()
+
+
+def test_nothing_moves_where_motion_is_unwanted(log, serve, open_page):
+    """Whoever asks for less motion gets none."""
+    page = open_page(serve(dashboard(log)) + "/jobs", reduced_motion="reduce")
+
+    assert (
+        page.evaluate("document.getAnimations().filter((a) => a.playState === 'running').length")
+        == 0
+    )
