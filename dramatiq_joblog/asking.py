@@ -7,22 +7,27 @@ import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from . import counts, people, search, stats, totals
+from . import counts, people, search, stats
 from .errors import JobLogError, LockNotAcquired
 from .models import to_millis
 from .reading import bounded
+from .retention import DEFAULT_BATCH
 from .text import fold_jid
+from .totals import level_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections import Counter
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from peewee import Database
 
+    from .chores import Chores
     from .counts import Count
     from .people import DeadGroup
     from .query import JobQuery
     from .states import State
     from .stats import Stats
+    from .totals import Totals
 
 
 class Asking:
@@ -35,6 +40,8 @@ class Asking:
     Lock: Any
     Total: Any
     Action: Any
+    chores: Chores
+    totals: Totals
 
     @property
     def jobs(self) -> JobQuery:
@@ -106,7 +113,11 @@ class Asking:
     def stats(
         self, *, since: datetime, until: datetime | None = None, by: str = "job_type"
     ) -> Stats:
-        """Return what became of the jobs that ended in a time.
+        """Return what became of the jobs that ended in a time, in steps that suit its length.
+
+        What is older than a few minutes comes from totals, which outlive the jobs; steps are of
+        a minute for six hours and of the last seven hours only, of fifteen minutes for three
+        days, of an hour for two weeks, and else of a day.
 
         Parameters:
           since: Begin of the time; aware.
@@ -119,13 +130,12 @@ class Asking:
         """
         begin = to_millis(since)
         end = to_millis(until or datetime.now(timezone.utc))
-        step = stats.step_of(end - begin)
+        step = max(stats.step_of(end - begin), level_of(begin, _now()))
         begin, end = begin - begin % step, end - end % -step
-        cells = [
-            cell
-            for at in range(begin, end, step)
-            for cell in totals.count_rows(self.Job, self.Failure, at, at + step)
-        ]
+        counted = self.totals.counted()
+        open_since = begin if counted is None else max(begin, counted)
+        cells = self.totals.read(step, begin, end)
+        cells += self.totals.since_counted(open_since, end, step)
         return stats.make(cells, begin, end, step, by)
 
     def oldest(self, limit: int = 5) -> list[Any]:
@@ -142,6 +152,43 @@ class Asking:
           The groups with a job within the longest window; those that died last come first.
         """
         return people.dead_groups(self.Job, windows, _now())
+
+    def prune(
+        self,
+        keep: Mapping[str, int | None] | None = None,
+        *,
+        batch: int = DEFAULT_BATCH,
+        dry_run: bool = False,
+        progress: Callable[[Counter[str]], None] | None = None,
+    ) -> Counter[str]:
+        """Delete jobs that ended long ago, with their failures and lines; totals stay.
+
+        Only finished, dead and skipped jobs go.  Worker processes do this by themselves where
+        the log has a *keep*; only one process does it at a time.
+
+        Example:
+          >>> joblog.prune({"finished": 7 * 86_400_000}, dry_run=True)
+          Counter()
+
+        Parameters:
+          keep: Milliseconds that jobs are kept after their end, by final state; by default the
+            log's own.  Its *keep_types* hold in any case.
+          batch: How many jobs are deleted in one transaction.
+          dry_run: Only count the jobs.
+          progress: Called after each batch with what was deleted so far.
+
+        Returns:
+          How many went, by state; also ``failures``, ``lines``, ``workers`` and ``keys``.
+
+        Raises:
+          ConfigurationError: If *keep* makes no sense.
+          JobLogError: If another process prunes now.
+        """
+        self._settle()
+        retention = self.chores.retention.but(keep)
+        if dry_run:
+            return +retention.count(_now())
+        return self.chores.prune(retention, batch, progress)
 
     @contextlib.contextmanager
     def reading(self, *, timeout: int) -> Iterator[None]:

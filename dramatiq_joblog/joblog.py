@@ -21,6 +21,7 @@ from peewee import Database, PeeweeException, SqliteDatabase
 from playhouse.db_url import connect
 
 from .asking import Asking
+from .chores import Chores
 from .clock import database_now
 from .current import running
 from .doctor import Doctor
@@ -32,20 +33,23 @@ from .errors import (
     LockNotAcquired,
 )
 from .locks import DEFAULT_TTL, SECTION, Claim, describe_holder, fold_key
+from .marks import Marks
 from .migrations import migrate
-from .models import Action, Failure, Job, Line, Lock, Total, Worker, add_indexes
+from .models import Action, Failure, Job, Line, Lock, Mark, Total, Worker, add_indexes
 from .redaction import REDACTED, Redactor
 from .replaying import Replaying
+from .retention import Retention
 from .seal import Seal
 from .sections import Sections
 from .spool import Spool
 from .text import fold_jid
+from .totals import Totals
 from .transitions import Transitions, new_token
 from .workers import here
 from .writer import POLICIES, Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from .doctor import Finding
     from .locks import Holder, Lease
@@ -76,6 +80,11 @@ class JobLog(Asking, Replaying):
         ``Database``.
       model: The job model: :class:`Job`, or a subclass of it with columns of your own.
       job_types: The enum, or the texts, that ``job_type`` may be.  None allows any text.
+      keep: Milliseconds that jobs are kept after their end, by final state, as
+        ``{"finished": 7 * 86_400_000}``; those of other states are kept for ever.  Workers
+        delete what is older, one process at a time; totals are kept.
+      keep_types: For some job types other times, by state or one for all, and None for ever:
+        ``{"audit": None}``.
       on_outage: What becomes of events while the database is away: ``"spool"`` keeps them on
         this host's disk and replays them, ``"block"`` makes jobs wait, ``"drop"`` counts them.
       redact: What is taken out of stored arguments and ``meta`` beside passwords, tokens and
@@ -97,6 +106,8 @@ class JobLog(Asking, Replaying):
         *,
         model: type[Job] = Job,
         job_types: Any = None,
+        keep: Mapping[str, int | None] | None = None,
+        keep_types: Mapping[str, Mapping[str, int | None] | int | None] | None = None,
         on_outage: str = "spool",
         redact: Any = None,
         spool: str | os.PathLike[str] | None = None,
@@ -120,6 +131,7 @@ class JobLog(Asking, Replaying):
         self.Line: Any = _bind(Line, self.Job, self.database)
         self.Total: Any = _bind(Total, self.Job, self.database)
         self.Action: Any = _bind(Action, self.Job, self.database)
+        self.Mark: Any = _bind(Mark, self.Job, self.database)
         self.store_args = store_args
         #: Takes secrets out of what is stored.
         self.redactor = Redactor(redact)
@@ -128,6 +140,24 @@ class JobLog(Asking, Replaying):
         self._job_types = _texts_of(job_types)
         self._own_fields = _own_fields(self.Job)
         self.transitions = Transitions(self.Job, self.Failure, self.Worker, self.Lock)
+        marks = Marks(self.Mark)
+        self.transitions.note_late = marks.note_late
+        #: What ended, counted by spans of time.
+        self.totals = Totals(self.Job, self.Failure, self.Total, marks)
+        retention = Retention(
+            self.Job,
+            models={
+                "failure": self.Failure,
+                "line": self.Line,
+                "lock": self.Lock,
+                "worker": self.Worker,
+            },
+            totals=self.totals,
+            keep=keep,
+            keep_types=keep_types,
+        )
+        #: What the log does for itself.
+        self.chores = Chores(self.totals, retention, self.transitions.locks)
         #: What this host keeps while the database is away.
         self.spool = Spool(Path(spool) if spool is not None else _default_spool(self.Job))
         #: Where the middleware hands over what happens.
@@ -324,6 +354,7 @@ class JobLog(Asking, Replaying):
                     self.Line,
                     self.Total,
                     self.Action,
+                    self.Mark,
                 ),
             )
         except PeeweeException as e:
@@ -367,6 +398,7 @@ class JobLog(Asking, Replaying):
 
         A database that was handed in keeps its pool: only this thread's connection is closed.
         """
+        self.chores.stop()
         self.writer.close()
         if not self.database.is_closed():
             self.database.close()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dramatiq.logging import get_logger
 from dramatiq.middleware import Middleware, MiddlewareError, Retries, SkipMessage
 
+from .chores import INTERVAL as CHORES_INTERVAL
 from .current import CurrentJob, running
 from .errors import (
     ConfigurationError,
@@ -315,6 +316,7 @@ class JobLogMiddleware(Middleware):
             locks.process, locks.gone_after = self._heartbeat.process, self._heartbeat_timeout
             self.joblog.writer.every(self._heartbeat_interval, self._heartbeat.beat)
             self.joblog.writer.at_least_every(_CLEANING, locks.clean)
+            self.joblog.writer.every(CHORES_INTERVAL, self.joblog.chores.look)
         self._heartbeat.threads += worker.worker_threads
         self._heartbeat.queues |= worker.consumer_whitelist or broker.get_declared_queues()
 
@@ -326,6 +328,7 @@ class JobLogMiddleware(Middleware):
         """Write what was handed over since, and say that this process has ended its work."""
         if self._heartbeat is not None:
             self.joblog.writer.end_chore(self._heartbeat.beat, self._heartbeat.end)
+            self.joblog.writer.end_chore(self.joblog.chores.look, self.joblog.chores.stop)
             self._heartbeat = None
         self.joblog.writer.flush()
 

@@ -16,6 +16,7 @@ from peewee import (
     IntegerField,
     Model,
     ModelBase,
+    MySQLDatabase,
     TextField,
 )
 
@@ -280,7 +281,7 @@ class Failure(_Row):
 
     class Meta:
         table_name = "joblog_failure"
-        indexes = ((("jid", "token"), True),)
+        indexes = ((("jid", "token"), True), (("finished_at",), False))
 
 
 class Worker(_Row):
@@ -402,6 +403,8 @@ class Total(Model):
     outcome = CharField(max_length=16)
     #: Class of the error; empty if there was none.
     error_type = CharField(max_length=255)
+    #: 1 for what was deleted since; it is part of the row with 0.
+    gone = IntegerField(default=0)
     #: How many.
     count = BigIntegerField()
     #: How many took how long: counts by the number of a bucket.
@@ -411,7 +414,21 @@ class Total(Model):
 
     class Meta:
         table_name = "joblog_total"
-        indexes = ((("span", "at", "actor", "job_type", "outcome", "error_type"), True),)
+        indexes = ((("span", "at", "gone", "actor", "job_type", "outcome", "error_type"), True),)
+
+
+class Mark(Model):
+    """How far one of the log's own chores has come."""
+
+    #: In order of insertion.
+    id = BigAutoField()
+    #: What it is about.
+    name = CharField(max_length=64, unique=True)
+    #: A number: often an instant, in milliseconds since 1970.
+    value = BigIntegerField()
+
+    class Meta:
+        table_name = "joblog_mark"
 
 
 class Action(_Row):
@@ -449,23 +466,24 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def add_indexes(model: type[Model]) -> None:
+def add_indexes(model: Any) -> None:
     """Declare the indexes of a job table: each serves a question that is asked often."""
     meta: Any = model._meta
-    table = meta.table_name
     # "What is in progress for this user?"  Such rows are few, so the index stays small.  SQLite
     # uses it only where a query says the very same.
-    active = SQL(f"state IN {literal_states(IN_PROGRESS).sql}")
-    user = meta.combined["user_id"]
-    model.add_index(
-        model.index(user, model.job_type, name=f"{table}_active").where(active)  # type: ignore[attr-defined]
-    )
+    active = f"state IN {literal_states(IN_PROGRESS).sql}"
+    _add_index(model, "active", meta.combined["user_id"], model.job_type, where=active)
     # "Who waits for this section, in order?"  Nobody but a waiting job pays for it.
-    waiting = SQL(f"state = '{State.WAITING.value}'")
-    model.add_index(
-        model.index(model.section, model.waiting_since, name=f"{table}_waiting").where(waiting)  # type: ignore[attr-defined]
-    )
-    # "The newest dead ones."
-    model.add_index(
-        model.index(model.state, model.created_at, name=f"{table}_state")  # type: ignore[attr-defined]
-    )
+    waiting = f"state = '{State.WAITING.value}'"
+    _add_index(model, "waiting", model.section, model.waiting_since, where=waiting)
+    # "The newest dead ones", a page of them, and how many there are.
+    _add_index(model, "state", model.state, model.created_at)
+    # What totals count and what goes when it is old.
+    _add_index(model, "ended", model.state, model.finished_at, where="finished_at IS NOT NULL")
+
+
+def _add_index(model: Any, name: str, *fields: Any, where: str | None = None) -> None:
+    index = model.index(*fields, name=f"{model._meta.table_name}_{name}")
+    # MySQL has no partial indexes: there it is of all rows.
+    partial = where is not None and not isinstance(model._meta.database, MySQLDatabase)
+    model.add_index(index.where(SQL(str(where))) if partial else index)

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .errors import SearchError
+from .histogram import Histogram
 from .models import instant_of
 from .states import Outcome, State
-from .totals import Histogram
+from .totals import DAY, HOUR, MINUTE, QUARTER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,8 +32,6 @@ _FAILED = {"dead", "retried"}
 #: What :func:`make` can group by.
 GROUPED_BY = ("job_type", "actor")
 
-#: Milliseconds of a minute, a quarter of an hour, an hour and a day.
-MINUTE, QUARTER, HOUR, DAY = 60_000, 900_000, 3_600_000, 86_400_000
 #: Up to which length of time which steps are drawn.
 _STEPS = ((6 * HOUR, MINUTE), (3 * DAY, QUARTER), (14 * DAY, HOUR))
 

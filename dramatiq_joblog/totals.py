@@ -1,66 +1,45 @@
-"""How many jobs ended how, and how long they took: counts by spans of time, from the rows.
+"""How many jobs ended how, and how long they took: counts by spans of time that outlive the rows.
 
-Times are kept as histograms whose buckets are a tenth wide, so that they can be added up.
+A minute that is over is counted from the rows, by value: counting it again, after something
+came late, gives what is true then.  Longer spans are sums of shorter ones, and of what is
+older only the longer are kept.  What was deleted since is kept apart, as *gone*, and belongs
+to every later count of its span.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from peewee import SQL, NodeList, fn
+from peewee import SQL, NodeList, SqliteDatabase, fn
 
+from .histogram import Histogram, bucket_expression
+from .models import to_millis
 from .query import literal_states
 from .states import FINAL, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-#: The longest time that has a bucket of its own, in milliseconds.
-_LONGEST = 7 * 86_400_000
+    from peewee import Database
 
+    from .marks import Marks
 
-def _bounds() -> tuple[int, ...]:
-    bounds = [0, 1]
-    while bounds[-1] < _LONGEST:
-        bounds.append(max(bounds[-1] + 1, round(bounds[-1] * 1.1)))
-    return tuple(bounds)
-
-
-#: Bucket n counts the times from ``BOUNDS[n]`` milliseconds on, up to the next bound.
-BOUNDS = _bounds()
+#: Milliseconds of a minute, a quarter of an hour, an hour and a day.
+MINUTE, QUARTER, HOUR, DAY = SPANS = (60_000, 900_000, 3_600_000, 86_400_000)
+#: How far back spans of each length are counted, in milliseconds, and the next longer length.
+_LEVELS = ((MINUTE, 7 * HOUR, QUARTER), (QUARTER, 4 * DAY, HOUR), (HOUR, 15 * DAY, DAY))
+#: How much longer they are kept.
+_SLACK = DAY
+#: The last minutes are counted again, for what was committed a little late.
+_AGAIN = 2 * MINUTE
+#: What is later than that is marked by who writes it.
+LATE = MINUTE
+#: As many spans are counted before the work is noted.
+_CHUNK = 60
 #: Runs that did not finish and are no end of their job: these failures are counted too.
 COUNTED_FAILURES = (Outcome.RETRIED, Outcome.INTERRUPTED, Outcome.WAITED)
-
-
-class Histogram(dict[int, int]):
-    """How many took how long: counts by the number of their bucket."""
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return sum(self.values())
-
-    def merge(self, other: dict[Any, int]) -> None:
-        """Add the counts of *other*, whose keys may be text, as JSON has them."""
-        for bucket, number in other.items():
-            self[int(bucket)] = self.get(int(bucket), 0) + number
-
-    def percentile(self, share: float) -> int | None:
-        """Return the milliseconds that *share* of them took at most, as 0.95; None without any.
-
-        It is right to the width of a bucket, a tenth.
-        """
-        wanted, seen = share * self.count, 0
-        for bucket in sorted(self):
-            inside = self[bucket]
-            if seen + inside >= wanted:
-                low = BOUNDS[bucket]
-                last = BOUNDS[bucket + 1] - 1 if bucket + 1 < len(BOUNDS) else low
-                return low + round((last - low) * (wanted - seen) / inside)
-            seen += inside
-        return None
 
 
 @dataclass
@@ -76,6 +55,8 @@ class Cell:
     count: int = 0
     durations: Histogram = field(default_factory=Histogram)
     queue_times: Histogram = field(default_factory=Histogram)
+    #: Whether it counts what was deleted since, and is part of another.
+    gone: bool = False
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -83,18 +64,17 @@ class Cell:
         return (self.actor, self.job_type, self.outcome, self.error_type)
 
 
-def bucket_of(milliseconds: int) -> int:
-    """Return the number of the bucket that counts a time."""
-    return bisect_right(BOUNDS, max(0, milliseconds)) - 1
+def count_rows(job: Any, failure: Any, begin: int, end: int, span: int) -> list[Cell]:
+    """Count what ended from *begin* to before *end*, in milliseconds since 1970, from the rows.
 
-
-def count_rows(job: Any, failure: Any, begin: int, end: int) -> list[Cell]:
-    """Count what ended from *begin* to before *end*, in milliseconds since 1970, from the rows."""
-    cells: dict[tuple[str, str, str, str], Cell] = {}
-    rows = (*_jobs(job, begin, end), *_failures(job, failure, begin, end))
-    for *key, duration, queue_time, number in rows:
+    Returns:
+      What was counted, in spans of one length.
+    """
+    cells: dict[tuple[int, tuple[str, str, str, str]], Cell] = {}
+    rows = (*_jobs(job, begin, end, span), *_failures(job, failure, begin, end, span))
+    for at, *key, duration, queue_time, number in rows:
         texts = _texts(*key)
-        cell = cells.setdefault(texts, Cell(begin, *texts))
+        cell = cells.setdefault((int(at), texts), Cell(int(at), *texts))
         cell.count += number
         for histogram, bucket in ((cell.durations, duration), (cell.queue_times, queue_time)):
             if bucket is not None:
@@ -119,28 +99,29 @@ def add_up(cells: Iterable[Cell], span: int) -> list[Cell]:
     return list(sums.values())
 
 
-def _jobs(job: Any, begin: int, end: int) -> Iterator[Any]:
-    states = sorted(FINAL)
+def _jobs(job: Any, begin: int, end: int, span: int) -> Iterator[Any]:
     return iter(
         job.select(
-            *(job.actor, job.job_type, job.state, job.error_type),
-            *(_bucket(job.duration), _bucket(job.queue_time), fn.COUNT(SQL("*"))),
+            *(_span(job.finished_at, span), job.actor, job.job_type, job.state, job.error_type),
+            *(bucket_expression(job.duration), bucket_expression(job.queue_time)),
+            fn.COUNT(SQL("*")),
         )
         .where(
-            job.state.in_(literal_states(states)),
+            job.state.in_(literal_states(sorted(FINAL))),
             job.finished_at >= begin,
             job.finished_at < end,
         )
-        .group_by(SQL("1, 2, 3, 4, 5, 6"))
+        .group_by(SQL("1, 2, 3, 4, 5, 6, 7"))
         .tuples()
     )
 
 
-def _failures(job: Any, failure: Any, begin: int, end: int) -> Iterator[Any]:
+def _failures(job: Any, failure: Any, begin: int, end: int, span: int) -> Iterator[Any]:
     return iter(
         failure.select(
-            *(job.actor, job.job_type, failure.outcome, failure.error_type),
-            *(_bucket(failure.duration), SQL("NULL"), fn.COUNT(SQL("*"))),
+            *(_span(failure.finished_at, span), job.actor, job.job_type),
+            *(failure.outcome, failure.error_type, bucket_expression(failure.duration)),
+            *(SQL("NULL"), fn.COUNT(SQL("*"))),
         )
         .join(job, on=(job.jid == failure.jid))
         .where(
@@ -148,27 +129,195 @@ def _failures(job: Any, failure: Any, begin: int, end: int) -> Iterator[Any]:
             failure.finished_at >= begin,
             failure.finished_at < end,
         )
-        .group_by(SQL("1, 2, 3, 4, 5"))
+        .group_by(SQL("1, 2, 3, 4, 5, 6"))
         .tuples()
     )
 
 
-def _bucket(column: Any) -> Any:
-    """Return the expression for the bucket of a column: no database has logarithms for sure."""
-    parts = _TREE.split("?")
-    nodes = [SQL(parts[0])]
-    for part in parts[1:]:
-        nodes += [column, SQL(part)]
-    return NodeList(nodes)
+def _span(instant: Any, span: int) -> Any:
+    """Return the expression for the begin of the span that an instant is in."""
+    if isinstance(instant.model._meta.database, SqliteDatabase):
+        # It has no MOD for sure, and the others' drivers read a percent sign in their own way.
+        return instant - NodeList((instant, SQL("%"), SQL(str(span))), parens=True)
+    return instant - fn.MOD(instant, span)
 
 
-def _choose(low: int, high: int) -> str:
-    """Return a CASE that halves the buckets from *low* to *high* until one is left."""
-    if low == high:
-        return str(low)
-    middle = (low + high + 1) // 2
-    left, right = _choose(low, middle - 1), _choose(middle, high)
-    return f"CASE WHEN ? < {BOUNDS[middle]} THEN {left} ELSE {right} END"
+def level_of(at: int, now: int) -> int:
+    """Return the length of the spans that what ended at *at* is counted in."""
+    for span, back, longer in _LEVELS:
+        edge = now - back
+        if at >= edge - edge % longer:
+            return span
+    return DAY
 
 
-_TREE = f"CASE WHEN ? IS NULL THEN NULL ELSE {_choose(0, len(BOUNDS) - 1)} END"
+class Totals:
+    """What was counted, and the counting.
+
+    Parameters:
+      job: The bound job model.
+      failure: The bound failure model.
+      total: The bound model of totals.
+      marks: How far the counting has come.
+    """
+
+    #: The mark before which every minute was counted.
+    COUNTED = "counted"
+
+    def __init__(self, job: Any, failure: Any, total: Any, marks: Marks) -> None:
+        self._job = job
+        self._failure = failure
+        self._total = total
+        self.marks = marks
+        self._database: Database = total._meta.database
+
+    def counted(self) -> int | None:
+        """Return the instant before which all was counted, or None if nothing was."""
+        return self.marks.get(self.COUNTED)
+
+    def catch_up(self, now: int, *, go_on: Callable[[], bool] = lambda: True) -> bool:
+        """Count the minutes that are over and were not counted, and those with late arrivals.
+
+        Only one process may do so at a time, as one that prunes is not waited for.
+
+        Parameters:
+          now: Milliseconds since 1970.
+          go_on: Asked between steps.
+
+        Returns:
+          Whether all was counted.
+        """
+        current = now - now % MINUTE
+        counted = self.counted()
+        if counted is None:
+            counted = min(self._first(), current)
+        at = counted - _AGAIN
+        while at < current:
+            at = self._count_some(at, current, now)
+            self.marks.put(self.COUNTED, max(counted, at))
+            if not go_on():
+                return False
+        for minute, times in self.marks.late(limit=1000).items():
+            span = level_of(minute, now)
+            self._count(span, minute - minute % span, minute - minute % span + span)
+            self.marks.clear(minute, times)
+            if not go_on():
+                return False
+        self._forget(now)
+        return True
+
+    def read(self, span: int, begin: int, end: int) -> list[Cell]:
+        """Return what was counted in the spans of one length from *begin* to before *end*."""
+        return self._read(span, begin, end, gone=False)
+
+    def since_counted(self, begin: int, end: int, span: int) -> list[Cell]:
+        """Count what was not counted yet, from the rows, in spans of one length."""
+        return count_rows(self._job, self._failure, begin, end, span) if begin < end else []
+
+    def add_gone(self, cells: Iterable[Cell], now: int) -> None:
+        """Keep what is deleted in this transaction as part of every later count."""
+        by_place: dict[tuple[int, int], list[Cell]] = {}
+        for cell in cells:
+            span = level_of(cell.at, now)
+            cell.gone = True
+            by_place.setdefault((span, cell.at - cell.at % span), []).append(cell)
+        for (span, at), new in sorted(by_place.items()):
+            before = self._read(span, at, at + span, gone=True)
+            self._write(span, at, at + span, add_up([*before, *new], span), gone=True)
+        for span in {span for span, _ in by_place}:
+            instants = [at for s, at in by_place if s == span]
+            self._roll(span, min(instants), max(instants) + span, gone=True)
+
+    def _count_some(self, at: int, current: int, now: int) -> int:
+        """Count some spans of one length from *at* on; return where the next begins."""
+        span = level_of(at, now)
+        begin = end = at - at % span
+        while end < min(current, begin + _CHUNK * span) and level_of(end, now) == span:
+            end += span
+        self._count(span, begin, end)
+        return end
+
+    def _count(self, span: int, begin: int, end: int) -> None:
+        """Count spans of one length from the rows, and those that they are part of."""
+        with self._atomic():
+            cells = count_rows(self._job, self._failure, begin, end, span)
+            gone = self._read(span, begin, end, gone=True)
+            for cell in gone:
+                cell.gone = False
+            self._write(span, begin, end, add_up([*cells, *gone], span), gone=False)
+            self._roll(span, begin, end, gone=False)
+
+    def _roll(self, span: int, begin: int, end: int, *, gone: bool) -> None:
+        """Make the longer spans that *begin* to *end* is part of the sums of the shorter ones."""
+        for shorter, longer in pairwise(SPANS):
+            if shorter >= span:
+                begin, end = begin - begin % longer, end - end % -longer
+                cells = self._read(shorter, begin, end, gone=gone)
+                self._write(longer, begin, end, add_up(cells, longer), gone=gone)
+
+    def _read(self, span: int, begin: int, end: int, *, gone: bool) -> list[Cell]:
+        total = self._total
+        rows = (
+            total.select(
+                *(total.at, total.actor, total.job_type, total.outcome, total.error_type),
+                *(total.count, total.durations, total.queue_times),
+            )
+            .where(total.span == span, total.at >= begin, total.at < end, total.gone == int(gone))
+            .tuples()
+        )
+        cells = []
+        for at, actor, job_type, outcome, error_type, count, durations, queue_times in rows:
+            cell = Cell(to_millis(at), actor, job_type, outcome, error_type, count, gone=gone)
+            cell.durations.merge(durations or {})
+            cell.queue_times.merge(queue_times or {})
+            cells.append(cell)
+        return cells
+
+    def _write(self, span: int, begin: int, end: int, cells: Iterable[Cell], *, gone: bool) -> None:
+        """Put *cells* in the place of what the spans of one length say."""
+        total = self._total
+        total.delete().where(
+            total.span == span, total.at >= begin, total.at < end, total.gone == int(gone)
+        ).execute()
+        rows = [
+            {
+                "span": span,
+                "at": cell.at,
+                "gone": int(gone),
+                "actor": cell.actor,
+                "job_type": cell.job_type,
+                "outcome": cell.outcome,
+                "error_type": cell.error_type,
+                "count": cell.count,
+                "durations": dict(cell.durations) or None,
+                "queue_times": dict(cell.queue_times) or None,
+            }
+            for cell in cells
+        ]
+        for start in range(0, len(rows), 50):
+            total.insert_many(rows[start : start + 50]).execute()
+
+    def _first(self) -> int:
+        """Return when the first job ended, or the end of time if none has."""
+        job, failure = self._job, self._failure
+        firsts = [
+            job.select(fn.MIN(job.finished_at))
+            .where(job.state.in_(literal_states([state])), job.finished_at.is_null(False))
+            .scalar()
+            for state in FINAL
+        ]
+        firsts.append(failure.select(failure.finished_at).order_by(failure.id).limit(1).scalar())
+        return min((to_millis(at) for at in firsts if at is not None), default=1 << 62)
+
+    def _forget(self, now: int) -> None:
+        """Delete the spans that longer ones stand for."""
+        total = self._total
+        for span, back, longer in _LEVELS:
+            edge = now - back - _SLACK
+            total.delete().where(total.span == span, total.at < edge - edge % longer).execute()
+
+    def _atomic(self) -> Any:
+        if isinstance(self._database, SqliteDatabase):
+            # A write lock taken late cannot be waited for.
+            return self._database.atomic("IMMEDIATE")
+        return self._database.atomic()

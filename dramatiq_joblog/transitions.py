@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,12 @@ from peewee import SqliteDatabase, fn
 from .locks import SECTION, UNIQUE, Locks
 from .models import Job, to_millis
 from .states import FINAL, OPEN, STARTABLE, DeadReason, Outcome, Start, State, judge_start
+from .totals import LATE
 from .upserts import Rule, upsert
 from .workers import is_gone
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from peewee import Database
 
@@ -231,6 +233,8 @@ class Transitions:
         self.failure = failure
         self.worker = worker
         self.locks = Locks(lock, job)
+        #: Called with minutes, in milliseconds since 1970, that must be counted again.
+        self.note_late: Callable[[set[int]], None] = _nobody
         self.database: Database = job._meta.database
         self._enqueues = upsert(_enqueue_rule(job))
         self._runs = upsert(_run_rule(job))
@@ -271,6 +275,7 @@ class Transitions:
             if event.kind == "start":
                 event.granted = event.jid in written or self._contest(event)
         self._lose([e for e in events if e.cut_off and e.granted])
+        self._note_late([event.row for event in events])
 
     def _write(self, events: Sequence[Event]) -> set[str]:
         self._enqueues.write([e.row for e in events if e.kind == "enqueue"])
@@ -312,6 +317,15 @@ class Transitions:
         A run that was presumed interrupted and then ended by itself is corrected.
         """
         self._failures.write(rows)
+        self._note_late(rows)
+
+    def _note_late(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Have the minutes counted again in which something of *rows* ended long before now."""
+        recent = time.time() * 1000 - LATE
+        ends = [row.get("finished_at") for row in rows]
+        late = {end - end % 60_000 for end in ends if end is not None and end < recent}
+        if late:
+            self.note_late(late)
 
     def _recount(self, jid: str) -> None:
         """Count the interruptions of a job anew."""
@@ -436,6 +450,10 @@ class Transitions:
             # A write lock taken late cannot be waited for: SQLite fails at once instead.
             return self.database.atomic("IMMEDIATE")
         return self.database.atomic()
+
+
+def _nobody(minutes: set[int]) -> None:
+    """Stand in for whoever counts."""
 
 
 def keys_of(event: Event) -> tuple[str, str]:

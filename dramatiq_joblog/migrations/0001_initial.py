@@ -12,7 +12,7 @@ from peewee import BigAutoField, BigIntegerField, CharField, IntegerField, Model
 
 def up(migrator: Any, database: Any) -> None:
     names = [model._meta.table_name for model in migrator.joblog_models]
-    job, failure, worker, lock, line, total, action = names
+    job, failure, worker, lock, line, total, action, mark = names
 
     class Job(Model):
         id = BigAutoField()
@@ -75,7 +75,7 @@ def up(migrator: Any, database: Any) -> None:
 
         class Meta:
             table_name = failure
-            indexes = ((("jid", "token"), True),)
+            indexes = ((("jid", "token"), True), (("finished_at",), False))
 
     class Worker(Model):
         id = BigAutoField()
@@ -135,13 +135,16 @@ def up(migrator: Any, database: Any) -> None:
         job_type = CharField(max_length=255)
         outcome = CharField(max_length=16)
         error_type = CharField(max_length=255)
+        gone = IntegerField(default=0)
         count = BigIntegerField()
         durations = TextField(null=True)
         queue_times = TextField(null=True)
 
         class Meta:
             table_name = total
-            indexes = ((("span", "at", "actor", "job_type", "outcome", "error_type"), True),)
+            indexes = (
+                (("span", "at", "gone", "actor", "job_type", "outcome", "error_type"), True),
+            )
 
     class Action(Model):
         id = BigAutoField()
@@ -156,7 +159,15 @@ def up(migrator: Any, database: Any) -> None:
             table_name = action
             indexes = ((("jid", "id"), False),)
 
+    class Mark(Model):
+        id = BigAutoField()
+        name = CharField(max_length=64, unique=True)
+        value = BigIntegerField()
+
+        class Meta:
+            table_name = mark
+
     # The user's column is added with the others of the job model: it may be a foreign key.
-    tables = [Job, Failure, Worker, Lock, Line, Total, Action]
+    tables = [Job, Failure, Worker, Lock, Line, Total, Action, Mark]
     with database.bind_ctx(tables):
         database.create_tables(tables)

@@ -1,0 +1,77 @@
+"""How many took how long: histograms whose buckets are a tenth wide, and can be added up."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import Any
+
+from peewee import SQL, NodeList
+
+#: The longest time that has a bucket of its own, in milliseconds.
+_LONGEST = 7 * 86_400_000
+
+
+def _bounds() -> tuple[int, ...]:
+    bounds = [0, 1]
+    while bounds[-1] < _LONGEST:
+        bounds.append(max(bounds[-1] + 1, round(bounds[-1] * 1.1)))
+    return tuple(bounds)
+
+
+#: Bucket n counts the times from ``BOUNDS[n]`` milliseconds on, up to the next bound.
+BOUNDS = _bounds()
+
+
+class Histogram(dict[int, int]):
+    """How many took how long: counts by the number of their bucket."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return sum(self.values())
+
+    def merge(self, other: dict[Any, int]) -> None:
+        """Add the counts of *other*, whose keys may be text, as JSON has them."""
+        for bucket, number in other.items():
+            self[int(bucket)] = self.get(int(bucket), 0) + number
+
+    def percentile(self, share: float) -> int | None:
+        """Return the milliseconds that *share* of them took at most, as 0.95; None without any.
+
+        It is right to the width of a bucket, a tenth.
+        """
+        wanted, seen = share * self.count, 0
+        for bucket in sorted(self):
+            inside = self[bucket]
+            if seen + inside >= wanted:
+                low = BOUNDS[bucket]
+                last = BOUNDS[bucket + 1] - 1 if bucket + 1 < len(BOUNDS) else low
+                return low + round((last - low) * (wanted - seen) / inside)
+            seen += inside
+        return None
+
+
+def bucket_of(milliseconds: int) -> int:
+    """Return the number of the bucket that counts a time."""
+    return bisect_right(BOUNDS, max(0, milliseconds)) - 1
+
+
+def bucket_expression(column: Any) -> Any:
+    """Return the expression for the bucket of a column: no database has logarithms for sure."""
+    parts = _TREE.split("?")
+    nodes = [SQL(parts[0])]
+    for part in parts[1:]:
+        nodes += [column, SQL(part)]
+    return NodeList(nodes)
+
+
+def _choose(low: int, high: int) -> str:
+    """Return a CASE that halves the buckets from *low* to *high* until one is left."""
+    if low == high:
+        return str(low)
+    middle = (low + high + 1) // 2
+    left, right = _choose(low, middle - 1), _choose(middle, high)
+    return f"CASE WHEN ? < {BOUNDS[middle]} THEN {left} ELSE {right} END"
+
+
+_TREE = f"CASE WHEN ? IS NULL THEN NULL ELSE {_choose(0, len(BOUNDS) - 1)} END"

@@ -1,0 +1,61 @@
+"""How far the log's own chores have come: numbers by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from peewee import IntegrityError
+
+if TYPE_CHECKING:
+    from peewee import Database
+
+#: Names of minutes in which something ended that came late.
+_LATE = "late:"
+
+
+class Marks:
+    """The table of marks.
+
+    Parameters:
+      mark: The bound model.
+    """
+
+    def __init__(self, mark: Any) -> None:
+        self._mark = mark
+        self._database: Database = mark._meta.database
+
+    def get(self, name: str) -> int | None:
+        """Return a mark's number, or None if it was never set."""
+        row = self._mark.get_or_none(self._mark.name == name)
+        return None if row is None else int(row.value)
+
+    def put(self, name: str, value: int) -> None:
+        """Set a mark."""
+        if not self._mark.update(value=value).where(self._mark.name == name).execute():
+            self._insert(name, value)
+
+    def note_late(self, minutes: set[int]) -> None:
+        """Mark minutes that must be counted again; milliseconds since 1970."""
+        for minute in sorted(minutes):
+            name = f"{_LATE}{minute}"
+            once_more = self._mark.update(value=self._mark.value + 1)
+            if not once_more.where(self._mark.name == name).execute():
+                self._insert(name, 1)
+
+    def late(self, limit: int) -> dict[int, int]:
+        """Return minutes that must be counted again, each with how often it was marked."""
+        marks = self._mark.select().where(self._mark.name.startswith(_LATE)).limit(limit)
+        return {int(mark.name.removeprefix(_LATE)): int(mark.value) for mark in marks}
+
+    def clear(self, minute: int, times: int) -> None:
+        """Forget that a minute is late, unless it was marked since."""
+        mark = self._mark
+        mark.delete().where(mark.name == f"{_LATE}{minute}", mark.value == times).execute()
+
+    def _insert(self, name: str, value: int) -> None:
+        try:
+            with self._database.atomic():
+                self._mark.insert(name=name, value=value).execute()
+        except IntegrityError:
+            # Another process was faster; for a mark that is as good.
+            self._mark.update(value=value).where(self._mark.name == name).execute()

@@ -1,0 +1,204 @@
+"""Retention: what goes, what stays, by whom, and in which parts."""
+
+from __future__ import annotations
+
+import time
+
+import dramatiq
+import pytest
+
+from dramatiq_joblog import ConfigurationError, JobLog, JobLogError
+from dramatiq_joblog.states import FINAL, State
+
+HOUR = 3_600_000
+
+
+def ago(milliseconds):
+    return int(time.time() * 1000) - milliseconds
+
+
+@pytest.fixture
+def old_and_new(joblog, job_factory):
+    """Make an old and a new job in each state, with failures and lines."""
+    for state in State:
+        for age in (2, 20):
+            final = state in FINAL
+            jid = f"{state}-{age}"
+            job_factory(
+                jid=jid,
+                state=state,
+                created_at=ago(age * HOUR),
+                updated_at=ago(age * HOUR),
+                finished_at=ago(age * HOUR) if final else None,
+            )
+            joblog.Failure.create(
+                jid=jid, token="t", attempt=1, outcome="retried", finished_at=ago(age * HOUR)
+            )
+            joblog.Line.create(
+                jid=jid, token="t", attempt=1, time=0, level="INFO", logger="x", text="y"
+            )
+
+
+def jids(model):
+    return {row.jid for row in model.select(model.jid)}
+
+
+def test_old_jobs_go(joblog, old_and_new):
+    """Final jobs that are old enough go with their failures and lines, and no others."""
+    keep = {"finished": 10 * HOUR, "dead": HOUR, "skipped": None}
+    gone = {"finished-20", "dead-2", "dead-20"}
+    before = jids(joblog.Job)
+    assert {"finished": 1, "dead": 2} == joblog.prune(keep, dry_run=True)
+    assert before == jids(joblog.Job)
+
+    told = []
+    assert {"finished": 1, "dead": 2, "failures": 3, "lines": 3} == joblog.prune(
+        keep, progress=told.append
+    )
+
+    assert before - gone == jids(joblog.Job) == jids(joblog.Failure) == jids(joblog.Line)
+    assert 3 == max(part["lines"] for part in told)
+    assert {} == joblog.prune(keep)
+
+
+def test_without_a_time_nothing_goes(joblog, old_and_new):
+    """A log that was told nothing keeps all, and so do states that are not named."""
+    assert {} == joblog.prune()
+    assert 18 == joblog.jobs.count()
+
+
+def test_batches(joblog, job_factory):
+    """Jobs go in batches, oldest first, each of no more than was said."""
+    for number in range(7):
+        job_factory(jid=str(number), finished_at=ago(HOUR * (20 - number // 2)))
+    left = []
+    joblog.prune({"finished": 0}, batch=3, progress=lambda _: left.append(sorted(jids(joblog.Job))))
+
+    assert [["3", "4", "5", "6"], ["6"], []] == left
+
+
+def test_job_types_with_times_of_their_own(database_url):
+    """Job types may be kept for ever, longer or shorter than the others."""
+    log = JobLog(
+        database_url,
+        keep={"finished": 10 * HOUR, "dead": 10 * HOUR},
+        keep_types={"audit": None, "ping": HOUR, "import": {"dead": 30 * HOUR}},
+    )
+    log.create_tables()
+    for job_type in (None, "audit", "ping", "import", "mail"):
+        for state in ("finished", "dead"):
+            for age in (2, 20):
+                log.Job.create(
+                    jid=f"{job_type} {state} {age}",
+                    actor="a",
+                    queue="q",
+                    job_type=job_type,
+                    state=state,
+                    attempt=1,
+                    created_at=0,
+                    updated_at=0,
+                    finished_at=ago(age * HOUR),
+                )
+    log.prune()
+
+    left = {tuple(jid.split()) for jid in jids(log.Job)}
+    assert {age for job_type, _, age in left if job_type == "audit"} == {"2", "20"}
+    assert set() == {row for row in left if row[0] == "ping"}
+    assert {("finished", "2"), ("dead", "2"), ("dead", "20")} == {
+        row[1:] for row in left if row[0] == "import"
+    }
+    assert {"2"} == {age for job_type, _, age in left if job_type in {"None", "mail"}}
+    log.close()
+
+
+def test_rows_that_nobody_needs(joblog):
+    """Workers that are gone for a week and uniquenesses that ran out go; sections stay."""
+    old = ago(8 * 24 * HOUR)
+    for name, seen, swept in (("gone", old, old), ("silent", old, None), ("new", ago(0), ago(0))):
+        joblog.Worker.create(
+            process=name,
+            host="h",
+            pid=1,
+            threads=1,
+            timeout=1,
+            started_at=old,
+            heartbeat_at=seen,
+            swept_at=swept,
+        )
+    for kind, key, owner, until in (
+        ("unique", "free", None, None),
+        ("unique", "over", "j", old),
+        ("unique", "held", "j", ago(-HOUR)),
+        ("section", "free", None, None),
+        ("section", "over", "j", old),
+    ):
+        joblog.Lock.create(
+            kind=kind, key=key, slot=0, owner=owner, fence=7, ttl=1, expires_at=until
+        )
+
+    assert {"workers": 1, "keys": 2} == joblog.prune()
+    assert {"silent", "new"} == {w.process for w in joblog.workers}
+    lock = joblog.Lock
+    # The turn that prunes is a row too.
+    assert {("unique", "held"), ("section", "free"), ("section", "over")} == {
+        (row.kind, row.key) for row in lock.select().where(lock.kind != "chore")
+    }
+
+
+def test_one_process_at_a_time(joblog, database_url, monkeypatch):
+    """While one process prunes another waits, and then says so."""
+    monkeypatch.setattr("dramatiq_joblog.chores._PATIENCE", 300)
+    other = JobLog(database_url)
+    with other.chores._turn() as renew:
+        assert renew()
+        with pytest.raises(JobLogError, match="another process prunes this log now"):
+            joblog.prune()
+    assert {} == joblog.prune()
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"keep": {"started": 5}}, "keep names 'started': only finished, dead and skipped"),
+        ({"keep": {"dead": -1}}, r"keep\['dead'\]=-1 must be milliseconds, or None"),
+        ({"keep": {"dead": "7d"}}, r"keep\['dead'\]='7d' must be milliseconds"),
+        ({"keep_types": {"a": {"lost": 1}}}, r"keep_types\['a'\] names 'lost'"),
+    ],
+)
+def test_times_that_make_no_sense(sqlite_url, options, says):
+    """What cannot be kept so is refused when the log is made."""
+    with pytest.raises(ConfigurationError, match=says):
+        JobLog(sqlite_url, **options)
+
+
+def test_a_worker_counts_and_prunes_by_itself(make_broker, worker, database_url, eventually):
+    """A worker counts what ended and deletes what is old, without being asked."""
+    log = JobLog(database_url, keep={"finished": HOUR})
+    log.create_tables()
+    for number in range(1200):
+        log.Job.insert(
+            jid=str(number),
+            actor="a",
+            queue="q",
+            state="finished",
+            attempt=1,
+            created_at=0,
+            updated_at=0,
+            finished_at=ago(3 * HOUR) + number,
+        ).execute()
+    broker = make_broker(joblog=log)
+
+    @dramatiq.actor
+    def work():
+        pass
+
+    with worker(broker):
+        work.send()
+        eventually(lambda: log.jobs.count() == 1, timeout=60)
+        eventually(lambda: not log.Lock.select().where(log.Lock.owner.is_null(False)).exists())
+    total = log.Total
+    assert 1200 == sum(
+        row.count for row in total.select().where(total.span == HOUR, total.gone == 0)
+    )
+    log.close()
