@@ -8,6 +8,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -201,6 +202,33 @@ def test_the_doctor_is_asked(joblog, job_factory, ask):
     found = {row["name"]: row for row in json.loads(ask("doctor", "--json", code=1).stdout)}
     assert not found["queues"]["ok"]
     assert found["queues"]["cure"]
+
+
+# prune
+
+
+def test_old_jobs_are_deleted(joblog, job_factory, ask):
+    """``prune`` says how many are old, asks, deletes those and no others, and is kept."""
+    old = int(time.time() * 1000) - 8 * 86_400_000
+    for _ in range(3):
+        job_factory(finished_at=old, created_at=old, updated_at=old)
+    dead(job_factory, "old", finished_at=old)
+    dead(job_factory, "new")
+    job_factory(state="retrying", finished_at=None, created_at=old)
+    week = ("--keep", "finished=7d")
+
+    assert "how long are jobs kept?" in ask("prune", code=2).stderr
+    assert "'waiting=7d' is not understood" in ask("prune", "--keep", "waiting=7d", code=2).stderr
+    assert "is no time" in ask("prune", "--keep", "dead=soon", code=2).stderr
+    assert "3 finished jobs would be deleted." in ask("prune", *week, "--dry-run").stdout
+    done = ask("prune", *week, "--keep", "dead=7d", code=2)
+    assert "1 dead and 3 finished jobs will be deleted: nobody can be asked" in done.stderr
+    assert 6 == joblog.jobs.count()
+    assert "3 finished jobs deleted." in ask("prune", *week, "--yes").stdout
+    assert {"dead": 1} == json.loads(ask("prune", "--keep", "dead=1d", "--yes", "--json").stdout)
+    assert "No job is that old." in ask("prune", *week).stdout
+    assert {"dead", "retrying"} == {str(job.state) for job in joblog.jobs}
+    assert ["1 dead job", "3 finished jobs"] == [action.detail for action in joblog.actions]
 
 
 # export

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.query import JobQuery
 
-#: The keys of a search that are options too.
+#: The keys of a search that are times, and those that are options too.
+TIMES = ("ended", "since", "until")
 OPTIONS = tuple(sorted(set(KEYS) - {"dismissed", "id"}))
 
 
@@ -85,7 +86,7 @@ def filtered(function: Callable[..., Any]) -> Callable[..., Any]:
         made = click.option(
             f"--{key}",
             key,
-            multiple=key not in ("since", "until"),
+            multiple=key not in TIMES,
             metavar="TEXT",
             type=Value(key),
             help=f"{KEYS[key][:1].upper()}{KEYS[key][1:]}.",
@@ -97,7 +98,8 @@ def filtered(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def text_of(words: Sequence[str], filters: dict[str, Any]) -> str:
     """Return words and options as the text of one search."""
-    parts = list(words)
+    # A shell takes the quotes of since:"2026-11-24 08:00", and no time has other words in it.
+    parts = [re.sub(rf"^({'|'.join(TIMES)}):([^\"]* [^\"]*)$", r'\1:"\2"', word) for word in words]
     for key, given in filters.items():
         for value in (given,) if isinstance(given, str) else given or ():
             if '"' in value:

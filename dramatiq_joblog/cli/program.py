@@ -15,6 +15,7 @@ from .locks import locks
 from .numbers import stats
 from .page import web
 from .people import actions, unlock
+from .prune import prune
 from .schema import migrate
 from .show import show
 from .tail import tail
@@ -22,7 +23,7 @@ from .workers import workers
 
 COMMANDS = (
     *(actions, dismiss, doctor, export, list_jobs, locks, migrate),
-    *(requeue, show, stats, tail, unlock, web, workers),
+    *(prune, requeue, show, stats, tail, unlock, web, workers),
 )
 
 

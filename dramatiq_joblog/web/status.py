@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
+from dramatiq_joblog.histogram import BOUNDS
 from dramatiq_joblog.migrations import compare
 from dramatiq_joblog.states import IN_PROGRESS, State
-from dramatiq_joblog.histogram import BOUNDS
 
 from .rows import WorkerRow
 

@@ -1,0 +1,67 @@
+"""The command line is documented: each command and option, with examples that work.
+
+``python tests/test_cli_docs.py`` writes the commands' help into docs/cli.md anew.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from dramatiq_joblog.cli.app import PROGRAM
+from dramatiq_joblog.cli.program import program
+
+DOCS = Path(__file__).parent.parent / "docs" / "cli.md"
+COMMANDS = sorted(program.commands)
+
+
+def help_of(*arguments):
+    """Return what ``--help`` shows in a terminal of 80 columns."""
+    done = CliRunner().invoke(program, [*arguments, "--help"], prog_name=PROGRAM, terminal_width=80)
+    return done.output
+
+
+def with_current_help(text):
+    """Return the documentation with the help of every command as it is now."""
+    block = re.compile(rf"```console\n\$ {PROGRAM} ([a-z]+) --help\n.*?```", re.DOTALL)
+    return block.sub(lambda m: f"```console\n$ {PROGRAM} {m[1]} --help\n{help_of(m[1])}```", text)
+
+
+def test_the_documentation_shows_the_help_as_it_is():
+    """docs/cli.md has the help of every command, as the command shows it."""
+    text = DOCS.read_text(encoding="utf-8")
+
+    assert COMMANDS == sorted(re.findall(rf"^\$ {PROGRAM} ([a-z]+) --help$", text, re.MULTILINE))
+    assert with_current_help(text) == text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_has_help_and_examples(name):
+    """A command tells what it does, all its options, and examples that it understands."""
+    command = program.commands[name]
+
+    assert command.help
+    assert [p.name for p in command.params if isinstance(p, click.Option) and not p.help] == []
+    assert command.examples
+    for arguments, effect in command.examples:
+        assert effect
+        words = shlex.split(re.split(r" [|>] ", arguments)[0])
+        at = words.index(name)
+        with program.make_context(PROGRAM, words[:at]), command.make_context(name, words[at + 1 :]):
+            pass
+
+
+def test_each_line_of_help_fits():
+    """No help is wider than a terminal of 80 columns, but for an example that must be whole."""
+    for arguments in ([], *([name] for name in COMMANDS)):
+        wide = [row for row in help_of(*arguments).splitlines() if len(row) > 80]
+        assert [] == [row for row in wide if not row.startswith(f"  {PROGRAM} ")]
+
+
+if __name__ == "__main__":
+    DOCS.write_text(with_current_help(DOCS.read_text(encoding="utf-8")), encoding="utf-8")
