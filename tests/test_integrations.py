@@ -139,7 +139,7 @@ def test_a_scheduler(run_in, eventually, tmp_path):
     joblog.close()
 
 
-@pytest.mark.parametrize("framework", ["flask"])
+@pytest.mark.parametrize("framework", ["fastapi", "flask"])
 def test_a_web_application(run_in, eventually, framework):
     """An endpoint sends a job, and another one tells its state."""
     write, _, running = run_in
