@@ -129,6 +129,7 @@ class JobLog(Asking, Replaying):
         #: The models of keys, log lines, totals and people's actions, alike.
         self.Lock: Any = _bind(Lock, self.Job, self.database)
         self.Line: Any = _bind(Line, self.Job, self.database)
+        self.Job.line_model = self.Failure.line_model = self.Line
         self.Total: Any = _bind(Total, self.Job, self.database)
         self.Action: Any = _bind(Action, self.Job, self.database)
         self.Mark: Any = _bind(Mark, self.Job, self.database)
@@ -139,7 +140,7 @@ class JobLog(Asking, Replaying):
         self.seal = Seal(seal_key) if seal_key is not None else None
         self._job_types = _texts_of(job_types)
         self._own_fields = _own_fields(self.Job)
-        self.transitions = Transitions(self.Job, self.Failure, self.Worker, self.Lock)
+        self.transitions = Transitions(self.Job, self.Failure, self.Worker, self.Lock, self.Line)
         marks = Marks(self.Mark)
         self.transitions.note_late = marks.note_late
         #: What ended, counted by spans of time.

@@ -14,6 +14,7 @@ from dramatiq.middleware import Retries
 
 from .arguments import Arguments
 from .errors import ConfigurationError
+from .lines import check_level
 from .locks import Exclusive, Unique, fold_key, key_maker
 from .query import user_field
 from .text import clean, clean_optional, fold_jid, message_of
@@ -41,6 +42,7 @@ OPTIONS = frozenset(
         "job_type",
         "job_user",
         "log_job",
+        "log_lines",
         "max_interruptions",
         "rerun",
         "unique",
@@ -83,7 +85,7 @@ class Messages:
         self._joblog = joblog
         self.arguments = Arguments(joblog)
         self._logger = get_logger(__name__, type(self))
-        self._user_column: str = user_field(joblog.Job).column_name
+        self.user_column: str = user_field(joblog.Job).column_name
         self.own_fields = {name: f for name, f in joblog.own_fields.items() if name != "user"}
         #: Names of the actors that were declared.
         self.declared: set[str] = set()
@@ -98,6 +100,7 @@ class Messages:
         self.declared.add(actor.actor_name)
         where, options = f"actor {actor.actor_name!r}", actor.options
         self._joblog.check_job_type(options.get("job_type"), where)
+        check_level(options.get("log_lines"), f"{where} has log_lines")
         if options.get("job_user") is not None:
             self._users[actor.actor_name] = _user_reader(options["job_user"], actor.fn, where)
         for name, kind in (("exclusive", Exclusive), ("unique", Unique)):
@@ -116,6 +119,8 @@ class Messages:
         where = f"message {message.message_id!r} of actor {message.actor_name!r}"
         if "job_type" in message.options:
             self._joblog.check_job_type(message.options["job_type"], where)
+        if "log_lines" in message.options:
+            check_level(message.options["log_lines"], f"{where} has log_lines")
         for name, frozen, kind in (
             ("exclusive", SECTION, Exclusive),
             ("unique", UNIQUE, Unique),
@@ -146,15 +151,15 @@ class Messages:
             "created_at": instant,
             "updated_at": instant,
             "section": options[SECTION]["key"] if SECTION in options else None,
-            "parent_jid": fold_jid(options[PARENT]) if PARENT in options else None,
-            "root_jid": fold_jid(options[ROOT]) if ROOT in options else None,
-            "replay_of": fold_jid(options[REPLAY_OF]) if REPLAY_OF in options else None,
         }
+        for name, column in ((PARENT, "parent_jid"), (ROOT, "root_jid"), (REPLAY_OF, "replay_of")):
+            if name in options:
+                row[column] = fold_jid(options[name])
         arguments, note = self.arguments.columns(broker, message)
         row |= arguments
         notes = [note] if note else []
         try:
-            row[self._user_column] = self._user(message)
+            row[self.user_column] = self._user(message)
             for name, field in self.own_fields.items():
                 value = option(broker, message, name)
                 row[field.column_name] = field.db_value(

@@ -6,6 +6,7 @@ whether a failed job was retried, wherever the middleware stands in the broker's
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dramatiq.logging import get_logger
 from dramatiq.middleware import Middleware, MiddlewareError, Retries, SkipMessage
 
+from .capture import Capture
 from .chores import INTERVAL as CHORES_INTERVAL
 from .current import CurrentJob, running
 from .errors import (
@@ -22,6 +24,7 @@ from .errors import (
     SectionTakenError,
     SectionUnknownError,
 )
+from .lines import Lines, check_level
 from .locks import UNIQUE as UNIQUE_KIND
 from .locks import Claim, describe_holder
 from .messages import (
@@ -36,6 +39,8 @@ from .messages import (
     now,
     option,
 )
+from .outcomes import tell
+from .reports import Reports
 from .requeue import Sender
 from .runs import Run, verdict
 from .states import State
@@ -71,9 +76,12 @@ class JobLogMiddleware(Middleware):
       joblog: The log to write to.
       acks: How acknowledgements wait for the commit: ``"plain"``, on the worker's thread, or
         ``"auto"``, the best way that the broker allows; for now these are the same.
+      lines: From which level on the lines that jobs log are kept; False for none.
       heartbeat: Milliseconds between two signs of life of a worker process.
       heartbeat_timeout: Milliseconds without one after which the process is taken to be gone,
         and the jobs it ran to be lost.
+      outcome_log: Whether each run that ends is told in a line of JSON as well, by the logger
+        ``dramatiq_joblog.outcome``.
       start: When the start is written: ``"before"``, always and before the body.
 
     Raises:
@@ -87,6 +95,8 @@ class JobLogMiddleware(Middleware):
         acks: str = "auto",
         heartbeat: int = DEFAULT_HEARTBEAT,
         heartbeat_timeout: int = DEFAULT_HEARTBEAT_TIMEOUT,
+        lines: str | int | bool = "INFO",
+        outcome_log: bool = False,
         start: str = "before",
     ) -> None:
         for name, value, known in (
@@ -105,6 +115,10 @@ class JobLogMiddleware(Middleware):
         self._heartbeat_interval = heartbeat
         self._heartbeat_timeout = heartbeat_timeout
         self._heartbeat: Heartbeat | None = None
+        self._outcome_log = outcome_log
+        self._lines_level = check_level(lines, "lines")
+        self._capture = Capture()
+        self._reports = Reports(joblog.transitions, joblog.redactor)
         self._messages = Messages(joblog)
         self._sender = joblog.sender = Sender(joblog, self._messages.arguments)
         self._local = threading.local()
@@ -167,6 +181,8 @@ class JobLogMiddleware(Middleware):
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         """Commit the start, or skip a message that may not run now."""
         self._local.run = None
+        if (left := running.get()) is not None:
+            self._reports.end(left)
         running.set(None)
         # Another middleware may have failed it already: then nothing will run.
         if getattr(message, "failed", False) or not is_logged(broker, message):
@@ -202,8 +218,20 @@ class JobLogMiddleware(Middleware):
         )
         if not self.joblog.writer.write(start):
             self._refuse(broker, message, run, start)
-        root = message.options.get(ROOT) or message.message_id
-        running.set(CurrentJob(message.message_id, run.row["attempt"], root, lease=start.lease))
+        job = CurrentJob(
+            message.message_id,
+            run.row["attempt"],
+            message.options.get(ROOT) or message.message_id,
+            message.actor_name,
+            run.row["token"],
+            lease=start.lease,
+        )
+        level = check_level(option(broker, message, "log_lines", self._lines_level), "log_lines")
+        if level is not None:
+            job.capture = self._capture
+            job.lines = Lines(run.row["jid"], job.token, job.attempt, level)
+        self._reports.begin(job)
+        running.set(job)
         run.began = time.monotonic()
 
     def _refuse(self, broker: Broker, message: MessageProxy, run: Run, start: Event) -> None:
@@ -229,6 +257,9 @@ class JobLogMiddleware(Middleware):
         if start.found == State.DEAD:
             # If its rejection was lost with its worker, to the dead letters with it.
             message.fail()
+        if self._outcome_log and start.taken:
+            row = {**start.row, "state": start.found, "skip_reason": start.taken}
+            tell(row, self._messages.user_column)
         raise SkipMessage(start.taken or f"the job log knows this job as {start.found} already")
 
     def _put_back(self, broker: Broker, message: MessageProxy, delay: int) -> None:
@@ -295,9 +326,13 @@ class JobLogMiddleware(Middleware):
         redactor = self.joblog.redactor
         event = verdict(broker, message, run, job, rejected=rejected, redactor=redactor)
         run.ended = True
+        if job is not None:
+            self._reports.end(job)
         running.set(None)
         self.joblog.release()
         self.joblog.writer.write(event)
+        if self._outcome_log:
+            tell(event.row, self._messages.user_column)
         # An error holds on to all that its frames hold on to.
         run.exception = run.skipped_error = None
 
@@ -317,6 +352,8 @@ class JobLogMiddleware(Middleware):
             self.joblog.writer.every(self._heartbeat_interval, self._heartbeat.beat)
             self.joblog.writer.at_least_every(_CLEANING, locks.clean)
             self.joblog.writer.every(CHORES_INTERVAL, self.joblog.chores.look)
+            self.joblog.writer.every(self._heartbeat_interval, self._reports.write)
+            logging.root.addHandler(self._capture)
         self._heartbeat.threads += worker.worker_threads
         self._heartbeat.queues |= worker.consumer_whitelist or broker.get_declared_queues()
 
@@ -327,8 +364,10 @@ class JobLogMiddleware(Middleware):
     def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:
         """Write what was handed over since, and say that this process has ended its work."""
         if self._heartbeat is not None:
+            self.joblog.writer.end_chore(self._reports.write, self._reports.write)
             self.joblog.writer.end_chore(self._heartbeat.beat, self._heartbeat.end)
             self.joblog.writer.end_chore(self.joblog.chores.look, self.joblog.chores.stop)
+            logging.root.removeHandler(self._capture)
             self._heartbeat = None
         self.joblog.writer.flush()
 

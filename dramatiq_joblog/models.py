@@ -236,8 +236,9 @@ class Job(_Row, metaclass=_JobBase):
         table_name = "joblog_job"
 
     _own = frozenset({"id", "options", "process", "sealed", "token"})
-    #: The failures' model of the same log; set when the log is made.
+    #: The failures' and the lines' models of the same log; set when the log is made.
     failure_model: ClassVar[Any] = None
+    line_model: ClassVar[Any] = None
 
     @classmethod
     def select(cls, *fields: Any) -> JobQuery:
@@ -249,6 +250,12 @@ class Job(_Row, metaclass=_JobBase):
         """The runs that did not finish, oldest first: a select of :class:`Failure`."""
         model = type(self).failure_model
         return model.select().where(model.jid == self.jid).order_by(model.id)
+
+    @property
+    def lines(self) -> Any:
+        """What all its runs logged, in order: a select of :class:`Line`."""
+        model = type(self).line_model
+        return _in_order(model.select().where(model.jid == self.jid))
 
 
 class Failure(_Row):
@@ -282,6 +289,15 @@ class Failure(_Row):
     class Meta:
         table_name = "joblog_failure"
         indexes = ((("jid", "token"), True), (("finished_at",), False))
+
+    #: The lines' model of the same log; set when the log is made.
+    line_model: ClassVar[Any] = None
+
+    @property
+    def lines(self) -> Any:
+        """What this run logged, in order: a select of :class:`Line`."""
+        model = type(self).line_model
+        return _in_order(model.select().where(model.jid == self.jid, model.token == self.token))
 
 
 class Worker(_Row):
@@ -369,9 +385,11 @@ class Line(_Row):
     token = CharField(max_length=32)
     #: Number of the attempt that the run was.
     attempt = IntegerField()
+    #: Number of the line within its run.
+    number = IntegerField()
     #: When it was logged.
     time = InstantField()
-    #: Name of its level, as ``INFO``.
+    #: Name of its level, as ``INFO``; empty for the line that tells how many are left out.
     level = CharField(max_length=16)
     #: Name of its logger.
     logger = CharField(max_length=255)
@@ -380,7 +398,12 @@ class Line(_Row):
 
     class Meta:
         table_name = "joblog_line"
-        indexes = ((("jid", "id"), False),)
+        indexes = ((("jid", "token", "number"), True),)
+
+
+def _in_order(lines: Any) -> Any:
+    line = lines.model
+    return lines.order_by(line.time, line.attempt, line.number)
 
 
 class Total(Model):

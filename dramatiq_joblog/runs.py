@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import traceback
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from dramatiq import Broker
 from dramatiq.errors import ActorNotFound
 from dramatiq.middleware import AgeLimit
 
+from .current import progress_of
 from .messages import DELAY_SUFFIX, SECTION, UNIQUE, attempt_of, now, option
 from .redaction import scrub
 from .states import DeadReason, Outcome, State
@@ -85,14 +87,19 @@ def verdict(
     if job is not None and job.meta:
         meta = document(job.meta, redactor)
         row |= {"meta": meta.text, "note": row.get("note") or meta.note}
+    if job is not None and job.told is not None:
+        row["progress"] = json.dumps(progress_of(job.told, redactor))
     if run.began is None or (run.skipped_by is not None and not run.skipped_in_actor):
         # The body never ran, whatever was written when another middleware still might let it.
         row |= {"started_at": None, "duration": None, "queue_time": None}
     failed = run.exception or (run.skipped_error if run.skipped_in_actor else None)
+    logged = None if job is None or job.lines is None else job.lines.end(redactor.value)
     return Event(
         "end",
         row,
         None if outcome is None or failed is None else _failure(row, outcome, failed),
+        lines=None if logged is None else logged.lines,
+        forget=None if logged is None else logged.forget,
         section=message.options.get(SECTION),
         unique=message.options.get(UNIQUE),
     )

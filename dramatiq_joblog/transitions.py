@@ -44,6 +44,10 @@ class Event:
     row: dict[str, Any]
     #: The row of the run that did not finish, for such an end.
     failure: dict[str, Any] | None = None
+    #: What the run logged, as rows.
+    lines: list[dict[str, Any]] | None = None
+    #: The jid and token of its lines that are to go, and their first and last number.
+    forget: Sequence[Any] | None = None
     #: Whether the message is known to have been delivered before.
     redelivered: bool = False
     #: How many of its runs may lose their worker before it is dead; None for any number.
@@ -167,6 +171,11 @@ _REPLACES = {
         column: f"CASE WHEN excluded.state = 'started' THEN job.{column} ELSE excluded.{column} END"
         for column in _KEPT_AT_START
     },
+    # Each run begins its own.
+    "progress": (
+        "CASE WHEN excluded.state = 'started' THEN NULL "
+        "ELSE coalesce(excluded.progress, job.progress) END"
+    ),
     # A job that was dropped before its body ran has not waited for its first run.
     "queue_time": (
         "CASE WHEN excluded.started_at IS NULL AND excluded.attempt = 1 "
@@ -202,6 +211,12 @@ def _failure_rule(failure: Any) -> Rule:
     return Rule(failure, "run", ("jid", "token"), guard, sets, {})
 
 
+def _line_rule(line: Any) -> Rule:
+    """Return the rule of log lines: one that is there stays."""
+    key = ("jid", "token", "number")
+    return Rule(line, "line", key, "1 = 0", {"text": "excluded.text"}, {})
+
+
 def default_of(field: Any) -> Any:
     """Return the default of a field of a model, or None."""
     return field.default() if callable(field.default) else field.default
@@ -226,12 +241,14 @@ class Transitions:
       failure: The bound failure model.
       worker: The bound worker model.
       lock: The bound lock model.
+      line: The bound model of log lines.
     """
 
-    def __init__(self, job: Any, failure: Any, worker: Any, lock: Any) -> None:
+    def __init__(self, job: Any, failure: Any, worker: Any, lock: Any, line: Any) -> None:
         self.job = job
         self.failure = failure
         self.worker = worker
+        self.line = line
         self.locks = Locks(lock, job)
         #: Called with minutes, in milliseconds since 1970, that must be counted again.
         self.note_late: Callable[[set[int]], None] = _nobody
@@ -239,6 +256,7 @@ class Transitions:
         self._enqueues = upsert(_enqueue_rule(job))
         self._runs = upsert(_run_rule(job))
         self._failures = upsert(_failure_rule(failure))
+        self._lines = upsert(_line_rule(line))
         self._own_fields = [f for f in job._meta.sorted_fields if f.name not in Job._meta.fields]
 
     def own_defaults(self) -> dict[str, Any]:
@@ -262,6 +280,7 @@ class Transitions:
                 any(e.kind == "enqueue" for e in events),
                 any(e.kind != "enqueue" for e in events),
                 any(e.failure is not None for e in events),
+                any(e.lines for e in events),
                 any(e.section is not None or e.unique is not None for e in events),
                 len(events) > self._runs.max_rows,
             )
@@ -285,6 +304,7 @@ class Transitions:
             if event.kind == "end" and event.failure is not None and event.jid not in written:
                 # What was taken for an interruption has ended by itself.
                 self._recount(event.jid)
+        self.insert_lines([e for e in events if e.lines])
         for event in sorted(events, key=keys_of):
             self._hold(event, written=event.kind == "enqueue" or event.jid in written)
         return written
@@ -342,6 +362,19 @@ class Transitions:
             job.update(state=State.LOST).where(
                 job.state == State.STARTED, job.token.in_(tokens)
             ).execute()
+
+    def insert_lines(self, logged: Sequence[Any]) -> None:
+        """Insert lines of runs, once each, and delete those that went out of bounds.
+
+        Each of *logged* has ``lines`` and ``forget`` as an :class:`Event` has them.
+        """
+        line = self.line
+        for each in logged:
+            if each.forget is not None:
+                jid, token, first, last = each.forget
+                mine = line.jid == jid, line.token == token
+                line.delete().where(*mine, line.number.between(first, last)).execute()
+        self._lines.write([row for each in logged for row in each.lines])
 
     def _contest(self, event: Event) -> bool:
         """Answer a start that the fast guard did not let through."""

@@ -315,7 +315,7 @@ class Writer:
         dropped = dict.fromkeys(("args", "kwargs", "max_retries", "meta"))
         bare = event.row | dropped | self._transitions.own_defaults()
         bare["note"] = f"not stored, because the database refused: {error}"[:1000]
-        repaired = dataclasses.replace(event, row=bare)
+        repaired = dataclasses.replace(event, row=bare, lines=None, forget=None)
         try:
             with self._connection.asking():
                 self._sections.write([repaired])

@@ -118,6 +118,7 @@ def up(migrator: Any, database: Any) -> None:
         jid = CharField(max_length=255)
         token = CharField(max_length=32)
         attempt = IntegerField()
+        number = IntegerField()
         time = BigIntegerField()
         level = CharField(max_length=16)
         logger = CharField(max_length=255)
@@ -125,7 +126,7 @@ def up(migrator: Any, database: Any) -> None:
 
         class Meta:
             table_name = line
-            indexes = ((("jid", "id"), False),)
+            indexes = ((("jid", "token", "number"), True),)
 
     class Total(Model):
         id = BigAutoField()
