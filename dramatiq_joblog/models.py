@@ -252,6 +252,35 @@ class Job(_Row, metaclass=_JobBase):
         return model.select().where(model.jid == self.jid).order_by(model.id)
 
     @property
+    def children(self) -> JobQuery:
+        """The jobs that were sent from within this one, oldest first."""
+        job: Any = type(self)
+        # By the root too, as that has an index.
+        mine = job.root_jid == (self.root_jid or self.jid), job.parent_jid == self.jid
+        query: JobQuery = job.select().where(*mine).order_by(job.id)
+        return query
+
+    @property
+    def parent(self) -> Any:
+        """The job that sent this one; None if none did, or the log has forgotten it."""
+        job: Any = type(self)
+        return None if self.parent_jid is None else job.get_or_none(job.jid == self.parent_jid)
+
+    @property
+    def root(self) -> Any:
+        """The first job of its family, itself if none sent it; None if that is forgotten."""
+        job: Any = type(self)
+        return self if self.root_jid is None else job.get_or_none(job.jid == self.root_jid)
+
+    @property
+    def family(self) -> JobQuery:
+        """The first job of its family and all that were sent from it on, oldest first."""
+        job: Any = type(self)
+        root = self.root_jid or self.jid
+        query: JobQuery = job.select().where((job.jid == root) | (job.root_jid == root))
+        return query.order_by(job.id)
+
+    @property
     def lines(self) -> Any:
         """What all its runs logged, in order: a select of :class:`Line`."""
         model = type(self).line_model
@@ -501,6 +530,8 @@ def add_indexes(model: Any) -> None:
     _add_index(model, "waiting", model.section, model.waiting_since, where=waiting)
     # "The newest dead ones", a page of them, and how many there are.
     _add_index(model, "state", model.state, model.created_at)
+    # "Who was sent from this job on?"  A job that nobody sent costs nothing.
+    _add_index(model, "family", model.root_jid, where="root_jid IS NOT NULL")
     # What totals count and what goes when it is old.
     _add_index(model, "ended", model.state, model.finished_at, where="finished_at IS NOT NULL")
 
