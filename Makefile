@@ -15,7 +15,7 @@ DEV := $(VENV)/.has-dev
 SUITABLE := import ensurepip, sqlite3, ssl, sys, venv; sys.exit(sys.version_info < (3, 10))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint fix docs wheel clean
+.PHONY: help demo web test check lint fix docs wheel clean
 
 help: ## Show the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -23,6 +23,9 @@ help: ## Show the targets
 
 demo: $(EXAMPLE) ## Run the example: real workers, a real Redis, a SQLite log; under a minute
 	@$(IN_VENV) -m example_app
+
+web: $(EXAMPLE) ## Serve the page of what the example did, on http://localhost:8000
+	@$(IN_VENV) -m example_app.web
 
 test: $(DEV) ## Run the tests on real servers; ARGS="..." goes to pytest
 	@$(IN_VENV) -m pytest $(ARGS)

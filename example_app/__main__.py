@@ -24,8 +24,11 @@ from .story import StoryError, jobs_of, send, watch
 
 PYTHON = os.path.relpath(sys.executable) if ".venv" in sys.executable else "python"
 LOG = 'os.environ["JOBLOG_DATABASE"]' if "JOBLOG_DATABASE" in os.environ else f'"{DATABASE_URL}"'
+PAGE = "make web" if ".venv" in sys.executable else "python -m example_app.web"
 NEXT = f"""
 [bold]What to try next[/]
+  Look at it on a page, http://localhost:8000; run the demo again beside it, and watch:
+    [cyan]{PAGE}[/]
   Ask the log yourself:
     [cyan]{PYTHON} -c '
     import os; from dramatiq_joblog import JobLog

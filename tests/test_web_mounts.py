@@ -1,4 +1,4 @@
-"""The examples of docs/web.md, as they are printed: the page in FastAPI, Starlette, Flask, Django."""
+"""The examples of docs/web.md as they are printed: FastAPI, Starlette, Flask, Django."""
 
 from __future__ import annotations
 

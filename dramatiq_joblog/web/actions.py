@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dramatiq.logging import get_logger
 from starlette.responses import RedirectResponse
 
 from dramatiq_joblog.errors import JobLogError, LockNotAcquired
@@ -101,6 +102,11 @@ def _requeue(visit: Visit, jids: Iterable[str]) -> tuple[list[str], dict[str, st
             message = visit.joblog.requeue(jid, who=visit.who, broker=visit.site.broker)
         except JobLogError as e:
             refused[jid] = str(e)
+        except Exception as e:  # noqa: BLE001
+            # Brokers raise many kinds when they are away; the next job would fare no better.
+            get_logger(__name__).warning("Job %s could not be sent again: %s", jid, e)
+            refused[jid] = f"the broker did not take it: {e}"
+            break
         else:
             sent.append(message.message_id)
     if refused and (sent or len(refused) > 1):

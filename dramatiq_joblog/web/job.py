@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from dramatiq.logging import get_logger
 from markupsafe import Markup
 
 from dramatiq_joblog.errors import JobNotFound
@@ -118,7 +119,13 @@ def _family(visit: Visit, found: Any) -> list[Any]:
 def _job_links(visit: Visit, found: Any) -> list[tuple[str, str]]:
     if visit.site.job_links is None:
         return []
-    links = [(str(text), str(href)) for text, href in visit.site.job_links(found)]
+    try:
+        links = [(str(text), str(href)) for text, href in visit.site.job_links(found)]
+    except Exception:  # noqa: BLE001
+        # The user's own: the page is there when something is broken.
+        get_logger(__name__).exception("job_links failed on job %s", found.jid)
+        visit.banners.append("The application's own links are missing: job_links failed.")
+        return []
     # A link that is a script would be the only way to run one here.
     return [(text, href) for text, href in links if href.startswith(("http:", "https:", "/"))]
 
