@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dramatiq.logging import get_logger
 from dramatiq.middleware import Middleware, MiddlewareError, Retries, SkipMessage
 
+from .acks import ACKS, HandedAcks, why_not
 from .capture import Capture
 from .chores import INTERVAL as CHORES_INTERVAL
 from .current import CurrentJob, running
@@ -74,8 +75,9 @@ class JobLogMiddleware(Middleware):
 
     Parameters:
       joblog: The log to write to.
-      acks: How acknowledgements wait for the commit: ``"plain"``, on the worker's thread, or
-        ``"auto"``, the best way that the broker allows; for now these are the same.
+      acks: How acknowledgements wait for the commit: ``"plain"``, on the worker's thread, as
+        any broker can; ``"handed"``, on a thread of ours, many in one round trip, as only a
+        ``RedisBroker`` can; ``"auto"``, handed if the broker can, and plain if not.
       lines: From which level on the lines that jobs log are kept; False for none.
       heartbeat: Milliseconds between two signs of life of a worker process.
       heartbeat_timeout: Milliseconds without one after which the process is taken to be gone,
@@ -85,7 +87,8 @@ class JobLogMiddleware(Middleware):
       start: When the start is written: ``"before"``, always and before the body.
 
     Raises:
-      ConfigurationError: If an option has no known value.
+      ConfigurationError: If an option has no known value; when a worker boots or an actor is
+        declared, if ``"handed"`` was asked of a broker that cannot.
     """
 
     def __init__(
@@ -100,7 +103,7 @@ class JobLogMiddleware(Middleware):
         start: str = "before",
     ) -> None:
         for name, value, known in (
-            ("acks", acks, ("auto", "plain")),
+            ("acks", acks, ACKS),
             ("start", start, ("before",)),
         ):
             if value not in known:
@@ -112,6 +115,8 @@ class JobLogMiddleware(Middleware):
             )
         self.joblog = joblog
         self.logger = get_logger(__name__, type(self))
+        self._how_to_ack = acks
+        self._acks: HandedAcks | None = None
         self._heartbeat_interval = heartbeat
         self._heartbeat_timeout = heartbeat_timeout
         self._heartbeat: Heartbeat | None = None
@@ -137,6 +142,8 @@ class JobLogMiddleware(Middleware):
 
     def before_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
         """Refuse what the log could not use."""
+        if self._acks is None:
+            self._check_acks(broker)
         self._messages.declare(actor)
         self._sender.broker = broker
 
@@ -330,7 +337,11 @@ class JobLogMiddleware(Middleware):
             self._reports.end(job)
         running.set(None)
         self.joblog.release()
-        self.joblog.writer.write(event)
+        committed = self.joblog.writer.put(event)
+        if self._acks is not None and not rejected and self._acks.takes(broker, message):
+            self._acks.after(committed, message)
+        else:
+            committed.acquire()
         if self._outcome_log:
             tell(event.row, self._messages.user_column)
         # An error holds on to all that its frames hold on to.
@@ -340,6 +351,10 @@ class JobLogMiddleware(Middleware):
 
     def before_worker_boot(self, broker: Broker, worker: Any) -> None:
         """Begin to give signs of life, before the first job."""
+        if self._acks is None:
+            self._check_acks(broker)
+            if self._how_to_ack != "plain" and why_not(broker) is None:
+                self._acks = HandedAcks(broker)
         locks = self.joblog.transitions.locks
         if self._heartbeat is None:
             self._heartbeat = Heartbeat(
@@ -370,6 +385,18 @@ class JobLogMiddleware(Middleware):
             logging.root.removeHandler(self._capture)
             self._heartbeat = None
         self.joblog.writer.flush()
+        if self._acks is not None and not self._acks.flush():
+            self.logger.warning(
+                "Acknowledgements could not be sent before the end. Their jobs will be delivered "
+                "again, and not run again."
+            )
+
+    def _check_acks(self, broker: Broker) -> None:
+        reason = why_not(broker) if self._how_to_ack == "handed" else None
+        if reason is not None:
+            raise ConfigurationError(
+                f"acks='handed' is not possible with this broker: {reason}; use acks='auto'"
+            )
 
     # What this thread works on
 

@@ -106,9 +106,13 @@ class Writer:
         """Whether the database is taken to be away."""
         return self._probe is not None
 
-    def put(self, event: Event) -> None:
-        """Hand over *event* and go on."""
-        self._submit(event)
+    def put(self, event: Event) -> threading.Lock:
+        """Hand over *event* and go on.
+
+        Returns:
+          A lock that can be acquired once the event is committed, or kept by the log's policy.
+        """
+        return self._submit(event).done
 
     def write(self, event: Event) -> bool:
         """Hand over *event* and wait until it is committed, or kept by the log's policy.

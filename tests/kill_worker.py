@@ -15,9 +15,11 @@ import dramatiq
 from dramatiq.middleware import Middleware
 
 from dramatiq_joblog import JobLog, JobLogMiddleware
+from dramatiq_joblog.acks import HandedAcks
 
 folder = Path(os.environ["KILL_FOLDER"])
 point = os.environ["KILL_AT"]
+way = os.environ["KILL_ACKS"]
 
 
 def reached(name: str) -> None:
@@ -63,9 +65,21 @@ def write_or_die(events):
 
 
 joblog.transitions.write = write_or_die
+send = HandedAcks._try
+
+
+def send_or_die(self, acks):
+    reached("before_pipeline")
+    refused = send(self, acks)
+    reached("after_pipeline")
+    return refused
+
+
+HandedAcks._try = send_or_die
 broker = brokers.connect(os.environ["KILL_BROKER"], namespace="kill", impatient=True)
-broker.add_middleware(JobLogMiddleware(joblog))
-broker.add_middleware(BeforeTheAcknowledgement())
+broker.add_middleware(JobLogMiddleware(joblog, acks=way))
+if way == "plain":
+    broker.add_middleware(BeforeTheAcknowledgement())
 dramatiq.set_broker(broker)
 
 

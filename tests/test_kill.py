@@ -29,6 +29,8 @@ class Death:
     runs: list[str]
     #: Outcomes of failures in the end, but for that of a job which breaks.
     failures: list[str]
+    #: The ways to acknowledge that have this point.
+    ways: tuple[str, ...] = ("plain", "handed")
 
 
 #: "end" stands for the job's own outcome.
@@ -44,35 +46,41 @@ DEATHS = [
         ["interrupted"],
     ),
     Death("after_end_commit", {"end"}, True, ["began", "ended"], []),
-    Death("before_ack", {"end"}, True, ["began", "ended"], []),
-    Death("after_ack", {"end"}, False, ["began", "ended"], []),
+    Death("before_ack", {"end"}, True, ["began", "ended"], [], ("plain",)),
+    Death("after_ack", {"end"}, False, ["began", "ended"], [], ("plain",)),
+    Death("before_pipeline", {"end"}, True, ["began", "ended"], [], ("handed",)),
+    Death("after_pipeline", {"end"}, False, ["began", "ended"], [], ("handed",)),
 ]
 
-
 ACTORS = ["works", "breaks"]
-#: Each point with each actor on each broker, and with each database on some of them.
+#: Each point with each actor on each broker, and with each database on some of them; a rejection
+#: is never handed over.
 COMBINATIONS = [
-    pytest.param(death, actor, broker, database, id=f"{death.point}-{actor}-{broker}-{database}")
+    pytest.param(
+        death, way, actor, broker, database, id=f"{way}-{death.point}-{actor}-{broker}-{database}"
+    )
     for i, death in enumerate(DEATHS)
     for j, actor in enumerate(ACTORS)
-    for k, broker in enumerate(BROKERS)
+    for k, (way, broker) in enumerate([*(("plain", b) for b in BROKERS), ("handed", "redis")])
     for database in [DATABASES[(i + j + k) % len(DATABASES)]]
+    if way in death.ways and (actor == "works" or "pipeline" not in death.point)
 ]
 
 
 @pytest.mark.parametrize(
-    ("death", "actor", "broker_url", "database_url"),
+    ("death", "way", "actor", "broker_url", "database_url"),
     COMBINATIONS,
     indirect=["broker_url", "database_url"],
 )
 def test_sigkill(
-    joblog, database_url, broker_url, run_worker_process, eventually, tmp_path, death, actor
+    joblog, database_url, broker_url, run_worker_process, eventually, tmp_path, death, way, actor
 ):
     """Whatever the point, a job without an outcome is delivered again, and one with is not run."""
     end = "finished" if actor == "works" else "dead"
     own_failure = [] if actor == "works" else ["dead"]
     broker = brokers.connect(broker_url, namespace="kill")
     environment = {
+        "KILL_ACKS": way,
         "KILL_AT": death.point,
         "KILL_BROKER": broker_url,
         "KILL_DATABASE": database_url,

@@ -29,7 +29,7 @@ LAYERS = (
     ("doctor",),
     ("joblog",),
     ("arguments", "importing"),
-    ("messages",),
+    ("acks", "messages"),
     ("requeue", "runs"),
     ("middleware",),
     ("__init__",),
