@@ -144,6 +144,10 @@ def _ask_jobs(visit: Visit, what: str) -> Question:
         others = sum(job.state != State.DEAD for job in able)
         if others:
             effects.append(("waiting", f"{number(others)} of them did not die: they run twice."))
+        gone = sum(job.withheld is not None and job.sealed is None for job in able)
+        if gone:
+            text = f"{number(gone)} of them cannot be: what they were sent with is not kept."
+            effects.append(("dead", text))
         twice = sum(job.replayed_by is not None for job in able)
         if twice:
             effects.append(("waiting", f"{number(twice)} of them were run again before."))
@@ -204,12 +208,7 @@ def _ask_unlock(visit: Visit) -> Question | None:
     if lock is None or lock.fence != fence:
         return None
     job = log.jobs.where(log.Job.jid == lock.owner).first()
-    waiter = (
-        log.jobs.waiting()
-        .where(log.Job.section == key)
-        .order_by(log.Job.waiting_since, log.Job.id)
-        .first()
-    )
+    waiter = log.waiters(key).first()
     now = log.now()
     renewed = to_millis(now) - (to_millis(lock.expires_at) - lock.ttl)
     who = short(job.jid) if job is not None else lock.owner

@@ -39,9 +39,7 @@ def chosen(visit: Visit, name: str, options: dict[str, int]) -> str:
 
 def waiters(visit: Visit, key: str) -> list[Any]:
     """Return the jobs that wait for a section, the one that is next first."""
-    job = visit.joblog.Job
-    line = visit.joblog.jobs.waiting().where(job.section == key)
-    line = line.order_by(job.waiting_since, job.id).limit(PER_PAGE)
+    line = visit.joblog.waiters(key).limit(PER_PAGE)
     return visit.rows(f"the line for {key}", lambda: line)
 
 

@@ -43,7 +43,7 @@ def job(visit: Visit) -> Response:
     found = _find(visit, visit.request.path_params["jid"])
     log = visit.joblog
     failures = visit.rows("the failed runs", lambda: found.failures)
-    lines = visit.rows("the log lines", lambda: _lines(log, found))
+    lines = visit.rows("the log lines", lambda: found.lines.limit(MOST_LINES))
     family = visit.part("the family", lambda: _family(visit, found), [found])
     deeds = visit.rows(
         "the actions", lambda: log.actions.where(log.Action.jid == found.jid).limit(50)
@@ -91,11 +91,6 @@ def _find(visit: Visit, jid: str) -> Any:
     # It may be the jid itself that ends so.
     visit.wants_json = visit.prefers_json
     return found
-
-
-def _lines(log: Any, found: Any) -> Any:
-    line = log.Line
-    return line.select().where(line.jid == found.jid).order_by(line.id).limit(MOST_LINES)
 
 
 def _family(visit: Visit, found: Any) -> list[Any]:

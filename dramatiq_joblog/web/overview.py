@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from .visit import Visit
 
+#: So many jobs are looked through for one fact about them.
+FEW = 5_000
+
 #: What the states mean, for those who see the page for the first time.
 MEANINGS = (
     ("enqueued", "the broker has it, nothing has run"),
@@ -93,6 +96,7 @@ def _is_empty(visit: Visit) -> bool:
 
 def _cells(visit: Visit, oldest: Sequence[Any], stats: Any, span: str) -> list[dict[str, Any]]:
     counts = visit.counts()
+    notes = _notes(visit, oldest, counts)
     ended = {} if stats is None else stats.counts
     total = sum(ended.get(str(state), 0) for state in FINAL)
     cells = []
@@ -104,9 +108,8 @@ def _cells(visit: Visit, oldest: Sequence[Any], stats: Any, span: str) -> list[d
             value = ended.get(name, 0)
             note = f"{100 * value / total:.3g} %" if total else ""
             words += f" ended:{span}"
-        elif state == State.ENQUEUED:
-            first = next((job for job in oldest if job.state == state), None)
-            note = "" if first is None else f"oldest {_age(first, visit.now)}"
+        else:
+            note = notes.get(state, "")
         cells.append(
             {
                 "state": name,
@@ -119,6 +122,33 @@ def _cells(visit: Visit, oldest: Sequence[Any], stats: Any, span: str) -> list[d
     return cells
 
 
+def _notes(visit: Visit, oldest: Sequence[Any], counts: dict[Any, Any]) -> dict[Any, str]:
+    """Return one useful fact on each state that jobs are in now."""
+    log = visit.joblog
+    notes = {}
+    first = next((job for job in oldest if job.state == State.ENQUEUED), None)
+    if first is not None:
+        notes[State.ENQUEUED] = f"oldest {_age(first, visit.now)}"
+    for state in (State.DELAYED, State.RETRYING):
+        # Without an index on when they are due: only where they are few.
+        if 0 < counts.get(state, 0) < FEW:
+            due = log.jobs.in_state(state).order_by(log.Job.eta).limit(1)
+            following = visit.rows(None, due.iterator)
+            if following:
+                notes[state] = f"next {JobRow(following[0], visit.now).due}"
+    if 0 < counts.get(State.WAITING, 0) < FEW:
+        keys = log.jobs.waiting().select(log.Job.section).distinct().order_by().tuples()
+        some = len(visit.rows(None, lambda: keys))
+        notes[State.WAITING] = f"on {some} section{'s' * (some != 1)}"
+    if counts.get(State.STARTED):
+        alive = log.workers.where(log.Worker.ended_at.is_null(), log.Worker.swept_at.is_null())
+        threads = sum(worker.threads for worker in visit.rows(None, lambda: alive.limit(1000)))
+        notes[State.STARTED] = f"of {threads} thread{'s' * (threads != 1)}" if threads else ""
+    if counts.get(State.LOST):
+        notes[State.LOST] = "worker gone"
+    return notes
+
+
 def _age(job: Any, now: datetime) -> str:
     return plain_duration((now - sent_at(job)) / timedelta(milliseconds=1))
 
@@ -128,7 +158,7 @@ def _old(job: Any, now: datetime) -> dict[str, Any]:
     text = row.why
     if job.state == State.RETRYING:
         attempts = f" of {row.attempts}" if row.attempts else ""
-        text = f"{row._due()}, attempt {row.attempt + 1}{attempts}"
+        text = f"{row.due}, attempt {row.attempt + 1}{attempts}"
     return {
         "jid": row.jid,
         "name": row.name,

@@ -120,7 +120,7 @@ class JobRow:
         return f"queue {self.queue}"
 
     def _why_delayed(self) -> str:
-        return self._due()
+        return self.due
 
     def _why_waiting(self) -> str:
         key = self._job.section or "its section"
@@ -132,7 +132,7 @@ class JobRow:
         return f"{share} %" if share is not None else str(progress.get("text") or "")
 
     def _why_retrying(self) -> str:
-        return ", ".join(filter(None, (self._due(), self.error_type)))
+        return ", ".join(filter(None, (self.due, self.error_type)))
 
     def _why_lost(self) -> str:
         return f"{self.worker} gone" if self.worker else "its worker is gone"
@@ -145,7 +145,9 @@ class JobRow:
     def _why_skipped(self) -> str:
         return self._job.skip_reason or ""
 
-    def _due(self) -> str:
+    @property
+    def due(self) -> str:
+        """When it runs next, in words."""
         if self._job.eta is None:
             return ""
         left = (self._job.eta - self._now) / timedelta(milliseconds=1)
@@ -241,7 +243,7 @@ def _place_of(lock: Any, job: Any, now: datetime) -> str:
     if job is None:
         return str(lock.owner)
     if job.state == State.RETRYING and job.eta is not None:
-        return f"back {JobRow(job, now)._due()}"  # the same words as in a list of jobs
+        return f"back {JobRow(job, now).due}"
     worker: str = (job.worker or "").rpartition(":")[0]
     return f"{worker} gone" if job.state == State.LOST else worker or "not running yet"
 

@@ -56,11 +56,14 @@ class Site:
     _kept: dict[str, tuple[float, Any]] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
-    def keep(self, name: str, ask: Callable[[], T]) -> T:
-        """Return a figure that is at most two seconds old: many may watch one page."""
+    def keep(self, name: str, ask: Callable[[], T], *, times: int = 1) -> T:
+        """Return a figure that is at most two seconds old, or some times that.
+
+        Many may watch one page: they cost the database no more than one does.
+        """
         with self._guard:
             at, value = self._kept.get(name, (0.0, None))
-        if at and time.monotonic() - at < FRESH_FOR:
+        if at and time.monotonic() - at < FRESH_FOR * times:
             kept: T = value
             return kept
         fresh = ask()

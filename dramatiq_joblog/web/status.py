@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 #: Upper bounds of the histograms, in seconds.
 _LE = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 600, 1800, 3600)
-#: The histograms are of so many hours: what a scrape of an hour misses, no other would find.
-_HOURS = 24
+#: Counters are of all that the log knows of: totals outlive the jobs, so they only grow.
+_BEGIN = datetime(2020, 1, 1, tzinfo=timezone.utc)
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -51,10 +51,9 @@ def metrics(visit: Visit) -> Response:
     counts = visit.counts()
     active = visit.rows("jobs by type", lambda: _by_type(log))
     oldest = visit.rows("the oldest", lambda: log.oldest(limit=1))
-    since = visit.now - timedelta(hours=_HOURS)
     stats = visit.part(
         "the histograms",
-        lambda: visit.site.keep("metrics", lambda: log.stats(since=since)),
+        lambda: visit.site.keep("metrics", lambda: log.stats(since=_BEGIN), times=5),
         None,
     )
     age = 0.0
@@ -70,11 +69,9 @@ def metrics(visit: Visit) -> Response:
     ]
     if stats is not None:
         lines += [
-            *_gauge(
-                "joblog_ended_last_day", "Ended in the last 24 hours, by outcome.", _ended(stats)
-            ),
-            *_histogram("joblog_duration_seconds", "Duration of last runs, last 24 hours.", stats),
-            *_histogram("joblog_queue_time_seconds", "Time in the queue, last 24 hours.", stats),
+            *_family("joblog_ended_total", "Ends of runs, by outcome.", "counter", _ended(stats)),
+            *_histogram("joblog_duration_seconds", "Duration of the last runs of jobs.", stats),
+            *_histogram("joblog_queue_time_seconds", "Time before the first run.", stats),
         ]
     if visit.banners:
         lines += [f"# {text}" for text in visit.banners]
@@ -141,15 +138,25 @@ def _sum(histogram: dict[int, int]) -> float:
 
 
 def _gauge(name: str, text: str, samples: Iterable[tuple[dict[str, str], float]]) -> Iterator[str]:
+    return _family(name, text, "gauge", samples)
+
+
+def _family(
+    name: str, text: str, kind: str, samples: Iterable[tuple[dict[str, str], float]]
+) -> Iterator[str]:
     yield f"# HELP {name} {text}"
-    yield f"# TYPE {name} gauge"
+    yield f"# TYPE {name} {kind}"
     yield from _sample(name, samples)
 
 
 def _sample(name: str, samples: Iterable[tuple[dict[str, str], float]]) -> Iterator[str]:
     for labels, value in samples:
         inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-        yield f"{name}{{{inside}}} {value:g}" if inside else f"{name} {value:g}"
+        yield f"{name}{{{inside}}} {_figure(value)}" if inside else f"{name} {_figure(value)}"
+
+
+def _figure(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
 def _escaped(text: str) -> str:

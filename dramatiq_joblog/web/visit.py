@@ -58,6 +58,7 @@ class Visit:
         self.wants_json = self.link.path.endswith(".json") or self.prefers_json
         #: What the page says above all: what is missing, what was done.
         self.banners: list[str] = []
+        self._told: dict[str, Any] = {}
 
     @property
     def joblog(self) -> Any:
@@ -263,7 +264,12 @@ class Visit:
         return int(self.joblog.workers.where(~gone).count())
 
     def _kept(self, name: str, ask: Callable[[], Any]) -> Any:
-        return self.site.keep(name, lambda: self.part(f"the number of {name}", ask, None))
+        """Return a figure of every page, asked for once in a visit, and not by every visit."""
+        if name not in self._told:
+            self._told[name] = self.site.keep(
+                name, lambda: self.part(f"the number of {name}", ask, None)
+            )
+        return self._told[name]
 
 
 def _prefers_json(accept: str) -> bool:
