@@ -528,6 +528,8 @@ def add_indexes(model: Any) -> None:
     # "Who waits for this section, in order?"  Nobody but a waiting job pays for it.
     waiting = f"state = '{State.WAITING.value}'"
     _add_index(model, "waiting", model.section, model.waiting_since, where=waiting)
+    # "Which jobs did this one send?"  Nobody but a job that another one sent pays for it.
+    _add_index(model, "family", model.root_jid, where="root_jid IS NOT NULL")
     # "The newest dead ones", a page of them, and how many there are.
     _add_index(model, "state", model.state, model.created_at)
     # "Who was sent from this job on?"  A job that nobody sent costs nothing.

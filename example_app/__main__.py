@@ -10,6 +10,7 @@ import argparse
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import peewee
 from rich.console import Console
@@ -17,18 +18,23 @@ from rich.console import Console
 from dramatiq_joblog import JobLogError
 
 from .data import FOLDER
-from .jobs import DATABASE_URL, REDIS_URL, broker, joblog
+from .jobs import DATABASE_URL, REDIS_URL, JobType, broker, joblog
 from .report import check, show, show_conflicts
 from .servers import redis_server, wait_for_redis, workers
 from .story import StoryError, jobs_of, send, watch
 
 PYTHON = os.path.relpath(sys.executable) if ".venv" in sys.executable else "python"
 LOG = 'os.environ["JOBLOG_DATABASE"]' if "JOBLOG_DATABASE" in os.environ else f'"{DATABASE_URL}"'
+CLI = f"{Path(PYTHON).with_name('dramatiq-joblog')} --app example_app"
 PAGE = "make web" if ".venv" in sys.executable else "python -m example_app.web"
 NEXT = f"""
 [bold]What to try next[/]
   Look at it on a page, http://localhost:8000; run the demo again beside it, and watch:
     [cyan]{PAGE}[/]
+  See what is dead, all of one such job, and how long jobs take:
+    [cyan]{CLI} list state:dead[/]
+    [cyan]{CLI} show JID[/]
+    [cyan]{CLI} stats[/]
   Ask the log yourself:
     [cyan]{PYTHON} -c '
     import os; from dramatiq_joblog import JobLog
@@ -89,7 +95,9 @@ def run_with_workers(console: Console) -> int:
             story.terminate()
             story.wait()
     if status == 0:
-        console.print(NEXT, soft_wrap=True)
+        dead = joblog.jobs.dead().of_type(JobType.RECONCILIATION).first()
+        joblog.release()
+        console.print(NEXT.replace("JID", dead.jid[:8] if dead else "JID"), soft_wrap=True)
     return status
 
 

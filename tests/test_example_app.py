@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -66,6 +68,22 @@ def test_the_story_from_nothing(tmp_path):
         assert text in done.stdout
     assert [] == left_running(tmp_path)
     assert max(map(len, done.stdout.splitlines())) <= 100
+    commands = re.findall("^ +(.*dramatiq-joblog .*)$", done.stdout, re.MULTILINE)
+    told = [
+        subprocess.run(
+            shlex.split(command),
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for command in commands
+    ]
+    assert [0] * 3 == [one.returncode for one in told], [one.stderr for one in told]
+    assert "MissingSeriesError" in told[0].stdout
+    assert "Timeline" in told[1].stdout
+    assert "financial_data_import" in told[2].stdout
 
 
 def test_the_story_on_servers_of_ones_own(tmp_path, postgres_url, redis_url):

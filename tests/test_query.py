@@ -82,15 +82,23 @@ def test_newest_first(joblog, job_factory):
     assert joblog.jobs is not joblog.jobs
 
 
-@pytest.mark.parametrize("question", ["in_progress", "newest_dead", "jid"])
+@pytest.mark.parametrize("question", ["family", "in_progress", "newest_dead", "jid"])
 def test_a_question_that_is_asked_often_uses_its_index(joblog, job_factory, question):
     """The questions that the indexes were made for are answered by them."""
     queries = {
         "in_progress": joblog.jobs.in_progress().of_type("a", "b").for_user(7).order_by(),
         "newest_dead": joblog.jobs.dead().order_by(joblog.Job.created_at.desc()).limit(10),
         "jid": joblog.jobs.where(joblog.Job.jid == "x").order_by(),
+        "family": joblog.jobs.where(
+            (joblog.Job.jid == "x") | (joblog.Job.root_jid == "x")
+        ).order_by(joblog.Job.id),
     }
-    indexes = {"in_progress": "joblog_job_active", "newest_dead": "joblog_job_state", "jid": "jid"}
+    indexes = {
+        "family": "joblog_job_family",
+        "in_progress": "joblog_job_active",
+        "newest_dead": "joblog_job_state",
+        "jid": "jid",
+    }
     rows = [
         {
             "jid": f"j{n}",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-import logging
 import os
 import re
 import sys
@@ -288,7 +287,6 @@ class Program(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         session = ctx.ensure_object(Session)
-        logging.getLogger("dramatiq_joblog").setLevel(logging.ERROR)
         try:
             return super().invoke(ctx)
         except click.UsageError as e:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.text import Text
 
-from .app import NOTHING, PROGRAM, Refusal, Session, command
+from .app import NOTHING, Refusal, Session, command
 from .filters import filtered, select, text_of
 from .look import QUIET, age, aligned, line, mark
 from .rows import SHORT_JID, attempts, kind, since, took, why
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 #: Where a line has room for whole jids.
-_WIDE = 132
+_WIDE = 160
 
 
 @command(
@@ -63,10 +62,7 @@ def list_jobs(
         now = session.joblog.now()
         session.screen.table(columns(now, wide=session.screen.width >= _WIDE), page.jobs)
         if page.older and session.screen.live:
-            more = shlex.join(
-                [PROGRAM, "list", *text_of(words, filters).split(), "--before", page.older]
-            )
-            session.screen.write((f"older ones: {more}", QUIET))
+            session.screen.write((f"for older ones add: --before {page.older}", QUIET))
     if not page.jobs:
         text = text_of(words, filters)
         raise Refusal(f"no job matches {text!r}" if text else "the log has no jobs yet", NOTHING)

@@ -11,7 +11,7 @@ from rich.text import Text
 from dramatiq_joblog.states import State
 
 from .app import NOTHING, Refusal, Session, command
-from .look import QUIET, ago, aligned, bar, colour, line, mark, number, safe, shape
+from .look import QUIET, age, aligned, bar, colour, line, mark, number, safe, shape
 from .rows import SHORT_JID, kind
 from .screen import Column
 
@@ -109,9 +109,8 @@ def _columns(now: datetime) -> list[Column[Held]]:
 def _holder(h: Held) -> Text:
     if h.holder is None:
         return Text.assemble(line(h.row.owner), ("  by hand", QUIET))
-    return Text.assemble(
-        shape(h.holder.state), f" {line(kind(h.holder))} ", (h.row.owner[:SHORT_JID], QUIET)
-    )
+    jid = (h.row.owner[:SHORT_JID], QUIET)
+    return Text.assemble(shape(h.holder.state), " ", jid, f" {line(kind(h.holder))}")
 
 
 def _lease(h: Held, now: datetime) -> Text:
@@ -134,8 +133,7 @@ def _write_waiters(session: Session, found: list[Held], now: datetime) -> None:
             Text.assemble(
                 (f"{place:>3}  ", QUIET),
                 mark(job.state),
-                f"  {line(kind(job))}  ",
-                (safe(job.jid), QUIET),
-                f"  since {ago(job.waiting_since, now)}",
+                (f"  {safe(job.jid[:SHORT_JID])}  ", QUIET),
+                f"{line(kind(job))}  for {age(job.waiting_since, now)}",
             )
         )

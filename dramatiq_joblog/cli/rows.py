@@ -27,7 +27,9 @@ def kind(job: Any) -> str:
 
 def since(job: Any) -> Any:
     """Return the instant since when a job is what it is."""
-    return job.started_at if job.state == State.STARTED else job.finished_at or job.updated_at
+    if job.state == State.STARTED:
+        return job.started_at
+    return job.finished_at or job.waiting_since or job.updated_at
 
 
 def took(job: Any, now: datetime) -> Any:
@@ -72,13 +74,13 @@ def due(eta: datetime | None, now: datetime) -> str:
     return f"in {duration(left) if left < 1000 else rough(left)}"
 
 
-def error(row: Any) -> Text:
+def error(row: Any, style: str = QUIET) -> Text:
     """Return class and text of the error of a job or of a run, on one line."""
     if not row.error_type:
         return Text()
     text = Text(line(row.error_type))
     if row.error_message:
-        text.append(f": {line(row.error_message)}", QUIET)
+        text.append(f": {line(row.error_message)}", style)
     return text
 
 

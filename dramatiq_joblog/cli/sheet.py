@@ -55,7 +55,7 @@ def header(screen: Screen, job: Any, now: datetime) -> None:
 def failing(screen: Screen, job: Any) -> None:
     """Say why it is dead, skipped or retried."""
     reason = job.dead_reason or job.skip_reason
-    text = error(job)
+    text = error(job, style="")
     if reason and text:
         text = Text.assemble(text, (f"  ({line(reason)})", QUIET))
     elif reason:

@@ -51,7 +51,11 @@ class Jid(click.ParamType):  # type: ignore[type-arg]
 )
 @click.argument("jid", type=Jid())
 @click.option(
-    "--lines", default=_LINES, show_default=True, help="Log lines at most, the last ones."
+    "--lines",
+    default=_LINES,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Log lines at most, the last ones.",
 )
 @click.option("--traceback", is_flag=True, help="Show the traceback of each failed run.")
 def show(session: Session, *, jid: str, lines: int, traceback: bool) -> None:
@@ -62,14 +66,7 @@ def show(session: Session, *, jid: str, lines: int, traceback: bool) -> None:
     joblog = session.joblog
     job = find(joblog, jid)
     failures = list(job.failures)
-    logged = list(
-        reversed(
-            joblog.Line.select()
-            .where(joblog.Line.jid == job.jid)
-            .order_by(joblog.Line.id.desc())
-            .limit(lines)
-        )
-    )
+    logged = list(job.lines)[-lines:] if lines else []
     family = relatives(joblog, job)
     if session.json:
         session.screen.json(
