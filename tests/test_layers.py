@@ -33,7 +33,7 @@ LAYERS = (
     ("requeue", "runs"),
     ("middleware",),
     ("__init__",),
-    ("web",),
+    ("testing", "web"),
     ("cli",),
     ("__main__",),
 )
