@@ -34,6 +34,9 @@ MAX_BATCH = 500
 #: Seconds until a round trip that failed is tried again; at first, and at most.
 RETRY_AFTER, RETRY_AT_MOST = 0.1, 5.0
 
+#: Seconds to wait for jobs to end before the host looks for itself whether it may fetch more.
+ROOM_WITHIN = 0.01
+
 #: The ways to acknowledge.
 ACKS = ("auto", "handed", "plain")
 
@@ -228,9 +231,18 @@ class _HandingConsumer(Consumer):
         self._consumer = consumer
         self._acks = acks
         self._told = told
+        self._room = threading.Event()
+        #: Below this many that are fetched and not acknowledged it is time to fetch.
+        self._low = consumer.prefetch * 3 // 4
 
     def __next__(self) -> MessageProxy | None:
-        message: MessageProxy | None = next(self._consumer)
+        consumer = self._consumer
+        if not consumer.message_cache and consumer.outstanding_message_count >= consumer.prefetch:
+            # The host would look again after a sleep, in which short jobs run out.
+            self._room.clear()
+            if consumer.outstanding_message_count > self._low:
+                self._room.wait(ROOM_WITHIN)
+        message: MessageProxy | None = next(consumer)
         return message
 
     def __getattr__(self, name: str) -> Any:
@@ -239,13 +251,18 @@ class _HandingConsumer(Consumer):
     def ack(self, message: MessageProxy) -> None:
         consumer = self._consumer
         if self._acks._hand_over(consumer.queue_name, message, wait=self._told):
-            # It makes room for the next message to be fetched.
             consumer.queued_message_ids.discard(message.message_id)
         else:
             consumer.ack(message)
+        self._make_room()
 
     def nack(self, message: MessageProxy) -> None:
         self._consumer.nack(message)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        if not self._room.is_set() and self._consumer.outstanding_message_count <= self._low:
+            self._room.set()
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
         self._consumer.requeue(messages)

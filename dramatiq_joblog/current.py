@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .lines import Lines
     from .locks import Lease
     from .redaction import Redactor
+    from .transitions import Event
 
 T = TypeVar("T")
 
@@ -46,6 +47,8 @@ class CurrentJob:
     lines: Lines | None = None
     #: The handler that gives it what it logs through ``logging``.
     capture: object = None
+    #: Its start, for as long as nobody needs to see it in the log.
+    start: Event | None = None
     #: Its last progress, and that which the log knows of.
     told: tuple[Any, Any, Any] | None = None
     written: tuple[Any, Any, Any] | None = None

@@ -124,6 +124,7 @@ class JobLog(Asking, Replaying):
         #: The failure model, bound to the database.
         self.Failure: Any = _bind(Failure, self.Job, self.database)
         self.Job.failure_model = self.Failure
+        self.Job.before_select = self._write_own_start
         #: The worker model, bound to the database.
         self.Worker: Any = _bind(Worker, self.Job, self.database)
         #: The models of keys, log lines, totals and people's actions, alike.
@@ -407,14 +408,28 @@ class JobLog(Asking, Replaying):
             pool: Any = self.database
             pool.close_idle()
 
+    def _write_own_start(self) -> None:
+        """Let the job that runs here be seen in the log, as it asks: its start may be to come."""
+        job = running.get()
+        if job is None or job.start is None:
+            return
+        start, job.start = job.start, None
+        start.dropped = True
+        committed = self.writer.put(start)
+        if self._may_wait():
+            committed.acquire()
+
     def _settle(self) -> None:
         if self._owned and not self.database.is_closed() and not self._is_usable():
             # The server went away and came back: what asks next has a new connection.
             pool: Any = self.database
             pool.manual_close()
-        # Inside a transaction of SQLite the writer would wait for this very thread.
-        if self.database.is_closed() or not self.database.in_transaction():
+        if self._may_wait():
             self.writer.flush(timeout=2.0)
+
+    def _may_wait(self) -> bool:
+        # Inside a transaction of SQLite the writer would wait for this very thread.
+        return self.database.is_closed() or not self.database.in_transaction()
 
     def _is_usable(self) -> bool:
         connection = self.database.connection()

@@ -45,9 +45,14 @@ OPTIONS = frozenset(
         "log_lines",
         "max_interruptions",
         "rerun",
+        "start",
         "unique",
     }
 )
+
+
+#: When the start of a run is written.
+STARTS = ("before", "soon")
 
 
 def option(broker: Broker, message: AnyMessage, name: str, default: Any = None) -> Any:
@@ -101,6 +106,10 @@ class Messages:
         where, options = f"actor {actor.actor_name!r}", actor.options
         self._joblog.check_job_type(options.get("job_type"), where)
         check_level(options.get("log_lines"), f"{where} has log_lines")
+        if options.get("start") not in (None, *STARTS):
+            raise ConfigurationError(
+                f"{where} has start={options['start']!r}, which is not known; use one of {STARTS}"
+            )
         if options.get("job_user") is not None:
             self._users[actor.actor_name] = _user_reader(options["job_user"], actor.fn, where)
         for name, kind in (("exclusive", Exclusive), ("unique", Unique)):

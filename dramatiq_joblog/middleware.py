@@ -34,6 +34,7 @@ from .messages import (
     PARENT,
     ROOT,
     SECTION,
+    STARTS,
     UNIQUE,
     Messages,
     is_logged,
@@ -84,7 +85,10 @@ class JobLogMiddleware(Middleware):
         and the jobs it ran to be lost.
       outcome_log: Whether each run that ends is told in a line of JSON as well, by the logger
         ``dramatiq_joblog.outcome``.
-      start: When the start is written: ``"before"``, always and before the body.
+      start: When the start is written: ``"before"`` the body, always; or ``"soon"``, once the
+        run has lasted for 50 milliseconds or the job asks the log anything, and otherwise only
+        with the outcome.  A job that is exclusive or unique, or has *max_interruptions*, has
+        its start written before in any case.
 
     Raises:
       ConfigurationError: If an option has no known value; when a worker boots or an actor is
@@ -104,7 +108,7 @@ class JobLogMiddleware(Middleware):
     ) -> None:
         for name, value, known in (
             ("acks", acks, ACKS),
-            ("start", start, ("before",)),
+            ("start", start, STARTS),
         ):
             if value not in known:
                 raise ConfigurationError(f"{name}={value!r} is not known; use one of {known}")
@@ -121,6 +125,7 @@ class JobLogMiddleware(Middleware):
         self._heartbeat_timeout = heartbeat_timeout
         self._heartbeat: Heartbeat | None = None
         self._outcome_log = outcome_log
+        self._start = start
         self._lines_level = check_level(lines, "lines")
         self._capture = Capture()
         self._reports = Reports(joblog.transitions, joblog.redactor)
@@ -223,7 +228,10 @@ class JobLogMiddleware(Middleware):
             section=message.options.get(SECTION),
             unique=message.options.get(UNIQUE),
         )
-        if not self.joblog.writer.write(start):
+        if self._may_be_late(broker, message, start):
+            run.start = start
+            self.joblog.writer.put_soon(start)
+        elif not self.joblog.writer.write(start):
             self._refuse(broker, message, run, start)
         job = CurrentJob(
             message.message_id,
@@ -232,6 +240,7 @@ class JobLogMiddleware(Middleware):
             message.actor_name,
             run.row["token"],
             lease=start.lease,
+            start=run.start,
         )
         level = check_level(option(broker, message, "log_lines", self._lines_level), "log_lines")
         if level is not None:
@@ -240,6 +249,12 @@ class JobLogMiddleware(Middleware):
         self._reports.begin(job)
         running.set(job)
         run.began = time.monotonic()
+
+    def _may_be_late(self, broker: Broker, message: MessageProxy, start: Event) -> bool:
+        """Tell whether a start need not be written before the body runs."""
+        if option(broker, message, "start", self._start) != "soon" or start.redelivered:
+            return False
+        return start.section is None and start.unique is None and start.max_interruptions is None
 
     def _refuse(self, broker: Broker, message: MessageProxy, run: Run, start: Event) -> None:
         """Skip, reject, put back or fail a message that may not run now."""
@@ -333,6 +348,9 @@ class JobLogMiddleware(Middleware):
         redactor = self.joblog.redactor
         event = verdict(broker, message, run, job, rejected=rejected, redactor=redactor)
         run.ended = True
+        if run.start is not None:
+            run.start.dropped = True
+            event.start = run.start
         if job is not None:
             self._reports.end(job)
         running.set(None)

@@ -240,9 +240,14 @@ class Job(_Row, metaclass=_JobBase):
     failure_model: ClassVar[Any] = None
     line_model: ClassVar[Any] = None
 
+    @staticmethod
+    def before_select() -> None:
+        """Do what the log wants done before it is asked; set when the log is made."""
+
     @classmethod
     def select(cls, *fields: Any) -> JobQuery:
         """Select jobs with the log's scopes; peewee's own ``select`` otherwise."""
+        cls.before_select()
         return JobQuery(cls, fields or cls._meta.sorted_fields, is_default=not fields)
 
     @property

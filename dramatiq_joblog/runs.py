@@ -45,6 +45,8 @@ class Run:
     #: Whether the log did not let it begin: then its row is not this run's to write.
     refused: bool = False
     ended: bool = False
+    #: The run's start, if it is written only if the run lasts.
+    start: Event | None = None
 
     def note_end(self, exception: BaseException | None) -> None:
         """Note how the body ended; it may be told twice."""

@@ -58,6 +58,10 @@ class Event:
     section: dict[str, Any] | None = None
     #: What the job is unique by: ``key``, ``until`` and ``ttl``.
     unique: dict[str, Any] | None = None
+    #: For an end: the start of its run, if that may not have been written.
+    start: Event | None = field(default=None, compare=False)
+    #: For a start that is written late: whether that is not needed any more.
+    dropped: bool = field(default=False, compare=False)
     #: For a start: whether the run may go on.  The answer, set by the writer; without one a run
     #: that has a section may not.
     granted: bool = field(default=True, compare=False)
@@ -293,8 +297,16 @@ class Transitions:
         for event in events:
             if event.kind == "start":
                 event.granted = event.jid in written or self._contest(event)
+            elif event.start is not None and event.jid not in written:
+                self._end_unknown(event, event.start)
         self._lose([e for e in events if e.cut_off and e.granted])
         self._note_late([event.row for event in events])
+
+    def _end_unknown(self, event: Event, start: Event) -> None:
+        """Write the end of a run on a row that does not know of its start, if it might begin."""
+        with self.atomic():
+            if self._contest(start):
+                self._write([event])
 
     def _write(self, events: Sequence[Event]) -> set[str]:
         self._enqueues.write([e.row for e in events if e.kind == "enqueue"])

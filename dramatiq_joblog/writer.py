@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import multiprocessing.util
 import os
 import queue
@@ -18,6 +19,7 @@ import random
 import threading
 import time
 import weakref
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +44,9 @@ MAX_BATCH = 500
 
 #: Milliseconds until a job with a section comes back while the database is away; about.
 AWAY_DELAY = 3_000
+
+#: Milliseconds that a run lasts at least whose start is written by itself, if it is written soon.
+SOON = 50
 
 #: What becomes of events while the database is away.
 POLICIES = ("spool", "block", "drop")
@@ -95,6 +100,9 @@ class Writer:
         self._connection = Connection(self._database)
         self._start_lock = threading.Lock()
         self._tickets: queue.SimpleQueue[_Ticket] = queue.SimpleQueue()
+        #: Starts that are written only if their runs last, and when that is; monotonic.
+        self._soon: deque[tuple[float, Event]] = deque()
+        self._asleep_until = math.inf
         self._thread: threading.Thread | None = None
         self._probe: Probe | None = None
         self._chores.clear()
@@ -122,6 +130,13 @@ class Writer:
         """
         self._submit(event).done.acquire()
         return event.granted
+
+    def put_soon(self, start: Event) -> None:
+        """Write a start within :data:`SOON`, unless it is dropped until then."""
+        due = time.monotonic() + SOON / 1000
+        self._soon.append((due, start))
+        if self._asleep_until > due:
+            self.wake()
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until all that was handed over before is committed, or kept.
@@ -225,7 +240,12 @@ class Writer:
         self._chores.append(_Chore(30.0, self._replay_left_behind))
         stop = False
         while not stop:
-            tickets = self._take(self._pause())
+            # Whoever hands over a start meanwhile wakes us in any case.
+            self._asleep_until = math.inf
+            pause = self._pause()
+            self._asleep_until = math.inf if pause is None else time.monotonic() + pause
+            tickets = self._take(pause)
+            self._asleep_until = 0.0
             stop = _STOP in tickets
             # Before the events: a process is known before it is seen to run anything.
             self._do_chores()
@@ -233,7 +253,7 @@ class Writer:
                 if self._probe is not None and self._probe.back.is_set():
                     self._return()
                 events = [t.event for t in tickets if isinstance(t.event, Event)]
-                for wave in _waves(events):
+                for wave in _waves(self._take_starts() + events):
                     self._write(wave)
                 for ticket in tickets:
                     if isinstance(ticket.event, _Call):
@@ -242,6 +262,7 @@ class Writer:
                 self._logger.critical("The job log's writer failed.", exc_info=True)
             finally:
                 _release(tickets)
+        self._asleep_until = math.inf
         if self._probe is not None:
             self._probe.stop()
             self._probe = None
@@ -258,10 +279,20 @@ class Writer:
 
     def _pause(self) -> float | None:
         """Return the seconds until there is something to do without being asked."""
-        if self._probe is not None:
-            return None  # it wakes us
-        due = min((chore.due for chore in self._chores), default=None)
-        return None if due is None else max(0.0, due - time.monotonic())
+        # While the database is away, chores are left out, and the probe wakes us.
+        dues = [chore.due for chore in self._chores] if self._probe is None else []
+        if self._soon:
+            dues.append(self._soon[0][0])
+        return max(0.0, min(dues) - time.monotonic()) if dues else None
+
+    def _take_starts(self) -> list[Event]:
+        """Return the starts of runs that have lasted."""
+        starts, now = [], time.monotonic()
+        while self._soon and (self._soon[0][0] <= now or self._soon[0][1].dropped):
+            _, start = self._soon.popleft()
+            if not start.dropped:
+                starts.append(start)
+        return starts
 
     def _do_chores(self) -> None:
         for chore in list(self._chores):
@@ -359,7 +390,7 @@ class Writer:
                 # Nobody knows whether its section is free: it comes back later.
                 event.granted = False
                 event.delay = round(AWAY_DELAY * random.uniform(0.5, 1.5))  # noqa: S311
-        events = [event for event in events if event.granted]
+        events = [part for event in events if event.granted for part in _parts(event)]
         if not events:
             return
         if self._policy == "drop":
@@ -454,6 +485,13 @@ def _waves(events: Sequence[Event]) -> Iterator[list[Event]]:
         wave[event.jid] = event
     if wave:
         yield list(wave.values())
+
+
+def _parts(event: Event) -> list[Event]:
+    """Return an end and the start before it that was not written, as events of their own."""
+    if event.start is None:
+        return [event]
+    return [event.start, dataclasses.replace(event, start=None)]
 
 
 def _release(tickets: Iterable[_Ticket]) -> None:
