@@ -15,7 +15,7 @@ DEV := $(VENV)/.has-dev
 SUITABLE := import ensurepip, sqlite3, ssl, sys, venv; sys.exit(sys.version_info < (3, 10))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo web test check lint fix docs wheel clean
+.PHONY: help demo web test chaos check lint fix docs wheel clean
 
 help: ## Show the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -29,6 +29,10 @@ web: $(EXAMPLE) ## Serve the page of what the example did, on http://localhost:8
 
 test: $(DEV) ## Run the tests on real servers; ARGS="..." goes to pytest
 	@$(IN_VENV) -m pytest $(ARGS)
+
+chaos: $(DEV) ## Kill and cut everything for minutes, on PostgreSQL and SQLite; ARGS="--jobs 20000 --seed 7"
+	@$(IN_VENV) tests/chaos.py --database postgresql $(ARGS)
+	@$(IN_VENV) tests/chaos.py --database sqlite $(ARGS)
 
 check: lint test ## Run all that a change must pass: format, lint, types, tests
 

@@ -195,8 +195,12 @@ class Probe(threading.Thread):
             # A file may be read and yet be locked, or not be writable.
             with self._database.atomic("IMMEDIATE"):
                 pass
-        else:
+        elif isinstance(self._database, MySQLDatabase):
             self._database.execute_sql("SELECT 1")
+        else:
+            ((read_only,),) = self._database.execute_sql("SHOW transaction_read_only").fetchall()
+            if read_only == "on":
+                raise DatabaseAwayError("it is read-only")
 
 
 #: Where PostgreSQL says that any other event would fare no better: the connection, its rights,

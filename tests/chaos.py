@@ -219,6 +219,7 @@ class Chaos:
     def _restart(self):
         self.postgres.restart()
         yield
+        self.ask_postgres("SELECT 1")
 
     @contextlib.contextmanager
     def _stop(self):
@@ -226,6 +227,7 @@ class Chaos:
         self.postgres.process.wait(timeout=30)
         yield
         self.postgres.process = self.postgres.again()
+        self.ask_postgres("SELECT 1")
 
     @contextlib.contextmanager
     def _read_only(self):
@@ -251,6 +253,7 @@ class Chaos:
         other.close()
 
     def ask_postgres(self, *statements):
+        """Wait until PostgreSQL answers."""
         while True:
             try:
                 with psycopg.connect(self.url, autocommit=True) as connection:
@@ -278,8 +281,9 @@ class Chaos:
             "slow": [name for name in faults for _ in range(faults[name]) if name not in quick],
         }
         total = sum(faults.values())
-        self.allowed = jobs // (total + 1)
+        self.allowed = jobs // 8
         counting, struck = threading.Lock(), threading.Event()
+        failed: list[Exception] = []
 
         def strike(kind):
             dice = self.dice[kind]
@@ -289,18 +293,26 @@ class Chaos:
                 with counting:
                     self.faults[name] += 1
                     done = sum(self.faults[name] for name in faults)
-                    self.allowed = jobs * (done + 1) // (total + 1)
-            if kind == "slow":
-                struck.set()
-                # What this thread started would get the signal of its parent's death.
-                self.over.wait()
+                    self.allowed = jobs * (done + 1) // (total + 1) + jobs // 8
+
+        def strike_slowly():
+            try:
+                strike("slow")
+            except Exception as e:  # noqa: BLE001 - it is raised by the main thread
+                failed.append(e)
+            struck.set()
+            # What this thread started would get the signal of its parent's death.
+            self.over.wait()
 
         sender = threading.Thread(target=self.send_all, args=(jobs,), daemon=True)
-        slow = threading.Thread(target=strike, args=("slow",), daemon=True)
+        slow = threading.Thread(target=strike_slowly, daemon=True)
         for thread in (sender, slow):
             thread.start()
         strike("fast")
         struck.wait()
+        self.allowed = jobs
+        if failed:
+            raise failed[0]
         sender.join()
 
     def drain(self, jobs):
@@ -349,8 +361,24 @@ def behind_proxy(url):
     return proxy, re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{proxy.port}", url)
 
 
+def run(folder: Path, database: str, jobs: int, faults: dict[str, int], seed: int, **options):
+    """Run it; return what was found, and the table: jobs, faults of each kind, wrong rows."""
+    began = time.monotonic()
+    with Chaos(folder, database, seed, **options) as chaos:
+        chaos.run(jobs, faults)
+        chaos.drain(jobs)
+        found = check(chaos.joblog, folder, jobs)
+        left = chaos.left(jobs)
+        if left:
+            found.add("left", str(left))
+        if found.count:
+            rows = (*chaos.joblog.Job.select().dicts(), *chaos.joblog.Failure.select().dicts())
+            (folder / "rows").write_text("\n".join(map(repr, rows)))
+        return found, table_of(chaos, jobs, found, time.monotonic() - began)
+
+
 def table_of(chaos: Chaos, jobs: int, found: Findings, seconds: float) -> str:
-    """Return the table: jobs, faults of each kind, wrong rows."""
+    """Return the table as text, a line a number."""
     failure = chaos.joblog.Failure
     interrupted = failure.select().where(failure.outcome == "interrupted").count()
     names = {
@@ -363,7 +391,8 @@ def table_of(chaos: Chaos, jobs: int, found: Findings, seconds: float) -> str:
     lines = {"jobs": jobs, "runs of them": found.runs}
     lines |= {text: chaos.faults[name] for name, text in names.items()}
     lines |= {f"  {n.split(': ')[1]}": c for n, c in sorted(chaos.faults.items()) if ": " in n}
-    lines |= {"runs interrupted": interrupted, "seconds": round(seconds), "wrong rows": found.count}
+    lines |= {"jobs whose retry Redis refused": found.gone, "runs interrupted": interrupted}
+    lines |= {"seconds": round(seconds), "wrong rows": found.count}
     return "\n".join(f"{name:34}{number:>8,}" for name, number in lines.items())
 
 
@@ -376,7 +405,6 @@ def main() -> int:
     parser.add_argument("--outages", type=int, default=6)
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--keep", action="store_true", help="keep the folder in any case")
     args = parser.parse_args()
     print(f"seed {args.seed}, {args.database}", flush=True)
     faults = {
@@ -387,26 +415,15 @@ def main() -> int:
         "redis_away": max(1, args.outages // 2),
     }
     folder = Path(tempfile.mkdtemp(prefix="joblog-chaos-"))
-    began = time.monotonic()
-    with Chaos(folder, args.database, args.seed, processes=args.processes) as chaos:
-        chaos.run(args.jobs, faults)
-        chaos.drain(args.jobs)
-        found = check(chaos.joblog, folder, args.jobs)
-        left = chaos.left(args.jobs)
-        if left:
-            found.add("left", str(left))
-        print(table_of(chaos, args.jobs, found, time.monotonic() - began))
-        if found.count:
-            (folder / "rows").write_text(
-                "\n".join(repr(row) for row in chaos.joblog.Job.select().dicts())
-                + "\n"
-                + "\n".join(repr(row) for row in chaos.joblog.Failure.select().dicts())
-            )
+    found, table = run(
+        folder, args.database, args.jobs, faults, args.seed, processes=args.processes
+    )
+    print(table)
     for kind, texts in found.wrong.items():
         print(f"{kind}: {len(texts)}")
         for text in texts[:5]:
             print(f"  {text}")
-    if found.count or args.keep:
+    if found.count:
         print(f"all of it is in {folder}")
     else:
         shutil.rmtree(folder)

@@ -21,6 +21,8 @@ class Findings:
     wrong: dict[str, list[str]] = field(default_factory=dict)
     #: Runs that the jobs wrote down.
     runs: int = 0
+    #: Jobs whose retry could not be enqueued, which the log tells.
+    gone: int = 0
 
     def add(self, kind, text):
         self.wrong.setdefault(kind, []).append(text)
@@ -72,6 +74,7 @@ def check(joblog, folder: Path, jobs: int) -> Findings:
     told, seconds = read_records(folder)
     found.runs = sum(map(len, told.values()))
     rows = {job.jid: job for job in joblog.Job.select()}
+    found.gone = sum(jid in told and is_gone(job, told[jid]) for jid, job in rows.items())
     failures: dict[str, list] = {}
     for failure in joblog.Failure.select().order_by(joblog.Failure.id):
         failures.setdefault(failure.jid, []).append(failure)
@@ -85,7 +88,9 @@ def check(joblog, folder: Path, jobs: int) -> Findings:
             found.add(kind, f"{jid}: {text}")
     for text in check_sections(told, seconds):
         found.add("side by side", text)
-    for lock in joblog.Lock.select().where(joblog.Lock.owner.is_null(False)):
+    for lock in joblog.Lock.select().where(
+        joblog.Lock.kind == "section", joblog.Lock.owner.is_null(False)
+    ):
         found.add("stuck section", f"{lock.key} by {lock.owner}")
     for path in (folder / "spool").glob("*"):
         found.add("spool left", path.name)
@@ -97,15 +102,7 @@ def check_job(job, failures, told):
     if job.finished_at is None:
         yield "not ended", f"{job.state}, attempt {job.attempt}, {[r.what for r in told]}"
         return
-    fails = job.args[1]
-    expected = ("finished", fails + 1) if fails < ATTEMPTS else ("dead", ATTEMPTS)
-    if (job.state, job.attempt) != expected:
-        yield "state", f"{job.state} after {job.attempt}, and should be {expected}"
-    if (job.dead_reason, job.error_type) != (
-        ("retries_exhausted", "ValueError") if fails >= ATTEMPTS else (None, None)
-    ):
-        yield "reason", f"{job.dead_reason} {job.error_type}"
-
+    yield from check_end(job, told)
     failed = Counter(run.place for run in told if run.what == "failed")
     began = Counter(run.place for run in told)
     kept = Counter(place(f) for f in failures if f.outcome in ("retried", "dead"))
@@ -125,6 +122,36 @@ def check_job(job, failures, told):
     if (job.interruptions or 0) != sum(interrupted.values()):
         yield "interruptions", f"{job.interruptions} of {interrupted}"
     yield from check_times(job, told)
+
+
+def check_end(job, told):
+    """Yield in what the end of a job differs from what it was told to do."""
+    fails = job.args[1]
+    expected = ("finished", fails + 1, None)
+    if fails >= ATTEMPTS:
+        expected = ("dead", ATTEMPTS, "retries_exhausted")
+    if is_gone(job, told):
+        expected = ("dead", job.attempt, "not_retried")
+    if (job.state, job.attempt, job.dead_reason) != expected:
+        yield (
+            "state",
+            f"{job.state} {job.dead_reason} after {job.attempt}, and should be {expected}",
+        )
+    if job.error_type != (None if job.state == "finished" else "ValueError"):
+        yield "error", f"{job.error_type}"
+
+
+def is_gone(job, told):
+    """Tell whether the retry of a failed run could not be enqueued: Dramatiq then forgets it.
+
+    By the record: the job was told to be dead for that reason, and never ran again.
+    """
+    last = max(told, key=lambda run: run.began["attempt"])
+    return (
+        job.dead_reason == "not_retried"
+        and last.what == "failed"
+        and last.began["attempt"] == job.attempt
+    )
 
 
 def place(failure):

@@ -41,12 +41,17 @@ _lock = threading.Lock()
 _descriptors: dict[int, int] = {}
 
 
+def attempt():
+    """Return the number of this attempt, by the message."""
+    return int(CurrentMessage.get_current_message().options.get("retries", 0)) + 1
+
+
 class Run:
     """One run of a job, and what it writes down of itself."""
 
     def __init__(self, **more):
         message = CurrentMessage.get_current_message()
-        self.attempt = int(message.options.get("retries", 0)) + 1
+        self.attempt = attempt()
         self.facts = more | {
             "jid": message.message_id,
             "run": random.getrandbits(48),
@@ -98,5 +103,6 @@ def guarded(number, fails, milliseconds, key):
             # One of the two was paused for longer than its lease, and is told so.
             run.record("second")
         time.sleep(milliseconds / 1000)
-        lost = job.lease_lost
+    # Asked after the file is free: a pause that comes later harms nobody.
+    lost = job.lease_lost
     run.end(fails, lost=lost)

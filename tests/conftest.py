@@ -172,7 +172,9 @@ def postgres_url(postgres_server):
     name = f"joblog_test_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(postgres_server.url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
-        yield re.sub(r"/[^/?]*(\?|$)", rf"/{name}\1", postgres_server.url, count=1)
+    yield re.sub(r"/[^/?]*(\?|$)", rf"/{name}\1", postgres_server.url, count=1)
+    # Anew: a test may have stopped the server.
+    with psycopg.connect(postgres_server.url, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 

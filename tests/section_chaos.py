@@ -23,7 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import dramatiq
-from chaos import Chaos, Findings, records
+import peewee
+from chaos import Chaos
+from chaos_check import Findings, read_records
 
 from dramatiq_joblog.states import FINAL
 
@@ -53,27 +55,37 @@ class SectionChaos(Chaos):
             self.copies += 1
             self.broker.enqueue(message)
 
-    def pause(self) -> None:
+    def pause(self, dice) -> None:
         """SIGSTOP a worker process that is in a section, for longer than its lease."""
-        worker = self._inside()
+        worker = self._inside(dice)
         worker.signal(signal.SIGSTOP)
-        time.sleep(TTL / 1000 + self.random.uniform(0.5, 3.0))
+        time.sleep(TTL / 1000 + dice.uniform(0.5, 3.0))
         worker.signal(signal.SIGCONT)
 
-    def restart(self) -> None:
+    def restart(self, dice) -> None:
         """Restart the database."""
         if self.postgres is not None:
             self.postgres.restart()
+            self.ask_postgres("SELECT 1")
             # The driver's own connections ended with it.
             self.joblog.close()
 
-    def outage(self) -> None:
+    def outage(self, dice) -> None:
         """Take the database away for a while; the driver's connections may end with it."""
-        super().outage()
+        super().outage(dice)
         self.joblog.close()
 
-    def _inside(self):
+    def _inside(self, dice):
         deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with contextlib.suppress(peewee.PeeweeException):
+                return self._holder() or dice.choice(self.workers)
+            self.joblog.close()
+            time.sleep(0.1)  # it is only just starting
+        return dice.choice(self.workers)
+
+    def _holder(self):
+        deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
             for lock in self.joblog.locks.where(self.joblog.Lock.process.is_null(False)):
                 row = self.joblog.Worker.get_or_none(self.joblog.Worker.process == lock.process)
@@ -81,11 +93,11 @@ class SectionChaos(Chaos):
                     with contextlib.suppress(ProcessLookupError):
                         if row is not None and os.getpgid(row.pid) == worker.process.pid:
                             return worker
-        return self.random.choice(self.workers)
+        return None
 
-    def kill(self) -> None:
+    def kill(self, dice) -> None:
         """SIGKILL a worker process, and note when."""
-        super().kill()
+        super().kill(dice)
         self.kills.append(time.time())
 
 
@@ -104,15 +116,16 @@ class Stay:
 
 def stays(folder: Path) -> list[Stay]:
     """Return what the jobs wrote down, each of their stays in a section."""
-    found: dict[str, Stay] = {}
-    for lines in records(folder).values():
-        for word, jid, _attempt, run, at, key, fence, *lost in lines:
-            stay = found.setdefault(run, Stay(key, int(fence), float(at), jid))
-            if word == "second":
-                stay.crowded = True
-            elif word == "ended":
-                stay.ended, stay.lost = float(at), lost == ["1"]
-    return sorted(found.values(), key=lambda stay: (stay.key, stay.fence))
+    told, seconds = read_records(folder)
+    crowded = {second["run"] for second in seconds}
+    found = []
+    for run in itertools.chain(*told.values()):
+        began, ended = run.began, run.ended or {}
+        stay = Stay(began["key"], began["fence"], began["at"], began["jid"])
+        stay.ended, stay.lost = ended.get("at"), ended.get("lost", False)
+        stay.crowded = began["run"] in crowded
+        found.append(stay)
+    return sorted(found, key=lambda stay: (stay.key, stay.fence))
 
 
 def check(chaos: SectionChaos, jobs: int) -> Findings:

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import random
 import time
 
 import dramatiq
-from chaos_worker import FOLDER, attempt, joblog, record
-from dramatiq.middleware import CurrentMessage
+from chaos_worker import FOLDER, Run, attempt, joblog
 
 from dramatiq_joblog import Exclusive, current_job
 
@@ -24,8 +22,8 @@ retried = {"max_retries": 3, "min_backoff": 20, "max_backoff": 200}
 
 def stay(key, lease, milliseconds, *, places=1):
     """Be inside for a while, and write down whether one too many was."""
-    jid, run = CurrentMessage.get_current_message().message_id, random.getrandbits(40)
-    record("began", jid, attempt(), run, time.time(), key, lease.fence)
+    run = Run(key=key, fence=lease.fence)
+    run.record("began")
     with contextlib.ExitStack() as stack:
         for place in range(places):
             file = stack.enter_context((FOLDER / "keys" / f"{key}.{place}").open("a"))
@@ -33,11 +31,11 @@ def stay(key, lease, milliseconds, *, places=1):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
         else:
-            record("second", jid, attempt(), run, time.time(), key, lease.fence)
+            run.record("second")
         time.sleep(milliseconds / 1000)
     # Asked after the files are free: a pause that comes later harms nobody.
     lost = lease.lease_lost if hasattr(lease, "lease_lost") else lease.lost
-    record("ended", jid, attempt(), run, time.time(), key, lease.fence, int(lost))
+    run.record("ended", lost=lost)
 
 
 def work(number, key, fails, milliseconds, **places):

@@ -5,14 +5,20 @@ from __future__ import annotations
 import re
 import shutil
 import sqlite3
+import subprocess
+import sys
+import textwrap
 import threading
+import traceback
 from urllib.parse import urlsplit
 
 import dramatiq
+import psycopg
 import pytest
 from proxy import Proxy
 
 from dramatiq_joblog import JobLog
+from dramatiq_joblog.transitions import Event
 
 #: More than are worked on at once.
 JOBS = 40
@@ -36,9 +42,11 @@ def through_proxy(proxy, postgres_url):
 class Outages:
     """Ways for PostgreSQL behind a proxy, and for a SQLite file, to be away and to come back."""
 
-    def __init__(self, proxy=None, path=None):
+    def __init__(self, proxy=None, path=None, server=None, url=None):
         self.proxy = proxy
         self.path = path
+        self.server = server
+        self.url = url
 
     def refusing(self):
         self.proxy.refuse()
@@ -47,6 +55,34 @@ class Outages:
     def silent(self):
         self.proxy.hang()
         return self.proxy.resume
+
+    def stopped(self):
+        if self.server.process is None:
+            pytest.skip("a server that is named in the environment is not ours to stop")
+        self.server.process.send_signal(self.server.stop_signal)
+        self.server.process.wait(timeout=30)
+
+        def back():
+            self.server.process = self.server.again()
+
+        return back
+
+    def read_only(self):
+        name = urlsplit(self.url).path.strip("/")
+
+        def switch(value):
+            with psycopg.connect(self.server.url, autocommit=True) as connection:
+                setting = f"default_transaction_read_only = {value}"
+                connection.execute(f"ALTER DATABASE {name} SET {setting}")
+            self.proxy.cut()  # it holds for new connections
+
+        switch("on")
+        return lambda: switch("off")
+
+    def table_locked(self):
+        other = psycopg.connect(self.url)
+        other.execute("LOCK TABLE joblog_job IN ACCESS EXCLUSIVE MODE")
+        return other.close
 
     def locked(self):
         other = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
@@ -112,12 +148,22 @@ def rows(joblog):
     }
 
 
-@pytest.mark.parametrize("way", ["refusing", "silent"])
-def test_postgres_away(proxy, through_proxy, make_broker, worker, eventually, way, tmp_path):
-    """PostgreSQL that refuses, or keeps silent: jobs go on, events are kept, every row is right."""
+@pytest.mark.parametrize("way", ["refusing", "silent", "stopped", "read_only", "table_locked"])
+def test_postgres_away(
+    postgres_server,
+    postgres_url,
+    proxy,
+    through_proxy,
+    make_broker,
+    worker,
+    eventually,
+    way,
+    tmp_path,
+):
+    """PostgreSQL away in any way: jobs go on, events are kept, in the end every row is right."""
     joblog = JobLog(through_proxy, spool=tmp_path / "spool")
     joblog.create_tables()
-    leave = getattr(Outages(proxy=proxy), way)
+    leave = getattr(Outages(proxy=proxy, server=postgres_server, url=postgres_url), way)
 
     was_away, runs = run_through(joblog, make_broker, worker, leave, eventually)
 
@@ -240,7 +286,6 @@ def test_another_process_replays(tmp_path, eventually):
     """What a process kept and left behind when it ended is replayed by the next one."""
     url = f"sqlite:///{tmp_path / 'log' / 'jobs.db'}"
     row = {"actor": "work", "queue": "default", "state": "enqueued", "attempt": 1}
-    from dramatiq_joblog.transitions import Event
 
     first = JobLog(url, spool=tmp_path / "spool")
     event = Event("enqueue", row | {"jid": "a", "created_at": 0, "updated_at": 0})
@@ -256,3 +301,72 @@ def test_another_process_replays(tmp_path, eventually):
     eventually(lambda: second.jobs.count() == 2)
     assert [] == list((tmp_path / "spool").iterdir())
     second.close()
+
+
+FULL = """
+    import resource, sys
+    from dramatiq_joblog import JobLog
+    from dramatiq_joblog.transitions import Event
+
+    joblog = JobLog(sys.argv[1], spool=sys.argv[2])
+    joblog.create_tables()
+    whole = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # No file of this process may grow beyond it: neither the database's nor the spool's.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, whole[1]))
+    row = dict(actor="work", queue="default", state="enqueued", attempt=1)
+    row |= dict(created_at=0, updated_at=0, args='["' + "x" * 5000 + '"]')
+    for n in range(400):
+        joblog.writer.put(Event("enqueue", row | {"jid": f"j{n}"}))
+    while not joblog.writer.flush(timeout=0.1) and not joblog.writer.away:
+        pass
+    print("full", flush=True)
+    sys.stdin.readline()
+    resource.setrlimit(resource.RLIMIT_FSIZE, whole)
+    joblog.writer.flush(timeout=60)
+    while joblog.writer.away:
+        joblog.writer.flush(timeout=1)
+    joblog.close()
+"""
+
+
+def test_no_room_anywhere(tmp_path, sqlite_url):
+    """With database and spool on a full disk nothing is lost: all waits until there is room."""
+    spool = tmp_path / "spool"
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(FULL), sqlite_url, str(spool)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert "full\n" == child.stdout.readline(), child.communicate()
+        _, errors = child.communicate("room\n", timeout=60)
+    finally:
+        child.kill()
+    joblog = JobLog(sqlite_url)
+    assert 0 == child.returncode, errors
+    assert {f"j{n}" for n in range(400)} == {job.jid for job in joblog.jobs}, errors
+    assert [] == list(spool.glob("*"))
+    joblog.close()
+
+
+@pytest.mark.parametrize("away", ["refusing", "wrong password"])
+def test_no_password_is_logged(postgres_server, tmp_path, caplog, away):
+    """Whatever is logged or raised when the database cannot be asked, its password is not in it."""
+    password = "hunter2-Zx9"
+    port = urlsplit(postgres_server.url).port if away == "wrong password" else 1
+    url = f"postgresql://nobody:{password}@127.0.0.1:{port}/nowhere"
+    caplog.set_level("DEBUG")
+    joblog = JobLog(url, spool=tmp_path / "spool")
+    joblog.writer.write(Event("enqueue", {"jid": "a", "state": "enqueued"}))
+    raised = []
+    for ask in (joblog.create_tables, lambda: joblog.writer.call(print), lambda: joblog.get("a")):
+        with pytest.raises(Exception) as error:
+            ask()
+        raised.append("".join(traceback.format_exception(error.value)))
+    said = [*caplog.messages, *raised, repr(joblog.doctor()), joblog.name, repr(joblog)]
+    assert joblog.writer.away
+    assert "cannot be asked" in caplog.text
+    assert password not in "\n".join(said)
+    joblog.close()

@@ -101,6 +101,39 @@ def test_a_process_that_ended(joblog, heartbeat, job_factory):
     assert row.ended_at is not None
 
 
+def test_a_process_number_that_is_used_again(joblog, heartbeat, job_factory):
+    """A process whose number another one has now is lost when it is silent, like any other."""
+    dead, alive = heartbeat(), heartbeat()
+    dead.beat()
+    job_factory(jid="j", state="started", process=dead.process)
+    [row] = joblog.workers
+    assert os.getpid() == row.pid  # which lives, and is not that process
+    alive.beat()
+    assert "started" == joblog.get("j").state
+
+    silence(joblog, dead)
+    alive.beat()
+    assert "lost" == joblog.get("j").state
+
+
+def test_silence_of_all_is_nobodys(joblog, heartbeat, job_factory):
+    """After an outage, in which nobody could give a sign of life, each has time for one."""
+    other, first = heartbeat(), heartbeat()
+    for process in (other, first):
+        process.beat()
+    job_factory(jid="j", state="started", process=other.process)
+    # As if the database had been away for a minute.
+    silence(joblog, other)
+    first._last -= 60
+    first.beat()
+    assert "started" == joblog.get("j").state
+
+    # It stays silent, and is listened to for as long as it may be.
+    first._listening_since -= 60
+    first.beat()
+    assert "lost" == joblog.get("j").state
+
+
 @pytest.mark.parametrize("times", [(0, 10), (10, 10), (10, 5), (-1, 10)])
 def test_times_that_make_no_sense(sqlite_url, times):
     """A heartbeat that is none, or slower than its timeout, is refused."""

@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 
 import peewee
+import psycopg
 import pytest
 
 from dramatiq_joblog import JobLog
@@ -175,6 +176,37 @@ def test_waits_for_a_locked_file(tmp_path):
 
     assert was_waiting
     assert "started" == joblog.get("j").state
+    joblog.close()
+
+
+def test_a_deadlock_is_tried_again(postgres_url):
+    """A batch that the database breaks off for a deadlock is written by the next try."""
+    joblog = JobLog(postgres_url)
+    joblog.create_tables()
+    for jid in ("a", "b"):
+        joblog.writer.write(Event("enqueue", row(jid)))
+    go_on = threading.Event()
+    with psycopg.connect(postgres_url) as other:
+        # Of the two it is the log that notices.
+        other.execute("SET deadlock_timeout = '1min'")
+        other.execute("UPDATE joblog_job SET note = 'b' WHERE jid = 'b'")
+        held = threading.Thread(target=joblog.writer.call, args=(lambda: go_on.wait(30),))
+        held.start()
+        for jid in ("a", "b"):
+            joblog.writer.put(Event("start", row(jid, "started", token=jid)))
+        go_on.set()
+        # Waits for the batch, which waits for this.
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        with psycopg.connect(postgres_url, autocommit=True) as watch:
+            while not watch.execute(waiting).fetchone()[0]:
+                pass
+        other.execute("UPDATE joblog_job SET note = 'a' WHERE jid = 'a'")
+    held.join()
+    joblog.writer.flush()
+
+    assert not joblog.writer.away
+    assert 2 == joblog.jobs.started().count()
+    assert {"a", "b"} == {job.note for job in joblog.jobs}
     joblog.close()
 
 

@@ -39,3 +39,11 @@ def bounded_poison():
 @dramatiq.actor(queue_name="other")
 def elsewhere():
     pass
+
+
+@dramatiq.actor(max_retries=1, min_backoff=10, max_backoff=20)
+def breaks_once():
+    broken = folder / "broken"
+    if not broken.exists():
+        broken.touch()
+        raise ValueError("breaks once")

@@ -1,0 +1,17 @@
+"""A short chaos: ``make chaos`` is a long one."""
+
+from __future__ import annotations
+
+import chaos
+import pytest
+
+
+@pytest.mark.process
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("database", ["postgresql", "sqlite"])
+def test_chaos(tmp_path, postgres_server, redis_server, database):
+    """Workers killed and paused, database and Redis away, all connections cut: no row is wrong."""
+    faults = {"kill": 2, "outage": 1, "pause": 1, "cut": 1, "redis_away": 1}
+    found, table = chaos.run(tmp_path, database, 120, faults, seed=4)
+    assert {} == found.wrong, table
+    assert found.runs >= 120
