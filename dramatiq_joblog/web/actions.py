@@ -119,6 +119,7 @@ def _requeue(visit: Visit, jids: Iterable[str]) -> tuple[list[str], dict[str, st
 
 
 def _say(visit: Visit, what: str, back: str, done: int, refused: int) -> Response:
+    visit.site.forget()
     if visit.wants_json:
         return visit.json({"done": done, "refused": refused})
     mark = "&" if "?" in back else "?"

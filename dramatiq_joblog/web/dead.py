@@ -21,7 +21,10 @@ def dead(visit: Visit) -> Response:
     """Answer with the dead jobs by error and actor, over windows of time."""
     window = chosen(visit, "window", WINDOWS)
     log = visit.joblog
-    groups = visit.rows("the groups", lambda: log.dead_groups(tuple(WINDOWS.values())))
+    groups = visit.rows(
+        "the groups",
+        lambda: visit.site.keep("groups", lambda: log.dead_groups(tuple(WINDOWS.values()))),
+    )
     if visit.wants_json:
         return visit.json({"window": window, "groups": [_plain_group(g) for g in groups]})
     rows = [_group(visit, group, window) for group in groups]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .visit import Visit
 
 #: Milliseconds that a search may take to be counted: a page without figures is one too.
-COUNTING = 400
+COUNTING = 60
 
 
 def jobs(visit: Visit) -> Response:
@@ -102,10 +102,14 @@ def _counts(visit: Visit, terms: Sequence[search.Term]) -> dict[Any, Any]:
     others = [term for term in terms if term.key != "state"]
     if not others:
         return visit.counts()
-    query = visit.joblog.search(spell(others), now=visit.now)
-    counts: dict[Any, Any] = visit.part(
-        None, lambda: visit.joblog.counts(query), {}, timeout=COUNTING
-    )
+    words = spell(others)
+    query = visit.joblog.search(words, now=visit.now)
+
+    def count() -> dict[Any, Any]:
+        return visit.part(None, lambda: visit.joblog.counts(query), {}, timeout=COUNTING)
+
+    # A search that cannot be counted is not tried again at every look.
+    counts: dict[Any, Any] = visit.site.keep(f"counts {words}", count, times=5)
     return counts
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from .visit import Visit
 
+#: How many times two seconds the charts of a range may be old: a bar is a step wide.
+KEPT = {"1h": 1, "3h": 3, "24h": 10}
+
 #: So many jobs are looked through for one fact about them.
 FEW = 5_000
 
@@ -45,7 +48,9 @@ def overview(visit: Visit) -> Response:
     since = visit.now - timedelta(milliseconds=RANGES[span])
     stats = visit.part(
         "the charts",
-        lambda: visit.site.keep(f"stats {span}", lambda: log.stats(since=since)),
+        lambda: visit.site.keep(
+            f"stats {span}", lambda: log.stats(since=since), times=KEPT.get(span, 30)
+        ),
         None,
     )
     oldest = visit.rows("the oldest", lambda: log.oldest(limit=5))

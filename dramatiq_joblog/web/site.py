@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 #: Seconds that a figure which many pages show is kept.
 FRESH_FOR = 2.0
+#: So many figures are kept at most: searches are counted too.
+KEPT_AT_MOST = 200
 
 
 def _templates() -> jinja2.Environment:
@@ -68,5 +70,12 @@ class Site:
             return kept
         fresh = ask()
         with self._guard:
+            if len(self._kept) >= KEPT_AT_MOST:
+                self._kept.clear()
             self._kept[name] = time.monotonic(), fresh
         return fresh
+
+    def forget(self) -> None:
+        """Ask anew for everything: someone has done something."""
+        with self._guard:
+            self._kept.clear()

@@ -53,7 +53,7 @@ def metrics(visit: Visit) -> Response:
     oldest = visit.rows("the oldest", lambda: log.oldest(limit=1))
     stats = visit.part(
         "the histograms",
-        lambda: visit.site.keep("metrics", lambda: log.stats(since=_BEGIN), times=5),
+        lambda: visit.site.keep("metrics", lambda: log.stats(since=_BEGIN), times=15),
         None,
     )
     age = 0.0
