@@ -533,8 +533,17 @@ def add_indexes(model: Any) -> None:
     # "Who waits for this section, in order?"  Nobody but a waiting job pays for it.
     waiting = f"state = '{State.WAITING.value}'"
     _add_index(model, "waiting", model.section, model.waiting_since, where=waiting)
-    # "Which jobs did this one send?"  Nobody but a job that another one sent pays for it.
-    _add_index(model, "family", model.root_jid, where="root_jid IS NOT NULL")
+    # The list of all, and of a time.  Its new entries all stand at its end, so it costs little.
+    _add_index(model, "created", model.created_at)
+    # The lists of one user, job type, actor and error.
+    _add_index(model, "user", meta.combined["user_id"], model.created_at)
+    _add_index(model, "type", model.job_type, model.created_at)
+    _add_index(model, "actor", model.actor, model.created_at)
+    erroneous = "error_type IS NOT NULL"
+    _add_index(model, "error", model.error_type, model.created_at, where=erroneous)
+    # What needs attention, in groups: answered from the index alone.
+    dead = f"state IN {literal_states([State.DEAD]).sql} AND dismissed_at IS NULL"
+    _add_index(model, "dead", model.finished_at, model.error_type, model.actor, where=dead)
     # "The newest dead ones", a page of them, and how many there are.
     _add_index(model, "state", model.state, model.created_at)
     # "Who was sent from this job on?"  A job that nobody sent costs nothing.

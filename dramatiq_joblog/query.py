@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime  # noqa: TC003 - a field's type, for those who look
 from typing import TYPE_CHECKING, Any
 
 from peewee import SQL, Field, Model, ModelSelect
@@ -12,7 +13,6 @@ from .states import IN_PROGRESS, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from datetime import datetime
 
     # Rows are of the user's own model, which no checker can know here.
     _Select = ModelSelect[Any]
@@ -34,6 +34,10 @@ def literal_states(states: Iterable[str]) -> SQL:
     return SQL("(" + ", ".join(f"'{State(state).value}'" for state in states) + ")")
 
 
+#: As many jobs are looked at for a page whose conditions no index answers.
+LOOK = 20_000
+
+
 @dataclass(frozen=True)
 class Page:
     """Some jobs of a query, newest first, and how to come to the others."""
@@ -44,6 +48,9 @@ class Page:
     newer: str | None
     #: What ``page(before=...)`` takes for the older ones; None if there are none.
     older: str | None
+    #: How far back was looked, if that is not as far as the jobs go: then a page may have few
+    #: jobs, or none, and older ones after all.
+    looked_back_to: datetime | None = None
 
 
 def cursor_of(job: Any) -> str:
@@ -63,6 +70,9 @@ class JobQuery(_Select):
     """
 
     # Any: peewee's queries are untyped, and every scope returns its receiver's type.
+
+    #: The same without the conditions that no index answers, if there are any; set by a search.
+    walked: Any = None
 
     def enqueued(self) -> JobQuery:
         """Jobs that wait in the broker."""
@@ -162,7 +172,8 @@ class JobQuery(_Select):
         """Ask for some of the jobs, newest first, by when they were created.
 
         It costs the same on every page: nothing is counted or passed over.  The query's own
-        order is not used.
+        order is not used.  Of a search by what no index answers, as a part of an error, only
+        so many jobs are looked at for one page; see :attr:`Page.looked_back_to`.
 
         Parameters:
           limit: How many jobs at most.
@@ -185,10 +196,27 @@ class JobQuery(_Select):
             more, rows = len(rows) > limit, rows[:limit][::-1]
             newer = cursor_of(rows[0]) if more else None
             return Page(rows, newer, cursor_of(rows[-1]) if rows else None)
+        end = self._end_of_look(before)
+        if end is not None:
+            query = query.where(job.created_at >= end.created_at)
         rows = list(query.order_by(job.created_at.desc(), job.id.desc()).limit(limit + 1))
         more, rows = len(rows) > limit, rows[:limit]
         newer = cursor_of(rows[0]) if rows and before is not None else None
+        if end is not None and not more:
+            return Page(rows, newer, cursor_of(end), end.created_at)
         return Page(rows, newer, cursor_of(rows[-1]) if more else None)
+
+    def _end_of_look(self, before: str | None) -> Any:
+        """Return the last job that a page after *before* looks at, or None if all may be."""
+        if self.walked is None:
+            return None
+        job = self._job
+        walked = self.walked.select(job.id, job.created_at)
+        if before is not None:
+            at, number = _position(before)
+            walked = walked.where(job.created_at <= at, (job.created_at < at) | (job.id < number))
+        newest = job.created_at.desc(), job.id.desc()
+        return walked.order_by(*newest).offset(LOOK - 1).limit(1).first()
 
     @property
     def _job(self) -> Any:

@@ -46,6 +46,8 @@ _WORD = re.compile(
     r"(?P<minus>-)?(?:(?P<key>[A-Za-z_]+):)?"
     r'(?:"(?P<quoted>[^"]*)"(?=\s|$)|(?P<plain>[^\s"][^\s]*))'
 )
+#: What is found by an index, however many jobs there are.
+_INDEXED = {"actor", "error", "id", "since", "state", "type", "until", "user"}
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
 _UNITS = {
     "ms": timedelta(milliseconds=1),
@@ -135,6 +137,19 @@ def narrow(query: JobQuery, terms: Sequence[Term], *, now: datetime | None = Non
       SearchError: If a value cannot be what its key wants.
     """
     reader = _Reader(query.model, now or datetime.now(timezone.utc))
+    by_index = [term for term in terms if term.key in _INDEXED and not term.negated]
+    others = [term for term in terms if term not in by_index]
+    query = _apply(query, by_index, reader)
+    if "dismissed" not in {term.key for term in others} and Term("state", "dead") in terms:
+        query = query.undismissed()
+    if others:
+        walked = query
+        query = _apply(query, others, reader)
+        query.walked = walked
+    return query
+
+
+def _apply(query: JobQuery, terms: Sequence[Term], reader: _Reader) -> JobQuery:
     wanted: dict[str | None, list[Any]] = {}
     for term in terms:
         condition = reader.condition(term)
@@ -147,8 +162,6 @@ def narrow(query: JobQuery, terms: Sequence[Term], *, now: datetime | None = Non
         for condition in conditions[1:]:
             any_of |= condition
         query = query.where(any_of)
-    if "dismissed" not in wanted and Term("state", "dead") in terms:
-        query = query.undismissed()
     return query
 
 

@@ -37,6 +37,36 @@ def test_pages(joblog, job_factory):
     assert None is top.newer
 
 
+def test_a_page_that_looks_no_further(joblog, job_factory, monkeypatch):
+    """By what no index answers a page looks at so many jobs, and says how far that was."""
+    monkeypatch.setattr("dramatiq_joblog.query.LOOK", 3)
+    for number in range(8):
+        job_factory(
+            jid=str(number),
+            queue="rare" if number in {1, 7} else "default",
+            state="finished" if number % 2 else "dead",
+            created_at=NOON - timedelta(seconds=number),
+        )
+    rare = joblog.search("queue:rare")
+    first = rare.page()
+    assert (["1"], NOON - timedelta(seconds=2)) == (
+        [j.jid for j in first.jobs],
+        first.looked_back_to,
+    )
+    second = rare.page(before=first.older)
+    assert ([], NOON - timedelta(seconds=5)) == (second.jobs, second.looked_back_to)
+    third = rare.page(before=second.older)
+    assert (["7"], None, None) == ([j.jid for j in third.jobs], third.older, third.looked_back_to)
+    # Of what an index answers only what it finds is looked at.
+    finished = joblog.search("queue:rare state:finished").page()
+    assert (["1"], NOON - timedelta(seconds=5)) == (
+        [j.jid for j in finished.jobs],
+        finished.looked_back_to,
+    )
+    assert None is joblog.search("type:unknown").page().older
+    assert ["1", "7"] == [job.jid for job in rare]
+
+
 def test_what_has_come_since(joblog, job_factory):
     """The place of a job in the list tells what has come since."""
     known = job_factory(created_at=NOON)
