@@ -546,8 +546,6 @@ def add_indexes(model: Any) -> None:
     _add_index(model, "dead", model.finished_at, model.error_type, model.actor, where=dead)
     # "The newest dead ones", a page of them, and how many there are.
     _add_index(model, "state", model.state, model.created_at)
-    # "Who was sent from this job on?"  A job that nobody sent costs nothing.
-    _add_index(model, "family", model.root_jid, where="root_jid IS NOT NULL")
     # What totals count and what goes when it is old.
     _add_index(model, "ended", model.state, model.finished_at, where="finished_at IS NOT NULL")
 

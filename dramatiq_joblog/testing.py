@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import heapq
 import itertools
+import logging
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,9 @@ class JobLogWorker:
         Returns:
           The rows of the jobs that were sent since the last run, in the order of sending.
         """
+        level = logging.root.level
+        # As the host's command does.
+        logging.root.setLevel(min(level, logging.INFO))
         worker = dramatiq.Worker(self._broker, worker_timeout=10, worker_threads=threads)
         worker.start()
         try:
@@ -133,6 +137,7 @@ class JobLogWorker:
                 )
         finally:
             worker.stop()
+            logging.root.setLevel(level)
             # The host's worker leaves a middleware behind, that the next one would be warned of.
             self._broker.middleware[:] = [m for m in self._broker.middleware if not _is_left(m)]
         return self._rows()

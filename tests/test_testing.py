@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+INSIDE = (ROOT / "docs" / "inside.md").read_text()
+FILE = re.compile(r'^```python title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 SHOP = """
@@ -33,14 +36,14 @@ broker = RedisBroker(url="redis://127.0.0.1:1")
 results = Results(backend=RedisBackend(url="redis://127.0.0.1:1"))
 for middleware in (AsyncIO(), CurrentMessage(), Counting(), results):
     broker.add_middleware(middleware)
-broker.add_middleware(JobLogMiddleware(joblog, lines="WARNING"))
+broker.add_middleware(JobLogMiddleware(joblog, lines="INFO"))
 dramatiq.set_broker(broker)
 
 options = {"job_type": "import", "job_user": "user_id", "exclusive": "user:{user_id}"}
 
 @dramatiq.actor(**options, max_retries=3, store_results=True)
 def work(user_id, breaks=0):
-    logging.getLogger("shop").warning("attempt %d", current_job().attempt)
+    logging.getLogger("shop").info("attempt %d", current_job().attempt)
     # Its own log is that of the test.
     assert joblog.get(current_job().jid).state == "started"
     if current_job().attempt <= breaks:
@@ -207,6 +210,14 @@ def test_the_readme_s_example(folder):
     [tests] = [block for block in BLOCKS if block.startswith("def test_")]
     shop = shop[: shop.index("reconcile.send")]
     run_pytest(folder, shop=shop, tests=f"from shop import reconcile\n\n{tests}", passed=1)
+
+
+def test_the_project_of_the_documents(folder):
+    """The project of docs/inside.md passes its tests, and the example of a key runs."""
+    files = dict(FILE.findall(INSIDE))
+    run_pytest(folder, shop=files["shop.py"], tests=files["test_shop.py"], passed=2)
+    [sealing] = re.findall(r"^```python\n(.*?)^```$", INSIDE, re.MULTILINE | re.DOTALL)
+    exec(sealing, {})
 
 
 def test_a_project_with_everything(folder):
