@@ -214,7 +214,7 @@ def _progress(found: Any) -> dict[str, Any] | None:
     counted = "" if done is None else (f"{done:,}" if isinstance(done, int) else str(done))
     if total is not None:
         counted += f" of {total:,}" if isinstance(total, int) else f" of {total}"
-    told = ", ".join(filter(None, (counted.replace(",", "\u202f"), str(text or ""))))
+    told = " \u00b7 ".join(filter(None, (counted.replace(",", "\u202f"), str(text or ""))))
     return {"share": share_of(progress), "text": told}
 
 
