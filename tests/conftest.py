@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import platform
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import brokers
+import commands
 import dramatiq
 import psutil
 import psycopg
@@ -400,6 +402,21 @@ def eventually():
         return value
 
     return wait
+
+
+# The command line
+
+
+@pytest.fixture
+def ask(database_url):
+    """Return a function that asks the log in this process, as a pipe sees the answer."""
+    return functools.partial(commands.ask, database_url)
+
+
+@pytest.fixture
+def terminal(tmp_path):
+    """Return a function that runs the command on a terminal, and returns what it shows there."""
+    return functools.partial(commands.on_terminal, tmp_path)
 
 
 # The summary

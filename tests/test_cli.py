@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import pty
 import re
+import shlex
 import signal
-import struct
 import subprocess
 import sys
-import termios
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import dramatiq
 import pytest
 from click.testing import CliRunner
+from commands import PROGRAM
 from dramatiq.middleware import SkipMessage
 
-from dramatiq_joblog import current_job
+from dramatiq_joblog import JobLog, current_job
 from dramatiq_joblog.cli.program import program
 from dramatiq_joblog.cli.tail import Changes
 
 ROOT = Path(__file__).parent.parent
-PROGRAM = str(Path(sys.executable).parent / "dramatiq-joblog")
 
 
 @pytest.fixture
@@ -43,58 +40,6 @@ def cli(tmp_path):
             timeout=60,
             check=False,
         )
-
-    return run
-
-
-@pytest.fixture
-def ask(database_url):
-    """Return a function that asks the log in this process, as a pipe sees the answer."""
-
-    def run(*arguments, code=0, **options):
-        done = CliRunner().invoke(
-            program, ["--database", database_url, *map(str, arguments)], **options
-        )
-        assert code == done.exit_code, done.output
-        return done
-
-    return run
-
-
-@pytest.fixture
-def terminal(tmp_path):
-    """Return a function that runs the command on a terminal; it returns what is written there."""
-
-    def run(*arguments, columns=80, input="", code=0, **variables):
-        ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")}
-        environment |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"} | variables
-        process = subprocess.Popen(
-            [PROGRAM, *map(str, arguments)],
-            cwd=tmp_path,
-            env=environment,
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            close_fds=True,
-        )
-        os.close(theirs)
-        if input:
-            os.write(ours, input.encode())
-        written = b""
-        while True:
-            try:
-                some = os.read(ours, 65_536)
-            except OSError:
-                # So a terminal's end is told on Linux.
-                break
-            if not some:
-                break
-            written += some
-        os.close(ours)
-        assert code == process.wait(timeout=30), written.decode()
-        return written.decode().replace("\r\n", "\n")
 
     return run
 
@@ -448,6 +393,44 @@ def test_only_what_is_asked_for_is_told(joblog, job_factory):
         joblog.Job.id == mine.id
     ).execute()
     assert [("mine", "dead")] == told()
+
+
+# Completion
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["sh"], {"show"}),
+        (["list", "sta"], {"state:"}),
+        (["list", "state:de"], {"state:dead", "state:delayed"}),
+        (["list", "-type:"], {"-type:reconciliation"}),
+        (["list", "--state", "fin"], {"finished"}),
+        (["tail", "--type", "rec"], {"reconciliation"}),
+        (["list", "--user", ""], {"7"}),
+        (["list", "--act"], {"--actor"}),
+        (["show", "ab"], {"abc", "abd"}),
+        (["prune", "--keep", "d"], {"dead="}),
+        (["--database", "sqlite:///nowhere.db", "list", "type:"], set()),
+    ],
+)
+def test_a_shell_completes(sqlite_url, cli, typed, expected):
+    """Commands, options, words and their values complete, from the log itself; never an error."""
+    joblog = JobLog(sqlite_url)
+    joblog.create_tables()
+    row = {"actor": "w", "queue": "q", "state": "dead", "attempt": 1, "created_at": 1}
+    for jid in ("abc", "abd"):
+        joblog.Job.create(jid=jid, job_type="reconciliation", user_id=7, updated_at=1, **row)
+    joblog.close()
+
+    done = cli(
+        JOBLOG_DATABASE=sqlite_url,
+        _DRAMATIQ_JOBLOG_COMPLETE="bash_complete",
+        COMP_WORDS=shlex.join(["dramatiq-joblog", *typed]),
+        COMP_CWORD=str(len(typed)),
+    )
+    assert (0, "") == (done.returncode, done.stderr)
+    assert expected == {line.partition(",")[2] for line in done.stdout.splitlines() if line}
 
 
 # Pipes

@@ -7,32 +7,13 @@ import io
 import json
 import signal
 import subprocess
-import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from commands import PROGRAM
 
 from dramatiq_joblog.cli.asking import myself
-from dramatiq_joblog.cli.program import program
-
-PROGRAM = str(Path(sys.executable).parent / "dramatiq-joblog")
-
-
-@pytest.fixture
-def ask(database_url):
-    """Return a function that asks the log in this process, as a pipe sees the answer."""
-
-    def run(*arguments, code=0, **options):
-        done = CliRunner().invoke(
-            program, ["--database", database_url, *map(str, arguments)], **options
-        )
-        assert code == done.exit_code, done.output
-        return done
-
-    return run
 
 
 @pytest.fixture
@@ -155,6 +136,43 @@ def test_a_section_is_freed_by_hand(joblog, ask):
     assert ("unlock", "finance:42", myself()) == (action.what, action.key, action.who)
     assert "nobody holds 'finance:42'" in ask(*free, 1, code=1).stderr
     joblog.release()
+
+
+def test_a_question_is_asked(joblog, job_factory, terminal, database_url, tmp_path):
+    """On a terminal what will be done is said and asked; no is exit 2 and nothing is done."""
+    for jid in ("aa1", "aa2"):
+        dead(job_factory, jid)
+    dismiss = ("--database", database_url, "dismiss", "type:import")
+
+    shown = terminal(*dismiss, answer="n\n", code=2)
+    assert "2 jobs (2 import), sent within " in shown
+    assert "will be dismissed.\nDo it? [y/N]: " in shown
+    assert shown.endswith("dramatiq-joblog: nothing was done\n")
+    assert 2 == joblog.jobs.dead().undismissed().count()
+    assert terminal(*dismiss, answer="y\n").endswith("2 jobs dismissed.\n")
+    with joblog.lock("k"):
+        unlock = ("--database", database_url, "unlock", "k")
+        shown = terminal(*unlock, answer="it burned\nn\n", code=2)
+    assert "Reason: " in shown
+    assert "'k' will be taken from " in shown
+    joblog.release()
+
+
+def test_long_work_shows_how_it_goes_on(joblog, job_factory, terminal, database_url, tmp_path):
+    """A bar is drawn on standard error while the jobs go to a file, and nothing of it into that."""
+    for _ in range(250):
+        job_factory(finished_at=1, created_at=1)
+    with (tmp_path / "jobs.jsonl").open("wb") as file:
+        shown = terminal("--database", database_url, "export", stdout=file)
+    assert "exporting" in shown
+    assert "200 of 250" in shown
+    rows = (tmp_path / "jobs.jsonl").read_text().splitlines()
+    assert 250 == len([json.loads(row) for row in rows])
+
+    prune = ("--database", database_url, "prune", "--keep", "finished=1d", "--yes")
+    shown = terminal(*prune, "--batch", 100)
+    assert "250 of 250" in shown
+    assert shown.endswith("250 finished jobs deleted.\n")
 
 
 # stats, doctor

@@ -33,6 +33,8 @@ from .screen import Screen
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from click.shell_completion import CompletionItem
+
 PROGRAM = "dramatiq-joblog"
 
 #: Exit codes, beside 0.
@@ -249,6 +251,13 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the command line; ``-key:value`` is a word of a search, and no option."""
         return super().parse_args(ctx, [_NEGATED.sub(MINUS, arg) for arg in args])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return how an option may go on, or a word of a search that begins with a hyphen."""
+        if _NEGATED.match(incomplete):
+            arguments = [p for p in self.params if isinstance(p, click.Argument)]
+            return [item for p in arguments for item in p.shell_complete(ctx, incomplete)]
+        return super().shell_complete(ctx, incomplete)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dramatiq_joblog.joblog import describe
 
 from .app import Session, command
+from .asking import progress
 
 
 @command(
@@ -20,7 +21,8 @@ def migrate(session: Session) -> None:
     It is safe to repeat, to run on several machines at once, and to run beside workers.
     """
     joblog = session.new_joblog
-    joblog.create_tables()
+    with progress("making the tables"):
+        joblog.create_tables()
     table = joblog.Job._meta.table_name
     if session.json:
         session.screen.json({"table": table})

@@ -63,7 +63,9 @@ class Screen:
     def write(self, *parts: Text | str | tuple[str, str]) -> None:
         """Write a line, however long it is."""
         # A part may come from a job: Text never reads markup in it.
-        self.console.print(Text.assemble(*parts), soft_wrap=True)
+        text = Text.assemble(*parts)
+        text.rstrip()
+        self.console.print(text, soft_wrap=True)
 
     def paragraph(self, text: Text, indent: int = 0) -> None:
         """Write a text, which people get broken at words."""

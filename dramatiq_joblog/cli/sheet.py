@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from .screen import Screen
 
+#: Spans that are drawn at most, of which the first and the last matter.
+_SPANS = 30
 #: Cells of what stands before and after a bar of the timeline.
 _LABEL, _TIME = 34, 10
 
@@ -152,7 +154,12 @@ def timeline(screen: Screen, spans: Sequence[Span]) -> None:
     whole = max(1, round((end - begin).total_seconds() * 1000))
     room = max(10, screen.width - _LABEL - _TIME - 2)
     screen.title("Timeline", f"{duration(whole)} from the first send")
-    for span in spans:
+    left_out = len(spans) - _SPANS
+    for place, span in enumerate(spans):
+        if left_out > 0 and _SPANS // 2 <= place < _SPANS // 2 + left_out:
+            if place == _SPANS // 2:
+                screen.write((f"  … {number(left_out)} more, as above and below", QUIET))
+            continue
         label = _label(span)
         label.truncate(_LABEL, overflow="ellipsis", pad=True)
         before = round((span.start - begin).total_seconds() * 1000)
@@ -233,13 +240,8 @@ def lines(screen: Screen, logged: Sequence[Any]) -> None:
         if row.attempt != attempt:
             attempt = row.attempt
             screen.write((f"  attempt {attempt}", QUIET))
-        screen.write(
-            (
-                f"  {row.time:%H:%M:%S}.{row.time.microsecond // 1000:03} {row.level.lower():<8}",
-                QUIET,
-            ),
-            line(row.text),
-        )
+        before = f"  {row.time:%H:%M:%S}.{row.time.microsecond // 1000:03} {row.level.lower():<8}"
+        screen.hanging(Text.assemble((before, QUIET), line(row.text)), len(before))
 
 
 def family(screen: Screen, job: Any, jobs: Sequence[Any], *, whole: bool) -> None:
