@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from . import counts, people, search, stats
-from .errors import JobLogError, LockNotAcquired
+from .errors import JobLogError, LockNotAcquired, SearchError
 from .models import to_millis
 from .reading import bounded
 from .retention import DEFAULT_BATCH
@@ -128,15 +128,20 @@ class Asking:
           SearchError: If *by* is nothing to group by.
           ValueError: If an instant has no time zone.
         """
+        if by not in stats.GROUPED_BY:
+            raise SearchError(
+                f"by={by!r} is nothing to group by: use one of {', '.join(stats.GROUPED_BY)}"
+            )
         begin = to_millis(since)
         end = to_millis(until or datetime.now(timezone.utc))
         step = max(stats.step_of(end - begin), level_of(begin, _now()))
         begin, end = begin - begin % step, end - end % -step
         counted = self.totals.counted()
         open_since = begin if counted is None else max(begin, counted)
-        cells = self.totals.read(step, begin, end)
-        cells += self.totals.since_counted(open_since, end, step)
-        return stats.make(cells, begin, end, step, by)
+        sums = self.totals.sums(step, begin, end, by)
+        for cell in self.totals.since_counted(open_since, end, step):
+            sums.add(cell, by)
+        return stats.make(sums, begin, end, step)
 
     def oldest(self, limit: int = 5) -> list[Any]:
         """Return the jobs that have waited longest for a run that is due, the oldest first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from peewee import SQL, Case, fn
@@ -15,7 +16,6 @@ from .text import MAX_MESSAGE, clean, clean_optional, fold_jid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from datetime import datetime
 
 #: Milliseconds of an hour, in which the windows of dead jobs are told.
 _HOUR = 3_600_000
@@ -34,9 +34,9 @@ class DeadGroup:
     actor: str
     #: How many became dead within each window, by its milliseconds.
     counts: dict[int, int]
-    #: The newest of them.
+    #: The newest of them, by when it was sent.
     jid: str
-    #: When that one became dead.
+    #: When the last of them became dead.
     last_at: datetime
     #: The text of its error.
     message: str | None
@@ -90,8 +90,9 @@ def dead_groups(job: Any, windows: Iterable[int], now: int) -> list[DeadGroup]:
     """Group dead jobs by error and actor, those that died last first."""
     windows = sorted(windows)
     counts = [fn.SUM(Case(None, [(job.finished_at >= now - window, 1)], 0)) for window in windows]
+    last, newest = fn.MAX(job.finished_at), fn.MAX(job.id)
     groups = list(
-        job.select(job.error_type, job.actor, fn.MAX(job.finished_at).alias("last"), *counts)
+        job.select(job.error_type, job.actor, last, newest, *counts)
         .where(
             job.state.in_(literal_states([State.DEAD])),
             job.dismissed_at.is_null(),
@@ -101,30 +102,21 @@ def dead_groups(job: Any, windows: Iterable[int], now: int) -> list[DeadGroup]:
         .order_by(SQL("3 DESC"), job.error_type, job.actor)
         .tuples()
     )
-    return [_group(job, windows, *row) for row in groups]
-
-
-def _group(
-    job: Any, windows: list[int], error_type: str | None, actor: str, last: Any, *counts: Any
-) -> DeadGroup:
-    same = job.error_type.is_null() if error_type is None else job.error_type == error_type
-    newest = (
-        job.select(job.jid, job.error_message)
-        .where(
-            job.state.in_(literal_states([State.DEAD])),
-            job.dismissed_at.is_null(),
-            job.finished_at == last,
-            job.actor == actor,
-            same,
+    rows: dict[int, Any] = {}
+    for start in range(0, len(groups), _BATCH):
+        numbers = [group[3] for group in groups[start : start + _BATCH]]
+        some = job.select(job.id, job.jid, job.error_message).where(job.id.in_(numbers))
+        rows |= {row.id: row for row in some}
+    return [
+        DeadGroup(
+            error_type=error_type,
+            actor=actor,
+            counts={w: int(n) for w, n in zip(windows, numbers, strict=True)},
+            jid=rows[number].jid,
+            last_at=last if isinstance(last, datetime) else instant_of(last),
+            message=rows[number].error_message,
         )
-        .order_by(job.id.desc())
-        .first()
-    )
-    return DeadGroup(
-        error_type=error_type,
-        actor=actor,
-        counts={window: int(number) for window, number in zip(windows, counts, strict=True)},
-        jid="" if newest is None else newest.jid,
-        last_at=last if not isinstance(last, int) else instant_of(last),
-        message=None if newest is None else newest.error_message,
-    )
+        for error_type, actor, last, number, *numbers in groups
+        # One that was deleted in between is told of next time.
+        if number in rows
+    ]

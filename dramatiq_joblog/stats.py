@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .errors import SearchError
 from .histogram import Histogram
 from .models import instant_of
 from .states import Outcome, State
 from .totals import DAY, HOUR, MINUTE, QUARTER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from datetime import datetime
 
-    from .totals import Cell
+    from .totals import Sums
 
 #: How a run can end, as the series are named: first how its job ended, then the others.
 OUTCOMES = (
@@ -26,10 +24,7 @@ OUTCOMES = (
     Outcome.INTERRUPTED.value,
     Outcome.WAITED.value,
 )
-#: Ends of jobs, and ends of runs that failed.
-_ENDS = {"finished", "skipped", "dead"}
-_FAILED = {"dead", "retried"}
-#: What :func:`make` can group by.
+#: What there can be groups of.
 GROUPED_BY = ("job_type", "actor")
 
 #: Up to which length of time which steps are drawn.
@@ -117,14 +112,8 @@ def step_of(length: int) -> int:
     return next((step for longest, step in _STEPS if length <= longest), DAY)
 
 
-def make(cells: Iterable[Cell], begin: int, end: int, step: int, by: str) -> Stats:
-    """Make the statistics of a time from what was counted in it.
-
-    Raises:
-      SearchError: If *by* is nothing to group by.
-    """
-    if by not in GROUPED_BY:
-        raise SearchError(f"by={by!r} is nothing to group by: use one of {', '.join(GROUPED_BY)}")
+def make(sums: Sums, begin: int, end: int, step: int) -> Stats:
+    """Make the statistics of a time from what was counted in it."""
     steps = (end - begin) // step
 
     def empty() -> dict[str, list[int]]:
@@ -132,20 +121,20 @@ def make(cells: Iterable[Cell], begin: int, end: int, step: int, by: str) -> Sta
 
     series = empty()
     groups: dict[str, Group] = {}
-    errors: dict[tuple[str, str], int] = {}
-    for cell in cells:
-        index = (cell.at - begin) // step
-        name = getattr(cell, by)
-        group = groups.setdefault(name, Group(name, empty(), dict.fromkeys(OUTCOMES, 0)))
-        series[cell.outcome][index] += cell.count
-        group.series[cell.outcome][index] += cell.count
-        group.counts[cell.outcome] += cell.count
-        if cell.outcome in _ENDS:
-            group.durations.merge(cell.durations)
-            group.queue_times.merge(cell.queue_times)
-        if cell.outcome in _FAILED:
-            key = (cell.error_type, cell.actor)
-            errors[key] = errors.get(key, 0) + cell.count
+    for (at, name, outcome), count in sums.counts.items():
+        index = (at - begin) // step
+        group = groups.get(name)
+        if group is None:
+            group = groups[name] = Group(
+                name,
+                empty(),
+                dict.fromkeys(OUTCOMES, 0),
+                sums.durations.get(name, Histogram()),
+                sums.queue_times.get(name, Histogram()),
+            )
+        series[outcome][index] += count
+        group.series[outcome][index] += count
+        group.counts[outcome] += count
     return Stats(
         since=instant_of(begin),
         until=instant_of(end),
@@ -154,7 +143,7 @@ def make(cells: Iterable[Cell], begin: int, end: int, step: int, by: str) -> Sta
         series=series,
         groups=sorted(groups.values(), key=lambda g: (-sum(g.counts.values()), g.name)),
         errors=sorted(
-            (ErrorCount(*key, count) for key, count in errors.items()),
+            (ErrorCount(*key, count) for key, count in sums.errors.items()),
             key=lambda e: (-e.count, e.error_type, e.actor),
         ),
     )

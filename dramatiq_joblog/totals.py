@@ -9,6 +9,7 @@ to every later count of its span.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from peewee import SQL, NodeList, SqliteDatabase, fn
 from .histogram import Histogram, bucket_expression
 from .models import to_millis
 from .query import literal_states
-from .states import FINAL, Outcome
+from .states import FINAL, Outcome, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -39,6 +40,9 @@ _AGAIN = 2 * MINUTE
 LATE = MINUTE
 #: As many spans are counted before the work is noted.
 _CHUNK = 60
+#: Ends of jobs, and ends of runs that failed.
+ENDS = tuple(sorted(state.value for state in FINAL))
+FAILED = (State.DEAD.value, Outcome.RETRIED.value)
 #: Runs that did not finish and are no end of their job: these failures are counted too.
 COUNTED_FAILURES = (Outcome.RETRIED, Outcome.INTERRUPTED, Outcome.WAITED)
 
@@ -63,6 +67,39 @@ class Cell:
     def key(self) -> tuple[str, str, str, str]:
         """What it is about."""
         return (self.actor, self.job_type, self.outcome, self.error_type)
+
+
+@dataclass
+class Sums:
+    """What cells of some time add up to."""
+
+    #: How many, by begin of the span, by actor or job type, and by outcome.
+    counts: Counter[tuple[int, str, str]] = field(default_factory=Counter)
+    #: How many failed, by error and actor.
+    errors: Counter[tuple[str, str]] = field(default_factory=Counter)
+    #: How long jobs that ended took, and waited, by actor or job type.
+    durations: dict[str, Histogram] = field(default_factory=dict)
+    queue_times: dict[str, Histogram] = field(default_factory=dict)
+
+    def add(self, cell: Cell, by: str) -> None:
+        """Add one cell."""
+        name = getattr(cell, by)
+        self.counts[cell.at, name, cell.outcome] += cell.count
+        if cell.outcome in FAILED:
+            self.errors[cell.error_type, cell.actor] += cell.count
+        if cell.outcome in ENDS:
+            self.durations.setdefault(name, Histogram()).merge(cell.durations)
+            self.queue_times.setdefault(name, Histogram()).merge(cell.queue_times)
+
+
+def _in_long_spans(span: int, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Split a time into parts, each with the longest spans that it is made of."""
+    longer = next((other for other in SPANS if other > span), None)
+    if longer is None or (first := begin - begin % -longer) >= (last := end - end % longer):
+        yield span, begin, end
+        return
+    yield from ((span, *part) for part in ((begin, first), (last, end)) if part[0] < part[1])
+    yield from _in_long_spans(longer, first, last)
 
 
 def count_rows(job: Any, failure: Any, begin: int, end: int, span: int) -> list[Cell]:
@@ -210,6 +247,37 @@ class Totals:
     def read(self, span: int, begin: int, end: int) -> list[Cell]:
         """Return what was counted in the spans of one length from *begin* to before *end*."""
         return self._read(span, begin, end, gone=False)
+
+    def sums(self, span: int, begin: int, end: int, by: str) -> Sums:
+        """Add up what was counted from *begin* to before *end*, by actor or by job type.
+
+        The database adds up the counts; the times, which are dear to read, come from spans as
+        long as they can be.
+        """
+        total = self._total
+        name: Any = getattr(total, by)
+        sums = Sums()
+
+        def where(span: int, begin: int, end: int) -> tuple[Any, ...]:
+            place = total.at >= begin, total.at < end
+            return (total.span == span, *place, total.gone == 0)
+
+        counts = total.select(total.at, name, total.outcome, fn.SUM(total.count))
+        counts = counts.where(*where(span, begin, end)).group_by(total.at, name, total.outcome)
+        for at, text, outcome, number in counts.tuples():
+            sums.counts[to_millis(at), text, outcome] += int(number)
+        errors = total.select(total.error_type, total.actor, fn.SUM(total.count)).where(
+            *where(span, begin, end), total.outcome.in_(FAILED)
+        )
+        for error_type, actor, number in errors.group_by(total.error_type, total.actor).tuples():
+            sums.errors[error_type, actor] += int(number)
+        for part in _in_long_spans(span, begin, end):
+            times = total.select(name, total.durations, total.queue_times)
+            times = times.where(*where(*part), total.outcome.in_(ENDS)).tuples()
+            for text, durations, queue_times in times:
+                sums.durations.setdefault(text, Histogram()).merge(durations or {})
+                sums.queue_times.setdefault(text, Histogram()).merge(queue_times or {})
+        return sums
 
     def since_counted(self, begin: int, end: int, span: int) -> list[Cell]:
         """Count what was not counted yet, from the rows, in spans of one length."""
