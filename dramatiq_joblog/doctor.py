@@ -303,7 +303,7 @@ class Doctor:
             ""
             if oldest < MAX_SPOOLED
             else "once the database answers, any process of this host that uses the log replays "
-            "them within 30 s: start a worker here, as the same user",
+            "them within 10 s: start a worker here, as the same user",
         )
 
     def _middleware(self) -> Finding:

@@ -48,6 +48,8 @@ AWAY_DELAY = 3_000
 #: Milliseconds that a run lasts at least whose start is written by itself, if it is written soon.
 SOON = 50
 
+#: Milliseconds between two looks for what processes that died kept on this host.
+ADOPT_EVERY = 10_000
 #: What becomes of events while the database is away.
 POLICIES = ("spool", "block", "drop")
 
@@ -237,7 +239,7 @@ class Writer:
     # On the writer's thread
 
     def _run(self) -> None:
-        self._chores.append(_Chore(30.0, self._replay_left_behind))
+        self._chores.append(_Chore(ADOPT_EVERY / 1000, self._replay_left_behind))
         stop = False
         while not stop:
             # Whoever hands over a start meanwhile wakes us in any case.

@@ -40,9 +40,11 @@ from dramatiq_joblog import JobLog, JobLogMiddleware
 from dramatiq_joblog.states import FINAL
 
 HERE = Path(__file__).resolve().parent
-KEYS = 16
+KEYS = 64
+#: Jobs that may be sent before the faults have come so far: there is always work.
+AHEAD = 300
 #: Seconds that the rest may take once all was sent.
-DRAIN_TIMEOUT = 150
+DRAIN_TIMEOUT = 240
 #: Seconds without an end after which the workers are killed and started again.
 STALLED = 10
 
@@ -153,7 +155,7 @@ class Chaos:
         fails = self.random.choice([0, 0, 0, 1, 2, 9])
         milliseconds = self.random.choice([0, 1, 5, 20, 100, 300])
         actor, args = "plain", (number, fails, milliseconds)
-        if number % 4 == 0:
+        if number % 10 == 0:
             key = f"key-{self.random.randrange(KEYS)}"
             actor, args = "guarded", (number, fails, min(milliseconds, 20), key)
         message = dramatiq.Message("default", actor, args, {}, {})
@@ -281,7 +283,7 @@ class Chaos:
             "slow": [name for name in faults for _ in range(faults[name]) if name not in quick],
         }
         total = sum(faults.values())
-        self.allowed = jobs // 8
+        self.allowed = AHEAD
         counting, struck = threading.Lock(), threading.Event()
         failed: list[Exception] = []
 
@@ -293,7 +295,7 @@ class Chaos:
                 with counting:
                     self.faults[name] += 1
                     done = sum(self.faults[name] for name in faults)
-                    self.allowed = jobs * (done + 1) // (total + 1) + jobs // 8
+                    self.allowed = jobs * (done + 1) // (total + 1) + AHEAD
 
         def strike_slowly():
             try:
@@ -324,7 +326,7 @@ class Chaos:
                 if worker.process.poll() is not None:
                     worker.start()
             # A server that was only just started may not answer yet.
-            with contextlib.suppress(peewee.PeeweeException):
+            with contextlib.suppress(peewee.PeeweeException, redis.RedisError):
                 left = self.left(jobs)
                 if not left:
                     break
