@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from peewee import Database
 
 _SQLITE = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
-_MYSQL = "CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)"
+# Not of NOW(): the hour that comes twice a year in a session's time zone would be ambiguous.
+_MYSQL = "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(3)) DIV 1000)"
 _POSTGRESQL = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
 
 

@@ -23,6 +23,8 @@ from peewee import (
 )
 
 from .errors import DatabaseAwayError
+from .mysql import is_away as is_away_by_number
+from .mysql import prepare_session
 from .redaction import scrub
 
 if TYPE_CHECKING:
@@ -120,8 +122,10 @@ class Connection:
                 daemon=True,
             )
             self._watchdog.start()
-        if not isinstance(database, MySQLDatabase):
-            self._since = time.monotonic()
+        self._since = time.monotonic()
+        if isinstance(database, MySQLDatabase):
+            prepare_session(database, STATEMENT_TIMEOUT)
+        else:
             for setting in ("statement_timeout", "lock_timeout"):
                 database.execute_sql(f"SET {setting} = {STATEMENT_TIMEOUT}")
 
@@ -212,6 +216,9 @@ _AWAY_STATES = ("25006", "42501", "42P01", "42703")
 def _is_away(error: PeeweeException) -> bool:
     """Tell a database that cannot be asked now from one that refuses what it was asked."""
     original = getattr(error, "orig", None)
+    number = next(iter(getattr(original, "args", ())), None)
+    if isinstance(number, int) and number:
+        return is_away_by_number(number)
     state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
     if state is not None:
         return state[:2] in _AWAY_CLASSES or state in _AWAY_STATES

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 
+#: How SQLite, PostgreSQL and MySQL say so.
+_NO_TABLES = re.compile("no such table|no column|does not exist|doesn't exist|Unknown column")
+
+
 class JobLogError(DramatiqError):
     """Base of every error of this package."""
 
@@ -25,7 +29,7 @@ class DatabaseAwayError(JobLogError):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         #: Whether it is the log's tables, or columns of them, that are missing.
-        self.no_tables = re.search("no such table|no column|does not exist", message) is not None
+        self.no_tables = _NO_TABLES.search(message) is not None
 
 
 class JobNotFound(JobLogError):

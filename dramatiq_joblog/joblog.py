@@ -36,6 +36,7 @@ from .locks import DEFAULT_TTL, SECTION, Claim, describe_holder, fold_key
 from .marks import Marks
 from .migrations import migrate
 from .models import Action, Failure, Job, Line, Lock, Mark, Total, Worker, add_indexes
+from .mysql import fit
 from .redaction import REDACTED, Redactor
 from .replaying import Replaying
 from .retention import Retention
@@ -456,7 +457,10 @@ def _from_url(url: str) -> Database:
     if scheme == "sqlite":
         options["check_same_thread"] = False  # the pool hands them on, one thread at a time
         options["pragmas"] = {"busy_timeout": 5000, "synchronous": "normal"}
-    elif scheme != "mysql":
+    elif scheme == "mysql":
+        # An update counts the rows that it found, as elsewhere: CLIENT.FOUND_ROWS.
+        options |= {"client_flag": 2, "connect_timeout": 5}
+    else:
         options |= {"prefer_psycopg3": True, "connect_timeout": 5}
     try:
         database = connect(pooled, unquote_password=True, unquote_user=True, **options)
@@ -523,6 +527,7 @@ def _bind_job(model: Any, database: Database) -> Any:
             "Job", (Job,), {"__module__": Job.__module__, "Meta": _meta("joblog_job", database)}
         )
         add_indexes(bound)
+        fit(bound)
         return bound
     meta: Any = model._meta
     if meta.database not in (None, database):
@@ -533,6 +538,7 @@ def _bind_job(model: Any, database: Database) -> Any:
     model.bind(database)
     if not any(getattr(i, "_name", "") == f"{meta.table_name}_active" for i in meta.indexes):
         add_indexes(model)
+    fit(model)
     return model
 
 
@@ -540,7 +546,9 @@ def _bind(model: Any, job: Any, database: Database) -> Any:
     """Return *model* bound to the database, beside the table of jobs."""
     prefix = job._meta.table_name.removesuffix("_job")
     meta = _meta(f"{prefix}_{model.__name__.lower()}", database)
-    return type(model.__name__, (model,), {"__module__": model.__module__, "Meta": meta})
+    bound = type(model.__name__, (model,), {"__module__": model.__module__, "Meta": meta})
+    fit(bound)
+    return bound
 
 
 def _default_spool(job: Any) -> Path:

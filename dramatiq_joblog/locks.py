@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peewee import fn
+from peewee import MySQLDatabase, fn
 
 from .clock import database_now
 from .errors import ConfigurationError
@@ -218,6 +218,8 @@ class Locks:
         self._database: Database = lock._meta.database
         self._now: str = database_now(self._database).sql
         self._table = f'"{lock._meta.table_name}"'
+        #: Whether an upsert can neither be guarded nor return anything.
+        self._in_steps = isinstance(self._database, MySQLDatabase)
         self._guard = threading.Lock()
         #: What this process holds, by token.
         self._leases: dict[str, Lease] = {}
@@ -318,16 +320,17 @@ class Locks:
         began = time.monotonic()
         lock = self.lock
         expires = database_now(self._database) + lock.ttl
-        held = (
-            lock.update(expires_at=expires)
-            .where(
-                lock.kind == SECTION,
-                lock.key.in_([lease.key for lease in leases.values()]),
-                lock.token.in_(list(leases)),
-            )
-            .returning(lock.token)
+        mine = (
+            lock.kind == SECTION,
+            lock.key.in_([lease.key for lease in leases.values()]),
+            lock.token.in_(list(leases)),
         )
-        renewed = {row.token for row in held.execute()}
+        renewal = lock.update(expires_at=expires).where(*mine)
+        if self._in_steps:
+            renewal.execute()
+            renewed = {row.token for row in lock.select(lock.token).where(*mine)}
+        else:
+            renewed = {row.token for row in renewal.returning(lock.token).execute()}
         for token, lease in leases.items():
             if token in renewed:
                 lease.deadline = began + lease.lasts / 1000
@@ -449,6 +452,8 @@ class Locks:
 
     def _alone_with(self, claim: Claim) -> int:
         """Keep others from the key until the transaction ends; return its last fence."""
+        if self._in_steps:
+            return self._lock_slot(claim, 0)
         text = f"""
             INSERT INTO {self._table} AS held
                 (kind, "key", slot, ttl, fence, last_fence, acquired_at)
@@ -469,6 +474,9 @@ class Locks:
 
     def _upsert(self, claim: Claim, slot: int, first: str, again: str) -> int | None:
         """Take one slot if it is free, and return its fence: the unique index decides."""
+        if self._in_steps:
+            self._lock_slot(claim, slot)
+            return self._take_locked(claim, slot, again)
         text = f"""
             INSERT INTO {self._table} AS held (kind, "key", slot, owner, token, process, ttl,
                 fence, last_fence, acquired_at, expires_at)
@@ -485,9 +493,49 @@ class Locks:
         rows = self._execute(text, (*who, claim.ttl, claim.reenter))
         return int(rows[0][0]) if rows else None
 
+    def _lock_slot(self, claim: Claim, slot: int) -> int:
+        """Make the row of a slot if there is none, lock it, and return its last fence."""
+        lock = self.lock
+        row = self._rows(claim.kind, claim.key).where(lock.slot == slot).for_update()
+        found = row.get_or_none()
+        if found is None:
+            [(lowest,)] = self._execute(self._lowest(), ())
+            text = f"""
+                INSERT INTO {self._table}
+                    (kind, "key", slot, ttl, fence, last_fence, acquired_at)
+                VALUES (?, ?, ?, ?, ?, ?, {self._now}) ON DUPLICATE KEY UPDATE slot = slot
+            """
+            last = lowest - 1
+            self._execute(text, (claim.kind, claim.key, slot, claim.ttl, last, last))
+            found = row.get()
+        return int(found.last_fence)
+
+    def _take_locked(self, claim: Claim, slot: int, again: str) -> int | None:
+        """Take a slot whose row is locked, if it is free, and return its fence."""
+        # From left to right: the last fence is set after it was read.
+        text = f"""
+            UPDATE {self._table} AS held SET
+                owner = ?, token = ?, process = ?, ttl = ?, fence = {again},
+                last_fence = {again}, acquired_at = {self._now}, expires_at = {self._now} + ?
+            WHERE kind = ? AND "key" = ? AND slot = ? AND (
+                owner IS NULL OR expires_at <= {self._now}
+                OR (owner = ? AND (token IS NULL OR ?)))
+        """
+        who = (claim.owner, claim.token, claim.process, claim.ttl, claim.ttl)
+        where = (claim.kind, claim.key, slot, claim.owner, claim.reenter)
+        if not self._cursor(text, (*who, *where)).rowcount:
+            return None
+        taken = self._rows(claim.kind, claim.key).where(self.lock.slot == slot).get()
+        return int(taken.fence)
+
     def _execute(self, text: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        cursor = self._database.execute_sql(text.replace("?", self._database.param), values)
-        return list(cursor.fetchall())
+        return list(self._cursor(text, values).fetchall())
+
+    def _cursor(self, text: str, values: tuple[Any, ...]) -> Any:
+        text = text.replace("?", self._database.param)
+        if self._in_steps:
+            text = text.replace('"', "`")
+        return self._database.execute_sql(text, values)
 
 
 def describe_holder(holder: Holder | None) -> str:

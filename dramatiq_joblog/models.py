@@ -25,6 +25,8 @@ from .states import IN_PROGRESS, State
 
 #: A jid longer than this is folded to its digest, so that every database can index it.
 MAX_JID = 255
+#: As much of an error's class is in a total: the key of an index of MySQL has no room for more.
+MAX_TOTAL_ERROR = 200
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -458,8 +460,8 @@ class Total(Model):
     job_type = CharField(max_length=255)
     #: A final state, or the outcome of a run that did not finish.
     outcome = CharField(max_length=16)
-    #: Class of the error; empty if there was none.
-    error_type = CharField(max_length=255)
+    #: Class of the error, cut; empty if there was none.
+    error_type = CharField(max_length=MAX_TOTAL_ERROR)
     #: 1 for what was deleted since; it is part of the row with 0.
     gone = IntegerField(default=0)
     #: How many.
@@ -533,6 +535,8 @@ def add_indexes(model: Any) -> None:
     # "Who waits for this section, in order?"  Nobody but a waiting job pays for it.
     waiting = f"state = '{State.WAITING.value}'"
     _add_index(model, "waiting", model.section, model.waiting_since, where=waiting)
+    # "Which jobs did this one send?"  Nobody but a job that another one sent pays for it.
+    _add_index(model, "family", model.root_jid, where="root_jid IS NOT NULL")
     # The list of all, and of a time.  Its new entries all stand at its end, so it costs little.
     _add_index(model, "created", model.created_at)
     # The lists of one user, job type, actor and error.
@@ -552,7 +556,11 @@ def add_indexes(model: Any) -> None:
 
 
 def _add_index(model: Any, name: str, *fields: Any, where: str | None = None) -> None:
+    if where is not None and isinstance(model._meta.database, MySQLDatabase):
+        # It has no partial indexes: there it is of all rows, and tells their states apart.
+        first, *others = fields
+        if where.startswith("state "):
+            fields = (first, model.state, *others)
+        where = None
     index = model.index(*fields, name=f"{model._meta.table_name}_{name}")
-    # MySQL has no partial indexes: there it is of all rows.
-    partial = where is not None and not isinstance(model._meta.database, MySQLDatabase)
-    model.add_index(index.where(SQL(str(where))) if partial else index)
+    model.add_index(index if where is None else index.where(SQL(where)))

@@ -84,6 +84,5 @@ def _mysql(database: Any, timeout: int) -> Iterator[None]:
 def _is_cut(error: DatabaseError) -> bool:
     original = getattr(error, "orig", None)
     state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
-    if state is not None:
-        return bool(state == _CUT_STATE)
-    return bool(error.args and (error.args[0] in _CUT_CODES or error.args[0] == "interrupted"))
+    first = error.args[0] if error.args else None
+    return bool(state == _CUT_STATE or first in _CUT_CODES or first == "interrupted")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-from peewee import SQL, Expression, IntegerField, NodeList, Value, fn
+from peewee import SQL, Expression, IntegerField, MySQLDatabase, NodeList, Value, fn
 
 from .errors import SearchError
 from .query import literal_states, user_field
@@ -255,5 +255,8 @@ def _like(field: Any, value: str) -> Any:
     if "*" not in value:
         return field == value
     pattern = "%".join(re.sub(r"([!%_])", r"!\1", part) for part in value.split("*"))
+    if isinstance(field.model._meta.database, MySQLDatabase):
+        # Its columns tell cases apart, and so does its LIKE.
+        field, pattern = fn.LOWER(field), pattern.lower()
     # An escape that needs no escape itself, on any database.
     return Expression(field, "ILIKE", NodeList((Value(pattern), SQL("ESCAPE '!'"))))

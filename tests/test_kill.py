@@ -11,7 +11,7 @@ import pytest
 from dramatiq_joblog import JobNotFound
 
 BROKERS = ["redis", "rabbit"]
-DATABASES = ["sqlite", "postgres"]
+DATABASES = ["sqlite", "postgres", "mysql"]
 
 pytestmark = pytest.mark.process
 
@@ -105,7 +105,9 @@ def test_sigkill(
         eventually((tmp_path / "killed").exists, timeout=30)
         eventually(lambda: first.process.poll() is not None, timeout=30)
     assert state() in {end if s == "end" else s for s in death.states}
-    eventually(lambda: brokers.holds(broker, message) == death.delivered_again)
+    if death.point != "after_ack" or broker_url.startswith("redis"):
+        # To RabbitMQ another thread sends the acknowledgement, soon after this hook.
+        eventually(lambda: brokers.holds(broker, message) == death.delivered_again)
 
     with run_worker_process("kill_worker", env=environment, threads=2):
         eventually(lambda: state() == end, timeout=30)

@@ -35,7 +35,7 @@ def faults(joblog, jids):
 COMBINATIONS = [
     pytest.param(broker, database, POSITIONS[(i + j) % len(POSITIONS)])
     for i, broker in enumerate(["stub", "redis", "rabbit"])
-    for j, database in enumerate(["sqlite", "postgres"])
+    for j, database in enumerate(["sqlite", "postgres", "mysql"])
 ]
 
 

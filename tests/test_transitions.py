@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peewee import MySQLDatabase
 from playhouse.test_utils import assert_query_count
 
 from dramatiq_joblog.states import FINAL
@@ -273,8 +274,9 @@ def test_tokens_of_one_delivery():
     ],
 )
 def test_statements_of_a_batch(joblog, count, events):
-    """A batch costs one statement a table, however many jobs it has."""
+    """A batch costs one statement a table, however many jobs it has; on MySQL it asks first."""
     joblog.database.connect(reuse_if_open=True)
+    count *= 2 if isinstance(joblog.database, MySQLDatabase) else 1
     with assert_query_count(count):
         joblog.transitions.write([copy(event) for event in events])
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from peewee import BigAutoField, BigIntegerField, CharField, IntegerField, Model, TextField
 
+from dramatiq_joblog.mysql import fit
+
 
 def up(migrator: Any, database: Any) -> None:
     names = [model._meta.table_name for model in migrator.joblog_models]
@@ -135,7 +137,7 @@ def up(migrator: Any, database: Any) -> None:
         actor = CharField(max_length=255)
         job_type = CharField(max_length=255)
         outcome = CharField(max_length=16)
-        error_type = CharField(max_length=255)
+        error_type = CharField(max_length=200)
         gone = IntegerField(default=0)
         count = BigIntegerField()
         durations = TextField(null=True)
@@ -171,4 +173,6 @@ def up(migrator: Any, database: Any) -> None:
     # The user's column is added with the others of the job model: it may be a foreign key.
     tables = [Job, Failure, Worker, Lock, Line, Total, Action, Mark]
     with database.bind_ctx(tables):
+        for table in tables:
+            fit(table)
         database.create_tables(tables)

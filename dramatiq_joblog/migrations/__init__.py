@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.logging import get_logger
-from peewee import PostgresqlDatabase, SqliteDatabase
+from peewee import MySQLDatabase, PostgresqlDatabase, SqliteDatabase
 from playhouse.migrations import Runner
+
+from ..errors import JobLogError  # noqa: TID252
+from ..mysql import add_missing_indexes  # noqa: TID252
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
 # Any number that no one else uses for an advisory lock.
 _LOCK = 0x6A6F_626C
+#: Seconds to wait for another process that migrates, on MySQL.
+_WAIT = 60
 
 
 def migrate(database: Database, models: Sequence[Any]) -> None:
@@ -39,6 +44,8 @@ def migrate(database: Database, models: Sequence[Any]) -> None:
         _add_own_columns(runner.migrator, database, job)
         for model in models:
             model.create_table(safe=True)
+            if isinstance(database, MySQLDatabase):
+                add_missing_indexes(model)
 
 
 def compare(database: Database, job: Any) -> tuple[list[str], list[str]]:
@@ -67,5 +74,16 @@ def _alone(database: Database) -> Iterator[None]:
         with database.atomic():
             database.execute_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             yield
+    elif isinstance(database, MySQLDatabase):
+        # Each statement is committed by itself: whoever comes after a process that was killed
+        # in the midst finds what it made, and makes the rest.
+        name = "concat('dramatiq_joblog ', md5(database()))"
+        ((taken,),) = database.execute_sql(f"SELECT get_lock({name}, {_WAIT})").fetchall()
+        if taken != 1:
+            raise JobLogError(f"another process has been migrating the log for {_WAIT} s")
+        try:
+            yield
+        finally:
+            database.execute_sql(f"SELECT release_lock({name})").fetchall()
     else:
         yield

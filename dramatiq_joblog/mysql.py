@@ -1,0 +1,73 @@
+"""What the log's tables need on MySQL and MariaDB to hold the same as on other databases."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from peewee import MySQLDatabase
+
+if TYPE_CHECKING:
+    from peewee import Database
+
+#: Texts that differ by case alone are different, as elsewhere, and any character fits.
+_TABLE = "ENGINE=InnoDB ROW_FORMAT=DYNAMIC DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin"
+
+#: Errors that say that any other event would fare no better now: the connection, its rights,
+#: its resources, a deadlock, a lock, a shutdown, a replica, tables that are not there yet.
+#: The client's own errors, of the connection, are numbered from 2000 to 2999.
+_AWAY = frozenset(
+    {
+        *(1020, 1021, 1030, 1040, 1041, 1042, 1043, 1044, 1045, 1049, 1053, 1054, 1114, 1129),
+        *(1130, 1142, 1143, 1146, 1152, 1158, 1159, 1160, 1161, 1180, 1184, 1203, 1205, 1213),
+        *(1226, 1227, 1290, 1317, 1792, 1836, 1927, 1969, 3024, 4031),
+    }
+)
+
+
+def fit(model: Any) -> None:
+    """Have the table of a bound model made so that it holds what the model says.
+
+    A model that is bound to another database is left as it is.
+    """
+    meta = model._meta
+    if not isinstance(meta.database, MySQLDatabase):
+        return
+    meta.table_settings = meta.table_settings or _TABLE
+    for field in meta.sorted_fields:
+        if field.field_type == "TEXT":
+            # Its TEXT ends at 64 KiB, which is less than a traceback may have.
+            field.field_type = "LONGTEXT"
+
+
+def add_missing_indexes(model: Any) -> None:
+    """Make the indexes of a model that its table lacks, as MySQL knows no ``IF NOT EXISTS``."""
+    database = model._meta.database
+    there = {index.name for index in database.get_indexes(model._meta.table_name)}
+    for index in model._meta.fields_to_index():
+        if index._name not in there:
+            database.execute(model._schema._create_index(index, safe=False))
+
+
+def prepare_session(database: Database, timeout: int) -> None:
+    """Set what a connection that writes needs; *timeout* is in milliseconds."""
+    ((version,),) = database.execute_sql("SELECT version()").fetchall()
+    seconds = max(1, timeout // 1000)
+    limit = (
+        f"max_statement_time = {seconds}"
+        if "mariadb" in str(version).lower()
+        else f"max_execution_time = {timeout}"
+    )
+    database.execute_sql(
+        # What does not fit is refused, and not cut in silence.
+        "SET SESSION sql_mode = 'ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION,"
+        "STRICT_ALL_TABLES', "
+        f"SESSION innodb_lock_wait_timeout = {seconds}, SESSION lock_wait_timeout = {seconds}, "
+        f"SESSION {limit}"
+    )
+    # With gaps locked, as is the default, batches would wait for rows that are not theirs.
+    database.execute_sql("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
+
+def is_away(number: int) -> bool:
+    """Tell by an error's number a database that cannot be asked now from one that refuses."""
+    return number in _AWAY or 2000 <= number < 3000

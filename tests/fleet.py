@@ -1,0 +1,148 @@
+"""Hosts of their own on one machine: each a network, a name and processes nobody else sees.
+
+All is in a network made here, of which the rest of the machine has no part; it is gone with the
+processes in it.  For root on Linux only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import servers
+
+#: Where the servers listen; hosts follow.
+HUB = "10.77.0.1"
+TOOLS = ("hostname", "ip", "unshare")
+CLONE_NEWNET = 0x40000000
+ROOT = Path(__file__).parent.parent
+
+
+def why_not() -> str | None:
+    """Return why there can be no hosts here, or None."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return "hosts are made of Linux's namespaces, by root"
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing:
+        return f"hosts need {', '.join(missing)} (on Debian: apt install iproute2)"
+    made = subprocess.run(
+        ["unshare", "--net", "--uts", "--pid", "--fork", "--mount-proc", "true"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return f"this system makes no namespaces: {made.stderr.strip()}" if made.returncode else None
+
+
+def in_own_network(body):
+    """Call *body* on a thread that has a network of its own, with a bridge for hosts.
+
+    What it starts is in that network too, as are its threads.
+    """
+    errors = []
+
+    def run() -> None:
+        try:
+            _leave_the_network()
+            ip("link set lo up")
+            ip("link add hub type bridge")
+            ip(f"addr add {HUB}/24 dev hub")
+            ip("link set hub up")
+            body()
+        except BaseException as e:  # noqa: BLE001
+            # Also pytest's own, as a failure is one.
+            errors.append(e)
+
+    thread = threading.Thread(target=run, name="own network")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _leave_the_network() -> None:
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "no network of our own")
+
+
+def ip(command: str) -> None:
+    """Run ``ip``."""
+    subprocess.run(["ip", *command.split()], check=True, capture_output=True)
+
+
+class Host:
+    """A host that runs a worker process of *module* until it is killed.
+
+    Parameters:
+      number: Its number, from 1; its name is made of it.
+      module: What its worker runs.
+      folder: Its disk.
+      env: More for its environment.
+    """
+
+    def __init__(self, number: int, module: str, folder: Path, env: dict[str, str]) -> None:
+        self.name = f"host{number}"
+        self._link = f"to-{self.name}"
+        disk = folder / self.name
+        disk.mkdir()
+        self.log = disk / "log"
+        worker = f"{sys.executable} -m dramatiq {module} --processes 1 --threads 1"
+        wired = disk / "wired"
+        script = (
+            f"hostname {self.name} && until [ -e {wired} ]; do sleep 0.05; done "
+            f"&& ip link set lo up && ip addr add 10.77.0.{10 + number}/24 dev eth0 "
+            f"&& ip link set eth0 up && exec {worker}"
+        )
+        namespaces = ["--net", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
+        with self.log.open("wb") as log:
+            self.process = servers.launch(
+                [shutil.which("unshare"), *namespaces, "sh", "-c", script],
+                on_parent_death=signal.SIGKILL,
+                cwd=ROOT,
+                env=os.environ
+                | {"PYTHONPATH": f"{ROOT}/tests:{ROOT}", "XDG_STATE_HOME": str(disk)}
+                | env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self._wire()
+        wired.touch()
+
+    def _wire(self) -> None:
+        # Its network is made by the first thing that it does.
+        mine = Path("/proc/thread-self/ns/net").readlink()
+        while Path(f"/proc/{self.process.pid}/ns/net").readlink() == mine:
+            time.sleep(0.01)
+        ip(f"link add {self._link} type veth peer name eth0 netns {self.process.pid}")
+        ip(f"link set {self._link} master hub up")
+
+    @property
+    def output(self) -> str:
+        """All that its worker printed so far."""
+        return self.log.read_text(errors="replace")
+
+    def cut_off(self) -> None:
+        """Let nothing pass to it or from it."""
+        ip(f"link set {self._link} down")
+
+    def reconnect(self) -> None:
+        """Let all pass again."""
+        ip(f"link set {self._link} up")
+
+    def kill(self) -> None:
+        """Take its power away: whoever talks to it hears nothing more."""
+        self.cut_off()
+        self.stop()
+
+    def stop(self) -> None:
+        """End all its processes at once."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
