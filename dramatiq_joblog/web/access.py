@@ -149,7 +149,9 @@ class Gate:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        access = await self._decide(request)
+        # Anyone may have the assets, as the sign-in page needs them too: nobody is asked.
+        asset = scope["path"].removeprefix(scope.get("root_path", "")).startswith("/static/")
+        access = Access(NONE) if asset else await self._decide(request)
         if self._read_only and access.may_act:
             access = Access(READ_ONLY, access.who)
         scope["joblog.access"] = access
