@@ -7,8 +7,7 @@ import importlib.resources
 from functools import cache
 from typing import TYPE_CHECKING
 
-from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -35,7 +34,7 @@ def asset(request: Request) -> Response:
     name = request.path_params["path"]
     files = {path.name: path for path in _FOLDER.iterdir() if path.is_file()}
     if name not in files:
-        raise HTTPException(404)
+        return PlainTextResponse("There is no such file.", 404)
     current = request.path_params["version"] == version()
     keep = "public, max-age=31536000, immutable" if current else "no-cache"
     return Response(

@@ -145,8 +145,12 @@ def _sum(counts: dict[Any, Any]) -> Any:
 def _pager_text(shown: int, page: Any, visit: Visit) -> str:
     if page is None:
         return ""
+    text = f"{shown} job{'s' * (shown != 1)}, newest first"
+    if page.looked_back_to is not None:
+        # No index answers this search: so far was looked for one page.
+        return f"{text}, of those sent since {page.looked_back_to:%d %b %H:%M} UTC"
     whole = not page.newer and not page.older and not visit.query.get("before")
-    return f"{shown} job{'s' * (shown != 1)}, newest first" + ("" if whole else ", more to see")
+    return text + ("" if whole else ", more to see")
 
 
 def _matching(

@@ -184,13 +184,14 @@
       if (!answer.ok && answer.status !== 503) throw new Error(String(answer.status));
       const text = await answer.text();
       if (answer.status === 503) throw new Error("503");
+      if (paused) return;
       const fresh = new DOMParser().parseFromString(text, "text/html");
       offset = Number(fresh.body.dataset.now) - Date.now();
       fetched = Date.now();
       look("on", "Live");
       merge(fresh);
     } catch {
-      look("away", "Reconnecting");
+      if (!paused) look("away", "Reconnecting");
     } finally {
       asking = false;
     }
