@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peewee import MySQLDatabase, PeeweeException, PostgresqlDatabase, SqliteDatabase
+from peewee import MySQLDatabase, PeeweeException, PostgresqlDatabase, SqliteDatabase, fn
 
 from .clock import database_now
 from .connection import Connection
@@ -182,12 +182,21 @@ class Doctor:
         after = time.time_ns() // 1_000_000
         skew = round((before + after) / 2 - int(now))
         uncertain = (after - before) / 2
-        if abs(skew) - uncertain <= MAX_SKEW:
-            return Finding("clock", True, f"this host's clock is {skew:+} ms off the database's")
+        worker = self._joblog.Worker
+        others = list(
+            worker.select(worker.host, worker.skew)
+            .where(worker.swept_at.is_null(), fn.ABS(worker.skew) > MAX_SKEW)
+            .limit(MOST)
+        )
+        found = f"this host's clock is {skew:+} ms off the database's"
+        for host, off in sorted({row.host: row.skew for row in others}.items())[:5]:
+            found += f"; that of the worker on {host} was {off:+} ms off"
+        if abs(skew) - uncertain <= MAX_SKEW and not others:
+            return Finding("clock", True, found)
         return Finding(
             "clock",
             False,
-            f"this host's clock is {skew:+} ms off the database's",
+            found,
             "synchronise the clocks, as by NTP; states and leases do not depend on them, but "
             "started_at, finished_at, eta and queue_time do",
         )

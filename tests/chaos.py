@@ -94,6 +94,7 @@ class Chaos:
     database: str
     seed: int
     processes: int = 4
+    acks: str = "auto"
     module: str = "chaos_worker"
     faults: Counter = field(default_factory=Counter)
 
@@ -123,6 +124,7 @@ class Chaos:
         environment = {
             "CHAOS_DATABASE": url,
             "CHAOS_FOLDER": str(self.folder),
+            "CHAOS_ACKS": self.acks,
             "CHAOS_REDIS": redis_url,
         }
         self.workers = [

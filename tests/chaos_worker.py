@@ -34,7 +34,14 @@ broker = RedisBroker(
     maintenance_chance=200_000,
 )
 broker.add_middleware(CurrentMessage())
-broker.add_middleware(JobLogMiddleware(joblog, heartbeat=500, heartbeat_timeout=HEARTBEAT_TIMEOUT))
+broker.add_middleware(
+    JobLogMiddleware(
+        joblog,
+        acks=os.environ["CHAOS_ACKS"],
+        heartbeat=500,
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+    )
+)
 dramatiq.set_broker(broker)
 
 _lock = threading.Lock()

@@ -82,6 +82,17 @@ def test_a_wrong_clock(joblog, monkeypatch, skew):
     assert skew == pytest.approx(told, abs=60_000)
 
 
+def test_a_worker_with_a_wrong_clock(joblog):
+    """A worker whose host's clock is wrong is told by its host."""
+    worker = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
+    worker.beat()
+    assert "clock" not in wrong(joblog)
+
+    joblog.Worker.update(host="web7", skew=-90_000).execute()
+    joblog.release()
+    assert "that of the worker on web7 was -90000 ms off" in wrong(joblog)["clock"].text
+
+
 def test_workers_that_are_gone(joblog, job_factory):
     """A process that is gone and whose runs are not lost yet is named."""
     gone, live = (Heartbeat(joblog.Job, joblog.Worker, timeout=30_000) for _ in range(2))

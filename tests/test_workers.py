@@ -8,6 +8,7 @@ import signal
 import brokers
 import dramatiq
 import pytest
+from playhouse.test_utils import assert_query_count
 
 from dramatiq_joblog import ConfigurationError, JobLog, JobLogMiddleware
 from dramatiq_joblog.workers import Heartbeat
@@ -42,6 +43,17 @@ def test_a_process_appears(joblog, heartbeat):
     assert (os.getpid(), 4, ["default", "mail"]) == (row.pid, row.threads, row.queues)
     assert (None, None) == (row.ended_at, row.swept_at)
     assert row.heartbeat_at >= row.started_at
+
+
+def test_a_sign_of_life_costs_one_statement(joblog, heartbeat, job_factory):
+    """A sign of life is one statement, and a look at the others is one, however many jobs run."""
+    process = heartbeat()
+    for other in (process, heartbeat()):
+        other.beat()
+    for _ in range(8):
+        job_factory(state="started", process=process.process)
+    with assert_query_count(2):
+        process.beat()
 
 
 def test_runs_of_a_silent_process_are_lost(joblog, heartbeat, job_factory):
