@@ -18,6 +18,7 @@ from .lines import check_level
 from .locks import Exclusive, Unique, fold_key, key_maker
 from .query import user_field
 from .text import clean, clean_optional, fold_jid, message_of
+from .traces import current_trace_id
 from .transitions import default_of
 
 if TYPE_CHECKING:
@@ -164,6 +165,8 @@ class Messages:
         for name, column in ((PARENT, "parent_jid"), (ROOT, "root_jid"), (REPLAY_OF, "replay_of")):
             if name in options:
                 row[column] = fold_jid(options[name])
+        if (trace_id := current_trace_id()) is not None:
+            row["trace_id"] = trace_id
         arguments, note = self.arguments.columns(broker, message)
         row |= arguments
         notes = [note] if note else []

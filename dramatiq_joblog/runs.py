@@ -142,6 +142,8 @@ def _dead_reason(broker: Broker, message: AnyMessage, run: Run) -> DeadReason:
     unknown = message.actor_name not in broker.actors
     if unknown and (error is None or isinstance(error, ActorNotFound)):
         return DeadReason.UNKNOWN_ACTOR
+    if type(error).__module__.partition(".")[0] == "dramatiq_abort":
+        return DeadReason.ABORTED
     throws = option(broker, message, "throws")
     if error is not None and throws and isinstance(error, throws):
         return DeadReason.THROWS

@@ -51,6 +51,8 @@ class DeadReason(_Text):
     AGE_LIMIT = "age_limit"
     #: No actor of its name is declared on the worker.
     UNKNOWN_ACTOR = "unknown_actor"
+    #: Someone aborted it, by ``dramatiq_abort``.
+    ABORTED = "aborted"
     #: Too many of its runs lost their worker: a suspected poison pill.
     INTERRUPTED = "interrupted"
     #: Its critical section was taken and its policy is to fail.
