@@ -28,8 +28,8 @@ def help_of(*arguments):
 
 def with_current_help(text):
     """Return the documentation with the help of every command as it is now."""
-    block = re.compile(rf"```console\n\$ {PROGRAM} ([a-z]+) --help\n.*?```", re.DOTALL)
-    return block.sub(lambda m: f"```console\n$ {PROGRAM} {m[1]} --help\n{help_of(m[1])}```", text)
+    block = re.compile(rf"(```console\n\$ {PROGRAM}((?: [a-z]+)?) --help\n).*?```", re.DOTALL)
+    return block.sub(lambda m: f"{m[1]}{help_of(*m[2].split())}```", text)
 
 
 def test_the_documentation_shows_the_help_as_it_is():
@@ -37,6 +37,7 @@ def test_the_documentation_shows_the_help_as_it_is():
     text = DOCS.read_text(encoding="utf-8")
 
     assert COMMANDS == sorted(re.findall(rf"^\$ {PROGRAM} ([a-z]+) --help$", text, re.MULTILINE))
+    assert f"\n$ {PROGRAM} --help\n" in text
     assert with_current_help(text) == text
 
 

@@ -35,6 +35,7 @@ _limit = click.option(
 
 @command(
     "requeue",
+    "Run jobs again, as new jobs.",
     examples=[
         ("--app shop.jobs:joblog requeue 4e1b9c70", "run one job again, with its arguments"),
         ("--app shop.jobs:joblog requeue type:reconciliation since:1d", "all dead ones of a day"),
@@ -120,6 +121,7 @@ def _tell_requeued(
 
 @command(
     "dismiss",
+    "Say that dead jobs need no more attention.",
     examples=[
         ("dismiss 4e1b9c70", "a dead job that needs no more attention"),
         ("dismiss --error MissingSeriesError until:7d", "all dead ones of an error and a time"),

@@ -51,6 +51,10 @@ _EXIT_CODES = """\
 MINUS = "\N{MINUS SIGN}"
 _NEGATED = re.compile(rf"^-(?=(?:{'|'.join(KEYS)}):)")
 
+_EXAMPLES = f"""\
+{PROGRAM} --database sqlite:///jobs.db list state:dead since:1d
+{PROGRAM} --app shop.jobs:joblog requeue 4e1b9c70"""
+
 # What the databases say when the log's tables, or columns of them, are missing.
 _NO_TABLE = re.compile(
     r"no such table|relation .* does not exist|table .* doesn't exist", re.IGNORECASE
@@ -306,7 +310,10 @@ class Program(click.Group):
             raise click.exceptions.Exit(INTERRUPTED) from None
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the exit codes."""
+        """Write examples and the exit codes."""
+        with formatter.section("Examples"):
+            for text in _EXAMPLES.splitlines():
+                formatter.write(f"{'':{formatter.current_indent}}{text}\n")
         with formatter.section("Exit codes"):
             for text in _EXIT_CODES.splitlines():
                 formatter.write(f"{'':{formatter.current_indent}}{text}\n")
@@ -319,14 +326,20 @@ def _sentence(error: click.UsageError) -> str:
 
 
 def command(
-    name: str, *, examples: Sequence[tuple[str, str]]
+    name: str, effect: str, *, examples: Sequence[tuple[str, str]]
 ) -> Callable[[Callable[..., Any]], click.Command]:
-    """Make a function a command; its first argument is the :class:`Session`."""
+    """Make a function a command; its first argument is the :class:`Session`.
+
+    Parameters:
+      name: What it is called.
+      effect: What it does, for the list of all commands.
+      examples: What follows the program's name, and what it does.
+    """
 
     def make(function: Callable[..., Any]) -> click.Command:
-        made: click.Command = click.command(name, cls=Command, examples=examples)(
-            click.make_pass_decorator(Session, ensure=True)(function)
-        )
+        made: click.Command = click.command(
+            name, cls=Command, examples=examples, short_help=effect
+        )(click.make_pass_decorator(Session, ensure=True)(function))
         return made
 
     return make

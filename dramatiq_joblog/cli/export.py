@@ -29,6 +29,7 @@ _BATCH = 1_000
 
 @command(
     "export",
+    "Write jobs as JSON lines or CSV.",
     examples=[
         ("export state:dead since:7d > dead.jsonl", "JSON, a job a line"),
         ("export --format csv --output jobs.csv type:import", "a table for a spreadsheet"),

@@ -15,6 +15,7 @@ from .look import QUIET, TITLE, line, shape
 
 @command(
     "doctor",
+    "Look for what is wrong with the log.",
     examples=[
         ("doctor", "look the log over; exit 1 if something is wrong"),
         ("--app shop.jobs:joblog doctor", "with the broker and its middleware"),

@@ -23,6 +23,7 @@ _WIDE = 160
 
 @command(
     "list",
+    "Show jobs, newest first.",
     examples=[
         ("list", "the newest jobs"),
         ("list state:dead type:reconciliation since:1h", "words, as in the page's search"),

@@ -32,6 +32,7 @@ class Held:
 
 @command(
     "locks",
+    "Show who holds which key, and who waits.",
     examples=[
         ("locks", "all keys that are held now"),
         ("locks finance:42", "one key, with those that wait for it, in order"),

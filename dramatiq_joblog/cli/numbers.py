@@ -40,6 +40,7 @@ _CELLS, _ERRORS = 48, 10
 
 @command(
     "stats",
+    "Show how many, how long, what fails.",
     examples=[
         ("stats", "the last 24 hours"),
         ("stats --since 1h", "the last hour"),

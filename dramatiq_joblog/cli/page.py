@@ -17,6 +17,7 @@ PASSWORD = "JOBLOG_PASSWORD"  # noqa: S105
 
 @command(
     "web",
+    "Serve the page of the log.",
     examples=[
         ("web", "on http://127.0.0.1:8000, for this machine only"),
         ("--app shop.jobs:joblog web --port 9000", "with the application, to run jobs again"),

@@ -17,6 +17,7 @@ from .screen import Column
 
 @command(
     "unlock",
+    "Free a section whose holder is gone.",
     examples=[
         ('unlock finance:42 --reason "web1 burned down"', "after a question"),
         ('unlock finance:42 --fence 1844 --reason "web1 burned down" --yes', "in a script"),
@@ -74,6 +75,7 @@ def unlock(
 
 @command(
     "actions",
+    "Show what people did.",
     examples=[("actions", "who ran what again, dismissed or unlocked it, and why")],
 )
 @click.option(

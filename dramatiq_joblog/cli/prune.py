@@ -37,6 +37,7 @@ class Keep(click.ParamType):  # type: ignore[type-arg]
 
 @command(
     "prune",
+    "Delete jobs that ended long ago.",
     examples=[
         ("prune --keep finished=7d --keep dead=90d --dry-run", "only say how many"),
         ("prune --keep finished=7d --keep dead=90d --yes", "as in a cron job"),

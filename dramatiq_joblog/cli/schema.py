@@ -10,6 +10,7 @@ from .asking import progress
 
 @command(
     "migrate",
+    "Make the tables, or bring them up to date.",
     examples=[
         ("--database sqlite:///jobs.db migrate", "make a new log, or bring an old one up to date"),
         ("--app shop.jobs:joblog migrate", "the same with the columns of the application's model"),

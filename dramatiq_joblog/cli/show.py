@@ -43,6 +43,7 @@ class Jid(click.ParamType):  # type: ignore[type-arg]
 
 @command(
     "show",
+    "Show all of one job.",
     examples=[
         ("show 4e1b9c70", "a job, by as much of its jid as is needed"),
         ("show 4e1b9c70 --traceback", "with the traceback of every failed run"),

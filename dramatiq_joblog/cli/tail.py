@@ -43,6 +43,7 @@ _SENT, _BUSY = (
 
 @command(
     "tail",
+    "Show what happens, while it happens.",
     examples=[
         ("tail", "everything, until Ctrl-C"),
         ("tail state:dead state:retrying", "only what fails"),

@@ -30,6 +30,7 @@ class Process:
 
 @command(
     "workers",
+    "Show the worker processes.",
     examples=[
         ("workers", "those that live, and those that have gone silent"),
         ("workers --all", "those that ended lately too"),
