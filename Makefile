@@ -15,7 +15,7 @@ DEV := $(VENV)/.has-dev
 SUITABLE := import ensurepip, sqlite3, ssl, sys, venv; sys.exit(sys.version_info < (3, 10))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo web test chaos check lint fix docs wheel clean
+.PHONY: help demo web test scale chaos check lint fix docs wheel clean
 
 help: ## Show the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -33,6 +33,9 @@ test: $(DEV) ## Run the tests on real servers; ARGS="..." goes to pytest
 chaos: $(DEV) ## Kill and cut everything for minutes, on PostgreSQL and SQLite; ARGS="--jobs 20000 --seed 7"
 	@$(IN_VENV) tests/chaos.py --database postgresql $(ARGS)
 	@$(IN_VENV) tests/chaos.py --database sqlite $(ARGS)
+
+scale: $(DEV) ## Ask a log of ten million jobs, on PostgreSQL, and of one million, on SQLite; half an hour, 10 GB
+	@$(IN_VENV) benchmarks/scale.py
 
 check: lint test ## Run all that a change must pass: format, lint, types, tests
 

@@ -8,6 +8,7 @@ import pytest
 from peewee import MySQLDatabase, SqliteDatabase
 
 from dramatiq_joblog import State
+from dramatiq_joblog.retention import Rule
 
 
 def test_scopes(joblog, job_factory):
@@ -82,10 +83,31 @@ def test_newest_first(joblog, job_factory):
     assert joblog.jobs is not joblog.jobs
 
 
-@pytest.mark.parametrize("question", ["family", "in_progress", "newest_dead", "jid"])
+@pytest.mark.parametrize(
+    "question",
+    [
+        "actor",
+        "error",
+        "family",
+        "in_progress",
+        "jid",
+        "newest",
+        "newest_dead",
+        "old",
+        "type",
+        "user",
+    ],
+)
 def test_a_question_that_is_asked_often_uses_its_index(joblog, job_factory, question):
     """The questions that the indexes were made for are answered by them."""
+    rule = Rule(State.FINISHED, before=50, job_type=None)
     queries = {
+        "actor": joblog.search("actor:unknown").limit(10),
+        "error": joblog.search("error:KeyError").limit(10),
+        "newest": joblog.jobs.limit(10),
+        "old": joblog.chores.retention._select(rule, (0, 0)).limit(10),
+        "type": joblog.search("type:unknown").limit(10),
+        "user": joblog.search("user:nobody").limit(10),
         "in_progress": joblog.jobs.in_progress().of_type("a", "b").for_user(7).order_by(),
         "newest_dead": joblog.jobs.dead().order_by(joblog.Job.created_at.desc()).limit(10),
         "jid": joblog.jobs.where(joblog.Job.jid == "j7").order_by(),
@@ -94,6 +116,12 @@ def test_a_question_that_is_asked_often_uses_its_index(joblog, job_factory, ques
         ).order_by(joblog.Job.id),
     }
     indexes = {
+        "actor": "joblog_job_actor",
+        "error": "joblog_job_error",
+        "newest": "joblog_job_created",
+        "old": "joblog_job_ended",
+        "type": "joblog_job_type",
+        "user": "joblog_job_user",
         "family": "joblog_job_family",
         "in_progress": "joblog_job_active",
         "newest_dead": "joblog_job_state",
@@ -108,6 +136,8 @@ def test_a_question_that_is_asked_often_uses_its_index(joblog, job_factory, ques
             "attempt": 1,
             "created_at": n,
             "updated_at": n,
+            "finished_at": n,
+            "error_type": None if n % 50 else "KeyError",
             "user_id": n % 100,
             "job_type": "a",
         }

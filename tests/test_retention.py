@@ -35,7 +35,7 @@ def old_and_new(joblog, job_factory):
                 jid=jid, token="t", attempt=1, outcome="retried", finished_at=ago(age * HOUR)
             )
             joblog.Line.create(
-                jid=jid, token="t", attempt=1, time=0, level="INFO", logger="x", text="y"
+                jid=jid, token="t", attempt=1, number=1, time=0, level="INFO", logger="x", text="y"
             )
 
 
@@ -59,6 +59,18 @@ def test_old_jobs_go(joblog, old_and_new):
     assert before - gone == jids(joblog.Job) == jids(joblog.Failure) == jids(joblog.Line)
     assert 3 == max(part["lines"] for part in told)
     assert {} == joblog.prune(keep)
+
+
+def test_a_job_that_is_not_final_never_goes(joblog, job_factory):
+    """The statement that deletes lets no job go that is not final, whatever was read before."""
+    retention = joblog.chores.retention.but({"finished": 0})
+    [rule] = retention.rules(ago(0))
+    again = job_factory(state="started", finished_at=ago(HOUR))
+    young = job_factory(finished_at=ago(-HOUR))
+    old = job_factory(finished_at=ago(HOUR))
+
+    assert 1 == retention._delete(rule, [again.id, young.id, old.id])
+    assert {again.jid, young.jid} == jids(joblog.Job)
 
 
 def test_without_a_time_nothing_goes(joblog, old_and_new):
