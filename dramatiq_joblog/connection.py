@@ -142,6 +142,26 @@ class Connection:
                 end.shutdown(socket.SHUT_RDWR)
 
 
+def leave_connections(database: Any) -> Any:
+    """Return the connections of the process that this one was forked from, and forget them.
+
+    Its locks are made anew: they may be held by threads that are not here.  peewee's own way,
+    ``dispose()``, waits for them, and is not in 4.4.
+    """
+    left = (
+        database._state.conn,
+        getattr(database, "_connections", None),
+        getattr(database, "_in_use", None),
+    )
+    database._state.reset()
+    database._lock = threading.RLock()
+    if hasattr(database, "_pool_lock"):
+        database._pool_lock = threading.RLock()
+        database._pool_available = threading.Condition(database._pool_lock)
+        database._connections, database._in_use = [], {}
+    return left
+
+
 def _watch(reference: weakref.ref[Connection]) -> None:
     """Look after a connection for as long as there is one.
 

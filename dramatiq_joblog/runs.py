@@ -82,7 +82,8 @@ def verdict(
     outcome = _outcome(broker, message, run, row, rejected=rejected)
     error = run.exception
     if error is None and row.get("dead_reason") == DeadReason.UNKNOWN_ACTOR:
-        error = getattr(message, "_exception", None)
+        # Dramatiq before 2.0 does not tell.
+        error = getattr(message, "_exception", None) or ActorNotFound(message.actor_name)
     if error is not None:
         row["error_type"] = clean_optional(type(error).__name__)
         row["error_message"] = scrub(clean(message_of(error), MAX_MESSAGE))

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from dramatiq.logging import get_logger
 
-from .connection import Connection, Probe
+from .connection import Connection, Probe, leave_connections
 from .errors import DatabaseAwayError
 from .transitions import Event
 
@@ -202,16 +202,7 @@ class Writer:
 
     def reset(self) -> None:
         """Forget the thread, the queue and the connections of the process that was forked."""
-        database: Any = self._database
-        inherited.append(
-            (
-                self._connection.leave_to_parent(),
-                database._state.conn,
-                getattr(database, "_connections", None),
-                getattr(database, "_in_use", None),
-            )
-        )
-        database.dispose()
+        inherited.append((self._connection.leave_to_parent(), leave_connections(self._database)))
         self._spool.forget()
         self._transitions.locks.forget_all()
         self._forget()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peewee import MySQLDatabase
-from playhouse.test_utils import assert_query_count
+from playhouse.test_utils import count_queries
 
 from dramatiq_joblog.states import FINAL
 from dramatiq_joblog.transitions import Event, new_token, same_delivery
@@ -268,8 +268,6 @@ def test_tokens_of_one_delivery():
         (1, [start("a")]),
         (1, [Event("end", row("finished", 1, "a", jid="x"))]),
         (1, [Event("start", row("started", 1, f"t{n}", jid=f"j{n}")) for n in range(8)]),
-        # A transaction of two is begun and committed by two more on PostgreSQL's wire, that
-        # peewee does not count.
         (2, [Event("end", row("dead", 1, "a", jid="x"), failure("a", 1, "dead"))]),
     ],
 )
@@ -277,8 +275,12 @@ def test_statements_of_a_batch(joblog, count, events):
     """A batch costs one statement a table, however many jobs it has; on MySQL it asks first."""
     joblog.database.connect(reuse_if_open=True)
     count *= 2 if isinstance(joblog.database, MySQLDatabase) else 1
-    with assert_query_count(count):
+    with count_queries() as counted:
         joblog.transitions.write([copy(event) for event in events])
+
+    # Before peewee 4.5 it also tells of a transaction's begin and end.
+    texts = [record.msg[0] for record in counted.get_queries()]
+    assert count == len([text for text in texts if not text.startswith(("BEGIN", "COMMIT"))])
 
 
 # What is told late: events that were kept on disk while the database was away
