@@ -15,7 +15,7 @@ DEV := $(VENV)/.has-dev
 SUITABLE := import ensurepip, sqlite3, ssl, sys, venv; sys.exit(sys.version_info < (3, 10))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo web test scale chaos check lint fix docs wheel clean
+.PHONY: help bench demo web test scale chaos check lint fix docs wheel clean
 
 help: ## Show the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -36,6 +36,9 @@ chaos: $(DEV) ## Kill and cut everything for minutes, on PostgreSQL and SQLite; 
 
 scale: $(DEV) ## Ask a log of ten million jobs, on PostgreSQL, and of one million, on SQLite; half an hour, 10 GB
 	@$(IN_VENV) benchmarks/scale.py
+
+bench: $(DEV) ## Measure the log beside bare Dramatiq and its peers; ARGS="--processes 2" and the like
+	@$(IN_VENV) benchmarks/throughput.py $(ARGS)
 
 check: lint test ## Run all that a change must pass: format, lint, types, tests
 

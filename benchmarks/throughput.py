@@ -1,10 +1,11 @@
-"""What the log costs: jobs per second with it and without it, side by side.
+"""What the log costs: jobs per second with it, without one and with its peers, side by side.
 
-Messages lie in a real Redis; real ``dramatiq`` worker processes drain them.  Rounds of all
-variants alternate, so that a machine that drifts slows all alike, and the ratio is taken
-within each round.  After each run every job must be finished in the log.
+Messages lie in a real Redis; real ``dramatiq`` worker processes drain them until the last is
+acknowledged.  Rounds of all variants alternate, so that a machine that drifts slows all alike,
+and the ratio is taken within each round.  After each run every job must be finished in the log.
 
-    python benchmarks/throughput.py [--rounds 5] [--jobs 5000] [--processes 1] [--threads 8]
+    python benchmarks/throughput.py [--rounds 5] [--jobs 8000] [--processes 1] [--threads 8]
+        [--sleep MS] [--only NAME ...] [--sections] [--enqueued] [--lines]
 """
 
 from __future__ import annotations
@@ -31,24 +32,39 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 import servers  # noqa: E402
 
 from dramatiq_joblog import JobLog  # noqa: E402
+from dramatiq_joblog.transitions import Event  # noqa: E402
 
 #: Seconds that a run may take.
 DEADLINE = 300
 
+#: Each way to log: its name, what logs, and the middleware's options.
+WAYS = {
+    "the promise whole": ("ours", {}),
+    "acks=plain": ("ours", {"acks": "plain"}),
+    "start=soon": ("ours", {"start": "soon"}),
+    "acks=plain, start=soon": ("ours", {"acks": "plain", "start": "soon"}),
+    "find and update": ("find and update", {}),
+    "django_dramatiq": ("django_dramatiq", {}),
+}
+PEERS = {"django_dramatiq": "peer_django.py", "find and update": "peer_seed.py"}
 
-def fill(url: str, jobs: int) -> None:
+
+def fill(url: str, jobs: int) -> list[dramatiq.Message]:
     """Put *jobs* messages into an empty Redis."""
     client = redis.Redis.from_url(url)
     client.flushdb()
     broker = RedisBroker(url=url, namespace="bench")
     broker.declare_queue("default")
     pipe = client.pipeline()
+    messages = []
     for n in range(jobs):
         message = dramatiq.Message("default", "work", (n,), {}, {"redis_message_id": f"{n}"})
+        messages.append(message)
         pipe.hset("bench:default.msgs", f"{n}", message.encode())
         pipe.rpush("bench:default", f"{n}")
     pipe.execute()
     broker.close()
+    return messages
 
 
 def drain(client: redis.Redis, process: subprocess.Popen, jobs: int) -> float:
@@ -63,28 +79,71 @@ def drain(client: redis.Redis, process: subprocess.Popen, jobs: int) -> float:
             began, first = now, jobs - left
         if now > deadline or process.poll() is not None:
             raise SystemExit(f"the workers stopped with {left} jobs left")
-        time.sleep(0.002)
+        time.sleep(0.005)
     return (time.monotonic() - began) / (jobs - first) * jobs
+
+
+def peer(log: str, command: str, database: str) -> str:
+    """Ask a peer's module for something, in a process of its own."""
+    arguments = [sys.executable, str(HERE / PEERS[log]), command, database]
+    return subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
+
+
+def create(log: str, database: str, messages: list[dramatiq.Message], *, enqueued: bool) -> None:
+    """Make an empty database with a log's tables."""
+    if database.startswith("sqlite"):
+        for suffix in ("", "-wal", "-shm"):
+            Path(database.removeprefix("sqlite:///") + suffix).unlink(missing_ok=True)
+    else:
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute("DROP SCHEMA public CASCADE")
+            connection.execute("CREATE SCHEMA public")
+    if log in PEERS:
+        peer(log, "create", database)
+        return
+    joblog = JobLog(database)
+    joblog.create_tables()
+    if enqueued:
+        for message in messages:
+            at = message.message_timestamp
+            times = {"enqueued_at": at, "created_at": at, "updated_at": at}
+            about = {"jid": message.message_id, "actor": "work", "queue": "default"}
+            joblog.writer.put(
+                Event("enqueue", {**about, **times, "state": "enqueued", "attempt": 1})
+            )
+    joblog.close()
+
+
+def check(log: str, database: str, jobs: int, name: str) -> None:
+    """Hold the rows against what was done."""
+    if log in PEERS:
+        right, there = map(int, peer(log, "rows", database).split())
+    else:
+        joblog = JobLog(database)
+        job = joblog.Job
+        whole = job.started_at.is_null(False), job.finished_at.is_null(False), job.attempt == 1
+        right, there = joblog.jobs.finished().where(*whole).count(), joblog.jobs.count()
+        joblog.close()
+    if (right, there) != (jobs, jobs):
+        raise SystemExit(f"{name}: {right} of {there} rows are right, for {jobs} jobs")
 
 
 def run(variant: dict, redis_url: str, args: argparse.Namespace) -> dict:
     """Drain once; return jobs per second and the processor's milliseconds for each job."""
-    fill(redis_url, args.jobs)
+    log, database = variant["log"], variant["database"]
+    messages = fill(redis_url, args.jobs)
     client = redis.Redis.from_url(redis_url)
-    database = variant["database"]
-    if database:
-        if not database.startswith("sqlite"):
-            with psycopg.connect(database, autocommit=True) as connection:
-                connection.execute("DROP SCHEMA public CASCADE")
-                connection.execute("CREATE SCHEMA public")
-        else:
-            for suffix in ("", "-wal", "-shm"):
-                Path(database.removeprefix("sqlite:///") + suffix).unlink(missing_ok=True)
-        JobLog(database).create_tables()
+    if log:
+        create(log, database, messages, enqueued=args.enqueued)
+    actor = {"exclusive": "{n}"} if args.sections and log == "ours" else {}
     with tempfile.TemporaryDirectory() as output:
         environment = os.environ | {
+            "BENCH_ACTOR": json.dumps(actor),
             "BENCH_DATABASE": database or "",
-            "BENCH_OPTIONS": json.dumps(variant["options"]),
+            "BENCH_LOG": log or "",
+            "BENCH_OPTIONS": json.dumps(
+                variant["options"] | ({"lines": "INFO"} if args.lines and log == "ours" else {})
+            ),
             "BENCH_OUTPUT": output,
             "BENCH_SLEEP": str(args.sleep),
             "REDIS_URL": redis_url,
@@ -103,48 +162,68 @@ def run(variant: dict, redis_url: str, args: argparse.Namespace) -> dict:
         process.terminate()
         process.wait()
         cpu = sum(json.loads(path.read_text())["cpu"] for path in Path(output).iterdir())
-    if database:
-        joblog = JobLog(database)
-        right = joblog.jobs.finished().where(joblog.Job.attempt == 1).count()
-        if (right, joblog.jobs.count()) != (args.jobs, args.jobs):
-            raise SystemExit(f"{variant['name']}: {right} of {args.jobs} rows are right")
-        joblog.close()
+    if log:
+        check(log, database, args.jobs, variant["name"])
     return {"rate": args.jobs / seconds, "cpu": cpu / args.jobs * 1000}
+
+
+def table(results: dict[str, list[dict]]) -> str:
+    """Return the medians as a table of Markdown."""
+    bare = results["bare Dramatiq"]
+    lines = [
+        "| | jobs/s | of bare (least, most) | worker CPU, ms a job |",
+        "|---|---|---|---|",
+    ]
+    for name, runs in results.items():
+        ratios = [run["rate"] / other["rate"] for run, other in zip(runs, bare, strict=False)]
+        rate, cpu = (statistics.median(run[key] for run in runs) for key in ("rate", "cpu"))
+        span = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})"
+        lines.append(f"| {name} | {rate:.0f} | {span} | {cpu:.2f} |")
+    return "\n".join(lines)
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--enqueued", action="store_true", help="the jobs have their rows already")
+    parser.add_argument("--jobs", type=int, default=8000)
+    parser.add_argument("--lines", action="store_true", help="each job logs five lines")
+    parser.add_argument("--only", nargs="*", choices=WAYS, help="measure only these ways")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sections", action="store_true", help="each job has its own section")
+    parser.add_argument("--sleep", type=int, default=0, help="milliseconds each job sleeps")
+    parser.add_argument("--threads", type=int, default=8)
+    return parser.parse_args()
 
 
 def main() -> None:
     """Run all variants in turn and print their medians."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, default=5000)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--sleep", type=int, default=0, help="milliseconds each job sleeps")
-    parser.add_argument("--threads", type=int, default=8)
-    args = parser.parse_args()
+    args = arguments()
     redis_server, postgres = servers.start_redis(), servers.start_postgres(fsync=True)
     with tempfile.TemporaryDirectory() as folder:
-        variants = [
-            {"name": "bare Dramatiq", "database": None, "options": {}},
-            {"name": "SQLite", "database": f"sqlite:///{folder}/jobs.db", "options": {}},
-            {"name": "PostgreSQL", "database": postgres.url, "options": {}},
-        ]
-        results = {variant["name"]: [] for variant in variants}
+        databases = {"PostgreSQL": postgres.url, "SQLite": f"sqlite:///{folder}/jobs.db"}
+        variants = [{"name": "bare Dramatiq", "log": None, "database": None, "options": {}}]
+        for way, (log, options) in WAYS.items():
+            if not args.only or way in args.only:
+                variants += [
+                    {"name": f"{way}, {kind}", "log": log, "database": url, "options": options}
+                    for kind, url in databases.items()
+                ]
+        results: dict[str, list[dict]] = {variant["name"]: [] for variant in variants}
         for number in range(args.rounds):
             for variant in variants:
                 result = run(variant, redis_server.url, args)
                 results[variant["name"]].append(result)
-                print(f"round {number + 1}: {variant['name']}: {result['rate']:.0f} jobs/s")
-    bare = results["bare Dramatiq"]
+                print(
+                    f"round {number + 1}: {variant['name']}: {result['rate']:.0f} jobs/s",
+                    file=sys.stderr,
+                )
     print(
-        f"\n{args.jobs} jobs of {args.sleep} ms, {args.processes} processes of {args.threads} "
-        f"threads, {args.rounds} rounds, {postgres.name}, {redis_server.name}\n"
+        f"\n{args.jobs} jobs of {args.sleep} ms, {args.processes} process(es) of {args.threads} "
+        f"threads, {args.rounds} rounds, {postgres.name} (fsync on), {redis_server.name}, "
+        f"{os.cpu_count()} cores\n\n{table(results)}"
     )
-    print(f"{'':16}{'jobs/s':>8}{'x bare':>8}  {'(least, most)':16}{'CPU ms/job':>10}")
-    for name, runs in results.items():
-        ratios = [run["rate"] / other["rate"] for run, other in zip(runs, bare, strict=True)]
-        rate, cpu = (statistics.median(run[key] for run in runs) for key in ("rate", "cpu"))
-        span = f"({min(ratios):.2f}, {max(ratios):.2f})"
-        print(f"{name:16}{rate:8.0f}{statistics.median(ratios):8.2f}  {span:16}{cpu:10.2f}")
     redis_server.stop()
     postgres.stop()
 

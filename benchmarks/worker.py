@@ -1,11 +1,13 @@
 """The worker that is measured: ``dramatiq worker`` in this folder, told by its environment.
 
-It drains what lies in Redis, with or without the log, and at its end leaves what it took.
+It drains what lies in Redis, with the log, with another's or with none, and at its end leaves
+the processor time that it took.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import time
@@ -15,11 +17,12 @@ import dramatiq
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Middleware
 
-from dramatiq_joblog import JobLog, JobLogMiddleware
-
-DATABASE = os.environ.get("BENCH_DATABASE")
+LOG = os.environ["BENCH_LOG"]
+DATABASE = os.environ["BENCH_DATABASE"]
+OPTIONS = json.loads(os.environ["BENCH_OPTIONS"])
 OUTPUT = Path(os.environ["BENCH_OUTPUT"])
 SLEEP = int(os.environ["BENCH_SLEEP"]) / 1000
+ACTOR = json.loads(os.environ["BENCH_ACTOR"])
 
 
 def cpu() -> float:
@@ -35,19 +38,34 @@ class Meter(Middleware):
         self.began = cpu()
 
     def before_worker_shutdown(self, broker, worker):
-        taken = {"cpu": cpu() - self.began, "at": time.time()}
-        (OUTPUT / f"{os.getpid()}.json").write_text(json.dumps(taken))
+        (OUTPUT / f"{os.getpid()}.json").write_text(json.dumps({"cpu": cpu() - self.began}))
 
 
 broker = RedisBroker(url=os.environ["REDIS_URL"], namespace="bench")
 broker.add_middleware(Meter())
-if DATABASE:
-    options = json.loads(os.environ["BENCH_OPTIONS"])
-    broker.add_middleware(JobLogMiddleware(JobLog(DATABASE), **options))
+if LOG == "ours":
+    from dramatiq_joblog import JobLog, JobLogMiddleware
+
+    broker.add_middleware(JobLogMiddleware(JobLog(DATABASE), **OPTIONS))
+elif LOG == "django_dramatiq":
+    import peer_django
+
+    peer_django.set_up(DATABASE)
+    from django_dramatiq.middleware import AdminMiddleware, DbConnectionsMiddleware
+
+    broker.add_middleware(AdminMiddleware())
+    broker.add_middleware(DbConnectionsMiddleware())
+elif LOG == "find and update":
+    import peer_seed
+
+    broker.add_middleware(peer_seed.FindAndUpdate(DATABASE))
 dramatiq.set_broker(broker)
 
 
-@dramatiq.actor
+@dramatiq.actor(**ACTOR)
 def work(n):
     if SLEEP:
         time.sleep(SLEEP)
+    if OPTIONS.get("lines"):
+        for number in range(5):
+            logging.getLogger("work").info("line %d of job %d", number, n)

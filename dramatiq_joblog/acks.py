@@ -82,6 +82,9 @@ class HandedAcks:
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
         self._logger = get_logger(__name__, type(self))
+        #: Whether someone is told of acknowledgements, who must not be told too early: then
+        #: worker threads wait for theirs.
+        self.told = False
         #: The queues whose consumers hand over.
         self._queues: set[str] = set()
         # Every consumer of the broker comes from here, and again after a lost connection.
@@ -111,18 +114,17 @@ class HandedAcks:
 
     def _consume(self, *args: Any, **kwargs: Any) -> Consumer:
         consumer = self._host_consume(*args, **kwargs)
-        # Others may count on an acknowledgement that is sent when they are told so.
-        told = any(_tells(middleware) for middleware in self._broker.middleware)
+        self.told = any(_tells(middleware) for middleware in self._broker.middleware)
         self._queues.add(consumer.queue_name)
-        return _HandingConsumer(consumer, self, told=told)
+        return _HandingConsumer(consumer, self)
 
-    def _hand_over(self, queue_name: str, message: MessageProxy, *, wait: bool) -> bool:
+    def _hand_over(self, queue_name: str, message: MessageProxy) -> bool:
         """Take over an acknowledgement that was announced; return False for any other."""
         committed, announced = getattr(self._local, "next", (None, None))
         if announced is not message:
             return False
         self._local.next = None, None
-        wait = wait or self._waiting.qsize() >= MAX_WAITING
+        wait = self.told or self._waiting.qsize() >= MAX_WAITING
         ack = _Ack(
             committed, queue_name, message.options["redis_message_id"], _locked() if wait else None
         )
@@ -224,13 +226,11 @@ class _HandingConsumer(Consumer):
     Parameters:
       consumer: The host's.
       acks: Who takes them over.
-      told: Whether someone is told of acknowledgements, who must not be told too early.
     """
 
-    def __init__(self, consumer: Any, acks: HandedAcks, *, told: bool) -> None:
+    def __init__(self, consumer: Any, acks: HandedAcks) -> None:
         self._consumer = consumer
         self._acks = acks
-        self._told = told
         self._room = threading.Event()
         #: Below this many that are fetched and not acknowledged it is time to fetch.
         self._low = consumer.prefetch * 3 // 4
@@ -250,7 +250,7 @@ class _HandingConsumer(Consumer):
 
     def ack(self, message: MessageProxy) -> None:
         consumer = self._consumer
-        if self._acks._hand_over(consumer.queue_name, message, wait=self._told):
+        if self._acks._hand_over(consumer.queue_name, message):
             consumer.queued_message_ids.discard(message.message_id)
         else:
             consumer.ack(message)

@@ -416,7 +416,7 @@ class JobLog(Asking, Replaying):
             return
         start, job.start = job.start, None
         start.dropped = True
-        committed = self.writer.put(start)
+        committed = self.writer.put(start, awaited=True)
         if self._may_wait():
             committed.acquire()
 

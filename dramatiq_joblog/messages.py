@@ -56,8 +56,14 @@ OPTIONS = frozenset(
 STARTS = ("before", "soon")
 
 
+def bare(message: Any) -> Any:
+    """Return the message in a worker's proxy: each look through that costs a call."""
+    return getattr(message, "_message", message)
+
+
 def option(broker: Broker, message: AnyMessage, name: str, default: Any = None) -> Any:
     """Look *name* up as everywhere in Dramatiq: the message's, the actor's, the default."""
+    message = bare(message)
     value = message.options.get(name)
     if value is None:
         actor = broker.actors.get(message.actor_name)
@@ -126,6 +132,7 @@ class Messages:
         Raises:
           ConfigurationError: If they cannot be used, or a key cannot be made.
         """
+        message = bare(message)
         where = f"message {message.message_id!r} of actor {message.actor_name!r}"
         if "job_type" in message.options:
             self._joblog.check_job_type(message.options["job_type"], where)
@@ -148,6 +155,7 @@ class Messages:
 
     def row(self, broker: Broker, message: AnyMessage) -> dict[str, Any]:
         """Return the columns that a message alone decides."""
+        message = bare(message)
         options = message.options
         instant = now()
         row: dict[str, Any] = {

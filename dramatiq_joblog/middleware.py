@@ -355,11 +355,11 @@ class JobLogMiddleware(Middleware):
             self._reports.end(job)
         running.set(None)
         self.joblog.release()
-        committed = self.joblog.writer.put(event)
         if self._acks is not None and not rejected and self._acks.takes(broker, message):
+            committed = self.joblog.writer.put(event, awaited=self._acks.told)
             self._acks.after(committed, message)
         else:
-            committed.acquire()
+            self.joblog.writer.write(event)
         if self._outcome_log:
             tell(event.row, self._messages.user_column)
         # An error holds on to all that its frames hold on to.

@@ -1,8 +1,8 @@
 """The group-commit writer: one thread and one connection a process.
 
 Worker threads hand it events and wait for the commit; it takes all that is waiting,
-writes it as one transaction and wakes the waiters.  There is no timer: one thread that
-waits costs one commit, and eight that wait still cost one.
+writes it as one transaction and wakes the waiters.  One thread that waits costs one commit,
+and eight that wait still cost one.  What nobody waits for rides along with what comes next.
 
 While the database is away, events go where the log's policy says, and nobody waits for it.
 """
@@ -45,6 +45,8 @@ MAX_BATCH = 500
 #: Milliseconds until a job with a section comes back while the database is away; about.
 AWAY_DELAY = 3_000
 
+#: Milliseconds that an event which nobody waits for may wait for others, at most.
+RIDE = 2
 #: Milliseconds that a run lasts at least whose start is written by itself, if it is written soon.
 SOON = 50
 
@@ -57,6 +59,8 @@ POLICIES = ("spool", "block", "drop")
 @dataclass(eq=False)
 class _Ticket:
     event: Event | _Call | None
+    #: Whether someone waits for it.
+    awaited: bool = True
     done: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -105,6 +109,8 @@ class Writer:
         #: Starts that are written only if their runs last, and when that is; monotonic.
         self._soon: deque[tuple[float, Event]] = deque()
         self._asleep_until = math.inf
+        #: Set by who waits.
+        self._hurry = threading.Event()
         self._thread: threading.Thread | None = None
         self._probe: Probe | None = None
         self._chores.clear()
@@ -116,13 +122,13 @@ class Writer:
         """Whether the database is taken to be away."""
         return self._probe is not None
 
-    def put(self, event: Event) -> threading.Lock:
-        """Hand over *event* and go on.
+    def put(self, event: Event, *, awaited: bool = False) -> threading.Lock:
+        """Hand over *event* and go on; *awaited* if someone is going to wait for it.
 
         Returns:
           A lock that can be acquired once the event is committed, or kept by the log's policy.
         """
-        return self._submit(event).done
+        return self._submit(event, awaited=awaited).done
 
     def write(self, event: Event) -> bool:
         """Hand over *event* and wait until it is committed, or kept by the log's policy.
@@ -207,12 +213,14 @@ class Writer:
         self._transitions.locks.forget_all()
         self._forget()
 
-    def _submit(self, event: Event | _Call | None) -> _Ticket:
-        ticket = _Ticket(event)
+    def _submit(self, event: Event | _Call | None, *, awaited: bool = True) -> _Ticket:
+        ticket = _Ticket(event, awaited)
         ticket.done.acquire()
         if self._thread is None:
             self._start()
         self._tickets.put(ticket)
+        if awaited and not self._hurry.is_set():
+            self._hurry.set()
         return ticket
 
     def _start(self) -> None:
@@ -263,12 +271,22 @@ class Writer:
 
     def _take(self, pause: float | None) -> list[_Ticket]:
         """Return all that waits; wait for the first of it, *pause* seconds at most."""
-        tickets = []
+        tickets: list[_Ticket] = []
+        # Before the queue is emptied: whoever comes too late for that is seen all the same.
+        self._hurry.clear()
         with contextlib.suppress(queue.Empty):
             tickets.append(self._tickets.get(timeout=pause))
+            self._drain(tickets)
+        if tickets and not any(ticket.awaited for ticket in tickets):
+            self._hurry.wait(RIDE / 1000)
+            self._drain(tickets)
+        return tickets
+
+    def _drain(self, tickets: list[_Ticket]) -> None:
+        """Add all that is there now."""
+        with contextlib.suppress(queue.Empty):
             while len(tickets) < MAX_BATCH:
                 tickets.append(self._tickets.get_nowait())
-        return tickets
 
     def _pause(self) -> float | None:
         """Return the seconds until there is something to do without being asked."""
