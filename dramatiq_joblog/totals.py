@@ -112,15 +112,25 @@ def count_rows(job: Any, failure: Any, begin: int, end: int, span: int) -> list[
       What was counted, in spans of one length.
     """
     cells: dict[tuple[int, tuple[str, str, str, str]], Cell] = {}
-    rows = (*_jobs(job, begin, end, span), *_failures(job, failure, begin, end, span))
-    for at, *key, duration, queue_time, number in rows:
+
+    def cell_of(at: Any, *key: str | None) -> Cell:
         texts = _texts(*key)
-        cell = cells.setdefault((int(at), texts), Cell(int(at), *texts))
+        return cells.setdefault((int(at), texts), Cell(int(at), *texts))
+
+    # Two questions: in one, nearly every job would be a group of its own.
+    taken = (
+        *_jobs(job, job.duration, begin, end, span),
+        *_failures(job, failure, begin, end, span),
+    )
+    for *key, bucket, number in taken:
+        cell = cell_of(*key)
         cell.count += number
-        for histogram, bucket in ((cell.durations, duration), (cell.queue_times, queue_time)):
-            if bucket is not None:
-                histogram.merge({bucket: number})
-    return list(cells.values())
+        if bucket is not None:
+            cell.durations.merge({bucket: number})
+    for *key, bucket, number in _jobs(job, job.queue_time, begin, end, span):
+        if bucket is not None:
+            cell_of(*key).queue_times.merge({bucket: number})
+    return [cell for cell in cells.values() if cell.count]
 
 
 def _texts(*parts: str | None) -> tuple[str, str, str, str]:
@@ -140,19 +150,18 @@ def add_up(cells: Iterable[Cell], span: int) -> list[Cell]:
     return list(sums.values())
 
 
-def _jobs(job: Any, begin: int, end: int, span: int) -> Iterator[Any]:
+def _jobs(job: Any, taken: Any, begin: int, end: int, span: int) -> Iterator[Any]:
     return iter(
         job.select(
             *(_span(job.finished_at, span), job.actor, job.job_type, job.state, job.error_type),
-            *(bucket_expression(job.duration), bucket_expression(job.queue_time)),
-            fn.COUNT(SQL("*")),
+            *(bucket_expression(taken), fn.COUNT(SQL("*"))),
         )
         .where(
             job.state.in_(literal_states(sorted(FINAL))),
             job.finished_at >= begin,
             job.finished_at < end,
         )
-        .group_by(SQL("1, 2, 3, 4, 5, 6, 7"))
+        .group_by(SQL("1, 2, 3, 4, 5, 6"))
         .tuples()
     )
 
@@ -162,7 +171,7 @@ def _failures(job: Any, failure: Any, begin: int, end: int, span: int) -> Iterat
         failure.select(
             *(_span(failure.finished_at, span), job.actor, job.job_type),
             *(failure.outcome, failure.error_type, bucket_expression(failure.duration)),
-            *(SQL("NULL"), fn.COUNT(SQL("*"))),
+            fn.COUNT(SQL("*")),
         )
         .join(job, on=(job.jid == failure.jid))
         .where(
