@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import time
 from datetime import datetime, timedelta, timezone
 from urllib.parse import quote
 
 import dramatiq
+import psycopg
 import pytest
 from dramatiq.middleware import SkipMessage
 from starlette.applications import Starlette
@@ -25,6 +27,12 @@ HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }}"
 def client(app, *, host="127.0.0.1", base_url="http://localhost", **kwargs):
     """Return a client that asks from *host*."""
     return TestClient(app, base_url=base_url, client=(host, 50_000), **kwargs)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request):
+    """Return the URL of an empty database of two kinds; the third is tried page by page."""
+    return request.getfixturevalue(f"{request.param}_url")
 
 
 @pytest.fixture
@@ -78,13 +86,32 @@ def lived(joblog, make_broker, worker):
 # What it shows
 
 
-@pytest.mark.parametrize("path", PAGES)
-def test_a_page_of_an_empty_log_teaches(page, path):
+def test_a_page_of_an_empty_log_teaches(page):
     """Each page of an empty log answers, and says what to do or that there is nothing."""
-    answer = page.get(path)
+    for path in PAGES:
+        answer = page.get(path)
 
-    assert answer.status_code == 200
-    assert '<main class="page" id="main"' in answer.text
+        assert answer.status_code == 200
+        assert '<main class="page" id="main"' in answer.text
+
+
+def test_every_page_answers_on_mysql(mysql_url):
+    """What the pages ask, MySQL and MariaDB understand too."""
+    log = JobLog(mysql_url)
+    log.create_tables()
+    now = int(time.time() * 1000)
+    facts = {"actor": "a", "queue": "q", "attempt": 1, "created_at": now, "updated_at": now}
+    states = ("delayed", "waiting", "started", "retrying", "finished", "dead")
+    for state in states:
+        log.Job.create(jid=state, state=state, section="k", finished_at=now, eta=now, **facts)
+    with client(dashboard(log)) as asking:
+        paths = (*PAGES, *(f"/jobs/{state}" for state in states), "/metrics", "/health")
+        for path in (*paths, "/jobs?q=state:dead+a", "/confirm/dismiss?jid=dead"):
+            answer = asking.get(path)
+
+            assert answer.status_code == 200, path
+            assert "The database took longer" not in answer.text
+    log.close()
 
 
 def test_the_list_tells_jobs_that_ran(page, lived):
@@ -217,26 +244,22 @@ def test_locks_tell_holder_and_line(page, joblog, job_factory):
 # Data
 
 
-@pytest.mark.parametrize(
-    ("path", "key"),
-    [
-        ("/overview.json", "states"),
-        ("/jobs.json", "jobs"),
-        ("/dead.json", "groups"),
-        ("/locks.json", "locks"),
-        ("/workers.json", "workers"),
-        ("/actions.json", "actions"),
-    ],
-)
-def test_each_page_is_data_too(page, lived, path, key):
+def test_each_page_is_data_too(page, lived):
     """A page's path with .json, or a header, answers with data."""
-    plain = page.get(path)
-    by_header = page.get(
-        path.removesuffix(".json").replace("/overview", "/"), headers={"accept": "application/json"}
-    )
+    keys = {
+        "/overview.json": "states",
+        "/jobs.json": "jobs",
+        "/dead.json": "groups",
+        "/locks.json": "locks",
+        "/workers.json": "workers",
+        "/actions.json": "actions",
+    }
+    for path, key in keys.items():
+        html = path.removesuffix(".json").replace("/overview", "/")
+        plain = page.get(path).json()
 
-    assert key in plain.json()
-    assert set(plain.json()) == set(by_header.json())
+        assert key in plain
+        assert set(plain) == set(page.get(html, headers={"accept": "application/json"}).json())
 
 
 def test_a_job_is_data_too(page, lived):
@@ -612,3 +635,44 @@ def test_a_connection_is_given_back(joblog, lived):
     with client(app) as asking:
         for _ in range(120):
             assert asking.get("/actions.json").status_code == 200
+
+
+def test_a_slow_database_is_a_banner(postgres_url):
+    """What does not come in time is missing, and the page says so and shows the rest."""
+    log = JobLog(postgres_url)
+    log.create_tables()
+    with psycopg.connect(postgres_url) as other, client(dashboard(log, timeout=200)) as asking:
+        other.execute("LOCK TABLE joblog_lock IN ACCESS EXCLUSIVE MODE")
+        locks, jobs = asking.get("/locks"), asking.get("/jobs")
+        other.rollback()
+
+    assert (locks.status_code, jobs.status_code) == (200, 200)
+    assert "The database took longer than 0.2 s for the locks" in locks.text
+    assert "No jobs here." in jobs.text
+    log.close()
+
+
+def test_rows_further_down_are_looked_after(page, job_factory):
+    """A page that is live is told of rows that newer ones have pushed off it."""
+    first = job_factory(state="started", finished_at=None)
+    for _ in range(50):
+        job_factory()
+
+    html = page.get("/jobs", params={"watch": f"{first.id},x,{10**30}"}).text
+
+    assert f'<table hidden><tbody><tr id="job-{first.id}"' in html
+
+
+def test_links_of_the_application_stand_on_a_job(joblog, job_factory):
+    """job_links leads to pages of the application's own, and can run no script."""
+
+    def links(job):
+        return [("Ada", f"https://shop.example/{job.user_id}"), ("x", "javascript:alert(1)")]
+
+    job = job_factory(user_id=7)
+    html = client(dashboard(joblog, job_links=links)).get(f"/jobs/{job.jid}").text
+    broken = client(dashboard(joblog, job_links=lambda job: 1 / 0)).get(f"/jobs/{job.jid}")
+
+    assert 'href="https://shop.example/7"' in html
+    assert "javascript:" not in html
+    assert "job_links failed" in broken.text

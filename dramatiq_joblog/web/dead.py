@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: The windows that they are counted in, in milliseconds.
 WINDOWS = {name: RANGES[name] for name in ("1h", "3h", "24h", "3d", "7d")}
+#: Groups that are shown: more than this nobody reads, and each costs its part of an answer.
+MOST_GROUPS = 100
 
 
 def dead(visit: Visit) -> Response:
@@ -27,15 +29,16 @@ def dead(visit: Visit) -> Response:
     )
     if visit.wants_json:
         return visit.json({"window": window, "groups": [_plain_group(g) for g in groups]})
-    rows = [_group(visit, group, window) for group in groups]
-    rows = [row for row in rows if row["total"]]
-    total = sum(row["picked"] for row in rows)
+    groups = [group for group in groups if any(group.counts.values())]
+    total = sum(group.counts[WINDOWS[window]] for group in groups)
+    rows = [_group(visit, group, window) for group in groups[:MOST_GROUPS]]
     deeds = visit.rows("the actions", lambda: log.actions.limit(5))
     facts = {
         "window": window,
         "windows": list(WINDOWS),
         "groups": rows,
         "total": total,
+        "more": len(groups) - len(rows),
         "rows": [deed(row) for row in deeds],
     }
     return visit.page("dead.html", "Dead", facts, live=True, section="dead")
@@ -73,7 +76,6 @@ def _group(visit: Visit, group: Any, window: str) -> dict[str, Any]:
         "jid": group.jid,
         "cells": cells,
         "picked": group.counts[WINDOWS[window]],
-        "total": max(group.counts.values()),
         "q": f"{words} ended:{window}",
     }
 

@@ -98,11 +98,9 @@ def _family(visit: Visit, found: Any) -> list[Any]:
     log = visit.joblog
     row = log.Job
     root = found.root_jid or found.jid
-    related = list(
-        log.jobs.where((row.root_jid == root) | (row.jid == root))
-        .order_by(row.id)
-        .limit(MOST_RELATIVES)
-    )
+    # Not by one condition with OR, for which a database may walk all jobs in their order.
+    related = list(log.jobs.where(row.jid == root))
+    related += list(log.jobs.where(row.root_jid == root).order_by(row.id).limit(MOST_RELATIVES))
     replays = [jid for jid in (found.replay_of, found.replayed_by) if jid]
     if replays:
         related += list(log.jobs.where(row.jid.in_(replays)))

@@ -98,7 +98,9 @@ def _by_type(log: Any) -> list[tuple[dict[str, str], float]]:
     states = (State.ENQUEUED, State.DELAYED, State.WAITING, *IN_PROGRESS, State.LOST)
     found: dict[tuple[str, str], int] = {}
     job = log.Job
-    for row in log.jobs.in_state(*states).select(job.job_type, job.state).limit(10_000).tuples():
+    # Without an order: by the newest first all jobs would be walked.
+    active = log.jobs.in_state(*states).order_by()
+    for row in active.select(job.job_type, job.state).limit(10_000).tuples():
         key = (row[0] or "", str(row[1]))
         found[key] = found.get(key, 0) + 1
     return [({"job_type": kind, "state": state}, n) for (kind, state), n in sorted(found.items())]
