@@ -40,13 +40,13 @@ from dramatiq_joblog import JobLog, JobLogMiddleware
 from dramatiq_joblog.states import FINAL
 
 HERE = Path(__file__).resolve().parent
-KEYS = 64
+KEYS = 128
 #: Jobs that may be sent before the faults have come so far: there is always work.
 AHEAD = 300
 #: Seconds that the rest may take once all was sent.
 DRAIN_TIMEOUT = 240
-#: Seconds without an end after which the workers are killed and started again.
-STALLED = 10
+#: Seconds between two times that all workers are killed and started again in the end.
+KILLED_EVERY = 30
 
 
 @dataclass
@@ -292,12 +292,19 @@ class Chaos:
         def strike(kind):
             dice = self.dice[kind]
             dice.shuffle(plans[kind])
-            for name in plans[kind]:
+            for number, name in enumerate(plans[kind]):
+                # The quick ones are spread over the time of the slow ones.
+                while kind == "fast" and not struck.is_set() and behind(number):
+                    time.sleep(0.05)
                 getattr(self, name)(dice)
                 with counting:
                     self.faults[name] += 1
                     done = sum(self.faults[name] for name in faults)
                     self.allowed = jobs * (done + 1) // (total + 1) + AHEAD
+
+        def behind(number):
+            slow = sum(self.faults[name] for name in faults if name not in quick)
+            return slow * len(plans["fast"]) < number * len(plans["slow"])
 
         def strike_slowly():
             try:
@@ -322,7 +329,7 @@ class Chaos:
     def drain(self, jobs):
         """Wait until every job has ended and nothing is left in the broker; stop the workers."""
         deadline = time.monotonic() + DRAIN_TIMEOUT
-        last, since = None, time.monotonic()
+        since = float("-inf")
         while time.monotonic() < deadline:
             for worker in self.workers:
                 if worker.process.poll() is not None:
@@ -332,11 +339,9 @@ class Chaos:
                 left = self.left(jobs)
                 if not left:
                     break
-                if left != last:
-                    last, since = left, time.monotonic()
-            if time.monotonic() - since > STALLED:
+            if time.monotonic() - since > KILLED_EVERY:
                 # A message whose delivery was cut off stays with its worker in Redis, which
-                # neither gets nor gives it back as long as it lives.
+                # neither gets nor gives it back as long as it lives.  It lives no longer.
                 for worker in self.workers:
                     self.faults["kill"] += 1
                     worker.kill()
