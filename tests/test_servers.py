@@ -60,7 +60,9 @@ def test_postgres_is_not_root(postgres_server):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a parent's death")
-@pytest.mark.parametrize("start", ["start_redis", "start_postgres", "start_rabbitmq"])
+@pytest.mark.parametrize(
+    "start", ["start_redis", "start_postgres", "start_mysql", "start_rabbitmq"]
+)
 def test_a_server_dies_with_its_parent(request, eventually, start):
     """A server, with all its children, ends when the process that started it is killed."""
     # Skips, or fails in CI, where there is none to start.
@@ -124,6 +126,30 @@ def test_a_postgres_that_is_named_is_used(monkeypatch, postgres_server):
     monkeypatch.setattr(servers, "POSTGRES_URL", "postgresql://127.0.0.1:1/none")
     with pytest.raises(servers.ServerMissingError, match=r"127\.0\.0\.1:1/none does not answer"):
         servers.start_postgres()
+
+
+def test_a_mysql_that_is_named_is_used(monkeypatch, mysql_server):
+    """JOBLOG_TEST_MYSQL comes first, and must answer."""
+    monkeypatch.setattr(servers, "MYSQL_URL", mysql_server.url)
+    used = servers.start_mysql()
+    assert (used.origin, used.url) == ("JOBLOG_TEST_MYSQL", mysql_server.url)
+
+    monkeypatch.setattr(servers, "MYSQL_URL", "mysql://127.0.0.1:1/none")
+    with pytest.raises(servers.ServerMissingError, match=r"127\.0\.0\.1:1/none does not answer"):
+        servers.start_mysql()
+
+
+def test_a_rabbitmq_that_is_named_is_used(monkeypatch, rabbit_server):
+    """JOBLOG_TEST_RABBITMQ comes first, must answer, and serves one pytest worker."""
+    monkeypatch.setattr(servers, "RABBITMQ_URL", rabbit_server.url)
+    used = servers.start_rabbitmq()
+    assert (used.origin, used.url) == ("JOBLOG_TEST_RABBITMQ", rabbit_server.url)
+    with pytest.raises(servers.ServerMissingError, match="serves pytest worker 0"):
+        servers.start_rabbitmq(worker=1)
+
+    monkeypatch.setattr(servers, "RABBITMQ_URL", "amqp://127.0.0.1:1/none")
+    with pytest.raises(servers.ServerMissingError, match=r"127\.0\.0\.1:1/none does not answer"):
+        servers.start_rabbitmq()
 
 
 def test_without_a_server_the_reason_names_the_cures(monkeypatch):

@@ -1,0 +1,178 @@
+"""What MySQL and MariaDB need to hold the same as the other databases."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import peewee
+import pytest
+
+from dramatiq_joblog import JobLog
+from dramatiq_joblog.clock import database_now
+from dramatiq_joblog.connection import Connection
+from dramatiq_joblog.errors import DatabaseAwayError
+from dramatiq_joblog.locks import SECTION, Claim
+from dramatiq_joblog.mysql import is_away
+from dramatiq_joblog.transitions import Event
+
+NOW = 1_800_000_000_000
+
+
+@pytest.fixture
+def log(mysql_url):
+    """Return a log on MariaDB or MySQL."""
+    made = JobLog(mysql_url)
+    made.create_tables()
+    yield made
+    made.close()
+
+
+def row(jid, **columns):
+    times = dict.fromkeys(("created_at", "updated_at", "started_at"), NOW)
+    start = {"actor": "work", "queue": "default", "state": "started", "attempt": 1, "token": "t"}
+    return {"jid": jid, **start, **times, **columns}
+
+
+def test_case_is_told_apart(log):
+    """Jobs and keys that differ by case alone are different."""
+    log.transitions.write([Event("start", row("a")), Event("start", row("A"))])
+    assert {"a", "A"} == {job.jid for job in log.jobs}
+    assert ["A"] == [job.jid for job in log.jobs.where(log.Job.jid == "A")]
+
+    with log.lock("key") as lower, log.lock("KEY") as upper:
+        assert (1, 1) == (lower.fence, upper.fence)
+
+
+def test_long_texts(log):
+    """A traceback of the greatest length is kept, and so is a batch of many of them."""
+    text = "\N{GRINNING FACE}" * 100_000
+    failures = [
+        {"jid": f"j{n}", "token": "t", "attempt": 1, "outcome": "dead", "traceback": text}
+        for n in range(40)
+    ]
+    log.transitions.insert_failures(failures)
+
+    kept = log.Failure.select(peewee.fn.char_length(log.Failure.traceback)).tuples()
+    assert [100_000] * 40 == [int(length) for (length,) in kept]
+
+
+def test_a_row_that_comes_in_between(log):
+    """A row that another process inserts after it was asked for is written over by the guard."""
+    upsert = log.transitions._runs
+    ask, asked = upsert._ask, []
+
+    def ask_and_be_late(rows):
+        found = ask(rows)
+        if not asked:
+            other = threading.Thread(target=log.Job.insert(row("j", attempt=2, token="o")).execute)
+            other.start()
+            other.join()
+        asked.append(found)
+        return found
+
+    upsert._ask = ask_and_be_late
+    late = Event("start", row("j"))
+    # On the writer's own connection, which locks no gaps.
+    log.writer.call(lambda: log.transitions.write([late, Event("start", row("k"))]))
+
+    assert [{}, {("j",): False}] == asked
+    assert (2, "o") == (log.get("j").attempt, log.get("j").token)
+    assert not late.granted
+    assert "started" == log.get("k").state
+
+
+def test_no_two_hold_a_key(log):
+    """Threads that take a key at once, each on its own connection, never hold it together."""
+    fences, most, holders, guard = [], [], [], threading.Lock()
+
+    def work(n):
+        for _ in range(5):
+            with log.lock("key", limit=2, wait=60_000) as lease:
+                with guard:
+                    holders.append(n)
+                    fences.append(lease.fence)
+                    most.append(len(holders))
+                with guard:
+                    holders.remove(n)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert 20 == len(set(fences))
+    assert max(most) <= 2
+
+
+def test_a_lock_that_another_holds(log):
+    """A slot whose row another transaction has locked is waited for, and then told to be busy."""
+    take = Claim(SECTION, "key", "me", "t", 60_000)
+    with log.database.atomic():
+        log.transitions.locks.take(Claim(SECTION, "key", "other", "o", 60_000))
+        errors = []
+
+        def wait():
+            connection = Connection(log.database)
+            try:
+                with connection.asking():
+                    log.transitions.locks.take(take)
+            except DatabaseAwayError as e:
+                errors.append(str(e))
+            finally:
+                connection.close()
+
+        began = time.monotonic()
+        thread = threading.Thread(target=wait)
+        thread.start()
+        thread.join(30)
+        assert 1 < time.monotonic() - began < 30
+    [error] = errors
+    # Of the lock, or of the statement that waits for it, whichever is over first.
+    assert "1205" in error or "1969" in error
+
+
+def test_what_the_writer_is_set_to(log):
+    """The writer's connection is strict and locks no gaps; a connection of the user's is as was."""
+    ask = "SELECT @@sql_mode, @@innodb_lock_wait_timeout"
+    before = log.database.execute_sql(ask).fetchone()
+    mode, timeout = log.writer.call(lambda: log.database.execute_sql(ask).fetchone())
+
+    assert "STRICT_ALL_TABLES" in mode
+    assert 3 == timeout
+    assert before == log.database.execute_sql(ask).fetchone()
+    assert before[1] != 3
+
+
+@pytest.mark.parametrize("zone", ["+00:00", "-11:00", "+05:30"])
+def test_the_clock_knows_no_time_zone(log, zone):
+    """The database's time is the same whatever the session's time zone."""
+    log.database.execute_sql(f"SET time_zone = '{zone}'")
+    ((now,),) = log.database.execute_sql(f"SELECT {database_now(log.database).sql}").fetchall()
+
+    assert abs(int(now) - time.time() * 1000) < 60_000
+
+
+def test_a_migration_that_was_cut_off(log):
+    """Indexes that are missing, as a process was killed before it made them, are made."""
+
+    def indexes():
+        return {index.name for index in log.database.get_indexes("joblog_job")}
+
+    before = indexes()
+    assert {"joblog_job_active", "joblog_job_state", "job_jid"} & before
+    log.database.execute_sql("DROP INDEX joblog_job_active ON joblog_job")
+
+    log.create_tables()
+
+    assert before == indexes()
+
+
+@pytest.mark.parametrize(
+    ("number", "away"),
+    [(1213, True), (1205, True), (2006, True), (2013, True), (1146, True), (1406, False)],
+)
+def test_away(number, away):
+    """A deadlock, a timeout or a lost connection is over soon; a value too long is not."""
+    assert away == is_away(number)
