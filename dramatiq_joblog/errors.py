@@ -101,7 +101,10 @@ class SectionTakenError(LockNotAcquired, MiddlewareError):
 
 
 class SectionUnknownError(JobLogError, MiddlewareError):
-    """Raised in place of a job's body when it cannot be known whether its section is free."""
+    """Raised when it cannot be known whether a key is free.
+
+    In place of a job's body for its section, and by ``send()`` for what a message is unique by.
+    """
 
 
 class DuplicateJob(JobLogError, MiddlewareError):

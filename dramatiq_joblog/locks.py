@@ -225,6 +225,8 @@ class Locks:
         self._leases: dict[str, Lease] = {}
         #: Called with the milliseconds within which a lease that was taken must be renewed.
         self.renew_within: Callable[[int], None] = _nobody
+        #: Called when a section may have become free: that is committed.
+        self.freed: Callable[[], None] = _nothing
         #: Names this process in rows, and the milliseconds of silence after which others take
         #: it to be gone; None in one that is no worker.
         self.process: str | None = None
@@ -310,6 +312,7 @@ class Locks:
         self._guard = threading.Lock()
         self._leases = {}
         self.process = self.gone_after = None
+        self.freed = _nothing
 
     def renew(self) -> None:
         """Renew all that this process holds, in one statement."""
@@ -553,6 +556,10 @@ def fold_key(key: str) -> str:
 
 def _nobody(milliseconds: int) -> None:
     """Stand in for whoever renews."""
+
+
+def _nothing() -> None:
+    """Stand in for whoever looks after those that wait."""
 
 
 def _check_one_of(name: str, value: Any, known: tuple[str, ...]) -> None:

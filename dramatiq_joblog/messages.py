@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 DELAY_SUFFIX = ".DQ"
 #: Message options of ours, that travel with a message through retries and delays.
 PARENT, ROOT, REPLAY_OF = "joblog_parent", "joblog_root", "joblog_replay_of"
-SECTION, UNIQUE = "joblog_section", "joblog_unique"
+SECTION, UNIQUE, DUPLICATE = "joblog_section", "joblog_unique", "joblog_duplicate"
 
 #: What actors and messages may carry, beside the columns of a model of the user's own.
 OPTIONS = frozenset(

@@ -6,12 +6,15 @@ whether a failed job was retried, wherever the middleware stands in the broker's
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from dramatiq import Broker
 from dramatiq.logging import get_logger
 from dramatiq.middleware import Middleware, MiddlewareError, Retries, SkipMessage
 
@@ -21,6 +24,7 @@ from .chores import INTERVAL as CHORES_INTERVAL
 from .current import CurrentJob, running
 from .errors import (
     ConfigurationError,
+    DatabaseAwayError,
     DuplicateJob,
     SectionTakenError,
     SectionUnknownError,
@@ -30,6 +34,7 @@ from .locks import UNIQUE as UNIQUE_KIND
 from .locks import Claim, describe_holder
 from .messages import (
     DELAY_SUFFIX,
+    DUPLICATE,
     OPTIONS,
     PARENT,
     ROOT,
@@ -48,11 +53,12 @@ from .runs import Run, verdict
 from .states import State
 from .text import clean_optional, fold_jid
 from .transitions import Event, new_token
+from .waking import Waker
 from .workers import DEFAULT_HEARTBEAT, DEFAULT_HEARTBEAT_TIMEOUT, Heartbeat, here
 from .writer import AWAY_DELAY
 
 if TYPE_CHECKING:
-    from dramatiq import Actor, Broker, Message
+    from dramatiq import Actor, Message
     from dramatiq.broker import MessageProxy
 
     from .joblog import JobLog
@@ -129,6 +135,7 @@ class JobLogMiddleware(Middleware):
         self._lines_level = check_level(lines, "lines")
         self._capture = Capture()
         self._reports = Reports(joblog.transitions, joblog.redactor)
+        self._waker: Waker | None = None
         self._messages = Messages(joblog)
         self._sender = joblog.sender = Sender(joblog, self._messages.arguments)
         self._local = threading.local()
@@ -150,6 +157,7 @@ class JobLogMiddleware(Middleware):
         if self._acks is None:
             self._check_acks(broker)
         self._messages.declare(actor)
+        self._watch_sends(broker)
         self._sender.broker = broker
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
@@ -183,10 +191,49 @@ class JobLogMiddleware(Middleware):
         """Take the key that a message is unique by, before it is sent."""
         unique = message.options[UNIQUE]
         ttl = unique["ttl"] if unique["until"] is None else min(unique["ttl"], _ON_ITS_WAY)
-        claim = Claim(UNIQUE_KIND, unique["key"], fold_jid(message.message_id), None, ttl)
-        holder = self.joblog.claim(claim)
-        if holder is not None:
+        owner = fold_jid(message.message_id)
+        claim = Claim(UNIQUE_KIND, unique["key"], owner, None, ttl)
+        try:
+            holder = self.joblog.claim(claim)
+        except Exception as e:
+            # Dramatiq would swallow it, and send what may be a duplicate.
+            raise SectionUnknownError(f"key {unique['key']!r} may not be unique: {e}") from e
+        if holder is None:
+            self._local.claimed = claim
+        elif _in_after_hook():
+            # Whoever sends has ended, and nobody would hear of it: its row tells instead.
+            message.options[DUPLICATE] = f"the key {unique['key']!r} is held by job {holder.owner}"
+        else:
             raise DuplicateJob(unique["key"], holder.owner)
+
+    def _watch_sends(self, broker: Broker) -> None:
+        """Free the key of a message that could not be sent: no hook tells of that."""
+        enqueue = broker.enqueue
+        if getattr(enqueue, "watched_by", None) is self:
+            return
+
+        @functools.wraps(enqueue)
+        def watched(message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+            self._local.claimed = None
+            try:
+                return enqueue(message, delay=delay)
+            except BaseException:
+                self._give_back(getattr(self._local, "claimed", None))
+                raise
+            finally:
+                self._local.claimed = None
+
+        watched.watched_by = self  # type: ignore[attr-defined]
+        broker.enqueue = watched  # type: ignore[method-assign]
+
+    def _give_back(self, claim: Claim | None) -> None:
+        if claim is None:
+            return
+        release = self.joblog.transitions.locks.release
+        try:
+            self.joblog.writer.call(lambda: release(claim.kind, claim.key, claim.owner, None))
+        except DatabaseAwayError as e:
+            self.logger.warning("Key %r stays held for %d ms: %s", claim.key, claim.ttl, e)
 
     # Running
 
@@ -210,6 +257,8 @@ class JobLogMiddleware(Middleware):
             raise
 
     def _begin(self, broker: Broker, message: MessageProxy) -> None:
+        if DUPLICATE in message.options:
+            raise SkipMessage(message.options[DUPLICATE])
         # Whoever sent it may not know of sections.
         self._messages.bind(broker, message)
         run = self._local.run = self._new_run(broker, message)
@@ -387,11 +436,28 @@ class JobLogMiddleware(Middleware):
             self.joblog.writer.every(CHORES_INTERVAL, self.joblog.chores.look)
             self.joblog.writer.every(self._heartbeat_interval, self._reports.write)
             logging.root.addHandler(self._capture)
+        if self._waker is None:
+            self._waker = Waker(self.joblog, broker)
+            self._waker.start()
+            locks.freed = self._waker.look
         self._heartbeat.threads += worker.worker_threads
         self._heartbeat.queues |= worker.consumer_whitelist or broker.get_declared_queues()
 
+    def after_consumer_thread_boot(self, broker: Broker, thread: Any) -> None:
+        """Look after what waits in a consumer of delayed messages."""
+        if self._waker is not None and thread.queue_name.endswith(DELAY_SUFFIX):
+            self._waker.consumers.append(thread)
+
+    def before_consumer_thread_shutdown(self, broker: Broker, thread: Any) -> None:
+        """Leave what waits there to the broker."""
+        if self._waker is not None and thread in self._waker.consumers:
+            self._waker.consumers.remove(thread)
+
     def before_worker_shutdown(self, broker: Broker, worker: Any) -> None:
         """Write what was handed over."""
+        if self._waker is not None:
+            self._waker.stop()
+            self._waker = None
         self.joblog.writer.flush()
 
     def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:
@@ -436,6 +502,14 @@ class JobLogMiddleware(Middleware):
         after = Retries in order and order.index(type(self)) < order.index(Retries)
         throws = option(broker, message, "throws")
         return int(after and not (throws and isinstance(error, throws)))
+
+
+def _in_after_hook() -> bool:
+    """Tell whether a hook is at work in which Dramatiq swallows every error."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not Broker.emit_after.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _keep_its_result(message: MessageProxy) -> None:

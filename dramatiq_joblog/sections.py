@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .transitions import Event, Transitions
 
 #: Milliseconds until a waiter comes back, for each that waits before it and for itself; at most.
-TURN, TURN_AT_MOST = 250, 5_000
+TURN, TURN_AT_MOST = 250, 10_000
 #: Milliseconds until a copy of a message comes back whose job may be running.
 COPY_DELAY = 5_000
 
@@ -42,11 +42,14 @@ class Sections:
           peewee.DatabaseError: It may be written again.
         """
         begins = [e for e in events if e.is_begin]
-        if not begins:
-            self.transitions.write(events)
-            return
         # What ends now frees what begins now.
         self.transitions.write([e for e in events if not e.is_begin])
+        if any(e.section is not None and e.kind == "end" for e in events):
+            self._locks.freed()
+        if begins:
+            self._begin_all(begins)
+
+    def _begin_all(self, begins: Sequence[Event]) -> None:
         try:
             with self.transitions.atomic():
                 for event in sorted(begins, key=keys_of):

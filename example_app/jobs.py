@@ -17,7 +17,7 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import AsyncIO, CurrentMessage, SkipMessage
 from stdnum import iban
 
-from dramatiq_joblog import JobLog, JobLogMiddleware, current_job
+from dramatiq_joblog import Exclusive, JobLog, JobLogMiddleware, current_job
 
 from .data import FOLDER, Feed, Position, Price, Trade, User, begin_run, database, end_run
 
@@ -105,7 +105,20 @@ def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
     return synchronous
 
 
-# One finance job of a user at a time
+# One finance job of a user at a time, in two ways
+
+#: ``exclusive``: the log lets no second one in.  ``query``: each job asks, and steps aside.
+RULE = os.environ.get("EXAMPLE_RULE", "exclusive")
+if RULE not in ("exclusive", "query"):
+    raise SystemExit(f"EXAMPLE_RULE={RULE!r} is not known: use exclusive or query")
+
+#: The first way, as an option of the actors: a unique index decides, before the body runs.
+#: Who comes second waits without a thread or a retry, and the one that waits longest is next.
+EXCLUSIVE = (
+    Exclusive("finance:{user_id}", on_conflict="wait", wait_for=45_000)
+    if RULE == "exclusive"
+    else None
+)
 
 
 class SteppedAside(SkipMessage):
@@ -113,19 +126,22 @@ class SteppedAside(SkipMessage):
 
 
 def alone(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run a finance job only while no other one of its user is in progress.
+    """Put a finance job on record; in the second way, run it only while no other one is.
 
-    The log commits the start of a job before this asks, so of two that start together at
-    least one sees the other; often both do, and both step aside for a random while.  A job
-    that steps aside is not in progress, one that failed for now still is.
+    The second way is the plain query.  The log commits the start of a job before this asks, so
+    of two that start together at least one sees the other.  Often both do, and both step aside
+    for a random while: nobody is next by right, and a job that is always late gives up.  Nor
+    does it see what has begun and does not ask; and a worker that was paused between its
+    question and its work goes on, as nothing tells it that its answer is old.
     """
 
     @functools.wraps(function)
     def wrapper(user_id: int, *args: Any) -> None:
-        others = joblog.jobs.in_progress().of_type(*FINANCIAL).for_user(user_id)
-        if others.excluding(current_job().jid).exists():  # type: ignore[union-attr]
-            with on_record(user_id, finance=False):
-                step_aside()
+        if RULE == "query":
+            others = joblog.jobs.in_progress().of_type(*FINANCIAL).for_user(user_id)
+            if others.excluding(current_job().jid).exists():  # type: ignore[union-attr]
+                with on_record(user_id, finance=False):
+                    step_aside()
         with on_record(user_id, finance=True):
             function(user_id, *args)
 
@@ -149,6 +165,7 @@ def step_aside(most: int = 60) -> None:
 @dramatiq.actor(
     job_type=JobType.FINANCIAL_DATA_IMPORT,
     job_user="user_id",
+    exclusive=EXCLUSIVE,
     max_retries=3,
     min_backoff=100,
     max_backoff=400,
@@ -180,6 +197,7 @@ def import_prices(user_id: int, symbol: str) -> None:
 @dramatiq.actor(
     job_type=JobType.RECONCILIATION,
     job_user="user_id",
+    exclusive=EXCLUSIVE,
     max_retries=2,
     min_backoff=100,
     max_backoff=400,
@@ -202,7 +220,13 @@ def reconcile(user_id: int) -> None:
                 )
 
 
-@dramatiq.actor(job_type=JobType.RECONCILIATION, job_user="user_id", max_retries=0, time_limit=500)
+@dramatiq.actor(
+    job_type=JobType.RECONCILIATION,
+    job_user="user_id",
+    exclusive=EXCLUSIVE,
+    max_retries=0,
+    time_limit=500,
+)
 @alone
 def find_unmatched(user_id: int, total: str) -> None:
     """Find the trades that add up to a payment, by trying all combinations: it takes years."""

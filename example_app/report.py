@@ -11,7 +11,7 @@ from rich.text import Text
 from dramatiq_joblog import State
 
 from .data import Run, User, database
-from .jobs import FINANCIAL, JobType, joblog
+from .jobs import FINANCIAL, RULE, JobType, joblog
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +50,8 @@ def _by_type(jobs: JobQuery) -> Table:
         mine = jobs.of_type(kind)
         counts = [mine.in_state(state).count() or "" for state in STYLES]
         failed = failure.select().where(
-            failure.jid.in_(mine.select(job.jid).order_by()), failure.outcome != "skipped"
+            failure.jid.in_(mine.select(job.jid).order_by()),
+            failure.outcome.not_in(["skipped", "waited"]),
         )
         took = sorted(j.duration for j in mine if j.duration is not None)
         median = took[len(took) // 2] if took else ""
@@ -78,6 +79,7 @@ def _dead(jobs: JobQuery) -> Table:
 
 def show_conflicts(console: Console, jobs: JobQuery) -> bool:
     """Tell how the finance rule worked; return whether it held."""
+    failure = joblog.Failure
     with database.connection_context():
         stepped = Run.select().where(Run.outcome == "stepped aside")
         number, times = len({run.jid for run in stepped}), stepped.count()
@@ -85,10 +87,20 @@ def show_conflicts(console: Console, jobs: JobQuery) -> bool:
     asked = jobs.of_type(*FINANCIAL).count()
     console.print()
     console.print(Text("One finance job of a user at a time", style="bold"))
-    console.print(
-        f"{number} of {asked} found another one of their user in progress and stepped aside,\n"
-        f"{times} times in all."
-    )
+    if RULE == "query":
+        console.print(
+            f"{number} of {asked} found another one of their user in progress and stepped aside,\n"
+            f"{times} times in all."
+        )
+    else:
+        waits = failure.select().where(
+            failure.outcome == "waited", failure.jid.in_(jobs.select(joblog.Job.jid).order_by())
+        )
+        longest = max((wait.duration for wait in waits), default=0)
+        console.print(
+            f"{len({wait.jid for wait in waits})} of {asked} found another one of their user in "
+            f"the section and waited,\nat most {longest / 1000:.1f} seconds."
+        )
     if overlaps:
         console.print(Text(f"{len(overlaps)} pairs ran side by side: {overlaps}", style="red"))
     else:
@@ -126,7 +138,9 @@ def differences(jobs: JobQuery) -> list[str]:
         if says != (job.state, job.attempt):
             found.append(f"{jid} is {job.state}, {job.attempt}, and says {says[0]}, {says[1]}")
         failed = [(run.attempt, _error(run.outcome)) for run in runs if run.outcome != "finished"]
-        failures = [(failure.attempt, failure.error_type) for failure in job.failures]
+        # A wait for its section is none of a job's own runs.
+        ran = job.failures.where(joblog.Failure.outcome != "waited")
+        failures = [(failure.attempt, failure.error_type) for failure in ran]
         if failed != failures:
             found.append(f"{jid} has the failures {failures}, and says {failed}")
     return found

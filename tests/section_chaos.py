@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import dramatiq
@@ -41,10 +41,8 @@ class SectionChaos(Chaos):
 
     module: str = "section_worker"
     copies: int = 0
-    #: When worker processes were killed: what those did last is not told.
-    kills: list[float] = field(default_factory=list)
 
-    def send(self, number: int) -> None:
+    def send(self, number):
         """Send one job, and every tenth twice."""
         fails = self.random.choice([0, 0, 0, 1, 2, 9])
         actor, key = self.random.choice(ACTORS), self.random.choice(KEYS)
@@ -55,50 +53,36 @@ class SectionChaos(Chaos):
             self.copies += 1
             self.broker.enqueue(message)
 
-    def pause(self, dice) -> None:
+    def pause(self, dice):
         """SIGSTOP a worker process that is in a section, for longer than its lease."""
         worker = self._inside(dice)
         worker.signal(signal.SIGSTOP)
         time.sleep(TTL / 1000 + dice.uniform(0.5, 3.0))
         worker.signal(signal.SIGCONT)
 
-    def restart(self, dice) -> None:
+    def restart(self, dice):
         """Restart the database."""
         if self.postgres is not None:
             self.postgres.restart()
-            self.ask_postgres("SELECT 1")
-            # The driver's own connections ended with it.
-            self.joblog.close()
-
-    def outage(self, dice) -> None:
-        """Take the database away for a while; the driver's connections may end with it."""
-        super().outage(dice)
-        self.joblog.close()
 
     def _inside(self, dice):
+        """Return a worker that is in a section now."""
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
-            with contextlib.suppress(peewee.PeeweeException):
-                return self._holder() or dice.choice(self.workers)
-            self.joblog.close()
-            time.sleep(0.1)  # it is only just starting
+            try:
+                self.joblog.release()
+                lock, worker = self.joblog.Lock, self.joblog.Worker
+                held = lock.select(lock.process).where(lock.process.is_null(False))
+                pids = [row.pid for row in worker.select().where(worker.process.in_(held))]
+            except peewee.PeeweeException:
+                # It was restarted.
+                self.joblog.close()
+                continue
+            for worker in self.workers:
+                with contextlib.suppress(ProcessLookupError):
+                    if worker.process.pid in map(os.getpgid, pids):
+                        return worker
         return dice.choice(self.workers)
-
-    def _holder(self):
-        deadline = time.monotonic() + 5
-        while time.monotonic() < deadline:
-            for lock in self.joblog.locks.where(self.joblog.Lock.process.is_null(False)):
-                row = self.joblog.Worker.get_or_none(self.joblog.Worker.process == lock.process)
-                for worker in self.workers:
-                    with contextlib.suppress(ProcessLookupError):
-                        if row is not None and os.getpgid(row.pid) == worker.process.pid:
-                            return worker
-        return None
-
-    def kill(self, dice) -> None:
-        """SIGKILL a worker process, and note when."""
-        super().kill(dice)
-        self.kills.append(time.time())
 
 
 @dataclass
@@ -117,14 +101,15 @@ class Stay:
 def stays(folder: Path) -> list[Stay]:
     """Return what the jobs wrote down, each of their stays in a section."""
     told, seconds = read_records(folder)
-    crowded = {second["run"] for second in seconds}
+    crowded = {fact["run"] for fact in seconds}
     found = []
-    for run in itertools.chain(*told.values()):
-        began, ended = run.began, run.ended or {}
-        stay = Stay(began["key"], began["fence"], began["at"], began["jid"])
-        stay.ended, stay.lost = ended.get("at"), ended.get("lost", False)
-        stay.crowded = began["run"] in crowded
-        found.append(stay)
+    for runs in told.values():
+        for run in runs:
+            facts, ended = run.began, run.ended or {}
+            stay = Stay(facts["key"], facts["fence"], facts["at"], facts["jid"])
+            stay.crowded = facts["run"] in crowded
+            stay.ended, stay.lost = ended.get("at"), ended.get("lost", False)
+            found.append(stay)
     return sorted(found, key=lambda stay: (stay.key, stay.fence))
 
 
@@ -139,7 +124,8 @@ def check(chaos: SectionChaos, jobs: int) -> Findings:
             for other in inside
             if other.key == stay.key and other is not stay and _meet(stay, other)
         ]
-        crowd = [other for other in (*others, stay) if not (other.lost or _unheard(chaos, other))]
+        # Of one that was killed nobody knows what it did last; the kernel freed its file.
+        crowd = [other for other in (*others, stay) if not other.lost and other.ended]
         if len(crowd) > (2 if stay.key.endswith("-2") else 1) and stay.crowded:
             found.add("side by side", f"{stay} and {others}")
     _check_rows(found, chaos, jobs)
@@ -173,11 +159,6 @@ def _meet(one: Stay, other: Stay) -> bool:
     return one.began <= ends[1] and other.began <= ends[0]
 
 
-def _unheard(chaos: SectionChaos, stay: Stay) -> bool:
-    """Tell whether a stay was cut off by SIGKILL: the kernel freed its file with it."""
-    return stay.ended is None and any(at >= stay.began for at in chaos.kills)
-
-
 def _wrong(job):
     """Yield what is wrong with the row of a job."""
     fails = job.args[2] if job.actor in ("alone", "pair") else 0
@@ -198,6 +179,7 @@ def run(folder: Path, database: str, jobs: int, faults: dict[str, int], seed: in
     with SectionChaos(folder, database, seed) as chaos:
         chaos.run(jobs, faults)
         chaos.drain(jobs)
+        chaos.joblog.close()
         found = check(chaos, jobs)
         failure = chaos.joblog.Failure
         outcomes = Counter(row.outcome for row in failure.select(failure.outcome))

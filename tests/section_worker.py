@@ -10,12 +10,9 @@ import fcntl
 import time
 
 import dramatiq
-from chaos_worker import FOLDER, Run, attempt, joblog
+from chaos_worker import FOLDER, LEASE, Run, joblog
 
 from dramatiq_joblog import Exclusive, current_job
-
-#: Milliseconds; short, so that a pause outlasts it.
-TTL = 4_000
 
 retried = {"max_retries": 3, "min_backoff": 20, "max_backoff": 200}
 
@@ -40,22 +37,23 @@ def stay(key, lease, milliseconds, *, places=1):
 
 def work(number, key, fails, milliseconds, **places):
     stay(key, current_job(), milliseconds, **places)
-    if attempt() <= fails:
-        raise ValueError(f"attempt {attempt()} of {number}")
+    attempt = current_job().attempt
+    if attempt <= fails:
+        raise ValueError(f"attempt {attempt} of {number}")
 
 
-@dramatiq.actor(exclusive=Exclusive("{key}", on_conflict="wait", ttl=TTL), **retried)
+@dramatiq.actor(exclusive=Exclusive("{key}", on_conflict="wait", ttl=LEASE), **retried)
 def alone(number, key, fails, milliseconds):
     work(number, key, fails, milliseconds)
 
 
-@dramatiq.actor(exclusive=Exclusive("{key}-2", limit=2, on_conflict="wait", ttl=TTL), **retried)
+@dramatiq.actor(exclusive=Exclusive("{key}-2", limit=2, on_conflict="wait", ttl=LEASE), **retried)
 def pair(number, key, fails, milliseconds):
     work(number, f"{key}-2", fails, milliseconds, places=2)
 
 
 @dramatiq.actor(
-    exclusive=Exclusive("{key}", on_conflict="retry", ttl=TTL),
+    exclusive=Exclusive("{key}", on_conflict="retry", ttl=LEASE),
     max_retries=10_000,
     min_backoff=50,
     max_backoff=500,
@@ -64,12 +62,12 @@ def impatient(number, key, fails, milliseconds):
     stay(key, current_job(), milliseconds)
 
 
-@dramatiq.actor(exclusive=Exclusive("{key}", ttl=TTL), **retried)
+@dramatiq.actor(exclusive=Exclusive("{key}", ttl=LEASE), **retried)
 def optional(number, key, fails, milliseconds):
     stay(key, current_job(), milliseconds)
 
 
 @dramatiq.actor(max_retries=10_000, min_backoff=50, max_backoff=500)
 def by_hand(number, key, fails, milliseconds):
-    with joblog.lock(key, ttl=TTL, wait=100) as lease:
+    with joblog.lock(key, ttl=LEASE, wait=100) as lease:
         stay(key, lease, milliseconds)

@@ -61,6 +61,7 @@ def test_the_story_from_nothing(tmp_path):
         "retries_exhausted",
         "MissingSeriesError",
         "TimeLimitExceeded",
+        "in the section and waited",
         "By their own record no two ran side by side.",
         "The log agrees with the jobs' own record: ",
         "What to try next",
@@ -84,6 +85,15 @@ def test_the_story_from_nothing(tmp_path):
     assert "MissingSeriesError" in told[0].stdout
     assert "Timeline" in told[1].stdout
     assert "financial_data_import" in told[2].stdout
+
+
+def test_the_story_by_the_plain_query(tmp_path, redis_url):
+    """The same rule holds when the jobs ask for each other and step aside."""
+    done = run(tmp_path, EXAMPLE_RULE="query", REDIS_URL=redis_url)
+
+    assert 0 == done.returncode, done.stdout + done.stderr
+    assert "and stepped aside" in done.stdout
+    assert "By their own record no two ran side by side." in done.stdout
 
 
 def test_the_story_on_servers_of_ones_own(tmp_path, postgres_url, redis_url):

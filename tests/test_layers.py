@@ -41,7 +41,7 @@ LAYERS = (
     ("joblog",),
     ("arguments", "importing"),
     ("acks", "messages"),
-    ("requeue", "runs"),
+    ("requeue", "runs", "waking"),
     ("middleware",),
     ("__init__",),
     ("testing", "web"),

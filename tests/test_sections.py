@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import asdict
 
 import dramatiq
 import pytest
-from dramatiq.middleware import MiddlewareError, Retries, default_middleware
+import redis
+import servers
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import (
+    MiddlewareError,
+    Retries,
+    default_middleware,
+)
 from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
 
@@ -15,10 +23,14 @@ from dramatiq_joblog import (
     DuplicateJob,
     Exclusive,
     JobLog,
+    JobLogError,
+    JobLogMiddleware,
     Unique,
     current_job,
     enqueue_once,
+    middleware,
 )
+from dramatiq_joblog.transitions import Event
 
 
 @pytest.fixture
@@ -450,6 +462,77 @@ def test_without_a_database_it_does_not_run(tmp_path, make_broker, worker, event
     joblog.close()
 
 
+@pytest.mark.parametrize("policy", ["skip", "wait", "retry", "fail"])
+def test_whatever_fails_it_does_not_run_unguarded(
+    joblog, broker, worker, eventually, monkeypatch, caplog, policy
+):
+    """A fault in the log itself never lets a job run without its section; it comes back."""
+    monkeypatch.setattr(middleware, "AWAY_DELAY", 50)
+    runs, taken = [], []
+    take = joblog.transitions.locks.take
+
+    def broken(claim):
+        taken.append(claim)
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr(joblog.transitions.locks, "take", broken)
+
+    @dramatiq.actor(exclusive=Exclusive("key", on_conflict=policy), max_retries=0)
+    def work():
+        runs.append(current_job().fence)
+
+    with worker(broker):
+        message = work.send()
+        eventually(lambda: len(taken) > 4)
+        assert [] == runs
+        monkeypatch.setattr(joblog.transitions.locks, "take", take)
+        broker.join("default", timeout=30_000)
+
+    assert [1] == runs
+    assert "finished" == joblog.get(message.message_id).state
+
+
+def test_a_start_whose_answer_did_not_arrive(joblog):
+    """A start that is written again holds its section as before; one that lost it does not run."""
+    section = asdict(Exclusive("key", ttl=60_000))
+    instants = dict.fromkeys(("enqueued_at", "started_at", "created_at", "updated_at"), 1)
+    row = {"jid": "job", "actor": "work", "queue": "default", "state": "started", "attempt": 1}
+    row |= instants | {"token": "run", "process": None, "worker": "here"}
+    first, again, late = (Event("start", dict(row), section=section) for _ in range(3))
+    for event in (first, again):
+        assert joblog.writer.write(event)
+    assert first.lease.fence == again.lease.fence == 1
+
+    joblog.Lock.update(token="another", owner="another").execute()
+    assert not joblog.writer.write(late)
+    assert late.delay is not None
+
+
+def test_waiting_anew_after_a_retry(joblog, broker, worker, gate, eventually):
+    """A job whose wait is over and whose policy is to retry waits as long again the next time."""
+
+    @dramatiq.actor(
+        exclusive=Exclusive("key", on_conflict="wait", wait_for=200, on_timeout="retry"),
+        max_retries=20,
+        min_backoff=10,
+        max_backoff=20,
+    )
+    def work():
+        gate.stay(1)
+
+    with worker(broker):
+        work.send()
+        assert gate.entered.wait(10)
+        second = work.send()
+        eventually(lambda: outcomes(joblog, second.message_id).count("waited") >= 2)
+        gate.go.set()
+        broker.join("default", timeout=30_000)
+
+    waits = [f for f in joblog.get(second.message_id).failures if f.outcome == "waited"]
+    assert waits[1].started_at >= waits[0].finished_at
+    assert "finished" == joblog.get(second.message_id).state
+
+
 # Uniqueness
 
 
@@ -582,3 +665,71 @@ def test_no_retries_middleware_and_a_conflict(joblog, make_broker, worker, gate,
         broker.join("default", fail_fast=False)
 
     assert 1 == gate.most
+
+
+def test_a_send_that_fails(joblog):
+    """A key is free again when its message could not be sent."""
+    broker = RedisBroker(url=f"redis://127.0.0.1:{servers.free_port()}")
+    broker.add_middleware(JobLogMiddleware(joblog))
+    work = dramatiq.actor(lambda: None, actor_name="work", unique="key", broker=broker)
+    for _ in range(2):
+        with pytest.raises(redis.ConnectionError):
+            work.send()
+    assert 0 == joblog.Lock.select().count()
+    broker.close()
+
+
+@pytest.mark.parametrize("position", ["first", "last"])
+def test_a_duplicate_in_a_pipeline(joblog, make_broker, worker, eventually, position):
+    """A pipe's target that is a duplicate is skipped and says so; the job before it ends well."""
+    broker = make_broker("stub", position, joblog=joblog)
+    runs = []
+    first = dramatiq.actor(lambda n: n, actor_name="first")
+    second = dramatiq.actor(runs.append, actor_name="second", unique="key")
+    there = second.message_with_options(args=(0,), delay=60_000)
+    broker.enqueue(there, delay=60_000)
+    pipe = first.message(1) | second.message()
+    with worker(broker):
+        pipe.run()
+        eventually(joblog.jobs.skipped().exists)
+        eventually(joblog.jobs.of_actor("first").finished().exists)
+
+    assert [] == runs
+    skipped = joblog.jobs.of_actor("second").skipped().get()
+    assert f"the key 'key' is held by job {there.message_id}" in skipped.skip_reason
+
+
+def test_a_unique_send_without_a_database(tmp_path, make_broker):
+    """What may be a duplicate is not sent: the sender hears of it."""
+    joblog = JobLog(f"sqlite:///{tmp_path}/missing/jobs.db")
+    broker = make_broker("stub", "last", joblog=joblog)
+    work = dramatiq.actor(lambda: None, actor_name="work", unique="key")
+    with pytest.raises(JobLogError, match="key 'key' may not be unique"):
+        work.send()
+    assert broker.queues["default"].empty()
+    joblog.close()
+
+
+def test_a_delay_counts(joblog, broker, worker, eventually):
+    """A message that is sent with a delay is unique all the while, and until it starts."""
+    work = dramatiq.actor(lambda: None, actor_name="work", unique=Unique("key", until="started"))
+    with worker(broker):
+        message = work.send_with_options(delay=500)
+        with pytest.raises(DuplicateJob):
+            work.send_with_options(delay=500)
+        eventually(lambda: joblog.get(message.message_id).state == "finished")
+        work.send()
+        broker.join("default")
+
+
+def test_for_a_time_from_its_send_on(joblog, broker, worker):
+    """The time of a key that is unique for a time is not begun anew when its message moves."""
+    work = dramatiq.actor(
+        lambda: None, actor_name="work", unique=Unique("key", until=None, ttl=60_000)
+    )
+    message = work.send_with_options(delay=100)
+    expires = joblog.Lock.get().expires_at
+    with worker(broker):
+        broker.join("default")
+    assert "finished" == joblog.get(message.message_id).state
+    assert expires == joblog.Lock.get().expires_at

@@ -1,0 +1,75 @@
+"""Bringing the job that waits longest forward: it starts when its section is free."""
+
+from __future__ import annotations
+
+import threading
+
+import dramatiq
+import pytest
+
+from dramatiq_joblog import Exclusive, sections
+
+
+@pytest.fixture
+def far_etas(monkeypatch):
+    """Let waiting messages come back by themselves only after a minute."""
+    monkeypatch.setattr(sections, "TURN", 60_000)
+    monkeypatch.setattr(sections, "TURN_AT_MOST", 60_000)
+
+
+@pytest.mark.parametrize("kind", ["stub", "redis"])
+def test_the_next_starts_when_its_section_is_free(
+    joblog, make_broker, worker, eventually, far_etas, kind
+):
+    """Those that wait come in one after the other, the oldest first, long before their eta."""
+    broker = make_broker(kind, "last", joblog=joblog)
+    go, order = threading.Event(), []
+
+    @dramatiq.actor(exclusive=Exclusive("key", on_conflict="wait"))
+    def work(n):
+        order.append(n)
+        go.wait(30)
+
+    with worker(broker):
+        work.send(0)
+        eventually(lambda: order)
+        for n in (1, 2, 3):
+            message = work.send(n)
+            eventually(lambda jid=message.message_id: joblog.get(jid).state == "waiting")
+        go.set()
+        eventually(lambda: joblog.jobs.finished().count() == 4)
+        broker.join("default", timeout=20_000)
+
+    assert [0, 1, 2, 3] == order
+
+
+def test_a_message_that_could_not_be_put_forward(
+    joblog, make_broker, worker, eventually, far_etas, monkeypatch, caplog
+):
+    """A message that the broker does not take now is tried again, and not lost."""
+    broker = make_broker("stub", "last", joblog=joblog)
+    go, faults, began = threading.Event(), [], []
+    enqueue = broker.enqueue
+
+    @dramatiq.actor(exclusive=Exclusive("key", on_conflict="wait"))
+    def work(n):
+        began.append(n)
+        go.wait(30)
+
+    def fails_twice(message, *, delay=None):
+        if len(faults) < 2 and threading.current_thread().name == "dramatiq_joblog waker":
+            faults.append(message)
+            raise ConnectionError("no broker now")
+        return enqueue(message, delay=delay)
+
+    with worker(broker):
+        work.send(0)
+        eventually(lambda: began)
+        work.send(1)
+        eventually(lambda: joblog.jobs.waiting().exists())
+        monkeypatch.setattr(broker, "enqueue", fails_twice)
+        go.set()
+        eventually(lambda: joblog.jobs.finished().count() == 2)
+
+    assert 2 == len(faults)
+    assert "was not brought forward" in caplog.text
