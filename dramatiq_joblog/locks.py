@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peewee import MySQLDatabase, fn
+from peewee import MySQLDatabase, SqliteDatabase, fn
 
 from .clock import database_now
 from .errors import ConfigurationError
@@ -23,7 +23,7 @@ from .states import State
 from .text import fold_jid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from peewee import Database
@@ -241,6 +241,23 @@ class Locks:
         fence = self._take_first(claim) if claim.limit == 1 else self._take_any(claim)
         return None if fence is None else self._hold(claim, fence, began)
 
+    def take_all(self, claims: Sequence[Claim]) -> dict[str, Lease]:
+        """Take those keys of *claims*, all different and with one slot, that are free.
+
+        Returns:
+          The leases of those that were taken, by token.
+        """
+        began = time.monotonic()
+        if not claims:
+            return {}
+        claims = sorted(claims, key=lambda claim: claim.key)
+        fences = self._upsert(claims, 0, f"({self._lowest()})", "held.last_fence + 1")
+        return {
+            str(claim.token): self._hold(claim, fences[claim.token], began)
+            for claim in claims
+            if claim.token in fences
+        }
+
     def taken(self, claim: Claim) -> Lease | None:
         """Return the lease of a claim that was met before; None if another has the key by now."""
         began = time.monotonic()
@@ -268,6 +285,34 @@ class Locks:
             free = {"owner": None, "token": None, "process": None, "expires_at": None}
             lock.update(free).where(*mine).execute()
         self.forget(token)
+
+    def release_all(self, tokens: Sequence[str], keys: Sequence[str]) -> bool:
+        """Give up the sections of several runs at once; False if nothing is done yet.
+
+        It is for what they hold by their tokens; what is kept without one is for `release`.
+        """
+        lock = self.lock
+        mine = lock.select(lock.id).where(
+            lock.kind == SECTION, lock.key.in_(list(keys)), lock.token.in_(list(tokens))
+        )
+        if not isinstance(self._database, SqliteDatabase):
+            # In the order in which others take them.
+            mine = mine.order_by(lock.key).for_update()
+        ids = [row.id for row in mine]
+        if len(ids) < len(tokens):
+            return False
+        free = {"owner": None, "token": None, "process": None, "expires_at": None}
+        lock.update(free).where(lock.id.in_(ids)).execute()
+        for token in tokens:
+            self.forget(token)
+        return True
+
+    def waited_for(self, keys: Sequence[str]) -> set[str]:
+        """Return those of *keys* that somebody waits for."""
+        job = self.job
+        waiting = job.state.in_(literal_states([State.WAITING]))
+        rows = job.select(job.section).where(waiting, job.section.in_(list(keys))).distinct()
+        return {section for (section,) in rows.tuples()}
 
     def keep(self, key: str, owner: str, token: str, milliseconds: int) -> None:
         """Keep a section for its owner's next run, which begins within *milliseconds*."""
@@ -433,7 +478,8 @@ class Locks:
 
     def _take_first(self, claim: Claim) -> int | None:
         """Take the only slot of a key, and return its fence."""
-        return self._upsert(claim, 0, f"({self._lowest()})", "held.last_fence + 1")
+        fences = self._upsert([claim], 0, f"({self._lowest()})", "held.last_fence + 1")
+        return fences.get(claim.token)
 
     def _take_any(self, claim: Claim) -> int | None:
         """Take one of several slots of a key, and return its fence."""
@@ -447,7 +493,7 @@ class Locks:
             # Held with a higher limit, perhaps.
             free = []
         for slot in own or free:
-            if self._upsert(claim, slot, str(fence), str(fence)) is not None:
+            if self._upsert([claim], slot, str(fence), str(fence)):
                 top = lock.update(last_fence=fence)
                 top.where(lock.kind == claim.kind, lock.key == claim.key, lock.slot == 0).execute()
                 return fence
@@ -475,26 +521,40 @@ class Locks:
             f"WHERE floor.kind = '{FLOOR}'"
         )
 
-    def _upsert(self, claim: Claim, slot: int, first: str, again: str) -> int | None:
-        """Take one slot if it is free, and return its fence: the unique index decides."""
+    def _upsert(
+        self, claims: Sequence[Claim], slot: int, first: str, again: str
+    ) -> dict[str | None, int]:
+        """Take a slot of each key where it is free: the unique index decides.
+
+        Returns:
+          The fences of those that were taken, by token.
+        """
         if self._in_steps:
-            self._lock_slot(claim, slot)
-            return self._take_locked(claim, slot, again)
+            fences = {}
+            for claim in claims:
+                self._lock_slot(claim, slot)
+                fence = self._take_locked(claim, slot, again)
+                if fence is not None:
+                    fences[claim.token] = fence
+            return fences
+        row = f"(?, ?, ?, ?, ?, ?, ?, {first}, {first}, {self._now}, {self._now} + ?)"
         text = f"""
             INSERT INTO {self._table} AS held (kind, "key", slot, owner, token, process, ttl,
                 fence, last_fence, acquired_at, expires_at)
-            VALUES (?, ?, ?, ?, ?, ?, ?, {first}, {first}, {self._now}, {self._now} + ?)
+            VALUES {", ".join([row] * len(claims))}
             ON CONFLICT (kind, "key", slot) DO UPDATE SET
                 owner = excluded.owner, token = excluded.token, process = excluded.process,
                 ttl = excluded.ttl, fence = {again}, last_fence = {again},
                 acquired_at = excluded.acquired_at, expires_at = excluded.expires_at
             WHERE held.owner IS NULL OR held.expires_at <= {self._now}
                 OR (held.owner = excluded.owner AND (held.token IS NULL OR ?))
-            RETURNING fence
+            RETURNING token, fence
         """
-        who = (claim.kind, claim.key, slot, claim.owner, claim.token, claim.process, claim.ttl)
-        rows = self._execute(text, (*who, claim.ttl, claim.reenter))
-        return int(rows[0][0]) if rows else None
+        values: list[Any] = []
+        for c in claims:
+            values += [c.kind, c.key, slot, c.owner, c.token, c.process, c.ttl, c.ttl]
+        rows = self._execute(text, (*values, any(claim.reenter for claim in claims)))
+        return {token: int(fence) for token, fence in rows}
 
     def _lock_slot(self, claim: Claim, slot: int) -> int:
         """Make the row of a slot if there is none, lock it, and return its last fence."""

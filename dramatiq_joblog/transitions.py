@@ -317,18 +317,32 @@ class Transitions:
                 # What was taken for an interruption has ended by itself.
                 self._recount(event.jid)
         self.insert_lines([e for e in events if e.lines])
+        freed = self._free_all([e for e in events if e.jid in written])
         for event in sorted(events, key=keys_of):
-            self._hold(event, written=event.kind == "enqueue" or event.jid in written)
+            done = event.kind == "enqueue" or event.jid in written
+            self._hold(event, written=done, freed=event.jid in freed)
         return written
 
-    def _hold(self, event: Event, *, written: bool) -> None:
+    def _free_all(self, events: Sequence[Event]) -> set[str]:
+        """Free the sections of jobs that have ended at once; return those that are done."""
+        ends = [
+            (e.jid, e.row["token"], e.section["key"])
+            for e in events
+            if e.kind == "end" and e.section is not None and e.row["state"] in FINAL
+        ]
+        if len(ends) < 2 or not all(token for _, token, _ in ends):
+            return set()
+        jids, tokens, keys = zip(*ends, strict=True)
+        return set(jids) if self.locks.release_all(tokens, keys) else set()
+
+    def _hold(self, event: Event, *, written: bool, freed: bool = False) -> None:
         """Keep or free what the job holds, as its new state wants it."""
         locks, row = self.locks, event.row
         if event.kind == "end" and not written:
             locks.forget(row["token"])
             return
         final = row["state"] in FINAL
-        if event.section is not None and event.kind == "end":
+        if event.section is not None and event.kind == "end" and not freed:
             if row["state"] == State.RETRYING:
                 grace = event.section["ttl"] + max(0, row["eta"] - row["updated_at"])
                 locks.keep(event.section["key"], event.jid, row["token"], grace)
@@ -399,6 +413,17 @@ class Transitions:
             if verdict in (Start.KNOWN, Start.REFUSE):
                 return verdict is Start.KNOWN
             return self.begin(event, row, verdict)
+
+    def locked_all(self, jids: Sequence[str]) -> dict[str, Any]:
+        """Return the rows of several jobs, alike."""
+        select = self.job.select().where(self.job.jid.in_(list(jids)))
+        if not isinstance(self.database, SqliteDatabase):
+            select = select.order_by(self.job.jid).for_update()
+        return {row.jid: row for row in select}
+
+    def begin_all(self, events: Sequence[Event]) -> set[str]:
+        """Write the starts of runs that may begin, and return the jobs that did."""
+        return self._write(events) if events else set()
 
     def locked(self, jid: str) -> Any:
         """Return the row of a job, which nobody else changes until the transaction ends."""

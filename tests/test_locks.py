@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -17,7 +19,8 @@ from dramatiq_joblog import (
     LockNotAcquired,
     Unique,
 )
-from dramatiq_joblog.locks import SECTION, Claim, Lease, key_maker
+from dramatiq_joblog.locks import SECTION, UNIQUE, Claim, Lease, key_maker
+from dramatiq_joblog.workers import Heartbeat
 
 
 def import_prices(user_id, symbol="AAPL", *rest, **more):
@@ -270,6 +273,61 @@ def test_who_holds_it(joblog):
     assert f"since {row.since:%Y-%m-%d %H:%M:%S} UTC, until" in str(error)
 
 
+def test_the_fence_of_a_key_whatever_its_limit(locks):
+    """The fence grows with each holder of a key, also where one limit follows another."""
+    fences = []
+    for owner, limit in (("a", 3), ("b", 3), ("c", 3)):
+        fences.append(locks.take(claim(owner, limit=limit)).fence)
+    for owner in "abc":
+        locks.release(SECTION, "key", owner, f"{owner} 1")
+    fences.append(locks.take(claim("d")).fence)
+    fences.append(locks.take(claim("e", limit=2)).fence)
+    locks.release(SECTION, "key", "d", "d 1")
+    fences.append(locks.take(claim("f")).fence)
+    assert [1, 2, 3, 4, 5, 6] == fences
+
+
+def test_cleaning(locks):
+    """Rows that nobody holds are deleted, later than their fence is noted, which never falls."""
+    locks.take(claim("a"))
+    for n in range(3):
+        locks.take(claim(f"{n}", key="busy"))
+        locks.release(SECTION, "busy", f"{n}", f"{n} 1")
+    locks.take(Claim(UNIQUE, "expired", "x", None, 60_000))
+    locks.lock.update(expires_at=1).where(locks.lock.kind == UNIQUE).execute()
+
+    locks.clean()
+    assert {"key", "busy", ""} == {row.key for row in locks.lock.select()}
+    locks.clean(idle=-1, settled=-1)
+    assert {"key", "busy", ""} == {row.key for row in locks.lock.select()}
+    locks.clean(idle=-1)
+    assert {"key", "busy", ""} == {row.key for row in locks.lock.select()}
+    locks.clean(idle=-1, settled=-1)
+    assert {"key", ""} == {row.key for row in locks.lock.select()}
+    assert 4 == locks.take(claim("b", key="busy")).fence
+    assert locks.take(claim("b")) is None
+
+
+def test_the_keys_of_a_process_that_has_ended(joblog):
+    """Where this host knows that a process has ended, its keys are free at the next look."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    locks = joblog.transitions.locks
+    with joblog.database.connection_context():
+        other, mine = (
+            Heartbeat(joblog.Job, joblog.Worker, timeout=30_000, ended=locks.end_of)
+            for _ in range(2)
+        )
+        other.beat()
+        joblog.Worker.update(pid=process.pid).execute()
+        locks.take(claim("a", process=other.process))
+        mine.beat()
+        assert locks.take(claim("b")) is None
+        process.kill()
+        process.communicate()
+        mine.beat()
+        assert 2 == locks.take(claim("b")).fence
+
+
 # By hand
 
 
@@ -355,3 +413,32 @@ def test_many_threads_and_one_key(joblog):
 
     assert [] == faults
     assert list(range(1, 31)) == fences
+
+
+HOLD = """
+import sys
+from dramatiq_joblog import JobLog
+joblog = JobLog(sys.argv[1])
+with joblog.lock("report", ttl=2_000, wait=1_000) as lease:
+    print(lease.fence, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.process
+def test_by_hand_in_another_process(joblog, database_url):
+    """A key is held against another process, and is had a lease after that was killed."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, database_url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert "1" == holder.stdout.readline().strip()
+    with pytest.raises(LockNotAcquired) as refused:
+        joblog.lock("report", ttl=2_000, wait=200).__enter__()
+    assert f":{holder.pid}:" in refused.value.owner
+    holder.kill()
+    holder.communicate()
+    with joblog.lock("report", ttl=2_000, wait=20_000) as lease:
+        assert 2 == lease.fence

@@ -43,7 +43,9 @@ class Process:
 
     def __init__(self, joblog, number):
         self.number = number
-        self.transitions = Transitions(joblog.Job, joblog.Failure, joblog.Worker, joblog.Lock)
+        self.transitions = Transitions(
+            joblog.Job, joblog.Failure, joblog.Worker, joblog.Lock, joblog.Line
+        )
         self.sections = Sections(self.transitions)
         self.heartbeat = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
         self.heartbeat.beat()

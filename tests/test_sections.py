@@ -131,7 +131,7 @@ def test_fail(joblog, broker, worker, gate):
 
 
 @pytest.mark.parametrize("position", ["first", "last", "before_retries"])
-def test_retry(joblog, make_broker, worker, gate, eventually, position):
+def test_retry(joblog, make_broker, worker, gate, eventually, caplog, position):
     """With ``retry`` it fails like any other, and comes back in when the section is free."""
     broker = make_broker("stub", position, joblog=joblog)
 
@@ -158,6 +158,8 @@ def test_retry(joblog, make_broker, worker, gate, eventually, position):
     assert "SectionTakenError" == job.failures[0].error_type
     assert first.message_id in job.failures[0].error_message
     assert 1 == gate.most
+    # As for the host's own RateLimitExceeded: nothing is wrong.
+    assert "unhandled exception" not in caplog.text
 
 
 def test_wait(joblog, broker, worker, gate, eventually):
@@ -266,7 +268,7 @@ def test_a_limit(joblog, broker, worker, gate, eventually):
     with worker(broker, worker_threads=4):
         messages = [work.send(n) for n in range(4)]
         states = [joblog.jobs.started(), joblog.jobs.waiting()]
-        eventually(lambda: [query.count() for query in states] == [2, 2])
+        eventually(lambda: [gate.inside, *(query.count() for query in states)] == [2, 2, 2])
         gate.go.set()
         broker.join("default", timeout=30_000)
 
