@@ -471,13 +471,13 @@ def test_whatever_fails_it_does_not_run_unguarded(
     """A fault in the log itself never lets a job run without its section; it comes back."""
     monkeypatch.setattr(middleware, "AWAY_DELAY", 50)
     runs, taken = [], []
-    take = joblog.transitions.locks.take
+    take_all = joblog.transitions.locks.take_all
 
-    def broken(claim):
-        taken.append(claim)
+    def broken(claims):
+        taken.append(claims)
         raise ZeroDivisionError("a fault of ours")
 
-    monkeypatch.setattr(joblog.transitions.locks, "take", broken)
+    monkeypatch.setattr(joblog.transitions.locks, "take_all", broken)
 
     @dramatiq.actor(exclusive=Exclusive("key", on_conflict=policy), max_retries=0)
     def work():
@@ -487,7 +487,7 @@ def test_whatever_fails_it_does_not_run_unguarded(
         message = work.send()
         eventually(lambda: len(taken) > 4)
         assert [] == runs
-        monkeypatch.setattr(joblog.transitions.locks, "take", take)
+        monkeypatch.setattr(joblog.transitions.locks, "take_all", take_all)
         broker.join("default", timeout=30_000)
 
     assert [1] == runs
