@@ -70,7 +70,6 @@ class SectionChaos(Chaos):
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             try:
-                self.joblog.release()
                 lock, worker = self.joblog.Lock, self.joblog.Worker
                 held = lock.select(lock.process).where(lock.process.is_null(False))
                 pids = [row.pid for row in worker.select().where(worker.process.in_(held))]
@@ -78,6 +77,8 @@ class SectionChaos(Chaos):
                 # It was restarted.
                 self.joblog.close()
                 continue
+            finally:
+                self.joblog.release()
             for worker in self.workers:
                 with contextlib.suppress(ProcessLookupError):
                     if worker.process.pid in map(os.getpgid, pids):
