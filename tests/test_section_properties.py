@@ -16,6 +16,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from peewee import MySQLDatabase
 
 from dramatiq_joblog import Exclusive
 from dramatiq_joblog.locks import SECTION, Claim
@@ -217,6 +218,8 @@ class SectionMachine(RuleBasedStateMachine):
 def test_sections_against_a_model(joblog):
     """Never two in a slot, never freed by another, never a fence that falls, never stuck."""
     machine = type("Machine", (SectionMachine,), {"joblog": joblog})
-    run = settings(max_examples=50, stateful_step_count=30, deadline=None)
+    # MariaDB takes several statements where the others take one.
+    examples = 15 if isinstance(joblog.database, MySQLDatabase) else 50
+    run = settings(max_examples=examples, stateful_step_count=30, deadline=None)
     with joblog.database.connection_context():
         run_state_machine_as_test(machine, settings=run)
