@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import dramatiq.broker
 from dramatiq import Message
 from dramatiq.logging import get_logger
 from dramatiq.message import generate_unique_id
@@ -92,7 +93,8 @@ class Sender:
         return result
 
     def _broker_for(self, jid: str, broker: Broker | None) -> Broker:
-        broker = broker or self.broker
+        # The global one is only looked at: asking for it could make one.
+        broker = broker or self.broker or dramatiq.broker.global_broker
         if broker is None:
             raise RequeueError(jid, "this process has declared no actors")
         if not any(getattr(m, "joblog", None) is self._joblog for m in broker.middleware):

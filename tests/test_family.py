@@ -11,6 +11,17 @@ from dramatiq.rate_limits.backends import StubBackend
 
 from dramatiq_joblog import current_job
 
+#: What differs between databases is tried on each; the rest, that is ours alone, on one.
+on_each_database = pytest.mark.parametrize(
+    "database_url", ["sqlite", "postgres", "mysql"], indirect=True
+)
+
+
+@pytest.fixture
+def database_url(request):
+    """Return the URL of an empty database: of SQLite, unless a test asks for others."""
+    return request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_url")
+
 
 @pytest.fixture(params=["first", "last"])
 def broker(request, joblog, make_broker):
@@ -53,6 +64,7 @@ def test_a_job_that_nobody_sent(joblog, run, leaf):
     assert [job] == list(job.family)
 
 
+@on_each_database
 def test_three_generations(joblog, run, leaf):
     """A child knows its parent, and a grandchild its root; a retry and a delay keep them."""
 

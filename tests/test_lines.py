@@ -19,6 +19,18 @@ from dramatiq_joblog.lines import MAX_LINES, Lines, check_level
 shop = logging.getLogger("shop.prices")
 
 
+#: What differs between databases is tried on each; the rest, that is ours alone, on one.
+on_each_database = pytest.mark.parametrize(
+    "database_url", ["sqlite", "postgres", "mysql"], indirect=True
+)
+
+
+@pytest.fixture
+def database_url(request):
+    """Return the URL of an empty database: of SQLite, unless a test asks for others."""
+    return request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_url")
+
+
 @pytest.fixture(autouse=True)
 def levels():
     """Let everything through, as a worker that is started with ``-v`` does."""
@@ -55,6 +67,7 @@ def logs_at_each_level():
     current_job().log("by hand")
 
 
+@on_each_database
 def test_lines_of_a_job(run):
     """A line has its job, run, level, time, logger and text, in order."""
     job = run(logs_at_each_level)
@@ -188,6 +201,7 @@ def test_a_traceback_and_a_secret(run):
     assert fourth.startswith("%d % tuple: ")
 
 
+@on_each_database
 def test_text_that_no_database_holds(run):
     """A NUL and a lone surrogate are replaced, and a long line loses its middle."""
 

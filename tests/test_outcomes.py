@@ -13,6 +13,12 @@ from dramatiq_joblog import Exclusive
 
 
 @pytest.fixture
+def database_url(sqlite_url):
+    """Return the URL of an empty SQLite database: nothing here is of another kind's own."""
+    return sqlite_url
+
+
+@pytest.fixture
 def told():
     """Return what the logger was told, as level and document."""
     lines = []

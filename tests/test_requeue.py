@@ -12,7 +12,25 @@ from dramatiq.message import get_encoder, set_encoder
 from dramatiq.middleware import GroupCallbacks, Middleware, Retries, default_middleware
 from dramatiq.rate_limits.backends import StubBackend
 
-from dramatiq_joblog import Exclusive, JobLog, JobNotFound, RequeueError, current_job
+from dramatiq_joblog import (
+    Exclusive,
+    JobLog,
+    JobLogMiddleware,
+    JobNotFound,
+    RequeueError,
+    current_job,
+)
+
+#: What differs between databases is tried on each; the rest, that is ours alone, on one.
+on_each_database = pytest.mark.parametrize(
+    "database_url", ["sqlite", "postgres", "mysql"], indirect=True
+)
+
+
+@pytest.fixture
+def database_url(request):
+    """Return the URL of an empty database: of SQLite, unless a test asks for others."""
+    return request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_url")
 
 
 @pytest.fixture
@@ -54,6 +72,7 @@ def work(broker, broken):
     return work
 
 
+@on_each_database
 def test_a_dead_job_runs_again(joblog, work, run, broken):
     """It runs under a new jid with the same queue, arguments and options, linked both ways."""
     old = work.send_with_options(
@@ -163,6 +182,17 @@ def test_a_broker_of_another_log(joblog, work, job_factory):
         joblog.requeue(job.jid, broker=StubBroker())
 
 
+def test_a_middleware_that_came_late(joblog, global_broker, job_factory):
+    """Where no actor was declared since the log's middleware came, it is the global broker."""
+    dramatiq.actor(lambda: None, actor_name="work")
+    global_broker.add_middleware(JobLogMiddleware(joblog))
+    job = job_factory(args=[], kwargs={})
+
+    message = joblog.requeue(job.jid)
+
+    assert job.jid == joblog.get(message.message_id).replay_of
+
+
 def test_inside_a_transaction(joblog, work, job_factory):
     """What a transaction could take back cannot be sent in it."""
     job = job_factory(args=[], kwargs={})
@@ -214,6 +244,7 @@ def test_arguments_that_json_would_change(joblog, pickled, work, run, argument):
         joblog.requeue(old.message_id)
 
 
+@on_each_database
 def test_sealed_arguments(database_url, pickled, make_broker, worker):
     """With a key they are kept encrypted, and run again as they were; also after a change of it."""
     from cryptography.fernet import Fernet
@@ -256,6 +287,7 @@ def test_sealed_arguments(database_url, pickled, make_broker, worker):
     log.close()
 
 
+@on_each_database
 def test_many_run_again(joblog, work, run, broken):
     """All that match run again, oldest first, once; what cannot is told by its jid."""
     messages = []
@@ -387,6 +419,7 @@ class TablesVanish(Middleware):
             self.rename("joblog_job", "away")
 
 
+@on_each_database
 def test_a_log_that_goes_away_meanwhile(joblog, make_broker, worker, caplog, eventually):
     """A job that was sent is told to have been sent, even if it could not be marked."""
     vanish = TablesVanish(joblog)
