@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from datetime import datetime, timedelta, timezone
+from html import unescape
 from urllib.parse import quote
 
 import dramatiq
@@ -533,6 +534,19 @@ def test_all_that_match_are_dismissed(page, joblog, job_factory):
 
     assert all(joblog.get(job.jid).dismissed_at is not None for job in dead)
     assert joblog.get(other.jid).dismissed_at is None
+
+
+def test_a_group_is_what_its_row_says(page, joblog, job_factory):
+    """Each row of the dead acts on its own jobs, also where they died of no error."""
+    plain = [job_factory(state="dead", dead_reason="age_limit") for _ in range(2)]
+    failed = job_factory(state="dead", error_type='Odd "Error*')
+    html = unescape(page.get("/dead").text)
+    groups = re.findall(r'name="q" value="(state:dead actor:work .*?)" aria-label', html)
+    counts = [page.get("/jobs.json", params={"q": q}).json().get("jobs", []) for q in groups]
+
+    assert sorted(len(jobs) for jobs in counts) == [1, 2]
+    page.post("/do/dismiss", data={"csrf": csrf(page), "q": groups, "back": "/dead"})
+    assert all(joblog.get(job.jid).dismissed_at is not None for job in (*plain, failed))
 
 
 def test_running_again_leads_to_the_new_job(page, joblog, lived):

@@ -357,6 +357,23 @@ def test_a_dead_job_is_run_again_and_lives(log, shop, worker, run, serve, open_p
     expect(page.locator("#history")).to_contain_text("run again by")
 
 
+def test_a_job_is_followed_to_its_end(log, shop, worker, serve, open_page):
+    """A job's page follows it: its runs, its error and its end come in without a reload."""
+    message = shop.load.send(5)
+    log.writer.flush(timeout=10)
+    page = open_page(f"{serve(dashboard(log, every=200))}/jobs/{message.message_id}")
+    expect(page.locator("#state")).to_contain_text("Enqueued")
+    expect(page.locator("#runs")).to_contain_text("It has not run yet.")
+
+    with worker(shop):
+        expect(page.locator("#state")).to_contain_text("Dead")
+
+    expect(page.locator("#error")).to_contain_text("feed of 5 is closed")
+    expect(page.locator("details.run")).to_have_count(2)
+    expect(page.locator("#timeline")).to_contain_text("Run 2, dead")
+    expect(page.locator("#runs")).not_to_contain_text("It has not run yet.")
+
+
 def test_a_group_of_dead_is_dismissed_by_keys(log, run, serve, open_page):
     """j, x, d: a group is chosen and dismissed without a mouse; a question stands between."""
     run(10)

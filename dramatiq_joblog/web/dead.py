@@ -57,7 +57,8 @@ def _plain_group(group: Any) -> dict[str, Any]:
 
 def _group(visit: Visit, group: Any, window: str) -> dict[str, Any]:
     words = f"state:dead {word('actor', group.actor)}"
-    words += f" {word('error', group.error_type)}" if group.error_type else ""
+    # What died of no error is a group too, and no other.
+    words += f" {word('error', group.error_type)}" if group.error_type else " -error:*"
     cells = [
         {
             "window": name,

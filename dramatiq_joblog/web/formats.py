@@ -153,8 +153,8 @@ def spell(terms: Iterable[Term]) -> str:
 
 
 def word(key: str, value: Any) -> str:
-    """Write one word of a search."""
-    text = str(value)
+    """Write one word of a search; a quote, which no word can hold, is any text there."""
+    text = str(value).replace('"', "*")
     return f'{key}:"{text}"' if re.search(r"\s", text) or not text else f"{key}:{text}"
 
 

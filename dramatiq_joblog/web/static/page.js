@@ -133,8 +133,14 @@
       if (old.dataset.live === "reload") {
         if (!other) location.reload();
       } else if (!other) {
+        if (old.dataset.live === "once") old.remove();
         if (old.dataset.live === "row") old.classList.add("gone");
-      } else if (old.dataset.live === "row") updateRow(old, other);
+      } else if (old.dataset.live === "row") {
+        updateRow(old, other);
+        // Below a page that is not full there is nothing: this row has left the filter.
+        const below = other.closest("table[hidden]");
+        if (below) old.classList.toggle("gone", all("table.jobs tbody tr", fresh).length < 50);
+      }
       else if (old.dataset.live === "run") updateRun(old, other);
       else if (old.dataset.live === "table") updateTable(old, other);
       else if (!old.contains(document.activeElement) || old.matches("a")) copyInto(old, other);
