@@ -88,6 +88,7 @@ def test_jobs_run_again_on_the_applications_broker(shop, joblog, job_factory):
     joblog.release()
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_running_again_needs_the_application(joblog, job_factory, ask):
     """Without the application ``requeue`` says why it cannot, and what to give."""
     dead(job_factory, "dead0")
@@ -138,6 +139,7 @@ def test_a_section_is_freed_by_hand(joblog, ask):
     joblog.release()
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_question_is_asked(joblog, job_factory, terminal, database_url, tmp_path):
     """On a terminal what will be done is said and asked; no is exit 2 and nothing is done."""
     for jid in ("aa1", "aa2"):
@@ -158,6 +160,7 @@ def test_a_question_is_asked(joblog, job_factory, terminal, database_url, tmp_pa
     joblog.release()
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_long_work_shows_how_it_goes_on(joblog, job_factory, terminal, database_url, tmp_path):
     """A bar is drawn on standard error while the jobs go to a file, and nothing of it into that."""
     for _ in range(250):
@@ -294,6 +297,7 @@ def test_the_page_is_served(joblog, job_factory, database_url):
     assert (130, "") == (process.returncode, errors)
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_port_that_is_taken(joblog, ask):
     """A port that cannot be listened on is said in a sentence."""
     done = ask("web", "--host", "203.0.113.1", "--port", "1", code=3)

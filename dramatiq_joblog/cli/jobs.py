@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+    from dramatiq_joblog.query import JobQuery
+
 #: Where a line has room for whole jids.
 _WIDE = 160
 
@@ -56,17 +58,30 @@ def list_jobs(
     In a pipe each job is a line of 11 values with tabs between: jid, state, type, actor,
     user, attempt, queue time and duration in milliseconds, when, queue, why.
     """
-    page = select(session, words, filters).page(limit=limit, before=before)
+    jobs, older = _search(select(session, words, filters), limit, before)
     if session.json:
-        session.screen.json([job.as_dict() for job in page.jobs])
+        session.screen.json([job.as_dict() for job in jobs])
     else:
         now = session.joblog.now()
-        session.screen.table(columns(now, wide=session.screen.width >= _WIDE), page.jobs)
-        if page.older and session.screen.live:
-            session.screen.write((f"for older ones add: --before {page.older}", QUIET))
-    if not page.jobs:
+        session.screen.table(columns(now, wide=session.screen.width >= _WIDE), jobs)
+        if older and session.screen.live:
+            session.screen.write((f"for older ones add: --before {older}", QUIET))
+    if not jobs:
         text = text_of(words, filters)
         raise Refusal(f"no job matches {text!r}" if text else "the log has no jobs yet", NOTHING)
+
+
+def _search(query: JobQuery, limit: int, before: str | None) -> tuple[list[Any], str | None]:
+    """Return jobs, newest first, and where older ones begin, if there may be any.
+
+    A page looks back only so far where no index helps; who asks here waits for all of it.
+    """
+    page = query.page(limit=limit, before=before)
+    jobs = page.jobs
+    while len(jobs) < limit and page.older is not None:
+        page = query.page(limit=limit - len(jobs), before=page.older)
+        jobs += page.jobs
+    return jobs, page.older
 
 
 def columns(now: datetime, *, wide: bool = False) -> Sequence[Column[Any]]:
