@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import brokers
 import dramatiq
 import pytest
 from dramatiq.brokers.stub import StubBroker
@@ -437,3 +438,31 @@ def test_a_log_that_goes_away_meanwhile(joblog, make_broker, worker, caplog, eve
     row = eventually(lambda: joblog.Job.get_or_none(joblog.Job.jid == new.message_id))
     assert old.message_id == row.replay_of
     joblog.close()
+
+
+@pytest.mark.process
+def test_in_another_process(
+    joblog, sqlite_url, redis_url, run_worker_process, eventually, tmp_path
+):
+    """What one process sends again another one runs, on a real Redis."""
+    broker = brokers.connect(redis_url, namespace="inside", impatient=True)
+    broker.add_middleware(JobLogMiddleware(joblog))
+    dramatiq.set_broker(broker)
+    work = dramatiq.actor(lambda: None, actor_name="work")
+    (tmp_path / "go").touch()
+    environment = {
+        "INSIDE_BROKER": redis_url,
+        "INSIDE_DATABASE": sqlite_url,
+        "INSIDE_FOLDER": str(tmp_path),
+    }
+
+    old = work.send()
+    with run_worker_process("inside_worker", env=environment):
+        eventually(lambda: joblog.get(old.message_id).state == "finished", timeout=30)
+        new = joblog.requeue(old.message_id)
+        eventually(lambda: joblog.get(new.message_id).state == "finished", timeout=30)
+
+    before, after = joblog.get(old.message_id), joblog.get(new.message_id)
+    assert (new.message_id, old.message_id) == (before.replayed_by, after.replay_of)
+    assert ["begun", "done"] == [line.text for line in after.lines]
+    brokers.disconnect(broker)
