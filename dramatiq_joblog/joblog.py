@@ -303,8 +303,8 @@ class JobLog(Asking, Replaying):
         It only reads, asks a dozen questions, and does not raise when the database is away.
 
         Example:
-          >>> [finding.cure for finding in joblog.doctor() if not finding.ok]
-          []
+          >>> all(finding.ok for finding in joblog.doctor())
+          True
 
         Parameters:
           broker: The broker with the log's middleware, if that is to be looked at too.
