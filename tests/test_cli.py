@@ -76,18 +76,27 @@ def jobs(joblog, make_broker, worker):
     return found
 
 
-def test_a_log_is_made_and_asked(cli, database_url):
+def test_a_log_is_made_and_asked(cli, ask, database_url):
     """``migrate`` makes the tables, safe to repeat; an empty log has nothing, which is exit 1."""
-    for _ in range(2):
-        done = cli("migrate", "--database", database_url)
-        assert (0, "") == (done.returncode, done.stderr)
-        assert "up to date" in done.stdout
+    done = cli("migrate", "--database", database_url)
+    assert (0, "") == (done.returncode, done.stderr)
+    assert "up to date" in done.stdout
+    assert "up to date" in ask("migrate").stdout
 
-    for command in ("locks", "workers"):
-        done = cli("--database", database_url, command)
-        assert (1, "") == (done.returncode, done.stdout)
-        done = cli(command, "--json", JOBLOG_DATABASE=database_url)
-        assert [] == json.loads(done.stdout)
+    done = cli("workers", "--json", JOBLOG_DATABASE=database_url)
+    assert (1, []) == (done.returncode, json.loads(done.stdout))
+    for command in ("actions", "list", "locks", "workers"):
+        assert "" == ask(command, code=1).stdout
+
+
+def test_tables_of_an_older_version(joblog, ask):
+    """A column that is not there yet is told with the command that adds it."""
+    joblog.database.execute_sql("ALTER TABLE joblog_job DROP COLUMN note")
+    joblog.release()
+
+    told = ask("list", code=3).stderr
+    assert "the log's tables are of an older version" in told
+    assert told.endswith("migrate\n")
 
 
 @pytest.mark.parametrize(
