@@ -55,7 +55,9 @@ class Asked(logging.Handler):
         logger.propagate = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.statements.append(record.msg)
+        # A pool's own messages are text.
+        if isinstance(record.msg, tuple):
+            self.statements.append(record.msg)
 
     def __enter__(self):
         logging.getLogger("peewee").addHandler(self)

@@ -320,8 +320,9 @@ class Totals:
 
     def _count(self, span: int, begin: int, end: int) -> None:
         """Count spans of one length from the rows, and those that they are part of."""
+        # Not in the transaction, in which others would wait: who counts is who deletes.
+        cells = count_rows(self._job, self._failure, begin, end, span)
         with self._atomic():
-            cells = count_rows(self._job, self._failure, begin, end, span)
             gone = self._read(span, begin, end, gone=True)
             for cell in gone:
                 cell.gone = False
