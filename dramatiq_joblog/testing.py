@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import heapq
+import importlib
 import itertools
 import logging
 import threading
@@ -21,7 +22,6 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.common import dq_name
 from dramatiq.middleware import default_middleware
 from dramatiq.results import Results
-from dramatiq.results.backends import StubBackend
 
 from .errors import JobLogError, JobNotFound
 from .joblog import JobLog
@@ -246,9 +246,12 @@ def _moved(stack: Sequence[Middleware], joblog: JobLog) -> list[Middleware]:
         elif isinstance(middleware, Results):
             # Results need no server either.
             results = copy.copy(middleware)
-            results.backend = StubBackend()
+            # Of the host's older versions it warns of backends that are not installed.
+            backends = importlib.import_module("dramatiq.results.backends")
+            results.backend = backends.StubBackend()
             moved.append(results)
-        elif not _is_left(middleware):
+        elif not _is_left(middleware) and type(middleware).__name__ != "Prometheus":
+            # The latter counts in files, that a worker process makes when it boots.
             moved.append(middleware)
     if not any(isinstance(middleware, JobLogMiddleware) for middleware in moved):
         moved.append(JobLogMiddleware(joblog))
