@@ -232,9 +232,10 @@ class _Reader:
         try:
             return self._job.state.in_(literal_states([value]))
         except ValueError:
-            raise SearchError(
-                f"state:{value} is no state: use in_progress, {', '.join(map(str, State))}"
-            ) from None
+            known = ["in_progress", *map(str, State)]
+            near = difflib.get_close_matches(value.lower(), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"use {', '.join(known)}"
+            raise SearchError(f"state:{value} is no state: {hint}") from None
 
     def _user(self, value: str) -> Any:
         field: Any = user_field(self._job)

@@ -251,7 +251,8 @@ def test_nothing_that_matches_is_exit_1(jobs, ask):
     ("arguments", "text"),
     [
         (["stat:dead"], "did you mean state:?"),
-        (["--state", "ded"], "ded is no state"),
+        (["--state", "ded"], "ded is no state: did you mean dead?"),
+        (["state:x"], "state:x is no state: use in_progress, enqueued"),
         (["--since", "yesterday"], "'yesterday' is no time"),
         (["since:25:61"], "is no time"),
         (["--limit", "0"], "'--limit'"),

@@ -92,8 +92,8 @@ def facts(screen: Screen, joblog: JobLog, job: Any, now: datetime) -> None:
         ("options", _short(job.options)),
         ("trace", line(job.trace_id or "")),
         ("sent by", line(job.parent_jid or "")),
-        ("runs again", line(job.replay_of or "")),
-        ("run again", line(job.replayed_by or "")),
+        ("repeats", line(job.replay_of or "")),
+        ("run again as", line(job.replayed_by or "")),
         ("note", line(job.note or "")),
     ]
     screen.facts(pairs)
