@@ -110,10 +110,15 @@ class Sections:
             event.delay = None if event.granted else COPY_DELAY
         if verdict in (Start.KNOWN, Start.REFUSE):
             return
-        if verdict is Start.TAKE_OVER and not self._is_over(row, section["key"]):
-            # Two copies of one message never run side by side; this is not for the policy.
-            event.delay = COPY_DELAY
-            return
+        if verdict is Start.TAKE_OVER:
+            if not self._is_over(row, section["key"]):
+                # Two copies of one message never run side by side; this is not for the policy.
+                event.delay = COPY_DELAY
+                return
+            # Whatever becomes of this run: the one before it is kept.
+            if self.transitions.close(event, row):
+                self._locks.release(SECTION, section["key"], event.jid, row.token)
+                return
         since = None if row is None or row.waiting_since is None else to_millis(row.waiting_since)
         waiters = 0
         if section["on_conflict"] == "wait" and not self._locks.owns(section["key"], event.jid):
@@ -125,10 +130,9 @@ class Sections:
         if event.lease is None:
             self._conflict(event, row, since, waiters)
             return
-        event.granted = self.transitions.begin(event, row, verdict)
-        if not event.granted:
-            self._locks.release(SECTION, section["key"], event.jid, event.row["token"])
-        elif since is not None:
+        event.granted = True
+        self.transitions.put(event, row)
+        if since is not None:
             self._end_waiting(event, since)
 
     @staticmethod

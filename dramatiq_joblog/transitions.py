@@ -451,7 +451,9 @@ class Transitions:
     def _is_late(self, event: Event, row: Any) -> bool:
         """Tell whether a start that was kept on disk is of before what the row tells."""
         if row.state in FINAL:
-            return bool(event.row["started_at"] < to_millis(row.finished_at))
+            # A row that was copied from elsewhere may not tell.
+            ended = row.finished_at or row.updated_at
+            return bool(event.row["started_at"] < to_millis(ended))
         if event.cut_off or row.state != State.STARTED:
             # Of two runs that are over, whichever was first, the row has one already.
             return event.cut_off
@@ -462,12 +464,18 @@ class Transitions:
 
     def begin(self, event: Event, row: Any, verdict: Start) -> bool:
         """Write the start of a run that was judged; return False if the job is dead instead."""
-        if verdict is Start.TAKE_OVER and row.token and self._interrupt(row, event):
-            event.found = State.DEAD.value
-            if event.unique is not None and event.unique["until"] is not None:
-                self.locks.release(UNIQUE, event.unique["key"], event.jid, None)
+        if verdict is Start.TAKE_OVER and self.close(event, row):
             return False
         self.put(event, row)
+        return True
+
+    def close(self, event: Event, row: Any) -> bool:
+        """Close the open run of *row*, as interrupted; return whether the job is dead of it."""
+        if not row.token or not self._interrupt(row, event):
+            return False
+        event.found = State.DEAD.value
+        if event.unique is not None and event.unique["until"] is not None:
+            self.locks.release(UNIQUE, event.unique["key"], event.jid, None)
         return True
 
     def put(self, event: Event, row: Any) -> None:

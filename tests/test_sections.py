@@ -328,6 +328,34 @@ def test_every_end_frees(joblog, make_broker, worker, end):
     assert "finished" == joblog.get(last.message_id).state
 
 
+@pytest.mark.parametrize("policy", ["wait", "skip", "fail"])
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_a_lost_run_whose_section_is_taken(joblog, job_factory, policy, attempt):
+    """A run that was cut off is kept, though its job finds its section taken when it is back."""
+    section = {"key": "key", "limit": 1, "on_conflict": policy, "wait_for": None}
+    section |= {"on_timeout": "dead", "ttl": 60_000}
+    job_factory(jid="j", state="lost", token="a", worker="w", section="key", finished_at=None)
+    held = {
+        "kind": "section",
+        "slot": 0,
+        "fence": 1,
+        "ttl": 60_000,
+        "acquired_at": 0,
+        "expires_at": 9 * 10**12,
+    }
+    joblog.Lock.create(**held, key="key", owner="other", token="o")
+    joblog.release()
+    row = {"jid": "j", "actor": "work", "queue": "default", "state": "started", "token": "b"}
+    row |= {"attempt": attempt, "started_at": 0, "created_at": 0, "updated_at": 0, "process": None}
+    row |= {"worker": "w", "section": "key"}
+    joblog.writer.write(Event("start", row, section=section))
+
+    job = joblog.get("j")
+    assert {"wait": "waiting", "skip": "skipped", "fail": "dead"}[policy] == job.state
+    assert [("a", "interrupted")] == [(f.token, f.outcome) for f in job.failures]
+    assert 1 == job.interruptions
+
+
 def test_two_copies_of_one_message(joblog, broker, worker, gate, eventually):
     """A copy of a message whose job runs comes in only when that has ended, and does nothing."""
 
