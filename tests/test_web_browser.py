@@ -396,6 +396,26 @@ def test_a_group_of_dead_is_dismissed_by_keys(log, run, serve, open_page):
     assert log.jobs.dead().undismissed().count() == 0
 
 
+def test_selected_jobs_are_run_again(log, shop, run, serve, open_page):
+    """The bar of what is selected asks for its number, and runs it again."""
+    run(10)
+    page = open_page(serve(dashboard(log, every=60_000)) + "/jobs?q=state:dead")
+    page.locator("#all-rows").check()
+    expect(page.locator("#bulk")).to_contain_text("2 selected")
+    page.locator("#bulk").get_by_role("button", name="Run again").click()
+    dialog = page.locator("dialog#ask")
+    dialog.get_by_role("button", name="Run 2 again").click()
+
+    expect(page.locator("#banners")).to_contain_text("2 jobs run again.")
+    assert log.jobs.enqueued().count() == 2
+    page.locator("table.jobs tbody input").first.check()
+    page.get_by_role("button", name="Select all 2 dead").click()
+    expect(page.locator("#bulk")).to_contain_text("2 selected")
+    page.keyboard.press("d")
+    dialog.get_by_role("button", name="Dismiss 2").click()
+    expect(page.locator("#banners")).to_contain_text("2 jobs are dismissed.")
+
+
 def test_a_key_is_unlocked_with_a_reason(log, serve, open_page):
     """The question says that the holder lives, starts in the reason, and frees the key."""
     with log.lock("finance:42"):

@@ -10,7 +10,8 @@ from dramatiq_joblog.errors import SearchError
 from dramatiq_joblog.states import FINAL, State
 
 from .common import PER_PAGE, waiters
-from .formats import number, spell, word
+from .formats import count as how_many
+from .formats import spell, word
 from .rows import JobRow, places
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def jobs(visit: Visit) -> Response:
         "newer": page and page.newer and visit.link.here(after=page.newer, before=None),
         "older": page and page.older and visit.link.here(before=page.older, after=None),
         "pager_text": _pager_text(len(found), page, visit),
-        "matching": _matching(visit, words, terms, counts),
+        "matching": _matching(words, terms, counts),
     }
     return visit.page("jobs.html", "Jobs", facts, live=True, section="jobs")
 
@@ -154,7 +155,7 @@ def _pager_text(shown: int, page: Any, visit: Visit) -> str:
 
 
 def _matching(
-    visit: Visit, words: str, terms: Sequence[search.Term], counts: dict[Any, Any]
+    words: str, terms: Sequence[search.Term], counts: dict[Any, Any]
 ) -> dict[str, str] | None:
     """Return the offer to take all that match, where that is what a state holds."""
     chosen = [term.value for term in terms if term.key == "state" and not term.negated]
@@ -163,9 +164,8 @@ def _matching(
     count = counts.get(State(chosen[0]))
     if not count:
         return None
-    some = number(count) + ("+" if getattr(count, "capped", False) else "")
-    href = visit.link("confirm", what="requeue", q=words, back=visit.link.back)
-    return {"href": href, "text": f"Select all {some} {chosen[0]}", "q": words}
+    some = how_many(count)
+    return {"text": f"Select all {some} {chosen[0]}", "q": words, "count": some}
 
 
 def complete(visit: Visit) -> Response:

@@ -238,6 +238,8 @@
   const box = (row) => row && $("input[type=checkbox]:not(:disabled)", row);
   const selection = () => {
     const list = rows(), bulk = $("#bulk");
+    // All that match are not these rows alone: a change here is a choice of rows again.
+    if ($("#picked")) delete $("#picked").dataset.all;
     const picked = list.filter((row) => box(row)?.checked);
     for (const row of list) row.classList.toggle("on", Boolean(box(row)?.checked));
     if (!bulk) return;
@@ -273,6 +275,13 @@
   document.addEventListener("click", (event) => {
     const target = event.target;
     if (target.closest("#clear")) clear();
+    const everything = target.closest("#all-matching");
+    if (everything) {
+      for (const row of rows()) if (box(row)) box(row).checked = true;
+      selection();
+      $("#picked").dataset.all = everything.dataset.q;
+      $("#bulk-n").textContent = everything.dataset.n;
+    }
     if (target.matches("[data-rows] input[type=checkbox]") && target.closest("tbody")) {
       const row = target.closest("tr");
       if (event.shiftKey && anchor) { target.checked = false; select(row, true); }
@@ -308,8 +317,13 @@
     const button = event.submitter;
     if (button?.matches("[data-ask]")) {
       event.preventDefault();
-      const url = new URL(button.formAction || event.target.action);
-      url.search = new URLSearchParams(new FormData(event.target)).toString();
+      // The property would be this page's address where the attribute is missing.
+      const url = new URL(button.getAttribute("formaction") || event.target.action, location.href);
+      const { all: everything } = event.target.dataset;
+      const fields = everything
+        ? [["back", event.target.elements.back.value], ["q", everything]]
+        : new FormData(event.target);
+      url.search = new URLSearchParams(fields).toString();
       ask(url);
     } else if (event.target.closest("#ask")) {
       // Once is enough.
