@@ -146,7 +146,7 @@ def is_gone(job, told):
 
     By the record: the job was told to be dead for that reason, and never ran again.
     """
-    last = max(told, key=lambda run: run.began["attempt"])
+    last = max(told, key=lambda run: (run.began["attempt"], run.began["at"]))
     return (
         job.dead_reason == "not_retried"
         and last.what == "failed"
