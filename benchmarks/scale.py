@@ -155,8 +155,11 @@ def plan_of(joblog: JobLog, statements: list[tuple]) -> tuple[str, str]:
         for line in joblog.database.execute_sql(explain + sql, params).fetchall():
             text = str(line[-1])
             for table in _WHOLE.findall(text):
-                if table == "joblog_job" or table.startswith("t1"):
-                    whole[table] = None
+                # SQLite tells the alias.
+                aliases = re.findall(r'"(joblog_\w+)" AS "(\w+)"', sql)
+                names = {alias: name for name, alias in aliases}
+                if names.get(table, table) in {"joblog_job", "joblog_failure"}:
+                    whole[names.get(table, table)] = None
             for index in _INDEX.findall(text):
                 if index != "joblog_job":
                     indexes[index.replace("joblog_", "").replace("(rowid", "pkey")] = None

@@ -533,7 +533,7 @@ def add_indexes(model: Any) -> None:
     active = f"state IN {literal_states(IN_PROGRESS).sql}"
     _add_index(model, "active", meta.combined["user_id"], model.job_type, where=active)
     # "Who waits for this section, in order?"  Nobody but a waiting job pays for it.
-    waiting = f"state = '{State.WAITING.value}'"
+    waiting = f"state IN {literal_states([State.WAITING]).sql}"
     _add_index(model, "waiting", model.section, model.waiting_since, where=waiting)
     # "Which jobs did this one send?"  Nobody but a job that another one sent pays for it.
     _add_index(model, "family", model.root_jid, where="root_jid IS NOT NULL")

@@ -171,8 +171,9 @@ class Retention:
                 return None, Counter()
             deleted = Counter({rule.state.value: self._delete(rule, [row[0] for row in rows])})
             cells = [
-                _cell(at, (actor, job_type, rule.state.value, error_type), times)
+                cell
                 for _, _, actor, job_type, error_type, at, *times in rows
+                for cell in _cells(at, (actor, job_type, rule.state.value, error_type), times)
             ]
             for start in range(0, len(rows), _JIDS):
                 some = {row[1]: row for row in rows[start : start + _JIDS]}
@@ -213,10 +214,10 @@ class Retention:
             )
             .tuples()
         )
-        cells = []
+        cells: list[Cell] = []
         for jid, outcome, error_type, at, duration in failures:
             _, _, actor, job_type, *_ = jobs[jid]
-            cells.append(_cell(at, (actor, job_type, outcome, error_type), (duration, None)))
+            cells += _cells(at, (actor, job_type, outcome, error_type), (duration, None))
         return cells
 
     def _rest(self, batch: int) -> Iterator[Counter[str]]:
@@ -254,14 +255,17 @@ class Retention:
         return self._database.atomic()
 
 
-def _cell(at: Any, texts: tuple[str | None, ...], times: Sequence[int | None]) -> Cell:
-    """Return one job, or one failed run, as it was counted."""
+def _cells(
+    at: Any, texts: tuple[str | None, ...], times: Sequence[int | None]
+) -> tuple[Cell, Cell]:
+    """Return one job, or one failed run, as it was counted: it and its times."""
     actor, job_type, outcome, error_type = (str(text or "") for text in texts)
-    cell = Cell(to_millis(at), actor, job_type, outcome, error_type, 1)
-    for histogram, taken in zip((cell.durations, cell.queue_times), times, strict=True):
-        if taken is not None:
-            histogram[bucket_of(taken)] = 1
-    return cell
+    place = to_millis(at), actor, job_type, outcome
+    taken = Cell(*place, "")
+    for histogram, time in zip((taken.durations, taken.queue_times), times, strict=True):
+        if time is not None:
+            histogram[bucket_of(time)] = 1
+    return Cell(*place, error_type, 1), taken
 
 
 def _checked(keep: Mapping[str, int | None], name: str) -> dict[State, int | None]:

@@ -143,7 +143,7 @@ def make(sums: Sums, begin: int, end: int, step: int) -> Stats:
         series=series,
         groups=sorted(groups.values(), key=lambda g: (-sum(g.counts.values()), g.name)),
         errors=sorted(
-            (ErrorCount(*key, count) for key, count in sums.errors.items()),
+            (ErrorCount(*key, count) for key, count in sums.errors.items() if count),
             key=lambda e: (-e.count, e.error_type, e.actor),
         ),
     )

@@ -49,7 +49,10 @@ COUNTED_FAILURES = (Outcome.RETRIED, Outcome.INTERRUPTED, Outcome.WAITED)
 
 @dataclass
 class Cell:
-    """What was counted of one actor, job type, outcome and error in one span."""
+    """What was counted of one actor, job type, outcome and error in one span.
+
+    The times of all errors are in the one without an error, whatever its count.
+    """
 
     #: Begin of the span, in milliseconds since 1970.
     at: int
@@ -122,15 +125,15 @@ def count_rows(job: Any, failure: Any, begin: int, end: int, span: int) -> list[
         *_jobs(job, job.duration, begin, end, span),
         *_failures(job, failure, begin, end, span),
     )
-    for *key, bucket, number in taken:
-        cell = cell_of(*key)
-        cell.count += number
+    for *key, error_type, bucket, number in taken:
+        cell_of(*key, error_type).count += number
         if bucket is not None:
-            cell.durations.merge({bucket: number})
-    for *key, bucket, number in _jobs(job, job.queue_time, begin, end, span):
+            # Times are kept once for all errors: they are what is dear to read.
+            cell_of(*key, None).durations.merge({bucket: number})
+    for *key, _, bucket, number in _jobs(job, job.queue_time, begin, end, span):
         if bucket is not None:
-            cell_of(*key).queue_times.merge({bucket: number})
-    return [cell for cell in cells.values() if cell.count]
+            cell_of(*key, None).queue_times.merge({bucket: number})
+    return list(cells.values())
 
 
 def _texts(*parts: str | None) -> tuple[str, str, str, str]:
@@ -285,7 +288,8 @@ class Totals:
             sums.errors[error_type, actor] += int(number)
         for part in _in_long_spans(span, begin, end):
             times = total.select(name, total.durations, total.queue_times)
-            times = times.where(*where(*part), total.outcome.in_(ENDS)).tuples()
+            has_times = total.durations.is_null(False) | total.queue_times.is_null(False)
+            times = times.where(*where(*part), total.outcome.in_(ENDS), has_times).tuples()
             for text, durations, queue_times in times:
                 sums.durations.setdefault(text, Histogram()).merge(durations or {})
                 sums.queue_times.setdefault(text, Histogram()).merge(queue_times or {})
