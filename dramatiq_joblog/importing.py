@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .joblog import JobLog
     from .redaction import Redactor
 
+#: The table of django_dramatiq, as its migrations name it.
+DJANGO_TABLE = "django_dramatiq_task"
 #: Rows that are read and written at once.
 BATCH = 500
 
@@ -51,7 +53,7 @@ def import_django_dramatiq(
     joblog: JobLog,
     source: Database | None = None,
     *,
-    table: str = "django_dramatiq_task",
+    table: str = DJANGO_TABLE,
     progress: Callable[[int], None] | None = None,
 ) -> Counter[str]:
     """Copy the tasks of django_dramatiq into the log.

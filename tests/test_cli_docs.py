@@ -28,7 +28,7 @@ def help_of(*arguments):
 
 def with_current_help(text):
     """Return the documentation with the help of every command as it is now."""
-    block = re.compile(rf"(```console\n\$ {PROGRAM}((?: [a-z]+)?) --help\n).*?```", re.DOTALL)
+    block = re.compile(rf"(```console\n\$ {PROGRAM}((?: [a-z-]+)?) --help\n).*?```", re.DOTALL)
     return block.sub(lambda m: f"{m[1]}{help_of(*m[2].split())}```", text)
 
 
@@ -36,7 +36,7 @@ def test_the_documentation_shows_the_help_as_it_is():
     """docs/cli.md has the help of every command, as the command shows it."""
     text = DOCS.read_text(encoding="utf-8")
 
-    assert COMMANDS == sorted(re.findall(rf"^\$ {PROGRAM} ([a-z]+) --help$", text, re.MULTILINE))
+    assert COMMANDS == sorted(re.findall(rf"^\$ {PROGRAM} ([a-z-]+) --help$", text, re.MULTILINE))
     assert f"\n$ {PROGRAM} --help\n" in text
     assert with_current_help(text) == text
 

@@ -202,10 +202,12 @@ from django.core.management import call_command
 
 call_command("migrate", verbosity=0)
 broker = dramatiq.get_broker()
+runs = threading.Semaphore(0)
 
 
 @dramatiq.actor(max_retries=1, min_backoff=10)
 def pay(amount):
+    runs.release()
     if amount > 5:
         raise ValueError(f"{amount} is too much")
 
@@ -218,6 +220,7 @@ def late():
 pay.send(1), pay.send(9), late.send()
 worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=1)
 worker.start()
+assert all(runs.acquire(timeout=20) for _ in range(3))
 broker.join("default", fail_fast=False, timeout=20_000)
 worker.join()
 worker.stop()
@@ -233,9 +236,13 @@ def test_a_move_from_django_dramatiq(run_in, tmp_path):
     (tmp_path / "old.py").write_text(OLD)
     run("old.py")
 
-    told = run("move.py").splitlines()
+    program = ("-m", "dramatiq_joblog", "--app", "shop.jobs:joblog")
+    run(*program, "migrate")
 
-    assert ["1 dead", "1 delayed", "1 enqueued", "1 finished", "1 skipped"] == told
+    told = run(*program, "import-django-dramatiq")
+
+    assert told in (PAGES / "django.md").read_text()
+    assert told.startswith("5 jobs written: 1 dead, 1 delayed")
     joblog = JobLog(f"sqlite:///{tmp_path / 'shop.sqlite3'}")
     dead = joblog.jobs.dead().of_actor("pay").get()
     assert (2, "retries_exhausted", "ValueError", "9 is too much") == (
@@ -246,7 +253,9 @@ def test_a_move_from_django_dramatiq(run_in, tmp_path):
     )
     assert [9] == dead.args
     assert "9 is too much" in dead.failures[0].traceback
-    assert [] == run("move.py").splitlines()
+    assert {} == json.loads(run(*program, "--json", "import-django-dramatiq"))
+    with pytest.raises(AssertionError, match=r"'tasks' of Sqlite.* cannot be read: no such table"):
+        run(*program, "import-django-dramatiq", "--table", "tasks")
     joblog.close()
 
 

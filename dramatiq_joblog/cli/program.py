@@ -12,6 +12,7 @@ from .export import export
 from .health import doctor
 from .jobs import list_jobs
 from .locks import locks
+from .moving import import_django
 from .numbers import stats
 from .page import web
 from .people import actions, unlock
@@ -22,7 +23,7 @@ from .tail import tail
 from .workers import workers
 
 COMMANDS = (
-    *(actions, dismiss, doctor, export, list_jobs, locks, migrate),
+    *(actions, dismiss, doctor, export, import_django, list_jobs, locks, migrate),
     *(prune, requeue, show, stats, tail, unlock, web, workers),
 )
 
