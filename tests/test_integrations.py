@@ -180,6 +180,8 @@ def test_django(run_in, eventually):
 
 #: A worker of django_dramatiq, whose AdminMiddleware keeps its table.
 OLD = """
+import threading
+
 import shop.settings
 
 shop.settings.INSTALLED_APPS += ["django_dramatiq"]
