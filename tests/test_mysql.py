@@ -7,6 +7,8 @@ import time
 
 import peewee
 import pytest
+import servers
+from proxy import Proxy
 
 from dramatiq_joblog import JobLog
 from dramatiq_joblog.clock import database_now
@@ -176,3 +178,23 @@ def test_a_migration_that_was_cut_off(log):
 def test_away(number, away):
     """A deadlock, a timeout or a lost connection is over soon; a value too long is not."""
     assert away == is_away(number)
+
+
+@pytest.mark.parametrize("away", ["refuse", "hang"])
+def test_an_outage(mysql_url, log, eventually, away):
+    """While the server refuses or is silent events are kept, and written when it is back."""
+    options = servers.mysql_options(mysql_url)
+    proxy = Proxy(options["host"], options["port"])
+    far = JobLog(mysql_url.replace(f":{options['port']}/", f":{proxy.port}/"))
+    far.writer.write(Event("start", row("before")))
+    getattr(proxy, away)()
+
+    far.writer.write(Event("start", row("meanwhile")))
+    assert far.writer.away
+    assert ["before"] == [job.jid for job in log.jobs]
+    proxy.resume()
+
+    eventually(lambda: log.jobs.count() == 2, timeout=30)
+    eventually(lambda: not far.writer.away)
+    far.close()
+    proxy.close()
