@@ -69,7 +69,7 @@ def rows(joblog, jid):
 
 # Consumers that lose their connection say so.
 @pytest.mark.expects_critical
-def test_away_when_the_job_ends(joblog, broker, proxy, worker, eventually):
+def test_away_when_the_job_ends(joblog, broker, proxy, worker, eventually, critical_guard):
     """A job that ends while the broker is away has ended, once, however often it is told."""
     gone, goes_on = threading.Event(), threading.Event()
 
@@ -86,6 +86,8 @@ def test_away_when_the_job_ends(joblog, broker, proxy, worker, eventually):
         eventually(lambda: joblog.get(sent.message_id).state == "finished")
         told = joblog.Job.select().dicts().get()
         eventually(lambda: broker.acks.asked > 0)
+        # The host's consumers say that they lost their connection.
+        eventually(lambda: critical_guard.texts, timeout=60)
         proxy.resume()
         eventually(lambda: broker.client.hlen("away:default.msgs") == 0, timeout=30)
 
@@ -117,7 +119,9 @@ def test_a_retry_that_cannot_be_enqueued(joblog, broker, proxy, worker, eventual
 
 
 @pytest.mark.expects_critical
-def test_a_waiter_that_cannot_be_put_back(joblog, broker, proxy, worker, eventually, caplog):
+def test_a_waiter_that_cannot_be_put_back(
+    joblog, broker, proxy, worker, eventually, caplog, critical_guard
+):
     """A job that finds its section taken while the broker is away is put back once it is there."""
     held, goes_on = threading.Event(), threading.Event()
 
@@ -140,6 +144,7 @@ def test_a_waiter_that_cannot_be_put_back(joblog, broker, proxy, worker, eventua
         broker.add_middleware(Away())
         second = guarded.send(False)
         eventually(lambda: "cannot be put back yet" in caplog.text, timeout=30)
+        eventually(lambda: critical_guard.texts, timeout=60)
         goes_on.set()
         proxy.resume()
         eventually(lambda: joblog.get(second.message_id).state == "finished", timeout=60)
