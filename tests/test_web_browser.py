@@ -96,6 +96,8 @@ def browser():
             pytest.fail(f"CI is set and {text}", pytrace=False)
         pytest.skip(text)
     with sync_playwright() as playwright:
+        # A loaded machine is slow, and no test is about how fast it is.
+        expect.set_options(timeout=30_000)
         chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield chromium
         chromium.close()
@@ -181,7 +183,7 @@ def open_page(browser):
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on(
             "console",
