@@ -456,6 +456,16 @@ def pytest_collection_modifyitems(items):
             raise pytest.UsageError(f"{item.nodeid} has no docstring: state its rule in a sentence")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Make what was captured fit for pytest-xdist's wire, whatever a hostile test has logged."""
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
+
+
 def pytest_sessionfinish(session):
     """Hand a pytest-xdist worker's backends to its controller."""
     if hasattr(session.config, "workeroutput"):
