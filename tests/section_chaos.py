@@ -151,8 +151,9 @@ def _check_rows(found: Findings, chaos: SectionChaos, jobs: int) -> None:
     for job in rows:
         for text in _wrong(job):
             found.add("state", text)
-    for lock in chaos.joblog.Lock.select().where(chaos.joblog.Lock.owner.is_null(False)):
-        found.add("stuck section", f"{lock.key} by {lock.owner}")
+    lock = chaos.joblog.Lock
+    for held in lock.select().where(lock.kind == "section", lock.owner.is_null(False)):
+        found.add("stuck section", f"{held.key} by {held.owner}")
 
 
 def _meet(one: Stay, other: Stay) -> bool:

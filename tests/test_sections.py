@@ -715,7 +715,11 @@ def test_a_duplicate_in_a_pipeline(joblog, make_broker, worker, eventually, posi
     broker = make_broker("stub", position, joblog=joblog)
     runs = []
     first = dramatiq.actor(lambda n: n, actor_name="first")
-    second = dramatiq.actor(runs.append, actor_name="second", unique="key")
+
+    @dramatiq.actor(unique="key")
+    def second(number):
+        runs.append(number)
+
     there = second.message_with_options(args=(0,), delay=60_000)
     broker.enqueue(there, delay=60_000)
     pipe = first.message(1) | second.message()
