@@ -263,8 +263,13 @@ class JobLog(Asking, Replaying):
         locks = self.transitions.locks
         while True:
             lease: Lease | None = self.writer.call(lambda: locks.take(claim))
-            if lease is not None:
+            if lease is not None and not lease.lost:
                 return lease
+            if lease is not None:
+                # The news of it took longer than the lease: another may have it by now.
+                self.writer.call(
+                    lambda: locks.release(SECTION, claim.key, claim.owner, claim.token)
+                )
             if time.monotonic() >= deadline:
                 holder: Holder | None = self.writer.call(lambda: locks.holder(SECTION, claim.key))
                 text = describe_holder(holder)

@@ -50,6 +50,7 @@ from .outcomes import tell
 from .reports import Reports
 from .requeue import Sender
 from .runs import Run, verdict
+from .sections import TURN
 from .states import State
 from .text import clean_optional, fold_jid
 from .transitions import Event, new_token
@@ -282,6 +283,10 @@ class JobLogMiddleware(Middleware):
             self.joblog.writer.put_soon(start)
         elif not self.joblog.writer.write(start):
             self._refuse(broker, message, run, start)
+        elif start.lease is not None and start.lease.lost:
+            # The commit, or the news of it, took longer than the lease: another may be inside.
+            self._put_back(broker, message, TURN)
+            raise SkipMessage("it comes back: its section was lost before it began")
         job = CurrentJob(
             message.message_id,
             run.row["attempt"],

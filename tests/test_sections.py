@@ -492,6 +492,47 @@ def test_without_a_database_it_does_not_run(tmp_path, make_broker, worker, event
     joblog.close()
 
 
+def test_a_lease_that_is_over_before_the_body_begins(joblog, make_broker, worker, eventually):
+    """A run that hears of its section only once another is in it does not begin; it comes back."""
+    broker = make_broker("stub", "last", joblog=joblog)
+    inside, order, leave = [], [], threading.Event()
+    write = joblog.writer.write
+
+    @dramatiq.actor(exclusive=Exclusive("key", on_conflict="wait", ttl=200))
+    def section(name):
+        assert [] == inside
+        inside.append(name)
+        if name == "second":
+            leave.wait(30)
+        order.append(inside.pop())
+
+    def late(event):
+        granted = write(event)
+        if event.row["jid"] == first.message_id and event.lease is not None and not order:
+            # As when the writer is held up right after its commit, and renews nothing.
+            joblog.transitions.locks.forget(event.row["token"])
+            eventually(lambda: event.lease.lost)
+            section.send("second")
+            eventually(lambda: inside == ["second"])
+            joblog.writer.write = write
+        return granted
+
+    joblog.writer.write = late
+    with worker(broker):
+        first = section.message("first")
+        broker.enqueue(first)
+        eventually(lambda: inside == ["second"])
+        eventually(lambda: joblog.get(first.message_id).state in ("delayed", "waiting"))
+        leave.set()
+        eventually(lambda: order == ["second", "first"])
+        eventually(lambda: joblog.jobs.finished().count() == 2)
+
+    assert (1, []) == (
+        joblog.get(first.message_id).attempt,
+        list(joblog.get(first.message_id).failures),
+    )
+
+
 @pytest.mark.parametrize("policy", ["skip", "wait", "retry", "fail"])
 def test_whatever_fails_it_does_not_run_unguarded(
     joblog, broker, worker, eventually, monkeypatch, caplog, policy
