@@ -279,3 +279,28 @@ def test_the_tutorial(run_in, eventually, tmp_path):
         assert "True" == run("again.py").strip()
         eventually(lambda: joblog.jobs.finished().of_type("import").count() == 3, timeout=60)
     joblog.close()
+
+
+def test_an_abort(run_in, eventually, tmp_path):
+    """A job that is aborted while it runs is dead, and told from one that failed."""
+    write, run, running = run_in
+    write("abort")
+    joblog = JobLog(f"sqlite:///{tmp_path / 'jobs.db'}")
+    joblog.create_tables()
+
+    with running("dramatiq", "jobs", *WORKER):
+        sent = run("-c", "from jobs import count; print(count.send(600).message_id)").strip()
+        eventually(joblog.jobs.started().exists, timeout=30)
+        run("stop.py", sent)
+        eventually(joblog.jobs.dead().exists, timeout=30)
+
+    assert "aborted" == joblog.get(sent).dead_reason
+    joblog.close()
+
+
+def test_traces(run_in):
+    """A job that is sent within a span of OpenTelemetry has the trace's id on its row."""
+    write, run, _ = run_in
+    write("traces")
+
+    assert ["True", "1"] == run("checkout.py").splitlines()
