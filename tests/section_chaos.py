@@ -64,6 +64,7 @@ class SectionChaos(Chaos):
         """Restart the database."""
         if self.postgres is not None:
             self.postgres.restart()
+            self.ask_postgres("SELECT 1")
 
     def _inside(self, dice):
         """Return a worker that is in a section now."""
