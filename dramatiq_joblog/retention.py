@@ -35,11 +35,11 @@ _KEEP_WORKERS, _KEEP_KEYS = 7 * 86_400_000, 86_400_000
 
 @dataclass(frozen=True)
 class Rule:
-    """Jobs that go: of one final state, ended before an instant, of some job types."""
+    """Jobs that go: of one final state, ended by an instant, of some job types."""
 
     state: State
     #: Milliseconds since 1970.
-    before: int
+    until: int
     #: The one type that it is about; None for all but those in *but*.
     job_type: str | None
     but: tuple[str, ...] = ()
@@ -138,7 +138,7 @@ class Retention:
         at, number = place
         query = job.select().where(
             job.state.in_(literal_states([rule.state])),
-            job.finished_at < rule.before,
+            job.finished_at <= rule.until,
             job.finished_at >= at,
             (job.finished_at > at) | (job.id > number),
         )
@@ -193,7 +193,7 @@ class Retention:
                 job.id.in_(numbers),
                 # The guard stands in the statement itself, whatever was read before.
                 job.state.in_(literal_states([rule.state])),
-                job.finished_at < rule.before,
+                job.finished_at <= rule.until,
             )
             .execute()
         )

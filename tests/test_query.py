@@ -100,7 +100,7 @@ def test_newest_first(joblog, job_factory):
 )
 def test_a_question_that_is_asked_often_uses_its_index(joblog, job_factory, question):
     """The questions that the indexes were made for are answered by them."""
-    rule = Rule(State.FINISHED, before=50, job_type=None)
+    rule = Rule(State.FINISHED, until=50, job_type=None)
     queries = {
         "actor": joblog.search("actor:unknown").limit(10),
         "error": joblog.search("error:KeyError").limit(10),

@@ -73,6 +73,17 @@ def test_a_job_that_is_not_final_never_goes(joblog, job_factory):
     assert {again.jid, young.jid} == jids(joblog.Job)
 
 
+def test_a_job_goes_once_it_is_as_old_as_it_is_kept(joblog, job_factory):
+    """A job that ended in this very millisecond is kept for none by a time of 0."""
+    job_factory(jid="a", finished_at=1_000)
+    job_factory(jid="b", finished_at=1_001)
+    retention = joblog.chores.retention.but({"finished": 500})
+    (deleted,) = retention.prune(1_500, 10)
+
+    assert {"finished": 1} == deleted
+    assert ["b"] == [job.jid for job in joblog.jobs]
+
+
 def test_without_a_time_nothing_goes(joblog, old_and_new):
     """A log that was told nothing keeps all, and so do states that are not named."""
     assert {} == joblog.prune()
