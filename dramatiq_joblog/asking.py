@@ -158,6 +158,19 @@ class Asking:
         """
         return people.dead_groups(self.Job, windows, _now())
 
+    def dead_series(self, window: int, *, step: int) -> dict[tuple[str | None, str], list[int]]:
+        """Tell when the jobs of :meth:`dead_groups` became dead.
+
+        Parameters:
+          window: Milliseconds before now.
+          step: Milliseconds of each step; the first begins at a multiple of them since 1970, and
+            the last ends after now.
+
+        Returns:
+          How many in each step, by error and actor.
+        """
+        return people.dead_series(self.Job, window, step, _now())
+
     def prune(
         self,
         keep: Mapping[str, int | None] | None = None,

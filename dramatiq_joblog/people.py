@@ -13,6 +13,7 @@ from .models import instant_of
 from .query import literal_states
 from .states import State
 from .text import MAX_MESSAGE, clean, clean_optional, fold_jid
+from .totals import span_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -93,11 +94,7 @@ def dead_groups(job: Any, windows: Iterable[int], now: int) -> list[DeadGroup]:
     last, newest = fn.MAX(job.finished_at), fn.MAX(job.id)
     groups = list(
         job.select(job.error_type, job.actor, last, newest, *counts)
-        .where(
-            job.state.in_(literal_states([State.DEAD])),
-            job.dismissed_at.is_null(),
-            job.finished_at >= now - windows[-1],
-        )
+        .where(*_open_dead(job, now - windows[-1]))
         .group_by(job.error_type, job.actor)
         .order_by(SQL("3 DESC"), job.error_type, job.actor)
         .tuples()
@@ -120,3 +117,32 @@ def dead_groups(job: Any, windows: Iterable[int], now: int) -> list[DeadGroup]:
         # One that was deleted in between is told of next time.
         if number in rows
     ]
+
+
+def dead_series(
+    job: Any, window: int, step: int, now: int
+) -> dict[tuple[str | None, str], list[int]]:
+    """Count the dead jobs of each error and actor in each step of a window."""
+    begin = (now - window) - (now - window) % step
+    steps = -((begin - now) // step)
+    rows = (
+        job.select(job.error_type, job.actor, span_of(job.finished_at, step), fn.COUNT(SQL("*")))
+        .where(*_open_dead(job, now - window))
+        .group_by(SQL("1, 2, 3"))
+        .tuples()
+    )
+    series: dict[tuple[str | None, str], list[int]] = {}
+    for error_type, actor, at, count in rows:
+        numbers = series.setdefault((error_type, actor), [0] * steps)
+        # What died since *now* was taken belongs to the last step.
+        numbers[min(steps - 1, (int(at) - begin) // step)] += int(count)
+    return series
+
+
+def _open_dead(job: Any, since: int) -> tuple[Any, ...]:
+    """Return what is true of dead jobs since an instant that nobody has dismissed."""
+    return (
+        job.state.in_(literal_states([State.DEAD])),
+        job.dismissed_at.is_null(),
+        job.finished_at >= since,
+    )

@@ -81,6 +81,8 @@ class ErrorCount:
     actor: str
     #: Runs that were retried and jobs that are dead.
     count: int
+    #: How many of them in each step of the time.
+    series: list[int]
 
 
 @dataclass
@@ -142,8 +144,14 @@ def make(sums: Sums, begin: int, end: int, step: int) -> Stats:
         times=[instant_of(at) for at in range(begin, end, step)],
         series=series,
         groups=sorted(groups.values(), key=lambda g: (-sum(g.counts.values()), g.name)),
-        errors=sorted(
-            (ErrorCount(*key, count) for key, count in sums.errors.items() if count),
-            key=lambda e: (-e.count, e.error_type, e.actor),
-        ),
+        errors=_errors(sums, begin, step, steps),
     )
+
+
+def _errors(sums: Sums, begin: int, step: int, steps: int) -> list[ErrorCount]:
+    series: dict[tuple[str, str], list[int]] = {}
+    for (at, *kind), count in sums.errors.items():
+        numbers = series.setdefault((kind[0], kind[1]), [0] * steps)
+        numbers[(at - begin) // step] += count
+    errors = [ErrorCount(*kind, sum(numbers), numbers) for kind, numbers in series.items()]
+    return sorted((e for e in errors if e.count), key=lambda e: (-e.count, e.error_type, e.actor))

@@ -81,8 +81,8 @@ class Sums:
 
     #: How many, by begin of the span, by actor or job type, and by outcome.
     counts: Counter[tuple[int, str, str]] = field(default_factory=Counter)
-    #: How many failed, by error and actor.
-    errors: Counter[tuple[str, str]] = field(default_factory=Counter)
+    #: How many failed, by begin of the span, by error and actor.
+    errors: Counter[tuple[int, str, str]] = field(default_factory=Counter)
     #: How long jobs that ended took, and waited, by actor or job type.
     durations: dict[str, Histogram] = field(default_factory=dict)
     queue_times: dict[str, Histogram] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class Sums:
         name = getattr(cell, by)
         self.counts[cell.at, name, cell.outcome] += cell.count
         if cell.outcome in FAILED:
-            self.errors[cell.error_type, cell.actor] += cell.count
+            self.errors[cell.at, cell.error_type, cell.actor] += cell.count
         if cell.outcome in ENDS:
             self.durations.setdefault(name, Histogram()).merge(cell.durations)
             self.queue_times.setdefault(name, Histogram()).merge(cell.queue_times)
@@ -156,7 +156,7 @@ def add_up(cells: Iterable[Cell], span: int) -> list[Cell]:
 def _jobs(job: Any, taken: Any, begin: int, end: int, span: int) -> Iterator[Any]:
     return iter(
         job.select(
-            *(_span(job.finished_at, span), job.actor, job.job_type, job.state, job.error_type),
+            *(span_of(job.finished_at, span), job.actor, job.job_type, job.state, job.error_type),
             *(bucket_expression(taken), fn.COUNT(SQL("*"))),
         )
         .where(
@@ -172,7 +172,7 @@ def _jobs(job: Any, taken: Any, begin: int, end: int, span: int) -> Iterator[Any
 def _failures(job: Any, failure: Any, begin: int, end: int, span: int) -> Iterator[Any]:
     return iter(
         failure.select(
-            *(_span(failure.finished_at, span), job.actor, job.job_type),
+            *(span_of(failure.finished_at, span), job.actor, job.job_type),
             *(failure.outcome, failure.error_type, bucket_expression(failure.duration)),
             fn.COUNT(SQL("*")),
         )
@@ -187,7 +187,7 @@ def _failures(job: Any, failure: Any, begin: int, end: int, span: int) -> Iterat
     )
 
 
-def _span(instant: Any, span: int) -> Any:
+def span_of(instant: Any, span: int) -> Any:
     """Return the expression for the begin of the span that an instant is in."""
     if isinstance(instant.model._meta.database, SqliteDatabase):
         # It has no MOD for sure, and the others' drivers read a percent sign in their own way.
@@ -281,11 +281,13 @@ class Totals:
         counts = counts.where(*where(span, begin, end)).group_by(total.at, name, total.outcome)
         for at, text, outcome, number in counts.tuples():
             sums.counts[to_millis(at), text, outcome] += int(number)
-        errors = total.select(total.error_type, total.actor, fn.SUM(total.count)).where(
+        kinds = total.at, total.error_type, total.actor
+        errors = total.select(*kinds, fn.SUM(total.count)).where(
             *where(span, begin, end), total.outcome.in_(FAILED)
         )
-        for error_type, actor, number in errors.group_by(total.error_type, total.actor).tuples():
-            sums.errors[error_type, actor] += int(number)
+        # These can be many thousands of rows: as the driver gives them.
+        for at, error_type, actor, number in self._database.execute(errors.group_by(*kinds)):
+            sums.errors[at, error_type, actor] += int(number)
         for part in _in_long_spans(span, begin, end):
             times = total.select(name, total.durations, total.queue_times)
             has_times = total.durations.is_null(False) | total.queue_times.is_null(False)

@@ -151,7 +151,9 @@ def test_stats(joblog, job_factory):
     assert ("mail", 3, "") == (mail.name, mail.duration.count, other.name)
     assert 0.9 < mail.duration.p50 / 1000 < 1.1
     assert (10, 10) == (mail.queue_time.p50, mail.queue_time.p99)
-    assert [("KeyError", "send", 3)] == [(e.error_type, e.actor, e.count) for e in stats.errors]
+    (error,) = stats.errors
+    assert ("KeyError", "send", 3) == (error.error_type, error.actor, error.count)
+    assert [2, 0, 0, 1] == error.series
     by_actor = joblog.stats(since=NOON, until=NOON + timedelta(minutes=4), by="actor")
     assert ["send", "other"] == [group.name for group in by_actor.groups]
     assert 6 == sum(

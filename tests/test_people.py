@@ -63,6 +63,11 @@ def test_dead_jobs_in_groups(joblog, job_factory):
     assert {1 * hour: 0, 3 * hour: 1, 24 * hour: 1, 72 * hour: 2, 168 * hour: 2} == key.counts
     assert joblog.get("b").finished_at == key.last_at
 
+    series = joblog.dead_series(72 * hour, step=24 * hour)
+    assert {(None, "work"): 1, ("KeyError", "work"): 2} == {k: sum(n) for k, n in series.items()}
+    first, last = (step for step, number in enumerate(series["KeyError", "work"]) if number)
+    assert 2 == last - first
+
 
 def test_unlocking(joblog):
     """A section is freed by hand if it is held as it was seen, with a reason on record."""

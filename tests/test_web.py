@@ -549,6 +549,30 @@ def test_a_group_is_what_its_row_says(page, joblog, job_factory):
     assert all(joblog.get(job.jid).dismissed_at is not None for job in (*plain, failed))
 
 
+def test_errors_are_drawn_over_time(page, joblog, job_factory):
+    """Each error has its own small drawing: when it was, and when most of all."""
+    now = datetime.now(timezone.utc)
+    ages = {"first": 10, "second": 5, "third": 5}
+    died = {jid: now - timedelta(hours=hours) for jid, hours in ages.items()}
+    for jid, at in died.items():
+        job_factory(jid=jid, state="dead", error_type="KeyError", finished_at=at)
+
+    for path in ("/", "/dead"):
+        (drawn,) = re.findall(r'<svg class="spark".*?</svg>', page.get(path).text)
+        assert 'aria-label="most 2, ' in drawn
+        assert 2 == drawn.split('class="f-ink"')[1].count("M"), path
+    (error,) = page.get("/overview.json").json()["stats"]["errors"]
+    assert [1, 2] == [number for number in error["series"] if number]
+    (group,) = page.get("/dead.json").json()["groups"]
+    assert [1, 2] == [number for number in group["series"] if number]
+
+    joblog.dismiss("first", who="ada")
+    joblog.Job.update(finished_at=now - timedelta(days=2)).execute()
+    later = page.get("/dead.json?window=3d").json()["groups"][0]["series"]
+    assert [2] == [number for number in later if number]
+    assert "spark" not in page.get("/dead?window=1h").text
+
+
 def test_running_again_leads_to_the_new_job(page, joblog, lived):
     """A job that is run again is a new one with the same arguments; both know the other."""
     answer = page.post("/do/requeue", data={"csrf": csrf(page), "jid": lived["skipped"]})

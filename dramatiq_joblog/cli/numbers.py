@@ -34,8 +34,8 @@ _GRID = (
 #: What is drawn over time, and what stands for it.
 _DRAWN = {"finished": "finished", "skipped": "skipped", "retried": "retried", "dead": "dead"}
 _SPARKS = "▁▂▃▄▅▆▇█"
-#: Cells of a line over time, errors that are told.
-_CELLS, _ERRORS = 48, 10
+#: Cells of a line over time, of that of an error, and errors that are told.
+_CELLS, _FEW, _ERRORS = 48, 24, 10
 
 
 @command(
@@ -128,9 +128,9 @@ def _throughput(screen: Screen, told: Stats) -> None:
         screen.write(name, total, _sparks(series, colour(outcome)))
 
 
-def _sparks(series: Sequence[int], style: str) -> Text:
+def _sparks(series: Sequence[int], style: str, width: int = _CELLS) -> Text:
     """Draw numbers over time, each at its share of the greatest; a dot where there is none."""
-    width = min(_CELLS, len(series))
+    width = min(width, len(series))
     cells = [0] * width
     for i, count in enumerate(series):
         cells[i * width // len(series)] += count
@@ -184,15 +184,14 @@ def _errors(screen: Screen, errors: Sequence[ErrorCount]) -> None:
         return
     more = len(errors) - _ERRORS
     screen.title("Failed runs by error", f"{number(more)} more not shown" if more > 0 else "")
-    most = errors[0].count
     screen.table(
         [
             Column("Error", lambda e: line(e.error_type or "none"), keep=9, least=16),
             Column("Actor", lambda e: line(e.actor), keep=8, least=12),
             Column("Runs", lambda e: number(e.count), lambda e: e.count, keep=10, right=True),
             Column(
-                "",
-                lambda e: Text("━" * max(1, round(16 * e.count / most)), colour(State.DEAD)),
+                "Over time",
+                lambda e: _sparks(e.series, colour(State.DEAD), _FEW),
                 keep=1,
                 seen_only=True,
             ),

@@ -11,11 +11,15 @@ from .formats import number, plain_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import datetime
 
+_HOUR, _DAY = 3_600_000, 86_400_000
 #: Units that the plot is wide, and the heights of its upper and its lower part.
 WIDE, UP, DOWN = 960, 138, 54
 #: So many bars at most.
 _BARS = 60
+#: About so many bars of a spark, the units that each is wide, and how high they can be.
+SPARKS, _SPARK, SPARK_UP = 24, 10, 24
 #: Milliseconds at both ends of the axis of all strips, 10 ms and 10 min, and its width in units.
 _FROM, _TO, _STRIP = 10, 600_000, 1000
 #: Its marks.
@@ -95,18 +99,47 @@ def _strip(percentiles: Any) -> dict[str, Any] | None:
     }
 
 
-def errors(counts: Sequence[Any]) -> list[dict[str, Any]]:
-    """Draw how often each error was, beside the most frequent."""
-    most = max((error.count for error in counts), default=1)
+def errors(stats: Any, limit: int) -> list[dict[str, Any]]:
+    """Draw when the most frequent errors were."""
     return [
         {
             "error": error.error_type or "no error",
             "actor": error.actor,
             "count": error.count,
-            "share": max(1, round(100 * error.count / most)),
+            "spark": spark(error.series, stats.until, stats.step),
         }
-        for error in counts
+        for error in stats.errors[:limit]
     ]
+
+
+def spark(numbers: Sequence[int], until: datetime, step: int) -> dict[str, Any] | None:
+    """Draw numbers over time, small, each at its share of the greatest; None if all are zero.
+
+    Parameters:
+      numbers: How many in each step.
+      until: The end of the last step.
+      step: Milliseconds of each.
+    """
+    size = max(1, round(len(numbers) / SPARKS))
+    # Whole bars up to now: it is the oldest that may lack steps.
+    lead = -len(numbers) % size
+    padded = [*[0] * lead, *numbers]
+    bars = [sum(padded[at : at + size]) for at in range(0, len(padded), size)]
+    top = max(bars, default=0)
+    if not top:
+        return None
+    path = []
+    for index, value in enumerate(bars):
+        if value:
+            height = max(2.5, round(SPARK_UP * value / top, 1))
+            path.append(f"M{_SPARK * index + 1} {SPARK_UP}v-{height:g}h8V{SPARK_UP}z")
+    length = timedelta(milliseconds=size * step)
+    at = until - (len(bars) - bars.index(top)) * length
+    return {
+        "wide": _SPARK * len(bars),
+        "path": "".join(path),
+        "told": f"most {number(top)}, {_moment(at, size * step)}",
+    }
 
 
 def log_x(milliseconds: float) -> int:
@@ -185,9 +218,12 @@ def _height(value: int, top: int, height: int) -> float:
 
 
 def _moment(at: Any, step: int) -> str:
-    day = f"{at:%d %b} " if step >= 3_600_000 else ""
+    day = f"{at:%d %b} " if step >= _HOUR else ""
     until = at + timedelta(milliseconds=step)
-    return f"{at:%d %b}" if step >= 86_400_000 else f"{day}{at:%H:%M} to {until:%H:%M}"
+    if step < _DAY:
+        return f"{day}{at:%H:%M} to {until:%H:%M}"
+    last = until - timedelta(days=1)
+    return f"{at:%d %b}" + (f" to {last:%d %b}" if last > at else "")
 
 
 def _time_axis(times: Sequence[Any], step: int) -> list[tuple[float, str, str]]:
@@ -195,7 +231,7 @@ def _time_axis(times: Sequence[Any], step: int) -> list[tuple[float, str, str]]:
     if not times:
         return []
     every = max(1, math.ceil(len(times) / 6))
-    form = "%d %b" if step * len(times) > 2 * 86_400_000 else "%H:%M"
+    form = "%d %b" if step * len(times) > 2 * _DAY else "%H:%M"
     marks = []
     for index in range(0, len(times), every):
         share = round(100 * index / len(times), 2)

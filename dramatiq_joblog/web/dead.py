@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dramatiq_joblog.models import instant_of, to_millis
+
 from . import charts
 from .common import PER_PAGE, RANGES, chosen, deed
 from .formats import word
@@ -27,11 +29,20 @@ def dead(visit: Visit) -> Response:
         "the groups",
         lambda: visit.site.keep("groups", lambda: log.dead_groups(tuple(WINDOWS.values()))),
     )
+    step = WINDOWS[window] // charts.SPARKS
+    series = visit.part(
+        "when they died",
+        lambda: visit.site.keep(
+            f"dead {window}", lambda: log.dead_series(WINDOWS[window], step=step)
+        ),
+        {},
+    )
     if visit.wants_json:
-        return visit.json({"window": window, "groups": [_plain_group(g) for g in groups]})
+        told = [_plain_group(group, series) for group in groups]
+        return visit.json({"window": window, "step": step, "groups": told})
     groups = [group for group in groups if any(group.counts.values())]
     total = sum(group.counts[WINDOWS[window]] for group in groups)
-    rows = [_group(visit, group, window) for group in groups[:MOST_GROUPS]]
+    rows = [_group(visit, group, window, series) for group in groups[:MOST_GROUPS]]
     deeds = visit.rows("the actions", lambda: log.actions.limit(5))
     facts = {
         "window": window,
@@ -44,7 +55,7 @@ def dead(visit: Visit) -> Response:
     return visit.page("dead.html", "Dead", facts, live=True, section="dead")
 
 
-def _plain_group(group: Any) -> dict[str, Any]:
+def _plain_group(group: Any, series: dict[Any, list[int]]) -> dict[str, Any]:
     return {
         "error_type": group.error_type,
         "actor": group.actor,
@@ -52,10 +63,13 @@ def _plain_group(group: Any) -> dict[str, Any]:
         "jid": group.jid,
         "last_at": group.last_at.isoformat(),
         "message": group.message,
+        "series": series.get((group.error_type, group.actor), []),
     }
 
 
-def _group(visit: Visit, group: Any, window: str) -> dict[str, Any]:
+def _group(
+    visit: Visit, group: Any, window: str, series: dict[Any, list[int]]
+) -> dict[str, Any]:
     words = f"state:dead {word('actor', group.actor)}"
     # What died of no error is a group too, and no other.
     words += f" {word('error', group.error_type)}" if group.error_type else " -error:*"
@@ -77,8 +91,15 @@ def _group(visit: Visit, group: Any, window: str) -> dict[str, Any]:
         "jid": group.jid,
         "cells": cells,
         "picked": group.counts[WINDOWS[window]],
+        "spark": _spark(visit, series.get((group.error_type, group.actor), []), window),
         "q": f"{words} ended:{window}",
     }
+
+
+def _spark(visit: Visit, numbers: list[int], window: str) -> Any:
+    step = WINDOWS[window] // charts.SPARKS
+    now = to_millis(visit.now)
+    return charts.spark(numbers, instant_of(now - now % -step), step)
 
 
 def actions(visit: Visit) -> Response:

@@ -88,10 +88,9 @@ def _strips(stats: Any) -> list[dict[str, Any]]:
 
 
 def _errors(stats: Any, span: str) -> list[dict[str, Any]]:
-    rows = charts.errors(stats.errors[:6])
     return [
         row | {"words": f"{word('error', row['error'])} {word('actor', row['actor'])} since:{span}"}
-        for row in rows
+        for row in charts.errors(stats, 6)
     ]
 
 
