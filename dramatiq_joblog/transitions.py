@@ -18,7 +18,7 @@ from .locks import SECTION, UNIQUE, Locks
 from .models import Job, to_millis
 from .states import FINAL, OPEN, STARTABLE, DeadReason, Outcome, Start, State, judge_start
 from .totals import LATE
-from .upserts import Rule, upsert
+from .upserts import Portion, Rule, is_one_statement, upsert, write_all
 from .workers import is_gone
 
 if TYPE_CHECKING:
@@ -279,21 +279,11 @@ class Transitions:
         # One order of rows for all processes, so that no two batches wait for each other; it is
         # that of sending, which the rows then keep.
         events = sorted(events, key=lambda event: (event.row.get("enqueued_at") or 0, event.jid))
-        statements = sum(
-            (
-                any(e.kind == "enqueue" for e in events),
-                any(e.kind != "enqueue" for e in events),
-                any(e.failure is not None for e in events),
-                any(e.lines for e in events),
-                any(e.section is not None or e.unique is not None for e in events),
-                len(events) > self._runs.max_rows,
-            )
-        )
-        if statements > 1:
+        if self._is_one_statement(events):
+            written = self._write(events)
+        else:
             with self.atomic():
                 written = self._write(events)
-        else:
-            written = self._write(events)
         for event in events:
             if event.kind == "start":
                 event.granted = event.jid in written or self._contest(event)
@@ -308,20 +298,39 @@ class Transitions:
             if self._contest(start):
                 self._write([event])
 
+    def _is_one_statement(self, events: Sequence[Event]) -> bool:
+        """Tell whether a batch is one statement, and needs no transaction around it."""
+        more = any(e.section is not None or e.unique is not None or e.forget for e in events)
+        return not more and is_one_statement(self._portions(events))
+
+    def _portions(self, events: Sequence[Event]) -> list[Portion]:
+        """Return the rows that a batch writes, of runs first."""
+        return [
+            Portion(self._runs, [e.row for e in events if e.kind != "enqueue"]),
+            Portion(self._enqueues, [e.row for e in events if e.kind == "enqueue"]),
+            Portion(self._failures, [e.failure for e in events if e.failure], follows=True),
+            Portion(self._lines, [row for e in events if e.lines for row in e.lines]),
+        ]
+
     def _write(self, events: Sequence[Event]) -> set[str]:
-        self._enqueues.write([e.row for e in events if e.kind == "enqueue"])
-        written = self._runs.write([e.row for e in events if e.kind != "enqueue"])
-        self.insert_failures([e.failure for e in events if e.failure is not None])
-        for event in events:
-            if event.kind == "end" and event.failure is not None and event.jid not in written:
-                # What was taken for an interruption has ended by itself.
-                self._recount(event.jid)
-        self.insert_lines([e for e in events if e.lines])
+        self._forget_lines(events)
+        written = write_all(self._portions(events))
+        self._note_late([e.failure for e in events if e.failure])
+        self._write_overtaken([e for e in events if e.failure and e.jid not in written])
         freed = self._free_all([e for e in events if e.jid in written])
         for event in sorted(events, key=keys_of):
             done = event.kind == "enqueue" or event.jid in written
             self._hold(event, written=done, freed=event.jid in freed)
         return written
+
+    def _write_overtaken(self, events: Sequence[Event]) -> None:
+        """Keep the failures of runs that no longer are their jobs'."""
+        if events:
+            with self.atomic():
+                self.insert_failures([e.failure for e in events if e.failure])
+                for event in events:
+                    # What was taken for an interruption has ended by itself.
+                    self._recount(event.jid)
 
     def _free_all(self, events: Sequence[Event]) -> set[str]:
         """Free the sections of jobs that have ended at once; return those that are done."""
@@ -394,13 +403,16 @@ class Transitions:
 
         Each of *logged* has ``lines`` and ``forget`` as an :class:`Event` has them.
         """
+        self._forget_lines(logged)
+        self._lines.write([row for each in logged for row in each.lines])
+
+    def _forget_lines(self, logged: Sequence[Any]) -> None:
         line = self.line
         for each in logged:
             if each.forget is not None:
                 jid, token, first, last = each.forget
                 mine = line.jid == jid, line.token == token
                 line.delete().where(*mine, line.number.between(first, last)).execute()
-        self._lines.write([row for each in logged for row in each.lines])
 
     def _contest(self, event: Event) -> bool:
         """Answer a start that the fast guard did not let through."""

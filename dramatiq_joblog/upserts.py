@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from peewee import IntegrityError, MySQLDatabase, OperationalError, PostgresqlDatabase
@@ -127,9 +127,16 @@ class JsonUpsert(Upsert):
     def _statement(
         self, columns: tuple[str, ...], rows: Sequence[Mapping[str, Any]]
     ) -> tuple[str, Sequence[Any]]:
+        return self._select(columns, ""), (_ENCODER.encode(rows),)
+
+    def step(self, rows: Sequence[Mapping[str, Any]], where: str = "") -> tuple[str, str]:
+        """Return the text that writes *rows* as a part of a statement, and its parameter."""
+        return self._select(tuple(sorted(set().union(*rows))), where), _ENCODER.encode(rows)
+
+    def _select(self, columns: tuple[str, ...], where: str) -> str:
         head, tail = self._around(columns)
         source = f'json_populate_recordset(NULL::"{self.table}", {self.database.param}::json)'
-        return f"{head} SELECT {names(columns)} FROM {source} {tail}", (_ENCODER.encode(rows),)
+        return f"{head} SELECT {names(columns)} FROM {source} {where} {tail}"
 
 
 class SteppedUpsert(Upsert):
@@ -232,6 +239,55 @@ class SteppedUpsert(Upsert):
             f'STRAIGHT_JOIN "{self.table}" AS {rule.alias} ON {on}'
         )
         return text, [row.get(column) for row in rows for column in columns]
+
+
+class Portion(NamedTuple):
+    """The rows of a batch that go to one table by one rule."""
+
+    upsert: Upsert
+    rows: Sequence[Mapping[str, Any]]
+    #: Whether only those are written whose name is one that the first portion wrote.
+    follows: bool = False
+
+
+def is_one_statement(portions: Sequence[Portion]) -> bool:
+    """Tell whether :func:`write_all` writes *portions* in one statement."""
+    wanted = [portion for portion in portions if portion.rows]
+    if any(len(portion.rows) > portion.upsert.max_rows for portion in wanted):
+        return False
+    joins = bool(portions[0].rows) and all(isinstance(p.upsert, JsonUpsert) for p in wanted)
+    return len(wanted) < 2 or joins
+
+
+def write_all(portions: Sequence[Portion]) -> set[str]:
+    """Write the rows of a batch; on PostgreSQL all in one statement, which is one round trip.
+
+    Returns:
+      The names of those that the first portion wrote.
+    """
+    first, *others = portions
+    wanted = [portion for portion in others if portion.rows]
+    if first.rows and wanted and is_one_statement(portions):
+        return _write_joined(first, wanted)
+    written = first.upsert.write(first.rows)
+    for upsert, rows, follows in wanted:
+        name = upsert.rule.key[0]
+        upsert.write([row for row in rows if not follows or row[name] in written])
+    return written
+
+
+def _write_joined(first: Portion, others: Sequence[Portion]) -> set[str]:
+    """Write portions that all are written as JSON, as steps of one statement."""
+    steps, values = [], []
+    for number, (upsert, rows, follows) in enumerate((first, *others)):
+        key = f'"{upsert.rule.key[0]}"'
+        where = f"WHERE {key} IN (SELECT name FROM step_0)" if follows else ""
+        text, value = upsert.step(rows, where)  # type: ignore[attr-defined]
+        steps.append(f"step_{number} (name) AS ({text})")
+        values.append(value)
+    text = f"WITH {', '.join(steps)} SELECT name FROM step_0"
+    cursor = first.upsert.database.execute_sql(text, values)
+    return {name for (name,) in cursor.fetchall()}
 
 
 #: The number of MySQL's error for a key that is there already, and how often rows are tried.

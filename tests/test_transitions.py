@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from peewee import MySQLDatabase
+from peewee import MySQLDatabase, PostgresqlDatabase
 from playhouse.test_utils import count_queries
 
 from dramatiq_joblog.states import FINAL
@@ -268,12 +268,17 @@ def test_tokens_of_one_delivery():
         (1, [start("a")]),
         (1, [Event("end", row("finished", 1, "a", jid="x"))]),
         (1, [Event("start", row("started", 1, f"t{n}", jid=f"j{n}")) for n in range(8)]),
-        (2, [Event("end", row("dead", 1, "a", jid="x"), failure("a", 1, "dead"))]),
+        (2, [end("a", state="dead")]),
     ],
 )
 def test_statements_of_a_batch(joblog, count, events):
-    """A batch costs one statement a table, however many jobs it has; on MySQL it asks first."""
+    """A batch costs one statement a table, however many jobs it has; on MySQL it asks first.
+
+    On PostgreSQL it costs one for all tables.
+    """
     joblog.database.connect(reuse_if_open=True)
+    if isinstance(joblog.database, PostgresqlDatabase):
+        count = 1
     count *= 2 if isinstance(joblog.database, MySQLDatabase) else 1
     with count_queries() as counted:
         joblog.transitions.write([copy(event) for event in events])
@@ -281,6 +286,76 @@ def test_statements_of_a_batch(joblog, count, events):
     # Before peewee 4.5 it also tells of a transaction's begin and end.
     texts = [record.msg[0] for record in counted.get_queries()]
     assert count == len([text for text in texts if not text.startswith(("BEGIN", "COMMIT"))])
+
+
+def line(jid, token, number=1):
+    about = {"jid": jid, "token": token, "attempt": 1, "number": number, "time": NOW}
+    return {**about, "level": "INFO", "logger": "shop", "text": f"line {number}"}
+
+
+def mixed_batch():
+    """Return a batch that writes rows of every table."""
+    ended, begun = end("a", state="dead"), start("b")
+    ended.lines = [line(JID, "a", 1), line(JID, "a", 2)]
+    begun.row["jid"] = "other"
+    return [ended, begun, Event("enqueue", row("enqueued", jid="sent"))]
+
+
+def test_rows_of_every_table_in_one_batch(joblog):
+    """A batch of runs, failures, lines and what was sent is written whole, and twice is once."""
+    for _ in range(2):
+        batch = mixed_batch()
+        joblog.transitions.write(batch)
+        assert batch[1].granted
+
+    states = {job.jid: job.state for job in joblog.jobs}
+    assert {JID: "dead", "other": "started", "sent": "enqueued"} == states
+    job = told(joblog)
+    assert ["a"] == [f.token for f in job.failures]
+    assert ["line 1", "line 2"] == [each.text for each in job.lines]
+
+
+def test_round_trips_of_a_batch(joblog, tmp_path):
+    """Whatever a batch writes, PostgreSQL is asked once, and commits at once."""
+    if not isinstance(joblog.database, PostgresqlDatabase):
+        pytest.skip("only PostgreSQL changes several tables in one statement")
+    joblog.database.connect(reuse_if_open=True)
+    connection = joblog.database.connection().pgconn
+    trace = tmp_path / "trace"
+    with trace.open("w") as file:
+        connection.trace(file.fileno())
+        joblog.transitions.write(mixed_batch())
+        connection.untrace()
+
+    assert 1 == trace.read_text().count("ReadyForQuery")
+    assert "dead" == told(joblog).state
+
+
+def test_an_overtaken_run_in_a_batch(joblog):
+    """A run that was taken to be interrupted, and ends beside others, is corrected as if alone."""
+    joblog.transitions.write([start("a")])
+    joblog.transitions.write([start("b")])
+    assert 1 == told(joblog).interruptions
+    other = end("c", state="dead")
+    other.row["jid"] = other.failure["jid"] = "other"
+    joblog.transitions.write([end("a", state="retrying"), other])
+
+    job = told(joblog)
+    assert ("started", "b", None) == (job.state, job.token, job.interruptions)
+    assert [("a", "retried")] == [(f.token, f.outcome) for f in job.failures]
+    assert ["dead"] == [f.outcome for f in joblog.get("other").failures]
+
+
+def test_more_lines_than_one_statement_takes(joblog):
+    """A batch with any number of lines is written whole."""
+    ended = [end("a"), end("b")]
+    ended[1].row["jid"] = "other"
+    for event in ended:
+        event.lines = [line(event.jid, event.row["token"], n) for n in range(1, 702)]
+    joblog.transitions.write(ended)
+
+    assert [701, 701] == [joblog.get(event.jid).lines.count() for event in ended]
+    assert {"finished"} == {job.state for job in joblog.jobs}
 
 
 # What is told late: events that were kept on disk while the database was away

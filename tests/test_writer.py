@@ -143,6 +143,34 @@ def test_poison_does_not_take_its_batch(joblog, caplog):
     assert 0 == joblog.writer.lost
 
 
+@pytest.mark.parametrize("part", ["row", "failure", "lines"])
+def test_poison_in_a_batch_of_every_table(joblog, part):
+    """Whatever the database refuses of an event, the rows of others are kept, in every table."""
+    events = []
+    for jid in "abc":
+        run = {"jid": jid, "token": f"run-{jid}", "attempt": 1}
+        line = {"number": 1, "time": NOW, "level": "INFO", "logger": "x", "text": "hello"}
+        ended = Event("end", row(jid, "dead", token=f"run-{jid}", finished_at=NOW))
+        ended.failure, ended.lines = {**run, "outcome": "dead"}, [{**run, **line}]
+        events.append(ended)
+    too_large = {"row": events[1].row, "failure": events[1].failure, "lines": events[1].lines[0]}
+    too_large[part] |= {"max_retries" if part == "row" else "attempt": 2**80}
+    gate = threading.Event()
+    chore = threading.Thread(target=joblog.writer.call, args=(lambda: gate.wait(10),))
+    chore.start()
+    for event in (*events, Event("enqueue", row("sent"))):
+        joblog.writer.put(event)
+    gate.set()
+    chore.join()
+
+    lost = part == "failure"
+    assert ["a", *("b" for _ in range(not lost)), "c", "sent"] == jids(joblog)
+    for jid in "ac":
+        job = joblog.get(jid)
+        assert (1, 1) == (job.failures.count(), job.lines.count())
+    assert lost == joblog.writer.lost
+
+
 def test_tables_that_were_not_made_yet(database_url, caplog, eventually):
     """Without tables events are kept, the cure is named, and they are written once there are."""
     joblog = JobLog(database_url)
