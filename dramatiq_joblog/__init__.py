@@ -2,6 +2,7 @@
 
 from .current import current_job
 from .errors import (
+    CancelError,
     ConfigurationError,
     DatabaseAwayError,
     DuplicateJob,
@@ -20,6 +21,7 @@ from .states import DeadReason, Outcome, State
 
 __all__ = [
     "Action",
+    "CancelError",
     "ConfigurationError",
     "DatabaseAwayError",
     "DeadReason",

@@ -238,7 +238,8 @@ class Doctor:
                 "workers",
                 False,
                 f"{_many(orphans)} run(s) are started whose worker process is not known; {living}",
-                "their messages are gone if the broker does not deliver them again: requeue them",
+                "their messages are gone if the broker does not deliver them again: cancel these "
+                "jobs, and run them again",
             )
         return Finding("workers", True, living)
 
@@ -290,7 +291,8 @@ class Doctor:
             "queues",
             False,
             f"jobs wait since {old[0].created_at:%Y-%m-%d %H:%M} UTC: {'; '.join(parts)}",
-            "start workers for these queues; if the broker has lost the messages, requeue the jobs",
+            "start workers for these queues; if the broker has lost the messages, cancel the jobs, "
+            "and run them again",
         )
 
     def _spools(self) -> Finding:

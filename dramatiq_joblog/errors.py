@@ -68,6 +68,17 @@ class RequeueError(JobLogError):
         self.reason = reason
 
 
+class CancelError(JobLogError):
+    """Raised when a job cannot be cancelled; nothing was changed."""
+
+    def __init__(self, jid: str, reason: str) -> None:
+        super().__init__(f"job {jid} cannot be cancelled: {reason}")
+        #: The job that was to be cancelled.
+        self.jid = jid
+        #: Why it cannot be.
+        self.reason = reason
+
+
 class LockNotAcquired(JobLogError, RateLimitExceeded):
     """Raised when a key is held by another.
 

@@ -21,6 +21,7 @@ from peewee import Database, PeeweeException, SqliteDatabase
 from playhouse.db_url import connect
 
 from .asking import Asking
+from .cancelling import Cancelling
 from .chores import Chores
 from .clock import database_now
 from .current import running
@@ -64,7 +65,7 @@ _DRIVERS = {
 }
 
 
-class JobLog(Asking, Replaying):
+class JobLog(Asking, Cancelling, Replaying):
     """The log of jobs in one database: where they are asked for, and where they are written.
 
     Making one opens nothing: no connection, no thread, no file.  Two logs, on the same or on

@@ -286,6 +286,15 @@ class Locks:
             lock.update(free).where(*mine).execute()
         self.forget(token)
 
+    def give_up(self, owner: str, token: str | None) -> None:
+        """Give up all that a job holds whose last run was *token*, its uniqueness as well."""
+        lock = self.lock
+        held = lock.select(lock.kind, lock.key).where(
+            lock.kind.in_((SECTION, UNIQUE)), lock.owner == owner
+        )
+        for kind, key in sorted(set(held.tuples())):
+            self.release(kind, key, owner, token)
+
     def release_all(self, tokens: Sequence[str], keys: Sequence[str]) -> bool:
         """Give up the sections of several runs at once; False if nothing is done yet.
 

@@ -12,7 +12,7 @@ from dramatiq.message import generate_unique_id
 
 from .errors import DatabaseAwayError, DuplicateJob, RequeueError
 from .messages import PARENT, REPLAY_OF, ROOT, now
-from .states import FINAL, State
+from .states import CANCELLABLE, FINAL, State
 from .text import fold_jid
 
 if TYPE_CHECKING:
@@ -103,8 +103,11 @@ class Sender:
 
     def _check(self, job: Any, broker: Broker) -> None:
         if job.state not in FINAL:
+            cure = "; if nothing more will come of it, cancel it first"
             raise RequeueError(
-                job.jid, f"it is {job.state}; only what is finished, dead or skipped can be"
+                job.jid,
+                f"it is {job.state}; only what is finished, dead or skipped can be"
+                + (cure if job.state in CANCELLABLE else ""),
             )
         if job.actor not in broker.actors:
             raise RequeueError(job.jid, f"no actor {job.actor!r} is declared in this process")

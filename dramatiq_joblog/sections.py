@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .locks import SECTION, Claim, describe_holder
 from .models import to_millis
-from .states import FINAL, DeadReason, Outcome, Start, State
+from .states import FINAL, DeadReason, Start, State
 from .transitions import keys_of
 from .workers import has_ended
 
@@ -133,7 +133,7 @@ class Sections:
         event.granted = True
         self.transitions.put(event, row)
         if since is not None:
-            self._end_waiting(event, since)
+            self.transitions.end_waiting(event.row, since, self._locks.now())
 
     @staticmethod
     def _claim(event: Event, *, reenter: bool) -> Claim:
@@ -181,7 +181,7 @@ class Sections:
             event.found = None
             if timed_out:
                 # Its next attempt may wait as long again.
-                self._end_waiting(event, since)
+                self.transitions.end_waiting(event.row, since, self._locks.now())
             return
         values = event.row | {"started_at": None, "queue_time": None, "updated_at": now}
         if policy == "wait":
@@ -207,25 +207,4 @@ class Sections:
             values["duration"] = row.duration
         self.transitions.put(event.as_end(values), row)
         if timed_out:
-            self._end_waiting(event, since)
-
-    def _end_waiting(self, event: Event, since: int) -> None:
-        """Keep how long a job waited, and say that it waits no longer."""
-        now = self._locks.now()
-        self.transitions.insert_failures(
-            [
-                {
-                    "jid": event.jid,
-                    # Not the run's: that may fail by itself.
-                    "token": f"waited:{since}",
-                    "attempt": event.row["attempt"],
-                    "outcome": Outcome.WAITED.value,
-                    "started_at": since,
-                    "finished_at": now,
-                    "duration": max(0, now - since),
-                    "worker": event.row["worker"],
-                }
-            ]
-        )
-        job = self.transitions.job
-        job.update(waiting_since=None).where(job.jid == event.jid).execute()
+            self.transitions.end_waiting(event.row, since, self._locks.now())

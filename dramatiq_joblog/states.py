@@ -59,6 +59,8 @@ class DeadReason(_Text):
     CONFLICT = "conflict"
     #: It waited for its critical section as long as it may.
     WAIT_TIMEOUT = "wait_timeout"
+    #: Someone gave it up while it did not run: see :meth:`JobLog.cancel`.
+    CANCELLED = "cancelled"
 
 
 class Outcome(_Text):
@@ -81,6 +83,9 @@ FINAL = frozenset({State.FINISHED, State.DEAD, State.SKIPPED})
 
 #: A retryable job that has failed for now still keeps others out.
 IN_PROGRESS = (State.STARTED, State.RETRYING)
+
+#: States of jobs that can be cancelled: nothing of them runs, as far as is known.
+CANCELLABLE = (State.ENQUEUED, State.DELAYED, State.WAITING, State.RETRYING, State.LOST)
 
 #: States a run may begin from, whatever the attempt.
 STARTABLE = (State.ENQUEUED, State.DELAYED, State.WAITING)
@@ -111,14 +116,18 @@ def judge_start(
     new_token: str,
     redelivered: bool,
     rerun: bool,
+    cancelled: bool = False,
     late: bool = False,
 ) -> Start:
     """Decide what a run may do that begins while its job's row is in *state*.
 
     A redelivered message carries the same attempt as the run it repeats, so the
     number alone cannot tell them apart: the token and the state do.  *late* is a run that
-    began before what the row tells, and is only told now.
+    began before what the row tells, and is only told now.  Of a job that was *cancelled* nothing
+    begins, as whoever did it meant this very message; also with *rerun*.
     """
+    if cancelled:
+        return Start.REFUSE
     if token == new_token:
         return Start.KNOWN
     if new_attempt < attempt:

@@ -287,16 +287,42 @@ class Transitions:
         for event in events:
             if event.kind == "start":
                 event.granted = event.jid in written or self._contest(event)
-            elif event.start is not None and event.jid not in written:
-                self._end_unknown(event, event.start)
+            elif event.kind == "end" and event.jid not in written:
+                self._end_unknown(event)
         self._lose([e for e in events if e.cut_off and e.granted])
         self._note_late([event.row for event in events])
 
-    def _end_unknown(self, event: Event, start: Event) -> None:
+    def _end_unknown(self, event: Event) -> None:
         """Write the end of a run on a row that does not know of its start, if it might begin."""
         with self.atomic():
-            if self._contest(start):
+            if self._revive(event) or (event.start is not None and self._contest(event.start)):
                 self._write([event])
+
+    def _revive(self, event: Event) -> bool:
+        """Give a cancelled job back to a run that came to its end all the same.
+
+        Its worker was only taken to be gone, or could not ask the log.  What really became of
+        the job is worth more than that someone gave it up; a retry that follows is not.
+        """
+        if event.row["state"] not in FINAL or event.row.get("started_at") is None:
+            return False
+        row = self.locked(event.jid)
+        if row is None or row.dead_reason != DeadReason.CANCELLED:
+            return False
+        job, failure, token = self.job, self.failure, event.row["token"]
+        job.update(state=State.STARTED, token=token).where(job.jid == event.jid).execute()
+        taken_for_gone = failure.get_or_none(
+            failure.jid == event.jid,
+            failure.token == token,
+            failure.outcome == Outcome.INTERRUPTED.value,
+        )
+        counted = [row]
+        if taken_for_gone is not None:
+            taken_for_gone.delete_instance()
+            self._recount(event.jid)
+            counted.append(taken_for_gone)
+        self._note_late([{"finished_at": to_millis(each.finished_at)} for each in counted])
+        return True
 
     def _is_one_statement(self, events: Sequence[Event]) -> bool:
         """Tell whether a batch is one statement, and needs no transaction around it."""
@@ -457,6 +483,7 @@ class Transitions:
             new_token=event.row["token"],
             redelivered=event.redelivered or same_delivery(row.token, event.row["token"]),
             rerun=event.rerun,
+            cancelled=row.dead_reason == DeadReason.CANCELLED,
             late=event.replayed and self._is_late(event, row),
         )
 
@@ -499,8 +526,8 @@ class Transitions:
             job.update(beginning).where(job.jid == event.jid).execute()
         self._write([event])
 
-    def _interrupt(self, row: Any, event: Event) -> bool:
-        """Close the open run of *row*; return whether the job is dead of it."""
+    def interrupt(self, row: Any) -> int:
+        """Close the open run of a locked row; return how many of its runs lost their worker."""
         job, failure, worker = self.job, self.failure, self.worker
         seen = worker.get_or_none(worker.process == row.process) if row.process else None
         values = {name: getattr(row, name) for name in ("jid", "token", "attempt", "worker")}
@@ -512,7 +539,7 @@ class Transitions:
         self.insert_failures([_interruption(values, last_sign)])
         interruptions = (
             failure.select()
-            .where(failure.jid == event.jid, failure.outcome == Outcome.INTERRUPTED.value)
+            .where(failure.jid == row.jid, failure.outcome == Outcome.INTERRUPTED.value)
             .count()
         )
         update: dict[str, Any] = {"interruptions": interruptions}
@@ -521,18 +548,43 @@ class Transitions:
                 f"{interruptions} runs of it lost their worker: it may be a poison pill, that "
                 "kills the process it runs in"
             )
-        limit = event.max_interruptions
-        dead = limit is not None and interruptions >= limit
-        if dead:
-            now = event.row["updated_at"]
-            update |= {
-                "state": State.DEAD.value,
-                "dead_reason": DeadReason.INTERRUPTED.value,
-                "finished_at": now,
-                "updated_at": now,
-            }
+        job.update(update).where(job.jid == row.jid).execute()
+        return int(interruptions)
+
+    def _interrupt(self, row: Any, event: Event) -> bool:
+        """Close the open run of *row*; return whether the job is dead of it."""
+        interruptions, limit = self.interrupt(row), event.max_interruptions
+        if limit is None or interruptions < limit:
+            return False
+        job, now = self.job, event.row["updated_at"]
+        update = {
+            "state": State.DEAD.value,
+            "dead_reason": DeadReason.INTERRUPTED.value,
+            "finished_at": now,
+            "updated_at": now,
+        }
         job.update(update).where(job.jid == event.jid).execute()
-        return dead
+        return True
+
+    def end_waiting(self, waiter: dict[str, Any], since: int, now: int) -> None:
+        """Keep how long a job waited for its section, and say that it waits no longer."""
+        self.insert_failures(
+            [
+                {
+                    "jid": waiter["jid"],
+                    # Not the run's: that may fail by itself.
+                    "token": f"waited:{since}",
+                    "attempt": waiter["attempt"],
+                    "outcome": Outcome.WAITED.value,
+                    "started_at": since,
+                    "finished_at": now,
+                    "duration": max(0, now - since),
+                    "worker": waiter["worker"],
+                }
+            ]
+        )
+        job = self.job
+        job.update(waiting_since=None).where(job.jid == waiter["jid"]).execute()
 
     def atomic(self) -> Any:
         """Return a transaction, or a part of the one that is open."""

@@ -34,7 +34,7 @@ LAYERS = (
     ("chores",),
     ("asking", "replaying", "seal"),
     ("transitions",),
-    ("current",),
+    ("cancelling", "current"),
     ("capture", "reports", "sections", "spool"),
     ("writer",),
     ("doctor",),

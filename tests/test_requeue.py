@@ -133,11 +133,13 @@ def test_a_retried_job_runs_again_from_its_first_attempt(joblog, broker, run):
 
 @pytest.mark.parametrize("state", ["enqueued", "delayed", "waiting", "started", "retrying", "lost"])
 def test_a_job_that_has_not_ended_is_refused(joblog, work, job_factory, state):
-    """It still runs, or will, by itself."""
+    """It still runs, or will, by itself; one that does not run may be cancelled first."""
     job = job_factory(actor="work", state=state, args=[], kwargs={})
 
-    with pytest.raises(RequeueError, match=f"{job.jid} cannot be run again: it is {state}; only"):
+    refused = f"{job.jid} cannot be run again: it is {state}; only"
+    with pytest.raises(RequeueError, match=refused) as caught:
         joblog.requeue(job.jid)
+    assert ("cancel it first" in caught.value.reason) == (state != "started")
 
 
 @pytest.mark.parametrize(
