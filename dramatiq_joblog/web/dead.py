@@ -30,7 +30,7 @@ def dead(visit: Visit) -> Response:
         lambda: visit.site.keep("groups", lambda: log.dead_groups(tuple(WINDOWS.values()))),
     )
     step = WINDOWS[window] // charts.SPARKS
-    series = visit.part(
+    series: dict[Any, list[int]] = visit.part(
         "when they died",
         lambda: visit.site.keep(
             f"dead {window}", lambda: log.dead_series(WINDOWS[window], step=step)
@@ -67,9 +67,7 @@ def _plain_group(group: Any, series: dict[Any, list[int]]) -> dict[str, Any]:
     }
 
 
-def _group(
-    visit: Visit, group: Any, window: str, series: dict[Any, list[int]]
-) -> dict[str, Any]:
+def _group(visit: Visit, group: Any, window: str, series: dict[Any, list[int]]) -> dict[str, Any]:
     words = f"state:dead {word('actor', group.actor)}"
     # What died of no error is a group too, and no other.
     words += f" {word('error', group.error_type)}" if group.error_type else " -error:*"
