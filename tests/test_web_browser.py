@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import threading
+from datetime import datetime, timedelta, timezone
 
 import dramatiq
 import pytest
@@ -17,6 +18,7 @@ from dramatiq_joblog import JobLog
 from dramatiq_joblog.web import dashboard
 
 PAGES = ("/", "/jobs", "/dead", "/locks", "/workers", "/actions")
+NOON = datetime(2026, 11, 3, 12, tzinfo=timezone.utc)
 #: The widths at which the drawing was measured.
 WIDTHS = (360, 390, 700, 901, 1000, 1101, 1201, 1280, 1600)
 
@@ -81,6 +83,12 @@ CONTRAST = """() => {
   }
   return [...faults];
 }"""
+
+#: Cells of tables whose text runs over their edge.
+OVERFLOWS = """() => [...document.querySelectorAll("td, th")]
+  .filter((e) => e.checkVisibility() && getComputedStyle(e).overflowX === "visible")
+  .filter((e) => e.scrollWidth > e.clientWidth + 1)
+  .map((e) => e.className + ": " + e.innerText.slice(0, 60))"""
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +214,17 @@ def open_page(browser):
 def test_pages_fit_every_width_and_read_well(log, shop, run, serve, open_page):
     """No page is wider than its window; all has names and contrast, in light and in dark."""
     run(10)
+    log.Worker.create(
+        process="gone",
+        host="imports-3.eu-central-1.shop.example",
+        pid=4_194_304,
+        boot_id="6c1e",
+        threads=24,
+        queues=["default", "default.DQ", "imports", "mail"],
+        timeout=60_000,
+        started_at=NOON,
+        heartbeat_at=NOON + timedelta(hours=23, minutes=59),
+    )
     address = serve(dashboard(log, environment="test", every=60_000))
     dead = log.jobs.dead().first().jid
     paths = (*PAGES, f"/jobs/{dead}", f"/confirm/dismiss?jid={dead}", "/nope")
@@ -221,6 +240,7 @@ def test_pages_fit_every_width_and_read_well(log, shop, run, serve, open_page):
                     page.set_viewport_size({"width": width, "height": 900})
                     over = page.evaluate("document.documentElement.scrollWidth - innerWidth")
                     assert over <= 0, (path, width)
+                    assert page.evaluate(OVERFLOWS) == [], (path, width)
 
 
 def test_new_jobs_and_changes_come_in_by_themselves(log, shop, worker, run, serve, open_page):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from dramatiq_joblog.messages import DELAY_SUFFIX
 from dramatiq_joblog.models import to_millis
 from dramatiq_joblog.query import user_field
 from dramatiq_joblog.states import FINAL, State
@@ -265,7 +266,9 @@ class WorkerRow:
         self.words = word("worker", f"{worker.host}:{worker.pid}")
         self.seen: datetime = worker.heartbeat_at
         self.threads: int = worker.threads
-        self.queues = ", ".join(worker.queues or ())
+        # Each has one for what is delayed beside it, of which nobody needs to be told.
+        queues = [name for name in worker.queues or () if not name.endswith(DELAY_SUFFIX)]
+        self.queues = ", ".join(queues)
         self.look, self.shape, self.word = self._look(worker, now)
         self.alive = self.look == "ok"
         self.busy = sum(job.state == State.STARTED for job in jobs) if self.alive else len(jobs)
