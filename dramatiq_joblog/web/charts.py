@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,7 @@ def throughput(stats: Any) -> dict[str, Any]:
         "hits": hits,
         "top": top,
         "low": low,
-        "per": plain_duration(step).replace(":00", "").replace("1.0\u00a0", "1\u00a0"),
+        "per": _round(step),
         "axis": _time_axis(times, step),
         "counts": stats.counts,
     }
@@ -210,6 +211,11 @@ def _gathered(stats: Any) -> tuple[list[Any], int, dict[str, list[int]]]:
         for name, values in stats.series.items()
     }
     return stats.times[::size], stats.step * size, series
+
+
+def _round(step: int) -> str:
+    """Write a round duration without what is zero in it: ``30 min``, ``2 d``."""
+    return re.sub(r"(:00|\.0)(?=\u00a0)", "", plain_duration(step))
 
 
 def _height(value: int, top: int, height: int) -> float:

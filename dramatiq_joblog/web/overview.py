@@ -138,8 +138,8 @@ def _notes(visit: Visit, oldest: Sequence[Any], counts: dict[Any, Any]) -> dict[
         if 0 < counts.get(state, 0) < FEW:
             due = log.jobs.in_state(state).order_by(log.Job.eta).limit(1)
             following = visit.rows(None, due.iterator)
-            if following:
-                notes[state] = f"next {JobRow(following[0], visit.now).due}"
+            if following and (due_text := JobRow(following[0], visit.now).due):
+                notes[state] = f"next {due_text}"
     if 0 < counts.get(State.WAITING, 0) < FEW:
         keys = log.jobs.waiting().select(log.Job.section).distinct().order_by().tuples()
         some = len(visit.rows(None, lambda: keys))
