@@ -182,7 +182,7 @@ def _detail(span: Span, job: Any) -> str:
         "queue": f"queue {job.queue}",
         "waiting": job.section or "",
         "back-off": "before the next attempt",
-        "nobody": "until the broker gave it back",
+        "nobody": "until the broker gives it back",
         "folded": "they are told below",
     }
     return details[span.kind]
