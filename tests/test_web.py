@@ -686,8 +686,36 @@ def test_a_slow_database_is_a_banner(postgres_url):
 
     assert (locks.status_code, jobs.status_code) == (200, 200)
     assert "The database took longer than 0.2 s for the locks" in locks.text
+    assert "No section is held" not in locks.text
     assert "No jobs here." in jobs.text
     log.close()
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_what_is_not_known_is_not_told_as_nothing(joblog, job_factory, postgres_url, monkeypatch):
+    """A page whose figures do not come in time says so, and never that there is nothing."""
+    monkeypatch.setattr("dramatiq_joblog.web.site.FRESH_FOR", 0)
+    job_factory()
+    nothings = (
+        "No run failed|No job ended|Nothing is dead|No jobs here|No worker has|not seen a job"
+    )
+    with psycopg.connect(postgres_url) as other, client(dashboard(joblog, timeout=100)) as asking:
+        other.execute("LOCK TABLE joblog_total IN ACCESS EXCLUSIVE MODE")
+        charts = asking.get("/").text
+        told = asking.get("/overview.json").json()
+        other.rollback()
+        other.execute("LOCK TABLE joblog_job, joblog_worker IN ACCESS EXCLUSIVE MODE")
+        others = [asking.get(path).text for path in ("/", "/jobs", "/dead", "/workers")]
+        other.rollback()
+
+    assert re.search(
+        r'id="total-finished" [^>]*data-missing.*?<span class="v">\u2013</span>', charts
+    )
+    assert (None, ["the charts"]) == (told["stats"], told["missing"])
+    for html in (charts, *others):
+        assert "The database took longer than 0.1 s" in html
+        assert not re.search(nothings, html)
+        assert "Not known at this moment" in html
 
 
 def test_rows_further_down_are_looked_after(page, job_factory):

@@ -10,6 +10,7 @@ import threading
 from datetime import datetime, timedelta, timezone
 
 import dramatiq
+import psycopg
 import pytest
 import uvicorn
 from playwright.sync_api import expect, sync_playwright
@@ -325,6 +326,32 @@ def test_it_says_when_the_server_is_gone(log, serve, open_page, run):
     page.unroute("**/jobs*")
 
     expect(page.locator("#live-word")).to_have_text("Live")
+
+
+def test_what_does_not_come_in_time_stays_as_it_was(postgres_url, serve, open_page):
+    """While the database is slow, the last rows and figures stand under the banner."""
+    log = JobLog(postgres_url)
+    log.create_tables()
+    log.Job.create(
+        jid="a",
+        actor="work",
+        queue="default",
+        state="enqueued",
+        attempt=1,
+        **dict.fromkeys(("enqueued_at", "created_at", "updated_at"), NOON),
+    )
+    page = open_page(serve(dashboard(log, every=200, timeout=200)) + "/jobs")
+    row = page.locator("table.jobs tbody tr")
+    with psycopg.connect(postgres_url) as other:
+        other.execute("LOCK TABLE joblog_job IN ACCESS EXCLUSIVE MODE")
+        expect(page.locator("#banners")).to_contain_text("took longer than 0.2 s for the jobs")
+        expect(row).to_have_count(1)
+        expect(row).not_to_have_class(re.compile("gone"))
+        expect(page.locator("#tab-enqueued .n")).to_have_text("1")
+        other.rollback()
+
+    expect(page.locator("#banners")).to_be_empty()
+    log.close()
 
 
 def test_a_search_is_completed_and_its_words_are_chips(log, run, serve, open_page):

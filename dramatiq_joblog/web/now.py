@@ -46,6 +46,7 @@ def locks(visit: Visit) -> Response:
     waiting = sum(len(line) for line in lines.values())
     some = f"{len(rows)} section{'s' * (len(rows) != 1)} held, "
     sub = f"{some}{waiting} job{'s' * (waiting != 1)} waiting"
+    sub *= "the locks" not in visit.missing
     return visit.page("locks.html", "Locks", {"rows": rows, "sub": sub}, live=True, section="locks")
 
 
@@ -85,6 +86,7 @@ def workers(visit: Visit) -> Response:
     sub = f"{len(alive)} alive on {hosts} host{'s' * (hosts != 1)}, " * bool(alive)
     sub += f"{lost} possibly dead, " * bool(lost)
     sub += f"{busy} of {threads} threads busy"
+    sub *= "the workers" not in visit.missing
     return visit.page(
         "workers.html", "Workers", {"rows": rows, "sub": sub}, live=True, section="workers"
     )

@@ -95,7 +95,8 @@ def _errors(stats: Any, span: str) -> list[dict[str, Any]]:
 
 
 def _is_empty(visit: Visit) -> bool:
-    return not any(visit.counts().values())
+    counts = visit.counts()
+    return bool(counts) and not any(counts.values())
 
 
 def _cells(visit: Visit, oldest: Sequence[Any], stats: Any, span: str) -> list[dict[str, Any]]:
@@ -107,10 +108,11 @@ def _cells(visit: Visit, oldest: Sequence[Any], stats: Any, span: str) -> list[d
     for state in State:
         name = str(state)
         words = word("state", name)
-        value, note = counts.get(state), ""
+        value: Any = counts.get(state)
+        note = ""
         if state in FINAL:
-            value = ended.get(name, 0)
-            note = f"{100 * value / total:.3g} %" if total else ""
+            value = None if stats is None else ended.get(name, 0)
+            note = f"{100 * value / total:.3g} %" if value is not None and total else ""
             words += f" ended:{span}"
         else:
             note = notes.get(state, "")

@@ -58,6 +58,8 @@ class Visit:
         self.wants_json = self.link.path.endswith(".json") or self.prefers_json
         #: What the page says above all: what is missing, what was done.
         self.banners: list[str] = []
+        #: What did not come in time.
+        self.missing: set[str] = set()
         self._told: dict[str, Any] = {}
 
     @property
@@ -113,6 +115,7 @@ class Visit:
                 return ask()
         except QueryTimeout:
             if what is not None:
+                self.missing.add(what)
                 self.banners.append(
                     f"The database took longer than {timeout / 1000:g} s for {what}; "
                     "the rest is up to date."
@@ -154,8 +157,10 @@ class Visit:
         """Answer with another page."""
         return RedirectResponse(self.link(name, **values), 303)
 
-    def json(self, data: Any, status_code: int = 200) -> Response:
-        """Answer with data."""
+    def json(self, data: dict[str, Any], status_code: int = 200) -> Response:
+        """Answer with data, and with what is missing in it."""
+        if self.missing:
+            data = data | {"missing": sorted(self.missing)}
         return JSONResponse(data, status_code, headers={"vary": "accept, cookie"})
 
     def page(
@@ -183,6 +188,7 @@ class Visit:
             "link": self.link,
             "live": live,
             "may_act": self.access.may_act,
+            "missing": self.missing,
             "may_leave": site.login is not None and self.access.may_read,
             "name": "",
             "now": self.now,

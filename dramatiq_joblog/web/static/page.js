@@ -128,8 +128,11 @@
     selection();
   };
   const merge = (fresh) => {
+    const late = $("[data-missing]", fresh);
     for (const old of all("[data-live]")) {
       const other = fresh.getElementById(old.id);
+      // What did not come in time stays as it was, and nothing is gone for want of an answer.
+      if (late && (!other || "missing" in other.dataset)) continue;
       if (old.dataset.live === "reload") {
         if (!other) location.reload();
       } else if (!other) {
