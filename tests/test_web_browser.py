@@ -215,6 +215,9 @@ def open_page(browser):
 def test_pages_fit_every_width_and_read_well(log, shop, run, serve, open_page):
     """No page is wider than its window; all has names and contrast, in light and in dark."""
     run(10)
+    for at in (log.Job.enqueued_at, log.Job.started_at, log.Job.finished_at, log.Job.created_at):
+        # The longest that an age can be: 44 min ago.
+        log.Job.update({at: at - 44 * 60_000}).execute()
     log.Worker.create(
         process="gone",
         host="imports-3.eu-central-1.shop.example",
