@@ -120,6 +120,33 @@ def test_dead_jobs_are_dismissed(joblog, job_factory, ask):
     assert 3 == len(ask("actions").stdout.splitlines())
 
 
+def test_jobs_are_given_up(joblog, job_factory, ask):
+    """``cancel`` asks always, says why what runs is refused, and is kept with who did it."""
+    states = {"aa1": "lost", "aa2": "lost", "bb3": "enqueued", "cc4": "started", "dd5": "dead"}
+    for jid, state in states.items():
+        job_factory(jid=jid, state=state, job_type="import", finished_at=None)
+
+    told = ask("cancel", "type:import", code=2).stderr
+    assert "2 jobs (2 import), sent within" in told
+    assert ", 2 lost, will be dead and not run any more: nobody can be asked here" in told
+    done = ask("cancel", "type:import", "--yes", "--json", "--reason", "flushed").stdout
+    assert {"cancelled": ["aa1", "aa2"], "refused": {}} == json.loads(done)
+    assert "no job that matches can be cancelled" in ask("cancel", "type:import", code=1).stderr
+    assert "1 job (1 import), 1 enqueued, will be dead" in ask("cancel", "bb", code=2).stderr
+    assert "1 job cancelled." in ask("cancel", "state:enqueued", "-y").stdout
+
+    told = ask("cancel", "cc4", "-y", code=1).stderr
+    assert "job cc4 cannot be cancelled: it is started, and the log cannot stop code" in told
+    told = ask("cancel", "cc4", "dd5", "-y", code=1).stderr
+    assert "not all could be cancelled: 1 job: it is started" in told
+    assert "; 1 job: it is dead already" in told
+    assert "job dd5 cannot be cancelled: it is dead already" in ask("cancel", "dd5", code=1).stderr
+    assert ["aa1", "aa2", "bb3", "dd5"] == sorted(job.jid for job in joblog.jobs.dead())
+    assert ["was enqueued", "was lost: flushed", "was lost: flushed"] == [
+        action["detail"] for action in json.loads(ask("actions", "--json").stdout)
+    ]
+
+
 def test_a_section_is_freed_by_hand(joblog, ask):
     """``unlock`` says who holds it, needs a reason, and with --yes the fence that was seen."""
     with joblog.lock("finance:42") as lease:

@@ -1,4 +1,4 @@
-"""``requeue`` and ``dismiss``: what people do about jobs that went wrong."""
+"""``requeue``, ``dismiss`` and ``cancel``: what people do about jobs that went wrong."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from peewee import PeeweeException
 
-from dramatiq_joblog import JobLogError
+from dramatiq_joblog import CancelError, JobLogError
 from dramatiq_joblog.messages import REPLAY_OF
-from dramatiq_joblog.states import FINAL, State
+from dramatiq_joblog.states import CANCELLABLE, FINAL, State
 
 from .app import AWAY, NOTHING, Refusal, Session, command
 from .asking import confirm, many, myself, progress, yes_option
@@ -68,7 +68,7 @@ def requeue(
             "actors are needed: name its log by --app module:joblog"
         )
     named = _named(session, words, filters)
-    jobs = named or _found(session, words, filters, limit, again=True)
+    jobs = named or _found(session, words, filters, limit, "run again")
     if dry_run:
         _show(session, jobs, "would run again")
         return
@@ -113,10 +113,15 @@ def _tell_requeued(
             screen.write(
                 mark(State.ENQUEUED), f"  {safe(new)}", (f"  runs {safe(old)} again", QUIET)
             )
+    _refuse("not all could run again", refused)
+
+
+def _refuse(what: str, refused: dict[str, str]) -> None:
+    """Say why something could not be done, if that is so."""
     if refused:
         reasons = Counter(refused.values()).most_common(3)
         told = "; ".join(f"{many(count, 'job')}: {line(reason)}" for reason, count in reasons)
-        raise Refusal(f"not all could run again: {told}", NOTHING)
+        raise Refusal(f"{what}: {told}", NOTHING)
 
 
 @command(
@@ -144,7 +149,7 @@ def dismiss(
     and who did it is kept: see actions.
     """
     joblog = session.joblog
-    jobs = _named(session, words, filters) or _found(session, words, filters, limit, again=False)
+    jobs = _named(session, words, filters) or _found(session, words, filters, limit, "dismissed")
     confirm(f"{_told(jobs)} will be dismissed", yes=yes or len(jobs) == 1)
     dismissed = joblog.dismiss(*(job.jid for job in jobs), who=myself())
     if session.json:
@@ -153,6 +158,57 @@ def dismiss(
         session.screen.write(f"{many(len(dismissed), 'job')} dismissed.")
     if not dismissed:
         raise Refusal("none of them is dead and not dismissed yet", NOTHING)
+
+
+@command(
+    "cancel",
+    "Give up jobs that do not run.",
+    examples=[
+        ("cancel 4e1b9c70", "a job whose message is gone, or that is not wanted any more"),
+        ('cancel until:1h --reason "Redis was flushed"', "all lost ones older than an hour"),
+        ("cancel state:enqueued until:1h --yes", "all that were sent before, without a question"),
+    ],
+)
+@filtered
+@_limit
+@click.option("--reason", help="Why; it is kept with who did it.")
+@yes_option
+def cancel(
+    session: Session,
+    *,
+    words: tuple[str, ...],
+    filters: dict[str, Any],
+    limit: int,
+    reason: str | None,
+    yes: bool,
+) -> None:
+    """Give up jobs that do not run: they are dead, and what they hold is free.
+
+    WORDs are jids, or beginnings of them, or else words of a search.  Of what a search
+    finds only lost jobs are given up, unless state: says otherwise.  Should a message come
+    after all, it is not run.  What runs is refused: the log cannot stop code.
+    """
+    joblog = session.joblog
+    jobs = _named(session, words, filters) or _found(session, words, filters, limit, "cancelled")
+    able = [job for job in jobs if job.state not in FINAL]
+    if able:
+        states = ", ".join(f"{number(n)} {s}" for s, n in Counter(j.state for j in able).items())
+        confirm(f"{_told(able)}, {states}, will be dead and not run any more", yes=yes)
+    cancelled, refused = [], {}
+    with progress("cancelling", len(jobs)) as update:
+        for done, job in enumerate(jobs, 1):
+            try:
+                cancelled.append(joblog.cancel(job.jid, who=myself(), reason=reason).jid)
+            except CancelError as e:
+                if len(jobs) == 1:
+                    raise
+                refused[job.jid] = e.reason
+            update(done, len(jobs))
+    if session.json:
+        session.screen.json({"cancelled": cancelled, "refused": refused})
+    elif cancelled:
+        session.screen.write(f"{many(len(cancelled), 'job')} cancelled.")
+    _refuse("not all could be cancelled", refused)
 
 
 def _named(session: Session, words: Sequence[str], filters: dict[str, Any]) -> list[Any]:
@@ -168,19 +224,22 @@ def _named(session: Session, words: Sequence[str], filters: dict[str, Any]) -> l
 
 
 def _found(
-    session: Session, words: Sequence[str], filters: dict[str, Any], limit: int, *, again: bool
+    session: Session, words: Sequence[str], filters: dict[str, Any], limit: int, what: str
 ) -> list[Any]:
-    """Return the jobs that a search finds and that something can be done about."""
+    """Return the jobs that a search finds and that can be *what*."""
     job = session.joblog.Job
     query = select(session, words, filters)
     state_is_said = filters.get("state") or any(word.startswith("state:") for word in words)
-    query = query.in_state(*FINAL) if state_is_said and again else query.dead()
-    query = query.where(job.replayed_by.is_null()) if again else query.undismissed()
+    if what == "cancelled":
+        query = query.in_state(*(CANCELLABLE if state_is_said else (State.LOST,)))
+    elif what == "dismissed":
+        query = query.dead().undismissed()
+    else:
+        query = query.in_state(*(FINAL if state_is_said else (State.DEAD,)))
+        query = query.where(job.replayed_by.is_null())
     jobs = list(query.order_by(job.id).limit(limit))
     if not jobs:
-        raise Refusal(
-            "no job that matches can be " + ("run again" if again else "dismissed"), NOTHING
-        )
+        raise Refusal(f"no job that matches can be {what}", NOTHING)
     return jobs
 
 

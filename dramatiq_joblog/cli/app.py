@@ -16,6 +16,7 @@ import click
 from peewee import PeeweeException, SqliteDatabase
 
 from dramatiq_joblog import (
+    CancelError,
     ConfigurationError,
     DatabaseAwayError,
     JobLog,
@@ -156,7 +157,7 @@ class Session:
             if "new_joblog" in self.__dict__:
                 where = f"{describe(self.new_joblog.database)} "
             return Refusal(f"the log's database {where}cannot be asked: {text}", AWAY)
-        if isinstance(error, JobNotFound | LockNotAcquired | RequeueError):
+        if isinstance(error, CancelError | JobNotFound | LockNotAcquired | RequeueError):
             return Refusal(text, NOTHING)
         return Refusal(text, USAGE if isinstance(error, ValueError) else AWAY)
 

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from .again import dismiss, requeue
+from .again import cancel, dismiss, requeue
 from .app import PROGRAM, Program
 from .export import export
 from .health import doctor
@@ -23,7 +23,7 @@ from .tail import tail
 from .workers import workers
 
 COMMANDS = (
-    *(actions, dismiss, doctor, export, import_django, list_jobs, locks, migrate),
+    *(actions, cancel, dismiss, doctor, export, import_django, list_jobs, locks, migrate),
     *(prune, requeue, show, stats, tail, unlock, web, workers),
 )
 
