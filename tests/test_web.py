@@ -588,6 +588,13 @@ def test_what_cannot_run_again_says_why(page, joblog, lived):
 
     assert answer.status_code == 409
     assert "cannot be run again" in answer.text
+    both = [lived["dead"], lived["finished"]]
+    asked = page.get("/confirm/requeue", params={"jid": both}).text
+    assert "Run import again?" in asked
+    assert "1 more cannot be: what they were sent with is not kept." in asked
+    assert "disabled" not in asked.split("<form method")[1]
+    alone = page.get("/confirm/requeue", params={"jid": lived["dead"]}).text
+    assert "None of them can be: what they were sent with is not kept." in alone
     assert joblog.jobs.count() == 3
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MOST = 1000
 #: Refusals that are written down in words.
 _TOLD = 5
+#: Why some jobs cannot run again.
+_NOT_KEPT = "what they were sent with is not kept"
 #: What may be done, and the states of the jobs it may be done to.
 _STATES = {
     "requeue": (State.DEAD, State.FINISHED, State.SKIPPED),
@@ -135,19 +137,20 @@ def _ask_jobs(visit: Visit, what: str) -> Question:
     else:
         fields = [("q", text) for text in words]
         found = _matching(visit, what, words)
-    able = [job for job in found if job.state in _STATES[what]]
+    again = what == "requeue"
+    ended = [job for job in found if job.state in _STATES[what]]
+    able = [job for job in ended if not again or job.withheld is None or job.sealed is not None]
+    gone = len(ended) - len(able)
     capped = len(jids) > MOST or (not jids and len(found) >= MOST)
     some = f"{number(len(able))} job{'s' * (len(able) != 1)}"
-    again = what == "requeue"
     effects: list[tuple[str, str]] = []
     if again:
         effects.append(("retrying", "Each is sent anew with the same arguments, as a new job."))
         others = sum(job.state != State.DEAD for job in able)
         if others:
             effects.append(("waiting", f"{number(others)} of them did not die: they run twice."))
-        gone = sum(job.withheld is not None and job.sealed is None for job in able)
         if gone:
-            text = f"{number(gone)} of them cannot be: what they were sent with is not kept."
+            text = f"{number(gone)} more cannot be: {_NOT_KEPT}."
             effects.append(("dead", text))
         twice = sum(job.replayed_by is not None for job in able)
         if twice:
@@ -156,7 +159,7 @@ def _ask_jobs(visit: Visit, what: str) -> Question:
         effects.append(("skipped", "They leave the lists of what is dead; their rows are kept."))
     if capped:
         effects.append(("waiting", f"There are more: at most {number(MOST)} are taken at a time."))
-    left = len(found) - len(able)
+    left = len(found) - len(ended)
     if left:
         effects.append(("skipped", f"{number(left)} are left alone: {_why_left(what)}."))
     names = sorted({job.job_type or job.actor for job in able})
@@ -170,7 +173,9 @@ def _ask_jobs(visit: Visit, what: str) -> Question:
         note="written down with your name",
         back=visit.link.local(given.get("back", "") or _from(visit, jids)),
         fields=fields,
-        effects=effects if able else [("skipped", f"None of them can be: {_why_left(what)}.")],
+        effects=effects
+        if able
+        else [("skipped", f"None of them can be: {_NOT_KEPT if gone else _why_left(what)}.")],
         none=not able,
     )
 
