@@ -32,8 +32,9 @@ class Histogram(dict[int, int]):
 
     def merge(self, other: dict[Any, int]) -> None:
         """Add the counts of *other*, whose keys may be text, as JSON has them."""
-        for bucket, number in other.items():
-            self[int(bucket)] = self.get(int(bucket), 0) + number
+        for name, number in other.items():
+            bucket = int(name)
+            self[bucket] = self.get(bucket, 0) + number
 
     def percentile(self, share: float) -> int | None:
         """Return the milliseconds that *share* of them took at most, as 0.95; None without any.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import signal
 import subprocess
 import time
@@ -208,7 +209,7 @@ def test_long_work_shows_how_it_goes_on(joblog, job_factory, terminal, database_
 # stats, doctor
 
 
-def test_numbers(joblog, job_factory, ask):
+def test_numbers(joblog, job_factory, ask, terminal, database_url):
     """``stats`` tells states, throughput, times by type and errors, for people and programs."""
     for number in range(1, 5):
         job_factory(job_type="import", duration=number * 100, queue_time=5)
@@ -241,6 +242,12 @@ def test_numbers(joblog, job_factory, ask):
     assert "\nimport\t4\t1\t" in text
     assert "\nslow\t" in text
     assert "is no time" in ask("stats", "--since", "soon", code=2).stderr
+
+    seen = terminal("--database", database_url, "stats")
+    assert "Counting the jobs" in seen
+    assert re.search(r"ValueError +\S*load +1 .*·.*█", seen)
+    joblog.totals.catch_up(int(time.time() * 1000))
+    assert "Counting" not in terminal("--database", database_url, "stats")
 
 
 def test_the_doctor_is_asked(joblog, job_factory, ask):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from dramatiq_joblog.states import State
 from dramatiq_joblog.stats import GROUPED_BY
 
 from .app import Session, command
+from .asking import progress
 from .look import QUIET, aligned, colour, line, mark, number
 from .rows import SHORT_JID, kind
 from .screen import Column
@@ -21,6 +23,7 @@ from .screen import Column
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from dramatiq_joblog.joblog import JobLog
     from dramatiq_joblog.stats import ErrorCount, Group, Stats
 
     from .screen import Screen
@@ -67,7 +70,8 @@ def stats(session: Session, *, by: str, since: str, until: str | None) -> None:
     """
     joblog = session.joblog
     begin, end = instant(since), None if until is None else instant(until)
-    told = joblog.stats(since=begin, until=end, by=by)
+    with _while_counting(joblog):
+        told = joblog.stats(since=begin, until=end, by=by)
     counts, oldest = joblog.counts(), joblog.oldest()
     if session.json:
         session.screen.json(_document(told, counts, oldest))
@@ -97,6 +101,13 @@ def stats(session: Session, *, by: str, since: str, until: str | None) -> None:
             ],
             oldest,
         )
+
+
+def _while_counting(joblog: JobLog) -> contextlib.AbstractContextManager[Any]:
+    """Show that it takes its time where all is counted from the jobs, and not from totals."""
+    if joblog.totals.counted() is not None:
+        return contextlib.nullcontext()
+    return progress("Counting the jobs, as no worker has done so yet")
 
 
 def _waits(job: Any, now: datetime) -> int:
