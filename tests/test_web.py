@@ -245,6 +245,33 @@ def test_locks_tell_holder_and_line(page, joblog, job_factory):
 # Data
 
 
+def test_workers_that_ended_are_not_busy(page, joblog):
+    """A worker that ended is told of without threads that could be busy."""
+    now = joblog.now()
+    for pid, ended in ((1, now), (2, None)):
+        joblog.Worker.create(
+            process=f"p{pid}",
+            host="here",
+            pid=pid,
+            threads=4,
+            queues=["default", "default.DQ"],
+            timeout=60_000,
+            started_at=now - timedelta(minutes=5),
+            heartbeat_at=now,
+            ended_at=ended,
+        )
+    html = page.get("/workers").text
+
+    assert "1 alive on 1 host, 0 of 4 threads busy" in html
+    assert ("4 threads", 1) == (
+        re.findall(r"4 threads(?=</span></td>)", html)[0],
+        html.count("slots"),
+    )
+    assert "default.DQ" not in html
+    joblog.Worker.update(ended_at=now).execute()
+    assert ">none alive<" in page.get("/workers").text
+
+
 def test_each_page_is_data_too(page, lived):
     """A page's path with .json, or a header, answers with data."""
     keys = {

@@ -85,7 +85,7 @@ def workers(visit: Visit) -> Response:
     busy, threads = sum(row.busy for row in alive), sum(row.threads for row in alive)
     sub = f"{len(alive)} alive on {hosts} host{'s' * (hosts != 1)}, " * bool(alive)
     sub += f"{lost} possibly dead, " * bool(lost)
-    sub += f"{busy} of {threads} threads busy"
+    sub += f"{busy} of {threads} threads busy" if alive else "none alive"
     sub *= "the workers" not in visit.missing
     return visit.page(
         "workers.html", "Workers", {"rows": rows, "sub": sub}, live=True, section="workers"

@@ -271,6 +271,7 @@ class WorkerRow:
         self.queues = ", ".join(queues)
         self.look, self.shape, self.word = self._look(worker, now)
         self.alive = self.look == "ok"
+        self.ended = worker.ended_at is not None
         self.busy = sum(job.state == State.STARTED for job in jobs) if self.alive else len(jobs)
         self.slots = self._draw()
         self.doing = [_Doing(job, now) for job in jobs[:_DRAWN]]
