@@ -5,7 +5,7 @@ acknowledged.  Rounds of all variants alternate, so that a machine that drifts s
 and the ratio is taken within each round.  After each run every job must be finished in the log.
 
     python benchmarks/throughput.py [--rounds 5] [--jobs 8000] [--processes 1] [--threads 8]
-        [--sleep MS] [--only NAME ...] [--sections] [--enqueued] [--lines]
+        [--sleep MS] [--only NAME ...] [--sections] [--enqueued] [--lines [N]]
 """
 
 from __future__ import annotations
@@ -140,10 +140,9 @@ def run(variant: dict, redis_url: str, args: argparse.Namespace) -> dict:
         environment = os.environ | {
             "BENCH_ACTOR": json.dumps(actor),
             "BENCH_DATABASE": database or "",
+            "BENCH_LINES": str(args.lines),
             "BENCH_LOG": log or "",
-            "BENCH_OPTIONS": json.dumps(
-                variant["options"] | ({"lines": "INFO"} if args.lines and log == "ours" else {})
-            ),
+            "BENCH_OPTIONS": json.dumps(variant["options"]),
             "BENCH_OUTPUT": output,
             "BENCH_SLEEP": str(args.sleep),
             "REDIS_URL": redis_url,
@@ -187,7 +186,15 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--enqueued", action="store_true", help="the jobs have their rows already")
     parser.add_argument("--jobs", type=int, default=8000)
-    parser.add_argument("--lines", action="store_true", help="each job logs five lines")
+    parser.add_argument(
+        "--lines",
+        nargs="?",
+        type=int,
+        const=5,
+        default=0,
+        metavar="N",
+        help="each job logs lines, five by default, whether or not anything keeps them",
+    )
     parser.add_argument("--only", nargs="*", choices=WAYS, help="measure only these ways")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)

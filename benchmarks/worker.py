@@ -19,6 +19,7 @@ from dramatiq.middleware import Middleware
 
 LOG = os.environ["BENCH_LOG"]
 DATABASE = os.environ["BENCH_DATABASE"]
+LINES = int(os.environ["BENCH_LINES"])
 OPTIONS = json.loads(os.environ["BENCH_OPTIONS"])
 OUTPUT = Path(os.environ["BENCH_OUTPUT"])
 SLEEP = int(os.environ["BENCH_SLEEP"]) / 1000
@@ -66,6 +67,5 @@ dramatiq.set_broker(broker)
 def work(n):
     if SLEEP:
         time.sleep(SLEEP)
-    if OPTIONS.get("lines"):
-        for number in range(5):
-            logging.getLogger("work").info("line %d of job %d", number, n)
+    for number in range(LINES):
+        logging.getLogger("work").info("line %d of job %d", number, n)
