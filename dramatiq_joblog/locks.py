@@ -13,9 +13,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peewee import MySQLDatabase, SqliteDatabase, fn
+from peewee import SQL, MySQLDatabase, PostgresqlDatabase, fn
 
 from .clock import database_now
+from .compiled import Compiled
 from .errors import ConfigurationError
 from .models import to_millis
 from .query import literal_states
@@ -220,6 +221,8 @@ class Locks:
         self._table = f'"{lock._meta.table_name}"'
         #: Whether an upsert can neither be guarded nor return anything.
         self._in_steps = isinstance(self._database, MySQLDatabase)
+        self._release_all = Compiled(self._database, self._releasing)
+        self._waited_for = Compiled(self._database, self._waiting)
         self._guard = threading.Lock()
         #: What this process holds, by token.
         self._leases: dict[str, Lease] = {}
@@ -295,33 +298,36 @@ class Locks:
         for kind, key in sorted(set(held.tuples())):
             self.release(kind, key, owner, token)
 
-    def release_all(self, tokens: Sequence[str], keys: Sequence[str]) -> bool:
-        """Give up the sections of several runs at once; False if nothing is done yet.
-
-        It is for what they hold by their tokens; what is kept without one is for `release`.
-        """
-        lock = self.lock
-        mine = lock.select(lock.id).where(
-            lock.kind == SECTION, lock.key.in_(list(keys)), lock.token.in_(list(tokens))
-        )
-        if not isinstance(self._database, SqliteDatabase):
-            # In the order in which others take them.
-            mine = mine.order_by(lock.key).for_update()
-        ids = [row.id for row in mine]
-        if len(ids) < len(tokens):
-            return False
-        free = {"owner": None, "token": None, "process": None, "expires_at": None}
-        lock.update(free).where(lock.id.in_(ids)).execute()
+    def release_all(self, held: Sequence[tuple[str, str, str | None]]) -> None:
+        """Give up several sections, as :meth:`release` does each: the key, its owner, the token."""
+        keys, owners, tokens = zip(*held, strict=True)
+        self._release_all.execute([*keys, *owners, *tokens])
         for token in tokens:
             self.forget(token)
-        return True
+
+    def _releasing(self, values: Sequence[Any]) -> Any:
+        """Return the statement that frees sections: as many keys as owners and tokens."""
+        lock, count = self.lock, len(values) // 3
+        mine: Any = (
+            (lock.kind == SQL(f"'{SECTION}'"))
+            & lock.key.in_(values[:count])
+            & lock.owner.in_(values[count : 2 * count])
+            & (lock.token.is_null() | lock.token.in_(values[2 * count :]))
+        )
+        if isinstance(self._database, PostgresqlDatabase):
+            # In the order in which others take them.
+            mine = lock.id.in_(lock.select(lock.id).where(mine).order_by(lock.key).for_update())
+        nothing = dict.fromkeys(("owner", "token", "process", "expires_at"), SQL("NULL"))
+        return lock.update(nothing).where(mine)
 
     def waited_for(self, keys: Sequence[str]) -> set[str]:
         """Return those of *keys* that somebody waits for."""
+        return {section for (section,) in self._waited_for.execute(keys).fetchall()}
+
+    def _waiting(self, keys: Sequence[str]) -> Any:
         job = self.job
         waiting = job.state.in_(literal_states([State.WAITING]))
-        rows = job.select(job.section).where(waiting, job.section.in_(list(keys))).distinct()
-        return {section for (section,) in rows.tuples()}
+        return job.select(job.section).where(waiting, job.section.in_(keys)).distinct()
 
     def keep(self, key: str, owner: str, token: str, milliseconds: int) -> None:
         """Keep a section for its owner's next run, which begins within *milliseconds*."""

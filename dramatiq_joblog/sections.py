@@ -93,6 +93,9 @@ class Sections:
         """Tell whether a run may begin without a look at what was before."""
         if row is None:
             return True
+        if event.replayed:
+            # When its run was, and what became of that of the row, must be known.
+            return False
         may_begin = self.transitions.judge(event, row) is Start.BEGIN
         event.found = None
         return may_begin and row.state not in FINAL and row.waiting_since is None

@@ -10,11 +10,12 @@ import hashlib
 import secrets
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peewee import SqliteDatabase, fn
 
-from .locks import SECTION, UNIQUE, Locks
+from .compiled import Compiled
+from .locks import UNIQUE, Locks
 from .models import Job, to_millis
 from .states import FINAL, OPEN, STARTABLE, DeadReason, Outcome, Start, State, judge_start
 from .totals import LATE
@@ -32,6 +33,18 @@ if TYPE_CHECKING:
 MAX_SKEW = 1_000
 #: A job that lost its worker this often may be what kills it.
 SUSPICIOUS = 3
+
+
+class Known(NamedTuple):
+    """What a start in a section is judged by, of the job's row."""
+
+    jid: str
+    state: str
+    attempt: int
+    token: str | None
+    dead_reason: str | None
+    #: Whether it waits, and since when: in milliseconds.
+    waiting_since: int | None
 
 
 @dataclass
@@ -261,6 +274,7 @@ class Transitions:
         self._runs = upsert(_run_rule(job))
         self._failures = upsert(_failure_rule(failure))
         self._lines = upsert(_line_rule(line))
+        self._locked_all = Compiled(self.database, self._locking)
         self._own_fields = [f for f in job._meta.sorted_fields if f.name not in Job._meta.fields]
 
     def own_defaults(self) -> dict[str, Any]:
@@ -343,10 +357,9 @@ class Transitions:
         written = write_all(self._portions(events))
         self._note_late([e.failure for e in events if e.failure])
         self._write_overtaken([e for e in events if e.failure and e.jid not in written])
-        freed = self._free_all([e for e in events if e.jid in written])
+        self._free_all([e for e in events if e.jid in written])
         for event in sorted(events, key=keys_of):
-            done = event.kind == "enqueue" or event.jid in written
-            self._hold(event, written=done, freed=event.jid in freed)
+            self._hold(event, written=event.kind == "enqueue" or event.jid in written)
         return written
 
     def _write_overtaken(self, events: Sequence[Event]) -> None:
@@ -358,31 +371,26 @@ class Transitions:
                     # What was taken for an interruption has ended by itself.
                     self._recount(event.jid)
 
-    def _free_all(self, events: Sequence[Event]) -> set[str]:
-        """Free the sections of jobs that have ended at once; return those that are done."""
-        ends = [
-            (e.jid, e.row["token"], e.section["key"])
+    def _free_all(self, events: Sequence[Event]) -> None:
+        """Free the sections of jobs whose runs have ended, and that are not to be retried."""
+        held = [
+            (e.section["key"], e.jid, e.row["token"])
             for e in events
-            if e.kind == "end" and e.section is not None and e.row["state"] in FINAL
+            if e.kind == "end" and e.section is not None and e.row["state"] != State.RETRYING
         ]
-        if len(ends) < 2 or not all(token for _, token, _ in ends):
-            return set()
-        jids, tokens, keys = zip(*ends, strict=True)
-        return set(jids) if self.locks.release_all(tokens, keys) else set()
+        if held:
+            self.locks.release_all(held)
 
-    def _hold(self, event: Event, *, written: bool, freed: bool = False) -> None:
-        """Keep or free what the job holds, as its new state wants it."""
+    def _hold(self, event: Event, *, written: bool) -> None:
+        """Keep what the job holds, or free what it is unique by, as its new state wants it."""
         locks, row = self.locks, event.row
         if event.kind == "end" and not written:
             locks.forget(row["token"])
             return
         final = row["state"] in FINAL
-        if event.section is not None and event.kind == "end" and not freed:
-            if row["state"] == State.RETRYING:
-                grace = event.section["ttl"] + max(0, row["eta"] - row["updated_at"])
-                locks.keep(event.section["key"], event.jid, row["token"], grace)
-            else:
-                locks.release(SECTION, event.section["key"], event.jid, row["token"])
+        if event.section is not None and event.kind == "end" and row["state"] == State.RETRYING:
+            grace = event.section["ttl"] + max(0, row["eta"] - row["updated_at"])
+            locks.keep(event.section["key"], event.jid, row["token"], grace)
         if event.unique is not None:
             key, until = event.unique["key"], event.unique["until"]
             if event.kind == "enqueue":
@@ -452,12 +460,18 @@ class Transitions:
                 return verdict is Start.KNOWN
             return self.begin(event, row, verdict)
 
-    def locked_all(self, jids: Sequence[str]) -> dict[str, Any]:
-        """Return the rows of several jobs, alike."""
-        select = self.job.select().where(self.job.jid.in_(list(jids)))
+    def locked_all(self, jids: Sequence[str]) -> dict[str, Known]:
+        """Return what there is to know of the rows of several jobs, alike."""
+        rows = map(Known._make, self._locked_all.execute(jids).fetchall())
+        return {row.jid: row for row in rows}
+
+    def _locking(self, jids: Sequence[str]) -> Any:
+        job = self.job
+        select = job.select(*(getattr(job, name) for name in Known._fields))
+        select = select.where(job.jid.in_(jids))
         if not isinstance(self.database, SqliteDatabase):
-            select = select.order_by(self.job.jid).for_update()
-        return {row.jid: row for row in select}
+            select = select.order_by(job.jid).for_update()
+        return select
 
     def begin_all(self, events: Sequence[Event]) -> set[str]:
         """Write the starts of runs that may begin, and return the jobs that did."""

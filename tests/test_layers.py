@@ -14,7 +14,7 @@ PACKAGE = ROOT / "dramatiq_joblog"
 
 #: Each line may import from the lines above it, and nothing else of the package.
 LAYERS = (
-    ("clock", "errors", "mysql", "redaction", "states"),
+    ("clock", "compiled", "errors", "mysql", "redaction", "states"),
     ("connection", "query", "timeline", "upserts"),
     ("models",),
     ("text",),

@@ -138,6 +138,19 @@ def test_only_the_owner_frees(locks):
     assert locks.take(claim("c")) is None
 
 
+def test_several_are_freed_at_once(locks):
+    """Runs give up what they hold, or what was kept for their jobs, and nothing of other runs."""
+    for owner in "abcd":
+        assert locks.take(claim(owner, f"{owner} 1", key=owner)) is not None
+    locks.keep("b", "b", "b 1", 60_000)
+    locks.release_all([("c", "c", "c 2"), ("b", "b", "b 2"), ("a", "a", "a 1")])
+
+    assert [None, None] == [locks.holder(SECTION, key) for key in "ab"]
+    assert ["c", "d"] == [locks.holder(SECTION, key).owner for key in "cd"]
+    fences = [locks.take(claim("x", f"x {key}", key=key)) for key in "abcd"]
+    assert [2, 2, None, None] == [lease and lease.fence for lease in fences]
+
+
 def test_a_lease_that_ran_out(locks):
     """A key whose lease ran out is taken over, with a new fence, and its holder knows."""
     first = locks.take(claim("a"))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import asdict
 
 import dramatiq
+import peewee
 import pytest
 import redis
 import servers
@@ -17,6 +19,7 @@ from dramatiq.middleware import (
 )
 from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
+from playhouse.test_utils import count_queries
 
 from dramatiq_joblog import (
     ConfigurationError,
@@ -577,6 +580,34 @@ def test_a_start_whose_answer_did_not_arrive(joblog):
     joblog.Lock.update(token="another", owner="another").execute()
     assert not joblog.writer.write(late)
     assert late.delay is not None
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_statements_of_sections(joblog, count):
+    """Jobs that begin, or end, in sections of their own take the same few statements together."""
+    if isinstance(joblog.database, peewee.MySQLDatabase):
+        pytest.skip("MySQL takes each key in steps")
+    joblog.database.connect(reuse_if_open=True)
+    begins, ends, now = [], [], time.time_ns() // 1_000_000
+    for n in range(count):
+        section = asdict(Exclusive(f"key {n}"))
+        row = {"jid": f"job {n}", "actor": "work", "queue": "default", "attempt": 1}
+        row |= dict.fromkeys(("enqueued_at", "started_at", "created_at", "updated_at"), now)
+        row |= {"token": f"run {n}", "process": None, "worker": "here"}
+        begins.append(Event("start", row | {"state": "started"}, section=section))
+        ended = row | {"state": "finished", "finished_at": now}
+        ends.append(Event("end", ended, section=section))
+
+    def statements(events):
+        with count_queries() as counted:
+            joblog.writer._sections.write(events)
+        words = [record.msg[0].split()[0] for record in counted.get_queries()]
+        return [word for word in words if word not in ("BEGIN", "COMMIT")]
+
+    assert ["SELECT", "SELECT", "INSERT", "INSERT"] == statements(begins)
+    assert all(event.granted for event in begins)
+    assert ["INSERT", "UPDATE"] == statements(ends)
+    assert [None] * count == [lock.owner for lock in joblog.Lock.select()]
 
 
 def test_waiting_anew_after_a_retry(joblog, broker, worker, gate, eventually):

@@ -1,0 +1,38 @@
+"""Statements that peewee wrote once, for any number of values.
+
+To write a statement costs it more than most take to run, and the writer's thread asks the same
+ones all the time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from peewee import Database
+
+
+class Compiled:
+    """A statement whose only parameters are the values that it is made for.
+
+    Parameters:
+      database: Where it is asked.
+      make: Makes the query from values, all of which, and nothing else, become its parameters in
+        their order.
+    """
+
+    def __init__(self, database: Database, make: Callable[[Sequence[Any]], Any]) -> None:
+        self._database = database
+        self._make = make
+        #: The text for each number of values.
+        self._texts: dict[int, str] = {}
+
+    def execute(self, values: Sequence[Any]) -> Any:
+        """Ask it with *values*, and return the cursor."""
+        text = self._texts.get(len(values))
+        if text is None:
+            text, _ = self._make(values).sql()
+            self._texts[len(values)] = text
+        return self._database.execute_sql(text, values)
