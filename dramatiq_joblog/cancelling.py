@@ -112,6 +112,9 @@ class Cancelling:
                 result.cancelled.append(self.cancel(job.jid, who=who, reason=reason).jid)
             except CancelError as e:
                 result.refused[job.jid] = e.reason
+            except JobNotFound as e:
+                # It ended meanwhile, and was pruned.
+                result.refused[job.jid] = str(e)
             if progress is not None:
                 progress(done, len(jobs))
         return result

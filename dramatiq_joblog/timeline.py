@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .states import FINAL, Outcome, State
+from .states import FINAL, DeadReason, Outcome, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -68,8 +68,10 @@ def timeline(job: Any, failures: Iterable[Any], now: datetime) -> list[Span]:
         spans.append(span)
         at, before = max(at, span.end), span
     if job.state in FINAL:
-        if not spans and job.finished_at is not None and job.finished_at > at:
-            spans.append(Span("queue", State.ENQUEUED, at, job.finished_at))
+        # Nothing ran when it was given up, for however long.
+        idle = not spans or job.dead_reason == DeadReason.CANCELLED
+        if idle and job.finished_at is not None and job.finished_at > at:
+            spans.append(_between(before, at, job.finished_at))
     elif (before is None or not before.open) and now > at:
         spans.append(_between(before, at, now, goes_on=True))
     return spans

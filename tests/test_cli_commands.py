@@ -125,7 +125,9 @@ def test_jobs_are_given_up(joblog, job_factory, ask):
     """``cancel`` asks always, says why what runs is refused, and is kept with who did it."""
     states = {"aa1": "lost", "aa2": "lost", "bb3": "enqueued", "cc4": "started", "dd5": "dead"}
     for jid, state in states.items():
-        job_factory(jid=jid, state=state, job_type="import", finished_at=None)
+        error = "KeyError" if jid == "bb3" else None
+        row = {"state": state, "job_type": "import", "finished_at": None, "error_type": error}
+        job_factory(jid=jid, **row)
 
     told = ask("cancel", "type:import", code=2).stderr
     assert "2 jobs (2 import), sent within" in told
@@ -135,6 +137,8 @@ def test_jobs_are_given_up(joblog, job_factory, ask):
     assert "no job that matches can be cancelled" in ask("cancel", "type:import", code=1).stderr
     assert "1 job (1 import), 1 enqueued, will be dead" in ask("cancel", "bb", code=2).stderr
     assert "1 job cancelled." in ask("cancel", "state:enqueued", "-y").stdout
+    assert "\tcancelled, KeyError\n" in ask("list", "id:bb3").stdout
+    assert "\tcancelled\n" in ask("list", "id:aa1").stdout
 
     told = ask("cancel", "cc4", "-y", code=1).stderr
     assert "job cc4 cannot be cancelled: it is started, and the log cannot stop code" in told

@@ -25,6 +25,7 @@ def job(state, started=None, finished=None, **more):
         "updated_at": at(finished or started or 0),
         "started_at": at(started),
         "finished_at": at(finished),
+        "dead_reason": None,
         "waiting_since": None,
         "worker": "web1:1:1",
     }
@@ -84,6 +85,11 @@ def failure(outcome, started, finished, attempt=1):
             ["queue 0-1", "waiting 1-41", "run 41-45 finished"],
         ),
         (job("dead", None, 9), [], ["queue 0-9"]),
+        (
+            job("dead", 1, 50, dead_reason="cancelled"),
+            [failure("interrupted", 1, 5)],
+            ["queue 0-1", "run 1-5 interrupted", "nobody 5-50"],
+        ),
         (job("finished", -1, 5), [], ["run -1-5 finished"]),
     ],
 )

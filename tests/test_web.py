@@ -375,7 +375,7 @@ def test_read_only_may_look_and_not_act(joblog, lived, told):
 
     assert lived["dead"] in html
     assert "data-ask" not in html
-    for what in ("requeue", "dismiss", "unlock"):
+    for what in ("requeue", "dismiss", "cancel", "unlock"):
         data = {"csrf": token, "jid": lived["dead"]}
         assert asking.post(f"/do/{what}", data=data).status_code == 403
         assert asking.get(f"/confirm/{what}", params=data).status_code == 403
@@ -514,7 +514,7 @@ def test_only_assets_are_served(local, path):
 # What may be done
 
 
-@pytest.mark.parametrize("what", ["requeue", "dismiss", "unlock"])
+@pytest.mark.parametrize("what", ["requeue", "dismiss", "cancel", "unlock"])
 def test_an_action_needs_the_token(page, lived, joblog, what):
     """A form without the browser's token, or from another site, does nothing."""
     token = csrf(page)
@@ -598,6 +598,54 @@ def test_errors_are_drawn_over_time(page, joblog, job_factory):
     later = page.get("/dead.json?window=3d").json()["groups"][0]["series"]
     assert [2] == [number for number in later if number]
     assert "spark" not in page.get("/dead?window=1h").text
+
+
+def test_giving_up_is_asked_done_and_written_down(page, joblog, job_factory):
+    """A job that does not run has the button, is dead afterwards, and it is known why."""
+    lost = job_factory(state="lost", job_type="import", finished_at=None)
+    html = page.get(f"/jobs/{lost.jid}").text
+    question = page.get("/confirm/cancel", params={"jid": lost.jid})
+    form = {"csrf": csrf(page), "jid": lost.jid, "reason": "flushed", "back": f"/jobs/{lost.jid}"}
+    done = page.post("/do/cancel", data=form)
+
+    assert f'data-do="cancel" href="/confirm/cancel?jid={lost.jid}"' in html
+    assert "Cancel import?" in question.text
+    assert "Code that runs where the log cannot see it is not stopped." in question.text
+    assert "1 job is cancelled." in done.text
+    assert "local cancelled it, which was lost: flushed" in done.text
+    assert 'data-do="cancel"' not in done.text
+    (action,) = joblog.actions
+    assert ("cancel", lost.jid, "was lost: flushed") == (action.what, action.jid, action.detail)
+    assert "dead" == joblog.get(lost.jid).state
+
+
+def test_what_runs_is_not_given_up(page, joblog, job_factory):
+    """A job that began meanwhile is refused in a sentence; of several the others are done."""
+    started, waiting = (job_factory(state=s, finished_at=None) for s in ("started", "waiting"))
+    form = {"csrf": csrf(page), "jid": started.jid}
+    refused = page.post("/do/cancel", data=form)
+    both = page.post("/do/cancel", data=form | {"jid": [started.jid, waiting.jid, "gone"]})
+
+    assert 'data-do="cancel"' not in page.get(f"/jobs/{started.jid}").text
+    assert "None of them can be" in page.get("/confirm/cancel", params={"jid": started.jid}).text
+    assert refused.status_code == 409
+    assert "it is started, and the log cannot stop code that runs" in refused.text
+    assert "1 job is cancelled. 2 could not be; Actions says why." in both.text
+    assert ["started", "dead"] == [joblog.get(job.jid).state for job in (started, waiting)]
+
+
+def test_all_that_are_lost_are_given_up(page, joblog, job_factory):
+    """A state of jobs that do not run is taken whole."""
+    lost = [job_factory(state="lost", finished_at=None) for _ in range(3)]
+    html = page.get("/jobs", params={"q": "state:lost"}).text
+    assert "Select all 3 lost" in html
+    assert 'formaction="/confirm/cancel"' in html
+    assert 'formaction="/confirm/cancel"' not in page.get("/jobs", params={"q": "state:dead"}).text
+    assert "Cancel 3 jobs?" in page.get("/confirm/cancel", params={"q": "state:lost"}).text
+
+    page.post("/do/cancel", data={"csrf": csrf(page), "q": "state:lost"})
+
+    assert {"cancelled"} == {joblog.get(job.jid).dead_reason for job in lost}
 
 
 def test_running_again_leads_to_the_new_job(page, joblog, lived):

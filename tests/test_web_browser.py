@@ -409,6 +409,34 @@ def test_a_dead_job_is_run_again_and_lives(log, shop, worker, run, serve, open_p
     expect(page.locator("#history")).to_contain_text("run again by")
 
 
+def test_a_job_is_given_up(log, shop, worker, serve, open_page):
+    """From its page, for a reason, while it does not run; then it is not run by a worker."""
+    kept, given_up = (shop.mail.send(user).message_id for user in (1, 2))
+    log.writer.flush(timeout=10)
+    address = serve(dashboard(log, every=200))
+    other = open_page(f"{address}/jobs/{kept}")
+    page = open_page(f"{address}/jobs/{given_up}", theme="dark")
+    page.get_by_role("link", name="Cancel").click()
+    dialog = page.locator("dialog#ask")
+    expect(dialog.get_by_role("heading")).to_have_text("Cancel mail?")
+    assert page.evaluate(CONTRAST) == []
+    page.keyboard.type("flushed")
+    dialog.get_by_role("button", name="Cancel it").click()
+
+    expect(page.locator("#banners")).to_contain_text("1 job is cancelled.")
+    expect(page.locator("#state")).to_contain_text("Dead cancelled")
+    expect(page.locator("#history")).to_contain_text("cancelled it, which was enqueued: flushed")
+    expect(page.get_by_role("link", name="Cancel")).to_have_count(0)
+    expect(other.get_by_role("link", name="Cancel")).to_be_visible()
+    with worker(shop):
+        expect(other.locator("#state")).to_contain_text("Finished")
+        # What can be done follows the job without a reload.
+        expect(other.get_by_role("link", name="Cancel")).to_have_count(0)
+        shop.join("default", timeout=20_000, fail_fast=False)
+    assert [given_up] == [message.message_id for message in shop.dead_letters]
+    assert log.get(given_up).dead_reason == "cancelled"
+
+
 def test_a_job_is_followed_to_its_end(log, shop, worker, serve, open_page):
     """A job's page follows it: its runs, its error and its end come in without a reload."""
     message = shop.load.send(5)

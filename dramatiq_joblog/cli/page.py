@@ -38,7 +38,7 @@ PASSWORD = "JOBLOG_PASSWORD"  # noqa: S105
     type=click.IntRange(0, 65_535),
     help="The port to listen on; 0 for any that is free.",
 )
-@click.option("--read-only", is_flag=True, help="Nobody may run again, dismiss or unlock.")
+@click.option("--read-only", is_flag=True, help="Nobody may run again, dismiss, cancel or unlock.")
 def web(
     session: Session,
     *,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from dramatiq_joblog.states import State
+from dramatiq_joblog.states import DeadReason, State
 
 from .look import QUIET, bar, colour, duration, line, number, rough
 
@@ -58,10 +58,18 @@ def why(job: Any, now: datetime) -> Text:
             ", ".join(filter(None, [due(job.eta, now), line(job.error_type or "")]))
         ),
         State.LOST: lambda: Text("its worker is gone"),
-        State.DEAD: lambda: error(job) or Text(line(job.dead_reason or "")),
+        State.DEAD: lambda: _died_of(job),
         State.SKIPPED: lambda: Text(line(job.skip_reason or ""), QUIET),
     }
     return reasons.get(job.state, Text)()
+
+
+def _died_of(job: Any) -> Text:
+    reason = Text(line(job.dead_reason or ""))
+    if job.dead_reason == DeadReason.CANCELLED and job.error_type:
+        # Not of its last error.
+        return Text.assemble(reason, ", ", error(job))
+    return error(job) or reason
 
 
 def due(eta: datetime | None, now: datetime) -> str:

@@ -67,7 +67,7 @@ class Access:
 
     @property
     def may_act(self) -> bool:
-        """Whether it may run again, dismiss and unlock."""
+        """Whether it may run again, dismiss, cancel and unlock."""
         return self.level == ALL
 
 

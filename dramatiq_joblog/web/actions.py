@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from dramatiq.logging import get_logger
 from starlette.responses import RedirectResponse
 
-from dramatiq_joblog.errors import JobLogError, LockNotAcquired
+from dramatiq_joblog.errors import CancelError, JobLogError, JobNotFound, LockNotAcquired
 from dramatiq_joblog.models import to_millis
-from dramatiq_joblog.states import State
+from dramatiq_joblog.states import CANCELLABLE, State
 
 from .formats import number, plain_duration, short
 from .rows import JobRow
@@ -33,7 +33,16 @@ _NOT_KEPT = "what they were sent with is not kept"
 _STATES = {
     "requeue": (State.DEAD, State.FINISHED, State.SKIPPED),
     "dismiss": (State.DEAD,),
+    "cancel": CANCELLABLE,
 }
+#: How it is asked for, of one or of many, and why others are left alone.
+_ASKED = {
+    "requeue": ("Run {} again", "they have not ended; what does not run can be cancelled first"),
+    "dismiss": ("Dismiss {}", "they are not dead"),
+    "cancel": ("Cancel {}", "they run, or have ended"),
+}
+#: What its button says of one.
+_BUTTONS = {"requeue": "Run again", "dismiss": "Dismiss", "cancel": "Cancel it"}
 
 
 @dataclass
@@ -52,7 +61,8 @@ class Question:
     look: str = "go"
     #: Whether there is nothing to do.
     none: bool = False
-    reason: bool = False
+    #: Whether it is asked why: not, ``optional`` or ``required``.
+    reason: str = ""
     warning: str = ""
 
 
@@ -87,12 +97,29 @@ def do(visit: Visit, form: FormData) -> Response:
     if what == "dismiss":
         done = visit.joblog.dismiss(*jids, who=visit.who)
         return _say(visit, what, back, len(done), len(jids) - len(done))
-    sent, refused = _requeue(visit, jids)
-    if len(jids) == 1 and sent:
-        back = visit.link("job", jid=sent[0])
-    elif len(jids) == 1:
-        return visit.sorry(409, "Not run again", next(iter(refused.values())))
-    return _say(visit, what, back, len(sent), len(refused))
+    if what == "cancel":
+        done, refused = _cancel(visit, jids, _reason(form))
+    else:
+        done, refused = _requeue(visit, jids)
+        if len(jids) == 1 and done:
+            back = visit.link("job", jid=done[0])
+    if len(jids) == 1 and refused:
+        heading = "Not cancelled" if what == "cancel" else "Not run again"
+        return visit.sorry(409, heading, next(iter(refused.values())))
+    return _say(visit, what, back, len(done), len(refused))
+
+
+def _cancel(visit: Visit, jids: Iterable[str], reason: str) -> tuple[list[str], dict[str, str]]:
+    """Give jobs up, each by itself; return the jids, and the reasons of those refused."""
+    cancelled: list[str] = []
+    refused: dict[str, str] = {}
+    for jid in jids:
+        try:
+            cancelled.append(visit.joblog.cancel(jid, who=visit.who, reason=reason).jid)
+        except (CancelError, JobNotFound) as e:
+            refused[jid] = str(e)
+    _write_down(visit, "cancel", cancelled, refused)
+    return cancelled, refused
 
 
 def _requeue(visit: Visit, jids: Iterable[str]) -> tuple[list[str], dict[str, str]]:
@@ -111,13 +138,16 @@ def _requeue(visit: Visit, jids: Iterable[str]) -> tuple[list[str], dict[str, st
             break
         else:
             sent.append(message.message_id)
-    if refused and (sent or len(refused) > 1):
+    _write_down(visit, "requeue", sent, refused)
+    return sent, refused
+
+
+def _write_down(visit: Visit, what: str, done: list[str], refused: dict[str, str]) -> None:
+    """Write down what could not be done, unless that is all there is to say."""
+    if refused and (done or len(refused) > 1):
         reasons = "; ".join(f"{short(jid)}: {text}" for jid, text in list(refused.items())[:_TOLD])
         more = f"; and {len(refused) - _TOLD} more" if len(refused) > _TOLD else ""
-        visit.joblog.record(
-            "requeue", who=visit.who, detail=f"{len(refused)} refused: {reasons}{more}"
-        )
-    return sent, refused
+        visit.joblog.record(what, who=visit.who, detail=f"{len(refused)} refused: {reasons}{more}")
 
 
 def _say(visit: Visit, what: str, back: str, done: int, refused: int) -> Response:
@@ -137,55 +167,58 @@ def _ask_jobs(visit: Visit, what: str) -> Question:
     else:
         fields = [("q", text) for text in words]
         found = _matching(visit, what, words)
+    asked, why = _ASKED[what]
+    fit = [job for job in found if job.state in _STATES[what]]
     again = what == "requeue"
-    ended = [job for job in found if job.state in _STATES[what]]
-    able = [job for job in ended if not again or job.withheld is None or job.sealed is not None]
-    gone = len(ended) - len(able)
+    able = [job for job in fit if not again or job.withheld is None or job.sealed is not None]
+    gone = len(fit) - len(able)
     capped = len(jids) > MOST or (not jids and len(found) >= MOST)
     some = f"{number(len(able))} job{'s' * (len(able) != 1)}"
-    effects: list[tuple[str, str]] = []
-    if again:
-        effects.append(("retrying", "Each is sent anew with the same arguments, as a new job."))
-        others = sum(job.state != State.DEAD for job in able)
-        if others:
-            effects.append(("waiting", f"{number(others)} of them did not die: they run twice."))
-        if gone:
-            text = f"{number(gone)} more cannot be: {_NOT_KEPT}."
-            effects.append(("dead", text))
-        twice = sum(job.replayed_by is not None for job in able)
-        if twice:
-            effects.append(("waiting", f"{number(twice)} of them were run again before."))
-    else:
-        effects.append(("skipped", "They leave the lists of what is dead; their rows are kept."))
+    effects = _effects(what, able, gone)
     if capped:
         effects.append(("waiting", f"There are more: at most {number(MOST)} are taken at a time."))
-    left = len(found) - len(ended)
+    left = len(found) - len(fit)
     if left:
-        effects.append(("skipped", f"{number(left)} are left alone: {_why_left(what)}."))
-    names = sorted({job.job_type or job.actor for job in able})
-    title = f"Run {some} again?" if again else f"Dismiss {some}?"
-    if len(able) == 1:
-        title = f"Run {names[0]} again?" if again else f"Dismiss {names[0]}?"
+        effects.append(("skipped", f"{number(left)} are left alone: {why}."))
+    name = able[0].job_type or able[0].actor if len(able) == 1 else some
     return Question(
         what=what,
-        title=title if able else "Nothing to do",
-        button=("Run again" if again else "Dismiss") if len(able) < 2 else _button(again, able),
+        title=f"{asked.format(name)}?" if able else "Nothing to do",
+        button=_BUTTONS[what] if len(able) < 2 else asked.format(number(len(able))),
         note="written down with your name",
         back=visit.link.local(given.get("back", "") or _from(visit, jids)),
         fields=fields,
         effects=effects
         if able
-        else [("skipped", f"None of them can be: {_NOT_KEPT if gone else _why_left(what)}.")],
+        else [("skipped", f"None of them can be: {_NOT_KEPT if gone else why}.")],
         none=not able,
+        reason="optional" if able and what == "cancel" else "",
     )
 
 
-def _button(again: bool, able: list[Any]) -> str:
-    return f"Run {number(len(able))} again" if again else f"Dismiss {number(len(able))}"
-
-
-def _why_left(what: str) -> str:
-    return "they have not ended" if what == "requeue" else "they are not dead"
+def _effects(what: str, able: list[Any], gone: int) -> list[tuple[str, str]]:
+    """Say what will become of jobs, and of how many the arguments are gone."""
+    if what == "dismiss":
+        return [("skipped", "They leave the lists of what is dead; their rows are kept.")]
+    if what == "cancel":
+        each = "It" if len(able) == 1 else "Each"
+        effects = [
+            ("skipped", f"{each} is dead then, what it holds is free, and it can be run again."),
+            ("waiting", "If its message comes after all, it is not run."),
+        ]
+        if any(job.state == State.LOST for job in able):
+            effects.append(("lost", "Code that runs where the log cannot see it is not stopped."))
+        return effects
+    effects = [("retrying", "Each is sent anew with the same arguments, as a new job.")]
+    others = sum(job.state != State.DEAD for job in able)
+    if others:
+        effects.append(("waiting", f"{number(others)} of them did not die: they run twice."))
+    if gone:
+        effects.append(("dead", f"{number(gone)} more cannot be: {_NOT_KEPT}."))
+    twice = sum(job.replayed_by is not None for job in able)
+    if twice:
+        effects.append(("waiting", f"{number(twice)} of them were run again before."))
+    return effects
 
 
 def _from(visit: Visit, jids: list[str]) -> str:
@@ -243,13 +276,13 @@ def _ask_unlock(visit: Visit) -> Question | None:
         fields=[("key", key), ("slot", slot), ("fence", fence)],
         effects=effects,
         keep="Keep",
-        reason=True,
+        reason="required",
         warning=warning,
     )
 
 
 def _unlock(visit: Visit, form: FormData, back: str) -> Response:
-    reason = str(form.get("reason", "")).strip()
+    reason = _reason(form)
     if not reason:
         return visit.sorry(400, "A reason is needed", "Say why it is unlocked: it is kept.")
     try:
@@ -257,12 +290,16 @@ def _unlock(visit: Visit, form: FormData, back: str) -> Response:
             str(form.get("key", "")),
             slot=_int(form.get("slot")),
             fence=_int(form.get("fence")),
-            reason=reason[:500],
+            reason=reason,
             who=visit.who,
         )
     except LockNotAcquired:
         return _say(visit, "unlock", back, 0, 0)
     return _say(visit, "unlock", back, 1, 0)
+
+
+def _reason(form: FormData) -> str:
+    return str(form.get("reason", "")).strip()[:500]
 
 
 def _texts(form: FormData, name: str) -> list[str]:

@@ -61,7 +61,7 @@ def dashboard(
       job_links: Is called with a job, and returns pairs of a text and a link to pages of the
         application's own.
       login: A name and a password to sign in with.
-      read_only: Nobody may run again, dismiss or unlock, whatever *authorize* says.
+      read_only: Nobody may run again, dismiss, cancel or unlock, whatever *authorize* says.
       timeout: Milliseconds that the database may take for one part of a page.
       title: The name of the page.
 

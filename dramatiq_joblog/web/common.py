@@ -45,7 +45,12 @@ def waiters(visit: Visit, key: str) -> list[Any]:
 
 def deed(row: Any) -> dict[str, Any]:
     """Tell what a person did, as lists of actions do."""
-    verbs = {"requeue": "ran again", "dismiss": "dismissed", "unlock": "unlocked"}
+    verbs = {
+        "cancel": "cancelled",
+        "dismiss": "dismissed",
+        "requeue": "ran again",
+        "unlock": "unlocked",
+    }
     return {
         "at": row.at,
         "who": row.who or "someone",

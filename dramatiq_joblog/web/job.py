@@ -29,13 +29,15 @@ MOST_LINES, MOST_RELATIVES, MOST_ACTIONS = 500, 100, 50
 _VERBS = {
     "requeue": "ran it again",
     "dismiss": "dismissed it",
+    "cancel": "cancelled it",
     "unlock": "unlocked",
     "prune": "pruned",
 }
 
 
 def _verb(deed: Any) -> str:
-    return _VERBS.get(deed.what, str(deed.what))
+    verb = _VERBS.get(deed.what, str(deed.what))
+    return f"{verb}, which {deed.detail}" if deed.what == "cancel" and deed.detail else verb
 
 
 def job(visit: Visit) -> Response:
@@ -172,7 +174,7 @@ def _runs(runs: Sequence[Run], lines: Sequence[Any], now: datetime) -> list[dict
                 "lines": [_line(row, run) for row in lines if _belongs(row, run, runs)],
                 "traceback": traceback,
                 "error": "" if traceback else text,
-                "note": _silence(run) and f"{_silence(run)}. The broker gave the message back.",
+                "note": _note(run, is_last=run is runs[-1]),
             }
         )
     return told
@@ -182,6 +184,12 @@ def _silence(run: Run) -> str:
     if run.outcome == "interrupted":
         return f"The worker {run.worker} went away, or its connection did"
     return ""
+
+
+def _note(run: Run, *, is_last: bool) -> str:
+    if not _silence(run):
+        return ""
+    return f"{_silence(run)}." + ("" if is_last else " The broker gave the message back.")
 
 
 def _belongs(line: Any, run: Run, runs: Sequence[Run]) -> bool:

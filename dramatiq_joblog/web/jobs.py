@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dramatiq_joblog import search
 from dramatiq_joblog.counts import DEFAULT_CAP, Count
 from dramatiq_joblog.errors import SearchError
-from dramatiq_joblog.states import FINAL, State
+from dramatiq_joblog.states import CANCELLABLE, FINAL, State
 
 from .common import PER_PAGE, waiters
 from .formats import count as how_many
@@ -159,7 +159,7 @@ def _matching(
 ) -> dict[str, str] | None:
     """Return the offer to take all that match, where that is what a state holds."""
     chosen = [term.value for term in terms if term.key == "state" and not term.negated]
-    if len(chosen) != 1 or chosen[0] not in {str(state) for state in FINAL}:
+    if len(chosen) != 1 or chosen[0] not in {str(state) for state in (*FINAL, *CANCELLABLE)}:
         return None
     count = counts.get(State(chosen[0]))
     if not count:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from dramatiq_joblog.states import Outcome, State
+from dramatiq_joblog.states import DeadReason, Outcome, State
 from dramatiq_joblog.timeline import Span, timeline
 
 from .formats import plain_duration
@@ -178,6 +178,8 @@ def _detail(span: Span, job: Any) -> str:
         if span.state == Outcome.INTERRUPTED:
             return f"{worker} went away" if worker else "its worker went away"
         return span.error or worker
+    if job.dead_reason == DeadReason.CANCELLED and span.end == job.finished_at:
+        return "until it was cancelled"
     details = {
         "queue": f"queue {job.queue}",
         "waiting": job.section or "",

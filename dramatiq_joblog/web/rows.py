@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dramatiq_joblog.messages import DELAY_SUFFIX
 from dramatiq_joblog.models import to_millis
 from dramatiq_joblog.query import user_field
-from dramatiq_joblog.states import FINAL, State
+from dramatiq_joblog.states import CANCELLABLE, FINAL, DeadReason, State
 
 from .formats import plain_duration, rough, word
 
@@ -46,6 +46,7 @@ class JobRow:
         self.jid: str = job.jid
         self.state = str(job.state)
         self.final = job.state in FINAL
+        self.may_be_cancelled = job.state in CANCELLABLE
         self.actor: str = job.actor
         self.queue: str = job.queue
         self.name: str = job.job_type or job.actor
@@ -141,6 +142,9 @@ class JobRow:
     def _why_dead(self) -> str:
         dismissed = "dismissed, " if self._job.dismissed_at is not None else ""
         reason = str(self._job.dead_reason or "").replace("_", " ")
+        if reason == DeadReason.CANCELLED and self.error_type:
+            # What it died of is not its last error.
+            return f"{dismissed}{reason}, {self.error_type}"
         return dismissed + (self.error_type or reason)
 
     def _why_skipped(self) -> str:

@@ -31,6 +31,7 @@ T = TypeVar("T")
 _DONE = {
     "requeue": ("Nothing was run again.", "1 job runs again.", "{} jobs run again."),
     "dismiss": ("Nothing was dismissed.", "1 job is dismissed.", "{} jobs are dismissed."),
+    "cancel": ("Nothing was cancelled.", "1 job is cancelled.", "{} jobs are cancelled."),
     "unlock": (
         "Nothing was unlocked: another holds the key by now.",
         "The key is unlocked.",
