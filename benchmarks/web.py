@@ -62,6 +62,7 @@ def pages(address: str) -> dict[str, str]:
         "a job": "/jobs/" + first("state:finished"),
         "a dead job": "/jobs/" + first("state:dead"),
         "Dead": "/dead",
+        "Dead, 7 d": "/dead?window=7d",
         "Locks": "/locks",
         "Workers": "/workers",
         "Actions": "/actions",
