@@ -446,7 +446,9 @@ class JobLogMiddleware(Middleware):
             self._waker.start()
             locks.freed = self._waker.look
         self._heartbeat.threads += worker.worker_threads
-        self._heartbeat.queues |= worker.consumer_whitelist or broker.get_declared_queues()
+        queues = worker.consumer_whitelist or broker.get_declared_queues()
+        # A new set: the writer's thread may be reading the old one.
+        self._heartbeat.queues = self._heartbeat.queues | queues
 
     def after_consumer_thread_boot(self, broker: Broker, thread: Any) -> None:
         """Look after what waits in a consumer of delayed messages."""

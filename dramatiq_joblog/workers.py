@@ -77,8 +77,8 @@ class Heartbeat:
                 heartbeat_at=now,
                 ended_at=None,
                 swept_at=None,
-                threads=self.threads,
                 skew=_host_now() - now,
+                **self._told(),
             )
             .where(mine, self.worker.swept_at.is_null())
             .execute()
@@ -95,10 +95,14 @@ class Heartbeat:
         """Say that this process has ended its work."""
         now = database_now(self._database)
         (
-            self.worker.update(heartbeat_at=now, ended_at=now)
+            self.worker.update(heartbeat_at=now, ended_at=now, **self._told())
             .where(self.worker.process == self.process)
             .execute()
         )
+
+    def _told(self) -> dict[str, Any]:
+        """Return what is known once this process has begun to work, after its first beat."""
+        return {"threads": self.threads, "queues": sorted(self.queues)}
 
     def _appear(self) -> None:
         """Write this process's row, or revive it: it was taken to be gone while it was paused."""
@@ -113,12 +117,11 @@ class Heartbeat:
                 host=HOST,
                 pid=os.getpid(),
                 boot_id=_boot_id(),
-                threads=self.threads,
-                queues=sorted(self.queues),
                 timeout=self.timeout,
                 started_at=now,
                 heartbeat_at=now,
                 skew=_host_now() - now,
+                **self._told(),
             ).execute()
         # Once for each process that appears is often enough.
         (

@@ -45,6 +45,18 @@ def test_a_process_appears(joblog, heartbeat):
     assert row.heartbeat_at >= row.started_at
 
 
+@pytest.mark.parametrize("then", ["beat", "end"])
+def test_a_process_tells_what_it_learned_later(joblog, heartbeat, then):
+    """Threads and queues are told though the first sign of life came before they were known."""
+    process = heartbeat()
+    process.beat()
+    process.threads, process.queues = 4, {"default", "mail"}
+    getattr(process, then)()
+
+    [row] = joblog.workers
+    assert (4, ["default", "mail"]) == (row.threads, row.queues)
+
+
 def test_a_sign_of_life_costs_one_statement(joblog, heartbeat, job_factory):
     """A sign of life is one statement, and a look at the others is one, however many jobs run."""
     process = heartbeat()
