@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 import brokers
 import dramatiq
 import pytest
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.common import xq_name
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dramatiq_joblog import (
     CancelError,
@@ -114,12 +118,14 @@ def test_a_run_whose_process_is_gone(joblog, job_factory):
         assert ("dead", "cancelled", ["interrupted"]) == told(joblog, jid)
 
 
-def test_a_job_that_begins_meanwhile(joblog):
+@pytest.mark.parametrize("section", [None, Exclusive("s")], ids=["plain", "in a section"])
+def test_a_job_that_begins_meanwhile(joblog, section):
     """Of a start and a cancellation at the same time exactly one has its way."""
     both = threading.Barrier(2)
 
     def begin(jid):
-        starts = Event("start", start("t").row | {"jid": jid})
+        starts = Event("start", start("t").row | {"jid": jid, "process": None})
+        starts.section = section and asdict(section) | {"key": jid}
         both.wait(10)
         return joblog.writer.write(starts)
 
@@ -136,6 +142,44 @@ def test_a_job_that_begins_meanwhile(joblog):
                 refused = e.reason
             assert begun.result(30) == ("it is started" in refused)
             assert ("started" if refused else "dead") == joblog.get(jid).state
+            assert bool(refused and section) == joblog.locks.where(joblog.Lock.key == jid).exists()
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_nothing_begins_after_it(joblog, data):
+    """Whatever comes late, twice or in another order: no run begins, and only an end is told."""
+    joblog.Job.delete().execute()
+    joblog.Failure.delete().execute()
+    last = data.draw(st.sampled_from(["finished", "dead", "skipped"]))
+    life = [
+        *(start("a"), event("end", "retrying", "a", eta=NOW)),
+        *(start("b", attempt=2), event("end", last, "b", attempt=2)),
+    ]
+    order = data.draw(st.permutations(life + data.draw(st.lists(st.sampled_from(life)))))
+    at = data.draw(st.integers(0, len(order)))
+    joblog.transitions.write([event("enqueue", "enqueued", None, started_at=None)])
+
+    for each in order[:at]:
+        joblog.transitions.write([dataclasses.replace(each, row=dict(each.row))])
+    joblog.Job.update(state="lost").where(joblog.Job.state == "started").execute()
+    try:
+        joblog.cancel("j")
+    except CancelError:
+        assert joblog.get("j").state in FINAL
+        return
+    for each in order[at:]:
+        again = dataclasses.replace(each, row=dict(each.row))
+        joblog.transitions.write([again])
+        if again.row["state"] == last:
+            assert (last, None) == told(joblog)[:2]
+            return
+        assert again.kind == "end" or not again.granted
+        assert ("dead", "cancelled") == told(joblog)[:2]
 
 
 def test_jobs_of_a_query(joblog, job_factory):
