@@ -567,6 +567,9 @@ def test_on_a_phone_the_pages_are_at_the_thumb(log, run, serve, open_page):
     assert bar.bounding_box()["y"] > label.bounding_box()["y"]
     assert bar.bounding_box()["width"] > 300
 
+    page.goto(address + "/jobs?q=state:skipped")
+    expect(page.locator("#tab-skipped")).to_be_in_viewport(ratio=1)
+
 
 def test_without_a_script_all_can_be_read(log, run, serve, open_page):
     """Without JavaScript every page reads, the search works, and nothing is hidden."""

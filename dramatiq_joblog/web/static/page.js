@@ -16,6 +16,10 @@
     history.replaceState(null, "", here);
   }
 
+  // On a phone the picked tab may stand beyond the edge.
+  const tabs = $(".tabs"), picked = $(".tabs [aria-current]");
+  if (picked) tabs.scrollLeft = picked.offsetLeft - tabs.offsetLeft - (tabs.clientWidth - picked.offsetWidth) / 2;
+
   // The theme
 
   const toggleTheme = () => {
