@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dramatiq.logging import get_logger
 from peewee import (
@@ -28,7 +28,7 @@ from .mysql import prepare_session
 from .redaction import scrub
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from peewee import Database
 
@@ -38,6 +38,11 @@ STATEMENT_TIMEOUT = 3_000
 CUT_AFTER = 4_000
 #: Milliseconds between two looks whether the database is back; at first, and at most.
 PROBE_AFTER, PROBE_AT_MOST = 200, 2_000
+
+#: Seconds until a SQLite file that was locked is tried again; at first, and at most.
+_BUSY_PAUSE, _BUSY_PAUSE_AT_MOST = 0.0001, 0.005
+
+T = TypeVar("T")
 
 _logger = get_logger(__name__)
 
@@ -56,9 +61,10 @@ class Connection:
         self._since: float | None = None
         self._watchdog: threading.Thread | None = None
 
-    @contextlib.contextmanager
-    def asking(self) -> Iterator[None]:
-        """Open the connection if it is not, and close it after any error.
+    def ask(self, function: Callable[[], T]) -> T:
+        """Return what *function* returns, which may use the database; it may be called again.
+
+        The connection is opened if it is not, and closed after any error.
 
         Raises:
           DatabaseAwayError: If the database cannot be asked now.
@@ -71,7 +77,7 @@ class Connection:
                 raise DatabaseAwayError(scrub(str(e).strip())) from e
         self._since = time.monotonic()
         try:
-            yield
+            return self._ask_patiently(function)
         except PeeweeException as e:
             self.close()
             if _is_away(e):
@@ -82,6 +88,23 @@ class Connection:
             raise
         finally:
             self._since = None
+
+    def _ask_patiently(self, function: Callable[[], T]) -> T:
+        """Call *function*, and again while another process writes to SQLite's file."""
+        deadline = time.monotonic() + STATEMENT_TIMEOUT / 1000
+        pause = _BUSY_PAUSE
+        while True:
+            try:
+                return function()
+            except OperationalError as e:
+                if not self._is_busy(e) or time.monotonic() > deadline:
+                    raise
+            # Its own way of waiting sleeps for longer than a batch takes to be written.
+            time.sleep(pause)
+            pause = min(pause * 1.5, _BUSY_PAUSE_AT_MOST)
+
+    def _is_busy(self, error: OperationalError) -> bool:
+        return isinstance(self._database, SqliteDatabase) and "is locked" in str(error)
 
     def close(self) -> None:
         """Close the connection, broken or not."""
@@ -108,9 +131,11 @@ class Connection:
             # An acknowledged commit survives a killed process; a power cut may take the
             # last ones, and never damages the file.
             for pragma in (
+                f"busy_timeout = {STATEMENT_TIMEOUT}",
                 "journal_mode = WAL",
                 "synchronous = NORMAL",
-                f"busy_timeout = {STATEMENT_TIMEOUT}",
+                # We wait ourselves.
+                "busy_timeout = 0",
             ):
                 database.execute_sql(f"PRAGMA {pragma}")
             return
@@ -202,8 +227,7 @@ class Probe(threading.Thread):
         pause = PROBE_AFTER / 1000
         while not self._stopped.wait(pause):
             try:
-                with connection.asking():
-                    self._ask()
+                connection.ask(self._ask)
             except Exception as e:  # noqa: BLE001
                 # Drivers raise many kinds while a server goes up or down.
                 _logger.debug("The job log's database is still away: %s", e)

@@ -90,8 +90,7 @@ class Doctor:
 
     def _asking(self, look: Callable[[], Finding]) -> Finding:
         try:
-            with self._asked.asking():
-                return look()
+            return self._asked.ask(look)
         except (DatabaseAwayError, PeeweeException) as e:
             return Finding(
                 look.__name__.strip("_"),
@@ -103,8 +102,7 @@ class Doctor:
     def _connection(self) -> Finding:
         began = time.monotonic()
         try:
-            with self._asked.asking():
-                version = self._version()
+            version = self._asked.ask(self._version)
         except (DatabaseAwayError, PeeweeException) as e:
             return Finding(
                 "connection",

@@ -7,6 +7,7 @@ Each process looks at its own: in one question for each key, however many wait f
 from __future__ import annotations
 
 import contextlib
+import functools
 import heapq
 import threading
 from typing import TYPE_CHECKING, Any
@@ -86,14 +87,17 @@ class Waker(threading.Thread):
                 if section is not None:
                     _, mine = waiting.setdefault(section["key"], (section["limit"], {}))
                     mine[fold_jid(message.message_id)] = (consumer, item)
-        locks = self._joblog.transitions.locks
         for key, (limit, mine) in list(waiting.items())[:MAX_KEYS]:
-            with connection.asking():
-                free = locks.free(key, limit)
-                jobs = list(locks.waiters(key).limit(free)) if free > 0 else []
+            jobs = connection.ask(functools.partial(self._next_of, key, limit))
             for job in jobs:
                 if job.jid in mine:
                     self._put_forward(*mine[job.jid])
+
+    def _next_of(self, key: str, limit: int) -> list[Any]:
+        """Return the jobs that may enter a section now."""
+        locks = self._joblog.transitions.locks
+        free = locks.free(key, limit)
+        return list(locks.waiters(key).limit(free)) if free > 0 else []
 
     def _put_forward(self, consumer: Any, item: Any) -> None:
         """Do what the host does with a message whose time has come."""

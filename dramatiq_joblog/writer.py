@@ -313,8 +313,7 @@ class Writer:
                 else:
                     chore.due = time.monotonic() + chore.interval
                 try:
-                    with self._connection.asking():
-                        chore.function()
+                    self._connection.ask(chore.function)
                 except DatabaseAwayError as e:
                     self._logger.debug("A chore of the job log is left out: %s", e)
                 except Exception:
@@ -344,8 +343,7 @@ class Writer:
     def _write_now(self, events: Sequence[Event]) -> None:
         """Write a batch; what is poisoned in it is repaired or set aside."""
         try:
-            with self._connection.asking():
-                self._sections.write(events)
+            self._connection.ask(lambda: self._sections.write(events))
         except DatabaseAwayError:
             raise
         except Exception as e:  # noqa: BLE001
@@ -363,8 +361,7 @@ class Writer:
         bare["note"] = f"not stored, because the database refused: {error}"[:1000]
         repaired = dataclasses.replace(event, row=bare, lines=None, forget=None)
         try:
-            with self._connection.asking():
-                self._sections.write([repaired])
+            self._connection.ask(lambda: self._sections.write([repaired]))
         except DatabaseAwayError:
             raise
         except Exception as e:  # noqa: BLE001
@@ -389,11 +386,14 @@ class Writer:
         try:
             if self._probe is not None:
                 raise DatabaseAwayError("the job log's database cannot be asked now")  # noqa: TRY301
-            with self._connection.asking(), self._transitions.atomic():
-                call.result = call.function()
+            call.result = self._connection.ask(lambda: self._in_transaction(call.function))
         except Exception as e:  # noqa: BLE001
             # It is the caller's.
             call.error = e
+
+    def _in_transaction(self, function: Callable[[], Any]) -> Any:
+        with self._transitions.atomic():
+            return function()
 
     def _keep(self, events: Sequence[Event]) -> None:
         for event in events:

@@ -118,8 +118,7 @@ def test_a_lock_that_another_holds(log):
         def wait():
             connection = Connection(log.database)
             try:
-                with connection.asking():
-                    log.transitions.locks.take(take)
+                connection.ask(lambda: log.transitions.locks.take(take))
             except DatabaseAwayError as e:
                 errors.append(str(e))
             finally:
