@@ -21,8 +21,10 @@ from dramatiq.broker import Consumer
 from dramatiq.logging import get_logger
 from dramatiq.middleware import Middleware
 
+from .writer import locked
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from dramatiq import Broker
     from dramatiq.broker import MessageProxy
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 MAX_WAITING = 1_000
 #: As many are sent in one round trip at most.
 MAX_BATCH = 500
+#: Milliseconds that an acknowledgement waits for others, if nobody waits for it.
+GATHER = 2
 #: Seconds until a round trip that failed is tried again; at first, and at most.
 RETRY_AFTER, RETRY_AT_MOST = 0.1, 5.0
 
@@ -71,14 +75,22 @@ class HandedAcks:
 
     Parameters:
       broker: A broker that :func:`why_not` has nothing against.
+      commit: Makes the log commit what was handed to it.
     """
 
     # Any: a RedisBroker, whose module needs the redis package.
-    def __init__(self, broker: Any) -> None:
+    def __init__(self, broker: Any, commit: Callable[[], None]) -> None:
         self._broker = broker
+        self._commit = commit
         self._host_consume: Callable[..., Any] = broker.consume
         self._local = threading.local()
         self._waiting: queue.SimpleQueue[_Ack] = queue.SimpleQueue()
+        #: Set by who waits.
+        self._hurry = threading.Event()
+        #: Whether acknowledgements cannot be sent now.
+        self._stuck = False
+        self._collector: Any = None
+        self._commands: list[tuple[Any, ...]] = []
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
         self._logger = get_logger(__name__, type(self))
@@ -108,9 +120,10 @@ class HandedAcks:
         """
         if self._thread is None:
             return True
-        mark = _Ack(None, "", "", _locked())
-        self._waiting.put(mark)
-        return mark.sent is None or mark.sent.acquire(timeout=timeout)
+        sent = locked()
+        self._waiting.put(_Ack(None, "", "", sent))
+        self._hurry.set()
+        return sent.acquire(timeout=timeout)
 
     def _consume(self, *args: Any, **kwargs: Any) -> Consumer:
         consumer = self._host_consume(*args, **kwargs)
@@ -126,12 +139,16 @@ class HandedAcks:
         self._local.next = None, None
         wait = self.told or self._waiting.qsize() >= MAX_WAITING
         ack = _Ack(
-            committed, queue_name, message.options["redis_message_id"], _locked() if wait else None
+            committed, queue_name, message.options["redis_message_id"], locked() if wait else None
         )
         if self._thread is None:
             self._start()
         self._waiting.put(ack)
+        if self._stuck:
+            # Nobody is at leisure to look after it, and its outcome need not wait for the broker.
+            self._commit()
         if ack.sent is not None:
+            self._hurry.set()
             ack.sent.acquire()
         return True
 
@@ -146,16 +163,21 @@ class HandedAcks:
     # On our thread
 
     def _run(self) -> None:
-        ack = self._waiting.get()
+        left: _Ack | None = None
         while True:
-            if ack.committed is not None:
+            ack = left or self._waiting.get()
+            if not self._hurry.is_set():
+                # Until then most are committed, with the starts of the jobs behind them.
+                self._hurry.wait(GATHER / 1000)
+            self._hurry.clear()
+            if ack.committed is not None and not ack.committed.acquire(blocking=False):
+                self._commit()
                 ack.committed.acquire()
-            batch, ack_or_none = self._gather(ack)
+            batch, left = self._gather(ack)
             self._send([a for a in batch if a.committed is not None])
             for sent in batch:
                 if sent.sent is not None:
                     sent.sent.release()
-            ack = ack_or_none or self._waiting.get()
 
     def _gather(self, first: _Ack) -> tuple[list[_Ack], _Ack | None]:
         """Return *first* and those behind it that are committed, and the next that is not."""
@@ -178,25 +200,30 @@ class HandedAcks:
                 acks = self._try(acks)
             except Exception as e:  # noqa: BLE001
                 # Whatever it is: what is given up is run again by whoever has no log.
+                self._stuck = True
+                self._commit()
                 self._logger.warning(
                     "%d acknowledgements cannot be sent yet, and are tried again: %s", len(acks), e
                 )
                 time.sleep(pause)
                 pause = min(pause * 2, RETRY_AT_MOST)
+        self._stuck = False
 
     def _try(self, acks: list[_Ack]) -> list[_Ack]:
         """Send acknowledgements in one round trip; return those that must be sent again."""
         broker = self._broker
-        script = broker.scripts["dispatch"]
-        with broker.client.pipeline(transaction=False) as pipeline:
+        if self._collector is None:
             # The host's own code makes the commands; only they are not sent one by one.
-            collector = copy.copy(broker)
-            collector.scripts = broker.scripts | {
-                "dispatch": lambda args, keys: pipeline.evalsha(script.sha, len(keys), *keys, *args)
-            }
-            do_ack = collector.do_ack
-            for ack in acks:
-                do_ack(ack.queue_name, ack.message_id)
+            self._collector = copy.copy(broker)
+            self._collector.scripts = broker.scripts | {"dispatch": self._collect}
+        do_ack = self._collector.do_ack
+        self._commands.clear()
+        for ack in acks:
+            do_ack(ack.queue_name, ack.message_id)
+        sha = broker.scripts["dispatch"].sha
+        with broker.client.pipeline(transaction=False) as pipeline:
+            for command in self._commands:
+                pipeline.evalsha(sha, *command)
             answers = pipeline.execute(raise_on_error=False)
         refused = [
             ack for ack, answer in zip(acks, answers, strict=True) if isinstance(answer, Exception)
@@ -205,6 +232,10 @@ class HandedAcks:
             # A server that was restarted has lost the script; the host's way brings it back.
             broker.do_ack(refused[0].queue_name, refused[0].message_id)
         return refused[1:]
+
+    def _collect(self, args: Sequence[Any], keys: Sequence[str]) -> None:
+        """Note a call of the host's script."""
+        self._commands.append((len(keys), *keys, *args))
 
 
 @dataclass(eq=False)
@@ -275,9 +306,3 @@ def _tells(middleware: Any) -> bool:
     """Tell whether a middleware wants to know of acknowledgements."""
     own = getattr(type(middleware), "after_ack", None)
     return own is not Middleware.after_ack or "after_ack" in vars(middleware)
-
-
-def _locked() -> threading.Lock:
-    lock = threading.Lock()
-    lock.acquire()
-    return lock

@@ -410,8 +410,8 @@ class JobLogMiddleware(Middleware):
         running.set(None)
         self.joblog.release()
         if self._acks is not None and not rejected and self._acks.takes(broker, message):
-            committed = self.joblog.writer.put(event, awaited=self._acks.told)
-            self._acks.after(committed, message)
+            # Its acknowledgement sees to it that it is written.
+            self._acks.after(self.joblog.writer.ride(event), message)
         else:
             self.joblog.writer.write(event)
         if self._outcome_log:
@@ -426,7 +426,7 @@ class JobLogMiddleware(Middleware):
         if self._acks is None:
             self._check_acks(broker)
             if self._how_to_ack != "plain" and why_not(broker) is None:
-                self._acks = HandedAcks(broker)
+                self._acks = HandedAcks(broker, self.joblog.writer.wake)
         locks = self.joblog.transitions.locks
         if self._heartbeat is None:
             self._heartbeat = Heartbeat(

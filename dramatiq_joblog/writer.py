@@ -14,7 +14,6 @@ import dataclasses
 import math
 import multiprocessing.util
 import os
-import queue
 import random
 import threading
 import time
@@ -61,6 +60,8 @@ class _Ticket:
     event: Event | _Call | None
     #: Whether someone waits for it.
     awaited: bool = True
+    #: Whether it is written with what comes next, however late that is.
+    rides: bool = False
     done: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -105,12 +106,14 @@ class Writer:
         """Begin as in a new process."""
         self._connection = Connection(self._database)
         self._start_lock = threading.Lock()
-        self._tickets: queue.SimpleQueue[_Ticket] = queue.SimpleQueue()
+        self._tickets: deque[_Ticket] = deque()
+        #: Free once there is something for the thread to look at.
+        self._bell = locked()
+        #: Whether the thread sleeps, or is about to, and knows of nothing that must be written.
+        self._idle = False
         #: Starts that are written only if their runs last, and when that is; monotonic.
         self._soon: deque[tuple[float, Event]] = deque()
         self._asleep_until = math.inf
-        #: Set by who waits.
-        self._hurry = threading.Event()
         self._thread: threading.Thread | None = None
         self._probe: Probe | None = None
         self._chores.clear()
@@ -129,6 +132,16 @@ class Writer:
           A lock that can be acquired once the event is committed, or kept by the log's policy.
         """
         return self._submit(event, awaited=awaited).done
+
+    def ride(self, event: Event) -> threading.Lock:
+        """Hand over *event*, to be written with what comes next, or at the next :meth:`wake`.
+
+        Whoever calls this sees to it that one of them comes: that costs the thread no turn.
+
+        Returns:
+          A lock as :meth:`put` does.
+        """
+        return self._submit(event, awaited=False, rides=True).done
 
     def write(self, event: Event) -> bool:
         """Hand over *event* and wait until it is committed, or kept by the log's policy.
@@ -162,7 +175,8 @@ class Writer:
             return
         self.flush()
         thread, self._thread = self._thread, None
-        self._tickets.put(_STOP)
+        self._tickets.append(_STOP)
+        self._ring()
         thread.join(timeout=30.0)
         self._spool.forget()
 
@@ -203,7 +217,7 @@ class Writer:
         self.wake()
 
     def wake(self) -> None:
-        """Make the thread look at its chores, and at the database's return."""
+        """Make the thread write what there is, and look at its chores and for the database."""
         self._submit(None)
 
     def reset(self) -> None:
@@ -213,15 +227,23 @@ class Writer:
         self._transitions.locks.forget_all()
         self._forget()
 
-    def _submit(self, event: Event | _Call | None, *, awaited: bool = True) -> _Ticket:
-        ticket = _Ticket(event, awaited)
+    def _submit(
+        self, event: Event | _Call | None, *, awaited: bool = True, rides: bool = False
+    ) -> _Ticket:
+        ticket = _Ticket(event, awaited, rides)
         ticket.done.acquire()
         if self._thread is None:
             self._start()
-        self._tickets.put(ticket)
-        if awaited and not self._hurry.is_set():
-            self._hurry.set()
+        self._tickets.append(ticket)
+        if awaited or (self._idle and not rides):
+            self._ring()
         return ticket
+
+    def _ring(self) -> None:
+        if self._bell.locked():
+            # Another may ring at the same time.
+            with contextlib.suppress(RuntimeError):
+                self._bell.release()
 
     def _start(self) -> None:
         with self._start_lock:
@@ -272,21 +294,23 @@ class Writer:
     def _take(self, pause: float | None) -> list[_Ticket]:
         """Return all that waits; wait for the first of it, *pause* seconds at most."""
         tickets: list[_Ticket] = []
-        # Before the queue is emptied: whoever comes too late for that is seen all the same.
-        self._hurry.clear()
-        with contextlib.suppress(queue.Empty):
-            tickets.append(self._tickets.get(timeout=pause))
+        # In this order: whoever comes too late for the last look rings.
+        self._bell.acquire(blocking=False)
+        self._idle = rung = True
+        self._drain(tickets)
+        while rung and not any(ticket.awaited for ticket in tickets):
+            self._idle = all(ticket.rides for ticket in tickets)
+            longest = pause if self._idle else RIDE / 1000
+            rung = self._bell.acquire(timeout=-1 if longest is None else longest)
             self._drain(tickets)
-        if tickets and not any(ticket.awaited for ticket in tickets):
-            self._hurry.wait(RIDE / 1000)
-            self._drain(tickets)
+        self._idle = False
         return tickets
 
     def _drain(self, tickets: list[_Ticket]) -> None:
         """Add all that is there now."""
-        with contextlib.suppress(queue.Empty):
+        with contextlib.suppress(IndexError):
             while len(tickets) < MAX_BATCH:
-                tickets.append(self._tickets.get_nowait())
+                tickets.append(self._tickets.popleft())
 
     def _pause(self) -> float | None:
         """Return the seconds until there is something to do without being asked."""
@@ -440,7 +464,8 @@ class Writer:
         """Keep what has come during a replay, so that nobody waits for the whole of it."""
         tickets = self._take(0.0)
         if _STOP in tickets:
-            self._tickets.put(_STOP)
+            self._tickets.append(_STOP)
+            self._ring()
         try:
             events = [t.event for t in tickets if isinstance(t.event, Event)]
             if events:
@@ -503,6 +528,13 @@ def _parts(event: Event) -> list[Event]:
     if event.start is None:
         return [event]
     return [event.start, dataclasses.replace(event, start=None)]
+
+
+def locked() -> threading.Lock:
+    """Return a lock that is taken already."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
 
 
 def _release(tickets: Iterable[_Ticket]) -> None:

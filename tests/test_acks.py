@@ -224,26 +224,34 @@ def test_redis_restarts_while_acknowledgements_wait(
     """Acknowledgements that Redis could not take are sent when it is back."""
     server = servers.start_redis(durable=True)
     broker = RedisBroker(url=server.url, namespace=uuid.uuid4().hex)
-    broker.add_middleware(JobLogMiddleware(joblog))
+    # No sign of life takes the last outcome with it.
+    middleware = JobLogMiddleware(joblog, heartbeat=10**6, heartbeat_timeout=10**7)
+    broker.add_middleware(middleware)
     dramatiq.set_broker(broker)
     gate = Gate(joblog)
+    lasts, begun = threading.Event(), threading.Event()
 
     @dramatiq.actor
-    def work():
-        """Do nothing."""
+    def work(last):
+        if last:
+            begun.set()
+            assert lasts.wait(60)
 
     try:
         with worker(broker, worker_threads=2):
-            work.send()
-            work.send()
+            work.send(last=True)
+            assert begun.wait(30)
+            work.send(last=False)
             assert gate.reached.wait(30)
             server.process.kill()
             server.process.wait()
             gate.opened.set()
-            eventually(lambda: joblog.jobs.finished().count(), timeout=30)
+            eventually(lambda: 1 == joblog.jobs.finished().count(), timeout=30)
+            eventually(lambda: middleware._acks._stuck, timeout=30)
+            lasts.set()
+            eventually(lambda: 2 == joblog.jobs.finished().count(), timeout=30)
             server.restart()
             eventually(lambda: not left_after(broker, server), timeout=60)
-        assert 2 == joblog.jobs.finished().count()
         assert 0 == joblog.Failure.select().count()
     finally:
         broker.close()

@@ -77,7 +77,7 @@ def test_many_waiters_share_a_commit(joblog):
     assert entered.wait(10)
     for thread in threads[1:]:
         thread.start()
-    while joblog.writer._tickets.qsize() < 8:
+    while len(joblog.writer._tickets) < 8:
         pass
     gate.set()
     for thread in threads:
@@ -85,6 +85,25 @@ def test_many_waiters_share_a_commit(joblog):
 
     assert [1, 8] == batches
     assert [f"j{n}" for n in range(9)] == jids(joblog)
+
+
+def test_what_rides(joblog):
+    """An event that rides costs no commit of its own, and is written at the latest when asked."""
+    batches = []
+    write = joblog.transitions.write
+    joblog.transitions.write = lambda events: (batches.append(len(events)), write(events))
+    joblog.writer.write(Event("enqueue", row("first")))
+
+    riding = joblog.writer.ride(Event("enqueue", row("rides")))
+    assert not riding.acquire(timeout=0.1)
+    joblog.writer.write(Event("enqueue", row("next")))
+    assert riding.acquire(blocking=False)
+    riding = joblog.writer.ride(Event("enqueue", row("alone")))
+    joblog.writer.wake()
+    assert riding.acquire(timeout=30)
+
+    assert [1, 2, 1] == batches
+    assert ["alone", "first", "next", "rides"] == jids(joblog)
 
 
 def test_rows_keep_the_order_of_sending(joblog):
