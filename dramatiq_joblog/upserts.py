@@ -15,7 +15,13 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-from peewee import IntegrityError, MySQLDatabase, OperationalError, PostgresqlDatabase
+from peewee import (
+    IntegrityError,
+    MySQLDatabase,
+    OperationalError,
+    PostgresqlDatabase,
+    SqliteDatabase,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -58,6 +64,8 @@ def upsert(rule: Rule) -> Upsert:
         return JsonUpsert(rule)
     if isinstance(meta.database, MySQLDatabase):
         return SteppedUpsert(rule)
+    if isinstance(meta.database, SqliteDatabase):
+        return CountedUpsert(rule)
     return Upsert(rule)
 
 
@@ -87,9 +95,12 @@ class Upsert:
         for start in range(0, len(rows), self.max_rows):
             chunk = rows[start : start + self.max_rows]
             columns = tuple(sorted(set().union(*chunk)))
-            cursor = self.database.execute_sql(*self._statement(columns, chunk))
-            written.update(name for (name,) in cursor.fetchall())
+            written |= self._write_chunk(columns, chunk)
         return written
+
+    def _write_chunk(self, columns: tuple[str, ...], rows: Sequence[Mapping[str, Any]]) -> set[str]:
+        cursor = self.database.execute_sql(*self._statement(columns, rows))
+        return {name for (name,) in cursor.fetchall()}
 
     def _statement(
         self, columns: tuple[str, ...], rows: Sequence[Mapping[str, Any]]
@@ -109,10 +120,40 @@ class Upsert:
             head = f'INSERT INTO "{self.table}" AS {rule.alias} ({names(columns)})'
             tail = (
                 f"ON CONFLICT ({names(rule.key)}) DO UPDATE SET {', '.join(sets)} "
-                f'WHERE {rule.guard} RETURNING "{rule.key[0]}"'
+                f"WHERE {rule.guard}{self._returning()}"
             )
             around = self._texts[columns] = head, tail
         return around
+
+    def _returning(self) -> str:
+        return f' RETURNING "{self.rule.key[0]}"'
+
+
+class CountedUpsert(Upsert):
+    """Writes rows and looks only at their number, where that tells enough.
+
+    To fetch rows from SQLite's statement its file would stay locked, with a turn of the
+    interpreter for each of them: as long as all else in the process takes.
+    """
+
+    def _write_chunk(self, columns: tuple[str, ...], rows: Sequence[Mapping[str, Any]]) -> set[str]:
+        cursor = self.database.execute_sql(*self._statement(columns, rows))
+        first = self.rule.key[0]
+        if cursor.rowcount == len(rows):
+            return {row[first] for row in rows}
+        return {row[first] for row in rows if self._stands(row)}
+
+    def _stands(self, row: Mapping[str, Any]) -> bool:
+        """Tell whether a row is as it was to be: by this statement, or the same one before."""
+        replaces = self.rule.replaces.items()
+        columns = [*self.rule.key, *(name for name, text in replaces if text == f"excluded.{name}")]
+        same = " AND ".join(f'"{name}" IS {self.database.param}' for name in columns)
+        text = f'SELECT 1 FROM "{self.table}" WHERE {same}'
+        cursor = self.database.execute_sql(text, [row.get(name) for name in columns])
+        return cursor.fetchone() is not None
+
+    def _returning(self) -> str:
+        return ""
 
 
 class JsonUpsert(Upsert):
