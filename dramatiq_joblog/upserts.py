@@ -23,6 +23,8 @@ from peewee import (
     SqliteDatabase,
 )
 
+from .prepared import run_prepared
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -164,6 +166,9 @@ class JsonUpsert(Upsert):
     """
 
     max_rows = 1000
+
+    def _write_chunk(self, columns: tuple[str, ...], rows: Sequence[Mapping[str, Any]]) -> set[str]:
+        return set(run_prepared(self.database, *self._statement(columns, rows)))
 
     def _statement(
         self, columns: tuple[str, ...], rows: Sequence[Mapping[str, Any]]
@@ -327,8 +332,7 @@ def _write_joined(first: Portion, others: Sequence[Portion]) -> set[str]:
         steps.append(f"step_{number} (name) AS ({text})")
         values.append(value)
     text = f"WITH {', '.join(steps)} SELECT name FROM step_0"
-    cursor = first.upsert.database.execute_sql(text, values)
-    return {name for (name,) in cursor.fetchall()}
+    return set(run_prepared(first.upsert.database, text, values))
 
 
 #: The number of MySQL's error for a key that is there already, and how often rows are tried.

@@ -15,7 +15,8 @@ PACKAGE = ROOT / "dramatiq_joblog"
 #: Each line may import from the lines above it, and nothing else of the package.
 LAYERS = (
     ("clock", "compiled", "errors", "mysql", "redaction", "states"),
-    ("connection", "query", "timeline", "upserts"),
+    ("connection", "prepared", "query", "timeline"),
+    ("upserts",),
     ("models",),
     ("text",),
     ("histogram", "marks"),

@@ -321,6 +321,10 @@ def test_round_trips_of_a_batch(joblog, tmp_path):
         pytest.skip("only PostgreSQL changes several tables in one statement")
     joblog.database.connect(reuse_if_open=True)
     connection = joblog.database.connection().pgconn
+    # The first of its kind is prepared.
+    joblog.transitions.write(mixed_batch())
+    for model in (joblog.Job, joblog.Failure, joblog.Line):
+        model.delete().execute()
     trace = tmp_path / "trace"
     with trace.open("w") as file:
         connection.trace(file.fileno())

@@ -8,6 +8,7 @@ import math
 import uuid
 
 import peewee
+import psycopg
 import pytest
 from playhouse.test_utils import assert_query_count
 
@@ -154,3 +155,53 @@ def test_one_statement_whatever_the_columns(joblog):
     joblog.database.connect(reuse_if_open=True)
     with assert_query_count(2 if isinstance(joblog.database, peewee.MySQLDatabase) else 1):
         joblog.transitions.write([Event("start", row(1)), Event("start", row(2, user_id="8"))])
+
+
+@pytest.fixture
+def upsert(postgres_url):
+    """Return what writes a log's runs to PostgreSQL."""
+    log = JobLog(postgres_url)
+    log.create_tables()
+    yield log.transitions._runs
+    log.close()
+
+
+def test_prepared_on_each_connection(upsert):
+    """A statement is prepared again on a new connection, and is one call in a transaction too."""
+    database = upsert.database
+    for n in range(3):
+        with database.connection_context():
+            assert {f"job-{n:04}"} == upsert.write([row(n)])
+            assert set() == upsert.write([row(n)])
+            with database.atomic() as transaction:
+                assert {"job-0009"} == upsert.write([row(9)])
+                transaction.rollback()
+
+    assert 3 == upsert.rule.model.select().count()
+
+
+def test_an_error_of_a_prepared_statement(upsert, postgres_url):
+    """What the server refuses is the error that peewee raises, with its number."""
+    with pytest.raises(peewee.DataError) as error:
+        upsert.write([row(1, attempt="many")])
+    assert "22P02" == error.value.orig.sqlstate
+
+    pid = upsert.database.execute_sql("SELECT pg_backend_pid()").fetchone()[0]
+    with psycopg.connect(postgres_url, autocommit=True) as other:
+        other.execute("SELECT pg_terminate_backend(%s)", (pid,))
+    with pytest.raises(peewee.OperationalError):
+        upsert.write([row(1)])
+
+
+def test_a_connection_that_may_not_prepare(postgres_url):
+    """Behind a pooler that keeps no prepared statements, none is made."""
+    database = peewee.PostgresqlDatabase(postgres_url, prefer_psycopg3=True, prepare_threshold=None)
+    log = JobLog(database)
+    log.create_tables()
+    upsert = log.transitions._runs
+    with database.connection_context():
+        assert {"job-0001"} == upsert.write([row(1)])
+        made = database.execute_sql("SELECT count(*) FROM pg_prepared_statements").fetchone()
+    log.close()
+
+    assert (0,) == made
