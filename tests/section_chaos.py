@@ -97,19 +97,20 @@ class Stay:
     jid: str
     ended: float | None = None
     lost: bool = False
-    crowded: bool = False
+    #: When it found one too many inside, as it came in; None if it did not.
+    crowded: float | None = None
 
 
 def stays(folder: Path) -> list[Stay]:
     """Return what the jobs wrote down, each of their stays in a section."""
     told, seconds = read_records(folder)
-    crowded = {fact["run"] for fact in seconds}
+    crowded = {fact["run"]: fact["at"] for fact in seconds}
     found = []
     for runs in told.values():
         for run in runs:
             facts, ended = run.began, run.ended or {}
             stay = Stay(facts["key"], facts["fence"], facts["at"], facts["jid"])
-            stay.crowded = facts["run"] in crowded
+            stay.crowded = crowded.get(facts["run"])
             stay.ended, stay.lost = ended.get("at"), ended.get("lost", False)
             found.append(stay)
     return sorted(found, key=lambda stay: (stay.key, stay.fence))
@@ -120,18 +121,26 @@ def check(chaos: SectionChaos, jobs: int) -> Findings:
     found = Findings()
     inside = stays(chaos.folder)
     _check_fences(found, inside)
-    for stay in inside:
-        others = [
-            other
-            for other in inside
-            if other.key == stay.key and other is not stay and _meet(stay, other)
-        ]
-        # Of one that was killed nobody knows what it did last; the kernel freed its file.
-        crowd = [other for other in (*others, stay) if not other.lost and other.ended]
-        if len(crowd) > (2 if stay.key.endswith("-2") else 1) and stay.crowded:
-            found.add("side by side", f"{stay} and {others}")
+    check_beside(found, inside)
     _check_rows(found, chaos, jobs)
     return found
+
+
+def check_beside(found: Findings, inside: list[Stay]) -> None:
+    """Look for jobs that found one too many inside, none of which knows to have been paused."""
+    for stay in inside:
+        if stay.crowded is None:
+            continue
+        # Whoever came later, while this one was paused, was not what it found.
+        met = [
+            other
+            for other in inside
+            if other.key == stay.key and other is not stay and _meet(stay, other, stay.crowded)
+        ]
+        # Of one that was killed nobody knows what it did last; the kernel freed its file.
+        crowd = [each for each in (*met, stay) if not each.lost and each.ended]
+        if len(crowd) > (2 if stay.key.endswith("-2") else 1):
+            found.add("side by side", f"{stay} and {met}")
 
 
 def _check_fences(found: Findings, inside: list[Stay]) -> None:
@@ -157,9 +166,10 @@ def _check_rows(found: Findings, chaos: SectionChaos, jobs: int) -> None:
         found.add("stuck section", f"{held.key} by {held.owner}")
 
 
-def _meet(one: Stay, other: Stay) -> bool:
-    ends = [stay.ended if stay.ended is not None else stay.began for stay in (one, other)]
-    return one.began <= ends[1] and other.began <= ends[0]
+def _meet(stay: Stay, other: Stay, until: float) -> bool:
+    """Tell whether another was inside between the begin of a stay and an instant."""
+    ended = other.ended if other.ended is not None else other.began
+    return other.began <= until and stay.began <= ended
 
 
 def _wrong(job):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import section_chaos
+from chaos_check import Findings
+from section_chaos import Stay
 
 
 @pytest.mark.process
@@ -17,3 +19,18 @@ def test_never_two_at_once(tmp_path, postgres_server, redis_server, database, fa
     found, numbers = section_chaos.run(tmp_path, database, 100, faults, seed=1)
     assert {} == found.wrong
     assert numbers["stays in a section"] > 60
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_who_is_taken_to_be_beside(lost):
+    """Beside one is who was inside as it came in, and not who came while it was paused."""
+    before = Stay("key", 1, 0.0, "a", ended=6.0, lost=lost)
+    paused = Stay("key", 2, 5.0, "b", ended=20.0, lost=True, crowded=5.1)
+    later = [Stay("key", n, 10.0 + n, "c", ended=10.5 + n) for n in (3, 4)]
+    found = Findings()
+    section_chaos.check_beside(found, [before, paused, *later])
+    assert {} == found.wrong
+
+    paused.lost = False
+    section_chaos.check_beside(found, [before, paused, *later])
+    assert ([] if lost else ["side by side"]) == list(found.wrong)
