@@ -141,7 +141,7 @@ class CountedUpsert(Upsert):
     def _write_chunk(self, columns: tuple[str, ...], rows: Sequence[Mapping[str, Any]]) -> set[str]:
         cursor = self.database.execute_sql(*self._statement(columns, rows))
         first = self.rule.key[0]
-        if cursor.rowcount == len(rows):
+        if self.database.rows_affected(cursor) == len(rows):
             return {row[first] for row in rows}
         return {row[first] for row in rows if self._stands(row)}
 
