@@ -6,6 +6,7 @@ another thread may take the interpreter.  Whoever waits for a commit waits for t
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 import weakref
@@ -26,6 +27,7 @@ _MOST = 100
 
 #: For each connection that can do it, how the server calls what is prepared there.
 _prepared: MutableMapping[Any, dict[str, bytes]] = weakref.WeakKeyDictionary()
+_numbers = itertools.count()
 
 
 def run_prepared(database: Database, text: str, parameters: Sequence[str]) -> list[str]:
@@ -41,17 +43,31 @@ def run_prepared(database: Database, text: str, parameters: Sequence[str]) -> li
     names = _prepared.get(connection)
     if names is None and _is_able(connection):
         names = _prepared[connection] = {}
-    if names is None or (text not in names and len(names) >= _MOST):
+    if (
+        names is None
+        or (text not in names and len(names) >= _MOST)
+        # A transaction could not be saved once its statement turned out to be gone.
+        or connection.pgconn.transaction_status != sys.modules["psycopg"].pq.TransactionStatus.IDLE
+    ):
         return [name for (name,) in database.execute_sql(text, parameters).fetchall()]
     _logger.debug((text, parameters))
+    values = [parameter.encode() for parameter in parameters]
     with __exception_wrapper__:
-        if (name := names.get(text)) is None:
-            name = b"joblog_%d" % len(names)
-            _checked(connection.pgconn.prepare(name, _numbered(text)))
-            names[text] = name
-        values = [parameter.encode() for parameter in parameters]
-        answer = _checked(connection.pgconn.exec_prepared(name, values))
+        try:
+            answer = _execute(connection.pgconn, names, text, values)
+        except sys.modules["psycopg"].errors.InvalidSqlStatementName:
+            # psycopg takes back all that is prepared once a transaction was rolled back.
+            names.clear()
+            answer = _execute(connection.pgconn, names, text, values)
     return [answer.get_value(row, 0).decode() for row in range(answer.ntuples)]
+
+
+def _execute(pgconn: Any, names: dict[str, bytes], text: str, values: list[bytes]) -> Any:
+    if (name := names.get(text)) is None:
+        name = b"joblog_%d" % next(_numbers)
+        _checked(pgconn.prepare(name, _numbered(text)))
+        names[text] = name
+    return _checked(pgconn.exec_prepared(name, values))
 
 
 def _numbered(text: str) -> bytes:

@@ -124,8 +124,8 @@ def test_a_job_that_begins_meanwhile(joblog, section):
     both = threading.Barrier(2)
 
     def begin(jid):
-        starts = Event("start", start("t").row | {"jid": jid, "process": None})
-        starts.section = section and asdict(section) | {"key": jid}
+        row = start("t").row | {"jid": jid, "process": None}
+        starts = Event("start", row, section=section and asdict(section) | {"key": jid})
         both.wait(10)
         return joblog.writer.write(starts)
 

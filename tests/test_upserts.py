@@ -167,7 +167,7 @@ def upsert(postgres_url):
 
 
 def test_prepared_on_each_connection(upsert):
-    """A statement is prepared again on a new connection, and is one call in a transaction too."""
+    """A statement is prepared again on each connection, and left to the driver in a transaction."""
     database = upsert.database
     for n in range(3):
         with database.connection_context():
@@ -178,6 +178,23 @@ def test_prepared_on_each_connection(upsert):
                 transaction.rollback()
 
     assert 3 == upsert.rule.model.select().count()
+
+
+def test_prepared_again(upsert):
+    """A statement that the driver took back, as it does after a rollback, is prepared again."""
+    database = upsert.database
+    database.connect(reuse_if_open=True)
+    assert {"job-0001"} == upsert.write([row(1)])
+    for _ in range(10):
+        # Often enough for the driver to prepare it, and with it all goes.
+        database.execute_sql("SELECT 1 WHERE 1 = %s", (1,))
+    with database.atomic() as transaction:
+        transaction.rollback()
+    database.execute_sql("SELECT 1")
+    made = database.execute_sql("SELECT count(*) FROM pg_prepared_statements").fetchone()
+
+    assert (0,) == made
+    assert {"job-0002"} == upsert.write([row(2)])
 
 
 def test_an_error_of_a_prepared_statement(upsert, postgres_url):
