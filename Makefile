@@ -34,7 +34,7 @@ chaos: $(DEV) ## Kill and cut everything for minutes, on PostgreSQL and SQLite; 
 	@$(IN_VENV) tests/chaos.py --database postgresql $(ARGS)
 	@$(IN_VENV) tests/chaos.py --database sqlite $(ARGS)
 
-scale: $(DEV) ## Ask a log of ten million jobs, on PostgreSQL, and of one million, on SQLite; half an hour, 10 GB
+scale: $(DEV) ## Ask a log of ten million jobs, on PostgreSQL, and of one million, on SQLite; ten minutes, 10 GB
 	@$(IN_VENV) benchmarks/scale.py
 
 bench: $(DEV) ## Measure the log beside bare Dramatiq and its peers; ARGS="--processes 2" and the like
