@@ -36,7 +36,7 @@ _TURN = 60_000
 #: Milliseconds that one who prunes by hand waits for another.
 _PATIENCE = 20_000
 #: Of the time that a process prunes by itself, the database rests so many parts to one.
-_REST = 9
+_REST = 24
 #: Jobs that it deletes at once then: others wait for so long.
 _BATCH = 500
 _KIND, _KEY = "chore", "chores"
