@@ -27,7 +27,8 @@ _MOST = 100
 
 #: For each connection that can do it, how the server calls what is prepared there.
 _prepared: MutableMapping[Any, dict[str, bytes]] = weakref.WeakKeyDictionary()
-_numbers = itertools.count()
+#: A name is never given twice: what was taken back in part may still have the others.
+_unused = itertools.count()
 
 
 def run_prepared(database: Database, text: str, parameters: Sequence[str]) -> list[str]:
@@ -64,7 +65,7 @@ def run_prepared(database: Database, text: str, parameters: Sequence[str]) -> li
 
 def _execute(pgconn: Any, names: dict[str, bytes], text: str, values: list[bytes]) -> Any:
     if (name := names.get(text)) is None:
-        name = b"joblog_%d" % next(_numbers)
+        name = b"joblog_%d" % next(_unused)
         _checked(pgconn.prepare(name, _numbered(text)))
         names[text] = name
     return _checked(pgconn.exec_prepared(name, values))

@@ -488,3 +488,26 @@ def pytest_terminal_summary(terminalreporter, config):
     facts += [f"no {name}: no test of this run asked for it" for name in unasked]
     terminalreporter.section("backends")
     terminalreporter.write_line(f"Python {platform.python_version()}; " + "; ".join(facts))
+
+
+@pytest.fixture
+def victims(database_url, redis_url, run_worker_process, tmp_path):
+    """Return what runs a process of ``victim_worker``, what sends it jobs, and its broker."""
+    environment = {
+        "VICTIM_BROKER": redis_url,
+        "VICTIM_DATABASE": database_url,
+        "VICTIM_FOLDER": str(tmp_path),
+    }
+    broker = brokers.connect(redis_url, namespace="victim")
+    broker.declare_queue("default")
+
+    def send(actor):
+        message = dramatiq.Message("default", actor, (), {}, {})
+        broker.enqueue(message)
+        return message.message_id
+
+    def run(**options):
+        return run_worker_process("victim_worker", env=environment, **options)
+
+    yield run, send, broker
+    brokers.disconnect(broker)

@@ -10,7 +10,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
-import brokers
 import dramatiq
 import pytest
 from dramatiq.brokers.redis import RedisBroker
@@ -363,37 +362,25 @@ def test_its_message_is_not_run_on_rabbitmq(joblog, make_broker, worker, eventua
 
 
 @pytest.mark.process
-def test_the_job_of_a_killed_worker(
-    joblog, database_url, redis_url, run_worker_process, eventually, tmp_path
-):
+def test_the_job_of_a_killed_worker(joblog, victims, eventually, tmp_path):
     """A lost job that was given up is not run when Redis delivers it to another process."""
-    environment = {
-        "VICTIM_BROKER": redis_url,
-        "VICTIM_DATABASE": database_url,
-        "VICTIM_FOLDER": str(tmp_path),
-    }
-    broker = brokers.connect(redis_url, namespace="victim")
-    broker.declare_queue("default")
-    message = dramatiq.Message("default", "waits", (), {}, {})
-    with run_worker_process(
-        "victim_worker", env=environment, expects_critical="exited unexpectedly"
-    ) as first:
-        broker.enqueue(message)
+    run, send, broker = victims
+    with run(expects_critical="exited unexpectedly") as first:
+        jid = send("waits")
         eventually((tmp_path / "began").exists)
         [worker] = first.workers
         os.kill(worker.pid, signal.SIGKILL)
         eventually(lambda: first.process.poll() is not None)
-    with run_worker_process("victim_worker", env=environment, args=["--queues", "other"]):
-        eventually(lambda: joblog.get(message.message_id).state == "lost", timeout=30)
+    with run(args=["--queues", "other"]):
+        eventually(lambda: joblog.get(jid).state == "lost", timeout=30)
 
-    joblog.cancel(message.message_id, who="ada")
+    joblog.cancel(jid, who="ada")
     (tmp_path / "began").unlink()
-    with run_worker_process("victim_worker", env=environment):
+    with run():
         eventually(lambda: dead_letters(broker) == 1, timeout=30)
 
     assert not (tmp_path / "began").exists()
-    assert ("dead", "cancelled", ["interrupted"]) == told(joblog, message.message_id)
-    brokers.disconnect(broker)
+    assert ("dead", "cancelled", ["interrupted"]) == told(joblog, jid)
 
 
 # What ran all the same

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 
-import brokers
-import dramatiq
 import pytest
 from playhouse.test_utils import assert_query_count
 
@@ -165,33 +163,10 @@ def test_times_that_make_no_sense(sqlite_url, times):
         JobLogMiddleware(JobLog(sqlite_url), heartbeat=times[0], heartbeat_timeout=times[1])
 
 
-@pytest.fixture
-def victims(database_url, redis_url, run_worker_process, tmp_path):
-    """Return a function that runs a worker process, and the broker to send it jobs."""
-    environment = {
-        "VICTIM_BROKER": redis_url,
-        "VICTIM_DATABASE": database_url,
-        "VICTIM_FOLDER": str(tmp_path),
-    }
-    broker = brokers.connect(redis_url, namespace="victim")
-    broker.declare_queue("default")
-
-    def send(actor):
-        message = dramatiq.Message("default", actor, (), {}, {})
-        broker.enqueue(message)
-        return message.message_id
-
-    def run(**options):
-        return run_worker_process("victim_worker", env=environment, **options)
-
-    yield run, send
-    brokers.disconnect(broker)
-
-
 @pytest.mark.process
 def test_a_killed_worker(joblog, victims, eventually, tmp_path):
     """The run of a killed worker is lost in time, and interrupted when its message comes back."""
-    run, send = victims
+    run, send, _ = victims
     with run(expects_critical="exited unexpectedly") as first:
         jid = send("waits")
         eventually((tmp_path / "began").exists)
@@ -224,7 +199,7 @@ def test_a_killed_worker(joblog, victims, eventually, tmp_path):
 @pytest.mark.parametrize("actor", ["poison", "bounded_poison"])
 def test_a_poison_pill(joblog, victims, eventually, actor):
     """A job that kills its worker three times is marked; with an option it is dead then."""
-    run, send = victims
+    run, send, _ = victims
     jid = send(actor)
     for _ in range(3):
         with run(expects_critical="exited unexpectedly", dies=True) as process:
