@@ -201,10 +201,29 @@ django.setup()
 
 import dramatiq
 from django.core.management import call_command
+from django_dramatiq.middleware import AdminMiddleware
 
 call_command("migrate", verbosity=0)
 broker = dramatiq.get_broker()
 runs = threading.Semaphore(0)
+
+
+# AdminMiddleware writes down an enqueueing when it is done: a quick run may be written before it.
+class InTurn(dramatiq.Middleware):
+    writing = threading.Lock()
+
+    def before_enqueue(self, broker, message, delay):
+        self.writing.acquire()
+
+    def after_enqueue(self, broker, message, delay):
+        self.writing.release()
+
+    def before_process_message(self, broker, message):
+        with self.writing:
+            pass
+
+
+broker.add_middleware(InTurn(), before=AdminMiddleware)
 
 
 @dramatiq.actor(max_retries=1, min_backoff=10)
