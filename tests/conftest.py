@@ -12,6 +12,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ import redis
 import servers
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Retries, default_middleware
+from playhouse.test_utils import count_queries
 
 from dramatiq_joblog import JobLog, JobLogMiddleware
 
@@ -433,6 +435,22 @@ def eventually():
 def ask(database_url):
     """Return a function that asks the log in this process, as a pipe sees the answer."""
     return functools.partial(commands.ask, database_url)
+
+
+@pytest.fixture
+def asked():
+    """Return a context manager that lists what its own thread asks of a database meanwhile."""
+
+    @contextlib.contextmanager
+    def listing():
+        thread, texts = threading.get_ident(), []
+        with count_queries() as counter:
+            yield texts
+        mine = [record.msg[0] for record in counter.get_queries() if record.thread == thread]
+        # Before peewee 4.5 it also tells of a transaction's begin and end.
+        texts += [text for text in mine if not text.startswith(("BEGIN", "COMMIT"))]
+
+    return listing
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import uuid
 import peewee
 import psycopg
 import pytest
-from playhouse.test_utils import assert_query_count
 
 from dramatiq_joblog import Job, JobLog
 from dramatiq_joblog.transitions import Event
@@ -150,11 +149,13 @@ def test_what_an_end_does_not_say_is_empty(joblog):
     assert (None, None, None) == (finished.error_type, finished.error_message, finished.eta)
 
 
-def test_one_statement_whatever_the_columns(joblog):
+def test_one_statement_whatever_the_columns(joblog, asked):
     """Rows that carry different columns still make one statement; on MySQL it asks first."""
     joblog.database.connect(reuse_if_open=True)
-    with assert_query_count(2 if isinstance(joblog.database, peewee.MySQLDatabase) else 1):
+    with asked() as texts:
         joblog.transitions.write([Event("start", row(1)), Event("start", row(2, user_id="8"))])
+
+    assert (2 if isinstance(joblog.database, peewee.MySQLDatabase) else 1) == len(texts)
 
 
 @pytest.fixture
