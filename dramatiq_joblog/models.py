@@ -539,12 +539,12 @@ def add_indexes(model: Any) -> None:
     _add_index(model, "family", model.root_jid, where="root_jid IS NOT NULL")
     # The list of all, and of a time.  Its new entries all stand at its end, so it costs little.
     _add_index(model, "created", model.created_at)
-    # The lists of one user, job type, actor and error.
-    _add_index(model, "user", meta.combined["user_id"], model.created_at)
-    _add_index(model, "type", model.job_type, model.created_at)
+    # The lists of one actor, user, job type and error.  Only jobs that have one pay for it.
     _add_index(model, "actor", model.actor, model.created_at)
-    erroneous = "error_type IS NOT NULL"
-    _add_index(model, "error", model.error_type, model.created_at, where=erroneous)
+    listed = {"user": meta.combined["user_id"], "type": model.job_type, "error": model.error_type}
+    for name, field in listed.items():
+        has_one = f'"{field.column_name}" IS NOT NULL'
+        _add_index(model, name, field, model.created_at, where=has_one)
     # What needs attention, in groups: answered from the index alone.
     dead = f"state IN {literal_states([State.DEAD]).sql} AND dismissed_at IS NULL"
     told = model.finished_at, model.error_type, model.actor, model.id

@@ -95,6 +95,7 @@ def test_newest_first(joblog, job_factory):
         "newest_dead",
         "old",
         "type",
+        "types",
         "user",
     ],
 )
@@ -107,6 +108,7 @@ def test_a_question_that_is_asked_often_uses_its_index(joblog, job_factory, ques
         "newest": joblog.jobs.limit(10),
         "old": joblog.chores.retention._select(rule, (0, 0)).limit(10),
         "type": joblog.search("type:unknown").limit(10),
+        "types": joblog.search("type:unknown type:unheard").limit(10),
         "user": joblog.search("user:nobody").limit(10),
         "in_progress": joblog.jobs.in_progress().of_type("a", "b").for_user(7).order_by(),
         "newest_dead": joblog.jobs.dead().order_by(joblog.Job.created_at.desc()).limit(10),
@@ -121,6 +123,7 @@ def test_a_question_that_is_asked_often_uses_its_index(joblog, job_factory, ques
         "newest": "joblog_job_created",
         "old": "joblog_job_ended",
         "type": "joblog_job_type",
+        "types": "joblog_job_type",
         "user": "joblog_job_user",
         "family": "joblog_job_family",
         "in_progress": "joblog_job_active",
