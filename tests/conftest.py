@@ -463,8 +463,10 @@ def terminal(tmp_path):
 
 
 def pytest_configure(config):
-    """Make the place where the session's backends are noted."""
+    """Make the place where the session's backends are noted, and let programs hear Ctrl-C."""
     config.stash[_BACKENDS] = {}
+    # A shell's background jobs ignore it, and so would all that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
