@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peewee import SQL, MySQLDatabase, PostgresqlDatabase, fn
+from peewee import MySQLDatabase, fn
 
 from .clock import database_now
 from .compiled import Compiled
@@ -221,7 +221,6 @@ class Locks:
         self._table = f'"{lock._meta.table_name}"'
         #: Whether an upsert can neither be guarded nor return anything.
         self._in_steps = isinstance(self._database, MySQLDatabase)
-        self._release_all = Compiled(self._database, self._releasing)
         self._waited_for = Compiled(self._database, self._waiting)
         self._guard = threading.Lock()
         #: What this process holds, by token.
@@ -297,28 +296,6 @@ class Locks:
         )
         for kind, key in sorted(set(held.tuples())):
             self.release(kind, key, owner, token)
-
-    def release_all(self, held: Sequence[tuple[str, str, str | None]]) -> None:
-        """Give up several sections, as :meth:`release` does each: the key, its owner, the token."""
-        keys, owners, tokens = zip(*held, strict=True)
-        self._release_all.execute([*keys, *owners, *tokens])
-        for token in tokens:
-            self.forget(token)
-
-    def _releasing(self, values: Sequence[Any]) -> Any:
-        """Return the statement that frees sections: as many keys as owners and tokens."""
-        lock, count = self.lock, len(values) // 3
-        mine: Any = (
-            (lock.kind == SQL(f"'{SECTION}'"))
-            & lock.key.in_(values[:count])
-            & lock.owner.in_(values[count : 2 * count])
-            & (lock.token.is_null() | lock.token.in_(values[2 * count :]))
-        )
-        if isinstance(self._database, PostgresqlDatabase):
-            # In the order in which others take them.
-            mine = lock.id.in_(lock.select(lock.id).where(mine).order_by(lock.key).for_update())
-        nothing = dict.fromkeys(("owner", "token", "process", "expires_at"), SQL("NULL"))
-        return lock.update(nothing).where(mine)
 
     def waited_for(self, keys: Sequence[str]) -> set[str]:
         """Return those of *keys* that somebody waits for."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from peewee import SqliteDatabase, fn
 
 from .compiled import Compiled
+from .freeing import freeing
 from .locks import UNIQUE, Locks
 from .models import Job, to_millis
 from .states import FINAL, OPEN, STARTABLE, DeadReason, Outcome, Start, State, judge_start
@@ -274,6 +275,7 @@ class Transitions:
         self._runs = upsert(_run_rule(job))
         self._failures = upsert(_failure_rule(failure))
         self._lines = upsert(_line_rule(line))
+        self._freeing = freeing(lock)
         self._locked_all = Compiled(self.database, self._locking)
         self._own_fields = [f for f in job._meta.sorted_fields if f.name not in Job._meta.fields]
 
@@ -340,7 +342,7 @@ class Transitions:
 
     def _is_one_statement(self, events: Sequence[Event]) -> bool:
         """Tell whether a batch is one statement, and needs no transaction around it."""
-        more = any(e.section is not None or e.unique is not None or e.forget for e in events)
+        more = any(e.unique is not None or e.forget or _is_kept(e) for e in events)
         return not more and is_one_statement(self._portions(events))
 
     def _portions(self, events: Sequence[Event]) -> list[Portion]:
@@ -350,6 +352,7 @@ class Transitions:
             Portion(self._enqueues, [e.row for e in events if e.kind == "enqueue"]),
             Portion(self._failures, [e.failure for e in events if e.failure], follows=True),
             Portion(self._lines, [row for e in events if e.lines for row in e.lines]),
+            Portion(self._freeing, [_held(e) for e in events if _is_over(e)], follows=True),
         ]
 
     def _write(self, events: Sequence[Event]) -> set[str]:
@@ -357,7 +360,6 @@ class Transitions:
         written = write_all(self._portions(events))
         self._note_late([e.failure for e in events if e.failure])
         self._write_overtaken([e for e in events if e.failure and e.jid not in written])
-        self._free_all([e for e in events if e.jid in written])
         for event in sorted(events, key=keys_of):
             self._hold(event, written=event.kind == "enqueue" or event.jid in written)
         return written
@@ -371,24 +373,15 @@ class Transitions:
                     # What was taken for an interruption has ended by itself.
                     self._recount(event.jid)
 
-    def _free_all(self, events: Sequence[Event]) -> None:
-        """Free the sections of jobs whose runs have ended, and that are not to be retried."""
-        held = [
-            (e.section["key"], e.jid, e.row["token"])
-            for e in events
-            if e.kind == "end" and e.section is not None and e.row["state"] != State.RETRYING
-        ]
-        if held:
-            self.locks.release_all(held)
-
     def _hold(self, event: Event, *, written: bool) -> None:
         """Keep what the job holds, or free what it is unique by, as its new state wants it."""
         locks, row = self.locks, event.row
-        if event.kind == "end" and not written:
+        if event.kind == "end":
             locks.forget(row["token"])
-            return
+            if not written:
+                return
         final = row["state"] in FINAL
-        if event.section is not None and event.kind == "end" and row["state"] == State.RETRYING:
+        if event.section is not None and _is_kept(event):
             grace = event.section["ttl"] + max(0, row["eta"] - row["updated_at"])
             locks.keep(event.section["key"], event.jid, row["token"], grace)
         if event.unique is not None:
@@ -610,6 +603,24 @@ class Transitions:
 
 def _nobody(minutes: set[int]) -> None:
     """Stand in for whoever counts."""
+
+
+def _is_over(event: Event) -> bool:
+    """Tell whether a run has ended that has a section, and that is not to be retried."""
+    ended = event.kind == "end" and event.section is not None
+    return ended and event.row["state"] != State.RETRYING
+
+
+def _is_kept(event: Event) -> bool:
+    """Tell whether a run has ended whose section is kept for the next."""
+    ended = event.kind == "end" and event.section is not None
+    return ended and event.row["state"] == State.RETRYING
+
+
+def _held(event: Event) -> dict[str, Any]:
+    """Return what a run with a section holds, for what frees it."""
+    section: Any = event.section
+    return {"key": section["key"], "owner": event.jid, "token": event.row["token"]}
 
 
 def keys_of(event: Event) -> tuple[str, str]:

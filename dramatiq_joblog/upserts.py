@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from uuid import UUID
 
 from peewee import (
@@ -71,6 +71,30 @@ def upsert(rule: Rule) -> Upsert:
     return Upsert(rule)
 
 
+class Part(Protocol):
+    """Writes rows to one table."""
+
+    database: Database
+    #: The value of a row that names what it is about.
+    named_by: str
+    #: As many rows go into one statement at most.
+    max_rows: int
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+        """Write *rows*, which have different keys."""
+
+
+@runtime_checkable
+class Step(Part, Protocol):
+    """Writes rows to one table, or is a step of a statement that writes to several."""
+
+    def step(self, rows: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
+        """Return the text that writes those of *rows* that are *where*, and its parameter.
+
+        It calls them ``told``.
+        """
+
+
 class Upsert:
     """Writes rows by a rule, as lists of values.
 
@@ -83,6 +107,7 @@ class Upsert:
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
+        self.named_by = rule.key[0]
         self.database: Database = rule.model._meta.database
         self.table: str = rule.model._meta.table_name
         self._texts: dict[tuple[str, ...], tuple[str, str]] = {}
@@ -128,7 +153,7 @@ class Upsert:
         return around
 
     def _returning(self) -> str:
-        return f' RETURNING "{self.rule.key[0]}"'
+        return f' RETURNING "{self.named_by}"'
 
 
 class CountedUpsert(Upsert):
@@ -140,7 +165,7 @@ class CountedUpsert(Upsert):
 
     def _write_chunk(self, columns: tuple[str, ...], rows: Sequence[Mapping[str, Any]]) -> set[str]:
         cursor = self.database.execute_sql(*self._statement(columns, rows))
-        first = self.rule.key[0]
+        first = self.named_by
         if self.database.rows_affected(cursor) == len(rows):
             return {row[first] for row in rows}
         return {row[first] for row in rows if self._stands(row)}
@@ -173,15 +198,17 @@ class JsonUpsert(Upsert):
     def _statement(
         self, columns: tuple[str, ...], rows: Sequence[Mapping[str, Any]]
     ) -> tuple[str, Sequence[Any]]:
-        return self._select(columns, ""), (_ENCODER.encode(rows),)
+        return self._select(columns, ""), (as_json(rows),)
 
-    def step(self, rows: Sequence[Mapping[str, Any]], where: str = "") -> tuple[str, str]:
-        """Return the text that writes *rows* as a part of a statement, and its parameter."""
-        return self._select(tuple(sorted(set().union(*rows))), where), _ENCODER.encode(rows)
+    def step(self, rows: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
+        """Return the text that writes *rows* as a step of a statement, and its parameter."""
+        return self._select(tuple(sorted(set().union(*rows))), where), as_json(rows)
 
     def _select(self, columns: tuple[str, ...], where: str) -> str:
         head, tail = self._around(columns)
-        source = f'json_populate_recordset(NULL::"{self.table}", {self.database.param}::json)'
+        source = (
+            f'json_populate_recordset(NULL::"{self.table}", {self.database.param}::json) AS told'
+        )
         return f"{head} SELECT {names(columns)} FROM {source} {where} {tail}"
 
 
@@ -290,7 +317,7 @@ class SteppedUpsert(Upsert):
 class Portion(NamedTuple):
     """The rows of a batch that go to one table by one rule."""
 
-    upsert: Upsert
+    part: Part
     rows: Sequence[Mapping[str, Any]]
     #: Whether only those are written whose name is one that the first portion wrote.
     follows: bool = False
@@ -299,9 +326,9 @@ class Portion(NamedTuple):
 def is_one_statement(portions: Sequence[Portion]) -> bool:
     """Tell whether :func:`write_all` writes *portions* in one statement."""
     wanted = [portion for portion in portions if portion.rows]
-    if any(len(portion.rows) > portion.upsert.max_rows for portion in wanted):
+    if any(len(portion.rows) > portion.part.max_rows for portion in wanted):
         return False
-    joins = bool(portions[0].rows) and all(isinstance(p.upsert, JsonUpsert) for p in wanted)
+    joins = bool(portions[0].rows) and all(isinstance(portion.part, Step) for portion in wanted)
     return len(wanted) < 2 or joins
 
 
@@ -314,25 +341,26 @@ def write_all(portions: Sequence[Portion]) -> set[str]:
     first, *others = portions
     wanted = [portion for portion in others if portion.rows]
     if first.rows and wanted and is_one_statement(portions):
-        return _write_joined(first, wanted)
-    written = first.upsert.write(first.rows)
-    for upsert, rows, follows in wanted:
-        name = upsert.rule.key[0]
-        upsert.write([row for row in rows if not follows or row[name] in written])
+        return _write_joined([first, *wanted])
+    written: set[str] = first.part.write(first.rows)
+    for part, rows, follows in wanted:
+        some = [row for row in rows if not follows or row[part.named_by] in written]
+        if some:
+            part.write(some)
     return written
 
 
-def _write_joined(first: Portion, others: Sequence[Portion]) -> set[str]:
-    """Write portions that all are written as JSON, as steps of one statement."""
+def _write_joined(portions: Sequence[Portion]) -> set[str]:
+    """Write portions as the steps of one statement."""
     steps, values = [], []
-    for number, (upsert, rows, follows) in enumerate((first, *others)):
-        key = f'"{upsert.rule.key[0]}"'
-        where = f"WHERE {key} IN (SELECT name FROM step_0)" if follows else ""
-        text, value = upsert.step(rows, where)  # type: ignore[attr-defined]
+    for number, portion in enumerate(portions):
+        part: Any = portion.part
+        follows = f"WHERE told.{part.named_by} IN (SELECT name FROM step_0)"
+        text, value = part.step(portion.rows, follows if portion.follows else "")
         steps.append(f"step_{number} (name) AS ({text})")
         values.append(value)
     text = f"WITH {', '.join(steps)} SELECT name FROM step_0"
-    return set(run_prepared(first.upsert.database, text, values))
+    return set(run_prepared(portions[0].part.database, text, values))
 
 
 #: The number of MySQL's error for a key that is there already, and how often rows are tried.
@@ -354,6 +382,11 @@ def _as_text(value: Any) -> str:
     if isinstance(value, (date, time, Decimal, UUID)):
         return str(value)
     raise TypeError(f"{type(value).__name__} {value!r} cannot be stored in a column of text")
+
+
+def as_json(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write rows as one parameter of PostgreSQL."""
+    return _ENCODER.encode(rows)
 
 
 _ENCODER = json.JSONEncoder(

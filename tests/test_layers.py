@@ -31,7 +31,7 @@ LAYERS = (
         "traces",
         "workers",
     ),
-    ("counts", "people", "retention", "stats"),
+    ("counts", "freeing", "people", "retention", "stats"),
     ("chores",),
     ("asking", "replaying", "seal"),
     ("transitions",),

@@ -19,6 +19,7 @@ from dramatiq_joblog import (
     LockNotAcquired,
     Unique,
 )
+from dramatiq_joblog.freeing import freeing
 from dramatiq_joblog.locks import SECTION, UNIQUE, Claim, Lease, key_maker
 from dramatiq_joblog.workers import Heartbeat
 
@@ -143,7 +144,9 @@ def test_several_are_freed_at_once(locks):
     for owner in "abcd":
         assert locks.take(claim(owner, f"{owner} 1", key=owner)) is not None
     locks.keep("b", "b", "b 1", 60_000)
-    locks.release_all([("c", "c", "c 2"), ("b", "b", "b 2"), ("a", "a", "a 1")])
+    held = {"a": "a 1", "b": "b 2", "c": "c 2"}
+    rows = [{"key": key, "owner": key, "token": token} for key, token in held.items()]
+    freeing(locks.lock).write(rows)
 
     assert [None, None] == [locks.holder(SECTION, key) for key in "ab"]
     assert ["c", "d"] == [locks.holder(SECTION, key).owner for key in "cd"]

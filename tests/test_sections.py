@@ -604,8 +604,45 @@ def test_statements_of_sections(joblog, asked, count):
 
     assert ["SELECT", "SELECT", "INSERT", "INSERT"] == statements(begins)
     assert all(event.granted for event in begins)
-    assert ["INSERT", "UPDATE"] == statements(ends)
+    joined = isinstance(joblog.database, peewee.PostgresqlDatabase)
+    assert (["WITH"] if joined else ["INSERT", "UPDATE"]) == statements(ends)
     assert [None] * count == [lock.owner for lock in joblog.Lock.select()]
+
+
+def test_ends_of_one_batch(joblog):
+    """Of runs that end together each frees its own section, and one that is not the job's none."""
+    now = time.time_ns() // 1_000_000
+
+    def event(kind, state, jid, token, **more):
+        row = {"jid": jid, "actor": "work", "queue": "default", "attempt": 1, "state": state}
+        row |= dict.fromkeys(("enqueued_at", "started_at", "created_at", "updated_at"), now)
+        row |= {"token": token, "process": None, "worker": "here"}
+        section = asdict(Exclusive(f"key of {jid}"))
+        return Event(kind, row | more, section=section)
+
+    def end(jid, token, state, **more):
+        return event("end", state, jid, token, finished_at=now, **more)
+
+    jids = ["ends", "dies", "retries", "other", "stale"]
+    for jid in jids:
+        assert joblog.writer.write(event("start", "started", jid, f"run of {jid}"))
+    joblog.Job.update(token="a later run").where(joblog.Job.jid == "stale").execute()
+    ends = [
+        end("ends", "run of ends", "finished"),
+        end("dies", "run of dies", "dead"),
+        end("retries", "run of retries", "retrying", eta=now),
+        end("other", "of before", "finished"),
+        end("stale", "run of stale", "finished"),
+    ]
+    # First without what needs several statements on any database.
+    joblog.writer._sections.write([ends[0], *ends[3:]])
+    joblog.writer._sections.write(ends)
+
+    owners = {lock.key: (lock.owner, lock.token) for lock in joblog.Lock.select()}
+    held = [owners[f"key of {jid}"] for jid in jids]
+    free = (None, None)
+    kept = [("retries", None), ("other", "run of other"), ("stale", "run of stale")]
+    assert [free, free, *kept] == held
 
 
 def test_waiting_anew_after_a_retry(joblog, broker, worker, gate, eventually):
