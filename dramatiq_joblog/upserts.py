@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard
 from uuid import UUID
 
 from peewee import (
@@ -72,7 +72,7 @@ def upsert(rule: Rule) -> Upsert:
 
 
 class Part(Protocol):
-    """Writes rows to one table."""
+    """Writes rows to one table; one that is a :class:`Step` too may do it beside others."""
 
     database: Database
     #: The value of a row that names what it is about.
@@ -84,7 +84,6 @@ class Part(Protocol):
         """Write *rows*, which have different keys."""
 
 
-@runtime_checkable
 class Step(Part, Protocol):
     """Writes rows to one table, or is a step of a statement that writes to several."""
 
@@ -328,8 +327,12 @@ def is_one_statement(portions: Sequence[Portion]) -> bool:
     wanted = [portion for portion in portions if portion.rows]
     if any(len(portion.rows) > portion.part.max_rows for portion in wanted):
         return False
-    joins = bool(portions[0].rows) and all(isinstance(portion.part, Step) for portion in wanted)
+    joins = bool(portions[0].rows) and all(_is_step(portion.part) for portion in wanted)
     return len(wanted) < 2 or joins
+
+
+def _is_step(part: Part) -> TypeGuard[Step]:
+    return hasattr(part, "step")
 
 
 def write_all(portions: Sequence[Portion]) -> set[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -283,6 +285,31 @@ def test_statements_of_a_batch(joblog, asked, count, events):
         joblog.transitions.write([copy(event) for event in events])
 
     assert count == len(texts)
+
+
+TOKENS = """
+import os, random
+
+from dramatiq_joblog.transitions import new_token
+
+random.seed(1)
+mine = {new_token(None)}
+random.seed(1)
+mine.add(new_token(None))
+reader, writer = os.pipe()
+if os.fork() == 0:
+    os.write(writer, new_token(None).encode())
+    os._exit(0)
+os.wait()
+tokens = mine | {new_token(None), os.read(reader, 100).decode()}
+assert len(tokens) == 4, tokens
+assert {len(token) for token in tokens} == {28}
+"""
+
+
+def test_tokens_differ():
+    """No two runs have one token, whatever a job seeds, and in no two processes."""
+    subprocess.run([sys.executable, "-c", TOKENS], check=True)
 
 
 def line(jid, token, number=1):
