@@ -123,7 +123,8 @@ def judge_start(
 
     A redelivered message carries the same attempt as the run it repeats, so the
     number alone cannot tell them apart: the token and the state do.  *late* is a run that
-    began before what the row tells, and is only told now.  Of a job that was *cancelled* nothing
+    began before what the row tells, and is only told now; of a newer attempt it decides all the
+    same, as an older one is a message that came twice.  Of a job that was *cancelled* nothing
     begins, as whoever did it meant this very message; also with *rerun*.
     """
     if cancelled:
@@ -133,13 +134,16 @@ def judge_start(
     if new_attempt < attempt:
         # An older attempt comes too late: its acknowledgement was lost.
         return Start.BEGIN if rerun and state in FINAL and not late else Start.REFUSE
+    overtaken = late and new_attempt == attempt
     if state in OPEN:
         # A newer or a redelivered run closes it.
-        return Start.REFUSE if late else Start.TAKE_OVER
-    if state in FINAL:
+        return Start.REFUSE if overtaken else Start.TAKE_OVER
+    if state == State.FINISHED:
+        may_begin = rerun and not late
+    elif state in FINAL:
         # Dead or skipped and here again: its acknowledgement was lost with its worker, or
         # someone put it back on purpose.
-        may_begin = not late and (rerun or (state != State.FINISHED and not redelivered))
+        may_begin = not overtaken and (rerun or not redelivered)
     elif state == State.RETRYING:
         may_begin = new_attempt > attempt
     else:

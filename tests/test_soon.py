@@ -24,8 +24,9 @@ def kinds(joblog):
     write = joblog.transitions.write
 
     def note(events):
-        seen.extend(event.kind for event in events if event.kind != "enqueue")
         write(events)
+        # Not before: what finds the file locked is written again.
+        seen.extend(event.kind for event in events if event.kind != "enqueue")
 
     joblog.transitions.write = note
     return seen

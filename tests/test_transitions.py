@@ -483,6 +483,40 @@ def test_a_run_told_late_does_not_revive(joblog, state):
     assert ("b" if state == "finished" else "c") == told(joblog).token
 
 
+@pytest.mark.parametrize("ends_first", [False, True])
+def test_a_newer_attempt_told_late_decides(joblog, ends_first):
+    """An older attempt that ran again, while the log did not know of the newer one, is no end."""
+    joblog.transitions.write([start("a")])
+    again = start("a again", redelivered=True)
+    again.row["started_at"] = NOW + 20
+    joblog.transitions.write([again])
+    newer = kept("b", at=10, attempt=2), end("b", attempt=2)
+    dead = end("a again", state="dead")
+    dead.row |= {"started_at": NOW + 20, "finished_at": NOW + 30}
+    for event in (dead, *newer) if ends_first else (*newer, dead):
+        joblog.transitions.write([event])
+
+    job = told(joblog)
+    assert ("finished", 2, "b", None) == (job.state, job.attempt, job.token, job.dead_reason)
+    kept_runs = {f.token: f.outcome for f in job.failures}
+    assert {"a": "interrupted", "a again": "dead"} == kept_runs
+    assert 1 == job.interruptions
+
+
+def test_a_newer_attempt_that_was_cut_off_is_lost(joblog):
+    """A job whose newer attempt ended with its process is lost, though an older one is dead."""
+    joblog.transitions.write([start("a")])
+    joblog.transitions.write([end("a", state="dead")])
+    joblog.transitions.write([kept("b", at=-10, attempt=2, cut_off=True)])
+    assert ("lost", 2) == (told(joblog).state, told(joblog).attempt)
+
+    joblog.transitions.write([start("c", 2, redelivered=True)])
+    joblog.transitions.write([end("c", attempt=2)])
+    job = told(joblog)
+    assert ("finished", "c") == (job.state, job.token)
+    assert {"a": "dead", "b": "interrupted"} == {f.token: f.outcome for f in job.failures}
+
+
 def test_a_presumed_interruption_is_not_counted(joblog):
     """A run that was taken to be interrupted and ends by itself is not counted as interrupted."""
     joblog.transitions.write([start("a")])
