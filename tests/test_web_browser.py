@@ -143,6 +143,15 @@ def log(sqlite_url):
 
 
 @pytest.fixture
+def postgres_log(postgres_url):
+    """Return a log on PostgreSQL; it is closed after what serves it, which still asks."""
+    log = JobLog(postgres_url)
+    log.create_tables()
+    yield log
+    log.close()
+
+
+@pytest.fixture
 def shop(log, make_broker):
     """Return a broker with actors, and a function that sends and runs jobs of all kinds."""
     broker = make_broker(joblog=log)
@@ -331,11 +340,9 @@ def test_it_says_when_the_server_is_gone(log, serve, open_page, run):
     expect(page.locator("#live-word")).to_have_text("Live")
 
 
-def test_what_does_not_come_in_time_stays_as_it_was(postgres_url, serve, open_page):
+def test_what_does_not_come_in_time_stays_as_it_was(postgres_log, postgres_url, serve, open_page):
     """While the database is slow, the last rows and figures stand under the banner."""
-    log = JobLog(postgres_url)
-    log.create_tables()
-    log.Job.create(
+    postgres_log.Job.create(
         jid="a",
         actor="work",
         queue="default",
@@ -343,7 +350,7 @@ def test_what_does_not_come_in_time_stays_as_it_was(postgres_url, serve, open_pa
         attempt=1,
         **dict.fromkeys(("enqueued_at", "created_at", "updated_at"), NOON),
     )
-    page = open_page(serve(dashboard(log, every=200, timeout=200)) + "/jobs")
+    page = open_page(serve(dashboard(postgres_log, every=200, timeout=200)) + "/jobs")
     row = page.locator("table.jobs tbody tr")
     with psycopg.connect(postgres_url) as other:
         other.execute("LOCK TABLE joblog_job IN ACCESS EXCLUSIVE MODE")
@@ -354,7 +361,6 @@ def test_what_does_not_come_in_time_stays_as_it_was(postgres_url, serve, open_pa
         other.rollback()
 
     expect(page.locator("#banners")).to_be_empty()
-    log.close()
 
 
 def test_a_search_is_completed_and_its_words_are_chips(log, run, serve, open_page):
