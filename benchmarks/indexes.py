@@ -51,9 +51,6 @@ class Price:
     wall: float
     wal: float
 
-    def __sub__(self, other: Price) -> Price:
-        return Price(self.cpu - other.cpu, self.wall - other.wall, self.wal - other.wal)
-
 
 class Measured:
     """A full log, and the jobs that are yet to come to it.
@@ -147,17 +144,11 @@ def prices(log: Measured, jobs: int, rounds: int) -> dict[str, list[Price]]:
             log.restore()
             # Beside the measurements before and after it, as the table grows.
             after = log.run(jobs)
-            around = Price(
-                *(
-                    (a + b) / 2
-                    for a, b in zip(
-                        dataclasses.astuple(whole), dataclasses.astuple(after), strict=True
-                    )
-                )
-            )
+            each = map(dataclasses.astuple, (whole, after, without))
+            saved = Price(*((a + b) / 2 - c for a, b, c in zip(*each, strict=True)))
             whole = after
-            found.setdefault(index, []).append(around - without)
-            print(f"{number + 1}: {index}: {around - without}", file=sys.stderr, flush=True)
+            found.setdefault(index, []).append(saved)
+            print(f"{number + 1}: {index}: {saved}", file=sys.stderr, flush=True)
     return found
 
 

@@ -351,7 +351,7 @@ class Transitions:
 
     def _is_one_statement(self, events: Sequence[Event]) -> bool:
         """Tell whether a batch is one statement, and needs no transaction around it."""
-        more = any(e.unique is not None or e.forget or _is_kept(e) for e in events)
+        more = any(e.unique is not None or e.forget or _keeps_section(e) for e in events)
         return not more and is_one_statement(self._portions(events))
 
     def _portions(self, events: Sequence[Event]) -> list[Portion]:
@@ -361,7 +361,7 @@ class Transitions:
             Portion(self._enqueues, [e.row for e in events if e.kind == "enqueue"]),
             Portion(self._failures, [e.failure for e in events if e.failure], follows=True),
             Portion(self._lines, [row for e in events if e.lines for row in e.lines]),
-            Portion(self._freeing, [_held(e) for e in events if _is_over(e)], follows=True),
+            Portion(self._freeing, [_held(e) for e in events if _frees_section(e)], follows=True),
         ]
 
     def _write(self, events: Sequence[Event]) -> set[str]:
@@ -390,9 +390,10 @@ class Transitions:
             if not written:
                 return
         final = row["state"] in FINAL
-        if event.section is not None and _is_kept(event):
-            grace = event.section["ttl"] + max(0, row["eta"] - row["updated_at"])
-            locks.keep(event.section["key"], event.jid, row["token"], grace)
+        if _keeps_section(event):
+            section: Any = event.section
+            grace = section["ttl"] + max(0, row["eta"] - row["updated_at"])
+            locks.keep(section["key"], event.jid, row["token"], grace)
         if event.unique is not None:
             key, until = event.unique["key"], event.unique["until"]
             if event.kind == "enqueue":
@@ -614,16 +615,18 @@ def _nobody(minutes: set[int]) -> None:
     """Stand in for whoever counts."""
 
 
-def _is_over(event: Event) -> bool:
-    """Tell whether a run has ended that has a section, and that is not to be retried."""
-    ended = event.kind == "end" and event.section is not None
-    return ended and event.row["state"] != State.RETRYING
+def _frees_section(event: Event) -> bool:
+    """Tell whether a run has ended whose section is free then."""
+    return _ends_in_section(event) and event.row["state"] != State.RETRYING
 
 
-def _is_kept(event: Event) -> bool:
+def _keeps_section(event: Event) -> bool:
     """Tell whether a run has ended whose section is kept for the next."""
-    ended = event.kind == "end" and event.section is not None
-    return ended and event.row["state"] == State.RETRYING
+    return _ends_in_section(event) and event.row["state"] == State.RETRYING
+
+
+def _ends_in_section(event: Event) -> bool:
+    return event.kind == "end" and event.section is not None
 
 
 def _held(event: Event) -> dict[str, Any]:

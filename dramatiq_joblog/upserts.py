@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 from uuid import UUID
 
 from peewee import (
@@ -331,7 +331,7 @@ def is_one_statement(portions: Sequence[Portion]) -> bool:
     return len(wanted) < 2 or joins
 
 
-def _is_step(part: Part) -> TypeGuard[Step]:
+def _is_step(part: Part) -> bool:
     return hasattr(part, "step")
 
 
@@ -357,7 +357,7 @@ def _write_joined(portions: Sequence[Portion]) -> set[str]:
     """Write portions as the steps of one statement."""
     steps, values = [], []
     for number, portion in enumerate(portions):
-        part: Any = portion.part
+        part = cast("Step", portion.part)
         follows = f"WHERE told.{part.named_by} IN (SELECT name FROM step_0)"
         text, value = part.step(portion.rows, follows if portion.follows else "")
         steps.append(f"step_{number} (name) AS ({text})")

@@ -143,15 +143,6 @@ def log(sqlite_url):
 
 
 @pytest.fixture
-def postgres_log(postgres_url):
-    """Return a log on PostgreSQL; it is closed after what serves it, which still asks."""
-    log = JobLog(postgres_url)
-    log.create_tables()
-    yield log
-    log.close()
-
-
-@pytest.fixture
 def shop(log, make_broker):
     """Return a broker with actors, and a function that sends and runs jobs of all kinds."""
     broker = make_broker(joblog=log)
@@ -340,9 +331,10 @@ def test_it_says_when_the_server_is_gone(log, serve, open_page, run):
     expect(page.locator("#live-word")).to_have_text("Live")
 
 
-def test_what_does_not_come_in_time_stays_as_it_was(postgres_log, postgres_url, serve, open_page):
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_what_does_not_come_in_time_stays_as_it_was(joblog, database_url, serve, open_page):
     """While the database is slow, the last rows and figures stand under the banner."""
-    postgres_log.Job.create(
+    joblog.Job.create(
         jid="a",
         actor="work",
         queue="default",
@@ -350,9 +342,9 @@ def test_what_does_not_come_in_time_stays_as_it_was(postgres_log, postgres_url, 
         attempt=1,
         **dict.fromkeys(("enqueued_at", "created_at", "updated_at"), NOON),
     )
-    page = open_page(serve(dashboard(postgres_log, every=200, timeout=200)) + "/jobs")
+    page = open_page(serve(dashboard(joblog, every=200, timeout=200)) + "/jobs")
     row = page.locator("table.jobs tbody tr")
-    with psycopg.connect(postgres_url) as other:
+    with psycopg.connect(database_url) as other:
         other.execute("LOCK TABLE joblog_job IN ACCESS EXCLUSIVE MODE")
         expect(page.locator("#banners")).to_contain_text("took longer than 0.2 s for the jobs")
         expect(row).to_have_count(1)
