@@ -40,6 +40,24 @@ def test_expected():
 @pytest.mark.expects_critical
 def test_missing():
     "A fault is expected, and does not happen."
+
+@pytest.fixture
+def no_server():
+    pytest.skip("there is no server")
+
+@pytest.mark.expects_critical
+def test_without_its_server(no_server):
+    "A fault is expected on a server that is not here."
+
+@pytest.mark.expects_critical
+def test_skips_itself():
+    "A fault is expected, and the test finds that it cannot run."
+    pytest.skip("there is no server")
+
+@pytest.mark.expects_critical
+def test_fails():
+    "A fault is expected, and another one comes first."
+    assert False
 """
 
 CLEAN = """
@@ -75,10 +93,13 @@ def run_pytest(tmp_path):
 
 
 def test_a_swallowed_fault_fails_its_test(run_pytest):
-    """A fault that the host swallows fails its test; one that is expected must be there."""
+    """A fault that the host swallows fails its test; one that is expected must be there.
+
+    A test that is skipped, or fails, is not held to what it expects.
+    """
     output = run_pytest(GUARDED)
 
-    assert "3 passed, 2 errors" in output
+    assert "1 failed, 3 passed, 2 skipped, 2 errors" in output
     assert "ERROR at teardown of test_swallowed" in output
     assert "Unexpected failure in after_enqueue" in output
     assert "RuntimeError: the middleware broke" in output
