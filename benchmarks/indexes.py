@@ -28,7 +28,7 @@ import filling  # noqa: E402
 import servers  # noqa: E402
 
 from dramatiq_joblog import JobLog  # noqa: E402
-from dramatiq_joblog.transitions import Event  # noqa: E402
+from dramatiq_joblog.recording.transitions import Event  # noqa: E402
 
 #: Jobs that begin, and end, in one transaction.
 BATCH = 8

@@ -35,7 +35,7 @@ import filling  # noqa: E402
 import servers  # noqa: E402
 
 from dramatiq_joblog import JobLog, JobLogMiddleware  # noqa: E402
-from dramatiq_joblog.workers import Heartbeat  # noqa: E402
+from dramatiq_joblog.recording.heartbeat import Heartbeat  # noqa: E402
 
 #: A table that is read whole, in a plan.
 _WHOLE = re.compile(r"(?:Seq Scan on|SCAN) (\w+)(?! USING)")

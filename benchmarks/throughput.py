@@ -32,7 +32,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 import servers  # noqa: E402
 
 from dramatiq_joblog import JobLog  # noqa: E402
-from dramatiq_joblog.transitions import Event  # noqa: E402
+from dramatiq_joblog.recording.transitions import Event  # noqa: E402
 
 #: Seconds that a run may take.
 DEADLINE = 300

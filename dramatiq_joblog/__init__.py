@@ -1,6 +1,5 @@
 """The life of every Dramatiq job, in SQL: see what ran, find what broke, decide by it."""
 
-from .current import current_job
 from .errors import (
     CancelError,
     ConfigurationError,
@@ -14,9 +13,10 @@ from .errors import (
     SearchError,
 )
 from .joblog import JobLog
-from .locks import Exclusive, Unique
+from .locking.locks import Exclusive, Unique
 from .middleware import JobLogMiddleware, enqueue_once
-from .models import Action, Failure, Job, Line, Lock, Worker
+from .recording.current import current_job
+from .schema.models import Action, Failure, Job, Line, Lock, Worker
 from .states import DeadReason, Outcome, State
 
 __all__ = [

@@ -7,13 +7,15 @@ import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from . import counts, people, search, stats
+from .admin import audit as people
+from .admin.retention import DEFAULT_BATCH
+from .database.timeouts import bounded
 from .errors import JobLogError, LockNotAcquired, SearchError
-from .models import to_millis
-from .reading import bounded
-from .retention import DEFAULT_BATCH
-from .text import fold_jid
-from .totals import level_of
+from .payload.sanitize import fold_jid
+from .reading import counts, search
+from .schema.models import to_millis
+from .statistics import series as stats
+from .statistics.rollups import level_of
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -21,13 +23,13 @@ if TYPE_CHECKING:
 
     from peewee import Database
 
-    from .chores import Chores
-    from .counts import Count
-    from .people import DeadGroup
-    from .query import JobQuery
+    from .admin.audit import DeadGroup
+    from .admin.maintenance import Chores
+    from .reading.counts import Count
+    from .schema.query import JobQuery
     from .states import State
-    from .stats import Stats
-    from .totals import Totals
+    from .statistics.rollups import Totals
+    from .statistics.series import Stats
 
 
 class Asking:

@@ -20,42 +20,36 @@ from dramatiq.logging import get_logger
 from peewee import Database, PeeweeException, SqliteDatabase
 from playhouse.db_url import connect
 
+from .admin.cancel import Cancelling
+from .admin.doctor import Doctor
+from .admin.maintenance import Chores
+from .admin.retention import Retention
 from .asking import Asking
-from .cancelling import Cancelling
-from .chores import Chores
-from .clock import database_now
-from .current import running
-from .doctor import Doctor
-from .errors import (
-    ConfigurationError,
-    DatabaseAwayError,
-    JobLogError,
-    JobNotFound,
-    LockNotAcquired,
-)
-from .locks import DEFAULT_TTL, SECTION, Claim, describe_holder, fold_key
-from .marks import Marks
-from .migrations import migrate
-from .models import Action, Failure, Job, Line, Lock, Mark, Total, Worker, add_indexes
-from .mysql import fit
-from .redaction import REDACTED, Redactor
+from .database.clock import database_now
+from .database.mysql import fit
+from .errors import ConfigurationError, DatabaseAwayError, JobLogError, JobNotFound, LockNotAcquired
+from .locking.locks import DEFAULT_TTL, SECTION, Claim, describe_holder, fold_key
+from .payload.encryption import Seal
+from .payload.redaction import REDACTED, Redactor
+from .payload.sanitize import fold_jid
+from .recording.current import running
+from .recording.exclusive import Sections
+from .recording.heartbeat import here
+from .recording.spool import Spool
+from .recording.transitions import Transitions, new_token
+from .recording.writer import POLICIES, Writer
 from .replaying import Replaying
-from .retention import Retention
-from .seal import Seal
-from .sections import Sections
-from .spool import Spool
-from .text import fold_jid
-from .totals import Totals
-from .transitions import Transitions, new_token
-from .workers import here
-from .writer import POLICIES, Writer
+from .schema.migrations import migrate
+from .schema.models import Action, Failure, Job, Line, Lock, Mark, Total, Worker, add_indexes
+from .statistics.rollups import Totals
+from .statistics.watermarks import Marks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from .doctor import Finding
-    from .locks import Holder, Lease
-    from .query import JobQuery
+    from .admin.doctor import Finding
+    from .locking.locks import Holder, Lease
+    from .schema.query import JobQuery
 
 _DRIVERS = {
     "sqlite": ("sqlite3", "a Python built with sqlite3"),

@@ -18,21 +18,9 @@ from dramatiq import Broker
 from dramatiq.logging import get_logger
 from dramatiq.middleware import Middleware, MiddlewareError, Retries, SkipMessage
 
-from .acks import ACKS, HandedAcks, why_not
-from .capture import Capture
-from .chores import INTERVAL as CHORES_INTERVAL
-from .current import CurrentJob, running
-from .errors import (
-    ConfigurationError,
-    DatabaseAwayError,
-    DuplicateJob,
-    SectionTakenError,
-    SectionUnknownError,
-)
-from .lines import Lines, check_level
-from .locks import UNIQUE as UNIQUE_KIND
-from .locks import Claim, describe_holder
-from .messages import (
+from .admin.maintenance import INTERVAL as CHORES_INTERVAL
+from .broker.acks import ACKS, HandedAcks, why_not
+from .broker.messages import (
     DELAY_SUFFIX,
     DUPLICATE,
     OPTIONS,
@@ -46,24 +34,36 @@ from .messages import (
     now,
     option,
 )
-from .outcomes import tell
-from .reports import Reports
-from .requeue import Sender
-from .runs import Run, verdict
-from .sections import TURN
+from .broker.outcome_log import tell
+from .broker.promotion import Waker
+from .broker.requeue import Sender
+from .broker.verdict import Run, verdict
+from .errors import (
+    ConfigurationError,
+    DatabaseAwayError,
+    DuplicateJob,
+    SectionTakenError,
+    SectionUnknownError,
+)
+from .locking.locks import UNIQUE as UNIQUE_KIND
+from .locking.locks import Claim, describe_holder
+from .payload.sanitize import clean_optional, fold_jid
+from .recording.current import CurrentJob, running
+from .recording.exclusive import TURN
+from .recording.heartbeat import DEFAULT_HEARTBEAT, DEFAULT_HEARTBEAT_TIMEOUT, Heartbeat, here
+from .recording.log_handler import Capture
+from .recording.log_lines import Lines, check_level
+from .recording.progress import Reports
+from .recording.transitions import Event, new_token
+from .recording.writer import AWAY_DELAY
 from .states import State
-from .text import clean_optional, fold_jid
-from .transitions import Event, new_token
-from .waking import Waker
-from .workers import DEFAULT_HEARTBEAT, DEFAULT_HEARTBEAT_TIMEOUT, Heartbeat, here
-from .writer import AWAY_DELAY
 
 if TYPE_CHECKING:
     from dramatiq import Actor, Message
     from dramatiq.broker import MessageProxy
 
+    from .broker.messages import AnyMessage
     from .joblog import JobLog
-    from .messages import AnyMessage
 
 #: Milliseconds between two looks for keys that nobody has held for long.
 _CLEANING = 3_600_000

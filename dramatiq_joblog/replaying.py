@@ -9,7 +9,7 @@ from .errors import RequeueError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .query import JobQuery
+    from .schema.query import JobQuery
 
 
 class Replaying:

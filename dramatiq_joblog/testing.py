@@ -26,7 +26,7 @@ from dramatiq.results import Results
 from .errors import JobLogError, JobNotFound
 from .joblog import JobLog
 from .middleware import JobLogMiddleware
-from .models import Job
+from .schema.models import Job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

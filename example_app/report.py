@@ -16,7 +16,7 @@ from .jobs import FINANCIAL, RULE, JobType, joblog
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dramatiq_joblog.query import JobQuery
+    from dramatiq_joblog.schema.query import JobQuery
 
 STYLES = {State.FINISHED: "green", State.DEAD: "red", State.SKIPPED: "yellow"}
 

@@ -15,7 +15,7 @@ from .jobs import JobType, broker, find_unmatched, import_prices, joblog, reconc
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dramatiq_joblog.query import JobQuery
+    from dramatiq_joblog.schema.query import JobQuery
 
 #: Seconds that the jobs may take.
 DEADLINE = 50

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from dramatiq_joblog.cli.program import program
+from dramatiq_joblog.cli.main import program
 
 #: The installed command.
 PROGRAM = str(Path(sys.executable).parent / "dramatiq-joblog")

@@ -15,7 +15,7 @@ import dramatiq
 from dramatiq.middleware import Middleware
 
 from dramatiq_joblog import JobLog, JobLogMiddleware
-from dramatiq_joblog.acks import HandedAcks
+from dramatiq_joblog.broker.acks import HandedAcks
 
 folder = Path(os.environ["KILL_FOLDER"])
 point = os.environ["KILL_AT"]

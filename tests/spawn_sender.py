@@ -6,7 +6,7 @@ import multiprocessing
 import sys
 
 from dramatiq_joblog import JobLog
-from dramatiq_joblog.transitions import Event
+from dramatiq_joblog.recording.transitions import Event
 
 
 def send(url, jid):

@@ -13,7 +13,8 @@ from dramatiq.brokers.redis import RedisBroker, _RedisConsumer
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Middleware, SkipMessage
 
-from dramatiq_joblog import JobLogMiddleware, acks
+from dramatiq_joblog import JobLogMiddleware
+from dramatiq_joblog.broker import acks
 from dramatiq_joblog.errors import ConfigurationError
 
 

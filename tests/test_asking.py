@@ -9,7 +9,7 @@ import pytest
 from peewee import MySQLDatabase
 
 from dramatiq_joblog import QueryTimeout, SearchError, State
-from dramatiq_joblog.query import cursor_of
+from dramatiq_joblog.schema.query import cursor_of
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=timezone.utc)
 
@@ -40,7 +40,7 @@ def test_pages(joblog, job_factory):
 
 def test_a_page_that_looks_no_further(joblog, job_factory, monkeypatch):
     """By what no index answers a page looks at so many jobs, and says how far that was."""
-    monkeypatch.setattr("dramatiq_joblog.query.LOOK", 3)
+    monkeypatch.setattr("dramatiq_joblog.schema.query.LOOK", 3)
     for number in range(8):
         job_factory(
             jid=str(number),

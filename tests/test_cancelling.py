@@ -17,18 +17,11 @@ from dramatiq.common import xq_name
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dramatiq_joblog import (
-    CancelError,
-    DuplicateJob,
-    Exclusive,
-    JobNotFound,
-    Unique,
-    enqueue_once,
-)
-from dramatiq_joblog.locks import SECTION, Claim
+from dramatiq_joblog import CancelError, DuplicateJob, Exclusive, JobNotFound, Unique, enqueue_once
+from dramatiq_joblog.locking.locks import SECTION, Claim
+from dramatiq_joblog.recording.heartbeat import Heartbeat
+from dramatiq_joblog.recording.transitions import Event
 from dramatiq_joblog.states import CANCELLABLE, FINAL
-from dramatiq_joblog.transitions import Event
-from dramatiq_joblog.workers import Heartbeat
 
 NOW = 1_800_000_000_000
 

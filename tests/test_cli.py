@@ -19,7 +19,7 @@ from commands import PROGRAM
 from dramatiq.middleware import SkipMessage
 
 from dramatiq_joblog import JobLog, current_job
-from dramatiq_joblog.cli.program import program
+from dramatiq_joblog.cli.main import program
 from dramatiq_joblog.cli.tail import Changes
 
 ROOT = Path(__file__).parent.parent
@@ -226,7 +226,7 @@ def test_words_and_options_filter_alike(jobs, ask, arguments):
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_list_looks_back_as_far_as_it_must(joblog, job_factory, ask, monkeypatch):
     """What no index answers is looked for in all jobs, although a page looks at some only."""
-    monkeypatch.setattr("dramatiq_joblog.query.LOOK", 3)
+    monkeypatch.setattr("dramatiq_joblog.schema.query.LOOK", 3)
     wanted = job_factory(state="dead", error_type="E", error_message="out of cheese")
     for _ in range(10):
         job_factory()

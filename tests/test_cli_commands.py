@@ -14,7 +14,7 @@ import urllib.request
 import pytest
 from commands import PROGRAM
 
-from dramatiq_joblog.cli.asking import myself
+from dramatiq_joblog.cli.confirm import myself
 
 
 @pytest.fixture

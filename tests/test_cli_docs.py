@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from dramatiq_joblog.cli.app import PROGRAM
-from dramatiq_joblog.cli.program import program
+from dramatiq_joblog.cli.main import program
 
 DOCS = Path(__file__).parent.parent / "docs" / "cli.md"
 COMMANDS = sorted(program.commands)

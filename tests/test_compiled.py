@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dramatiq_joblog.compiled import Compiled
+from dramatiq_joblog.database.compiled import Compiled
 
 
 def test_any_number_of_values(joblog, job_factory):

@@ -10,10 +10,10 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Retries
 
 from dramatiq_joblog import JobLog, JobLogMiddleware
-from dramatiq_joblog.doctor import MAX_SPOOLED, MAX_WAIT
-from dramatiq_joblog.spool import Spool
-from dramatiq_joblog.transitions import Event
-from dramatiq_joblog.workers import Heartbeat
+from dramatiq_joblog.admin.doctor import MAX_SPOOLED, MAX_WAIT
+from dramatiq_joblog.recording.heartbeat import Heartbeat
+from dramatiq_joblog.recording.spool import Spool
+from dramatiq_joblog.recording.transitions import Event
 
 
 def wrong(joblog, broker=None):

@@ -66,7 +66,7 @@ def test_psycopg2_alone(postgres_url):
         import sys
         sys.modules["psycopg"] = None
         from dramatiq_joblog import JobLog
-        from dramatiq_joblog.transitions import Event
+        from dramatiq_joblog.recording.transitions import Event
         joblog = JobLog(sys.argv[1])
         joblog.create_tables()
         row = dict(jid="j", actor="work", queue="default", attempt=1, token="t",

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dramatiq_joblog import ConfigurationError, JobLog, JobLogMiddleware, current_job
-from dramatiq_joblog.lines import MAX_LINES, Lines, check_level
+from dramatiq_joblog.recording.log_lines import MAX_LINES, Lines, check_level
 
 shop = logging.getLogger("shop.prices")
 

@@ -19,9 +19,9 @@ from dramatiq_joblog import (
     LockNotAcquired,
     Unique,
 )
-from dramatiq_joblog.freeing import freeing
-from dramatiq_joblog.locks import SECTION, UNIQUE, Claim, Lease, key_maker
-from dramatiq_joblog.workers import Heartbeat
+from dramatiq_joblog.locking.locks import SECTION, UNIQUE, Claim, Lease, key_maker
+from dramatiq_joblog.locking.release import freeing
+from dramatiq_joblog.recording.heartbeat import Heartbeat
 
 
 def import_prices(user_id, symbol="AAPL", *rest, **more):

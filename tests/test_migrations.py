@@ -14,7 +14,7 @@ from dramatiq_joblog import Job, JobLog
 BOOT = """
 import sys
 from dramatiq_joblog import JobLog
-from dramatiq_joblog.transitions import Event
+from dramatiq_joblog.recording.transitions import Event
 sys.stdin.readline()
 joblog = JobLog(sys.argv[1])
 joblog.create_tables()

@@ -11,12 +11,12 @@ import servers
 from proxy import Proxy
 
 from dramatiq_joblog import JobLog
-from dramatiq_joblog.clock import database_now
-from dramatiq_joblog.connection import Connection
+from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.database.connection import Connection
+from dramatiq_joblog.database.mysql import is_away
 from dramatiq_joblog.errors import DatabaseAwayError
-from dramatiq_joblog.locks import SECTION, Claim
-from dramatiq_joblog.mysql import is_away
-from dramatiq_joblog.transitions import Event
+from dramatiq_joblog.locking.locks import SECTION, Claim
+from dramatiq_joblog.recording.transitions import Event
 
 NOW = 1_800_000_000_000
 

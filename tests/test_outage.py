@@ -18,7 +18,7 @@ import pytest
 from proxy import Proxy
 
 from dramatiq_joblog import JobLog
-from dramatiq_joblog.transitions import Event
+from dramatiq_joblog.recording.transitions import Event
 
 #: More than are worked on at once.
 JOBS = 40
@@ -306,7 +306,7 @@ def test_another_process_replays(tmp_path, eventually):
 FULL = """
     import resource, sys
     from dramatiq_joblog import JobLog
-    from dramatiq_joblog.transitions import Event
+    from dramatiq_joblog.recording.transitions import Event
 
     joblog = JobLog(sys.argv[1], spool=sys.argv[2])
     joblog.create_tables()

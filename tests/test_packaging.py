@@ -57,7 +57,7 @@ def test_the_wheel_has_all_of_the_package(wheel):
 
     assert shipped == files
     assert "dramatiq_joblog/py.typed" in shipped
-    assert "dramatiq_joblog/migrations/0001_initial.py" in shipped
+    assert "dramatiq_joblog/schema/migrations/0001_initial.py" in shipped
 
 
 def test_the_wheel_tells_what_it_is_and_needs(wheel):

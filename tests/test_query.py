@@ -8,7 +8,7 @@ import pytest
 from peewee import MySQLDatabase, SqliteDatabase
 
 from dramatiq_joblog import State
-from dramatiq_joblog.retention import Rule
+from dramatiq_joblog.admin.retention import Rule
 
 
 def test_scopes(joblog, job_factory):

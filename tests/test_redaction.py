@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dramatiq_joblog import JobLog, current_job
-from dramatiq_joblog.redaction import REDACTED, Redactor, scrub
-from dramatiq_joblog.text import document
+from dramatiq_joblog.payload.redaction import REDACTED, Redactor, scrub
+from dramatiq_joblog.payload.sanitize import document
 
 #: In no name, and in no text of ours.
 SECRET = "hunter2-Zx9"

@@ -170,7 +170,7 @@ def test_rows_that_nobody_needs(joblog):
 
 def test_one_process_at_a_time(joblog, database_url, monkeypatch):
     """While one process prunes another waits, and then says so."""
-    monkeypatch.setattr("dramatiq_joblog.chores._PATIENCE", 300)
+    monkeypatch.setattr("dramatiq_joblog.admin.maintenance._PATIENCE", 300)
     other = JobLog(database_url)
     with other.chores._turn() as renew:
         assert renew()

@@ -8,7 +8,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from dramatiq_joblog import ConfigurationError, JobLog
-from dramatiq_joblog.seal import Seal
+from dramatiq_joblog.payload.encryption import Seal
 
 
 def test_what_is_closed_is_opened_by_its_key_alone():

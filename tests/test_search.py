@@ -8,7 +8,7 @@ import pytest
 from peewee import ForeignKeyField, Model, SqliteDatabase
 
 from dramatiq_joblog import Job, JobLog, JobLogError, SearchError, State
-from dramatiq_joblog.search import KEYS, Term, instant, parse
+from dramatiq_joblog.reading.search import KEYS, Term, instant, parse
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=timezone.utc)
 

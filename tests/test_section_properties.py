@@ -19,10 +19,10 @@ from hypothesis.stateful import (
 from peewee import MySQLDatabase
 
 from dramatiq_joblog import Exclusive
-from dramatiq_joblog.locks import SECTION, Claim
-from dramatiq_joblog.sections import Sections
-from dramatiq_joblog.transitions import Event, Transitions, new_token
-from dramatiq_joblog.workers import Heartbeat
+from dramatiq_joblog.locking.locks import SECTION, Claim
+from dramatiq_joblog.recording.exclusive import Sections
+from dramatiq_joblog.recording.heartbeat import Heartbeat
+from dramatiq_joblog.recording.transitions import Event, Transitions, new_token
 
 #: Milliseconds that time leaps when leases run out; and half of what a run trusts its own for.
 LEAP = 1_000_000

@@ -32,7 +32,7 @@ from dramatiq_joblog import (
     enqueue_once,
     middleware,
 )
-from dramatiq_joblog.transitions import Event
+from dramatiq_joblog.recording.transitions import Event
 
 
 @pytest.fixture

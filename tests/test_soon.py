@@ -11,8 +11,8 @@ import stories
 
 from dramatiq_joblog import JobLogMiddleware, current_job
 from dramatiq_joblog.errors import ConfigurationError
+from dramatiq_joblog.recording.transitions import Event
 from dramatiq_joblog.states import FINAL
-from dramatiq_joblog.transitions import Event
 
 NOW = 1_800_000_000_000
 

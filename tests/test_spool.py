@@ -10,8 +10,8 @@ import textwrap
 
 import pytest
 
-from dramatiq_joblog.spool import MAX_CHUNK, Spool
-from dramatiq_joblog.transitions import Event
+from dramatiq_joblog.recording.spool import MAX_CHUNK, Spool
+from dramatiq_joblog.recording.transitions import Event
 
 
 def event(number, kind="end"):
@@ -82,8 +82,8 @@ def test_what_is_kept_during_a_replay_comes_last(spool):
 CHILD = """
     import os, sys
     from pathlib import Path
-    from dramatiq_joblog.spool import Spool
-    from dramatiq_joblog.transitions import Event
+    from dramatiq_joblog.recording.spool import Spool
+    from dramatiq_joblog.recording.transitions import Event
     spool = Spool(Path(sys.argv[1]))
     for n in range(3):
         spool.append([Event("start", {"jid": f"j{n}", "token": f"t{n}"}, None)])

@@ -7,9 +7,15 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dramatiq_joblog.models import MAX_JID
-from dramatiq_joblog.redaction import Redactor
-from dramatiq_joblog.text import MAX_DOCUMENT, clean, clean_optional, document, fold_jid
+from dramatiq_joblog.payload.redaction import Redactor
+from dramatiq_joblog.payload.sanitize import (
+    MAX_DOCUMENT,
+    MAX_JID,
+    clean,
+    clean_optional,
+    document,
+    fold_jid,
+)
 
 PLAIN = Redactor(redact=False)
 any_text = st.text(st.characters())

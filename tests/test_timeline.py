@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dramatiq_joblog.timeline import timeline
+from dramatiq_joblog.reading.timeline import timeline
 
 BEGIN = datetime(2026, 11, 24, 7, 0, tzinfo=timezone.utc)
 

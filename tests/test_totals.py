@@ -11,9 +11,9 @@ from itertools import pairwise
 
 import pytest
 
-from dramatiq_joblog.histogram import BOUNDS, Histogram, bucket_of
-from dramatiq_joblog.totals import DAY, HOUR, MINUTE, QUARTER, SPANS, level_of
-from dramatiq_joblog.transitions import Event
+from dramatiq_joblog.recording.transitions import Event
+from dramatiq_joblog.statistics.histogram import BOUNDS, Histogram, bucket_of
+from dramatiq_joblog.statistics.rollups import DAY, HOUR, MINUTE, QUARTER, SPANS, level_of
 
 #: A minute, in milliseconds since 1970, that is also the begin of a day.
 MIDNIGHT = 20_000 * DAY

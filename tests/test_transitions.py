@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peewee import MySQLDatabase, PostgresqlDatabase
 
+from dramatiq_joblog.recording.transitions import Event, new_token, same_delivery
 from dramatiq_joblog.states import FINAL
-from dramatiq_joblog.transitions import Event, new_token, same_delivery
 
 JID = "job"
 NOW = 1_800_000_000_000
@@ -290,7 +290,7 @@ def test_statements_of_a_batch(joblog, asked, count, events):
 TOKENS = """
 import os, random
 
-from dramatiq_joblog.transitions import new_token
+from dramatiq_joblog.recording.transitions import new_token
 
 random.seed(1)
 mine = {new_token(None)}

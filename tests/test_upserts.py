@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from dramatiq_joblog import Job, JobLog
-from dramatiq_joblog.transitions import Event
+from dramatiq_joblog.recording.transitions import Event
 
 NOW = 1_800_000_000_000
 

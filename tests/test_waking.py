@@ -7,7 +7,8 @@ import threading
 import dramatiq
 import pytest
 
-from dramatiq_joblog import Exclusive, sections
+from dramatiq_joblog import Exclusive
+from dramatiq_joblog.recording import exclusive as sections
 
 
 @pytest.fixture

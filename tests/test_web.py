@@ -776,7 +776,7 @@ def test_a_slow_database_is_a_banner(postgres_url):
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_what_is_not_known_is_not_told_as_nothing(joblog, job_factory, postgres_url, monkeypatch):
     """A page whose figures do not come in time says so, and never that there is nothing."""
-    monkeypatch.setattr("dramatiq_joblog.web.site.FRESH_FOR", 0)
+    monkeypatch.setattr("dramatiq_joblog.web.state.FRESH_FOR", 0)
     job_factory()
     nothings = (
         "No run failed|No job ended|Nothing is dead|No jobs here|No worker has|not seen a job"

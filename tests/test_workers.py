@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from dramatiq_joblog import ConfigurationError, JobLog, JobLogMiddleware
-from dramatiq_joblog.workers import Heartbeat
+from dramatiq_joblog.recording.heartbeat import Heartbeat
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from dramatiq_joblog import JobLog
-from dramatiq_joblog.transitions import Event
+from dramatiq_joblog.recording.transitions import Event
 
 NOW = 1_800_000_000_000
 
@@ -288,7 +288,7 @@ def test_a_senders_transaction(joblog, database_url):
 SENDER = """
     import sys
     from dramatiq_joblog import JobLog
-    from dramatiq_joblog.transitions import Event
+    from dramatiq_joblog.recording.transitions import Event
     joblog = JobLog(sys.argv[1])
     for n in range(200):
         joblog.writer.put(Event("enqueue", dict(

@@ -3,6 +3,6 @@
 It asks nothing of the database that a user's code could not ask through ``JobLog``.
 """
 
-from .program import main
+from .main import main
 
 __all__ = ["main"]

@@ -26,10 +26,10 @@ from dramatiq_joblog import (
 )
 from dramatiq_joblog.errors import RequeueError
 from dramatiq_joblog.joblog import describe
-from dramatiq_joblog.redaction import scrub
-from dramatiq_joblog.search import KEYS
+from dramatiq_joblog.payload.redaction import scrub
+from dramatiq_joblog.reading.search import KEYS
 
-from .screen import Screen
+from .table import Screen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

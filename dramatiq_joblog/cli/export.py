@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .app import NOTHING, Refusal, Session, command
-from .asking import progress
+from .confirm import progress
 from .filters import filtered, select
-from .look import safe
+from .style import safe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import TextIO
 
     from dramatiq_joblog import JobLog
-    from dramatiq_joblog.query import JobQuery
+    from dramatiq_joblog.schema.query import JobQuery
 
 #: Jobs that are read at once.
 _BATCH = 1_000

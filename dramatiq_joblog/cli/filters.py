@@ -9,14 +9,14 @@ import click
 from click.shell_completion import CompletionItem
 
 from dramatiq_joblog import JobLogError
-from dramatiq_joblog.search import KEYS
+from dramatiq_joblog.reading.search import KEYS
 
 from .app import MINUS, Refusal, Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dramatiq_joblog.query import JobQuery
+    from dramatiq_joblog.schema.query import JobQuery
 
 #: The keys of a search that are times, and those that are options too.
 TIMES = ("ended", "since", "until")

@@ -8,16 +8,16 @@ import click
 from rich.text import Text
 
 from .app import NOTHING, Refusal, Session, command
+from .cells import SHORT_JID, attempts, kind, since, took, why
 from .filters import filtered, select, text_of
-from .look import QUIET, age, aligned, line, mark
-from .rows import SHORT_JID, attempts, kind, since, took, why
-from .screen import Column
+from .style import QUIET, age, aligned, line, mark
+from .table import Column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from dramatiq_joblog.query import JobQuery
+    from dramatiq_joblog.schema.query import JobQuery
 
 #: Where a line has room for whole jids.
 _WIDE = 160

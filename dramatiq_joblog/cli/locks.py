@@ -11,9 +11,9 @@ from rich.text import Text
 from dramatiq_joblog.states import State
 
 from .app import NOTHING, Refusal, Session, command
-from .look import QUIET, age, aligned, bar, colour, line, mark, number, safe, shape
-from .rows import SHORT_JID, kind
-from .screen import Column
+from .cells import SHORT_JID, kind
+from .style import QUIET, age, aligned, bar, colour, line, mark, number, safe, shape
+from .table import Column
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -9,12 +9,12 @@ import click
 from click.shell_completion import CompletionItem
 
 from dramatiq_joblog import JobLogError
-from dramatiq_joblog.search import instant
+from dramatiq_joblog.reading.search import instant
 from dramatiq_joblog.states import FINAL
 
 from .app import Refusal, Session, command
-from .asking import confirm, many, myself, progress, yes_option
-from .look import number
+from .confirm import confirm, many, myself, progress, yes_option
+from .style import number
 
 if TYPE_CHECKING:
     from collections import Counter

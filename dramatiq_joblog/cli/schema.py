@@ -5,7 +5,7 @@ from __future__ import annotations
 from dramatiq_joblog.joblog import describe
 
 from .app import Session, command
-from .asking import progress
+from .confirm import progress
 
 
 @command(

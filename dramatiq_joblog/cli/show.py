@@ -8,13 +8,13 @@ import click
 from click.shell_completion import CompletionItem
 
 from dramatiq_joblog import JobLogError, JobNotFound
+from dramatiq_joblog.reading.timeline import timeline
 from dramatiq_joblog.states import Outcome
-from dramatiq_joblog.timeline import timeline
 
-from . import sheet
+from . import job_detail as sheet
 from .app import NOTHING, Refusal, Session, command
-from .look import line, safe
-from .rows import kind
+from .cells import kind
+from .style import line, safe
 
 if TYPE_CHECKING:
     from dramatiq_joblog import JobLog

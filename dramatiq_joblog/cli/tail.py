@@ -14,18 +14,18 @@ from dramatiq_joblog import DatabaseAwayError
 from dramatiq_joblog.states import FINAL, State
 
 from .app import Session, command
+from .cells import SHORT_JID, kind, why
 from .filters import filtered, select
-from .look import QUIET, duration, line, mark, safe
-from .rows import SHORT_JID, kind, why
+from .style import QUIET, duration, line, mark, safe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
     from dramatiq_joblog import JobLog
-    from dramatiq_joblog.query import JobQuery
+    from dramatiq_joblog.schema.query import JobQuery
 
-    from .screen import Screen
+    from .table import Screen
 
 #: Seconds that a row may come later than its time says: hosts differ, and commits take time.
 _LATE = timedelta(seconds=10)

@@ -10,8 +10,8 @@ from peewee import fn
 from rich.text import Text
 
 from .app import NOTHING, Refusal, Session, command
-from .look import QUIET, age, colour, number
-from .screen import Column
+from .style import QUIET, age, colour, number
+from .table import Column
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -9,11 +9,11 @@ from dramatiq.logging import get_logger
 from starlette.responses import RedirectResponse
 
 from dramatiq_joblog.errors import CancelError, JobLogError, JobNotFound, LockNotAcquired
-from dramatiq_joblog.models import to_millis
+from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import CANCELLABLE, State
 
 from .formats import number, plain_duration, short
-from .rows import JobRow
+from .presenters import JobRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from starlette.datastructures import FormData
     from starlette.responses import Response
 
-    from .visit import Visit
+    from .context import Visit
 
 #: Jobs that one action takes at most.
 MOST = 1000

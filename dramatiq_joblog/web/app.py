@@ -13,11 +13,13 @@ from starlette.routing import Route
 
 from dramatiq_joblog.errors import ConfigurationError
 
-from . import actions, dead, job, jobs, now, overview, status
+from . import actions, dead, job, jobs, overview
+from . import live as now
+from . import probes as status
 from .access import CSRF_FIELD, SESSION_COOKIE, SESSION_FOR, Gate, Login, check_csrf, cookie
 from .assets import asset
-from .site import Site
-from .visit import Visit
+from .context import Visit
+from .state import Site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dramatiq_joblog.errors import SearchError
 
 if TYPE_CHECKING:
-    from .visit import Visit
+    from .context import Visit
 
 #: Rows on one page.
 PER_PAGE = 50

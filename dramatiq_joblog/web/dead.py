@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dramatiq_joblog.models import instant_of, to_millis
+from dramatiq_joblog.schema.models import instant_of, to_millis
 
 from . import charts
 from .common import PER_PAGE, RANGES, chosen, deed
@@ -13,7 +13,7 @@ from .formats import word
 if TYPE_CHECKING:
     from starlette.responses import Response
 
-    from .visit import Visit
+    from .context import Visit
 
 #: The windows that they are counted in, in milliseconds.
 WINDOWS = {name: RANGES[name] for name in ("1h", "3h", "24h", "3d", "7d")}

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from dramatiq_joblog.models import to_millis
-from dramatiq_joblog.redaction import REDACTED
+from dramatiq_joblog.payload.redaction import REDACTED
+from dramatiq_joblog.schema.models import to_millis
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from dramatiq_joblog.search import Term
+    from dramatiq_joblog.reading.search import Term
 
 _SECOND, _MINUTE, _HOUR, _DAY = 1000, 60_000, 3_600_000, 86_400_000
 

@@ -13,8 +13,8 @@ from dramatiq_joblog.states import FINAL, State
 
 from .common import waiters
 from .formats import ago, duration, plain_duration, word
-from .lifeline import Run, draw, runs_of
-from .rows import JobRow, places, sent_at, share_of
+from .presenters import JobRow, places, sent_at, share_of
+from .timeline_svg import Run, draw, runs_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from starlette.responses import Response
 
-    from .visit import Visit
+    from .context import Visit
 
 #: Lines, relatives and actions that are shown at most.
 MOST_LINES, MOST_RELATIVES, MOST_ACTIONS = 500, 100, 50

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dramatiq_joblog import search
-from dramatiq_joblog.counts import DEFAULT_CAP, Count
 from dramatiq_joblog.errors import SearchError
+from dramatiq_joblog.reading import search
+from dramatiq_joblog.reading.counts import DEFAULT_CAP, Count
 from dramatiq_joblog.states import CANCELLABLE, FINAL, State
 
 from .common import PER_PAGE, waiters
 from .formats import count as how_many
 from .formats import spell, word
-from .rows import JobRow, places
+from .presenters import JobRow, places
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from starlette.responses import Response
 
-    from .visit import Visit
+    from .context import Visit
 
 #: Milliseconds that a search may take to be counted: a page without figures is one too.
 COUNTING = 60

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from dramatiq_joblog.models import to_millis
+from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import FINAL, State
 
 from . import charts
 from .common import RANGES, chosen
 from .formats import plain_duration, word
-from .rows import JobRow, sent_at
+from .presenters import JobRow, sent_at
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from starlette.responses import Response
 
-    from .visit import Visit
+    from .context import Visit
 
 #: How many times two seconds the charts of a range may be old: a bar is a step wide.
 KEPT = {"1h": 1, "3h": 3, "24h": 10}

@@ -1,0 +1,1 @@
+"""What people and upkeep do to jobs: cancel, prune, audit, import, examine."""

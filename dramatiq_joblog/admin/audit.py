@@ -1,0 +1,148 @@
+"""What people do to jobs and keys, and the record of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from peewee import SQL, Case, fn
+
+from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.payload.sanitize import MAX_MESSAGE, clean, clean_optional, fold_jid
+from dramatiq_joblog.schema.models import instant_of
+from dramatiq_joblog.schema.query import literal_states
+from dramatiq_joblog.states import State
+from dramatiq_joblog.statistics.rollups import span_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+#: Milliseconds of an hour, in which the windows of dead jobs are told.
+_HOUR = 3_600_000
+#: The windows that dead jobs are counted in: 1 and 3 hours, 1, 3 and 7 days.
+DEFAULT_WINDOWS = (1 * _HOUR, 3 * _HOUR, 24 * _HOUR, 72 * _HOUR, 168 * _HOUR)
+#: As many jobs are changed by one statement.
+_BATCH = 500
+
+
+@dataclass(frozen=True)
+class DeadGroup:
+    """Dead jobs of one error and one actor, without those that were dismissed."""
+
+    #: Class of the error; None for jobs that died of none.
+    error_type: str | None
+    actor: str
+    #: How many became dead within each window, by its milliseconds.
+    counts: dict[int, int]
+    #: The newest of them, by when it was sent.
+    jid: str
+    #: When the last of them became dead.
+    last_at: datetime
+    #: The text of its error.
+    message: str | None
+
+
+def record(
+    action: Any, what: str, *, who: str, jid: str | None, key: str | None, detail: str | None
+) -> Any:
+    """Write down what someone did, and return the row."""
+    database = action._meta.database
+    number = action.insert(
+        at=database_now(database),
+        who=clean_optional(who) or "unknown",
+        what=clean_optional(what, 32),
+        jid=None if jid is None else fold_jid(jid),
+        key=clean_optional(key),
+        detail=None if detail is None else clean(detail, MAX_MESSAGE),
+    ).execute()
+    return action.get_by_id(number)
+
+
+def dismiss(job: Any, jids: Sequence[str]) -> list[str]:
+    """Dismiss those of *jids* that are dead and were not dismissed; return their jids."""
+    dismissed = []
+    now = database_now(job._meta.database)
+    for start in range(0, len(jids), _BATCH):
+        some = job.jid.in_([fold_jid(jid) for jid in jids[start : start + _BATCH]])
+        open_ones = some, job.state == State.DEAD, job.dismissed_at.is_null()
+        found = [row.jid for row in job.select(job.jid).where(*open_ones).order_by(job.jid)]
+        for jid in found:
+            # One by one: who is told that it was dismissed is who dismissed it.
+            mine = job.jid == jid, job.state == State.DEAD, job.dismissed_at.is_null()
+            if job.update(dismissed_at=now).where(*mine).execute():
+                dismissed.append(jid)
+    return dismissed
+
+
+def unlock(lock: Any, key: str, slot: int, fence: int) -> Any:
+    """Free a slot of a section if *fence* still holds; return the row as it was, or None."""
+    mine = (lock.kind == "section", lock.key == key, lock.slot == slot, lock.fence == fence)
+    held = lock.get_or_none(*mine, lock.owner.is_null(False))
+    freed = (
+        lock.update(owner=None, token=None, process=None, expires_at=None)
+        .where(*mine, lock.owner.is_null(False))
+        .execute()
+    )
+    return held if freed else None
+
+
+def dead_groups(job: Any, windows: Iterable[int], now: int) -> list[DeadGroup]:
+    """Group dead jobs by error and actor, those that died last first."""
+    windows = sorted(windows)
+    counts = [fn.SUM(Case(None, [(job.finished_at >= now - window, 1)], 0)) for window in windows]
+    last, newest = fn.MAX(job.finished_at), fn.MAX(job.id)
+    groups = list(
+        job.select(job.error_type, job.actor, last, newest, *counts)
+        .where(*_open_dead(job, now - windows[-1]))
+        .group_by(job.error_type, job.actor)
+        .order_by(SQL("3 DESC"), job.error_type, job.actor)
+        .tuples()
+    )
+    rows: dict[int, Any] = {}
+    for start in range(0, len(groups), _BATCH):
+        numbers = [group[3] for group in groups[start : start + _BATCH]]
+        some = job.select(job.id, job.jid, job.error_message).where(job.id.in_(numbers))
+        rows |= {row.id: row for row in some}
+    return [
+        DeadGroup(
+            error_type=error_type,
+            actor=actor,
+            counts={w: int(n) for w, n in zip(windows, numbers, strict=True)},
+            jid=rows[number].jid,
+            last_at=last if isinstance(last, datetime) else instant_of(last),
+            message=rows[number].error_message,
+        )
+        for error_type, actor, last, number, *numbers in groups
+        # One that was deleted in between is told of next time.
+        if number in rows
+    ]
+
+
+def dead_series(
+    job: Any, window: int, step: int, now: int
+) -> dict[tuple[str | None, str], list[int]]:
+    """Count the dead jobs of each error and actor in each step of a window."""
+    begin = (now - window) - (now - window) % step
+    steps = -((begin - now) // step)
+    rows = (
+        job.select(job.error_type, job.actor, span_of(job.finished_at, step), fn.COUNT(SQL("*")))
+        .where(*_open_dead(job, now - window))
+        .group_by(SQL("1, 2, 3"))
+        .tuples()
+    )
+    series: dict[tuple[str | None, str], list[int]] = {}
+    for error_type, actor, at, count in rows:
+        numbers = series.setdefault((error_type, actor), [0] * steps)
+        # What died since *now* was taken belongs to the last step.
+        numbers[min(steps - 1, (int(at) - begin) // step)] += int(count)
+    return series
+
+
+def _open_dead(job: Any, since: int) -> tuple[Any, ...]:
+    """Return what is true of dead jobs since an instant that nobody has dismissed."""
+    return (
+        job.state.in_(literal_states([State.DEAD])),
+        job.dismissed_at.is_null(),
+        job.finished_at >= since,
+    )

@@ -1,0 +1,193 @@
+"""A move from django_dramatiq: what its ``AdminMiddleware`` kept, as rows of the log.
+
+Nothing of Django is needed: the table is read as it lies in the database.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dramatiq_joblog.payload.sanitize import (
+    MAX_MESSAGE,
+    MAX_TRACEBACK,
+    clean,
+    clean_optional,
+    document,
+    fold_jid,
+)
+from dramatiq_joblog.schema.models import to_millis
+from dramatiq_joblog.states import DeadReason, Outcome, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from peewee import Database
+
+    from dramatiq_joblog.joblog import JobLog
+    from dramatiq_joblog.payload.redaction import Redactor
+
+#: The table of django_dramatiq, as its migrations name it.
+DJANGO_TABLE = "django_dramatiq_task"
+#: Rows that are read and written at once.
+BATCH = 500
+
+_STATES = {
+    "enqueued": State.ENQUEUED,
+    "delayed": State.DELAYED,
+    # Its worker never said more: either it still runs, or nobody will ever say.
+    "running": State.LOST,
+    "failed": State.DEAD,
+    "done": State.FINISHED,
+    "skipped": State.SKIPPED,
+}
+
+
+class _Task(NamedTuple):
+    """A row of django_dramatiq's."""
+
+    id: Any
+    status: str
+    created_at: Any
+    updated_at: Any
+    message_data: Any
+
+
+def import_django_dramatiq(
+    joblog: JobLog,
+    source: Database | None = None,
+    *,
+    table: str = DJANGO_TABLE,
+    progress: Callable[[int], None] | None = None,
+) -> Counter[str]:
+    """Copy the tasks of django_dramatiq into the log.
+
+    It is safe to repeat: a job that the log knows is left as it is.  Stop the workers first, so
+    that what is running has ended.
+
+    Parameters:
+      joblog: The log, whose tables are there.
+      source: Where the tasks lie; None for the log's own database.
+      table: Their table.
+      progress: Told after each batch how many tasks were read.
+
+    Returns:
+      How many jobs were written, by state.
+
+    Raises:
+      peewee.DatabaseError: If there is no such table.
+    """
+    written: Counter[str] = Counter()
+    read = 0
+    for batch in _batches(source or joblog.database, table):
+        jobs = [_job_of(task, joblog.redactor) for task in batch]
+        with joblog.database.atomic():
+            known = {
+                job.jid
+                for job in joblog.Job.select(joblog.Job.jid).where(
+                    joblog.Job.jid.in_([job["jid"] for job, _ in jobs])
+                )
+            }
+            new = [(job, failure) for job, failure in jobs if job["jid"] not in known]
+            if new:
+                joblog.Job.insert_many([job for job, _ in new]).execute()
+            failures = [failure for _, failure in new if failure is not None]
+            if failures:
+                joblog.Failure.insert_many(failures).execute()
+        written.update(str(job["state"]) for job, _ in new)
+        read += len(batch)
+        if progress is not None:
+            progress(read)
+    return written
+
+
+def _batches(source: Database, table: str) -> Iterator[list[_Task]]:
+    """Yield the tasks, oldest first, without holding a transaction open."""
+    quote = "`" if source.quote[0] == "`" else '"'
+    columns = ", ".join(f"{quote}{name}{quote}" for name in _Task._fields)
+    text = f"SELECT {columns} FROM {quote}{table}{quote}"
+    param = source.param
+    last: _Task | None = None
+    while True:
+        where = "" if last is None else f" WHERE (created_at, id) > ({param}, {param})"
+        values = () if last is None else (last.created_at, last.id)
+        query = f"{text}{where} ORDER BY created_at, id LIMIT {BATCH}"
+        batch = [_Task(*row) for row in source.execute_sql(query, values).fetchall()]
+        if not batch:
+            return
+        last = batch[-1]
+        yield batch
+
+
+def _job_of(task: _Task, redactor: Redactor) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return a task as a row of a job, and as a failed run if it told of one."""
+    message = json.loads(bytes(task.message_data))
+    options = message.get("options", {})
+    created, updated = _millis(task.created_at), _millis(task.updated_at)
+    state = _STATES.get(task.status, State.LOST)
+    # It writes before Retries counts, so that this was the last attempt's number in any state.
+    attempt = int(options.get("retries", 0)) + 1
+    final = task.status in ("done", "failed", "skipped")
+    args = document(list(message.get("args", ())), redactor)
+    kwargs = document(dict(message.get("kwargs", {})), redactor)
+    job = {
+        "jid": fold_jid(message.get("message_id", task.id)),
+        "actor": clean_optional(message["actor_name"]),
+        "queue": clean_optional(str(message["queue_name"]).removesuffix(".DQ")),
+        "state": state.value,
+        "attempt": attempt,
+        "enqueued_at": message.get("message_timestamp", created),
+        "eta": options.get("eta") if not final else None,
+        "finished_at": updated if final else None,
+        "created_at": created,
+        "updated_at": updated,
+        "args": json.loads(args.text),
+        "kwargs": json.loads(kwargs.text),
+        "note": "; ".join(
+            ["imported from django_dramatiq", *filter(None, [args.note or kwargs.note])]
+        ),
+        "dead_reason": None,
+        "skip_reason": "imported from django_dramatiq" if state is State.SKIPPED else None,
+        "error_type": None,
+        "error_message": None,
+    }
+    if state is not State.DEAD:
+        return job, None
+    reason = DeadReason.RETRIES_EXHAUSTED if attempt > 1 else DeadReason.NOT_RETRIED
+    traceback = clean(str(options.get("traceback") or ""), MAX_TRACEBACK)
+    error_type, error_message = _last_line(traceback)
+    job |= {
+        "dead_reason": reason.value,
+        "error_type": error_type,
+        "error_message": error_message,
+    }
+    failure = {
+        "jid": job["jid"],
+        "token": f"imported:{str(task.id).replace('-', '')[:22]}",
+        "attempt": job["attempt"],
+        "outcome": Outcome.DEAD.value,
+        "finished_at": updated,
+        "error_type": error_type,
+        "error_message": error_message,
+        "traceback": traceback or None,
+    }
+    return job, failure
+
+
+def _last_line(traceback: str) -> tuple[str | None, str | None]:
+    """Return the class and the text of the error that a traceback ends with."""
+    last = traceback.strip().splitlines()[-1:] or [""]
+    found = re.match(r"([\w.]+)(?:: (.*))?$", last[0])
+    if found is None:
+        return None, None
+    name, text = found.groups()
+    return name.rpartition(".")[2], clean(text or "", MAX_MESSAGE)
+
+
+def _millis(value: Any) -> int:
+    """Return an instant of Django's, which SQLite keeps as text in UTC."""
+    instant = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    return to_millis(instant if instant.tzinfo else instant.replace(tzinfo=timezone.utc))

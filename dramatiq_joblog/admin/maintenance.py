@@ -1,0 +1,171 @@
+"""What a log does for itself beside the jobs: it counts them, and deletes the old ones.
+
+One process at a time does it, on a thread and a connection of its own that exist only
+meanwhile; whoever comes first after a minute is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from dramatiq.logging import get_logger
+from peewee import PeeweeException
+
+from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.errors import JobLogError
+from dramatiq_joblog.locking.locks import Claim
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from peewee import Database
+
+    from dramatiq_joblog.locking.locks import Locks
+    from dramatiq_joblog.statistics.rollups import Totals
+
+    from .retention import Retention
+
+#: Milliseconds between two looks whether there is something to do.
+INTERVAL = 10_000
+#: Milliseconds that a turn lasts unless it is renewed.
+_TURN = 60_000
+#: Milliseconds that one who prunes by hand waits for another.
+_PATIENCE = 20_000
+#: Of the time that a process prunes by itself, the database rests so many parts to one.
+_REST = 24
+#: Jobs that it deletes at once then: others wait for so long.
+_BATCH = 500
+_KIND, _KEY = "chore", "chores"
+
+
+class Chores:
+    """The chores of one log.
+
+    Parameters:
+      totals: What counts.
+      retention: What deletes.
+      locks: Where the turn is taken.
+    """
+
+    def __init__(self, totals: Totals, retention: Retention, locks: Locks) -> None:
+        self.totals = totals
+        self.retention = retention
+        self._locks = locks
+        self._database: Database = locks.lock._meta.database
+        self._logger = get_logger(__name__, type(self))
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+
+    def look(self) -> None:
+        """Begin a round if one is due; on the writer's thread, whose connection it asks."""
+        if self._thread is not None and self._thread.is_alive():
+            return
+        now = _now()
+        counted = self.totals.counted()
+        if counted is not None and counted >= now - now % 60_000:
+            return
+        self._stopped.clear()
+        self._thread = threading.Thread(
+            target=self._round, name="dramatiq_joblog chores", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End the round that is under way, in *timeout* seconds at most."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def prune(
+        self,
+        retention: Retention,
+        batch: int,
+        progress: Callable[[Counter[str]], None] | None = None,
+    ) -> Counter[str]:
+        """Count what was not counted, delete what goes, and return how much that was.
+
+        Raises:
+          JobLogError: If another process does so for longer than a turn.
+        """
+        deleted: Counter[str] = Counter()
+        with self._turn(wait=_PATIENCE / 1000) as renew:
+            if renew is None:
+                raise JobLogError("another process prunes this log now: try again later")
+            now = _now()
+            if not self.totals.catch_up(now, go_on=renew):
+                raise JobLogError("another process took this one's turn to prune: try again")
+            for part in retention.prune(now, batch):
+                deleted += part
+                if progress is not None:
+                    progress(deleted.copy())
+                renew()
+        return deleted
+
+    def _round(self) -> None:
+        """Count, and delete with rests, until all is done."""
+        try:
+            with self._database.connection_context(), self._turn() as renew:
+                if renew is None:
+                    return
+                now = _now()
+                if not self.totals.catch_up(now, go_on=lambda: renew() and not self._rest(0.0)):
+                    return
+                began = time.monotonic()
+                for _ in self.retention.prune(now, _BATCH):
+                    if self._rest((time.monotonic() - began) * _REST) or not renew():
+                        return
+                    began = time.monotonic()
+        except PeeweeException as e:
+            # The database is away, or busy: the next round will do it.
+            self._logger.warning("The job log's chores are put off: %s", str(e).strip())
+        except Exception:
+            self._logger.critical("The job log's chores failed.", exc_info=True)
+
+    def _rest(self, seconds: float) -> bool:
+        """Wait; return whether this process ends."""
+        return self._stopped.wait(seconds)
+
+    @contextlib.contextmanager
+    def _turn(self, wait: float = 0.0) -> Iterator[Callable[[], bool] | None]:
+        """Take the turn, or yield None; what is yielded renews it and tells whether it holds."""
+        me = secrets.token_hex(8)
+        deadline = time.monotonic() + wait
+        while not (held := self._take(me)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        if not held:
+            yield None
+            return
+        renewed = time.monotonic()
+
+        def renew() -> bool:
+            nonlocal renewed
+            if time.monotonic() - renewed > _TURN / 4000:
+                renewed = time.monotonic()
+                return self._take(me)
+            return True
+
+        try:
+            yield renew
+        finally:
+            lock = self._locks.lock
+            mine = lock.kind == _KIND, lock.key == _KEY, lock.owner == me
+            with contextlib.suppress(PeeweeException):
+                # If the database is away, the turn ends by itself.
+                lock.update(owner=None, expires_at=database_now(self._database)).where(
+                    *mine
+                ).execute()
+
+    def _take(self, me: str) -> bool:
+        claim = Claim(_KIND, _KEY, me, None, _TURN)
+        with self._database.atomic():
+            return self._locks.take(claim) is not None
+
+
+def _now() -> int:
+    """Return this host's time, in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000

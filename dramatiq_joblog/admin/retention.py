@@ -1,0 +1,283 @@
+"""How long jobs are kept: deletes those that are final and old, in bounded batches.
+
+What is deleted stays in the totals.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from peewee import SqliteDatabase
+
+from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.errors import ConfigurationError
+from dramatiq_joblog.schema.models import to_millis
+from dramatiq_joblog.schema.query import literal_states
+from dramatiq_joblog.states import FINAL, State
+from dramatiq_joblog.statistics.histogram import bucket_of
+from dramatiq_joblog.statistics.rollups import COUNTED_FAILURES, Cell
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from peewee import Database
+
+    from dramatiq_joblog.statistics.rollups import Totals
+
+#: Jobs are deleted so many at a time, and failures and lines in statements on so many of them.
+DEFAULT_BATCH = 1000
+_JIDS = 500
+#: Milliseconds that a worker's row is kept after it ended, and a uniqueness after it ran out.
+_KEEP_WORKERS, _KEEP_KEYS = 7 * 86_400_000, 86_400_000
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Jobs that go: of one final state, ended by an instant, of some job types."""
+
+    state: State
+    #: Milliseconds since 1970.
+    until: int
+    #: The one type that it is about; None for all but those in *but*.
+    job_type: str | None
+    but: tuple[str, ...] = ()
+
+
+class Retention:
+    """What a log keeps for how long.
+
+    Parameters:
+      job: The bound job model.
+      models: The other bound models, by name: *failure*, *line*, *lock* and *worker*.
+      totals: What outlives the jobs.
+      keep: Milliseconds after its end that a job is kept, by final state; without one for
+        ever.
+      keep_types: For some job types other times: by state, or one for all, None for ever.
+
+    Raises:
+      ConfigurationError: If a state is not final, or a time is none.
+    """
+
+    def __init__(
+        self,
+        job: Any,
+        *,
+        models: Mapping[str, Any],
+        totals: Totals,
+        keep: Mapping[str, int | None] | None = None,
+        keep_types: Mapping[str, Mapping[str, int | None] | int | None] | None = None,
+    ) -> None:
+        self._job = job
+        self._models = models
+        self._totals = totals
+        self._database: Database = job._meta.database
+        self.keep = _checked(keep or {}, "keep")
+        self.keep_types: dict[str, Any] = {
+            str(getattr(job_type, "value", job_type)): _checked(
+                dict.fromkeys(FINAL, value)
+                if value is None or isinstance(value, int)
+                else {**{state.value: kept for state, kept in self.keep.items()}, **value},
+                f"keep_types[{job_type!r}]",
+            )
+            for job_type, value in (keep_types or {}).items()
+        }
+
+    def but(self, keep: Mapping[str, int | None] | None) -> Retention:
+        """Return the same with other times; those of job types stay."""
+        if keep is None:
+            return self
+        return Retention(
+            self._job,
+            models=self._models,
+            totals=self._totals,
+            keep=keep,
+            keep_types=self.keep_types,
+        )
+
+    def rules(self, now: int) -> list[Rule]:
+        """Return what goes at an instant, in milliseconds since 1970."""
+        special = tuple(sorted(self.keep_types))
+        rules = [
+            Rule(state, now - kept, None, special)
+            for state, kept in self.keep.items()
+            if kept is not None
+        ]
+        for job_type in special:
+            rules += [
+                Rule(state, now - kept, job_type)
+                for state, kept in self.keep_types[job_type].items()
+                if kept is not None
+            ]
+        return rules
+
+    def count(self, now: int) -> Counter[str]:
+        """Return how many jobs would go, by state."""
+        counter: Counter[str] = Counter()
+        for rule in self.rules(now):
+            counter[rule.state.value] += self._select(rule, (0, 0)).count()
+        return counter
+
+    def prune(self, now: int, batch: int) -> Iterator[Counter[str]]:
+        """Delete what goes, and yield after each batch what it was; each is a transaction.
+
+        All that goes must have been counted in the totals.
+        """
+        for rule in self.rules(now):
+            place: tuple[int, int] | None = (0, 0)
+            while place is not None:
+                place, deleted = self._batch(rule, place, batch, now)
+                if deleted:
+                    yield deleted
+        yield from self._rest(batch)
+
+    def _select(self, rule: Rule, place: tuple[int, int]) -> Any:
+        """Select what goes by a rule and stands after a place, in the order of ends."""
+        job = self._job
+        at, number = place
+        query = job.select().where(
+            job.state.in_(literal_states([rule.state])),
+            job.finished_at <= rule.until,
+            job.finished_at >= at,
+            (job.finished_at > at) | (job.id > number),
+        )
+        if rule.job_type is not None:
+            query = query.where(job.job_type == rule.job_type)
+        elif rule.but:
+            query = query.where(job.job_type.is_null() | job.job_type.not_in(rule.but))
+        return query
+
+    def _batch(
+        self, rule: Rule, place: tuple[int, int], batch: int, now: int
+    ) -> tuple[tuple[int, int] | None, Counter[str]]:
+        """Delete some jobs after a place; return the next place, and what was deleted."""
+        job = self._job
+        with self._atomic():
+            query = (
+                self._select(rule, place)
+                .select(
+                    *(job.id, job.jid, job.actor, job.job_type, job.error_type),
+                    *(job.finished_at, job.duration, job.queue_time),
+                )
+                .order_by(job.finished_at, job.id)
+                .limit(batch)
+            )
+            if not isinstance(self._database, SqliteDatabase):
+                # Nobody may begin it again between this and its end.
+                query = query.for_update()
+            rows = list(query.tuples())
+            if not rows:
+                return None, Counter()
+            deleted = Counter({rule.state.value: self._delete(rule, [row[0] for row in rows])})
+            cells = [
+                cell
+                for _, _, actor, job_type, error_type, at, *times in rows
+                for cell in _cells(at, (actor, job_type, rule.state.value, error_type), times)
+            ]
+            for start in range(0, len(rows), _JIDS):
+                some = {row[1]: row for row in rows[start : start + _JIDS]}
+                cells += self._failed(some)
+                for name in ("failure", "line"):
+                    model = self._models[name]
+                    deleted[f"{name}s"] += model.delete().where(model.jid.in_(list(some))).execute()
+            self._totals.add_gone(cells, now)
+        last = (to_millis(rows[-1][5]), rows[-1][0])
+        return (last if len(rows) == batch else None), +deleted
+
+    def _delete(self, rule: Rule, numbers: list[int]) -> int:
+        job = self._job
+        deleted = (
+            job.delete()
+            .where(
+                job.id.in_(numbers),
+                # The guard stands in the statement itself, whatever was read before.
+                job.state.in_(literal_states([rule.state])),
+                job.finished_at <= rule.until,
+            )
+            .execute()
+        )
+        return int(deleted)
+
+    def _failed(self, jobs: Mapping[str, Any]) -> list[Cell]:
+        """Return what was counted of the failures of some jobs."""
+        failure = self._models["failure"]
+        failures = (
+            failure.select(
+                *(failure.jid, failure.outcome, failure.error_type),
+                *(failure.finished_at, failure.duration),
+            )
+            .where(
+                failure.jid.in_(list(jobs)),
+                failure.outcome.in_([outcome.value for outcome in COUNTED_FAILURES]),
+                failure.finished_at.is_null(False),
+            )
+            .tuples()
+        )
+        cells: list[Cell] = []
+        for jid, outcome, error_type, at, duration in failures:
+            _, _, actor, job_type, *_ = jobs[jid]
+            cells += _cells(at, (actor, job_type, outcome, error_type), (duration, None))
+        return cells
+
+    def _rest(self, batch: int) -> Iterator[Counter[str]]:
+        """Delete rows of workers that ended long ago, and uniquenesses that ran out.
+
+        A section's row stays although it is free: its fence must never go back.
+        """
+        worker, lock = self._models["worker"], self._models["lock"]
+        now = database_now(self._database)
+        for name, model, old in (
+            (
+                "workers",
+                worker,
+                (worker.swept_at.is_null(False), worker.heartbeat_at < now - _KEEP_WORKERS),
+            ),
+            (
+                "keys",
+                lock,
+                (
+                    lock.kind == "unique",
+                    lock.owner.is_null() | (lock.expires_at < now - _KEEP_KEYS),
+                ),
+            ),
+        ):
+            while numbers := [row.id for row in model.select(model.id).where(*old).limit(batch)]:
+                number = model.delete().where(model.id.in_(numbers), *old).execute()
+                if not number:
+                    break
+                yield Counter({name: number})
+
+    def _atomic(self) -> Any:
+        if isinstance(self._database, SqliteDatabase):
+            # A write lock taken late cannot be waited for.
+            return self._database.atomic("IMMEDIATE")
+        return self._database.atomic()
+
+
+def _cells(
+    at: Any, texts: tuple[str | None, ...], times: Sequence[int | None]
+) -> tuple[Cell, Cell]:
+    """Return one job, or one failed run, as it was counted: it and its times."""
+    actor, job_type, outcome, error_type = (str(text or "") for text in texts)
+    place = to_millis(at), actor, job_type, outcome
+    taken = Cell(*place, "")
+    for histogram, time in zip((taken.durations, taken.queue_times), times, strict=True):
+        if time is not None:
+            histogram[bucket_of(time)] = 1
+    return Cell(*place, error_type, 1), taken
+
+
+def _checked(keep: Mapping[str, int | None], name: str) -> dict[State, int | None]:
+    checked = {}
+    for state, kept in keep.items():
+        if state not in {s.value for s in FINAL}:
+            raise ConfigurationError(
+                f"{name} names {str(state)!r}: only finished, dead and skipped jobs can be deleted"
+            )
+        if kept is not None and (isinstance(kept, bool) or not isinstance(kept, int) or kept < 0):
+            raise ConfigurationError(
+                f"{name}[{str(state)!r}]={kept!r} must be milliseconds, or None for ever"
+            )
+        checked[State(state)] = kept
+    return checked

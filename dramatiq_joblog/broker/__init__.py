@@ -1,0 +1,1 @@
+"""All that touches Dramatiq's broker: messages, verdicts, acknowledgements, new runs."""

@@ -1,0 +1,264 @@
+"""What a message says of its job: its options, its columns, and the keys that it is bound to."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import time
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from dramatiq.errors import ActorNotFound
+from dramatiq.logging import get_logger
+from dramatiq.middleware import Retries
+
+from dramatiq_joblog.errors import ConfigurationError
+from dramatiq_joblog.locking.locks import Exclusive, Unique, fold_key, key_maker
+from dramatiq_joblog.payload.sanitize import clean, clean_optional, fold_jid, message_of
+from dramatiq_joblog.recording.log_lines import check_level
+from dramatiq_joblog.recording.transitions import default_of
+from dramatiq_joblog.schema.query import user_field
+
+from .arguments import Arguments
+from .trace import current_trace_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dramatiq import Actor, Broker, Message
+    from dramatiq.broker import MessageProxy
+
+    from dramatiq_joblog.joblog import JobLog
+
+    AnyMessage = Message[Any] | MessageProxy
+
+DELAY_SUFFIX = ".DQ"
+#: Message options of ours, that travel with a message through retries and delays.
+PARENT, ROOT, REPLAY_OF = "joblog_parent", "joblog_root", "joblog_replay_of"
+SECTION, UNIQUE, DUPLICATE = "joblog_section", "joblog_unique", "joblog_duplicate"
+
+#: What actors and messages may carry, beside the columns of a model of the user's own.
+OPTIONS = frozenset(
+    {
+        "exclusive",
+        "job_type",
+        "job_user",
+        "log_job",
+        "log_lines",
+        "max_interruptions",
+        "rerun",
+        "start",
+        "unique",
+    }
+)
+
+
+#: When the start of a run is written.
+STARTS = ("before", "soon")
+
+
+def bare(message: Any) -> Any:
+    """Return the message in a worker's proxy: each look through that costs a call."""
+    return getattr(message, "_message", message)
+
+
+def option(broker: Broker, message: AnyMessage, name: str, default: Any = None) -> Any:
+    """Look *name* up as everywhere in Dramatiq: the message's, the actor's, the default."""
+    message = bare(message)
+    value = message.options.get(name)
+    if value is None:
+        actor = broker.actors.get(message.actor_name)
+        value = None if actor is None else actor.options.get(name)
+    return default if value is None else value
+
+
+def is_logged(broker: Broker, message: AnyMessage) -> bool:
+    """Tell whether a message's job has a row."""
+    return bool(option(broker, message, "log_job", default=True))
+
+
+def attempt_of(message: Any) -> int:
+    """Return the number of a message's attempt, 1 for the first."""
+    return int(message.options.get("retries", 0)) + 1
+
+
+def now() -> int:
+    """Return this host's time, in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+class Messages:
+    """Reads messages for one log.
+
+    Parameters:
+      joblog: The log.
+    """
+
+    def __init__(self, joblog: JobLog) -> None:
+        self._joblog = joblog
+        self.arguments = Arguments(joblog)
+        self._logger = get_logger(__name__, type(self))
+        self.user_column: str = user_field(joblog.Job).column_name
+        self.own_fields = {name: f for name, f in joblog.own_fields.items() if name != "user"}
+        #: Names of the actors that were declared.
+        self.declared: set[str] = set()
+        self._users: dict[str, Callable[[Any], Any]] = {}
+
+    def declare(self, actor: Actor[Any, Any]) -> None:
+        """Refuse an actor whose options the log could not use.
+
+        Raises:
+          ConfigurationError: If there is one.
+        """
+        self.declared.add(actor.actor_name)
+        where, options = f"actor {actor.actor_name!r}", actor.options
+        self._joblog.check_job_type(options.get("job_type"), where)
+        check_level(options.get("log_lines"), f"{where} has log_lines")
+        if options.get("start") not in (None, *STARTS):
+            raise ConfigurationError(
+                f"{where} has start={options['start']!r}, which is not known; use one of {STARTS}"
+            )
+        if options.get("job_user") is not None:
+            self._users[actor.actor_name] = _user_reader(options["job_user"], actor.fn, where)
+        for name, kind in (("exclusive", Exclusive), ("unique", Unique)):
+            wanted = _wanted(kind, options.get(name), where)
+            if wanted is not None:
+                key_maker(wanted.key, actor.fn, where)
+                if options.get("log_job") is False:
+                    raise ConfigurationError(f"{where} has {name}, which needs log_job")
+
+    def bind(self, broker: Broker, message: AnyMessage) -> None:
+        """Check a message's options, and make the keys that it is bound to, once.
+
+        Raises:
+          ConfigurationError: If they cannot be used, or a key cannot be made.
+        """
+        message = bare(message)
+        where = f"message {message.message_id!r} of actor {message.actor_name!r}"
+        if "job_type" in message.options:
+            self._joblog.check_job_type(message.options["job_type"], where)
+        if "log_lines" in message.options:
+            check_level(message.options["log_lines"], f"{where} has log_lines")
+        for name, frozen, kind in (
+            ("exclusive", SECTION, Exclusive),
+            ("unique", UNIQUE, Unique),
+        ):
+            if frozen in message.options:
+                continue
+            wanted = _wanted(kind, option(broker, message, name), where)
+            if wanted is not None:
+                key = _key(broker, message, wanted.key, where)
+                message.options[frozen] = asdict(replace(wanted, key=key))
+                if message.options.get(name) is not None:
+                    # No encoder need know our classes; a new run of the job makes the same key.
+                    text = key.replace("{", "{{").replace("}", "}}")
+                    message.options[name] = asdict(replace(wanted, key=text))
+
+    def row(self, broker: Broker, message: AnyMessage) -> dict[str, Any]:
+        """Return the columns that a message alone decides."""
+        message = bare(message)
+        options = message.options
+        instant = now()
+        row: dict[str, Any] = {
+            "jid": fold_jid(message.message_id),
+            "actor": clean_optional(message.actor_name),
+            "queue": clean_optional(message.queue_name.removesuffix(DELAY_SUFFIX)),
+            "job_type": clean_optional(option(broker, message, "job_type")),
+            "attempt": attempt_of(message),
+            "max_retries": _max_retries(broker, message),
+            "enqueued_at": message.message_timestamp,
+            "created_at": instant,
+            "updated_at": instant,
+            "section": options[SECTION]["key"] if SECTION in options else None,
+        }
+        for name, column in ((PARENT, "parent_jid"), (ROOT, "root_jid"), (REPLAY_OF, "replay_of")):
+            if name in options:
+                row[column] = fold_jid(options[name])
+        if (trace_id := current_trace_id()) is not None:
+            row["trace_id"] = trace_id
+        arguments, note = self.arguments.columns(broker, message)
+        row |= arguments
+        notes = [note] if note else []
+        try:
+            row[self.user_column] = self._user(message)
+            for name, field in self.own_fields.items():
+                value = option(broker, message, name)
+                row[field.column_name] = field.db_value(
+                    default_of(field) if value is None else value
+                )
+        except Exception as e:  # noqa: BLE001
+            # The user's own callable or column: the job must not notice.
+            notes.append(f"a column of {message.actor_name} could not be filled: {message_of(e)}")
+            self._logger.warning("Job %s: %s", message.message_id, notes[-1])
+        row["note"] = clean("; ".join(notes), 1000) if notes else None
+        return row
+
+    def _user(self, message: AnyMessage) -> Any:
+        value = message.options.get("job_user")
+        if value is None:
+            reader = self._users.get(message.actor_name)
+            value = None if reader is None else reader(message)
+        value = user_field(self._joblog.Job).db_value(value)
+        return clean_optional(value) if isinstance(value, str) else value
+
+
+def _max_retries(broker: Broker, message: AnyMessage) -> int | None:
+    retries = next((m for m in broker.middleware if isinstance(m, Retries)), None)
+    if retries is None:
+        return 0
+    value = option(broker, message, "max_retries", default=retries.max_retries)
+    return value if isinstance(value, int) else None
+
+
+def _wanted(kind: Any, value: Any, where: str) -> Any:
+    """Return an option's value as an :class:`Exclusive` or a :class:`Unique`, or None."""
+    if value is None or value is False or isinstance(value, kind):
+        return value or None
+    if isinstance(value, str) or callable(value):
+        return kind(value)
+    if isinstance(value, dict):
+        try:
+            return kind(**value)
+        except TypeError as e:
+            raise ConfigurationError(f"{where} has {value!r}: {e}") from e
+    raise ConfigurationError(
+        f"{where} has {kind.__name__.lower()}={value!r}: a key or {kind.__name__}(...) is needed"
+    )
+
+
+def _key(broker: Broker, message: AnyMessage, key: Any, where: str) -> str:
+    try:
+        function = broker.get_actor(message.actor_name).fn
+    except ActorNotFound:
+        # A sender that does not know the actor says the key itself.
+        return fold_key(str(key))
+    try:
+        return fold_key(key_maker(key, function, where)(*message.args, **message.kwargs))
+    except ConfigurationError:
+        raise
+    except Exception as e:
+        raise ConfigurationError(f"{where}: its key could not be made: {message_of(e)}") from e
+
+
+def _user_reader(job_user: Any, function: Any, where: str) -> Callable[[Any], Any]:
+    """Return what reads the user's id from a message of this actor."""
+    if callable(job_user):
+        return lambda message: job_user(*message.args, **message.kwargs)
+    parameters = inspect.signature(function).parameters
+    names = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
+    takes_any = len(names) < len(parameters)
+    if not isinstance(job_user, str) or (job_user not in names and not takes_any):
+        raise ConfigurationError(
+            f"{where} has job_user={job_user!r}, which is none of its parameters "
+            f"({', '.join(parameters) or 'it has none'}); name one of them, or give a callable"
+        )
+    index = names.index(job_user) if job_user in names else sys.maxsize
+    default = parameters[job_user].default if job_user in parameters else None
+    default = None if default is inspect.Parameter.empty else default
+
+    def read(message: Any) -> Any:
+        if job_user in message.kwargs:
+            return message.kwargs[job_user]
+        return message.args[index] if index < len(message.args) else default
+
+    return read

@@ -1,0 +1,184 @@
+"""Running a job again: a new message with the arguments and options of the old one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dramatiq.broker
+from dramatiq import Message
+from dramatiq.logging import get_logger
+from dramatiq.message import generate_unique_id
+
+from dramatiq_joblog.errors import DatabaseAwayError, DuplicateJob, RequeueError
+from dramatiq_joblog.payload.sanitize import fold_jid
+from dramatiq_joblog.states import CANCELLABLE, FINAL, State
+
+from .messages import PARENT, REPLAY_OF, ROOT, now
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from dramatiq import Broker
+
+    from dramatiq_joblog.joblog import JobLog
+    from dramatiq_joblog.schema.query import JobQuery
+
+    from .arguments import Arguments
+
+#: A group counts its members by these.
+_GROUP = ("group_completion_uuid", "group_completion_callbacks")
+
+
+@dataclass
+class Requeued:
+    """What became of jobs that were to be run again."""
+
+    #: The new messages, in order.
+    sent: list[Message[Any]] = field(default_factory=list)
+    #: Why a job could not be run again, by its jid.
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+class Sender:
+    """Sends the jobs of one log again.
+
+    Parameters:
+      joblog: The log.
+      arguments: Knows what was sent.
+    """
+
+    def __init__(self, joblog: JobLog, arguments: Arguments) -> None:
+        self._joblog = joblog
+        self._arguments = arguments
+        self._logger = get_logger(__name__, type(self))
+        #: Where this process declared its actors.
+        self.broker: Broker | None = None
+
+    def requeue(self, job: Any, *, who: str | None, broker: Broker | None) -> Message[Any]:
+        """Send one job again; see :meth:`JobLog.requeue`."""
+        broker = self._broker_for(job.jid, broker)
+        self._check(job, broker)
+        message = self._message(job, broker)
+        try:
+            message = broker.enqueue(message)
+        except DuplicateJob as e:
+            raise RequeueError(job.jid, str(e)) from e
+        self._mark(job, message, who)
+        return message
+
+    def requeue_all(
+        self,
+        query: JobQuery,
+        *,
+        limit: int,
+        who: str | None,
+        broker: Broker | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> Requeued:
+        """Send the jobs of a query again; see :meth:`JobLog.requeue_all`."""
+        model = self._joblog.Job
+        jobs = list(
+            query.in_state(*FINAL)
+            .where(model.replayed_by.is_null())
+            .order_by(model.id)
+            .limit(limit)
+        )
+        result = Requeued()
+        for done, job in enumerate(jobs, 1):
+            try:
+                result.sent.append(self.requeue(job, who=who, broker=broker))
+            except RequeueError as e:
+                result.refused[job.jid] = e.reason
+            if progress is not None:
+                progress(done, len(jobs))
+        return result
+
+    def _broker_for(self, jid: str, broker: Broker | None) -> Broker:
+        # The global one is only looked at: asking for it could make one.
+        broker = broker or self.broker or dramatiq.broker.global_broker
+        if broker is None:
+            raise RequeueError(jid, "this process has declared no actors")
+        if not any(getattr(m, "joblog", None) is self._joblog for m in broker.middleware):
+            raise RequeueError(jid, f"{broker!r} has no JobLogMiddleware of this log")
+        return broker
+
+    def _check(self, job: Any, broker: Broker) -> None:
+        if job.state not in FINAL:
+            cure = "; if nothing more will come of it, cancel it first"
+            raise RequeueError(
+                job.jid,
+                f"it is {job.state}; only what is finished, dead or skipped can be"
+                + (cure if job.state in CANCELLABLE else ""),
+            )
+        if job.actor not in broker.actors:
+            raise RequeueError(job.jid, f"no actor {job.actor!r} is declared in this process")
+        database = self._joblog.database
+        if not database.is_closed() and database.in_transaction():
+            raise RequeueError(
+                job.jid, "inside a transaction, whose end the message would not wait for"
+            )
+
+    def _message(self, job: Any, broker: Broker) -> Message[Any]:
+        sent = self._arguments.restore(job)
+        options = self._renewed(sent.options, job)
+        options[REPLAY_OF] = job.jid
+        if job.parent_jid is not None:
+            options |= {PARENT: job.parent_jid, ROOT: job.root_jid}
+        queue = job.queue
+        if queue not in broker.get_declared_queues():
+            # The actor has moved since.
+            queue = broker.get_actor(job.actor).queue_name
+        return Message(
+            queue_name=queue,
+            actor_name=job.actor,
+            args=tuple(sent.args),
+            kwargs=sent.kwargs,
+            options=options,
+        )
+
+    def _renewed(self, options: dict[str, Any], job: Any) -> dict[str, Any]:
+        """Return options that let what follows the job follow its new run too."""
+        if job.state == State.FINISHED or job.replayed_by is not None:
+            # Its group has counted it already.
+            options = {name: value for name, value in options.items() if name not in _GROUP}
+        targets = list(_targets(options))
+        known = self._joblog.jobs.where(
+            self._joblog.Job.jid.in_([fold_jid(target["message_id"]) for target in targets])
+        )
+        fresh_ids = bool(targets) and known.exists()
+        return _with_targets(options, fresh_ids=fresh_ids)
+
+    def _mark(self, job: Any, message: Message[Any], who: str | None) -> None:
+        model = self._joblog.Job
+        jid = fold_jid(message.message_id)
+
+        def mark() -> None:
+            model.update(replayed_by=jid).where(model.jid == job.jid).execute()
+            self._joblog.record("requeue", who=who or "", jid=job.jid, detail=f"as {jid}")
+
+        try:
+            self._joblog.writer.call(mark)
+        except DatabaseAwayError as e:
+            # It is sent: whoever is told otherwise sends it twice.
+            self._logger.warning("Job %s runs again as %s, unmarked: %s", job.jid, jid, e)
+
+
+def _targets(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the messages that follow in a pipeline."""
+    while (target := options.get("pipe_target")) is not None:
+        yield target
+        options = target["options"]
+
+
+def _with_targets(options: dict[str, Any], *, fresh_ids: bool) -> dict[str, Any]:
+    """Return *options* with messages to follow that are as new as this one."""
+    target = options.get("pipe_target")
+    if target is None:
+        return dict(options)
+    renewed: dict[str, Any] = {"message_timestamp": now()}
+    if fresh_ids:
+        # Under its old id the log would take it for a job that was done.
+        renewed["message_id"] = generate_unique_id()
+    following = _with_targets(target["options"], fresh_ids=fresh_ids)
+    return {**options, "pipe_target": {**target, **renewed, "options": following}}

@@ -1,0 +1,199 @@
+"""One run of a job on one worker thread, and the verdict on it."""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dramatiq import Broker
+from dramatiq.errors import ActorNotFound
+from dramatiq.middleware import AgeLimit
+
+from dramatiq_joblog.payload.redaction import scrub
+from dramatiq_joblog.payload.sanitize import (
+    MAX_MESSAGE,
+    MAX_TRACEBACK,
+    clean,
+    clean_optional,
+    document,
+    message_of,
+)
+from dramatiq_joblog.recording.current import progress_of
+from dramatiq_joblog.recording.transitions import Event
+from dramatiq_joblog.states import DeadReason, Outcome, State
+
+from .messages import DELAY_SUFFIX, SECTION, UNIQUE, attempt_of, now, option
+
+if TYPE_CHECKING:
+    from dramatiq_joblog.payload.redaction import Redactor
+    from dramatiq_joblog.recording.current import CurrentJob
+
+    from .messages import AnyMessage
+
+
+@dataclass
+class Run:
+    """What a worker thread knows of the message it works on."""
+
+    message_id: str
+    #: The job's columns, as this run knows them.
+    row: dict[str, Any]
+    #: Monotonic, in seconds; None while the body has not begun.
+    began: float | None = None
+    duration: int | None = None
+    exception: BaseException | None = None
+    #: Who dropped the message, if anyone did, and with what.
+    skipped_by: str | None = None
+    skipped_in_actor: bool = False
+    skipped_error: BaseException | None = None
+    #: The copy of the message that was enqueued while it was worked on.
+    requeued: Any = None
+    #: Whether the log did not let it begin: then its row is not this run's to write.
+    refused: bool = False
+    ended: bool = False
+    #: The run's start, if it is written only if the run lasts.
+    start: Event | None = None
+
+    def note_end(self, exception: BaseException | None) -> None:
+        """Note how the body ended; it may be told twice."""
+        self.exception = exception
+        self._stop()
+        if exception is not None and raised_before_body(exception):
+            self.began = self.duration = None
+
+    def note_skip(self, error: BaseException | None) -> None:
+        """Note who raised ``SkipMessage``."""
+        self._stop()
+        self.skipped_error = error
+        self.skipped_in_actor = error is None or not raised_before_body(error)
+        self.skipped_by = _skipper(error)
+
+    def _stop(self) -> None:
+        if self.began is not None:
+            self.duration = round((time.monotonic() - self.began) * 1000)
+
+
+def verdict(
+    broker: Broker,
+    message: AnyMessage,
+    run: Run,
+    job: CurrentJob | None,
+    *,
+    rejected: bool,
+    redactor: Redactor,
+) -> Event:
+    """Tell how a run ended, from what its hooks noted and from what becomes of its message."""
+    instant = now()
+    row = run.row | {"updated_at": instant, "duration": run.duration, "eta": None}
+    outcome = _outcome(broker, message, run, row, rejected=rejected)
+    error = run.exception
+    if error is None and row.get("dead_reason") == DeadReason.UNKNOWN_ACTOR:
+        # Dramatiq before 2.0 does not tell.
+        error = getattr(message, "_exception", None) or ActorNotFound(message.actor_name)
+    if error is not None:
+        row["error_type"] = clean_optional(type(error).__name__)
+        row["error_message"] = scrub(clean(message_of(error), MAX_MESSAGE))
+    if job is not None and job.meta:
+        meta = document(job.meta, redactor)
+        row |= {"meta": meta.text, "note": row.get("note") or meta.note}
+    if job is not None and job.told is not None:
+        row["progress"] = json.dumps(progress_of(job.told, redactor))
+    if run.began is None or (run.skipped_by is not None and not run.skipped_in_actor):
+        # The body never ran, whatever was written when another middleware still might let it.
+        row |= {"started_at": None, "duration": None, "queue_time": None}
+    failed = run.exception or (run.skipped_error if run.skipped_in_actor else None)
+    logged = None if job is None or job.lines is None else job.lines.end(redactor.value)
+    return Event(
+        "end",
+        row,
+        None if outcome is None or failed is None else _failure(row, outcome, failed),
+        lines=None if logged is None else logged.lines,
+        forget=None if logged is None else logged.forget,
+        section=message.options.get(SECTION),
+        unique=message.options.get(UNIQUE),
+    )
+
+
+def _outcome(
+    broker: Broker, message: AnyMessage, run: Run, row: dict[str, Any], *, rejected: bool
+) -> Outcome | None:
+    """Set the state of *row*, and return the outcome of a run that did not finish."""
+    instant, failed = row["updated_at"], run.exception is not None
+    if run.requeued is not None and not rejected and (failed or run.skipped_by is not None):
+        delayed = run.requeued.queue_name.endswith(DELAY_SUFFIX)
+        row["eta"] = run.requeued.options.get("eta") if delayed else instant
+        if failed and attempt_of(run.requeued) > row["attempt"]:
+            row["state"] = State.RETRYING.value
+        else:
+            # Put back as it was: its next run is of the same attempt.
+            row["state"] = (State.DELAYED if delayed else State.ENQUEUED).value
+        return Outcome.RETRIED if failed else Outcome.SKIPPED
+    row["finished_at"] = instant
+    if rejected or (failed and run.skipped_by is None):
+        # Acknowledged after an error, with no retry in sight, is gone as well.
+        reason = _dead_reason(broker, message, run) if rejected else DeadReason.NOT_RETRIED
+        row |= {"state": State.DEAD.value, "dead_reason": reason.value}
+        return Outcome.DEAD
+    if run.skipped_by is not None:
+        reason_text = clean(run.skipped_by, MAX_MESSAGE)
+        row |= {"state": State.SKIPPED.value, "skip_reason": reason_text}
+        return Outcome.SKIPPED
+    row["state"] = State.FINISHED.value
+    return None
+
+
+def _dead_reason(broker: Broker, message: AnyMessage, run: Run) -> DeadReason:
+    if run.skipped_by is not None and run.skipped_by.startswith(AgeLimit.__name__):
+        return DeadReason.AGE_LIMIT
+    error = run.exception
+    unknown = message.actor_name not in broker.actors
+    if unknown and (error is None or isinstance(error, ActorNotFound)):
+        return DeadReason.UNKNOWN_ACTOR
+    if type(error).__module__.partition(".")[0] == "dramatiq_abort":
+        return DeadReason.ABORTED
+    throws = option(broker, message, "throws")
+    if error is not None and throws and isinstance(error, throws):
+        return DeadReason.THROWS
+    if error is not None and run.row["attempt"] > 1:
+        return DeadReason.RETRIES_EXHAUSTED
+    return DeadReason.NOT_RETRIED
+
+
+def raised_before_body(error: BaseException) -> bool:
+    """Tell whether *error* came from a middleware's hook, so that the actor was not called."""
+    # The worker's own frame comes first, and what it called comes next; deeper ones may be
+    # those of a message that the actor was sending.
+    called = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)][1:2]
+    return called == [Broker.emit_before.__code__]
+
+
+def _skipper(error: BaseException | None) -> str:
+    """Name what raised ``SkipMessage``: a middleware, or the actor."""
+    by = "actor"
+    if error is not None and raised_before_body(error):
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if frame.f_code.co_name == "before_process_message":
+                by = type(frame.f_locals.get("self")).__name__
+    text = message_of(error) if error is not None else ""
+    return f"{by}: {text}" if text else by
+
+
+def _failure(row: dict[str, Any], outcome: Outcome, error: BaseException) -> dict[str, Any]:
+    lines = traceback.format_exception(type(error), error, error.__traceback__)
+    text = scrub(clean("".join(lines), MAX_TRACEBACK))
+    return {
+        "jid": row["jid"],
+        "token": row["token"],
+        "attempt": row["attempt"],
+        "outcome": outcome.value,
+        "started_at": row["started_at"],
+        "finished_at": row["updated_at"],
+        "duration": row["duration"],
+        "error_type": clean_optional(type(error).__name__),
+        "error_message": scrub(clean(message_of(error), MAX_MESSAGE)),
+        "traceback": text,
+        "worker": row["worker"],
+    }

@@ -1,0 +1,261 @@
+"""``requeue``, ``dismiss`` and ``cancel``: what people do about jobs that went wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+from peewee import PeeweeException
+
+from dramatiq_joblog import CancelError, JobLogError
+from dramatiq_joblog.broker.messages import REPLAY_OF
+from dramatiq_joblog.states import CANCELLABLE, FINAL, State
+
+from .app import AWAY, NOTHING, Refusal, Session, command
+from .cells import kind
+from .confirm import confirm, many, myself, progress, yes_option
+from .filters import filtered, select
+from .jobs import columns
+from .show import find
+from .style import QUIET, duration, line, mark, number, safe
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dramatiq_joblog import JobLog
+
+#: Jobs that one command changes, at most, unless more are asked for.
+_MOST = 1_000
+
+_limit = click.option(
+    "--limit", "-n", default=_MOST, show_default=True, type=click.IntRange(1), help="At most."
+)
+
+
+@command(
+    "requeue",
+    "Run jobs again, as new jobs.",
+    examples=[
+        ("--app shop.jobs:joblog requeue 4e1b9c70", "run one job again, with its arguments"),
+        ("--app shop.jobs:joblog requeue type:reconciliation since:1d", "all dead ones of a day"),
+        ("--app shop.jobs:joblog requeue --error Timeout --dry-run", "only say which"),
+    ],
+)
+@filtered
+@click.option("--dry-run", is_flag=True, help="Only show which jobs would run again.")
+@_limit
+@yes_option
+def requeue(
+    session: Session,
+    *,
+    words: tuple[str, ...],
+    filters: dict[str, Any],
+    dry_run: bool,
+    limit: int,
+    yes: bool,
+) -> None:
+    """Run jobs again, each as a new job with the same arguments and options.
+
+    WORDs are jids, or beginnings of them, or else words of a search.  Of what a search
+    finds only dead jobs run again, unless state: says otherwise, and none that was run
+    again before.  It needs the application, with its broker and actors: --app.
+    """
+    joblog = session.joblog
+    if joblog.sender is None:
+        raise Refusal(
+            "to run a job again its message is sent, for which the application's broker and "
+            "actors are needed: name its log by --app module:joblog"
+        )
+    named = _named(session, words, filters)
+    jobs = named or _found(session, words, filters, limit, "run again")
+    if dry_run:
+        _show(session, jobs, "would run again")
+        return
+    if len(jobs) > 1:
+        confirm(f"{_told(jobs)} will run again", yes=yes)
+    try:
+        sent, refused = _send(joblog, jobs, named=bool(named))
+    except (JobLogError, PeeweeException):
+        raise
+    except Exception as e:
+        # Each broker raises kinds of its own.
+        raise Refusal(f"the application's broker cannot be asked: {line(e)}", AWAY) from e
+    _tell_requeued(session, sent, refused)
+
+
+def _send(
+    joblog: JobLog, jobs: Sequence[Any], *, named: bool
+) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """Run jobs again; return old and new jids, and why others could not be."""
+    if named:
+        # Whoever names a job means it, though it was run again before.
+        return [(j.jid, joblog.requeue(j.jid, who=myself()).message_id) for j in jobs], {}
+    query = joblog.jobs.where(joblog.Job.jid.in_([job.jid for job in jobs]))
+    with progress("running again", len(jobs)) as update:
+        result = joblog.requeue_all(query, limit=len(jobs), who=myself(), progress=update)
+    return [(m.options[REPLAY_OF], m.message_id) for m in result.sent], result.refused
+
+
+def _tell_requeued(
+    session: Session, sent: Sequence[tuple[str, str]], refused: dict[str, str]
+) -> None:
+    screen = session.screen
+    if session.json:
+        screen.json(
+            {
+                "sent": [{"jid": new, "replay_of": old} for old, new in sent],
+                "refused": refused,
+            }
+        )
+    else:
+        for old, new in sent:
+            screen.write(
+                mark(State.ENQUEUED), f"  {safe(new)}", (f"  runs {safe(old)} again", QUIET)
+            )
+    _refuse("not all could run again", refused)
+
+
+def _refuse(what: str, refused: dict[str, str]) -> None:
+    """Say why something could not be done, if that is so."""
+    if refused:
+        reasons = Counter(refused.values()).most_common(3)
+        told = "; ".join(f"{many(count, 'job')}: {line(reason)}" for reason, count in reasons)
+        raise Refusal(f"{what}: {told}", NOTHING)
+
+
+@command(
+    "dismiss",
+    "Say that dead jobs need no more attention.",
+    examples=[
+        ("dismiss 4e1b9c70", "a dead job that needs no more attention"),
+        ("dismiss --error MissingSeriesError until:7d", "all dead ones of an error and a time"),
+    ],
+)
+@filtered
+@_limit
+@yes_option
+def dismiss(
+    session: Session,
+    *,
+    words: tuple[str, ...],
+    filters: dict[str, Any],
+    limit: int,
+    yes: bool,
+) -> None:
+    """Say that dead jobs need no more attention: lists of dead jobs leave them out.
+
+    WORDs are jids, or beginnings of them, or else words of a search.  Nothing is deleted,
+    and who did it is kept: see actions.
+    """
+    joblog = session.joblog
+    jobs = _named(session, words, filters) or _found(session, words, filters, limit, "dismissed")
+    confirm(f"{_told(jobs)} will be dismissed", yes=yes or len(jobs) == 1)
+    dismissed = joblog.dismiss(*(job.jid for job in jobs), who=myself())
+    if session.json:
+        session.screen.json({"dismissed": dismissed})
+    elif dismissed:
+        session.screen.write(f"{many(len(dismissed), 'job')} dismissed.")
+    if not dismissed:
+        raise Refusal("none of them is dead and not dismissed yet", NOTHING)
+
+
+@command(
+    "cancel",
+    "Give up jobs that do not run.",
+    examples=[
+        ("cancel 4e1b9c70", "a job whose message is gone, or that is not wanted any more"),
+        ('cancel until:1h --reason "Redis was flushed"', "all lost ones older than an hour"),
+        ("cancel state:enqueued until:1h --yes", "all that were sent before, without a question"),
+    ],
+)
+@filtered
+@_limit
+@click.option("--reason", help="Why; it is kept with who did it.")
+@yes_option
+def cancel(
+    session: Session,
+    *,
+    words: tuple[str, ...],
+    filters: dict[str, Any],
+    limit: int,
+    reason: str | None,
+    yes: bool,
+) -> None:
+    """Give up jobs that do not run: they are dead, and what they hold is free.
+
+    WORDs are jids, or beginnings of them, or else words of a search.  Of what a search
+    finds only lost jobs are given up, unless state: says otherwise.  Should a message come
+    after all, it is not run.  What runs is refused: the log cannot stop code.
+    """
+    joblog = session.joblog
+    jobs = _named(session, words, filters) or _found(session, words, filters, limit, "cancelled")
+    able = [job for job in jobs if job.state not in FINAL]
+    if able:
+        states = ", ".join(f"{number(n)} {s}" for s, n in Counter(j.state for j in able).items())
+        confirm(f"{_told(able)}, {states}, will be dead and not run any more", yes=yes)
+    cancelled, refused = [], {}
+    with progress("cancelling", len(jobs)) as update:
+        for done, job in enumerate(jobs, 1):
+            try:
+                cancelled.append(joblog.cancel(job.jid, who=myself(), reason=reason).jid)
+            except CancelError as e:
+                if len(jobs) == 1:
+                    raise
+                refused[job.jid] = e.reason
+            update(done, len(jobs))
+    if session.json:
+        session.screen.json({"cancelled": cancelled, "refused": refused})
+    elif cancelled:
+        session.screen.write(f"{many(len(cancelled), 'job')} cancelled.")
+    _refuse("not all could be cancelled", refused)
+
+
+def _named(session: Session, words: Sequence[str], filters: dict[str, Any]) -> list[Any]:
+    """Return the jobs that are named by jid, or nothing if it is a search."""
+    bare = [word for word in words if ":" not in word]
+    if not bare:
+        if words or any(filters.values()):
+            return []
+        raise Refusal("which jobs? Name them by jid, or give words of a search, as type:import")
+    if len(bare) < len(words) or any(filters.values()):
+        raise Refusal(f"{bare[0]!r} is a jid, which no other words go with")
+    return [find(session.joblog, jid) for jid in dict.fromkeys(bare)]
+
+
+def _found(
+    session: Session, words: Sequence[str], filters: dict[str, Any], limit: int, what: str
+) -> list[Any]:
+    """Return the jobs that a search finds and that can be *what*."""
+    job = session.joblog.Job
+    query = select(session, words, filters)
+    state_is_said = filters.get("state") or any(word.startswith("state:") for word in words)
+    if what == "cancelled":
+        query = query.in_state(*(CANCELLABLE if state_is_said else (State.LOST,)))
+    elif what == "dismissed":
+        query = query.dead().undismissed()
+    else:
+        query = query.in_state(*(FINAL if state_is_said else (State.DEAD,)))
+        query = query.where(job.replayed_by.is_null())
+    jobs = list(query.order_by(job.id).limit(limit))
+    if not jobs:
+        raise Refusal(f"no job that matches can be {what}", NOTHING)
+    return jobs
+
+
+def _told(jobs: Sequence[Any]) -> str:
+    """Return ``12 jobs (8 reconciliation, 4 import), the oldest 3 d old``."""
+    counts = Counter(line(kind(job)) for job in jobs).most_common()
+    kinds = ", ".join(f"{number(count)} {name}" for name, count in counts[:4])
+    rest = ", …" if len(counts) > 4 else ""
+    span = max(job.created_at for job in jobs) - min(job.created_at for job in jobs)
+    within = f", sent within {duration(span.total_seconds() * 1000)}" if len(jobs) > 1 else ""
+    return f"{many(len(jobs), 'job')} ({kinds}{rest}){within}"
+
+
+def _show(session: Session, jobs: Sequence[Any], what: str) -> None:
+    if session.json:
+        session.screen.json([job.as_dict() for job in jobs])
+        return
+    session.screen.table(columns(session.joblog.now()), jobs)
+    click.echo(f"{_told(jobs)} {what}.", err=True)

@@ -1,0 +1,109 @@
+"""``actions`` and ``unlock``: what people did, and freeing a section by hand."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from .app import NOTHING, Refusal, Session, command
+from .cells import SHORT_JID, kind
+from .confirm import confirm, myself, yes_option
+from .locks import held
+from .style import age, duration, line
+from .table import Column
+
+
+@command(
+    "unlock",
+    "Free a section whose holder is gone.",
+    examples=[
+        ('unlock finance:42 --reason "web1 burned down"', "after a question"),
+        ('unlock finance:42 --fence 1844 --reason "web1 burned down" --yes', "in a script"),
+    ],
+)
+@click.argument("key")
+@click.option(
+    "--fence",
+    type=int,
+    help="That of the holder you saw, as locks shows it: if another holds it by now, nothing "
+    "happens.  By default that of who holds it now.",
+)
+@click.option("--reason", help="Why; it is kept with who did it.")
+@click.option("--slot", default=0, show_default=True, help="Which place of the section.")
+@yes_option
+def unlock(
+    session: Session, *, key: str, fence: int | None, reason: str | None, slot: int, yes: bool
+) -> None:
+    """Free a section by hand, whose holder is gone.
+
+    Its job is not stopped: if it still runs, it goes on beside the next one.  A holder
+    that is only silent frees its section by itself once its lease has run out.
+    """
+    joblog = session.joblog
+    found = next((h for h in held(joblog, key) if h.row.slot == slot), None)
+    if found is None:
+        raise Refusal(f"nobody holds {key!r}", NOTHING)
+    if fence is None and yes:
+        raise Refusal("with --yes the holder you mean is named by --fence, as locks shows it")
+    if not reason:
+        if not sys.stdin.isatty():
+            raise Refusal("unlocking needs a --reason, which is kept")
+        reason = click.prompt("Reason", err=True)
+    now = joblog.now()
+    left = duration((found.row.expires_at - now).total_seconds() * 1000)
+    holder = found.row.owner if found.holder is None else f"{kind(found.holder)} {found.row.owner}"
+    state = "" if found.holder is None else f", which is {found.holder.state}"
+    confirm(
+        f"{key!r} will be taken from {line(holder)}{state}, with {left} of its lease left and "
+        f"{len(found.waiters)} waiting",
+        yes=yes,
+    )
+    row = joblog.unlock(
+        key,
+        slot=slot,
+        fence=found.row.fence if fence is None else fence,
+        reason=str(reason),
+        who=myself(),
+    )
+    if session.json:
+        session.screen.json(row.as_dict())
+    else:
+        session.screen.write(f"{line(key)} is free.")
+
+
+@command(
+    "actions",
+    "Show what people did.",
+    examples=[("actions", "who ran what again, dismissed or unlocked it, and why")],
+)
+@click.option(
+    "--limit", "-n", default=50, show_default=True, type=click.IntRange(1), help="At most."
+)
+def actions(session: Session, *, limit: int) -> None:
+    """Show what people did to jobs and sections, newest first."""
+    joblog = session.joblog
+    rows = list(joblog.actions.limit(limit))
+    if session.json:
+        session.screen.json([row.as_dict() for row in rows])
+    else:
+        now = joblog.now()
+        columns: list[Column[Any]] = [
+            Column(
+                "Ago", lambda a: age(a.at, now), lambda a: a.as_dict()["at"], keep=9, right=True
+            ),
+            Column("Who", lambda a: line(a.who), keep=8, least=12),
+            Column("What", lambda a: line(a.what), keep=10),
+            Column(
+                "To",
+                lambda a: line(a.key or (a.jid or "")[:SHORT_JID]),
+                lambda a: a.key or a.jid,
+                keep=7,
+                least=8,
+            ),
+            Column("Detail", lambda a: line(a.detail or ""), keep=6, least=20),
+        ]
+        session.screen.table(columns, rows)
+    if not rows:
+        raise Refusal("nobody has done anything yet", NOTHING)

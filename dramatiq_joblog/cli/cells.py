@@ -1,0 +1,108 @@
+"""What the commands say of one row: for people in a cell, for programs as a document."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from dramatiq_joblog.states import DeadReason, State
+
+from .style import QUIET, bar, colour, duration, line, number, rough
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+
+#: Characters of a jid that are shown where there is no room for all; a command takes them too.
+SHORT_JID = 8
+
+_BAR = 8
+
+
+def kind(job: Any) -> str:
+    """Return what people call a job: its type, else its actor."""
+    return str(job.job_type or job.actor)
+
+
+def since(job: Any) -> Any:
+    """Return the instant since when a job is what it is."""
+    if job.state == State.STARTED:
+        return job.started_at
+    return job.finished_at or job.waiting_since or job.updated_at
+
+
+def took(job: Any, now: datetime) -> Any:
+    """Return the milliseconds of the last run, or of the one that goes on; None before."""
+    if job.state == State.STARTED and job.started_at is not None:
+        return max(0, round((now - job.started_at).total_seconds() * 1000))
+    return job.duration
+
+
+def attempts(job: Any) -> Text:
+    """Return ``2/6``: the attempt, and how many there may be."""
+    text = Text(str(job.attempt))
+    if job.max_retries is not None:
+        text.append(f"/{job.max_retries + 1}", QUIET)
+    return text
+
+
+def why(job: Any, now: datetime) -> Text:
+    """Return the one reason why a job is where it is; nothing for one that is done."""
+    reasons: dict[str, Callable[[], Text]] = {
+        State.ENQUEUED: lambda: Text(f"queue {line(job.queue)}", QUIET),
+        State.DELAYED: lambda: Text(due(job.eta, now)),
+        State.WAITING: lambda: Text(f"for {line(job.section)}"),
+        State.STARTED: lambda: progress(job.progress),
+        State.RETRYING: lambda: Text(
+            ", ".join(filter(None, [due(job.eta, now), line(job.error_type or "")]))
+        ),
+        State.LOST: lambda: Text("its worker is gone"),
+        State.DEAD: lambda: _died_of(job),
+        State.SKIPPED: lambda: Text(line(job.skip_reason or ""), QUIET),
+    }
+    return reasons.get(job.state, Text)()
+
+
+def _died_of(job: Any) -> Text:
+    reason = Text(line(job.dead_reason or ""))
+    if job.dead_reason == DeadReason.CANCELLED and job.error_type:
+        # Not of its last error.
+        return Text.assemble(reason, ", ", error(job))
+    return error(job) or reason
+
+
+def due(eta: datetime | None, now: datetime) -> str:
+    """Return when a job runs next."""
+    if eta is None:
+        return ""
+    left = (eta - now).total_seconds() * 1000
+    if left <= 0:
+        return "due now"
+    return f"in {duration(left) if left < 1000 else rough(left)}"
+
+
+def error(row: Any, style: str = QUIET) -> Text:
+    """Return class and text of the error of a job or of a run, on one line."""
+    if not row.error_type:
+        return Text()
+    text = Text(line(row.error_type))
+    if row.error_message:
+        text.append(f": {line(row.error_message)}", style)
+    return text
+
+
+def progress(told: Mapping[str, Any] | None, width: int = _BAR) -> Text:
+    """Return the progress that a job told: a bar and a share, or how much is done."""
+    if not told:
+        return Text()
+    done, total, text = told.get("done"), told.get("total"), line(told.get("text") or "")
+    parts = Text()
+    if isinstance(done, int | float) and isinstance(total, int | float) and total > 0:
+        parts.append_text(bar(done / total, width, colour(State.STARTED)))
+        parts.append(f" {min(done / total, 1):.0%}".replace("%", "\u202f%"))
+    elif isinstance(done, int | float):
+        parts.append(number(int(done)))
+    if text:
+        parts.append(f" {text}" if parts else text, QUIET)
+    return parts

@@ -1,0 +1,78 @@
+"""Whether something may be done: said with numbers, asked, and taken for granted with --yes."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .app import Refusal
+from .style import number
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+yes_option: Callable[[Any], Any] = click.option(
+    "--yes", "-y", is_flag=True, help="Do it without asking."
+)
+
+
+def confirm(what: str, *, yes: bool) -> None:
+    """Say what will be done, and ask, unless *yes*.
+
+    Raises:
+      Refusal: If it is not wanted, or nobody can be asked.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise Refusal(f"{what}: nobody can be asked here, so nothing was done; give --yes")
+    click.echo(f"{what}.", err=True)
+    if not click.confirm("Do it?", err=True):
+        raise Refusal("nothing was done")
+
+
+def myself() -> str:
+    """Return who sits here, for the record: ``user@host``."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        # A user without a name, as in some containers.
+        name = "unknown"
+    return f"{name}@{socket.gethostname()}"
+
+
+def many(count: int, what: str) -> str:
+    """Return ``1 job`` or ``1 200 jobs``."""
+    return f"{number(count)} {what}{'' if count == 1 else 's'}"
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int | None = None) -> Iterator[Callable[[int, int | None], None]]:
+    """Show how *what* goes on, on standard error, if that is a terminal.
+
+    What it gives is to be called with how many are done, and of how many.
+    """
+    console = Console(stderr=True, highlight=False)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[told]}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    ) as shown:
+        task = shown.add_task(what, total=total, told="")
+
+        def update(done: int, of: int | None = total) -> None:
+            told = number(done) if of is None else f"{number(done)} of {number(of)}"
+            shown.update(task, completed=done, total=of, told=told)
+
+        yield update

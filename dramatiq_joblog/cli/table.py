@@ -1,0 +1,186 @@
+"""Where the command line writes to: for people on a terminal, for programs in a pipe."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from .style import QUIET, TITLE, line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+Row = TypeVar("Row")
+
+_GAP = 2
+#: Cells of what is not written to a terminal, as the lines of a job in a pipe.
+_WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Column(Generic[Row]):
+    """A column of a table.
+
+    Parameters:
+      title: Its heading.
+      show: What people see; a column that is empty in all rows is left out.
+      value: What programs get; what people see by default.
+      keep: Where there is no room for all columns, those with the least of it go first.
+      least: The cells that it needs at least; None if it is never cut.
+      right: Whether it holds numbers or times.
+      seen_only: Whether programs do not get it.
+    """
+
+    title: str
+    show: Callable[[Row], Text | str]
+    value: Callable[[Row], Any] | None = None
+    keep: int = 0
+    least: int | None = None
+    right: bool = False
+    seen_only: bool = False
+
+
+class Screen:
+    """Standard output, in the form that fits where it goes to.
+
+    Parameters:
+      console: Where to write.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, emoji=False, markup=False)
+        #: Whether people look at it.
+        self.live = self.console.is_terminal
+        #: Cells of a line.
+        self.width = self.console.width if self.live else _WIDTH
+
+    def write(self, *parts: Text | str | tuple[str, str]) -> None:
+        """Write a line, however long it is."""
+        # A part may come from a job: Text never reads markup in it.
+        text = Text.assemble(*parts)
+        text.rstrip()
+        self.console.print(text, soft_wrap=True)
+
+    def paragraph(self, text: Text, indent: int = 0) -> None:
+        """Write a text, which people get broken at words."""
+        if self.live:
+            self.console.print(Padding(text, (0, 0, 0, indent)))
+        else:
+            self.write(" " * indent, text)
+
+    def hanging(self, text: Text, indent: int) -> None:
+        """Write a text, which people get broken at words, all but its first line indented."""
+        if not self.live:
+            self.write(text)
+            return
+        first = text.wrap(self.console, self.width)[0]
+        head, tail = text.divide([len(first)])
+        self.write(head)
+        if tail:
+            self.paragraph(Text(tail.plain.strip()), indent)
+
+    def fit(self, text: Text) -> None:
+        """Write a line, cut at the terminal's edge; whole where there is none."""
+        if self.live:
+            text.truncate(self.width, overflow="ellipsis")
+        self.console.print(text, soft_wrap=True)
+
+    def json(self, document: Any) -> None:
+        """Write a JSON document on one line; a list with a line for each of its elements."""
+        if isinstance(document, list) and document:
+            text = "[" + ",\n ".join(_dump(element) for element in document) + "]"
+        else:
+            text = _dump(document)
+        self.raw(text)
+
+    def raw(self, text: str) -> None:
+        """Write a line as it is."""
+        self.console.file.write(text + "\n")
+
+    def title(self, text: str, note: str = "") -> None:
+        """Begin a section."""
+        self.write()
+        self.write((text, TITLE), (f"  {note}" if note else "", QUIET))
+
+    def rule(self) -> None:
+        """Draw a hairline, for people."""
+        if self.live:
+            self.write(("─" * self.width, QUIET))
+
+    def facts(self, pairs: Iterable[tuple[str, Text | str]]) -> None:
+        """Write what is known as pairs of a name and a value, one a line."""
+        known = [(name, value) for name, value in pairs if value]
+        width = max((len(name) for name, _ in known), default=0)
+        for name, value in known:
+            self.write((f"{name:<{width}}", QUIET), "  ", value)
+
+    def table(self, columns: Sequence[Column[Row]], rows: Sequence[Row]) -> None:
+        """Write a table: aligned for people, tab-separated with all columns in a pipe."""
+        if not self.live:
+            for row in rows:
+                self.raw(
+                    "\t".join(_plain(column, row) for column in columns if not column.seen_only)
+                )
+            return
+        cells = [[_text(column.show(row)) for row in rows] for column in columns]
+        titles = [cell_len(column.title) for column in columns]
+        natural = [max([t, *map(_cells, c)]) for t, c in zip(titles, cells, strict=True)]
+        filled = [i for i, column in enumerate(cells) if any(map(_cells, column))]
+        widths = _widths(columns, natural, filled, self.width)
+        heading = [Text(column.title, QUIET) for column in columns]
+        self._row(columns, heading, widths)
+        total = sum(widths.values()) + _GAP * (len(widths) - 1)
+        self.write(("─" * total, QUIET))
+        for texts in zip(*cells, strict=True):
+            self._row(columns, texts, widths)
+
+    def _row(
+        self, columns: Sequence[Column[Row]], cells: Sequence[Text], widths: dict[int, int]
+    ) -> None:
+        text = Text()
+        for i, width in widths.items():
+            cell = cells[i].copy()
+            cell.truncate(width, overflow="ellipsis")
+            cell.align("right" if columns[i].right else "left", width)
+            text.append(" " * _GAP if text else "").append_text(cell)
+        text.rstrip()
+        self.console.print(text, soft_wrap=True)
+
+
+def _widths(
+    columns: Sequence[Column[Any]], natural: list[int], filled: list[int], width: int
+) -> dict[int, int]:
+    """Return the cells of each column that is shown, by its number."""
+    widths = {i: min(natural[i], columns[i].least or natural[i]) for i in filled}
+    while sum(widths.values()) + _GAP * (len(widths) - 1) > width and len(widths) > 1:
+        widths.pop(min(widths, key=lambda i: columns[i].keep))
+    left = width - sum(widths.values()) - _GAP * (len(widths) - 1)
+    for i in sorted(widths, key=lambda i: -columns[i].keep):
+        more = min(natural[i] - widths[i], max(0, left))
+        widths[i] += more
+        left -= more
+    return widths
+
+
+def _cells(text: Text) -> int:
+    return cell_len(text.plain)
+
+
+def _text(shown: Text | str) -> Text:
+    return shown if isinstance(shown, Text) else Text(line(shown))
+
+
+def _plain(column: Column[Any], row: Any) -> str:
+    value = column.show(row) if column.value is None else column.value(row)
+    text = value.plain if isinstance(value, Text) else value
+    return "-" if text is None or text == "" else line(text)
+
+
+def _dump(document: Any) -> str:
+    return json.dumps(document, ensure_ascii=False, default=str)

@@ -1,0 +1,270 @@
+"""One thread's connection to the log's database: opened when needed, cut when it hangs.
+
+What the database cannot be asked for now is told from what it refuses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dramatiq.logging import get_logger
+from peewee import (
+    InterfaceError,
+    MySQLDatabase,
+    OperationalError,
+    PeeweeException,
+    SqliteDatabase,
+)
+
+from dramatiq_joblog.errors import DatabaseAwayError
+from dramatiq_joblog.payload.redaction import scrub
+
+from .mysql import is_away as is_away_by_number
+from .mysql import prepare_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from peewee import Database
+
+#: Milliseconds that the database may take for one statement or lock.
+STATEMENT_TIMEOUT = 3_000
+#: Milliseconds after which a connection that neither answers nor fails is cut.
+CUT_AFTER = 4_000
+#: Milliseconds between two looks whether the database is back; at first, and at most.
+PROBE_AFTER, PROBE_AT_MOST = 200, 2_000
+
+#: Seconds until a SQLite file that was locked is tried again; at first, and at most.
+_BUSY_PAUSE, _BUSY_PAUSE_AT_MOST = 0.0001, 0.005
+
+T = TypeVar("T")
+
+_logger = get_logger(__name__)
+
+
+class Connection:
+    """The connection of the thread that uses it first.
+
+    Parameters:
+      database: Where to connect.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._raw: Any = None
+        #: When the question that is being asked was begun, monotonic.
+        self._since: float | None = None
+        self._watchdog: threading.Thread | None = None
+
+    def ask(self, function: Callable[[], T]) -> T:
+        """Return what *function* returns, which may use the database; it may be called again.
+
+        The connection is opened if it is not, and closed after any error.
+
+        Raises:
+          DatabaseAwayError: If the database cannot be asked now.
+        """
+        if self._database.is_closed():
+            try:
+                self._open()
+            except Exception as e:
+                self.close()
+                raise DatabaseAwayError(scrub(str(e).strip())) from e
+        self._since = time.monotonic()
+        try:
+            return self._ask_patiently(function)
+        except PeeweeException as e:
+            self.close()
+            if _is_away(e):
+                raise DatabaseAwayError(scrub(str(e).strip())) from e
+            raise
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._since = None
+
+    def _ask_patiently(self, function: Callable[[], T]) -> T:
+        """Call *function*, and again while another process writes to SQLite's file."""
+        deadline = time.monotonic() + STATEMENT_TIMEOUT / 1000
+        pause = _BUSY_PAUSE
+        while True:
+            try:
+                return function()
+            except OperationalError as e:
+                if not self._is_busy(e) or time.monotonic() > deadline:
+                    raise
+            # Its own way of waiting sleeps for longer than a batch takes to be written.
+            time.sleep(pause)
+            pause = min(pause * 1.5, _BUSY_PAUSE_AT_MOST)
+
+    def _is_busy(self, error: OperationalError) -> bool:
+        return isinstance(self._database, SqliteDatabase) and "is locked" in str(error)
+
+    def close(self) -> None:
+        """Close the connection, broken or not."""
+        self._raw = None
+        database: Any = self._database
+        try:
+            if not database.is_closed():
+                # A pool would keep it, whatever state it is in.
+                getattr(database, "manual_close", database.close)()
+        except Exception as e:  # noqa: BLE001
+            # Drivers raise many kinds when they close what is broken already.
+            _logger.debug("Closing a broken connection failed: %s", e)
+
+    def leave_to_parent(self) -> Any:
+        """Return the connection of the process that this one was forked from, and forget it."""
+        raw, self._raw, self._since, self._watchdog = self._raw, None, None, None
+        return raw
+
+    def _open(self) -> None:
+        database = self._database
+        database.connect()
+        self._raw = database.connection()
+        if isinstance(database, SqliteDatabase):
+            # An acknowledged commit survives a killed process; a power cut may take the
+            # last ones, and never damages the file.
+            for pragma in (
+                f"busy_timeout = {STATEMENT_TIMEOUT}",
+                "journal_mode = WAL",
+                "synchronous = NORMAL",
+                # We wait ourselves.
+                "busy_timeout = 0",
+            ):
+                database.execute_sql(f"PRAGMA {pragma}")
+            return
+        if self._watchdog is None:
+            self._watchdog = threading.Thread(
+                target=_watch,
+                args=(weakref.ref(self),),
+                name="dramatiq_joblog watchdog",
+                daemon=True,
+            )
+            self._watchdog.start()
+        self._since = time.monotonic()
+        if isinstance(database, MySQLDatabase):
+            prepare_session(database, STATEMENT_TIMEOUT)
+        else:
+            for setting in ("statement_timeout", "lock_timeout"):
+                database.execute_sql(f"SET {setting} = {STATEMENT_TIMEOUT}")
+
+    def cut_if_it_hangs(self) -> None:
+        """Cut the connection if it has been silent for too long."""
+        raw, since = self._raw, self._since
+        if raw is None or since is None or time.monotonic() - since < CUT_AFTER / 1000:
+            return
+        _logger.warning("The job log's database does not answer: its connection is cut.")
+        # The driver then sees an end, and raises in the thread that waits for it.
+        with contextlib.suppress(Exception):
+            number = raw._sock.fileno() if hasattr(raw, "_sock") else raw.fileno()
+            with socket.socket(fileno=os.dup(number)) as end:
+                end.shutdown(socket.SHUT_RDWR)
+
+
+def leave_connections(database: Any) -> Any:
+    """Return the connections of the process that this one was forked from, and forget them.
+
+    Its locks are made anew: they may be held by threads that are not here.  peewee's own way,
+    ``dispose()``, waits for them, and is not in 4.4.
+    """
+    left = (
+        database._state.conn,
+        getattr(database, "_connections", None),
+        getattr(database, "_in_use", None),
+    )
+    database._state.reset()
+    database._lock = threading.RLock()
+    if hasattr(database, "_pool_lock"):
+        database._pool_lock = threading.RLock()
+        database._pool_available = threading.Condition(database._pool_lock)
+        database._connections, database._in_use = [], {}
+    return left
+
+
+def _watch(reference: weakref.ref[Connection]) -> None:
+    """Look after a connection for as long as there is one.
+
+    The server's own timeouts do not help when it is the network that is gone.
+    """
+    while True:
+        time.sleep(1.0)
+        connection = reference()
+        if connection is None:
+            return
+        connection.cut_if_it_hangs()
+
+
+class Probe(threading.Thread):
+    """Looks whether a database is back, on a thread that nobody waits for.
+
+    Parameters:
+      database: Where to look.
+      wake: Called once it answers.
+    """
+
+    def __init__(self, database: Database, wake: Callable[[], None]) -> None:
+        super().__init__(name="dramatiq_joblog probe", daemon=True)
+        self._database = database
+        self._wake = wake
+        self._stopped = threading.Event()
+        #: Set once the database answers.
+        self.back = threading.Event()
+        self.start()
+
+    def stop(self) -> None:
+        """End soon."""
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Ask until there is an answer."""
+        connection = Connection(self._database)
+        pause = PROBE_AFTER / 1000
+        while not self._stopped.wait(pause):
+            try:
+                connection.ask(self._ask)
+            except Exception as e:  # noqa: BLE001
+                # Drivers raise many kinds while a server goes up or down.
+                _logger.debug("The job log's database is still away: %s", e)
+                pause = min(pause * 2, PROBE_AT_MOST / 1000)
+            else:
+                connection.close()
+                self.back.set()
+                self._wake()
+                return
+
+    def _ask(self) -> None:
+        if isinstance(self._database, SqliteDatabase):
+            # A file may be read and yet be locked, or not be writable.
+            with self._database.atomic("IMMEDIATE"):
+                pass
+        elif isinstance(self._database, MySQLDatabase):
+            self._database.execute_sql("SELECT 1")
+        else:
+            ((read_only,),) = self._database.execute_sql("SHOW transaction_read_only").fetchall()
+            if read_only == "on":
+                raise DatabaseAwayError("it is read-only")
+
+
+#: Where PostgreSQL says that any other event would fare no better: the connection, its rights,
+#: its resources, a deadlock, a lock, a shutdown, a replica, tables that are not there yet.
+_AWAY_CLASSES = ("08", "28", "3D", "40", "53", "55", "57", "58")
+_AWAY_STATES = ("25006", "42501", "42P01", "42703")
+
+
+def _is_away(error: PeeweeException) -> bool:
+    """Tell a database that cannot be asked now from one that refuses what it was asked."""
+    original = getattr(error, "orig", None)
+    number = next(iter(getattr(original, "args", ())), None)
+    if isinstance(number, int) and number:
+        return is_away_by_number(number)
+    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    if state is not None:
+        return state[:2] in _AWAY_CLASSES or state in _AWAY_STATES
+    return isinstance(error, (OperationalError, InterfaceError))

@@ -1,0 +1,1 @@
+"""Who holds a key: critical sections, uniqueness, and locks taken by hand."""

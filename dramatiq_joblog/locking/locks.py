@@ -1,0 +1,624 @@
+"""Critical sections and uniqueness: who may hold a key, decided by a unique index alone.
+
+A key has a row for each of its slots.  A slot is free if nobody owns it, or if its lease has
+run out by the database's clock.  The statements here are part of their caller's transaction.
+"""
+
+from __future__ import annotations
+
+import inspect
+import string
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from peewee import MySQLDatabase, fn
+
+from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.database.compiled import Compiled
+from dramatiq_joblog.errors import ConfigurationError
+from dramatiq_joblog.payload.sanitize import fold_jid
+from dramatiq_joblog.schema.models import to_millis
+from dramatiq_joblog.schema.query import literal_states
+from dramatiq_joblog.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    from peewee import Database
+
+#: Milliseconds that a section stays held after the last sign of life of its holder.
+DEFAULT_TTL = 60_000
+#: Milliseconds that a uniqueness lasts at most, so that a message that vanished does not hold
+#: up others for ever.
+DEFAULT_UNIQUE_TTL = 24 * 3600 * 1000
+#: Milliseconds that a waiter may be late before those behind it no longer wait for it.
+PATIENCE = 5_000
+
+#: Milliseconds that the row of a key is kept which nobody holds.
+KEEP_IDLE = 24 * 3600 * 1000
+#: Milliseconds that any statement on keys takes at most, and much more.
+SETTLED = 600_000
+
+SECTION, UNIQUE, FLOOR = "section", "unique", "floor"
+
+_ON_CONFLICT = ("skip", "wait", "retry", "fail")
+_ON_TIMEOUT = ("dead", "skip", "retry")
+_UNTIL = ("started", "finished")
+
+
+@dataclass(frozen=True)
+class Exclusive:
+    """A critical section that an actor's jobs run in: at most *limit* of one key at once.
+
+    Example:
+      >>> Exclusive("finance:{user_id}", on_conflict="wait", wait_for=600_000).limit
+      1
+
+    Parameters:
+      key: A format string over the actor's parameters, or a callable that is given the job's
+        arguments.
+      limit: How many jobs may hold the key at once.
+      on_conflict: What becomes of a job that finds the key held: ``"skip"`` drops it,
+        ``"wait"`` puts it back until the key is free, ``"retry"`` is a failure like any other,
+        ``"fail"`` is its death.
+      wait_for: Milliseconds to wait at most; None for as long as it takes.
+      on_timeout: What becomes of a job that waited too long: ``"dead"``, ``"skip"`` or
+        ``"retry"``.
+      ttl: Milliseconds that the key stays held if its holder vanishes.  It is renewed while
+        the holder lives, and is no limit on the length of a job.
+
+    Raises:
+      ConfigurationError: If a value is not known or makes no sense.
+    """
+
+    key: str | Callable[..., str]
+    limit: int = 1
+    on_conflict: str = "skip"
+    wait_for: int | None = None
+    on_timeout: str = "dead"
+    ttl: int = DEFAULT_TTL
+
+    def __post_init__(self) -> None:
+        _check_one_of("on_conflict", self.on_conflict, _ON_CONFLICT)
+        _check_one_of("on_timeout", self.on_timeout, _ON_TIMEOUT)
+        _check_positive("limit", self.limit, 1)
+        _check_positive("ttl", self.ttl, 100)
+        if self.wait_for is not None:
+            _check_positive("wait_for", self.wait_for, 0)
+
+
+@dataclass(frozen=True)
+class Unique:
+    """A key that one message at a time may have, from its ``send()`` on.
+
+    Example:
+      >>> Unique("import:{user_id}", until="started").ttl
+      86400000
+
+    Parameters:
+      key: A format string over the actor's parameters, or a callable that is given the job's
+        arguments.
+      until: ``"started"`` or ``"finished"``, or None for the whole of *ttl*.
+      ttl: Milliseconds after which the key is not unique any more, in any case.
+
+    Raises:
+      ConfigurationError: If a value is not known or makes no sense.
+    """
+
+    key: str | Callable[..., str]
+    until: str | None = "finished"
+    ttl: int = DEFAULT_UNIQUE_TTL
+
+    def __post_init__(self) -> None:
+        if self.until is not None:
+            _check_one_of("until", self.until, _UNTIL)
+        _check_positive("ttl", self.ttl, 100)
+
+
+def key_maker(key: Any, function: Any, where: str) -> Callable[..., str]:
+    """Return what makes the key of a job of an actor from the job's arguments.
+
+    Raises:
+      ConfigurationError: If *key* names what is none of the function's parameters.
+    """
+    if callable(key):
+        return lambda *args, **kwargs: str(key(*args, **kwargs))
+    if not isinstance(key, str) or not key:
+        raise ConfigurationError(
+            f"{where} has the key {key!r}: a format string or a callable is needed"
+        )
+    signature = inspect.signature(function)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(key) if name is not None]
+    except ValueError as e:
+        raise ConfigurationError(f"{where} has the key {key!r}, which is no format: {e}") from e
+    for name in fields:
+        first = name.split(".")[0].split("[")[0]
+        if first not in signature.parameters and not takes_any:
+            raise ConfigurationError(
+                f"{where} has the key {key!r}, and {first!r} is none of its parameters "
+                f"({', '.join(signature.parameters) or 'it has none'})"
+            )
+
+    def make(*args: Any, **kwargs: Any) -> str:
+        bound = signature.bind_partial(*args, **kwargs)
+        bound.apply_defaults()
+        named = dict(bound.arguments)
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                named |= named.pop(name, {})
+        return key.format_map(named)
+
+    return make
+
+
+@dataclass
+class Claim:
+    """Who wants to hold what."""
+
+    kind: str
+    key: str
+    owner: str
+    token: str | None
+    ttl: int
+    process: str | None = None
+    limit: int = 1
+    #: Whether the run of the same owner that holds it is known to be over.
+    reenter: bool = False
+    #: Whether it is taken by hand: then its owner may hold other slots of the key as well.
+    by_hand: bool = False
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a key, by the database's clock."""
+
+    owner: str
+    since: datetime
+    until: datetime
+
+
+class Lease:
+    """A key that is held by this process, for as long as it is renewed."""
+
+    def __init__(self, key: str, token: str, fence: int, lasts: int, began: float) -> None:
+        #: The key.
+        self.key = key
+        #: Names this holding of the key, and no other.
+        self.token = token
+        #: A number that grows with each holder of the key, for stores that check it.
+        self.fence = fence
+        #: Milliseconds from one renewal until nobody may rely on it any more.
+        self.lasts = lasts
+        #: Monotonic, in seconds; counted from before the statement that took it.
+        self.deadline = began + lasts / 1000
+        #: Whether another has it.
+        self.gone = False
+
+    @property
+    def lost(self) -> bool:
+        """Whether another may hold the key by now: this process was paused for too long."""
+        return self.gone or time.monotonic() > self.deadline
+
+
+class Locks:
+    """The statements on the table of keys.
+
+    Parameters:
+      lock: The bound lock model.
+      job: The bound job model, for those that wait.
+    """
+
+    def __init__(self, lock: Any, job: Any) -> None:
+        self.lock = lock
+        self.job = job
+        self._database: Database = lock._meta.database
+        self._now: str = database_now(self._database).sql
+        self._table = f'"{lock._meta.table_name}"'
+        #: Whether an upsert can neither be guarded nor return anything.
+        self._in_steps = isinstance(self._database, MySQLDatabase)
+        self._waited_for = Compiled(self._database, self._waiting)
+        self._guard = threading.Lock()
+        #: What this process holds, by token.
+        self._leases: dict[str, Lease] = {}
+        #: Called with the milliseconds within which a lease that was taken must be renewed.
+        self.renew_within: Callable[[int], None] = _nobody
+        #: Called when a section may have become free: that is committed.
+        self.freed: Callable[[], None] = _nothing
+        #: Names this process in rows, and the milliseconds of silence after which others take
+        #: it to be gone; None in one that is no worker.
+        self.process: str | None = None
+        self.gone_after: int | None = None
+
+    def take(self, claim: Claim) -> Lease | None:
+        """Take a free slot of a key, or the one that its owner has already; None if there is none.
+
+        The lease is renewed from now on, until it is released.
+        """
+        began = time.monotonic()
+        fence = self._take_first(claim) if claim.limit == 1 else self._take_any(claim)
+        return None if fence is None else self._hold(claim, fence, began)
+
+    def take_all(self, claims: Sequence[Claim]) -> dict[str, Lease]:
+        """Take those keys of *claims*, all different and with one slot, that are free.
+
+        Returns:
+          The leases of those that were taken, by token.
+        """
+        began = time.monotonic()
+        if not claims:
+            return {}
+        claims = sorted(claims, key=lambda claim: claim.key)
+        fences = self._upsert(claims, 0, f"({self._lowest()})", "held.last_fence + 1")
+        return {
+            str(claim.token): self._hold(claim, fences[claim.token], began)
+            for claim in claims
+            if claim.token in fences
+        }
+
+    def taken(self, claim: Claim) -> Lease | None:
+        """Return the lease of a claim that was met before; None if another has the key by now."""
+        began = time.monotonic()
+        lock = self.lock
+        row = self._rows(claim.kind, claim.key).where(lock.token == claim.token).first()
+        return None if row is None else self._hold(claim, row.fence, began)
+
+    def holder(self, kind: str, key: str) -> Holder | None:
+        """Return who holds a key, the first of them."""
+        lock = self.lock
+        row = self._rows(kind, key).where(lock.owner.is_null(False)).order_by(lock.slot).first()
+        return None if row is None else Holder(row.owner, row.acquired_at, row.expires_at)
+
+    def release(self, kind: str, key: str, owner: str, token: str | None) -> None:
+        """Give up what *owner* holds, unless a later run of it holds it by now."""
+        lock = self.lock
+        mine = (
+            *(lock.kind == kind, lock.key == key, lock.owner == owner),
+            lock.token.is_null() | (lock.token == token),
+        )
+        if kind == UNIQUE:
+            # Nobody asks for its fence, so nothing of it is kept.
+            lock.delete().where(*mine).execute()
+        else:
+            free = {"owner": None, "token": None, "process": None, "expires_at": None}
+            lock.update(free).where(*mine).execute()
+        self.forget(token)
+
+    def give_up(self, owner: str, token: str | None) -> None:
+        """Give up all that a job holds whose last run was *token*, its uniqueness as well."""
+        lock = self.lock
+        held = lock.select(lock.kind, lock.key).where(
+            lock.kind.in_((SECTION, UNIQUE)), lock.owner == owner
+        )
+        for kind, key in sorted(set(held.tuples())):
+            self.release(kind, key, owner, token)
+
+    def waited_for(self, keys: Sequence[str]) -> set[str]:
+        """Return those of *keys* that somebody waits for."""
+        return {section for (section,) in self._waited_for.execute(keys).fetchall()}
+
+    def _waiting(self, keys: Sequence[str]) -> Any:
+        job = self.job
+        waiting = job.state.in_(literal_states([State.WAITING]))
+        return job.select(job.section).where(waiting, job.section.in_(keys)).distinct()
+
+    def keep(self, key: str, owner: str, token: str, milliseconds: int) -> None:
+        """Keep a section for its owner's next run, which begins within *milliseconds*."""
+        lock = self.lock
+        expires = database_now(self._database) + milliseconds
+        (
+            lock.update(token=None, process=None, expires_at=expires)
+            .where(
+                lock.kind == SECTION,
+                lock.key == key,
+                lock.owner == owner,
+                lock.token == token,
+            )
+            .execute()
+        )
+        self.forget(token)
+
+    def confirm(self, key: str, owner: str, ttl: int) -> None:
+        """Give a uniqueness its whole time: its message is in the broker."""
+        lock = self.lock
+        (
+            lock.update(ttl=ttl, expires_at=database_now(self._database) + ttl)
+            .where(lock.kind == UNIQUE, lock.key == key, lock.owner == owner)
+            .execute()
+        )
+
+    def end_of(self, process: str) -> None:
+        """Let the leases of a process run out that is known to have ended."""
+        lock = self.lock
+        now = database_now(self._database)
+        held = lock.expires_at > now
+        lock.update(expires_at=now).where(lock.process == process, held).execute()
+
+    def forget(self, token: str | None) -> None:
+        """Renew a lease no longer."""
+        if token is not None:
+            with self._guard:
+                self._leases.pop(token, None)
+
+    def forget_all(self) -> None:
+        """Renew nothing: this process was forked from the one that holds it."""
+        self._guard = threading.Lock()
+        self._leases = {}
+        self.process = self.gone_after = None
+        self.freed = _nothing
+
+    def renew(self) -> None:
+        """Renew all that this process holds, in one statement."""
+        with self._guard:
+            leases = dict(self._leases)
+        if not leases:
+            return
+        began = time.monotonic()
+        lock = self.lock
+        expires = database_now(self._database) + lock.ttl
+        mine = (
+            lock.kind == SECTION,
+            lock.key.in_([lease.key for lease in leases.values()]),
+            lock.token.in_(list(leases)),
+        )
+        renewal = lock.update(expires_at=expires).where(*mine)
+        if self._in_steps:
+            renewal.execute()
+            renewed = {row.token for row in lock.select(lock.token).where(*mine)}
+        else:
+            renewed = {row.token for row in renewal.returning(lock.token).execute()}
+        for token, lease in leases.items():
+            if token in renewed:
+                lease.deadline = began + lease.lasts / 1000
+            else:
+                lease.gone = True
+                self.forget(token)
+
+    def owns(self, key: str, owner: str) -> bool:
+        """Tell whether a section is held for *owner*, whose lease is not over."""
+        lock = self.lock
+        held = self._rows(SECTION, key).where(lock.owner == owner, self._is_live())
+        return bool(held.exists())
+
+    def waiters(self, key: str) -> Any:
+        """Return a select of the jobs that wait for a section, the one that is next first."""
+        job = self.job
+        waiting = job.state.in_(literal_states([State.WAITING]))
+        return job.select().where(job.section == key, waiting).order_by(job.waiting_since, job.id)
+
+    def ahead(self, key: str, jid: str, since: int | None, most: int) -> int:
+        """Return how many wait for a section longer than *jid*, which waits *since*, and live.
+
+        No more than *most* are counted.
+        """
+        job = self.job
+        older = [job.jid != jid, job.eta > database_now(self._database) - PATIENCE]
+        if since is not None:
+            older.append(job.waiting_since < since)
+        return len(self.waiters(key).select(job.id).where(*older).limit(most).tuples())
+
+    def free(self, key: str, limit: int) -> int:
+        """Return how many slots of a section are free."""
+        return limit - int(self._rows(SECTION, key).where(self._is_live()).count())
+
+    def now(self) -> int:
+        """Return the database's time."""
+        ((now,),) = self._database.execute_sql(f"SELECT {self._now}").fetchall()
+        return int(now)
+
+    def clean(self, idle: int = KEEP_IDLE, settled: int = SETTLED) -> None:
+        """Delete the rows of keys that nobody has held for *idle* milliseconds.
+
+        The fence of a key never goes back: no new row begins below the floor.  It is raised
+        first, and only what has lain below it for *settled* milliseconds is deleted, so that
+        no statement that is going on has read a lower one.
+        """
+        lock, now = self.lock, database_now(self._database)
+        lock.delete().where(lock.kind == UNIQUE, lock.expires_at < now - idle).execute()
+        old = (
+            lock.kind == SECTION,
+            lock.acquired_at < now - idle,
+            lock.owner.is_null() | (lock.expires_at < now - idle),
+        )
+        floor = self._rows(FLOOR, "").first()
+        if floor is None:
+            row = {"kind": FLOOR, "key": "", "slot": 0, "fence": 0, "ttl": 0, "acquired_at": now}
+            lock.insert(row).on_conflict_ignore().execute()
+        elif to_millis(floor.acquired_at) + settled > self.now():
+            return
+        else:
+            self._delete(*old, lock.fence <= floor.fence, lock.last_fence <= floor.fence)
+        highest = lock.select(fn.max(lock.last_fence), fn.max(lock.fence)).where(*old).tuples()
+        fence = max(number or 0 for number in highest.first())
+        (
+            lock.update(fence=fence, acquired_at=now)
+            .where(lock.kind == FLOOR, lock.key == "", lock.fence < fence)
+            .execute()
+        )
+
+    def _delete(self, *conditions: Any, batch: int = 1000) -> None:
+        lock = self.lock
+        while True:
+            some = [row.id for row in lock.select(lock.id).where(*conditions).limit(batch)]
+            if some:
+                # Asked again, as it may have been taken since.
+                lock.delete().where(lock.id.in_(some), *conditions).execute()
+            if len(some) < batch:
+                return
+
+    def _hold(self, claim: Claim, fence: int, began: float) -> Lease:
+        """Renew a lease from now on."""
+        lasts = min(claim.ttl, self.gone_after or claim.ttl)
+        lease = Lease(claim.key, claim.token or "", fence, lasts, began)
+        if claim.token is not None and claim.kind == SECTION:
+            with self._guard:
+                self._leases[claim.token] = lease
+            self.renew_within(lasts // 3)
+        return lease
+
+    def _rows(self, kind: str, key: str) -> Any:
+        lock = self.lock
+        return lock.select().where(lock.kind == kind, lock.key == key)
+
+    def _is_live(self) -> Any:
+        lock = self.lock
+        return lock.owner.is_null(False) & (lock.expires_at > database_now(self._database))
+
+    def _take_first(self, claim: Claim) -> int | None:
+        """Take the only slot of a key, and return its fence."""
+        fences = self._upsert([claim], 0, f"({self._lowest()})", "held.last_fence + 1")
+        return fences.get(claim.token)
+
+    def _take_any(self, claim: Claim) -> int | None:
+        """Take one of several slots of a key, and return its fence."""
+        fence = self._alone_with(claim) + 1
+        lock = self.lock
+        rows = list(self._rows(claim.kind, claim.key).select(lock, self._is_live().alias("live")))
+        own = [row.slot for row in rows if row.owner == claim.owner and not claim.by_hand]
+        taken = {row.slot for row in rows if row.live}
+        free = [slot for slot in range(claim.limit) if slot not in taken]
+        if len(taken) >= claim.limit:
+            # Held with a higher limit, perhaps.
+            free = []
+        for slot in own or free:
+            if self._upsert([claim], slot, str(fence), str(fence)):
+                top = lock.update(last_fence=fence)
+                top.where(lock.kind == claim.kind, lock.key == claim.key, lock.slot == 0).execute()
+                return fence
+        return None
+
+    def _alone_with(self, claim: Claim) -> int:
+        """Keep others from the key until the transaction ends; return its last fence."""
+        if self._in_steps:
+            return self._lock_slot(claim, 0)
+        text = f"""
+            INSERT INTO {self._table} AS held
+                (kind, "key", slot, ttl, fence, last_fence, acquired_at)
+            SELECT ?, ?, 0, ?, lowest.fence - 1, lowest.fence - 1, {self._now}
+            FROM ({self._lowest()}) AS lowest WHERE true
+            ON CONFLICT (kind, "key", slot) DO UPDATE SET last_fence = held.last_fence
+            RETURNING last_fence
+        """
+        [(last,)] = self._execute(text, (claim.kind, claim.key, claim.ttl))
+        return int(last)
+
+    def _lowest(self) -> str:
+        """Return the select of the first fence that a new key may have."""
+        return (
+            f"SELECT coalesce(max(fence), 0) + 1 AS fence FROM {self._table} AS floor "
+            f"WHERE floor.kind = '{FLOOR}'"
+        )
+
+    def _upsert(
+        self, claims: Sequence[Claim], slot: int, first: str, again: str
+    ) -> dict[str | None, int]:
+        """Take a slot of each key where it is free: the unique index decides.
+
+        Returns:
+          The fences of those that were taken, by token.
+        """
+        if self._in_steps:
+            fences = {}
+            for claim in claims:
+                self._lock_slot(claim, slot)
+                fence = self._take_locked(claim, slot, again)
+                if fence is not None:
+                    fences[claim.token] = fence
+            return fences
+        row = f"(?, ?, ?, ?, ?, ?, ?, {first}, {first}, {self._now}, {self._now} + ?)"
+        text = f"""
+            INSERT INTO {self._table} AS held (kind, "key", slot, owner, token, process, ttl,
+                fence, last_fence, acquired_at, expires_at)
+            VALUES {", ".join([row] * len(claims))}
+            ON CONFLICT (kind, "key", slot) DO UPDATE SET
+                owner = excluded.owner, token = excluded.token, process = excluded.process,
+                ttl = excluded.ttl, fence = {again}, last_fence = {again},
+                acquired_at = excluded.acquired_at, expires_at = excluded.expires_at
+            WHERE held.owner IS NULL OR held.expires_at <= {self._now}
+                OR (held.owner = excluded.owner AND (held.token IS NULL OR ?))
+            RETURNING token, fence
+        """
+        values: list[Any] = []
+        for c in claims:
+            values += [c.kind, c.key, slot, c.owner, c.token, c.process, c.ttl, c.ttl]
+        rows = self._execute(text, (*values, any(claim.reenter for claim in claims)))
+        return {token: int(fence) for token, fence in rows}
+
+    def _lock_slot(self, claim: Claim, slot: int) -> int:
+        """Make the row of a slot if there is none, lock it, and return its last fence."""
+        lock = self.lock
+        row = self._rows(claim.kind, claim.key).where(lock.slot == slot).for_update()
+        found = row.get_or_none()
+        if found is None:
+            [(lowest,)] = self._execute(self._lowest(), ())
+            text = f"""
+                INSERT INTO {self._table}
+                    (kind, "key", slot, ttl, fence, last_fence, acquired_at)
+                VALUES (?, ?, ?, ?, ?, ?, {self._now}) ON DUPLICATE KEY UPDATE slot = slot
+            """
+            last = lowest - 1
+            self._execute(text, (claim.kind, claim.key, slot, claim.ttl, last, last))
+            found = row.get()
+        return int(found.last_fence)
+
+    def _take_locked(self, claim: Claim, slot: int, again: str) -> int | None:
+        """Take a slot whose row is locked, if it is free, and return its fence."""
+        # From left to right: the last fence is set after it was read.
+        text = f"""
+            UPDATE {self._table} AS held SET
+                owner = ?, token = ?, process = ?, ttl = ?, fence = {again},
+                last_fence = {again}, acquired_at = {self._now}, expires_at = {self._now} + ?
+            WHERE kind = ? AND "key" = ? AND slot = ? AND (
+                owner IS NULL OR expires_at <= {self._now}
+                OR (owner = ? AND (token IS NULL OR ?)))
+        """
+        who = (claim.owner, claim.token, claim.process, claim.ttl, claim.ttl)
+        where = (claim.kind, claim.key, slot, claim.owner, claim.reenter)
+        if not self._cursor(text, (*who, *where)).rowcount:
+            return None
+        taken = self._rows(claim.kind, claim.key).where(self.lock.slot == slot).get()
+        return int(taken.fence)
+
+    def _execute(self, text: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        return list(self._cursor(text, values).fetchall())
+
+    def _cursor(self, text: str, values: tuple[Any, ...]) -> Any:
+        text = text.replace("?", self._database.param)
+        if self._in_steps:
+            text = text.replace('"', "`")
+        return self._database.execute_sql(text, values)
+
+
+def describe_holder(holder: Holder | None) -> str:
+    """Say who holds a key, since when and until when."""
+    if holder is None:
+        return "was taken, and is free by now"
+    since, until = (f"{at:%Y-%m-%d %H:%M:%S} UTC" for at in (holder.since, holder.until))
+    return f"is held by {holder.owner} since {since}, until {until} unless it is renewed"
+
+
+def fold_key(key: str) -> str:
+    """Return *key*, or a short stand-in for one that is too long for its column."""
+    return fold_jid(key)
+
+
+def _nobody(milliseconds: int) -> None:
+    """Stand in for whoever renews."""
+
+
+def _nothing() -> None:
+    """Stand in for whoever looks after those that wait."""
+
+
+def _check_one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigurationError(f"{name}={value!r} is not known; use one of {known}")
+
+
+def _check_positive(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}")

@@ -1,0 +1,88 @@
+"""Frees the sections of jobs that have ended, as a step of the statement that writes their ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from peewee import SQL, PostgresqlDatabase
+
+from dramatiq_joblog.database.compiled import Compiled
+from dramatiq_joblog.database.upsert import as_json
+
+from .locks import SECTION
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from peewee import Database
+
+#: What is set on the row of a key that is free.
+_NOTHING = ("owner", "token", "process", "expires_at")
+
+
+def freeing(lock: Any) -> Freeing:
+    """Return what frees sections in the kind of database that the lock model is bound to."""
+    by_step = isinstance(lock._meta.database, PostgresqlDatabase)
+    return SteppingFreeing(lock) if by_step else Freeing(lock)
+
+
+class Freeing:
+    """Frees sections, as rows of a key, its owner and the token of the run that held it.
+
+    Those stay that a later run of the same owner holds by now.
+
+    Parameters:
+      lock: The bound lock model.
+    """
+
+    #: The value of a row that names the job.
+    named_by = "owner"
+    max_rows = 1000
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self.database: Database = lock._meta.database
+        self._update = Compiled(self.database, self._updating)
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Free the sections of *rows*."""
+        values = [row[name] for name in ("key", "owner", "token") for row in rows]
+        self._update.execute(values)
+
+    def _updating(self, values: Sequence[Any]) -> Any:
+        """Return the statement that frees sections: as many keys as owners and tokens."""
+        lock = self._lock
+        return lock.update(dict.fromkeys(_NOTHING, SQL("NULL"))).where(self._mine(values))
+
+    def _mine(self, values: Sequence[Any]) -> Any:
+        lock, count = self._lock, len(values) // 3
+        return (
+            (lock.kind == SQL(f"'{SECTION}'"))
+            & lock.key.in_(values[:count])
+            & lock.owner.in_(values[count : 2 * count])
+            & (lock.token.is_null() | lock.token.in_(values[2 * count :]))
+        )
+
+
+class SteppingFreeing(Freeing):
+    """Frees sections in the order of their keys, in which others take them."""
+
+    def step(self, rows: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
+        """Return the text that frees *rows* as a step of a statement, and its parameter."""
+        table = self._lock._meta.table_name
+        text = f"""
+            UPDATE "{table}" SET {", ".join(f"{name} = NULL" for name in _NOTHING)} WHERE id IN (
+                SELECT held.id FROM "{table}" AS held
+                JOIN json_to_recordset({self.database.param}::json)
+                    AS told ("key" text, owner text, token text)
+                ON held.kind = '{SECTION}' AND held."key" = told."key"
+                    AND held.owner = told.owner
+                    AND (held.token IS NULL OR held.token = told.token)
+                {where} ORDER BY held."key" FOR UPDATE OF held
+            ) RETURNING "key"
+        """
+        return text, as_json(rows)
+
+    def _mine(self, values: Sequence[Any]) -> Any:
+        lock, mine = self._lock, super()._mine(values)
+        return lock.id.in_(lock.select(lock.id).where(mine).order_by(lock.key).for_update())

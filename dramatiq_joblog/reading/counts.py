@@ -1,0 +1,85 @@
+"""Counts that cost the same however large the table is, and the values that a search may name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from peewee import SQL, Select, fn
+
+from dramatiq_joblog.schema.query import literal_states, user_field
+from dramatiq_joblog.states import State
+
+if TYPE_CHECKING:
+    from dramatiq_joblog.schema.query import JobQuery
+
+#: Counting stops here.
+DEFAULT_CAP = 10_000
+#: The columns that keys of a search are about.
+_COLUMNS = {
+    "actor": "actor",
+    "error": "error_type",
+    "id": "jid",
+    "queue": "queue",
+    "section": "section",
+    "type": "job_type",
+    "worker": "worker",
+}
+#: Values are looked for among so many of the newest jobs.
+SAMPLE = 3_000
+
+
+class Count(int):
+    """How many; at least so many if it is *capped*."""
+
+    #: Whether there are more.
+    capped: bool = False
+
+    @classmethod
+    def up_to(cls, cap: int, number: int) -> Count:
+        """Return *number*, or *cap* if it is more."""
+        count = cls(min(number, cap))
+        count.capped = number > cap
+        return count
+
+
+def by_state(query: JobQuery, cap: int) -> dict[State, Count]:
+    """Count the jobs of *query* in each state, up to *cap* of each, in one statement."""
+    job: Any = query.model
+    bare = query.order_by()
+    columns = []
+    for state in State:
+        some = (
+            bare.select(SQL("1").alias("one"))
+            .where(job.state.in_(literal_states([state])))
+            .limit(cap + 1)
+        )
+        columns.append(Select([some.alias("some")], [fn.COUNT(SQL("*"))]).alias(state.value))
+    (row,) = job._meta.database.execute(Select([], columns))
+    return {state: Count.up_to(cap, number) for state, number in zip(State, row, strict=True)}
+
+
+def complete(model: Any, key: str, prefix: str, limit: int) -> list[str]:
+    """Return values of *key* that begin with *prefix*, the most frequent of late first."""
+    if key == "state":
+        known = [*map(str, State), "in_progress"]
+    elif key == "dismissed":
+        known = ["yes", "no"]
+    elif key in _COLUMNS:
+        known = _recent(model, model._meta.fields[_COLUMNS[key]])
+    elif key == "user":
+        known = _recent(model, user_field(model))
+    else:
+        known = []
+    return [value for value in known if value.lower().startswith(prefix.lower())][:limit]
+
+
+def _recent(model: Any, field: Any) -> list[str]:
+    """Return the values of a column among the newest jobs, the most frequent first."""
+    newest = model.select(field.alias("word")).order_by(model.id.desc()).limit(SAMPLE)
+    query = (
+        Select([newest.alias("newest")], [SQL("word")])
+        .where(SQL("word IS NOT NULL"))
+        .group_by(SQL("word"))
+        .order_by(SQL("count(*) DESC, word"))
+    )
+    return [str(value) for (value,) in model._meta.database.execute(query)]

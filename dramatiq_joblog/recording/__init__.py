@@ -1,0 +1,1 @@
+"""How events of jobs become committed rows."""

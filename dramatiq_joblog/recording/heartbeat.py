@@ -1,0 +1,202 @@
+"""Which worker processes live, and what became of the runs of those that do not.
+
+A process renews its row by the database's clock, so that no host's clock matters.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from peewee import Database
+
+#: Milliseconds between two signs of life of a process.
+DEFAULT_HEARTBEAT = 5_000
+#: Milliseconds without one after which a process is taken to be gone.
+DEFAULT_HEARTBEAT_TIMEOUT = 30_000
+#: Milliseconds that the row of a process which is gone is kept.
+KEEP_ENDED = 7 * 24 * 3600 * 1000
+
+#: Milliseconds; more than any timeout is long.
+_LONG = 10**12
+
+HOST = socket.gethostname()
+
+
+class Heartbeat:
+    """The sign of life of one process, and its eye on the others.
+
+    Its methods are called on the writer's thread.
+
+    Parameters:
+      job: The bound job model.
+      worker: The bound worker model.
+      timeout: Milliseconds without a sign of life after which this process is taken to be gone.
+      ended: Called with the name of a process that has certainly ended.
+    """
+
+    def __init__(
+        self,
+        job: Any,
+        worker: Any,
+        *,
+        timeout: int,
+        ended: Callable[[str], None] | None = None,
+    ) -> None:
+        self.job = job
+        self.worker = worker
+        self.timeout = timeout
+        self._ended = ended
+        #: Names this process, and no other before or after it, whatever its number.
+        self.process = secrets.token_hex(8)
+        self.threads = 0
+        self.queues: set[str] = set()
+        self._database: Database = worker._meta.database
+        #: When the last sign of life was given, and since when none was left out; monotonic.
+        self._last: float | None = None
+        self._listening_since = float("-inf")
+
+    def beat(self) -> None:
+        """Renew this process's row, and mark the runs of processes that are gone as lost."""
+        began = time.monotonic()
+        now = database_now(self._database)
+        mine = self.worker.process == self.process
+        renewed = (
+            self.worker.update(
+                heartbeat_at=now,
+                ended_at=None,
+                swept_at=None,
+                skew=_host_now() - now,
+                **self._told(),
+            )
+            .where(mine, self.worker.swept_at.is_null())
+            .execute()
+        )
+        if not renewed:
+            self._appear()
+        if self._last is not None and began - self._last > self.timeout / 2000:
+            # While the database was away nobody could give a sign of life.
+            self._listening_since = began
+        self._last = began
+        self._sweep(round(min((began - self._listening_since) * 1000, _LONG)))
+
+    def end(self) -> None:
+        """Say that this process has ended its work."""
+        now = database_now(self._database)
+        (
+            self.worker.update(heartbeat_at=now, ended_at=now, **self._told())
+            .where(self.worker.process == self.process)
+            .execute()
+        )
+
+    def _told(self) -> dict[str, Any]:
+        """Return what is known once this process has begun to work, after its first beat."""
+        return {"threads": self.threads, "queues": sorted(self.queues)}
+
+    def _appear(self) -> None:
+        """Write this process's row, or revive it: it was taken to be gone while it was paused."""
+        now = database_now(self._database)
+        mine = self.worker.process == self.process
+        if self.worker.select().where(mine).exists():
+            revived = {"heartbeat_at": now, "ended_at": None, "swept_at": None}
+            self.worker.update(revived).where(mine).execute()
+        else:
+            self.worker.insert(
+                process=self.process,
+                host=HOST,
+                pid=os.getpid(),
+                boot_id=_boot_id(),
+                timeout=self.timeout,
+                started_at=now,
+                heartbeat_at=now,
+                skew=_host_now() - now,
+                **self._told(),
+            ).execute()
+        # Once for each process that appears is often enough.
+        (
+            self.worker.delete()
+            .where(self.worker.swept_at.is_null(False), self.worker.heartbeat_at < now - KEEP_ENDED)
+            .execute()
+        )
+        (
+            self.job.update(state=State.STARTED, updated_at=now)
+            .where(self.job.state == State.LOST, self.job.process == self.process)
+            .execute()
+        )
+
+    def _sweep(self, listening: int) -> None:
+        """Lose the runs of processes that were silent for all the ms that this one listened."""
+        now = database_now(self._database)
+        worker = self.worker
+        silent = (worker.heartbeat_at + worker.timeout < now) & (worker.timeout <= listening)
+        others = worker.select(worker, silent.alias("silent")).where(
+            worker.swept_at.is_null(), worker.process != self.process
+        )
+        for other in list(others):
+            if other.silent or is_gone(other):
+                self._lose(other.process)
+            if self._ended is not None and has_ended(other):
+                self._ended(other.process)
+
+    def _lose(self, process: str) -> None:
+        now = database_now(self._database)
+        # As many as the process had threads: no batch is large.
+        (
+            self.job.update(state=State.LOST, updated_at=now)
+            .where(self.job.state == State.STARTED, self.job.process == process)
+            .execute()
+        )
+        (
+            self.worker.update(swept_at=now)
+            .where(self.worker.process == process, self.worker.swept_at.is_null())
+            .execute()
+        )
+
+
+def _host_now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def here() -> str:
+    """Name this thread: ``host:pid:thread``."""
+    return f"{HOST}:{os.getpid()}:{threading.get_native_id()}"
+
+
+def is_gone(worker: Any) -> bool:
+    """Tell whether a worker's process is known to be gone, by its row or by this host."""
+    return worker.swept_at is not None or has_ended(worker)
+
+
+def has_ended(worker: Any) -> bool:
+    """Tell whether a worker's process has certainly ended, and is not only silent."""
+    if worker.ended_at is not None:
+        return True
+    if (worker.host, worker.boot_id) != (HOST, _boot_id()) or worker.boot_id is None:
+        return False
+    try:
+        os.kill(worker.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _boot_id() -> str | None:
+    """Name this boot of this host, and this set of process numbers, where the system can."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}:{Path('/proc/self/ns/pid').readlink()}"[:64]
+    except OSError:
+        return None

@@ -1,0 +1,666 @@
+"""One guarded statement a transition: events of jobs become rows, whatever their order.
+
+Starts and ends are the same upsert of a job's row as one run knows it; the guard in its
+``WHERE`` decides.  Late, repeated and reordered events then change nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from peewee import SqliteDatabase, fn
+
+from dramatiq_joblog.database.compiled import Compiled
+from dramatiq_joblog.database.upsert import Portion, Rule, is_one_statement, upsert, write_all
+from dramatiq_joblog.locking.locks import UNIQUE, Locks
+from dramatiq_joblog.locking.release import freeing
+from dramatiq_joblog.schema.models import Job, to_millis
+from dramatiq_joblog.states import (
+    FINAL,
+    OPEN,
+    STARTABLE,
+    DeadReason,
+    Outcome,
+    Start,
+    State,
+    judge_start,
+)
+from dramatiq_joblog.statistics.rollups import LATE
+
+from .heartbeat import is_gone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from peewee import Database
+
+    from dramatiq_joblog.locking.locks import Holder, Lease
+
+#: Milliseconds that two clocks may differ: what a question and its answer take.
+MAX_SKEW = 1_000
+#: A job that lost its worker this often may be what kills it.
+SUSPICIOUS = 3
+
+
+class Known(NamedTuple):
+    """What a start in a section is judged by, of the job's row."""
+
+    jid: str
+    state: str
+    attempt: int
+    token: str | None
+    dead_reason: str | None
+    #: Whether it waits, and since when: in milliseconds.
+    waiting_since: int | None
+
+
+@dataclass
+class Event:
+    """Something that happened to a job, as plain values: column names to what is stored."""
+
+    #: ``enqueue``, ``start`` or ``end``.
+    kind: str
+    #: The job's row as this event knows it.
+    row: dict[str, Any]
+    #: The row of the run that did not finish, for such an end.
+    failure: dict[str, Any] | None = None
+    #: What the run logged, as rows.
+    lines: list[dict[str, Any]] | None = None
+    #: The jid and token of its lines that are to go, and their first and last number.
+    forget: Sequence[Any] | None = None
+    #: Whether the message is known to have been delivered before.
+    redelivered: bool = False
+    #: How many of its runs may lose their worker before it is dead; None for any number.
+    max_interruptions: int | None = None
+    #: Whether a job that has ended may run again.
+    rerun: bool = False
+    #: The job's critical section: the values of an :class:`Exclusive`, its key being made.
+    section: dict[str, Any] | None = None
+    #: What the job is unique by: ``key``, ``until`` and ``ttl``.
+    unique: dict[str, Any] | None = None
+    #: For an end: the start of its run, if that may not have been written.
+    start: Event | None = field(default=None, compare=False)
+    #: For a start that is written late: whether that is not needed any more.
+    dropped: bool = field(default=False, compare=False)
+    #: For a start: whether the run may go on.  The answer, set by the writer; without one a run
+    #: that has a section may not.
+    granted: bool = field(default=True, compare=False)
+    #: Whether it was kept on disk, so that others may have been written before it.
+    replayed: bool = field(default=False, compare=False)
+    #: For a start that is replayed: its run ended with its process.
+    cut_off: bool = field(default=False, compare=False)
+    #: For a start that may not go on: the state that the job is in now.  Set by the writer.
+    found: str | None = field(default=None, compare=False)
+    #: For a start in a section: what it holds, or who holds it.  Set by the writer.
+    lease: Lease | None = field(default=None, compare=False)
+    holder: Holder | None = field(default=None, compare=False)
+    #: For a start whose section is taken: what there is to say of it.  Set by the writer.
+    taken: str | None = field(default=None, compare=False)
+    #: For a start that must wait: milliseconds until it may come back.  Set by the writer.
+    delay: int | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.is_begin:
+            self.unanswer()
+
+    @property
+    def is_begin(self) -> bool:
+        """Whether it is the start of a run that has a section."""
+        return self.kind == "start" and self.section is not None
+
+    def unanswer(self) -> None:
+        """Take back what was answered to a start in a section: it is not committed."""
+        self.granted = False
+        self.found = self.lease = self.holder = self.taken = self.delay = None
+
+    def answer_as(self, other: Event) -> None:
+        """Take the answer to another form of this event."""
+        for name in ("granted", "found", "lease", "holder", "taken", "delay"):
+            setattr(self, name, getattr(other, name))
+
+    def as_end(self, row: dict[str, Any]) -> Event:
+        """Return the end of what was to begin, which holds no section."""
+        return Event("end", row, unique=self.unique)
+
+    @property
+    def jid(self) -> str:
+        """The job."""
+        return str(self.row["jid"])
+
+
+def _in(states: Iterable[State]) -> str:
+    return "(" + ", ".join(f"'{state.value}'" for state in states) + ")"
+
+
+#: A run may begin in the common case; :func:`judge_start` decides every other.
+_MAY_START = f"""(
+    coalesce(job.token, '') <> excluded.token AND (
+      (job.state IN {_in(STARTABLE)} AND excluded.attempt >= job.attempt)
+      OR (job.state = 'retrying' AND excluded.attempt > job.attempt)))"""
+
+#: Only the holder of the token ends an open run.  An end without a known start applies
+#: to a job that has not begun, or not yet begun this attempt.
+_MAY_END = f"""(
+    (job.token = excluded.token AND job.state IN {_in(OPEN)})
+    OR (job.state IN ('enqueued', 'delayed', 'waiting', 'retrying') AND (
+      job.token IS NULL OR excluded.attempt > job.attempt
+      OR (excluded.started_at IS NULL AND excluded.attempt = job.attempt))))"""
+
+_RUN_GUARD = f"CASE WHEN excluded.state = 'started' THEN {_MAY_START} ELSE {_MAY_END} END"
+
+#: A delay has run out; any other enqueue changes nothing on a row that is there.
+_ENQUEUE_GUARD = """job.state = 'delayed' AND excluded.state = 'enqueued'
+    AND excluded.attempt >= job.attempt"""
+
+#: Taken as the run says.
+_REPLACED = (
+    "state",
+    "attempt",
+    "eta",
+    "started_at",
+    "finished_at",
+    "updated_at",
+    "dead_reason",
+    "skip_reason",
+    "worker",
+    "process",
+    "token",
+)
+#: What a beginning run leaves as the last one left it.
+_KEPT_AT_START = ("duration", "error_type", "error_message")
+#: Set once.
+_FIRST = (
+    "enqueued_at",
+    "args",
+    "kwargs",
+    "options",
+    "withheld",
+    "sealed",
+    "parent_jid",
+    "root_jid",
+    "replay_of",
+    "trace_id",
+    "note",
+)
+_NEVER = ("jid", "created_at")
+
+
+# By two hosts' clocks, so it may come out below nothing.
+_WAITED = "(excluded.started_at - coalesce(job.enqueued_at, excluded.enqueued_at))"
+
+#: What replaces what the last run left, though the event says nothing of it.
+_REPLACES = {
+    **{column: f"excluded.{column}" for column in _REPLACED},
+    **{
+        column: f"CASE WHEN excluded.state = 'started' THEN job.{column} ELSE excluded.{column} END"
+        for column in _KEPT_AT_START
+    },
+    # Each run begins its own.
+    "progress": (
+        "CASE WHEN excluded.state = 'started' THEN NULL "
+        "ELSE coalesce(excluded.progress, job.progress) END"
+    ),
+    # A job that was dropped before its body ran has not waited for its first run.
+    "queue_time": (
+        "CASE WHEN excluded.started_at IS NULL AND excluded.attempt = 1 "
+        f"THEN NULL ELSE coalesce(job.queue_time, ({_WAITED} + abs({_WAITED})) / 2) END"
+    ),
+}
+
+
+def _fills(job: Any) -> dict[str, str]:
+    """Return what becomes of the other columns of a job, of a model of the user's own too."""
+    columns = {f.column_name for f in job._meta.sorted_fields} - {"id", *_NEVER, *_REPLACES}
+    first = {c: f"coalesce(job.{c}, excluded.{c})" for c in sorted(columns & {*_FIRST})}
+    last = {c: f'coalesce(excluded."{c}", job."{c}")' for c in sorted(columns - {*_FIRST})}
+    return first | last
+
+
+def _run_rule(job: Any) -> Rule:
+    """Return the rule of starts and ends."""
+    return Rule(job, "job", ("jid",), _RUN_GUARD, _REPLACES, _fills(job))
+
+
+def _enqueue_rule(job: Any) -> Rule:
+    """Return the rule of what was sent."""
+    sets = {column: f"excluded.{column}" for column in ("state", "eta", "updated_at")}
+    return Rule(job, "job", ("jid",), _ENQUEUE_GUARD, sets, {})
+
+
+def _failure_rule(failure: Any) -> Rule:
+    """Return the rule of runs that did not finish."""
+    columns = [f.column_name for f in failure._meta.sorted_fields]
+    sets = {c: f"excluded.{c}" for c in columns if c not in ("id", "jid", "token")}
+    guard = f"run.outcome = '{Outcome.INTERRUPTED.value}'"
+    return Rule(failure, "run", ("jid", "token"), guard, sets, {})
+
+
+def _line_rule(line: Any) -> Rule:
+    """Return the rule of log lines: one that is there stays."""
+    key = ("jid", "token", "number")
+    return Rule(line, "line", key, "1 = 0", {"text": "excluded.text"}, {})
+
+
+def default_of(field: Any) -> Any:
+    """Return the default of a field of a model, or None."""
+    return field.default() if callable(field.default) else field.default
+
+
+#: Our own, whatever jobs seed theirs with.  To ask the system each time gives the interpreter away.
+_random = random.Random()  # noqa: S311
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random.seed)
+
+
+def new_token(delivery: str | None) -> str:
+    """Return a token for a run; those of one *delivery* of the broker begin alike."""
+    if delivery is None:
+        return f"{_random.getrandbits(112):028x}"
+    mark = hashlib.sha256(delivery.encode()).hexdigest()[:12]
+    return f"{mark}{_random.getrandbits(64):016x}"
+
+
+def same_delivery(token: str | None, other: str) -> bool:
+    """Tell whether two runs were of one delivery, so that the second is a redelivery."""
+    return token is not None and token[:12] == other[:12]
+
+
+class Transitions:
+    """The statements that write events to one log's tables.
+
+    Parameters:
+      job: The bound job model.
+      failure: The bound failure model.
+      worker: The bound worker model.
+      lock: The bound lock model.
+      line: The bound model of log lines.
+    """
+
+    def __init__(self, job: Any, failure: Any, worker: Any, lock: Any, line: Any) -> None:
+        self.job = job
+        self.failure = failure
+        self.worker = worker
+        self.line = line
+        self.locks = Locks(lock, job)
+        #: Called with minutes, in milliseconds since 1970, that must be counted again.
+        self.note_late: Callable[[set[int]], None] = _nobody
+        self.database: Database = job._meta.database
+        self._enqueues = upsert(_enqueue_rule(job))
+        self._runs = upsert(_run_rule(job))
+        self._failures = upsert(_failure_rule(failure))
+        self._lines = upsert(_line_rule(line))
+        self._freeing = freeing(lock)
+        self._locked_all = Compiled(self.database, self._locking)
+        self._own_fields = [f for f in job._meta.sorted_fields if f.name not in Job._meta.fields]
+
+    def own_defaults(self) -> dict[str, Any]:
+        """Return what stands in the columns of a model of the user's own when nothing is said."""
+        return {f.column_name: f.db_value(default_of(f)) for f in self._own_fields}
+
+    def write(self, events: Sequence[Event]) -> None:
+        """Write *events*, which are of different jobs, and answer the starts among them.
+
+        Starts in a section are not for this: see :class:`Sections`.  Everything is
+        committed when this returns.
+
+        Raises:
+          peewee.DatabaseError: Nothing was written, or it may be written again.
+        """
+        # One order of rows for all processes, so that no two batches wait for each other; it is
+        # that of sending, which the rows then keep.
+        events = sorted(events, key=lambda event: (event.row.get("enqueued_at") or 0, event.jid))
+        if self._is_one_statement(events):
+            written = self._write(events)
+        else:
+            with self.atomic():
+                written = self._write(events)
+        for event in events:
+            if event.kind == "start":
+                event.granted = event.jid in written or self._contest(event)
+            elif event.kind == "end" and event.jid not in written:
+                self._end_unknown(event)
+        self._lose([e for e in events if e.cut_off and e.granted])
+        self._note_late([event.row for event in events])
+
+    def _end_unknown(self, event: Event) -> None:
+        """Write the end of a run on a row that does not know of its start, if it might begin."""
+        with self.atomic():
+            if self._revive(event) or (event.start is not None and self._contest(event.start)):
+                self._write([event])
+
+    def _revive(self, event: Event) -> bool:
+        """Give a cancelled job back to a run that came to its end all the same.
+
+        Its worker was only taken to be gone, or could not ask the log.  What really became of
+        the job is worth more than that someone gave it up; a retry that follows is not.
+        """
+        if event.row["state"] not in FINAL or event.row.get("started_at") is None:
+            return False
+        row = self.locked(event.jid)
+        if row is None or row.dead_reason != DeadReason.CANCELLED:
+            return False
+        job, failure, token = self.job, self.failure, event.row["token"]
+        job.update(state=State.STARTED, token=token).where(job.jid == event.jid).execute()
+        taken_for_gone = failure.get_or_none(
+            failure.jid == event.jid,
+            failure.token == token,
+            failure.outcome == Outcome.INTERRUPTED.value,
+        )
+        counted = [row]
+        if taken_for_gone is not None:
+            taken_for_gone.delete_instance()
+            self._recount(event.jid)
+            counted.append(taken_for_gone)
+        self._note_late([{"finished_at": to_millis(each.finished_at)} for each in counted])
+        return True
+
+    def _is_one_statement(self, events: Sequence[Event]) -> bool:
+        """Tell whether a batch is one statement, and needs no transaction around it."""
+        more = any(e.unique is not None or e.forget or _keeps_section(e) for e in events)
+        return not more and is_one_statement(self._portions(events))
+
+    def _portions(self, events: Sequence[Event]) -> list[Portion]:
+        """Return the rows that a batch writes, of runs first."""
+        return [
+            Portion(self._runs, [e.row for e in events if e.kind != "enqueue"]),
+            Portion(self._enqueues, [e.row for e in events if e.kind == "enqueue"]),
+            Portion(self._failures, [e.failure for e in events if e.failure], follows=True),
+            Portion(self._lines, [row for e in events if e.lines for row in e.lines]),
+            Portion(self._freeing, [_held(e) for e in events if _frees_section(e)], follows=True),
+        ]
+
+    def _write(self, events: Sequence[Event]) -> set[str]:
+        self._forget_lines(events)
+        written = write_all(self._portions(events))
+        self._note_late([e.failure for e in events if e.failure])
+        self._write_overtaken([e for e in events if e.failure and e.jid not in written])
+        for event in sorted(events, key=keys_of):
+            self._hold(event, written=event.kind == "enqueue" or event.jid in written)
+        return written
+
+    def _write_overtaken(self, events: Sequence[Event]) -> None:
+        """Keep the failures of runs that no longer are their jobs'."""
+        if events:
+            with self.atomic():
+                self.insert_failures([e.failure for e in events if e.failure])
+                for event in events:
+                    # What was taken for an interruption has ended by itself.
+                    self._recount(event.jid)
+
+    def _hold(self, event: Event, *, written: bool) -> None:
+        """Keep what the job holds, or free what it is unique by, as its new state wants it."""
+        locks, row = self.locks, event.row
+        if event.kind == "end":
+            locks.forget(row["token"])
+            if not written:
+                return
+        final = row["state"] in FINAL
+        if _keeps_section(event):
+            section: Any = event.section
+            grace = section["ttl"] + max(0, row["eta"] - row["updated_at"])
+            locks.keep(section["key"], event.jid, row["token"], grace)
+        if event.unique is not None:
+            key, until = event.unique["key"], event.unique["until"]
+            if event.kind == "enqueue":
+                # One that is unique for a time is so from its send on, however it is moved.
+                if until is not None:
+                    locks.confirm(key, event.jid, event.unique["ttl"])
+            elif (event.kind == "start" and until == "started") or (final and until is not None):
+                locks.release(UNIQUE, key, event.jid, None)
+
+    def insert_failures(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Insert runs that did not finish, once each.
+
+        A run that was presumed interrupted and then ended by itself is corrected.
+        """
+        self._failures.write(rows)
+        self._note_late(rows)
+
+    def _note_late(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Have the minutes counted again in which something of *rows* ended long before now."""
+        recent = time.time() * 1000 - LATE
+        ends = [row.get("finished_at") for row in rows]
+        late = {end - end % 60_000 for end in ends if end is not None and end < recent}
+        if late:
+            self.note_late(late)
+
+    def _recount(self, jid: str) -> None:
+        """Count the interruptions of a job anew."""
+        job, failure = self.job, self.failure
+        count = failure.select(fn.COUNT(failure.id)).where(
+            failure.jid == jid, failure.outcome == Outcome.INTERRUPTED.value
+        )
+        job.update(interruptions=fn.NULLIF(count, 0)).where(job.jid == jid).execute()
+
+    def _lose(self, events: Sequence[Event]) -> None:
+        """Mark runs as lost that are only told now, and whose process is gone."""
+        if events:
+            job, tokens = self.job, [event.row["token"] for event in events]
+            job.update(state=State.LOST).where(
+                job.state == State.STARTED, job.token.in_(tokens)
+            ).execute()
+
+    def insert_lines(self, logged: Sequence[Any]) -> None:
+        """Insert lines of runs, once each, and delete those that went out of bounds.
+
+        Each of *logged* has ``lines`` and ``forget`` as an :class:`Event` has them.
+        """
+        self._forget_lines(logged)
+        self._lines.write([row for each in logged for row in each.lines])
+
+    def _forget_lines(self, logged: Sequence[Any]) -> None:
+        line = self.line
+        for each in logged:
+            if each.forget is not None:
+                jid, token, first, last = each.forget
+                mine = line.jid == jid, line.token == token
+                line.delete().where(*mine, line.number.between(first, last)).execute()
+
+    def _contest(self, event: Event) -> bool:
+        """Answer a start that the fast guard did not let through."""
+        with self.atomic():
+            row = self.locked(event.jid)
+            verdict = self.judge(event, row)
+            if verdict is Start.REFUSE and event.cut_off:
+                self.insert_failures([_interruption(event.row, event.row["updated_at"])])
+                self._recount(event.jid)
+            if verdict in (Start.KNOWN, Start.REFUSE):
+                return verdict is Start.KNOWN
+            return self.begin(event, row, verdict)
+
+    def locked_all(self, jids: Sequence[str]) -> dict[str, Known]:
+        """Return what there is to know of the rows of several jobs, alike."""
+        rows = map(Known._make, self._locked_all.execute(jids).fetchall())
+        return {row.jid: row for row in rows}
+
+    def _locking(self, jids: Sequence[str]) -> Any:
+        job = self.job
+        select = job.select(*(getattr(job, name) for name in Known._fields))
+        select = select.where(job.jid.in_(jids))
+        if not isinstance(self.database, SqliteDatabase):
+            select = select.order_by(job.jid).for_update()
+        return select
+
+    def begin_all(self, events: Sequence[Event]) -> set[str]:
+        """Write the starts of runs that may begin, and return the jobs that did."""
+        return self._write(events) if events else set()
+
+    def locked(self, jid: str) -> Any:
+        """Return the row of a job, which nobody else changes until the transaction ends."""
+        select = self.job.select().where(self.job.jid == jid)
+        if not isinstance(self.database, SqliteDatabase):
+            select = select.for_update()
+        return select.get_or_none()
+
+    def judge(self, event: Event, row: Any) -> Start:
+        """Decide what a start may do, and note on it what it found."""
+        if row is None:
+            return Start.BEGIN
+        event.found = row.state
+        return judge_start(
+            state=row.state,
+            attempt=row.attempt,
+            token=row.token,
+            new_attempt=event.row["attempt"],
+            new_token=event.row["token"],
+            redelivered=event.redelivered or same_delivery(row.token, event.row["token"]),
+            rerun=event.rerun,
+            cancelled=row.dead_reason == DeadReason.CANCELLED,
+            late=event.replayed and self._is_late(event, row),
+        )
+
+    def _is_late(self, event: Event, row: Any) -> bool:
+        """Tell whether a start that was kept on disk is of before what the row tells."""
+        if row.state in FINAL:
+            # A row that was copied from elsewhere may not tell.
+            ended = row.finished_at or row.updated_at
+            return bool(event.row["started_at"] < to_millis(ended))
+        if event.cut_off or row.state != State.STARTED:
+            # Of two runs that are over, whichever was first, the row has one already.
+            return event.cut_off
+        seen = self.worker.get_or_none(self.worker.process == row.process)
+        if seen is not None and is_gone(seen):
+            return False
+        return bool(event.row["started_at"] < to_millis(row.started_at))
+
+    def begin(self, event: Event, row: Any, verdict: Start) -> bool:
+        """Write the start of a run that was judged; return False if the job is dead instead."""
+        if verdict is Start.TAKE_OVER and self.close(event, row):
+            return False
+        self.put(event, row)
+        return True
+
+    def close(self, event: Event, row: Any) -> bool:
+        """Close the open run of *row*, as interrupted; return whether the job is dead of it."""
+        if not row.token or not self._interrupt(row, event):
+            return False
+        event.found = State.DEAD.value
+        if event.unique is not None and event.unique["until"] is not None:
+            self.locks.release(UNIQUE, event.unique["key"], event.jid, None)
+        return True
+
+    def put(self, event: Event, row: Any) -> None:
+        """Write an event on a locked row, whatever its state."""
+        if row is not None:
+            # Back to where every run may begin from, so that the rule stands once.
+            job = self.job
+            beginning = {"state": State.ENQUEUED, "attempt": event.row["attempt"]}
+            job.update(beginning).where(job.jid == event.jid).execute()
+        self._write([event])
+
+    def interrupt(self, row: Any) -> int:
+        """Close the open run of a locked row; return how many of its runs lost their worker."""
+        job, failure, worker = self.job, self.failure, self.worker
+        seen = worker.get_or_none(worker.process == row.process) if row.process else None
+        values = {name: getattr(row, name) for name in ("jid", "token", "attempt", "worker")}
+        values["started_at"] = to_millis(row.started_at)
+        last_sign = to_millis(seen.heartbeat_at if seen else row.updated_at)
+        # The start is by the clock of its host, and the sign of life by the database's.
+        skew = (seen and seen.skew) or 0
+        last_sign += skew if abs(skew) > MAX_SKEW else 0
+        self.insert_failures([_interruption(values, last_sign)])
+        interruptions = (
+            failure.select()
+            .where(failure.jid == row.jid, failure.outcome == Outcome.INTERRUPTED.value)
+            .count()
+        )
+        update: dict[str, Any] = {"interruptions": interruptions}
+        if interruptions >= SUSPICIOUS:
+            update["note"] = (
+                f"{interruptions} runs of it lost their worker: it may be a poison pill, that "
+                "kills the process it runs in"
+            )
+        job.update(update).where(job.jid == row.jid).execute()
+        return int(interruptions)
+
+    def _interrupt(self, row: Any, event: Event) -> bool:
+        """Close the open run of *row*; return whether the job is dead of it."""
+        interruptions, limit = self.interrupt(row), event.max_interruptions
+        if limit is None or interruptions < limit:
+            return False
+        job, now = self.job, event.row["updated_at"]
+        update = {
+            "state": State.DEAD.value,
+            "dead_reason": DeadReason.INTERRUPTED.value,
+            "finished_at": now,
+            "updated_at": now,
+        }
+        job.update(update).where(job.jid == event.jid).execute()
+        return True
+
+    def end_waiting(self, waiter: dict[str, Any], since: int, now: int) -> None:
+        """Keep how long a job waited for its section, and say that it waits no longer."""
+        self.insert_failures(
+            [
+                {
+                    "jid": waiter["jid"],
+                    # Not the run's: that may fail by itself.
+                    "token": f"waited:{since}",
+                    "attempt": waiter["attempt"],
+                    "outcome": Outcome.WAITED.value,
+                    "started_at": since,
+                    "finished_at": now,
+                    "duration": max(0, now - since),
+                    "worker": waiter["worker"],
+                }
+            ]
+        )
+        job = self.job
+        job.update(waiting_since=None).where(job.jid == waiter["jid"]).execute()
+
+    def atomic(self) -> Any:
+        """Return a transaction, or a part of the one that is open."""
+        if isinstance(self.database, SqliteDatabase):
+            # A write lock taken late cannot be waited for: SQLite fails at once instead.
+            return self.database.atomic("IMMEDIATE")
+        return self.database.atomic()
+
+
+def _nobody(minutes: set[int]) -> None:
+    """Stand in for whoever counts."""
+
+
+def _frees_section(event: Event) -> bool:
+    """Tell whether a run has ended whose section is free then."""
+    return _ends_in_section(event) and event.row["state"] != State.RETRYING
+
+
+def _keeps_section(event: Event) -> bool:
+    """Tell whether a run has ended whose section is kept for the next."""
+    return _ends_in_section(event) and event.row["state"] == State.RETRYING
+
+
+def _ends_in_section(event: Event) -> bool:
+    return event.kind == "end" and event.section is not None
+
+
+def _held(event: Event) -> dict[str, Any]:
+    """Return what a run with a section holds, for what frees it."""
+    section: Any = event.section
+    return {"key": section["key"], "owner": event.jid, "token": event.row["token"]}
+
+
+def keys_of(event: Event) -> tuple[str, str]:
+    """Return the keys that an event is about, for an order that all processes keep."""
+    return ((event.section or {}).get("key", ""), (event.unique or {}).get("key", ""))
+
+
+def _interruption(run: dict[str, Any], last_sign: int) -> dict[str, Any]:
+    """Return the row of a run whose worker vanished; *last_sign* is of its life."""
+    last_sign = max(last_sign, run["started_at"])
+    return {
+        "jid": run["jid"],
+        "token": run["token"],
+        "attempt": run["attempt"],
+        "outcome": Outcome.INTERRUPTED.value,
+        "started_at": run["started_at"],
+        "finished_at": last_sign,
+        "duration": last_sign - run["started_at"],
+        "worker": run.get("worker"),
+        "error_message": "the worker vanished, or the message was delivered again",
+    }

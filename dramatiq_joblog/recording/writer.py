@@ -1,0 +1,565 @@
+"""The group-commit writer: one thread and one connection a process.
+
+Worker threads hand it events and wait for the commit; it takes all that is waiting,
+writes it as one transaction and wakes the waiters.  One thread that waits costs one commit,
+and eight that wait still cost one.  What nobody waits for rides along with what comes next.
+
+While the database is away, events go where the log's policy says, and nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import multiprocessing.util
+import os
+import random
+import threading
+import time
+import weakref
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dramatiq.logging import get_logger
+
+from dramatiq_joblog.database.connection import Connection, Probe, leave_connections
+from dramatiq_joblog.errors import DatabaseAwayError
+
+from .transitions import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from peewee import Database
+
+    from .exclusive import Sections
+    from .spool import Spool
+
+#: Milliseconds that a batch is tried for before the database is taken to be away.
+DEFAULT_RETRY_FOR = 2_000
+#: As many events are written in one transaction at most.
+MAX_BATCH = 500
+
+#: Milliseconds until a job with a section comes back while the database is away; about.
+AWAY_DELAY = 3_000
+
+#: Milliseconds that an event which nobody waits for may wait for others, at most.
+RIDE = 2
+#: Milliseconds that a run lasts at least whose start is written by itself, if it is written soon.
+SOON = 50
+
+#: Milliseconds between two looks for what processes that died kept on this host.
+ADOPT_EVERY = 10_000
+#: What becomes of events while the database is away.
+POLICIES = ("spool", "block", "drop")
+
+
+@dataclass(eq=False)
+class _Ticket:
+    event: Event | _Call | None
+    #: Whether someone waits for it.
+    awaited: bool = True
+    #: Whether it is written with what comes next, however late that is.
+    rides: bool = False
+    done: threading.Lock = field(default_factory=threading.Lock)
+
+
+_STOP = _Ticket(None)
+
+
+class Writer:
+    """Writes events in the order they come, in batches.
+
+    Nothing starts before the first event.  A process that was forked from one with a
+    writer gets a thread and a connection of its own.
+
+    Parameters:
+      sections: The statements of the log.
+      spool: Where events go while the database is away.
+      on_outage: One of :data:`POLICIES`.
+      retry_for: Milliseconds to try a batch before the database is taken to be away.
+    """
+
+    def __init__(
+        self,
+        sections: Sections,
+        spool: Spool,
+        *,
+        on_outage: str = "spool",
+        retry_for: int = DEFAULT_RETRY_FOR,
+    ) -> None:
+        self._sections = sections
+        self._transitions = sections.transitions
+        self._database: Database = sections.transitions.database
+        self._spool = spool
+        self._policy = on_outage
+        self._retry_for = retry_for
+        self._logger = get_logger(__name__, type(self))
+        self._chores: list[_Chore] = []
+        self._forget()
+        #: Events that could not be written or kept, since this process began.
+        self.lost = 0
+        writers.add(self)
+
+    def _forget(self) -> None:
+        """Begin as in a new process."""
+        self._connection = Connection(self._database)
+        self._start_lock = threading.Lock()
+        self._tickets: deque[_Ticket] = deque()
+        #: Free once there is something for the thread to look at.
+        self._bell = locked()
+        #: Whether the thread sleeps, or is about to, and knows of nothing that must be written.
+        self._idle = False
+        #: Starts that are written only if their runs last, and when that is; monotonic.
+        self._soon: deque[tuple[float, Event]] = deque()
+        self._asleep_until = math.inf
+        self._thread: threading.Thread | None = None
+        self._probe: Probe | None = None
+        self._chores.clear()
+
+    # From any thread
+
+    @property
+    def away(self) -> bool:
+        """Whether the database is taken to be away."""
+        return self._probe is not None
+
+    def put(self, event: Event, *, awaited: bool = False) -> threading.Lock:
+        """Hand over *event* and go on; *awaited* if someone is going to wait for it.
+
+        Returns:
+          A lock that can be acquired once the event is committed, or kept by the log's policy.
+        """
+        return self._submit(event, awaited=awaited).done
+
+    def ride(self, event: Event) -> threading.Lock:
+        """Hand over *event*, to be written with what comes next, or at the next :meth:`wake`.
+
+        Whoever calls this sees to it that one of them comes: that costs the thread no turn.
+
+        Returns:
+          A lock as :meth:`put` does.
+        """
+        return self._submit(event, awaited=False, rides=True).done
+
+    def write(self, event: Event) -> bool:
+        """Hand over *event* and wait until it is committed, or kept by the log's policy.
+
+        Returns:
+          For a start, whether the run may go on; True otherwise.
+        """
+        self._submit(event).done.acquire()
+        return event.granted
+
+    def put_soon(self, start: Event) -> None:
+        """Write a start within :data:`SOON`, unless it is dropped until then."""
+        due = time.monotonic() + SOON / 1000
+        self._soon.append((due, start))
+        if self._asleep_until > due:
+            self.wake()
+
+    def flush(self, timeout: float = 30.0) -> bool:
+        """Wait until all that was handed over before is committed, or kept.
+
+        Returns:
+          False if that took longer than *timeout*, in seconds.
+        """
+        if self._thread is None:
+            return True
+        return self._submit(None).done.acquire(timeout=timeout)
+
+    def close(self) -> None:
+        """Write what was handed over, then end the thread and its connection."""
+        if self._thread is None:
+            return
+        self.flush()
+        thread, self._thread = self._thread, None
+        self._tickets.append(_STOP)
+        self._ring()
+        thread.join(timeout=30.0)
+        self._spool.forget()
+
+    def every(self, interval: int, chore: Callable[[], None]) -> None:
+        """Call *chore* on the writer's thread, now and every *interval* milliseconds.
+
+        It may use the database, and is left out while that is away.
+        """
+        self._chores.append(_Chore(interval / 1000, chore))
+        self.wake()
+
+    def at_least_every(self, interval: int, chore: Callable[[], None]) -> None:
+        """Call *chore* every *interval* milliseconds, or as often as was asked for before."""
+        due = time.monotonic() + interval / 1000
+        for known in self._chores:
+            if known.function == chore:
+                known.interval = min(known.interval or interval / 1000, interval / 1000)
+                known.due = min(known.due, due)
+                return
+        self._chores.append(_Chore(interval / 1000, chore, due))
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Return what *function* returns on the writer's thread, where it may use the database.
+
+        Raises:
+          DatabaseAwayError: If the database cannot be asked now.
+        """
+        call = _Call(function)
+        self._submit(call).done.acquire()
+        if call.error is not None:
+            raise call.error
+        return call.result
+
+    def end_chore(self, chore: Callable[[], None], last: Callable[[], None]) -> None:
+        """Call *chore* no more, and *last* once."""
+        self._chores[:] = [c for c in self._chores if c.function != chore]
+        self._chores.append(_Chore(None, last))
+        self.wake()
+
+    def wake(self) -> None:
+        """Make the thread write what there is, and look at its chores and for the database."""
+        self._submit(None)
+
+    def reset(self) -> None:
+        """Forget the thread, the queue and the connections of the process that was forked."""
+        inherited.append((self._connection.leave_to_parent(), leave_connections(self._database)))
+        self._spool.forget()
+        self._transitions.locks.forget_all()
+        self._forget()
+
+    def _submit(
+        self, event: Event | _Call | None, *, awaited: bool = True, rides: bool = False
+    ) -> _Ticket:
+        ticket = _Ticket(event, awaited, rides)
+        ticket.done.acquire()
+        if self._thread is None:
+            self._start()
+        self._tickets.append(ticket)
+        if awaited or (self._idle and not rides):
+            self._ring()
+        return ticket
+
+    def _ring(self) -> None:
+        if self._bell.locked():
+            # Another may ring at the same time.
+            with contextlib.suppress(RuntimeError):
+                self._bell.release()
+
+    def _start(self) -> None:
+        with self._start_lock:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="dramatiq_joblog writer", daemon=True
+                )
+                self._thread.start()
+                # Runs before daemon threads are stopped, in multiprocessing's children too.
+                multiprocessing.util.Finalize(
+                    self, _flush_at_exit, (weakref.ref(self),), exitpriority=100
+                )
+
+    # On the writer's thread
+
+    def _run(self) -> None:
+        self._chores.append(_Chore(ADOPT_EVERY / 1000, self._replay_left_behind))
+        stop = False
+        while not stop:
+            # Whoever hands over a start meanwhile wakes us in any case.
+            self._asleep_until = math.inf
+            pause = self._pause()
+            self._asleep_until = math.inf if pause is None else time.monotonic() + pause
+            tickets = self._take(pause)
+            self._asleep_until = 0.0
+            stop = _STOP in tickets
+            # Before the events: a process is known before it is seen to run anything.
+            self._do_chores()
+            try:
+                if self._probe is not None and self._probe.back.is_set():
+                    self._return()
+                events = [t.event for t in tickets if isinstance(t.event, Event)]
+                for wave in _waves(self._take_starts() + events):
+                    self._write(wave)
+                for ticket in tickets:
+                    if isinstance(ticket.event, _Call):
+                        self._answer(ticket.event)
+            except Exception:
+                self._logger.critical("The job log's writer failed.", exc_info=True)
+            finally:
+                _release(tickets)
+        self._asleep_until = math.inf
+        if self._probe is not None:
+            self._probe.stop()
+            self._probe = None
+        self._connection.close()
+
+    def _take(self, pause: float | None) -> list[_Ticket]:
+        """Return all that waits; wait for the first of it, *pause* seconds at most."""
+        tickets: list[_Ticket] = []
+        # In this order: whoever comes too late for the last look rings.
+        self._bell.acquire(blocking=False)
+        self._idle = rung = True
+        self._drain(tickets)
+        while rung and not any(ticket.awaited for ticket in tickets):
+            self._idle = all(ticket.rides for ticket in tickets)
+            longest = pause if self._idle else RIDE / 1000
+            rung = self._bell.acquire(timeout=-1 if longest is None else longest)
+            self._drain(tickets)
+        self._idle = False
+        return tickets
+
+    def _drain(self, tickets: list[_Ticket]) -> None:
+        """Add all that is there now."""
+        with contextlib.suppress(IndexError):
+            while len(tickets) < MAX_BATCH:
+                tickets.append(self._tickets.popleft())
+
+    def _pause(self) -> float | None:
+        """Return the seconds until there is something to do without being asked."""
+        # While the database is away, chores are left out, and the probe wakes us.
+        dues = [chore.due for chore in self._chores] if self._probe is None else []
+        if self._soon:
+            dues.append(self._soon[0][0])
+        return max(0.0, min(dues) - time.monotonic()) if dues else None
+
+    def _take_starts(self) -> list[Event]:
+        """Return the starts of runs that have lasted."""
+        starts, now = [], time.monotonic()
+        while self._soon and (self._soon[0][0] <= now or self._soon[0][1].dropped):
+            _, start = self._soon.popleft()
+            if not start.dropped:
+                starts.append(start)
+        return starts
+
+    def _do_chores(self) -> None:
+        for chore in list(self._chores):
+            if self._probe is None and chore.due <= time.monotonic():
+                if chore.interval is None:
+                    self._chores.remove(chore)
+                else:
+                    chore.due = time.monotonic() + chore.interval
+                try:
+                    self._connection.ask(chore.function)
+                except DatabaseAwayError as e:
+                    self._logger.debug("A chore of the job log is left out: %s", e)
+                except Exception:
+                    self._logger.critical("A chore of the job log failed.", exc_info=True)
+
+    def _write(self, events: Sequence[Event]) -> None:
+        """Write a batch; while the database is away, keep it by the log's policy."""
+        if self._probe is not None:
+            self._keep(events)
+            return
+        deadline = time.monotonic() + self._retry_for / 1000
+        pause = 0.01
+        while True:
+            try:
+                self._write_now(events)
+            except DatabaseAwayError as e:
+                # A deadlock, a busy file or a restart is over soon.
+                if self._policy != "block" and time.monotonic() > deadline:
+                    self._leave(e)
+                    self._keep(events)
+                    return
+                time.sleep(pause)
+                pause = min(pause * 2, 0.5)
+            else:
+                return
+
+    def _write_now(self, events: Sequence[Event]) -> None:
+        """Write a batch; what is poisoned in it is repaired or set aside."""
+        try:
+            self._connection.ask(lambda: self._sections.write(events))
+        except DatabaseAwayError:
+            raise
+        except Exception as e:  # noqa: BLE001
+            # One poisoned event of any kind never takes its batch with it.
+            if len(events) > 1:
+                for event in events:
+                    self._write_now([event])
+            else:
+                self._repair(events[0], e)
+
+    def _repair(self, event: Event, error: Exception) -> None:
+        """Write a poisoned event without what is not needed, saying so on its row."""
+        dropped = dict.fromkeys(("args", "kwargs", "max_retries", "meta"))
+        bare = event.row | dropped | self._transitions.own_defaults()
+        bare["note"] = f"not stored, because the database refused: {error}"[:1000]
+        repaired = dataclasses.replace(event, row=bare, lines=None, forget=None)
+        try:
+            self._connection.ask(lambda: self._sections.write([repaired]))
+        except DatabaseAwayError:
+            raise
+        except Exception as e:  # noqa: BLE001
+            # Whatever it is, it must not take the writer or other events with it.
+            self._give_up([event], e)
+        else:
+            event.answer_as(repaired)
+            self._logger.warning("Job %s was logged in part: %s", event.jid, error)
+
+    # While the database is away
+
+    def _leave(self, error: DatabaseAwayError) -> None:
+        self._logger.error(
+            "The job log's database cannot be asked: %s. Events are %s until it can.%s",
+            error,
+            f"kept in {self._spool.folder}" if self._policy == "spool" else "dropped",
+            " Call create_tables() on the log." if error.no_tables else "",
+        )
+        self._probe = Probe(self._database, self.wake)
+
+    def _answer(self, call: _Call) -> None:
+        try:
+            if self._probe is not None:
+                raise DatabaseAwayError("the job log's database cannot be asked now")  # noqa: TRY301
+            call.result = self._connection.ask(lambda: self._in_transaction(call.function))
+        except Exception as e:  # noqa: BLE001
+            # It is the caller's.
+            call.error = e
+
+    def _in_transaction(self, function: Callable[[], Any]) -> Any:
+        with self._transitions.atomic():
+            return function()
+
+    def _keep(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if event.kind == "start" and event.section is not None:
+                # Nobody knows whether its section is free: it comes back later.
+                event.granted = False
+                event.delay = round(AWAY_DELAY * random.uniform(0.5, 1.5))  # noqa: S311
+        events = [part for event in events if event.granted for part in _parts(event)]
+        if not events:
+            return
+        if self._policy == "drop":
+            self.lost += len(events)
+            return
+        pause = 0.1
+        while True:
+            try:
+                self._spool.append(events)
+            except OSError as e:
+                # Neither the database nor the disk: losing nothing means waiting.
+                self._logger.error("The job log's events cannot be kept either: %s", e)  # noqa: TRY400
+                time.sleep(pause)
+                pause = min(pause * 2, 5.0)
+                with contextlib.suppress(DatabaseAwayError):
+                    self._write_now(events)
+                    return
+            else:
+                return
+
+    def _return(self) -> None:
+        """Replay what was kept, oldest first, and take up normal work."""
+        try:
+            for chunk in self._spool.replay():
+                for wave in _waves(chunk):
+                    self._write_now(wave)
+                self._let_in()
+        except DatabaseAwayError as e:
+            self._logger.warning("The job log's database is away again: %s", e)
+            self._probe = Probe(self._database, self.wake)
+        else:
+            self._logger.info("The job log's database is back, and all that was kept is in it.")
+            self._probe = None
+
+    def _let_in(self) -> None:
+        """Keep what has come during a replay, so that nobody waits for the whole of it."""
+        tickets = self._take(0.0)
+        if _STOP in tickets:
+            self._tickets.append(_STOP)
+            self._ring()
+        try:
+            events = [t.event for t in tickets if isinstance(t.event, Event)]
+            if events:
+                self._keep(events)
+            for ticket in tickets:
+                if isinstance(ticket.event, _Call):
+                    ticket.event.error = DatabaseAwayError("the database is only just back")
+        finally:
+            _release(tickets)
+
+    def _replay_left_behind(self) -> None:
+        for chunk in self._spool.left_behind():
+            for wave in _waves(chunk):
+                self._write_now(wave)
+
+    def _give_up(self, events: Sequence[Event], error: Exception) -> None:
+        self.lost += len(events)
+        self._logger.error(
+            "The job log could not write %d event(s), first of job %s: %s",
+            len(events),
+            events[0].jid,
+            str(error).strip(),
+        )
+
+
+@dataclass(eq=False)
+class _Call:
+    """Something that a thread wants to be done, and waits for."""
+
+    function: Callable[[], Any]
+    result: Any = None
+    error: BaseException | None = None
+
+
+@dataclass
+class _Chore:
+    """Something to do now and then."""
+
+    #: Seconds; None to do it once.
+    interval: float | None
+    function: Callable[[], None]
+    #: Monotonic, in seconds.
+    due: float = 0.0
+
+
+def _waves(events: Sequence[Event]) -> Iterator[list[Event]]:
+    """Split *events* so that no part has one job twice, keeping each job's order."""
+    wave: dict[str, Event] = {}
+    for event in events:
+        if event.jid in wave:
+            yield list(wave.values())
+            wave = {}
+        wave[event.jid] = event
+    if wave:
+        yield list(wave.values())
+
+
+def _parts(event: Event) -> list[Event]:
+    """Return an end and the start before it that was not written, as events of their own."""
+    if event.start is None:
+        return [event]
+    return [event.start, dataclasses.replace(event, start=None)]
+
+
+def locked() -> threading.Lock:
+    """Return a lock that is taken already."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
+def _release(tickets: Iterable[_Ticket]) -> None:
+    for ticket in tickets:
+        if ticket is not _STOP:
+            ticket.done.release()
+
+
+def _flush_at_exit(reference: weakref.ref[Writer]) -> None:
+    writer = reference()
+    if writer is not None:
+        writer.flush()
+
+
+# For the child of a fork only: threads and connections belong to the process that made them.
+writers: weakref.WeakSet[Writer] = weakref.WeakSet()
+#: Connections of the parent.  They are kept, as even closing one here would harm it there.
+inherited: list[Any] = []
+
+
+def _after_fork() -> None:
+    for writer in list(writers):
+        writer.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

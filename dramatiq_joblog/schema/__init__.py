@@ -1,0 +1,1 @@
+"""The tables of a log: fields, indexes, scopes and migrations."""

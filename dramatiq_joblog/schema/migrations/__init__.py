@@ -1,0 +1,89 @@
+"""The schema's versions, applied in order by peewee's own runner."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dramatiq.logging import get_logger
+from peewee import MySQLDatabase, PostgresqlDatabase, SqliteDatabase
+from playhouse.migrations import Runner
+
+from dramatiq_joblog.database.mysql import add_missing_indexes
+from dramatiq_joblog.errors import JobLogError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from peewee import Database
+
+# Any number that no one else uses for an advisory lock.
+_LOCK = 0x6A6F_626C
+#: Seconds to wait for another process that migrates, on MySQL.
+_WAIT = 60
+
+
+def migrate(database: Database, models: Sequence[Any]) -> None:
+    """Bring the tables of *models*, jobs first, to this version; safe to repeat and to race.
+
+    A schema that is newer than this code is left as it is: newer versions only add.
+    """
+    job = models[0]
+    with _alone(database):
+        runner = Runner(database, str(Path(__file__).parent), f"{job._meta.table_name}_migration")
+        runner.migrator.joblog_models = models
+        ahead = [m.name for m in runner.status() if m.path is None]
+        if ahead:
+            get_logger(__name__).warning(
+                "The log's schema is newer than this code (it has %s): it is used as it is. "
+                "Upgrade dramatiq_joblog on this machine.",
+                ", ".join(ahead),
+            )
+        runner.up()
+        _add_own_columns(runner.migrator, database, job)
+        for model in models:
+            model.create_table(safe=True)
+            if isinstance(database, MySQLDatabase):
+                add_missing_indexes(model)
+
+
+def compare(database: Database, job: Any) -> tuple[list[str], list[str]]:
+    """Return the versions that the schema of a job table lacks, and those that are not known."""
+    runner = Runner(database, str(Path(__file__).parent), f"{job._meta.table_name}_migration")
+    status = runner.status()
+    missing = [m.name for m in status if m.path is not None and not m.applied]
+    return missing, [m.name for m in status if m.path is None]
+
+
+def _add_own_columns(migrator: Any, database: Database, job: Any) -> None:
+    table = job._meta.table_name
+    there = {column.name for column in database.get_columns(table)}
+    for field in job._meta.sorted_fields:
+        if field.column_name not in there:
+            migrator.migrate(migrator.add_column(table, field.column_name, field))
+
+
+@contextlib.contextmanager
+def _alone(database: Database) -> Iterator[None]:
+    """Keep out every other process that migrates, in a transaction where DDL allows it."""
+    if isinstance(database, SqliteDatabase):
+        with database.atomic("IMMEDIATE"):
+            yield
+    elif isinstance(database, PostgresqlDatabase):
+        with database.atomic():
+            database.execute_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            yield
+    elif isinstance(database, MySQLDatabase):
+        # Each statement is committed by itself: whoever comes after a process that was killed
+        # in the midst finds what it made, and makes the rest.
+        name = "concat('dramatiq_joblog ', md5(database()))"
+        ((taken,),) = database.execute_sql(f"SELECT get_lock({name}, {_WAIT})").fetchall()
+        if taken != 1:
+            raise JobLogError(f"another process has been migrating the log for {_WAIT} s")
+        try:
+            yield
+        finally:
+            database.execute_sql(f"SELECT release_lock({name})").fetchall()
+    else:
+        yield

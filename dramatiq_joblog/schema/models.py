@@ -1,0 +1,566 @@
+"""The rows of the log: fields, indexes and derived properties."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from enum import Enum
+from typing import Any, ClassVar
+
+from peewee import (
+    SQL,
+    BigAutoField,
+    BigIntegerField,
+    CharField,
+    ForeignKeyField,
+    IntegerField,
+    Model,
+    ModelBase,
+    MySQLDatabase,
+    TextField,
+)
+
+from dramatiq_joblog.payload.sanitize import MAX_JID
+from dramatiq_joblog.states import IN_PROGRESS, State
+
+from .query import JobQuery, literal_states
+
+#: As much of an error's class is in a total: the key of an index of MySQL has no room for more.
+MAX_TOTAL_ERROR = 200
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+def to_millis(instant: datetime) -> int:
+    """Return *instant* in milliseconds since 1970.
+
+    Raises:
+      ValueError: If *instant* has no time zone.
+    """
+    if instant.tzinfo is None:
+        raise ValueError(
+            f"{instant!r} has no time zone: use an aware datetime, as datetime.now(timezone.utc)"
+        )
+    since = instant - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
+
+
+def instant_of(millis: int) -> datetime:
+    """Return the aware UTC datetime of milliseconds since 1970."""
+    seconds, rest = divmod(int(millis), 1000)
+    return datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=rest * 1000)
+
+
+class InstantField(BigIntegerField):
+    """An instant: an aware UTC datetime, kept as milliseconds since 1970.
+
+    A number reads the same on every database and driver, and whatever the session's time zone.
+    """
+
+    def db_value(self, value: datetime | int | None) -> int | None:
+        """Accept an aware datetime, or milliseconds."""
+        return to_millis(value) if isinstance(value, datetime) else value
+
+    def python_value(self, value: int | None) -> datetime | None:
+        """Return an aware UTC datetime."""
+        return None if value is None else instant_of(value)
+
+
+class StateField(CharField):
+    """A state as short text, read back as a :class:`State`."""
+
+    def db_value(self, value: str | None) -> str | None:
+        """Store the plain text of a member."""
+        return None if value is None else str(getattr(value, "value", value))
+
+    def python_value(self, value: str | None) -> str | None:
+        """Return the member, or the text itself if a newer version wrote it."""
+        try:
+            return State(value) if value is not None else None
+        except ValueError:
+            return value
+
+
+class UserIdField(CharField):
+    """A user's id of any kind, kept as text; whole numbers come back as ``int``."""
+
+    def db_value(self, value: Any) -> str | None:
+        """Accept a number, text, or anything whose ``str`` is the id, as a UUID."""
+        return None if value is None else str(getattr(value, "value", value))
+
+    def python_value(self, value: str | None) -> int | str | None:
+        """Return ``7`` for what was stored from ``7`` or ``"7"``."""
+        if value is not None and value.isascii() and str(value).lstrip("-").isdigit():
+            number = int(value)
+            if str(number) == value:
+                return number
+        return value
+
+
+class JsonField(TextField):
+    """A JSON document kept as text, so that every database and driver reads it alike."""
+
+    def db_value(self, value: Any) -> str | None:
+        """Accept anything that JSON can hold."""
+        return None if value is None else json.dumps(value)
+
+    def python_value(self, value: str | None) -> Any:
+        """Return the document."""
+        return None if value is None else json.loads(value)
+
+
+class _Row(Model):
+    """A row that can be told as plain values."""
+
+    #: Columns that are the log's own business.
+    _own: ClassVar[frozenset[str]] = frozenset({"id"})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row as JSON can hold it, in the order of its columns.
+
+        Instants are ISO texts in UTC with milliseconds, and a foreign key is its id.  The log's
+        own numbers and tokens, and what is encrypted, are left out.
+        """
+        meta: Any = self._meta
+        return {
+            field.object_id_name if isinstance(field, ForeignKeyField) else field.name: _plain(
+                self.__data__.get(field.name)
+            )
+            for field in meta.sorted_fields
+            if field.name not in self._own
+        }
+
+
+class _JobBase(ModelBase):
+    """Lets a foreign key of a subclass take the place of the inherited column of its id."""
+
+    def __new__(cls, name: str, bases: tuple[type, ...], attrs: dict[str, Any]) -> Any:
+        for key, value in list(attrs.items()):
+            if isinstance(value, ForeignKeyField):
+                attrs.setdefault(value.object_id_name or f"{key}_id", None)
+        return super().__new__(cls, name, bases, attrs)  # type: ignore[no-untyped-call]
+
+
+class Job(_Row, metaclass=_JobBase):
+    """One job: one message, through all its runs.
+
+    Subclass it to add columns of your own; the subclass gets its own table.
+
+    Example:
+      >>> class ShopJob(Job):
+      ...     user = ForeignKeyField(User, backref="jobs", null=True)
+    """
+
+    #: The log's own key, in order of insertion.
+    id = BigAutoField()
+    #: Dramatiq's ``message_id``: the same through every retry, delay and redelivery.
+    jid = CharField(max_length=MAX_JID, unique=True)
+    #: Name of the actor.
+    actor = CharField(max_length=255)
+    #: Name of the queue, without the suffix of a delay queue.
+    queue = CharField(max_length=255)
+    #: What kind of work it is, or None.
+    job_type = CharField(max_length=255, null=True)
+    #: Whom the job works for, or None.
+    user_id = UserIdField(max_length=255, null=True)
+    #: Where the job stands.
+    state = StateField(max_length=16)
+    #: Number of the current or last attempt; 1 for the first.
+    attempt = IntegerField()
+    #: How often it may be retried; None if nothing says so.
+    max_retries = IntegerField(null=True)
+    #: How many of its runs lost their worker; None if none did.
+    interruptions = IntegerField(null=True)
+    #: When it runs next, in the states that have a next run.
+    eta = InstantField(null=True)
+    #: When it was first sent.
+    enqueued_at = InstantField(null=True)
+    #: When the last run started; None before the first.
+    started_at = InstantField(null=True)
+    #: When it became finished, dead or skipped; None before.
+    finished_at = InstantField(null=True)
+    #: When its row was made.
+    created_at = InstantField()
+    #: When its row last changed.
+    updated_at = InstantField()
+    #: Milliseconds the last ended run took.
+    duration = BigIntegerField(null=True)
+    #: Milliseconds between being sent and the first run.
+    queue_time = BigIntegerField(null=True)
+    #: Class of the last error; None once the job has finished.
+    error_type = CharField(max_length=255, null=True)
+    #: Text of the last error; None once the job has finished.
+    error_message = TextField(null=True)
+    #: Why the job is dead, a :class:`DeadReason`.
+    dead_reason = CharField(max_length=32, null=True)
+    #: What skipped the job.
+    skip_reason = TextField(null=True)
+    #: ``host:pid:thread`` of the last run.
+    worker = CharField(max_length=255, null=True)
+    #: The process of the last run, a :class:`Worker`'s.
+    process = CharField(max_length=16, null=True)
+    #: The current or last run: only its holder may end it.
+    token = CharField(max_length=32, null=True)
+    #: Positional arguments.
+    args = JsonField(null=True)
+    #: Keyword arguments.
+    kwargs = JsonField(null=True)
+    #: The key of its critical section.
+    section = CharField(max_length=MAX_JID, null=True)
+    #: Since when it waits for its section, by the database's clock; None when it does not.
+    waiting_since = InstantField(null=True)
+    #: What the job noted about itself.
+    meta = JsonField(null=True)
+    #: The last progress that the job told.
+    progress = JsonField(null=True)
+    #: The job that sent this one.
+    parent_jid = CharField(max_length=MAX_JID, null=True)
+    #: The first job of its family.
+    root_jid = CharField(max_length=MAX_JID, null=True)
+    #: The job that this one runs again.
+    replay_of = CharField(max_length=MAX_JID, null=True)
+    #: The newest job that runs this one again.
+    replayed_by = CharField(max_length=MAX_JID, null=True)
+    #: The options of its message that a new run of it needs.
+    options = JsonField(null=True)
+    #: Why `args`, `kwargs` and `options` are not as they were sent; None if they are.
+    withheld = CharField(max_length=255, null=True)
+    #: The message as it was sent, encrypted; only where something is withheld.
+    sealed = TextField(null=True)
+    #: The trace that it belongs to, where one is known.
+    trace_id = CharField(max_length=64, null=True)
+    #: When someone said that this dead job needs no more attention.
+    dismissed_at = InstantField(null=True)
+    #: What could not be stored as it was, and what was stored in its place.
+    note = TextField(null=True)
+
+    class Meta:
+        table_name = "joblog_job"
+
+    _own = frozenset({"id", "options", "process", "sealed", "token"})
+    #: The failures' and the lines' models of the same log; set when the log is made.
+    failure_model: ClassVar[Any] = None
+    line_model: ClassVar[Any] = None
+
+    @staticmethod
+    def before_select() -> None:
+        """Do what the log wants done before it is asked; set when the log is made."""
+
+    @classmethod
+    def select(cls, *fields: Any) -> JobQuery:
+        """Select jobs with the log's scopes; peewee's own ``select`` otherwise."""
+        cls.before_select()
+        return JobQuery(cls, fields or cls._meta.sorted_fields, is_default=not fields)
+
+    @property
+    def failures(self) -> Any:
+        """The runs that did not finish, oldest first: a select of :class:`Failure`."""
+        model = type(self).failure_model
+        return model.select().where(model.jid == self.jid).order_by(model.id)
+
+    @property
+    def children(self) -> JobQuery:
+        """The jobs that were sent from within this one, oldest first."""
+        job: Any = type(self)
+        # By the root too, as that has an index.
+        mine = job.root_jid == (self.root_jid or self.jid), job.parent_jid == self.jid
+        query: JobQuery = job.select().where(*mine).order_by(job.id)
+        return query
+
+    @property
+    def parent(self) -> Any:
+        """The job that sent this one; None if none did, or the log has forgotten it."""
+        job: Any = type(self)
+        return None if self.parent_jid is None else job.get_or_none(job.jid == self.parent_jid)
+
+    @property
+    def root(self) -> Any:
+        """The first job of its family, itself if none sent it; None if that is forgotten."""
+        job: Any = type(self)
+        return self if self.root_jid is None else job.get_or_none(job.jid == self.root_jid)
+
+    @property
+    def family(self) -> JobQuery:
+        """The first job of its family and all that were sent from it on, oldest first."""
+        job: Any = type(self)
+        root = self.root_jid or self.jid
+        query: JobQuery = job.select().where((job.jid == root) | (job.root_jid == root))
+        return query.order_by(job.id)
+
+    @property
+    def lines(self) -> Any:
+        """What all its runs logged, in order: a select of :class:`Line`."""
+        model = type(self).line_model
+        return _in_order(model.select().where(model.jid == self.jid))
+
+
+class Failure(_Row):
+    """One run that ended in any way but finished."""
+
+    #: In order of insertion.
+    id = BigAutoField()
+    #: The job.
+    jid = CharField(max_length=MAX_JID)
+    #: The run.
+    token = CharField(max_length=32)
+    #: Number of the attempt that the run was.
+    attempt = IntegerField()
+    #: How it ended, an :class:`Outcome`.
+    outcome = CharField(max_length=16)
+    #: When it started.
+    started_at = InstantField(null=True)
+    #: When it ended; for an interrupted run, the last sign of life of its worker.
+    finished_at = InstantField(null=True)
+    #: Milliseconds it took.
+    duration = BigIntegerField(null=True)
+    #: Class of the error.
+    error_type = CharField(max_length=255, null=True)
+    #: Text of the error.
+    error_message = TextField(null=True)
+    #: The whole traceback, without any variables.
+    traceback = TextField(null=True)
+    #: ``host:pid:thread``.
+    worker = CharField(max_length=255, null=True)
+
+    class Meta:
+        table_name = "joblog_failure"
+        indexes = ((("jid", "token"), True), (("finished_at",), False))
+
+    #: The lines' model of the same log; set when the log is made.
+    line_model: ClassVar[Any] = None
+
+    @property
+    def lines(self) -> Any:
+        """What this run logged, in order: a select of :class:`Line`."""
+        model = type(self).line_model
+        return _in_order(model.select().where(model.jid == self.jid, model.token == self.token))
+
+
+class Worker(_Row):
+    """A worker process."""
+
+    #: In order of appearance.
+    id = BigAutoField()
+    #: Names the process, and no other before or after it.
+    process = CharField(max_length=16, unique=True)
+    #: Name of its host.
+    host = CharField(max_length=255)
+    #: Its number there.
+    pid = IntegerField()
+    #: Tells one boot of the host from another, where the system has such a thing.
+    boot_id = CharField(max_length=64, null=True)
+    #: How many jobs it runs at once.
+    threads = IntegerField()
+    #: Names of the queues it takes jobs from.
+    queues = JsonField(null=True)
+    #: Milliseconds without a sign of life after which it is taken to be gone.
+    timeout = IntegerField()
+    #: When it appeared, by the database's clock, as all its times.
+    started_at = InstantField()
+    #: Its last sign of life.
+    heartbeat_at = InstantField()
+    #: Milliseconds that its host's clock was ahead of the database's then.
+    skew = BigIntegerField(null=True)
+    #: When it said that it ended; None while it works, or if it vanished.
+    ended_at = InstantField(null=True)
+    #: When its open runs were marked as lost; None while it lives.
+    swept_at = InstantField(null=True)
+
+    class Meta:
+        table_name = "joblog_worker"
+
+
+class Lock(_Row):
+    """One slot of a key: of a critical section, or of a uniqueness."""
+
+    #: In order of appearance.
+    id = BigAutoField()
+    #: ``section``, ``unique``, or ``floor`` of the one row that no key's fence falls below.
+    kind = CharField(max_length=8)
+    #: The key.
+    key = CharField(max_length=MAX_JID)
+    #: Its slot, from 0 to the section's limit.
+    slot = IntegerField()
+    #: The jid of the job that holds it, or ``host:pid:thread`` of one taken by hand outside of
+    #: jobs; None if it is free.
+    owner = CharField(max_length=MAX_JID, null=True)
+    #: The run that holds it; None between two runs of a job that is retried.
+    token = CharField(max_length=32, null=True)
+    #: The process of that run, a :class:`Worker`'s.
+    process = CharField(max_length=16, null=True)
+    #: Grows with each holder of the key.
+    fence = BigIntegerField()
+    #: The highest fence that the key ever gave, whatever the slot; kept on slot 0.
+    last_fence = BigIntegerField(default=0)
+    #: Milliseconds that it stays held after its last renewal.
+    ttl = BigIntegerField()
+    #: When it was taken, by the database's clock, as all its times.
+    acquired_at = InstantField(null=True)
+    #: When its lease runs out unless it is renewed.
+    expires_at = InstantField(null=True)
+
+    @property
+    def since(self) -> datetime | None:
+        """When its holder took it."""
+        at: datetime | None = self.acquired_at
+        return at
+
+    class Meta:
+        table_name = "joblog_lock"
+        indexes = ((("kind", "key", "slot"), True),)
+
+
+class Line(_Row):
+    """A line that a run of a job logged."""
+
+    #: In the order in which they were written.
+    id = BigAutoField()
+    #: The job.
+    jid = CharField(max_length=MAX_JID)
+    #: The run.
+    token = CharField(max_length=32)
+    #: Number of the attempt that the run was.
+    attempt = IntegerField()
+    #: Number of the line within its run.
+    number = IntegerField()
+    #: When it was logged.
+    time = InstantField()
+    #: Name of its level, as ``INFO``; empty for the line that tells how many are left out.
+    level = CharField(max_length=16)
+    #: Name of its logger.
+    logger = CharField(max_length=255)
+    #: The line, without its time and level.
+    text = TextField()
+
+    class Meta:
+        table_name = "joblog_line"
+        indexes = ((("jid", "token", "number"), True),)
+
+
+def _in_order(lines: Any) -> Any:
+    line = lines.model
+    return lines.order_by(line.time, line.attempt, line.number)
+
+
+class Total(Model):
+    """How many jobs ended in one span of time, in one way: what charts are drawn from.
+
+    It outlives the jobs that it counts.
+    """
+
+    #: In order of insertion.
+    id = BigAutoField()
+    #: Begin of the span.
+    at = InstantField()
+    #: Milliseconds that the span is long.
+    span = BigIntegerField()
+    #: Name of the actor.
+    actor = CharField(max_length=255)
+    #: Kind of work; empty if it has none.
+    job_type = CharField(max_length=255)
+    #: A final state, or the outcome of a run that did not finish.
+    outcome = CharField(max_length=16)
+    #: Class of the error, cut; empty if there was none.
+    error_type = CharField(max_length=MAX_TOTAL_ERROR)
+    #: 1 for what was deleted since; it is part of the row with 0.
+    gone = IntegerField(default=0)
+    #: How many.
+    count = BigIntegerField()
+    #: How many took how long: counts by the number of a bucket.
+    durations = JsonField(null=True)
+    #: How many waited how long before their first run, alike.
+    queue_times = JsonField(null=True)
+
+    class Meta:
+        table_name = "joblog_total"
+        indexes = ((("span", "at", "gone", "actor", "job_type", "outcome", "error_type"), True),)
+
+
+class Mark(Model):
+    """How far one of the log's own chores has come."""
+
+    #: In order of insertion.
+    id = BigAutoField()
+    #: What it is about.
+    name = CharField(max_length=64, unique=True)
+    #: A number: often an instant, in milliseconds since 1970.
+    value = BigIntegerField()
+
+    class Meta:
+        table_name = "joblog_mark"
+
+
+class Action(_Row):
+    """Something that a person did to a job or a lock."""
+
+    #: In order of time.
+    id = BigAutoField()
+    #: When.
+    at = InstantField()
+    #: Who, as far as it is known.
+    who = CharField(max_length=255)
+    #: ``requeue``, ``dismiss``, ``unlock``, ``prune``.
+    what = CharField(max_length=32)
+    #: The job, if it was done to one.
+    jid = CharField(max_length=MAX_JID, null=True)
+    #: The key, if it was done to a lock.
+    key = CharField(max_length=MAX_JID, null=True)
+    #: Why, and what came of it.
+    detail = TextField(null=True)
+
+    class Meta:
+        table_name = "joblog_action"
+        indexes = ((("jid", "id"), False),)
+
+
+def _plain(value: Any) -> Any:
+    """Return *value* as JSON can hold it."""
+    if isinstance(value, datetime):
+        instant = value.astimezone(timezone.utc) if value.tzinfo else value
+        return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if isinstance(value, Enum):
+        return value.value
+    if value is None or isinstance(value, (bool, dict, float, int, list, str)):
+        return value
+    return str(value)
+
+
+def add_indexes(model: Any) -> None:
+    """Declare the indexes of a job table: each serves a question that is asked often."""
+    meta: Any = model._meta
+    # "What is in progress for this user?"  Such rows are few, so the index stays small.  SQLite
+    # uses it only where a query says the very same.
+    active = f"state IN {literal_states(IN_PROGRESS).sql}"
+    _add_index(model, "active", meta.combined["user_id"], model.job_type, where=active)
+    # "Who waits for this section, in order?"  Nobody but a waiting job pays for it.
+    waiting = f"state IN {literal_states([State.WAITING]).sql}"
+    _add_index(model, "waiting", model.section, model.waiting_since, where=waiting)
+    # "Which jobs did this one send?"  Nobody but a job that another one sent pays for it.
+    _add_index(model, "family", model.root_jid, where="root_jid IS NOT NULL")
+    # The list of all, and of a time.  Its new entries all stand at its end, so it costs little.
+    _add_index(model, "created", model.created_at)
+    # The lists of one actor, user, job type and error.  Only jobs that have one pay for it.
+    _add_index(model, "actor", model.actor, model.created_at)
+    listed = {"user": meta.combined["user_id"], "type": model.job_type, "error": model.error_type}
+    for name, field in listed.items():
+        has_one = f'"{field.column_name}" IS NOT NULL'
+        _add_index(model, name, field, model.created_at, where=has_one)
+    # What needs attention, in groups: answered from the index alone.
+    dead = f"state IN {literal_states([State.DEAD]).sql} AND dismissed_at IS NULL"
+    told = model.finished_at, model.error_type, model.actor, model.id
+    _add_index(model, "dead", *told, where=dead)
+    # "The newest dead ones", a page of them, and how many there are.
+    _add_index(model, "state", model.state, model.created_at)
+    # What totals count and what goes when it is old.
+    _add_index(model, "ended", model.state, model.finished_at, where="finished_at IS NOT NULL")
+
+
+def _add_index(model: Any, name: str, *fields: Any, where: str | None = None) -> None:
+    if where is not None and isinstance(model._meta.database, MySQLDatabase):
+        # It has no partial indexes: there it is of all rows, and tells their states apart.
+        first, *others = fields
+        if where.startswith("state "):
+            fields = (first, model.state, *others)
+        where = None
+    index = model.index(*fields, name=f"{model._meta.table_name}_{name}")
+    model.add_index(index if where is None else index.where(SQL(where)))

@@ -1,0 +1,241 @@
+"""JobQuery: a peewee select of jobs that has the log's scopes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime  # noqa: TC003 - a field's type, for those who look
+from typing import TYPE_CHECKING, Any
+
+from peewee import SQL, Field, Model, ModelSelect
+
+from dramatiq_joblog.errors import SearchError
+from dramatiq_joblog.states import IN_PROGRESS, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    # Rows are of the user's own model, which no checker can know here.
+    _Select = ModelSelect[Any]
+else:
+    _Select = ModelSelect
+
+
+def user_field(model: type[Model]) -> Field:
+    """Return the field of *model* that holds the user: its own ``user``, else ``user_id``."""
+    fields: dict[str, Field] = model._meta.fields
+    return fields.get("user") or fields["user_id"]
+
+
+def literal_states(states: Iterable[str]) -> SQL:
+    """Write *states* into the statement itself.
+
+    SQLite uses a partial index only if the condition's values stand in the text.
+    """
+    return SQL("(" + ", ".join(f"'{State(state).value}'" for state in states) + ")")
+
+
+#: As many jobs are looked at for a page whose conditions no index answers.
+LOOK = 20_000
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some jobs of a query, newest first, and how to come to the others."""
+
+    #: The jobs.
+    jobs: list[Any]
+    #: What ``page(after=...)`` takes for the newer ones; None if none are known.
+    newer: str | None
+    #: What ``page(before=...)`` takes for the older ones; None if there are none.
+    older: str | None
+    #: How far back was looked, if that is not as far as the jobs go: then a page may have few
+    #: jobs, or none, and older ones after all.
+    looked_back_to: datetime | None = None
+
+
+def cursor_of(job: Any) -> str:
+    """Return where a job stands among all, newest first: for ``page(before=...)`` and *after*."""
+    return f"{job.created_at.timestamp() * 1000:.0f}-{job.id}"
+
+
+class JobQuery(_Select):
+    """A select of jobs: peewee's own, with scopes that chain with each other and with it.
+
+    Nothing is sent to the database until it is iterated, counted or asked ``exists()``.
+
+    Example:
+      >>> financial = joblog.jobs.in_progress().of_type("import").for_user(7)
+      >>> financial.excluding(jid).exists()
+      False
+    """
+
+    # Any: peewee's queries are untyped, and every scope returns its receiver's type.
+
+    #: The same without the conditions that no index answers, if there are any; set by a search.
+    walked: Any = None
+
+    def enqueued(self) -> JobQuery:
+        """Jobs that wait in the broker."""
+        return self.in_state(State.ENQUEUED)
+
+    def delayed(self) -> JobQuery:
+        """Jobs that the broker holds back until their ``eta``."""
+        return self.in_state(State.DELAYED)
+
+    def waiting(self) -> JobQuery:
+        """Jobs whose critical section is taken."""
+        return self.in_state(State.WAITING)
+
+    def started(self) -> JobQuery:
+        """Jobs with a run going on."""
+        return self.in_state(State.STARTED)
+
+    def retrying(self) -> JobQuery:
+        """Jobs that failed for now."""
+        return self.in_state(State.RETRYING)
+
+    def lost(self) -> JobQuery:
+        """Jobs whose worker is gone."""
+        return self.in_state(State.LOST)
+
+    def finished(self) -> JobQuery:
+        """Jobs that are done."""
+        return self.in_state(State.FINISHED)
+
+    def dead(self) -> JobQuery:
+        """Jobs that will not run again by themselves."""
+        return self.in_state(State.DEAD)
+
+    def skipped(self) -> JobQuery:
+        """Jobs that were dropped on purpose."""
+        return self.in_state(State.SKIPPED)
+
+    def in_progress(self) -> JobQuery:
+        """Jobs that are started or retrying: those that keep others out."""
+        return self.in_state(*IN_PROGRESS)
+
+    def in_state(self, *states: str) -> JobQuery:
+        """Jobs in any of *states*.
+
+        Raises:
+          ValueError: If one of them is no state.
+        """
+        if not states:
+            return self._none()
+        return self._narrow(self._job.state.in_(literal_states(states)))
+
+    def of_type(self, *types: str) -> JobQuery:
+        """Jobs of any of these job types, given as text or ``str`` enum members."""
+        return self._any_of(self._job.job_type, types)
+
+    def for_user(self, user: Any) -> JobQuery:
+        """Jobs of one user, given as the id or, in a model with a foreign key, as the row."""
+        return self._narrow(user_field(self._job) == user)
+
+    def of_actor(self, *names: str) -> JobQuery:
+        """Jobs of any of these actors, by name."""
+        return self._any_of(self._job.actor, names)
+
+    def in_queue(self, *names: str) -> JobQuery:
+        """Jobs of any of these queues, by name."""
+        return self._any_of(self._job.queue, names)
+
+    def excluding(self, jid: str) -> JobQuery:
+        """All but one job: in an actor, its own."""
+        return self._narrow(self._job.jid != jid)
+
+    def since(self, instant: datetime) -> JobQuery:
+        """Jobs created at or after *instant*, which must be aware.
+
+        Raises:
+          ValueError: If *instant* has no time zone.
+        """
+        return self._narrow(self._job.created_at >= instant)
+
+    def until(self, instant: datetime) -> JobQuery:
+        """Jobs created before *instant*, which must be aware.
+
+        Raises:
+          ValueError: If *instant* has no time zone.
+        """
+        return self._narrow(self._job.created_at < instant)
+
+    def dismissed(self) -> JobQuery:
+        """Jobs that someone said need no more attention."""
+        return self._narrow(self._job.dismissed_at.is_null(False))
+
+    def undismissed(self) -> JobQuery:
+        """Jobs that nobody dismissed."""
+        return self._narrow(self._job.dismissed_at.is_null())
+
+    def page(self, *, limit: int = 50, before: str | None = None, after: str | None = None) -> Page:
+        """Ask for some of the jobs, newest first, by when they were created.
+
+        It costs the same on every page: nothing is counted or passed over.  The query's own
+        order is not used.  Of a search by what no index answers, as a part of an error, only
+        so many jobs are looked at for one page; see :attr:`Page.looked_back_to`.
+
+        Parameters:
+          limit: How many jobs at most.
+          before: The *older* of a page: what comes after it in the list.
+          after: The *newer* of a page, or :func:`cursor_of` a job: what has come since.
+
+        Raises:
+          SearchError: If *before* or *after* is not from a page.
+        """
+        job = self._job
+        query: Any = self
+        if before is not None:
+            at, number = _position(before)
+            # Not a plain OR, from which no database makes one range of an index.
+            query = query.where(job.created_at <= at, (job.created_at < at) | (job.id < number))
+        if after is not None:
+            at, number = _position(after)
+            query = query.where(job.created_at >= at, (job.created_at > at) | (job.id > number))
+            rows = list(query.order_by(job.created_at, job.id).limit(limit + 1))
+            more, rows = len(rows) > limit, rows[:limit][::-1]
+            newer = cursor_of(rows[0]) if more else None
+            return Page(rows, newer, cursor_of(rows[-1]) if rows else None)
+        end = self._end_of_look(before)
+        if end is not None:
+            query = query.where(job.created_at >= end.created_at)
+        rows = list(query.order_by(job.created_at.desc(), job.id.desc()).limit(limit + 1))
+        more, rows = len(rows) > limit, rows[:limit]
+        newer = cursor_of(rows[0]) if rows and before is not None else None
+        if end is not None and not more:
+            return Page(rows, newer, cursor_of(end), end.created_at)
+        return Page(rows, newer, cursor_of(rows[-1]) if more else None)
+
+    def _end_of_look(self, before: str | None) -> Any:
+        """Return the last job that a page after *before* looks at, or None if all may be."""
+        if self.walked is None:
+            return None
+        job = self._job
+        walked = self.walked.select(job.id, job.created_at)
+        if before is not None:
+            at, number = _position(before)
+            walked = walked.where(job.created_at <= at, (job.created_at < at) | (job.id < number))
+        newest = job.created_at.desc(), job.id.desc()
+        return walked.order_by(*newest).offset(LOOK - 1).limit(1).first()
+
+    @property
+    def _job(self) -> Any:
+        return self.model
+
+    def _any_of(self, field: Field, values: tuple[str, ...]) -> JobQuery:
+        return self._narrow(field.in_([str(getattr(v, "value", v)) for v in values]))
+
+    def _none(self) -> JobQuery:
+        return self._narrow(SQL("1 = 0"))
+
+    def _narrow(self, condition: Any) -> JobQuery:
+        query: JobQuery = self.where(condition)
+        return query
+
+
+def _position(cursor: str) -> tuple[int, int]:
+    at, _, number = cursor.partition("-")
+    try:
+        return int(at), int(number)
+    except ValueError:
+        raise SearchError(f"{cursor!r} is no place in a list of jobs: use one of a page") from None

@@ -1,0 +1,1 @@
+"""How many jobs ended how, counted by spans of time."""

@@ -1,0 +1,411 @@
+"""How many jobs ended how, and how long they took: counts by spans of time that outlive the rows.
+
+A minute that is over is counted from the rows, by value: counting it again, after something
+came late, gives what is true then.  Longer spans are sums of shorter ones, and of what is
+older only the longer are kept.  What was deleted since is kept apart, as *gone*, and belongs
+to every later count of its span.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from peewee import SQL, NodeList, SqliteDatabase, fn
+
+from dramatiq_joblog.schema.models import MAX_TOTAL_ERROR, to_millis
+from dramatiq_joblog.schema.query import literal_states
+from dramatiq_joblog.states import FINAL, Outcome, State
+
+from .histogram import Histogram, bucket_expression
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from peewee import Database
+
+    from .watermarks import Marks
+
+#: Milliseconds of a minute, a quarter of an hour, an hour and a day.
+MINUTE, QUARTER, HOUR, DAY = SPANS = (60_000, 900_000, 3_600_000, 86_400_000)
+#: How far back spans of each length are counted, in milliseconds, and the next longer length.
+_LEVELS = ((MINUTE, 7 * HOUR, QUARTER), (QUARTER, 4 * DAY, HOUR), (HOUR, 15 * DAY, DAY))
+#: How much longer they are kept.
+_SLACK = DAY
+#: The last minutes are counted again, for what was committed a little late.
+_AGAIN = 2 * MINUTE
+#: What is later than that is marked by who writes it.
+LATE = MINUTE
+#: As many spans are counted before the work is noted.
+_CHUNK = 60
+#: Ends of jobs, and ends of runs that failed.
+ENDS = tuple(sorted(state.value for state in FINAL))
+FAILED = (State.DEAD.value, Outcome.RETRIED.value)
+#: Runs that did not finish and are no end of their job: these failures are counted too.
+COUNTED_FAILURES = (Outcome.RETRIED, Outcome.INTERRUPTED, Outcome.WAITED)
+
+
+@dataclass
+class Cell:
+    """What was counted of one actor, job type, outcome and error in one span.
+
+    The times of all errors are in the one without an error, whatever its count.
+    """
+
+    #: Begin of the span, in milliseconds since 1970.
+    at: int
+    actor: str
+    job_type: str
+    outcome: str
+    error_type: str
+    count: int = 0
+    durations: Histogram = field(default_factory=Histogram)
+    queue_times: Histogram = field(default_factory=Histogram)
+    #: Whether it counts what was deleted since, and is part of another.
+    gone: bool = False
+
+    def __post_init__(self) -> None:
+        self.error_type = self.error_type[:MAX_TOTAL_ERROR]
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What it is about."""
+        return (self.actor, self.job_type, self.outcome, self.error_type)
+
+
+@dataclass
+class Sums:
+    """What cells of some time add up to."""
+
+    #: How many, by begin of the span, by actor or job type, and by outcome.
+    counts: Counter[tuple[int, str, str]] = field(default_factory=Counter)
+    #: How many failed, by begin of the span, by error and actor.
+    errors: Counter[tuple[int, str, str]] = field(default_factory=Counter)
+    #: How long jobs that ended took, and waited, by actor or job type.
+    durations: dict[str, Histogram] = field(default_factory=dict)
+    queue_times: dict[str, Histogram] = field(default_factory=dict)
+
+    def add(self, cell: Cell, by: str) -> None:
+        """Add one cell."""
+        name = getattr(cell, by)
+        self.counts[cell.at, name, cell.outcome] += cell.count
+        if cell.outcome in FAILED:
+            self.errors[cell.at, cell.error_type, cell.actor] += cell.count
+        if cell.outcome in ENDS:
+            self.durations.setdefault(name, Histogram()).merge(cell.durations)
+            self.queue_times.setdefault(name, Histogram()).merge(cell.queue_times)
+
+
+def _in_long_spans(span: int, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Split a time into parts, each with the longest spans that it is made of."""
+    longer = next((other for other in SPANS if other > span), None)
+    if longer is None or (first := begin - begin % -longer) >= (last := end - end % longer):
+        yield span, begin, end
+        return
+    yield from ((span, *part) for part in ((begin, first), (last, end)) if part[0] < part[1])
+    yield from _in_long_spans(longer, first, last)
+
+
+def count_rows(job: Any, failure: Any, begin: int, end: int, span: int) -> list[Cell]:
+    """Count what ended from *begin* to before *end*, in milliseconds since 1970, from the rows.
+
+    Returns:
+      What was counted, in spans of one length.
+    """
+    cells: dict[tuple[int, tuple[str, str, str, str]], Cell] = {}
+
+    def cell_of(at: Any, *key: str | None) -> Cell:
+        texts = _texts(*key)
+        return cells.setdefault((int(at), texts), Cell(int(at), *texts))
+
+    # Two questions: in one, nearly every job would be a group of its own.
+    taken = (
+        *_jobs(job, job.duration, begin, end, span),
+        *_failures(job, failure, begin, end, span),
+    )
+    for *key, error_type, bucket, number in taken:
+        cell_of(*key, error_type).count += number
+        if bucket is not None:
+            # Times are kept once for all errors: they are what is dear to read.
+            cell_of(*key, None).durations.merge({bucket: number})
+    for *key, _, bucket, number in _jobs(job, job.queue_time, begin, end, span):
+        if bucket is not None:
+            cell_of(*key, None).queue_times.merge({bucket: number})
+    return list(cells.values())
+
+
+def _texts(*parts: str | None) -> tuple[str, str, str, str]:
+    actor, job_type, outcome, error_type = (str(part or "") for part in parts)
+    return actor, job_type, outcome, error_type
+
+
+def add_up(cells: Iterable[Cell], span: int) -> list[Cell]:
+    """Add up cells into those of longer spans."""
+    sums: dict[tuple[Any, ...], Cell] = {}
+    for cell in cells:
+        at = cell.at - cell.at % span
+        total = sums.setdefault((at, *cell.key), Cell(at, *cell.key))
+        total.count += cell.count
+        total.durations.merge(cell.durations)
+        total.queue_times.merge(cell.queue_times)
+    return list(sums.values())
+
+
+def _jobs(job: Any, taken: Any, begin: int, end: int, span: int) -> Iterator[Any]:
+    return iter(
+        job.select(
+            *(span_of(job.finished_at, span), job.actor, job.job_type, job.state, job.error_type),
+            *(bucket_expression(taken), fn.COUNT(SQL("*"))),
+        )
+        .where(
+            job.state.in_(literal_states(sorted(FINAL))),
+            job.finished_at >= begin,
+            job.finished_at < end,
+        )
+        .group_by(SQL("1, 2, 3, 4, 5, 6"))
+        .tuples()
+    )
+
+
+def _failures(job: Any, failure: Any, begin: int, end: int, span: int) -> Iterator[Any]:
+    return iter(
+        failure.select(
+            *(span_of(failure.finished_at, span), job.actor, job.job_type),
+            *(failure.outcome, failure.error_type, bucket_expression(failure.duration)),
+            fn.COUNT(SQL("*")),
+        )
+        .join(job, on=(job.jid == failure.jid))
+        .where(
+            failure.outcome.in_([outcome.value for outcome in COUNTED_FAILURES]),
+            failure.finished_at >= begin,
+            failure.finished_at < end,
+        )
+        .group_by(SQL("1, 2, 3, 4, 5, 6"))
+        .tuples()
+    )
+
+
+def span_of(instant: Any, span: int) -> Any:
+    """Return the expression for the begin of the span that an instant is in."""
+    if isinstance(instant.model._meta.database, SqliteDatabase):
+        # It has no MOD for sure, and the others' drivers read a percent sign in their own way.
+        return instant - NodeList((instant, SQL("%"), SQL(str(span))), parens=True)
+    return instant - fn.MOD(instant, span)
+
+
+def level_of(at: int, now: int) -> int:
+    """Return the length of the spans that what ended at *at* is counted in."""
+    for span, back, longer in _LEVELS:
+        edge = now - back
+        if at >= edge - edge % longer:
+            return span
+    return DAY
+
+
+class Totals:
+    """What was counted, and the counting.
+
+    Parameters:
+      job: The bound job model.
+      failure: The bound failure model.
+      total: The bound model of totals.
+      marks: How far the counting has come.
+    """
+
+    #: The mark before which every minute was counted.
+    COUNTED = "counted"
+
+    def __init__(self, job: Any, failure: Any, total: Any, marks: Marks) -> None:
+        self._job = job
+        self._failure = failure
+        self._total = total
+        self.marks = marks
+        self._database: Database = total._meta.database
+
+    def counted(self) -> int | None:
+        """Return the instant before which all was counted, or None if nothing was."""
+        return self.marks.get(self.COUNTED)
+
+    def catch_up(self, now: int, *, go_on: Callable[[], bool] = lambda: True) -> bool:
+        """Count the minutes that are over and were not counted, and those with late arrivals.
+
+        Only one process may do so at a time, as one that prunes is not waited for.
+
+        Parameters:
+          now: Milliseconds since 1970.
+          go_on: Asked between steps.
+
+        Returns:
+          Whether all was counted.
+        """
+        current = now - now % MINUTE
+        counted = self.counted()
+        if counted is None:
+            counted = min(self._first(), current)
+        at = counted - _AGAIN
+        while at < current:
+            at = self._count_some(at, current, now)
+            self.marks.put(self.COUNTED, max(counted, at))
+            if not go_on():
+                return False
+        for minute, times in self.marks.late(limit=1000).items():
+            span = level_of(minute, now)
+            self._count(span, minute - minute % span, minute - minute % span + span)
+            self.marks.clear(minute, times)
+            if not go_on():
+                return False
+        self._forget(now)
+        return True
+
+    def read(self, span: int, begin: int, end: int) -> list[Cell]:
+        """Return what was counted in the spans of one length from *begin* to before *end*."""
+        return self._read(span, begin, end, gone=False)
+
+    def sums(self, span: int, begin: int, end: int, by: str) -> Sums:
+        """Add up what was counted from *begin* to before *end*, by actor or by job type.
+
+        The database adds up the counts; the times, which are dear to read, come from spans as
+        long as they can be.
+        """
+        total = self._total
+        name: Any = getattr(total, by)
+        sums = Sums()
+
+        def where(span: int, begin: int, end: int) -> tuple[Any, ...]:
+            place = total.at >= begin, total.at < end
+            return (total.span == span, *place, total.gone == 0)
+
+        counts = total.select(total.at, name, total.outcome, fn.SUM(total.count))
+        counts = counts.where(*where(span, begin, end)).group_by(total.at, name, total.outcome)
+        for at, text, outcome, number in counts.tuples():
+            sums.counts[to_millis(at), text, outcome] += int(number)
+        kinds = total.at, total.error_type, total.actor
+        errors = total.select(*kinds, fn.SUM(total.count)).where(
+            *where(span, begin, end), total.outcome.in_(FAILED)
+        )
+        # These can be many thousands of rows: as the driver gives them.
+        for at, error_type, actor, number in self._database.execute(errors.group_by(*kinds)):
+            sums.errors[at, error_type, actor] += int(number)
+        for part in _in_long_spans(span, begin, end):
+            times = total.select(name, total.durations, total.queue_times)
+            has_times = total.durations.is_null(False) | total.queue_times.is_null(False)
+            times = times.where(*where(*part), total.outcome.in_(ENDS), has_times).tuples()
+            for text, durations, queue_times in times:
+                sums.durations.setdefault(text, Histogram()).merge(durations or {})
+                sums.queue_times.setdefault(text, Histogram()).merge(queue_times or {})
+        return sums
+
+    def since_counted(self, begin: int, end: int, span: int) -> list[Cell]:
+        """Count what was not counted yet, from the rows, in spans of one length."""
+        return count_rows(self._job, self._failure, begin, end, span) if begin < end else []
+
+    def add_gone(self, cells: Iterable[Cell], now: int) -> None:
+        """Keep what is deleted in this transaction as part of every later count."""
+        by_place: dict[tuple[int, int], list[Cell]] = {}
+        for cell in cells:
+            span = level_of(cell.at, now)
+            cell.gone = True
+            by_place.setdefault((span, cell.at - cell.at % span), []).append(cell)
+        for (span, at), new in sorted(by_place.items()):
+            before = self._read(span, at, at + span, gone=True)
+            self._write(span, at, at + span, add_up([*before, *new], span), gone=True)
+        for span in {span for span, _ in by_place}:
+            instants = [at for s, at in by_place if s == span]
+            self._roll(span, min(instants), max(instants) + span, gone=True)
+
+    def _count_some(self, at: int, current: int, now: int) -> int:
+        """Count some spans of one length from *at* on; return where the next begins."""
+        span = level_of(at, now)
+        begin = end = at - at % span
+        while end < min(current, begin + _CHUNK * span) and level_of(end, now) == span:
+            end += span
+        self._count(span, begin, end)
+        return end
+
+    def _count(self, span: int, begin: int, end: int) -> None:
+        """Count spans of one length from the rows, and those that they are part of."""
+        # Not in the transaction, in which others would wait: who counts is who deletes.
+        cells = count_rows(self._job, self._failure, begin, end, span)
+        with self._atomic():
+            gone = self._read(span, begin, end, gone=True)
+            for cell in gone:
+                cell.gone = False
+            self._write(span, begin, end, add_up([*cells, *gone], span), gone=False)
+            self._roll(span, begin, end, gone=False)
+
+    def _roll(self, span: int, begin: int, end: int, *, gone: bool) -> None:
+        """Make the longer spans that *begin* to *end* is part of the sums of the shorter ones."""
+        for shorter, longer in pairwise(SPANS):
+            if shorter >= span:
+                begin, end = begin - begin % longer, end - end % -longer
+                cells = self._read(shorter, begin, end, gone=gone)
+                self._write(longer, begin, end, add_up(cells, longer), gone=gone)
+
+    def _read(self, span: int, begin: int, end: int, *, gone: bool) -> list[Cell]:
+        total = self._total
+        query = total.select(
+            *(total.at, total.actor, total.job_type, total.outcome, total.error_type),
+            *(total.count, total.durations, total.queue_times),
+        ).where(total.span == span, total.at >= begin, total.at < end, total.gone == int(gone))
+        cells = []
+        # A chart reads thousands of rows: as the driver gives them, at a third of the time.
+        for row in self._database.execute(query):
+            at, actor, job_type, outcome, error_type, count, durations, queue_times = row
+            cell = Cell(at, actor, job_type, outcome, error_type, count, gone=gone)
+            for histogram, text in ((cell.durations, durations), (cell.queue_times, queue_times)):
+                if text is not None:
+                    histogram.update((int(bucket), n) for bucket, n in json.loads(text).items())
+            cells.append(cell)
+        return cells
+
+    def _write(self, span: int, begin: int, end: int, cells: Iterable[Cell], *, gone: bool) -> None:
+        """Put *cells* in the place of what the spans of one length say."""
+        total = self._total
+        total.delete().where(
+            total.span == span, total.at >= begin, total.at < end, total.gone == int(gone)
+        ).execute()
+        rows = [
+            {
+                "span": span,
+                "at": cell.at,
+                "gone": int(gone),
+                "actor": cell.actor,
+                "job_type": cell.job_type,
+                "outcome": cell.outcome,
+                "error_type": cell.error_type,
+                "count": cell.count,
+                "durations": dict(cell.durations) or None,
+                "queue_times": dict(cell.queue_times) or None,
+            }
+            for cell in cells
+        ]
+        for start in range(0, len(rows), 50):
+            total.insert_many(rows[start : start + 50]).execute()
+
+    def _first(self) -> int:
+        """Return when the first job ended, or the end of time if none has."""
+        job, failure = self._job, self._failure
+        firsts = [
+            job.select(fn.MIN(job.finished_at))
+            .where(job.state.in_(literal_states([state])), job.finished_at.is_null(False))
+            .scalar()
+            for state in FINAL
+        ]
+        firsts.append(failure.select(failure.finished_at).order_by(failure.id).limit(1).scalar())
+        return min((to_millis(at) for at in firsts if at is not None), default=1 << 62)
+
+    def _forget(self, now: int) -> None:
+        """Delete the spans that longer ones stand for."""
+        total = self._total
+        for span, back, longer in _LEVELS:
+            edge = now - back - _SLACK
+            total.delete().where(total.span == span, total.at < edge - edge % longer).execute()
+
+    def _atomic(self) -> Any:
+        if isinstance(self._database, SqliteDatabase):
+            # A write lock taken late cannot be waited for.
+            return self._database.atomic("IMMEDIATE")
+        return self._database.atomic()

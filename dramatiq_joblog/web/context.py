@@ -1,0 +1,288 @@
+"""One request: who asks, what the database says in time, and how it is answered."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dramatiq.logging import get_logger
+from markupsafe import Markup
+from peewee import InterfaceError, OperationalError
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from dramatiq_joblog.errors import DatabaseAwayError, JobNotFound, QueryTimeout, SearchError
+from dramatiq_joblog.schema.models import to_millis
+from dramatiq_joblog.states import State
+
+from .access import ALL, CSRF_FIELD
+from .links import Links
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from starlette.requests import Request
+
+    from .access import Access
+    from .state import Site
+
+T = TypeVar("T")
+
+_DONE = {
+    "requeue": ("Nothing was run again.", "1 job runs again.", "{} jobs run again."),
+    "dismiss": ("Nothing was dismissed.", "1 job is dismissed.", "{} jobs are dismissed."),
+    "cancel": ("Nothing was cancelled.", "1 job is cancelled.", "{} jobs are cancelled."),
+    "unlock": (
+        "Nothing was unlocked: another holds the key by now.",
+        "The key is unlocked.",
+        "{} keys are unlocked.",
+    ),
+}
+
+
+class Visit:
+    """One request and its answer.
+
+    Parameters:
+      site: The dashboard.
+      request: The request, which the gate has seen.
+    """
+
+    def __init__(self, site: Site, request: Request) -> None:
+        self.site = site
+        self.request = request
+        self.access: Access = request.scope["joblog.access"]
+        self.link = Links(request, site.assets)
+        self.query = request.query_params
+        self.now = datetime.now(timezone.utc)
+        #: Whether data is asked for, by the path or by the header.
+        self.wants_json = self.link.path.endswith(".json") or self.prefers_json
+        #: What the page says above all: what is missing, what was done.
+        self.banners: list[str] = []
+        #: What did not come in time.
+        self.missing: set[str] = set()
+        self._told: dict[str, Any] = {}
+
+    @property
+    def joblog(self) -> Any:
+        """The log."""
+        return self.site.joblog
+
+    @property
+    def who(self) -> str:
+        """Who acts, for the record."""
+        client = self.request.client
+        return self.access.who or (client.host if client else "unknown")
+
+    @property
+    def prefers_json(self) -> bool:
+        """Whether data is asked for by the header."""
+        return _prefers_json(self.request.headers.get("accept", ""))
+
+    # Asking the database
+
+    def run(self, answer: Callable[[Visit], Response]) -> Response:
+        """Answer with a connection that is given back, and with a page in any case."""
+        try:
+            with self._connection():
+                return answer(self)
+        except JobNotFound as e:
+            return self.sorry(404, "No such job", f"The log has no job {e.jid!r}.")
+        except SearchError as e:
+            return self.sorry(400, "Not understood", str(e))
+        except QueryTimeout as e:
+            return self._away(str(e))
+        except (DatabaseAwayError, InterfaceError, OperationalError) as e:
+            get_logger(__name__).warning("The page could not ask the log's database: %s", e)
+            return self._away(
+                "The log's database does not answer. Jobs go on; what happens is kept and "
+                "written when it is back."
+            )
+        except Exception:  # noqa: BLE001
+            # Whatever it is, the answer is a page.
+            get_logger(__name__).exception("The page %s failed", self.link.path)
+            return self.sorry(500, "Something broke", "The server's log says what.")
+
+    def part(
+        self, what: str | None, ask: Callable[[], T], default: T, *, timeout: int | None = None
+    ) -> T:
+        """Return what *ask* returns, or *default* if the database takes too long for it.
+
+        The page then says that *what* is missing; nothing, if it can well do without.
+        """
+        timeout = timeout or self.site.timeout
+        try:
+            with self.joblog.reading(timeout=timeout):
+                return ask()
+        except QueryTimeout:
+            if what is not None:
+                self.missing.add(what)
+                self.banners.append(
+                    f"The database took longer than {timeout / 1000:g} s for {what}; "
+                    "the rest is up to date."
+                )
+            return default
+
+    def rows(self, what: str | None, ask: Callable[[], Iterable[Any]]) -> list[Any]:
+        """Return the rows of a query, or none if the database takes too long for them."""
+        none: list[Any] = []
+        return self.part(what, lambda: list(ask()), none)
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[None]:
+        database = self.joblog.database
+        opened = database.is_closed()
+        try:
+            if opened:
+                database.connect()
+            yield
+        finally:
+            if opened and not database.is_closed():
+                database.close()
+
+    # Answering
+
+    def refusal(self) -> Response | None:
+        """Return what someone who may see nothing gets, or None."""
+        if self.access.may_read:
+            return None
+        if self.site.login is not None:
+            if self.wants_json or self.request.method != "GET":
+                return self._say(401, self.access.reason)
+            return RedirectResponse(self.link("login", next=self.link.back), 303)
+        if self.wants_json:
+            return self._say(403, self.access.reason)
+        return self.sorry(403, "Not for you", self.access.reason)
+
+    def to(self, name: str, **values: Any) -> Response:
+        """Answer with another page."""
+        return RedirectResponse(self.link(name, **values), 303)
+
+    def json(self, data: dict[str, Any], status_code: int = 200) -> Response:
+        """Answer with data, and with what is missing in it."""
+        if self.missing:
+            data = data | {"missing": sorted(self.missing)}
+        return JSONResponse(data, status_code, headers={"vary": "accept, cookie"})
+
+    def page(
+        self,
+        template: str,
+        heading: str,
+        facts: dict[str, Any],
+        *,
+        live: bool = False,
+        section: str = "",
+        status_code: int = 200,
+    ) -> Response:
+        """Answer with a page."""
+        site = self.site
+        name = template.removesuffix(".html")
+        context: dict[str, Any] = {
+            "action": None,
+            "banners": self.banners,
+            "csrf_field": Markup('<input type="hidden" name="{}" value="{}">').format(
+                CSRF_FIELD, self.request.scope["joblog.csrf"]
+            ),
+            "heading": heading,
+            "json_url": None,
+            "level_text": "may do everything" if self.access.level == ALL else "may look",
+            "link": self.link,
+            "live": live,
+            "may_act": self.access.may_act,
+            "missing": self.missing,
+            "may_leave": site.login is not None and self.access.may_read,
+            "name": "",
+            "now": self.now,
+            "now_ms": to_millis(self.now),
+            "page": name,
+            "problem": None,
+            "section": section,
+            "site": site,
+            "who": self.access.who,
+        }
+        if self.access.may_read:
+            context["nav"] = self._nav(counted=bool(section))
+        if section:
+            self._say_what_was_done()
+            context["json_url"] = self._json_url()
+        html = site.templates.get_template(template).render(context | facts)
+        return Response(
+            html,
+            status_code,
+            media_type="text/html; charset=utf-8",
+            headers={"vary": "accept, cookie"},
+        )
+
+    def sorry(self, code: int, heading: str, text: str) -> Response:
+        """Answer that it cannot be done, and why, in the form that was asked for."""
+        if self.wants_json:
+            return self._say(code, text)
+        facts: dict[str, Any] = {"code": code, "text": text}
+        if self.access.may_read:
+            facts["action"] = ("Overview", self.link("overview"))
+        return self.page("error.html", heading, facts, status_code=code)
+
+    def _away(self, text: str) -> Response:
+        response = self.sorry(503, "The log does not answer", text)
+        response.headers["retry-after"] = "5"
+        return response
+
+    def _say(self, code: int, text: str) -> Response:
+        return self.json({"error": text}, code)
+
+    def _json_url(self) -> str:
+        here = self.link.here()
+        path, _, query = here.partition("?")
+        path = self.link.root + "/overview" if self.link.path == "/" else path
+        return f"{path}.json" + (f"?{query}" if query else "")
+
+    def _say_what_was_done(self) -> None:
+        texts = _DONE.get(self.query.get("done", ""))
+        if texts is None:
+            return
+        done, refused = (_whole(self.query.get(name, "")) for name in ("n", "not"))
+        text = texts[min(done, 2)].format(done)
+        if refused:
+            text += f" {refused} could not be; Actions says why."
+        self.banners.append(text)
+
+    def _nav(self, *, counted: bool) -> list[tuple[str, str, str, Any]]:
+        """Return the pages; a page that tells an error asks the database nothing."""
+        dead = locks = workers = None
+        if counted:
+            dead = self.counts().get(State.DEAD)
+            locks = self._kept("locks", self.joblog.locks.count)
+            workers = self._kept("workers", self._alive)
+        return [
+            ("overview", "Overview", "n-over", None),
+            ("jobs", "Jobs", "n-jobs", None),
+            ("dead", "Dead", "dead", dead),
+            ("locks", "Locks", "lock", locks),
+            ("workers", "Workers", "n-work", workers),
+        ]
+
+    def counts(self) -> dict[Any, Any]:
+        """Return how many jobs are in each state, dismissed ones left out; capped."""
+        return self._kept("counts", self.joblog.counts) or {}
+
+    def _alive(self) -> int:
+        worker = self.joblog.Worker
+        gone = worker.ended_at.is_null(False) | worker.swept_at.is_null(False)
+        return int(self.joblog.workers.where(~gone).count())
+
+    def _kept(self, name: str, ask: Callable[[], Any]) -> Any:
+        """Return a figure of every page, asked for once in a visit, and not by every visit."""
+        if name not in self._told:
+            self._told[name] = self.site.keep(
+                name, lambda: self.part(f"the number of {name}", ask, None)
+            )
+        return self._told[name]
+
+
+def _prefers_json(accept: str) -> bool:
+    kinds = [part.split(";")[0].strip() for part in accept.split(",")]
+    return "application/json" in kinds and "text/html" not in kinds
+
+
+def _whole(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 7 else 0

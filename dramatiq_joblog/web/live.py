@@ -1,0 +1,92 @@
+"""What is going on at this moment: the locks and the workers."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from dramatiq_joblog.states import State
+
+from .common import PER_PAGE, waiters
+from .presenters import LockRow, WorkerRow
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+
+    from .context import Visit
+
+#: Workers that are shown at most, and hours that one which ended is.
+MOST_WORKERS, SHOWN_ENDED = 100, 1
+
+
+def locks(visit: Visit) -> Response:
+    """Answer with the keys that are held, and who waits for them."""
+    log = visit.joblog
+    held = visit.rows("the locks", lambda: log.locks.limit(PER_PAGE * 2))
+    owners = [lock.owner for lock in held]
+    found = visit.rows("the holders", lambda: log.jobs.where(log.Job.jid.in_(owners)))
+    holders = {job.jid: job for job in found}
+    lines: dict[str, list[Any]] = {}
+    for lock in held:
+        if lock.key not in lines:
+            lines[lock.key] = waiters(visit, lock.key)
+    if visit.wants_json:
+        told = [lock.as_dict() | {"waiters": [w.jid for w in lines[lock.key]]} for lock in held]
+        return visit.json({"locks": told})
+    # The slots of one key stand together, where the first of them was taken.
+    first = {lock.key: lock.acquired_at for lock in reversed(held)}
+    held.sort(key=lambda lock: (first[lock.key], lock.key, lock.slot))
+    seen: set[str] = set()
+    rows = []
+    for lock in held:
+        slots = sum(other.key == lock.key for other in held)
+        line = None if lock.key in seen else lines[lock.key]
+        rows.append(LockRow(lock, holders.get(lock.owner), line, slots, visit.now))
+        seen.add(lock.key)
+    waiting = sum(len(line) for line in lines.values())
+    some = f"{len(rows)} section{'s' * (len(rows) != 1)} held, "
+    sub = f"{some}{waiting} job{'s' * (waiting != 1)} waiting"
+    sub *= "the locks" not in visit.missing
+    return visit.page("locks.html", "Locks", {"rows": rows, "sub": sub}, live=True, section="locks")
+
+
+def workers(visit: Visit) -> Response:
+    """Answer with the worker processes that live, and those that went away lately."""
+    log = visit.joblog
+    since = visit.now - timedelta(hours=SHOWN_ENDED)
+    lately = (log.Worker.heartbeat_at >= since) | log.Worker.ended_at.is_null()
+    found = visit.rows("the workers", lambda: log.workers.where(lately).limit(MOST_WORKERS))
+    names = [worker.process for worker in found]
+    running = visit.rows(
+        "what they run",
+        lambda: (
+            log.jobs.in_state(State.STARTED, State.LOST)
+            .where(log.Job.process.in_(names))
+            .order_by(log.Job.started_at)
+            .limit(PER_PAGE * 20)
+        ),
+    )
+    if visit.wants_json:
+        by_process = [
+            worker.as_dict()
+            | {"jobs": [job.jid for job in running if job.process == worker.process]}
+            for worker in found
+        ]
+        return visit.json({"workers": by_process})
+    rows = [
+        WorkerRow(worker, [job for job in running if job.process == worker.process], visit.now)
+        for worker in found
+    ]
+    order = {"lost": 0, "ok": 1, "skipped": 2}
+    rows.sort(key=lambda row: (order[row.look], row.host, row.pid))
+    alive = [row for row in rows if row.alive]
+    hosts = len({row.host for row in alive})
+    lost = sum(row.look == "lost" for row in rows)
+    busy, threads = sum(row.busy for row in alive), sum(row.threads for row in alive)
+    sub = f"{len(alive)} alive on {hosts} host{'s' * (hosts != 1)}, " * bool(alive)
+    sub += f"{lost} possibly dead, " * bool(lost)
+    sub += f"{busy} of {threads} threads busy" if alive else "none alive"
+    sub *= "the workers" not in visit.missing
+    return visit.page(
+        "workers.html", "Workers", {"rows": rows, "sub": sub}, live=True, section="workers"
+    )
