@@ -31,8 +31,8 @@ test: $(DEV) ## Run the tests on real servers; ARGS="..." goes to pytest
 	@$(IN_VENV) -m pytest $(ARGS)
 
 chaos: $(DEV) ## Kill and cut everything for minutes, on PostgreSQL and SQLite; ARGS="--jobs 20000 --seed 7"
-	@$(IN_VENV) tests/chaos.py --database postgresql $(ARGS)
-	@$(IN_VENV) tests/chaos.py --database sqlite $(ARGS)
+	@$(IN_VENV) tests/support/chaos.py --database postgresql $(ARGS)
+	@$(IN_VENV) tests/support/chaos.py --database sqlite $(ARGS)
 
 scale: $(DEV) ## Ask a log of ten million jobs, on PostgreSQL, and of one million, on SQLite; ten minutes, 10 GB
 	@$(IN_VENV) benchmarks/scale.py

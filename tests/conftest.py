@@ -34,7 +34,7 @@ from playhouse.test_utils import count_queries
 from dramatiq_joblog import JobLog, JobLogMiddleware
 
 ROOT = Path(__file__).parent.parent
-TESTS = ROOT / "tests"
+SUPPORT = ROOT / "tests" / "support"
 
 #: What tells our package and our tests where to go; a test sets what it needs.
 OUR_VARIABLES = (
@@ -342,13 +342,13 @@ class WorkerProcess:
 def run_worker_process(request, tmp_path, eventually):
     """Return a context manager that runs ``python -m dramatiq`` on a module.
 
-    Modules are found in the tests' folder and in the project's.  With *gevent* it is the command
-    of that name.  *env* is added to the
-    environment and *args* to the command.  It is stopped by SIGTERM at the end; the test fails
-    if anything CRITICAL was printed, except lines that contain *expects_critical*.  One that
-    *dies* of what it finds may do so before it is ready.
+    Modules are found in `tests/support` and in the project's folder.  With *gevent* it is the
+    command of that name.  *env* is added to the environment and *args* to the command.  It is
+    stopped by SIGTERM at the end; the test fails if anything CRITICAL was printed, except lines
+    that contain *expects_critical*.  One that *dies* of what it finds may do so before it is
+    ready.
     """
-    folders = os.pathsep.join([str(TESTS), str(ROOT)])
+    folders = os.pathsep.join([str(SUPPORT), str(ROOT / "tests"), str(ROOT)])
 
     @contextlib.contextmanager
     def run(

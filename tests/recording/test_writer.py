@@ -349,7 +349,7 @@ def test_a_bare_fork_that_exits_at_once(joblog):
 
 def test_spawn(joblog, database_url):
     """A spawned child writes what it handed over before it ends."""
-    sender = Path(__file__).with_name("spawn_sender.py")
+    sender = Path(__file__).parents[1] / "support" / "spawn_sender.py"
     subprocess.run([sys.executable, sender, database_url], check=True, timeout=60)
     assert ["parent", "spawned"] == jids(joblog)
 

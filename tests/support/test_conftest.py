@@ -13,7 +13,7 @@ from dramatiq.middleware import Retries
 
 from dramatiq_joblog import JobLogMiddleware
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 GUARDED = """
 import dramatiq, pytest
@@ -82,7 +82,7 @@ def run_pytest(tmp_path):
         return subprocess.run(
             [sys.executable, "-m", "pytest", *configuration, "-p", "no:cacheprovider", module],
             cwd=ROOT,
-            env=kept | {"PYTHONPATH": str(ROOT / "tests")} | env,
+            env=kept | {"PYTHONPATH": f"{ROOT}/tests:{ROOT}/tests/support"} | env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,6 +1,7 @@
-"""Chaos: kill, pause and cut everything, then hold the log against the jobs' own record.
+r"""Chaos: kill, pause and cut everything, then hold the log against the jobs' own record.
 
-    python tests/chaos.py [--jobs N] [--kills N] [--outages N] [--database sqlite] [--seed N]
+    python tests/support/chaos.py [--jobs N] [--kills N] [--outages N] [--database sqlite] \
+        [--seed N]
 
 Real Redis, PostgreSQL or SQLite, several worker processes of eight threads.  Each fault comes
 from the printed seed.  In the end all must have ended, and every job's row is held against what

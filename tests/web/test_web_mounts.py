@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import servers
 
-DOCS = Path(__file__).parent.parent / "docs" / "web.md"
+DOCS = Path(__file__).parents[2] / "docs" / "web.md"
 FILE = re.compile(r'^```python title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 #: Makes Django's tables and one user, and prints the cookie of a session of hers.

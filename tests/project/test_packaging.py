@@ -15,7 +15,7 @@ import pytest
 
 import dramatiq_joblog
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PROJECT = (ROOT / "pyproject.toml").read_text()
 VERSION = re.search(r'^version = "(.+)"$', PROJECT, re.MULTILINE)[1]
 

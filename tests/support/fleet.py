@@ -22,7 +22,7 @@ import servers
 HUB = "10.77.0.1"
 TOOLS = ("hostname", "ip", "unshare")
 CLONE_NEWNET = 0x40000000
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def why_not() -> str | None:
@@ -107,7 +107,7 @@ class Host:
                 on_parent_death=signal.SIGKILL,
                 cwd=ROOT,
                 env=os.environ
-                | {"PYTHONPATH": f"{ROOT}/tests:{ROOT}", "XDG_STATE_HOME": str(disk)}
+                | {"PYTHONPATH": f"{ROOT}/tests/support:{ROOT}", "XDG_STATE_HOME": str(disk)}
                 | env,
                 stdout=log,
                 stderr=subprocess.STDOUT,

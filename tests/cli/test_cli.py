@@ -22,7 +22,7 @@ from dramatiq_joblog import JobLog, current_job
 from dramatiq_joblog.cli.main import program
 from dramatiq_joblog.cli.tail import Changes
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dramatiq_joblog"
 
 #: Each line may import from the lines above it, and nothing else of the package.

@@ -1,6 +1,7 @@
-"""Chaos in critical sections: jobs that check each other, while all is killed, paused and cut.
+r"""Chaos in critical sections: jobs that check each other, while all is killed, paused and cut.
 
-    python tests/section_chaos.py [--database sqlite] [--jobs N] [--kills N] [--pauses N] [--seed N]
+    python tests/support/section_chaos.py [--database sqlite] [--jobs N] [--kills N] [--pauses N] \
+        [--seed N]
 
 Several worker processes of eight threads, a real Redis, PostgreSQL or SQLite, few keys; retries,
 redeliveries and two copies of one message.  Never may two be in a section, but for one that was

@@ -18,7 +18,7 @@ from dramatiq_joblog import JobLog
 
 pytestmark = pytest.mark.process
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEMO = [sys.executable, "-m", "example_app"]
 
 

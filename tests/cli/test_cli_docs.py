@@ -1,6 +1,6 @@
 """The command line is documented: each command and option, with examples that work.
 
-``python tests/test_cli_docs.py`` writes the commands' help into docs/cli.md anew.
+``python tests/cli/test_cli_docs.py`` writes the commands' help into docs/cli.md anew.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from dramatiq_joblog.cli.app import PROGRAM
 from dramatiq_joblog.cli.main import program
 
-DOCS = Path(__file__).parent.parent / "docs" / "cli.md"
+DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 COMMANDS = sorted(program.commands)
 
 

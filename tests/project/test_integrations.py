@@ -17,7 +17,7 @@ import servers
 
 from dramatiq_joblog import JobLog
 
-PAGES = Path(__file__).parent.parent / "docs" / "integrations"
+PAGES = Path(__file__).parents[2] / "docs" / "integrations"
 FILE = re.compile(r'^```python title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 pytestmark = pytest.mark.process

@@ -15,7 +15,7 @@ import pytest
 import redis
 import servers
 
-TESTS = Path(__file__).parent
+SUPPORT = Path(__file__).parent
 
 START_AND_WAIT = """
 import sys, servers
@@ -69,7 +69,7 @@ def test_a_server_dies_with_its_parent(request, eventually, start):
     request.getfixturevalue(f"{start.removeprefix('start_').removesuffix('mq')}_server")
     parent = subprocess.Popen(
         [sys.executable, "-c", START_AND_WAIT, start],
-        env=os.environ | {"PYTHONPATH": str(TESTS)},
+        env=os.environ | {"PYTHONPATH": str(SUPPORT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
