@@ -84,6 +84,12 @@ FINAL = frozenset({State.FINISHED, State.DEAD, State.SKIPPED})
 #: A retryable job that has failed for now still keeps others out.
 IN_PROGRESS = (State.STARTED, State.RETRYING)
 
+#: States of jobs that have not ended: a run of them is going on or may come.
+ACTIVE = tuple(state for state in State if state not in FINAL)
+
+#: Names of several states at once, for people.
+GROUPS: dict[str, tuple[State, ...]] = {"active": ACTIVE, "in_progress": IN_PROGRESS}
+
 #: States of jobs that can be cancelled: nothing of them runs, as far as is known.
 CANCELLABLE = (State.ENQUEUED, State.DELAYED, State.WAITING, State.RETRYING, State.LOST)
 

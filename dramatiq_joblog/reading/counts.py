@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from peewee import SQL, Select, fn
 
 from dramatiq_joblog.schema.query import literal_states, user_field
-from dramatiq_joblog.states import State
+from dramatiq_joblog.states import GROUPS, State
 
 if TYPE_CHECKING:
     from dramatiq_joblog.schema.query import JobQuery
@@ -61,7 +61,7 @@ def by_state(query: JobQuery, cap: int) -> dict[State, Count]:
 def complete(model: Any, key: str, prefix: str, limit: int) -> list[str]:
     """Return values of *key* that begin with *prefix*, the most frequent of late first."""
     if key == "state":
-        known = [*map(str, State), "in_progress"]
+        known = [*map(str, State), *GROUPS]
     elif key == "dismissed":
         known = ["yes", "no"]
     elif key in _COLUMNS:

@@ -17,7 +17,7 @@ from peewee import SQL, Expression, IntegerField, MySQLDatabase, NodeList, Value
 from dramatiq_joblog.errors import SearchError
 from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.schema.query import literal_states, user_field
-from dramatiq_joblog.states import IN_PROGRESS, State
+from dramatiq_joblog.states import GROUPS, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 KEYS: dict[str, str] = {
     "id": "a whole jid",
     "state": "enqueued, delayed, waiting, started, retrying, lost, finished, dead, skipped, "
-    "or in_progress for started and retrying",
+    "in_progress for started and retrying, or active for all that have not ended",
     "type": "the job type",
     "actor": "the actor's name",
     "user": "the user's id",
@@ -227,12 +227,10 @@ class _Reader:
         )
 
     def _state(self, value: str) -> Any:
-        if value == "in_progress":
-            return self._job.state.in_(literal_states(IN_PROGRESS))
         try:
-            return self._job.state.in_(literal_states([value]))
+            return self._job.state.in_(literal_states(GROUPS.get(value) or [value]))
         except ValueError:
-            known = ["in_progress", *map(str, State)]
+            known = [*GROUPS, *map(str, State)]
             near = difflib.get_close_matches(value.lower(), known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"use {', '.join(known)}"
             raise SearchError(f"state:{value} is no state: {hint}") from None

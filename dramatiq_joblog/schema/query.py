@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from peewee import SQL, Field, Model, ModelSelect
 
 from dramatiq_joblog.errors import SearchError
-from dramatiq_joblog.states import IN_PROGRESS, State
+from dramatiq_joblog.states import ACTIVE, IN_PROGRESS, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -113,6 +113,10 @@ class JobQuery(_Select):
     def in_progress(self) -> JobQuery:
         """Jobs that are started or retrying: those that keep others out."""
         return self.in_state(*IN_PROGRESS)
+
+    def active(self) -> JobQuery:
+        """Jobs that have not ended: enqueued, delayed, waiting, started, retrying or lost."""
+        return self.in_state(*ACTIVE)
 
     def in_state(self, *states: str) -> JobQuery:
         """Jobs in any of *states*.

@@ -177,7 +177,7 @@ def test_search(found, text, jids):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("state:gone", "state:gone is no state: use in_progress, enqueued"),
+        ("state:gone", "state:gone is no state: use active, in_progress, enqueued"),
         ("dismissed:perhaps", "use yes or no"),
         ("-since:1h", "use until:"),
         ("since:soon", "'soon' is no time"),
