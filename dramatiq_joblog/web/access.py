@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import inspect
@@ -14,7 +15,9 @@ from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -152,6 +155,11 @@ class Gate:
         # Anyone may have the assets, as the sign-in page needs them too: nobody is asked.
         asset = scope["path"].removeprefix(scope.get("root_path", "")).startswith("/static/")
         access = Access(NONE) if asset else await self._decide(request)
+        if isinstance(access, Response):
+            # The application's own answer: its page must not get our content policy.
+            access.headers.setdefault("cache-control", "no-store")
+            await access(scope, receive, send)
+            return
         if self._read_only and access.may_act:
             access = Access(READ_ONLY, access.who)
         scope["joblog.access"] = access
@@ -169,18 +177,44 @@ class Gate:
 
         await self._app(scope, receive, send_with_headers)
 
-    async def _decide(self, request: Request) -> Access:
+    async def _decide(self, request: Request) -> Access | Response:
         if self._authorize is not None:
-            if inspect.iscoroutinefunction(self._authorize):
-                told = await self._authorize(request)
-            else:
-                told = await run_in_threadpool(self._authorize, request)
-            return told_access(told)
+            try:
+                decision = await _call(self._authorize, request)
+            except HTTPException as e:
+                return _answer_of(e)
+            return decision if isinstance(decision, Response) else told_access(decision)
         if self._login is not None:
             session = request.cookies.get(SESSION_COOKIE, "")
             who = self._login.who(session, time.time())
             return Access(NONE, reason="Sign in first.") if who is None else Access(ALL, who)
         return local_access(request)
+
+
+async def _call(authorize: Callable[[Request], Any], request: Request) -> Any:
+    """Return what *authorize* decides: awaited if it is async, else called in a thread."""
+    if _is_async(authorize):
+        return await authorize(request)
+    decision = await run_in_threadpool(authorize, request)
+    return await decision if inspect.isawaitable(decision) else decision
+
+
+def _is_async(function: Any) -> bool:
+    """Return whether a callable is a coroutine function, an async object, or a partial of one."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
+
+
+def _answer_of(refusal: HTTPException) -> Response:
+    """Return the answer that an HTTP exception stands for; FastAPI's may have any JSON in it."""
+    code, headers = refusal.status_code, refusal.headers
+    detail: object = refusal.detail
+    if code in {204, 304}:
+        return Response(status_code=code, headers=headers)
+    if isinstance(detail, str):
+        return PlainTextResponse(detail, code, headers)
+    return JSONResponse({"detail": detail}, code, headers)
 
 
 def told_access(told: Any) -> Access:
@@ -194,7 +228,7 @@ def told_access(told: Any) -> Access:
     if level not in LEVELS:
         raise TypeError(
             f"authorize returned {told!r}; it must return one of {LEVELS} or None, "
-            "alone or in a tuple with who it is"
+            "alone or in a tuple with who it is, or a Response"
         )
     if level == NONE:
         return Access(NONE, str(who), "You may not see this page.")

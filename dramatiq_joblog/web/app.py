@@ -53,9 +53,11 @@ def dashboard(
 
     Parameters:
       joblog: The log.
-      authorize: Is called with each request, in a thread, and returns ``"all"``,
-        ``"read-only"`` or None; or a tuple of that and who it is, for the log of actions.
-        It may be a coroutine function.
+      authorize: Is called with each request and returns ``"all"``, ``"read-only"`` or None; or
+        a tuple of that and who it is, for the log of actions; or a Response to send instead,
+        such as a redirect to the application's sign-in page.  It may raise Starlette's
+        ``HTTPException``.  Any callable will do: an async one is awaited, any other is called
+        in a thread.
       broker: Where jobs that are run again are sent; by default where this process declared
         its actors.
       environment: A word beside the title, as ``"production"``.
