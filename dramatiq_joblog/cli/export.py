@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dramatiq_joblog.reading.display import escaped_json, spreadsheet_cell
+
 from .app import NOTHING, Refusal, Session, command
 from .confirm import progress
 from .filters import filtered, select
@@ -114,7 +116,7 @@ def _json_lines(file: TextIO, *, failures: bool) -> Callable[[Any], None]:
         row = job.as_dict()
         if failures:
             row["failures"] = [failure.as_dict() for failure in job.failures]
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.write(escaped_json(json.dumps(row, ensure_ascii=False)) + "\n")
 
     return write
 
@@ -125,7 +127,9 @@ def _csv(joblog: JobLog, file: TextIO) -> Callable[[Any], None]:
 
     def write(job: Any) -> None:
         writer.writerow(
-            json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
+            escaped_json(json.dumps(value, ensure_ascii=False))
+            if isinstance(value, (dict, list))
+            else spreadsheet_cell(value)
             for value in job.as_dict().values()
         )
 

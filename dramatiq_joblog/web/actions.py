@@ -9,10 +9,11 @@ from dramatiq.logging import get_logger
 from starlette.responses import RedirectResponse
 
 from dramatiq_joblog.errors import CancelError, JobLogError, JobNotFound, LockNotAcquired
+from dramatiq_joblog.reading.display import number
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import CANCELLABLE, State
 
-from .formats import number, plain_duration, short
+from .formats import plain_duration, short
 from .presenters import JobRow
 
 if TYPE_CHECKING:

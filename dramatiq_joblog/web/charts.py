@@ -8,7 +8,9 @@ import zlib
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from .formats import number, plain_duration
+from dramatiq_joblog.reading.display import number
+
+from .formats import plain_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

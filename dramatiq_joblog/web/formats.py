@@ -3,88 +3,55 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
 from dramatiq_joblog.payload.redaction import REDACTED
+from dramatiq_joblog.reading import display
+from dramatiq_joblog.reading.display import exact, number, visible
 from dramatiq_joblog.schema.models import to_millis
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import datetime
 
     from dramatiq_joblog.reading.search import Term
 
-_SECOND, _MINUTE, _HOUR, _DAY = 1000, 60_000, 3_600_000, 86_400_000
+# Two words of one figure stay on one line.
+_NO_BREAK = str.maketrans(" ", "\u00a0")
 
 
-def number(value: int) -> str:
-    """Group the digits of *value* by narrow spaces."""
-    return f"{value:,}".replace(",", "\u202f")
+def text(value: Any) -> Any:
+    """Return a value as the templates show it: what could not be seen in a text is an escape."""
+    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def as_is(value: Any) -> Markup:
+    """Write a value that comes back to the server, which must know it again."""
+    return escape(value)
 
 
 def count(value: int) -> str:
     """Write a number that may be capped: ``10 000+``."""
-    return number(value) + ("+" if getattr(value, "capped", False) else "")
-
-
-def split_duration(milliseconds: float | None) -> tuple[str, str]:
-    """Return the figures and the unit of a duration: three figures, or a clock.
-
-    Example:
-      >>> split_duration(840), split_duration(38_240), split_duration(64_000)
-      (('840', 'ms'), ('38.2', 's'), ('1:04', 'min'))
-    """
-    if milliseconds is None:
-        return "\u2013", ""
-    value = max(0, round(milliseconds))
-    if value < _SECOND:
-        return str(value), "ms"
-    if value < _MINUTE - 50:
-        return f"{value / _SECOND:.1f}", "s"
-    if value < _HOUR - 500:
-        minutes, seconds = divmod(round(value / _SECOND), 60)
-        return f"{minutes}:{seconds:02}", "min"
-    if value < 2 * _DAY:
-        hours, minutes = divmod(round(value / _MINUTE), 60)
-        return f"{hours}:{minutes:02}", "h"
-    days = value / _DAY
-    return (f"{days:.1f}" if days < 10 else f"{days:.0f}"), "d"
+    return number(value, capped=getattr(value, "capped", False))
 
 
 def duration(milliseconds: float | None) -> Markup:
     """Write a duration so that the digits of a column end on one line."""
-    figures, unit = split_duration(milliseconds)
-    if not unit:
+    if milliseconds is None:
         return Markup('<span class="dim">&ndash;</span><span class="u"></span>')
-    return Markup('{}<span class="u">{}</span>').format(figures, unit)
+    return Markup('{}<span class="u">{}</span>').format(*display.split_duration(milliseconds))
 
 
 def plain_duration(milliseconds: float | None) -> str:
     """Write a duration in running text."""
-    return "\u00a0".join(split_duration(milliseconds)).strip()
+    return "\u2013" if milliseconds is None else "\u00a0".join(display.split_duration(milliseconds))
 
 
 def rough(milliseconds: float) -> str:
-    """Write an age in one figure: ``41 s``, ``8 min``, ``3 h``, ``2 d``."""
-    value = max(0, milliseconds)
-    for unit, size, until in (("s", _SECOND, 60), ("min", _MINUTE, 60), ("h", _HOUR, 48)):
-        if value // size < until:
-            return f"{int(value // size)}\u00a0{unit}"
-    return f"{int(value // _DAY)}\u00a0d"
-
-
-def exact(instant: datetime) -> str:
-    """Write an instant in full."""
-    utc = instant.astimezone(timezone.utc)
-    return f"{utc:%Y-%m-%d %H:%M:%S}.{utc.microsecond // 1000:03} UTC"
-
-
-def relative(instant: datetime, now: datetime) -> str:
-    """Write an instant as people say it: ``41 s ago``, ``in 14 s``."""
-    passed = (now - instant) / timedelta(milliseconds=1)
-    return f"in {rough(-passed)}" if passed < 0 else f"{rough(passed)} ago"
+    """Write an age in one figure: ``41 s``, ``8 min``, ``30 h``, ``2 d``."""
+    return display.rough(milliseconds).translate(_NO_BREAK)
 
 
 def ago(instant: datetime | None, now: datetime) -> Markup:
@@ -95,7 +62,7 @@ def ago(instant: datetime | None, now: datetime) -> Markup:
         instant.isoformat(timespec="milliseconds"),
         to_millis(instant),
         exact(instant),
-        relative(instant, now),
+        display.relative(instant, now).translate(_NO_BREAK),
     )
 
 
@@ -125,17 +92,17 @@ def argument(value: Any) -> Markup:
         return Markup("{{{}}}").format(Markup(", ").join(inner))
     if isinstance(value, list):
         return Markup("[{}]").format(Markup(", ").join(argument(v) for v in value))
-    return escape(repr(value))
+    return escape(visible(repr(value)))
 
 
 _FRAME = re.compile(r'^(  File ".*", line \d+, in )(.+)$')
 _ERROR = re.compile(r"^([\w.]+)(: .*)?$")
 
 
-def traceback(text: str) -> Markup:
+def traceback(whole: str) -> Markup:
     """Mark the functions and the error in a traceback; all of it is text."""
     lines = []
-    for line in text.rstrip().splitlines():
+    for line in visible(whole).rstrip().splitlines():
         if line == "Traceback (most recent call last):":
             continue
         if frame := _FRAME.match(line):
@@ -154,8 +121,8 @@ def spell(terms: Iterable[Term]) -> str:
 
 def word(key: str, value: Any) -> str:
     """Write one word of a search; a quote, which no word can hold, is any text there."""
-    text = str(value).replace('"', "*")
-    return f'{key}:"{text}"' if re.search(r"\s", text) or not text else f"{key}:{text}"
+    plain = str(value).replace('"', "*")
+    return f'{key}:"{plain}"' if re.search(r"\s", plain) or not plain else f"{key}:{plain}"
 
 
 def _spell(term: Term) -> str:
@@ -169,6 +136,7 @@ def _spell(term: Term) -> str:
 FILTERS = {
     "ago": ago,
     "argument": argument,
+    "as_is": as_is,
     "clock": clock,
     "count": count,
     "duration": duration,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import jinja2
 
 from . import assets
-from .formats import FILTERS
+from .formats import FILTERS, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +31,7 @@ KEPT_AT_MOST = 200
 def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         autoescape=True,
+        finalize=text,
         loader=jinja2.PackageLoader("dramatiq_joblog.web"),
         lstrip_blocks=True,
         trim_blocks=True,

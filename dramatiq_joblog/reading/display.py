@@ -1,0 +1,95 @@
+"""How numbers, durations, instants and odd characters are shown, on the page and the terminal."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+_SECOND, _MINUTE, _HOUR, _DAY = 1000, 60_000, 3_600_000, 86_400_000
+
+_NARROW_SPACE = "\u202f"
+
+# What could move a cursor, ring, or turn the direction of writing.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]"
+)
+#: A spreadsheet runs a cell that begins with one of these.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def number(value: int, *, capped: bool = False) -> str:
+    """Return ``10 000``, or ``10 000+`` for a count that stopped there."""
+    return f"{value:,}".replace(",", _NARROW_SPACE) + ("+" if capped else "")
+
+
+def split_duration(milliseconds: float) -> tuple[str, str]:
+    """Return the figures and the unit of a duration: three figures, or a clock.
+
+    Example:
+      >>> split_duration(840), split_duration(38_240), split_duration(64_000)
+      (('840', 'ms'), ('38.2', 's'), ('1:04', 'min'))
+    """
+    value = max(0, round(milliseconds))
+    if value < _SECOND:
+        return str(value), "ms"
+    if value < _MINUTE - 50:
+        return f"{value / _SECOND:.1f}", "s"
+    if (seconds := round(value / _SECOND)) < _HOUR // _SECOND:
+        return f"{seconds // 60}:{seconds % 60:02}", "min"
+    if (minutes := round(value / _MINUTE)) < 2 * _DAY // _MINUTE:
+        return f"{minutes // 60}:{minutes % 60:02}", "h"
+    days = value / _DAY
+    return (f"{days:.1f}" if days < 10 else f"{days:.0f}"), "d"
+
+
+def rough(milliseconds: float) -> str:
+    """Return an age in one figure: ``41 s``, ``8 min``, ``30 h``, ``2 d``."""
+    value = max(0, milliseconds)
+    for unit, size, until in (("s", _SECOND, 60), ("min", _MINUTE, 60), ("h", _HOUR, 48)):
+        if value // size < until:
+            return f"{int(value // size)} {unit}"
+    return f"{int(value // _DAY)} d"
+
+
+def relative(instant: datetime, now: datetime) -> str:
+    """Return an instant as people say it: ``41 s ago``, ``in 14 s``."""
+    passed = (now - instant) / timedelta(milliseconds=1)
+    return f"in {rough(-passed)}" if passed < 0 else f"{rough(passed)} ago"
+
+
+def exact(instant: datetime) -> str:
+    """Return ``2026-11-24 07:08:12.123 UTC``."""
+    utc = instant.astimezone(timezone.utc)
+    return f"{utc:%Y-%m-%d %H:%M:%S}.{utc.microsecond // 1000:03} UTC"
+
+
+def visible(text: Any) -> str:
+    r"""Return text with what could not be seen in it as escapes; lines and tabs stay.
+
+    Example:
+      >>> visible("a\x1b[2Jb")
+      'a\\x1b[2Jb'
+    """
+    return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
+def escaped_json(document: str) -> str:
+    r"""Return a JSON document whose texts show what could not be seen, and mean the same.
+
+    Example:
+      >>> escaped_json('"\u202egpj"') == r'"\u202egpj"'
+      True
+    """
+    return _INVISIBLE.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
+
+
+def spreadsheet_cell(value: Any) -> Any:
+    """Return a value for a cell of CSV: a text that a spreadsheet would run is quoted by ``'``."""
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    return f"'{text}" if value.startswith(_FORMULA) else text

@@ -1,0 +1,117 @@
+"""How numbers, durations and odd characters are shown, on the page and the terminal alike."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from starlette.testclient import TestClient
+
+from dramatiq_joblog.cli import style
+from dramatiq_joblog.reading import display
+from dramatiq_joblog.web import dashboard, formats
+
+SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
+NOW = datetime(2026, 11, 28, 12, tzinfo=timezone.utc)
+
+#: Turns the direction of writing, moves a terminal's cursor, shows nothing.
+HOSTILE = "a\u202egpj\x1b[2J\x9b\u200bz"
+#: What a spreadsheet would run.
+FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1")
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [
+        (0, "0 s"),
+        (59 * SECOND, "59 s"),
+        (HOUR - 1, "59 min"),
+        (30 * HOUR, "30 h"),
+        (48 * HOUR, "2 d"),
+        (-5, "0 s"),
+    ],
+)
+def test_an_age_is_the_same_everywhere(milliseconds, text):
+    """The page and the terminal give an age in the same figure."""
+    assert text == display.rough(milliseconds)
+    assert text == style.rough(milliseconds)
+    assert text == formats.rough(milliseconds).replace("\u00a0", " ")
+    assert text == style.age(NOW - timedelta(milliseconds=milliseconds), NOW)
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [
+        (840, "840 ms"),
+        (59_949, "59.9 s"),
+        (59_950, "1:00 min"),
+        (HOUR - 1, "1:00 h"),
+        (47 * HOUR, "47:00 h"),
+        (2.5 * DAY, "2.5 d"),
+        (12.5 * DAY, "12 d"),
+    ],
+)
+def test_a_duration_is_the_same_everywhere(milliseconds, text):
+    """The page and the terminal give a duration in the same figures."""
+    assert text == style.duration(milliseconds)
+    assert text == formats.plain_duration(milliseconds).replace("\u00a0", " ")
+
+
+def test_what_cannot_be_seen_is_shown():
+    """Control characters and those that turn the direction of writing become escapes."""
+    assert r"a\u202egpj\x1b[2J\x9b\u200bz" == display.visible(HOSTILE)
+    assert "two\nlines\tand a tab" == display.visible("two\nlines\tand a tab")
+    assert "żółć 漢字 שלום" == display.visible("żółć 漢字 שלום")
+
+
+def test_a_json_document_means_the_same():
+    """A document without invisible characters is read back as what was written."""
+    document = display.escaped_json(json.dumps({HOSTILE: [HOSTILE]}, ensure_ascii=False))
+
+    assert "\u202e" not in document
+    assert {HOSTILE: [HOSTILE]} == json.loads(document)
+
+
+@pytest.fixture
+def odd_job(joblog, job_factory):
+    """Return a job whose texts are hostile."""
+    return job_factory(
+        state="dead", error_type="Error", error_message=HOSTILE, user_id=HOSTILE, args=[HOSTILE]
+    )
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_an_exported_cell_is_no_formula(ask, job_factory, formula):
+    """In CSV, a text that a spreadsheet would run begins with a quote; a number stays one."""
+    job_factory(state="dead", error_message=formula, duration=-1)
+
+    (row,) = csv.DictReader(io.StringIO(ask("export", "--format", "csv").output))
+
+    assert row["error_message"].startswith("'")
+    assert row["error_message"].lstrip("'").replace("\\r", "\r") == formula
+    assert "-1" == row["duration"]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_exports_hold_no_invisible_characters(ask, odd_job):
+    """Neither form of an export holds a character that a terminal or a person is fooled by."""
+    lines, table = ask("export").output, ask("export", "--format", "csv").output
+
+    assert "\u202e" not in lines + table
+    assert "\x1b" not in lines + table
+    assert HOSTILE == json.loads(lines)["error_message"]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_page_holds_no_invisible_characters(joblog, odd_job):
+    """Pages show such characters as escapes, and links still lead to the job's own user."""
+    with TestClient(dashboard(joblog, authorize=lambda _: "all")) as client:
+        pages = [client.get(path).text for path in ("/jobs", f"/jobs/{odd_job.jid}", "/dead")]
+
+    assert all("\u202e" not in page and "\x1b" not in page for page in pages)
+    assert any(r"\u202egpj\x1b[2J" in page for page in pages)
+    assert "%E2%80%AE" in pages[0]
