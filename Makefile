@@ -1,7 +1,7 @@
 # Every target sets up what it needs in $(VENV) and is safe to repeat.
 # Needed: make, Python 3.10 or newer with its venv module, and a package index for pip.
 
-# The interpreter to use; empty for the first that works of python3.12, 3.11, 3.10 and python3.
+# The interpreter to use; empty for the first that works of python3, python3.14 and so on down.
 PYTHON ?=
 VENV ?= .venv
 # More for pytest, as in: make test ARGS="-k retry"
@@ -12,66 +12,76 @@ IN_VENV := $(VENV)/bin/python
 MADE := $(VENV)/.made-with-$(if $(PYTHON),$(subst /,_,$(PYTHON)),any)
 EXAMPLE := $(VENV)/.has-example
 DEV := $(VENV)/.has-dev
+PYTHONS := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python3.10)
 SUITABLE := import ensurepip, sqlite3, ssl, sys, venv; sys.exit(sys.version_info < (3, 10))
 
+# Two that are started at once install one after the other, where there is a flock, as on Linux.
+ALONE := $(if $(shell command -v flock),flock $(firstword $(MAKEFILE_LIST)))
+
 .DELETE_ON_ERROR:
-.PHONY: help bench demo web test scale chaos check lint fix docs wheel clean
+.PHONY: has-example has-dev help bench demo web test scale chaos check lint fix docs wheel clean
 
 help: ## Show the targets
 	@echo "make TARGET, where TARGET is one of:"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1 \2/p' $(MAKEFILE_LIST) | awk '{ n = $$1; $$1 = ""; printf "  %-8s%s\n", n, $$0 }'
 
-demo: $(EXAMPLE) ## Run the example: real workers, a real Redis, a SQLite log; under a minute
+demo: has-example ## Run the example: real workers, a Redis, a SQLite log; under a minute
 	@$(IN_VENV) -m example_app
 
-web: $(EXAMPLE) ## Serve the page of what the example did, on http://localhost:8000
+web: has-example ## Serve the page of what the example did, on http://localhost:8000
 	@$(IN_VENV) -m example_app.web
 
-test: $(DEV) ## Run the tests on real servers; ARGS="..." goes to pytest
+test: has-dev ## Run the tests on real servers; ARGS="..." goes to pytest
 	@$(IN_VENV) -m pytest $(ARGS)
 
-chaos: $(DEV) ## Kill and cut everything for minutes, on PostgreSQL and SQLite; ARGS="--jobs 20000 --seed 7"
+chaos: has-dev ## Kill and cut everything for minutes, on PostgreSQL and SQLite; ARGS="--jobs 20000 --seed 7"
 	@$(IN_VENV) tests/support/chaos.py --database postgresql $(ARGS)
 	@$(IN_VENV) tests/support/chaos.py --database sqlite $(ARGS)
 
-scale: $(DEV) ## Ask a log of ten million jobs, on PostgreSQL, and of one million, on SQLite; ten minutes, 10 GB
+scale: has-dev ## Ask a log of ten million jobs, on PostgreSQL, and of one million, on SQLite; ten minutes, 10 GB
 	@$(IN_VENV) benchmarks/scale.py
 
-bench: $(DEV) ## Measure the log beside bare Dramatiq and its peers; ARGS="--processes 2" and the like
+bench: has-dev ## Measure the log beside bare Dramatiq and its peers; ARGS="--processes 2" and the like
 	@$(IN_VENV) benchmarks/throughput.py $(ARGS)
 
 check: lint test ## Run all that a change must pass: format, lint, types, tests
 
-lint: $(DEV) ## Check format, lint and types; change nothing
+lint: has-dev ## Check format, lint and types; change nothing
 	@$(IN_VENV) -m ruff format --check .
 	@$(IN_VENV) -m ruff check .
 	@$(IN_VENV) -m mypy
 
-fix: $(DEV) ## Format, and repair what the linter can
+fix: has-dev ## Format, and repair what the linter can
 	@$(IN_VENV) -m ruff check --fix .
 	@$(IN_VENV) -m ruff format .
 
-docs: $(DEV) ## Build the site of docs/ into build/site, and refuse a broken link
+docs: has-dev ## Build the site of docs/ into build/site, and refuse a broken link
 	@$(IN_VENV) -m pip --disable-pip-version-check install --quiet --editable '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(IN_VENV) -m mkdocs --quiet build
 
-wheel: $(DEV) ## Build the wheel and the source archive into dist/
+wheel: has-dev ## Build the wheel and the source archive into dist/
 	@rm -rf build dist
 	@$(IN_VENV) -m build
 
 clean: ## Remove the environment, caches and what was built
-	rm -rf $(VENV) build dist *.egg-info .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .demo .demo-* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+has-example:
+	@$(ALONE) $(MAKE) --no-print-directory --silent $(EXAMPLE)
+
+has-dev:
+	@$(ALONE) $(MAKE) --no-print-directory --silent $(DEV)
+
 $(MADE):
-	@for python in $(or $(PYTHON),python3.12 python3.11 python3.10 python3); do \
+	@for python in $(PYTHONS); do \
 		if "$$python" -c '$(SUITABLE)' 2>/dev/null; then \
 			echo "Making $(VENV) with $$("$$python" --version)"; \
 			"$$python" -m venv --clear $(VENV) && touch $@; \
 			exit; \
 		fi; \
 	done; \
-	echo "No suitable Python: looked for $(or $(PYTHON),python3.12 python3.11 python3.10 python3)." \
+	echo "No suitable Python: looked for $(PYTHONS)." \
 		"Python 3.10 or newer with its venv module is needed (on Debian: apt install python3-venv);" \
 		"name one with PYTHON=/path/to/python3" >&2; \
 	exit 1

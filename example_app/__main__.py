@@ -1,16 +1,21 @@
 """``python -m example_app``: the whole story, from nothing to a log that is checked.
 
 It starts a Redis if REDIS_URL names none, and worker processes; then it runs itself once
-more, with ``--no-worker``, to send the jobs and watch them.
+more, with ``--no-worker``, to send the jobs and watch them.  While another one runs in its
+folder, it takes the next: ``.demo-2``.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import peewee
 from rich.console import Console
@@ -23,12 +28,22 @@ from .report import check, show, show_conflicts
 from .servers import redis_server, wait_for_redis, workers
 from .story import StoryError, jobs_of, send, watch
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 PYTHON = os.path.relpath(sys.executable) if ".venv" in sys.executable else "python"
 LOG = 'os.environ["JOBLOG_DATABASE"]' if "JOBLOG_DATABASE" in os.environ else f'"{DATABASE_URL}"'
 CLI = f"{Path(PYTHON).with_name('dramatiq-joblog')} --app example_app"
 PAGE = "make web" if ".venv" in sys.executable else "python -m example_app.web"
+ELSEWHERE = (
+    f"""
+  The files of this demo are in {FOLDER}; before anything else:
+    [cyan]export EXAMPLE_FOLDER={FOLDER}[/]"""
+    if "EXAMPLE_FOLDER" in os.environ
+    else ""
+)
 NEXT = f"""
-[bold]What to try next[/]
+[bold]What to try next[/]{ELSEWHERE}
   Look at it on a page, http://localhost:8000; run the demo again beside it, and watch:
     [cyan]{PAGE}[/]
   See what is dead, all of one such job, and how long jobs take:
@@ -67,17 +82,34 @@ def main() -> int:
 
 def run_all(console: Console) -> int:
     """Start what is needed, run the story, and stop what was started."""
+    with folder_alone():
+        if "JOBLOG_DATABASE" not in os.environ:
+            for suffix in ("", "-wal", "-shm"):
+                (FOLDER / f"jobs.db{suffix}").unlink(missing_ok=True)
+        joblog.create_tables()
+        if "REDIS_URL" in os.environ:
+            wait_for_redis(REDIS_URL, 0)
+            console.print("Redis: the one that REDIS_URL names.")
+            return run_with_workers(console)
+        with redis_server() as (url, what):
+            console.print(f"Redis: {what}, started for this demo alone.", soft_wrap=True)
+            os.environ["REDIS_URL"] = url
+            return run_with_workers(console)
+
+
+@contextlib.contextmanager
+def folder_alone() -> Iterator[None]:
+    """Keep other demos out of the folder; while there is one in it, become one in the next."""
     FOLDER.mkdir(exist_ok=True)
-    if "JOBLOG_DATABASE" not in os.environ:
-        for suffix in ("", "-wal", "-shm"):
-            (FOLDER / f"jobs.db{suffix}").unlink(missing_ok=True)
-    joblog.create_tables()
-    if "REDIS_URL" in os.environ:
-        wait_for_redis(REDIS_URL, 0)
-        return run_with_workers(console)
-    with redis_server() as url:
-        os.environ["REDIS_URL"] = url
-        return run_with_workers(console)
+    # Closed, and so free, when this process ends, however it does.
+    with (FOLDER / "running").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            name, number = re.fullmatch(r"(.*?)(?:-(\d+))?", FOLDER.name).groups(default="1")  # type: ignore[union-attr]
+            os.environ["EXAMPLE_FOLDER"] = str(FOLDER.with_name(f"{name}-{int(number) + 1}"))
+            os.execv(sys.executable, [sys.executable, "-m", "example_app"])  # noqa: S606
+        yield
 
 
 def run_with_workers(console: Console) -> int:

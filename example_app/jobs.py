@@ -8,6 +8,7 @@ import inspect
 import itertools
 import os
 import random
+import zlib
 from decimal import Decimal, InvalidOperation
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,9 @@ DATABASE_URL = os.environ.get("JOBLOG_DATABASE", f"sqlite:///{FOLDER / 'jobs.db'
 
 joblog = JobLog(DATABASE_URL, job_types=JobType)
 
-broker = RedisBroker(url=REDIS_URL, namespace="dramatiq-joblog-example")
+#: Demos in other folders may share the Redis.
+NAMESPACE = f"joblog-example-{zlib.crc32(str(FOLDER.absolute()).encode()):08x}"
+broker = RedisBroker(url=REDIS_URL, namespace=NAMESPACE)
 broker.add_middleware(AsyncIO())
 broker.add_middleware(CurrentMessage())
 broker.add_middleware(JobLogMiddleware(joblog))  # before the actors

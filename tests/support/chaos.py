@@ -97,6 +97,8 @@ class Chaos:
     processes: int = 4
     acks: str = "auto"
     module: str = "chaos_worker"
+    #: Whether Redis is restarted, and keeps its messages.
+    durable: bool = True
     faults: Counter = field(default_factory=Counter)
 
     def __enter__(self):
@@ -106,7 +108,7 @@ class Chaos:
         self.over = threading.Event()
         #: One for each thread, so that what one does changes nothing for the others.
         self.dice = {name: random.Random(f"{self.seed}-{name}") for name in ("fast", "slow")}
-        self.redis = servers.start_redis(durable=True)
+        self.redis = servers.start_redis(durable=self.durable)
         self.redis_proxy, redis_url = behind_proxy(self.redis.url)
         self.postgres = self.proxy = None
         self.path = self.folder / "jobs.db"

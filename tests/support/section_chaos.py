@@ -41,6 +41,7 @@ class SectionChaos(Chaos):
     """A run in which every job is in a section."""
 
     module: str = "section_worker"
+    durable: bool = False
     copies: int = 0
 
     def send(self, number):

