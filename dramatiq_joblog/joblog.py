@@ -6,19 +6,15 @@ import contextlib
 import difflib
 import hashlib
 import os
-import re
 import tempfile
 import time
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-import peewee
 from dramatiq.logging import get_logger
 from peewee import Database, PeeweeException, SqliteDatabase
-from playhouse.db_url import connect
 
 from .admin.cancel import Cancelling
 from .admin.doctor import Doctor
@@ -27,10 +23,11 @@ from .admin.retention import Retention
 from .asking import Asking
 from .database.clock import database_now
 from .database.mysql import fit
+from .database.url import describe, open_database
 from .errors import ConfigurationError, DatabaseAwayError, JobLogError, JobNotFound, LockNotAcquired
 from .locking.locks import DEFAULT_TTL, SECTION, Claim, describe_holder, fold_key
 from .payload.encryption import Seal
-from .payload.redaction import REDACTED, Redactor
+from .payload.redaction import Redactor
 from .payload.sanitize import fold_jid
 from .recording.current import running
 from .recording.exclusive import Sections
@@ -48,15 +45,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from .admin.doctor import Finding
+    from .database.url import DatabaseURL
     from .locking.locks import Holder, Lease
     from .schema.query import JobQuery
-
-_DRIVERS = {
-    "sqlite": ("sqlite3", "a Python built with sqlite3"),
-    "postgresql": ("psycopg", "pip install 'dramatiq-joblog[postgres]'"),
-    "postgres": ("psycopg", "pip install 'dramatiq-joblog[postgres]'"),
-    "mysql": ("pymysql", "pip install 'dramatiq-joblog[mysql]'"),
-}
 
 
 class JobLog(Asking, Cancelling, Replaying):
@@ -73,7 +64,8 @@ class JobLog(Asking, Cancelling, Replaying):
 
     Parameters:
       database: A URL (``sqlite:///jobs.db``, ``postgresql://user@host/name``), or a peewee
-        ``Database``.
+        ``Database``.  A URL may be an object, as SQLAlchemy's or pydantic's, and may name a
+        driver, as ``postgresql+asyncpg://``: the log uses its own.
       model: The job model: :class:`Job`, or a subclass of it with columns of your own.
       job_types: The enum, or the texts, that ``job_type`` may be.  None allows any text.
       keep: Milliseconds that jobs are kept after their end, by final state, as
@@ -98,7 +90,7 @@ class JobLog(Asking, Cancelling, Replaying):
 
     def __init__(
         self,
-        database: str | Database,
+        database: DatabaseURL | Database,
         *,
         model: type[Job] = Job,
         job_types: Any = None,
@@ -111,10 +103,8 @@ class JobLog(Asking, Cancelling, Replaying):
         seal_key: str | bytes | Sequence[str | bytes] | None = None,
     ) -> None:
         #: The peewee database.
-        self.database: Database = (
-            _from_url(database) if isinstance(database, str) else _checked(database)
-        )
-        self._owned = isinstance(database, str)
+        self.database: Database = open_database(database)
+        self._owned = not isinstance(database, Database)
         #: The job model, bound to the database.
         self.Job: Any = _bind_job(model, self.database)
         #: The failure model, bound to the database.
@@ -435,87 +425,6 @@ class JobLog(Asking, Cancelling, Replaying):
     def _is_usable(self) -> bool:
         connection = self.database.connection()
         return not getattr(connection, "closed", False) and self.database.is_connection_usable()
-
-
-def describe(database: Database) -> str:
-    """Name *database* for people, without its password."""
-    kind = type(database).__name__.replace("Pooled", "").replace("Database", "")
-    name = re.sub(r"(password\s*=\s*)('[^']*'|\S+)", rf"\1{REDACTED}", str(database.database))
-    return f"{kind} {_without_password(name)!r}"
-
-
-def _from_url(url: str) -> Database:
-    """Return a pooled database for *url*; nothing is opened."""
-    scheme = urlsplit(url).scheme.replace("+pool", "")
-    if scheme not in _DRIVERS:
-        raise ConfigurationError(
-            f"the database URL {_without_password(url)!r} begins with no known database; use "
-            "sqlite:///file.db, postgresql://user@host/name or mysql://user@host/name"
-        )
-    pooled = re.sub(r"^\w+(\+pool)?", f"{scheme}+pool", url, count=1)
-    options: dict[str, Any] = {"max_connections": 100, "timeout": 10, "stale_timeout": 300}
-    if scheme == "sqlite":
-        options["check_same_thread"] = False  # the pool hands them on, one thread at a time
-        options["pragmas"] = {"busy_timeout": 5000, "synchronous": "normal"}
-    elif scheme == "mysql":
-        # An update counts the rows that it found, as elsewhere: CLIENT.FOUND_ROWS.
-        options |= {"client_flag": 2, "connect_timeout": 5}
-    else:
-        options |= {"prefer_psycopg3": True, "connect_timeout": 5}
-    try:
-        database = connect(pooled, unquote_password=True, unquote_user=True, **options)
-    except Exception as e:
-        # peewee and the drivers raise many kinds for a URL they cannot read.
-        shown = f"the database URL {_without_password(url)!r} cannot be used"
-        if "@" in url:
-            # Their texts quote what they take for a port, which may be of the password.
-            raise ConfigurationError(
-                f"{shown} ({type(e).__name__}); in a password write @ / : ? # % as %40 %2F %3A "
-                "%3F %23 %25, and check the port"
-            ) from None
-        raise ConfigurationError(f"{shown}: {e}") from e
-    _require_driver(scheme, database)
-    return _checked(database)
-
-
-def _require_driver(scheme: str, database: Database) -> None:
-    # peewee asks for its driver only when it connects; the names say what it found.
-    driver, cure = _DRIVERS[scheme]
-    found_by_peewee: Any = peewee
-    found = {
-        "sqlite3": found_by_peewee.sqlite3,
-        "psycopg": found_by_peewee.psycopg or found_by_peewee.psycopg2,
-        "pymysql": found_by_peewee.mysql,
-    }[driver]
-    if found is None:
-        raise ConfigurationError(f"{describe(database)} needs the driver {driver}: {cure}")
-
-
-def _checked(database: Any) -> Database:
-    if not isinstance(database, Database):
-        raise ConfigurationError(
-            f"{database!r} is no database: give a URL, or a peewee Database that is initialised"
-        )
-    if isinstance(database, SqliteDatabase):
-        name = str(database.database)
-        if name in ("", ":memory:") or "mode=memory" in name:
-            raise ConfigurationError(
-                f"the SQLite database {name!r} lives in memory, where every connection sees "
-                "another one; use a file, as sqlite:///jobs.db"
-            )
-        if database.server_version < (3, 35, 0):
-            raise ConfigurationError(
-                f"SQLite {'.'.join(map(str, database.server_version))} is too old: 3.35 or newer "
-                "is needed"
-            )
-    if database.database is None:
-        raise ConfigurationError("the database has no name yet: call its init() first")
-    return database
-
-
-def _without_password(url: str) -> str:
-    # All that may be of it, in a URL that may be no good.
-    return re.sub(r"(//[^:/@]*:).*(?=@)", rf"\1{REDACTED}", url)
 
 
 def _bind_job(model: Any, database: Database) -> Any:

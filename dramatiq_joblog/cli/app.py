@@ -24,8 +24,8 @@ from dramatiq_joblog import (
     JobNotFound,
     LockNotAcquired,
 )
+from dramatiq_joblog.database.url import describe
 from dramatiq_joblog.errors import RequeueError
-from dramatiq_joblog.joblog import describe
 from dramatiq_joblog.payload.redaction import scrub
 from dramatiq_joblog.reading.search import KEYS
 

@@ -6,8 +6,9 @@ import click
 import peewee
 
 from dramatiq_joblog.admin.import_django import DJANGO_TABLE, import_django_dramatiq
+from dramatiq_joblog.database.url import describe
 from dramatiq_joblog.errors import ConfigurationError
-from dramatiq_joblog.joblog import JobLog, describe
+from dramatiq_joblog.joblog import JobLog
 
 from .app import Refusal, Session, command
 from .confirm import many, progress

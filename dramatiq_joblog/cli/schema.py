@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dramatiq_joblog.joblog import describe
+from dramatiq_joblog.database.url import describe
 
 from .app import Session, command
 from .confirm import progress

@@ -50,7 +50,7 @@ def test_a_job_that_was_only_just_sent_is_active(joblog, make_broker):
 
 def test_the_recipe_refuses_a_second_one(monkeypatch, tmp_path, redis_url):
     """The endpoint of the documentation answers 409 until the job of before has ended."""
-    page = Path(__file__).parent.parent / "docs" / "integrations" / "fastapi.md"
+    page = Path(__file__).parent.parent.parent / "docs" / "integrations" / "fastapi.md"
     (source,) = re.findall(
         r'^```python title="shop.py"\n(.*?)^```$', page.read_text(), re.MULTILINE | re.DOTALL
     )

@@ -1,0 +1,211 @@
+"""Database URLs in every form that applications have, made into peewee's databases.
+
+A password never appears in a text that is made here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Protocol, TypeAlias
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+import peewee
+from peewee import Database, SqliteDatabase
+from playhouse.db_url import connect
+
+from dramatiq_joblog.errors import ConfigurationError
+from dramatiq_joblog.payload.redaction import REDACTED
+
+#: What peewee needs for each kind of database, and how to install it.
+_DRIVERS = {
+    "sqlite": ("sqlite3", "a Python built with sqlite3"),
+    "postgresql": ("psycopg", "pip install 'dramatiq-joblog[postgres]'"),
+    "mysql": ("pymysql", "pip install 'dramatiq-joblog[mysql]'"),
+}
+_SYNONYMS = {"postgres": "postgresql", "mariadb": "mysql"}
+_SCHEME = re.compile(r"(?P<kind>[a-z]\w*)(?:\+(?P<driver>\w+))?://", re.IGNORECASE)
+#: Drivers of other libraries whose files or servers peewee's own cannot use.
+_OTHER_FORMATS = {"pysqlcipher", "sqlcipher"}
+#: Options of a URL that only asyncpg, or SQLAlchemy's use of it, understands.
+_OF_ASYNCPG = {
+    "async_fallback",
+    "command_timeout",
+    "prepared_statement_cache_size",
+    "prepared_statement_name_func",
+    "statement_cache_size",
+}
+_SECRET_OPTION = re.compile(r"((?:^|[?&;\s])\w*pass\w*\s*=\s*)('[^']*'|[^&;\s]+)", re.IGNORECASE)
+
+
+class ParsedURL(Protocol):
+    """A URL object whose ``str`` is the whole URL, such as pydantic's ``PostgresDsn``."""
+
+    @property
+    def scheme(self) -> str:
+        """What stands before the colon."""
+
+
+class RenderedURL(Protocol):
+    """A URL object whose ``str`` hides the password, such as SQLAlchemy's ``URL``."""
+
+    def render_as_string(self, hide_password: bool = ...) -> str:
+        """Return the URL, with its password if *hide_password* is False."""
+
+
+class SecretURL(Protocol):
+    """A URL that is kept as a secret, such as pydantic's ``SecretStr``."""
+
+    def get_secret_value(self) -> str:
+        """Return the URL."""
+
+
+#: A URL as text, or as an object of a settings library.
+DatabaseURL: TypeAlias = str | ParsedURL | RenderedURL | SecretURL
+
+
+def open_database(database: DatabaseURL | Database) -> Database:
+    """Return the database that is named by a URL, or the one that was given; nothing is opened.
+
+    Raises:
+      ConfigurationError: If it cannot be used.
+    """
+    if isinstance(database, Database):
+        return _checked(database)
+    url = _text_of(database)
+    if url is None:
+        plain = database is None or isinstance(database, int)
+        # Any other repr may show a password.
+        shown = repr(database) if plain else f"an object of type {type(database).__name__}"
+        raise ConfigurationError(
+            f"{shown} is no database: give a URL, or a peewee Database that is initialised"
+        )
+    return _connect(url)
+
+
+def describe(database: Database) -> str:
+    """Name *database* for people, without its password."""
+    kind = type(database).__name__.replace("Pooled", "").replace("Database", "")
+    return f"{kind} {without_password(str(database.database))!r}"
+
+
+def without_password(url: str) -> str:
+    """Return *url*, or a connection string of libpq, without all that may be of its password."""
+    # Where the slashes were forgotten, what stands before the @ is one all the same.
+    url = re.sub(r"(//[^:/@]*:|^[^:/@]*:(?!//)).*(?=@)", rf"\1{REDACTED}", url)
+    return _SECRET_OPTION.sub(rf"\1{REDACTED}", url)
+
+
+def _text_of(url: Any) -> str | None:
+    """Return the whole text of a URL object, or None if it is none."""
+    if hasattr(url, "render_as_string"):
+        text = url.render_as_string(hide_password=False)
+    elif hasattr(url, "get_secret_value"):
+        return _text_of(url.get_secret_value())
+    elif hasattr(url, "geturl"):
+        text = url.geturl()
+    else:
+        text = str(url)
+    if not isinstance(url, str) and _SCHEME.match(str(text)) is None:
+        return None
+    return str(text)
+
+
+def _connect(url: str) -> Database:
+    """Return a pooled database for *url*."""
+    shown = f"the database URL {without_password(url)!r}"
+    scheme = _SCHEME.match(url)
+    kind = "" if scheme is None else scheme["kind"].lower()
+    kind = _SYNONYMS.get(kind, kind)
+    if scheme is None or kind not in _DRIVERS:
+        raise ConfigurationError(
+            f"{shown} begins with no known database; use sqlite:///file.db, "
+            "postgresql://user@host/name or mysql://user@host/name"
+        )
+    driver = (scheme["driver"] or "").lower()
+    if driver in _OTHER_FORMATS:
+        raise ConfigurationError(
+            f"{shown} names an encrypted file, which the log cannot open; give a peewee Database "
+            "that can, as SqlCipherDatabase of playhouse.sqlcipher_ext"
+        )
+    try:
+        parts = urlsplit(url)
+        masked = re.fullmatch(r"\*+", unquote(parts.password or "")) is not None
+        query = _query_of(parts.query, driver)
+        pooled = parts._replace(scheme=f"{kind}+pool", query=query)
+        # Not geturl(), which takes the slashes of sqlite:///jobs.db away.
+        rest = url[scheme.end() :].split("?", maxsplit=1)[0].split("#", maxsplit=1)[0]
+        text = f"{pooled.scheme}://{rest}" + (f"?{query}" if query else "")
+        database = connect(text, unquote_password=True, unquote_user=True, **_options(kind))
+    except Exception as e:
+        # peewee and the drivers raise many kinds for a URL they cannot read.
+        if "@" in url or without_password(url) != url:
+            # Their texts quote what they take for a port, which may be of the password.
+            raise ConfigurationError(
+                f"{shown} cannot be used ({type(e).__name__}); in a password write @ / : ? # % as "
+                "%40 %2F %3A %3F %23 %25, and check the port"
+            ) from None
+        raise ConfigurationError(f"{shown} cannot be used: {e}") from e
+    if masked:
+        raise ConfigurationError(
+            f"{shown} has asterisks in place of its password, as the str of SQLAlchemy's URL has; "
+            "give the URL object itself, or url.render_as_string(hide_password=False)"
+        )
+    _require_driver(kind, database)
+    return _checked(database)
+
+
+def _query_of(query: str, driver: str) -> str:
+    """Return the options of a URL as the log's own driver understands them."""
+    if driver != "asyncpg":
+        return query
+    options = []
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name == "ssl":
+            options.append(("sslmode", {"true": "require", "false": "disable"}.get(value, value)))
+        elif name not in _OF_ASYNCPG:
+            options.append((name, value))
+    return urlencode(options)
+
+
+def _options(kind: str) -> dict[str, Any]:
+    options: dict[str, Any] = {"max_connections": 100, "timeout": 10, "stale_timeout": 300}
+    if kind == "sqlite":
+        options["check_same_thread"] = False  # the pool hands them on, one thread at a time
+        options["pragmas"] = {"busy_timeout": 5000, "synchronous": "normal"}
+    elif kind == "mysql":
+        # An update counts the rows that it found, as elsewhere: CLIENT.FOUND_ROWS.
+        options |= {"client_flag": 2, "connect_timeout": 5}
+    else:
+        options |= {"prefer_psycopg3": True, "connect_timeout": 5}
+    return options
+
+
+def _require_driver(kind: str, database: Database) -> None:
+    # peewee asks for its driver only when it connects; the names say what it found.
+    driver, cure = _DRIVERS[kind]
+    found_by_peewee: Any = peewee
+    found = {
+        "sqlite3": found_by_peewee.sqlite3,
+        "psycopg": found_by_peewee.psycopg or found_by_peewee.psycopg2,
+        "pymysql": found_by_peewee.mysql,
+    }[driver]
+    if found is None:
+        raise ConfigurationError(f"{describe(database)} needs the driver {driver}: {cure}")
+
+
+def _checked(database: Database) -> Database:
+    if isinstance(database, SqliteDatabase):
+        name = str(database.database)
+        if name in ("", ":memory:") or "mode=memory" in name:
+            raise ConfigurationError(
+                f"the SQLite database {name!r} lives in memory, where every connection sees "
+                "another one; use a file, as sqlite:///jobs.db"
+            )
+        if database.server_version < (3, 35, 0):
+            raise ConfigurationError(
+                f"SQLite {'.'.join(map(str, database.server_version))} is too old: 3.35 or newer "
+                "is needed"
+            )
+    if database.database is None:
+        raise ConfigurationError("the database has no name yet: call its init() first")
+    return database
