@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from .admin.audit import DeadGroup
     from .admin.maintenance import Chores
+    from .payload.redaction import Redactor
     from .reading.counts import Count
     from .schema.query import JobQuery
     from .states import State
@@ -43,6 +44,7 @@ class Asking:
     Total: Any
     Action: Any
     chores: Chores
+    redactor: Redactor
     totals: Totals
 
     @property
@@ -258,6 +260,7 @@ class Asking:
           key: The key it was done to.
           detail: Why, and what came of it.
         """
+        detail = None if detail is None else self.redactor.text(detail)
         return people.record(self.Action, what, who=who, jid=jid, key=key, detail=detail)
 
     def dismiss(self, *jids: str, who: str) -> list[str]:

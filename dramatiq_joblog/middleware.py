@@ -135,7 +135,7 @@ class JobLogMiddleware(Middleware):
         self._start = start
         self._lines_level = check_level(lines, "lines")
         self._capture = Capture()
-        self._reports = Reports(joblog.transitions, joblog.redactor)
+        self._reports = Reports(joblog.transitions)
         self._waker: Waker | None = None
         self._messages = Messages(joblog)
         self._sender = joblog.sender = Sender(joblog, self._messages.arguments)
@@ -295,11 +295,12 @@ class JobLogMiddleware(Middleware):
             run.row["token"],
             lease=start.lease,
             start=run.start,
+            redactor=run.redactor,
         )
         level = check_level(option(broker, message, "log_lines", self._lines_level), "log_lines")
         if level is not None:
             job.capture = self._capture
-            job.lines = Lines(run.row["jid"], job.token, job.attempt, level)
+            job.lines = Lines(run.row["jid"], job.token, job.attempt, level, run.redactor.text)
         self._reports.begin(job)
         running.set(job)
         run.began = time.monotonic()
@@ -399,8 +400,7 @@ class JobLogMiddleware(Middleware):
         if run.ended or run.refused:
             return
         job = running.get()
-        redactor = self.joblog.redactor
-        event = verdict(broker, message, run, job, rejected=rejected, redactor=redactor)
+        event = verdict(broker, message, run, job, rejected=rejected)
         run.ended = True
         if run.start is not None:
             run.start.dropped = True
@@ -501,7 +501,8 @@ class JobLogMiddleware(Middleware):
         row["token"] = new_token(message.options.get("redis_message_id"))
         row["worker"] = clean_optional(here())
         row["process"] = self._heartbeat.process if self._heartbeat is not None else None
-        return Run(message.message_id, row)
+        redactor = self._messages.arguments.redactor(broker, message, row)
+        return Run(message.message_id, row, redactor)
 
     def _counted(self, broker: Broker, message: AnyMessage, error: BaseException) -> int:
         """Return 1 if ``Retries`` has already counted this failure, 0 if it comes after us."""

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from dataclasses import dataclass
-from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.encoder import JSONEncoder
 from dramatiq.message import get_encoder
 
 from dramatiq_joblog.errors import RequeueError
+from dramatiq_joblog.payload.parameters import parameters_of
+from dramatiq_joblog.payload.redaction import digest, texts_in
 from dramatiq_joblog.payload.sanitize import LEFT_OUT, document, message_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from dramatiq import Broker
 
     from dramatiq_joblog.joblog import JobLog
+    from dramatiq_joblog.payload.redaction import Redactor
     from dramatiq_joblog.payload.sanitize import Document
 
 #: Options of one run or of one delivery, or that have columns of their own: a new run starts
@@ -59,57 +62,84 @@ class Arguments:
 
     def __init__(self, joblog: JobLog) -> None:
         self._joblog = joblog
-        #: The names of each actor's positional parameters.
-        self._names: dict[str, tuple[str, ...]] = {}
+        self._actors: dict[Broker, _Actors] = {}
 
     def columns(self, broker: Broker, message: Any) -> tuple[dict[str, Any], str | None]:
         """Return the columns of a message's arguments and options, and a note for its row."""
         if not self._joblog.store_args:
             return {"withheld": "the log keeps no arguments (store_args=False)"}, None
-        redactor = self._joblog.redactor
-        args = document(list(message.args), redactor, self._parameters(broker, message.actor_name))
-        kwargs = document(dict(message.kwargs), redactor)
-        columns: dict[str, Any] = {"args": args.text, "kwargs": kwargs.text}
-        withheld = _why(args, message.args) or _why(kwargs, message.kwargs)
-        kept = {name: value for name, value in message.options.items() if name not in _NOT_KEPT}
-        if kept:
-            shown = self._redacted(broker, kept)
-            options = document(shown, redactor)
-            columns["options"] = options.text
-            withheld = withheld or _why(options, shown) or (shown is not kept and _REDACTED) or None
+        actors = self._of(broker)
+        names = actors.positional(message.actor_name)
+        options = _kept_options(message)
+        sent = {"args": list(message.args), "kwargs": dict(message.kwargs), "options": options}
+        if not options:
+            del sent["options"]
+        documents = _documents(sent, actors.redactor, names)
+        if any(kept.redacted for kept in documents.values()):
+            # Known by its name in one place, a secret may stand without it in another.
+            redactor = actors.redactor.recognising(self._secrets(broker, message))
+            documents = _documents(sent, redactor, names)
+        columns: dict[str, Any] = {name: kept.text for name, kept in documents.items()}
+        reasons = (_why(kept, sent[name]) for name, kept in documents.items())
+        withheld = next((reason for reason in reasons if reason), None)
         if withheld is not None:
-            columns |= self._withheld(message, kept, columns, withheld)
-        return columns, args.note or kwargs.note
+            columns |= self._withheld(message, options, columns, withheld)
+        return columns, documents["args"].note or documents["kwargs"].note
 
-    def _redacted(self, broker: Broker, options: dict[str, Any]) -> dict[str, Any]:
-        """Return *options* without the secrets in the arguments of the messages that follow."""
-        target = options.get("pipe_target")
-        callbacks = options.get("group_completion_callbacks")
-        changed: dict[str, Any] = {}
-        if target is not None and (shown := self._shown(broker, target)) is not target:
-            changed["pipe_target"] = shown
-        if callbacks:
-            each = [self._shown(broker, callback) for callback in callbacks]
-            if not all(map(is_, each, callbacks)):
-                changed["group_completion_callbacks"] = each
-        return {**options, **changed} if changed else options
+    def redactor(
+        self, broker: Broker, message: Any, columns: Mapping[str, Any] | None = None
+    ) -> Redactor:
+        """Return what takes secrets out of all that a message's job says.
 
-    def _shown(self, broker: Broker, target: dict[str, Any]) -> dict[str, Any]:
-        names = self._parameters(broker, target["actor_name"])
-        args = self._joblog.redactor.value(target["args"], names)
-        options = self._redacted(broker, target["options"])
-        if args is target["args"] and options is target["options"]:
-            return target
-        return {**target, "args": args, "options": options}
+        It recognises the secrets among the message's own arguments and options in any text.
 
-    def _parameters(self, broker: Broker, actor_name: str) -> tuple[str, ...]:
-        names = self._names.get(actor_name)
-        if names is None:
-            actor = broker.actors.get(actor_name)
-            if actor is None:
-                return ()
-            names = self._names[actor_name] = _positional(actor.fn)
-        return names
+        Parameters:
+          broker: Where the message's actor is declared.
+          message: The message.
+          columns: Those of its arguments, if they are known already.
+        """
+        redactor = self._of(broker).redactor
+        if columns is not None and columns.get("withheld") is None:
+            return redactor
+        return redactor.recognising(self._secrets(broker, message))
+
+    def key(self, broker: Broker, message: Any, make: Callable[..., str]) -> str:
+        """Return the key that a message's arguments make, with digests in place of secrets.
+
+        Raises:
+          Exception: Whatever *make* raises.
+        """
+        key = make(*message.args, **message.kwargs)
+        secrets = {text for each in self._secrets(broker, message) for text in texts_in(each)}
+        found = [secret for secret in secrets if secret and secret in key]
+        if found:
+            actors = self._of(broker)
+            names = actors.positional(message.actor_name)
+            args = actors.redactor.disguised(list(message.args), names)
+            kwargs = actors.redactor.disguised(dict(message.kwargs))
+            try:
+                # It may be by chance that the same characters stand in the key.
+                key = make(*args, **kwargs)
+            except Exception:  # noqa: BLE001
+                # The user's own callable may need the real value.
+                for secret in sorted(found, key=len, reverse=True):
+                    key = key.replace(secret, digest(secret))
+        return key
+
+    def _of(self, broker: Broker) -> _Actors:
+        actors = self._actors.get(broker)
+        if actors is None:
+            actors = self._actors[broker] = _Actors(broker, self._joblog.redactor)
+        return actors
+
+    def _secrets(self, broker: Broker, message: Any) -> list[Any]:
+        actors = self._of(broker)
+        find = actors.redactor.secrets
+        return [
+            *find(list(message.args), actors.positional(message.actor_name)),
+            *find(dict(message.kwargs)),
+            *find(_kept_options(message)),
+        ]
 
     def _withheld(
         self, message: Any, options: dict[str, Any], columns: dict[str, Any], why: str
@@ -150,14 +180,44 @@ class Arguments:
         return Sent(list(sent["args"]), sent["kwargs"], sent["options"])
 
 
-def _positional(function: Any) -> tuple[str, ...]:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        # A function that is not Python's may not tell.
-        return ()
-    keyword = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
-    return tuple(p.name for p in parameters if p.kind not in keyword)
+class _Actors:
+    """The actors of one broker, as far as their messages' arguments are concerned.
+
+    Parameters:
+      broker: The broker.
+      redactor: The log's.
+    """
+
+    def __init__(self, broker: Broker, redactor: Redactor) -> None:
+        self._broker = broker
+        #: The names of each actor's positional parameters, with the actor that has them.
+        self._names: dict[str, tuple[Any, tuple[str, ...]]] = {}
+        #: Knows the messages of these actors.
+        self.redactor = redactor.knowing(self.positional)
+
+    def positional(self, actor_name: str) -> tuple[str, ...]:
+        """Return the names of an actor's positional parameters; none if it is not declared."""
+        actor = self._broker.actors.get(actor_name)
+        if actor is None:
+            return ()
+        known, names = self._names.get(actor_name, (None, ()))
+        if known is not actor:
+            names = parameters_of(actor.fn).positional
+            self._names[actor_name] = actor, names
+        return names
+
+
+def _kept_options(message: Any) -> dict[str, Any]:
+    return {name: value for name, value in message.options.items() if name not in _NOT_KEPT}
+
+
+def _documents(
+    sent: Mapping[str, Any], redactor: Redactor, names: Sequence[str]
+) -> dict[str, Document]:
+    return {
+        name: document(value, redactor, names if name == "args" else ())
+        for name, value in sent.items()
+    }
 
 
 def _why(kept: Document, sent: Any) -> str | None:

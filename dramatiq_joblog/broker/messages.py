@@ -14,6 +14,7 @@ from dramatiq.middleware import Retries
 
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.locking.locks import Exclusive, Unique, fold_key, key_maker
+from dramatiq_joblog.payload.parameters import parameters_of
 from dramatiq_joblog.payload.sanitize import clean, clean_optional, fold_jid, message_of
 from dramatiq_joblog.recording.log_lines import check_level
 from dramatiq_joblog.recording.transitions import default_of
@@ -112,6 +113,7 @@ class Messages:
         """
         self.declared.add(actor.actor_name)
         where, options = f"actor {actor.actor_name!r}", actor.options
+        self._warn_of_wrapper(actor.fn, where)
         self._joblog.check_job_type(options.get("job_type"), where)
         check_level(options.get("log_lines"), f"{where} has log_lines")
         if options.get("start") not in (None, *STARTS):
@@ -126,6 +128,23 @@ class Messages:
                 key_maker(wanted.key, actor.fn, where)
                 if options.get("log_job") is False:
                     raise ConfigurationError(f"{where} has {name}, which needs log_job")
+
+    def _warn_of_wrapper(self, function: Any, where: str) -> None:
+        """Say that an actor's secrets may not be recognised, if that is so."""
+        parameters = parameters_of(function)
+        if not parameters.guessed or not self._joblog.store_args or not self._joblog.redactor.on:
+            return
+        found = (
+            f"those of the function that it calls, ({parameters}), are taken"
+            if parameters.known
+            else "a password among its positional arguments is kept as it is"
+        )
+        self._logger.warning(
+            "The %s does not name its parameters, as a decorator without functools.wraps: %s. "
+            "Use functools.wraps in the decorator.",
+            where,
+            found,
+        )
 
     def bind(self, broker: Broker, message: AnyMessage) -> None:
         """Check a message's options, and make the keys that it is bound to, once.
@@ -147,7 +166,7 @@ class Messages:
                 continue
             wanted = _wanted(kind, option(broker, message, name), where)
             if wanted is not None:
-                key = _key(broker, message, wanted.key, where)
+                key = self._key(broker, message, wanted.key, where)
                 message.options[frozen] = asdict(replace(wanted, key=key))
                 if message.options.get(name) is not None:
                     # No encoder need know our classes; a new run of the job makes the same key.
@@ -188,10 +207,26 @@ class Messages:
                 )
         except Exception as e:  # noqa: BLE001
             # The user's own callable or column: the job must not notice.
-            notes.append(f"a column of {message.actor_name} could not be filled: {message_of(e)}")
+            text = self.arguments.redactor(broker, message, arguments).error(message_of(e))
+            notes.append(f"a column of {message.actor_name} could not be filled: {text}")
             self._logger.warning("Job %s: %s", message.message_id, notes[-1])
         row["note"] = clean("; ".join(notes), 1000) if notes else None
         return row
+
+    def _key(self, broker: Broker, message: AnyMessage, key: Any, where: str) -> str:
+        try:
+            function = broker.get_actor(message.actor_name).fn
+        except ActorNotFound:
+            # A sender that does not know the actor says the key itself.
+            return fold_key(str(key))
+        try:
+            make = key_maker(key, function, where)
+            return fold_key(self.arguments.key(broker, message, make))
+        except ConfigurationError:
+            raise
+        except Exception as e:
+            text = self.arguments.redactor(broker, message).error(message_of(e))
+            raise ConfigurationError(f"{where}: its key could not be made: {text}") from e
 
     def _user(self, message: AnyMessage) -> Any:
         value = message.options.get("job_user")
@@ -226,34 +261,20 @@ def _wanted(kind: Any, value: Any, where: str) -> Any:
     )
 
 
-def _key(broker: Broker, message: AnyMessage, key: Any, where: str) -> str:
-    try:
-        function = broker.get_actor(message.actor_name).fn
-    except ActorNotFound:
-        # A sender that does not know the actor says the key itself.
-        return fold_key(str(key))
-    try:
-        return fold_key(key_maker(key, function, where)(*message.args, **message.kwargs))
-    except ConfigurationError:
-        raise
-    except Exception as e:
-        raise ConfigurationError(f"{where}: its key could not be made: {message_of(e)}") from e
-
-
 def _user_reader(job_user: Any, function: Any, where: str) -> Callable[[Any], Any]:
     """Return what reads the user's id from a message of this actor."""
     if callable(job_user):
         return lambda message: job_user(*message.args, **message.kwargs)
-    parameters = inspect.signature(function).parameters
-    names = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
-    takes_any = len(names) < len(parameters)
-    if not isinstance(job_user, str) or (job_user not in names and not takes_any):
+    parameters = parameters_of(function)
+    if not isinstance(job_user, str) or not parameters.accepts(job_user):
         raise ConfigurationError(
             f"{where} has job_user={job_user!r}, which is none of its parameters "
-            f"({', '.join(parameters) or 'it has none'}); name one of them, or give a callable"
+            f"({parameters}){parameters.cure}; name one of them, or give a callable"
         )
+    names = parameters.positional
     index = names.index(job_user) if job_user in names else sys.maxsize
-    default = parameters[job_user].default if job_user in parameters else None
+    known = parameters.signature.parameters
+    default = known[job_user].default if job_user in known else None
     default = None if default is inspect.Parameter.empty else default
 
     def read(message: Any) -> Any:

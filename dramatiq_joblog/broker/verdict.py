@@ -12,12 +12,11 @@ from dramatiq import Broker
 from dramatiq.errors import ActorNotFound
 from dramatiq.middleware import AgeLimit
 
-from dramatiq_joblog.payload.redaction import scrub
 from dramatiq_joblog.payload.sanitize import (
     MAX_MESSAGE,
     MAX_TRACEBACK,
-    clean,
     clean_optional,
+    clean_redacted,
     document,
     message_of,
 )
@@ -41,6 +40,8 @@ class Run:
     message_id: str
     #: The job's columns, as this run knows them.
     row: dict[str, Any]
+    #: Takes secrets out of what the run says.
+    redactor: Redactor
     #: Monotonic, in seconds; None while the body has not begun.
     began: float | None = None
     duration: int | None = None
@@ -83,7 +84,6 @@ def verdict(
     job: CurrentJob | None,
     *,
     rejected: bool,
-    redactor: Redactor,
 ) -> Event:
     """Tell how a run ended, from what its hooks noted and from what becomes of its message."""
     instant = now()
@@ -95,21 +95,21 @@ def verdict(
         error = getattr(message, "_exception", None) or ActorNotFound(message.actor_name)
     if error is not None:
         row["error_type"] = clean_optional(type(error).__name__)
-        row["error_message"] = scrub(clean(message_of(error), MAX_MESSAGE))
+        row["error_message"] = _message(run, error)
     if job is not None and job.meta:
-        meta = document(job.meta, redactor)
+        meta = document(job.meta, run.redactor)
         row |= {"meta": meta.text, "note": row.get("note") or meta.note}
     if job is not None and job.told is not None:
-        row["progress"] = json.dumps(progress_of(job.told, redactor))
+        row["progress"] = json.dumps(progress_of(job.told, run.redactor))
     if run.began is None or (run.skipped_by is not None and not run.skipped_in_actor):
         # The body never ran, whatever was written when another middleware still might let it.
         row |= {"started_at": None, "duration": None, "queue_time": None}
     failed = run.exception or (run.skipped_error if run.skipped_in_actor else None)
-    logged = None if job is None or job.lines is None else job.lines.end(redactor.value)
+    logged = None if job is None or job.lines is None else job.lines.end()
     return Event(
         "end",
         row,
-        None if outcome is None or failed is None else _failure(row, outcome, failed),
+        None if outcome is None or failed is None else _failure(run, row, outcome, failed),
         lines=None if logged is None else logged.lines,
         forget=None if logged is None else logged.forget,
         section=message.options.get(SECTION),
@@ -138,7 +138,7 @@ def _outcome(
         row |= {"state": State.DEAD.value, "dead_reason": reason.value}
         return Outcome.DEAD
     if run.skipped_by is not None:
-        reason_text = clean(run.skipped_by, MAX_MESSAGE)
+        reason_text = clean_redacted(run.skipped_by, MAX_MESSAGE, run.redactor.error)
         row |= {"state": State.SKIPPED.value, "skip_reason": reason_text}
         return Outcome.SKIPPED
     row["state"] = State.FINISHED.value
@@ -181,9 +181,15 @@ def _skipper(error: BaseException | None) -> str:
     return f"{by}: {text}" if text else by
 
 
-def _failure(row: dict[str, Any], outcome: Outcome, error: BaseException) -> dict[str, Any]:
+def _message(run: Run, error: BaseException) -> str:
+    return clean_redacted(message_of(error), MAX_MESSAGE, run.redactor.error)
+
+
+def _failure(
+    run: Run, row: dict[str, Any], outcome: Outcome, error: BaseException
+) -> dict[str, Any]:
     lines = traceback.format_exception(type(error), error, error.__traceback__)
-    text = scrub(clean("".join(lines), MAX_TRACEBACK))
+    text = clean_redacted("".join(lines), MAX_TRACEBACK, run.redactor.traceback)
     return {
         "jid": row["jid"],
         "token": row["token"],
@@ -193,7 +199,7 @@ def _failure(row: dict[str, Any], outcome: Outcome, error: BaseException) -> dic
         "finished_at": row["updated_at"],
         "duration": row["duration"],
         "error_type": clean_optional(type(error).__name__),
-        "error_message": scrub(clean(message_of(error), MAX_MESSAGE)),
+        "error_message": _message(run, error),
         "traceback": text,
         "worker": row["worker"],
     }

@@ -6,7 +6,6 @@ run out by the database's clock.  The statements here are part of their caller's
 
 from __future__ import annotations
 
-import inspect
 import string
 import threading
 import time
@@ -18,6 +17,8 @@ from peewee import MySQLDatabase, fn
 from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.errors import ConfigurationError
+from dramatiq_joblog.payload.parameters import parameters_of
+from dramatiq_joblog.payload.redaction import scrub_key
 from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.schema.query import literal_states
@@ -130,18 +131,18 @@ def key_maker(key: Any, function: Any, where: str) -> Callable[..., str]:
         raise ConfigurationError(
             f"{where} has the key {key!r}: a format string or a callable is needed"
         )
-    signature = inspect.signature(function)
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    parameters = parameters_of(function)
+    signature = parameters.signature
     try:
         fields = [name for _, name, _, _ in string.Formatter().parse(key) if name is not None]
     except ValueError as e:
         raise ConfigurationError(f"{where} has the key {key!r}, which is no format: {e}") from e
     for name in fields:
         first = name.split(".")[0].split("[")[0]
-        if first not in signature.parameters and not takes_any:
+        if not parameters.accepts(first):
             raise ConfigurationError(
                 f"{where} has the key {key!r}, and {first!r} is none of its parameters "
-                f"({', '.join(signature.parameters) or 'it has none'})"
+                f"({parameters}){parameters.cure}"
             )
 
     def make(*args: Any, **kwargs: Any) -> str:
@@ -602,8 +603,8 @@ def describe_holder(holder: Holder | None) -> str:
 
 
 def fold_key(key: str) -> str:
-    """Return *key*, or a short stand-in for one that is too long for its column."""
-    return fold_jid(key)
+    """Return *key* as it is stored: short enough for its column, without a URL's password."""
+    return fold_jid(scrub_key(key))
 
 
 def _nobody(milliseconds: int) -> None:

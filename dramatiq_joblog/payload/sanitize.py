@@ -7,10 +7,10 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .redaction import as_text
+from .redaction import as_text, without_loops
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .redaction import Redactor
 
@@ -36,6 +36,14 @@ def clean(text: str, limit: int) -> str:
         left_out = len(text) - limit
         text = f"{text[:head]} [... {left_out} characters left out ...] {text[-tail:]}"
     return _UNSTORABLE.sub("\ufffd", text)
+
+
+def clean_redacted(text: str, limit: int, redact: Callable[[str], str]) -> str:
+    """Return *text* as it may be stored: redacted whole, as a secret that is cut is not seen."""
+    if len(text) > 10 * limit:
+        # What is next to this cut is in none of what is kept.
+        text = clean(text, 10 * limit)
+    return clean(redact(text), limit)
 
 
 def clean_optional(text: Any, limit: int = 255) -> str | None:
@@ -89,9 +97,9 @@ def document(value: Any, redactor: Redactor, names: Sequence[str] = ()) -> Docum
         redacted = kept is not value
     except (TypeError, ValueError, RecursionError):
         # It holds itself, or is as deep as if it did.
-        whole = clean(as_text(value), MAX_DOCUMENT // 2)
-        kept = redactor.value(whole)
-        text, note = json.dumps(kept), _NO_JSON
+        whole = without_loops(value)
+        kept = redactor.value(whole, names)
+        text, note = json.dumps(clean(as_text(kept), MAX_DOCUMENT // 2)), _NO_JSON
         redacted = kept is not whole
     if len(text) > MAX_DOCUMENT:
         note = f"arguments of {len(text)} characters are longer than {MAX_DOCUMENT} and not kept"

@@ -6,7 +6,7 @@ import logging
 import operator
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dramatiq_joblog.payload.sanitize import clean
@@ -40,6 +40,9 @@ class CurrentJob:
     actor: str
     #: The run.
     token: str
+    _: KW_ONLY
+    #: Takes secrets out of what it says.
+    redactor: Redactor
     #: What it holds of its critical section, if it has one.
     lease: Lease | None = None
     #: Whatever the actor wants to keep with its row: stored, as JSON, with the outcome.
@@ -136,7 +139,7 @@ def progress_of(told: tuple[Any, Any, Any], redactor: Redactor) -> dict[str, Any
     return {
         "done": _number(done),
         "total": _number(total),
-        "text": None if text is None else clean(str(redactor.value(str(text))), MAX_TEXT),
+        "text": None if text is None else clean(redactor.text(str(text)), MAX_TEXT),
     }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dramatiq_joblog.errors import ConfigurationError
-from dramatiq_joblog.payload.sanitize import MAX_MESSAGE, clean, clean_optional
+from dramatiq_joblog.payload.sanitize import MAX_MESSAGE, clean, clean_optional, clean_redacted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,6 +79,7 @@ class Lines:
       token: The run.
       attempt: Number of its attempt.
       level: From which level on lines are kept; see :func:`check_level`.
+      redact: Takes out of a text what must not be kept.
     """
 
     __slots__ = (
@@ -91,6 +92,7 @@ class Lines:
         "_left_out_from",
         "_left_out_to",
         "_lock",
+        "_redact",
         "_tail",
         "_tail_size",
         "_token",
@@ -101,9 +103,12 @@ class Lines:
         "level",
     )
 
-    def __init__(self, jid: str, token: str, attempt: int, level: int) -> None:
+    def __init__(
+        self, jid: str, token: str, attempt: int, level: int, redact: Callable[[str], str]
+    ) -> None:
         self._jid, self._token, self._attempt = jid, token, attempt
         self.level = level
+        self._redact = redact
         #: How many there were.
         self.count = 0
         #: Whether the run is over: what is logged now is nobody's.
@@ -127,7 +132,7 @@ class Lines:
           text: What it says.
         """
         if len(text) > MAX_MESSAGE:
-            text = clean(text, MAX_MESSAGE)
+            text = clean_redacted(text, MAX_MESSAGE, self._redact)
         with self._lock:
             if self.closed:
                 return
@@ -148,12 +153,8 @@ class Lines:
                 self._left_out_from = self._left_out_from or out.time
                 self._left_out_to = out.number
 
-    def take(self, redact: Callable[[str], Any]) -> Batch | None:
-        """Return what is not written yet, or None; it is told by :meth:`done` that it is.
-
-        Parameters:
-          redact: Takes out of a text what must not be kept.
-        """
+    def take(self) -> Batch | None:
+        """Return what is not written yet, or None; it is told by :meth:`done` that it is."""
         with self._lock:
             if self.count == self._written:
                 return None
@@ -168,7 +169,7 @@ class Lines:
                     sum(line.number < first for line in lines),
                     _Line(first, self._left_out_from, "", "", text),
                 )
-        return Batch([self._row(line, redact) for line in lines], forget, upto, left_out_to)
+        return Batch([self._row(line) for line in lines], forget, upto, left_out_to)
 
     def done(self, batch: Batch) -> None:
         """Note that a batch is written."""
@@ -176,12 +177,12 @@ class Lines:
             self._written, self._told_left_out = batch.upto, batch.left_out_to
             self._head = [line for line in self._head if line.number > batch.upto]
 
-    def end(self, redact: Callable[[str], Any]) -> Batch | None:
+    def end(self) -> Batch | None:
         """Keep no more, and return what is not written yet, as :meth:`take` does."""
         self.closed = True
-        return self.take(redact)
+        return self.take()
 
-    def _row(self, line: _Line, redact: Callable[[str], Any]) -> dict[str, Any]:
+    def _row(self, line: _Line) -> dict[str, Any]:
         return {
             "jid": self._jid,
             "token": self._token,
@@ -190,5 +191,5 @@ class Lines:
             "time": line.time,
             "level": clean_optional(line.level, 16),
             "logger": clean_optional(line.logger),
-            "text": clean(redact(line.text), 2 * MAX_MESSAGE),
+            "text": clean(self._redact(line.text), 2 * MAX_MESSAGE),
         }

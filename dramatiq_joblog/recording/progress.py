@@ -15,8 +15,6 @@ from dramatiq_joblog.states import OPEN
 from .current import progress_of
 
 if TYPE_CHECKING:
-    from dramatiq_joblog.payload.redaction import Redactor
-
     from .current import CurrentJob
     from .transitions import Transitions
 
@@ -29,12 +27,10 @@ class Reports:
 
     Parameters:
       transitions: The statements of the log.
-      redactor: Takes secrets out of what is stored.
     """
 
-    def __init__(self, transitions: Transitions, redactor: Redactor) -> None:
+    def __init__(self, transitions: Transitions) -> None:
         self._transitions = transitions
-        self._redactor = redactor
         self._jobs: dict[int, CurrentJob] = {}
 
     def begin(self, job: CurrentJob) -> None:
@@ -51,7 +47,7 @@ class Reports:
         batches = [
             (job.lines, batch)
             for job in jobs
-            if job.lines is not None and (batch := job.lines.take(self._redactor.value)) is not None
+            if job.lines is not None and (batch := job.lines.take()) is not None
         ]
         told = [(job, job.told) for job in jobs if job.told is not job.written]
         if not batches and not told:
@@ -68,7 +64,7 @@ class Reports:
     def _write_progress(self, told: list[tuple[CurrentJob, Any]]) -> None:
         model = self._transitions.job
         values = [
-            (fold_jid(job.jid), json.dumps(progress_of(progress, self._redactor)))
+            (fold_jid(job.jid), json.dumps(progress_of(progress, job.redactor)))
             for job, progress in told
         ]
         progress = Case(model.jid, values, model.progress)

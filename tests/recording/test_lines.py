@@ -253,18 +253,18 @@ def write(batch, rows):
 
 def rows_of(steps, *, signs_of_life):
     """Return what is written of a run: a number is a line of that length, None a sign of life."""
-    lines, rows = Lines("j", "t", 1, 0), {}
+    lines, rows = Lines("j", "t", 1, 0, str), {}
     for n, step in enumerate(steps):
         if step is not None:
             lines.add(n, "INFO", "shop", f"{n}:".ljust(step, "x"))
         elif signs_of_life:
-            batch = lines.take(str)
+            batch = lines.take()
             write(batch, rows)
             # Written twice, as after a commit that nobody confirmed.
             write(batch, rows)
             if batch is not None:
                 lines.done(batch)
-    write(lines.end(str), rows)
+    write(lines.end(), rows)
     return dict(sorted(rows.items()))
 
 

@@ -1,0 +1,129 @@
+"""What an actor's parameters are called, also where a class or a decorator stands before them."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Wrappers within wrappers that are looked through at most.
+_DEEPEST = 10
+_ANYTHING = inspect.Signature(
+    [
+        inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL),
+        inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
+    ]
+)
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The parameters that an actor's messages fill."""
+
+    signature: inspect.Signature
+    #: Whether only the code that it calls says so, or nothing does: a decorator without
+    #: ``functools.wraps`` takes whatever comes.
+    guessed: bool = False
+
+    @property
+    def known(self) -> bool:
+        """Whether positional arguments have names."""
+        return not is_opaque(self.signature)
+
+    @property
+    def positional(self) -> tuple[str, ...]:
+        """Names of the positional parameters in order, one for all of ``*args`` at the end."""
+        keyword = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+        named = self.signature.parameters.values()
+        return tuple(p.name for p in named if p.kind not in keyword)
+
+    def accepts(self, name: str) -> bool:
+        """Tell whether an argument of this name can be found in a message."""
+        parameters = self.signature.parameters
+        more = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
+        return (name in parameters and name != more) or (more is not None and self.known)
+
+    @property
+    def cure(self) -> str:
+        """How parameters that cannot be known are made known, to follow an error's text."""
+        return ", as a decorator without functools.wraps hides them" if not self.known else ""
+
+    def __str__(self) -> str:
+        return ", ".join(self.signature.parameters) or "it has none"
+
+
+def parameters_of(function: Any) -> Parameters:
+    """Return the parameters of an actor's function.
+
+    Those of a ``GenericActor`` are its ``perform``'s.  A function that takes ``*args`` and
+    nothing by name is looked through: if it holds on to a single function with named
+    parameters, as a decorator does, these are taken.
+    """
+    signature = _signature(function)
+    if not is_opaque(signature):
+        return Parameters(signature)
+    perform = getattr(function, "perform", None)
+    if callable(perform):
+        return parameters_of(perform)
+    behind = _behind(function, _DEEPEST)
+    return Parameters(behind or signature, guessed=_is_wrapper(function, signature))
+
+
+def is_opaque(signature: inspect.Signature) -> bool:
+    """Tell whether a signature takes positional arguments, and names none of them."""
+    kinds = [p.kind for p in signature.parameters.values()]
+    return inspect.Parameter.VAR_POSITIONAL in kinds and all(kind in _VARIADIC for kind in kinds)
+
+
+def _signature(function: Any) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        # A function that is not Python's may not say.
+        return _ANYTHING
+
+
+def _is_wrapper(function: Any, signature: inspect.Signature) -> bool:
+    """Tell a wrapper from a function that is meant to take any number of arguments."""
+    return len(signature.parameters) > 1 or any(_held(function))
+
+
+def _behind(function: Any, depth: int) -> inspect.Signature | None:
+    """Return the signature of the one function that a wrapper holds on to, or None."""
+    if not depth:
+        return None
+    found: dict[str, inspect.Signature] = {}
+    for held in _held(function):
+        signature: inspect.Signature | None = _signature(held)
+        if signature is not None and is_opaque(signature):
+            signature = _behind(held, depth - 1)
+        if signature is not None:
+            found[getattr(held, "__name__", "")] = signature
+    named = getattr(inspect.unwrap(function), "__name__", "")
+    # Beside the function that it calls, a wrapper may hold others, as one that it reports to.
+    return found.get(named) or (next(iter(found.values())) if len(found) == 1 else None)
+
+
+def _held(function: Any) -> Iterator[Any]:
+    """Yield the functions that a closure, or an object that is callable, holds on to."""
+    function = inspect.unwrap(function)
+    if isinstance(function, MethodType):
+        function = function.__func__
+    if isinstance(function, FunctionType):
+        values = [_content(cell) for cell in function.__closure__ or ()]
+    else:
+        values = list(getattr(function, "__dict__", {}).values())
+    yield from (v for v in values if callable(v) and not isinstance(v, type))
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        # It is not filled yet.
+        return None
