@@ -13,6 +13,7 @@ import peewee
 from peewee import Database, SqliteDatabase
 from playhouse.db_url import connect
 
+from dramatiq_joblog.database.pool import SCHEME
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.payload.redaction import REDACTED
 
@@ -84,7 +85,8 @@ def open_database(database: DatabaseURL | Database) -> Database:
 
 def describe(database: Database) -> str:
     """Name *database* for people, without its password."""
-    kind = type(database).__name__.replace("Pooled", "").replace("Database", "")
+    kind = type(database).__name__.replace("Database", "")
+    kind = kind.removeprefix("Pooled").removeprefix("Own")
     return f"{kind} {without_password(str(database.database))!r}"
 
 
@@ -131,7 +133,7 @@ def _connect(url: str) -> Database:
         parts = urlsplit(url)
         masked = re.fullmatch(r"\*+", unquote(parts.password or "")) is not None
         query = _query_of(parts.query, driver)
-        pooled = parts._replace(scheme=f"{kind}+pool", query=query)
+        pooled = parts._replace(scheme=SCHEME.format(kind), query=query)
         # Not geturl(), which takes the slashes of sqlite:///jobs.db away.
         rest = url[scheme.end() :].split("?", maxsplit=1)[0].split("#", maxsplit=1)[0]
         text = f"{pooled.scheme}://{rest}" + (f"?{query}" if query else "")
