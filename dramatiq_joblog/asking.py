@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .admin import audit as people
 from .admin.retention import DEFAULT_BATCH
+from .database.checkout import checked_out, transaction
 from .database.timeouts import bounded
 from .errors import JobLogError, LockNotAcquired, SearchError
 from .payload.sanitize import fold_jid
@@ -94,7 +95,8 @@ class Asking:
         Returns:
           Values, each with the number of its jobs where that is known.
         """
-        values = counts.complete(self.Job, key, prefix, limit)
+        with checked_out(self.database):
+            values = counts.complete(self.Job, key, prefix, limit)
         if key != "state":
             return [(value, None) for value in values]
         by_state: Any = self.counts()
@@ -112,7 +114,9 @@ class Asking:
         Returns:
           A count for every state, in the order of their lives.
         """
-        return counts.by_state(self.jobs if query is None else query, cap)
+        query = self.jobs if query is None else query
+        with checked_out(self.database):
+            return counts.by_state(query, cap)
 
     def stats(
         self, *, since: datetime, until: datetime | None = None, by: str = "job_type"
@@ -140,11 +144,12 @@ class Asking:
         end = to_millis(until or datetime.now(timezone.utc))
         step = max(stats.step_of(end - begin), level_of(begin, _now()))
         begin, end = begin - begin % step, end - end % -step
-        counted = self.totals.counted()
-        open_since = begin if counted is None else max(begin, counted)
-        sums = self.totals.sums(step, begin, end, by)
-        for cell in self.totals.since_counted(open_since, end, step):
-            sums.add(cell, by)
+        with checked_out(self.database):
+            counted = self.totals.counted()
+            open_since = begin if counted is None else max(begin, counted)
+            sums = self.totals.sums(step, begin, end, by)
+            for cell in self.totals.since_counted(open_since, end, step):
+                sums.add(cell, by)
         return stats.make(sums, begin, end, step)
 
     def oldest(self, limit: int = 5) -> list[Any]:
@@ -160,7 +165,8 @@ class Asking:
         Returns:
           The groups with a job within the longest window; those that died last come first.
         """
-        return people.dead_groups(self.Job, windows, _now())
+        with checked_out(self.database):
+            return people.dead_groups(self.Job, windows, _now())
 
     def dead_series(self, window: int, *, step: int) -> dict[tuple[str | None, str], list[int]]:
         """Tell when the jobs of :meth:`dead_groups` became dead.
@@ -209,12 +215,13 @@ class Asking:
         self._settle()
         retention = self.chores.retention.but(keep)
         if dry_run:
-            return +retention.count(_now())
+            with checked_out(self.database):
+                return +retention.count(_now())
         return self.chores.prune(retention, batch, progress)
 
     @contextlib.contextmanager
     def reading(self, *, timeout: int) -> Iterator[None]:
-        """Ask within a bound, and give this thread's connection back at the end.
+        """Ask within a bound, on one connection that is given back at the end.
 
         Example:
           >>> with joblog.reading(timeout=2_000):
@@ -227,13 +234,8 @@ class Asking:
           QueryTimeout: If one takes longer.
         """
         self._settle()
-        try:
-            if self.database.is_closed():
-                self.database.connect()
-            with bounded(self.database, timeout):
-                yield
-        finally:
-            self.release()
+        with checked_out(self.database), bounded(self.database, timeout):
+            yield
 
     # What people do
 
@@ -261,7 +263,8 @@ class Asking:
           detail: Why, and what came of it.
         """
         detail = None if detail is None else self.redactor.text(detail)
-        return people.record(self.Action, what, who=who, jid=jid, key=key, detail=detail)
+        with transaction(self.database):
+            return people.record(self.Action, what, who=who, jid=jid, key=key, detail=detail)
 
     def dismiss(self, *jids: str, who: str) -> list[str]:
         """Say that dead jobs need no more attention: lists of dead jobs leave them out.
@@ -277,10 +280,10 @@ class Asking:
         """
         dismissed = []
         for start in range(0, len(jids), 500):
-            with self.database.atomic():
+            with transaction(self.database):
                 some = people.dismiss(self.Job, jids[start : start + 500])
                 for jid in some:
-                    self.record("dismiss", who=who, jid=jid)
+                    people.record(self.Action, "dismiss", who=who, jid=jid, key=None, detail=None)
             dismissed += some
         return dismissed
 
@@ -306,7 +309,7 @@ class Asking:
         """
         if not reason.strip():
             raise JobLogError(f"unlocking {key!r} needs a reason")
-        with self.database.atomic():
+        with transaction(self.database):
             held = people.unlock(self.Lock, fold_jid(key), slot, fence)
             if held is None:
                 raise LockNotAcquired(

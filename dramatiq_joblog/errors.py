@@ -111,7 +111,7 @@ class SectionTakenError(LockNotAcquired, MiddlewareError):
     """Raised in place of a job's body when its section is taken and its policy is to retry."""
 
 
-class SectionUnknownError(JobLogError, MiddlewareError):
+class SectionUnknownError(DatabaseAwayError, MiddlewareError):
     """Raised when it cannot be known whether a key is free.
 
     In place of a job's body for its section, and by ``send()`` for what a message is unique by.

@@ -21,6 +21,7 @@ from .admin.doctor import Doctor
 from .admin.maintenance import Chores
 from .admin.retention import Retention
 from .asking import Asking
+from .database.checkout import checked_out
 from .database.clock import database_now
 from .database.mysql import fit
 from .database.url import describe, open_database
@@ -147,7 +148,9 @@ class JobLog(Asking, Cancelling, Replaying):
         #: What the log does for itself.
         self.chores = Chores(self.totals, retention, self.transitions.locks)
         #: What this host keeps while the database is away.
-        self.spool = Spool(Path(spool) if spool is not None else _default_spool(self.Job))
+        folder = Path(spool) if spool is not None else _default_spool(self.Job)
+        # A job may change the process's folder later.
+        self.spool = Spool(folder.absolute())
         #: Where the middleware hands over what happens.
         self.writer = Writer(
             Sections(self.transitions),
@@ -320,44 +323,35 @@ class JobLog(Asking, Cancelling, Replaying):
 
     def now(self) -> datetime:
         """Return the database's time: leases and signs of life are told by it."""
-        ((now,),) = self.database.execute_sql(f"SELECT {database_now(self.database).sql}")
+        text = f"SELECT {database_now(self.database).sql}"
+        with checked_out(self.database):
+            ((now,),) = self.database.execute_sql(text).fetchall()
         return datetime.fromtimestamp(now / 1000, timezone.utc)
 
     def create_tables(self) -> None:
         """Create the tables, or bring them to this version; safe to repeat and to race.
 
         Raises:
-          JobLogError: If the database cannot be asked.
+          DatabaseAwayError: If the database is unavailable.
+          JobLogError: If it refuses.
         """
-        opened = self.database.is_closed()
+        models = (
+            *(self.Job, self.Failure, self.Worker, self.Lock),
+            *(self.Line, self.Total, self.Action, self.Mark),
+        )
         try:
-            if opened:
-                self.database.connect()
-            if isinstance(self.database, SqliteDatabase):
-                # Readers and the writer do not wait for each other; it stays with the file.
-                self.database.execute_sql("PRAGMA busy_timeout = 30000")
-                self.database.execute_sql("PRAGMA journal_mode = WAL")
-            migrate(
-                self.database,
-                (
-                    self.Job,
-                    self.Failure,
-                    self.Worker,
-                    self.Lock,
-                    self.Line,
-                    self.Total,
-                    self.Action,
-                    self.Mark,
-                ),
-            )
-        except PeeweeException as e:
-            raise JobLogError(
+            with checked_out(self.database):
+                if isinstance(self.database, SqliteDatabase):
+                    # Readers and the writer do not wait for each other; it stays with the file.
+                    self.database.execute_sql("PRAGMA busy_timeout = 30000")
+                    self.database.execute_sql("PRAGMA journal_mode = WAL")
+                migrate(self.database, models)
+        except (DatabaseAwayError, PeeweeException) as e:
+            kind = DatabaseAwayError if isinstance(e, DatabaseAwayError) else JobLogError
+            raise kind(
                 f"the log's tables could not be made on {describe(self.database)}: "
                 f"{str(e).strip()}; is the database up, and may this user create tables?"
             ) from e
-        finally:
-            if opened and not self.database.is_closed():
-                self.database.close()
 
     def check_job_type(self, job_type: Any, where: str) -> str | None:
         """Return the text of *job_type*.
@@ -382,7 +376,10 @@ class JobLog(Asking, Cancelling, Replaying):
         return text
 
     def release(self) -> None:
-        """Give this thread's connection back, if the log made its database itself."""
+        """Give back a connection that this thread opened itself, if the log made its database.
+
+        What the log opens to answer a question it gives back by itself.
+        """
         if self._owned and not self.database.is_closed() and not self.database.in_transaction():
             self.database.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dramatiq_joblog.database.checkout import transaction
 from dramatiq_joblog.errors import CancelError, JobNotFound
 from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.recording.heartbeat import is_gone
@@ -13,6 +14,8 @@ from dramatiq_joblog.states import CANCELLABLE, DeadReason, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from peewee import Database
 
     from dramatiq_joblog.recording.transitions import Transitions
     from dramatiq_joblog.schema.query import JobQuery
@@ -32,6 +35,7 @@ class Cancelling:
     """What gives jobs up: a part of :class:`JobLog`."""
 
     # What the log has; Any, as models are untyped.
+    database: Database
     Job: Any
     transitions: Transitions
     get: Callable[[str], Any]
@@ -69,7 +73,7 @@ class Cancelling:
           The job as it is now.
         """
         self._settle()
-        with self.transitions.atomic():
+        with transaction(self.database):
             row = self.transitions.locked(fold_jid(jid))
             if row is None:
                 raise JobNotFound(jid)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from peewee import MySQLDatabase, PeeweeException, PostgresqlDatabase, SqliteDatabase, fn
 
 from dramatiq_joblog.database.clock import database_now
-from dramatiq_joblog.database.connection import Connection
+from dramatiq_joblog.database.connection import Connection, is_behind_pooler, prepares
 from dramatiq_joblog.errors import DatabaseAwayError
 from dramatiq_joblog.payload.redaction import scrub
 from dramatiq_joblog.recording.heartbeat import HOST, is_gone
@@ -82,6 +82,7 @@ class Doctor:
         return (
             self._schema,
             self._durability,
+            *((self._pooler,) if isinstance(self._database, PostgresqlDatabase) else ()),
             self._clock,
             self._workers,
             self._sections,
@@ -172,6 +173,21 @@ class Doctor:
                     f"set {', '.join(off)} to on in postgresql.conf",
                 )
         return Finding("durability", True, "commits survive a power cut of the server")
+
+    def _pooler(self) -> Finding:
+        if not is_behind_pooler(self._database):
+            return Finding("pooler", True, "the connection goes straight to the server")
+        if not prepares(self._database):
+            text = "a pooler (PgBouncer or the like) is in between, and nothing is prepared or set"
+            return Finding("pooler", True, text)
+        return Finding(
+            "pooler",
+            False,
+            "a pooler (PgBouncer or the like) is in between, and the database that was handed in "
+            "prepares statements: with transaction pooling they are met on other connections, "
+            'as "prepared statement ... does not exist"',
+            "give the database prepare_threshold=None; a URL needs nothing",
+        )
 
     def _clock(self) -> Finding:
         text = str(database_now(self._database).sql)

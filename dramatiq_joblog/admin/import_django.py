@@ -11,6 +11,7 @@ from collections import Counter
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dramatiq_joblog.database.checkout import transaction
 from dramatiq_joblog.payload.sanitize import (
     MAX_MESSAGE,
     MAX_TRACEBACK,
@@ -84,7 +85,7 @@ def import_django_dramatiq(
     read = 0
     for batch in _batches(source or joblog.database, table):
         jobs = [_job_of(task, joblog.redactor) for task in batch]
-        with joblog.database.atomic():
+        with transaction(joblog.database):
             known = {
                 job.jid
                 for job in joblog.Job.select(joblog.Job.jid).where(

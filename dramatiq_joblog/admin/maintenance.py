@@ -14,10 +14,10 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from dramatiq.logging import get_logger
-from peewee import PeeweeException
 
+from dramatiq_joblog.database.checkout import checked_out, transaction
 from dramatiq_joblog.database.clock import database_now
-from dramatiq_joblog.errors import JobLogError
+from dramatiq_joblog.errors import DatabaseAwayError, JobLogError
 from dramatiq_joblog.locking.locks import Claim
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Chores:
           JobLogError: If another process does so for longer than a turn.
         """
         deleted: Counter[str] = Counter()
-        with self._turn(wait=_PATIENCE / 1000) as renew:
+        with checked_out(self._database), self._turn(wait=_PATIENCE / 1000) as renew:
             if renew is None:
                 raise JobLogError("another process prunes this log now: try again later")
             now = _now()
@@ -109,7 +109,7 @@ class Chores:
     def _round(self) -> None:
         """Count, and delete with rests, until all is done."""
         try:
-            with self._database.connection_context(), self._turn() as renew:
+            with checked_out(self._database), self._turn() as renew:
                 if renew is None:
                     return
                 now = _now()
@@ -120,7 +120,7 @@ class Chores:
                     if self._rest((time.monotonic() - began) * _REST) or not renew():
                         return
                     began = time.monotonic()
-        except PeeweeException as e:
+        except DatabaseAwayError as e:
             # The database is away, or busy: the next round will do it.
             self._logger.warning("The job log's chores are put off: %s", str(e).strip())
         except Exception:
@@ -154,7 +154,7 @@ class Chores:
         finally:
             lock = self._locks.lock
             mine = lock.kind == _KIND, lock.key == _KEY, lock.owner == me
-            with contextlib.suppress(PeeweeException):
+            with contextlib.suppress(DatabaseAwayError):
                 # If the database is away, the turn ends by itself.
                 lock.update(owner=None, expires_at=database_now(self._database)).where(
                     *mine
@@ -162,7 +162,7 @@ class Chores:
 
     def _take(self, me: str) -> bool:
         claim = Claim(_KIND, _KEY, me, None, _TURN)
-        with self._database.atomic():
+        with transaction(self._database):
             return self._locks.take(claim) is not None
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from peewee import SqliteDatabase
 
+from dramatiq_joblog.database.checkout import transaction
 from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.schema.models import to_millis
@@ -153,7 +154,7 @@ class Retention:
     ) -> tuple[tuple[int, int] | None, Counter[str]]:
         """Delete some jobs after a place; return the next place, and what was deleted."""
         job = self._job
-        with self._atomic():
+        with transaction(self._database):
             query = (
                 self._select(rule, place)
                 .select(
@@ -247,12 +248,6 @@ class Retention:
                 if not number:
                     break
                 yield Counter({name: number})
-
-    def _atomic(self) -> Any:
-        if isinstance(self._database, SqliteDatabase):
-            # A write lock taken late cannot be waited for.
-            return self._database.atomic("IMMEDIATE")
-        return self._database.atomic()
 
 
 def _cells(

@@ -1,6 +1,6 @@
 """One thread's connection to the log's database: opened when needed, cut when it hangs.
 
-What the database cannot be asked for now is told from what it refuses.
+For the threads of the log's own; those that ask use :mod:`.checkout`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,13 @@ import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dramatiq.logging import get_logger
-from peewee import (
-    InterfaceError,
-    MySQLDatabase,
-    OperationalError,
-    PeeweeException,
-    SqliteDatabase,
-)
+from peewee import MySQLDatabase, OperationalError, PeeweeException, SqliteDatabase
 
 from dramatiq_joblog.errors import DatabaseAwayError
-from dramatiq_joblog.payload.redaction import scrub
 
-from .mysql import is_away as is_away_by_number
+from .checkout import is_locked, is_unavailable, open_connection, unavailable
 from .mysql import prepare_session
+from .url_parameters import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +33,9 @@ STATEMENT_TIMEOUT = 3_000
 CUT_AFTER = 4_000
 #: Milliseconds between two looks whether the database is back; at first, and at most.
 PROBE_AFTER, PROBE_AT_MOST = 200, 2_000
+
+#: How often the writer's connection sees a statement before it prepares it; psycopg's own.
+PREPARE_AFTER = 5
 
 #: Seconds until a SQLite file that was locked is tried again; at first, and at most.
 _BUSY_PAUSE, _BUSY_PAUSE_AT_MOST = 0.0001, 0.005
@@ -75,14 +72,14 @@ class Connection:
                 self._open()
             except Exception as e:
                 self.close()
-                raise DatabaseAwayError(scrub(str(e).strip())) from e
+                raise unavailable(e) from e
         self._since = time.monotonic()
         try:
             return self._ask_patiently(function)
         except PeeweeException as e:
             self.close()
-            if _is_away(e):
-                raise DatabaseAwayError(scrub(str(e).strip())) from e
+            if is_unavailable(e):
+                raise unavailable(e) from e
             raise
         except BaseException:
             self.close()
@@ -97,15 +94,17 @@ class Connection:
         while True:
             try:
                 return function()
-            except OperationalError as e:
+            except (OperationalError, DatabaseAwayError) as e:
                 if not self._is_busy(e) or time.monotonic() > deadline:
                     raise
             # Its own way of waiting sleeps for longer than a batch takes to be written.
             time.sleep(pause)
             pause = min(pause * 1.5, _BUSY_PAUSE_AT_MOST)
 
-    def _is_busy(self, error: OperationalError) -> bool:
-        return isinstance(self._database, SqliteDatabase) and "is locked" in str(error)
+    def _is_busy(self, error: Exception) -> bool:
+        # A query of a model says it as an error of ours, whose cause it is.
+        cause = error.__cause__ if isinstance(error, DatabaseAwayError) else error
+        return isinstance(self._database, SqliteDatabase) and is_locked(cause)
 
     def close(self) -> None:
         """Close the connection, broken or not."""
@@ -126,7 +125,7 @@ class Connection:
 
     def _open(self) -> None:
         database = self._database
-        database.connect()
+        open_connection(database)
         self._raw = database.connection()
         if isinstance(database, SqliteDatabase):
             # An acknowledged commit survives a killed process; a power cut may take the
@@ -151,9 +150,16 @@ class Connection:
         self._since = time.monotonic()
         if isinstance(database, MySQLDatabase):
             prepare_session(database, STATEMENT_TIMEOUT)
+        elif is_behind_pooler(database):
+            # What is set, or prepared, would stay with a connection that others get too: the
+            # watchdog alone bounds what is asked.
+            if hasattr(self._raw, "prepare_threshold"):
+                self._raw.prepare_threshold = None
         else:
             for setting in ("statement_timeout", "lock_timeout"):
                 database.execute_sql(f"SET {setting} = {STATEMENT_TIMEOUT}")
+            if getattr(self._raw, "prepare_threshold", None) == NEVER:
+                self._raw.prepare_threshold = PREPARE_AFTER
 
     def cut_if_it_hangs(self) -> None:
         """Cut the connection if it has been silent for too long."""
@@ -166,6 +172,30 @@ class Connection:
             number = raw._sock.fileno() if hasattr(raw, "_sock") else raw.fileno()
             with socket.socket(fileno=os.dup(number)) as end:
                 end.shutdown(socket.SHUT_RDWR)
+
+
+def is_behind_pooler(database: Any) -> bool:
+    """Tell whether this thread's connection to PostgreSQL goes through PgBouncer or the like.
+
+    A pooler names a process of its own in its greeting, as the server's may be another for each
+    transaction.  Any: the drivers' own connection.
+    """
+    raw = database.connection()
+    greeted = raw.info.backend_pid
+    ((asked,),) = database.execute_sql("SELECT pg_backend_pid()").fetchall()
+    return bool(greeted != asked)
+
+
+def prepares(database: Any) -> bool:
+    """Tell whether psycopg prepares statements on connections to PostgreSQL that ask.
+
+    Any: the drivers' own connection.
+    """
+    if not hasattr(database.connection(), "prepare_threshold"):
+        # psycopg2 does not.
+        return False
+    threshold = database.connect_params.get("prepare_threshold", PREPARE_AFTER)
+    return threshold is not None and threshold < NEVER
 
 
 def leave_connections(database: Any) -> Any:
@@ -250,21 +280,3 @@ class Probe(threading.Thread):
             ((read_only,),) = self._database.execute_sql("SHOW transaction_read_only").fetchall()
             if read_only == "on":
                 raise DatabaseAwayError("it is read-only")
-
-
-#: Where PostgreSQL says that any other event would fare no better: the connection, its rights,
-#: its resources, a deadlock, a lock, a shutdown, a replica, tables that are not there yet.
-_AWAY_CLASSES = ("08", "28", "3D", "40", "53", "55", "57", "58")
-_AWAY_STATES = ("25006", "42501", "42P01", "42703")
-
-
-def _is_away(error: PeeweeException) -> bool:
-    """Tell a database that cannot be asked now from one that refuses what it was asked."""
-    original = getattr(error, "orig", None)
-    number = next(iter(getattr(original, "args", ())), None)
-    if isinstance(number, int) and number:
-        return is_away_by_number(number)
-    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
-    if state is not None:
-        return state[:2] in _AWAY_CLASSES or state in _AWAY_STATES
-    return isinstance(error, (OperationalError, InterfaceError))

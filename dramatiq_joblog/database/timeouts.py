@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import time
 from typing import TYPE_CHECKING, Any
 
 from peewee import DatabaseError, MySQLDatabase, SqliteDatabase
 
-from dramatiq_joblog.errors import QueryTimeout
+from dramatiq_joblog.errors import DatabaseAwayError, QueryTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,8 +43,8 @@ def bounded(database: Database, timeout: int) -> Iterator[None]:
         else:
             with _postgresql(database, timeout):
                 yield
-    except DatabaseError as e:
-        if _is_cut(e):
+    except (DatabaseAwayError, DatabaseError, sqlite3.OperationalError) as e:
+        if _is_cut(e.__cause__ if isinstance(e, DatabaseAwayError) else e):
             raise QueryTimeout(timeout) from e
         raise
 
@@ -81,8 +82,8 @@ def _mysql(database: Any, timeout: int) -> Iterator[None]:
         database.execute_sql(f"SET SESSION {name} = DEFAULT")
 
 
-def _is_cut(error: DatabaseError) -> bool:
+def _is_cut(error: BaseException | None) -> bool:
     original = getattr(error, "orig", None)
     state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
-    first = error.args[0] if error.args else None
+    first = next(iter(getattr(error, "args", ())), None)
     return bool(state == _CUT_STATE or first in _CUT_CODES or first == "interrupted")

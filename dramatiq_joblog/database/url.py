@@ -6,6 +6,7 @@ A password never appears in a text that is made here.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
@@ -16,6 +17,8 @@ from playhouse.db_url import connect
 from dramatiq_joblog.database.pool import SCHEME
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.payload.redaction import REDACTED
+
+from .url_parameters import check_parameters, has_psycopg3, options_of
 
 #: What peewee needs for each kind of database, and how to install it.
 _DRIVERS = {
@@ -137,14 +140,17 @@ def _connect(url: str) -> Database:
         # Not geturl(), which takes the slashes of sqlite:///jobs.db away.
         rest = url[scheme.end() :].split("?", maxsplit=1)[0].split("#", maxsplit=1)[0]
         text = f"{pooled.scheme}://{rest}" + (f"?{query}" if query else "")
-        database = connect(text, unquote_password=True, unquote_user=True, **_options(kind))
+        named = dict(parse_qsl(query, keep_blank_values=True))
+        # What it names wins.
+        options = {k: v for k, v in options_of(kind).items() if k not in named}
+        database = connect(text, unquote_password=True, unquote_user=True, **options)
     except Exception as e:
         # peewee and the drivers raise many kinds for a URL they cannot read.
         if "@" in url or without_password(url) != url:
             # Their texts quote what they take for a port, which may be of the password.
             raise ConfigurationError(
                 f"{shown} cannot be used ({type(e).__name__}); in a password write @ / : ? # % as "
-                "%40 %2F %3A %3F %23 %25, and check the port"
+                "%40 %2F %3A %3F %23 %25, check the port, and write numbers where numbers are meant"
             ) from None
         raise ConfigurationError(f"{shown} cannot be used: {e}") from e
     if masked:
@@ -153,6 +159,10 @@ def _connect(url: str) -> Database:
             "give the URL object itself, or url.render_as_string(hide_password=False)"
         )
     _require_driver(kind, database)
+    check_parameters(kind, named)
+    if not has_psycopg3():
+        # psycopg2 prepares nothing, and does not know the word.
+        database.connect_params.pop("prepare_threshold", None)
     return _checked(database)
 
 
@@ -167,19 +177,6 @@ def _query_of(query: str, driver: str) -> str:
         elif name not in _OF_ASYNCPG:
             options.append((name, value))
     return urlencode(options)
-
-
-def _options(kind: str) -> dict[str, Any]:
-    options: dict[str, Any] = {"max_connections": 100, "timeout": 10, "stale_timeout": 300}
-    if kind == "sqlite":
-        options["check_same_thread"] = False  # the pool hands them on, one thread at a time
-        options["pragmas"] = {"busy_timeout": 5000, "synchronous": "normal"}
-    elif kind == "mysql":
-        # An update counts the rows that it found, as elsewhere: CLIENT.FOUND_ROWS.
-        options |= {"client_flag": 2, "connect_timeout": 5}
-    else:
-        options |= {"prefer_psycopg3": True, "connect_timeout": 5}
-    return options
 
 
 def _require_driver(kind: str, database: Database) -> None:
@@ -208,6 +205,9 @@ def _checked(database: Database) -> Database:
                 f"SQLite {'.'.join(map(str, database.server_version))} is too old: 3.35 or newer "
                 "is needed"
             )
+        if database.database is not None and not name.startswith("file:"):
+            # A job may change the process's folder, and later connections would go there.
+            database.database = str(Path(name).absolute())
     if database.database is None:
         raise ConfigurationError("the database has no name yet: call its init() first")
     return database

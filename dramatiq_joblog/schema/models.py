@@ -14,12 +14,12 @@ from peewee import (
     CharField,
     ForeignKeyField,
     IntegerField,
-    Model,
     ModelBase,
     MySQLDatabase,
     TextField,
 )
 
+from dramatiq_joblog.database.queries import LentModel
 from dramatiq_joblog.payload.sanitize import MAX_JID
 from dramatiq_joblog.states import IN_PROGRESS, State
 
@@ -109,7 +109,7 @@ class JsonField(TextField):
         return None if value is None else json.loads(value)
 
 
-class _Row(Model):
+class _Row(LentModel):
     """A row that can be told as plain values."""
 
     #: Columns that are the log's own business.
@@ -442,7 +442,7 @@ def _in_order(lines: Any) -> Any:
     return lines.order_by(line.time, line.attempt, line.number)
 
 
-class Total(Model):
+class Total(LentModel):
     """How many jobs ended in one span of time, in one way: what charts are drawn from.
 
     It outlives the jobs that it counts.
@@ -476,7 +476,7 @@ class Total(Model):
         indexes = ((("span", "at", "gone", "actor", "job_type", "outcome", "error_type"), True),)
 
 
-class Mark(Model):
+class Mark(LentModel):
     """How far one of the log's own chores has come."""
 
     #: In order of insertion.

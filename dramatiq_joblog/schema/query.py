@@ -6,18 +6,14 @@ from dataclasses import dataclass
 from datetime import datetime  # noqa: TC003 - a field's type, for those who look
 from typing import TYPE_CHECKING, Any
 
-from peewee import SQL, Field, Model, ModelSelect
+from peewee import SQL, Field, Model
 
+from dramatiq_joblog.database.queries import Select
 from dramatiq_joblog.errors import SearchError
 from dramatiq_joblog.states import ACTIVE, IN_PROGRESS, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    # Rows are of the user's own model, which no checker can know here.
-    _Select = ModelSelect[Any]
-else:
-    _Select = ModelSelect
 
 
 def user_field(model: type[Model]) -> Field:
@@ -58,7 +54,7 @@ def cursor_of(job: Any) -> str:
     return f"{job.created_at.timestamp() * 1000:.0f}-{job.id}"
 
 
-class JobQuery(_Select):
+class JobQuery(Select):
     """A select of jobs: peewee's own, with scopes that chain with each other and with it.
 
     Nothing is sent to the database until it is iterated, counted or asked ``exists()``.

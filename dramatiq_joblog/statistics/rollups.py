@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from peewee import SQL, NodeList, SqliteDatabase, fn
 
+from dramatiq_joblog.database.checkout import transaction
 from dramatiq_joblog.schema.models import MAX_TOTAL_ERROR, to_millis
 from dramatiq_joblog.schema.query import literal_states
 from dramatiq_joblog.states import FINAL, Outcome, State
@@ -329,7 +330,7 @@ class Totals:
         """Count spans of one length from the rows, and those that they are part of."""
         # Not in the transaction, in which others would wait: who counts is who deletes.
         cells = count_rows(self._job, self._failure, begin, end, span)
-        with self._atomic():
+        with transaction(self._database):
             gone = self._read(span, begin, end, gone=True)
             for cell in gone:
                 cell.gone = False
@@ -403,9 +404,3 @@ class Totals:
         for span, back, longer in _LEVELS:
             edge = now - back - _SLACK
             total.delete().where(total.span == span, total.at < edge - edge % longer).execute()
-
-    def _atomic(self) -> Any:
-        if isinstance(self._database, SqliteDatabase):
-            # A write lock taken late cannot be waited for.
-            return self._database.atomic("IMMEDIATE")
-        return self._database.atomic()

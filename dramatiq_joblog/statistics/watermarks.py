@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from peewee import IntegrityError
 
+from dramatiq_joblog.database.checkout import transaction
+
 if TYPE_CHECKING:
     from peewee import Database
 
@@ -54,7 +56,7 @@ class Marks:
 
     def _insert(self, name: str, value: int) -> None:
         try:
-            with self._database.atomic():
+            with transaction(self._database):
                 self._mark.insert(name=name, value=value).execute()
         except IntegrityError:
             # Another process was faster; for a mark that is as good.

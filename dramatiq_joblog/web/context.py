@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dramatiq.logging import get_logger
 from markupsafe import Markup
-from peewee import InterfaceError, OperationalError
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from dramatiq_joblog.database.checkout import checked_out
 from dramatiq_joblog.errors import DatabaseAwayError, JobNotFound, QueryTimeout, SearchError
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import State
@@ -19,7 +18,7 @@ from .access import ALL, CSRF_FIELD
 from .links import Links
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from starlette.requests import Request
 
@@ -84,7 +83,7 @@ class Visit:
     def run(self, answer: Callable[[Visit], Response]) -> Response:
         """Answer with a connection that is given back, and with a page in any case."""
         try:
-            with self._connection():
+            with checked_out(self.joblog.database):
                 return answer(self)
         except JobNotFound as e:
             return self.sorry(404, "No such job", f"The log has no job {e.jid!r}.")
@@ -92,7 +91,7 @@ class Visit:
             return self.sorry(400, "Not understood", str(e))
         except QueryTimeout as e:
             return self._away(str(e))
-        except (DatabaseAwayError, InterfaceError, OperationalError) as e:
+        except DatabaseAwayError as e:
             get_logger(__name__).warning("The page could not ask the log's database: %s", e)
             return self._away(
                 "The log's database does not answer. Jobs go on; what happens is kept and "
@@ -127,18 +126,6 @@ class Visit:
         """Return the rows of a query, or none if the database takes too long for them."""
         none: list[Any] = []
         return self.part(what, lambda: list(ask()), none)
-
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[None]:
-        database = self.joblog.database
-        opened = database.is_closed()
-        try:
-            if opened:
-                database.connect()
-            yield
-        finally:
-            if opened and not database.is_closed():
-                database.close()
 
     # Answering
 

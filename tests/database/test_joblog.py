@@ -10,7 +10,7 @@ import peewee
 import pytest
 from peewee import DatabaseProxy, SqliteDatabase
 
-from dramatiq_joblog import ConfigurationError, Job, JobLog, JobLogError
+from dramatiq_joblog import ConfigurationError, DatabaseAwayError, Job, JobLog, JobLogError
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,10 @@ def test_a_database_that_is_not_there(url):
 
 
 def test_asking_what_is_not_there():
-    """A fault in what the user asks for is the user's to see."""
-    with pytest.raises(peewee.OperationalError):
+    """A log whose database is not there says that it is unavailable."""
+    with pytest.raises(DatabaseAwayError) as failed:
         JobLog("sqlite:////no/such/folder/jobs.db").get("j")
+    assert isinstance(failed.value.__cause__, peewee.OperationalError)
 
 
 def test_making_a_log_binds_nothing(tmp_path):

@@ -1,0 +1,187 @@
+"""A thread's connection for as long as a question takes, and transactions that wait their turn.
+
+What had to be opened for a question is given back after it, to the pool or to the server; a
+connection that the application opened in its thread stays as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+import sqlite3
+import time
+from typing import TYPE_CHECKING, Any
+
+from peewee import InterfaceError, OperationalError, PeeweeException, SqliteDatabase
+from playhouse.pool import MaxConnectionsExceeded, PooledDatabase
+
+from dramatiq_joblog.errors import DatabaseAwayError
+from dramatiq_joblog.payload.redaction import scrub
+
+from .mysql import is_away as is_away_by_number
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from peewee import Database
+
+#: Milliseconds to wait for a free connection of a pool.
+FREE_WITHIN = 10_000
+#: Milliseconds that a transaction waits for its turn to write to a SQLite file.
+TURN_WITHIN = 10_000
+
+#: Seconds between two tries; at first, and at most.
+_PAUSE, _PAUSE_AT_MOST = 0.001, 0.05
+
+
+@contextlib.contextmanager
+def checked_out(database: Database) -> Iterator[bool]:
+    """Have a connection for the block, and give it back at its end if the block opened it.
+
+    Yields:
+      Whether it was opened for the block.
+
+    Raises:
+      DatabaseAwayError: If the database is unavailable, at the begin or within the block.
+    """
+    opened = open_connection(database)
+    # Any: the drivers' own.
+    mine: Any = database.connection() if opened else None
+    try:
+        yield opened
+    except DatabaseAwayError:
+        # A query of the block has said so.
+        if opened:
+            discard(database)
+        raise
+    except PeeweeException as e:
+        if not is_unavailable(e):
+            raise
+        if opened:
+            discard(database)
+        raise unavailable(e) from e
+    finally:
+        # Not one that the block's own code opened, nor another thread's: a generator may end
+        # in a thread that did not begin it.
+        if (
+            opened
+            and not database.is_closed()
+            and database.connection() is mine
+            and not database.in_transaction()
+        ):
+            database.close()
+
+
+@contextlib.contextmanager
+def transaction(database: Database) -> Iterator[None]:
+    """Run the block as a transaction that reads and then writes, or as a part of an open one.
+
+    On SQLite it waits for its turn to write before it reads: a lock that is taken after a read
+    cannot be waited for.
+
+    Raises:
+      DatabaseAwayError: If the database is unavailable, or its file stays locked.
+    """
+    with checked_out(database), contextlib.ExitStack() as stack:
+        if isinstance(database, SqliteDatabase) and not database.in_transaction():
+            _begin_in_turn(database, stack)
+        else:
+            stack.enter_context(database.atomic())
+        yield
+
+
+def _begin_in_turn(database: SqliteDatabase, stack: contextlib.ExitStack) -> None:
+    deadline, pause = time.monotonic() + TURN_WITHIN / 1000, _PAUSE
+    while True:
+        try:
+            stack.enter_context(database.atomic("IMMEDIATE"))
+        except OperationalError as e:
+            if not is_locked(e) or time.monotonic() > deadline:
+                raise
+        else:
+            return
+        pause = _rest(pause)
+
+
+def open_connection(database: Database) -> bool:
+    """Open this thread's connection if it is closed; wait for a free one of a pool.
+
+    Returns:
+      Whether it was closed.
+
+    Raises:
+      DatabaseAwayError: If there is none.
+    """
+    if not database.is_closed():
+        return False
+    deadline, pause = time.monotonic() + FREE_WITHIN / 1000, _PAUSE
+    while True:
+        try:
+            return bool(database.connect(reuse_if_open=True))
+        except MaxConnectionsExceeded as e:
+            # It is a ValueError, and a pool without a timeout raises it at once.
+            if time.monotonic() > deadline:
+                raise DatabaseAwayError(
+                    f"no connection of the pool became free within {FREE_WITHIN // 1000} s; "
+                    "raise its max_connections, or close connections that are not used"
+                ) from e
+        except PeeweeException as e:
+            raise unavailable(e) from e
+        pause = _rest(pause)
+
+
+def discard(database: Any) -> None:
+    """Close this thread's connection for good, broken or not, and those that idle in its pool.
+
+    They went to the same server.  Any: a pool has methods that a database has not.
+    """
+    with contextlib.suppress(Exception):
+        # Drivers raise many kinds when they close what is broken already.
+        if isinstance(database, PooledDatabase):
+            database.manual_close()
+            database.close_idle()
+        else:
+            database.close()
+
+
+def is_locked(error: BaseException | None) -> bool:
+    """Tell whether an error says that another connection writes to a SQLite file."""
+    return isinstance(error, OperationalError) and "is locked" in str(error)
+
+
+def unavailable(error: BaseException) -> DatabaseAwayError:
+    """Return what to raise in place of a driver's error."""
+    return DatabaseAwayError(scrub(str(error).strip()))
+
+
+#: Where PostgreSQL says that any other event would fare no better: the connection, its rights,
+#: its resources, a deadlock, a lock, a shutdown, a replica, tables that are not there yet.
+_AWAY_CLASSES = ("08", "28", "3D", "40", "53", "55", "57", "58")
+_AWAY_STATES = ("25006", "42501", "42P01", "42703")
+#: What SQLite says of a statement in error; it has one class for that and for what is locked.
+_REFUSED_BY_SQLITE = re.compile(
+    "syntax error|unrecognized token|incomplete input|no such function|wrong number of arguments"
+    "|misuse|ambiguous column|too many"
+)
+
+
+def is_unavailable(error: PeeweeException) -> bool:
+    """Distinguish an unavailable database from a rejected statement."""
+    original = getattr(error, "orig", None)
+    number = next(iter(getattr(original, "args", ())), None)
+    if isinstance(number, int) and number:
+        return is_away_by_number(number)
+    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    if state is not None:
+        return state[:2] in _AWAY_CLASSES or state in _AWAY_STATES
+    if isinstance(original, sqlite3.Error) and _REFUSED_BY_SQLITE.search(str(original)):
+        return False
+    return isinstance(error, (OperationalError, InterfaceError))
+
+
+def _rest(pause: float) -> float:
+    """Sleep for about *pause* seconds; return the next pause."""
+    # Not all that wait at the same instants.
+    time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
+    return min(pause * 1.5, _PAUSE_AT_MOST)

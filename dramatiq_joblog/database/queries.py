@@ -1,0 +1,205 @@
+"""Queries that give back the connection that was opened for them, and models that make them.
+
+A select is asked whole: its rows are read before the connection goes.  ``iterator()`` reads as
+it goes along, and gives it back at its end.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from peewee import (  # type: ignore[attr-defined]
+    InterfaceError,
+    Model,
+    ModelCompoundSelectQuery,
+    ModelDelete,
+    ModelInsert,
+    ModelRaw,
+    ModelSelect,
+    ModelUpdate,
+    __exception_wrapper__,
+)
+
+from .checkout import checked_out
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from peewee import Database
+
+    # What is mixed into peewee's queries; their types are peewee's own.
+    _Query: Any = object
+else:
+    _Query = object
+
+
+class _Lent(_Query):  # type: ignore[misc]
+    """A query that is executed on a connection of its own, if its thread has none."""
+
+    # Any: peewee's queries are untyped, as are their results.
+
+    def execute(self, database: Database | None = None) -> Any:
+        """Execute the query; see peewee."""
+        database = self._bound_to(database)
+        with checked_out(database) as opened:
+            result = super().execute(database)
+            if opened and hasattr(result, "fill_cache"):
+                with __exception_wrapper__:
+                    result.fill_cache()
+            return result
+
+    def _bound_to(self, database: Database | None) -> Database:
+        found: Database | None = database or self._database
+        if found is None:
+            raise InterfaceError(
+                f"{self.model.__name__} is bound to no log: ask the model of one, as joblog.Job"
+            )
+        return found
+
+
+class _LentSelect(_Lent):
+    """A select whose terminal methods ask on one connection."""
+
+    #: The result, once there is one; peewee's.
+    _cursor_wrapper: Any
+
+    def iterator(self, database: Database | None = None) -> Iterator[Any]:
+        """Iterate without keeping rows; see peewee."""
+        database = self._bound_to(database)
+        with checked_out(database):
+            yield from super().iterator(database)
+
+    def scalars(self, database: Database | None = None) -> Iterator[Any]:
+        """Iterate over the first column; see peewee."""
+        yield from [row[0] for row in self.tuples().execute(database)]
+
+    def count(self, database: Database | None = None, clear_limit: Any = False) -> int:
+        """Count the rows; see peewee."""
+        database = self._bound_to(database)
+        with checked_out(database):
+            return int(super().count(database, clear_limit))
+
+    def exists(self, database: Database | None = None) -> bool:
+        """Tell whether there is a row; see peewee."""
+        database = self._bound_to(database)
+        with checked_out(database):
+            return bool(super().exists(database))
+
+    def peek(self, database: Database | None = None, n: int = 1) -> Any:
+        """Return the first rows; see peewee."""
+        database = self._bound_to(database)
+        with checked_out(database) as opened:
+            rows = super().peek(database, n)
+            if opened:
+                self._let_go()
+            return rows
+
+    def __getitem__(self, value: Any) -> Any:
+        if self._cursor_wrapper is not None or self._database is None:
+            return super().__getitem__(value)
+        with checked_out(self._database) as opened:
+            rows = super().__getitem__(value)
+            if opened:
+                self._let_go()
+            return rows
+
+    def _let_go(self) -> None:
+        """Forget a result that was read in part: its connection goes."""
+        result = self._cursor_wrapper
+        if result is not None and not result.populated:
+            self._cursor_wrapper = None
+
+    def union_all(self, rhs: Any) -> Any:
+        """Return all rows of both; see peewee."""
+        return CompoundSelect(self.model, self, "UNION ALL", rhs)
+
+    def union(self, rhs: Any) -> Any:
+        """Return the rows of either; see peewee."""
+        return CompoundSelect(self.model, self, "UNION", rhs)
+
+    def intersect(self, rhs: Any) -> Any:
+        """Return the rows of both; see peewee."""
+        return CompoundSelect(self.model, self, "INTERSECT", rhs)
+
+    def except_(self, rhs: Any) -> Any:
+        """Return the rows of one that are not of the other; see peewee."""
+        return CompoundSelect(self.model, self, "EXCEPT", rhs)
+
+    __add__, __or__, __and__, __sub__ = union_all, union, intersect, except_
+
+
+if TYPE_CHECKING:
+    # Rows are of the user's own model, which no checker can know here.
+    Select = ModelSelect[Any]
+    CompoundSelect: Any = ModelCompoundSelectQuery
+else:
+
+    class Select(_LentSelect, ModelSelect):
+        """A select of rows."""
+
+    class CompoundSelect(_LentSelect, ModelCompoundSelectQuery):
+        """Two selects in one."""
+
+
+class _Raw(_Lent, ModelRaw):  # type: ignore[misc]
+    """A statement in SQL."""
+
+
+class _Insert(_Lent, ModelInsert):  # type: ignore[misc]
+    """An insert."""
+
+
+class _Update(_Lent, ModelUpdate):  # type: ignore[misc]
+    """An update."""
+
+
+class _Delete(_Lent, ModelDelete):  # type: ignore[misc]
+    """A deletion."""
+
+
+def _as(kind: Any, query: Any) -> Any:
+    """Return *query* as another class of query, as peewee clones one."""
+    own = kind.__new__(kind)
+    own.__dict__.update(query.__dict__)
+    return own
+
+
+class LentModel(Model):
+    """A model whose queries give back the connection that was opened for them."""
+
+    # Any: what peewee's own methods take and return.
+
+    @classmethod
+    def select(cls, *fields: Any) -> Any:
+        """Select rows; see peewee."""
+        return Select(cls, fields or cls._meta.sorted_fields, is_default=not fields)
+
+    @classmethod
+    def insert(cls, *args: Any, **values: Any) -> Any:
+        """Insert a row; see peewee."""
+        return _as(_Insert, super().insert(*args, **values))
+
+    @classmethod
+    def insert_many(cls, *args: Any, **options: Any) -> Any:
+        """Insert rows; see peewee."""
+        return _as(_Insert, super().insert_many(*args, **options))
+
+    @classmethod
+    def insert_from(cls, *args: Any, **options: Any) -> Any:
+        """Insert what a query returns; see peewee."""
+        return _as(_Insert, super().insert_from(*args, **options))
+
+    @classmethod
+    def update(cls, *args: Any, **values: Any) -> Any:
+        """Update rows; see peewee."""
+        return _as(_Update, super().update(*args, **values))
+
+    @classmethod
+    def delete(cls) -> Any:
+        """Delete rows; see peewee."""
+        return _as(_Delete, super().delete())
+
+    @classmethod
+    def raw(cls, *args: Any, **options: Any) -> Any:
+        """Write a statement in SQL; see peewee."""
+        return _as(_Raw, super().raw(*args, **options))

@@ -1,0 +1,91 @@
+"""The parameters of a database's URL: what holds if it names none, and what it may name."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import peewee
+
+from dramatiq_joblog.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: What the server shows of our connections, unless the URL or the environment names them.
+APPLICATION = "dramatiq_joblog"
+
+#: How often psycopg sees a statement before it prepares it: connections that ask never do, as
+#: behind PgBouncer what is prepared on one is met on another; the writer's prepares by itself.
+NEVER = 2**31
+
+#: The pool; times are seconds, as peewee's are.
+_POOL: dict[str, Any] = {"max_connections": 100, "timeout": 10, "stale_timeout": 300}
+#: What a URL may name beside what its driver takes.
+_OF_PEEWEE = {
+    "sqlite": {"check_same_thread", "cached_statements", "detect_types", "uri"},
+    "postgresql": {"encoding", "isolation_level", "prefer_psycopg3", "prepare_threshold"},
+    "mysql": {"mariadb"},
+}
+#: Connections that the smallest pool has: the writer keeps one, and who asks needs another.
+_LEAST = 2
+
+
+def options_of(kind: str) -> dict[str, Any]:
+    """Return how to connect to a kind of database, if its URL does not say otherwise."""
+    if kind == "sqlite":
+        return _POOL | {
+            "check_same_thread": False,  # the pool hands them on, one thread at a time
+            "pragmas": {"busy_timeout": 5000, "synchronous": "normal"},
+        }
+    if kind == "mysql":
+        # An update counts the rows that it found, as elsewhere: CLIENT.FOUND_ROWS.
+        options = _POOL | {"client_flag": 2, "connect_timeout": 5}
+        if "program_name" in _parameters_of_driver(kind):
+            options["program_name"] = APPLICATION
+        return options
+    # Not application_name: the URL's and that of PGAPPNAME are asked first.
+    options = _POOL | {"connect_timeout": 5, "fallback_application_name": APPLICATION}
+    if has_psycopg3():
+        options |= {"prefer_psycopg3": True, "prepare_threshold": NEVER}
+    return options
+
+
+def check_parameters(kind: str, named: Mapping[str, str]) -> None:
+    """Refuse what nobody knows, before a connection fails of it.
+
+    Raises:
+      ConfigurationError: If a parameter is not known, or the pool is too small.
+    """
+    of_driver = _parameters_of_driver(kind)
+    known = {*_POOL, *_OF_PEEWEE[kind], *of_driver}
+    for name, value in named.items():
+        if name not in known and (kind == "sqlite" or of_driver):
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(_POOL)}, ..."
+            raise ConfigurationError(
+                f"the database URL has the parameter {name!r}, which {kind} does not know; {hint}"
+            )
+        if name == "max_connections" and value.isdigit() and 0 < int(value) < _LEAST:
+            raise ConfigurationError(
+                f"the database URL has max_connections={value}: the log's writer keeps one "
+                f"connection, and who asks needs another; give at least {_LEAST}"
+            )
+
+
+def has_psycopg3() -> bool:
+    """Tell whether peewee has found psycopg 3."""
+    # Any: which drivers there are is known only now.
+    found: Any = peewee
+    return found.psycopg is not None
+
+
+def _parameters_of_driver(kind: str) -> set[str]:
+    """Return what a driver takes, or nothing where it does not say."""
+    found: Any = peewee
+    if kind == "mysql" and getattr(found.mysql, "__name__", "") == "pymysql":
+        return {*inspect.signature(found.mysql.connections.Connection).parameters}
+    if kind == "postgresql" and has_psycopg3():
+        return {d.keyword.decode() for d in found.psycopg.pq.Conninfo.get_defaults()}
+    return set()
