@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from .admin import audit as people
@@ -13,14 +12,17 @@ from .database.checkout import checked_out, transaction
 from .database.timeouts import bounded
 from .errors import JobLogError, LockNotAcquired, SearchError
 from .payload.sanitize import fold_jid
+from .payload.values import MAX_INT, MAX_MILLIS
 from .reading import counts, search
-from .schema.models import to_millis
+from .schema.fields import millis_of
+from .schema.query import count_asked
 from .statistics import series as stats
 from .statistics.rollups import level_of
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from datetime import datetime
 
     from peewee import Database
 
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from .states import State
     from .statistics.rollups import Totals
     from .statistics.series import Stats
+
+
+#: Steps that a time is told in at most.
+_MOST_STEPS = 10_000
 
 
 class Asking:
@@ -95,6 +101,7 @@ class Asking:
         Returns:
           Values, each with the number of its jobs where that is known.
         """
+        limit = count_asked("limit", limit)
         with checked_out(self.database):
             values = counts.complete(self.Job, key, prefix, limit)
         if key != "state":
@@ -114,6 +121,7 @@ class Asking:
         Returns:
           A count for every state, in the order of their lives.
         """
+        cap = count_asked("cap", cap, most=MAX_INT)
         query = self.jobs if query is None else query
         with checked_out(self.database):
             return counts.by_state(query, cap)
@@ -133,15 +141,17 @@ class Asking:
           by: What the groups are: ``"job_type"`` or ``"actor"``.
 
         Raises:
-          SearchError: If *by* is nothing to group by.
+          SearchError: If *by* is nothing to group by, or the time ends before it begins.
           ValueError: If an instant has no time zone.
+          TypeError: If it is no instant.
         """
         if by not in stats.GROUPED_BY:
             raise SearchError(
                 f"by={by!r} is nothing to group by: use one of {', '.join(stats.GROUPED_BY)}"
             )
-        begin = to_millis(since)
-        end = to_millis(until or datetime.now(timezone.utc))
+        begin, end = millis_of(since), _now() if until is None else millis_of(until)
+        if end < begin:
+            raise SearchError(f"since={since} is after until={until}: give the earlier one first")
         step = max(stats.step_of(end - begin), level_of(begin, _now()))
         begin, end = begin - begin % step, end - end % -step
         with checked_out(self.database):
@@ -154,7 +164,8 @@ class Asking:
 
     def oldest(self, limit: int = 5) -> list[Any]:
         """Return the jobs that have waited longest for a run that is due, the oldest first."""
-        return list(self._due().order_by(self.Job.created_at, self.Job.id).limit(limit))
+        oldest = self._due().order_by(self.Job.created_at, self.Job.id)
+        return list(oldest.limit(count_asked("limit", limit)))
 
     def dead_groups(self, windows: Iterable[int] = people.DEFAULT_WINDOWS) -> list[DeadGroup]:
         """Group the dead jobs that nobody dismissed by error and actor.
@@ -165,8 +176,9 @@ class Asking:
         Returns:
           The groups with a job within the longest window; those that died last come first.
         """
+        windows = [count_asked("windows", window, most=MAX_MILLIS) for window in windows]
         with checked_out(self.database):
-            return people.dead_groups(self.Job, windows, _now())
+            return people.dead_groups(self.Job, windows, _now()) if windows else []
 
     def dead_series(self, window: int, *, step: int) -> dict[tuple[str | None, str], list[int]]:
         """Tell when the jobs of :meth:`dead_groups` became dead.
@@ -179,6 +191,8 @@ class Asking:
         Returns:
           How many in each step, by error and actor.
         """
+        window = count_asked("window", window, most=MAX_MILLIS)
+        step = count_asked("step", step, least=-(-window // _MOST_STEPS), most=MAX_MILLIS)
         return people.dead_series(self.Job, window, step, _now())
 
     def prune(
@@ -213,6 +227,7 @@ class Asking:
           JobLogError: If another process prunes now.
         """
         self._settle()
+        batch = count_asked("batch", batch)
         retention = self.chores.retention.but(keep)
         if dry_run:
             with checked_out(self.database):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .errors import RequeueError
+from .schema.query import count_asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,6 +73,7 @@ class Replaying:
         Returns:
           What was ``sent``, new messages in order, and what was ``refused``: the reasons by jid.
         """
+        limit = count_asked("limit", limit, least=0)
         sender = self._checked_sender("of a query")
         return sender.requeue_all(query, limit=limit, who=who, broker=broker, progress=progress)
 

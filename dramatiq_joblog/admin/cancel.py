@@ -10,6 +10,7 @@ from dramatiq_joblog.errors import CancelError, JobNotFound
 from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.recording.heartbeat import is_gone
 from dramatiq_joblog.schema.models import to_millis
+from dramatiq_joblog.schema.query import count_asked
 from dramatiq_joblog.states import CANCELLABLE, DeadReason, State
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class Cancelling:
           The jids of those that are ``cancelled``, and what was ``refused`` as it began meanwhile:
           the reasons by jid.
         """
+        limit = count_asked("limit", limit, least=0)
         jobs = list(query.in_state(*CANCELLABLE).order_by(self.Job.id).limit(limit))
         result = Cancelled()
         for done, job in enumerate(jobs, 1):

@@ -18,6 +18,7 @@ from dramatiq_joblog.payload.parameters import parameters_of
 from dramatiq_joblog.payload.sanitize import clean, clean_optional, fold_jid, message_of
 from dramatiq_joblog.recording.log_lines import check_level
 from dramatiq_joblog.recording.transitions import default_of
+from dramatiq_joblog.schema.fields import UserIdField, is_text_of_number, user_asked
 from dramatiq_joblog.schema.query import user_field
 
 from .arguments import Arguments
@@ -199,7 +200,7 @@ class Messages:
         row |= arguments
         notes = [note] if note else []
         try:
-            row[self.user_column] = self._user(message)
+            row |= self._user(message)
             for name, field in self.own_fields.items():
                 value = option(broker, message, name)
                 row[field.column_name] = field.db_value(
@@ -228,13 +229,17 @@ class Messages:
             text = self.arguments.redactor(broker, message).error(message_of(e))
             raise ConfigurationError(f"{where}: its key could not be made: {text}") from e
 
-    def _user(self, message: AnyMessage) -> Any:
+    def _user(self, message: AnyMessage) -> dict[str, Any]:
+        """Return the columns of the user."""
         value = message.options.get("job_user")
         if value is None:
             reader = self._users.get(message.actor_name)
             value = None if reader is None else reader(message)
-        value = user_field(self._joblog.Job).db_value(value)
-        return clean_optional(value) if isinstance(value, str) else value
+        field = user_field(self._joblog.Job)
+        columns = {field.column_name: user_asked(field, value)}
+        if isinstance(field, UserIdField) and is_text_of_number(value):
+            columns["user_is_text"] = True
+        return columns
 
 
 def _max_retries(broker: Broker, message: AnyMessage) -> int | None:

@@ -48,6 +48,45 @@ def add_missing_indexes(model: Any) -> None:
             database.execute(model._schema._create_index(index, safe=False))
 
 
+#: How texts are compared so that those differ too which differ by trailing spaces: in MariaDB,
+#: and in MySQL from 8.0.17 on.
+_UNPADDED = ("utf8mb4_nopad_bin", "utf8mb4_0900_bin")
+
+
+def tell_apart(model: Any) -> None:
+    """Have the short texts of a table compared as elsewhere: trailing spaces are not left aside.
+
+    A table that is so already, or is not there, is left as it is.
+    """
+    database, table = model._meta.database, model._meta.table_name
+    param = database.param
+    known = database.execute_sql(
+        "SELECT collation_name FROM information_schema.collations "
+        f"WHERE collation_name IN ({param}, {param})",
+        _UNPADDED,
+    ).fetchall()
+    if not known:
+        # An older MySQL, that has no such thing.
+        return
+    ((collation, *_), *_) = known
+    # A foreign key must be compared as what it leads to.
+    foreign = {field.column_name for field in model._meta.refs}
+    columns = database.execute_sql(
+        "SELECT column_name, column_type, is_nullable FROM information_schema.columns "
+        f"WHERE table_schema = database() AND table_name = {param} "
+        "AND data_type = 'varchar' AND collation_name = 'utf8mb4_bin' ORDER BY ordinal_position",
+        (table,),
+    ).fetchall()
+    changes = [
+        f"MODIFY `{name}` {kind} CHARACTER SET utf8mb4 COLLATE {collation} "
+        f"{'NULL' if nullable == 'YES' else 'NOT NULL'}"
+        for name, kind, nullable in columns
+        if name not in foreign
+    ]
+    if changes:
+        database.execute_sql(f"ALTER TABLE `{table}` {', '.join(changes)}")
+
+
 def prepare_session(database: Database, timeout: int) -> None:
     """Set what a connection that writes needs; *timeout* is in milliseconds."""
     ((version,),) = database.execute_sql("SELECT version()").fetchall()

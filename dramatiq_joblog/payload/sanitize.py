@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .redaction import as_text, without_loops
@@ -20,6 +22,10 @@ MAX_JID = 255
 MAX_MESSAGE = 10_000
 MAX_TRACEBACK = 100_000
 MAX_DOCUMENT = 64_000
+#: A document that lies deeper in itself than this is kept as text: not every reader takes it.
+MAX_DEPTH = 100
+#: A number of more bits is one that Python itself does not read.
+_LONG = 14_000
 
 _NO_JSON = "arguments that JSON cannot hold are kept as text"
 #: How a document begins that stands for one that was too long.
@@ -27,6 +33,9 @@ LEFT_OUT = '{"left_out": '
 
 # No database holds NUL in text on PostgreSQL, and no driver encodes a lone surrogate.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+#: What JSON gives back as it is.
+_SCALARS = (bool, float, int, str, type(None))
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def clean(text: str, limit: int) -> str:
@@ -46,25 +55,40 @@ def clean_redacted(text: str, limit: int, redact: Callable[[str], str]) -> str:
     return clean(redact(text), limit)
 
 
-def clean_optional(text: Any, limit: int = 255) -> str | None:
-    """Return ``str(text)`` as it can be stored, cut at *limit*, or None for None."""
-    if text is None:
-        return None
-    return _UNSTORABLE.sub("\ufffd", str(getattr(text, "value", text)))[:limit]
+def text_of(value: Any) -> str:
+    """Return the text of any value: an enum member's value, else ``str``, whatever that does."""
+    if isinstance(value, Enum):
+        value = value.value
+    if not isinstance(value, str):
+        try:
+            value = str(value)
+        except Exception:  # noqa: BLE001
+            # Its own code is at fault, which the job must not notice.
+            value = as_text(value)
+    # A subclass may be anything but a text.
+    return str.__str__(value)
 
 
-def fold_jid(jid: str) -> str:
-    """Return *jid*, or the same short stand-in for the same too long one."""
-    jid = _UNSTORABLE.sub("\ufffd", str(jid))
-    if len(jid) <= MAX_JID:
-        return jid
-    return f"sha256:{hashlib.sha256(jid.encode()).hexdigest()}"
+def clean_optional(text: Any, limit: int | None = 255) -> str | None:
+    """Return the text of a value as it can be stored, cut at *limit*, or None for None."""
+    return None if text is None else _UNSTORABLE.sub("\ufffd", text_of(text))[:limit]
+
+
+def fold_jid(jid: Any) -> str:
+    """Return the text of *jid*, or the same short stand-in for the same too long one.
+
+    Every key is made fit by this, so that what is stored is found, and two are told apart.
+    """
+    text = _UNSTORABLE.sub("\ufffd", text_of(jid))
+    if len(text) <= MAX_JID:
+        return text
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def message_of(error: BaseException) -> str:
     """Return an error's text, whatever its own ``__str__`` does."""
     try:
-        return str(error)
+        return str.__str__(str(error))
     except Exception as e:  # noqa: BLE001
         # Its name is still worth keeping.
         return f"<{type(error).__name__} whose text raised {type(e).__name__}>"
@@ -93,12 +117,11 @@ def document(value: Any, redactor: Redactor, names: Sequence[str] = ()) -> Docum
     """
     try:
         kept = redactor.value(value, names)
-        text, note = _dumps(kept)
+        text, note = write_json(kept)
         redacted = kept is not value
-    except (TypeError, ValueError, RecursionError):
-        # It holds itself, or is as deep as if it did.
-        whole = without_loops(value)
-        kept = redactor.value(whole, names)
+    except Exception:  # noqa: BLE001
+        # It holds itself, is as deep as if it did, or its own code is at fault.
+        whole, kept = _as_last_resort(value, redactor, names)
         text, note = json.dumps(clean(as_text(kept), MAX_DOCUMENT // 2)), _NO_JSON
         redacted = kept is not whole
     if len(text) > MAX_DOCUMENT:
@@ -107,8 +130,117 @@ def document(value: Any, redactor: Redactor, names: Sequence[str] = ()) -> Docum
     return Document(text, note, redacted)
 
 
-def _dumps(value: Any) -> tuple[str, str | None]:
+def _as_last_resort(value: Any, redactor: Redactor, names: Sequence[str]) -> tuple[Any, Any]:
+    """Return what is left of a value that cannot be written, and that without its secrets."""
     try:
-        return json.dumps(value), None
-    except (TypeError, ValueError):
-        return json.dumps(value, default=as_text, skipkeys=True), _NO_JSON
+        whole = without_loops(value)
+        return whole, redactor.value(whole, names)
+    except Exception as e:  # noqa: BLE001
+        # Not even that: what it holds is not known, so that nothing of it is kept.
+        whole = f"<{type(value).__name__} that raised {type(e).__name__}>"
+        return whole, whole
+
+
+def write_json(value: Any) -> tuple[str, str | None]:
+    """Write *value* as JSON that every reader takes, and a note if it is not as it was.
+
+    Raises:
+      ValueError: If it holds itself, or is deeper than :data:`MAX_DEPTH`.
+    """
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except Exception:  # noqa: BLE001
+        # What JSON has no word for, or whose own code is at fault.
+        text = ""
+    if text and not _may_be_unfit(text):
+        return text, None
+    plain = _plain(value, ())
+    text = json.dumps(plain, allow_nan=False)
+    return text, None if is_plain(value, exactly=False) else _NO_JSON
+
+
+def read_json(text: Any) -> Any:
+    """Read a document, whoever wrote it; what is none is given back as its text.
+
+    NaN and the infinities, which are no JSON, are read as texts, and half a surrogate pair as
+    the sign for what cannot be shown.
+    """
+    if not isinstance(text, str):
+        text = bytes(text).decode(errors="replace") if isinstance(text, bytes) else str(text)
+    try:
+        value = json.loads(text, parse_constant=str, parse_float=_finite)
+        return _plain(value, ()) if _may_be_unfit(text) else value
+    except (ValueError, RecursionError):
+        return text
+
+
+def is_plain(value: Any, *, exactly: bool = True) -> bool:
+    """Tell whether JSON gives a value back as it is; the value's own code is not asked.
+
+    Parameters:
+      value: Anything that JSON was made of.
+      exactly: Whether the types are to be the same too: what JSON changes without a word, as a
+        tuple, an enum member or a key that is a number, is not plain then.
+    """
+    if isinstance(value, dict) and (not exactly or type(value) is dict):
+        return all(
+            isinstance(key, str if exactly else _SCALARS)
+            and is_plain(key, exactly=exactly)
+            and is_plain(item, exactly=exactly)
+            for key, item in value.items()
+        )
+    if isinstance(value, (list, tuple)) and (not exactly or type(value) is list):
+        return all(is_plain(item, exactly=exactly) for item in value)
+    if exactly and type(value) not in _SCALARS:
+        return False
+    if isinstance(value, str):
+        return _SURROGATE.search(value) is None
+    if isinstance(value, int):
+        return int.bit_length(value) < _LONG
+    return value is None or (isinstance(value, float) and math.isfinite(value))
+
+
+def _may_be_unfit(text: str) -> bool:
+    """Tell whether JSON text needs a look: half a pair may be in it, or it may be too deep."""
+    return "\\ud" in text or "\\uD" in text or text.count("[") + text.count("{") > MAX_DEPTH
+
+
+def _plain(value: Any, inside: tuple[int, ...]) -> Any:
+    """Return *value* as JSON has it; *inside* are the ids of what it lies in."""
+    if not isinstance(value, (dict, list, tuple)):
+        return _plain_scalar(value)
+    if id(value) in inside or len(inside) >= MAX_DEPTH:
+        raise ValueError("it holds itself, or is too deep")
+    inside = (*inside, id(value))
+    if isinstance(value, dict):
+        return {_key(key): _plain(item, inside) for key, item in value.items()}
+    return [_plain(item, inside) for item in value]
+
+
+def _plain_scalar(value: Any) -> Any:
+    """Return what holds nothing as JSON has it."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        bits = int.bit_length(value)
+        return int.__index__(value) if bits < _LONG else f"a number of {bits} bits"
+    if isinstance(value, float):
+        return _finite(float.__repr__(value))
+    return _SURROGATE.sub("\ufffd", value if isinstance(value, str) else as_text(value))
+
+
+def _key(key: Any) -> str:
+    """Return a key of a document as JSON writes it, or as Python does."""
+    if isinstance(key, str):
+        return _SURROGATE.sub("\ufffd", key)
+    if key is None or isinstance(key, (bool, int, float)):
+        return json.dumps(_plain_scalar(key)).strip('"')
+    return _SURROGATE.sub("\ufffd", as_text(key))
+
+
+def _finite(text: str) -> float | str:
+    """Read a number, or return the word for one that JSON has no number for."""
+    number = float(text)
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-from peewee import SQL, Expression, IntegerField, MySQLDatabase, NodeList, Value, fn
+from peewee import SQL, CharField, Expression, MySQLDatabase, NodeList, TextField, Value, fn
 
 from dramatiq_joblog.errors import SearchError
-from dramatiq_joblog.payload.sanitize import fold_jid
+from dramatiq_joblog.payload.sanitize import clean, fold_jid
+from dramatiq_joblog.schema.fields import user_asked
 from dramatiq_joblog.schema.query import literal_states, user_field
 from dramatiq_joblog.states import GROUPS, State
 
@@ -41,6 +42,9 @@ KEYS: dict[str, str] = {
     "ended": "became finished, dead or skipped at or after, alike",
     "dismissed": "yes or no: whether someone said that a dead job needs no more attention",
 }
+
+#: Characters and words of a search at most.
+MAX_SEARCH, MAX_TERMS = 10_000, 100
 
 _WORD = re.compile(
     r"(?P<minus>-)?(?:(?P<key>[A-Za-z_]+):)?"
@@ -81,7 +85,11 @@ def parse(text: str) -> list[Term]:
     Raises:
       SearchError: If a key is not known, has no value, or a quote is not closed.
     """
-    terms = []
+    if len(text) > MAX_SEARCH:
+        raise SearchError(
+            f"a search of {len(text):,} characters is longer than {MAX_SEARCH:,}: use fewer words"
+        )
+    terms: list[Term] = []
     position = 0
     while position < len(text):
         if text[position].isspace():
@@ -91,6 +99,8 @@ def parse(text: str) -> list[Term]:
         if found is None or found["plain"] == '"' or (found["plain"] or "").count('"') % 2:
             raise SearchError(f"the search {text!r} has a quote that is not closed")
         terms.append(_term(found, text))
+        if len(terms) > MAX_TERMS:
+            raise SearchError(f"the search has more than {MAX_TERMS} words: use fewer")
         position = found.end()
     return terms
 
@@ -238,9 +248,15 @@ class _Reader:
     def _user(self, value: str) -> Any:
         field: Any = user_field(self._job)
         target = getattr(field, "rel_field", field)
+        if "*" in value and not isinstance(target, (CharField, TextField)):
+            raise SearchError(
+                f"user:{value} is no id of a user of this log: * stands in texts only"
+            )
+        if "*" in value:
+            return _like(field, value)
         try:
-            return field == (int(value) if isinstance(target, IntegerField) else value)
-        except ValueError:
+            return field == user_asked(field, value)
+        except SearchError:
             raise SearchError(f"user:{value} cannot be the id of a user of this log") from None
 
     def _dismissed(self, value: str) -> Any:
@@ -253,6 +269,7 @@ def _like(field: Any, value: str) -> Any:
     """Return that *field* is *value*, in which a ``*`` stands for any text."""
     if "*" not in value:
         return field == value
+    value = clean(re.sub(r"\*+", "*", value), MAX_SEARCH)
     pattern = "%".join(re.sub(r"([!%_])", r"!\1", part) for part in value.split("*"))
     if isinstance(field.model._meta.database, MySQLDatabase):
         # Its columns tell cases apart, and so does its LIKE.

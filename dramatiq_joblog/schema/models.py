@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from datetime import datetime, timezone
 from enum import Enum
 from typing import Any, ClassVar
@@ -10,103 +10,51 @@ from typing import Any, ClassVar
 from peewee import (
     SQL,
     BigAutoField,
-    BigIntegerField,
-    CharField,
+    BooleanField,
     ForeignKeyField,
-    IntegerField,
     ModelBase,
     MySQLDatabase,
-    TextField,
 )
 
 from dramatiq_joblog.database.queries import LentModel
-from dramatiq_joblog.payload.sanitize import MAX_JID
+from dramatiq_joblog.payload.sanitize import MAX_JID, text_of
+from dramatiq_joblog.payload.values import to_millis
 from dramatiq_joblog.states import IN_PROGRESS, State
 
+from .fields import (
+    BigNumberField,
+    InstantField,
+    JsonField,
+    KeyField,
+    NameField,
+    NumberField,
+    ProseField,
+    StateField,
+    UserIdField,
+    instant_of,
+)
 from .query import JobQuery, literal_states
+
+__all__ = [
+    "Action",
+    "Failure",
+    "InstantField",
+    "Job",
+    "JsonField",
+    "Line",
+    "Lock",
+    "Mark",
+    "StateField",
+    "Total",
+    "UserIdField",
+    "Worker",
+    "add_indexes",
+    "instant_of",
+    "to_millis",
+]
 
 #: As much of an error's class is in a total: the key of an index of MySQL has no room for more.
 MAX_TOTAL_ERROR = 200
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-
-
-def to_millis(instant: datetime) -> int:
-    """Return *instant* in milliseconds since 1970.
-
-    Raises:
-      ValueError: If *instant* has no time zone.
-    """
-    if instant.tzinfo is None:
-        raise ValueError(
-            f"{instant!r} has no time zone: use an aware datetime, as datetime.now(timezone.utc)"
-        )
-    since = instant - _EPOCH
-    return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
-
-
-def instant_of(millis: int) -> datetime:
-    """Return the aware UTC datetime of milliseconds since 1970."""
-    seconds, rest = divmod(int(millis), 1000)
-    return datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=rest * 1000)
-
-
-class InstantField(BigIntegerField):
-    """An instant: an aware UTC datetime, kept as milliseconds since 1970.
-
-    A number reads the same on every database and driver, and whatever the session's time zone.
-    """
-
-    def db_value(self, value: datetime | int | None) -> int | None:
-        """Accept an aware datetime, or milliseconds."""
-        return to_millis(value) if isinstance(value, datetime) else value
-
-    def python_value(self, value: int | None) -> datetime | None:
-        """Return an aware UTC datetime."""
-        return None if value is None else instant_of(value)
-
-
-class StateField(CharField):
-    """A state as short text, read back as a :class:`State`."""
-
-    def db_value(self, value: str | None) -> str | None:
-        """Store the plain text of a member."""
-        return None if value is None else str(getattr(value, "value", value))
-
-    def python_value(self, value: str | None) -> str | None:
-        """Return the member, or the text itself if a newer version wrote it."""
-        try:
-            return State(value) if value is not None else None
-        except ValueError:
-            return value
-
-
-class UserIdField(CharField):
-    """A user's id of any kind, kept as text; whole numbers come back as ``int``."""
-
-    def db_value(self, value: Any) -> str | None:
-        """Accept a number, text, or anything whose ``str`` is the id, as a UUID."""
-        return None if value is None else str(getattr(value, "value", value))
-
-    def python_value(self, value: str | None) -> int | str | None:
-        """Return ``7`` for what was stored from ``7`` or ``"7"``."""
-        if value is not None and value.isascii() and str(value).lstrip("-").isdigit():
-            number = int(value)
-            if str(number) == value:
-                return number
-        return value
-
-
-class JsonField(TextField):
-    """A JSON document kept as text, so that every database and driver reads it alike."""
-
-    def db_value(self, value: Any) -> str | None:
-        """Accept anything that JSON can hold."""
-        return None if value is None else json.dumps(value)
-
-    def python_value(self, value: str | None) -> Any:
-        """Return the document."""
-        return None if value is None else json.loads(value)
 
 
 class _Row(LentModel):
@@ -123,11 +71,12 @@ class _Row(LentModel):
         """
         meta: Any = self._meta
         return {
-            field.object_id_name if isinstance(field, ForeignKeyField) else field.name: _plain(
-                self.__data__.get(field.name)
+            name: _plain(getattr(self, name))
+            for name in (
+                field.object_id_name if isinstance(field, ForeignKeyField) else field.name
+                for field in meta.sorted_fields
+                if field.name not in self._own
             )
-            for field in meta.sorted_fields
-            if field.name not in self._own
         }
 
 
@@ -154,23 +103,25 @@ class Job(_Row, metaclass=_JobBase):
     #: The log's own key, in order of insertion.
     id = BigAutoField()
     #: Dramatiq's ``message_id``: the same through every retry, delay and redelivery.
-    jid = CharField(max_length=MAX_JID, unique=True)
+    jid = KeyField(max_length=MAX_JID, unique=True)
     #: Name of the actor.
-    actor = CharField(max_length=255)
+    actor = NameField(max_length=255)
     #: Name of the queue, without the suffix of a delay queue.
-    queue = CharField(max_length=255)
+    queue = NameField(max_length=255)
     #: What kind of work it is, or None.
-    job_type = CharField(max_length=255, null=True)
+    job_type = NameField(max_length=255, null=True)
     #: Whom the job works for, or None.
-    user_id = UserIdField(max_length=255, null=True)
+    user_id = UserIdField(max_length=MAX_JID, null=True)
+    #: True for a user's id that is a text and reads like a whole number; None for any other.
+    user_is_text = BooleanField(null=True)
     #: Where the job stands.
     state = StateField(max_length=16)
     #: Number of the current or last attempt; 1 for the first.
-    attempt = IntegerField()
+    attempt = NumberField()
     #: How often it may be retried; None if nothing says so.
-    max_retries = IntegerField(null=True)
+    max_retries = NumberField(null=True)
     #: How many of its runs lost their worker; None if none did.
-    interruptions = IntegerField(null=True)
+    interruptions = NumberField(null=True)
     #: When it runs next, in the states that have a next run.
     eta = InstantField(null=True)
     #: When it was first sent.
@@ -184,29 +135,29 @@ class Job(_Row, metaclass=_JobBase):
     #: When its row last changed.
     updated_at = InstantField()
     #: Milliseconds the last ended run took.
-    duration = BigIntegerField(null=True)
+    duration = BigNumberField(null=True)
     #: Milliseconds between being sent and the first run.
-    queue_time = BigIntegerField(null=True)
+    queue_time = BigNumberField(null=True)
     #: Class of the last error; None once the job has finished.
-    error_type = CharField(max_length=255, null=True)
+    error_type = NameField(max_length=255, null=True)
     #: Text of the last error; None once the job has finished.
-    error_message = TextField(null=True)
+    error_message = ProseField(null=True)
     #: Why the job is dead, a :class:`DeadReason`.
-    dead_reason = CharField(max_length=32, null=True)
+    dead_reason = NameField(max_length=32, null=True)
     #: What skipped the job.
-    skip_reason = TextField(null=True)
+    skip_reason = ProseField(null=True)
     #: ``host:pid:thread`` of the last run.
-    worker = CharField(max_length=255, null=True)
+    worker = NameField(max_length=255, null=True)
     #: The process of the last run, a :class:`Worker`'s.
-    process = CharField(max_length=16, null=True)
+    process = NameField(max_length=16, null=True)
     #: The current or last run: only its holder may end it.
-    token = CharField(max_length=32, null=True)
+    token = NameField(max_length=32, null=True)
     #: Positional arguments.
     args = JsonField(null=True)
     #: Keyword arguments.
     kwargs = JsonField(null=True)
     #: The key of its critical section.
-    section = CharField(max_length=MAX_JID, null=True)
+    section = KeyField(max_length=MAX_JID, null=True)
     #: Since when it waits for its section, by the database's clock; None when it does not.
     waiting_since = InstantField(null=True)
     #: What the job noted about itself.
@@ -214,30 +165,30 @@ class Job(_Row, metaclass=_JobBase):
     #: The last progress that the job told.
     progress = JsonField(null=True)
     #: The job that sent this one.
-    parent_jid = CharField(max_length=MAX_JID, null=True)
+    parent_jid = KeyField(max_length=MAX_JID, null=True)
     #: The first job of its family.
-    root_jid = CharField(max_length=MAX_JID, null=True)
+    root_jid = KeyField(max_length=MAX_JID, null=True)
     #: The job that this one runs again.
-    replay_of = CharField(max_length=MAX_JID, null=True)
+    replay_of = KeyField(max_length=MAX_JID, null=True)
     #: The newest job that runs this one again.
-    replayed_by = CharField(max_length=MAX_JID, null=True)
+    replayed_by = KeyField(max_length=MAX_JID, null=True)
     #: The options of its message that a new run of it needs.
     options = JsonField(null=True)
     #: Why `args`, `kwargs` and `options` are not as they were sent; None if they are.
-    withheld = CharField(max_length=255, null=True)
+    withheld = NameField(max_length=255, null=True)
     #: The message as it was sent, encrypted; only where something is withheld.
-    sealed = TextField(null=True)
+    sealed = ProseField(null=True)
     #: The trace that it belongs to, where one is known.
-    trace_id = CharField(max_length=64, null=True)
+    trace_id = NameField(max_length=64, null=True)
     #: When someone said that this dead job needs no more attention.
     dismissed_at = InstantField(null=True)
     #: What could not be stored as it was, and what was stored in its place.
-    note = TextField(null=True)
+    note = ProseField(null=True)
 
     class Meta:
         table_name = "joblog_job"
 
-    _own = frozenset({"id", "options", "process", "sealed", "token"})
+    _own = frozenset({"id", "options", "process", "sealed", "token", "user_is_text"})
     #: The failures' and the lines' models of the same log; set when the log is made.
     failure_model: ClassVar[Any] = None
     line_model: ClassVar[Any] = None
@@ -300,27 +251,27 @@ class Failure(_Row):
     #: In order of insertion.
     id = BigAutoField()
     #: The job.
-    jid = CharField(max_length=MAX_JID)
+    jid = KeyField(max_length=MAX_JID)
     #: The run.
-    token = CharField(max_length=32)
+    token = NameField(max_length=32)
     #: Number of the attempt that the run was.
-    attempt = IntegerField()
+    attempt = NumberField()
     #: How it ended, an :class:`Outcome`.
-    outcome = CharField(max_length=16)
+    outcome = NameField(max_length=16)
     #: When it started.
     started_at = InstantField(null=True)
     #: When it ended; for an interrupted run, the last sign of life of its worker.
     finished_at = InstantField(null=True)
     #: Milliseconds it took.
-    duration = BigIntegerField(null=True)
+    duration = BigNumberField(null=True)
     #: Class of the error.
-    error_type = CharField(max_length=255, null=True)
+    error_type = NameField(max_length=255, null=True)
     #: Text of the error.
-    error_message = TextField(null=True)
+    error_message = ProseField(null=True)
     #: The whole traceback, without any variables.
-    traceback = TextField(null=True)
+    traceback = ProseField(null=True)
     #: ``host:pid:thread``.
-    worker = CharField(max_length=255, null=True)
+    worker = NameField(max_length=255, null=True)
 
     class Meta:
         table_name = "joblog_failure"
@@ -342,25 +293,25 @@ class Worker(_Row):
     #: In order of appearance.
     id = BigAutoField()
     #: Names the process, and no other before or after it.
-    process = CharField(max_length=16, unique=True)
+    process = NameField(max_length=16, unique=True)
     #: Name of its host.
-    host = CharField(max_length=255)
+    host = NameField(max_length=255)
     #: Its number there.
-    pid = IntegerField()
+    pid = NumberField()
     #: Tells one boot of the host from another, where the system has such a thing.
-    boot_id = CharField(max_length=64, null=True)
+    boot_id = NameField(max_length=64, null=True)
     #: How many jobs it runs at once.
-    threads = IntegerField()
+    threads = NumberField()
     #: Names of the queues it takes jobs from.
     queues = JsonField(null=True)
     #: Milliseconds without a sign of life after which it is taken to be gone.
-    timeout = IntegerField()
+    timeout = NumberField()
     #: When it appeared, by the database's clock, as all its times.
     started_at = InstantField()
     #: Its last sign of life.
     heartbeat_at = InstantField()
     #: Milliseconds that its host's clock was ahead of the database's then.
-    skew = BigIntegerField(null=True)
+    skew = BigNumberField(null=True)
     #: When it said that it ended; None while it works, or if it vanished.
     ended_at = InstantField(null=True)
     #: When its open runs were marked as lost; None while it lives.
@@ -376,24 +327,24 @@ class Lock(_Row):
     #: In order of appearance.
     id = BigAutoField()
     #: ``section``, ``unique``, or ``floor`` of the one row that no key's fence falls below.
-    kind = CharField(max_length=8)
+    kind = NameField(max_length=8)
     #: The key.
-    key = CharField(max_length=MAX_JID)
+    key = KeyField(max_length=MAX_JID)
     #: Its slot, from 0 to the section's limit.
-    slot = IntegerField()
+    slot = NumberField()
     #: The jid of the job that holds it, or ``host:pid:thread`` of one taken by hand outside of
     #: jobs; None if it is free.
-    owner = CharField(max_length=MAX_JID, null=True)
+    owner = KeyField(max_length=MAX_JID, null=True)
     #: The run that holds it; None between two runs of a job that is retried.
-    token = CharField(max_length=32, null=True)
+    token = NameField(max_length=32, null=True)
     #: The process of that run, a :class:`Worker`'s.
-    process = CharField(max_length=16, null=True)
+    process = NameField(max_length=16, null=True)
     #: Grows with each holder of the key.
-    fence = BigIntegerField()
+    fence = BigNumberField()
     #: The highest fence that the key ever gave, whatever the slot; kept on slot 0.
-    last_fence = BigIntegerField(default=0)
+    last_fence = BigNumberField(default=0)
     #: Milliseconds that it stays held after its last renewal.
-    ttl = BigIntegerField()
+    ttl = BigNumberField()
     #: When it was taken, by the database's clock, as all its times.
     acquired_at = InstantField(null=True)
     #: When its lease runs out unless it is renewed.
@@ -416,21 +367,21 @@ class Line(_Row):
     #: In the order in which they were written.
     id = BigAutoField()
     #: The job.
-    jid = CharField(max_length=MAX_JID)
+    jid = KeyField(max_length=MAX_JID)
     #: The run.
-    token = CharField(max_length=32)
+    token = NameField(max_length=32)
     #: Number of the attempt that the run was.
-    attempt = IntegerField()
+    attempt = NumberField()
     #: Number of the line within its run.
-    number = IntegerField()
+    number = NumberField()
     #: When it was logged.
     time = InstantField()
     #: Name of its level, as ``INFO``; empty for the line that tells how many are left out.
-    level = CharField(max_length=16)
+    level = NameField(max_length=16)
     #: Name of its logger.
-    logger = CharField(max_length=255)
+    logger = NameField(max_length=255)
     #: The line, without its time and level.
-    text = TextField()
+    text = ProseField()
 
     class Meta:
         table_name = "joblog_line"
@@ -453,19 +404,19 @@ class Total(LentModel):
     #: Begin of the span.
     at = InstantField()
     #: Milliseconds that the span is long.
-    span = BigIntegerField()
+    span = BigNumberField()
     #: Name of the actor.
-    actor = CharField(max_length=255)
+    actor = NameField(max_length=255)
     #: Kind of work; empty if it has none.
-    job_type = CharField(max_length=255)
+    job_type = NameField(max_length=255)
     #: A final state, or the outcome of a run that did not finish.
-    outcome = CharField(max_length=16)
+    outcome = NameField(max_length=16)
     #: Class of the error, cut; empty if there was none.
-    error_type = CharField(max_length=MAX_TOTAL_ERROR)
+    error_type = NameField(max_length=MAX_TOTAL_ERROR)
     #: 1 for what was deleted since; it is part of the row with 0.
-    gone = IntegerField(default=0)
+    gone = NumberField(default=0)
     #: How many.
-    count = BigIntegerField()
+    count = BigNumberField()
     #: How many took how long: counts by the number of a bucket.
     durations = JsonField(null=True)
     #: How many waited how long before their first run, alike.
@@ -482,9 +433,9 @@ class Mark(LentModel):
     #: In order of insertion.
     id = BigAutoField()
     #: What it is about.
-    name = CharField(max_length=64, unique=True)
+    name = NameField(max_length=64, unique=True)
     #: A number: often an instant, in milliseconds since 1970.
-    value = BigIntegerField()
+    value = BigNumberField()
 
     class Meta:
         table_name = "joblog_mark"
@@ -498,15 +449,15 @@ class Action(_Row):
     #: When.
     at = InstantField()
     #: Who, as far as it is known.
-    who = CharField(max_length=255)
+    who = NameField(max_length=255)
     #: ``requeue``, ``dismiss``, ``unlock``, ``prune``.
-    what = CharField(max_length=32)
+    what = NameField(max_length=32)
     #: The job, if it was done to one.
-    jid = CharField(max_length=MAX_JID, null=True)
+    jid = KeyField(max_length=MAX_JID, null=True)
     #: The key, if it was done to a lock.
-    key = CharField(max_length=MAX_JID, null=True)
+    key = KeyField(max_length=MAX_JID, null=True)
     #: Why, and what came of it.
-    detail = TextField(null=True)
+    detail = ProseField(null=True)
 
     class Meta:
         table_name = "joblog_action"
@@ -520,9 +471,11 @@ def _plain(value: Any) -> Any:
         return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if value is None or isinstance(value, (bool, dict, float, int, list, str)):
         return value
-    return str(value)
+    return text_of(value)
 
 
 def add_indexes(model: Any) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from datetime import datetime  # noqa: TC003 - a field's type, for those who look
+from datetime import date, datetime  # noqa: TC003 - a field's type, for those who look
 from typing import TYPE_CHECKING, Any
 
 from peewee import SQL, Field, Model
 
 from dramatiq_joblog.database.queries import Select
 from dramatiq_joblog.errors import SearchError
+from dramatiq_joblog.payload.values import MAX_BIGINT, shown, to_millis
 from dramatiq_joblog.states import ACTIVE, IN_PROGRESS, State
+
+from .fields import millis_of, user_asked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,6 +37,8 @@ def literal_states(states: Iterable[str]) -> SQL:
 #: As many jobs are looked at for a page whose conditions no index answers.
 LOOK = 20_000
 
+_CURSOR = re.compile(r"(-?[0-9]{1,19})-([0-9]{1,19})")
+
 
 @dataclass(frozen=True)
 class Page:
@@ -51,7 +57,7 @@ class Page:
 
 def cursor_of(job: Any) -> str:
     """Return where a job stands among all, newest first: for ``page(before=...)`` and *after*."""
-    return f"{job.created_at.timestamp() * 1000:.0f}-{job.id}"
+    return f"{to_millis(job.created_at)}-{job.id}"
 
 
 class JobQuery(Select):
@@ -129,8 +135,15 @@ class JobQuery(Select):
         return self._any_of(self._job.job_type, types)
 
     def for_user(self, user: Any) -> JobQuery:
-        """Jobs of one user, given as the id or, in a model with a foreign key, as the row."""
-        return self._narrow(user_field(self._job) == user)
+        """Jobs of one user, given as the id, or as the row of a peewee or a Django model.
+
+        An id is found whether it was sent as a number or as a text; None finds jobs of nobody.
+
+        Raises:
+          SearchError: If it cannot be the id of a user, as an object without a primary key.
+        """
+        field: Any = user_field(self._job)
+        return self._narrow(field == user_asked(field, user))
 
     def of_actor(self, *names: str) -> JobQuery:
         """Jobs of any of these actors, by name."""
@@ -144,21 +157,23 @@ class JobQuery(Select):
         """All but one job: in an actor, its own."""
         return self._narrow(self._job.jid != jid)
 
-    def since(self, instant: datetime) -> JobQuery:
-        """Jobs created at or after *instant*, which must be aware.
+    def since(self, instant: datetime | date) -> JobQuery:
+        """Jobs created at or after *instant*, which must be aware; a date begins in UTC.
 
         Raises:
           ValueError: If *instant* has no time zone.
+          TypeError: If it is no instant.
         """
-        return self._narrow(self._job.created_at >= instant)
+        return self._narrow(self._job.created_at >= millis_of(instant))
 
-    def until(self, instant: datetime) -> JobQuery:
-        """Jobs created before *instant*, which must be aware.
+    def until(self, instant: datetime | date) -> JobQuery:
+        """Jobs created before *instant*, which must be aware; a date begins in UTC.
 
         Raises:
           ValueError: If *instant* has no time zone.
+          TypeError: If it is no instant.
         """
-        return self._narrow(self._job.created_at < instant)
+        return self._narrow(self._job.created_at < millis_of(instant))
 
     def dismissed(self) -> JobQuery:
         """Jobs that someone said need no more attention."""
@@ -181,9 +196,9 @@ class JobQuery(Select):
           after: The *newer* of a page, or :func:`cursor_of` a job: what has come since.
 
         Raises:
-          SearchError: If *before* or *after* is not from a page.
+          SearchError: If *before* or *after* is not from a page, or *limit* is no number of jobs.
         """
-        job = self._job
+        job, limit = self._job, count_asked("limit", limit)
         query: Any = self
         if before is not None:
             at, number = _position(before)
@@ -223,7 +238,8 @@ class JobQuery(Select):
         return self.model
 
     def _any_of(self, field: Field, values: tuple[str, ...]) -> JobQuery:
-        return self._narrow(field.in_([str(getattr(v, "value", v)) for v in values]))
+        # The column makes them fit, as it did when they were stored.
+        return self._narrow(field.in_(list(values)))
 
     def _none(self) -> JobQuery:
         return self._narrow(SQL("1 = 0"))
@@ -234,8 +250,21 @@ class JobQuery(Select):
 
 
 def _position(cursor: str) -> tuple[int, int]:
-    at, _, number = cursor.partition("-")
-    try:
-        return int(at), int(number)
-    except ValueError:
-        raise SearchError(f"{cursor!r} is no place in a list of jobs: use one of a page") from None
+    found = _CURSOR.fullmatch(cursor) if isinstance(cursor, str) else None
+    at, number = (int(part) for part in found.groups()) if found is not None else (0, -1)
+    if found is None or abs(at) > MAX_BIGINT or number > MAX_BIGINT:
+        raise SearchError(f"{shown(cursor)} is no place in a list of jobs: use one of a page")
+    return at, number
+
+
+def count_asked(name: str, value: int, *, least: int = 1, most: int = 1_000_000) -> int:
+    """Return a number that a question was given.
+
+    Raises:
+      SearchError: If it is no whole number from *least* to *most*.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise SearchError(
+            f"{name}={shown(value)} must be a whole number from {least:,} to {most:,}"
+        )
+    return int(value)

@@ -168,7 +168,7 @@ def sent_at(job: Any) -> datetime:
 def user_of(job: Any) -> Any:
     """Return the id of the user that a job works for, or None, without asking for the user."""
     field: Any = user_field(type(job))
-    return job.__data__.get(field.name)
+    return getattr(job, field.object_id_name if hasattr(field, "rel_field") else field.name)
 
 
 def share_of(progress: Any) -> int | None:

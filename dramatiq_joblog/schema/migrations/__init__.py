@@ -10,7 +10,7 @@ from dramatiq.logging import get_logger
 from peewee import MySQLDatabase, PostgresqlDatabase, SqliteDatabase
 from playhouse.migrations import Runner
 
-from dramatiq_joblog.database.mysql import add_missing_indexes
+from dramatiq_joblog.database.mysql import add_missing_indexes, tell_apart
 from dramatiq_joblog.errors import JobLogError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def migrate(database: Database, models: Sequence[Any]) -> None:
             model.create_table(safe=True)
             if isinstance(database, MySQLDatabase):
                 add_missing_indexes(model)
+                tell_apart(model)
 
 
 def compare(database: Database, job: Any) -> tuple[list[str], list[str]]:

@@ -1,0 +1,118 @@
+"""Numbers and instants of any kind, made fit to be stored.
+
+What comes from a message may be anything that its sender's encoder let pass.  Each function here
+takes any object, never raises, and is the same for what is written, asked for and read.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from datetime import date, datetime, timezone
+from typing import Any
+
+from .redaction import as_text
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_DAY = 86_400_000
+#: The first and the last instant that are kept, in milliseconds since 1970: a day within those
+#: of ``datetime``, so that every time zone has them.
+MIN_MILLIS = -62_135_596_800_000 + _DAY
+MAX_MILLIS = 253_402_300_799_999 - _DAY
+#: The greatest number that a column of whole numbers holds on every database.
+MAX_INT = 2**31 - 1
+#: The greatest that a column of large ones does, as the key of a row.
+MAX_BIGINT = 2**63 - 1
+#: As many characters of a number that is a text are read.
+_LONGEST = 40
+
+
+def to_millis(instant: datetime) -> int:
+    """Return *instant* in milliseconds since 1970.
+
+    Raises:
+      ValueError: If *instant* has no time zone.
+    """
+    if instant.tzinfo is None:
+        raise ValueError(
+            f"{instant!r} has no time zone: use an aware datetime, as datetime.now(timezone.utc)"
+        )
+    since = instant - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
+
+
+def start_of(day: date) -> datetime:
+    """Return the instant at which a day begins, in UTC."""
+    return datetime(day.year, day.month, day.day, tzinfo=timezone.utc)
+
+
+def as_millis(value: Any) -> int | None:
+    """Return milliseconds since 1970, within :data:`MIN_MILLIS` and :data:`MAX_MILLIS`.
+
+    A fraction is cut off, and a number written as text is read.
+
+    Returns:
+      None for what is no number.
+    """
+    number = _whole(value)
+    return None if number is None else int(min(max(number, MIN_MILLIS), MAX_MILLIS))
+
+
+def as_int(value: Any, *, least: int = 0, most: int = MAX_INT) -> int | None:
+    """Return a whole number, the nearest from *least* to *most*; None for what is no number."""
+    number = _whole(value)
+    return None if number is None else int(min(max(number, least), most))
+
+
+def as_number(value: Any) -> float | None:
+    """Return a number that JSON knows, or None: NumPy's own among others are not."""
+    try:
+        if hasattr(type(value), "__index__"):
+            whole = operator.index(value)
+            # Of one that is longer, nobody reads the digits.
+            return whole if whole.bit_length() <= 1024 else None
+        number = float(value)
+    except Exception:  # noqa: BLE001
+        # Anything may come from an actor, and nothing of it may fail its job.
+        return None
+    return number if math.isfinite(number) else None
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """Return a value as a note has it: what Python writes for it, cut."""
+    text = as_text(value)
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def is_same(value: Any, kept: object) -> bool:
+    """Tell whether a value was kept as it was; its own ``==`` is not asked."""
+    return value is kept or (type(value) is type(kept) and bool(value == kept))
+
+
+def _whole(value: Any) -> float | None:
+    """Return a whole number, or an infinity; None for what is no number."""
+    if type(value) is int:
+        return value
+    try:
+        number = None if isinstance(value, bool) else _read(value)
+        return number if number is None or math.isinf(number) else int(number)
+    except OverflowError:
+        # A Decimal or a fraction beyond all floats.
+        return math.inf if value > 0 else -math.inf
+    except Exception:  # noqa: BLE001
+        # Not a number, or something whose own code is at fault.
+        return None
+
+
+def _read(value: Any) -> float | None:
+    if hasattr(type(value), "__index__"):
+        return operator.index(value)
+    if not isinstance(value, str):
+        return float(value)
+    text = str.__str__(value).strip()
+    if len(text) > _LONGEST:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
