@@ -18,9 +18,10 @@ from peewee import Database, PeeweeException, SqliteDatabase
 
 from .admin.cancel import Cancelling
 from .admin.doctor import Doctor
-from .admin.maintenance import Chores
+from .admin.maintenance import INTERVAL, Chores
 from .admin.retention import Retention
 from .asking import Asking
+from .broker.worker_process import WorkerProcess
 from .database.checkout import checked_out
 from .database.clock import database_now
 from .database.mysql import fit
@@ -158,6 +159,15 @@ class JobLog(Asking, Cancelling, Replaying):
             on_outage=_one_of(POLICIES, on_outage=on_outage),
         )
         locks = self.transitions.locks
+        #: This process, while it has workers.
+        self.worker_process = WorkerProcess(
+            self.Job,
+            self.Worker,
+            writer=self.writer,
+            locks=locks,
+            upkeep=self.chores,
+            upkeep_every=INTERVAL,
+        )
         locks.renew_within = lambda within: self.writer.at_least_every(within, locks.renew)
 
     @property

@@ -18,7 +18,6 @@ from dramatiq import Broker
 from dramatiq.logging import get_logger
 from dramatiq.middleware import Middleware, MiddlewareError, Retries, SkipMessage
 
-from .admin.maintenance import INTERVAL as CHORES_INTERVAL
 from .broker.acks import ACKS, HandedAcks, why_not
 from .broker.event_loop import call_on_event_loop
 from .broker.messages import (
@@ -39,6 +38,7 @@ from .broker.outcome_log import tell
 from .broker.promotion import Waker
 from .broker.requeue import Sender
 from .broker.verdict import Run, verdict
+from .broker.worker_process import Place, Workers
 from .errors import (
     ConfigurationError,
     DatabaseAwayError,
@@ -51,7 +51,7 @@ from .locking.locks import Claim, describe_holder
 from .payload.sanitize import clean_optional, fold_jid
 from .recording.current import CurrentJob, running
 from .recording.exclusive import TURN
-from .recording.heartbeat import DEFAULT_HEARTBEAT, DEFAULT_HEARTBEAT_TIMEOUT, Heartbeat, here
+from .recording.heartbeat import DEFAULT_HEARTBEAT, DEFAULT_HEARTBEAT_TIMEOUT, here
 from .recording.log_handler import Capture
 from .recording.log_lines import Lines, check_level
 from .recording.progress import Reports
@@ -66,8 +66,6 @@ if TYPE_CHECKING:
     from .broker.messages import AnyMessage
     from .joblog import JobLog
 
-#: Milliseconds between two looks for keys that nobody has held for long.
-_CLEANING = 3_600_000
 #: Milliseconds that a uniqueness is held for a message that is on its way to the broker.
 _ON_ITS_WAY = 60_000
 
@@ -131,7 +129,7 @@ class JobLogMiddleware(Middleware):
         self._acks: HandedAcks | None = None
         self._heartbeat_interval = heartbeat
         self._heartbeat_timeout = heartbeat_timeout
-        self._heartbeat: Heartbeat | None = None
+        self._workers = Workers()
         self._outcome_log = outcome_log
         self._start = start
         self._lines_level = check_level(lines, "lines")
@@ -428,28 +426,20 @@ class JobLogMiddleware(Middleware):
             self._check_acks(broker)
             if self._how_to_ack != "plain" and why_not(broker) is None:
                 self._acks = HandedAcks(broker, self.joblog.writer.wake)
-        locks = self.joblog.transitions.locks
-        if self._heartbeat is None:
-            self._heartbeat = Heartbeat(
-                self.joblog.Job,
-                self.joblog.Worker,
-                timeout=self._heartbeat_timeout,
-                ended=locks.end_of,
-            )
-            locks.process, locks.gone_after = self._heartbeat.process, self._heartbeat_timeout
-            self.joblog.writer.every(self._heartbeat_interval, self._heartbeat.beat)
-            self.joblog.writer.at_least_every(_CLEANING, locks.clean)
-            self.joblog.writer.every(CHORES_INTERVAL, self.joblog.chores.look)
+        queues = worker.consumer_whitelist or broker.get_declared_queues()
+        self.joblog.worker_process.enter(
+            worker,
+            worker.worker_threads,
+            queues,
+            interval=self._heartbeat_interval,
+            timeout=self._heartbeat_timeout,
+        )
+        if self._workers.add(worker, Place(worker.worker_threads, frozenset(queues))):
             self.joblog.writer.every(self._heartbeat_interval, self._reports.write)
             logging.root.addHandler(self._capture)
-        if self._waker is None:
             self._waker = Waker(self.joblog, broker)
             self._waker.start()
-            locks.freed = self._waker.look
-        self._heartbeat.threads += worker.worker_threads
-        queues = worker.consumer_whitelist or broker.get_declared_queues()
-        # A new set: the writer's thread may be reading the old one.
-        self._heartbeat.queues = self._heartbeat.queues | queues
+            self.joblog.worker_process.on_freed(self._waker.look)
 
     def after_consumer_thread_boot(self, broker: Broker, thread: Any) -> None:
         """Look after what waits in a consumer of delayed messages."""
@@ -467,19 +457,18 @@ class JobLogMiddleware(Middleware):
 
     def before_worker_shutdown(self, broker: Broker, worker: Any) -> None:
         """Write what was handed over."""
-        if self._waker is not None:
+        if self._waker is not None and self._workers.are_only(worker):
+            self.joblog.worker_process.off_freed(self._waker.look)
             self._waker.stop()
             self._waker = None
         self.joblog.writer.flush()
 
     def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:
-        """Write what was handed over since, and say that this process has ended its work."""
-        if self._heartbeat is not None:
+        """Write what was handed over since, and end the heartbeat with the last worker."""
+        if self._workers.remove(worker):
             self.joblog.writer.end_chore(self._reports.write, self._reports.write)
-            self.joblog.writer.end_chore(self._heartbeat.beat, self._heartbeat.end)
-            self.joblog.writer.end_chore(self.joblog.chores.look, self.joblog.chores.stop)
             logging.root.removeHandler(self._capture)
-            self._heartbeat = None
+        self.joblog.worker_process.leave(worker)
         self.joblog.writer.flush()
         if self._acks is not None and not self._acks.flush():
             self.logger.warning(
@@ -506,7 +495,7 @@ class JobLogMiddleware(Middleware):
         # Redis keeps this id through redeliveries, and makes a new one for each enqueue.
         row["token"] = new_token(message.options.get("redis_message_id"))
         row["worker"] = clean_optional(here())
-        row["process"] = self._heartbeat.process if self._heartbeat is not None else None
+        row["process"] = self.joblog.worker_process.name
         redactor = self._messages.arguments.redactor(broker, message, row)
         return Run(message.message_id, row, redactor)
 

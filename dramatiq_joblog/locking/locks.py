@@ -186,7 +186,16 @@ class Holder:
 class Lease:
     """A key that is held by this process, for as long as it is renewed."""
 
-    def __init__(self, key: str, token: str, fence: int, lasts: int, began: float) -> None:
+    def __init__(
+        self,
+        key: str,
+        token: str,
+        fence: int,
+        lasts: int,
+        began: float,
+        *,
+        by_hand: bool = False,
+    ) -> None:
         #: The key.
         self.key = key
         #: Names this holding of the key, and no other.
@@ -197,6 +206,8 @@ class Lease:
         self.lasts = lasts
         #: Monotonic, in seconds; counted from before the statement that took it.
         self.deadline = began + lasts / 1000
+        #: Whether it was taken by hand: then it may outlast the workers of the process.
+        self.by_hand = by_hand
         #: Whether another has it.
         self.gone = False
 
@@ -352,6 +363,17 @@ class Locks:
         self.process = self.gone_after = None
         self.freed = _nothing
 
+    def detach(self, process: str) -> None:
+        """Let what was taken by hand live by its lease alone: the process's workers have ended."""
+        with self._guard:
+            tokens = [token for token, lease in self._leases.items() if lease.by_hand]
+        if self.process == process:
+            self.process = self.gone_after = None
+        if tokens:
+            lock = self.lock
+            mine = lock.process == process, lock.token.in_(tokens)
+            lock.update(process=None).where(*mine).execute()
+
     def renew(self) -> None:
         """Renew all that this process holds, in one statement."""
         with self._guard:
@@ -454,7 +476,7 @@ class Locks:
     def _hold(self, claim: Claim, fence: int, began: float) -> Lease:
         """Renew a lease from now on."""
         lasts = min(claim.ttl, self.gone_after or claim.ttl)
-        lease = Lease(claim.key, claim.token or "", fence, lasts, began)
+        lease = Lease(claim.key, claim.token or "", fence, lasts, began, by_hand=claim.by_hand)
         if claim.token is not None and claim.kind == SECTION:
             with self._guard:
                 self._leases[claim.token] = lease
