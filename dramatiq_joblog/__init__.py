@@ -1,5 +1,6 @@
 """The life of every Dramatiq job, in SQL: see what ran, find what broke, decide by it."""
 
+from .broker.outcome_log import OutcomeFormatter
 from .errors import (
     CancelError,
     ConfigurationError,
@@ -16,6 +17,7 @@ from .joblog import JobLog
 from .locking.locks import Exclusive, Unique
 from .middleware import JobLogMiddleware, enqueue_once
 from .recording.current import current_job
+from .recording.log_handler import JobContextFilter
 from .schema.models import Action, Failure, Job, Line, Lock, Worker
 from .states import DeadReason, Outcome, State
 
@@ -29,6 +31,7 @@ __all__ = [
     "Exclusive",
     "Failure",
     "Job",
+    "JobContextFilter",
     "JobLog",
     "JobLogError",
     "JobLogMiddleware",
@@ -37,6 +40,7 @@ __all__ = [
     "Lock",
     "LockNotAcquired",
     "Outcome",
+    "OutcomeFormatter",
     "QueryTimeout",
     "RequeueError",
     "SearchError",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import sys
 import threading
 import time
@@ -89,8 +88,8 @@ class JobLogMiddleware(Middleware):
       heartbeat: Milliseconds between two signs of life of a worker process.
       heartbeat_timeout: Milliseconds without one after which the process is taken to be gone,
         and the jobs it ran to be lost.
-      outcome_log: Whether each run that ends is told in a line of JSON as well, by the logger
-        ``dramatiq_joblog.outcome``.
+      outcome_log: Whether each run that ends is logged as well, by the logger
+        ``dramatiq_joblog.outcome``, with its columns as fields of the record.
       start: When the start is written: ``"before"`` the body, always; or ``"soon"``, once the
         run has lasted for 50 milliseconds or the job asks the log anything, and otherwise only
         with the outcome.  A job that is exclusive or unique, or has *max_interruptions*, has
@@ -298,6 +297,8 @@ class JobLogMiddleware(Middleware):
         )
         level = check_level(option(broker, message, "log_lines", self._lines_level), "log_lines")
         if level is not None:
+            # A job before this one may have set up logging anew.
+            self._capture.attach()
             job.capture = self._capture
             job.lines = Lines(run.row["jid"], job.token, job.attempt, level, run.redactor.text)
         self._reports.begin(job)
@@ -436,7 +437,7 @@ class JobLogMiddleware(Middleware):
         )
         if self._workers.add(worker, Place(worker.worker_threads, frozenset(queues))):
             self.joblog.writer.every(self._heartbeat_interval, self._reports.write)
-            logging.root.addHandler(self._capture)
+            self._capture.attach()
             self._waker = Waker(self.joblog, broker)
             self._waker.start()
             self.joblog.worker_process.on_freed(self._waker.look)
@@ -467,7 +468,7 @@ class JobLogMiddleware(Middleware):
         """Write what was handed over since, and end the heartbeat with the last worker."""
         if self._workers.remove(worker):
             self.joblog.writer.end_chore(self._reports.write, self._reports.write)
-            logging.root.removeHandler(self._capture)
+            self._capture.detach()
         self.joblog.worker_process.leave(worker)
         self.joblog.writer.flush()
         if self._acks is not None and not self._acks.flush():

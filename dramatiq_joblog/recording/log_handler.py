@@ -30,6 +30,16 @@ class Capture(logging.Handler):
     It stands at the root of all loggers, while a worker runs.
     """
 
+    def attach(self) -> None:
+        """Stand at the root of all loggers; also if a set-up of ``logging`` took it away."""
+        # addHandler looks again, with a lock: two threads add it once.
+        if self not in logging.root.handlers:
+            logging.root.addHandler(self)
+
+    def detach(self) -> None:
+        """Stand there no more."""
+        logging.root.removeHandler(self)
+
     def handle(self, record: LogRecord) -> bool:
         """Keep a line with its job; it takes no lock but the job's own."""
         job = running.get()
@@ -42,7 +52,8 @@ class Capture(logging.Handler):
             ):
                 text = _text_of(record)
                 lines.add(int(record.created * 1000), record.levelname, record.name, text)
-        if len(logging.root.handlers) == 1:
+        handlers = logging.root.handlers
+        if handlers[0] is self and all(isinstance(handler, Capture) for handler in handlers):
             self._stand_in(record)
         return True
 
@@ -56,6 +67,34 @@ class Capture(logging.Handler):
             logger = logger.parent
         if last is not None and record.levelno >= last.level:
             last.handle(record)
+
+
+class JobContextFilter(logging.Filter):
+    """Puts ``jid``, ``actor`` and ``attempt`` of the job that runs on each record.
+
+    Add it to a handler, whose format may then name them; it lets every record through, and
+    leaves what a record has already.
+
+    Example:
+      >>> handler = logging.StreamHandler()
+      >>> handler.addFilter(JobContextFilter(default="-"))
+      >>> handler.setFormatter(logging.Formatter("%(jid)s %(actor)s %(attempt)s %(message)s"))
+
+    Parameters:
+      default: What they are outside a job, or in one that is not logged.
+    """
+
+    def __init__(self, *, default: str | None = None) -> None:
+        super().__init__()
+        self._default = default
+
+    def filter(self, record: LogRecord) -> bool:
+        """Add the three fields."""
+        job = running.get()
+        for name in ("jid", "actor", "attempt"):
+            if not hasattr(record, name):
+                setattr(record, name, self._default if job is None else getattr(job, name))
+        return True
 
 
 def _text_of(record: LogRecord) -> str:

@@ -1,4 +1,4 @@
-"""One line of JSON for each run that ends."""
+"""A record for each run that ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import dramatiq
 import pytest
 from dramatiq.middleware import SkipMessage
 
-from dramatiq_joblog import Exclusive
+from dramatiq_joblog import Exclusive, OutcomeFormatter
 
 
 @pytest.fixture
@@ -23,7 +23,10 @@ def told():
     """Return what the logger was told, as level and document."""
     lines = []
     handler = logging.Handler()
-    handler.emit = lambda record: lines.append((record.levelname, json.loads(record.getMessage())))
+    handler.setFormatter(OutcomeFormatter())
+    handler.emit = lambda record: lines.append(
+        (record.levelname, json.loads(handler.format(record)))
+    )
     logger = logging.getLogger("dramatiq_joblog.outcome")
     level = logger.level
     logger.addHandler(handler)
