@@ -11,6 +11,7 @@ from .errors import (
     LockNotAcquired,
     QueryTimeout,
     RequeueError,
+    RequeueInterruptedError,
     SearchError,
 )
 from .joblog import JobLog
@@ -43,6 +44,7 @@ __all__ = [
     "OutcomeFormatter",
     "QueryTimeout",
     "RequeueError",
+    "RequeueInterruptedError",
     "SearchError",
     "State",
     "Unique",

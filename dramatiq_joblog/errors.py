@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dramatiq.errors import DramatiqError, RateLimitExceeded
 from dramatiq.middleware import MiddlewareError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
 
@@ -66,6 +67,23 @@ class RequeueError(JobLogError):
         self.jid = jid
         #: Why it cannot be.
         self.reason = reason
+
+
+class RequeueInterruptedError(JobLogError):
+    """Raised when many jobs were to be run again, and that broke off with some of them sent."""
+
+    def __init__(
+        self, jid: str, sent: Sequence[Any], refused: Mapping[str, str], cause: str
+    ) -> None:
+        super().__init__(
+            f"{len(sent)} jobs run again; job {jid}, and those after it, do not: {cause}"
+        )
+        #: The job that it broke off at: nobody knows whether its new message was taken.
+        self.jid = jid
+        #: The new messages that were sent, in order.
+        self.sent = list(sent)
+        #: Why a job could not be run again, by its jid.
+        self.refused = dict(refused)
 
 
 class CancelError(JobLogError):

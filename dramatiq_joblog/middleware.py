@@ -136,7 +136,7 @@ class JobLogMiddleware(Middleware):
         self._reports = Reports(joblog.transitions)
         self._waker: Waker | None = None
         self._messages = Messages(joblog)
-        self._sender = joblog.sender = Sender(joblog, self._messages.arguments)
+        self._sender = joblog.send_by(Sender(joblog, self._messages.arguments))
         self._local = threading.local()
 
     @property
@@ -157,7 +157,11 @@ class JobLogMiddleware(Middleware):
             self._check_acks(broker)
         self._messages.declare(actor)
         self._watch_sends(broker)
-        self._sender.broker = broker
+        self._sender.add(broker)
+
+    def after_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
+        """Know the broker, also of actors that were declared before this was added to it."""
+        self._sender.add(broker)
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         """Refuse what the log could not use and duplicates; let a message know its family."""

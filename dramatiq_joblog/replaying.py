@@ -16,8 +16,14 @@ if TYPE_CHECKING:
 class Replaying:
     """What runs jobs again: a part of :class:`JobLog`."""
 
-    #: What sends them: the middleware gives it, as the log itself knows no broker.
+    #: What sends them, for all brokers of the log; the log itself knows none.
     sender: Any = None
+
+    def send_by(self, sender: Any) -> Any:
+        """Return what sends the log's jobs again: *sender*, if it is the first."""
+        if self.sender is None:
+            self.sender = sender
+        return self.sender
 
     def get(self, jid: str) -> Any:
         """Return a job."""
@@ -32,7 +38,9 @@ class Replaying:
         Parameters:
           jid: A job that is finished, dead or skipped.
           who: Who wants it, for ``joblog.actions``.
-          broker: Where to send it; by default where this process declared its actors.
+          broker: Where to send it; by default where this process declared its actor.  If
+            several brokers have one of this name and this queue, it is the one that declared an
+            actor last.
 
         Raises:
           JobNotFound: If the log has no such job.
@@ -69,6 +77,8 @@ class Replaying:
 
         Raises:
           RequeueError: If this process has no broker to send them by.
+          RequeueInterruptedError: If it broke off, as when the broker is unavailable; its
+            ``sent`` and ``refused`` are those until then.
 
         Returns:
           What was ``sent``, new messages in order, and what was ``refused``: the reasons by jid.

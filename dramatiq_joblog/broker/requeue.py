@@ -10,8 +10,13 @@ from dramatiq import Message
 from dramatiq.logging import get_logger
 from dramatiq.message import generate_unique_id
 
-from dramatiq_joblog.errors import DatabaseAwayError, DuplicateJob, RequeueError
-from dramatiq_joblog.payload.sanitize import fold_jid
+from dramatiq_joblog.errors import (
+    DatabaseAwayError,
+    DuplicateJob,
+    RequeueError,
+    RequeueInterruptedError,
+)
+from dramatiq_joblog.payload.sanitize import fold_jid, message_of
 from dramatiq_joblog.states import CANCELLABLE, FINAL, State
 
 from .messages import PARENT, REPLAY_OF, ROOT, now
@@ -52,13 +57,28 @@ class Sender:
         self._joblog = joblog
         self._arguments = arguments
         self._logger = get_logger(__name__, type(self))
-        #: Where this process declared its actors.
-        self.broker: Broker | None = None
+        self._brokers: list[Broker] = []
+
+    @property
+    def broker(self) -> Broker | None:
+        """Where this process declared an actor last, if it did."""
+        return self._brokers[0] if self._brokers else None
+
+    @property
+    def declares_actors(self) -> bool:
+        """Whether this process has declared any actor."""
+        return any(broker.actors for broker in self._known())
+
+    def add(self, broker: Broker) -> None:
+        """Let jobs be sent by a broker, before all others, as an actor is declared there."""
+        # A new list: another thread may be reading the old one.
+        self._brokers = [broker, *(other for other in self._brokers if other is not broker)]
 
     def requeue(self, job: Any, *, who: str | None, broker: Broker | None) -> Message[Any]:
         """Send one job again; see :meth:`JobLog.requeue`."""
-        broker = self._broker_for(job.jid, broker)
-        self._check(job, broker)
+        logged = self._logged(job.jid, [broker] if broker is not None else self._known())
+        self._check(job)
+        broker = _home(job, logged)
         message = self._message(job, broker)
         try:
             message = broker.enqueue(message)
@@ -90,20 +110,34 @@ class Sender:
                 result.sent.append(self.requeue(job, who=who, broker=broker))
             except RequeueError as e:
                 result.refused[job.jid] = e.reason
+            except Exception as e:
+                # Brokers raise many kinds when they are unavailable; the next would fare no better.
+                cause = self._joblog.redactor.error(f"{type(e).__name__}: {message_of(e)}")
+                raise RequeueInterruptedError(job.jid, result.sent, result.refused, cause) from e
             if progress is not None:
                 progress(done, len(jobs))
         return result
 
-    def _broker_for(self, jid: str, broker: Broker | None) -> Broker:
+    def _known(self) -> list[Broker]:
+        """Return the brokers that jobs may be sent by."""
         # The global one is only looked at: asking for it could make one.
-        broker = broker or self.broker or dramatiq.broker.global_broker
-        if broker is None:
-            raise RequeueError(jid, "this process has declared no actors")
-        if not any(getattr(m, "joblog", None) is self._joblog for m in broker.middleware):
-            raise RequeueError(jid, f"{broker!r} has no JobLogMiddleware of this log")
-        return broker
+        last = dramatiq.broker.global_broker
+        return self._brokers if last is None or last in self._brokers else [*self._brokers, last]
 
-    def _check(self, job: Any, broker: Broker) -> None:
+    def _logged(self, jid: str, brokers: list[Broker]) -> list[Broker]:
+        """Return those of some brokers whose jobs this log has."""
+        if not brokers:
+            raise RequeueError(jid, "this process declares no actors; import the module that does")
+        logged = [
+            broker
+            for broker in brokers
+            if any(getattr(m, "joblog", None) is self._joblog for m in broker.middleware)
+        ]
+        if not logged:
+            raise RequeueError(jid, f"{brokers[0]!r} has no JobLogMiddleware of this log")
+        return logged
+
+    def _check(self, job: Any) -> None:
         if job.state not in FINAL:
             cure = "; if nothing more will come of it, cancel it first"
             raise RequeueError(
@@ -111,8 +145,6 @@ class Sender:
                 f"it is {job.state}; only what is finished, dead or skipped can be"
                 + (cure if job.state in CANCELLABLE else ""),
             )
-        if job.actor not in broker.actors:
-            raise RequeueError(job.jid, f"no actor {job.actor!r} is declared in this process")
         database = self._joblog.database
         if not database.is_closed() and database.in_transaction():
             raise RequeueError(
@@ -162,6 +194,19 @@ class Sender:
         except DatabaseAwayError as e:
             # It is sent: whoever is told otherwise sends it twice.
             self._logger.warning("Job %s runs again as %s, unmarked: %s", job.jid, jid, e)
+
+
+def _home(job: Any, brokers: list[Broker]) -> Broker:
+    """Return the broker that a job's actor is declared on, the one with its queue first.
+
+    Raises:
+      RequeueError: If there is none.
+    """
+    having = [broker for broker in brokers if job.actor in broker.actors]
+    if not having:
+        where = "this process" if len(brokers) < 2 else f"any of the {len(brokers)} brokers here"
+        raise RequeueError(job.jid, f"no actor {job.actor!r} is declared in {where}")
+    return next((b for b in having if job.queue in b.get_declared_queues()), having[0])
 
 
 def _targets(options: dict[str, Any]) -> Iterator[dict[str, Any]]:

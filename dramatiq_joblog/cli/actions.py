@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from peewee import PeeweeException
 
-from dramatiq_joblog import CancelError, JobLogError
+from dramatiq_joblog import (
+    CancelError,
+    JobLogError,
+    JobNotFound,
+    RequeueError,
+    RequeueInterruptedError,
+)
 from dramatiq_joblog.broker.messages import REPLAY_OF
+from dramatiq_joblog.payload.sanitize import message_of
 from dramatiq_joblog.states import CANCELLABLE, FINAL, State
 
 from .app import AWAY, NOTHING, Refusal, Session, command
@@ -27,6 +34,9 @@ if TYPE_CHECKING:
 
 #: Jobs that one command changes, at most, unless more are asked for.
 _MOST = 1_000
+
+#: Jobs that could not run again and are shown one by one.
+_SHOWN = 20
 
 _limit = click.option(
     "--limit", "-n", default=_MOST, show_default=True, type=click.IntRange(1), help="At most."
@@ -62,11 +72,7 @@ def requeue(
     again before.  It needs the application, with its broker and actors: --app.
     """
     joblog = session.joblog
-    if joblog.sender is None:
-        raise Refusal(
-            "to run a job again its message is sent, for which the application's broker and "
-            "actors are needed: name its log by --app module:joblog"
-        )
+    _check_actors(session)
     named = _named(session, words, filters)
     jobs = named or _found(session, words, filters, limit, "run again")
     if dry_run:
@@ -74,30 +80,72 @@ def requeue(
         return
     if len(jobs) > 1:
         confirm(f"{_told(jobs)} will run again", yes=yes)
+    if len(named) == 1:
+        # Why it is refused is all there is to say.
+        _show_requeued(session, [_send_one(joblog, named[0].jid)], {})
+        return
+    sent, refused, broken = _send(joblog, jobs, named=bool(named))
+    _show_requeued(session, sent, refused)
+    if broken is not None:
+        raise broken
+    _refuse("not all could run again", refused)
+
+
+def _check_actors(session: Session) -> None:
+    """Refuse to run jobs again without the application's broker and actors."""
+    sender = session.joblog.sender
+    if sender is not None and sender.declares_actors:
+        return
+    if session.app:
+        raise Refusal(
+            f"--app {session.app}: this module declares no actors; name one that imports them, "
+            "and that has the log, as the module that your workers run"
+        )
+    raise Refusal(
+        "to run a job again its message is sent, for which the application's broker and "
+        "actors are needed: name its log by --app module:joblog"
+    )
+
+
+def _send_one(joblog: JobLog, jid: str) -> tuple[str, str]:
+    """Run a job again; return its jid and the new one."""
     try:
-        sent, refused = _send(joblog, jobs, named=bool(named))
+        return jid, joblog.requeue(jid, who=myself()).message_id
     except (JobLogError, PeeweeException):
         raise
     except Exception as e:
         # Each broker raises kinds of its own.
-        raise Refusal(f"the application's broker cannot be asked: {line(e)}", AWAY) from e
-    _tell_requeued(session, sent, refused)
+        text = line(joblog.redactor.error(message_of(e)))
+        raise Refusal(f"the application's broker cannot be asked: {text}", AWAY) from e
 
 
 def _send(
     joblog: JobLog, jobs: Sequence[Any], *, named: bool
-) -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """Run jobs again; return old and new jids, and why others could not be."""
-    if named:
-        # Whoever names a job means it, though it was run again before.
-        return [(j.jid, joblog.requeue(j.jid, who=myself()).message_id) for j in jobs], {}
-    query = joblog.jobs.where(joblog.Job.jid.in_([job.jid for job in jobs]))
-    with progress("running again", len(jobs)) as update:
-        result = joblog.requeue_all(query, limit=len(jobs), who=myself(), progress=update)
-    return [(m.options[REPLAY_OF], m.message_id) for m in result.sent], result.refused
+) -> tuple[list[tuple[str, str]], dict[str, str], Exception | None]:
+    """Run jobs again; return old and new jids, why others could not be, and what broke it off."""
+    sent: list[tuple[str, str]] = []
+    refused: dict[str, str] = {}
+    if not named:
+        query = joblog.jobs.where(joblog.Job.jid.in_([job.jid for job in jobs]))
+        with progress("running again", len(jobs)) as update:
+            try:
+                result = joblog.requeue_all(query, limit=len(jobs), who=myself(), progress=update)
+            except RequeueInterruptedError as e:
+                pairs = [(m.options[REPLAY_OF], m.message_id) for m in e.sent]
+                return pairs, e.refused, Refusal(line(e), AWAY)
+        return [(m.options[REPLAY_OF], m.message_id) for m in result.sent], result.refused, None
+    for job in jobs:
+        # What is named is meant, though it was run again before.
+        try:
+            sent.append(_send_one(joblog, job.jid))
+        except (RequeueError, JobNotFound) as e:
+            refused[job.jid] = e.reason if isinstance(e, RequeueError) else str(e)
+        except (Refusal, JobLogError, PeeweeException) as e:
+            return sent, refused, e
+    return sent, refused, None
 
 
-def _tell_requeued(
+def _show_requeued(
     session: Session, sent: Sequence[tuple[str, str]], refused: dict[str, str]
 ) -> None:
     screen = session.screen
@@ -113,7 +161,10 @@ def _tell_requeued(
             screen.write(
                 mark(State.ENQUEUED), f"  {safe(new)}", (f"  runs {safe(old)} again", QUIET)
             )
-    _refuse("not all could run again", refused)
+        for jid, reason in list(refused.items())[:_SHOWN]:
+            screen.write(
+                mark(State.DEAD), f"  {safe(jid)}", (f"  not again: {line(reason)}", QUIET)
+            )
 
 
 def _refuse(what: str, refused: dict[str, str]) -> None:
@@ -199,10 +250,10 @@ def cancel(
         for done, job in enumerate(jobs, 1):
             try:
                 cancelled.append(joblog.cancel(job.jid, who=myself(), reason=reason).jid)
-            except CancelError as e:
+            except (CancelError, JobNotFound) as e:
                 if len(jobs) == 1:
                     raise
-                refused[job.jid] = e.reason
+                refused[job.jid] = e.reason if isinstance(e, CancelError) else str(e)
             update(done, len(jobs))
     if session.json:
         session.screen.json({"cancelled": cancelled, "refused": refused})
@@ -237,10 +288,12 @@ def _found(
     else:
         query = query.in_state(*(FINAL if state_is_said else (State.DEAD,)))
         query = query.where(job.replayed_by.is_null())
-    jobs = list(query.order_by(job.id).limit(limit))
+    jobs = list(query.order_by(job.id).limit(limit + 1))
     if not jobs:
         raise Refusal(f"no job that matches can be {what}", NOTHING)
-    return jobs
+    if len(jobs) > limit:
+        click.echo(f"More match: these are the oldest {number(limit)}; see --limit.", err=True)
+    return jobs[:limit]
 
 
 def _told(jobs: Sequence[Any]) -> str:
