@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ from dramatiq.logging import get_logger
 from starlette.responses import RedirectResponse
 
 from dramatiq_joblog.errors import CancelError, JobLogError, JobNotFound, LockNotAcquired
-from dramatiq_joblog.reading.display import number
+from dramatiq_joblog.payload.sanitize import message_of
+from dramatiq_joblog.reading.display import exact, number
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import CANCELLABLE, State
 
@@ -18,6 +20,7 @@ from .presenters import JobRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import datetime
 
     from starlette.datastructures import FormData
     from starlette.responses import Response
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Jobs that one action takes at most.
 MOST = 1000
+#: Seconds that are spent on looking for what matches.
+LOOK_FOR = 10.0
 #: Refusals that are written down in words.
 _TOLD = 5
 #: Why some jobs cannot run again.
@@ -94,7 +99,7 @@ def do(visit: Visit, form: FormData) -> Response:
     jids, words = _texts(form, "jid"), _texts(form, "q")
     if not jids and not words:
         return visit.sorry(400, "Nothing is selected", "Select a job first.")
-    jids = jids[:MOST] or [job.jid for job in _matching(visit, what, words)]
+    jids = jids[:MOST] or [job.jid for job in _matching(visit, what, words).jobs]
     if what == "dismiss":
         done = visit.joblog.dismiss(*jids, who=visit.who)
         return _say(visit, what, back, len(done), len(jids) - len(done))
@@ -134,8 +139,9 @@ def _requeue(visit: Visit, jids: Iterable[str]) -> tuple[list[str], dict[str, st
             refused[jid] = str(e)
         except Exception as e:  # noqa: BLE001
             # Brokers raise many kinds when they are away; the next job would fare no better.
-            get_logger(__name__).warning("Job %s could not be sent again: %s", jid, e)
-            refused[jid] = f"the broker did not take it: {e}"
+            text = visit.joblog.redactor.error(message_of(e))
+            get_logger(__name__).warning("Job %s could not be sent again: %s", jid, text)
+            refused[jid] = f"the broker did not take it: {text}"
             break
         else:
             sent.append(message.message_id)
@@ -163,11 +169,13 @@ def _ask_jobs(visit: Visit, what: str) -> Question:
     given = visit.query
     jids, words = given.getlist("jid"), given.getlist("q")
     fields: list[tuple[str, Any]] = [("jid", jid) for jid in jids[:MOST]]
+    looked_back_to = None
     if jids:
         found = _by_jid(visit, jids[:MOST])
     else:
         fields = [("q", text) for text in words]
-        found = _matching(visit, what, words)
+        matching = _matching(visit, what, words)
+        found, looked_back_to = matching.jobs, matching.looked_back_to
     asked, why = _ASKED[what]
     fit = [job for job in found if job.state in _STATES[what]]
     again = what == "requeue"
@@ -178,6 +186,9 @@ def _ask_jobs(visit: Visit, what: str) -> Question:
     effects = _effects(what, able, gone)
     if capped:
         effects.append(("waiting", f"There are more: at most {number(MOST)} are taken at a time."))
+    elif looked_back_to is not None:
+        text = f"Older than {exact(looked_back_to)} was not searched, and is not taken."
+        effects.append(("waiting", f"{text} A narrower search, as of one job type, reaches it."))
     left = len(found) - len(fit)
     if left:
         effects.append(("skipped", f"{number(left)} are left alone: {why}."))
@@ -189,12 +200,18 @@ def _ask_jobs(visit: Visit, what: str) -> Question:
         note="written down with your name",
         back=visit.link.local(given.get("back", "") or _from(visit, jids)),
         fields=fields,
-        effects=effects
-        if able
-        else [("skipped", f"None of them can be: {_NOT_KEPT if gone else why}.")],
+        effects=effects if able else _nothing(looked_back_to, _NOT_KEPT if gone else why),
         none=not able,
         reason="optional" if able and what == "cancel" else "",
     )
+
+
+def _nothing(looked_back_to: datetime | None, why: str) -> list[tuple[str, str]]:
+    """Say why there is nothing to do."""
+    if looked_back_to is None:
+        return [("skipped", f"None of them can be: {why}.")]
+    text = f"None was found as far back as {exact(looked_back_to)}; older was not searched."
+    return [("waiting", f"{text} A narrower search, as of one job type, reaches it.")]
 
 
 def _effects(what: str, able: list[Any], gone: int) -> list[tuple[str, str]]:
@@ -231,14 +248,33 @@ def _by_jid(visit: Visit, jids: list[str]) -> list[Any]:
     return list(visit.joblog.jobs.where(job.jid.in_(jids)))
 
 
-def _matching(visit: Visit, what: str, words: Iterable[str]) -> list[Any]:
+@dataclass
+class _Matching:
+    """The jobs that match some searches."""
+
+    #: The newest of them, :data:`MOST` at most.
+    jobs: list[Any]
+    #: How far back was looked for them, if there was no time for all.
+    looked_back_to: datetime | None = None
+
+
+def _matching(visit: Visit, what: str, words: Iterable[str]) -> _Matching:
     """Return the jobs that match any of some searches and can be acted on, newest first."""
+    until = time.monotonic() + LOOK_FOR
     found: dict[str, Any] = {}
+    bound: datetime | None = None
     for text in words:
         query = visit.joblog.search(text, now=visit.now).in_state(*_STATES[what])
-        for job in query.page(limit=MOST).jobs:
-            found.setdefault(job.jid, job)
-    return list(found.values())[:MOST]
+        page = query.page(limit=MOST)
+        found.update((job.jid, job) for job in page.jobs)
+        # Of what no index answers a page is what was found among so many jobs.
+        while page.looked_back_to is not None and len(found) < MOST:
+            if time.monotonic() > until:
+                bound = max(filter(None, (bound, page.looked_back_to)))
+                break
+            page = query.page(limit=MOST, before=page.older)
+            found.update((job.jid, job) for job in page.jobs)
+    return _Matching(list(found.values())[:MOST], bound)
 
 
 def _ask_unlock(visit: Visit) -> Question | None:

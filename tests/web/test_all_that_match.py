@@ -1,0 +1,82 @@
+"""What an action on "all that match" takes: all, or it says how far back it looked."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.testclient import TestClient
+
+from dramatiq_joblog import JobLog
+from dramatiq_joblog.schema.query import LOOK
+from dramatiq_joblog.web import actions, dashboard
+
+#: A search that no index answers.
+WORDS = "needle"
+START = 1_700_000_000_000
+
+
+@pytest.fixture
+def log(sqlite_url):
+    """Return a log with three old jobs that match, more others than one page looks at, and one."""
+    log = JobLog(sqlite_url)
+    log.create_tables()
+    matches = (0, 1, 2, LOOK + 10)
+    rows = [
+        {
+            "jid": f"j{at}",
+            "actor": "work",
+            "queue": "default",
+            "state": "dead",
+            "attempt": 1,
+            "error_type": "ValueError",
+            "error_message": "a needle" if at in matches else "hay",
+            **dict.fromkeys(("enqueued_at", "created_at", "updated_at"), START + at),
+        }
+        for at in range(LOOK + 11)
+    ]
+    with log.database.atomic():
+        for first in range(0, len(rows), 1_000):
+            log.Job.insert_many(rows[first : first + 1_000]).execute()
+    log.release()
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def page(log):
+    """Return a client of the page, on this machine."""
+    app = dashboard(log)
+    with TestClient(app, base_url="http://localhost", client=("127.0.0.1", 1)) as client:
+        yield client
+
+
+def test_all_are_taken(log, page):
+    """All jobs that match are taken, however many stand before them."""
+    text = page.get("/confirm/dismiss", params={"q": WORDS}).text
+    assert "Dismiss 4" in text
+    assert "was not searched" not in text
+
+    page.post(
+        "/do/dismiss",
+        data={"q": WORDS, "back": "/jobs", "csrf": page.cookies["joblog_csrf"]},
+    )
+    assert {"j0", "j1", "j2", f"j{LOOK + 10}"} == {job.jid for job in log.jobs.dismissed()}
+
+
+def test_the_bound_is_said(page, monkeypatch):
+    """If there is no time to look at all jobs the question says how far back it looked."""
+    monkeypatch.setattr(actions, "LOOK_FOR", -1)
+
+    text = page.get("/confirm/dismiss", params={"q": WORDS}).text
+
+    assert "Dismiss work?" in text
+    assert "Older than 2023-11-14" in text
+    assert "was not searched, and is not taken" in text
+
+
+def test_nothing_was_found_so_far(page, monkeypatch):
+    """If nothing was found in the time that there is the question does not say that nothing is."""
+    monkeypatch.setattr(actions, "LOOK_FOR", -1)
+
+    text = page.get("/confirm/dismiss", params={"q": "nothing"}).text
+
+    assert "None was found as far back as 2023-11-14" in text
