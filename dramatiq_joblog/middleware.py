@@ -157,11 +157,11 @@ class JobLogMiddleware(Middleware):
             self._check_acks(broker)
         self._messages.declare(actor)
         self._watch_sends(broker)
-        self._sender.add(broker)
+        self._sender.add(broker, self._messages)
 
     def after_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
         """Know the broker, also of actors that were declared before this was added to it."""
-        self._sender.add(broker)
+        self._sender.add(broker, self._messages)
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         """Refuse what the log could not use and duplicates; let a message know its family."""

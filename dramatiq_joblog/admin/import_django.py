@@ -11,31 +11,38 @@ from collections import Counter
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from peewee import ForeignKeyField, PeeweeException
+
 from dramatiq_joblog.database.checkout import transaction
+from dramatiq_joblog.database.url import describe
+from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.payload.sanitize import (
     MAX_MESSAGE,
     MAX_TRACEBACK,
     clean,
     clean_optional,
+    clean_redacted,
     document,
     fold_jid,
 )
+from dramatiq_joblog.schema.fields import is_text_of_number, user_asked
 from dramatiq_joblog.schema.models import to_millis
+from dramatiq_joblog.schema.query import user_field
 from dramatiq_joblog.states import DeadReason, Outcome, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from peewee import Database
 
     from dramatiq_joblog.joblog import JobLog
-    from dramatiq_joblog.payload.redaction import Redactor
 
 #: The table of django_dramatiq, as its migrations name it.
 DJANGO_TABLE = "django_dramatiq_task"
 #: Rows that are read and written at once.
 BATCH = 500
 
+_REDACTED = "its arguments are kept without what must not be shown"
 _STATES = {
     "enqueued": State.ENQUEUED,
     "delayed": State.DELAYED,
@@ -62,6 +69,7 @@ def import_django_dramatiq(
     source: Database | None = None,
     *,
     table: str = DJANGO_TABLE,
+    user_from: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Counter[str]:
     """Copy the tasks of django_dramatiq into the log.
@@ -69,22 +77,30 @@ def import_django_dramatiq(
     It is safe to repeat: a job that the log knows is left as it is.  Stop the workers first, so
     that what is running has ended.
 
+    Where this process has declared a task's actor, its job has the job type, the user and the
+    other columns that the actor's options give it, and positional secrets are known by name.
+
     Parameters:
       joblog: The log, whose tables are there.
       source: Where the tasks lie; None for the log's own database.
       table: Their table.
+      user_from: The parameter that holds the user of each job that has it, before the actors' own
+        *job_user*; of actors that are not declared here only a keyword argument is found.
       progress: Told after each batch how many tasks were read.
 
     Returns:
       How many jobs were written, by state.
 
     Raises:
-      peewee.DatabaseError: If there is no such table.
+      ConfigurationError: If there is no such table, or it cannot be read.
+      peewee.DatabaseError: If the log's own tables cannot be asked.
     """
     written: Counter[str] = Counter()
     read = 0
+    # Before anything is read: the log's tables may be what is missing.
+    joblog.Job.select(joblog.Job.id).limit(1).execute()
     for batch in _batches(source or joblog.database, table):
-        jobs = [_job_of(task, joblog.redactor) for task in batch]
+        jobs = [_job_of(task, joblog, user_from) for task in batch]
         with transaction(joblog.database):
             known = {
                 job.jid
@@ -94,7 +110,9 @@ def import_django_dramatiq(
             }
             new = [(job, failure) for job, failure in jobs if job["jid"] not in known]
             if new:
-                joblog.Job.insert_many([job for job, _ in new]).execute()
+                rows = _alike(joblog.Job, [job for job, _ in new])
+                _forget_unknown_users(user_field(joblog.Job), rows)
+                joblog.Job.insert_many(rows).execute()
             failures = [failure for _, failure in new if failure is not None]
             if failures:
                 joblog.Failure.insert_many(failures).execute()
@@ -116,15 +134,69 @@ def _batches(source: Database, table: str) -> Iterator[list[_Task]]:
         where = "" if last is None else f" WHERE (created_at, id) > ({param}, {param})"
         values = () if last is None else (last.created_at, last.id)
         query = f"{text}{where} ORDER BY created_at, id LIMIT {BATCH}"
-        batch = [_Task(*row) for row in source.execute_sql(query, values).fetchall()]
+        try:
+            batch = [_Task(*row) for row in source.execute_sql(query, values).fetchall()]
+        except PeeweeException as e:
+            raise ConfigurationError(
+                f"the table {table!r} of {describe(source)} cannot be read: {str(e).strip()}; "
+                "name the database with --from, and the table with --table"
+            ) from e
         if not batch:
             return
         last = batch[-1]
         yield batch
 
 
-def _job_of(task: _Task, redactor: Redactor) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def _alike(model: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows that all have the same columns, as one statement needs them."""
+    fields = {name: model._meta.combined[name] for row in rows for name in row}
+    return [{name: row.get(name, f.default) for name, f in fields.items()} for row in rows]
+
+
+def _forget_unknown_users(field: Any, rows: list[dict[str, Any]]) -> None:
+    """Leave out users that are gone, in a model whose users have a table."""
+    if not isinstance(field, ForeignKeyField):
+        return
+    name, key = field.column_name, field.rel_field
+    asked = {row[name] for row in rows if row.get(name) is not None}
+    known = {value for (value,) in field.rel_model.select(key).where(key.in_(asked)).tuples()}
+    for row in rows:
+        if row.get(name) is not None and row[name] not in known:
+            row["note"] = f"{row['note']}; its user {row[name]!r} is not there any more"
+            row[name] = None
+
+
+def _columns_of(
+    message: Mapping[str, Any], joblog: JobLog, user_from: str | None
+) -> dict[str, Any]:
+    """Return the columns that a message decides, by its actor's options if it is declared."""
+    row = {} if joblog.sender is None else joblog.sender.describe(message, user_from)
+    if row:
+        fields = joblog.Job._meta.combined
+        return {
+            name: None if value is None else fields[name].python_value(value)
+            for name, value in row.items()
+        }
+    redactor = joblog.redactor
+    args = document(list(message.get("args", ())), redactor)
+    kwargs = document(dict(message.get("kwargs", {})), redactor)
+    user = None if user_from is None else message.get("kwargs", {}).get(user_from)
+    field = user_field(joblog.Job)
+    return {
+        "args": json.loads(args.text),
+        "kwargs": json.loads(kwargs.text),
+        "note": args.note or kwargs.note,
+        "withheld": _REDACTED if args.redacted or kwargs.redacted else args.note or kwargs.note,
+        field.column_name: user_asked(field, user),
+        "user_is_text": is_text_of_number(user) or None,
+    }
+
+
+def _job_of(
+    task: _Task, joblog: JobLog, user_from: str | None
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return a task as a row of a job, and as a failed run if it told of one."""
+    redactor = joblog.redactor
     message = json.loads(bytes(task.message_data))
     options = message.get("options", {})
     created, updated = _millis(task.created_at), _millis(task.updated_at)
@@ -132,9 +204,8 @@ def _job_of(task: _Task, redactor: Redactor) -> tuple[dict[str, Any], dict[str, 
     # It writes before Retries counts, so that this was the last attempt's number in any state.
     attempt = int(options.get("retries", 0)) + 1
     final = task.status in ("done", "failed", "skipped")
-    args = document(list(message.get("args", ())), redactor)
-    kwargs = document(dict(message.get("kwargs", {})), redactor)
-    job = {
+    columns = _columns_of(message, joblog, user_from)
+    job = columns | {
         "jid": fold_jid(message.get("message_id", task.id)),
         "actor": clean_optional(message["actor_name"]),
         "queue": clean_optional(str(message["queue_name"]).removesuffix(".DQ")),
@@ -145,11 +216,7 @@ def _job_of(task: _Task, redactor: Redactor) -> tuple[dict[str, Any], dict[str, 
         "finished_at": updated if final else None,
         "created_at": created,
         "updated_at": updated,
-        "args": json.loads(args.text),
-        "kwargs": json.loads(kwargs.text),
-        "note": "; ".join(
-            ["imported from django_dramatiq", *filter(None, [args.note or kwargs.note])]
-        ),
+        "note": "; ".join(["imported from django_dramatiq", *filter(None, [columns["note"]])]),
         "dead_reason": None,
         "skip_reason": "imported from django_dramatiq" if state is State.SKIPPED else None,
         "error_type": None,
@@ -158,7 +225,8 @@ def _job_of(task: _Task, redactor: Redactor) -> tuple[dict[str, Any], dict[str, 
     if state is not State.DEAD:
         return job, None
     reason = DeadReason.RETRIES_EXHAUSTED if attempt > 1 else DeadReason.NOT_RETRIED
-    traceback = clean(str(options.get("traceback") or ""), MAX_TRACEBACK)
+    text = str(options.get("traceback") or "")
+    traceback = clean_redacted(text, MAX_TRACEBACK, redactor.traceback)
     error_type, error_message = _last_line(traceback)
     job |= {
         "dead_reason": reason.value,

@@ -86,6 +86,10 @@ class Arguments:
             columns |= self._withheld(message, options, columns, withheld)
         return columns, documents["args"].note or documents["kwargs"].note
 
+    def positional(self, broker: Broker, actor_name: str) -> tuple[str, ...]:
+        """Return the names of an actor's positional parameters; none if it is not declared."""
+        return self._of(broker).positional(actor_name)
+
     def redactor(
         self, broker: Broker, message: Any, columns: Mapping[str, Any] | None = None
     ) -> Redactor:

@@ -22,7 +22,7 @@ from dramatiq_joblog.states import CANCELLABLE, FINAL, State
 from .messages import PARENT, REPLAY_OF, ROOT, now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from dramatiq import Broker
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dramatiq_joblog.schema.query import JobQuery
 
     from .arguments import Arguments
+    from .messages import Messages
 
 #: A group counts its members by these.
 _GROUP = ("group_completion_uuid", "group_completion_callbacks")
@@ -56,6 +57,7 @@ class Sender:
     def __init__(self, joblog: JobLog, arguments: Arguments) -> None:
         self._joblog = joblog
         self._arguments = arguments
+        self._readers: dict[Broker, Messages] = {}
         self._logger = get_logger(__name__, type(self))
         self._brokers: list[Broker] = []
 
@@ -69,10 +71,41 @@ class Sender:
         """Whether this process has declared any actor."""
         return any(broker.actors for broker in self._known())
 
-    def add(self, broker: Broker) -> None:
-        """Let jobs be sent by a broker, before all others, as an actor is declared there."""
+    def add(self, broker: Broker, messages: Messages) -> None:
+        """Let jobs be sent by a broker, before all others, as an actor is declared there.
+
+        *messages* reads what is sent there.
+        """
+        self._readers[broker] = messages
         # A new list: another thread may be reading the old one.
         self._brokers = [broker, *(other for other in self._brokers if other is not broker)]
+
+    def describe(self, data: Mapping[str, Any], user_from: str | None = None) -> dict[str, Any]:
+        """Return the columns that a message alone decides, by the options of its actor.
+
+        Parameters:
+          data: The message as a dictionary.
+          user_from: The parameter with the job's user, before the actor's *job_user*.
+
+        Returns:
+          Nothing if this process has declared no such actor.
+        """
+        broker = next((b for b in self._readers if data["actor_name"] in b.actors), None)
+        if broker is None:
+            return {}
+        options = dict(data.get("options") or {})
+        args, kwargs = tuple(data.get("args") or ()), dict(data.get("kwargs") or {})
+        if user_from is not None:
+            names = self._arguments.positional(broker, data["actor_name"])
+            options["job_user"] = {**dict(zip(names, args, strict=False)), **kwargs}.get(user_from)
+        message: Message[Any] = Message(
+            queue_name=data["queue_name"],
+            actor_name=data["actor_name"],
+            args=args,
+            kwargs=kwargs,
+            options=options,
+        )
+        return self._readers[broker].row(broker, message)
 
     def requeue(self, job: Any, *, who: str | None, broker: Broker | None) -> Message[Any]:
         """Send one job again; see :meth:`JobLog.requeue`."""

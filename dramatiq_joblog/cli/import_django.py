@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import click
-import peewee
 
 from dramatiq_joblog.admin.import_django import DJANGO_TABLE, import_django_dramatiq
-from dramatiq_joblog.database.url import describe
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.joblog import JobLog
 
@@ -26,26 +24,32 @@ from .confirm import many, progress
     "--from", "source", metavar="URL", help="The database with the tasks; by default the log's."
 )
 @click.option("--table", default=DJANGO_TABLE, show_default=True, help="Their table.")
-def import_django(session: Session, *, source: str | None, table: str) -> None:
+@click.option(
+    "--user-from",
+    metavar="PARAMETER",
+    help="The parameter with the user of each job; by default as the actors say.",
+)
+def import_django(
+    session: Session, *, source: str | None, table: str, user_from: str | None
+) -> None:
     """Copy what the AdminMiddleware of django_dramatiq kept into the log.
 
     Stop the workers first.  It is safe to repeat: a job that the log knows is left as it is.
+    Job types and users are those that the actors' options give, if --app declares them.
     """
     joblog = session.joblog
     try:
         database = joblog.database if source is None else JobLog(source).database
     except ConfigurationError as e:
         raise Refusal(str(e)) from e
-    try:
-        with progress("tasks") as update:
-            written = import_django_dramatiq(
-                joblog, database, table=table, progress=lambda done: update(done, None)
-            )
-    except peewee.DatabaseError as e:
-        raise Refusal(
-            f"the table {table!r} of {describe(database)} cannot be read: {str(e).strip()}; "
-            "name the database with --from, and the table with --table"
-        ) from e
+    with progress("tasks") as update:
+        written = import_django_dramatiq(
+            joblog,
+            database,
+            table=table,
+            user_from=user_from,
+            progress=lambda done: update(done, None),
+        )
     if session.json:
         session.screen.json(dict(written))
         return
