@@ -29,7 +29,7 @@ from dramatiq.brokers.stub import StubBroker
 from peewee import SqliteDatabase
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "tests"), str(HERE)]
+sys.path[:0] = [str(HERE.parent / "tests" / "support"), str(HERE)]
 
 import filling  # noqa: E402
 import servers  # noqa: E402

@@ -25,7 +25,7 @@ import dramatiq
 from dramatiq.brokers.redis import RedisBroker
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "tests"))
+sys.path.insert(0, str(HERE.parent / "tests" / "support"))
 
 import servers  # noqa: E402
 
