@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
+from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 from uuid import UUID
 
@@ -26,7 +28,7 @@ from peewee import (
 from .libpq import run_prepared
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from peewee import Database
 
@@ -120,8 +122,7 @@ class Upsert:
         written: set[str] = set()
         for start in range(0, len(rows), self.max_rows):
             chunk = rows[start : start + self.max_rows]
-            columns = tuple(sorted(set().union(*chunk)))
-            written |= self._write_chunk(columns, chunk)
+            written |= self._write_chunk(columns_of(chunk), chunk)
         return written
 
     def _write_chunk(self, columns: tuple[str, ...], rows: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -133,7 +134,7 @@ class Upsert:
     ) -> tuple[str, Sequence[Any]]:
         head, tail = self._around(columns)
         row_text = f"({', '.join([self.database.param] * len(columns))})"
-        values = [row.get(column) for row in rows for column in columns]
+        values = values_of(columns, rows)
         return f"{head} VALUES {', '.join([row_text] * len(rows))} {tail}", values
 
     def _around(self, columns: tuple[str, ...]) -> tuple[str, str]:
@@ -201,7 +202,7 @@ class JsonUpsert(Upsert):
 
     def step(self, rows: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
         """Return the text that writes *rows* as a step of a statement, and its parameter."""
-        return self._select(tuple(sorted(set().union(*rows))), where), as_json(rows)
+        return self._select(columns_of(rows), where), as_json(rows)
 
     def _select(self, columns: tuple[str, ...], where: str) -> str:
         head, tail = self._around(columns)
@@ -289,10 +290,10 @@ class SteppedUpsert(Upsert):
         self.database.execute_sql(_in_backticks(f"UPDATE {source} SET {changes}"), values)
 
     def _insert(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        columns = tuple(sorted(set().union(*rows)))
+        columns = columns_of(rows)
         row_text = f"({', '.join([self.database.param] * len(columns))})"
         text = f'INSERT INTO "{self.table}" ({names(columns)}) VALUES '
-        values = [row.get(column) for row in rows for column in columns]
+        values = values_of(columns, rows)
         self.database.execute_sql(
             _in_backticks(text + ", ".join([row_text] * len(rows))),
             values,
@@ -373,6 +374,37 @@ _EXCLUDED = re.compile(r'excluded\."?(\w+)')
 
 def _in_backticks(text: str) -> str:
     return text.replace('"', "`")
+
+
+@lru_cache(maxsize=256)
+def _sorted(columns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(columns))
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the columns that any of *rows* carries, in one order."""
+    first, *others = map(tuple, rows)
+    if all(columns == first for columns in others):
+        return _sorted(first)
+    return tuple(sorted({*first}.union(*others)))
+
+
+@lru_cache(maxsize=256)
+def _getter(columns: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    return itemgetter(*columns)
+
+
+def values_of(columns: tuple[str, ...], rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Return the values of *rows* one after the other; None for a column that one lacks."""
+    count = len(columns)
+    if count == 1:
+        return [row.get(columns[0]) for row in rows]
+    get = _getter(columns)
+    values: list[Any] = []
+    for row in rows:
+        # As many as there are columns are just these.
+        values += get(row) if len(row) == count else map(row.get, columns)
+    return values
 
 
 def names(columns: Iterable[str]) -> str:

@@ -313,25 +313,26 @@ class Transitions:
         """
         # One order of rows for all processes, so that no two batches wait for each other; it is
         # that of sending, which the rows then keep.
-        events = sorted(events, key=lambda event: (event.row.get("enqueued_at") or 0, event.jid))
-        if self._is_one_statement(events):
-            written = self._write(events)
+        events = sorted(events, key=_order_of)
+        batch = self._batch(events)
+        if batch.is_one_statement:
+            written = self._write(batch)
         else:
             with self.atomic():
-                written = self._write(events)
+                written = self._write(batch)
         for event in events:
             if event.kind == "start":
                 event.granted = event.jid in written or self._contest(event)
             elif event.kind == "end" and event.jid not in written:
                 self._end_unknown(event)
         self._lose([e for e in events if e.cut_off and e.granted])
-        self._note_late([event.row for event in events])
+        self._note_late([event.row for event in events if event.kind == "end"])
 
     def _end_unknown(self, event: Event) -> None:
         """Write the end of a run on a row that does not know of its start, if it might begin."""
         with self.atomic():
             if self._revive(event) or (event.start is not None and self._contest(event.start)):
-                self._write([event])
+                self._write_all([event])
 
     def _revive(self, event: Event) -> bool:
         """Give a cancelled job back to a run that came to its end all the same.
@@ -359,27 +360,29 @@ class Transitions:
         self._note_late([{"finished_at": to_millis(each.finished_at)} for each in counted])
         return True
 
-    def _is_one_statement(self, events: Sequence[Event]) -> bool:
-        """Tell whether a batch is one statement, and needs no transaction around it."""
-        more = any(e.unique is not None or e.forget or _keeps_section(e) for e in events)
-        return not more and is_one_statement(self._portions(events))
+    def _batch(self, events: Sequence[Event]) -> _Batch:
+        """Return the rows of *events*, sorted by what becomes of them."""
+        batch = _Batch(events)
+        batch.portions = (
+            Portion(self._runs, batch.runs),
+            Portion(self._enqueues, batch.enqueues),
+            Portion(self._failures, batch.failures, follows=True),
+            Portion(self._lines, batch.lines),
+            Portion(self._freeing, batch.freed, follows=True),
+        )
+        return batch
 
-    def _portions(self, events: Sequence[Event]) -> list[Portion]:
-        """Return the rows that a batch writes, of runs first."""
-        return [
-            Portion(self._runs, [e.row for e in events if e.kind != "enqueue"]),
-            Portion(self._enqueues, [e.row for e in events if e.kind == "enqueue"]),
-            Portion(self._failures, [e.failure for e in events if e.failure], follows=True),
-            Portion(self._lines, [row for e in events if e.lines for row in e.lines]),
-            Portion(self._freeing, [_held(e) for e in events if _frees_section(e)], follows=True),
-        ]
+    def _write_all(self, events: Sequence[Event]) -> set[str]:
+        """Write *events* in the transaction that is open."""
+        return self._write(self._batch(events))
 
-    def _write(self, events: Sequence[Event]) -> set[str]:
-        self._forget_lines(events)
-        written = write_all(self._portions(events))
-        self._note_late([e.failure for e in events if e.failure])
-        self._write_overtaken([e for e in events if e.failure and e.jid not in written])
-        for event in sorted(events, key=keys_of):
+    def _write(self, batch: _Batch) -> set[str]:
+        self._forget_lines(batch.forgetting)
+        written = write_all(batch.portions)
+        if batch.failures:
+            self._note_late(batch.failures)
+            self._write_overtaken([e for e in batch.failing if e.jid not in written])
+        for event in sorted(batch.holding, key=keys_of):
             self._hold(event, written=event.kind == "enqueue" or event.jid in written)
         return written
 
@@ -488,7 +491,7 @@ class Transitions:
 
     def begin_all(self, events: Sequence[Event]) -> set[str]:
         """Write the starts of runs that may begin, and return the jobs that did."""
-        return self._write(events) if events else set()
+        return self._write_all(events) if events else set()
 
     def locked(self, jid: str) -> Any:
         """Return the row of a job, which nobody else changes until the transaction ends."""
@@ -551,7 +554,7 @@ class Transitions:
             job = self.job
             beginning = {"state": State.ENQUEUED, "attempt": event.row["attempt"]}
             job.update(beginning).where(job.jid == event.jid).execute()
-        self._write([event])
+        self._write_all([event])
 
     def interrupt(self, row: Any) -> int:
         """Close the open run of a locked row; return how many of its runs lost their worker."""
@@ -619,6 +622,54 @@ class Transitions:
             # A write lock taken late cannot be waited for: SQLite fails at once instead.
             return self.database.atomic("IMMEDIATE")
         return self.database.atomic()
+
+
+class _Batch:
+    """The rows of a batch of events, sorted by what becomes of them in one look at each event."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.runs: list[dict[str, Any]] = []
+        self.enqueues: list[dict[str, Any]] = []
+        self.failures: list[dict[str, Any]] = []
+        self.lines: list[dict[str, Any]] = []
+        #: The sections that are free once their runs have ended.
+        self.freed: list[dict[str, Any]] = []
+        #: The events that have a failure, those whose lines went out of bounds, and those whose
+        #: jobs hold a key.
+        self.failing: list[Event] = []
+        self.forgetting: list[Event] = []
+        self.holding: list[Event] = []
+        #: Whether a key is held on, which is a statement of its own.
+        self._holds_on = False
+        self.portions: tuple[Portion, ...] = ()
+        for event in events:
+            (self.enqueues if event.kind == "enqueue" else self.runs).append(event.row)
+            if event.failure is not None:
+                self.failing.append(event)
+                self.failures.append(event.failure)
+            if event.lines:
+                self.lines += event.lines
+            if event.forget is not None:
+                self.forgetting.append(event)
+            if event.section is not None or event.unique is not None:
+                self._add_holding(event)
+
+    def _add_holding(self, event: Event) -> None:
+        self.holding.append(event)
+        if _frees_section(event):
+            self.freed.append(_held(event))
+        if event.unique is not None or _keeps_section(event):
+            self._holds_on = True
+
+    @property
+    def is_one_statement(self) -> bool:
+        """Whether it needs no transaction around it."""
+        return not (self._holds_on or self.forgetting) and is_one_statement(self.portions)
+
+
+def _order_of(event: Event) -> tuple[int, str]:
+    row = event.row
+    return row.get("enqueued_at") or 0, row["jid"]
 
 
 def _nobody(minutes: set[int]) -> None:
