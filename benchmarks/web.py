@@ -34,7 +34,8 @@ SERVE = """
 import sys, uvicorn
 from dramatiq_joblog import JobLog
 from dramatiq_joblog.web import dashboard
-uvicorn.run(dashboard(JobLog(sys.argv[1])), port=int(sys.argv[2]), log_level="critical", ws="none")
+page = dashboard(JobLog(sys.argv[1]), authorize=lambda request: "all")
+uvicorn.run(page, port=int(sys.argv[2]), log_level="critical", ws="none")
 """
 
 

@@ -44,7 +44,7 @@ ELSEWHERE = (
 )
 NEXT = f"""
 [bold]What to try next[/]{ELSEWHERE}
-  Look at it on a page, http://localhost:8000; run the demo again beside it, and watch:
+  Look at it on a page; run the demo again beside it, and watch:
     [cyan]{PAGE}[/]
   See what is dead, all of one such job, and how long jobs take:
     [cyan]{CLI} list state:dead[/]

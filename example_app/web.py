@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from typing import Any
 
 import uvicorn
@@ -12,7 +13,7 @@ from dramatiq_joblog.web import dashboard
 from .data import FOLDER, User, database
 from .jobs import broker, joblog
 
-#: Where the page is, on this machine alone.
+#: Where the page is.
 PORT = int(os.environ.get("PORT", "8000"))
 
 
@@ -27,8 +28,9 @@ def main() -> None:
     """Serve the page until it is stopped."""
     FOLDER.mkdir(exist_ok=True)
     joblog.create_tables()
-    page = dashboard(joblog, broker=broker, environment="example", job_links=links)
-    print(f"The page is at http://localhost:{PORT}, for this machine alone; Ctrl-C ends it.")  # noqa: T201
+    key = secrets.token_urlsafe(24)
+    page = dashboard(joblog, broker=broker, environment="example", job_links=links, key=key)
+    print(f"The page is at http://localhost:{PORT}/?key={key} until Ctrl-C.")  # noqa: T201
     if not joblog.jobs.exists():
         print("The log is empty so far: run `make demo` beside it, and watch.")  # noqa: T201
     uvicorn.run(page, port=PORT, log_level="warning", ws="none")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import secrets
 import socket
 from typing import Any
 
@@ -13,13 +14,15 @@ from .app import AWAY, Refusal, Session, command
 
 #: Where the password of --login is read from, if it is set.
 PASSWORD = "JOBLOG_PASSWORD"  # noqa: S105
+#: Where --metrics-token is read from, if it is set: a command line is seen by others.
+METRICS_TOKEN = "JOBLOG_METRICS_TOKEN"  # noqa: S105
 
 
 @command(
     "web",
     "Serve the page of the log.",
     examples=[
-        ("web", "on http://127.0.0.1:8000, for this machine only"),
+        ("web", "on http://127.0.0.1:8000, opened by the key that it prints"),
         ("--app shop.jobs:joblog web --port 9000", "with the application, to run jobs again"),
         ("web --host 0.0.0.0 --login mira --read-only", "for others, who must sign in"),
     ],
@@ -30,6 +33,12 @@ PASSWORD = "JOBLOG_PASSWORD"  # noqa: S105
     "--login",
     metavar="NAME",
     help=f"Who may sign in; the password is that of {PASSWORD}, or is asked for.",
+)
+@click.option(
+    "--metrics-token",
+    envvar=METRICS_TOKEN,
+    metavar="TOKEN",
+    help=f"What opens /metrics and /health to programs; better given as {METRICS_TOKEN}.",
 )
 @click.option(
     "--port",
@@ -45,29 +54,37 @@ def web(
     environment: str | None,
     host: str,
     login: str | None,
+    metrics_token: str | None,
     port: int,
     read_only: bool,
 ) -> None:
     """Serve the page of the log until Ctrl-C.
 
-    Without --login only requests from this very machine are answered.  To run jobs again
-    from the page the application is needed: --app.
+    Without --login it prints an address with a key, which opens the page once and then goes
+    on as a cookie.  To run jobs again from the page the application is needed: --app.
     """
     joblog = session.joblog
     # A select, so that what is wrong with the database is told here and not on the page.
     joblog.jobs.first()
     joblog.release()
     page, uvicorn = _needed("dramatiq_joblog.web"), _needed("uvicorn")
-    signing_in = None
-    if login is not None:
+    signing_in, key = None, None
+    if login is None:
+        key = secrets.token_urlsafe(24)
+    else:
         password = os.environ.get(PASSWORD) or click.prompt("Password", hide_input=True, err=True)
         signing_in = (login, password)
     application = page.dashboard(
-        joblog, environment=environment, login=signing_in, read_only=read_only
+        joblog,
+        environment=environment,
+        key=key,
+        login=signing_in,
+        metrics_token=metrics_token,
+        read_only=read_only,
     )
     with _listening(host, port) as listener:
         name = f"[{host}]" if ":" in host else host
-        address = f"http://{name}:{listener.getsockname()[1]}/"
+        address = f"http://{name}:{listener.getsockname()[1]}/" + (f"?key={key}" if key else "")
         if session.json:
             session.screen.json({"url": address})
         else:

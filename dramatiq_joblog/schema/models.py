@@ -356,6 +356,8 @@ class Lock(_Row):
         at: datetime | None = self.acquired_at
         return at
 
+    _own = frozenset({"id", "process", "token"})
+
     class Meta:
         table_name = "joblog_lock"
         indexes = ((("kind", "key", "slot"), True),)

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
-import hashlib
 import hmac
 import inspect
-import ipaddress
 import secrets
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from dramatiq.logging import get_logger
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+
+from .door import SESSION_FOR, address_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-#: What a person may do: everything, look, nothing.
-ALL, READ_ONLY, NONE = "all", "read-only", "none"
-LEVELS = (ALL, READ_ONLY, NONE)
+    from .door import Door
+
+#: What a person may do: everything, look, look at all but what jobs were sent and what they
+#: noted, nothing.
+ALL, READ_ONLY, WITHOUT_ARGUMENTS, NONE = "all", "read-only", "without-arguments", "none"
+LEVELS = (ALL, READ_ONLY, WITHOUT_ARGUMENTS, NONE)
 
 #: Nothing is fetched from elsewhere, nothing stands inline, and nobody may frame the page.
 POLICY = (
@@ -41,16 +45,15 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-#: A proxy says by these that the request came from elsewhere.
-_FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
-
-CSRF_COOKIE, SESSION_COOKIE = "joblog_csrf", "joblog_session"
+CSRF_COOKIE = "joblog_csrf"
+#: The name of the query that brings the key.
+KEY = "key"
 #: The name of the field that repeats the cookie.
 CSRF_FIELD = "csrf"
-#: Seconds that a sign-in lasts.
-SESSION_FOR = 12 * 3600
-#: A name and password may be wrong so often within a minute.
-WRONG_AT_MOST = 10
+#: Bytes that a form may have at most: as many jids as a page lets a person pick, and more.
+MAX_BODY = 1_000_000
+#: The paths that a program with the token for metrics may read, and that of the live probe.
+METRICS, LIVE = ("/metrics", "/health"), "/live"
 
 
 @dataclass(frozen=True)
@@ -66,58 +69,17 @@ class Access:
     @property
     def may_read(self) -> bool:
         """Whether it may look."""
+        return self.level != NONE
+
+    @property
+    def sees_arguments(self) -> bool:
+        """Whether it may see what jobs were sent, what they noted and what they logged."""
         return self.level in {ALL, READ_ONLY}
 
     @property
     def may_act(self) -> bool:
         """Whether it may run again, dismiss, cancel and unlock."""
         return self.level == ALL
-
-
-class Login:
-    """One name and password, kept in a signed cookie once they were given.
-
-    The key of the signature is made of them: all processes share it, and a new password ends
-    every session.
-
-    Parameters:
-      credentials: The name and the password.
-    """
-
-    def __init__(self, credentials: tuple[str, str]) -> None:
-        self._name, self._password = credentials
-        self._key = hashlib.scrypt(
-            self._password.encode(), salt=b"joblog " + self._name.encode(), n=2**14, r=8, p=1
-        )
-        self._wrong: list[float] = []
-
-    def is_right(self, name: str, password: str) -> bool:
-        """Tell whether these are the name and the password, in the same time if not."""
-        right = hmac.compare_digest(name.encode(), self._name.encode())
-        right &= hmac.compare_digest(password.encode(), self._password.encode())
-        if not right:
-            self._wrong.append(time.monotonic())
-        return right
-
-    def is_tried_too_often(self) -> bool:
-        """Tell whether someone guesses."""
-        self._wrong = [at for at in self._wrong if at > time.monotonic() - 60]
-        return len(self._wrong) >= WRONG_AT_MOST
-
-    def session(self, now: float) -> str:
-        """Return a cookie's value that is good for a while."""
-        until = str(int(now) + SESSION_FOR)
-        return f"{until}.{self._sign(until)}"
-
-    def who(self, session: str, now: float) -> str | None:
-        """Return whose session it is, or None if it is none, or over."""
-        until, _, signature = session.partition(".")
-        if not hmac.compare_digest(signature.encode(), self._sign(until).encode()):
-            return None
-        return self._name if int(until) > now else None
-
-    def _sign(self, until: str) -> str:
-        return hmac.new(self._key, f"session {until}".encode(), "sha256").hexdigest()
 
 
 class Gate:
@@ -128,8 +90,9 @@ class Gate:
 
     Parameters:
       app: What stands behind it.
-      authorize: Tells the level of a request; None for local requests only.
-      login: A name and password instead.
+      authorize: Returns the level of a request; None where *door* decides.
+      door: The key, or the name and password, to come in by.
+      metrics_token: What a program gives as a bearer token to read the metrics and the health.
       read_only: Nobody may act.
     """
 
@@ -138,13 +101,16 @@ class Gate:
         app: ASGIApp,
         *,
         authorize: Callable[[Request], Any] | None,
-        login: Login | None,
+        door: Door | None,
+        metrics_token: str | None,
         read_only: bool,
     ) -> None:
         self._app = app
         self._authorize = authorize
-        self._login = login
+        self._door = door
+        self._metrics_token = metrics_token
         self._read_only = read_only
+        self._logger = get_logger(__name__, type(self))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Decide, and pass the request on: the routes refuse what is not allowed."""
@@ -152,9 +118,10 @@ class Gate:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        # Anyone may have the assets, as the sign-in page needs them too: nobody is asked.
-        asset = scope["path"].removeprefix(scope.get("root_path", "")).startswith("/static/")
-        access = Access(NONE) if asset else await self._decide(request)
+        path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
+        # Anyone may have the assets, as the sign-in page needs them too, and hear that it lives.
+        is_open = path.startswith("/static/") or path == LIVE
+        access = Access(NONE) if is_open else await self._decide(request, path)
         if isinstance(access, Response):
             # The application's own answer: its page must not get our content policy.
             access.headers.setdefault("cache-control", "no-store")
@@ -172,23 +139,109 @@ class Gate:
                     headers[name] = value
                 headers.setdefault("cache-control", "no-store")
                 if request.cookies.get(CSRF_COOKIE) != token and is_page(headers):
-                    headers.append("set-cookie", cookie(request, CSRF_COOKIE, token))
+                    headers.append("set-cookie", _csrf_cookie(request, token))
             await send(message)
 
-        await self._app(scope, receive, send_with_headers)
+        try:
+            await self._app(scope, _bounded(receive), send_with_headers)
+        except BodyTooLongError:
+            text = f"A form may have {MAX_BODY} bytes at most; nothing was done."
+            await PlainTextResponse(text, 413)(scope, receive, send_with_headers)
 
-    async def _decide(self, request: Request) -> Access | Response:
+    async def _decide(self, request: Request, path: str) -> Access | Response:
+        if self._metrics_token is not None and path in METRICS:
+            given = _bearer(request)
+            if given is not None and _same(given, self._metrics_token):
+                return Access(READ_ONLY, "metrics")
         if self._authorize is not None:
             try:
                 decision = await _call(self._authorize, request)
             except HTTPException as e:
                 return _answer_of(e)
             return decision if isinstance(decision, Response) else told_access(decision)
-        if self._login is not None:
-            session = request.cookies.get(SESSION_COOKIE, "")
-            who = self._login.who(session, time.time())
-            return Access(NONE, reason="Sign in first.") if who is None else Access(ALL, who)
-        return local_access(request)
+        if self._door is None:
+            return Access(NONE, reason="Nobody may see this page.")
+        return await self._ask_at(self._door, request)
+
+    async def _ask_at(self, door: Door, request: Request) -> Access | Response:
+        """Let in whoever has a session, or brings the key in the address or as a bearer token."""
+        if door.knows(request.cookies.get(door.cookie, "")):
+            return Access(ALL, door.name or "key")
+        in_address = request.query_params.get(KEY) if request.method == "GET" else None
+        given = in_address or _bearer(request)
+        if not door.by_key or given is None:
+            return Access(NONE, reason="Sign in first.")
+        problem = await try_door(door, request, "", given)
+        if problem is not None:
+            return Access(NONE, reason=problem.text)
+        if in_address is None:
+            return Access(ALL, "key")
+        # The key goes out of the address, and so out of the history and out of what is shared.
+        response = RedirectResponse(str(request.url.remove_query_params(KEY)), 303)
+        begin_session(request, response, door)
+        return response
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why someone was not let in."""
+
+    text: str
+    status_code: int
+
+
+async def try_door(door: Door, request: Request, name: str, secret: str) -> Problem | None:
+    """Try a name and a secret at the door; return why they do not open it, or None."""
+    address = address_of(request)
+    if door.attempts.too_many(address):
+        return Problem("Too many tries from your address. Wait a minute.", 429)
+    await asyncio.sleep(door.attempts.delay)
+    if door.opens(name, secret):
+        return None
+    door.attempts.note(address)
+    get_logger(__name__).warning("A sign-in to the page from %s failed.", address)
+    text = "That is not the key." if door.by_key else "That is not the name and password."
+    return Problem(text, 403)
+
+
+def begin_session(request: Request, response: Response, door: Door) -> None:
+    """Give a browser the cookie of a new session."""
+    _set_cookie(request, response, door.cookie, door.begin(), max_age=SESSION_FOR)
+
+
+def end_session(request: Request, response: Response, door: Door) -> None:
+    """End the session of a browser, and take its cookie."""
+    door.end(request.cookies.get(door.cookie, ""))
+    _set_cookie(request, response, door.cookie, "", max_age=0)
+
+
+class BodyTooLongError(Exception):
+    """Raised when a request's body goes out of bounds."""
+
+
+def _bounded(receive: Receive) -> Receive:
+    """Return what receives a request, and stops a body that is too long before it is all here."""
+    length = 0
+
+    async def bounded() -> Message:
+        nonlocal length
+        message = await receive()
+        if message["type"] == "http.request":
+            length += len(message.get("body", b""))
+            if length > MAX_BODY:
+                raise BodyTooLongError
+        return message
+
+    return bounded
+
+
+def _bearer(request: Request) -> str | None:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" and token.strip() else None
+
+
+def _same(one: str, other: str) -> bool:
+    return hmac.compare_digest(one.encode(), other.encode())
 
 
 async def _call(authorize: Callable[[Request], Any], request: Request) -> Any:
@@ -235,23 +288,6 @@ def told_access(told: Any) -> Access:
     return Access(level, str(who))
 
 
-def local_access(request: Request) -> Access:
-    """Allow everything to this very machine, and nothing to anyone else.
-
-    The sender's address decides.  A proxy on this machine passes on what comes from elsewhere,
-    and a page elsewhere may have a name that points here, so both of their marks are looked for.
-    """
-    closed = "Only requests from this machine are answered: give authorize= or login= to dashboard."
-    if request.client is None or not _is_loopback(request.client.host):
-        return Access(NONE, reason=closed)
-    if any(name in request.headers for name in _FORWARDED):
-        return Access(NONE, reason=f"The request came through a proxy. {closed}")
-    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-    if not (_is_loopback(host) or host == "localhost" or host.endswith(".localhost")):
-        return Access(NONE, reason=f"{host!r} is no name of this machine alone. {closed}")
-    return Access(ALL, "local")
-
-
 def csrf_token(cookies: Mapping[str, str]) -> str:
     """Return the browser's token, or a new one."""
     known = cookies.get(CSRF_COOKIE, "")
@@ -272,26 +308,33 @@ def check_csrf(request: Request, given: Any) -> str | None:
     return None
 
 
-def cookie(request: Request, name: str, value: str, *, seconds: int | None = None) -> str:
-    """Return the header's value that sets a cookie for this page alone."""
-    parts = [f"{name}={value}", f"Path={request.scope.get('root_path') or '/'}"]
-    parts += ["HttpOnly", "SameSite=Strict" if name == CSRF_COOKIE else "SameSite=Lax"]
-    if seconds is not None:
-        parts.append(f"Max-Age={seconds}")
-    if request.url.scheme == "https":
-        parts.append("Secure")
-    return "; ".join(parts)
+def _csrf_cookie(request: Request, token: str) -> str:
+    response = Response()
+    _set_cookie(request, response, CSRF_COOKIE, token, samesite="strict")
+    return response.headers["set-cookie"]
+
+
+def _set_cookie(
+    request: Request,
+    response: Response,
+    name: str,
+    value: str,
+    *,
+    max_age: int | None = None,
+    samesite: Literal["lax", "strict"] = "lax",
+) -> None:
+    """Set a cookie for this page alone."""
+    response.set_cookie(
+        name,
+        value,
+        httponly=True,
+        max_age=max_age,
+        path=request.scope.get("root_path") or "/",
+        samesite=samesite,
+        secure=request.url.scheme == "https",
+    )
 
 
 def is_page(headers: MutableHeaders) -> bool:
     """Tell whether an answer is a page, and no asset or data."""
     return headers.get("content-type", "").startswith("text/html")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dramatiq.logging import get_logger
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from dramatiq_joblog.errors import ConfigurationError
@@ -16,9 +18,10 @@ from dramatiq_joblog.errors import ConfigurationError
 from . import actions, dead, job, jobs, overview
 from . import live as now
 from . import probes as status
-from .access import CSRF_FIELD, SESSION_COOKIE, SESSION_FOR, Gate, Login, check_csrf, cookie
+from .access import CSRF_FIELD, LIVE, Gate, begin_session, check_csrf, end_session, try_door
 from .assets import asset
 from .context import Visit
+from .door import Door
 from .state import Site
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 DEFAULT_EVERY = 2_000
 #: Milliseconds that the database may take for one part of a page.
 DEFAULT_TIMEOUT = 3_000
+#: Characters that a key or a token has at least.
+MIN_KEY = 16
 
 
 def dashboard(
@@ -42,14 +47,18 @@ def dashboard(
     environment: str | None = None,
     every: int = DEFAULT_EVERY,
     job_links: Callable[[Any], Iterable[tuple[str, str]]] | None = None,
+    key: str | None = None,
     login: tuple[str, str] | None = None,
+    metrics_token: str | None = None,
     read_only: bool = False,
     timeout: int = DEFAULT_TIMEOUT,
     title: str = "joblog",
 ) -> Starlette:
     """Return the web page of a log, an ASGI application that may be mounted anywhere.
 
-    Only requests from this very machine are answered unless *authorize* or *login* is given.
+    Nobody is answered without *authorize*, *login* or a key.  Where none of them is given, a
+    key is made, and the server's log says it: the page opens once with ``?key=...`` after its
+    address, and then by a cookie.
 
     Parameters:
       joblog: The log.
@@ -64,7 +73,11 @@ def dashboard(
       every: Milliseconds between two looks for what is new.
       job_links: Is called with a job, and returns pairs of a text and a link to pages of the
         application's own.
+      key: A key to come in by, of at least 16 characters; give one where several processes
+        serve the page, as each makes its own otherwise.
       login: A name and a password to sign in with.
+      metrics_token: Programs that give it as a bearer token may read ``/metrics`` and
+        ``/health``, and nothing else.
       read_only: Nobody may run again, dismiss, cancel or unlock, whatever *authorize* says.
       timeout: Milliseconds that the database may take for one part of a page.
       title: The name of the page.
@@ -72,12 +85,9 @@ def dashboard(
     Raises:
       ConfigurationError: If both *authorize* and *login* are given, or a value makes no sense.
     """
-    if authorize is not None and login is not None:
-        raise ConfigurationError(
-            "authorize= and login= are both given; give one: authorize= may ask for a password too"
-        )
-    if login is not None and not (len(login) == 2 and all(isinstance(t, str) and t for t in login)):
-        raise ConfigurationError("login= must be a name and a password, neither of them empty")
+    door = _door(authorize, key, login)
+    if metrics_token is not None and len(metrics_token) < MIN_KEY:
+        raise ConfigurationError(f"metrics_token= must have at least {MIN_KEY} characters")
     for name, value in (("every", every), ("timeout", timeout)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 100:
             raise ConfigurationError(
@@ -89,11 +99,13 @@ def dashboard(
         environment=environment,
         every=every,
         job_links=job_links,
-        login=None if login is None else Login(login),
+        door=door,
         timeout=timeout,
         title=title,
     )
-    gate = Middleware(Gate, authorize=authorize, login=site.login, read_only=read_only)
+    gate = Middleware(
+        Gate, authorize=authorize, door=door, metrics_token=metrics_token, read_only=read_only
+    )
     return Starlette(
         routes=_routes(site),
         middleware=[gate],
@@ -102,6 +114,32 @@ def dashboard(
             405: partial(_failed, site),
         },
     )
+
+
+def _door(authorize: Any, key: str | None, login: tuple[str, str] | None) -> Door | None:
+    """Return the door that is asked for, with a key of its own if there is none."""
+    given = {"authorize": authorize, "key": key, "login": login}
+    names = [f"{name}=" for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise ConfigurationError(
+            f"{' and '.join(names)} are both given; give one: authorize= may ask for a password too"
+        )
+    if login is not None:
+        if not (len(login) == 2 and all(isinstance(text, str) and text for text in login)):
+            raise ConfigurationError("login= must be a name and a password, neither of them empty")
+        return Door(login[1], name=login[0])
+    if authorize is not None:
+        return None
+    if key is None:
+        key = secrets.token_urlsafe(24)
+        get_logger(__name__).warning(
+            "The page has no authorize=, login= or key=. It opens by this key, once after its "
+            "address: ?key=%s",
+            key,
+        )
+    elif len(key) < MIN_KEY:
+        raise ConfigurationError(f"key= must have at least {MIN_KEY} characters")
+    return Door(key)
 
 
 def _routes(site: Site) -> list[Route]:
@@ -130,6 +168,7 @@ def _routes(site: Site) -> list[Route]:
         Route("/login", _show_login(site), methods=["GET"]),
         Route("/login", _sign_in(site), methods=["POST"]),
         Route("/logout", _sign_out(site), methods=["POST"]),
+        Route(LIVE, _lives, methods=["GET"]),
         Route("/static/{version}/{path:path}", asset, methods=["GET"]),
     ]
 
@@ -159,11 +198,15 @@ def _act(site: Site) -> Callable[[Request], Any]:
     return endpoint
 
 
+async def _lives(_: Request) -> Response:
+    return PlainTextResponse("ok")
+
+
 def _show_login(site: Site) -> Callable[[Request], Response]:
     def endpoint(request: Request) -> Response:
         visit = Visit(site, request)
-        if site.login is None:
-            return visit.sorry(404, "Not here", "There is no sign-in on this page.")
+        if site.door is None:
+            return visit.sorry(404, "No such page", "There is no sign-in on this page.")
         return visit.page("login.html", "Sign in", {"next": request.query_params.get("next", "")})
 
     return endpoint
@@ -172,25 +215,20 @@ def _show_login(site: Site) -> Callable[[Request], Response]:
 def _sign_in(site: Site) -> Callable[[Request], Any]:
     async def endpoint(request: Request) -> Response:
         visit = Visit(site, request)
-        if site.login is None:
-            return visit.sorry(404, "Not here", "There is no sign-in on this page.")
+        if site.door is None:
+            return visit.sorry(404, "No such page", "There is no sign-in on this page.")
         form = await request.form(max_fields=10, max_files=0)
-        name, password = str(form.get("name", "")), str(form.get("password", ""))
-        problem = check_csrf(request, form.get(CSRF_FIELD))
-        status_code = 403
-        if problem is None and site.login.is_tried_too_often():
-            problem, status_code = "Too many tries. Wait a minute.", 429
-        if problem is None and not site.login.is_right(name, password):
-            problem = "That is not the name and password."
+        name, secret = str(form.get("name", "")), str(form.get("password", ""))
         following = str(form.get("next", ""))
-        facts = {"next": following, "name": name, "problem": problem}
-        if problem is not None:
-            return visit.page("login.html", "Sign in", facts, status_code=status_code)
+        facts: dict[str, Any] = {"next": following, "name": name}
+        if problem := check_csrf(request, form.get(CSRF_FIELD)):
+            facts["problem"] = problem
+            return visit.page("login.html", "Sign in", facts, status_code=403)
+        if refused := await try_door(site.door, request, name, secret):
+            facts["problem"] = refused.text
+            return visit.page("login.html", "Sign in", facts, status_code=refused.status_code)
         response = RedirectResponse(visit.link.local(following), 303)
-        session = site.login.session(visit.now.timestamp())
-        response.headers.append(
-            "set-cookie", cookie(request, SESSION_COOKIE, session, seconds=SESSION_FOR)
-        )
+        begin_session(request, response, site.door)
         return response
 
     return endpoint
@@ -203,7 +241,8 @@ def _sign_out(site: Site) -> Callable[[Request], Any]:
         if problem := check_csrf(request, form.get(CSRF_FIELD)):
             return visit.sorry(403, "Not done", problem)
         response = RedirectResponse(visit.link("login"), 303)
-        response.headers.append("set-cookie", cookie(request, SESSION_COOKIE, "", seconds=0))
+        if site.door is not None:
+            end_session(request, response, site.door)
         return response
 
     return endpoint
@@ -219,4 +258,4 @@ def _failed(site: Site, request: Request, error: Exception) -> Response:
         response = visit.sorry(405, "Not this way", f"{request.method} is not answered here.")
         response.headers.update(getattr(error, "headers", None) or {})
         return response
-    return visit.sorry(404, "Not here", f"There is no page {visit.link.path!r}.")
+    return visit.sorry(404, "No such page", f"There is no page {visit.link.path!r}.")

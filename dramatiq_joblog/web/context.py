@@ -14,7 +14,7 @@ from dramatiq_joblog.errors import DatabaseAwayError, JobNotFound, QueryTimeout,
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import State
 
-from .access import ALL, CSRF_FIELD
+from .access import ALL, CSRF_FIELD, METRICS
 from .links import Links
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ _DONE = {
         "{} keys are unlocked.",
     ),
 }
+
+
+#: What stands in a job of what it was sent, and of what it noted.
+_SENT_AND_NOTED = frozenset({"args", "kwargs", "meta", "progress"})
 
 
 class Visit:
@@ -102,6 +106,13 @@ class Visit:
             get_logger(__name__).exception("The page %s failed", self.link.path)
             return self.sorry(500, "Something broke", "The server's log says what.")
 
+    def as_dict(self, row: Any) -> dict[str, Any]:
+        """Return a row as data, without what the sender may not see."""
+        document: dict[str, Any] = row.as_dict()
+        if not self.access.sees_arguments:
+            document = {k: v for k, v in document.items() if k not in _SENT_AND_NOTED}
+        return document
+
     def part(
         self, what: str | None, ask: Callable[[], T], default: T, *, timeout: int | None = None
     ) -> T:
@@ -133,8 +144,8 @@ class Visit:
         """Return what someone who may see nothing gets, or None."""
         if self.access.may_read:
             return None
-        if self.site.login is not None:
-            if self.wants_json or self.request.method != "GET":
+        if self.site.door is not None:
+            if self.wants_json or self.request.method != "GET" or self.link.path in METRICS:
                 return self._say(401, self.access.reason)
             return RedirectResponse(self.link("login", next=self.link.back), 303)
         if self.wants_json:
@@ -177,7 +188,7 @@ class Visit:
             "live": live,
             "may_act": self.access.may_act,
             "missing": self.missing,
-            "may_leave": site.login is not None and self.access.may_read,
+            "may_leave": site.door is not None and self.access.may_read,
             "name": "",
             "now": self.now,
             "now_ms": to_millis(self.now),

@@ -45,7 +45,9 @@ def job(visit: Visit) -> Response:
     found = _find(visit, visit.request.path_params["jid"])
     log = visit.joblog
     failures = visit.rows("the failed runs", lambda: found.failures)
-    lines = visit.rows("the log lines", lambda: found.lines.limit(MOST_LINES))
+    lines = []
+    if visit.access.sees_arguments:
+        lines = visit.rows("the log lines", lambda: found.lines.limit(MOST_LINES))
     family = visit.part("the family", lambda: _family(visit, found), [found])
     deeds = visit.rows(
         "the actions", lambda: log.actions.where(log.Action.jid == found.jid).limit(50)
@@ -53,10 +55,10 @@ def job(visit: Visit) -> Response:
     if visit.wants_json:
         return visit.json(
             {
-                "job": found.as_dict(),
+                "job": visit.as_dict(found),
                 "failures": [row.as_dict() for row in failures],
                 "lines": [row.as_dict() for row in lines],
-                "family": [row.as_dict() for row in family if row.jid != found.jid],
+                "family": [visit.as_dict(row) for row in family if row.jid != found.jid],
                 "actions": [row.as_dict() for row in deeds],
             }
         )
@@ -73,9 +75,7 @@ def job(visit: Visit) -> Response:
         "facts": _facts(visit, found, row),
         "timeline": draw(found, failures, visit.now),
         "runs": _runs(runs, lines, visit.now),
-        "progress": _progress(found),
-        "arguments": _arguments(found),
-        "meta": sorted((found.meta or {}).items()) if isinstance(found.meta, dict) else [],
+        **_sent_and_noted(found, seen=visit.access.sees_arguments),
         "family": _tree(found, family, visit.now),
         "history": _history(visit, found, deeds),
     }
@@ -222,6 +222,17 @@ def _progress(found: Any) -> dict[str, Any] | None:
         counted += f" of {total:,}" if isinstance(total, int) else f" of {total}"
     told = " \u00b7 ".join(filter(None, (counted.replace(",", "\u202f"), str(text or ""))))
     return {"share": share_of(progress), "text": told}
+
+
+def _sent_and_noted(found: Any, *, seen: bool) -> dict[str, Any]:
+    if not seen:
+        hidden = {"pairs": [], "redacted": 0, "text": "You may not see the arguments of jobs."}
+        return {"progress": None, "arguments": hidden, "meta": []}
+    return {
+        "progress": _progress(found),
+        "arguments": _arguments(found),
+        "meta": sorted((found.meta or {}).items()) if isinstance(found.meta, dict) else [],
+    }
 
 
 def _arguments(found: Any) -> dict[str, Any]:

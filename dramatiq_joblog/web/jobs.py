@@ -39,7 +39,7 @@ def jobs(visit: Visit) -> Response:
         return visit.json(
             {
                 "q": words,
-                "jobs": [job.as_dict() for job in found],
+                "jobs": [visit.as_dict(job) for job in found],
                 "newer": page and page.newer,
                 "older": page and page.older,
             }

@@ -59,7 +59,7 @@ def overview(visit: Visit) -> Response:
             {
                 "range": span,
                 "states": visit.counts(),
-                "oldest": [job.as_dict() for job in oldest],
+                "oldest": [visit.as_dict(job) for job in oldest],
                 "stats": None if stats is None else charts.plain(stats),
             }
         )

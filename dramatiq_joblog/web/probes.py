@@ -5,6 +5,14 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 from dramatiq_joblog.schema.migrations import compare
@@ -14,7 +22,7 @@ from dramatiq_joblog.statistics.histogram import BOUNDS
 from .presenters import WorkerRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Sequence
 
     from .context import Visit
 
@@ -22,7 +30,6 @@ if TYPE_CHECKING:
 _LE = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 600, 1800, 3600)
 #: Counters are of all that the log knows of: totals outlive the jobs, so they only grow.
 _BEGIN = datetime(2020, 1, 1, tzinfo=timezone.utc)
-_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def health(visit: Visit) -> Response:
@@ -60,22 +67,35 @@ def metrics(visit: Visit) -> Response:
     if oldest:
         sent = oldest[0].enqueued_at or oldest[0].created_at
         age = max(0.0, (visit.now - sent).total_seconds())
-    lines = [
-        *_gauge("joblog_jobs", "Jobs by state, up to 10000.", _states(counts)),
-        *_gauge("joblog_active_jobs", "Jobs that have not ended, by job type.", active),
-        *_gauge("joblog_oldest_due_seconds", "Age of the oldest job that is due.", [({}, age)]),
-        *_gauge("joblog_workers", "Worker processes.", [({"state": "alive"}, alive)]),
-        *_sample("joblog_workers", [({"state": "possibly_dead"}, lost)]),
+    families: list[Metric] = [
+        _gauge("joblog_jobs", "Jobs by state, up to 10000.", _states(counts)),
+        _gauge("joblog_active_jobs", "Jobs that have not ended, by job type.", active),
+        _gauge("joblog_oldest_due_seconds", "Age of the oldest job that is due.", [({}, age)]),
+        _gauge(
+            "joblog_workers",
+            "Worker processes.",
+            [({"state": "alive"}, alive), ({"state": "possibly_dead"}, lost)],
+        ),
     ]
     if stats is not None:
-        lines += [
-            *_family("joblog_ended_total", "Ends of runs, by outcome.", "counter", _ended(stats)),
-            *_histogram("joblog_duration_seconds", "Duration of the last runs of jobs.", stats),
-            *_histogram("joblog_queue_time_seconds", "Time before the first run.", stats),
+        families += [
+            _ended(stats),
+            _histogram("joblog_duration_seconds", "Duration of the last runs of jobs.", stats),
+            _histogram("joblog_queue_time_seconds", "Time before the first run.", stats),
         ]
-    if visit.banners:
-        lines += [f"# {text}" for text in visit.banners]
-    return Response("\n".join(lines) + "\n", media_type=_TEXT)
+    text = generate_latest(_Scrape(families)).decode()
+    text += "".join(f"# {missing}\n" for missing in visit.banners)
+    return Response(text, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
+
+
+class _Scrape(Collector):
+    """What is told at one scrape."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
 
 
 def _workers(visit: Visit) -> tuple[int, int]:
@@ -110,28 +130,29 @@ def _states(counts: dict[Any, Any]) -> list[tuple[dict[str, str], float]]:
     return [({"state": str(state)}, int(count)) for state, count in counts.items()]
 
 
-def _ended(stats: Any) -> list[tuple[dict[str, str], float]]:
-    return [
-        ({"job_type": group.name, "outcome": outcome}, count)
-        for group in stats.groups
-        for outcome, count in group.counts.items()
-    ]
+def _ended(stats: Any) -> Metric:
+    family = CounterMetricFamily(
+        "joblog_ended", "Ends of runs, by outcome.", labels=("job_type", "outcome")
+    )
+    for group in stats.groups:
+        for outcome, count in group.counts.items():
+            family.add_metric((group.name, str(outcome)), count)
+    return family
 
 
-def _histogram(name: str, text: str, stats: Any) -> Iterator[str]:
-    yield f"# HELP {name} {text}"
-    yield f"# TYPE {name} histogram"
+def _histogram(name: str, text: str, stats: Any) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=("job_type",))
     for group in stats.groups:
         histogram = group.durations if "duration" in name else group.queue_times
         if not histogram.count:
             continue
-        labels = {"job_type": group.name}
-        for bound in _LE:
-            inside = sum(n for bucket, n in histogram.items() if BOUNDS[bucket] < bound * 1000)
-            yield from _sample(f"{name}_bucket", [({**labels, "le": f"{bound:g}"}, inside)])
-        yield from _sample(f"{name}_bucket", [({**labels, "le": "+Inf"}, histogram.count)])
-        yield from _sample(f"{name}_sum", [(labels, _sum(histogram))])
-        yield from _sample(f"{name}_count", [(labels, histogram.count)])
+        buckets: list[tuple[str, float]] = [
+            (f"{le:g}", sum(n for at, n in histogram.items() if BOUNDS[at] < le * 1000))
+            for le in _LE
+        ]
+        buckets.append(("+Inf", histogram.count))
+        family.add_metric((group.name,), buckets, sum_value=_sum(histogram))
+    return family
 
 
 def _sum(histogram: dict[int, int]) -> float:
@@ -139,27 +160,9 @@ def _sum(histogram: dict[int, int]) -> float:
     return sum(n * BOUNDS[bucket] for bucket, n in histogram.items()) / 1000
 
 
-def _gauge(name: str, text: str, samples: Iterable[tuple[dict[str, str], float]]) -> Iterator[str]:
-    return _family(name, text, "gauge", samples)
-
-
-def _family(
-    name: str, text: str, kind: str, samples: Iterable[tuple[dict[str, str], float]]
-) -> Iterator[str]:
-    yield f"# HELP {name} {text}"
-    yield f"# TYPE {name} {kind}"
-    yield from _sample(name, samples)
-
-
-def _sample(name: str, samples: Iterable[tuple[dict[str, str], float]]) -> Iterator[str]:
-    for labels, value in samples:
-        inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-        yield f"{name}{{{inside}}} {_figure(value)}" if inside else f"{name} {_figure(value)}"
-
-
-def _figure(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.3f}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+def _gauge(name: str, text: str, samples: Sequence[tuple[dict[str, str], float]]) -> Metric:
+    labels = tuple(samples[0][0]) if samples else ()
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for values, figure in samples:
+        family.add_metric(tuple(values.values()), figure)
+    return family

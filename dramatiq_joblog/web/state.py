@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.joblog import JobLog
 
-    from .access import Login
+    from .door import Door
 
 T = TypeVar("T")
 
@@ -47,10 +47,10 @@ class Site:
 
     joblog: JobLog
     broker: Any
+    door: Door | None
     environment: str | None
     every: int
     job_links: Callable[[Any], Any] | None
-    login: Login | None
     timeout: int
     title: str
     version: str = field(default_factory=lambda: importlib.metadata.version("dramatiq-joblog"))

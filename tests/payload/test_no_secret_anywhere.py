@@ -28,6 +28,7 @@ from dramatiq.middleware import (
     SkipMessage,
 )
 from dramatiq.rate_limits.backends import StubBackend
+from pages import opened
 from starlette.testclient import TestClient
 
 from dramatiq_joblog import (
@@ -40,7 +41,6 @@ from dramatiq_joblog import (
     current_job,
 )
 from dramatiq_joblog.cli.main import program
-from dramatiq_joblog.web import dashboard
 
 #: Every secret has this in it; what comes before says which door it took.
 MARK = "Zx9hunter2"
@@ -282,7 +282,7 @@ def files_in(folder):
 def pages_of(log):
     """Return all that the page says of a log."""
     jids = list({job.actor: job.jid for job in log.jobs}.values())
-    with TestClient(dashboard(log), client=("127.0.0.1", 1), base_url="http://localhost") as asking:
+    with TestClient(opened(log), client=("127.0.0.1", 1), base_url="http://localhost") as asking:
         paths = ["/", "/jobs", "/dead", "/locks", "/workers", "/actions", "/jobs.json", "/metrics"]
         paths += [f"/jobs/{jid}" for jid in jids]
         paths += [f"/confirm/requeue?jid={jid}" for jid in jids[:3]]

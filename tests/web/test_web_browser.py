@@ -13,10 +13,10 @@ import dramatiq
 import psycopg
 import pytest
 import uvicorn
+from pages import opened
 from playwright.sync_api import expect, sync_playwright
 
 from dramatiq_joblog import JobLog
-from dramatiq_joblog.web import dashboard
 
 PAGES = ("/", "/jobs", "/dead", "/locks", "/workers", "/actions")
 NOON = datetime(2026, 11, 3, 12, tzinfo=timezone.utc)
@@ -229,7 +229,7 @@ def test_pages_fit_every_width_and_read_well(log, shop, run, serve, open_page):
         started_at=NOON,
         heartbeat_at=NOON + timedelta(hours=23, minutes=59),
     )
-    address = serve(dashboard(log, environment="test", every=60_000))
+    address = serve(opened(log, environment="test", every=60_000))
     dead = log.jobs.dead().first().jid
     paths = (*PAGES, f"/jobs/{dead}", f"/confirm/dismiss?jid={dead}", "/nope")
     with log.lock("nightly"):
@@ -250,7 +250,7 @@ def test_pages_fit_every_width_and_read_well(log, shop, run, serve, open_page):
 def test_new_jobs_and_changes_come_in_by_themselves(log, shop, worker, run, serve, open_page):
     """The list follows the log: a new job, and then its end, without a reload."""
     run(2)
-    page = open_page(serve(dashboard(log, every=200)) + "/jobs")
+    page = open_page(serve(opened(log, every=200)) + "/jobs")
     page.evaluate("window.kept = true")
     expect(page.locator("table.jobs tbody tr")).to_have_count(4)
 
@@ -267,7 +267,7 @@ def test_new_jobs_and_changes_come_in_by_themselves(log, shop, worker, run, serv
 def test_new_rows_wait_while_one_is_selected(log, shop, run, serve, open_page):
     """Rows do not move under the hand: what is new is counted, and let in by a key."""
     run(3)
-    page = open_page(serve(dashboard(log, every=200)) + "/jobs")
+    page = open_page(serve(opened(log, every=200)) + "/jobs")
     page.locator("table.jobs tbody input").first.check()
     shop.mail.send(78)
     expect(page.locator("#fresh")).to_have_text("1 new")
@@ -284,7 +284,7 @@ def test_new_rows_wait_while_one_is_selected(log, shop, run, serve, open_page):
 def test_it_pauses_by_hand_and_when_hidden(log, shop, run, serve, open_page):
     """A paused page asks nothing, nor does one that nobody sees; then it catches up."""
     run(1)
-    page = open_page(serve(dashboard(log, every=100)) + "/jobs")
+    page = open_page(serve(opened(log, every=100)) + "/jobs")
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     page.keyboard.press("p")
@@ -321,7 +321,7 @@ def test_it_pauses_by_hand_and_when_hidden(log, shop, run, serve, open_page):
 def test_it_says_when_the_server_is_gone(log, serve, open_page, run):
     """The last figures stay, and the page says that it tries to come back."""
     run(1)
-    page = open_page(serve(dashboard(log, every=100)) + "/jobs")
+    page = open_page(serve(opened(log, every=100)) + "/jobs")
     page.route("**/jobs*", lambda route: route.abort())
     expect(page.locator("#live-word")).to_have_text("Reconnecting")
     expect(page.locator("table.jobs tbody tr")).to_have_count(2)
@@ -342,7 +342,7 @@ def test_what_does_not_come_in_time_stays_as_it_was(joblog, database_url, serve,
         attempt=1,
         **dict.fromkeys(("enqueued_at", "created_at", "updated_at"), NOON),
     )
-    page = open_page(serve(dashboard(joblog, every=200, timeout=200)) + "/jobs")
+    page = open_page(serve(opened(joblog, every=200, timeout=200)) + "/jobs")
     row = page.locator("table.jobs tbody tr")
     with psycopg.connect(database_url) as other:
         other.execute("LOCK TABLE joblog_job IN ACCESS EXCLUSIVE MODE")
@@ -358,7 +358,7 @@ def test_what_does_not_come_in_time_stays_as_it_was(joblog, database_url, serve,
 def test_a_search_is_completed_and_its_words_are_chips(log, run, serve, open_page):
     """`/` goes to the search, a word is completed by keys, and the address can be passed on."""
     run()
-    page = open_page(serve(dashboard(log, every=60_000)) + "/workers")
+    page = open_page(serve(opened(log, every=60_000)) + "/workers")
     page.keyboard.press("/")
     page.wait_for_url("**/jobs?focus=1")
     search = page.locator(".find input:not([type=hidden])")
@@ -387,7 +387,7 @@ def test_a_dead_job_is_run_again_and_lives(log, shop, worker, run, serve, open_p
     """From the list of dead to a finished new job, by the mouse, with a real worker."""
     run(5)
     shop.mend()
-    page = open_page(serve(dashboard(log, every=200)) + "/jobs?q=state:dead")
+    page = open_page(serve(opened(log, every=200)) + "/jobs?q=state:dead")
     page.locator("table.jobs .type a").click()
     expect(page.locator("details.run")).to_have_count(2)
     expect(page.locator("details.run[open] pre").first).to_contain_text("feed of 5 is closed")
@@ -411,7 +411,7 @@ def test_a_job_is_given_up(log, shop, worker, serve, open_page):
     """From its page, for a reason, while it does not run; then it is not run by a worker."""
     kept, given_up = (shop.mail.send(user).message_id for user in (1, 2))
     log.writer.flush(timeout=10)
-    address = serve(dashboard(log, every=200))
+    address = serve(opened(log, every=200))
     other = open_page(f"{address}/jobs/{kept}")
     page = open_page(f"{address}/jobs/{given_up}", theme="dark")
     page.get_by_role("link", name="Cancel").click()
@@ -439,7 +439,7 @@ def test_a_job_is_followed_to_its_end(log, shop, worker, serve, open_page):
     """A job's page follows it: its runs, its error and its end come in without a reload."""
     message = shop.load.send(5)
     log.writer.flush(timeout=10)
-    page = open_page(f"{serve(dashboard(log, every=200))}/jobs/{message.message_id}")
+    page = open_page(f"{serve(opened(log, every=200))}/jobs/{message.message_id}")
     expect(page.locator("#state")).to_contain_text("Enqueued")
     expect(page.locator("#runs")).to_contain_text("It has not run yet.")
 
@@ -455,7 +455,7 @@ def test_a_job_is_followed_to_its_end(log, shop, worker, serve, open_page):
 def test_a_group_of_dead_is_dismissed_by_keys(log, run, serve, open_page):
     """j, x, d: a group is chosen and dismissed without a mouse; a question stands between."""
     run(10)
-    page = open_page(serve(dashboard(log, every=60_000)) + "/dead")
+    page = open_page(serve(opened(log, every=60_000)) + "/dead")
     page.keyboard.press("j")
     expect(page.locator("tr.at")).to_have_count(1)
     page.keyboard.press("x")
@@ -477,7 +477,7 @@ def test_a_group_of_dead_is_dismissed_by_keys(log, run, serve, open_page):
 def test_selected_jobs_are_run_again(log, shop, run, serve, open_page):
     """The bar of what is selected asks for its number, and runs it again."""
     run(10)
-    page = open_page(serve(dashboard(log, every=60_000)) + "/jobs?q=state:dead")
+    page = open_page(serve(opened(log, every=60_000)) + "/jobs?q=state:dead")
     page.locator("#all-rows").check()
     expect(page.locator("#bulk")).to_contain_text("2 selected")
     page.locator("#bulk").get_by_role("button", name="Run again").click()
@@ -497,7 +497,7 @@ def test_selected_jobs_are_run_again(log, shop, run, serve, open_page):
 def test_a_key_is_unlocked_with_a_reason(log, serve, open_page):
     """The question says that the holder lives, starts in the reason, and frees the key."""
     with log.lock("finance:42"):
-        page = open_page(serve(dashboard(log, every=200)) + "/locks")
+        page = open_page(serve(opened(log, every=200)) + "/locks")
         page.keyboard.press("j")
         page.keyboard.press("U")
         dialog = page.locator("dialog#ask")
@@ -513,7 +513,7 @@ def test_a_key_is_unlocked_with_a_reason(log, serve, open_page):
 def test_every_key_is_on_the_sheet(log, run, serve, open_page):
     """`?` shows the keys; g and a letter lead to the pages; j, Enter and u to a job and back."""
     run(2)
-    address = serve(dashboard(log, every=60_000))
+    address = serve(opened(log, every=60_000))
     page = open_page(address)
     page.keyboard.press("?")
     expect(page.locator("dialog#keys")).to_be_visible()
@@ -540,7 +540,7 @@ def test_every_key_is_on_the_sheet(log, run, serve, open_page):
 
 def test_the_theme_is_the_systems_until_chosen(log, serve, open_page):
     """Dark follows the system; a choice by key is kept."""
-    address = serve(dashboard(log))
+    address = serve(opened(log))
     page = open_page(address + "/jobs", theme="dark")
     ground = "getComputedStyle(document.body).backgroundColor"
     assert page.evaluate(ground) == "rgb(16, 17, 19)"
@@ -554,7 +554,7 @@ def test_the_theme_is_the_systems_until_chosen(log, serve, open_page):
 def test_on_a_phone_the_pages_are_at_the_thumb(log, run, serve, open_page):
     """On a phone the links are below, a row is open to the finger, and a job's life stands."""
     run(5)
-    address = serve(dashboard(log, every=60_000))
+    address = serve(opened(log, every=60_000))
     page = open_page(address + "/jobs", width=390, height=844, has_touch=True)
     assert page.locator(".nav").bounding_box()["y"] > 700
     page.locator("#nav-dead").tap()
@@ -572,7 +572,7 @@ def test_on_a_phone_the_pages_are_at_the_thumb(log, run, serve, open_page):
 def test_without_a_script_all_can_be_read(log, run, serve, open_page):
     """Without JavaScript every page reads, the search works, and nothing is hidden."""
     run(5)
-    address = serve(dashboard(log))
+    address = serve(opened(log))
     page = open_page(address + "/jobs", java_script_enabled=False)
     page.locator("input[name=q]").fill("state:dead")
     page.locator("input[name=q]").press("Enter")
@@ -586,7 +586,7 @@ def test_without_a_script_all_can_be_read(log, run, serve, open_page):
 
 def test_nothing_moves_where_motion_is_unwanted(log, serve, open_page):
     """Whoever asks for less motion gets none."""
-    page = open_page(serve(dashboard(log)) + "/jobs", reduced_motion="reduce")
+    page = open_page(serve(opened(log)) + "/jobs", reduced_motion="reduce")
 
     assert (
         page.evaluate("document.getAnimations().filter((a) => a.playState === 'running').length")

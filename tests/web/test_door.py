@@ -1,0 +1,417 @@
+"""Who is let in: by a key, by a name and a password, by a token; and what the others learn."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import httpx2 as httpx
+import pytest
+import servers
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.testclient import TestClient
+
+from dramatiq_joblog import ConfigurationError, JobLog
+from dramatiq_joblog.web import dashboard
+from dramatiq_joblog.web import door as doors
+from dramatiq_joblog.web.access import MAX_BODY
+
+KEY = "a key of the tests, long enough"
+TOKEN = "a token of the tests, long enough"
+ROUTES = ("/", "/jobs", "/jobs.json", "/jobs/x", "/dead", "/locks", "/locks.json", "/workers")
+ROUTES += ("/actions", "/complete", "/confirm/requeue", "/metrics", "/health", "/nope")
+
+
+@pytest.fixture
+def log(sqlite_url):
+    """Return a log without jobs."""
+    log = JobLog(sqlite_url)
+    log.create_tables()
+    yield log
+    log.close()
+
+
+def client(app, *, host="127.0.0.1", base_url="http://localhost", **kwargs):
+    """Return a client that asks from *host*."""
+    return TestClient(app, base_url=base_url, client=(host, 50_000), **kwargs)
+
+
+def csrf(asking, path="/login"):
+    """Return the token that the forms of a page carry."""
+    asking.get(path)
+    return next(c.value for c in asking.cookies.jar if c.name == "joblog_csrf")
+
+
+# A key
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"x-forwarded-for": "127.0.0.1"},
+        {"forwarded": "for=127.0.0.1"},
+        {"x-real-ip": "127.0.0.1", "via": "1.1 proxy"},
+        {"host": "joblog.example"},
+        {"origin": "http://localhost"},
+        {"authorization": "Bearer nonsense"},
+        {"cookie": "joblog_session=1; joblog_session_00000000=x.y.z"},
+    ],
+)
+def test_being_on_this_machine_is_no_leave(log, headers):
+    """Without the key nobody is answered, from this machine neither, whatever a header says."""
+    asking = client(dashboard(log), follow_redirects=False)
+
+    for path in ROUTES:
+        answer = asking.get(path, headers=headers)
+        assert answer.status_code in {303, 401, 403}, path
+        assert "database" not in answer.text
+
+
+def test_a_key_opens_once_and_goes_on_as_a_cookie(log):
+    """The key leaves the address at once; from then on a cookie opens every page."""
+    asking = client(dashboard(log, key=KEY), follow_redirects=False)
+
+    first = asking.get("/jobs", params={"key": KEY, "q": "state:dead"})
+    assert first.status_code == 303
+    assert first.headers["location"] == "http://localhost/jobs?q=state%3Adead"
+    cookie = first.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=lax" in cookie
+    assert KEY not in cookie
+    assert asking.get(first.headers["location"]).status_code == 200
+    assert asking.get("/jobs.json").status_code == 200
+
+
+def test_a_key_may_be_typed_or_sent_as_a_token(log):
+    """The sign-in asks for the key, and programs give it as a bearer token."""
+    asking = client(dashboard(log, key=KEY))
+
+    assert asking.get("/jobs.json", headers={"authorization": f"Bearer {KEY}"}).status_code == 200
+    form = {"csrf": csrf(asking), "next": "/locks"}
+    assert asking.post("/login", data=form | {"password": "wrong"}).status_code == 403
+    assert asking.post("/login", data=form | {"password": KEY}).url.path == "/locks"
+
+
+def test_a_key_is_made_and_said_in_the_log(log, caplog):
+    """A page without authorize=, login= and key= makes a key, and says it as a warning."""
+    with caplog.at_level(logging.WARNING):
+        app = Starlette(routes=[Mount("/joblog", dashboard(log))])
+    (said,) = [record.args[0] for record in caplog.records if "?key=" in record.getMessage()]
+
+    assert len(said) >= 32
+    with client(app) as asking:
+        assert asking.get("/joblog/", params={"key": said}).status_code == 200
+        assert asking.get("/joblog/jobs").status_code == 200
+    assert client(dashboard(log)).get("/", params={"key": said}).url.path == "/login"
+
+
+def test_two_pages_of_one_host_keep_their_sessions(log):
+    """Cookies are of a host and all its ports: one page does not end the session of another."""
+    one, two = dashboard(log, key=KEY), dashboard(log, key=KEY[::-1])
+    asking = client(one)
+    asking.get("/", params={"key": KEY})
+    other = client(two, cookies=asking.cookies)
+    other.get("/", params={"key": KEY[::-1]})
+
+    assert client(one, cookies=other.cookies).get("/jobs.json").status_code == 200
+
+
+def test_processes_that_know_the_key_know_each_others_sessions(log):
+    """A session that one process began is one for the next."""
+    asking = client(dashboard(log, key=KEY))
+    asking.get("/", params={"key": KEY})
+
+    assert client(dashboard(log, key=KEY), cookies=asking.cookies).get("/jobs.json").is_success
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"key": KEY, "login": ("ada", "engine")}, "key= and login= are both given"),
+        ({"key": "short"}, "key= must have at least"),
+        ({"metrics_token": "short"}, "metrics_token= must have at least"),
+        ({"login": ("ada", "")}, "neither of them empty"),
+    ],
+)
+def test_a_door_that_makes_no_sense_is_refused(log, settings, text):
+    """What cannot be meant is refused when the page is made."""
+    with pytest.raises(ConfigurationError, match=text):
+        dashboard(log, **settings)
+
+
+# Signing in and out
+
+
+def test_login_asks_once(log):
+    """With a login a page leads to the sign-in and back, and data is refused with 401."""
+    asking = client(dashboard(log, login=("ada", "engine")), host="192.0.2.7")
+
+    assert asking.get("/jobs.json").status_code == 401
+    first = asking.get("/jobs?q=state%3Adead")
+    assert first.url.path == "/login"
+    token = csrf(asking, "/login")
+    form = {"name": "ada", "next": "/jobs?q=state%3Adead", "csrf": token}
+    wrong = asking.post("/login", data=form | {"password": "wrong"})
+    assert wrong.status_code == 403
+    right = asking.post("/login", data=form | {"password": "engine"})
+    assert (right.url.path, right.status_code) == ("/jobs", 200)
+    assert ">ada</span>" in right.text
+    assert asking.post("/logout", data={"csrf": token}).url.path == "/login"
+    assert asking.get("/jobs.json").status_code == 401
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Let the answers to wrong passwords come at once."""
+    monkeypatch.setattr(doors, "SLOWER", 0.0)
+
+
+def guess(app, *, times=10, **headers):
+    """Try wrong passwords, and return the answer to the right one."""
+    asking = client(app, host=headers.pop("host", "127.0.0.1"), headers=headers)
+    form = {"name": "ada", "csrf": csrf(asking)}
+    for _ in range(times):
+        asking.post("/login", data=form | {"password": "wrong"})
+    return asking.post("/login", data=form | {"password": "engine"})
+
+
+def test_whoever_guesses_is_stopped_alone(log, quick, caplog):
+    """Ten wrong passwords from one address stop that address; each stands in the log."""
+    app = dashboard(log, login=("ada", "engine"))
+
+    assert guess(app, host="192.0.2.7").status_code == 429
+    assert guess(app, times=0, host="192.0.2.8").status_code == 200
+    failed = [r.getMessage() for r in caplog.records if "sign-in" in r.getMessage()]
+    assert ["A sign-in to the page from 192.0.2.7 failed."] * 10 == failed
+
+
+def test_a_proxy_on_this_machine_says_who_guesses(log, quick):
+    """Behind a proxy of this machine the address is the last one that it says."""
+    app = dashboard(log, login=("ada", "engine"))
+    guessing = {"x-forwarded-for": "192.0.2.1, 192.0.2.7"}
+
+    assert guess(app, **guessing).status_code == 429
+    assert guess(app, times=0, **{"x-forwarded-for": "192.0.2.8"}).status_code == 200
+    # From elsewhere anyone may say anything.
+    assert guess(app, times=9, host="192.0.2.9", **guessing).status_code == 200
+
+
+def test_many_wrong_tries_slow_all():
+    """The more wrong tries there were lately, the longer an answer takes, up to a second."""
+    attempts = doors.Attempts()
+
+    delays = [attempts.delay]
+    for number in range(100):
+        attempts.note(f"192.0.2.{number}")
+        delays.append(attempts.delay)
+    assert 0 == delays[0] < delays[5] < delays[20] < delays[-1] == doors.SLOWEST
+    assert not attempts.too_many("192.0.2.200")
+
+
+@pytest.mark.parametrize("how", ["key", "login"])
+def test_signing_out_ends_the_session(log, how):
+    """A cookie that was kept from before the sign-out opens nothing."""
+    settings = {"key": KEY} if how == "key" else {"login": ("ada", KEY)}
+    app = dashboard(log, **settings)
+    asking = client(app)
+    token = csrf(asking)
+    asking.post("/login", data={"name": "ada", "password": KEY, "csrf": token})
+    kept = dict(asking.cookies)
+    assert client(app, cookies=kept).get("/jobs.json").status_code == 200
+
+    asking.post("/logout", data={"csrf": token})
+
+    assert client(app, cookies=kept).get("/jobs.json").status_code == 401
+
+
+def test_a_new_password_ends_every_session(log):
+    """A session is good for the password that it was begun with."""
+    asking = client(dashboard(log, login=("ada", "engine")))
+    asking.post("/login", data={"name": "ada", "password": "engine", "csrf": csrf(asking)})
+
+    changed = client(dashboard(log, login=("ada", "turbine")), cookies=asking.cookies)
+    assert changed.get("/jobs.json").status_code == 401
+
+
+@pytest.mark.parametrize("session", ["", "1.x", "99999999999.00", "x.y", "9" * 20 + "." + "0" * 64])
+def test_a_session_cannot_be_made_up(log, session):
+    """Only a signed session is one."""
+    asking = client(dashboard(log, login=("ada", "engine")))
+    door = doors.Door("engine", name="ada")
+    asking.cookies.set(door.cookie, session)
+
+    assert asking.get("/jobs.json").status_code == 401
+
+
+@pytest.mark.parametrize("target", ["https://evil.example", "//evil.example", "/\\evil", "\n/x"])
+def test_a_sign_in_leads_nowhere_else(log, target):
+    """The page after the sign-in is one of ours."""
+    asking = client(dashboard(log, login=("ada", "engine")), follow_redirects=False)
+    form = {"name": "ada", "password": "engine", "csrf": csrf(asking), "next": target}
+
+    assert asking.post("/login", data=form).headers["location"] == "/"
+
+
+# Programs
+
+
+def test_a_token_opens_metrics_and_health_alone(log):
+    """A scraper needs no session, and its token opens nothing else."""
+    asking = client(dashboard(log, key=KEY, metrics_token=TOKEN), follow_redirects=False)
+    bearer = {"authorization": f"Bearer {TOKEN}"}
+
+    opened = [path for path in ROUTES if asking.get(path, headers=bearer).status_code == 200]
+    assert ["/metrics", "/health"] == opened
+    assert asking.get("/metrics", headers={"authorization": f"Bearer {TOKEN}x"}).is_error
+    assert asking.get("/metrics").status_code in {303, 401}
+
+
+@pytest.mark.parametrize("mount", ["", "/ops/jobs"])
+def test_a_live_probe_says_nothing_else(log, mount):
+    """A probe is answered without a key, asks no database, and learns that the page lives."""
+    app = dashboard(log, key=KEY)
+    log.database.close()
+    asking = client(Starlette(routes=[Mount(mount, app)]) if mount else app)
+
+    answer = asking.get(f"{mount}/live")
+    assert (200, "ok") == (answer.status_code, answer.text)
+    assert log.database.is_closed()
+
+
+def test_locks_tell_no_token(log):
+    """Who may look learns nothing that frees a lock, or ends a run."""
+    with log.lock("nightly") as lease, client(dashboard(log, key=KEY)) as asking:
+        asking.get("/", params={"key": KEY})
+        (lock,) = asking.get("/locks.json").json()["locks"]
+
+    assert lock["key"] == "nightly"
+    assert lock["fence"] == lease.fence
+    assert "token" not in lock
+    assert "process" not in lock
+
+
+def test_a_level_hides_what_jobs_were_sent(log):
+    """Who may look without arguments sees neither them nor what the job noted and logged."""
+    log.Job.create(
+        jid="1", actor="work", queue="default", state="finished", attempt=1,
+        created_at=1, updated_at=1, args=["s3cret"], kwargs={"k": "s3cret"},
+        meta={"m": "s3cret"}, progress={"done": 1, "total": 2, "text": "s3cret"},
+    )  # fmt: skip
+    log.Line.create(jid="1", token="t", number=1, attempt=1, time=1, level="INFO", logger="work",
+                    text="s3cret")  # fmt: skip
+    paths = ("/", "/overview.json", "/jobs", "/jobs.json", "/jobs/1")
+
+    def shown(level):
+        asking = client(dashboard(log, authorize=lambda request: level))
+        accepts = ({}, {"accept": "application/json"})
+        return [asking.get(path, headers=kind).text for path in paths for kind in accepts]
+
+    assert any("s3cret" in text for text in shown("read-only"))
+    assert all("s3cret" not in text for text in shown("without-arguments"))
+
+
+@pytest.mark.parametrize("path", ["/login", "/logout", "/do/dismiss"])
+def test_a_body_is_bounded_before_it_is_read(log, path):
+    """A form that is too long is refused while it comes, and nothing is kept of it."""
+    asking = client(dashboard(log, key=KEY))
+    asking.get("/", params={"key": KEY})
+    sent = 0
+
+    def body():
+        nonlocal sent
+        for _ in range(200):
+            sent += 100_000
+            yield b"x" * 100_000
+
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    assert asking.post(path, content=body(), headers=form).status_code == 413
+    assert MAX_BODY < 200 * 100_000
+
+
+# A real proxy
+
+
+@contextlib.contextmanager
+def serving(app):
+    """Serve an application by uvicorn on a port of this machine, and yield that."""
+    uvicorn = pytest.importorskip("uvicorn")
+    port = servers.free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical", ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield port
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@contextlib.contextmanager
+def proxied(port, folder):
+    """Run a plain nginx in front of a port, and yield its own."""
+    nginx = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/bin")
+    if nginx is None:
+        pytest.skip("there is no nginx: apt install nginx")
+    front = servers.free_port()
+    (folder / "nginx.conf").write_text(f"""
+        daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
+        events {{}}
+        http {{
+            access_log off; client_body_temp_path {folder}; proxy_temp_path {folder};
+            fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; scgi_temp_path {folder};
+            server {{ listen 127.0.0.1:{front};
+                     location / {{ proxy_pass http://127.0.0.1:{port}; }} }}
+        }}
+    """)
+    command = [nginx, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 15
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                httpx.get(f"http://127.0.0.1:{front}/live")
+                break
+            assert process.poll() is None, (folder / "error.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield front
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_a_plain_proxy_opens_nothing(log, tmp_path):
+    """Behind an nginx that says nothing of itself the page still wants its key."""
+    with serving(dashboard(log, key=KEY)) as port, proxied(port, tmp_path) as front:
+        address = f"http://127.0.0.1:{front}"
+
+        refused = {httpx.get(address + path).status_code for path in ROUTES}
+        with httpx.Client(base_url=address, follow_redirects=True) as asking:
+            let_in = asking.get("/jobs", params={"key": KEY})
+            again = asking.get("/jobs.json")
+
+    assert refused <= {303, 401, 403}
+    assert (200, 200) == (let_in.status_code, again.status_code)
+
+
+def test_the_command_prints_an_address_with_a_key(log, sqlite_url):
+    """``web`` prints the address to open, once; without its key nothing is answered."""
+    command = [sys.executable, "-m", "dramatiq_joblog", "--database", sqlite_url]
+    process = subprocess.Popen([*command, "web", "--port", "0"], stdout=subprocess.PIPE, text=True)
+    try:
+        line = process.stdout.readline()
+        address = next(word for word in line.split() if word.startswith("http://"))
+        with httpx.Client(follow_redirects=True) as asking:
+            assert asking.get(address.partition("?")[0]).url.path == "/login"
+            assert asking.get(address).status_code == 200
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()
