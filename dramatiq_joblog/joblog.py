@@ -393,11 +393,6 @@ class JobLog(Asking, Cancelling, Replaying):
         if self._owned and not self.database.is_closed() and not self.database.in_transaction():
             self.database.close()
 
-    def end_thread(self) -> None:
-        """Close this thread's connection, whoever made the database: the thread ends."""
-        if not self.database.is_closed() and not self.database.in_transaction():
-            self.database.close()
-
     def close(self) -> None:
         """Write what is handed over and close connections that idle; the log stays usable.
 

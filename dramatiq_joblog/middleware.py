@@ -18,7 +18,6 @@ from dramatiq.logging import get_logger
 from dramatiq.middleware import Middleware, MiddlewareError, Retries, SkipMessage
 
 from .broker.acks import ACKS, HandedAcks, why_not
-from .broker.event_loop import call_on_event_loop
 from .broker.messages import (
     DELAY_SUFFIX,
     DUPLICATE,
@@ -456,10 +455,6 @@ class JobLogMiddleware(Middleware):
         if self._waker is not None and thread in self._waker.consumers:
             self._waker.consumers.remove(thread)
 
-    def before_worker_thread_shutdown(self, broker: Broker, thread: Any) -> None:
-        """Close the connection that jobs on this thread have opened."""
-        self.joblog.end_thread()
-
     def before_worker_shutdown(self, broker: Broker, worker: Any) -> None:
         """Write what was handed over."""
         if self._waker is not None and self._workers.are_only(worker):
@@ -480,7 +475,6 @@ class JobLogMiddleware(Middleware):
                 "Acknowledgements could not be sent before the end. Their jobs will be delivered "
                 "again, and not run again."
             )
-        call_on_event_loop(self.joblog.end_thread)
 
     def _check_acks(self, broker: Broker) -> None:
         reason = why_not(broker) if self._how_to_ack == "handed" else None

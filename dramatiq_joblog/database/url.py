@@ -14,7 +14,6 @@ import peewee
 from peewee import Database, SqliteDatabase
 from playhouse.db_url import connect
 
-from dramatiq_joblog.database.pool import SCHEME
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.payload.redaction import REDACTED
 
@@ -88,8 +87,7 @@ def open_database(database: DatabaseURL | Database) -> Database:
 
 def describe(database: Database) -> str:
     """Name *database* for people, without its password."""
-    kind = type(database).__name__.replace("Database", "")
-    kind = kind.removeprefix("Pooled").removeprefix("Own")
+    kind = type(database).__name__.replace("Pooled", "").replace("Database", "")
     return f"{kind} {without_password(str(database.database))!r}"
 
 
@@ -136,7 +134,7 @@ def _connect(url: str) -> Database:
         parts = urlsplit(url)
         masked = re.fullmatch(r"\*+", unquote(parts.password or "")) is not None
         query = _query_of(parts.query, driver)
-        pooled = parts._replace(scheme=SCHEME.format(kind), query=query)
+        pooled = parts._replace(scheme=f"{kind}+pool", query=query)
         # Not geturl(), which takes the slashes of sqlite:///jobs.db away.
         rest = url[scheme.end() :].split("?", maxsplit=1)[0].split("#", maxsplit=1)[0]
         text = f"{pooled.scheme}://{rest}" + (f"?{query}" if query else "")

