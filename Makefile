@@ -13,17 +13,19 @@ MADE := $(VENV)/.made-with-$(if $(PYTHON),$(subst /,_,$(PYTHON)),any)
 EXAMPLE := $(VENV)/.has-example
 DEV := $(VENV)/.has-dev
 PYTHONS := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python3.10)
+# On all cores; a worker that has no test left takes some of another's.
+IN_PARALLEL := --numprocesses auto --dist worksteal
 SUITABLE := import ensurepip, sqlite3, ssl, sys, venv; sys.exit(sys.version_info < (3, 10))
 
 # Two that are started at once install one after the other, where there is a flock, as on Linux.
 ALONE := $(if $(shell command -v flock),flock $(firstword $(MAKEFILE_LIST)))
 
 .DELETE_ON_ERROR:
-.PHONY: has-example has-dev help bench demo web test scale chaos check lint fix docs wheel clean
+.PHONY: has-example has-dev help bench demo web test test-all scale chaos check lint fix docs wheel clean
 
 help: ## Show the targets
 	@echo "make TARGET, where TARGET is one of:"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1 \2/p' $(MAKEFILE_LIST) | awk '{ n = $$1; $$1 = ""; printf "  %-8s%s\n", n, $$0 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1 \2/p' $(MAKEFILE_LIST) | awk '{ n = $$1; $$1 = ""; printf "  %-8s%s\n", n, $$0 }'
 
 demo: has-example ## Run the example: real workers, a Redis, a SQLite log; under a minute
 	@$(IN_VENV) -m example_app
@@ -31,8 +33,11 @@ demo: has-example ## Run the example: real workers, a Redis, a SQLite log; under
 web: has-example ## Serve the page of what the example did, on http://localhost:8000
 	@$(IN_VENV) -m example_app.web
 
-test: has-dev ## Run the tests on real servers; ARGS="..." goes to pytest
-	@$(IN_VENV) -m pytest $(ARGS)
+test: has-dev ## Run the first tier of the tests, with real servers and processes, in 4 minutes; ARGS="..." goes to pytest
+	@$(IN_VENV) -m pytest $(IN_PARALLEL) $(ARGS)
+
+test-all: has-dev ## Run the whole suite: each database, broker and place, chaos, a browser; 15 minutes
+	@$(IN_VENV) -m pytest --all $(IN_PARALLEL) $(ARGS)
 
 chaos: has-dev ## Kill and cut everything for minutes, on PostgreSQL and SQLite; ARGS="--jobs 20000 --seed 7"
 	@$(IN_VENV) tests/support/chaos.py --database postgresql $(ARGS)

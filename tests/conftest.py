@@ -7,7 +7,6 @@ import functools
 import logging
 import os
 import platform
-import re
 import signal
 import sqlite3
 import subprocess
@@ -17,21 +16,19 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import brokers
-import commands
 import dramatiq
-import psutil
-import psycopg
-import pymysql
 import pytest
-import redis
-import servers
+import tiers
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Retries, default_middleware
 from playhouse.test_utils import count_queries
 
 from dramatiq_joblog import JobLog, JobLogMiddleware
+
+if TYPE_CHECKING:
+    import psutil
 
 ROOT = Path(__file__).parent.parent
 SUPPORT = ROOT / "tests" / "support"
@@ -55,6 +52,18 @@ BACKENDS = ("MariaDB", "PostgreSQL", "RabbitMQ", "Redis", "SQLite")
 
 #: Backends that tests asked for in this process: the name, and how it went.
 _BACKENDS = pytest.StashKey[dict[str, str]]()
+
+#: The servers that all pytest workers share, once one was asked for.
+_SERVERS = pytest.StashKey[object]()
+
+#: URLs of databases that have the log's tables already.
+_WITH_TABLES = pytest.StashKey[set[str]]()
+
+#: How many tests that were collected are not of this run's tier.
+_LEFT_OUT = pytest.StashKey[int]()
+
+#: Files whose tests were collected, and the names of those in the first tier.
+_COLLECTED = pytest.StashKey[dict[str, set[str]]]()
 
 #: Whether a test's own body ran to its end, neither skipped nor failed.
 _PASSED = pytest.StashKey[bool]()
@@ -118,19 +127,38 @@ def global_broker(critical_guard):
 # Servers
 
 
-def _session_server(request, name: str, start):
-    """Yield a server for the whole session; without one skip, or fail where CI is set."""
+@contextlib.contextmanager
+def _or_skip(request, name: str):
+    """Note the backend that is returned; without its server skip, or fail where CI is set."""
+    import servers
+
     try:
-        server = start()
+        yield
     except servers.ServerMissingError as e:
         request.config.stash[_BACKENDS][name] = f"no {name}: {e}"
         _do_without(name, e)
-    request.config.stash[_BACKENDS][name] = f"{server.name} ({server.origin})"
-    yield server
-    server.stop()
 
 
-def _do_without(name: str, error: servers.ServerMissingError):
+def _shared_server(request, name: str):
+    """Return a server of all pytest workers, started when the first of them asks."""
+    stash = request.config.stash
+    with _or_skip(request, name):
+        server = _servers(request.config).get(name)
+    stash[_BACKENDS][name] = f"{server.name} ({server.origin})"
+    return server
+
+
+def _servers(config):
+    """Return where shared servers are had from: this process, or the one that started it."""
+    import sharing
+
+    if _SERVERS not in config.stash:
+        door = getattr(config, "workerinput", {}).get("servers")
+        config.stash[_SERVERS] = sharing.Remote(*door) if door else sharing.Pool()
+    return config.stash[_SERVERS]
+
+
+def _do_without(name: str, error: Exception):
     """Skip, or fail where CI is set and the server is not named as one that is not there."""
     if os.environ.get("CI") and name not in WITHOUT:
         pytest.fail(f"CI is set and {error}", pytrace=False)
@@ -140,12 +168,20 @@ def _do_without(name: str, error: servers.ServerMissingError):
 @pytest.fixture(scope="session")
 def redis_server(request):
     """Return a Redis server for the session, or what stands in for one."""
-    yield from _session_server(request, "Redis", lambda: servers.start_redis(_pytest_worker()))
+    import servers
+
+    with _or_skip(request, "Redis"):
+        server = servers.start_redis(_pytest_worker())
+    request.config.stash[_BACKENDS]["Redis"] = f"{server.name} ({server.origin})"
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")
 def real_redis():
     """Skip a test that stops or restarts a Redis of its own where only the stand-in is here."""
+    import servers
+
     try:
         servers.find_redis(real=True)
     except servers.ServerMissingError as e:
@@ -155,9 +191,11 @@ def real_redis():
 @pytest.fixture(scope="session")
 def rabbit_server(request):
     """Return a RabbitMQ server for the session."""
-    yield from _session_server(
-        request, "RabbitMQ", lambda: servers.start_rabbitmq(_pytest_worker())
-    )
+    import sharing
+
+    server = _shared_server(request, "RabbitMQ")
+    with _or_skip(request, "RabbitMQ"):
+        return sharing.rabbitmq_of(server, _pytest_worker())
 
 
 def _pytest_worker() -> int:
@@ -166,19 +204,21 @@ def _pytest_worker() -> int:
 
 @pytest.fixture(scope="session")
 def postgres_server(request):
-    """Return a PostgreSQL server for the session."""
-    yield from _session_server(request, "PostgreSQL", servers.start_postgres)
+    """Return a PostgreSQL server, which no test may stop."""
+    return _shared_server(request, "PostgreSQL")
 
 
 @pytest.fixture(scope="session")
 def mysql_server(request):
-    """Return a MariaDB server, or a MySQL server that is named, for the session."""
-    yield from _session_server(request, "MariaDB", servers.start_mysql)
+    """Return a MariaDB server, or a MySQL server that is named, which no test may stop."""
+    return _shared_server(request, "MariaDB")
 
 
 @pytest.fixture
 def redis_url(redis_server):
     """Return the URL of an empty Redis database."""
+    import redis
+
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushdb()
         yield redis_server.url
@@ -188,6 +228,8 @@ def redis_url(redis_server):
 @pytest.fixture
 def rabbit_url(rabbit_server):
     """Return the URL of a RabbitMQ that has no queue of a test."""
+    import brokers
+
     brokers.delete_queues(rabbit_server.url)
     yield rabbit_server.url
     brokers.delete_queues(rabbit_server.url)
@@ -199,27 +241,25 @@ def broker_url(request):
     return request.getfixturevalue(f"{request.param}_url")
 
 
+# Databases
+
+
 @pytest.fixture
 def postgres_url(postgres_server):
-    """Return the URL of an empty PostgreSQL database, dropped after the test."""
-    name = f"joblog_test_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(postgres_server.url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    yield re.sub(r"/[^/?]*(\?|$)", rf"/{name}\1", postgres_server.url, count=1)
-    # Anew: a test may have stopped the server.
-    with psycopg.connect(postgres_server.url, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    """Return the URL of a new PostgreSQL database, dropped after the test."""
+    import databases
+
+    with databases.new_postgres(postgres_server.url) as url:
+        yield url
 
 
 @pytest.fixture
 def mysql_url(mysql_server):
-    """Return the URL of an empty MariaDB or MySQL database, dropped after the test."""
-    name = f"joblog_test_{uuid.uuid4().hex[:12]}"
-    connection = pymysql.connect(autocommit=True, **servers.mysql_options(mysql_server.url))
-    with contextlib.closing(connection), connection.cursor() as cursor:
-        cursor.execute(f"CREATE DATABASE {name}")
-        yield re.sub(r"/[^/?]*(\?|$)", rf"/{name}\1", mysql_server.url, count=1)
-        cursor.execute(f"DROP DATABASE {name}")
+    """Return the URL of a new MariaDB or MySQL database, dropped after the test."""
+    import databases
+
+    with databases.new_mysql(mysql_server.url) as url:
+        yield url
 
 
 @pytest.fixture
@@ -229,20 +269,82 @@ def sqlite_url(request, tmp_path):
     return f"sqlite:///{tmp_path / 'joblog.db'}"
 
 
+@pytest.fixture(scope="session")
+def _postgres_database(postgres_server):
+    import databases
+
+    database = databases.Prepared(databases.Postgres(postgres_server.url))
+    yield database
+    database.close()
+
+
+@pytest.fixture(scope="session")
+def _mysql_database(mysql_server):
+    import databases
+
+    database = databases.Prepared(databases.MySQL(mysql_server.url))
+    yield database
+    database.close()
+
+
+@pytest.fixture(scope="session")
+def _sqlite_database(tmp_path_factory):
+    import databases
+
+    return databases.PreparedFile(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture
+def postgres_database(_postgres_database):
+    """Return the URL of a PostgreSQL database with the log's tables, which are empty."""
+    return _postgres_database.empty()
+
+
+@pytest.fixture
+def mysql_database(_mysql_database):
+    """Return the URL of a MariaDB database with the log's tables, which are empty."""
+    return _mysql_database.empty()
+
+
+@pytest.fixture
+def sqlite_database(_sqlite_database, sqlite_url, tmp_path):
+    """Return the URL of a SQLite file with the log's tables, which are empty."""
+    _sqlite_database.copy(tmp_path / "joblog.db")
+    return sqlite_url
+
+
 @pytest.fixture(params=["sqlite", "postgres", "mysql"])
 def database_url(request):
-    """Return the URL of an empty database, of each kind in turn."""
-    return request.getfixturevalue(f"{request.param}_url")
+    """Return the URL of a database with the log's tables, which are empty, of each kind in turn.
+
+    For a test that is marked `new_database` it is new, and has no tables.
+    """
+    return _database(request, request.param)
+
+
+def _database(request, kind: str) -> str:
+    if request.node.get_closest_marker("new_database"):
+        return request.getfixturevalue(f"{kind}_url")
+    url = request.getfixturevalue(f"{kind}_database")
+    request.node.stash.setdefault(_WITH_TABLES, set()).add(url)
+    return url
+
+
+@pytest.fixture
+def database_of(request):
+    """Return a function from a kind of database to what `database_url` is for it."""
+    return functools.partial(_database, request)
 
 
 # The log, brokers, workers
 
 
 @pytest.fixture
-def joblog(database_url):
+def joblog(request, database_url):
     """Return a log with its tables, on each kind of database in turn."""
     log = JobLog(database_url)
-    log.create_tables()
+    if database_url not in request.node.stash.get(_WITH_TABLES, ()):
+        log.create_tables()
     yield log
     log.close()
 
@@ -294,6 +396,8 @@ def make_broker(request):
         if kind == "stub":
             broker = StubBroker(middleware=stack)
         else:
+            import brokers
+
             url = request.getfixturevalue(f"{kind}_url")
             namespace = f"test-{uuid.uuid4().hex[:8]}"
             broker = brokers.connect(url, namespace=namespace, middleware=stack)
@@ -305,6 +409,15 @@ def make_broker(request):
 
     yield make
     for broker in made:
+        _disconnect(broker)
+
+
+def _disconnect(broker) -> None:
+    if isinstance(broker, StubBroker):
+        broker.close()
+    else:
+        import brokers
+
         brokers.disconnect(broker)
 
 
@@ -344,6 +457,8 @@ class WorkerProcess:
     @property
     def workers(self) -> list[psutil.Process]:
         """The worker processes that live, oldest first."""
+        import psutil
+
         children = psutil.Process(self.pid).children()
         # multiprocessing's own helper is a child too.
         return sorted(
@@ -362,6 +477,8 @@ def run_worker_process(request, tmp_path, eventually):
     that contain *expects_critical*.  One that *dies* of what it finds may do so before it is
     ready.
     """
+    import servers
+
     folders = os.pathsep.join([str(SUPPORT), str(ROOT / "tests"), str(ROOT)])
 
     @contextlib.contextmanager
@@ -452,6 +569,8 @@ def eventually():
 @pytest.fixture
 def ask(database_url):
     """Return a function that asks the log in this process, as a pipe sees the answer."""
+    import commands
+
     return functools.partial(commands.ask, database_url)
 
 
@@ -474,24 +593,70 @@ def asked():
 @pytest.fixture
 def terminal(tmp_path):
     """Return a function that runs the command on a terminal, and returns what it shows there."""
+    import commands
+
     return functools.partial(commands.on_terminal, tmp_path)
 
 
 # The summary
 
 
+def pytest_addoption(parser):
+    """Add the option that runs the whole suite."""
+    parser.addoption(
+        "--all", action="store_true", help="run the whole suite, and not its first tier alone"
+    )
+
+
 def pytest_configure(config):
     """Make the place where the session's backends are noted, and let programs hear Ctrl-C."""
     config.stash[_BACKENDS] = {}
+    config.stash[_LEFT_OUT] = 0
+    config.stash[_COLLECTED] = {}
+    tiers.choose(whole=config.getoption("--all"))
     # A shell's background jobs ignore it, and so would all that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items):
-    """Refuse a test that does not state its rule in a docstring."""
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Return two pytest workers for each core: tests wait for others half of the time."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min(2 * cores, 16)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """Say to a pytest-xdist worker where the shared servers are."""
+    node.workerinput["servers"] = _servers(node.config).listen()
+
+
+def pytest_unconfigure(config):
+    """Stop the shared servers that were started here."""
+    if _SERVERS in config.stash:
+        config.stash[_SERVERS].stop()
+
+
+def pytest_collection_modifyitems(config, items):
+    """Refuse a test that does not state its rule in a docstring; keep those of the run's tier."""
     for item in items:
         if isinstance(item, pytest.Function) and not item.function.__doc__:
             raise pytest.UsageError(f"{item.nodeid} has no docstring: state its rule in a sentence")
+    first, others = tiers.split(items)
+    for item in items:
+        config.stash[_COLLECTED].setdefault(item.path.name, set())
+    for item in first:
+        config.stash[_COLLECTED][item.path.name].add(item.originalname)
+    if others and not config.getoption("--all"):
+        items[:] = first
+        config.stash[_LEFT_OUT] = len(others)
+        config.hook.pytest_deselected(items=others)
+
+
+@pytest.fixture(scope="session")
+def first_tier(request):
+    """Return the names of the tests of the first tier that were collected, by their file."""
+    return request.config.stash[_COLLECTED]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -513,12 +678,15 @@ def pytest_sessionfinish(session):
     """Hand a pytest-xdist worker's backends to its controller."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["backends"] = session.config.stash[_BACKENDS]
+        session.config.workeroutput["left_out"] = session.config.stash[_LEFT_OUT]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node, error):
     """Take a pytest-xdist worker's backends."""
-    node.config.stash[_BACKENDS].update(getattr(node, "workeroutput", {}).get("backends", {}))
+    output = getattr(node, "workeroutput", {})
+    node.config.stash[_BACKENDS].update(output.get("backends", {}))
+    node.config.stash[_LEFT_OUT] = output.get("left_out", 0)
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -531,7 +699,19 @@ def pytest_terminal_summary(terminalreporter, config):
     facts += [f"no {name}: no test of this run asked for it" for name in unasked]
     terminalreporter.section("backends")
     terminalreporter.write_line(f"Python {platform.python_version()}; " + "; ".join(facts))
+    _say_what_needs_a_real_redis(terminalreporter)
+    if left_out := config.stash[_LEFT_OUT]:
+        terminalreporter.write_line(
+            f"The first tier of the suite: {left_out} tests more run with --all (make test-all)."
+        )
+
+
+def _say_what_needs_a_real_redis(terminalreporter):
     skipped = terminalreporter.stats.get("skipped", [])
+    if not skipped:
+        return
+    import servers
+
     without = {r.nodeid.partition("[")[0] for r in skipped if servers.NOT_REAL in str(r.longrepr)}
     if without:
         terminalreporter.write_line(f"{servers.NOT_REAL}, so these were skipped:")
@@ -542,6 +722,8 @@ def pytest_terminal_summary(terminalreporter, config):
 @pytest.fixture
 def victims(database_url, redis_url, run_worker_process, tmp_path):
     """Return what runs a process of ``victim_worker``, what sends it jobs, and its broker."""
+    import brokers
+
     environment = {
         "VICTIM_BROKER": redis_url,
         "VICTIM_DATABASE": database_url,

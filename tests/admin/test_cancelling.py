@@ -12,6 +12,7 @@ from dataclasses import asdict
 
 import dramatiq
 import pytest
+import tiers
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.common import xq_name
 from hypothesis import HealthCheck, given, settings
@@ -138,7 +139,7 @@ def test_a_job_that_begins_meanwhile(joblog, section):
 
 
 @settings(
-    max_examples=60,
+    max_examples=tiers.examples(60),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -53,6 +53,7 @@ def test_no_database(tmp_path):
     assert "hunter2" not in repr(found)
 
 
+@pytest.mark.new_database
 def test_no_tables(database_url):
     """Tables that were never made are told, and how to make them."""
     joblog = JobLog(database_url)

@@ -26,10 +26,9 @@ class Acknowledgements(Middleware):
 
 
 @pytest.fixture
-def joblog(sqlite_url):
+def joblog(sqlite_database):
     """Return a log; where it is makes no difference here."""
-    log = JobLog(sqlite_url)
-    log.create_tables()
+    log = JobLog(sqlite_database)
     yield log
     log.close()
 

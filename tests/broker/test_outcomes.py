@@ -13,9 +13,9 @@ from dramatiq_joblog import Exclusive, OutcomeFormatter
 
 
 @pytest.fixture
-def database_url(sqlite_url):
+def database_url(sqlite_database):
     """Return the URL of an empty SQLite database: nothing here is of another kind's own."""
-    return sqlite_url
+    return sqlite_database
 
 
 @pytest.fixture

@@ -29,9 +29,9 @@ on_each_database = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def database_url(request):
+def database_url(request, database_of):
     """Return the URL of an empty database: of SQLite, unless a test asks for others."""
-    return request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_url")
+    return database_of(getattr(request, "param", "sqlite"))
 
 
 @pytest.fixture

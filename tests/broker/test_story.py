@@ -33,14 +33,29 @@ def faults(joblog, jids):
 
 #: Each broker with each database, each broker at each place, each database at each place.
 COMBINATIONS = [
-    pytest.param(broker, database, POSITIONS[(i + j) % len(POSITIONS)])
+    (broker, database, POSITIONS[(i + j) % len(POSITIONS)])
     for i, broker in enumerate(["stub", "redis", "rabbit"])
     for j, database in enumerate(["sqlite", "postgres", "mysql"])
 ]
+#: Each place in worker processes, on what packages bring.
+IN_PROCESSES = [
+    ("redis", "sqlite", "first"),
+    *(combination for combination in COMBINATIONS if combination[0] != "stub"),
+]
+
+
+def parameters(combinations, broker):
+    """Return combinations, of which the first tier has those of one *broker*."""
+    for kind, database, position in combinations:
+        in_first = kind == broker and (broker == "stub" or database != "mysql")
+        mark = pytest.mark.every_database if in_first else pytest.mark.full
+        yield pytest.param(kind, database, position, marks=mark)
 
 
 @pytest.mark.parametrize(
-    ("kind", "database_url", "position"), COMBINATIONS, indirect=["database_url"]
+    ("kind", "database_url", "position"),
+    list(parameters(COMBINATIONS, "stub")),
+    indirect=["database_url"],
 )
 def test_each_story_leaves_its_row(joblog, make_broker, worker, eventually, kind, position):
     """Each story leaves the same row wherever the middleware stands, hooks being slow."""
@@ -58,7 +73,7 @@ def test_each_story_leaves_its_row(joblog, make_broker, worker, eventually, kind
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("kind", "database_url", "position"),
-    [combination for combination in COMBINATIONS if combination.values[0] != "stub"],
+    list(parameters(IN_PROCESSES, "redis")),
     indirect=["database_url"],
 )
 def test_each_story_in_worker_processes(
@@ -82,6 +97,7 @@ def test_each_story_in_worker_processes(
     assert {} == faults(joblog, jids)
 
 
+@pytest.mark.full
 @pytest.mark.process
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_each_story_on_gevent(

@@ -76,6 +76,7 @@ def jobs(joblog, make_broker, worker):
     return found
 
 
+@pytest.mark.new_database
 def test_a_log_is_made_and_asked(cli, ask, database_url):
     """``migrate`` makes the tables, safe to repeat; an empty log has nothing, which is exit 1."""
     done = cli("migrate", "--database", database_url)
@@ -137,6 +138,7 @@ def test_what_cannot_be_done_is_said_in_one_sentence(tmp_path, monkeypatch, argu
     assert not (tmp_path / "no.db").exists()
 
 
+@pytest.mark.new_database
 def test_a_database_without_tables(cli, database_url, tmp_path):
     """A database in which there is no log yet is told with the command that makes one."""
     (tmp_path / "joblog.db").touch()

@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+import tiers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -219,7 +220,7 @@ steps = st.lists(
 
 
 @settings(
-    max_examples=120,
+    max_examples=tiers.examples(120),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -22,10 +22,9 @@ NOW = 1_800_000_000_000
 
 
 @pytest.fixture
-def log(mysql_url):
+def log(mysql_database):
     """Return a log on MariaDB or MySQL."""
-    made = JobLog(mysql_url)
-    made.create_tables()
+    made = JobLog(mysql_database)
     yield made
     made.close()
 
@@ -180,11 +179,11 @@ def test_away(number, away):
 
 
 @pytest.mark.parametrize("away", ["refuse", "hang"])
-def test_an_outage(mysql_url, log, eventually, away):
+def test_an_outage(mysql_database, log, eventually, away):
     """While the server refuses or is silent events are kept, and written when it is back."""
-    options = servers.mysql_options(mysql_url)
+    options = servers.mysql_options(mysql_database)
     proxy = Proxy(options["host"], options["port"])
-    far = JobLog(mysql_url.replace(f":{options['port']}/", f":{proxy.port}/"))
+    far = JobLog(mysql_database.replace(f":{options['port']}/", f":{proxy.port}/"))
     far.writer.write(Event("start", row("before")))
     getattr(proxy, away)()
 

@@ -83,23 +83,7 @@ def test_newest_first(joblog, job_factory):
     assert joblog.jobs is not joblog.jobs
 
 
-@pytest.mark.parametrize(
-    "question",
-    [
-        "actor",
-        "error",
-        "family",
-        "in_progress",
-        "jid",
-        "newest",
-        "newest_dead",
-        "old",
-        "type",
-        "types",
-        "user",
-    ],
-)
-def test_a_question_that_is_asked_often_uses_its_index(joblog, job_factory, question):
+def test_a_question_that_is_asked_often_uses_its_index(joblog):
     """The questions that the indexes were made for are answered by them."""
     rule = Rule(State.FINISHED, until=50, job_type=None)
     queries = {
@@ -154,9 +138,12 @@ def test_a_question_that_is_asked_often_uses_its_index(joblog, job_factory, ques
         joblog.database.execute_sql("ANALYZE TABLE joblog_job").fetchall()
     elif not sqlite:
         joblog.database.execute_sql("ANALYZE")
-    sql, params = queries[question].sql()
     explain = "EXPLAIN QUERY PLAN " if sqlite else "EXPLAIN "
-    plan = " ".join(
-        str(line) for line in joblog.database.execute_sql(explain + sql, params).fetchall()
-    )
-    assert indexes[question] in plan
+    plans = {}
+    for question, query in queries.items():
+        sql, params = query.sql()
+        lines = joblog.database.execute_sql(explain + sql, params).fetchall()
+        plans[question] = " ".join(map(str, lines))
+
+    assert set(queries) == set(indexes)
+    assert {} == {q: plan for q, plan in plans.items() if indexes[q] not in plan}

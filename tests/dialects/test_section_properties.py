@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import time
 
+import tiers
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -220,6 +221,6 @@ def test_sections_against_a_model(joblog):
     machine = type("Machine", (SectionMachine,), {"joblog": joblog})
     # MariaDB takes several statements where the others take one.
     examples = 15 if isinstance(joblog.database, MySQLDatabase) else 50
-    run = settings(max_examples=examples, stateful_step_count=30, deadline=None)
+    run = settings(max_examples=tiers.examples(examples), stateful_step_count=30, deadline=None)
     with joblog.database.connection_context():
         run_state_machine_as_test(machine, settings=run)

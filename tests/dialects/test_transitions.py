@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import tiers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peewee import MySQLDatabase, PostgresqlDatabase
@@ -97,7 +98,7 @@ def write_each(joblog, events):
 
 
 property_settings = settings(
-    max_examples=150,
+    max_examples=tiers.examples(150),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

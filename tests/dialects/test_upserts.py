@@ -159,10 +159,9 @@ def test_one_statement_whatever_the_columns(joblog, asked):
 
 
 @pytest.fixture
-def upsert(postgres_url):
+def upsert(postgres_database):
     """Return what writes a log's runs to PostgreSQL."""
-    log = JobLog(postgres_url)
-    log.create_tables()
+    log = JobLog(postgres_database)
     yield log.transitions._runs
     log.close()
 

@@ -7,6 +7,7 @@ import pytest
 
 
 @pytest.mark.process
+@pytest.mark.full
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("database", "acks"), [("postgresql", "auto"), ("sqlite", "plain")])
 def test_chaos(tmp_path, postgres_server, real_redis, database, acks):

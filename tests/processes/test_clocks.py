@@ -15,16 +15,15 @@ HOUR = 3_600_000
 
 
 @pytest.fixture
-def database_url(postgres_url):
+def database_url(postgres_database):
     """Return the URL of a database whose clock is a server's: SQLite's is its host's own."""
-    return postgres_url
+    return postgres_database
 
 
 @pytest.fixture
 def joblog(database_url):
     """Return a log."""
     log = JobLog(database_url)
-    log.create_tables()
     yield log
     log.close()
 

@@ -14,6 +14,7 @@ from dramatiq_joblog import JobLog
 
 pytestmark = [
     pytest.mark.process,
+    pytest.mark.full,
     pytest.mark.skipif(fleet.why_not() is not None, reason=str(fleet.why_not())),
     # With servers and three hosts to start.
     pytest.mark.timeout(240),

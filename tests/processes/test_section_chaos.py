@@ -12,9 +12,12 @@ from section_chaos import Stay
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("database", "faults"),
-    [("sqlite", {"kill": 1}), ("postgresql", {"kill": 1, "pause": 1, "restart": 1})],
+    [
+        ("sqlite", {"kill": 1}),
+        pytest.param("postgresql", {"kill": 1, "pause": 1, "restart": 1}, marks=pytest.mark.full),
+    ],
 )
-def test_never_two_at_once(tmp_path, postgres_server, redis_server, database, faults):
+def test_never_two_at_once(tmp_path, redis_server, database, faults):
     """Four processes of eight threads, few keys: never two inside, nothing stuck or lost."""
     found, numbers = section_chaos.run(tmp_path, database, 100, faults, seed=1)
     assert {} == found.wrong

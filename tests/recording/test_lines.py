@@ -9,6 +9,7 @@ import threading
 
 import dramatiq
 import pytest
+import tiers
 from dramatiq.middleware import AsyncIO, default_middleware
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,9 +27,9 @@ on_each_database = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def database_url(request):
+def database_url(request, database_of):
     """Return the URL of an empty database: of SQLite, unless a test asks for others."""
-    return request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_url")
+    return database_of(getattr(request, "param", "sqlite"))
 
 
 @pytest.fixture(autouse=True)
@@ -268,7 +269,7 @@ def rows_of(steps, *, signs_of_life):
     return dict(sorted(rows.items()))
 
 
-@settings(max_examples=200)
+@settings(max_examples=tiers.examples(200))
 @given(st.lists(st.one_of(st.integers(1, 9_000), st.none()), max_size=60))
 def test_what_is_written_bit_by_bit_is_what_is_written_at_once(steps):
     """However often a run's lines are written while it goes on, they are the same in the end."""

@@ -12,9 +12,11 @@ import threading
 import traceback
 from urllib.parse import urlsplit
 
+import databases
 import dramatiq
 import psycopg
 import pytest
+import servers
 from proxy import Proxy
 
 from dramatiq_joblog import JobLog
@@ -25,18 +27,43 @@ JOBS = 40
 
 
 @pytest.fixture
-def proxy(postgres_server):
+def own_server(postgres_server):
+    """Return a PostgreSQL that the test may stop."""
+    if postgres_server.pid is None:
+        pytest.skip("a server that is named in the environment is not ours to stop")
+    server = servers.start_postgres()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def server(request):
+    """Return the PostgreSQL of the test, its own if it is to be stopped."""
+    callspec = getattr(request.node, "callspec", None)
+    stopped = callspec is not None and callspec.params.get("way") == "stopped"
+    return request.getfixturevalue("own_server" if stopped else "postgres_server")
+
+
+@pytest.fixture
+def url(server):
+    """Return the URL of a new database of the test's PostgreSQL."""
+    with databases.new_postgres(server.url) as made:
+        yield made
+
+
+@pytest.fixture
+def proxy(server):
     """Return a proxy before PostgreSQL."""
-    parts = urlsplit(postgres_server.url)
+    parts = urlsplit(server.url)
     proxy = Proxy(parts.hostname, parts.port)
     yield proxy
     proxy.close()
 
 
 @pytest.fixture
-def through_proxy(proxy, postgres_url):
+def through_proxy(proxy, url):
     """Return the URL of an empty PostgreSQL database behind the proxy."""
-    return re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{proxy.port}", postgres_url)
+    return re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{proxy.port}", url)
 
 
 class Outages:
@@ -57,8 +84,6 @@ class Outages:
         return self.proxy.resume
 
     def stopped(self):
-        if self.server.process is None:
-            pytest.skip("a server that is named in the environment is not ours to stop")
         self.server.process.send_signal(self.server.stop_signal)
         self.server.process.wait(timeout=30)
 
@@ -150,8 +175,8 @@ def rows(joblog):
 
 @pytest.mark.parametrize("way", ["refusing", "silent", "stopped", "read_only", "table_locked"])
 def test_postgres_away(
-    postgres_server,
-    postgres_url,
+    server,
+    url,
     proxy,
     through_proxy,
     make_broker,
@@ -163,7 +188,7 @@ def test_postgres_away(
     """PostgreSQL away in any way: jobs go on, events are kept, in the end every row is right."""
     joblog = JobLog(through_proxy, spool=tmp_path / "spool")
     joblog.create_tables()
-    leave = getattr(Outages(proxy=proxy, server=postgres_server, url=postgres_url), way)
+    leave = getattr(Outages(proxy=proxy, server=server, url=url), way)
 
     was_away, runs = run_through(joblog, make_broker, worker, leave, eventually)
 

@@ -197,7 +197,9 @@ def test_a_killed_worker(joblog, victims, eventually, tmp_path):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("actor", ["poison", "bounded_poison"])
+@pytest.mark.parametrize(
+    "actor", [pytest.param("poison", marks=pytest.mark.full), "bounded_poison"]
+)
 def test_a_poison_pill(joblog, victims, eventually, actor):
     """A job that kills its worker three times is marked; with an option it is dead then."""
     run, send, _ = victims

@@ -190,6 +190,7 @@ def test_poison_in_a_batch_of_every_table(joblog, part):
     assert lost == joblog.writer.lost
 
 
+@pytest.mark.new_database
 def test_tables_that_were_not_made_yet(database_url, caplog, eventually):
     """Without tables events are kept, the cure is named, and they are written once there are."""
     joblog = JobLog(database_url)

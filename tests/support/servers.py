@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import pwd
 import shutil
@@ -302,17 +303,12 @@ def mysql_options(url: str) -> dict[str, str | int]:
     }
 
 
-def start_rabbitmq(worker: int = 0, *, address: str = LOCAL) -> Server:
-    """Return the RabbitMQ of JOBLOG_TEST_RABBITMQ, or start one.
+def start_rabbitmq(*, virtual_hosts: int = 1, address: str = LOCAL) -> Server:
+    """Return the RabbitMQ of JOBLOG_TEST_RABBITMQ, or start one with some *virtual_hosts*.
 
-    A server that is named is for one pytest *worker*: its queues are all the tests have.
     One that listens at another *address* is started in any case.
     """
     if RABBITMQ_URL and address == LOCAL:
-        if worker:
-            raise ServerMissingError(
-                f"the RabbitMQ of JOBLOG_TEST_RABBITMQ serves pytest worker 0, and this is {worker}"
-            )
         try:
             version = _rabbitmq_version(RABBITMQ_URL)
         except pika.exceptions.AMQPError as e:
@@ -330,7 +326,11 @@ def start_rabbitmq(worker: int = 0, *, address: str = LOCAL) -> Server:
     if any(user):
         os.chown(folder, *user)
     port, names_port = free_port(), free_port()
-    (folder / "rabbitmq.conf").write_text("loopback_users = none\n")
+    definitions = folder / "definitions.json"
+    definitions.write_text(json.dumps(_definitions(virtual_hosts)))
+    (folder / "rabbitmq.conf").write_text(
+        f"loopback_users = none\nload_definitions = {definitions}\n"
+    )
     environment = {
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         "ERL_EPMD_PORT": names_port,
@@ -372,6 +372,21 @@ def start_rabbitmq(worker: int = 0, *, address: str = LOCAL) -> Server:
     not_yet = pika.exceptions.AMQPError
     server.name += f" {_first_answer(server, lambda: _rabbitmq_version(url), not_yet)}"
     return server
+
+
+def virtual_host(number: int) -> str:
+    """Return the name of a virtual host of a RabbitMQ that was started here."""
+    return f"worker{number}" if number else "/"
+
+
+def _definitions(virtual_hosts: int) -> dict[str, list[dict[str, str]]]:
+    names = [virtual_host(number) for number in range(virtual_hosts)]
+    may = {"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}
+    return {
+        "users": [{"name": "guest", "password": "guest", "tags": "administrator"}],
+        "vhosts": [{"name": name} for name in names],
+        "permissions": [may | {"vhost": name} for name in names],
+    }
 
 
 def free_port() -> int:

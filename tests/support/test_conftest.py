@@ -107,6 +107,7 @@ def test_a_swallowed_fault_fails_its_test(run_pytest):
     assert "nothing CRITICAL was logged" in output
 
 
+@pytest.mark.full
 def test_a_missing_server_skips_and_fails_in_ci(run_pytest):
     """Without a server a test is skipped with the reason, and fails where CI is set."""
     source = "def test_it(redis_url): 'It needs Redis.'\n"
@@ -120,6 +121,7 @@ def test_a_missing_server_skips_and_fails_in_ci(run_pytest):
     assert f"CI is set and REDIS_URL={nowhere} does not answer" in ci
 
 
+@pytest.mark.full
 def test_the_surroundings_are_told_and_kept_out(run_pytest):
     """A test does not see our environment variables; the summary says which backends ran."""
     output = run_pytest(CLEAN, JOBLOG_DATABASE="sqlite:///mine.db")

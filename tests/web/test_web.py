@@ -32,9 +32,9 @@ def client(app, *, host="127.0.0.1", base_url="http://localhost", **kwargs):
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def database_url(request):
+def database_url(request, database_of):
     """Return the URL of an empty database of two kinds; the third is tried page by page."""
-    return request.getfixturevalue(f"{request.param}_url")
+    return database_of(request.param)
 
 
 @pytest.fixture
