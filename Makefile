@@ -55,6 +55,7 @@ lint: has-dev ## Check format, lint and types; change nothing
 	@$(IN_VENV) -m ruff format --check .
 	@$(IN_VENV) -m ruff check .
 	@$(IN_VENV) -m mypy
+	@$(IN_VENV) -m basedpyright
 
 fix: has-dev ## Format, and repair what the linter can
 	@$(IN_VENV) -m ruff check --fix .

@@ -17,7 +17,7 @@ from .errors import (
 from .joblog import JobLog
 from .locking.locks import Exclusive, Unique
 from .middleware import JobLogMiddleware, enqueue_once
-from .recording.current import current_job
+from .recording.current import current_job, require_current_job
 from .recording.log_handler import JobContextFilter
 from .schema.models import Action, Failure, Job, Line, Lock, Worker
 from .states import DeadReason, Outcome, State
@@ -51,4 +51,5 @@ __all__ = [
     "Worker",
     "current_job",
     "enqueue_once",
+    "require_current_job",
 ]

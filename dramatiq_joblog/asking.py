@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from .admin import audit as people
 from .admin.retention import DEFAULT_BATCH
@@ -15,51 +15,56 @@ from .payload.sanitize import fold_jid
 from .payload.values import MAX_INT, MAX_MILLIS
 from .reading import counts, search
 from .schema.fields import millis_of
-from .schema.query import count_asked
+from .schema.query import J, count_asked
 from .statistics import series as stats
 from .statistics.rollups import level_of
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
 
     from peewee import Database
 
     from .admin.audit import DeadGroup
     from .admin.maintenance import Chores
+    from .admin.retention import Keep
+    from .database.queries import Select
     from .payload.redaction import Redactor
     from .reading.counts import Count
+    from .schema.models import Action as ActionRow
+    from .schema.models import Failure
+    from .schema.models import Lock as LockRow
     from .schema.query import JobQuery
     from .states import State
     from .statistics.rollups import Totals
-    from .statistics.series import Stats
+    from .statistics.series import GroupedBy, Stats
 
 
 #: Steps that a time is told in at most.
 _MOST_STEPS = 10_000
 
 
-class Asking:
+class Asking(Generic[J]):
     """The questions of a log: a part of :class:`JobLog`."""
 
     # What the log has; Any, as models are untyped.
     database: Database
-    Job: Any
-    Failure: Any
-    Lock: Any
+    Job: type[J]
+    Failure: type[Failure]
+    Lock: type[LockRow]
     Total: Any
-    Action: Any
+    Action: type[ActionRow]
     chores: Chores
     redactor: Redactor
     totals: Totals
 
     @property
-    def jobs(self) -> JobQuery:
+    def jobs(self) -> JobQuery[J]:
         """All jobs, newest first."""
         raise NotImplementedError
 
-    def search(self, text: str, *, now: datetime | None = None) -> JobQuery:
+    def search(self, text: str, *, now: datetime | None = None) -> JobQuery[J]:
         """Select jobs by words, newest first: ``state:dead type:import since:2d timeout``.
 
         Keys are those of ``search.KEYS``; a repeated key means any of its values, ``-key:value``
@@ -110,7 +115,7 @@ class Asking:
         return [(value, by_state.get(value)) for value in values]
 
     def counts(
-        self, query: JobQuery | None = None, *, cap: int = counts.DEFAULT_CAP
+        self, query: JobQuery[J] | None = None, *, cap: int = counts.DEFAULT_CAP
     ) -> dict[State, Count]:
         """Count jobs by state, up to *cap* of each, so that a large table costs no more.
 
@@ -127,7 +132,11 @@ class Asking:
             return counts.by_state(query, cap)
 
     def stats(
-        self, *, since: datetime, until: datetime | None = None, by: str = "job_type"
+        self,
+        *,
+        since: datetime,
+        until: datetime | None = None,
+        by: GroupedBy = "job_type",
     ) -> Stats:
         """Return what became of the jobs that ended in a time, in steps that suit its length.
 
@@ -162,7 +171,7 @@ class Asking:
                 sums.add(cell, by)
         return stats.make(sums, begin, end, step)
 
-    def oldest(self, limit: int = 5) -> list[Any]:
+    def oldest(self, limit: int = 5) -> list[J]:
         """Return the jobs that have waited longest for a run that is due, the oldest first."""
         oldest = self._due().order_by(self.Job.created_at, self.Job.id)
         return list(oldest.limit(count_asked("limit", limit)))
@@ -197,7 +206,7 @@ class Asking:
 
     def prune(
         self,
-        keep: Mapping[str, int | None] | None = None,
+        keep: Keep | None = None,
         *,
         batch: int = DEFAULT_BATCH,
         dry_run: bool = False,
@@ -255,7 +264,7 @@ class Asking:
     # What people do
 
     @property
-    def actions(self) -> Any:
+    def actions(self) -> Select[ActionRow]:
         """What people did to jobs and keys, newest first: a select of :class:`Action`."""
         return self.Action.select().order_by(self.Action.id.desc())
 
@@ -267,7 +276,7 @@ class Asking:
         jid: str | None = None,
         key: str | None = None,
         detail: str | None = None,
-    ) -> Any:
+    ) -> ActionRow:
         """Write down what someone did, and return the :class:`Action`.
 
         Parameters:
@@ -279,7 +288,10 @@ class Asking:
         """
         detail = None if detail is None else self.redactor.text(detail)
         with transaction(self.database):
-            return people.record(self.Action, what, who=who, jid=jid, key=key, detail=detail)
+            action: ActionRow = people.record(
+                self.Action, what, who=who, jid=jid, key=key, detail=detail
+            )
+        return action
 
     def dismiss(self, *jids: str, who: str) -> list[str]:
         """Say that dead jobs need no more attention: lists of dead jobs leave them out.
@@ -302,7 +314,7 @@ class Asking:
             dismissed += some
         return dismissed
 
-    def unlock(self, key: str, *, slot: int = 0, fence: int, reason: str, who: str) -> Any:
+    def unlock(self, key: str, *, slot: int = 0, fence: int, reason: str, who: str) -> LockRow:
         """Free a critical section by hand, if it is still held by whom you saw.
 
         The job that holds it is not stopped: it goes on without its lease, and sees
@@ -325,7 +337,7 @@ class Asking:
         if not reason.strip():
             raise JobLogError(f"unlocking {key!r} needs a reason")
         with transaction(self.database):
-            held = people.unlock(self.Lock, fold_jid(key), slot, fence)
+            held: LockRow | None = people.unlock(self.Lock, fold_jid(key), slot, fence)
             if held is None:
                 raise LockNotAcquired(
                     key, f"is not held with fence {fence} in slot {slot} any more"
@@ -339,7 +351,7 @@ class Asking:
             )
         return held
 
-    def _due(self) -> Any:
+    def _due(self) -> JobQuery[J]:
         """Select the jobs that could run now, if a worker took them."""
         return self.jobs.enqueued()
 

@@ -11,7 +11,7 @@ import time
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from dramatiq.logging import get_logger
 from peewee import Database, PeeweeException, SqliteDatabase
@@ -40,6 +40,7 @@ from .recording.writer import POLICIES, Writer
 from .replaying import Replaying
 from .schema.migrations import migrate
 from .schema.models import Action, Failure, Job, Line, Lock, Mark, Total, Worker, add_indexes
+from .schema.query import J
 from .statistics.rollups import Totals
 from .statistics.watermarks import Marks
 
@@ -47,12 +48,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from .admin.doctor import Finding
+    from .admin.retention import Keep
+    from .database.queries import Select
     from .database.url import DatabaseURL
     from .locking.locks import Holder, Lease
+    from .recording.writer import OnOutage
     from .schema.query import JobQuery
 
 
-class JobLog(Asking, Cancelling, Replaying):
+class JobLog(Asking[J], Cancelling[J], Replaying[J], Generic[J]):
     """The log of jobs in one database: where they are asked for, and where they are written.
 
     Making one opens nothing: no connection, no thread, no file.  Two logs, on the same or on
@@ -94,11 +98,11 @@ class JobLog(Asking, Cancelling, Replaying):
         self,
         database: DatabaseURL | Database,
         *,
-        model: type[Job] = Job,
+        model: type[J] = Job,  # type: ignore[assignment]
         job_types: Any = None,
-        keep: Mapping[str, int | None] | None = None,
-        keep_types: Mapping[str, Mapping[str, int | None] | int | None] | None = None,
-        on_outage: str = "spool",
+        keep: Keep | None = None,
+        keep_types: Mapping[str, Keep | int | None] | None = None,
+        on_outage: OnOutage = "spool",
         redact: Any = None,
         spool: str | os.PathLike[str] | None = None,
         store_args: bool = True,
@@ -108,19 +112,19 @@ class JobLog(Asking, Cancelling, Replaying):
         self.database: Database = open_database(database)
         self._owned = not isinstance(database, Database)
         #: The job model, bound to the database.
-        self.Job: Any = _bind_job(model, self.database)
+        self.Job: type[J] = _bind_job(model, self.database)
         #: The failure model, bound to the database.
-        self.Failure: Any = _bind(Failure, self.Job, self.database)
+        self.Failure: type[Failure] = _bind(Failure, self.Job, self.database)
         self.Job.failure_model = self.Failure
         self.Job.before_select = self._write_own_start
         #: The worker model, bound to the database.
-        self.Worker: Any = _bind(Worker, self.Job, self.database)
+        self.Worker: type[Worker] = _bind(Worker, self.Job, self.database)
         #: The models of keys, log lines, totals and people's actions, alike.
-        self.Lock: Any = _bind(Lock, self.Job, self.database)
-        self.Line: Any = _bind(Line, self.Job, self.database)
+        self.Lock: type[Lock] = _bind(Lock, self.Job, self.database)
+        self.Line: type[Line] = _bind(Line, self.Job, self.database)
         self.Job.line_model = self.Failure.line_model = self.Line
         self.Total: Any = _bind(Total, self.Job, self.database)
-        self.Action: Any = _bind(Action, self.Job, self.database)
+        self.Action: type[Action] = _bind(Action, self.Job, self.database)
         self.Mark: Any = _bind(Mark, self.Job, self.database)
         self.store_args = store_args
         #: Takes secrets out of what is stored.
@@ -171,18 +175,18 @@ class JobLog(Asking, Cancelling, Replaying):
         locks.renew_within = lambda within: self.writer.at_least_every(within, locks.renew)
 
     @property
-    def jobs(self) -> JobQuery:
+    def jobs(self) -> JobQuery[J]:
         """All jobs, newest first: refine it with scopes and with peewee's own methods.
 
         What this process sent before is in it.
         """
         self._settle()
         job = self.Job
-        query: JobQuery = job.select().order_by(job.created_at.desc(), job.id.desc())
+        query: JobQuery[J] = job.select().order_by(job.created_at.desc(), job.id.desc())
         return query
 
     @property
-    def locks(self) -> Any:
+    def locks(self) -> Select[Lock]:
         """The keys that are held now, by sections and by hand: a select of :class:`Lock`.
 
         Each row also has ``lease_left``, the milliseconds until it runs out unless it is
@@ -195,9 +199,9 @@ class JobLog(Asking, Cancelling, Replaying):
             .order_by(lock.acquired_at, lock.id)
         )
 
-    def waiters(self, key: str) -> JobQuery:
+    def waiters(self, key: str) -> JobQuery[J]:
         """Return the jobs that wait for a section of *key*, the one that is next first."""
-        query: JobQuery = self.transitions.locks.waiters(fold_key(key))
+        query: JobQuery[J] = self.transitions.locks.waiters(fold_key(key))
         return query
 
     @contextlib.contextmanager
@@ -291,7 +295,7 @@ class JobLog(Asking, Cancelling, Replaying):
         return holder
 
     @property
-    def workers(self) -> Any:
+    def workers(self) -> Select[Worker]:
         """All worker processes that were seen lately, newest first: a select of :class:`Worker`."""
         return self.Worker.select().order_by(self.Worker.id.desc())
 
@@ -319,7 +323,7 @@ class JobLog(Asking, Cancelling, Replaying):
         """The fields that a model of the user's own adds, by name."""
         return self._own_fields
 
-    def get(self, jid: str) -> Any:
+    def get(self, jid: str) -> J:
         """Return the job of *jid*, an instance of the log's job model.
 
         Raises:

@@ -61,7 +61,8 @@ if TYPE_CHECKING:
     from dramatiq import Actor, Message
     from dramatiq.broker import MessageProxy
 
-    from .broker.messages import AnyMessage
+    from .broker.acks import Acks
+    from .broker.messages import AnyMessage, StartWritten
     from .joblog import JobLog
 
 #: Milliseconds that a uniqueness is held for a message that is on its way to the broker.
@@ -101,14 +102,14 @@ class JobLogMiddleware(Middleware):
 
     def __init__(
         self,
-        joblog: JobLog,
+        joblog: JobLog[Any],
         *,
-        acks: str = "auto",
+        acks: Acks = "auto",
         heartbeat: int = DEFAULT_HEARTBEAT,
         heartbeat_timeout: int = DEFAULT_HEARTBEAT_TIMEOUT,
         lines: str | int | bool = "INFO",
         outcome_log: bool = False,
-        start: str = "before",
+        start: StartWritten = "before",
     ) -> None:
         for name, value, known in (
             ("acks", acks, ACKS),

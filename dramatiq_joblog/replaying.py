@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from .errors import RequeueError
-from .schema.query import count_asked
+from .schema.query import J, count_asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dramatiq import Broker, Message
+
+    from .broker.requeue import Requeued, Sender
     from .schema.query import JobQuery
 
 
-class Replaying:
+class Replaying(Generic[J]):
     """What runs jobs again: a part of :class:`JobLog`."""
 
     #: What sends them, for all brokers of the log; the log itself knows none.
-    sender: Any = None
+    sender: Sender | None = None
 
-    def send_by(self, sender: Any) -> Any:
+    def send_by(self, sender: Sender) -> Sender:
         """Return what sends the log's jobs again: *sender*, if it is the first."""
         if self.sender is None:
             self.sender = sender
         return self.sender
 
-    def get(self, jid: str) -> Any:
+    def get(self, jid: str) -> J:
         """Return a job."""
         raise NotImplementedError
 
-    def requeue(self, jid: str, *, who: str | None = None, broker: Any = None) -> Any:
+    def requeue(
+        self, jid: str, *, who: str | None = None, broker: Broker | None = None
+    ) -> Message[Any]:
         """Run a job again: send a new message with the same actor, arguments and options.
 
         The new job's ``replay_of`` is the old one's jid, and the old one's ``replayed_by`` the
@@ -53,13 +58,13 @@ class Replaying:
 
     def requeue_all(
         self,
-        query: JobQuery,
+        query: JobQuery[J],
         *,
         limit: int = 1000,
         who: str | None = None,
-        broker: Any = None,
+        broker: Broker | None = None,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Any:
+    ) -> Requeued:
         """Run the jobs of a query again, oldest first, as :meth:`requeue` does.
 
         Jobs that have not ended, and those that were run again already, are left out.
@@ -87,7 +92,7 @@ class Replaying:
         sender = self._checked_sender("of a query")
         return sender.requeue_all(query, limit=limit, who=who, broker=broker, progress=progress)
 
-    def _checked_sender(self, jid: str) -> Any:
+    def _checked_sender(self, jid: str) -> Sender:
         if self.sender is None:
             raise RequeueError(
                 jid,

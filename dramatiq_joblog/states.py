@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Literal, TypeAlias
 
 
 class _Text(str, Enum):
@@ -80,6 +81,11 @@ class Outcome(_Text):
 
 #: Nothing follows these but a deliberate new run.
 FINAL = frozenset({State.FINISHED, State.DEAD, State.SKIPPED})
+
+#: A final state, as a member or as its text.
+FinalState: TypeAlias = Literal[
+    "finished", "dead", "skipped", State.FINISHED, State.DEAD, State.SKIPPED
+]
 
 #: A retryable job that has failed for now still keeps others out.
 IN_PROGRESS = (State.STARTED, State.RETRYING)

@@ -65,13 +65,13 @@ def _dead(jobs: JobQuery) -> Table:
     table.add_column("reason", no_wrap=True)
     table.add_column("error")
     with database.connection_context():
-        names = {user.id: user.name for user in User.select()}
+        names: dict[object, str] = {user.id: user.name for user in User.select()}
     for job in jobs.dead().order_by(joblog.Job.job_type, joblog.Job.id):
-        error = Text(job.error_type, style="red")
+        error = Text(job.error_type or "", style="red")
         if job.error_message:
             error.append(f"\n{job.error_message}", style="default")
         user = Text(f"{job.job_type}\n").append(f"of {names.get(job.user_id)}", style="dim")
-        attempt = f"run {job.attempt} of {job.max_retries + 1}"
+        attempt = f"run {job.attempt} of {(job.max_retries or 0) + 1}"
         reason = Text(f"{job.dead_reason}\n").append(attempt, style="dim")
         table.add_row(user, reason, error)
     return table
@@ -96,7 +96,7 @@ def show_conflicts(console: Console, jobs: JobQuery) -> bool:
         waits = failure.select().where(
             failure.outcome == "waited", failure.jid.in_(jobs.select(joblog.Job.jid).order_by())
         )
-        longest = max((wait.duration for wait in waits), default=0)
+        longest = max((wait.duration or 0 for wait in waits), default=0)
         console.print(
             f"{len({wait.jid for wait in waits})} of {asked} found another one of their user in "
             f"the section and waited,\nat most {longest / 1000:.1f} seconds."

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from dramatiq_joblog.database.checkout import transaction
 from dramatiq_joblog.errors import CancelError, JobNotFound
 from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.recording.heartbeat import is_gone
 from dramatiq_joblog.schema.models import to_millis
-from dramatiq_joblog.schema.query import count_asked
+from dramatiq_joblog.schema.query import J, count_asked
 from dramatiq_joblog.states import CANCELLABLE, DeadReason, State
 
 if TYPE_CHECKING:
@@ -32,18 +32,18 @@ class Cancelled:
     refused: dict[str, str] = field(default_factory=dict)
 
 
-class Cancelling:
+class Cancelling(Generic[J]):
     """What gives jobs up: a part of :class:`JobLog`."""
 
-    # What the log has; Any, as models are untyped.
+    # What the log has.
     database: Database
-    Job: Any
-    transitions: Transitions
-    get: Callable[[str], Any]
+    Job: type[J]
+    get: Callable[[str], J]
     record: Callable[..., Any]
     _settle: Callable[[], None]
+    transitions: Transitions
 
-    def cancel(self, jid: str, *, who: str | None = None, reason: str | None = None) -> Any:
+    def cancel(self, jid: str, *, who: str | None = None, reason: str | None = None) -> J:
         """Give up a job that does not run: it becomes dead, and its `dead_reason` ``cancelled``.
 
         It is for what hangs in the log, as the broker has lost its message or its worker is
@@ -86,7 +86,7 @@ class Cancelling:
 
     def cancel_all(
         self,
-        query: JobQuery,
+        query: JobQuery[J],
         *,
         limit: int = 1000,
         who: str | None = None,

@@ -6,8 +6,9 @@ What is deleted stays in the totals.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from peewee import SqliteDatabase
 
@@ -16,16 +17,19 @@ from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.schema.query import literal_states
-from dramatiq_joblog.states import FINAL, State
+from dramatiq_joblog.states import FINAL, FinalState, State
 from dramatiq_joblog.statistics.histogram import bucket_of
 from dramatiq_joblog.statistics.rollups import COUNTED_FAILURES, Cell
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from peewee import Database
 
     from dramatiq_joblog.statistics.rollups import Totals
+
+#: Milliseconds that jobs are kept after their end, by final state; None for ever.
+Keep: TypeAlias = Mapping[FinalState, int | None]
 
 #: Jobs are deleted so many at a time, and failures and lines in statements on so many of them.
 DEFAULT_BATCH = 1000
@@ -67,8 +71,8 @@ class Retention:
         *,
         models: Mapping[str, Any],
         totals: Totals,
-        keep: Mapping[str, int | None] | None = None,
-        keep_types: Mapping[str, Mapping[str, int | None] | int | None] | None = None,
+        keep: Keep | None = None,
+        keep_types: Mapping[str, Keep | int | None] | None = None,
     ) -> None:
         self._job = job
         self._models = models
@@ -85,7 +89,7 @@ class Retention:
             for job_type, value in (keep_types or {}).items()
         }
 
-    def but(self, keep: Mapping[str, int | None] | None) -> Retention:
+    def but(self, keep: Keep | None) -> Retention:
         """Return the same with other times; those of job types stay."""
         if keep is None:
             return self
@@ -263,7 +267,7 @@ def _cells(
     return Cell(*place, error_type, 1), taken
 
 
-def _checked(keep: Mapping[str, int | None], name: str) -> dict[State, int | None]:
+def _checked(keep: Mapping[Any, int | None], name: str) -> dict[State, int | None]:
     checked = {}
     for state, kept in keep.items():
         if state not in {s.value for s in FINAL}:

@@ -15,7 +15,7 @@ import threading
 import time
 from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from dramatiq.broker import Consumer
 from dramatiq.logging import get_logger
@@ -42,7 +42,8 @@ RETRY_AFTER, RETRY_AT_MOST = 0.1, 5.0
 ROOM_WITHIN = 0.01
 
 #: The ways to acknowledge.
-ACKS = ("auto", "handed", "plain")
+Acks: TypeAlias = Literal["auto", "handed", "plain"]
+ACKS: tuple[str, ...] = get_args(Acks)
 
 
 def why_not(broker: Broker) -> str | None:

@@ -6,7 +6,7 @@ import inspect
 import sys
 import time
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from dramatiq.errors import ActorNotFound
 from dramatiq.logging import get_logger
@@ -56,7 +56,8 @@ OPTIONS = frozenset(
 
 
 #: When the start of a run is written.
-STARTS = ("before", "soon")
+StartWritten: TypeAlias = Literal["before", "soon"]
+STARTS: tuple[str, ...] = get_args(StartWritten)
 
 
 def bare(message: Any) -> Any:

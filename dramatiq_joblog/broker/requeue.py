@@ -122,7 +122,7 @@ class Sender:
 
     def requeue_all(
         self,
-        query: JobQuery,
+        query: JobQuery[Any],
         *,
         limit: int,
         who: str | None,

@@ -137,6 +137,7 @@ def _section(joblog: JobLog, job: Any, now: datetime) -> Text:
     if job.state in FINAL:
         return text
     lock = joblog.Lock
+    held: Any
     for held in joblog.locks.where(lock.key == job.section):
         left = duration((held.expires_at - now).total_seconds() * 1000)
         if held.owner == job.jid:

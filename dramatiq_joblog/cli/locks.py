@@ -63,10 +63,10 @@ def held(joblog: JobLog, key: str | None = None) -> list[Held]:
     """Return the keys that are held, longest first."""
     query = joblog.locks
     rows = list(query if key is None else query.where(joblog.Lock.key == key))
-    owners = [row.owner for row in rows]
+    owners = [row.owner for row in rows if row.owner is not None]
     jobs = {job.jid: job for job in joblog.jobs.where(joblog.Job.jid.in_(owners))}
     waiters = {row.key: list(joblog.waiters(row.key)) for row in rows}
-    return [Held(row, jobs.get(row.owner), waiters[row.key]) for row in rows]
+    return [Held(row, jobs.get(row.owner or ""), waiters[row.key]) for row in rows]
 
 
 def _document(h: Held) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -73,7 +73,8 @@ def prune(session: Session, *, batch: int, dry_run: bool, keep: tuple[str, ...],
             "how long are jobs kept? Give --keep finished=7d --keep dead=90d, or name the "
             "application's log, which may say so, by --app"
         )
-    times = dict(map(_kept, keep)) or None
+    # Other states are refused by the log itself.
+    times: Any = dict(map(_kept, keep)) or None
     old = joblog.prune(times, dry_run=True)
     if not old or dry_run:
         _tell(session, old, "would be deleted" if old else "")

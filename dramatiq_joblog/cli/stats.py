@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dramatiq_joblog.joblog import JobLog
-    from dramatiq_joblog.statistics.series import ErrorCount, Group, Stats
+    from dramatiq_joblog.statistics.series import ErrorCount, Group, GroupedBy, Stats
 
     from .table import Screen
 
@@ -62,7 +62,7 @@ _CELLS, _FEW, _ERRORS = 48, 24, 10
     "--since", default="24h", show_default=True, metavar="TIME", help="Begin: 1h, 2d, or a date."
 )
 @click.option("--until", metavar="TIME", help="End, alike; by default now.")
-def stats(session: Session, *, by: str, since: str, until: str | None) -> None:
+def stats(session: Session, *, by: GroupedBy, since: str, until: str | None) -> None:
     """Show how many jobs there are, how long they take, what fails and what waits.
 
     Jobs by state are counted up to 10 000 of each.  What became of jobs in a time outlives

@@ -56,13 +56,14 @@ def workers(session: Session, *, with_ended: bool) -> None:
 def processes(joblog: JobLog, now: datetime) -> list[Process]:
     """Return the worker processes that were seen lately, newest first."""
     job = joblog.Job
-    counts = dict(
+    pairs: Any = (
         joblog.jobs.started()
         .select(job.process, fn.COUNT(job.id))
         .order_by()
         .group_by(job.process)
         .tuples()
     )
+    counts: dict[str, int] = dict(pairs)
     return [Process(w, status(w, now), counts.get(w.process, 0)) for w in joblog.workers]
 
 

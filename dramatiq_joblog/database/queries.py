@@ -6,7 +6,7 @@ it goes along, and gives it back at its end.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from peewee import (  # type: ignore[attr-defined]
     InterfaceError,
@@ -129,12 +129,36 @@ class _LentSelect(_Lent):
 
 
 if TYPE_CHECKING:
-    # Rows are of the user's own model, which no checker can know here.
-    Select = ModelSelect[Any]
+    from typing_extensions import Self, TypeVar
+
+    #: The model of the rows.
+    M = TypeVar("M", bound=Model, default=Model)
+
+    class Select(ModelSelect[M]):
+        """A select of rows, typed where the stubs of peewee leave parameters untyped."""
+
+        def first(self, database: Any = None, n: int = 1) -> M | None:
+            """See peewee."""
+
+        def limit(self, value: int | None = None) -> Self:
+            """See peewee."""
+
+        def offset(self, value: int | None = None) -> Self:
+            """See peewee."""
+
+        def order_by(self, *values: Any) -> Self:
+            """See peewee."""
+
+        def where(self, *expressions: Any) -> Self:
+            """See peewee."""
+
     CompoundSelect: Any = ModelCompoundSelectQuery
 else:
+    from typing import TypeVar
 
-    class Select(_LentSelect, ModelSelect):
+    M = TypeVar("M")
+
+    class Select(_LentSelect, ModelSelect, Generic[M]):
         """A select of rows."""
 
     class CompoundSelect(_LentSelect, ModelCompoundSelectQuery):
@@ -170,7 +194,7 @@ class LentModel(Model):
     # Any: what peewee's own methods take and return.
 
     @classmethod
-    def select(cls, *fields: Any) -> Any:
+    def select(cls, *fields: Any) -> Select[Self]:
         """Select rows; see peewee."""
         return Select(cls, fields or cls._meta.sorted_fields, is_default=not fields)
 

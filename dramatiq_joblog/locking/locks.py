@@ -10,7 +10,7 @@ import string
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from peewee import MySQLDatabase, fn
 
@@ -45,9 +45,9 @@ SETTLED = 600_000
 
 SECTION, UNIQUE, FLOOR = "section", "unique", "floor"
 
-_ON_CONFLICT = ("skip", "wait", "retry", "fail")
-_ON_TIMEOUT = ("dead", "skip", "retry")
-_UNTIL = ("started", "finished")
+OnConflict: TypeAlias = Literal["skip", "wait", "retry", "fail"]
+OnTimeout: TypeAlias = Literal["dead", "skip", "retry"]
+Until: TypeAlias = Literal["started", "finished"]
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ class Exclusive:
 
     key: str | Callable[..., str]
     limit: int = 1
-    on_conflict: str = "skip"
+    on_conflict: OnConflict = "skip"
     wait_for: int | None = None
-    on_timeout: str = "dead"
+    on_timeout: OnTimeout = "dead"
     ttl: int = DEFAULT_TTL
 
     def __post_init__(self) -> None:
-        _check_one_of("on_conflict", self.on_conflict, _ON_CONFLICT)
-        _check_one_of("on_timeout", self.on_timeout, _ON_TIMEOUT)
+        _check_one_of("on_conflict", self.on_conflict, get_args(OnConflict))
+        _check_one_of("on_timeout", self.on_timeout, get_args(OnTimeout))
         _check_positive("limit", self.limit, 1)
         _check_positive("ttl", self.ttl, 100)
         if self.wait_for is not None:
@@ -110,12 +110,12 @@ class Unique:
     """
 
     key: str | Callable[..., str]
-    until: str | None = "finished"
+    until: Until | None = "finished"
     ttl: int = DEFAULT_UNIQUE_TTL
 
     def __post_init__(self) -> None:
         if self.until is not None:
-            _check_one_of("until", self.until, _UNTIL)
+            _check_one_of("until", self.until, get_args(Until))
         _check_positive("ttl", self.ttl, 100)
 
 

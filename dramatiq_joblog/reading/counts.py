@@ -42,7 +42,7 @@ class Count(int):
         return count
 
 
-def by_state(query: JobQuery, cap: int) -> dict[State, Count]:
+def by_state(query: JobQuery[Any], cap: int) -> dict[State, Count]:
     """Count the jobs of *query* in each state, up to *cap* of each, in one statement."""
     job: Any = query.model
     bare = query.order_by()

@@ -23,7 +23,7 @@ from dramatiq_joblog.states import GROUPS, State
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dramatiq_joblog.schema.query import JobQuery
+    from dramatiq_joblog.schema.query import J, JobQuery
 
 #: What may stand before a colon, and what it means; in the order in which people want them.
 KEYS: dict[str, str] = {
@@ -137,7 +137,9 @@ def instant(text: str, now: datetime | None = None) -> datetime:
         ) from e
 
 
-def narrow(query: JobQuery, terms: Sequence[Term], *, now: datetime | None = None) -> JobQuery:
+def narrow(
+    query: JobQuery[J], terms: Sequence[Term], *, now: datetime | None = None
+) -> JobQuery[J]:
     """Narrow *query* by *terms*: repeated keys are any of, different keys are all of.
 
     Dead jobs that were dismissed are left out where ``state:dead`` is asked for, unless a word
@@ -159,7 +161,7 @@ def narrow(query: JobQuery, terms: Sequence[Term], *, now: datetime | None = Non
     return query
 
 
-def _apply(query: JobQuery, terms: Sequence[Term], reader: _Reader) -> JobQuery:
+def _apply(query: JobQuery[J], terms: Sequence[Term], reader: _Reader) -> JobQuery[J]:
     wanted: dict[str | None, list[Any]] = {}
     for term in terms:
         condition = reader.condition(term)

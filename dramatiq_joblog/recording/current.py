@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dramatiq_joblog.errors import JobLogError
 from dramatiq_joblog.payload.sanitize import clean
 
 if TYPE_CHECKING:
@@ -131,6 +132,27 @@ def current_job() -> CurrentJob | None:
       True
     """
     return running.get()
+
+
+def require_current_job() -> CurrentJob:
+    """Return the job that runs here; in the body of an actor there is always one.
+
+    Use it in place of :func:`current_job` where there must be a job: type checkers know that
+    it is never None.
+
+    Example:
+      >>> require_current_job().meta["rows"] = 12
+
+    Raises:
+      JobLogError: Outside an actor, or in one whose jobs are not logged.
+    """
+    job = running.get()
+    if job is None:
+        raise JobLogError(
+            "no logged job runs here: call require_current_job() in the body of an actor whose "
+            "jobs are logged, or current_job(), which returns None elsewhere"
+        )
+    return job
 
 
 def progress_of(told: tuple[Any, Any, Any], redactor: Redactor) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import time
 import weakref
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from dramatiq.logging import get_logger
 
@@ -53,7 +53,8 @@ SOON = 50
 #: Milliseconds between two looks for what processes that died kept on this host.
 ADOPT_EVERY = 10_000
 #: What becomes of events while the database is away.
-POLICIES = ("spool", "block", "drop")
+OnOutage: TypeAlias = Literal["spool", "block", "drop"]
+POLICIES: tuple[str, ...] = get_args(OnOutage)
 
 
 @dataclass(eq=False)

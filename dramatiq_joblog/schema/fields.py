@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from datetime import date, datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peewee import (
     BigIntegerField,
@@ -74,6 +74,11 @@ class InstantField(BigIntegerField):
     A number reads the same on every database and driver, and whatever the session's time zone.
     """
 
+    if TYPE_CHECKING:
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            """Return a field of what it is declared to hold."""
+
     def db_value(self, value: datetime | date | int | None) -> int | None:
         """Accept an aware datetime, a date for the begin of that day in UTC, or milliseconds.
 
@@ -92,6 +97,11 @@ class InstantField(BigIntegerField):
 class NumberField(IntegerField):
     """A whole number; what is none is read as None."""
 
+    if TYPE_CHECKING:
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            """Return a field of what it is declared to hold."""
+
     def python_value(self, value: Any) -> int | None:
         """Return the number."""
         return value if value is None or type(value) is int else as_int(value, least=-MAX_INT)
@@ -99,6 +109,11 @@ class NumberField(IntegerField):
 
 class BigNumberField(BigIntegerField):
     """A whole number of any size that a database knows; what is none is read as None."""
+
+    if TYPE_CHECKING:
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            """Return a field of what it is declared to hold."""
 
     def python_value(self, value: Any) -> int | None:
         """Return the number."""
@@ -117,6 +132,11 @@ def _read_text(value: Any) -> str | None:
 class KeyField(CharField):
     """A text that names something, as a jid: one that is too long is kept as its digest."""
 
+    if TYPE_CHECKING:
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            """Return a field of what it is declared to hold."""
+
     def db_value(self, value: Any) -> str | None:
         """Accept anything that has a text."""
         return None if value is None else fold_jid(value)
@@ -128,6 +148,11 @@ class KeyField(CharField):
 
 class NameField(CharField):
     """A short text: one that is too long is cut."""
+
+    if TYPE_CHECKING:
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            """Return a field of what it is declared to hold."""
 
     def db_value(self, value: Any) -> str | None:
         """Accept anything that has a text."""
@@ -141,6 +166,11 @@ class NameField(CharField):
 class ProseField(TextField):
     """A text of any length."""
 
+    if TYPE_CHECKING:
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            """Return a field of what it is declared to hold."""
+
     def db_value(self, value: Any) -> str | None:
         """Accept anything that has a text."""
         return None if value is None else clean_optional(value, None)
@@ -152,6 +182,11 @@ class ProseField(TextField):
 
 class StateField(NameField):
     """A state as short text, read back as a :class:`State`."""
+
+    if TYPE_CHECKING:
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            """Return a field of what it is declared to hold."""
 
     def python_value(self, value: Any) -> str | None:
         """Return the member, or the text itself if a newer version wrote it."""
@@ -183,6 +218,11 @@ class UserIdField(CharField):
     A row has it as it was sent, as `user_is_text` says so; in a select without that column, and
     in rows of versions that had none, a whole number is an ``int``.
     """
+
+    if TYPE_CHECKING:
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            """Return a field of what it is declared to hold."""
 
     accessor_class = _UserIdAccessor
 
@@ -263,6 +303,11 @@ def _is_row(key: Any) -> bool:
 
 class JsonField(TextField):
     """A JSON document kept as text, so that every database and driver reads it alike."""
+
+    if TYPE_CHECKING:
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            """Return a field of what it is declared to hold."""
 
     def db_value(self, value: Any) -> str | None:
         """Accept anything; what JSON cannot hold is kept as text."""

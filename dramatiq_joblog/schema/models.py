@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from datetime import datetime, timezone
 from enum import Enum
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from peewee import (
     SQL,
     BigAutoField,
     BooleanField,
+    Field,
     ForeignKeyField,
     ModelBase,
     MySQLDatabase,
@@ -34,6 +35,11 @@ from .fields import (
     instant_of,
 )
 from .query import JobQuery, literal_states
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from dramatiq_joblog.database.queries import Select
 
 __all__ = [
     "Action",
@@ -103,87 +109,87 @@ class Job(_Row, metaclass=_JobBase):
     #: The log's own key, in order of insertion.
     id = BigAutoField()
     #: Dramatiq's ``message_id``: the same through every retry, delay and redelivery.
-    jid = KeyField(max_length=MAX_JID, unique=True)
+    jid: Field[str] = KeyField(max_length=MAX_JID, unique=True)
     #: Name of the actor.
-    actor = NameField(max_length=255)
+    actor: Field[str] = NameField(max_length=255)
     #: Name of the queue, without the suffix of a delay queue.
-    queue = NameField(max_length=255)
+    queue: Field[str] = NameField(max_length=255)
     #: What kind of work it is, or None.
-    job_type = NameField(max_length=255, null=True)
+    job_type: Field[str | None] = NameField(max_length=255, null=True)
     #: Whom the job works for, or None.
-    user_id = UserIdField(max_length=MAX_JID, null=True)
+    user_id: Field[int | str | None] = UserIdField(max_length=MAX_JID, null=True)
     #: True for a user's id that is a text and reads like a whole number; None for any other.
     user_is_text = BooleanField(null=True)
     #: Where the job stands.
-    state = StateField(max_length=16)
+    state: Field[State | str] = StateField(max_length=16)
     #: Number of the current or last attempt; 1 for the first.
-    attempt = NumberField()
+    attempt: Field[int] = NumberField()
     #: How often it may be retried; None if nothing says so.
-    max_retries = NumberField(null=True)
+    max_retries: Field[int | None] = NumberField(null=True)
     #: How many of its runs lost their worker; None if none did.
-    interruptions = NumberField(null=True)
+    interruptions: Field[int | None] = NumberField(null=True)
     #: When it runs next, in the states that have a next run.
-    eta = InstantField(null=True)
+    eta: Field[datetime | None] = InstantField(null=True)
     #: When it was first sent.
-    enqueued_at = InstantField(null=True)
+    enqueued_at: Field[datetime | None] = InstantField(null=True)
     #: When the last run started; None before the first.
-    started_at = InstantField(null=True)
+    started_at: Field[datetime | None] = InstantField(null=True)
     #: When it became finished, dead or skipped; None before.
-    finished_at = InstantField(null=True)
+    finished_at: Field[datetime | None] = InstantField(null=True)
     #: When its row was made.
-    created_at = InstantField()
+    created_at: Field[datetime] = InstantField()
     #: When its row last changed.
-    updated_at = InstantField()
+    updated_at: Field[datetime] = InstantField()
     #: Milliseconds the last ended run took.
-    duration = BigNumberField(null=True)
+    duration: Field[int | None] = BigNumberField(null=True)
     #: Milliseconds between being sent and the first run.
-    queue_time = BigNumberField(null=True)
+    queue_time: Field[int | None] = BigNumberField(null=True)
     #: Class of the last error; None once the job has finished.
-    error_type = NameField(max_length=255, null=True)
+    error_type: Field[str | None] = NameField(max_length=255, null=True)
     #: Text of the last error; None once the job has finished.
-    error_message = ProseField(null=True)
+    error_message: Field[str | None] = ProseField(null=True)
     #: Why the job is dead, a :class:`DeadReason`.
-    dead_reason = NameField(max_length=32, null=True)
+    dead_reason: Field[str | None] = NameField(max_length=32, null=True)
     #: What skipped the job.
-    skip_reason = ProseField(null=True)
+    skip_reason: Field[str | None] = ProseField(null=True)
     #: ``host:pid:thread`` of the last run.
-    worker = NameField(max_length=255, null=True)
+    worker: Field[str | None] = NameField(max_length=255, null=True)
     #: The process of the last run, a :class:`Worker`'s.
-    process = NameField(max_length=16, null=True)
+    process: Field[str | None] = NameField(max_length=16, null=True)
     #: The current or last run: only its holder may end it.
-    token = NameField(max_length=32, null=True)
+    token: Field[str | None] = NameField(max_length=32, null=True)
     #: Positional arguments.
-    args = JsonField(null=True)
+    args: Field[list[Any] | None] = JsonField(null=True)
     #: Keyword arguments.
-    kwargs = JsonField(null=True)
+    kwargs: Field[dict[str, Any] | None] = JsonField(null=True)
     #: The key of its critical section.
-    section = KeyField(max_length=MAX_JID, null=True)
+    section: Field[str | None] = KeyField(max_length=MAX_JID, null=True)
     #: Since when it waits for its section, by the database's clock; None when it does not.
-    waiting_since = InstantField(null=True)
+    waiting_since: Field[datetime | None] = InstantField(null=True)
     #: What the job noted about itself.
-    meta = JsonField(null=True)
+    meta: Field[dict[str, Any] | None] = JsonField(null=True)
     #: The last progress that the job told.
-    progress = JsonField(null=True)
+    progress: Field[dict[str, Any] | None] = JsonField(null=True)
     #: The job that sent this one.
-    parent_jid = KeyField(max_length=MAX_JID, null=True)
+    parent_jid: Field[str | None] = KeyField(max_length=MAX_JID, null=True)
     #: The first job of its family.
-    root_jid = KeyField(max_length=MAX_JID, null=True)
+    root_jid: Field[str | None] = KeyField(max_length=MAX_JID, null=True)
     #: The job that this one runs again.
-    replay_of = KeyField(max_length=MAX_JID, null=True)
+    replay_of: Field[str | None] = KeyField(max_length=MAX_JID, null=True)
     #: The newest job that runs this one again.
-    replayed_by = KeyField(max_length=MAX_JID, null=True)
+    replayed_by: Field[str | None] = KeyField(max_length=MAX_JID, null=True)
     #: The options of its message that a new run of it needs.
-    options = JsonField(null=True)
+    options: Field[dict[str, Any] | None] = JsonField(null=True)
     #: Why `args`, `kwargs` and `options` are not as they were sent; None if they are.
-    withheld = NameField(max_length=255, null=True)
+    withheld: Field[str | None] = NameField(max_length=255, null=True)
     #: The message as it was sent, encrypted; only where something is withheld.
-    sealed = ProseField(null=True)
+    sealed: Field[str | None] = ProseField(null=True)
     #: The trace that it belongs to, where one is known.
-    trace_id = NameField(max_length=64, null=True)
+    trace_id: Field[str | None] = NameField(max_length=64, null=True)
     #: When someone said that this dead job needs no more attention.
-    dismissed_at = InstantField(null=True)
+    dismissed_at: Field[datetime | None] = InstantField(null=True)
     #: What could not be stored as it was, and what was stored in its place.
-    note = ProseField(null=True)
+    note: Field[str | None] = ProseField(null=True)
 
     class Meta:
         table_name = "joblog_job"
@@ -198,50 +204,56 @@ class Job(_Row, metaclass=_JobBase):
         """Do what the log wants done before it is asked; set when the log is made."""
 
     @classmethod
-    def select(cls, *fields: Any) -> JobQuery:
+    def select(cls, *fields: Any) -> JobQuery[Self]:
         """Select jobs with the log's scopes; peewee's own ``select`` otherwise."""
         cls.before_select()
         return JobQuery(cls, fields or cls._meta.sorted_fields, is_default=not fields)
 
     @property
-    def failures(self) -> Any:
+    def failures(self) -> Select[Failure]:
         """The runs that did not finish, oldest first: a select of :class:`Failure`."""
-        model = type(self).failure_model
+        model: type[Failure] = type(self).failure_model
         return model.select().where(model.jid == self.jid).order_by(model.id)
 
     @property
-    def children(self) -> JobQuery:
+    def children(self) -> JobQuery[Self]:
         """The jobs that were sent from within this one, oldest first."""
         job: Any = type(self)
         # By the root too, as that has an index.
         mine = job.root_jid == (self.root_jid or self.jid), job.parent_jid == self.jid
-        query: JobQuery = job.select().where(*mine).order_by(job.id)
+        query: JobQuery[Self] = job.select().where(*mine).order_by(job.id)
         return query
 
     @property
-    def parent(self) -> Any:
+    def parent(self) -> Self | None:
         """The job that sent this one; None if none did, or the log has forgotten it."""
         job: Any = type(self)
-        return None if self.parent_jid is None else job.get_or_none(job.jid == self.parent_jid)
+        if self.parent_jid is None:
+            return None
+        parent: Self | None = job.get_or_none(job.jid == self.parent_jid)
+        return parent
 
     @property
-    def root(self) -> Any:
+    def root(self) -> Self | None:
         """The first job of its family, itself if none sent it; None if that is forgotten."""
         job: Any = type(self)
-        return self if self.root_jid is None else job.get_or_none(job.jid == self.root_jid)
+        if self.root_jid is None:
+            return self
+        root: Self | None = job.get_or_none(job.jid == self.root_jid)
+        return root
 
     @property
-    def family(self) -> JobQuery:
+    def family(self) -> JobQuery[Self]:
         """The first job of its family and all that were sent from it on, oldest first."""
         job: Any = type(self)
         root = self.root_jid or self.jid
-        query: JobQuery = job.select().where((job.jid == root) | (job.root_jid == root))
+        query: JobQuery[Self] = job.select().where((job.jid == root) | (job.root_jid == root))
         return query.order_by(job.id)
 
     @property
-    def lines(self) -> Any:
+    def lines(self) -> Select[Line]:
         """What all its runs logged, in order: a select of :class:`Line`."""
-        model = type(self).line_model
+        model: type[Line] = type(self).line_model
         return _in_order(model.select().where(model.jid == self.jid))
 
 
@@ -251,27 +263,27 @@ class Failure(_Row):
     #: In order of insertion.
     id = BigAutoField()
     #: The job.
-    jid = KeyField(max_length=MAX_JID)
+    jid: Field[str] = KeyField(max_length=MAX_JID)
     #: The run.
-    token = NameField(max_length=32)
+    token: Field[str] = NameField(max_length=32)
     #: Number of the attempt that the run was.
-    attempt = NumberField()
+    attempt: Field[int] = NumberField()
     #: How it ended, an :class:`Outcome`.
-    outcome = NameField(max_length=16)
+    outcome: Field[str] = NameField(max_length=16)
     #: When it started.
-    started_at = InstantField(null=True)
+    started_at: Field[datetime | None] = InstantField(null=True)
     #: When it ended; for an interrupted run, the last sign of life of its worker.
-    finished_at = InstantField(null=True)
+    finished_at: Field[datetime | None] = InstantField(null=True)
     #: Milliseconds it took.
-    duration = BigNumberField(null=True)
+    duration: Field[int | None] = BigNumberField(null=True)
     #: Class of the error.
-    error_type = NameField(max_length=255, null=True)
+    error_type: Field[str | None] = NameField(max_length=255, null=True)
     #: Text of the error.
-    error_message = ProseField(null=True)
+    error_message: Field[str | None] = ProseField(null=True)
     #: The whole traceback, without any variables.
-    traceback = ProseField(null=True)
+    traceback: Field[str | None] = ProseField(null=True)
     #: ``host:pid:thread``.
-    worker = NameField(max_length=255, null=True)
+    worker: Field[str | None] = NameField(max_length=255, null=True)
 
     class Meta:
         table_name = "joblog_failure"
@@ -281,9 +293,9 @@ class Failure(_Row):
     line_model: ClassVar[Any] = None
 
     @property
-    def lines(self) -> Any:
+    def lines(self) -> Select[Line]:
         """What this run logged, in order: a select of :class:`Line`."""
-        model = type(self).line_model
+        model: type[Line] = type(self).line_model
         return _in_order(model.select().where(model.jid == self.jid, model.token == self.token))
 
 
@@ -293,29 +305,29 @@ class Worker(_Row):
     #: In order of appearance.
     id = BigAutoField()
     #: Names the process, and no other before or after it.
-    process = NameField(max_length=16, unique=True)
+    process: Field[str] = NameField(max_length=16, unique=True)
     #: Name of its host.
-    host = NameField(max_length=255)
+    host: Field[str] = NameField(max_length=255)
     #: Its number there.
-    pid = NumberField()
+    pid: Field[int] = NumberField()
     #: Tells one boot of the host from another, where the system has such a thing.
-    boot_id = NameField(max_length=64, null=True)
+    boot_id: Field[str | None] = NameField(max_length=64, null=True)
     #: How many jobs it runs at once.
-    threads = NumberField()
+    threads: Field[int] = NumberField()
     #: Names of the queues it takes jobs from.
-    queues = JsonField(null=True)
+    queues: Field[list[str] | None] = JsonField(null=True)
     #: Milliseconds without a sign of life after which it is taken to be gone.
-    timeout = NumberField()
+    timeout: Field[int] = NumberField()
     #: When it appeared, by the database's clock, as all its times.
-    started_at = InstantField()
+    started_at: Field[datetime] = InstantField()
     #: Its last sign of life.
-    heartbeat_at = InstantField()
+    heartbeat_at: Field[datetime] = InstantField()
     #: Milliseconds that its host's clock was ahead of the database's then.
-    skew = BigNumberField(null=True)
+    skew: Field[int | None] = BigNumberField(null=True)
     #: When it said that it ended; None while it works, or if it vanished.
-    ended_at = InstantField(null=True)
+    ended_at: Field[datetime | None] = InstantField(null=True)
     #: When its open runs were marked as lost; None while it lives.
-    swept_at = InstantField(null=True)
+    swept_at: Field[datetime | None] = InstantField(null=True)
 
     class Meta:
         table_name = "joblog_worker"
@@ -327,28 +339,28 @@ class Lock(_Row):
     #: In order of appearance.
     id = BigAutoField()
     #: ``section``, ``unique``, or ``floor`` of the one row that no key's fence falls below.
-    kind = NameField(max_length=8)
+    kind: Field[str] = NameField(max_length=8)
     #: The key.
-    key = KeyField(max_length=MAX_JID)
+    key: Field[str] = KeyField(max_length=MAX_JID)
     #: Its slot, from 0 to the section's limit.
-    slot = NumberField()
+    slot: Field[int] = NumberField()
     #: The jid of the job that holds it, or ``host:pid:thread`` of one taken by hand outside of
     #: jobs; None if it is free.
-    owner = KeyField(max_length=MAX_JID, null=True)
+    owner: Field[str | None] = KeyField(max_length=MAX_JID, null=True)
     #: The run that holds it; None between two runs of a job that is retried.
-    token = NameField(max_length=32, null=True)
+    token: Field[str | None] = NameField(max_length=32, null=True)
     #: The process of that run, a :class:`Worker`'s.
-    process = NameField(max_length=16, null=True)
+    process: Field[str | None] = NameField(max_length=16, null=True)
     #: Grows with each holder of the key.
-    fence = BigNumberField()
+    fence: Field[int] = BigNumberField()
     #: The highest fence that the key ever gave, whatever the slot; kept on slot 0.
-    last_fence = BigNumberField(default=0)
+    last_fence: Field[int] = BigNumberField(default=0)
     #: Milliseconds that it stays held after its last renewal.
-    ttl = BigNumberField()
+    ttl: Field[int] = BigNumberField()
     #: When it was taken, by the database's clock, as all its times.
-    acquired_at = InstantField(null=True)
+    acquired_at: Field[datetime | None] = InstantField(null=True)
     #: When its lease runs out unless it is renewed.
-    expires_at = InstantField(null=True)
+    expires_at: Field[datetime | None] = InstantField(null=True)
 
     @property
     def since(self) -> datetime | None:
@@ -369,28 +381,28 @@ class Line(_Row):
     #: In the order in which they were written.
     id = BigAutoField()
     #: The job.
-    jid = KeyField(max_length=MAX_JID)
+    jid: Field[str] = KeyField(max_length=MAX_JID)
     #: The run.
-    token = NameField(max_length=32)
+    token: Field[str] = NameField(max_length=32)
     #: Number of the attempt that the run was.
-    attempt = NumberField()
+    attempt: Field[int] = NumberField()
     #: Number of the line within its run.
-    number = NumberField()
+    number: Field[int] = NumberField()
     #: When it was logged.
-    time = InstantField()
+    time: Field[datetime] = InstantField()
     #: Name of its level, as ``INFO``; empty for the line that tells how many are left out.
-    level = NameField(max_length=16)
+    level: Field[str] = NameField(max_length=16)
     #: Name of its logger.
-    logger = NameField(max_length=255)
+    logger: Field[str] = NameField(max_length=255)
     #: The line, without its time and level.
-    text = ProseField()
+    text: Field[str] = ProseField()
 
     class Meta:
         table_name = "joblog_line"
         indexes = ((("jid", "token", "number"), True),)
 
 
-def _in_order(lines: Any) -> Any:
+def _in_order(lines: Select[Line]) -> Select[Line]:
     line = lines.model
     return lines.order_by(line.time, line.attempt, line.number)
 
@@ -404,25 +416,25 @@ class Total(LentModel):
     #: In order of insertion.
     id = BigAutoField()
     #: Begin of the span.
-    at = InstantField()
+    at: Field[datetime] = InstantField()
     #: Milliseconds that the span is long.
-    span = BigNumberField()
+    span: Field[int] = BigNumberField()
     #: Name of the actor.
-    actor = NameField(max_length=255)
+    actor: Field[str] = NameField(max_length=255)
     #: Kind of work; empty if it has none.
-    job_type = NameField(max_length=255)
+    job_type: Field[str] = NameField(max_length=255)
     #: A final state, or the outcome of a run that did not finish.
-    outcome = NameField(max_length=16)
+    outcome: Field[str] = NameField(max_length=16)
     #: Class of the error, cut; empty if there was none.
-    error_type = NameField(max_length=MAX_TOTAL_ERROR)
+    error_type: Field[str] = NameField(max_length=MAX_TOTAL_ERROR)
     #: 1 for what was deleted since; it is part of the row with 0.
-    gone = NumberField(default=0)
+    gone: Field[int] = NumberField(default=0)
     #: How many.
-    count = BigNumberField()
+    count: Field[int] = BigNumberField()
     #: How many took how long: counts by the number of a bucket.
-    durations = JsonField(null=True)
+    durations: Field[dict[str, int] | None] = JsonField(null=True)
     #: How many waited how long before their first run, alike.
-    queue_times = JsonField(null=True)
+    queue_times: Field[dict[str, int] | None] = JsonField(null=True)
 
     class Meta:
         table_name = "joblog_total"
@@ -435,9 +447,9 @@ class Mark(LentModel):
     #: In order of insertion.
     id = BigAutoField()
     #: What it is about.
-    name = NameField(max_length=64, unique=True)
+    name: Field[str] = NameField(max_length=64, unique=True)
     #: A number: often an instant, in milliseconds since 1970.
-    value = BigNumberField()
+    value: Field[int] = BigNumberField()
 
     class Meta:
         table_name = "joblog_mark"
@@ -449,17 +461,17 @@ class Action(_Row):
     #: In order of time.
     id = BigAutoField()
     #: When.
-    at = InstantField()
+    at: Field[datetime] = InstantField()
     #: Who, as far as it is known.
-    who = NameField(max_length=255)
+    who: Field[str] = NameField(max_length=255)
     #: ``requeue``, ``dismiss``, ``unlock``, ``prune``.
-    what = NameField(max_length=32)
+    what: Field[str] = NameField(max_length=32)
     #: The job, if it was done to one.
-    jid = KeyField(max_length=MAX_JID, null=True)
+    jid: Field[str | None] = KeyField(max_length=MAX_JID, null=True)
     #: The key, if it was done to a lock.
-    key = KeyField(max_length=MAX_JID, null=True)
+    key: Field[str | None] = KeyField(max_length=MAX_JID, null=True)
     #: Why, and what came of it.
-    detail = ProseField(null=True)
+    detail: Field[str | None] = ProseField(null=True)
 
     class Meta:
         table_name = "joblog_action"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import date, datetime  # noqa: TC003 - a field's type, for those who look
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from peewee import SQL, Field, Model
 
@@ -18,6 +18,17 @@ from .fields import millis_of, user_asked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from typing_extensions import TypeVar
+
+    from .models import Job
+
+    #: The job model of a log: of the package, or of the user's own.
+    J = TypeVar("J", bound=Job, default=Job)
+else:
+    from typing import TypeVar
+
+    J = TypeVar("J")
 
 
 def user_field(model: type[Model]) -> Field:
@@ -41,11 +52,11 @@ _CURSOR = re.compile(r"(-?[0-9]{1,19})-([0-9]{1,19})")
 
 
 @dataclass(frozen=True)
-class Page:
+class Page(Generic[J]):
     """Some jobs of a query, newest first, and how to come to the others."""
 
     #: The jobs.
-    jobs: list[Any]
+    jobs: list[J]
     #: What ``page(after=...)`` takes for the newer ones; None if none are known.
     newer: str | None
     #: What ``page(before=...)`` takes for the older ones; None if there are none.
@@ -60,7 +71,7 @@ def cursor_of(job: Any) -> str:
     return f"{to_millis(job.created_at)}-{job.id}"
 
 
-class JobQuery(Select):
+class JobQuery(Select[J]):
     """A select of jobs: peewee's own, with scopes that chain with each other and with it.
 
     Nothing is sent to the database until it is iterated, counted or asked ``exists()``.
@@ -76,51 +87,51 @@ class JobQuery(Select):
     #: The same without the conditions that no index answers, if there are any; set by a search.
     walked: Any = None
 
-    def enqueued(self) -> JobQuery:
+    def enqueued(self) -> JobQuery[J]:
         """Jobs that wait in the broker."""
         return self.in_state(State.ENQUEUED)
 
-    def delayed(self) -> JobQuery:
+    def delayed(self) -> JobQuery[J]:
         """Jobs that the broker holds back until their ``eta``."""
         return self.in_state(State.DELAYED)
 
-    def waiting(self) -> JobQuery:
+    def waiting(self) -> JobQuery[J]:
         """Jobs whose critical section is taken."""
         return self.in_state(State.WAITING)
 
-    def started(self) -> JobQuery:
+    def started(self) -> JobQuery[J]:
         """Jobs with a run going on."""
         return self.in_state(State.STARTED)
 
-    def retrying(self) -> JobQuery:
+    def retrying(self) -> JobQuery[J]:
         """Jobs that failed for now."""
         return self.in_state(State.RETRYING)
 
-    def lost(self) -> JobQuery:
+    def lost(self) -> JobQuery[J]:
         """Jobs whose worker is gone."""
         return self.in_state(State.LOST)
 
-    def finished(self) -> JobQuery:
+    def finished(self) -> JobQuery[J]:
         """Jobs that are done."""
         return self.in_state(State.FINISHED)
 
-    def dead(self) -> JobQuery:
+    def dead(self) -> JobQuery[J]:
         """Jobs that will not run again by themselves."""
         return self.in_state(State.DEAD)
 
-    def skipped(self) -> JobQuery:
+    def skipped(self) -> JobQuery[J]:
         """Jobs that were dropped on purpose."""
         return self.in_state(State.SKIPPED)
 
-    def in_progress(self) -> JobQuery:
+    def in_progress(self) -> JobQuery[J]:
         """Jobs that are started or retrying: those that keep others out."""
         return self.in_state(*IN_PROGRESS)
 
-    def active(self) -> JobQuery:
+    def active(self) -> JobQuery[J]:
         """Jobs that have not ended: enqueued, delayed, waiting, started, retrying or lost."""
         return self.in_state(*ACTIVE)
 
-    def in_state(self, *states: str) -> JobQuery:
+    def in_state(self, *states: str) -> JobQuery[J]:
         """Jobs in any of *states*.
 
         Raises:
@@ -130,11 +141,11 @@ class JobQuery(Select):
             return self._none()
         return self._narrow(self._job.state.in_(literal_states(states)))
 
-    def of_type(self, *types: str) -> JobQuery:
+    def of_type(self, *types: str) -> JobQuery[J]:
         """Jobs of any of these job types, given as text or ``str`` enum members."""
         return self._any_of(self._job.job_type, types)
 
-    def for_user(self, user: Any) -> JobQuery:
+    def for_user(self, user: Any) -> JobQuery[J]:
         """Jobs of one user, given as the id, or as the row of a peewee or a Django model.
 
         An id is found whether it was sent as a number or as a text; None finds jobs of nobody.
@@ -145,19 +156,19 @@ class JobQuery(Select):
         field: Any = user_field(self._job)
         return self._narrow(field == user_asked(field, user))
 
-    def of_actor(self, *names: str) -> JobQuery:
+    def of_actor(self, *names: str) -> JobQuery[J]:
         """Jobs of any of these actors, by name."""
         return self._any_of(self._job.actor, names)
 
-    def in_queue(self, *names: str) -> JobQuery:
+    def in_queue(self, *names: str) -> JobQuery[J]:
         """Jobs of any of these queues, by name."""
         return self._any_of(self._job.queue, names)
 
-    def excluding(self, jid: str) -> JobQuery:
+    def excluding(self, jid: str) -> JobQuery[J]:
         """All but one job: in an actor, its own."""
         return self._narrow(self._job.jid != jid)
 
-    def since(self, instant: datetime | date) -> JobQuery:
+    def since(self, instant: datetime | date) -> JobQuery[J]:
         """Jobs created at or after *instant*, which must be aware; a date begins in UTC.
 
         Raises:
@@ -166,7 +177,7 @@ class JobQuery(Select):
         """
         return self._narrow(self._job.created_at >= millis_of(instant))
 
-    def until(self, instant: datetime | date) -> JobQuery:
+    def until(self, instant: datetime | date) -> JobQuery[J]:
         """Jobs created before *instant*, which must be aware; a date begins in UTC.
 
         Raises:
@@ -175,15 +186,17 @@ class JobQuery(Select):
         """
         return self._narrow(self._job.created_at < millis_of(instant))
 
-    def dismissed(self) -> JobQuery:
+    def dismissed(self) -> JobQuery[J]:
         """Jobs that someone said need no more attention."""
         return self._narrow(self._job.dismissed_at.is_null(False))
 
-    def undismissed(self) -> JobQuery:
+    def undismissed(self) -> JobQuery[J]:
         """Jobs that nobody dismissed."""
         return self._narrow(self._job.dismissed_at.is_null())
 
-    def page(self, *, limit: int = 50, before: str | None = None, after: str | None = None) -> Page:
+    def page(
+        self, *, limit: int = 50, before: str | None = None, after: str | None = None
+    ) -> Page[J]:
         """Ask for some of the jobs, newest first, by when they were created.
 
         It costs the same on every page: nothing is counted or passed over.  The query's own
@@ -237,15 +250,15 @@ class JobQuery(Select):
     def _job(self) -> Any:
         return self.model
 
-    def _any_of(self, field: Field, values: tuple[str, ...]) -> JobQuery:
+    def _any_of(self, field: Field, values: tuple[str, ...]) -> JobQuery[J]:
         # The column makes them fit, as it did when they were stored.
         return self._narrow(field.in_(list(values)))
 
-    def _none(self) -> JobQuery:
+    def _none(self) -> JobQuery[J]:
         return self._narrow(SQL("1 = 0"))
 
-    def _narrow(self, condition: Any) -> JobQuery:
-        query: JobQuery = self.where(condition)
+    def _narrow(self, condition: Any) -> JobQuery[J]:
+        query: JobQuery[J] = self.where(condition)
         return query
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from dramatiq_joblog.schema.models import instant_of
 from dramatiq_joblog.states import Outcome, State
@@ -26,7 +26,8 @@ OUTCOMES = (
     Outcome.WAITED.value,
 )
 #: What there can be groups of.
-GROUPED_BY = ("job_type", "actor")
+GroupedBy: TypeAlias = Literal["job_type", "actor"]
+GROUPED_BY: tuple[str, ...] = get_args(GroupedBy)
 
 #: Up to which length of time which steps are drawn.
 _STEPS = ((6 * HOUR, MINUTE), (3 * DAY, QUARTER), (14 * DAY, HOUR))

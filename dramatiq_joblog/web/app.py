@@ -40,7 +40,7 @@ MIN_KEY = 16
 
 
 def dashboard(
-    joblog: JobLog,
+    joblog: JobLog[Any],
     *,
     authorize: Callable[[Request], Any] | None = None,
     broker: Any = None,

@@ -45,7 +45,7 @@ def _templates() -> jinja2.Environment:
 class Site:
     """One dashboard; two in one process do not meet."""
 
-    joblog: JobLog
+    joblog: JobLog[Any]
     broker: Any
     door: Door | None
     environment: str | None

@@ -35,7 +35,7 @@ LAYERS = (
 TAKE_A_LOG = {"arguments.py", "import_django.py", "messages.py", "promotion.py", "requeue.py"}
 
 #: What may use all of the host; the rest takes only these from it.
-BROKER_SIDE = {"broker", "middleware", "testing"}
+BROKER_SIDE = {"broker", "middleware", "replaying", "testing"}
 HOST_HELPERS = {"dramatiq.errors", "dramatiq.logging", "dramatiq.middleware.MiddlewareError"}
 
 #: What runs without any extra.
