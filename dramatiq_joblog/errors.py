@@ -136,6 +136,13 @@ class SectionUnknownError(DatabaseAwayError, MiddlewareError):
     """
 
 
+class OutcomeNotKeptError(JobLogError, MiddlewareError):
+    """Raised in place of an acknowledgement whose job's outcome the log could not keep.
+
+    The message stays with the broker, and is delivered again.
+    """
+
+
 class DuplicateJob(JobLogError, MiddlewareError):
     """Raised by ``send()`` when another job holds the key that a message is unique by."""
 

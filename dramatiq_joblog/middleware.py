@@ -41,6 +41,8 @@ from .errors import (
     ConfigurationError,
     DatabaseAwayError,
     DuplicateJob,
+    JobLogError,
+    OutcomeNotKeptError,
     SectionTakenError,
     SectionUnknownError,
 )
@@ -417,7 +419,11 @@ class JobLogMiddleware(Middleware):
             # Its acknowledgement sees to it that it is written.
             self._acks.after(self.joblog.writer.ride(event), message)
         else:
-            self.joblog.writer.write(event)
+            try:
+                self.joblog.writer.write(event)
+            except JobLogError as e:
+                # Dramatiq would swallow any other error, and acknowledge.
+                raise OutcomeNotKeptError(f"the outcome of job {event.jid} is not kept: {e}") from e
         if self._outcome_log:
             tell(event.row, self._messages.user_column)
         # An error holds on to all that its frames hold on to.

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from dramatiq import Broker
     from dramatiq.broker import MessageProxy
 
+    from dramatiq_joblog.recording.writer import Receipt
+
 #: With so many handed over and not sent, worker threads wait for theirs.
 MAX_WAITING = 1_000
 #: As many are sent in one round trip at most.
@@ -109,7 +111,7 @@ class HandedAcks:
         """Tell whether the acknowledgement of *message* will be handed over."""
         return broker is self._broker and message.queue_name in self._queues
 
-    def after(self, committed: threading.Lock, message: MessageProxy) -> None:
+    def after(self, committed: Receipt, message: MessageProxy) -> None:
         """Send the acknowledgement that this thread hands over next once *committed* is free."""
         self._local.next = committed, message
 
@@ -175,10 +177,17 @@ class HandedAcks:
                 self._commit()
                 ack.committed.acquire()
             batch, left = self._gather(ack)
-            self._send([a for a in batch if a.committed is not None])
+            self._send([a for a in batch if a.committed is not None and self._is_kept(a)])
             for sent in batch:
                 if sent.sent is not None:
                     sent.sent.release()
+
+    def _is_kept(self, ack: _Ack) -> bool:
+        """Tell whether an outcome is kept; otherwise the message is left to be delivered again."""
+        error = ack.committed.error if ack.committed is not None else None
+        if error is not None:
+            self._logger.error("Message %s is not acknowledged: %s", ack.message_id, error)
+        return error is None
 
     def _gather(self, first: _Ack) -> tuple[list[_Ack], _Ack | None]:
         """Return *first* and those behind it that are committed, and the next that is not."""
@@ -244,7 +253,7 @@ class _Ack:
     """An acknowledgement."""
 
     #: Free once it may be sent; None for a mark that is no acknowledgement.
-    committed: threading.Lock | None
+    committed: Receipt | None
     queue_name: str
     #: The broker's own name of the message.
     message_id: str

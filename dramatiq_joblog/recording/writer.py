@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from dramatiq.logging import get_logger
 
 from dramatiq_joblog.database.connection import Connection, Probe, leave_connections
-from dramatiq_joblog.errors import DatabaseAwayError
+from dramatiq_joblog.errors import DatabaseAwayError, JobLogError
+from dramatiq_joblog.payload.redaction import scrub
 
 from .transitions import Event
 
@@ -45,6 +46,9 @@ MAX_BATCH = 500
 #: Milliseconds until a job with a section comes back while the database is away; about.
 AWAY_DELAY = 3_000
 
+#: Seconds that the writer goes on at most when its process ends, and those of a last try.
+END_WITHIN, _LAST_TRY = 30.0, 10.0
+
 #: Milliseconds that an event which nobody waits for may wait for others, at most.
 RIDE = 2
 #: Milliseconds that a run lasts at least whose start is written by itself, if it is written soon.
@@ -58,16 +62,35 @@ POLICIES: tuple[str, ...] = get_args(OnOutage)
 
 
 @dataclass(eq=False)
-class _Ticket:
+class Receipt:
+    """What was handed over to the writer, and what became of it."""
+
     event: Event | _Call | None
     #: Whether someone waits for it.
     awaited: bool = True
     #: Whether it is written with what comes next, however late that is.
     rides: bool = False
+    #: Free once it is committed, or kept by the log's policy, or has failed.
     done: threading.Lock = field(default_factory=threading.Lock)
+    #: Why it is neither: the writer itself failed.
+    error: JobLogError | None = None
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Wait until the writer is done with it, as for a lock; :attr:`error` says how it went."""
+        return self.done.acquire(blocking, timeout)
+
+    def wait(self) -> None:
+        """Wait until it is committed, or kept by the log's policy.
+
+        Raises:
+          JobLogError: If the writer failed.
+        """
+        self.done.acquire()
+        if self.error is not None:
+            raise self.error
 
 
-_STOP = _Ticket(None)
+_STOP = Receipt(None)
 
 
 class Writer:
@@ -108,7 +131,15 @@ class Writer:
         """Begin as in a new process."""
         self._connection = Connection(self._database)
         self._start_lock = threading.Lock()
-        self._tickets: deque[_Ticket] = deque()
+        self._close_lock = threading.Lock()
+        self._tickets: deque[Receipt] = deque()
+        #: Events that the thread is about to write, by their identity.
+        self._at_hand: dict[int, Event] = {}
+        #: When the thread gives up what the database does not take, as its process ends; monotonic.
+        self._ends_by = math.inf
+        #: Events that it gave up then.
+        self._dropped = 0
+        self._ends_with_process = False
         #: Free once there is something for the thread to look at.
         self._bell = locked()
         #: Whether the thread sleeps, or is about to, and knows of nothing that must be written.
@@ -127,31 +158,34 @@ class Writer:
         """Whether the database is taken to be away."""
         return self._probe is not None
 
-    def put(self, event: Event, *, awaited: bool = False) -> threading.Lock:
+    def put(self, event: Event, *, awaited: bool = False) -> Receipt:
         """Hand over *event* and go on; *awaited* if someone is going to wait for it.
 
         Returns:
-          A lock that can be acquired once the event is committed, or kept by the log's policy.
+          What can be acquired once the event is committed, or kept by the log's policy.
         """
-        return self._submit(event, awaited=awaited).done
+        return self._submit(event, awaited=awaited)
 
-    def ride(self, event: Event) -> threading.Lock:
+    def ride(self, event: Event) -> Receipt:
         """Hand over *event*, to be written with what comes next, or at the next :meth:`wake`.
 
         Whoever calls this sees to it that one of them comes: that costs the thread no turn.
 
         Returns:
-          A lock as :meth:`put` does.
+          A receipt as :meth:`put` does.
         """
-        return self._submit(event, awaited=False, rides=True).done
+        return self._submit(event, awaited=False, rides=True)
 
     def write(self, event: Event) -> bool:
         """Hand over *event* and wait until it is committed, or kept by the log's policy.
 
         Returns:
           For a start, whether the run may go on; True otherwise.
+
+        Raises:
+          JobLogError: If the writer failed.
         """
-        self._submit(event).done.acquire()
+        self._submit(event).wait()
         return event.granted
 
     def put_soon(self, start: Event) -> None:
@@ -165,22 +199,39 @@ class Writer:
         """Wait until all that was handed over before is committed, or kept.
 
         Returns:
-          False if that took longer than *timeout*, in seconds.
+          False if that took longer than *timeout*, in seconds, or the writer failed.
         """
         if self._thread is None:
             return True
-        return self._submit(None).done.acquire(timeout=timeout)
+        receipt = self._submit(None)
+        return receipt.acquire(timeout=timeout) and receipt.error is None
 
-    def close(self) -> None:
-        """Write what was handed over, then end the thread and its connection."""
-        if self._thread is None:
-            return
-        self.flush()
-        thread, self._thread = self._thread, None
-        self._tickets.append(_STOP)
-        self._ring()
-        thread.join(timeout=30.0)
-        self._spool.forget()
+    def close(self, timeout: float = END_WITHIN) -> None:
+        """Write what was handed over, then end the thread and its connection.
+
+        What is handed over meanwhile is written by the next thread.  What the database does not
+        take within *timeout* seconds is dropped, and how much that is is logged.
+        """
+        with self._close_lock:
+            thread = self._thread
+            if thread is None:
+                return
+            self._ends_by = time.monotonic() + timeout
+            self._tickets.append(_STOP)
+            self._ring()
+            if thread is threading.current_thread():
+                return
+            thread.join(timeout + _LAST_TRY)
+            if thread.is_alive():
+                self._logger.error(
+                    "The job log's writer does not end: %d event(s) are not written, and lost if "
+                    "the process ends now.",
+                    self._unwritten(),
+                )
+
+    def _unwritten(self) -> int:
+        waiting = [ticket.event for ticket in list(self._tickets)]
+        return len(self._at_hand) + sum(isinstance(event, Event) for event in waiting)
 
     def every(self, interval: int, chore: Callable[[], None]) -> None:
         """Call *chore* on the writer's thread, now and every *interval* milliseconds.
@@ -205,9 +256,10 @@ class Writer:
 
         Raises:
           DatabaseAwayError: If the database cannot be asked now.
+          JobLogError: If the writer failed.
         """
         call = _Call(function)
-        self._submit(call).done.acquire()
+        self._submit(call).wait()
         if call.error is not None:
             raise call.error
         return call.result
@@ -231,12 +283,13 @@ class Writer:
 
     def _submit(
         self, event: Event | _Call | None, *, awaited: bool = True, rides: bool = False
-    ) -> _Ticket:
-        ticket = _Ticket(event, awaited, rides)
+    ) -> Receipt:
+        ticket = Receipt(event, awaited, rides)
         ticket.done.acquire()
+        # In this order: a thread that ends looks once more for what was added.
+        self._tickets.append(ticket)
         if self._thread is None:
             self._start()
-        self._tickets.append(ticket)
         if awaited or (self._idle and not rides):
             self._ring()
         return ticket
@@ -253,49 +306,99 @@ class Writer:
                 self._thread = threading.Thread(
                     target=self._run, name="dramatiq_joblog writer", daemon=True
                 )
-                self._thread.start()
-                # Runs before daemon threads are stopped, in multiprocessing's children too.
-                multiprocessing.util.Finalize(
-                    self, _flush_at_exit, (weakref.ref(self),), exitpriority=100
-                )
+                try:
+                    self._thread.start()
+                except BaseException:
+                    self._thread = None
+                    raise
+                if not self._ends_with_process:
+                    self._ends_with_process = True
+                    # Runs before daemon threads are stopped, in multiprocessing's children too.
+                    multiprocessing.util.Finalize(
+                        self, _close_at_exit, (weakref.ref(self),), exitpriority=100
+                    )
 
     # On the writer's thread
 
     def _run(self) -> None:
-        self._chores.append(_Chore(ADOPT_EVERY / 1000, self._replay_left_behind))
-        stop = False
-        while not stop:
+        replaying = self._replay_left_behind
+        if not any(chore.function == replaying for chore in self._chores):
+            self._chores.append(_Chore(ADOPT_EVERY / 1000, replaying))
+        try:
+            while self._turn():
+                pass
+        finally:
+            self._end()
+
+    def _turn(self) -> bool:
+        """Do what there is to do; return False at the end of the thread."""
+        tickets: list[Receipt] = []
+        try:
             # Whoever hands over a start meanwhile wakes us in any case.
             self._asleep_until = math.inf
             pause = self._pause()
             self._asleep_until = math.inf if pause is None else time.monotonic() + pause
-            tickets = self._take(pause)
+            self._take(pause, tickets)
             self._asleep_until = 0.0
-            stop = _STOP in tickets
+            self._at_hand = {id(t.event): t.event for t in tickets if isinstance(t.event, Event)}
             # Before the events: a process is known before it is seen to run anything.
             self._do_chores()
-            try:
-                if self._probe is not None and self._probe.back.is_set():
-                    self._return()
-                events = [t.event for t in tickets if isinstance(t.event, Event)]
-                for wave in _waves(self._take_starts() + events):
-                    self._write(wave)
-                for ticket in tickets:
-                    if isinstance(ticket.event, _Call):
-                        self._answer(ticket.event)
-            except Exception:
-                self._logger.critical("The job log's writer failed.", exc_info=True)
-            finally:
-                _release(tickets)
+            if self._probe is not None and self._probe.back.is_set():
+                self._return()
+            for wave in _waves([*self._take_starts(), *self._at_hand.values()]):
+                self._write(wave)
+                for event in wave:
+                    self._at_hand.pop(id(event), None)
+            for ticket in tickets:
+                if isinstance(ticket.event, _Call):
+                    self._answer(ticket.event)
+        except BaseException as e:  # noqa: BLE001
+            # Whatever it is: a thread that ended of it would leave all who wait.
+            self._fail(tickets, e)
+        finally:
+            _release(tickets)
+        return _STOP not in tickets
+
+    def _fail(self, tickets: Sequence[Receipt], error: BaseException) -> None:
+        """Say to all who wait, and to the log, that the writer failed."""
+        self._logger.critical("The job log's writer failed.", exc_info=error)
+        for ticket in tickets:
+            event = ticket.event
+            if ticket is _STOP:
+                continue
+            if isinstance(event, Event) and id(event) not in self._at_hand:
+                continue
+            if isinstance(event, _Call) and event.answered:
+                continue
+            ticket.error = JobLogError(f"the job log's writer failed: {scrub(str(error))}")
+            ticket.error.__cause__ = error
+        self.lost += len(self._at_hand)
+        self._at_hand = {}
+        # Should it go on so, others in this process are to have a turn.
+        time.sleep(0.01)
+
+    def _end(self) -> None:
+        """Leave everything to the next thread, and begin it if something was handed over."""
         self._asleep_until = math.inf
         if self._probe is not None:
             self._probe.stop()
             self._probe = None
         self._connection.close()
+        self._spool.forget()
+        if self._dropped:
+            self._logger.error(
+                "%d event(s) of the job log were not written and are lost: its database was "
+                "unavailable until the end.",
+                self._dropped,
+            )
+        self._ends_by, self._dropped = math.inf, 0
+        with self._start_lock:
+            self._thread = None
+        if self._tickets:
+            self._start()
 
-    def _take(self, pause: float | None) -> list[_Ticket]:
-        """Return all that waits; wait for the first of it, *pause* seconds at most."""
-        tickets: list[_Ticket] = []
+    def _take(self, pause: float | None, tickets: list[Receipt]) -> None:
+        """Add all that waits to *tickets*; wait for the first of it, *pause* seconds at most."""
         # In this order: whoever comes too late for the last look rings.
         self._bell.acquire(blocking=False)
         self._idle = rung = True
@@ -306,9 +409,8 @@ class Writer:
             rung = self._bell.acquire(timeout=-1 if longest is None else longest)
             self._drain(tickets)
         self._idle = False
-        return tickets
 
-    def _drain(self, tickets: list[_Ticket]) -> None:
+    def _drain(self, tickets: list[Receipt]) -> None:
         """Add all that is there now."""
         with contextlib.suppress(IndexError):
             while len(tickets) < MAX_BATCH:
@@ -342,13 +444,16 @@ class Writer:
                     self._connection.ask(chore.function)
                 except DatabaseAwayError as e:
                     self._logger.debug("A chore of the job log is left out: %s", e)
-                except Exception:
+                except BaseException:
                     self._logger.critical("A chore of the job log failed.", exc_info=True)
 
     def _write(self, events: Sequence[Event]) -> None:
         """Write a batch; while the database is away, keep it by the log's policy."""
         if self._probe is not None:
             self._keep(events)
+            return
+        if self._dropped:
+            self._drop(events)
             return
         deadline = time.monotonic() + self._retry_for / 1000
         pause = 0.01
@@ -361,10 +466,18 @@ class Writer:
                     self._leave(e)
                     self._keep(events)
                     return
+                if time.monotonic() > self._ends_by:
+                    self._drop(events)
+                    return
                 time.sleep(pause)
                 pause = min(pause * 2, 0.5)
             else:
                 return
+
+    def _drop(self, events: Sequence[Event]) -> None:
+        """Give up what the database does not take, as the process ends."""
+        self._dropped += len(events)
+        self.lost += len(events)
 
     def _write_now(self, events: Sequence[Event]) -> None:
         """Write a batch; what is poisoned in it is repaired or set aside."""
@@ -416,6 +529,7 @@ class Writer:
         except Exception as e:  # noqa: BLE001
             # It is the caller's.
             call.error = e
+        call.answered = True
 
     def _in_transaction(self, function: Callable[[], Any]) -> Any:
         with self._transitions.atomic():
@@ -440,6 +554,9 @@ class Writer:
             except OSError as e:
                 # Neither the database nor the disk: losing nothing means waiting.
                 self._logger.error("The job log's events cannot be kept either: %s", e)  # noqa: TRY400
+                if time.monotonic() > self._ends_by:
+                    self._drop(events)
+                    return
                 time.sleep(pause)
                 pause = min(pause * 2, 5.0)
                 with contextlib.suppress(DatabaseAwayError):
@@ -464,17 +581,25 @@ class Writer:
 
     def _let_in(self) -> None:
         """Keep what has come during a replay, so that nobody waits for the whole of it."""
-        tickets = self._take(0.0)
-        if _STOP in tickets:
-            self._tickets.append(_STOP)
-            self._ring()
+        tickets: list[Receipt] = []
         try:
+            self._take(0.0, tickets)
+            if _STOP in tickets:
+                self._tickets.append(_STOP)
+                self._ring()
             events = [t.event for t in tickets if isinstance(t.event, Event)]
+            self._at_hand |= {id(event): event for event in events}
             if events:
                 self._keep(events)
+            for event in events:
+                del self._at_hand[id(event)]
             for ticket in tickets:
                 if isinstance(ticket.event, _Call):
                     ticket.event.error = DatabaseAwayError("the database is only just back")
+                    ticket.event.answered = True
+        except BaseException as e:
+            self._fail(tickets, e)
+            raise
         finally:
             _release(tickets)
 
@@ -500,6 +625,7 @@ class _Call:
     function: Callable[[], Any]
     result: Any = None
     error: BaseException | None = None
+    answered: bool = False
 
 
 @dataclass
@@ -539,16 +665,16 @@ def locked() -> threading.Lock:
     return lock
 
 
-def _release(tickets: Iterable[_Ticket]) -> None:
+def _release(tickets: Iterable[Receipt]) -> None:
     for ticket in tickets:
         if ticket is not _STOP:
             ticket.done.release()
 
 
-def _flush_at_exit(reference: weakref.ref[Writer]) -> None:
+def _close_at_exit(reference: weakref.ref[Writer]) -> None:
     writer = reference()
     if writer is not None:
-        writer.flush()
+        writer.close()
 
 
 # For the child of a fork only: threads and connections belong to the process that made them.

@@ -1,0 +1,231 @@
+"""The writer's end, its failures, and who waits for it meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import dramatiq
+import pytest
+
+from dramatiq_joblog import JobLog, JobLogError
+from dramatiq_joblog.recording.transitions import Event
+
+#: Seconds that nothing here takes, and a hang would.
+LONG = 20
+
+
+def event(kind, jid, **values):
+    """Return an event of a job."""
+    row = {"jid": jid, "actor": "work", "queue": "default", "attempt": 1, "token": f"t-{jid}"}
+    return Event(kind, row | {"enqueued_at": 0, "created_at": 0, "updated_at": 0} | values)
+
+
+def sent(jid):
+    """Return the event of a job that was sent."""
+    return event("enqueue", jid, state="enqueued", token=None)
+
+
+def writers():
+    """Return the writer threads of this process that live."""
+    return [t for t in threading.enumerate() if t.name == "dramatiq_joblog writer"]
+
+
+@pytest.fixture
+def log(sqlite_url):
+    """Return a log on SQLite with its tables."""
+    log = JobLog(sqlite_url)
+    log.create_tables()
+    yield log
+    log.close()
+
+
+def test_closing_beside_senders(log):
+    """A log that is closed again and again while threads send writes all, and never hangs."""
+    over = threading.Event()
+
+    def send(number):
+        n = 0
+        while not over.is_set():
+            assert log.writer.write(sent(f"{number}-{n}"))
+            n += 1
+        return n
+
+    counts = []
+    threads = [threading.Thread(target=lambda n=n: counts.append(send(n))) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    began = time.monotonic()
+    for _ in range(30):
+        log.close()
+    took = time.monotonic() - began
+    over.set()
+    for thread in threads:
+        thread.join(LONG)
+
+    assert took < LONG
+    assert not any(thread.is_alive() for thread in threads)
+    log.close()
+    assert log.jobs.count() == sum(counts)
+    assert writers() == []
+
+
+def test_closing_from_several_threads(log):
+    """A log may be closed twice, and by several threads at once; it stays usable."""
+    log.writer.write(sent("a"))
+    threads = [threading.Thread(target=log.close) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+    log.close()
+
+    assert not any(thread.is_alive() for thread in threads)
+    assert writers() == []
+    log.writer.write(sent("b"))
+    assert {job.jid for job in log.jobs} == {"a", "b"}
+
+
+def test_closing_on_the_writers_own_thread(log, eventually):
+    """A chore may close the log that it is a chore of."""
+    log.writer.every(3_600_000, log.writer.close)
+
+    eventually(lambda: not writers())
+    log.writer.write(sent("a"))
+    assert log.get("a").state == "enqueued"
+
+
+def test_closing_in_the_child_of_a_fork(log):
+    """The child of a fork closes what is its own, and the parent goes on."""
+    log.writer.write(sent("a"))
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            log.close()
+            log.writer.write(sent("b"))
+            log.close()
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+
+    assert status == 0
+    log.writer.write(sent("c"))
+    assert {job.jid for job in log.jobs} == {"a", "b", "c"}
+
+
+class Broken(BaseException):
+    """What nobody expects."""
+
+
+@pytest.mark.expects_critical
+@pytest.mark.parametrize("error", [RuntimeError("broken"), Broken("broken")])
+def test_a_writer_that_fails(log, monkeypatch, error):
+    """What fails in the writer reaches who waits, as never written; then it goes on."""
+    with monkeypatch.context() as broken:
+
+        def fail(*_):
+            raise error
+
+        broken.setattr(log.writer, "_write", fail)
+        broken.setattr(log.writer, "_answer", fail)
+        with pytest.raises(JobLogError, match="the job log's writer failed: broken"):
+            log.writer.write(sent("a"))
+        with pytest.raises(JobLogError, match="the job log's writer failed: broken"):
+            log.writer.call(log.jobs.count)
+        receipt = log.writer.put(sent("b"), awaited=True)
+        assert receipt.acquire(timeout=LONG)
+        assert receipt.error is not None
+
+    assert log.writer.write(sent("c"))
+    assert [job.jid for job in log.jobs] == ["c"]
+    assert log.writer.lost == 2
+
+
+@pytest.mark.expects_critical
+@pytest.mark.parametrize("error", [RuntimeError("broken"), SystemExit(1), Broken("broken")])
+def test_a_chore_that_fails(log, error):
+    """A chore that raises anything ends neither the thread nor the waiting of others."""
+    done = threading.Event()
+
+    def fail():
+        done.set()
+        raise error
+
+    log.writer.every(3_600_000, fail)
+
+    assert done.wait(LONG)
+    assert log.writer.write(sent("a"))
+    assert log.writer.flush(timeout=LONG)
+
+
+@pytest.mark.expects_critical
+def test_an_outcome_that_was_not_written(log, make_broker, worker, monkeypatch):
+    """A job whose outcome failed in the writer is not acknowledged."""
+    broker = make_broker(joblog=log)
+    failed = threading.Event()
+    write = log.writer._write
+
+    def fail_of_ends(events):
+        if any(event.kind == "end" for event in events):
+            failed.set()
+            raise RuntimeError("broken")
+        write(events)
+
+    @dramatiq.actor
+    def work():
+        pass
+
+    with monkeypatch.context() as broken:
+        broken.setattr(log.writer, "_write", fail_of_ends)
+        with worker(broker):
+            message = work.send()
+            assert failed.wait(LONG)
+
+    assert broker.queues["default"].unfinished_tasks == 1
+    assert log.get(message.message_id).state == "started"
+
+
+EXIT = """
+    import logging, sys
+    from dramatiq_joblog import JobLog
+    from dramatiq_joblog.recording import writer
+    from dramatiq_joblog.recording.transitions import Event
+    writer.Writer.close.__defaults__ = (0.5,)
+    logging.basicConfig(format="%(message)s")
+    log = JobLog("postgresql://ada@127.0.0.1:1/x", on_outage="block", spool=sys.argv[1])
+    for n in range(3):
+        log.writer.put(Event("enqueue", dict(jid=str(n), state="enqueued", attempt=1)))
+"""
+
+
+def test_the_end_while_the_database_is_unavailable(tmp_path):
+    """A process that blocks on its outages and ends says how many events it drops."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(EXIT), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=LONG * 3,
+    )
+
+    assert "3 event(s) of the job log were not written and are lost" in done.stderr
+
+
+def test_closing_while_the_database_is_unavailable(tmp_path, caplog):
+    """A log that is closed so says it too, and is usable afterwards."""
+    log = JobLog("postgresql://ada@127.0.0.1:1/x", on_outage="block", spool=tmp_path)
+    log.writer.put(sent("a"))
+    log.writer.put(sent("b"))
+    with caplog.at_level(logging.ERROR, "dramatiq_joblog"):
+        log.writer.close(timeout=0.2)
+
+    assert "2 event(s) of the job log were not written and are lost" in caplog.text
+    assert log.writer.lost == 2
+    assert writers() == []
