@@ -342,6 +342,14 @@ class JobLog(Asking[J], Cancelling[J], Replaying[J], Generic[J]):
             ((now,),) = self.database.execute_sql(text).fetchall()
         return datetime.fromtimestamp(now / 1000, timezone.utc)
 
+    @property
+    def models(self) -> tuple[Any, ...]:
+        """The models of the log's tables, jobs first."""
+        return (
+            *(self.Job, self.Failure, self.Worker, self.Lock),
+            *(self.Line, self.Total, self.Action, self.Mark),
+        )
+
     def create_tables(self) -> None:
         """Create the tables, or bring them to this version; safe to repeat and to race.
 
@@ -349,17 +357,13 @@ class JobLog(Asking[J], Cancelling[J], Replaying[J], Generic[J]):
           DatabaseAwayError: If the database is unavailable.
           JobLogError: If it refuses.
         """
-        models = (
-            *(self.Job, self.Failure, self.Worker, self.Lock),
-            *(self.Line, self.Total, self.Action, self.Mark),
-        )
         try:
             with checked_out(self.database):
                 if isinstance(self.database, SqliteDatabase):
                     # Readers and the writer do not wait for each other; it stays with the file.
                     self.database.execute_sql("PRAGMA busy_timeout = 30000")
                     self.database.execute_sql("PRAGMA journal_mode = WAL")
-                migrate(self.database, models)
+                migrate(self.database, self.models)
         except (DatabaseAwayError, PeeweeException) as e:
             kind = DatabaseAwayError if isinstance(e, DatabaseAwayError) else JobLogError
             raise kind(

@@ -15,6 +15,7 @@ from peewee import MySQLDatabase, PeeweeException, PostgresqlDatabase, SqliteDat
 
 from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.connection import Connection, is_behind_pooler, prepares
+from dramatiq_joblog.database.indexes import missing_keys
 from dramatiq_joblog.errors import DatabaseAwayError
 from dramatiq_joblog.payload.redaction import scrub
 from dramatiq_joblog.recording.heartbeat import HOST, is_gone
@@ -142,6 +143,18 @@ class Doctor:
                 False,
                 f"the tables are newer than this version: they have {', '.join(ahead)}",
                 "upgrade dramatiq_joblog on this host; until then they are used as they are",
+            )
+        lacking = [
+            f"({', '.join(key)}) of {model._meta.table_name}"
+            for model in self._joblog.models
+            for key in missing_keys(model)
+        ]
+        if lacking:
+            return Finding(
+                "schema",
+                False,
+                f"the unique index on {' and '.join(lacking)} is missing: its rows are refused",
+                "call create_tables() on the log, or run dramatiq-joblog migrate",
             )
         return Finding("schema", True, "the tables are of this version")
 

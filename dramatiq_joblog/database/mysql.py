@@ -39,15 +39,6 @@ def fit(model: Any) -> None:
             field.field_type = "LONGTEXT"
 
 
-def add_missing_indexes(model: Any) -> None:
-    """Make the indexes of a model that its table lacks, as MySQL knows no ``IF NOT EXISTS``."""
-    database = model._meta.database
-    there = {index.name for index in database.get_indexes(model._meta.table_name)}
-    for index in model._meta.fields_to_index():
-        if index._name not in there:
-            database.execute(model._schema._create_index(index, safe=False))
-
-
 #: How texts are compared so that those differ too which differ by trailing spaces: in MariaDB,
 #: and in MySQL from 8.0.17 on.
 _UNPADDED = ("utf8mb4_nopad_bin", "utf8mb4_0900_bin")

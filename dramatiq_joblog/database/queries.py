@@ -191,6 +191,10 @@ def _as(kind: Any, query: Any) -> Any:
 class LentModel(Model):
     """A model whose queries give back the connection that was opened for them."""
 
+    class Meta:
+        # Indexes are named by the table, as two tables may be of classes of one name.
+        legacy_table_names = False
+
     # Any: what peewee's own methods take and return.
 
     @classmethod

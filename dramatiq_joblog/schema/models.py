@@ -86,13 +86,26 @@ class _Row(LentModel):
         }
 
 
+#: Options of a model that decide what its table is called.
+_NAMES_A_TABLE = ("legacy_table_names", "table_function", "table_name")
+
+
 class _JobBase(ModelBase):
-    """Lets a foreign key of a subclass take the place of the inherited column of its id."""
+    """Lets a foreign key of a subclass take the place of the inherited column of its id.
+
+    Its table is named as that of any other model, although its indexes are not.
+    """
 
     def __new__(cls, name: str, bases: tuple[type, ...], attrs: dict[str, Any]) -> Any:
         for key, value in list(attrs.items()):
             if isinstance(value, ForeignKeyField):
                 attrs.setdefault(value.object_id_name or f"{key}_id", None)
+        own = vars(attrs.get("Meta", object))
+        functions = [base._meta.table_function for base in bases if hasattr(base, "_meta")]
+        if not any(functions) and own.keys().isdisjoint(_NAMES_A_TABLE):
+            # As peewee names the table of any other model of an application.
+            options = {key: value for key, value in own.items() if not key.startswith("__")}
+            attrs["Meta"] = type("Meta", (), options | {"table_name": name.lower()})
         return super().__new__(cls, name, bases, attrs)  # type: ignore[no-untyped-call]
 
 

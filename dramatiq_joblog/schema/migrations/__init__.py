@@ -10,7 +10,8 @@ from dramatiq.logging import get_logger
 from peewee import MySQLDatabase, PostgresqlDatabase, SqliteDatabase
 from playhouse.migrations import Runner
 
-from dramatiq_joblog.database.mysql import add_missing_indexes, tell_apart
+from dramatiq_joblog.database.indexes import ensure_indexes
+from dramatiq_joblog.database.mysql import tell_apart
 from dramatiq_joblog.errors import JobLogError
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ def migrate(database: Database, models: Sequence[Any]) -> None:
         runner.up()
         _add_own_columns(runner.migrator, database, job)
         for model in models:
-            model.create_table(safe=True)
+            model._schema.create_table(safe=True)
+            ensure_indexes(model)
             if isinstance(database, MySQLDatabase):
-                add_missing_indexes(model)
                 tell_apart(model)
 
 

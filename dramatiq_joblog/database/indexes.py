@@ -1,0 +1,141 @@
+"""The indexes of a table: made where they are missing, and named by their table.
+
+On PostgreSQL and SQLite the names of indexes are shared by all tables of a database, and one that
+is taken by another table is passed over by ``IF NOT EXISTS``.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from peewee import Field, MySQLDatabase, PostgresqlDatabase
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Bytes of a name: PostgreSQL cuts what is longer than 63.
+_LONGEST = 60
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """An index that a model declares."""
+
+    #: peewee's, which is untyped.
+    index: Any
+    name: str
+    #: What peewee called it before names were by the table: by the model's class.
+    former_name: str
+    #: None of one that is of expressions.
+    columns: tuple[str, ...] | None
+    unique: bool
+    partial: bool
+
+    def is_served_by(self, other: Any) -> bool:
+        """Tell whether an index of the same table does the same."""
+        if self.columns is None or self.partial:
+            # Perhaps with a number, as the name was another's.
+            return re.fullmatch(rf"{re.escape(self.name)}(_\d+)?", other.name) is not None
+        if other.sql is not None and " where " in other.sql.lower():
+            return False
+        same = set(other.columns) == {*self.columns} and len(other.columns) == len(self.columns)
+        if self.unique:
+            return bool(same and other.unique)
+        return bool(tuple(other.columns) == self.columns)
+
+
+def ensure_indexes(model: Any) -> None:
+    """Make the indexes that the table of a bound model lacks, and name them by the table."""
+    database, table = model._meta.database, model._meta.table_name
+    for wanted in _wanted(model):
+        there = database.get_indexes(table, model._meta.schema)
+        serving = [index.name for index in there if wanted.is_served_by(index)]
+        if not serving:
+            _create(model, wanted)
+        elif wanted.former_name in serving and not isinstance(database, MySQLDatabase):
+            # There names are a table's own.
+            _rename(model, wanted, serving)
+
+
+def missing_keys(model: Any) -> list[tuple[str, ...]]:
+    """Return the columns of the unique indexes that the table of a bound model lacks."""
+    meta = model._meta
+    there = meta.database.get_indexes(meta.table_name, meta.schema)
+    return [
+        wanted.columns
+        for wanted in _wanted(model)
+        if wanted.unique
+        and wanted.columns is not None
+        and not any(wanted.is_served_by(index) for index in there)
+    ]
+
+
+def _wanted(model: Any) -> Iterator[_Wanted]:
+    meta = model._meta
+    for index in meta.fields_to_index():
+        parts = index._expressions
+        columns = (
+            tuple(part.column_name for part in parts)
+            if all(isinstance(part, Field) for part in parts)
+            else None
+        )
+        yield _Wanted(
+            index=index,
+            name=_short(index._name),
+            former_name="_".join((meta.name, *(columns or ()))),
+            columns=columns,
+            unique=bool(index._unique),
+            partial=index._where is not None,
+        )
+
+
+def _create(model: Any, wanted: _Wanted) -> None:
+    name, number = wanted.name, 1
+    while _is_taken(model, name):
+        number += 1
+        name = f"{wanted.name}_{number}"
+    index = copy.copy(wanted.index)
+    index._name = name
+    model._meta.database.execute(model._schema._create_index(index, safe=False))
+
+
+def _rename(model: Any, wanted: _Wanted, serving: list[str]) -> None:
+    """Take the name of a class back from an index: an application's own may want it."""
+    database, former = model._meta.database, wanted.former_name
+    schema = f'"{model._meta.schema}".' if model._meta.schema else ""
+    is_alone = serving == [former]
+    if isinstance(database, PostgresqlDatabase) and is_alone and not _is_taken(model, wanted.name):
+        database.execute_sql(f'ALTER INDEX {schema}"{former}" RENAME TO "{wanted.name}"')
+        return
+    # It is there twice, or cannot be renamed.
+    database.execute_sql(f'DROP INDEX {schema}"{former}"')
+    if is_alone:
+        _create(model, wanted)
+
+
+def _is_taken(model: Any, name: str) -> bool:
+    """Tell whether an index, or a table, of this name is there, of whatever table."""
+    meta = model._meta
+    database = meta.database
+    if isinstance(database, MySQLDatabase):
+        return name in {index.name for index in database.get_indexes(meta.table_name)}
+    if isinstance(database, PostgresqlDatabase):
+        text = (
+            "SELECT 1 FROM pg_class JOIN pg_namespace AS n ON n.oid = relnamespace "
+            "WHERE relname = %s AND nspname = coalesce(%s, current_schema())"
+        )
+        values: tuple[Any, ...] = (name, meta.schema)
+    else:
+        text, values = "SELECT 1 FROM sqlite_master WHERE lower(name) = lower(?)", (name,)
+    return database.execute_sql(text, values).fetchone() is not None
+
+
+def _short(name: str) -> str:
+    if len(name) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:7]
+    return f"{name[: _LONGEST - 8]}_{digest}"
