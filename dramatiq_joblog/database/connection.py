@@ -167,11 +167,19 @@ class Connection:
         if raw is None or since is None or time.monotonic() - since < CUT_AFTER / 1000:
             return
         _logger.warning("The job log's database does not answer: its connection is cut.")
-        # The driver then sees an end, and raises in the thread that waits for it.
-        with contextlib.suppress(Exception):
-            number = raw._sock.fileno() if hasattr(raw, "_sock") else raw.fileno()
-            with socket.socket(fileno=os.dup(number)) as end:
-                end.shutdown(socket.SHUT_RDWR)
+        cut(raw)
+
+
+def cut(raw: Any) -> None:
+    """Cut a connection: its driver sees an end, and raises in the thread that waits for it.
+
+    Any: a connection of psycopg, psycopg2 or pymysql.
+    """
+    with contextlib.suppress(Exception):
+        # It may be closed by now.
+        number = raw._sock.fileno() if hasattr(raw, "_sock") else raw.fileno()
+        with socket.socket(fileno=os.dup(number)) as end:
+            end.shutdown(socket.SHUT_RDWR)
 
 
 def is_behind_pooler(database: Any) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from peewee import DatabaseError, MySQLDatabase, SqliteDatabase
 
 from dramatiq_joblog.errors import DatabaseAwayError, QueryTimeout
+
+from .connection import cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +50,25 @@ def bounded(database: Database, timeout: int) -> Iterator[None]:
         if _is_cut(e.__cause__ if isinstance(e, DatabaseAwayError) else e):
             raise QueryTimeout(timeout) from e
         raise
+
+
+@contextlib.contextmanager
+def cut_after(database: Database, timeout: int) -> Iterator[None]:
+    """Cut this thread's connection to a server that is silent for *timeout* milliseconds.
+
+    The server's own timeouts do not help when it is frozen, or when the network is gone.  The
+    driver then raises in this thread, as when the server had gone away.
+    """
+    if isinstance(database, SqliteDatabase) or database.is_closed():
+        yield
+        return
+    watch = threading.Timer(timeout / 1000, cut, (database.connection(),))
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
 
 
 @contextlib.contextmanager

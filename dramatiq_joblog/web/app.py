@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from dramatiq.logging import get_logger
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -23,6 +22,7 @@ from .assets import asset
 from .context import Visit
 from .door import Door
 from .state import Site
+from .threads import BusyError, UnansweredError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 DEFAULT_EVERY = 2_000
 #: Milliseconds that the database may take for one part of a page.
 DEFAULT_TIMEOUT = 3_000
+#: Milliseconds that an answer may take once the connection is cut.
+_LATER = 1_000
 #: Characters that a key or a token has at least.
 MIN_KEY = 16
 
@@ -173,12 +175,12 @@ def _routes(site: Site) -> list[Route]:
     ]
 
 
-def _read(site: Site, ask: Callable[[Visit], Response]) -> Callable[[Request], Response]:
-    def endpoint(request: Request) -> Response:
+def _read(site: Site, ask: Callable[[Visit], Response]) -> Callable[[Request], Any]:
+    async def endpoint(request: Request) -> Response:
         visit = Visit(site, request)
         if refusal := visit.refusal():
             return refusal
-        return visit.run(ask)
+        return await _in_a_thread(visit, ask)
 
     return endpoint
 
@@ -193,9 +195,21 @@ def _act(site: Site) -> Callable[[Request], Any]:
             return visit.sorry(403, "Not allowed", "You may look here, and nothing else.")
         if problem := check_csrf(request, form.get(CSRF_FIELD)):
             return visit.sorry(403, "Not done", problem)
-        return await run_in_threadpool(visit.run, partial(actions.do, form=form))
+        return await _in_a_thread(visit, partial(actions.do, form=form))
 
     return endpoint
+
+
+async def _in_a_thread(visit: Visit, answer: Callable[[Visit], Response]) -> Response:
+    """Answer on one of the page's own threads; with 503 if none is free, or has it in time."""
+    try:
+        return await visit.site.threads.run(
+            partial(visit.run, answer), within=(visit.patience + _LATER) / 1000
+        )
+    except BusyError:
+        return visit.busy()
+    except UnansweredError:
+        return visit.no_answer()
 
 
 async def _lives(_: Request) -> Response:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from dramatiq_joblog.database.checkout import checked_out
+from dramatiq_joblog.database.timeouts import cut_after
 from dramatiq_joblog.errors import DatabaseAwayError, JobNotFound, QueryTimeout, SearchError
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import State
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from .state import Site
 
 T = TypeVar("T")
+
+#: Milliseconds in which a program hears whether it is well, and in which anybody gets an answer.
+HEALTH_WITHIN, ANSWER_WITHIN = 3_500, 8_000
 
 _DONE = {
     "requeue": ("Nothing was run again.", "1 job runs again.", "{} jobs run again."),
@@ -87,7 +91,8 @@ class Visit:
     def run(self, answer: Callable[[Visit], Response]) -> Response:
         """Answer with a connection that is given back, and with a page in any case."""
         try:
-            with checked_out(self.joblog.database):
+            database = self.joblog.database
+            with checked_out(database), cut_after(database, self.patience):
                 return answer(self)
         except JobNotFound as e:
             return self.sorry(404, "No such job", f"The log has no job {e.jid!r}.")
@@ -97,10 +102,7 @@ class Visit:
             return self._away(str(e))
         except DatabaseAwayError as e:
             get_logger(__name__).warning("The page could not ask the log's database: %s", e)
-            return self._away(
-                "The log's database does not answer. Jobs go on; what happens is kept and "
-                "written when it is back."
-            )
+            return self.no_answer()
         except Exception:  # noqa: BLE001
             # Whatever it is, the answer is a page.
             get_logger(__name__).exception("The page %s failed", self.link.path)
@@ -112,6 +114,25 @@ class Visit:
         if not self.access.sees_arguments:
             document = {k: v for k, v in document.items() if k not in _SENT_AND_NOTED}
         return document
+
+    @property
+    def patience(self) -> int:
+        """The milliseconds that a database may be silent before its connection is cut.
+
+        A probe wants its answer soon, and a page may have several parts that are slow.
+        """
+        return HEALTH_WITHIN if self.link.path in METRICS else ANSWER_WITHIN
+
+    def no_answer(self) -> Response:
+        """Answer that the database does not."""
+        return self._away(
+            "The log's database does not answer. Jobs go on; what happens is kept and "
+            "written when it is back."
+        )
+
+    def busy(self) -> Response:
+        """Answer that others wait already."""
+        return self._away("Too many requests wait for the log's database. Try again in a moment.")
 
     def part(
         self, what: str | None, ask: Callable[[], T], default: T, *, timeout: int | None = None

@@ -12,6 +12,7 @@ import jinja2
 
 from . import assets
 from .formats import FILTERS, text
+from .threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +57,7 @@ class Site:
     version: str = field(default_factory=lambda: importlib.metadata.version("dramatiq-joblog"))
     assets: str = field(default_factory=assets.version)
     templates: jinja2.Environment = field(default_factory=_templates)
+    threads: Threads = field(default_factory=Threads)
     _kept: dict[str, tuple[float, Any]] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 

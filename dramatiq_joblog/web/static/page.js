@@ -70,13 +70,15 @@
       $(".nw", drain).textContent = figures(left).join(NB);
     }
     if (ago) ago.textContent = `${rough(Date.now() - fetched)} ago`;
+    // However the silence came about: what is shown is old.
+    if (silent && Date.now() - silent > 8000) look("away", "No answer");
   };
 
   // Live: one request at a time, whose answer replaces cells by id
 
   const every = Number(body.dataset.every || 0);
   const live = $("#live"), ago = $("#live-ago"), pause = $("#pause");
-  let fetched = Date.now(), paused = false, asking = false, timer = 0, waiting = [];
+  let fetched = Date.now(), silent = 0, paused = false, asking = false, timer = 0, waiting = [];
 
   const look = (state, word) => {
     live.classList.toggle("off", state === "off");
@@ -170,7 +172,7 @@
     if (!table) { location.reload(); return; }
     button.textContent = `${waiting.length}${waiting.length >= 50 ? "+" : ""} new`;
     button.hidden = false;
-    if (scrollY < 8 && !all("tr", table).some(held)) letIn();
+    if (matchMedia("(hover: hover)").matches && scrollY < 8 && !all("tr", table).some(held)) letIn();
   };
   const letIn = () => {
     const tbody = $("table.jobs tbody");
@@ -189,11 +191,12 @@
   const refresh = async () => {
     if (asking || paused || document.hidden || $("dialog[open]")) return;
     asking = true;
+    silent ||= Date.now();
     try {
       const url = new URL(location.href);
       const open = all("table.jobs tr[id]:not([data-final])").map((row) => row.id.slice(4));
       if (open.length) url.searchParams.set("watch", open.slice(0, 200).join(","));
-      const answer = await fetch(url, { headers: { accept: "text/html" }, credentials: "same-origin", redirect: "error" });
+      const answer = await fetch(url, { headers: { accept: "text/html" }, credentials: "same-origin", redirect: "error", signal: AbortSignal.timeout(9000) });
       if (!answer.ok && answer.status !== 503) throw new Error(String(answer.status));
       const text = await answer.text();
       if (answer.status === 503) throw new Error("503");
@@ -201,10 +204,11 @@
       const fresh = new DOMParser().parseFromString(text, "text/html");
       offset = Number(fresh.body.dataset.now) - Date.now();
       fetched = Date.now();
+      silent = 0;
       look("on", "Live");
       merge(fresh);
     } catch {
-      if (!paused) look("away", "Reconnecting");
+      if (!paused && Date.now() - silent <= 8000) look("away", "Reconnecting");
     } finally {
       asking = false;
     }
@@ -212,6 +216,7 @@
   const togglePause = () => {
     if (!live) return;
     paused = !paused;
+    silent = 0;
     pause.setAttribute("aria-pressed", String(paused));
     pause.setAttribute("aria-label", paused ? "Go on with live updates (p)" : "Pause live updates (p)");
     $("use", pause).setAttribute("href", paused ? "#i-play" : "#i-pause");

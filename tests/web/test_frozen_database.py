@@ -1,0 +1,147 @@
+"""The page beside its host while the database is frozen: it says so, and takes nothing along."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import httpx2 as httpx
+import psutil
+import pytest
+import servers
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+
+from dramatiq_joblog import JobLog
+from dramatiq_joblog.web import dashboard
+from dramatiq_joblog.web.threads import BusyError, Threads, UnansweredError
+
+#: Requests that nobody waits for, as those of impatient people.
+IMPATIENT = 45
+
+
+@pytest.fixture
+def postgres():
+    """Return a PostgreSQL of the test's own, which it may freeze."""
+    try:
+        server = servers.start_postgres()
+    except servers.ServerMissingError as e:
+        pytest.skip(str(e))
+    yield server
+    freeze(server, signal.SIGCONT)
+    server.stop()
+
+
+def freeze(server, number):
+    """Send a signal to a server and all its processes."""
+    main = psutil.Process(server.process.pid)
+    for process in [*main.children(recursive=True), main]:
+        os.kill(process.pid, number)
+
+
+@pytest.fixture
+def host(postgres):
+    """Return the address of an application with a page in it, and endpoints of its own."""
+    log = JobLog(postgres.url)
+    log.create_tables()
+
+    def slow(request):
+        # In the threads that Starlette has for everybody.
+        return PlainTextResponse("the host's own")
+
+    page = dashboard(log, authorize=lambda request: "all")
+    app = Starlette(routes=[Route("/own", slow), Mount("/joblog", page)])
+    port = servers.free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical", ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    address = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 15
+    while not server.started:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    yield address
+    server.should_exit = True
+    thread.join()
+    log.close()
+
+
+def impatient(address):
+    """Ask for a page, and go away."""
+    with pytest.raises(httpx.TimeoutException):
+        httpx.get(address, timeout=0.2)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX freeze the server")
+def test_a_frozen_database_does_not_take_the_host_along(postgres, host, eventually):
+    """The host's endpoints answer as before, health says 503 soon, and all comes back."""
+    assert httpx.get(f"{host}/joblog/health").status_code == 200
+    freeze(postgres, signal.SIGSTOP)
+    visits = [
+        threading.Thread(target=impatient, args=(f"{host}/joblog/jobs",)) for _ in range(IMPATIENT)
+    ]
+    for visit in visits:
+        visit.start()
+    for visit in visits:
+        visit.join()
+
+    began = time.monotonic()
+    own = [httpx.get(f"{host}/own", timeout=3).text for _ in range(5)]
+    health = httpx.get(f"{host}/joblog/health", timeout=10)
+    page = httpx.get(f"{host}/joblog/jobs", timeout=15)
+    assert ["the host's own"] * 5 == own
+    assert health.status_code == page.status_code == 503
+    assert time.monotonic() - began < 20
+
+    freeze(postgres, signal.SIGCONT)
+    eventually(lambda: httpx.get(f"{host}/joblog/health", timeout=15).status_code == 200, 30)
+    assert httpx.get(f"{host}/joblog/jobs", timeout=15).status_code == 200
+
+
+@pytest.fixture
+def gate():
+    """Return an event that is set at the end, so that no thread waits for ever."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def run(function):
+    """Run a coroutine function in a loop of its own."""
+    import asyncio
+
+    return asyncio.run(function())
+
+
+def test_threads_are_bounded(gate):
+    """What comes while all threads are taken and enough wait is refused at once."""
+    import asyncio
+
+    threads = Threads(threads=1, waiting=1)
+
+    async def ask():
+        waiting = [asyncio.ensure_future(threads.run(gate.wait, within=30)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(BusyError):
+            await threads.run(gate.wait, within=30)
+        gate.set()
+        return await asyncio.gather(*waiting)
+
+    assert [True, True] == run(ask)
+
+
+def test_an_answer_that_is_late_is_not_waited_for(gate):
+    """Whoever waited long enough gets an error, and the thread is taken until it has ended."""
+    threads = Threads(threads=1, waiting=0)
+
+    async def ask():
+        with pytest.raises(UnansweredError):
+            await threads.run(gate.wait, within=0.05)
+        with pytest.raises(BusyError):
+            await threads.run(gate.wait, within=0.05)
+
+    run(ask)
