@@ -11,7 +11,7 @@ from dramatiq.message import get_encoder
 
 from dramatiq_joblog.errors import RequeueError
 from dramatiq_joblog.payload.parameters import parameters_of
-from dramatiq_joblog.payload.redaction import digest, texts_in
+from dramatiq_joblog.payload.redaction import MIN_RECOGNISED, digest, texts_in
 from dramatiq_joblog.payload.sanitize import LEFT_OUT, document, message_of
 
 if TYPE_CHECKING:
@@ -107,8 +107,16 @@ class Arguments:
             return redactor
         return redactor.recognising(self._secrets(broker, message))
 
-    def key(self, broker: Broker, message: Any, make: Callable[..., str]) -> str:
+    def key(
+        self, broker: Broker, message: Any, make: Callable[..., str], *, is_literal: bool = False
+    ) -> str:
         """Return the key that a message's arguments make, with digests in place of secrets.
+
+        Parameters:
+          broker: Where the message's actor is declared.
+          message: The message.
+          make: Makes the key of its arguments.
+          is_literal: Whether it makes the same key of any.
 
         Raises:
           Exception: Whatever *make* raises.
@@ -126,8 +134,10 @@ class Arguments:
                 key = make(*args, **kwargs)
             except Exception:  # noqa: BLE001
                 # The user's own callable may need the real value.
-                for secret in sorted(found, key=len, reverse=True):
-                    key = key.replace(secret, digest(secret))
+                return _digested(key, found)
+            if is_literal:
+                # Whoever sent the message may have put it there.
+                return _digested(key, [text for text in found if len(text) >= MIN_RECOGNISED])
         return key
 
     def _of(self, broker: Broker) -> _Actors:
@@ -209,6 +219,12 @@ class _Actors:
             names = parameters_of(actor.fn).positional
             self._names[actor_name] = actor, names
         return names
+
+
+def _digested(key: str, secrets: list[str]) -> str:
+    for secret in sorted(secrets, key=len, reverse=True):
+        key = key.replace(secret, digest(secret))
+    return key
 
 
 def _kept_options(message: Any) -> dict[str, Any]:

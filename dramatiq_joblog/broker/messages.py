@@ -223,7 +223,8 @@ class Messages:
             return fold_key(str(key))
         try:
             make = key_maker(key, function, where)
-            return fold_key(self.arguments.key(broker, message, make))
+            is_literal = isinstance(key, str) and "{" not in key
+            return fold_key(self.arguments.key(broker, message, make, is_literal=is_literal))
         except ConfigurationError:
             raise
         except Exception as e:

@@ -389,6 +389,23 @@ def test_the_same_secret_makes_the_same_key(log, broker, worker):
     assert 1 == log.jobs.skipped().count()
 
 
+def test_a_key_that_the_sender_made(log, broker):
+    """A key of one message has a digest in place of a secret among its arguments."""
+
+    @dramatiq.actor
+    def login(user, password):
+        pass
+
+    for options in ({"exclusive": f"login:{secret('a')}"}, {"exclusive": "login:{password}"}):
+        login.send_with_options(args=("ada", secret("a")), **options)
+    login.send_with_options(args=("ada", secret("a")), unique=Unique(f"by {secret('a')}"))
+
+    keys = [job.section for job in log.jobs if job.section is not None]
+    assert 2 == len(keys)
+    assert 1 == len(set(keys))
+    assert [] == leaks("\n".join(repr(job.__data__) for job in log.jobs))
+
+
 def test_characters_that_a_secret_shares_stay_in_a_key(log, broker):
     """A key that only happens to have the characters of a secret in it is kept as it is."""
 
