@@ -28,6 +28,7 @@ from .database.mysql import fit
 from .database.url import describe, open_database
 from .errors import ConfigurationError, DatabaseAwayError, JobLogError, JobNotFound, LockNotAcquired
 from .locking.locks import DEFAULT_TTL, SECTION, Claim, describe_holder, fold_key
+from .locking.waiters import Place
 from .payload.encryption import Seal
 from .payload.redaction import Redactor
 from .payload.sanitize import fold_jid
@@ -201,7 +202,7 @@ class JobLog(Asking[J], Cancelling[J], Replaying[J], Generic[J]):
 
     def waiters(self, key: str) -> JobQuery[J]:
         """Return the jobs that wait for a section of *key*, the one that is next first."""
-        query: JobQuery[J] = self.transitions.locks.waiters(fold_key(key))
+        query: JobQuery[J] = self.transitions.locks.waiters.all_of(fold_key(key))
         return query
 
     @contextlib.contextmanager
@@ -263,8 +264,10 @@ class JobLog(Asking[J], Cancelling[J], Replaying[J], Generic[J]):
         """Take a key within *wait* milliseconds."""
         deadline, pause = time.monotonic() + wait / 1000, 0.05
         locks = self.transitions.locks
+        # Those that wait longer come first.
+        place = Place(since=self.writer.call(locks.now))
         while True:
-            lease: Lease | None = self.writer.call(lambda: locks.take(claim))
+            lease: Lease | None = self.writer.call(lambda: locks.take_in_turn(claim, place))
             if lease is not None and not lease.lost:
                 return lease
             if lease is not None:
@@ -273,7 +276,7 @@ class JobLog(Asking[J], Cancelling[J], Replaying[J], Generic[J]):
                     lambda: locks.release(SECTION, claim.key, claim.owner, claim.token)
                 )
             if time.monotonic() >= deadline:
-                holder: Holder | None = self.writer.call(lambda: locks.holder(SECTION, claim.key))
+                holder: Holder | None = self.writer.call(lambda: locks.blocker(claim, place))
                 text = describe_holder(holder)
                 if holder is None:
                     raise LockNotAcquired(key, text)

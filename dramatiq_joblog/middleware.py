@@ -27,7 +27,9 @@ from .broker.messages import (
     SECTION,
     STARTS,
     UNIQUE,
+    WAITS,
     Messages,
+    age_left,
     is_logged,
     now,
     option,
@@ -50,7 +52,6 @@ from .locking.locks import UNIQUE as UNIQUE_KIND
 from .locking.locks import Claim, describe_holder
 from .payload.sanitize import clean_optional, fold_jid
 from .recording.current import CurrentJob, running
-from .recording.exclusive import TURN
 from .recording.heartbeat import DEFAULT_HEARTBEAT, DEFAULT_HEARTBEAT_TIMEOUT, here
 from .recording.log_handler import Capture
 from .recording.log_lines import Lines, check_level
@@ -67,6 +68,8 @@ if TYPE_CHECKING:
     from .broker.messages import AnyMessage, StartWritten
     from .joblog import JobLog
 
+#: Milliseconds until a job comes back whose section was lost before it began.
+_AT_ONCE = 250
 #: Milliseconds that a uniqueness is held for a message that is on its way to the broker.
 _ON_ITS_WAY = 60_000
 
@@ -172,9 +175,7 @@ class JobLogMiddleware(Middleware):
         job = running.get()
         if job is not None and job.jid != message.message_id and PARENT not in message.options:
             message.options.update({PARENT: job.jid, ROOT: job.root_jid})
-        was_bound = UNIQUE in message.options
-        self._messages.bind(broker, message)
-        if UNIQUE in message.options and not was_bound:
+        if self._messages.bind(broker, message):
             self._claim(message)
 
     def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
@@ -264,6 +265,7 @@ class JobLogMiddleware(Middleware):
     def _begin(self, broker: Broker, message: MessageProxy) -> None:
         if DUPLICATE in message.options:
             raise SkipMessage(message.options[DUPLICATE])
+        message.options.pop(WAITS, None)
         # Whoever sent it may not know of sections.
         self._messages.bind(broker, message)
         run = self._local.run = self._new_run(broker, message)
@@ -280,6 +282,7 @@ class JobLogMiddleware(Middleware):
             redelivered=bool(getattr(message, "redelivered", False)),
             rerun=bool(option(broker, message, "rerun")),
             section=message.options.get(SECTION),
+            comes_back_within=age_left(broker, message),
             unique=message.options.get(UNIQUE),
         )
         if self._may_be_late(broker, message, start):
@@ -289,7 +292,7 @@ class JobLogMiddleware(Middleware):
             self._refuse(broker, message, run, start)
         elif start.lease is not None and start.lease.lost:
             # The commit, or the news of it, took longer than the lease: another may be inside.
-            self._put_back(broker, message, TURN)
+            self._put_back(broker, message, _AT_ONCE)
             raise SkipMessage("it comes back: its section was lost before it began")
         job = CurrentJob(
             message.message_id,
@@ -349,7 +352,7 @@ class JobLogMiddleware(Middleware):
         """Enqueue a copy; it must be in the broker before this one is acknowledged."""
         while True:
             try:
-                broker.enqueue(message.copy(), delay=delay)
+                broker.enqueue(message.copy(options={WAITS: True}), delay=delay)
             except MiddlewareError:
                 raise
             except Exception as e:  # noqa: BLE001
@@ -358,6 +361,8 @@ class JobLogMiddleware(Middleware):
                 time.sleep(1.0)
             else:
                 break
+        if self._waker is not None:
+            self._waker.filled(f"{message.queue_name}{DELAY_SUFFIX}")
         _keep_its_result(message)
 
     def after_process_message(
@@ -453,14 +458,14 @@ class JobLogMiddleware(Middleware):
             self.joblog.worker_process.on_freed(self._waker.look)
 
     def after_consumer_thread_boot(self, broker: Broker, thread: Any) -> None:
-        """Look after what waits in a consumer of delayed messages."""
-        if self._waker is not None and thread.queue_name.endswith(DELAY_SUFFIX):
-            self._waker.consumers.append(thread)
+        """Look after what waits in a consumer."""
+        if self._waker is not None:
+            self._waker.attach(thread)
 
     def before_consumer_thread_shutdown(self, broker: Broker, thread: Any) -> None:
         """Leave what waits there to the broker."""
-        if self._waker is not None and thread in self._waker.consumers:
-            self._waker.consumers.remove(thread)
+        if self._waker is not None:
+            self._waker.detach(thread)
 
     def before_worker_shutdown(self, broker: Broker, worker: Any) -> None:
         """Write what was handed over."""

@@ -6,11 +6,11 @@ import inspect
 import sys
 import time
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 from dramatiq.errors import ActorNotFound
 from dramatiq.logging import get_logger
-from dramatiq.middleware import Retries
+from dramatiq.middleware import AgeLimit, Retries
 
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.locking.locks import Exclusive, Unique, fold_key, key_maker
@@ -38,6 +38,10 @@ DELAY_SUFFIX = ".DQ"
 #: Message options of ours, that travel with a message through retries and delays.
 PARENT, ROOT, REPLAY_OF = "joblog_parent", "joblog_root", "joblog_replay_of"
 SECTION, UNIQUE, DUPLICATE = "joblog_section", "joblog_unique", "joblog_duplicate"
+#: Of a message that was put back, as its section is taken.
+WAITS = "joblog_waits"
+#: In what a message is bound to: the message that it was made for.
+BOUND_FOR = "jid"
 
 #: What actors and messages may carry, beside the columns of a model of the user's own.
 OPTIONS = frozenset(
@@ -78,6 +82,17 @@ def option(broker: Broker, message: AnyMessage, name: str, default: Any = None) 
 def is_logged(broker: Broker, message: AnyMessage) -> bool:
     """Tell whether a message's job has a row."""
     return bool(option(broker, message, "log_job", default=True))
+
+
+def age_left(broker: Broker, message: AnyMessage) -> int | None:
+    """Return the milliseconds until ``AgeLimit`` drops a message; None if it does not."""
+    limit = next((m for m in broker.middleware if isinstance(m, AgeLimit)), None)
+    if limit is None:
+        return None
+    max_age = option(broker, message, "max_age") or limit.max_age
+    if not isinstance(max_age, (int, float)):
+        return None
+    return max(1, round(float(message.message_timestamp) + max_age - now()))
 
 
 def attempt_of(message: Any) -> int:
@@ -148,8 +163,13 @@ class Messages:
             found,
         )
 
-    def bind(self, broker: Broker, message: AnyMessage) -> None:
+    def bind(self, broker: Broker, message: AnyMessage) -> bool:
         """Check a message's options, and make the keys that it is bound to, once.
+
+        A copy of a message under an id of its own is another message.
+
+        Returns:
+          Whether the message was bound to a key that it is unique by just now.
 
         Raises:
           ConfigurationError: If they cannot be used, or a key cannot be made.
@@ -160,20 +180,34 @@ class Messages:
             self._joblog.check_job_type(message.options["job_type"], where)
         if "log_lines" in message.options:
             check_level(message.options["log_lines"], f"{where} has log_lines")
-        for name, frozen, kind in (
-            ("exclusive", SECTION, Exclusive),
-            ("unique", UNIQUE, Unique),
-        ):
-            if frozen in message.options:
-                continue
-            wanted = _wanted(kind, option(broker, message, name), where)
-            if wanted is not None:
-                key = self._key(broker, message, wanted.key, where)
-                message.options[frozen] = asdict(replace(wanted, key=key))
-                if message.options.get(name) is not None:
-                    # No encoder need know our classes; a new run of the job makes the same key.
-                    text = key.replace("{", "{{").replace("}", "}}")
-                    message.options[name] = asdict(replace(wanted, key=text))
+        self._bind_to(broker, message, Exclusive, where)
+        return self._bind_to(broker, message, Unique, where)
+
+    def _bind_to(self, broker: Broker, message: Any, kind: Any, where: str) -> bool:
+        """Make the key of one kind that a message is bound to; return whether it is a new one."""
+        name, frozen = ("exclusive", SECTION) if kind is Exclusive else ("unique", UNIQUE)
+        options = message.options
+        bound = options.get(frozen)
+        wanted = _wanted(kind, option(broker, message, name), where)
+        if bound is not None and not _is_of_another(bound, message):
+            if kind is Exclusive:
+                # The key is made once; all else is as the code that runs says.
+                options[frozen] = _renewed(bound, wanted)
+            return False
+        if wanted is None:
+            if bound is None:
+                return False
+            # Who copied it does not know its actor, so that its key stays.
+            options[frozen] = bound | {BOUND_FOR: message.message_id}
+            return True
+        key = self._key(broker, message, wanted.key, where)
+        options[frozen] = asdict(replace(wanted, key=key)) | {BOUND_FOR: message.message_id}
+        options.pop(DUPLICATE, None)
+        if options.get(name) is not None:
+            # No encoder need know our classes; a new run of the job makes the same key.
+            text = key.replace("{", "{{").replace("}", "}}")
+            options[name] = asdict(replace(wanted, key=text))
+        return True
 
     def row(self, broker: Broker, message: AnyMessage) -> dict[str, Any]:
         """Return the columns that a message alone decides."""
@@ -242,6 +276,40 @@ class Messages:
         if isinstance(field, UserIdField) and is_text_of_number(value):
             columns["user_is_text"] = True
         return columns
+
+
+class Wanted(NamedTuple):
+    """The section that a message waits for."""
+
+    key: str
+    #: How many of it may run at once.
+    limit: int
+
+
+def section_in(broker: Broker, message: AnyMessage) -> Wanted | None:
+    """Return the section of a message that was bound to one, by the limit of the running code."""
+    bound = message.options.get(SECTION)
+    if not isinstance(bound, dict) or not isinstance(bound.get("key"), str):
+        return None
+    wanted = option(broker, message, "exclusive")
+    if isinstance(wanted, Exclusive):
+        limit: Any = wanted.limit
+    else:
+        limit = (wanted if isinstance(wanted, dict) else bound).get("limit", 1)
+    return Wanted(bound["key"], limit if isinstance(limit, int) else 1)
+
+
+def _is_of_another(bound: Any, message: Any) -> bool:
+    """Tell whether what a message is bound to was made for the message that it was copied from."""
+    made_for = bound.get(BOUND_FOR) if isinstance(bound, dict) else None
+    return made_for is not None and made_for != message.message_id
+
+
+def _renewed(bound: Any, wanted: Exclusive | None) -> Any:
+    """Return a section whose key was made before, with the values of today."""
+    if wanted is None or not isinstance(bound, dict):
+        return bound
+    return bound | asdict(wanted) | {"key": bound.get("key")}
 
 
 def _max_retries(broker: Broker, message: AnyMessage) -> int | None:

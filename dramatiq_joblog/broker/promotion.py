@@ -1,15 +1,19 @@
 """Bringing the job that waits longest forward, once its section is free.
 
 A message that waits lies in the memory of the worker process that took it from the delay queue.
-Each process looks at its own: in one question for each key, however many wait for it.
+Each process looks after its own: it says in the log that it has them, and puts the one that is
+next forward once its section is free.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import heapq
+import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.common import q_name
@@ -17,19 +21,39 @@ from dramatiq.logging import get_logger
 
 from dramatiq_joblog.database.connection import Connection
 from dramatiq_joblog.errors import DatabaseAwayError
+from dramatiq_joblog.locking.waiters import ATTEND_EVERY
 from dramatiq_joblog.payload.sanitize import fold_jid
 
-from .messages import SECTION
+from .messages import DELAY_SUFFIX, WAITS, section_in
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from dramatiq import Broker
 
     from dramatiq_joblog.joblog import JobLog
 
+#: Milliseconds between two looks whether the sections of what waits here are free.
+TICK = 50
 #: Milliseconds between two looks at what waits here.
-TICK = 200
-#: As many keys are looked at in a row at most.
-MAX_KEYS = 50
+SCAN_EVERY = 200
+#: A look takes at most this part of the time: the pause after it is so many times as long.
+REST = 20
+#: Milliseconds until a broker that did not take a message is tried again.
+AGAIN = 1_000
+#: As many keys, or jobs, are asked for at once at most.
+MAX_ASKED = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """A message that waits in this process."""
+
+    consumer: Any
+    #: As it lies in the consumer's queue.
+    item: Any
+    #: How many of its key may run at once, as the running code says.
+    limit: int
 
 
 class Waker(threading.Thread):
@@ -45,69 +69,117 @@ class Waker(threading.Thread):
         self._joblog = joblog
         self._broker = broker
         self._logger = get_logger(__name__, type(self))
-        self._look = threading.Event()
+        self._wanted = threading.Event()
         self._stopped = False
-        #: The host's threads that hold messages back until their time has come.
-        self.consumers: list[Any] = []
+        #: The host's threads that take messages from queues, delay queues among them.
+        self._consumers: list[Any] = []
+        #: What waits here: by key, and by jid.
+        self._waiting: dict[str, dict[str, _Held]] = {}
+        self._scan_due = self._attend_due = 0.0
+        #: Queues in which a message has just been put that this process can take at once.
+        self._filled: set[str] = set()
 
-    def look(self) -> None:
-        """Look now: a section may be free."""
-        self._look.set()
+    def attach(self, consumer: Any) -> None:
+        """Look after what a thread of the host's takes from its queue."""
+        self._consumers.append(consumer)
+
+    def detach(self, consumer: Any) -> None:
+        """Leave what waits in a thread of the host's to the broker."""
+        if consumer in self._consumers:
+            self._consumers.remove(consumer)
+
+    def look(self, keys: Iterable[str]) -> None:
+        """Look now, if somebody waits here for one of *keys*, which may be free."""
+        if not self._waiting.keys().isdisjoint(keys):
+            self._wanted.set()
+
+    def filled(self, queue_name: str) -> None:
+        """Take at once what was put in a queue, if this process does that."""
+        self._filled.add(queue_name)
+        self._wanted.set()
 
     def stop(self) -> None:
         """End."""
         self._stopped = True
-        self._look.set()
+        self._wanted.set()
         if self.is_alive():
             self.join(timeout=10.0)
 
     def run(self) -> None:
         """Look whenever something may have changed, and now and then."""
         connection = Connection(self._joblog.database)
+        pause = TICK / 1000
         while not self._stopped:
-            self._look.wait(TICK / 1000)
-            self._look.clear()
+            self._wanted.wait(pause)
+            self._wanted.clear()
+            began = time.monotonic()
             try:
+                self._take_filled()
+                self._scan()
+                self._attend(connection)
                 self._wake(connection)
+                pause = max(TICK / 1000, REST * (time.monotonic() - began))
             except DatabaseAwayError as e:
                 self._logger.debug("Nobody is brought forward: %s", e)
+                pause = AGAIN / 1000
             except Exception:
                 # They come by themselves, only later.
                 self._logger.warning("A waiting job was not brought forward.", exc_info=True)
+                pause = AGAIN / 1000
         connection.close()
 
+    def _scan(self) -> None:
+        """See what waits here."""
+        began = time.monotonic()
+        if began < self._scan_due:
+            return
+        waiting: dict[str, dict[str, _Held]] = {}
+        for consumer in list(self._consumers):
+            if consumer.queue_name.endswith(DELAY_SUFFIX):
+                for item in _items_of(consumer.delay_queue):
+                    message = _message_of(item)
+                    section = section_in(self._broker, message)
+                    if section is not None and WAITS in message.options:
+                        mine = waiting.setdefault(section.key, {})
+                        jid = fold_jid(message.message_id)
+                        mine[jid] = _Held(consumer, item, section.limit)
+        self._waiting = waiting
+        took = time.monotonic() - began
+        self._scan_due = began + max(SCAN_EVERY / 1000, REST * took)
+
+    def _attend(self, connection: Connection) -> None:
+        """Say that this process has the messages of those that wait here."""
+        now = time.monotonic()
+        if now < self._attend_due or not self._waiting:
+            return
+        held = {jid: each for mine in self._waiting.values() for jid, each in mine.items()}
+        waiters = self._joblog.transitions.locks.waiters
+        for jids in _parts(sorted(held)):
+            connection.ask(functools.partial(waiters.attend, jids))
+            for jid in connection.ask(functools.partial(waiters.given_up, jids)):
+                # It waits for nothing any more.
+                self._put_forward(held[jid])
+        self._attend_due = now + ATTEND_EVERY / 1000
+
     def _wake(self, connection: Connection) -> None:
-        waiting: dict[str, tuple[int, dict[str, tuple[Any, Any]]]] = {}
-        for consumer in self.consumers:
-            queue = consumer.delay_queue
-            with queue.mutex:
-                items = list(queue.queue)
-            for item in items:
-                message = _message_of(item)
-                section = message.options.get(SECTION)
-                if section is not None:
-                    _, mine = waiting.setdefault(section["key"], (section["limit"], {}))
-                    mine[fold_jid(message.message_id)] = (consumer, item)
-        for key, (limit, mine) in list(waiting.items())[:MAX_KEYS]:
-            jobs = connection.ask(functools.partial(self._next_of, key, limit))
-            for job in jobs:
-                if job.jid in mine:
-                    self._put_forward(*mine[job.jid])
-
-    def _next_of(self, key: str, limit: int) -> list[Any]:
-        """Return the jobs that may enter a section now."""
+        """Put those forward that may come in now."""
         locks = self._joblog.transitions.locks
-        free = locks.free(key, limit)
-        return list(locks.waiters(key).limit(free)) if free > 0 else []
+        for keys in _parts(list(self._waiting)):
+            held = connection.ask(functools.partial(locks.count_held, keys))
+            for key in keys:
+                mine = self._waiting[key]
+                free = max(each.limit for each in mine.values()) - held.get(key, 0)
+                if free > 0:
+                    for job in connection.ask(functools.partial(locks.waiters.next_of, key, free)):
+                        if job.jid in mine:
+                            self._put_forward(mine[job.jid])
 
-    def _put_forward(self, consumer: Any, item: Any) -> None:
+    def _put_forward(self, held: _Held) -> None:
         """Do what the host does with a message whose time has come."""
+        consumer, item = held.consumer, held.item
         queue = consumer.delay_queue
-        with queue.mutex:
-            if item not in queue.queue:
-                return
-            queue.queue.remove(item)
-            heapq.heapify(queue.queue)
+        if not _take_out(queue, item):
+            return
         held_back = _message_of(item)
         message = held_back.copy(queue_name=q_name(held_back.queue_name))
         message.options.pop("eta", None)
@@ -120,8 +192,58 @@ class Waker(threading.Thread):
             raise
         consumer.post_process_message(held_back)
         queue.task_done()
+        self._take(message.queue_name)
+
+    def _take_filled(self) -> None:
+        while self._filled:
+            self._take(self._filled.pop())
+
+    def _take(self, queue_name: str) -> None:
+        """Take a message from a queue that the host's idle thread looks at only now and then."""
+        consumer = next((c for c in self._consumers if c.queue_name == queue_name), None)
+        if consumer is None or consumer.paused or not _is_polled(self._broker):
+            return
+        if not consumer.work_queue.empty():
+            # There is no thread at leisure to run it.
+            return
+        taker = self._broker.consume(queue_name, prefetch=1, timeout=1)
+        message = next(taker, None)
+        if message is not None:
+            consumer.handle_message(message)
+
+
+def _is_polled(broker: Any) -> bool:
+    """Tell whether a broker's consumers sleep between two looks, and nothing wakes them."""
+    redis = sys.modules.get("dramatiq.brokers.redis")
+    return redis is not None and isinstance(broker, redis.RedisBroker)
+
+
+def _items_of(queue: Any) -> list[Any]:
+    """Return what lies in a priority queue."""
+    with _mutex_of(queue):
+        return list(queue.queue)
+
+
+def _take_out(queue: Any, item: Any) -> bool:
+    """Take an item out of a priority queue, wherever it is; return whether it was there."""
+    with _mutex_of(queue):
+        for index, other in enumerate(queue.queue):
+            if other is item:
+                del queue.queue[index]
+                heapq.heapify(queue.queue)
+                return True
+    return False
+
+
+def _mutex_of(queue: Any) -> Any:
+    # Those of gevent have none: there nobody comes in between.
+    return getattr(queue, "mutex", None) or contextlib.nullcontext()
 
 
 def _message_of(item: Any) -> Any:
     # A tuple before dramatiq 2.
     return item[-1] if isinstance(item, tuple) else item.message
+
+
+def _parts(values: Sequence[str]) -> list[Sequence[str]]:
+    return [values[n : n + MAX_ASKED] for n in range(0, len(values), MAX_ASKED)]

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from peewee import MySQLDatabase, fn
 
 from dramatiq_joblog.database.clock import database_now
-from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.payload.parameters import parameters_of
 from dramatiq_joblog.payload.redaction import scrub_key
 from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.schema.models import to_millis
-from dramatiq_joblog.schema.query import literal_states
-from dramatiq_joblog.states import State
+
+from .waiters import Waiters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,13 +29,13 @@ if TYPE_CHECKING:
 
     from peewee import Database
 
+    from .waiters import Place
+
 #: Milliseconds that a section stays held after the last sign of life of its holder.
 DEFAULT_TTL = 60_000
 #: Milliseconds that a uniqueness lasts at most, so that a message that vanished does not hold
 #: up others for ever.
 DEFAULT_UNIQUE_TTL = 24 * 3600 * 1000
-#: Milliseconds that a waiter may be late before those behind it no longer wait for it.
-PATIENCE = 5_000
 
 #: Milliseconds that the row of a key is kept which nobody holds.
 KEEP_IDLE = 24 * 3600 * 1000
@@ -176,11 +175,12 @@ class Claim:
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a key, by the database's clock."""
+    """Who keeps others from a key, by the database's clock."""
 
     owner: str
     since: datetime
-    until: datetime
+    #: When its lease runs out; None for a job that waits for the key, and comes in next.
+    until: datetime | None
 
 
 class Lease:
@@ -227,20 +227,20 @@ class Locks:
 
     def __init__(self, lock: Any, job: Any) -> None:
         self.lock = lock
-        self.job = job
+        #: Who waits for a section.
+        self.waiters = Waiters(job)
         self._database: Database = lock._meta.database
         self._now: str = database_now(self._database).sql
         self._table = f'"{lock._meta.table_name}"'
         #: Whether an upsert can neither be guarded nor return anything.
         self._in_steps = isinstance(self._database, MySQLDatabase)
-        self._waited_for = Compiled(self._database, self._waiting)
         self._guard = threading.Lock()
         #: What this process holds, by token.
         self._leases: dict[str, Lease] = {}
         #: Called with the milliseconds within which a lease that was taken must be renewed.
         self.renew_within: Callable[[int], None] = _nobody
-        #: Called when a section may have become free: that is committed.
-        self.freed: Callable[[], None] = _nothing
+        #: Called with the keys of sections that may have become free: that is committed.
+        self.freed: Callable[[set[str]], None] = _nothing
         #: Names this process in rows, and the milliseconds of silence after which others take
         #: it to be gone; None in one that is no worker.
         self.process: str | None = None
@@ -254,6 +254,18 @@ class Locks:
         began = time.monotonic()
         fence = self._take_first(claim) if claim.limit == 1 else self._take_any(claim)
         return None if fence is None else self._hold(claim, fence, began)
+
+    def take_in_turn(self, claim: Claim, place: Place) -> Lease | None:
+        """Take a slot of a section, unless living waiters before *place* want all that are free.
+
+        What is kept for the claim's owner between two runs is its own in any case.
+        """
+        if claim.by_hand or not self.owns(claim.key, claim.owner):
+            limit = claim.limit
+            ahead = self.waiters.count_ahead(claim.key, claim.owner, place, most=limit)
+            if ahead and ahead >= self.free(claim.key, limit):
+                return None
+        return self.take(claim)
 
     def take_all(self, claims: Sequence[Claim]) -> dict[str, Lease]:
         """Take those keys of *claims*, all different and with one slot, that are free.
@@ -285,6 +297,28 @@ class Locks:
         row = self._rows(kind, key).where(lock.owner.is_null(False)).order_by(lock.slot).first()
         return None if row is None else Holder(row.owner, row.acquired_at, row.expires_at)
 
+    def blocker(self, claim: Claim, place: Place) -> Holder | None:
+        """Return who keeps a claim on a section out: a holder, or the waiter that is next.
+
+        None if nobody does any more.
+        """
+        self.bound(claim.kind, claim.key)
+        if self.free(claim.key, claim.limit) > 0:
+            waiter = self.waiters.first_ahead(claim.key, claim.owner, place)
+            if waiter is not None:
+                return Holder(waiter.jid, waiter.waiting_since, None)
+        return self.holder(claim.kind, claim.key)
+
+    def bound(self, kind: str, key: str) -> None:
+        """Let no lease of a key last for more than its time from now on.
+
+        It does if the database's clock went back since it was renewed.
+        """
+        lock = self.lock
+        most = database_now(self._database) + lock.ttl
+        too_long = lock.kind == kind, lock.key == key, lock.expires_at > most
+        lock.update(expires_at=most).where(*too_long).execute()
+
     def release(self, kind: str, key: str, owner: str, token: str | None) -> None:
         """Give up what *owner* holds, unless a later run of it holds it by now."""
         lock = self.lock
@@ -309,21 +343,12 @@ class Locks:
         for kind, key in sorted(set(held.tuples())):
             self.release(kind, key, owner, token)
 
-    def waited_for(self, keys: Sequence[str]) -> set[str]:
-        """Return those of *keys* that somebody waits for."""
-        return {section for (section,) in self._waited_for.execute(keys).fetchall()}
-
-    def _waiting(self, keys: Sequence[str]) -> Any:
-        job = self.job
-        waiting = job.state.in_(literal_states([State.WAITING]))
-        return job.select(job.section).where(waiting, job.section.in_(keys)).distinct()
-
     def keep(self, key: str, owner: str, token: str, milliseconds: int) -> None:
         """Keep a section for its owner's next run, which begins within *milliseconds*."""
         lock = self.lock
         expires = database_now(self._database) + milliseconds
         (
-            lock.update(token=None, process=None, expires_at=expires)
+            lock.update(token=None, process=None, ttl=milliseconds, expires_at=expires)
             .where(
                 lock.kind == SECTION,
                 lock.key == key,
@@ -407,26 +432,17 @@ class Locks:
         held = self._rows(SECTION, key).where(lock.owner == owner, self._is_live())
         return bool(held.exists())
 
-    def waiters(self, key: str) -> Any:
-        """Return a select of the jobs that wait for a section, the one that is next first."""
-        job = self.job
-        waiting = job.state.in_(literal_states([State.WAITING]))
-        return job.select().where(job.section == key, waiting).order_by(job.waiting_since, job.id)
-
-    def ahead(self, key: str, jid: str, since: int | None, most: int) -> int:
-        """Return how many wait for a section longer than *jid*, which waits *since*, and live.
-
-        No more than *most* are counted.
-        """
-        job = self.job
-        older = [job.jid != jid, job.eta > database_now(self._database) - PATIENCE]
-        if since is not None:
-            older.append(job.waiting_since < since)
-        return len(self.waiters(key).select(job.id).where(*older).limit(most).tuples())
-
     def free(self, key: str, limit: int) -> int:
         """Return how many slots of a section are free."""
         return limit - int(self._rows(SECTION, key).where(self._is_live()).count())
+
+    def count_held(self, keys: Sequence[str]) -> dict[str, int]:
+        """Return how many slots of each of *keys* are held; those that are free are left out."""
+        lock = self.lock
+        held = lock.select(lock.key, fn.count(lock.id)).where(
+            lock.kind == SECTION, lock.key.in_(keys), self._is_live()
+        )
+        return dict(held.group_by(lock.key).tuples())
 
     def now(self) -> int:
         """Return the database's time."""
@@ -548,6 +564,8 @@ class Locks:
             fences = {}
             for claim in claims:
                 self._lock_slot(claim, slot)
+                if claim.limit == 1 and self._is_held_beyond(claim):
+                    continue
                 fence = self._take_locked(claim, slot, again)
                 if fence is not None:
                     fences[claim.token] = fence
@@ -561,8 +579,9 @@ class Locks:
                 owner = excluded.owner, token = excluded.token, process = excluded.process,
                 ttl = excluded.ttl, fence = {again}, last_fence = {again},
                 acquired_at = excluded.acquired_at, expires_at = excluded.expires_at
-            WHERE held.owner IS NULL OR held.expires_at <= {self._now}
-                OR (held.owner = excluded.owner AND (held.token IS NULL OR ?))
+            WHERE (held.owner IS NULL OR held.expires_at <= {self._now}
+                OR (held.owner = excluded.owner AND (held.token IS NULL OR ?)))
+                {self._alone if all(claim.limit == 1 for claim in claims) else ""}
             RETURNING token, fence
         """
         values: list[Any] = []
@@ -570,6 +589,23 @@ class Locks:
             values += [c.kind, c.key, slot, c.owner, c.token, c.process, c.ttl, c.ttl]
         rows = self._execute(text, (*values, any(claim.reenter for claim in claims)))
         return {token: int(fence) for token, fence in rows}
+
+    @property
+    def _alone(self) -> str:
+        """Return the condition that nobody holds a key by a higher limit than one."""
+        return f"""AND NOT EXISTS (
+            SELECT 1 FROM {self._table} AS other WHERE other.kind = held.kind
+                AND other."key" = held."key" AND other.slot > 0
+                AND (other.owner <> excluded.owner OR other.token IS NOT NULL)
+                AND other.expires_at > {self._now})"""
+
+    def _is_held_beyond(self, claim: Claim) -> bool:
+        """Tell whether another holds a key by a higher limit than one."""
+        lock = self.lock
+        # What is kept for its owner's next run keeps nobody else's place.
+        other = (lock.owner != claim.owner) | lock.token.is_null(False)
+        others = self._rows(claim.kind, claim.key).where(lock.slot > 0, other, self._is_live())
+        return bool(others.exists())
 
     def _lock_slot(self, claim: Claim, slot: int) -> int:
         """Make the row of a slot if there is none, lock it, and return its last fence."""
@@ -617,10 +653,13 @@ class Locks:
 
 
 def describe_holder(holder: Holder | None) -> str:
-    """Say who holds a key, since when and until when."""
+    """Say who holds a key, or waits for it, since when and until when."""
     if holder is None:
         return "was taken, and is free by now"
-    since, until = (f"{at:%Y-%m-%d %H:%M:%S} UTC" for at in (holder.since, holder.until))
+    since = f"{holder.since:%Y-%m-%d %H:%M:%S} UTC"
+    if holder.until is None:
+        return f"is kept for job {holder.owner}, which waits for it since {since}"
+    until = f"{holder.until:%Y-%m-%d %H:%M:%S} UTC"
     return f"is held by {holder.owner} since {since}, until {until} unless it is renewed"
 
 
@@ -633,7 +672,7 @@ def _nobody(milliseconds: int) -> None:
     """Stand in for whoever renews."""
 
 
-def _nothing() -> None:
+def _nothing(keys: set[str]) -> None:
     """Stand in for whoever looks after those that wait."""
 
 

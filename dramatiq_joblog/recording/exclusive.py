@@ -6,6 +6,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.locking.locks import SECTION, Claim, describe_holder
+from dramatiq_joblog.locking.waiters import ATTENDED, COMES_BACK, Place
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import FINAL, DeadReason, Start, State
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
     from .transitions import Event, Transitions
 
-#: Milliseconds until a waiter comes back, for each that waits before it and for itself; at most.
-TURN, TURN_AT_MOST = 250, 10_000
 #: Milliseconds until a copy of a message comes back whose job may be running.
 COPY_DELAY = 5_000
 
@@ -45,8 +44,9 @@ class Sections:
         begins = [e for e in events if e.is_begin]
         # What ends now frees what begins now.
         self.transitions.write([e for e in events if not e.is_begin])
-        if any(e.section is not None and e.kind == "end" for e in events):
-            self._locks.freed()
+        freed = {e.section["key"] for e in events if e.section is not None and e.kind == "end"}
+        if freed:
+            self._locks.freed(freed)
         if begins:
             self._begin_all(begins)
 
@@ -76,7 +76,7 @@ class Sections:
             section: Any = event.section
             if section["limit"] == 1 and self._is_plain(event, rows.get(event.jid)):
                 plain.setdefault(section["key"], event)
-        waited_for = self._locks.waited_for(list(plain)) if plain else set()
+        waited_for = self._locks.waiters.waited_for(list(plain)) if plain else set()
         wanted = [event for key, event in plain.items() if key not in waited_for]
         leases = self._locks.take_all([self._claim(event, reenter=False) for event in wanted])
         begun = [event for event in wanted if event.row["token"] in leases]
@@ -123,21 +123,23 @@ class Sections:
             if self.transitions.close(event, row):
                 self._locks.release(SECTION, section["key"], event.jid, row.token)
                 return
-        since = None if row is None or row.waiting_since is None else to_millis(row.waiting_since)
-        waiters = 0
-        if section["on_conflict"] == "wait" and not self._locks.owns(section["key"], event.jid):
-            waiters = self._locks.ahead(
-                section["key"], event.jid, since, most=section["limit"] + TURN_AT_MOST // TURN
-            )
-        if not waiters or waiters < self._locks.free(section["key"], section["limit"]):
-            event.lease = self._locks.take(claim)
+        place = self._place_of(event, row)
+        event.lease = self._locks.take_in_turn(claim, place)
         if event.lease is None:
-            self._conflict(event, row, since, waiters)
+            self._conflict(event, row, claim, place)
             return
         event.granted = True
         self.transitions.put(event, row)
+        if place.since is not None:
+            self.transitions.end_waiting(event.row, place.since, self._locks.now())
+
+    def _place_of(self, event: Event, row: Any) -> Place:
+        """Return the place of a run in the line of its section."""
+        since = None if row is None or row.waiting_since is None else to_millis(row.waiting_since)
         if since is not None:
-            self.transitions.end_waiting(event.row, since, self._locks.now())
+            # It may be of before the database's clock went back.
+            since = min(since, self._locks.now())
+        return Place(_has_begun(event, row), since)
 
     @staticmethod
     def _claim(event: Event, *, reenter: bool) -> Claim:
@@ -170,45 +172,78 @@ class Sections:
                 return False
         return True
 
-    def _conflict(self, event: Event, row: Any, since: int | None, waiters: int) -> None:
-        section: Any = event.section
-        event.holder = self._locks.holder(SECTION, section["key"])
-        event.taken = f"section {section['key']!r} {describe_holder(event.holder)}"
-        policy, timed_out = section["on_conflict"], False
+    def _conflict(self, event: Event, row: Any, claim: Claim, place: Place) -> None:
+        """Write what becomes of a run that does not come in."""
+        event.holder = self._locks.blocker(claim, place)
+        event.taken = f"section {claim.key!r} {describe_holder(event.holder)}"
         now = self._locks.now()
-        since = now if since is None else since
-        if policy == "wait" and section["wait_for"] is not None:
-            left = section["wait_for"] - (now - since)
-            if left <= 0:
-                policy, timed_out = section["on_timeout"], True
+        since = now if place.since is None else place.since
+        policy, left = _policy(event.section, place, now - since)
+        timed_out = left is not None and left <= 0
         if policy == "retry":
             event.found = None
-            if timed_out:
-                # Its next attempt may wait as long again.
-                self.transitions.end_waiting(event.row, since, self._locks.now())
-            return
-        values = event.row | {"started_at": None, "queue_time": None, "updated_at": now}
-        if policy == "wait":
-            # The first of the waiters looks often, and each behind it less so.
-            delay = min(TURN * (waiters + 1), TURN_AT_MOST)
-            delay = round(delay * random.uniform(0.8, 1.2))  # noqa: S311
-            if section["wait_for"] is not None:
-                delay = min(delay, max(left, 1))
-            event.delay = delay
-            values |= {"state": State.WAITING.value, "eta": now + delay, "waiting_since": since}
         else:
-            values |= {"finished_at": now, "eta": None}
-            if policy == "skip":
-                values |= {"state": State.SKIPPED.value, "skip_reason": event.taken}
+            values = event.row | {"queue_time": None, "updated_at": now}
+            values["started_at"] = to_millis(row.started_at) if _has_run(row) else None
+            if policy == "wait":
+                values |= self._waiting(event, row, now, left) | {"waiting_since": since}
             else:
-                reason = DeadReason.WAIT_TIMEOUT if timed_out else DeadReason.CONFLICT
-                values |= {"state": State.DEAD.value, "dead_reason": reason.value}
-                values |= {"error_type": "LockNotAcquired", "error_message": event.taken}
-        event.found = values["state"]
-        if row is not None and policy == "wait":
-            # What an earlier run left stays to be read.
-            values |= {name: getattr(row, name) for name in ("error_type", "error_message")}
-            values["duration"] = row.duration
-        self.transitions.put(event.as_end(values), row)
+                values |= {"eta": None, "finished_at": now}
+                values |= _dropped(policy, event.taken, timed_out=timed_out)
+            event.found = values["state"]
+            self.transitions.put(event.as_end(values), row)
         if timed_out:
-            self.transitions.end_waiting(event.row, since, self._locks.now())
+            # Its next attempt may wait as long again.
+            self.transitions.end_waiting(event.row, since, now)
+
+    @staticmethod
+    def _waiting(event: Event, row: Any, now: int, left: int | None) -> dict[str, Any]:
+        """Put a run off, and return the columns of a job that waits."""
+        # It is put forward once its section is free; by itself it comes only now and then.
+        delay = round(COMES_BACK * random.uniform(0.8, 1.0))  # noqa: S311
+        for latest in (left, event.comes_back_within):
+            delay = delay if latest is None else min(delay, latest)
+        event.delay = max(1, delay)
+        values = {"state": State.WAITING.value, "eta": now + min(event.delay, ATTENDED)}
+        if row is not None:
+            # What an earlier run left stays to be read.
+            for name in ("duration", "error_message", "error_type"):
+                values[name] = getattr(row, name)
+        return values
+
+
+def _policy(section: Any, place: Place, waited: int) -> tuple[str, int | None]:
+    """Return what becomes of a job that does not come in, and how long it may wait yet."""
+    if section["on_conflict"] == "wait" and section["wait_for"] is not None:
+        left = section["wait_for"] - waited
+        return ("wait" if left > 0 else section["on_timeout"]), left
+    # What is half done is neither dropped nor fails: it waits, whatever its policy.
+    return ("wait" if place.begun else section["on_conflict"]), None
+
+
+def _dropped(policy: str, taken: str, *, timed_out: bool) -> dict[str, Any]:
+    """Return the columns of a job that does not come in, and does not wait."""
+    if policy == "skip":
+        return {"state": State.SKIPPED.value, "skip_reason": taken}
+    return {
+        "state": State.DEAD.value,
+        "dead_reason": (DeadReason.WAIT_TIMEOUT if timed_out else DeadReason.CONFLICT).value,
+        "error_type": "LockNotAcquired",
+        "error_message": taken,
+    }
+
+
+def _has_run(row: Any) -> bool:
+    """Tell whether a job that goes on was in its body before, and did not come to its end."""
+    if row is None or row.started_at is None or row.state in FINAL:
+        return False
+    # A run that ended well, and enqueued its own message again, left nothing half done.
+    return row.state not in (State.ENQUEUED, State.DELAYED) or row.error_type is not None
+
+
+def _has_begun(event: Event, row: Any) -> bool:
+    """Tell whether a run goes on with what an earlier one has begun."""
+    if row is None:
+        # The log does not know; a retry is not dropped on a suspicion.
+        return bool(event.row["attempt"] > 1)
+    return _has_run(row)

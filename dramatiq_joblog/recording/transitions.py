@@ -81,6 +81,9 @@ class Event:
     rerun: bool = False
     #: The job's critical section: the values of an :class:`Exclusive`, its key being made.
     section: dict[str, Any] | None = None
+    #: For a start in a section: milliseconds within which its message must be looked at again,
+    #: whatever it waits for; None for any time.
+    comes_back_within: int | None = None
     #: What the job is unique by: ``key``, ``until`` and ``ttl``.
     unique: dict[str, Any] | None = None
     #: For an end: the start of its run, if that may not have been written.
@@ -552,7 +555,7 @@ class Transitions:
         if row is not None:
             # Back to where every run may begin from, so that the rule stands once.
             job = self.job
-            beginning = {"state": State.ENQUEUED, "attempt": event.row["attempt"]}
+            beginning = {"state": State.ENQUEUED, "attempt": event.row["attempt"], "token": None}
             job.update(beginning).where(job.jid == event.jid).execute()
         self._write_all([event])
 

@@ -8,20 +8,10 @@ import dramatiq
 import pytest
 
 from dramatiq_joblog import Exclusive
-from dramatiq_joblog.recording import exclusive as sections
-
-
-@pytest.fixture
-def far_etas(monkeypatch):
-    """Let waiting messages come back by themselves only after a minute."""
-    monkeypatch.setattr(sections, "TURN", 60_000)
-    monkeypatch.setattr(sections, "TURN_AT_MOST", 60_000)
 
 
 @pytest.mark.parametrize("kind", ["stub", "redis"])
-def test_the_next_starts_when_its_section_is_free(
-    joblog, make_broker, worker, eventually, far_etas, kind
-):
+def test_the_next_starts_when_its_section_is_free(joblog, make_broker, worker, eventually, kind):
     """Those that wait come in one after the other, the oldest first, long before their eta."""
     broker = make_broker(kind, "last", joblog=joblog)
     go, order = threading.Event(), []
@@ -45,7 +35,7 @@ def test_the_next_starts_when_its_section_is_free(
 
 
 def test_a_message_that_could_not_be_put_forward(
-    joblog, make_broker, worker, eventually, far_etas, monkeypatch, caplog
+    joblog, make_broker, worker, eventually, monkeypatch, caplog
 ):
     """A message that the broker does not take now is tried again, and not lost."""
     broker = make_broker("stub", "last", joblog=joblog)

@@ -300,6 +300,9 @@ def test_the_fence_of_a_key_whatever_its_limit(locks):
     fences.append(locks.take(claim("d")).fence)
     fences.append(locks.take(claim("e", limit=2)).fence)
     locks.release(SECTION, "key", "d", "d 1")
+    # One at a time, it says: another is in by the higher limit.
+    assert locks.take(claim("f")) is None
+    locks.release(SECTION, "key", "e", "e 1")
     fences.append(locks.take(claim("f")).fence)
     assert [1, 2, 3, 4, 5, 6] == fences
 

@@ -61,11 +61,11 @@ class SectionMachine(RuleBasedStateMachine):
 
     joblog = None
 
-    @initialize(limit=st.integers(1, 3), policy=st.sampled_from(["wait", "retry", "skip"]))
-    def empty(self, limit, policy):
+    @initialize(limit=st.integers(1, 3))
+    def empty(self, limit):
         for model in (self.joblog.Job, self.joblog.Failure, self.joblog.Worker, self.joblog.Lock):
             model.delete().execute()
-        exclusive = Exclusive("key", limit=limit, on_conflict=policy, ttl=60_000)
+        exclusive = Exclusive("key", limit=limit, on_conflict="wait", ttl=60_000)
         self.limit, self.section = limit, dataclasses.asdict(exclusive)
         self.numbers = itertools.count()
         self.processes = [Process(self.joblog, next(self.numbers)) for _ in range(2)]
@@ -97,30 +97,43 @@ class SectionMachine(RuleBasedStateMachine):
 
     # Steps
 
-    @rule(job=st.sampled_from("abcd"), which=st.integers(0, 1), redelivered=st.booleans())
-    def begin(self, job, which, redelivered):
+    @rule(
+        job=st.sampled_from("abcd"),
+        which=st.integers(0, 1),
+        redelivered=st.booleans(),
+        policy=st.sampled_from(["wait", "retry", "skip", "fail"]),
+    )
+    def begin(self, job, which, redelivered, policy):
         process, attempt = self.processes[which], self.attempts.setdefault(job, 1)
         known = self.joblog.Job.get_or_none(self.joblog.Job.jid == job)
-        others_wait = self.joblog.waiters("key").where(self.joblog.Job.jid != job).exists()
-        room = len([row for row in self.in_use() if row.owner != job]) < self.limit
+        others_wait = self.joblog.waiters("key").where(self.joblog.Job.jid != job).count()
+        room = self.limit - len([row for row in self.in_use() if row.owner != job])
         token, now = new_token(None), int(time.time() * 1000)
         columns = {"jid": job, "actor": "work", "queue": "default", "state": "started"}
         columns["worker"] = "here"
         columns |= dict.fromkeys(("enqueued_at", "started_at", "created_at", "updated_at"), now)
         columns |= {"attempt": attempt, "token": token, "section": "key"}
         columns["process"] = process.heartbeat.process
-        event = Event("start", columns, section=self.section, redelivered=redelivered)
+        section = self.section | {"on_conflict": policy}
+        event = Event("start", columns, section=section, redelivered=redelivered)
         process.sections.write([event])
 
         if event.granted:
             self.grant(Held(job, attempt, token, event.lease, process.number))
         assert event.granted == (event.lease is not None)
         fresh = known is None or known.state in ("waiting", "retrying")
-        if fresh and room and not others_wait:
+        if fresh and room > 0 and not others_wait:
             # What is free, or whose lease ran out, is had by whoever asks.
             assert event.granted
-        if not room and not any(row.owner == job for row in self.in_use()):
+        if room <= 0 and not any(row.owner == job for row in self.in_use()):
             assert not event.granted
+        if known is None and others_wait >= room:
+            # Nobody who comes new passes those that wait.
+            assert not event.granted
+        after = self.joblog.Job.get_or_none(self.joblog.Job.jid == job)
+        if known is not None and known.state in ("started", "lost") and not event.granted:
+            # What was cut off is neither dropped nor fails.
+            assert after.state in ("started", "lost", "waiting")
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), state=st.sampled_from(["finished", "dead", "retrying", "skipped"]))

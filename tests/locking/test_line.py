@@ -1,0 +1,323 @@
+"""One line for all who want a key: who comes in next, whatever their policy and whoever is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+
+import dramatiq
+import pytest
+
+from dramatiq_joblog import Exclusive, LockNotAcquired, current_job
+from dramatiq_joblog.locking.waiters import ATTENDED, PATIENCE
+
+#: Milliseconds; longer than any test takes.
+LONG = 60_000
+
+
+@pytest.fixture
+def broker(joblog, make_broker):
+    """Return a broker with the log."""
+    broker = make_broker("stub", "last", joblog=joblog)
+    broker.fail_fast_default = False
+    return broker
+
+
+@pytest.fixture
+def declare():
+    """Return a function that declares an actor in the section ``key``, and the order of runs."""
+    order = []
+
+    def make(policy, **options):
+        exclusive = Exclusive("key", on_conflict=policy, **options)
+
+        @dramatiq.actor(actor_name=f"work_{policy}", exclusive=exclusive, min_backoff=LONG)
+        def work(name):
+            order.append(name)
+
+        return work
+
+    make.order = order
+    return make
+
+
+def now():
+    return time.time_ns() // 1_000_000
+
+
+def put_in_line(job_factory, jid, *, waits=10_000, eta=LONG, **more):
+    """Make the row of a waiter of ``key``, whose message is nowhere."""
+    row = {"state": "waiting", "section": "key", "started_at": None, "finished_at": None}
+    row |= {"waiting_since": now() - waits, "eta": now() + eta}
+    return job_factory(jid=jid, **row | more)
+
+
+# A job that has begun
+
+
+@pytest.mark.parametrize("policy", ["skip", "wait", "retry", "fail"])
+@pytest.mark.parametrize("state", ["lost", "started", "retrying"])
+def test_a_job_that_has_begun_waits(
+    joblog, broker, worker, job_factory, declare, eventually, policy, state
+):
+    """A job whose worker vanished, or whose retry came late, waits whatever its policy."""
+    work = declare(policy)
+    message = work.message("begun")
+    message.options["retries"] = int(state == "retrying")
+    job_factory(
+        jid=message.message_id,
+        state=state,
+        token="a",
+        section="key",
+        finished_at=None,
+        actor=work.actor_name,
+    )
+    with worker(broker):
+        with joblog.lock("key"):
+            broker.enqueue(message)
+            eventually(lambda: joblog.get(message.message_id).state == "waiting")
+            assert joblog.get(message.message_id).started_at is not None
+        eventually(lambda: joblog.get(message.message_id).state == "finished")
+
+    assert ["begun"] == declare.order
+    assert "waited" in [f.outcome for f in joblog.get(message.message_id).failures]
+
+
+@pytest.mark.parametrize("policy", ["skip", "fail"])
+def test_a_job_that_runs_again_on_purpose_is_a_newcomer(
+    joblog, broker, worker, job_factory, declare, eventually, policy
+):
+    """A job that has ended, and is put into its queue once more, does what its policy says."""
+    work = declare(policy)
+    message = work.message("again")
+    job_factory(jid=message.message_id, state="dead", token="a", section="key")
+    with worker(broker), joblog.lock("key"):
+        broker.enqueue(message)
+        state = {"skip": "skipped", "fail": "dead"}[policy]
+        why = joblog.Job.dead_reason if policy == "fail" else joblog.Job.skip_reason
+        eventually(joblog.jobs.in_state(state).where(why.is_null(False)).exists)
+
+    assert [] == declare.order
+
+
+def test_a_retry_for_its_section_has_not_begun(joblog, broker, worker, declare, eventually):
+    """A job that was only refused so far is refused again, and does not wait."""
+    work = declare("retry", limit=1)
+    message = work.message("refused")
+    message.options.update(min_backoff=10, max_backoff=20, max_retries=3)
+    with worker(broker), joblog.lock("key"):
+        broker.enqueue(message)
+        eventually(lambda: joblog.get(message.message_id).state == "dead")
+
+    assert ["SectionTakenError"] * 4 == [
+        f.error_type for f in joblog.get(message.message_id).failures
+    ]
+
+
+def test_who_has_begun_comes_first(joblog, broker, worker, declare, job_factory, eventually):
+    """A job that has begun comes in before those that wait longer and have not."""
+    work = declare("wait")
+    first = work.message("begun")
+    with worker(broker, worker_threads=1):
+        with joblog.lock("key"):
+            waits = work.send("waits")
+            eventually(lambda: joblog.get(waits.message_id).state == "waiting")
+            row = {"state": "lost", "token": "a", "section": "key", "finished_at": None}
+            job_factory(jid=first.message_id, **row)
+            broker.enqueue(first)
+            eventually(lambda: joblog.get(first.message_id).state == "waiting")
+            assert [first.message_id, waits.message_id] == [j.jid for j in joblog.waiters("key")]
+        eventually(lambda: joblog.jobs.finished().count() == 2)
+
+    assert ["begun", "waits"] == declare.order
+
+
+# Newcomers
+
+
+@pytest.mark.parametrize(
+    ("policy", "state"),
+    [("skip", "skipped"), ("wait", "waiting"), ("retry", "retrying"), ("fail", "dead")],
+)
+def test_newcomers_stand_behind(
+    joblog, broker, worker, job_factory, declare, eventually, policy, state
+):
+    """A newcomer of any policy finds a key taken that is free, and that a living waiter wants."""
+    put_in_line(job_factory, "waiter")
+    work = declare(policy)
+    with worker(broker):
+        message = work.send("newcomer")
+        job = eventually(
+            lambda: joblog.jobs.in_state(state).where(joblog.Job.jid != "waiter").first()
+        )
+
+    assert [] == declare.order
+    assert job.jid == message.message_id
+    if policy != "wait":
+        told = job.skip_reason or job.error_message
+        assert "is kept for job waiter, which waits for it since" in told
+
+
+@pytest.mark.parametrize("waiters", [1, 2])
+def test_as_many_as_there_is_room_for(joblog, broker, worker, job_factory, declare, waiters):
+    """A newcomer comes in if more slots are free than living waiters want."""
+    for n in range(waiters):
+        put_in_line(job_factory, f"waiter {n}")
+    work = declare("skip", limit=2)
+    with worker(broker):
+        message = work.send("newcomer")
+        broker.join("default")
+
+    assert ("finished" if waiters < 2 else "skipped") == joblog.get(message.message_id).state
+
+
+def test_by_hand_stands_behind(joblog, job_factory):
+    """A lock by hand does not pass a living waiter, and says whom it is kept for."""
+    put_in_line(job_factory, "waiter")
+    joblog.release()
+    with pytest.raises(LockNotAcquired, match="is kept for job waiter, which waits for it"):
+        joblog.lock("key", wait=100).__enter__()
+    with joblog.lock("key", limit=2):
+        pass
+
+
+def test_by_hand_before_who_comes_later(joblog, job_factory):
+    """A lock by hand that waits longer than a job comes in before it."""
+    entered = threading.Event()
+
+    def wait():
+        with joblog.lock("key", wait=LONG):
+            entered.set()
+        joblog.release()
+
+    with joblog.lock("key"):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        put_in_line(job_factory, "later", waits=-1_000)
+        joblog.release()
+    assert entered.wait(10)
+    thread.join()
+
+
+@pytest.mark.parametrize("policy", ["skip", "retry", "fail"])
+def test_waiters_beside_a_stream_of_newcomers(joblog, broker, worker, eventually, policy):
+    """Those that wait come in one after the other, however many newcomers ask meanwhile."""
+    done, inside, most = threading.Event(), [], []
+
+    def stay(name):
+        inside.append(name)
+        most.append(len(inside))
+        time.sleep(0.005)
+        inside.remove(name)
+
+    options = {"max_retries": 1000 * (policy == "retry"), "min_backoff": 5, "max_backoff": 10}
+    waits = dramatiq.actor(
+        stay, actor_name="waits", exclusive=Exclusive("key", on_conflict="wait", wait_for=30_000)
+    )
+    hurries = dramatiq.actor(
+        stay, actor_name="hurries", exclusive=Exclusive("key", on_conflict=policy), **options
+    )
+
+    def newcomers():
+        for n in itertools.takewhile(lambda _: not done.is_set(), itertools.count()):
+            if broker.queues["default"].qsize() < 2:
+                hurries.send(f"newcomer {n}")
+            with contextlib.suppress(LockNotAcquired), joblog.lock("key", wait=5):
+                stay("by hand")
+        joblog.release()
+
+    threads = [threading.Thread(target=newcomers) for _ in range(2)]
+    with worker(broker, worker_threads=4):
+        with joblog.lock("key"):
+            waiting = [waits.send(f"waiter {n}").message_id for n in range(6)]
+            eventually(lambda: joblog.jobs.waiting().of_actor("waits").count() == 6)
+        for thread in threads:
+            thread.start()
+        eventually(lambda: joblog.jobs.of_actor("waits").finished().count() == 6, timeout=25)
+        done.set()
+        for thread in threads:
+            thread.join()
+
+    jobs = [joblog.get(jid) for jid in waiting]
+    began = [job.started_at for job in jobs]
+    assert sorted(began) == began
+    assert {1} == set(most)
+
+
+# Who is absent
+
+
+@pytest.mark.parametrize("policy", ["skip", "wait", "retry", "fail"])
+def test_an_absent_waiter_is_not_waited_for(joblog, broker, worker, job_factory, declare, policy):
+    """Nobody waits for those that are not looked after any more, however many there are."""
+    for n in range(20):
+        put_in_line(job_factory, f"absent {n}", eta=-PATIENCE - 1)
+    work = declare(policy)
+    with worker(broker):
+        messages = [work.send("newcomer")]
+        broker.join("default")
+    with joblog.lock("key"):
+        pass
+
+    assert {"finished"} == {joblog.get(m.message_id).state for m in messages}
+
+
+def test_absent_waiters_do_not_slow_others_down(
+    joblog, broker, worker, job_factory, declare, eventually
+):
+    """Behind absent waiters, those that wait come in as soon as the section is free."""
+    for n in range(20):
+        put_in_line(job_factory, f"absent {n}", eta=-PATIENCE - 1)
+    work = declare("wait")
+    with worker(broker):
+        with joblog.lock("key"):
+            for n in range(5):
+                message = work.send(n)
+                eventually(lambda jid=message.message_id: joblog.get(jid).state == "waiting")
+            began = time.monotonic()
+        eventually(lambda: joblog.jobs.finished().count() == 5)
+
+    assert list(range(5)) == declare.order
+    assert time.monotonic() - began < PATIENCE / 1000
+
+
+def test_waiters_are_looked_after(joblog, broker, worker, declare, eventually, monkeypatch):
+    """The process that has a waiter's message says so for as long as it has it."""
+    monkeypatch.setattr("dramatiq_joblog.broker.promotion.ATTEND_EVERY", 100)
+    work = declare("wait")
+    with worker(broker):
+        with joblog.lock("key"):
+            message = work.send("waits")
+            first = eventually(lambda: joblog.get(message.message_id).eta)
+            eventually(lambda: joblog.get(message.message_id).eta > first)
+            assert (joblog.get(message.message_id).eta - joblog.now()).total_seconds() < (
+                ATTENDED / 1000 + 1
+            )
+        eventually(lambda: joblog.get(message.message_id).state == "finished")
+
+
+def test_a_waiter_of_before_the_clock_went_back(joblog, job_factory):
+    """A waiter that would be expected for far longer than any is, is absent."""
+    put_in_line(job_factory, "absent", eta=3_600_000)
+    joblog.release()
+    with joblog.lock("key"):
+        pass
+
+
+def test_a_waiter_with_a_limit_of_its_own(joblog, broker, worker, job_factory, eventually):
+    """The fence and the lease of a job that waited are its own."""
+    seen = []
+
+    @dramatiq.actor(exclusive=Exclusive("key", limit=2, on_conflict="wait"))
+    def work():
+        seen.append((current_job().fence, current_job().lease_lost))
+
+    with worker(broker):
+        with joblog.lock("key", limit=2), joblog.lock("key", limit=2):
+            work.send()
+            eventually(joblog.jobs.waiting().exists)
+        eventually(joblog.jobs.finished().exists)
+
+    assert [(3, False)] == seen
