@@ -286,12 +286,15 @@ def pages_of(log):
         paths = ["/", "/jobs", "/dead", "/locks", "/workers", "/actions", "/jobs.json", "/metrics"]
         paths += [f"/jobs/{jid}" for jid in jids]
         paths += [f"/confirm/requeue?jid={jid}" for jid in jids[:3]]
-        return "\n".join(asking.get(path).text for path in paths)
+        answers = [asking.get(path) for path in paths]
+    assert {200} == {answer.status_code for answer in answers}
+    return "\n".join(answer.text for answer in answers)
 
 
 def printed(log, url, *arguments):
     """Return what the command line says."""
     done = CliRunner().invoke(program, ["--database", url, *arguments])
+    assert done.exit_code in (0, 1), done.output
     return done.output
 
 

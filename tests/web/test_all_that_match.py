@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from pages import opened
 from starlette.testclient import TestClient
 
 from dramatiq_joblog import JobLog
 from dramatiq_joblog.schema.query import LOOK
-from dramatiq_joblog.web import actions, dashboard
+from dramatiq_joblog.web import actions
 
 #: A search that no index answers.
 WORDS = "needle"
@@ -44,8 +45,7 @@ def log(sqlite_url):
 @pytest.fixture
 def page(log):
     """Return a client of the page, on this machine."""
-    app = dashboard(log)
-    with TestClient(app, base_url="http://localhost", client=("127.0.0.1", 1)) as client:
+    with TestClient(opened(log), base_url="http://localhost", client=("127.0.0.1", 1)) as client:
         yield client
 
 
