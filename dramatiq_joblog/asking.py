@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from .admin import audit as people
 from .admin.retention import DEFAULT_BATCH
 from .database.checkout import checked_out, transaction
-from .database.timeouts import bounded
+from .database.timeouts import bounded, refuse_event_loop
 from .errors import JobLogError, LockNotAcquired, SearchError
 from .payload.sanitize import fold_jid
 from .payload.values import MAX_INT, MAX_MILLIS
@@ -256,7 +256,9 @@ class Asking(Generic[J]):
 
         Raises:
           QueryTimeout: If one takes longer.
+          ConfigurationError: Inside a running event loop, whose tasks would share the connection.
         """
+        refuse_event_loop("joblog.reading() is used")
         self._settle()
         with checked_out(self.database), bounded(self.database, timeout):
             yield

@@ -163,6 +163,9 @@ class Waker(threading.Thread):
 
     def _wake(self, connection: Connection) -> None:
         """Put those forward that may come in now."""
+        if not self._waiting:
+            # Others may want the connection meanwhile.
+            connection.close()
         locks = self._joblog.transitions.locks
         for keys in _parts(list(self._waiting)):
             held = connection.ask(functools.partial(locks.count_held, keys))

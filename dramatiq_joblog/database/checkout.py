@@ -10,6 +10,7 @@ import contextlib
 import random
 import re
 import sqlite3
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +36,21 @@ TURN_WITHIN = 10_000
 _PAUSE, _PAUSE_AT_MOST = 0.001, 0.05
 
 
+class _Checkouts(threading.local):
+    """The connections of a thread that were opened for questions."""
+
+    def __init__(self) -> None:
+        #: How many questions each has open now, by the identity of the driver's connection.
+        self.counts: dict[int, int] = {}
+        self.thread = threading.get_ident()
+
+
+_checkouts = _Checkouts()
+
+
 @contextlib.contextmanager
 def checked_out(database: Database) -> Iterator[bool]:
-    """Have a connection for the block, and give it back at its end if the block opened it.
+    """Have a connection for the block; the last of such blocks gives back what one had to open.
 
     Yields:
       Whether it was opened for the block.
@@ -47,30 +60,44 @@ def checked_out(database: Database) -> Iterator[bool]:
     """
     opened = open_connection(database)
     # Any: the drivers' own.
-    mine: Any = database.connection() if opened else None
+    raw: Any = database.connection()
+    counts, thread, broken = _checkouts.counts, _checkouts.thread, False
+    if opened:
+        counts[id(raw)] = 0
+    # Any other was opened by the application.
+    ours = id(raw) in counts
+    if ours:
+        counts[id(raw)] += 1
     try:
         yield opened
     except DatabaseAwayError:
         # A query of the block has said so.
-        if opened:
-            discard(database)
+        broken = True
         raise
     except PeeweeException as e:
-        if not is_unavailable(e):
-            raise
-        if opened:
-            discard(database)
-        raise unavailable(e) from e
+        broken = is_unavailable(e)
+        if broken:
+            raise unavailable(e) from e
+        raise
     finally:
-        # Not one that the block's own code opened, nor another thread's: a generator may end
-        # in a thread that did not begin it.
-        if (
-            opened
-            and not database.is_closed()
-            and database.connection() is mine
-            and not database.in_transaction()
-        ):
+        if ours:
+            counts[id(raw)] -= 1
+            # A generator may end in a thread that did not begin it: then its own thread's next
+            # question gives the connection back.
+            if counts[id(raw)] == 0 and threading.get_ident() == thread:
+                _give_back(database, raw, broken=broken)
+
+
+def _give_back(database: Database, raw: Any, *, broken: bool) -> None:
+    """Close this thread's connection, which nobody asks on now."""
+    if not database.is_closed() and database.connection() is raw:
+        if database.in_transaction():
+            return
+        if broken:
+            discard(database)
+        else:
             database.close()
+    _checkouts.counts.pop(id(raw), None)
 
 
 @contextlib.contextmanager

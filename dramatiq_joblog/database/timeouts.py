@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 import threading
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from peewee import DatabaseError, MySQLDatabase, SqliteDatabase
 
-from dramatiq_joblog.errors import DatabaseAwayError, QueryTimeout
+from dramatiq_joblog.errors import ConfigurationError, DatabaseAwayError, QueryTimeout
 
 from .connection import cut
 
@@ -24,6 +25,22 @@ _STEPS = 2_000
 #: What the databases say of a question that was cut: PostgreSQL, MySQL and MariaDB.
 _CUT_STATE = "57014"
 _CUT_CODES = {3024, 1969}
+
+
+def refuse_event_loop(what: str) -> None:
+    """Refuse what keeps a thread's connection, or waits, where the thread runs an event loop.
+
+    Raises:
+      ConfigurationError: If it does; *what* begins the sentence.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise ConfigurationError(
+        f"{what} inside a running event loop, all of whose tasks share its thread's connection: "
+        "put the questions into a function, and await asyncio.to_thread(function)"
+    )
 
 
 @contextlib.contextmanager

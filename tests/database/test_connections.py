@@ -167,6 +167,29 @@ def test_a_generator_that_another_thread_ends(filled):
     filled.database.close()
 
 
+def test_generators_that_end_out_of_order(filled):
+    """Of two generators at once the last that ends gives the connection back."""
+    short, long = filled.jobs.limit(1).iterator(), filled.jobs.iterator()
+
+    seen = [next(short), *(next(long) for _ in range(2))]
+    assert list(short) == []
+    seen += long
+
+    assert len(seen) == 5
+    assert filled.database.is_closed()
+
+
+def test_the_next_question_gives_back_what_a_generator_left(filled):
+    """A connection whose generator another thread ended goes with the next question."""
+    rows = filled.jobs.iterator()
+    next(rows)
+    with ThreadPoolExecutor(1) as other:
+        other.submit(rows.close).result()
+
+    assert filled.jobs.count() == 4
+    assert filled.database.is_closed()
+
+
 def test_the_jobs_of_a_user(sqlite_url):
     """The backref of a model of one's own gives its connection back too."""
     database = SqliteDatabase(sqlite_url.removeprefix("sqlite:///"))

@@ -1,0 +1,78 @@
+"""Questions within a bound, and acts that wait for their turn to write."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from itertools import count
+
+import pytest
+
+from dramatiq_joblog import ConfigurationError, JobLog
+from dramatiq_joblog.recording.transitions import Event
+
+
+def test_reading_in_an_event_loop(joblog):
+    """A reading inside a running event loop is refused with its cure, which works."""
+
+    def ask():
+        with joblog.reading(timeout=5_000):
+            return joblog.jobs.count()
+
+    async def refused():
+        with pytest.raises(ConfigurationError, match=r"await asyncio\.to_thread"):
+            ask()
+
+    async def two():
+        return await asyncio.gather(*(asyncio.to_thread(ask) for _ in range(2)))
+
+    asyncio.run(refused())
+    assert asyncio.run(two()) == [0, 0]
+    assert ask() == 0
+    assert joblog.database.is_closed()
+
+
+@pytest.fixture
+def busy(sqlite_url):
+    """Return a log whose file another connection writes to all the time, with gaps."""
+    log = JobLog(sqlite_url)
+    log.create_tables()
+    over = threading.Event()
+
+    def write():
+        numbers = count()
+        with sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), timeout=30) as connection:
+            connection.isolation_level = None
+            while not over.wait(0.001):
+                connection.execute("BEGIN IMMEDIATE")
+                for _ in range(20):
+                    connection.execute(
+                        "INSERT INTO joblog_mark (name, value) VALUES (?, 1)", (str(next(numbers)),)
+                    )
+                connection.execute("COMMIT")
+        connection.close()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    yield log
+    over.set()
+    thread.join()
+    log.close()
+
+
+def test_acts_beside_a_busy_writer(busy):
+    """What people do waits for its turn to write to a SQLite file, and never fails of it."""
+    jids = [f"j{n}" for n in range(60)]
+    row = {"actor": "work", "queue": "default", "attempt": 1, "enqueued_at": 0}
+    row |= {"created_at": 0, "updated_at": 0}
+    for jid in jids:
+        busy.writer.put(Event("enqueue", row | {"jid": jid, "state": "enqueued"}))
+
+    for jid in jids:
+        assert busy.cancel(jid, who="ada").dead_reason == "cancelled"
+        assert busy.dismiss(jid, who="ada") == [jid]
+        busy.record("note", who="ada", jid=jid)
+
+    assert busy.actions.count() == 180
+    assert busy.prune({"dead": 0})["dead"] == 60
