@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
 import os
 import tempfile
-import time
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
-from dramatiq.logging import get_logger
 from peewee import Database, PeeweeException, SqliteDatabase
 
 from .admin.cancel import Cancelling
@@ -26,9 +23,9 @@ from .database.checkout import checked_out
 from .database.clock import database_now
 from .database.mysql import fit
 from .database.url import describe, open_database
-from .errors import ConfigurationError, DatabaseAwayError, JobLogError, JobNotFound, LockNotAcquired
-from .locking.locks import DEFAULT_TTL, SECTION, Claim, describe_holder, fold_key
-from .locking.waiters import Place
+from .errors import ConfigurationError, DatabaseAwayError, JobLogError, JobNotFound
+from .locking.by_hand import HeldByHand
+from .locking.locks import DEFAULT_TTL, SECTION, Claim, fold_key
 from .payload.encryption import Seal
 from .payload.redaction import Redactor
 from .payload.sanitize import fold_jid
@@ -36,7 +33,7 @@ from .recording.current import running
 from .recording.exclusive import Sections
 from .recording.heartbeat import here
 from .recording.spool import Spool
-from .recording.transitions import Transitions, new_token
+from .recording.transitions import Transitions
 from .recording.writer import POLICIES, Writer
 from .replaying import Replaying
 from .schema.migrations import migrate
@@ -46,13 +43,13 @@ from .statistics.rollups import Totals
 from .statistics.watermarks import Marks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from .admin.doctor import Finding
     from .admin.retention import Keep
     from .database.queries import Select
     from .database.url import DatabaseURL
-    from .locking.locks import Holder, Lease
+    from .locking.locks import Holder
     from .recording.writer import OnOutage
     from .schema.query import JobQuery
 
@@ -205,14 +202,14 @@ class JobLog(Asking[J], Cancelling[J], Replaying[J], Generic[J]):
         query: JobQuery[J] = self.transitions.locks.waiters.all_of(fold_key(key))
         return query
 
-    @contextlib.contextmanager
     def lock(
         self, key: str, *, limit: int = 1, ttl: int = DEFAULT_TTL, wait: int | None = None
-    ) -> Iterator[Lease]:
+    ) -> HeldByHand:
         """Hold a key until the end of the block; it is renewed for as long as that takes.
 
+        In a coroutine it is ``async with joblog.lock(...)``, which blocks no event loop.
         Whoever holds it does not come in a second time: a block inside the block waits for
-        itself.
+        itself.  Jobs that wait longer for the key come in first.
 
         Example:
           >>> with joblog.lock("nightly report") as lease:
@@ -228,63 +225,48 @@ class JobLog(Asking[J], Cancelling[J], Replaying[J], Generic[J]):
         Raises:
           LockNotAcquired: If another holds it, for all that time.
           ConfigurationError: Inside a transaction of the same database: nobody else could see
-            what was done under the lock before it is free again.
+            what was done under the lock before it is free again.  With *wait*, and not by
+            ``async with``, inside a running event loop.
           DatabaseAwayError: If the database cannot be asked.
         """
+        locks = self.transitions.locks
+
+        def claim(token: str) -> Claim:
+            self._refuse_in_transaction(key)
+            job = running.get()
+            return Claim(
+                SECTION,
+                fold_key(key),
+                here() if job is None else fold_jid(job.jid),
+                token,
+                ttl,
+                process=locks.process,
+                limit=limit,
+                by_hand=True,
+            )
+
+        return HeldByHand(locks, self.writer, key, claim, wait or 0)
+
+    def _refuse_in_transaction(self, key: str) -> None:
         if not self.database.is_closed() and self.database.in_transaction():
             raise ConfigurationError(
                 f"lock {key!r} is taken inside a transaction, whose end nobody would wait for: "
                 "take the lock first, and begin the transaction inside it"
             )
-        job, locks, token = running.get(), self.transitions.locks, new_token(None)
-        claim = Claim(
-            SECTION,
-            fold_key(key),
-            here() if job is None else fold_jid(job.jid),
-            token,
-            ttl,
-            process=locks.process,
-            limit=limit,
-            by_hand=True,
-        )
-        lease = self._wait_for(claim, key, wait or 0)
-        try:
-            yield lease
-        finally:
-            # Whatever becomes of the release, the lease then runs out.
-            locks.forget(token)
-            try:
-                self.writer.call(lambda: locks.release(SECTION, claim.key, claim.owner, token))
-            except DatabaseAwayError as e:
-                get_logger(__name__, type(self)).warning(
-                    "Lock %r stays held until its lease runs out, in %d ms: %s", key, ttl, e
-                )
 
-    def _wait_for(self, claim: Claim, key: str, wait: int) -> Lease:
-        """Take a key within *wait* milliseconds."""
-        deadline, pause = time.monotonic() + wait / 1000, 0.05
-        locks = self.transitions.locks
-        # Those that wait longer come first.
-        place = Place(since=self.writer.call(locks.now))
-        while True:
-            lease: Lease | None = self.writer.call(lambda: locks.take_in_turn(claim, place))
-            if lease is not None and not lease.lost:
-                return lease
-            if lease is not None:
-                # The news of it took longer than the lease: another may have it by now.
-                self.writer.call(
-                    lambda: locks.release(SECTION, claim.key, claim.owner, claim.token)
-                )
-            if time.monotonic() >= deadline:
-                holder: Holder | None = self.writer.call(lambda: locks.blocker(claim, place))
-                text = describe_holder(holder)
-                if holder is None:
-                    raise LockNotAcquired(key, text)
-                raise LockNotAcquired(
-                    key, text, owner=holder.owner, since=holder.since, until=holder.until
-                )
-            time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
-            pause = min(pause * 1.5, 0.5)
+    def refuse_behind_transaction(self, key: str) -> None:
+        """Refuse to claim a key where the claim would wait for this very thread.
+
+        Raises:
+          ConfigurationError: Inside a transaction of a SQLite database, which one connection at
+            a time may write to.
+        """
+        if isinstance(self.database, SqliteDatabase) and not self._may_wait():
+            raise ConfigurationError(
+                f"a message with the unique key {key!r} is sent inside a transaction of the log's "
+                "SQLite database, for whose end its claim would wait: send it after the "
+                "transaction, or give the log a database file of its own"
+            )
 
     def claim(self, claim: Claim) -> Holder | None:
         """Take a key, or return who holds it."""
@@ -294,7 +276,13 @@ class JobLog(Asking[J], Cancelling[J], Replaying[J], Generic[J]):
             taken = locks.take(claim)
             return None if taken is not None else locks.holder(claim.kind, claim.key)
 
-        holder: Holder | None = self.writer.call(take)
+        try:
+            holder: Holder | None = self.writer.call(take)
+        except BaseException:
+            # It may have been taken all the same.
+            claim.given_up = True
+            self.writer.post(lambda: locks.release(claim.kind, claim.key, claim.owner, claim.token))
+            raise
         return holder
 
     @property

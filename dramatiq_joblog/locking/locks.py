@@ -171,6 +171,8 @@ class Claim:
     reenter: bool = False
     #: Whether it is taken by hand: then its owner may hold other slots of the key as well.
     by_hand: bool = False
+    #: Whether who wanted it does not wait for an answer any more: then it is not taken.
+    given_up: bool = False
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,8 @@ class Locks:
 
         The lease is renewed from now on, until it is released.
         """
+        if claim.given_up:
+            return None
         began = time.monotonic()
         fence = self._take_first(claim) if claim.limit == 1 else self._take_any(claim)
         return None if fence is None else self._hold(claim, fence, began)

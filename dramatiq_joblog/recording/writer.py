@@ -264,6 +264,13 @@ class Writer:
             raise call.error
         return call.result
 
+    def post(self, function: Callable[[], Any]) -> None:
+        """Call *function* on the writer's thread, after all that was handed over before.
+
+        Nobody waits for it, and while the database is unavailable it is left out.
+        """
+        self._submit(_Call(function))
+
     def end_chore(self, chore: Callable[[], None], last: Callable[[], None]) -> None:
         """Call *chore* no more, and *last* once."""
         self._chores[:] = [c for c in self._chores if c.function != chore]

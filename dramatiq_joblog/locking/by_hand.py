@@ -1,0 +1,219 @@
+"""A key that is held by hand, for the time of a block: ``with`` or ``async with``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from dramatiq.logging import get_logger
+from typing_extensions import Self
+
+from dramatiq_joblog.errors import ConfigurationError, JobLogError, LockNotAcquired
+
+from .locks import SECTION, Claim, describe_holder
+from .waiters import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .locks import Lease, Locks
+
+    T = TypeVar("T")
+    H = TypeVar("H", bound="HeldByHand")
+
+#: Seconds between two tries; at first, and at most.
+_PAUSE, _PAUSE_AT_MOST = 0.05, 0.5
+
+
+class Asked(Protocol):
+    """What asks the database, one question after the other."""
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Return what *function* returns, once that is committed."""
+
+    def post(self, function: Callable[[], Any]) -> None:
+        """Call *function* after all that was asked before, and do not wait for it."""
+
+
+@dataclass
+class Wish:
+    """The tries to take a key, within some time."""
+
+    locks: Locks
+    claim: Claim
+    #: The key as it was given, for the error's text.
+    key: str
+    #: When to give up; monotonic, in seconds.
+    deadline: float
+    #: Those that wait longer come first.
+    place: Place = field(default_factory=Place)
+    pause: float = _PAUSE
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was tried for long enough."""
+        return time.monotonic() >= self.deadline
+
+    def next_pause(self) -> float:
+        """Return the seconds until the next try."""
+        pause = min(self.pause, max(0.0, self.deadline - time.monotonic()))
+        self.pause = min(self.pause * 1.5, _PAUSE_AT_MOST)
+        return pause
+
+    def attempt(self) -> Lease | None:
+        """Take the key if it is free, and nobody who waits longer wants it."""
+        if self.place.since is None:
+            self.place = Place(since=self.locks.now())
+        lease = self.locks.take_in_turn(self.claim, self.place)
+        if lease is not None and lease.lost:
+            self.release()
+            return None
+        return lease
+
+    def release(self) -> None:
+        """Free the key."""
+        claim = self.claim
+        self.locks.release(SECTION, claim.key, claim.owner, claim.token)
+
+    def refusal(self) -> LockNotAcquired:
+        """Return the error that says who keeps the key."""
+        holder = self.locks.blocker(self.claim, self.place)
+        text = describe_holder(holder)
+        if holder is None:
+            return LockNotAcquired(self.key, text)
+        return LockNotAcquired(
+            self.key, text, owner=holder.owner, since=holder.since, until=holder.until
+        )
+
+
+class HeldByHand(contextlib.ContextDecorator):
+    """Holds a key until the end of a block; see :meth:`JobLog.lock`.
+
+    Parameters:
+      locks: The statements on keys.
+      asked: Where they are asked.
+      key: The key, as it was given.
+      claim: Makes what is claimed, by who enters the block.
+      wait: Milliseconds to wait for it.
+    """
+
+    def __init__(
+        self, locks: Locks, asked: Asked, key: str, claim: Callable[[str], Claim], wait: int
+    ) -> None:
+        self._locks = locks
+        self._asked = asked
+        self._key = key
+        self._claim = claim
+        self._wait = wait
+        self._wish: Wish | None = None
+
+    def _recreate_cm(self) -> Self:
+        """Return one for each call of a function that this decorates."""
+        fresh = copy.copy(self)
+        fresh._wish = None
+        return fresh
+
+    def __enter__(self) -> Lease:
+        if self._wait and _in_event_loop():
+            raise ConfigurationError(
+                f"lock {self._key!r} would wait for {self._wait} ms inside a running event loop, "
+                "which would stand still: use 'async with joblog.lock(...)'"
+            )
+        wish = self._begin()
+        lease: Lease | None
+        with self._abandoned_on_error(wish):
+            while (lease := self._ask(wish.attempt)) is None:
+                if wish.is_over:
+                    raise self._ask(wish.refusal)
+                time.sleep(wish.next_pause())
+        return lease
+
+    def __exit__(self, *exc_info: object) -> None:
+        wish = self._end()
+        with self._abandoned_on_error(wish), self._logged_if_it_stays(wish):
+            self._ask(wish.release)
+        self._locks.freed({wish.claim.key})
+
+    async def __aenter__(self) -> Lease:
+        wish = self._begin()
+        lease: Lease | None
+        with self._abandoned_on_error(wish):
+            while (lease := await self._ask_aside(wish.attempt)) is None:
+                if wish.is_over:
+                    raise await self._ask_aside(wish.refusal)
+                await asyncio.sleep(wish.next_pause())
+        return lease
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        wish = self._end()
+        with self._abandoned_on_error(wish), self._logged_if_it_stays(wish):
+            await self._ask_aside(wish.release)
+        self._locks.freed({wish.claim.key})
+
+    def _begin(self) -> Wish:
+        if self._wish is not None:
+            raise ConfigurationError(
+                f"lock {self._key!r} is entered a second time; call joblog.lock() for each block"
+            )
+        deadline = time.monotonic() + self._wait / 1000
+        self._wish = Wish(self._locks, self._claim(secrets.token_hex(14)), self._key, deadline)
+        return self._wish
+
+    def _end(self) -> Wish:
+        wish, self._wish = self._wish, None
+        if wish is None:
+            raise ConfigurationError(f"lock {self._key!r} is left, and was not entered")
+        # Whatever becomes of the release, the lease then runs out.
+        self._locks.forget(wish.claim.token)
+        return wish
+
+    @contextlib.contextmanager
+    def _abandoned_on_error(self, wish: Wish) -> Any:
+        """Let go of a key that may have been taken: the answer of its commit can be lost."""
+        try:
+            yield
+        except BaseException as e:
+            self._wish = None
+            wish.claim.given_up = True
+            self._locks.forget(wish.claim.token)
+            if not isinstance(e, LockNotAcquired):
+                # After a try that is still going on.
+                self._asked.post(wish.release)
+            raise
+
+    @contextlib.contextmanager
+    def _logged_if_it_stays(self, wish: Wish) -> Any:
+        """Log that a key could not be freed: its block has ended well all the same."""
+        try:
+            yield
+        except JobLogError as e:
+            get_logger(__name__, type(self)).warning(
+                "Lock %r stays held until its lease runs out, in %d ms: %s",
+                self._key,
+                wish.claim.ttl,
+                e,
+            )
+
+    def _ask(self, function: Callable[[], T]) -> T:
+        answer: T = self._asked.call(function)
+        return answer
+
+    async def _ask_aside(self, function: Callable[[], T]) -> T:
+        """Ask on another thread, so that the event loop goes on meanwhile."""
+        loop = asyncio.get_running_loop()
+        answer: T = await loop.run_in_executor(None, self._asked.call, function)
+        return answer
+
+
+def _in_event_loop() -> bool:
+    """Tell whether this thread runs an event loop now."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,183 @@
+"""Keys that are held by hand: in coroutines, and when the database's answer is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import dramatiq
+import pytest
+from dramatiq.middleware import default_middleware
+from dramatiq.middleware.asyncio import AsyncIO
+
+from dramatiq_joblog import ConfigurationError, DatabaseAwayError, LockNotAcquired
+
+
+def test_in_two_coroutines(joblog):
+    """Coroutines of one loop wait for each other, and the loop goes on meanwhile."""
+    inside, order, ticks = [], [], []
+
+    async def stay(name):
+        async with joblog.lock("key", wait=10_000) as lease:
+            assert [] == inside
+            inside.append(name)
+            await asyncio.sleep(0.1)
+            order.append(lease.fence)
+            inside.remove(name)
+
+    async def tick():
+        while len(order) < 3:
+            ticks.append(time.monotonic())
+            await asyncio.sleep(0.01)
+
+    async def both():
+        await asyncio.gather(stay("a"), stay("b"), stay("c"), tick())
+
+    asyncio.run(both())
+    assert [1, 2, 3] == order
+    assert len(ticks) > 10
+    assert not joblog.locks.exists()
+
+
+def test_in_async_actors(joblog, make_broker, worker, eventually):
+    """Async actors hold keys by the jid of their job, and none blocks the others."""
+    stack = [*(m() for m in default_middleware), AsyncIO()]
+    broker = make_broker("stub", "last", joblog=joblog, middleware=stack)
+    owners = []
+
+    @dramatiq.actor(max_retries=0)
+    async def work():
+        async with joblog.lock("key", wait=20_000):
+            owners.append(await asyncio.to_thread(_owner, joblog))
+            await asyncio.sleep(0.05)
+
+    with worker(broker):
+        jids = {work.send().message_id for _ in range(3)}
+        eventually(lambda: joblog.jobs.finished().count() == 3)
+    assert jids == set(owners)
+
+
+def _owner(joblog):
+    owner = joblog.locks.get().owner
+    joblog.release()
+    return owner
+
+
+def test_waiting_in_a_loop_is_refused(joblog):
+    """The blocking form does not wait where an event loop would stand still; it names the cure."""
+
+    async def work():
+        with joblog.lock("key"):
+            pass
+        with (
+            pytest.raises(ConfigurationError, match=r"async with joblog\.lock"),
+            joblog.lock("key", wait=100),
+        ):
+            pass
+
+    asyncio.run(work())
+    assert not joblog.locks.exists()
+
+
+def test_taken_in_a_loop(joblog):
+    """A key that is held raises as from the blocking form."""
+
+    async def work():
+        async with joblog.lock("key"):
+            with pytest.raises(LockNotAcquired, match="is held by"):
+                async with joblog.lock("key", wait=100):
+                    pass
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("when", ["taking", "waiting", "inside"])
+def test_a_coroutine_that_is_cancelled(joblog, eventually, when):
+    """A coroutine that is cancelled holds nothing, whatever it was about."""
+    begun, go = threading.Event(), threading.Event()
+    take = joblog.transitions.locks.take
+
+    def slow(claim):
+        lease = take(claim)
+        begun.set()
+        go.wait(10)
+        return lease
+
+    async def stay():
+        async with joblog.lock("key", wait=10_000):
+            begun.set()
+            await asyncio.sleep(30)
+
+    async def work():
+        task = asyncio.create_task(stay())
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+            if when == "waiting":
+                begun.set()
+                await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go.set()
+
+    if when == "taking":
+        joblog.transitions.locks.take = slow
+    if when == "waiting":
+        with joblog.lock("key"):
+            asyncio.run(work())
+    else:
+        asyncio.run(work())
+    joblog.transitions.locks.take = take
+    joblog.writer.flush()
+    assert not joblog.locks.exists()
+    assert {} == joblog.transitions.locks._leases
+
+
+def test_a_commit_whose_answer_is_lost(joblog, monkeypatch):
+    """A lock that was taken, and that nobody knows of, is not renewed, and is free."""
+    atomic, lost = joblog.transitions.atomic, []
+
+    class Lost:
+        def __enter__(self):
+            self.transaction = atomic()
+            self.transaction.__enter__()
+
+        def __exit__(self, *exc_info):
+            self.transaction.__exit__(*exc_info)
+            if not lost:
+                lost.append(True)
+                raise DatabaseAwayError("the answer of a commit is lost")
+
+    monkeypatch.setattr(joblog.transitions, "atomic", Lost)
+    with pytest.raises(DatabaseAwayError), joblog.lock("key"):
+        pass
+    joblog.writer.flush()
+    monkeypatch.undo()
+    assert lost
+    assert {} == joblog.transitions.locks._leases
+    with joblog.lock("key"):
+        pass
+
+
+def test_as_a_decorator(joblog):
+    """A function that a lock decorates holds the key anew for each call."""
+    fences = []
+
+    @joblog.lock("key")
+    def work():
+        fences.append(joblog.locks.get().fence)
+
+    work()
+    work()
+    assert [1, 2] == fences
+    assert not joblog.locks.exists()
+
+
+def test_entered_twice(joblog):
+    """One block is not entered a second time while it is inside."""
+    lock = joblog.lock("key")
+    with lock, pytest.raises(ConfigurationError, match="a second time"), lock:
+        pass
+    with lock:
+        pass
