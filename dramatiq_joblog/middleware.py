@@ -196,6 +196,7 @@ class JobLogMiddleware(Middleware):
     def _claim(self, message: Message[Any]) -> None:
         """Take the key that a message is unique by, before it is sent."""
         unique = message.options[UNIQUE]
+        self.joblog.refuse_behind_transaction(unique["key"])
         ttl = unique["ttl"] if unique["until"] is None else min(unique["ttl"], _ON_ITS_WAY)
         owner = fold_jid(message.message_id)
         claim = Claim(UNIQUE_KIND, unique["key"], owner, None, ttl)
@@ -205,7 +206,7 @@ class JobLogMiddleware(Middleware):
             # Dramatiq would swallow it, and send what may be a duplicate.
             raise SectionUnknownError(f"key {unique['key']!r} may not be unique: {e}") from e
         if holder is None:
-            self._local.claimed = claim
+            self._local.claimed = claim, unique["ttl"]
         elif _in_after_hook():
             # Whoever sends has ended, and nobody would hear of it: its row tells instead.
             message.options[DUPLICATE] = f"the key {unique['key']!r} is held by job {holder.owner}"
@@ -220,21 +221,40 @@ class JobLogMiddleware(Middleware):
 
         @functools.wraps(enqueue)
         def watched(message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+            # A hook may send another message while this one is on its way.
+            outer = getattr(self._local, "claimed", None)
             self._local.claimed = None
             try:
-                return enqueue(message, delay=delay)
+                sent = enqueue(message, delay=delay)
+                self._confirm(self._local.claimed)
             except BaseException:
-                self._give_back(getattr(self._local, "claimed", None))
+                self._give_back(self._local.claimed)
                 raise
+            else:
+                return sent
             finally:
-                self._local.claimed = None
+                self._local.claimed = outer
 
         watched.watched_by = self  # type: ignore[attr-defined]
         broker.enqueue = watched  # type: ignore[method-assign]
 
-    def _give_back(self, claim: Claim | None) -> None:
-        if claim is None:
+    def _confirm(self, claimed: tuple[Claim, int] | None) -> None:
+        """Give the key of a message its whole time: the broker has it, whatever becomes of us."""
+        if claimed is None:
             return
+        claim, ttl = claimed
+        confirm = self.joblog.transitions.locks.confirm
+        try:
+            if claim.ttl < ttl:
+                self.joblog.writer.call(lambda: confirm(claim.key, claim.owner, ttl))
+        except JobLogError as e:
+            # It is confirmed with its row, and by its start; the message is sent already.
+            self.logger.warning("Key %r is held for %d ms at first: %s", claim.key, claim.ttl, e)
+
+    def _give_back(self, claimed: tuple[Claim, int] | None) -> None:
+        if claimed is None:
+            return
+        claim, _ = claimed
         release = self.joblog.transitions.locks.release
         try:
             self.joblog.writer.call(lambda: release(claim.kind, claim.key, claim.owner, None))

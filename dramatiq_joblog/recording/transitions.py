@@ -17,7 +17,7 @@ from peewee import SqliteDatabase, fn
 
 from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.database.upsert import Portion, Rule, is_one_statement, upsert, write_all
-from dramatiq_joblog.locking.locks import UNIQUE, Locks
+from dramatiq_joblog.locking.locks import UNIQUE, Claim, Locks
 from dramatiq_joblog.locking.release import freeing
 from dramatiq_joblog.schema.models import Job, to_millis
 from dramatiq_joblog.states import (
@@ -418,6 +418,12 @@ class Transitions:
                     locks.confirm(key, event.jid, event.unique["ttl"])
             elif (event.kind == "start" and until == "started") or (final and until is not None):
                 locks.release(UNIQUE, key, event.jid, None)
+            elif until == "finished" and written:
+                # Its time begins anew, and another may have the key if it was over.
+                locks.take(Claim(UNIQUE, key, event.jid, None, event.unique["ttl"]))
+            elif until == "started" and written:
+                # It waits yet for its section, perhaps.
+                locks.confirm(key, event.jid, event.unique["ttl"])
 
     def insert_failures(self, rows: Sequence[dict[str, Any]]) -> None:
         """Insert runs that did not finish, once each.
