@@ -38,8 +38,9 @@ TAKE_A_LOG = {"arguments.py", "import_django.py", "messages.py", "promotion.py",
 BROKER_SIDE = {"broker", "middleware", "replaying", "testing"}
 HOST_HELPERS = {"dramatiq.errors", "dramatiq.logging", "dramatiq.middleware.MiddlewareError"}
 
-#: What runs without any extra.
+#: What runs without any extra, and what only type checkers import, which bring it.
 RUNTIME = {"dramatiq", "peewee", "playhouse"}
+FOR_CHECKERS = {"typing_extensions"}
 
 #: Runs the import that is named, and prints what else it did.
 PROBE = """
@@ -173,7 +174,8 @@ def test_the_core_needs_only_what_is_installed_with_it():
         for layer, path, tree in modules()
         if rank(layer) <= rank("__init__")
         for name, _ in imported(path, tree)
-        if name.split(".")[0] not in RUNTIME | {"dramatiq_joblog"} | sys.stdlib_module_names
+        if name.split(".")[0]
+        not in RUNTIME | FOR_CHECKERS | {"dramatiq_joblog"} | sys.stdlib_module_names
     ]
 
     assert others == []
