@@ -26,6 +26,7 @@ from dramatiq.middleware import Retries, default_middleware
 from playhouse.test_utils import count_queries
 
 from dramatiq_joblog import JobLog, JobLogMiddleware
+from dramatiq_joblog.recording import mounts
 
 if TYPE_CHECKING:
     import psutil
@@ -110,6 +111,8 @@ def critical_guard(request):
 def clean_environment(critical_guard, monkeypatch, tmp_path):
     """Run each test without our environment variables, and with a state folder of its own."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    # In a container all folders may be such that do not last, which the doctor says.
+    monkeypatch.setattr(mounts, "MOUNTS", tmp_path / "no-mounts")
     for name in OUR_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections import Counter
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peewee import MySQLDatabase, PeeweeException, PostgresqlDatabase, SqliteDatabase, fn
@@ -19,34 +19,24 @@ from dramatiq_joblog.database.indexes import missing_keys
 from dramatiq_joblog.errors import DatabaseAwayError
 from dramatiq_joblog.payload.redaction import scrub
 from dramatiq_joblog.recording.heartbeat import HOST, is_gone
+from dramatiq_joblog.recording.mounts import PASSING, file_system_of
 from dramatiq_joblog.schema.migrations import compare
 from dramatiq_joblog.states import FINAL, State
+
+from .finding import Finding
+from .standstill import MAX_WAIT, Standstill
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+__all__ = ["MAX_SPOOLED", "MAX_WAIT", "Doctor", "Finding"]
+
 #: Milliseconds that this host's clock may differ from the database's.
 MAX_SKEW = 1_000
-#: Milliseconds that a job may wait in a queue before someone should look.
-MAX_WAIT = 3_600_000
 #: Seconds that events may lie in a spool while the database answers.
 MAX_SPOOLED = 60
 #: At most as many rows are counted or named; what is beyond is told as "or more".
 MOST = 1_000
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at."""
-
-    #: What was looked at, as ``clock``; the same each time.
-    name: str
-    #: Whether nothing needs to be done about it.
-    ok: bool
-    #: What was seen, in one sentence.
-    text: str
-    #: What to do about it; empty if it is ok.
-    cure: str = ""
 
 
 class Doctor:
@@ -63,6 +53,7 @@ class Doctor:
         self._database: Any = joblog.database
         #: With the writer's timeouts: nothing here waits for ever.
         self._asked = Connection(joblog.database)
+        self._standstill = Standstill(joblog.Job, joblog.Worker)
 
     def findings(self) -> list[Finding]:
         """Return what was found, in an order that does not change."""
@@ -87,7 +78,10 @@ class Doctor:
             self._clock,
             self._workers,
             self._sections,
-            self._queues,
+            self._standstill.queues,
+            self._standstill.threads,
+            self._standstill.overdue,
+            self._standstill.lost,
         )
 
     def _asking(self, look: Callable[[], Finding]) -> Finding:
@@ -293,39 +287,10 @@ class Doctor:
             )
         return Finding("sections", True, "no section is held by a job that has ended")
 
-    def _queues(self) -> Finding:
-        worker, job = self._joblog.Worker, self._joblog.Job
-        now = database_now(self._database)
-        old = list(
-            job.select(job.queue, job.created_at)
-            .where(job.state == State.ENQUEUED, job.created_at < now - MAX_WAIT)
-            .order_by(job.created_at)
-            .limit(MOST)
-        )
-        if not old:
-            return Finding("queues", True, "no job waits in a queue for more than an hour")
-        alive = worker.select().where(
-            worker.ended_at.is_null(),
-            worker.swept_at.is_null(),
-            worker.heartbeat_at + worker.timeout > now,
-        )
-        served = {queue for row in alive for queue in row.queues or ()}
-        parts = []
-        for queue, number in Counter(row.queue for row in old).most_common(5):
-            nobody = "" if queue in served else ", from which no live worker takes jobs"
-            parts.append(f"{_many(number)} in {queue!r}{nobody}")
-        return Finding(
-            "queues",
-            False,
-            f"jobs wait since {old[0].created_at:%Y-%m-%d %H:%M} UTC: {'; '.join(parts)}",
-            "start workers for these queues; if the broker has lost the messages, cancel the jobs, "
-            "and run them again",
-        )
-
     def _spools(self) -> Finding:
         waiting = self._joblog.spool.files()
         if not waiting:
-            return Finding("spools", True, f"no events wait on {HOST} to be replayed")
+            return self._place_of_spool()
         oldest = max(file.age for file in waiting)
         text = (
             f"{len(waiting)} file(s) of {sum(file.size for file in waiting)} bytes wait on {HOST} "
@@ -343,6 +308,27 @@ class Doctor:
             else "once the database answers, any process of this host that uses the log replays "
             "them within 10 s: start a worker here, as the same user",
         )
+
+    def _place_of_spool(self) -> Finding:
+        """Look whether what is kept while the database is unavailable would last."""
+        folder = self._joblog.spool.folder
+        kind = file_system_of(folder)
+        if kind in PASSING and self._joblog.writer.policy == "spool" and not self._is_passing():
+            return Finding(
+                "spools",
+                False,
+                f"the spool {folder} lies on {kind}, which {PASSING[kind]}: events kept there "
+                "while the database is unavailable go with it",
+                "mount a volume there, or name a folder on one by JobLog(spool=...); or set "
+                'on_outage="block", so that nothing is acknowledged that is not committed',
+            )
+        return Finding("spools", True, f"no events wait on {HOST} to be replayed")
+
+    def _is_passing(self) -> bool:
+        """Return whether the log itself lies in a file that goes as well."""
+        if not isinstance(self._database, SqliteDatabase):
+            return False
+        return file_system_of(Path(str(self._database.database)).parent) in PASSING
 
     def _middleware(self) -> Finding:
         ours = [m for m in self._broker.middleware if hasattr(m, "joblog")]

@@ -154,6 +154,11 @@ class Writer:
     # From any thread
 
     @property
+    def policy(self) -> str:
+        """What becomes of events while the database is unavailable: one of :data:`POLICIES`."""
+        return self._policy
+
+    @property
     def away(self) -> bool:
         """Whether the database is taken to be away."""
         return self._probe is not None

@@ -32,7 +32,8 @@ def test_a_healthy_log(joblog, database_url, make_broker):
     found = joblog.doctor(broker)
 
     pooler = ["pooler"] if "postgresql" in database_url else []
-    looked_at = [*pooler, "clock", "workers", "sections", "queues", "spools", "middleware"]
+    standing = ["queues", "threads", "overdue", "lost"]
+    looked_at = [*pooler, "clock", "workers", "sections", *standing, "spools", "middleware"]
     assert ["connection", "schema", "durability", *looked_at] == [f.name for f in found]
     # The PostgreSQL of the tests does not wait for the disk.
     expected = {"durability"} if "postgresql" in database_url else set()

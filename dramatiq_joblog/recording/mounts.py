@@ -1,0 +1,43 @@
+"""Which file system a folder lies on, where the system says so."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+#: File systems that go with their host's power, or with their container.
+PASSING = {
+    "aufs": "goes with its container",
+    "fuse-overlayfs": "goes with its container",
+    "overlay": "goes with its container",
+    "ramfs": "goes when the host restarts",
+    "tmpfs": "goes when the host restarts",
+}
+#: What this process has mounted, as proc(5) describes it.
+MOUNTS = Path("/proc/self/mountinfo")
+
+
+def file_system_of(folder: Path) -> str | None:
+    """Return the kind of file system that *folder* lies on, or would; None if nobody knows."""
+    try:
+        text = MOUNTS.read_text(encoding="utf-8", errors="surrogateescape")
+        place = folder.resolve()
+    except OSError:
+        return None
+    found: tuple[int, str] | None = None
+    for line in text.splitlines():
+        before, separator, after = line.partition(" - ")
+        fields = before.split(" ")
+        if not separator or len(fields) < 5:
+            continue
+        point = Path(_unescaped(fields[4]))
+        depth = len(point.parts)
+        # What was mounted later on the same point covers what was there.
+        if (place == point or point in place.parents) and (found is None or depth >= found[0]):
+            found = depth, after.split(" ")[0]
+    return None if found is None else found[1]
+
+
+def _unescaped(text: str) -> str:
+    """Return a mount point whose odd characters are written in octal digits."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
