@@ -273,8 +273,10 @@ class JobLog(Asking[J], Cancelling[J], Replaying[J], Generic[J]):
         locks = self.transitions.locks
 
         def take() -> Holder | None:
-            taken = locks.take(claim)
-            return None if taken is not None else locks.holder(claim.kind, claim.key)
+            if locks.take(claim) is not None:
+                return None
+            locks.bound(claim.kind, claim.key)
+            return locks.holder(claim.kind, claim.key)
 
         try:
             holder: Holder | None = self.writer.call(take)

@@ -212,6 +212,8 @@ class Doctor:
         found = f"this host's clock is {skew:+} ms off the database's"
         for host, off in sorted({row.host: row.skew for row in others}.items())[:5]:
             found += f"; that of the worker on {host} was {off:+} ms off"
+        if (back := self._went_back()) is not None:
+            return back
         if abs(skew) - uncertain <= MAX_SKEW and not others:
             return Finding("clock", True, found)
         return Finding(
@@ -220,6 +222,24 @@ class Doctor:
             found,
             "synchronise the clocks, as by NTP; states and leases do not depend on them, but "
             "started_at, finished_at, eta and queue_time do",
+        )
+
+    def _went_back(self) -> Finding | None:
+        """Return what is left of the time before the database's clock went back, if anything."""
+        worker, lock = self._joblog.Worker, self._joblog.Lock
+        now = database_now(self._database)
+        beats = worker.select().where(worker.heartbeat_at > now + MAX_SKEW).limit(MOST).count()
+        lasting = lock.select().where(lock.expires_at > now + lock.ttl + MAX_SKEW)
+        leases = lasting.limit(MOST).count()
+        if not beats and not leases:
+            return None
+        return Finding(
+            "clock",
+            False,
+            f"the database's clock went back: {_many(beats)} heartbeat(s) lie in the future, and "
+            f"{_many(leases)} lease(s) last for longer than their ttl",
+            "keep the database's clock from leaping, as by chrony that slews; workers that live "
+            "bound both within a heartbeat: start one, or joblog.unlock(key) frees a key now",
         )
 
     def _workers(self) -> Finding:

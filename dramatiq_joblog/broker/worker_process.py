@@ -121,7 +121,13 @@ class WorkerProcess:
         first = self._workers.add(worker, Place(threads, frozenset(queues)))
         if first or self._heartbeat is None:
             job, row = self._models
-            self._heartbeat = Heartbeat(job, row, timeout=timeout, ended=self._locks.end_of)
+            self._heartbeat = Heartbeat(
+                job,
+                row,
+                timeout=timeout,
+                ended=self._locks.end_of,
+                clock_went_back=self._locks.bound,
+            )
             self._listeners = ()
         self._describe(self._heartbeat)
         if first:

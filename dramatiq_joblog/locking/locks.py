@@ -313,14 +313,16 @@ class Locks:
                 return Holder(waiter.jid, waiter.waiting_since, None)
         return self.holder(claim.kind, claim.key)
 
-    def bound(self, kind: str, key: str) -> None:
-        """Let no lease of a key last for more than its time from now on.
+    def bound(self, kind: str | None = None, key: str | None = None) -> None:
+        """Let no lease, or none of a key, last for more than its time from now on.
 
         It does if the database's clock went back since it was renewed.
         """
         lock = self.lock
         most = database_now(self._database) + lock.ttl
-        too_long = lock.kind == kind, lock.key == key, lock.expires_at > most
+        too_long = [lock.expires_at > most]
+        if key is not None:
+            too_long += [lock.kind == kind, lock.key == key]
         lock.update(expires_at=most).where(*too_long).execute()
 
     def release(self, kind: str, key: str, owner: str, token: str | None) -> None:
@@ -460,6 +462,7 @@ class Locks:
         first, and only what has lain below it for *settled* milliseconds is deleted, so that
         no statement that is going on has read a lower one.
         """
+        self.bound()
         lock, now = self.lock, database_now(self._database)
         lock.delete().where(lock.kind == UNIQUE, lock.expires_at < now - idle).execute()
         old = (

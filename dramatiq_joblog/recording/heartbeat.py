@@ -28,6 +28,9 @@ DEFAULT_HEARTBEAT_TIMEOUT = 30_000
 #: Milliseconds that the row of a process which is gone is kept.
 KEEP_ENDED = 7 * 24 * 3600 * 1000
 
+#: Milliseconds that a heartbeat may lie ahead of the database's clock, as others read it.
+MAX_FUTURE = 1_000
+
 #: Milliseconds; more than any timeout is long.
 _LONG = 10**12
 
@@ -44,6 +47,7 @@ class Heartbeat:
       worker: The bound worker model.
       timeout: Milliseconds without a sign of life after which this process is taken to be gone.
       ended: Called with the name of a process that has certainly ended.
+      clock_went_back: Called once the database's clock went back.
     """
 
     def __init__(
@@ -53,11 +57,13 @@ class Heartbeat:
         *,
         timeout: int,
         ended: Callable[[str], None] | None = None,
+        clock_went_back: Callable[[], None] | None = None,
     ) -> None:
         self.job = job
         self.worker = worker
         self.timeout = timeout
         self._ended = ended
+        self._clock_went_back = clock_went_back
         #: Names this process, and no other before or after it, whatever its number.
         self.process = secrets.token_hex(8)
         self.threads = 0
@@ -140,14 +146,31 @@ class Heartbeat:
         now = database_now(self._database)
         worker = self.worker
         silent = (worker.heartbeat_at + worker.timeout < now) & (worker.timeout <= listening)
-        others = worker.select(worker, silent.alias("silent")).where(
-            worker.swept_at.is_null(), worker.process != self.process
+        future = worker.heartbeat_at > now + MAX_FUTURE
+        others = list(
+            worker.select(worker, silent.alias("silent"), future.alias("future")).where(
+                worker.swept_at.is_null(), worker.process != self.process
+            )
         )
-        for other in list(others):
+        if any(other.future for other in others):
+            self._bound()
+        for other in others:
             if other.silent or is_gone(other):
                 self._lose(other.process)
             if self._ended is not None and has_ended(other):
                 self._ended(other.process)
+
+    def _bound(self) -> None:
+        """Let heartbeats of the future count as if they were given now, once.
+
+        The database's clock went back since: else a process would be taken to live until it has
+        caught up, and all leases to last as long.
+        """
+        worker, now = self.worker, database_now(self._database)
+        future = worker.heartbeat_at > now + MAX_FUTURE
+        worker.update(heartbeat_at=now).where(future).execute()
+        if self._clock_went_back is not None:
+            self._clock_went_back()
 
     def _lose(self, process: str) -> None:
         now = database_now(self._database)

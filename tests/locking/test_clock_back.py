@@ -1,0 +1,118 @@
+"""The database's clock goes back: no lease, heartbeat or place in a line lasts for longer."""
+
+from __future__ import annotations
+
+import time
+
+import dramatiq
+import pytest
+
+from dramatiq_joblog import DuplicateJob, Exclusive, LockNotAcquired
+from dramatiq_joblog.locking.locks import SECTION, Claim
+from dramatiq_joblog.recording.heartbeat import Heartbeat
+
+HOUR = 3_600_000
+
+
+@pytest.fixture
+def held(joblog):
+    """Return a function that lets a process that is gone hold a key, by a clock an hour ahead."""
+
+    def hold(key="key", kind=SECTION, ttl=60_000):
+        heartbeat = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
+        locks = joblog.transitions.locks
+        claim = Claim(kind, key, "gone", "token", ttl, process=heartbeat.process)
+        with joblog.database.connection_context():
+            heartbeat.beat()
+            locks.take(claim)
+            locks.forget("token")
+            lock, worker = joblog.Lock, joblog.Worker
+            lock.update(expires_at=lock.expires_at + HOUR).execute()
+            worker.update(heartbeat_at=worker.heartbeat_at + HOUR, host="elsewhere").execute()
+
+    return hold
+
+
+def lease_left(joblog):
+    lock = joblog.Lock
+    row = lock.select().where(lock.owner == "gone").get()
+    left = (row.expires_at - joblog.now()).total_seconds() * 1000
+    joblog.release()
+    return left
+
+
+@pytest.mark.parametrize("ttl", [300, 60_000])
+def test_a_lease_by_hand(joblog, held, ttl):
+    """Who wants a key bounds a lease of before: it has no more than its ttl left."""
+    held(ttl=ttl)
+    assert lease_left(joblog) > HOUR / 2
+    with pytest.raises(LockNotAcquired):
+        joblog.lock("key").__enter__()
+    assert lease_left(joblog) <= ttl
+    if ttl < 1_000:
+        with joblog.lock("key", wait=10_000):
+            pass
+
+
+def test_a_unique_key(joblog, held, make_broker, eventually):
+    """A unique key of before is free after its ttl."""
+    held("key", "unique", ttl=300)
+    broker = make_broker("stub", "last", joblog=joblog)
+    work = dramatiq.actor(lambda: None, actor_name="work", unique="key", broker=broker)
+
+    def sent():
+        try:
+            return work.send()
+        except DuplicateJob:
+            return None
+
+    eventually(sent)
+
+
+def test_a_heartbeat_of_the_future(joblog, held):
+    """A heartbeat of the future counts once, as of now, and all leases are bounded with it."""
+    held()
+    held("another")
+    locks = joblog.transitions.locks
+    beat = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000, clock_went_back=locks.bound)
+    with joblog.database.connection_context():
+        beat.beat()
+        assert {True} == {row.heartbeat_at <= joblog.now() for row in joblog.Worker.select()}
+        assert {True} == {
+            (row.expires_at - joblog.now()).total_seconds() <= 60
+            for row in joblog.Lock.select().where(joblog.Lock.owner == "gone")
+        }
+
+
+def test_a_backlog_goes_on(joblog, held, make_broker, worker, eventually):
+    """Jobs that wait behind a holder that is gone come in one ttl after the clock went back."""
+    held(ttl=500)
+    broker = make_broker("stub", "last", joblog=joblog, heartbeat=100, heartbeat_timeout=1_000)
+    work = dramatiq.actor(
+        lambda: None, actor_name="work", exclusive=Exclusive("key", on_conflict="wait")
+    )
+    began = time.monotonic()
+    with worker(broker):
+        work.send()
+        eventually(lambda: joblog.jobs.finished().exists())
+    assert time.monotonic() - began < 30
+
+
+def test_doctor_says_so(joblog, held):
+    """``doctor()`` says that the clock went back, for as long as something of before is left."""
+    assert {True} == {f.ok for f in joblog.doctor() if f.name == "clock"}
+    held()
+    [clock] = [f for f in joblog.doctor() if f.name == "clock"]
+    assert not clock.ok
+    assert "1 heartbeat(s) lie in the future, and 1 lease(s) last" in clock.text
+
+
+def test_what_is_kept_for_a_retry(joblog):
+    """A section that is kept until a late retry keeps its time, which is not of a clock."""
+    locks = joblog.transitions.locks
+    with joblog.database.connection_context():
+        locks.take(Claim(SECTION, "key", "job", "token", 1_000))
+        locks.keep("key", "job", "token", HOUR)
+        locks.bound()
+        left = joblog.Lock.get(joblog.Lock.owner == "job").expires_at - joblog.now()
+        assert left.total_seconds() > 3_500
