@@ -288,6 +288,10 @@ class JobLogMiddleware(Middleware):
         message.options.pop(WAITS, None)
         # Whoever sent it may not know of sections.
         self._messages.bind(broker, message)
+        age = age_left(broker, message) if SECTION in message.options else None
+        if age is not None and age <= 0:
+            # AgeLimit comes after us and drops it: it must not be put back before that.
+            return
         run = self._local.run = self._new_run(broker, message)
         instant = now()
         run.row |= {
@@ -302,7 +306,7 @@ class JobLogMiddleware(Middleware):
             redelivered=bool(getattr(message, "redelivered", False)),
             rerun=bool(option(broker, message, "rerun")),
             section=message.options.get(SECTION),
-            comes_back_within=age_left(broker, message),
+            comes_back_within=age,
             unique=message.options.get(UNIQUE),
         )
         if self._may_be_late(broker, message, start):
@@ -394,7 +398,7 @@ class JobLogMiddleware(Middleware):
         exception: BaseException | None = None,
     ) -> None:
         """Only note what happened: a time limit may still strike here, and it may come twice."""
-        run = self._current(message)
+        run = self._of_delivery(message)
         if run is None:
             # A middleware before this one failed the message, so no start was written.
             if exception is None or not is_logged(broker, message):
@@ -405,7 +409,7 @@ class JobLogMiddleware(Middleware):
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
         """Note who dropped the message: this runs while ``SkipMessage`` is being handled."""
-        run = self._current(message)
+        run = self._of_delivery(message)
         if run is None:
             if not is_logged(broker, message):
                 return
@@ -423,7 +427,7 @@ class JobLogMiddleware(Middleware):
         self._end(broker, message, rejected=True)
 
     def _end(self, broker: Broker, message: MessageProxy, *, rejected: bool) -> None:
-        run = self._current(message)
+        run = self._of_delivery(message)
         if run is None:
             if not rejected or not is_logged(broker, message):
                 return
@@ -521,6 +525,11 @@ class JobLogMiddleware(Middleware):
         run: Run | None = getattr(self._local, "run", None)
         return run if run is not None and run.message_id == message.message_id else None
 
+    def _of_delivery(self, message: AnyMessage) -> Run | None:
+        """Return the run of this very delivery: an earlier one of the message may be left here."""
+        run = self._current(message)
+        return run if run is not None and run.delivery is message else None
+
     def _new_run(self, broker: Broker, message: AnyMessage) -> Run:
         row = self._messages.row(broker, message)
         # Redis keeps this id through redeliveries, and makes a new one for each enqueue.
@@ -528,7 +537,7 @@ class JobLogMiddleware(Middleware):
         row["worker"] = clean_optional(here())
         row["process"] = self.joblog.worker_process.name
         redactor = self._messages.arguments.redactor(broker, message, row)
-        return Run(message.message_id, row, redactor)
+        return Run(message.message_id, row, redactor, delivery=message)
 
     def _counted(self, broker: Broker, message: AnyMessage, error: BaseException) -> int:
         """Return 1 if ``Retries`` has already counted this failure, 0 if it comes after us."""

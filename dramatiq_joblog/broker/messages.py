@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 import time
 from dataclasses import asdict, replace
@@ -85,14 +86,17 @@ def is_logged(broker: Broker, message: AnyMessage) -> bool:
 
 
 def age_left(broker: Broker, message: AnyMessage) -> int | None:
-    """Return the milliseconds until ``AgeLimit`` drops a message; None if it does not."""
-    limit = next((m for m in broker.middleware if isinstance(m, AgeLimit)), None)
-    if limit is None:
+    """Return the milliseconds until ``AgeLimit`` drops a message; None if nothing says that."""
+    # What a subclass does is not known.
+    limit = next((m for m in broker.middleware if type(m) is AgeLimit), None)
+    actor = broker.actors.get(message.actor_name)
+    if limit is None or actor is None:
         return None
-    max_age = option(broker, message, "max_age") or limit.max_age
-    if not isinstance(max_age, (int, float)):
+    # As there: an actor's None is no limit.
+    max_age = message.options.get("max_age") or actor.options.get("max_age", limit.max_age)
+    if not max_age or not isinstance(max_age, (int, float)):
         return None
-    return max(1, round(float(message.message_timestamp) + max_age - now()))
+    return math.ceil(message.message_timestamp + max_age - now())
 
 
 def attempt_of(message: Any) -> int:

@@ -42,6 +42,8 @@ class Run:
     row: dict[str, Any]
     #: Takes secrets out of what the run says.
     redactor: Redactor
+    #: The message as it was delivered for this run: a later delivery is another.
+    delivery: AnyMessage
     #: Monotonic, in seconds; None while the body has not begun.
     began: float | None = None
     duration: int | None = None

@@ -43,12 +43,35 @@ class Sections:
         """
         begins = [e for e in events if e.is_begin]
         # What ends now frees what begins now.
-        self.transitions.write([e for e in events if not e.is_begin])
+        self._write_others([e for e in events if not e.is_begin])
         freed = {e.section["key"] for e in events if e.section is not None and e.kind == "end"}
         if freed:
             self._locks.freed(freed)
         if begins:
             self._begin_all(begins)
+
+    def _write_others(self, events: Sequence[Event]) -> None:
+        """Write what is no start in a section."""
+        dropped = [
+            e for e in events if e.kind == "end" and e.section and not e.row.get("started_at")
+        ]
+        if not dropped:
+            self.transitions.write(events)
+            return
+        with self.transitions.atomic():
+            self.transitions.write(events)
+            self._end_waits([event.jid for event in dropped])
+
+    def _end_waits(self, jids: Sequence[str]) -> None:
+        """End the waits of jobs that were dropped, or failed, before they came in."""
+        job = self.transitions.job
+        left = job.select().where(
+            job.jid.in_(jids), job.waiting_since.is_null(False), job.state != State.WAITING
+        )
+        now = self._locks.now()
+        for row in list(left):
+            waiter = {name: getattr(row, name) for name in ("jid", "attempt", "worker")}
+            self.transitions.end_waiting(waiter, to_millis(row.waiting_since), now)
 
     def _begin_all(self, begins: Sequence[Event]) -> None:
         try:
