@@ -176,6 +176,15 @@ class Asking(Generic[J]):
         oldest = self._due().order_by(self.Job.created_at, self.Job.id)
         return list(oldest.limit(count_asked("limit", limit)))
 
+    def retries_lost(self) -> int:
+        """Count the jobs of the last week whose retry could not be enqueued.
+
+        The broker has forgotten them: only :meth:`requeue` brings their work back.  Those that
+        were run again or dismissed are not counted, and only the newest 5,000 dead jobs are
+        looked at.
+        """
+        return people.retries_lost(self.Job, _now())
+
     def dead_groups(self, windows: Iterable[int] = people.DEFAULT_WINDOWS) -> list[DeadGroup]:
         """Group the dead jobs that nobody dismissed by error and actor.
 

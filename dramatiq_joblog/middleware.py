@@ -11,6 +11,7 @@ import inspect
 import sys
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from dramatiq import Broker
@@ -18,6 +19,7 @@ from dramatiq.logging import get_logger
 from dramatiq.middleware import Middleware, MiddlewareError, Retries, SkipMessage
 
 from .broker.acks import ACKS, HandedAcks, why_not
+from .broker.deliveries import delivery_of, hold, only_moves, stamp
 from .broker.messages import (
     DELAY_SUFFIX,
     DUPLICATE,
@@ -30,6 +32,7 @@ from .broker.messages import (
     WAITS,
     Messages,
     age_left,
+    bare,
     is_logged,
     now,
     option,
@@ -37,7 +40,7 @@ from .broker.messages import (
 from .broker.outcome_log import tell
 from .broker.promotion import Waker
 from .broker.requeue import Sender
-from .broker.verdict import Run, verdict
+from .broker.verdict import OpenRuns, Run, verdict
 from .broker.worker_process import Place, Workers
 from .errors import (
     ConfigurationError,
@@ -143,6 +146,9 @@ class JobLogMiddleware(Middleware):
         self._messages = Messages(joblog)
         self._sender = joblog.send_by(Sender(joblog, self._messages.arguments))
         self._local = threading.local()
+        self._open = OpenRuns()
+        #: The brokers whose sends are watched.
+        self._watched: weakref.WeakSet[Broker] = weakref.WeakSet()
 
     @property
     def actor_options(self) -> set[str]:
@@ -158,20 +164,52 @@ class JobLogMiddleware(Middleware):
 
     def before_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
         """Refuse what the log could not use."""
+        self._refuse_twins(broker)
         if self._acks is None:
             self._check_acks(broker)
         self._messages.declare(actor)
         self._watch_sends(broker)
         self._sender.add(broker, self._messages)
 
+    def before_declare_queue(self, broker: Broker, queue_name: str) -> None:
+        """Refuse a second middleware of the log, before anything is sent."""
+        self._refuse_twins(broker)
+
     def after_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
-        """Know the broker, also of actors that were declared before this was added to it."""
+        """Refuse a second middleware of the log as it is added: the host calls this then."""
+        self._refuse_twins(broker)
         self._sender.add(broker, self._messages)
+
+    def after_declare_queue(self, broker: Broker, queue_name: str) -> None:
+        """Refuse a second middleware of the log, as it is added: the host calls this then."""
+        self._refuse_twins(broker)
+
+    def _refuse_twins(self, broker: Broker) -> None:
+        mine = [
+            m
+            for m in broker.middleware
+            if isinstance(m, JobLogMiddleware) and _is_same_log(m.joblog, self.joblog)
+        ]
+        if len(mine) > 1:
+            raise ConfigurationError(
+                f"the broker has {len(mine)} JobLogMiddleware of the log {self.joblog.name}: "
+                "each would take the other's runs for its own; add one"
+            )
+
+    def before_delay_message(self, broker: Broker, message: MessageProxy) -> None:
+        """Let a message that is held back keep the name of its delivery when it is moved."""
+        hold(bare(message))
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         """Refuse what the log could not use and duplicates; let a message know its family."""
+        message = bare(message)
+        run = self._current(message)
+        if run is not None:
+            run.tried = True
         if not is_logged(broker, message):
             return
+        self._messages.refuse_unlogged(broker, message)
+        stamp(message)
         job = running.get()
         if job is not None and job.jid != message.message_id and PARENT not in message.options:
             message.options.update({PARENT: job.jid, ROOT: job.root_jid})
@@ -179,13 +217,17 @@ class JobLogMiddleware(Middleware):
             self._claim(message)
 
     def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
-        """Note a retry of the job at work here; log any other message, without waiting."""
-        run = self._current(message)
-        if run is not None and not run.ended:
-            run.requeued = message
+        """Note that a job at work here goes on; log any other message, without waiting."""
+        if runs := self._working_on(message):
+            for run in runs:
+                run.requeued = message
             return
         if not is_logged(broker, message):
             return
+        sent = getattr(self._local, "sent", None)
+        if sent is not None:
+            # Perhaps the retry of a message that was refused before the log knew of its run.
+            sent[message.message_id] = message
         row = self._messages.row(broker, message)
         if message.queue_name.endswith(DELAY_SUFFIX):
             row |= {"state": State.DELAYED.value, "eta": message.options.get("eta")}
@@ -215,9 +257,10 @@ class JobLogMiddleware(Middleware):
 
     def _watch_sends(self, broker: Broker) -> None:
         """Free the key of a message that could not be sent: no hook tells of that."""
-        enqueue = broker.enqueue
-        if getattr(enqueue, "watched_by", None) is self:
+        if broker in self._watched:
             return
+        self._watched.add(broker)
+        enqueue = broker.enqueue
 
         @functools.wraps(enqueue)
         def watched(message: Message[Any], *, delay: int | None = None) -> Message[Any]:
@@ -235,7 +278,6 @@ class JobLogMiddleware(Middleware):
             finally:
                 self._local.claimed = outer
 
-        watched.watched_by = self  # type: ignore[attr-defined]
         broker.enqueue = watched  # type: ignore[method-assign]
 
     def _confirm(self, claimed: tuple[Claim, int] | None) -> None:
@@ -265,7 +307,7 @@ class JobLogMiddleware(Middleware):
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         """Commit the start, or skip a message that may not run now."""
-        self._local.run = None
+        self._leave()
         if (left := running.get()) is not None:
             self._reports.end(left)
         running.set(None)
@@ -304,7 +346,7 @@ class JobLogMiddleware(Middleware):
             dict(run.row),
             max_interruptions=option(broker, message, "max_interruptions"),
             redelivered=bool(getattr(message, "redelivered", False)),
-            rerun=bool(option(broker, message, "rerun")),
+            rerun=option(broker, message, "rerun"),
             section=message.options.get(SECTION),
             comes_back_within=age,
             unique=message.options.get(UNIQUE),
@@ -318,6 +360,7 @@ class JobLogMiddleware(Middleware):
             # The commit, or the news of it, took longer than the lease: another may be inside.
             self._put_back(broker, message, _AT_ONCE)
             raise SkipMessage("it comes back: its section was lost before it began")
+        self._open.add(run)
         job = CurrentJob(
             message.message_id,
             run.row["attempt"],
@@ -403,7 +446,7 @@ class JobLogMiddleware(Middleware):
             # A middleware before this one failed the message, so no start was written.
             if exception is None or not is_logged(broker, message):
                 return
-            run = self._local.run = self._new_run(broker, message)
+            run = self._late_run(broker, message)
             run.row["attempt"] -= self._counted(broker, message, exception)
         run.note_end(exception)
 
@@ -413,7 +456,7 @@ class JobLogMiddleware(Middleware):
         if run is None:
             if not is_logged(broker, message):
                 return
-            run = self._local.run = self._new_run(broker, message)
+            run = self._late_run(broker, message)
         run.note_skip(sys.exc_info()[1])
 
     def before_ack(self, broker: Broker, message: MessageProxy) -> None:
@@ -421,22 +464,25 @@ class JobLogMiddleware(Middleware):
         # The delay queue's copy is no run and no end; it is acknowledged on another thread.
         if not message.queue_name.endswith(DELAY_SUFFIX):
             self._end(broker, message, rejected=False)
+            self._forget_sent()
 
     def before_nack(self, broker: Broker, message: MessageProxy) -> None:
         """Commit the end of a job whose message is about to be rejected."""
         self._end(broker, message, rejected=True)
+        self._forget_sent()
 
     def _end(self, broker: Broker, message: MessageProxy, *, rejected: bool) -> None:
         run = self._of_delivery(message)
         if run is None:
             if not rejected or not is_logged(broker, message):
                 return
-            run = self._local.run = self._new_run(broker, message)
+            run = self._late_run(broker, message)
         if run.ended or run.refused:
             return
         job = running.get()
         event = verdict(broker, message, run, job, rejected=rejected)
         run.ended = True
+        self._open.remove(run)
         if run.start is not None:
             run.start.dropped = True
             event.start = run.start
@@ -462,6 +508,7 @@ class JobLogMiddleware(Middleware):
 
     def before_worker_boot(self, broker: Broker, worker: Any) -> None:
         """Begin to give signs of life, before the first job."""
+        self._refuse_twins(broker)
         if self._acks is None:
             self._check_acks(broker)
             if self._how_to_ack != "plain" and why_not(broker) is None:
@@ -481,8 +528,13 @@ class JobLogMiddleware(Middleware):
             self._waker.start()
             self.joblog.worker_process.on_freed(self._waker.look)
 
+    def after_worker_thread_boot(self, broker: Broker, thread: Any) -> None:
+        """Note what is enqueued on a worker's thread; this is it."""
+        self._local.sent = {}
+
     def after_consumer_thread_boot(self, broker: Broker, thread: Any) -> None:
-        """Look after what waits in a consumer."""
+        """Look after what waits in a consumer; this is its thread."""
+        only_moves()
         if self._waker is not None:
             self._waker.attach(thread)
 
@@ -528,21 +580,51 @@ class JobLogMiddleware(Middleware):
     def _of_delivery(self, message: AnyMessage) -> Run | None:
         """Return the run of this very delivery: an earlier one of the message may be left here."""
         run = self._current(message)
-        return run if run is not None and run.delivery is message else None
+        return run if run is not None and run.given is message else None
+
+    def _working_on(self, message: AnyMessage) -> list[Run]:
+        """Return the runs here, on any thread, whose job goes on with what was enqueued now."""
+        runs = self._open.of(message.message_id)
+        mine = self._current(message)
+        if mine is not None and not mine.ended and mine not in runs:
+            runs.append(mine)
+        # A message that was moved twice is no other than the one at work.
+        name = delivery_of(message).name
+        return [run for run in runs if name is None or run.delivery.name != name]
+
+    def _leave(self) -> None:
+        """Forget the run before, should its end not have come."""
+        run: Run | None = getattr(self._local, "run", None)
+        if run is not None:
+            self._open.remove(run)
+        self._local.run = None
+        self._forget_sent()
+
+    def _forget_sent(self) -> None:
+        sent = getattr(self._local, "sent", None)
+        if sent:
+            sent.clear()
+
+    def _late_run(self, broker: Broker, message: AnyMessage) -> Run:
+        """Return a run whose message was dropped or failed before the log knew of it."""
+        run = self._local.run = self._new_run(broker, message)
+        run.requeued = (getattr(self._local, "sent", None) or {}).get(message.message_id)
+        return run
 
     def _new_run(self, broker: Broker, message: AnyMessage) -> Run:
         row = self._messages.row(broker, message)
-        # Redis keeps this id through redeliveries, and makes a new one for each enqueue.
-        row["token"] = new_token(message.options.get("redis_message_id"))
+        delivery = delivery_of(message)
+        row["token"] = new_token(delivery.name, stamped=delivery.stamped)
         row["worker"] = clean_optional(here())
         row["process"] = self.joblog.worker_process.name
         redactor = self._messages.arguments.redactor(broker, message, row)
-        return Run(message.message_id, row, redactor, delivery=message)
+        return Run(message.message_id, row, redactor, message, delivery)
 
     def _counted(self, broker: Broker, message: AnyMessage, error: BaseException) -> int:
         """Return 1 if ``Retries`` has already counted this failure, 0 if it comes after us."""
-        order = [type(m) for m in broker.middleware]
-        after = Retries in order and order.index(type(self)) < order.index(Retries)
+        order = list(broker.middleware)
+        counts = next((i for i, m in enumerate(order) if isinstance(m, Retries)), -1)
+        after = order.index(self) < counts
         throws = option(broker, message, "throws")
         return int(after and not (throws and isinstance(error, throws)))
 
@@ -553,6 +635,13 @@ def _in_after_hook() -> bool:
     while frame is not None and frame.f_code is not Broker.emit_after.__code__:
         frame = frame.f_back
     return frame is not None
+
+
+def _is_same_log(one: JobLog, other: JobLog) -> bool:
+    """Return whether two logs write to the same tables."""
+    if one is other:
+        return True
+    return one.name == other.name and one.Job._meta.table_name == other.Job._meta.table_name
 
 
 def _keep_its_result(message: MessageProxy) -> None:

@@ -44,7 +44,12 @@ class DeadReason(_Text):
 
     #: It failed more often than it may be retried.
     RETRIES_EXHAUSTED = "retries_exhausted"
-    #: It failed and nothing retries it.
+    #: It failed, and its options or the broker's middleware allow no retry.
+    NO_RETRIES = "no_retries"
+    #: It failed and was to be retried, but the retry could not be enqueued: it is gone from the
+    #: broker, and only a new run of it brings its work back.
+    RETRY_LOST = "retry_lost"
+    #: Either of the two above, in rows that were written before these were told apart.
     NOT_RETRIED = "not_retried"
     #: It raised what its ``throws`` option names.
     THROWS = "throws"
@@ -65,8 +70,10 @@ class DeadReason(_Text):
 
 
 class Outcome(_Text):
-    """How a run that did not finish ended."""
+    """How a run ended that is not the last of its job, or that did not finish."""
 
+    #: It finished, and its job has run again since, or is to: its message was enqueued again.
+    FINISHED = "finished"
     #: It raised, and a retry was enqueued.
     RETRIED = "retried"
     #: It raised, and the job is dead.
@@ -126,38 +133,39 @@ def judge_start(
     token: str | None,
     new_attempt: int,
     new_token: str,
-    redelivered: bool,
-    rerun: bool,
+    repeated: bool,
+    rerun: bool | None,
     cancelled: bool = False,
     late: bool = False,
 ) -> Start:
     """Decide what a run may do that begins while its job's row is in *state*.
 
-    A redelivered message carries the same attempt as the run it repeats, so the
-    number alone cannot tell them apart: the token and the state do.  *late* is a run that
-    began before what the row tells, and is only told now; of a newer attempt it decides all the
-    same, as an older one is a message that came twice.  Of a job that was *cancelled* nothing
-    begins, as whoever did it meant this very message; also with *rerun*.
+    A message runs as often as it was enqueued, as it does without a log.  Only one whose
+    delivery is *repeated* is not run: a run of that very delivery has ended, and its
+    acknowledgement was lost.  With *rerun* a job that has ended runs then too; with
+    ``rerun=False`` one that has finished never runs again, whatever is delivered.
+
+    *late* is a run that began before what the row shows, and is only written now.  Of a job
+    that was *cancelled* nothing begins, as whoever did it meant this very message; also with
+    *rerun*.
     """
     if cancelled:
         return Start.REFUSE
     if token == new_token:
         return Start.KNOWN
-    if new_attempt < attempt:
-        # An older attempt comes too late: its acknowledgement was lost.
-        return Start.BEGIN if rerun and state in FINAL and not late else Start.REFUSE
-    overtaken = late and new_attempt == attempt
-    if state in OPEN:
-        # A newer or a redelivered run closes it.
-        return Start.REFUSE if overtaken else Start.TAKE_OVER
-    if state == State.FINISHED:
-        may_begin = rerun and not late
-    elif state in FINAL:
-        # Dead or skipped and here again: its acknowledgement was lost with its worker, or
-        # someone put it back on purpose.
-        may_begin = not overtaken and (rerun or not redelivered)
-    elif state == State.RETRYING:
-        may_begin = new_attempt > attempt
+    if late:
+        may_begin = _may_begin_late(state, attempt, new_attempt)
+    elif repeated:
+        may_begin = bool(rerun) and state in FINAL
     else:
-        may_begin = True
-    return Start.BEGIN if may_begin else Start.REFUSE
+        may_begin = rerun is not False or state != State.FINISHED
+    if not may_begin:
+        return Start.REFUSE
+    return Start.TAKE_OVER if state in OPEN else Start.BEGIN
+
+
+def _may_begin_late(state: str, attempt: int, new_attempt: int) -> bool:
+    """Return whether a run of the past is newer than what the row shows: only by its attempt."""
+    if state in STARTABLE:
+        return new_attempt >= attempt
+    return new_attempt > attempt and state != State.FINISHED

@@ -12,7 +12,7 @@ from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.payload.sanitize import MAX_MESSAGE, clean, clean_optional, fold_jid
 from dramatiq_joblog.schema.models import instant_of
 from dramatiq_joblog.schema.query import literal_states
-from dramatiq_joblog.states import State
+from dramatiq_joblog.states import DeadReason, State
 from dramatiq_joblog.statistics.rollups import span_of
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _HOUR = 3_600_000
 #: The windows that dead jobs are counted in: 1 and 3 hours, 1, 3 and 7 days.
 DEFAULT_WINDOWS = (1 * _HOUR, 3 * _HOUR, 24 * _HOUR, 72 * _HOUR, 168 * _HOUR)
+#: As many dead jobs are looked at for how many of them lost their retry.
+_LOOKED_AT = 5_000
 #: As many jobs are changed by one statement.
 _BATCH = 500
 
@@ -41,6 +43,23 @@ class DeadGroup:
     last_at: datetime
     #: The text of its error.
     message: str | None
+
+
+def retries_lost(job: Any, now: int) -> int:
+    """Count the dead jobs whose retry was lost and that wait for someone to run them again.
+
+    Of the last week, and among the newest dead jobs that nobody dismissed.
+    """
+    since = now - DEFAULT_WINDOWS[-1]
+    newest = (
+        job.select(job.dead_reason, job.replayed_by)
+        .where(*_open_dead(job, since))
+        .order_by(job.finished_at.desc())
+        .limit(_LOOKED_AT)
+        .tuples()
+    )
+    lost = DeadReason.RETRY_LOST.value
+    return sum(reason == lost and again is None for reason, again in newest)
 
 
 def record(

@@ -23,6 +23,7 @@ from dramatiq_joblog.recording.mounts import PASSING, file_system_of
 from dramatiq_joblog.schema.migrations import compare
 from dramatiq_joblog.states import FINAL, State
 
+from .audit import retries_lost
 from .finding import Finding
 from .standstill import MAX_WAIT, Standstill
 
@@ -82,6 +83,7 @@ class Doctor:
             self._standstill.threads,
             self._standstill.overdue,
             self._standstill.lost,
+            self._retries,
         )
 
     def _asking(self, look: Callable[[], Finding]) -> Finding:
@@ -307,6 +309,17 @@ class Doctor:
             )
         return Finding("sections", True, "no section is held by a job that has ended")
 
+    def _retries(self) -> Finding:
+        lost = retries_lost(self._joblog.Job, time.time_ns() // 1_000_000)
+        if not lost:
+            return Finding("retries", True, "no retry was lost in the last week")
+        return Finding(
+            "retries",
+            False,
+            f"{lost} job(s) are dead because the broker refused their retry (retry_lost)",
+            "run them again with joblog.requeue(jid), or dismiss them; make room in the broker",
+        )
+
     def _spools(self) -> Finding:
         waiting = self._joblog.spool.files()
         if not waiting:
@@ -367,7 +380,8 @@ class Doctor:
                 add,
             )
         names = [type(m).__name__ for m in self._broker.middleware]
-        if "Retries" not in names:
+        kinds = {kind.__name__ for m in self._broker.middleware for kind in type(m).__mro__}
+        if "Retries" not in kinds:
             return Finding(
                 "middleware",
                 False,

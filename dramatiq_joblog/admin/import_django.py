@@ -224,7 +224,7 @@ def _job_of(
     }
     if state is not State.DEAD:
         return job, None
-    reason = DeadReason.RETRIES_EXHAUSTED if attempt > 1 else DeadReason.NOT_RETRIED
+    reason = DeadReason.RETRIES_EXHAUSTED if attempt > 1 else DeadReason.NO_RETRIES
     text = str(options.get("traceback") or "")
     traceback = clean_redacted(text, MAX_TRACEBACK, redactor.traceback)
     error_type, error_message = _last_line(traceback)

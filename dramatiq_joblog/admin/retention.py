@@ -19,7 +19,7 @@ from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.schema.query import literal_states
 from dramatiq_joblog.states import FINAL, FinalState, State
 from dramatiq_joblog.statistics.histogram import bucket_of
-from dramatiq_joblog.statistics.rollups import COUNTED_FAILURES, Cell
+from dramatiq_joblog.statistics.rollups import Cell, is_counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -174,15 +174,20 @@ class Retention:
             rows = list(query.tuples())
             if not rows:
                 return None, Counter()
-            deleted = Counter({rule.state.value: self._delete(rule, [row[0] for row in rows])})
             cells = [
                 cell
                 for _, _, actor, job_type, error_type, at, *times in rows
                 for cell in _cells(at, (actor, job_type, rule.state.value, error_type), times)
             ]
-            for start in range(0, len(rows), _JIDS):
-                some = {row[1]: row for row in rows[start : start + _JIDS]}
+            portions = [
+                {row[1]: row for row in rows[start : start + _JIDS]}
+                for start in range(0, len(rows), _JIDS)
+            ]
+            for some in portions:
+                # By their jobs' rows, which go next.
                 cells += self._failed(some)
+            deleted = Counter({rule.state.value: self._delete(rule, [row[0] for row in rows])})
+            for some in portions:
                 for name in ("failure", "line"):
                     model = self._models[name]
                     deleted[f"{name}s"] += model.delete().where(model.jid.in_(list(some))).execute()
@@ -212,9 +217,10 @@ class Retention:
                 *(failure.jid, failure.outcome, failure.error_type),
                 *(failure.finished_at, failure.duration),
             )
+            .join(self._job, on=(self._job.jid == failure.jid))
             .where(
                 failure.jid.in_(list(jobs)),
-                failure.outcome.in_([outcome.value for outcome in COUNTED_FAILURES]),
+                is_counted(self._job, failure),
                 failure.finished_at.is_null(False),
             )
             .tuples()

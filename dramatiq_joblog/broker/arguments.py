@@ -29,6 +29,7 @@ _NOT_KEPT = frozenset(
     {
         "delay",
         "eta",
+        "joblog_delivery",
         "joblog_parent",
         "joblog_replay_of",
         "joblog_root",

@@ -23,6 +23,7 @@ from dramatiq_joblog.schema.fields import UserIdField, is_text_of_number, user_a
 from dramatiq_joblog.schema.query import user_field
 
 from .arguments import Arguments
+from .deliveries import is_move
 from .trace import current_trace_id
 
 if TYPE_CHECKING:
@@ -81,8 +82,17 @@ def option(broker: Broker, message: AnyMessage, name: str, default: Any = None) 
 
 
 def is_logged(broker: Broker, message: AnyMessage) -> bool:
-    """Tell whether a message's job has a row."""
-    return bool(option(broker, message, "log_job", default=True))
+    """Return whether a message's job has a row: also one that is to have none, and needs a key."""
+    return (
+        bool(option(broker, message, "log_job", default=True))
+        or _key_option(broker, message) is not None
+    )
+
+
+def _key_option(broker: Broker, message: AnyMessage) -> str | None:
+    """Return the name of an option that binds a message's job to a key, if it has one."""
+    names = ("exclusive", "unique")
+    return next((name for name in names if option(broker, message, name)), None)
 
 
 def age_left(broker: Broker, message: AnyMessage) -> int | None:
@@ -166,6 +176,21 @@ class Messages:
             where,
             found,
         )
+
+    def refuse_unlogged(self, broker: Broker, message: AnyMessage) -> None:
+        """Refuse to send a message that asks for a key and for no row to hold it by.
+
+        Raises:
+          ConfigurationError: If it does.
+        """
+        if option(broker, message, "log_job", default=True) or is_move():
+            return
+        frozen = SECTION in message.options or UNIQUE in message.options
+        if not frozen and (name := _key_option(broker, message)) is not None:
+            raise ConfigurationError(
+                f"message {message.message_id!r} of actor {message.actor_name!r} has "
+                f"log_job=False and {name}, which needs log_job"
+            )
 
     def bind(self, broker: Broker, message: AnyMessage) -> bool:
         """Check a message's options, and make the keys that it is bound to, once.

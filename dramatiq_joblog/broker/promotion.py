@@ -24,6 +24,7 @@ from dramatiq_joblog.errors import DatabaseAwayError
 from dramatiq_joblog.locking.waiters import ATTEND_EVERY
 from dramatiq_joblog.payload.sanitize import fold_jid
 
+from .deliveries import moving
 from .messages import DELAY_SUFFIX, WAITS, section_in
 
 if TYPE_CHECKING:
@@ -187,7 +188,8 @@ class Waker(threading.Thread):
         message = held_back.copy(queue_name=q_name(held_back.queue_name))
         message.options.pop("eta", None)
         try:
-            self._broker.enqueue(message)
+            with moving():
+                self._broker.enqueue(message)
         except BaseException:
             with contextlib.suppress(ValueError):
                 queue.task_done()

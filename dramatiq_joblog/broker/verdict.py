@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from dramatiq_joblog.payload.sanitize import (
     message_of,
 )
 from dramatiq_joblog.recording.current import progress_of
-from dramatiq_joblog.recording.transitions import Event
+from dramatiq_joblog.recording.transitions import Event, kept_run
 from dramatiq_joblog.states import DeadReason, Outcome, State
 
 from .messages import DELAY_SUFFIX, SECTION, UNIQUE, attempt_of, now, option
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from dramatiq_joblog.payload.redaction import Redactor
     from dramatiq_joblog.recording.current import CurrentJob
 
+    from .deliveries import Delivery
     from .messages import AnyMessage
 
 
@@ -42,8 +44,9 @@ class Run:
     row: dict[str, Any]
     #: Takes secrets out of what the run says.
     redactor: Redactor
-    #: The message as it was delivered for this run: a later delivery is another.
-    delivery: AnyMessage
+    #: The message as the worker was given it for this run.
+    given: AnyMessage
+    delivery: Delivery
     #: Monotonic, in seconds; None while the body has not begun.
     began: float | None = None
     duration: int | None = None
@@ -54,6 +57,8 @@ class Run:
     skipped_error: BaseException | None = None
     #: The copy of the message that was enqueued while it was worked on.
     requeued: Any = None
+    #: Whether enqueuing one was begun, whatever became of it.
+    tried: bool = False
     #: Whether the log did not let it begin: then its row is not this run's to write.
     refused: bool = False
     ended: bool = False
@@ -77,6 +82,33 @@ class Run:
     def _stop(self) -> None:
         if self.began is not None:
             self.duration = round((time.monotonic() - self.began) * 1000)
+
+
+class OpenRuns:
+    """The runs that go on in this process, on whatever thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: dict[str, list[Run]] = {}
+
+    def add(self, run: Run) -> None:
+        """Follow a run."""
+        with self._lock:
+            self._runs.setdefault(run.message_id, []).append(run)
+
+    def remove(self, run: Run) -> None:
+        """Follow a run no more, if it was followed."""
+        with self._lock:
+            runs = [other for other in self._runs.get(run.message_id, ()) if other is not run]
+            if runs:
+                self._runs[run.message_id] = runs
+            else:
+                self._runs.pop(run.message_id, None)
+
+    def of(self, message_id: str) -> list[Run]:
+        """Return the runs of a message."""
+        with self._lock:
+            return list(self._runs.get(message_id, ()))
 
 
 def verdict(
@@ -107,11 +139,16 @@ def verdict(
         # The body never ran, whatever was written when another middleware still might let it.
         row |= {"started_at": None, "duration": None, "queue_time": None}
     failed = run.exception or (run.skipped_error if run.skipped_in_actor else None)
+    kept = None
+    if outcome is Outcome.FINISHED:
+        kept = kept_run(row | {"state": State.FINISHED.value, "finished_at": instant})
+    elif outcome is not None and failed is not None:
+        kept = _failure(run, row, outcome, failed)
     logged = None if job is None or job.lines is None else job.lines.end()
     return Event(
         "end",
         row,
-        None if outcome is None or failed is None else _failure(run, row, outcome, failed),
+        kept,
         lines=None if logged is None else logged.lines,
         forget=None if logged is None else logged.forget,
         section=message.options.get(SECTION),
@@ -124,7 +161,8 @@ def _outcome(
 ) -> Outcome | None:
     """Set the state of *row*, and return the outcome of a run that did not finish."""
     instant, failed = row["updated_at"], run.exception is not None
-    if run.requeued is not None and not rejected and (failed or run.skipped_by is not None):
+    if run.requeued is not None:
+        # The job goes on, whatever became of this run.
         delayed = run.requeued.queue_name.endswith(DELAY_SUFFIX)
         row["eta"] = run.requeued.options.get("eta") if delayed else instant
         if failed and attempt_of(run.requeued) > row["attempt"]:
@@ -132,11 +170,13 @@ def _outcome(
         else:
             # Put back as it was: its next run is of the same attempt.
             row["state"] = (State.DELAYED if delayed else State.ENQUEUED).value
-        return Outcome.RETRIED if failed else Outcome.SKIPPED
+        if failed:
+            return Outcome.DEAD if rejected else Outcome.RETRIED
+        return Outcome.SKIPPED if rejected or run.skipped_by is not None else Outcome.FINISHED
     row["finished_at"] = instant
     if rejected or (failed and run.skipped_by is None):
         # Acknowledged after an error, with no retry in sight, is gone as well.
-        reason = _dead_reason(broker, message, run) if rejected else DeadReason.NOT_RETRIED
+        reason = _dead_reason(broker, message, run) if rejected else _gone_reason(message, run)
         row |= {"state": State.DEAD.value, "dead_reason": reason.value}
         return Outcome.DEAD
     if run.skipped_by is not None:
@@ -161,7 +201,14 @@ def _dead_reason(broker: Broker, message: AnyMessage, run: Run) -> DeadReason:
         return DeadReason.THROWS
     if error is not None and run.row["attempt"] > 1:
         return DeadReason.RETRIES_EXHAUSTED
-    return DeadReason.NOT_RETRIED
+    return DeadReason.NO_RETRIES
+
+
+def _gone_reason(message: AnyMessage, run: Run) -> DeadReason:
+    """Return why a failed job's message is acknowledged, and no copy of it was enqueued."""
+    # ``Retries``, or what is derived from it, counts a failure before it enqueues the retry.
+    due = run.tried or attempt_of(message) > run.row["attempt"]
+    return DeadReason.RETRY_LOST if due else DeadReason.NO_RETRIES
 
 
 def raised_before_body(error: BaseException) -> bool:

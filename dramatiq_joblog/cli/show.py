@@ -84,7 +84,8 @@ def show(session: Session, *, jid: str, lines: int, traceback: bool) -> None:
     sheet.failing(screen, job)
     sheet.facts(screen, joblog, job, now)
     sheet.timeline(screen, timeline(job, failures, now))
-    sheet.runs(screen, [f for f in failures if f.outcome != Outcome.WAITED], every=traceback)
+    failed = [f for f in failures if f.outcome not in (Outcome.WAITED, Outcome.FINISHED)]
+    sheet.runs(screen, failed, every=traceback)
     sheet.lines(screen, logged)
     if len(family) > 1:
         sheet.family(screen, job, family, whole=len(family) < _RELATIVES)

@@ -52,6 +52,7 @@ STATES = {
 
 #: A run that failed looks like the state that it left its job in.
 OUTCOMES = {
+    Outcome.FINISHED: State.FINISHED,
     Outcome.RETRIED: State.RETRYING,
     Outcome.DEAD: State.DEAD,
     Outcome.INTERRUPTED: State.LOST,

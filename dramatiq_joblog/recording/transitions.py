@@ -47,6 +47,12 @@ MAX_SKEW = 1_000
 SUSPICIOUS = 3
 
 
+#: As many characters of a token are the mark of its run's delivery.
+_MARK = 12
+#: How the mark of a delivery begins that the broker has no name for: no hexadecimal digit.
+_STAMPED = "s"
+
+
 class Known(NamedTuple):
     """What a start in a section is judged by, of the job's row."""
 
@@ -73,12 +79,13 @@ class Event:
     lines: list[dict[str, Any]] | None = None
     #: The jid and token of its lines that are to go, and their first and last number.
     forget: Sequence[Any] | None = None
-    #: Whether the message is known to have been delivered before.
+    #: Whether the broker says that it has delivered the message before.
     redelivered: bool = False
     #: How many of its runs may lose their worker before it is dead; None for any number.
     max_interruptions: int | None = None
-    #: Whether a job that has ended may run again.
-    rerun: bool = False
+    #: Whether a job that has ended may run when its message is only delivered again; False for
+    #: one that never runs again once it has finished.
+    rerun: bool | None = None
     #: The job's critical section: the values of an :class:`Exclusive`, its key being made.
     section: dict[str, Any] | None = None
     #: For a start in a section: milliseconds within which its message must be looked at again,
@@ -143,7 +150,9 @@ def _in(states: Iterable[State]) -> str:
 #: A run may begin in the common case; :func:`judge_start` decides every other.
 _MAY_START = f"""(
     coalesce(job.token, '') <> excluded.token AND (
-      (job.state IN {_in(STARTABLE)} AND excluded.attempt >= job.attempt)
+      (job.state IN {_in(STARTABLE)} AND excluded.attempt >= job.attempt AND (
+        job.state = 'waiting' OR
+        substr(coalesce(job.token, ''), 1, {_MARK}) <> substr(excluded.token, 1, {_MARK})))
       OR (job.state = 'retrying' AND excluded.attempt > job.attempt)))"""
 
 #: Only the holder of the token ends an open run.  An end without a known start applies
@@ -191,6 +200,20 @@ _FIRST = (
     "note",
 )
 _NEVER = ("jid", "created_at")
+#: What a message may say otherwise when it is enqueued again, and what was said of its end.
+_OF_ONE_DELIVERY = ("args", "kwargs", "options", "withheld", "sealed", "dismissed_at")
+#: What a run that is kept has in common with its job's row.
+_KEPT_OF_A_RUN = (
+    *("jid", "token", "attempt", "started_at", "finished_at", "duration"),
+    *("error_type", "error_message", "worker"),
+)
+#: What a job was in after a run that ended so.
+_STATES_AFTER = {
+    Outcome.FINISHED.value: State.FINISHED.value,
+    Outcome.DEAD.value: State.DEAD.value,
+    Outcome.RETRIED.value: State.RETRYING.value,
+    Outcome.SKIPPED.value: State.SKIPPED.value,
+}
 
 
 # By two hosts' clocks, so it may come out below nothing.
@@ -236,7 +259,7 @@ def _enqueue_rule(job: Any) -> Rule:
 
 
 def _failure_rule(failure: Any) -> Rule:
-    """Return the rule of runs that did not finish."""
+    """Return the rule of runs that are not the last of their job, or did not finish."""
     columns = [f.column_name for f in failure._meta.sorted_fields]
     sets = {c: f"excluded.{c}" for c in columns if c not in ("id", "jid", "token")}
     guard = f"run.outcome = '{Outcome.INTERRUPTED.value}'"
@@ -260,17 +283,29 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_random.seed)
 
 
-def new_token(delivery: str | None) -> str:
-    """Return a token for a run; those of one *delivery* of the broker begin alike."""
+def new_token(delivery: str | None, *, stamped: bool = False) -> str:
+    """Return a token for a run; those of one *delivery* of the broker begin alike.
+
+    Parameters:
+      delivery: The delivery's name, if it has one.
+      stamped: Whether it has its name from us, and not from the broker.
+    """
     if delivery is None:
         return f"{_random.getrandbits(112):028x}"
-    mark = hashlib.sha256(delivery.encode()).hexdigest()[:12]
+    mark = hashlib.sha256(delivery.encode()).hexdigest()[:_MARK]
+    if stamped:
+        mark = _STAMPED + mark[1:]
     return f"{mark}{_random.getrandbits(64):016x}"
 
 
 def same_delivery(token: str | None, other: str) -> bool:
     """Tell whether two runs were of one delivery, so that the second is a redelivery."""
-    return token is not None and token[:12] == other[:12]
+    return token is not None and token[:_MARK] == other[:_MARK]
+
+
+def random_bits(number: int) -> int:
+    """Return a random number of so many bits, whatever jobs seed theirs with."""
+    return _random.getrandbits(number)
 
 
 class Transitions:
@@ -336,6 +371,16 @@ class Transitions:
         with self.atomic():
             if self._revive(event) or (event.start is not None and self._contest(event.start)):
                 self._write_all([event])
+            elif event.failure is None and event.row.get("started_at") is not None:
+                self._keep_overtaken(event)
+
+    def _keep_overtaken(self, event: Event) -> None:
+        """Keep a run that finished after one of another delivery took its place on the row."""
+        row = self.locked(event.jid)
+        if row is not None and not same_delivery(row.token, event.row["token"]):
+            self.insert_failures([kept_run(event.row)])
+            # What was taken for an interruption has ended by itself.
+            self._recount(event.jid)
 
     def _revive(self, event: Event) -> bool:
         """Give a cancelled job back to a run that came to its end all the same.
@@ -513,18 +558,51 @@ class Transitions:
         """Decide what a start may do, and note on it what it found."""
         if row is None:
             return Start.BEGIN
-        event.found = row.state
+        ended = self._ended(event, row)
+        event.found = ended or row.state
         return judge_start(
             state=row.state,
             attempt=row.attempt,
             token=row.token,
             new_attempt=event.row["attempt"],
             new_token=event.row["token"],
-            redelivered=event.redelivered or same_delivery(row.token, event.row["token"]),
+            repeated=ended is not None,
             rerun=event.rerun,
             cancelled=row.dead_reason == DeadReason.CANCELLED,
             late=event.replayed and self._is_late(event, row),
         )
+
+    def _ended(self, event: Event, row: Any) -> str | None:
+        """Return how a run of the same delivery ended; None if none did, as far as is known."""
+        attempt, token = event.row["attempt"], event.row["token"]
+        stamped = token.startswith(_STAMPED)
+        if same_delivery(row.token, token):
+            may_run = row.state in OPEN or row.state == State.WAITING
+            of, ended = row.attempt, None if may_run else str(row.state)
+        elif event.redelivered and not stamped:
+            # Nobody says of which delivery it is a repetition.
+            return _ended_before(row.state, row.attempt, attempt)
+        else:
+            of, ended = self._kept_end(event.jid, token)
+        if ended is None or of != attempt:
+            # Whoever counts its retries anew has put it back on purpose.
+            return None
+        if ended == State.DEAD and stamped and not event.redelivered:
+            # A dead letter that is put back as it is carries the stamp too.
+            return None
+        return ended
+
+    def _kept_end(self, jid: str, token: str) -> tuple[int, str | None]:
+        """Return the attempt and the end of an earlier run of the delivery of *token*."""
+        failure = self.failure
+        ends = _STATES_AFTER
+        select = failure.select(failure.attempt, failure.outcome).where(
+            failure.jid == jid,
+            fn.substr(failure.token, 1, _MARK) == token[:_MARK],
+            failure.outcome.in_(sorted(ends)),
+        )
+        found = select.order_by(failure.id.desc()).first()
+        return (0, None) if found is None else (found.attempt, ends[found.outcome])
 
     def _is_late(self, event: Event, row: Any) -> bool:
         """Tell whether a start that was kept on disk is of before what the row tells."""
@@ -532,9 +610,12 @@ class Transitions:
             # A row that was copied from elsewhere may not tell.
             ended = row.finished_at or row.updated_at
             return bool(event.row["started_at"] < to_millis(ended))
-        if event.cut_off or row.state != State.STARTED:
+        if event.cut_off:
             # Of two runs that are over, whichever was first, the row has one already.
-            return event.cut_off
+            return True
+        if row.state != State.STARTED:
+            began = row.started_at
+            return began is not None and bool(event.row["started_at"] < to_millis(began))
         seen = self.worker.get_or_none(self.worker.process == row.process)
         if seen is not None and is_gone(seen):
             return False
@@ -562,20 +643,28 @@ class Transitions:
             # Back to where every run may begin from, so that the rule stands once.
             job = self.job
             beginning = {"state": State.ENQUEUED, "attempt": event.row["attempt"], "token": None}
+            if row.state in FINAL and row.token != event.row["token"]:
+                self._keep_end(row)
+                beginning |= dict.fromkeys(_OF_ONE_DELIVERY)
             job.update(beginning).where(job.jid == event.jid).execute()
         self._write_all([event])
 
+    def _keep_end(self, row: Any) -> None:
+        """Keep how a job ended that goes on with another delivery of its message."""
+        if row.dead_reason == DeadReason.INTERRUPTED:
+            # No run ended so, and those that were cut off are kept already.
+            return
+        values = {name: getattr(row, name) for name in _KEPT_OF_A_RUN}
+        values["token"] = row.token or f"ended:{to_millis(row.finished_at or row.updated_at)}"
+        values["error_message"] = row.error_message or row.skip_reason
+        for name in ("started_at", "finished_at"):
+            values[name] = None if values[name] is None else to_millis(values[name])
+        self.insert_failures([kept_run(values | {"state": row.state})])
+
     def interrupt(self, row: Any) -> int:
         """Close the open run of a locked row; return how many of its runs lost their worker."""
-        job, failure, worker = self.job, self.failure, self.worker
-        seen = worker.get_or_none(worker.process == row.process) if row.process else None
-        values = {name: getattr(row, name) for name in ("jid", "token", "attempt", "worker")}
-        values["started_at"] = to_millis(row.started_at)
-        last_sign = to_millis(seen.heartbeat_at if seen else row.updated_at)
-        # The start is by the clock of its host, and the sign of life by the database's.
-        skew = (seen and seen.skew) or 0
-        last_sign += skew if abs(skew) > MAX_SKEW else 0
-        self.insert_failures([_interruption(values, last_sign)])
+        job, failure = self.job, self.failure
+        self._presume_interrupted(row, self._process_of(row))
         interruptions = (
             failure.select()
             .where(failure.jid == row.jid, failure.outcome == Outcome.INTERRUPTED.value)
@@ -590,8 +679,30 @@ class Transitions:
         job.update(update).where(job.jid == row.jid).execute()
         return int(interruptions)
 
+    def _process_of(self, row: Any) -> Any:
+        worker = self.worker
+        return worker.get_or_none(worker.process == row.process) if row.process else None
+
+    def _presume_interrupted(self, row: Any, seen: Any) -> None:
+        """Keep the open run of a locked row as interrupted, until it ends by itself."""
+        values = {name: getattr(row, name) for name in ("jid", "token", "attempt", "worker")}
+        values["started_at"] = to_millis(row.started_at)
+        last_sign = to_millis(seen.heartbeat_at if seen else row.updated_at)
+        # The start is by the clock of its host, and the sign of life by the database's.
+        skew = (seen and seen.skew) or 0
+        last_sign += skew if abs(skew) > MAX_SKEW else 0
+        self.insert_failures([_interruption(values, last_sign)])
+
     def _interrupt(self, row: Any, event: Event) -> bool:
         """Close the open run of *row*; return whether the job is dead of it."""
+        token = event.row["token"]
+        told = event.redelivered and not token.startswith(_STAMPED)
+        if not told and not same_delivery(row.token, token):
+            seen = self._process_of(row)
+            if seen is not None and not is_gone(seen):
+                # Its message was enqueued again while it runs: it has lost nothing.
+                self._presume_interrupted(row, seen)
+                return False
         interruptions, limit = self.interrupt(row), event.max_interruptions
         if limit is None or interruptions < limit:
             return False
@@ -708,6 +819,18 @@ def _held(event: Event) -> dict[str, Any]:
 def keys_of(event: Event) -> tuple[str, str]:
     """Return the keys that an event is about, for an order that all processes keep."""
     return ((event.section or {}).get("key", ""), (event.unique or {}).get("key", ""))
+
+
+def _ended_before(state: str, attempt: int, new_attempt: int) -> str | None:
+    """Return how a run of *new_attempt*, which is delivered again, has ended, by the row alone."""
+    if state in FINAL or state == State.RETRYING:
+        return str(state) if new_attempt <= attempt else None
+    return State.RETRYING.value if new_attempt < attempt else None
+
+
+def kept_run(run: dict[str, Any]) -> dict[str, Any]:
+    """Return what is kept of a run that is not the last of its job, from what its row says."""
+    return {name: run.get(name) for name in _KEPT_OF_A_RUN} | {"outcome": str(run["state"])}
 
 
 def _interruption(run: dict[str, Any], last_sign: int) -> dict[str, Any]:

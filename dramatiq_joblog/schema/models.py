@@ -224,7 +224,10 @@ class Job(_Row, metaclass=_JobBase):
 
     @property
     def failures(self) -> Select[Failure]:
-        """The runs that did not finish, oldest first: a select of :class:`Failure`."""
+        """The runs that did not finish, and those before the last, oldest first.
+
+        A select of :class:`Failure`.
+        """
         model: type[Failure] = type(self).failure_model
         return model.select().where(model.jid == self.jid).order_by(model.id)
 
@@ -271,7 +274,10 @@ class Job(_Row, metaclass=_JobBase):
 
 
 class Failure(_Row):
-    """One run that ended in any way but finished."""
+    """One run that did not finish, or after which its job went on.
+
+    A run that finished is here once its message was enqueued again: during the run, or later.
+    """
 
     #: In order of insertion.
     id = BigAutoField()

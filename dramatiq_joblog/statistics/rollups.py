@@ -180,13 +180,24 @@ def _failures(job: Any, failure: Any, begin: int, end: int, span: int) -> Iterat
         )
         .join(job, on=(job.jid == failure.jid))
         .where(
-            failure.outcome.in_([outcome.value for outcome in COUNTED_FAILURES]),
+            is_counted(job, failure),
             failure.finished_at >= begin,
             failure.finished_at < end,
         )
         .group_by(SQL("1, 2, 3, 4, 5, 6"))
         .tuples()
     )
+
+
+def is_counted(job: Any, failure: Any) -> Any:
+    """Return the expression for the runs that count beside the ends that stand on jobs' rows.
+
+    An end that is kept counts as it did when it stood there, and so the job went on with another
+    delivery of its message.
+    """
+    stands = (failure.token == fn.COALESCE(job.token, "")) & (failure.outcome == job.state)
+    counted = [outcome.value for outcome in COUNTED_FAILURES]
+    return failure.outcome.in_(counted) | (failure.outcome.in_(ENDS) & ~stands)
 
 
 def span_of(instant: Any, span: int) -> Any:

@@ -113,6 +113,7 @@ def _cells(visit: Visit, oldest: Sequence[Any], stats: Any, span: str) -> list[d
         if state in FINAL:
             value = None if stats is None else ended.get(name, 0)
             note = f"{100 * value / total:.3g} %" if value is not None and total else ""
+            note = notes.get(state, note)
             words += f" ended:{span}"
         else:
             note = notes.get(state, "")
@@ -152,6 +153,9 @@ def _notes(visit: Visit, oldest: Sequence[Any], counts: dict[Any, Any]) -> dict[
         notes[State.STARTED] = f"of {threads} thread{'s' * (threads != 1)}" if threads else ""
     if counts.get(State.LOST):
         notes[State.LOST] = "worker gone"
+    lost = visit.part("the lost retries", log.retries_lost, 0)
+    if lost:
+        notes[State.DEAD] = f"{lost} lost {'a retry' if lost == 1 else 'their retry'}"
     return notes
 
 

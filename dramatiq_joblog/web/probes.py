@@ -63,6 +63,8 @@ def metrics(visit: Visit) -> Response:
         lambda: visit.site.keep("metrics", lambda: log.stats(since=_BEGIN), times=15),
         None,
     )
+    retries = visit.part("the lost retries", log.retries_lost, None)
+    refused: list[tuple[dict[str, str], float]] = [] if retries is None else [({}, retries)]
     age = 0.0
     if oldest:
         sent = oldest[0].enqueued_at or oldest[0].created_at
@@ -71,6 +73,7 @@ def metrics(visit: Visit) -> Response:
         _gauge("joblog_jobs", "Jobs by state, up to 10000.", _states(counts)),
         _gauge("joblog_active_jobs", "Jobs that have not ended, by job type.", active),
         _gauge("joblog_oldest_due_seconds", "Age of the oldest job that is due.", [({}, age)]),
+        _gauge("joblog_retries_lost", "Dead jobs whose retry the broker refused.", refused),
         _gauge(
             "joblog_workers",
             "Worker processes.",

@@ -11,6 +11,7 @@ from dramatiq.middleware import Retries
 
 from dramatiq_joblog import JobLog, JobLogMiddleware
 from dramatiq_joblog.admin.doctor import MAX_SPOOLED, MAX_WAIT
+from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.recording.heartbeat import Heartbeat
 from dramatiq_joblog.recording.spool import Spool
 from dramatiq_joblog.recording.transitions import Event
@@ -32,7 +33,7 @@ def test_a_healthy_log(joblog, database_url, make_broker):
     found = joblog.doctor(broker)
 
     pooler = ["pooler"] if "postgresql" in database_url else []
-    standing = ["queues", "threads", "overdue", "lost"]
+    standing = ["queues", "threads", "overdue", "lost", "retries"]
     looked_at = [*pooler, "clock", "workers", "sections", *standing, "spools", "middleware"]
     assert ["connection", "schema", "durability", *looked_at] == [f.name for f in found]
     # The PostgreSQL of the tests does not wait for the disk.
@@ -150,6 +151,19 @@ def test_jobs_that_wait_for_nobody(joblog, job_factory):
     assert "fresh" not in text
 
 
+def test_lost_retries(joblog, job_factory):
+    """Jobs whose retry was lost are told of until each was run again or dismissed."""
+    jids = []
+    for reason in ("retry_lost", "no_retries", "not_retried", "retry_lost", "retry_lost"):
+        job = job_factory(state="dead", dead_reason=reason)
+        jids.append(job.jid)
+    joblog.Job.update(replayed_by="x").where(joblog.Job.jid == jids[3]).execute()
+    assert 2 == joblog.retries_lost()
+    assert wrong(joblog)["retries"].text.startswith("2 job(s)")
+    joblog.dismiss(jids[0], jids[4], who="ada")
+    assert "retries" not in wrong(joblog)
+
+
 def test_spools(sqlite_url, tmp_path):
     """Events that lie on this host for long are told: how many, how long, and whose they are."""
     folder = tmp_path / "spool"
@@ -181,8 +195,14 @@ def test_middleware(joblog):
     dramatiq.actor(print, actor_name="early", broker=broker)
     broker.add_middleware(JobLogMiddleware(joblog))
     assert "after the actors early" in wrong(joblog, broker)["middleware"].text
-    broker.add_middleware(JobLogMiddleware(joblog))
+    with pytest.raises(ConfigurationError, match="2 JobLogMiddleware"):
+        broker.add_middleware(JobLogMiddleware(joblog))
     assert "more than once" in wrong(joblog, broker)["middleware"].text
 
+    class OwnRetries(Retries):
+        pass
+
+    own = StubBroker(middleware=[JobLogMiddleware(joblog), OwnRetries()])
+    assert "middleware" not in wrong(joblog, own)
     bare = StubBroker(middleware=[JobLogMiddleware(joblog)])
     assert "no Retries" in wrong(joblog, bare)["middleware"].text

@@ -114,7 +114,7 @@ def test_a_retry_that_cannot_be_enqueued(joblog, broker, proxy, worker, eventual
         proxy.resume()
         eventually(lambda: broker.client.hlen("away:default.msgs") == 0, timeout=30)
 
-    assert ("dead", 1, "not_retried", ["dead"]) == rows(joblog, sent.message_id)
+    assert ("dead", 1, "retry_lost", ["dead"]) == rows(joblog, sent.message_id)
 
 
 @pytest.mark.expects_critical

@@ -155,7 +155,7 @@ def test_states_in_order(joblog, make_broker, worker):
 
 
 def test_no_retries_middleware(joblog, make_broker, worker):
-    """Without ``Retries`` a failed job is acknowledged and gone: dead, not retried."""
+    """Without ``Retries`` a failed job is acknowledged and gone: dead, as nothing retries it."""
     without = [m() for m in default_middleware if m is not Retries]
     broker = make_broker("stub", "last", joblog=joblog, middleware=without)
 
@@ -168,7 +168,7 @@ def test_no_retries_middleware(joblog, make_broker, worker):
         broker.join("default", fail_fast=False)
 
     job = joblog.get(message.message_id)
-    assert ("dead", "not_retried", "ValueError") == (job.state, job.dead_reason, job.error_type)
+    assert ("dead", "no_retries", "ValueError") == (job.state, job.dead_reason, job.error_type)
 
 
 class RefusesRetries(dramatiq.Middleware):
@@ -195,27 +195,33 @@ def test_retry_that_could_not_be_enqueued(joblog, make_broker, worker, position)
         broker.join("default", fail_fast=False)
 
     job = joblog.get(message.message_id)
-    assert ("dead", "not_retried", 1) == (job.state, job.dead_reason, job.attempt)
+    assert ("dead", "retry_lost", 1) == (job.state, job.dead_reason, job.attempt)
     assert [(1, "dead")] == [(f.attempt, f.outcome) for f in job.failures]
 
 
-def test_redelivery_of_a_finished_job(joblog, make_broker, worker):
-    """A message whose job is finished is acknowledged, not run again."""
+def test_a_finished_job_that_is_sent_again(joblog, make_broker, worker):
+    """A message that is enqueued again on purpose runs again, unless it may run once ever."""
     broker = make_broker("stub", "last", joblog=joblog)
     runs = []
 
     @dramatiq.actor
-    def works():
-        runs.append(1)
+    def works(name):
+        runs.append(name)
 
     with worker(broker):
-        message = works.send()
-        broker.join("default")
-        broker.enqueue(message)
-        broker.join("default")
+        for message in (
+            works.message("again"),
+            works.message_with_options(args=["once"], rerun=False),
+        ):
+            broker.enqueue(message)
+            broker.join("default")
+            broker.enqueue(message)
+            broker.join("default")
 
-    assert [1] == runs
-    assert "finished" == joblog.get(message.message_id).state
+    assert ["again", "again", "once"] == runs
+    again, once = joblog.jobs.order_by(joblog.Job.id)
+    assert ["finished", "finished"] == [again.state, once.state]
+    assert [["finished"], []] == [[f.outcome for f in job.failures] for job in (again, once)]
 
 
 def test_rerun(joblog, make_broker, worker):

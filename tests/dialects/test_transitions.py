@@ -207,15 +207,16 @@ def test_a_start_waits_for_no_enqueue_row(joblog):
 
 def test_takeover_closes_the_open_run(joblog):
     """A redelivered run closes the open one as interrupted; its late end then changes nothing."""
-    joblog.transitions.write([start("a")])
-    again = start("b")
+    first, second = new_token("one"), new_token("one")
+    joblog.transitions.write([start(first)])
+    again = start(second)
     joblog.transitions.write([again])
-    joblog.transitions.write([end("a", state="finished")])
+    joblog.transitions.write([end(first, state="finished")])
 
     assert again.granted
     job = told(joblog)
-    assert ("started", "b") == (job.state, job.token)
-    assert [("a", "interrupted", 1)] == [(f.token, f.outcome, f.attempt) for f in job.failures]
+    assert ("started", second) == (job.state, job.token)
+    assert [(first, "interrupted", 1)] == [(f.token, f.outcome, f.attempt) for f in job.failures]
 
 
 def test_a_presumed_interruption_is_corrected(joblog):
@@ -229,13 +230,13 @@ def test_a_presumed_interruption_is_corrected(joblog):
 
 def test_refused_start_tells_the_state(joblog):
     """A start that is refused tells what it found."""
-    joblog.transitions.write([start("a")])
-    joblog.transitions.write([end("a")])
-    late = start("b")
+    first, late = new_token("one"), start(new_token("one"))
+    joblog.transitions.write([start(first)])
+    joblog.transitions.write([end(first)])
     joblog.transitions.write([late])
 
     assert (False, "finished") == (late.granted, late.found)
-    assert "a" == told(joblog).token
+    assert first == told(joblog).token
 
 
 def test_redelivery_of_a_dead_job(joblog):
@@ -481,7 +482,7 @@ def test_a_run_told_late_does_not_revive(joblog, state):
     assert (state, "b") == (told(joblog).state, told(joblog).token)
 
     joblog.transitions.write([kept("c", at=6)])
-    assert ("b" if state == "finished" else "c") == told(joblog).token
+    assert "c" == told(joblog).token
 
 
 @pytest.mark.parametrize("ends_first", [False, True])

@@ -11,7 +11,7 @@ import stories
 
 from dramatiq_joblog import JobLogMiddleware, current_job
 from dramatiq_joblog.errors import ConfigurationError
-from dramatiq_joblog.recording.transitions import Event
+from dramatiq_joblog.recording.transitions import Event, new_token
 from dramatiq_joblog.states import FINAL
 
 NOW = 1_800_000_000_000
@@ -164,22 +164,24 @@ def test_an_end_on_a_job_that_was_put_back(joblog):
 
 def test_an_end_of_a_redelivered_run(joblog):
     """A short run whose message was delivered again closes the open one as interrupted."""
-    joblog.transitions.write([start("a")])
-    joblog.transitions.write([whole("b")])
-    joblog.transitions.write([whole("b")])
+    first, again = new_token("one"), new_token("one")
+    joblog.transitions.write([start(first)])
+    joblog.transitions.write([whole(again)])
+    joblog.transitions.write([whole(again)])
 
-    assert ("finished", "b", ["interrupted"]) == told(joblog)
+    assert ("finished", again, ["interrupted"]) == told(joblog)
 
 
 def test_an_end_on_a_finished_job(joblog):
-    """A run of a job that has ended already changes nothing, unless it may run again."""
-    joblog.transitions.write([whole("a")])
-    joblog.transitions.write([whole("b", state="dead")])
+    """A redelivered run of a job that has ended changes nothing, unless it may run again."""
+    first, again, more = (new_token("one") for _ in range(3))
+    joblog.transitions.write([whole(first)])
+    joblog.transitions.write([whole(again, state="dead")])
     kept = told(joblog)
-    joblog.transitions.write([whole("c", rerun=True)])
+    joblog.transitions.write([whole(more, rerun=True)])
 
-    assert ("finished", "a", []) == kept
-    assert ("finished", "c", []) == told(joblog)
+    assert ("finished", first, []) == kept
+    assert ("finished", more, ["finished"]) == told(joblog)
 
 
 def test_an_end_whose_start_was_written(joblog):

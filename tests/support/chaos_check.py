@@ -131,7 +131,7 @@ def check_end(job, told):
     if fails >= ATTEMPTS:
         expected = ("dead", ATTEMPTS, "retries_exhausted")
     if is_gone(job, told):
-        expected = ("dead", job.attempt, "not_retried")
+        expected = ("dead", job.attempt, "retry_lost")
     if (job.state, job.attempt, job.dead_reason) != expected:
         yield (
             "state",
@@ -148,7 +148,7 @@ def is_gone(job, told):
     """
     last = max(told, key=lambda run: (run.began["attempt"], run.began["at"]))
     return (
-        job.dead_reason == "not_retried"
+        job.dead_reason == "retry_lost"
         and last.what == "failed"
         and last.began["attempt"] == job.attempt
     )

@@ -12,7 +12,7 @@ from dramatiq_joblog.states import FINAL, OPEN, STARTABLE, Start, judge_start
 
 
 def judge(state, attempt=1, token="old", new_attempt=1, new_token="new", **flags):
-    flags = {"redelivered": False, "rerun": False} | flags
+    flags = {"repeated": False, "rerun": None} | flags
     return judge_start(
         state=state,
         attempt=attempt,
@@ -49,35 +49,33 @@ def test_a_start_seen_twice_is_known(state, rerun):
 @pytest.mark.parametrize(
     ("expected", "state", "case"),
     [
-        (Start.BEGIN, "enqueued", {}),
-        (Start.BEGIN, "delayed", {}),
-        (Start.BEGIN, "waiting", {}),
-        (Start.BEGIN, "enqueued", {"attempt": 1, "new_attempt": 2}),
-        *((Start.REFUSE, state, {"attempt": 2, "new_attempt": 1}) for state in State),
-        (Start.BEGIN, "finished", {"attempt": 2, "new_attempt": 1, "rerun": True}),
-        (Start.REFUSE, "finished", {"rerun": True, "late": True}),
-        (Start.REFUSE, "dead", {"late": True}),
-        (Start.REFUSE, "started", {"late": True}),
-        (Start.BEGIN, "dead", {"late": True, "new_attempt": 2}),
-        (Start.BEGIN, "skipped", {"late": True, "new_attempt": 2}),
+        # Of another delivery, or of one that nobody knows: it runs, as it does without a log.
+        *((Start.BEGIN, str(state), {}) for state in State if state not in OPEN),
+        *((Start.TAKE_OVER, str(state), {}) for state in OPEN),
+        (Start.BEGIN, "enqueued", {"new_attempt": 2}),
+        (Start.BEGIN, "finished", {"attempt": 2}),
+        (Start.BEGIN, "dead", {"attempt": 2}),
+        (Start.BEGIN, "retrying", {"attempt": 2}),
+        (Start.TAKE_OVER, "started", {"attempt": 2}),
+        (Start.TAKE_OVER, "started", {"new_attempt": 2}),
+        # Of a delivery of which a run has ended.
+        *((Start.REFUSE, str(state), {"repeated": True}) for state in State),
+        *((Start.BEGIN, str(state), {"repeated": True, "rerun": True}) for state in FINAL),
+        (Start.REFUSE, "retrying", {"repeated": True, "rerun": True}),
+        # Once ever.
+        (Start.REFUSE, "finished", {"rerun": False}),
+        (Start.BEGIN, "dead", {"rerun": False}),
+        (Start.BEGIN, "retrying", {"rerun": False, "new_attempt": 2}),
+        # Of the past: only a newer attempt.
+        *((Start.REFUSE, str(s), {"late": True, "attempt": 2}) for s in State),
+        *((Start.REFUSE, str(s), {"late": True}) for s in State if s not in STARTABLE),
         (Start.REFUSE, "finished", {"late": True, "new_attempt": 2, "rerun": True}),
+        (Start.BEGIN, "dead", {"late": True, "new_attempt": 2}),
+        (Start.BEGIN, "retrying", {"late": True, "new_attempt": 2}),
         (Start.TAKE_OVER, "started", {"late": True, "new_attempt": 2}),
         (Start.BEGIN, "waiting", {"late": True}),
-        (Start.BEGIN, "retrying", {"attempt": 1, "new_attempt": 2}),
-        (Start.REFUSE, "retrying", {"attempt": 1, "new_attempt": 1}),
-        (Start.TAKE_OVER, "started", {"attempt": 1, "new_attempt": 1}),
-        (Start.TAKE_OVER, "started", {"attempt": 1, "new_attempt": 2}),
-        (Start.REFUSE, "started", {"attempt": 2, "new_attempt": 1}),
-        (Start.TAKE_OVER, "lost", {"attempt": 1, "new_attempt": 1}),
-        (Start.REFUSE, "lost", {"attempt": 2, "new_attempt": 1}),
-        (Start.REFUSE, "finished", {}),
-        (Start.REFUSE, "finished", {"new_attempt": 2}),
-        (Start.BEGIN, "finished", {"rerun": True}),
-        (Start.REFUSE, "dead", {"redelivered": True}),
-        (Start.BEGIN, "dead", {"redelivered": True, "rerun": True}),
-        (Start.BEGIN, "dead", {}),
-        (Start.REFUSE, "skipped", {"redelivered": True}),
-        (Start.BEGIN, "skipped", {}),
+        # Whoever cancelled it meant this message.
+        *((Start.REFUSE, str(s), {"cancelled": True, "rerun": True}) for s in State),
     ],
 )
 def test_who_may_begin(expected, state, case):

@@ -1,0 +1,134 @@
+"""What would change what a program does is refused before anything runs, in one sentence."""
+
+from __future__ import annotations
+
+import dramatiq
+import pytest
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import Middleware, default_middleware
+
+from dramatiq_joblog import JobLog, JobLogMiddleware
+from dramatiq_joblog.errors import ConfigurationError, DuplicateJob
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+class OwnMiddleware(JobLogMiddleware):
+    """A subclass of the user's own."""
+
+
+def the_same(joblog, first):
+    return first
+
+
+def another(joblog, first):
+    return JobLogMiddleware(joblog)
+
+
+def a_subclass(joblog, first):
+    return OwnMiddleware(joblog)
+
+
+def of_the_same_tables(joblog, first):
+    return JobLogMiddleware(JobLog(joblog.database))
+
+
+@pytest.mark.parametrize("make", [the_same, another, a_subclass, of_the_same_tables])
+def test_a_second_middleware_of_a_log(joblog, make):
+    """A log's middleware stands once on a broker: a second one is refused as soon as can be."""
+    refusal = pytest.raises(ConfigurationError, match="2 JobLogMiddleware of the log")
+    first = JobLogMiddleware(joblog)
+    broker = StubBroker(middleware=[*(m() for m in default_middleware), first])
+    broker.add_middleware(make(joblog, first))
+    with refusal:
+        dramatiq.actor(print, actor_name="late", broker=broker)
+    with refusal:
+        broker.declare_queue("default")
+    with refusal:
+        dramatiq.Worker(broker).start()
+
+    broker = StubBroker(middleware=[first])
+    dramatiq.actor(print, actor_name="early", broker=broker)
+    with refusal:
+        broker.add_middleware(make(joblog, first))
+
+
+def test_two_logs(joblog, tmp_path, worker):
+    """Two logs on one broker both have each job, however many actors there are."""
+    other = JobLog(f"sqlite:///{tmp_path / 'other.db'}")
+    other.create_tables()
+    stack = [*(m() for m in default_middleware), JobLogMiddleware(joblog), JobLogMiddleware(other)]
+    broker = StubBroker(middleware=stack)
+    actors = [
+        dramatiq.actor(print, actor_name=f"a{i}", broker=broker, unique="k") for i in range(600)
+    ]
+    with worker(broker):
+        actors[0].send_with_options(delay=10)
+        broker.join("default")
+    assert [1, 1] == [log.jobs.finished().count() for log in (joblog, other)]
+    broker.close()
+    other.close()
+
+
+class Full(Middleware):
+    """Stands for a broker that refuses one message, while it has taken the one within."""
+
+    def __init__(self, inner) -> None:
+        self.inner = inner
+
+    def before_enqueue(self, broker, message, delay):
+        if message.actor_name == "outer":
+            broker.enqueue(self.inner.message())
+            raise dramatiq.middleware.MiddlewareError("full")
+
+
+def test_a_unique_message_that_could_not_be_sent(joblog, make_broker):
+    """Its key is free again at once, also if a middleware sent another message meanwhile."""
+    broker = make_broker("stub", joblog=joblog)
+    inner = dramatiq.actor(print, actor_name="inner")
+    outer = dramatiq.actor(print, actor_name="outer", unique="outer")
+    broker.add_middleware(Full(inner))
+    for _ in range(2):
+        with pytest.raises(dramatiq.middleware.MiddlewareError, match="full") as refused:
+            outer.send()
+        assert not isinstance(refused.value, DuplicateJob)
+
+
+@pytest.mark.parametrize("name", ["exclusive", "unique"])
+def test_a_message_that_asks_for_a_key_and_no_row(joblog, make_broker, worker, name):
+    """A message that needs a key and wants no row is refused by ``send()``."""
+    broker = make_broker("stub", joblog=joblog)
+    bound = dramatiq.actor(print, actor_name="bound", **{name: "k"})
+    free = dramatiq.actor(print, actor_name="free")
+    with pytest.raises(ConfigurationError, match=f"log_job=False and {name}"):
+        bound.send_with_options(log_job=False)
+    with pytest.raises(ConfigurationError, match=f"log_job=False and {name}"):
+        free.send_with_options(log_job=False, **{name: "k"})
+    with pytest.raises(ConfigurationError, match="needs log_job"):
+        dramatiq.actor(print, actor_name="unlogged", log_job=False, **{name: "k"})
+    with worker(broker):
+        free.send_with_options(log_job=False)
+        bound.send_with_options(log_job=False, **{name: False})
+        broker.join("default")
+    assert 0 == joblog.jobs.count()
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+def test_a_sender_without_a_log(joblog, make_broker, worker, fails):
+    """A message from a producer without a log, which asks for no row, never runs unguarded."""
+    broker = make_broker("stub", joblog=joblog)
+    held = []
+
+    @dramatiq.actor(exclusive="k", max_retries=1, min_backoff=10, max_backoff=10)
+    def works():
+        held.append(joblog.Lock.get(kind="section").owner)
+        if len(held) <= fails:
+            raise ValueError("row 7 is broken")
+
+    message = works.message_with_options(log_job=False)
+    with worker(broker):
+        # As it comes from elsewhere: no hook of ours has seen it.
+        broker.queues["default"].put(message.encode())
+        broker.join("default")
+    assert [message.message_id] * (1 + fails) == held
+    assert 1 == joblog.jobs.finished().count()
