@@ -13,7 +13,7 @@ from dramatiq.brokers.redis import RedisBroker, _RedisConsumer
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Middleware, SkipMessage
 
-from dramatiq_joblog import JobLogMiddleware
+from dramatiq_joblog import JobLog, JobLogMiddleware
 from dramatiq_joblog.broker import acks
 from dramatiq_joblog.errors import ConfigurationError
 
@@ -91,10 +91,10 @@ def test_an_unknown_way(joblog):
         JobLogMiddleware(joblog, acks="later")
 
 
-def test_two_logs_of_one_broker(joblog, make_broker):
+def test_two_logs_of_one_broker(joblog, make_broker, tmp_path):
     """Of two logs one hands over and the other waits, so that no outcome is late."""
     broker = make_broker("redis", joblog=joblog)
-    second = JobLogMiddleware(joblog)
+    second = JobLogMiddleware(JobLog(f"sqlite:///{tmp_path / 'second.db'}"))
     broker.add_middleware(second)
     with boot(broker):
         consumer = broker.consume("default")

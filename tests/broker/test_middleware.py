@@ -505,7 +505,9 @@ def test_a_shop_of_the_users_own(database_url, make_broker, worker):
         assert (None, "south", 9) == (job.user, job.tenant, job.weight)
         # PostgreSQL refuses a user that does not exist: the job is logged without.
         assert "finished" == joblog.get(stranger.message_id).state
-        assert not database.table_exists("joblog_job")
+        if database.table_exists("joblog_job"):
+            # Those of the plain model, which this log does not use.
+            assert [(0,)] == list(database.execute_sql("SELECT count(*) FROM joblog_job"))
     joblog.close()
     with database.connection_context():
         database.drop_tables([joblog.Job, joblog.Failure, User])
