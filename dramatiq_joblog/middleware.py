@@ -14,9 +14,15 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from dramatiq import Broker
+from dramatiq import Broker, group
 from dramatiq.logging import get_logger
-from dramatiq.middleware import Middleware, MiddlewareError, Retries, SkipMessage
+from dramatiq.middleware import (
+    GroupCallbacks,
+    Middleware,
+    MiddlewareError,
+    Retries,
+    SkipMessage,
+)
 
 from .broker.acks import ACKS, HandedAcks, why_not
 from .broker.deliveries import delivery_of, hold, only_moves, stamp
@@ -39,7 +45,7 @@ from .broker.messages import (
 )
 from .broker.outcome_log import tell
 from .broker.promotion import Waker
-from .broker.requeue import Sender
+from .broker.requeue import GROUP, Sender
 from .broker.verdict import OpenRuns, Run, verdict
 from .broker.worker_process import Place, Workers
 from .errors import (
@@ -213,7 +219,7 @@ class JobLogMiddleware(Middleware):
         job = running.get()
         if job is not None and job.jid != message.message_id and PARENT not in message.options:
             message.options.update({PARENT: job.jid, ROOT: job.root_jid})
-        if self._messages.bind(broker, message):
+        if self._messages.bind(broker, message) or DUPLICATE in message.options:
             self._claim(message)
 
     def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
@@ -239,6 +245,8 @@ class JobLogMiddleware(Middleware):
         """Take the key that a message is unique by, before it is sent."""
         unique = message.options[UNIQUE]
         self.joblog.refuse_behind_transaction(unique["key"])
+        # A group is run again, or its member's delay is over.
+        was_duplicate = message.options.pop(DUPLICATE, None) is not None
         ttl = unique["ttl"] if unique["until"] is None else min(unique["ttl"], _ON_ITS_WAY)
         owner = fold_jid(message.message_id)
         claim = Claim(UNIQUE_KIND, unique["key"], owner, None, ttl)
@@ -249,8 +257,9 @@ class JobLogMiddleware(Middleware):
             raise SectionUnknownError(f"key {unique['key']!r} may not be unique: {e}") from e
         if holder is None:
             self._local.claimed = claim, unique["ttl"]
-        elif _in_after_hook():
-            # Whoever sends has ended, and nobody would hear of it: its row tells instead.
+        elif was_duplicate or _is_sent_with_others():
+            # An error would be swallowed, or keep the rest of a group from being sent: its row
+            # says it instead.
             message.options[DUPLICATE] = f"the key {unique['key']!r} is held by job {holder.owner}"
         else:
             raise DuplicateJob(unique["key"], holder.owner)
@@ -326,6 +335,7 @@ class JobLogMiddleware(Middleware):
 
     def _begin(self, broker: Broker, message: MessageProxy) -> None:
         if DUPLICATE in message.options:
+            _count_as_done(broker, message)
             raise SkipMessage(message.options[DUPLICATE])
         message.options.pop(WAITS, None)
         # Whoever sent it may not know of sections.
@@ -629,10 +639,11 @@ class JobLogMiddleware(Middleware):
         return int(after and not (throws and isinstance(error, throws)))
 
 
-def _in_after_hook() -> bool:
-    """Tell whether a hook is at work in which Dramatiq swallows every error."""
+def _is_sent_with_others() -> bool:
+    """Tell whether a group is being sent, or a hook is at work in which errors are swallowed."""
+    codes = Broker.emit_after.__code__, group.run.__code__
     frame = inspect.currentframe()
-    while frame is not None and frame.f_code is not Broker.emit_after.__code__:
+    while frame is not None and frame.f_code not in codes:
         frame = frame.f_back
     return frame is not None
 
@@ -642,6 +653,25 @@ def _is_same_log(one: JobLog, other: JobLog) -> bool:
     if one is other:
         return True
     return one.name == other.name and one.Job._meta.table_name == other.Job._meta.table_name
+
+
+def _count_as_done(broker: Broker, message: MessageProxy) -> None:
+    """Count a duplicate as done where its group counts its members: another does its work.
+
+    Raises:
+      SectionUnknownError: It could not be counted, and is retried.
+    """
+    last = message.options
+    while (target := last.get("pipe_target")) is not None:
+        # Of a pipeline nothing follows; the group counts by the last of it.
+        last = target["options"]
+    member = message.copy(options={name: last.get(name) for name in GROUP})
+    for middleware in broker.middleware:
+        if isinstance(middleware, GroupCallbacks):
+            try:
+                middleware.after_process_message(broker, member)
+            except Exception as e:
+                raise SectionUnknownError(f"a duplicate is not counted in its group: {e}") from e
 
 
 def _keep_its_result(message: MessageProxy) -> None:

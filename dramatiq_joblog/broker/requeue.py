@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .messages import Messages
 
 #: A group counts its members by these.
-_GROUP = ("group_completion_uuid", "group_completion_callbacks")
+GROUP = ("group_completion_uuid", "group_completion_callbacks")
 
 
 @dataclass
@@ -206,7 +206,7 @@ class Sender:
         """Return options that let what follows the job follow its new run too."""
         if job.state == State.FINISHED or job.replayed_by is not None:
             # Its group has counted it already.
-            options = {name: value for name, value in options.items() if name not in _GROUP}
+            options = {name: value for name, value in options.items() if name not in GROUP}
         targets = list(_targets(options))
         known = self._joblog.jobs.where(
             self._joblog.Job.jid.in_([fold_jid(target["message_id"]) for target in targets])

@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -179,7 +180,7 @@ def _wrong(job):
     fails = job.args[2] if job.actor in ("alone", "pair") else 0
     state = "finished" if fails < 4 else "dead"
     if job.state == "skipped" and job.actor == "optional":
-        if "is held by" not in job.skip_reason and "is free by now" not in job.skip_reason:
+        if not re.search("is held by|is free by now|is kept for job", job.skip_reason):
             yield f"{job.jid} was skipped without a word: {job.skip_reason}"
     elif job.state != state:
         yield f"{job.jid}, {job.actor}: {job.state} ({job.dead_reason}) instead of {state}"
