@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 
-#: How SQLite, PostgreSQL and MySQL say so.
+#: How SQLite, PostgreSQL and MySQL say that tables or rights are missing.
+_NO_RIGHT = re.compile(
+    "permission denied|command denied|[Aa]ccess denied|readonly database|read-only|read only"
+)
 _NO_TABLES = re.compile("no such table|no column|does not exist|doesn't exist|Unknown column")
 
 
@@ -31,6 +34,20 @@ class DatabaseAwayError(JobLogError):
         super().__init__(message)
         #: Whether it is the log's tables, or columns of them, that are missing.
         self.no_tables = _NO_TABLES.search(message) is not None
+        #: Whether it is a right to read or write them.
+        self.no_right = _NO_RIGHT.search(message) is not None
+
+    @property
+    def cure(self) -> str:
+        """What to do about it, in one sentence; empty if it may pass by itself."""
+        if self.no_tables:
+            return "Call create_tables() on the log."
+        if self.no_right:
+            return (
+                "Let this user read and write the log: grant SELECT, INSERT, UPDATE and DELETE on "
+                "its tables and USAGE on their sequences, or make the file and its folder writable."
+            )
+        return ""
 
 
 class JobNotFound(JobLogError):

@@ -7,6 +7,7 @@ meanwhile; whoever comes first after a minute is over.
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 import threading
 import time
@@ -17,6 +18,7 @@ from dramatiq.logging import get_logger
 
 from dramatiq_joblog.database.checkout import checked_out, transaction
 from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.database.limited_log import LimitedLog
 from dramatiq_joblog.errors import DatabaseAwayError, JobLogError
 from dramatiq_joblog.locking.locks import Claim
 
@@ -57,7 +59,7 @@ class Chores:
         self.retention = retention
         self._locks = locks
         self._database: Database = locks.lock._meta.database
-        self._logger = get_logger(__name__, type(self))
+        self._limited = LimitedLog(get_logger(__name__, type(self)))
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
 
@@ -122,9 +124,11 @@ class Chores:
                     began = time.monotonic()
         except DatabaseAwayError as e:
             # The database is away, or busy: the next round will do it.
-            self._logger.warning("The job log's chores are put off: %s", str(e).strip())
-        except Exception:
-            self._logger.critical("The job log's chores failed.", exc_info=True)
+            text = "The job log's chores are put off: %s"
+            self._limited.log(logging.WARNING, "put off", text, str(e).strip())
+        except Exception:  # noqa: BLE001 - it is logged
+            text = "The job log's chores failed."
+            self._limited.log(logging.CRITICAL, "failed", text, exc_info=True)
 
     def _rest(self, seconds: float) -> bool:
         """Wait; return whether this process ends."""

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import heapq
+import logging
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from dramatiq.common import q_name
 from dramatiq.logging import get_logger
 
 from dramatiq_joblog.database.connection import Connection
+from dramatiq_joblog.database.limited_log import LimitedLog
 from dramatiq_joblog.errors import DatabaseAwayError
 from dramatiq_joblog.locking.waiters import ATTEND_EVERY
 from dramatiq_joblog.payload.sanitize import fold_jid
@@ -70,6 +72,7 @@ class Waker(threading.Thread):
         self._joblog = joblog
         self._broker = broker
         self._logger = get_logger(__name__, type(self))
+        self._limited = LimitedLog(self._logger)
         self._wanted = threading.Event()
         self._stopped = False
         #: The host's threads that take messages from queues, delay queues among them.
@@ -123,9 +126,14 @@ class Waker(threading.Thread):
             except DatabaseAwayError as e:
                 self._logger.debug("Nobody is brought forward: %s", e)
                 pause = AGAIN / 1000
-            except Exception:
+            except Exception:  # noqa: BLE001 - it is logged
                 # They come by themselves, only later.
-                self._logger.warning("A waiting job was not brought forward.", exc_info=True)
+                self._limited.log(
+                    logging.WARNING,
+                    "promotion",
+                    "A waiting job was not brought forward.",
+                    exc_info=True,
+                )
                 pause = AGAIN / 1000
         connection.close()
 

@@ -245,12 +245,26 @@ class Probe(threading.Thread):
     Parameters:
       database: Where to look.
       wake: Called once it answers.
+      rehearse: Asks for all that writing needs, and raises if it could not be written.
+      still: Called with what is still wrong, after each look.
+      pause: Milliseconds until the first look.
     """
 
-    def __init__(self, database: Database, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        wake: Callable[[], None],
+        *,
+        rehearse: Callable[[], None],
+        still: Callable[[Exception], None],
+        pause: int = PROBE_AFTER,
+    ) -> None:
         super().__init__(name="dramatiq_joblog probe", daemon=True)
         self._database = database
         self._wake = wake
+        self._rehearse = rehearse
+        self._still = still
+        self._pause = pause
         self._stopped = threading.Event()
         #: Set once the database answers.
         self.back = threading.Event()
@@ -263,28 +277,16 @@ class Probe(threading.Thread):
     def run(self) -> None:
         """Ask until there is an answer."""
         connection = Connection(self._database)
-        pause = PROBE_AFTER / 1000
+        pause = self._pause / 1000
         while not self._stopped.wait(pause):
             try:
-                connection.ask(self._ask)
+                connection.ask(self._rehearse)
             except Exception as e:  # noqa: BLE001
                 # Drivers raise many kinds while a server goes up or down.
-                _logger.debug("The job log's database is still away: %s", e)
+                self._still(e)
                 pause = min(pause * 2, PROBE_AT_MOST / 1000)
             else:
                 connection.close()
                 self.back.set()
                 self._wake()
                 return
-
-    def _ask(self) -> None:
-        if isinstance(self._database, SqliteDatabase):
-            # A file may be read and yet be locked, or not be writable.
-            with self._database.atomic("IMMEDIATE"):
-                pass
-        elif isinstance(self._database, MySQLDatabase):
-            self._database.execute_sql("SELECT 1")
-        else:
-            ((read_only,),) = self._database.execute_sql("SHOW transaction_read_only").fetchall()
-            if read_only == "on":
-                raise DatabaseAwayError("it is read-only")

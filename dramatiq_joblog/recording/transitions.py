@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peewee import SqliteDatabase, fn
+from peewee import SQL, OperationalError, PostgresqlDatabase, SqliteDatabase, fn
 
 from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.database.upsert import Portion, Rule, is_one_statement, upsert, write_all
@@ -736,12 +736,40 @@ class Transitions:
         job = self.job
         job.update(waiting_since=None).where(job.jid == waiter["jid"]).execute()
 
+    def rehearse(self) -> None:
+        """Ask for all that writing needs, its tables, columns and rights, and change nothing.
+
+        Raises:
+          peewee.PeeweeException: If events could not be written now.
+        """
+        # No row fulfils it, and no database looks at one before it has checked the rights.
+        nothing = SQL("1 = 0")
+        with self.atomic():
+            for model in (self.job, self.failure, self.locks.lock, self.line):
+                fields = model._meta.sorted_fields
+                model.insert_from(model.select(*fields).where(nothing), fields).execute()
+                if isinstance(self.database, PostgresqlDatabase):
+                    _check_sequence(self.database, model._meta.table_name)
+            for column in (self.job.state, self.failure.outcome, self.locks.lock.owner):
+                column.model.update({column: column}).where(nothing).execute()
+            self.locks.lock.delete().where(nothing).execute()
+            list(self.worker.select(self.worker.id).where(nothing))
+
     def atomic(self) -> Any:
         """Return a transaction, or a part of the one that is open."""
         if isinstance(self.database, SqliteDatabase):
             # A write lock taken late cannot be waited for: SQLite fails at once instead.
             return self.database.atomic("IMMEDIATE")
         return self.database.atomic()
+
+
+def _check_sequence(database: Database, table: str) -> None:
+    """Raise if the numbers of a table's rows may not be drawn: that is a right of its own."""
+    sequence = f"pg_get_serial_sequence('\"{table}\"', 'id')"
+    text = f"SELECT has_sequence_privilege({sequence}, 'USAGE, UPDATE')"
+    ((may,),) = database.execute_sql(text).fetchall()
+    if may is False:
+        raise OperationalError(f"permission denied for the sequence of {table}.id")
 
 
 class _Batch:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import multiprocessing.util
 import os
@@ -24,7 +25,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from dramatiq.logging import get_logger
 
-from dramatiq_joblog.database.connection import Connection, Probe, leave_connections
+from dramatiq_joblog.database.connection import (
+    PROBE_AFTER,
+    PROBE_AT_MOST,
+    Connection,
+    Probe,
+    leave_connections,
+)
+from dramatiq_joblog.database.limited_log import LimitedLog
 from dramatiq_joblog.errors import DatabaseAwayError, JobLogError
 from dramatiq_joblog.payload.redaction import scrub
 
@@ -121,6 +129,7 @@ class Writer:
         self._policy = on_outage
         self._retry_for = retry_for
         self._logger = get_logger(__name__, type(self))
+        self._limited = LimitedLog(self._logger)
         self._chores: list[_Chore] = []
         self._forget()
         #: Events that could not be written or kept, since this process began.
@@ -456,8 +465,13 @@ class Writer:
                     self._connection.ask(chore.function)
                 except DatabaseAwayError as e:
                     self._logger.debug("A chore of the job log is left out: %s", e)
-                except BaseException:
-                    self._logger.critical("A chore of the job log failed.", exc_info=True)
+                except BaseException:  # noqa: BLE001 - it is logged
+                    self._limited.log(
+                        logging.CRITICAL,
+                        f"chore {chore.function!r}",
+                        "A chore of the job log failed.",
+                        exc_info=True,
+                    )
 
     def _write(self, events: Sequence[Event]) -> None:
         """Write a batch; while the database is away, keep it by the log's policy."""
@@ -525,13 +539,34 @@ class Writer:
     # While the database is away
 
     def _leave(self, error: DatabaseAwayError) -> None:
-        self._logger.error(
-            "The job log's database cannot be asked: %s. Events are %s until it can.%s",
+        self._limited.log(
+            logging.ERROR,
+            "unavailable",
+            "The job log's database cannot be asked: %s. Events are %s until it can. %s",
             error,
             f"kept in {self._spool.folder}" if self._policy == "spool" else "dropped",
-            " Call create_tables() on the log." if error.no_tables else "",
+            error.cure,
         )
-        self._probe = Probe(self._database, self.wake)
+        self._look_for_database(PROBE_AFTER)
+
+    def _look_for_database(self, pause: int) -> None:
+        self._probe = Probe(
+            self._database,
+            self.wake,
+            rehearse=self._transitions.rehearse,
+            still=self._say_still,
+            pause=pause,
+        )
+
+    def _say_still(self, error: Exception) -> None:
+        cure = error.cure if isinstance(error, DatabaseAwayError) else ""
+        self._limited.log(
+            logging.ERROR,
+            "unavailable",
+            "The job log's database still cannot be asked: %s. %s",
+            str(error).strip(),
+            cure,
+        )
 
     def _answer(self, call: _Call) -> None:
         try:
@@ -585,10 +620,15 @@ class Writer:
                     self._write_now(wave)
                 self._let_in()
         except DatabaseAwayError as e:
-            self._logger.warning("The job log's database is away again: %s", e)
-            self._probe = Probe(self._database, self.wake)
+            self._say_still(e)
+            # It answers, and refuses what is written: there is no haste.
+            self._look_for_database(PROBE_AT_MOST)
         else:
-            self._logger.info("The job log's database is back, and all that was kept is in it.")
+            self._limited.log(
+                logging.INFO,
+                "back",
+                "The job log's database is back, and all that was kept is in it.",
+            )
             self._probe = None
 
     def _let_in(self) -> None:

@@ -15,7 +15,9 @@ INSIDE, JOBS = 50, 8
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("gevent", [False, True], ids=["threads", "gevent"])
+@pytest.mark.parametrize(
+    "gevent", [pytest.param(False, marks=pytest.mark.full), True], ids=["threads", "gevent"]
+)
 def test_the_line_moves_quietly(
     postgres_url, redis_url, run_worker_process, eventually, gevent, tmp_path
 ):
