@@ -26,22 +26,25 @@ from dramatiq.middleware import (
 
 from .broker.acks import ACKS, HandedAcks, why_not
 from .broker.deliveries import delivery_of, hold, only_moves, stamp
+from .broker.labels import STARTS
 from .broker.messages import (
     DELAY_SUFFIX,
     DUPLICATE,
+    MALFORMED,
     OPTIONS,
     PARENT,
     ROOT,
     SECTION,
-    STARTS,
     UNIQUE,
     WAITS,
     Messages,
     age_left,
     bare,
+    eta_of,
     is_logged,
     now,
     option,
+    throws,
 )
 from .broker.outcome_log import tell
 from .broker.promotion import Waker
@@ -59,7 +62,7 @@ from .errors import (
 )
 from .locking.locks import UNIQUE as UNIQUE_KIND
 from .locking.locks import Claim, describe_holder
-from .payload.sanitize import clean_optional, fold_jid
+from .payload.sanitize import clean_optional, fold_jid, text_of
 from .recording.current import CurrentJob, running
 from .recording.heartbeat import DEFAULT_HEARTBEAT, DEFAULT_HEARTBEAT_TIMEOUT, here
 from .recording.log_handler import Capture
@@ -74,7 +77,8 @@ if TYPE_CHECKING:
     from dramatiq.broker import MessageProxy
 
     from .broker.acks import Acks
-    from .broker.messages import AnyMessage, StartWritten
+    from .broker.labels import StartWritten
+    from .broker.messages import AnyMessage
     from .joblog import JobLog
 
 #: Milliseconds until a job comes back whose section was lost before it began.
@@ -203,8 +207,9 @@ class JobLogMiddleware(Middleware):
             )
 
     def before_delay_message(self, broker: Broker, message: MessageProxy) -> None:
-        """Let a message that is held back keep the name of its delivery when it is moved."""
+        """Let a message that is held back keep its delivery's name, and be of use to who looks."""
         hold(bare(message))
+        self._messages.fit(broker, message)
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         """Refuse what the log could not use and duplicates; let a message know its family."""
@@ -219,7 +224,8 @@ class JobLogMiddleware(Middleware):
         job = running.get()
         if job is not None and job.jid != message.message_id and PARENT not in message.options:
             message.options.update({PARENT: job.jid, ROOT: job.root_jid})
-        if self._messages.bind(broker, message) or DUPLICATE in message.options:
+        is_new = self._messages.bind(broker, message)
+        if UNIQUE in message.options and (is_new or DUPLICATE in message.options):
             self._claim(message)
 
     def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
@@ -236,7 +242,7 @@ class JobLogMiddleware(Middleware):
             sent[message.message_id] = message
         row = self._messages.row(broker, message)
         if message.queue_name.endswith(DELAY_SUFFIX):
-            row |= {"state": State.DELAYED.value, "eta": message.options.get("eta")}
+            row |= {"state": State.DELAYED.value, "eta": eta_of(message)}
         else:
             row["state"] = State.ENQUEUED.value
         self.joblog.writer.put(Event("enqueue", row, unique=message.options.get(UNIQUE)))
@@ -328,18 +334,20 @@ class JobLogMiddleware(Middleware):
         except MiddlewareError:
             raise
         except Exception as e:
-            if option(broker, message, "exclusive") or SECTION in message.options:
+            if message.options.get(SECTION) or option(broker, message, "exclusive"):
                 # Dramatiq would swallow it, and run the job without its section.
                 raise SectionUnknownError(str(e)) from e
             raise
 
     def _begin(self, broker: Broker, message: MessageProxy) -> None:
-        if DUPLICATE in message.options:
+        if message.options.get(DUPLICATE) is not None:
             _count_as_done(broker, message)
-            raise SkipMessage(message.options[DUPLICATE])
+            raise SkipMessage(text_of(message.options[DUPLICATE]))
         message.options.pop(WAITS, None)
         # Whoever sent it may not know of sections.
         self._messages.bind(broker, message)
+        if MALFORMED in message.options:
+            self._reject(broker, message, ConfigurationError(text_of(message.options[MALFORMED])))
         age = age_left(broker, message) if SECTION in message.options else None
         if age is not None and age <= 0:
             # AgeLimit comes after us and drops it: it must not be put back before that.
@@ -349,7 +357,7 @@ class JobLogMiddleware(Middleware):
         run.row |= {
             "state": State.STARTED.value,
             "started_at": instant,
-            "queue_time": max(0, instant - run.row["enqueued_at"]),
+            "queue_time": _passed(run.row["enqueued_at"], instant),
         }
         start = Event(
             "start",
@@ -390,6 +398,13 @@ class JobLogMiddleware(Middleware):
         self._reports.begin(job)
         running.set(job)
         run.began = time.monotonic()
+
+    def _reject(self, broker: Broker, message: MessageProxy, error: Exception) -> None:
+        """Let a job be dead whose message could not be run rightly at any time."""
+        run = self._local.run = self._new_run(broker, message)
+        run.exception = error
+        message.fail()
+        raise SkipMessage(str(error))
 
     def _may_be_late(self, broker: Broker, message: MessageProxy, start: Event) -> bool:
         """Tell whether a start need not be written before the body runs."""
@@ -635,8 +650,12 @@ class JobLogMiddleware(Middleware):
         order = list(broker.middleware)
         counts = next((i for i, m in enumerate(order) if isinstance(m, Retries)), -1)
         after = order.index(self) < counts
-        throws = option(broker, message, "throws")
-        return int(after and not (throws and isinstance(error, throws)))
+        return int(after and not throws(broker, message, error))
+
+
+def _passed(since: int | None, instant: int) -> int | None:
+    """Return the milliseconds that have passed, by two hosts' clocks; None if not known."""
+    return None if since is None else max(0, instant - since)
 
 
 def _is_sent_with_others() -> bool:

@@ -25,6 +25,7 @@ from dramatiq_joblog.payload.sanitize import (
     document,
     fold_jid,
 )
+from dramatiq_joblog.payload.values import MAX_INT, as_int, as_millis
 from dramatiq_joblog.schema.fields import is_text_of_number, user_asked
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.schema.query import user_field
@@ -202,7 +203,8 @@ def _job_of(
     created, updated = _millis(task.created_at), _millis(task.updated_at)
     state = _STATES.get(task.status, State.LOST)
     # It writes before Retries counts, so that this was the last attempt's number in any state.
-    attempt = int(options.get("retries", 0)) + 1
+    attempt = (as_int(options.get("retries"), most=MAX_INT - 1) or 0) + 1
+    sent = as_millis(message.get("message_timestamp"))
     final = task.status in ("done", "failed", "skipped")
     columns = _columns_of(message, joblog, user_from)
     job = columns | {
@@ -211,8 +213,8 @@ def _job_of(
         "queue": clean_optional(str(message["queue_name"]).removesuffix(".DQ")),
         "state": state.value,
         "attempt": attempt,
-        "enqueued_at": message.get("message_timestamp", created),
-        "eta": options.get("eta") if not final else None,
+        "enqueued_at": created if sent is None else sent,
+        "eta": as_millis(options.get("eta")) if not final else None,
         "finished_at": updated if final else None,
         "created_at": created,
         "updated_at": updated,

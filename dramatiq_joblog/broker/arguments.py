@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.encoder import JSONEncoder
+from dramatiq.logging import get_logger
 from dramatiq.message import get_encoder
 
 from dramatiq_joblog.errors import RequeueError
 from dramatiq_joblog.payload.parameters import parameters_of
 from dramatiq_joblog.payload.redaction import MIN_RECOGNISED, digest, texts_in
-from dramatiq_joblog.payload.sanitize import LEFT_OUT, document, message_of
+from dramatiq_joblog.payload.sanitize import LEFT_OUT, document, is_plain, message_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +30,8 @@ _NOT_KEPT = frozenset(
         "delay",
         "eta",
         "joblog_delivery",
+        "joblog_malformed",
+        "joblog_note",
         "joblog_parent",
         "joblog_replay_of",
         "joblog_root",
@@ -106,7 +108,12 @@ class Arguments:
         redactor = self._of(broker).redactor
         if columns is not None and columns.get("withheld") is None:
             return redactor
-        return redactor.recognising(self._secrets(broker, message))
+        try:
+            return redactor.recognising(self._secrets(broker, message))
+        except Exception as e:  # noqa: BLE001
+            # An argument's own code, or an odd shape of the message: then nothing of it is kept.
+            get_logger(__name__, type(self)).debug("Secrets of a message are not known: %s", e)
+            return redactor
 
     def key(
         self, broker: Broker, message: Any, make: Callable[..., str], *, is_literal: bool = False
@@ -179,7 +186,11 @@ class Arguments:
           RequeueError: If that is not known.
         """
         if job.withheld is None and job.args is not None:
-            return Sent(job.args, job.kwargs, job.options or {})
+            sent = Sent(job.args, job.kwargs, job.options or {})
+            shapes = (sent.args, list), (sent.kwargs, dict), (sent.options, dict)
+            if not all(isinstance(value, kind) for value, kind in shapes):
+                raise RequeueError(job.jid, "what the log has of its arguments cannot be read")
+            return sent
         if job.sealed is None:
             raise RequeueError(job.jid, job.withheld or "its arguments could not be stored")
         if self._joblog.seal is None:
@@ -191,8 +202,8 @@ class Arguments:
             raise RequeueError(
                 job.jid, "its arguments are kept encrypted, and no key in seal_key opens them"
             )
-        sent = get_encoder().decode(data)
-        return Sent(list(sent["args"]), sent["kwargs"], sent["options"])
+        decoded = get_encoder().decode(data)
+        return Sent(list(decoded["args"]), decoded["kwargs"], decoded["options"])
 
 
 class _Actors:
@@ -212,7 +223,7 @@ class _Actors:
 
     def positional(self, actor_name: str) -> tuple[str, ...]:
         """Return the names of an actor's positional parameters; none if it is not declared."""
-        actor = self._broker.actors.get(actor_name)
+        actor = self._broker.actors.get(actor_name) if isinstance(actor_name, str) else None
         if actor is None:
             return ()
         known, names = self._names.get(actor_name, (None, ()))
@@ -246,10 +257,6 @@ def _why(kept: Document, sent: Any) -> str | None:
     if kept.redacted:
         return _REDACTED
     # What JSON changes without a word, other encoders may not: tuples, keys that are numbers.
-    if (
-        kept.note is None
-        and type(get_encoder()) is not JSONEncoder
-        and json.loads(kept.text) != (list(sent) if isinstance(sent, tuple) else sent)
-    ):
+    if kept.note is None and type(get_encoder()) is not JSONEncoder and not is_plain(sent):
         return "arguments that JSON cannot hold are kept as JSON has them"
     return kept.note

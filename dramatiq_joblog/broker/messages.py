@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import math
 import sys
 import time
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+from dataclasses import asdict, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dramatiq.errors import ActorNotFound
 from dramatiq.logging import get_logger
@@ -16,14 +15,15 @@ from dramatiq.middleware import AgeLimit, Retries
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.locking.locks import Exclusive, Unique, fold_key, key_maker
 from dramatiq_joblog.payload.parameters import parameters_of
-from dramatiq_joblog.payload.sanitize import clean, clean_optional, fold_jid, message_of
-from dramatiq_joblog.recording.log_lines import check_level
+from dramatiq_joblog.payload.sanitize import clean, clean_optional, fold_jid, message_of, text_of
+from dramatiq_joblog.payload.values import MAX_INT, MAX_MILLIS, as_int, as_millis, is_same, shown
 from dramatiq_joblog.recording.transitions import default_of
 from dramatiq_joblog.schema.fields import UserIdField, is_text_of_number, user_asked
 from dramatiq_joblog.schema.query import user_field
 
 from .arguments import Arguments
 from .deliveries import is_move
+from .labels import LABELS, check_labels, is_sent_by_actor, label, odd_labels
 from .trace import current_trace_id
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ DELAY_SUFFIX = ".DQ"
 #: Message options of ours, that travel with a message through retries and delays.
 PARENT, ROOT, REPLAY_OF = "joblog_parent", "joblog_root", "joblog_replay_of"
 SECTION, UNIQUE, DUPLICATE = "joblog_section", "joblog_unique", "joblog_duplicate"
+#: What of these was not fit, for its row; and why a job cannot run, as its section is not known.
+NOTE, MALFORMED = "joblog_note", "joblog_malformed"
 #: Of a message that was put back, as its section is taken.
 WAITS = "joblog_waits"
 #: In what a message is bound to: the message that it was made for.
@@ -61,11 +63,6 @@ OPTIONS = frozenset(
 )
 
 
-#: When the start of a run is written.
-StartWritten: TypeAlias = Literal["before", "soon"]
-STARTS: tuple[str, ...] = get_args(StartWritten)
-
-
 def bare(message: Any) -> Any:
     """Return the message in a worker's proxy: each look through that costs a call."""
     return getattr(message, "_message", message)
@@ -74,11 +71,17 @@ def bare(message: Any) -> Any:
 def option(broker: Broker, message: AnyMessage, name: str, default: Any = None) -> Any:
     """Look *name* up as everywhere in Dramatiq: the message's, the actor's, the default."""
     message = bare(message)
-    value = message.options.get(name)
+    value = label(name, message.options.get(name))
     if value is None:
-        actor = broker.actors.get(message.actor_name)
+        actor = actor_of(broker, message)
         value = None if actor is None else actor.options.get(name)
     return default if value is None else value
+
+
+def actor_of(broker: Broker, message: AnyMessage) -> Any:
+    """Return the actor of a message, or None if it is not declared here."""
+    name = message.actor_name
+    return broker.actors.get(name) if isinstance(name, str) else None
 
 
 def is_logged(broker: Broker, message: AnyMessage) -> bool:
@@ -99,19 +102,33 @@ def age_left(broker: Broker, message: AnyMessage) -> int | None:
     """Return the milliseconds until ``AgeLimit`` drops a message; None if nothing says that."""
     # What a subclass does is not known.
     limit = next((m for m in broker.middleware if type(m) is AgeLimit), None)
-    actor = broker.actors.get(message.actor_name)
+    actor = actor_of(broker, message)
     if limit is None or actor is None:
         return None
     # As there: an actor's None is no limit.
-    max_age = message.options.get("max_age") or actor.options.get("max_age", limit.max_age)
-    if not max_age or not isinstance(max_age, (int, float)):
-        return None
-    return math.ceil(message.message_timestamp + max_age - now())
+    given = message.options.get("max_age") or actor.options.get("max_age", limit.max_age)
+    max_age, sent = as_int(given, most=MAX_MILLIS), as_millis(message.message_timestamp)
+    return None if not max_age or sent is None else sent + max_age - now()
 
 
 def attempt_of(message: Any) -> int:
     """Return the number of a message's attempt, 1 for the first."""
-    return int(message.options.get("retries", 0)) + 1
+    return (as_int(message.options.get("retries"), most=MAX_INT - 1) or 0) + 1
+
+
+def eta_of(message: Any) -> int | None:
+    """Return when a message that is held back is due, in milliseconds since 1970."""
+    return as_millis(message.options.get("eta"))
+
+
+def throws(broker: Broker, message: AnyMessage, error: BaseException | None) -> bool:
+    """Tell whether *error* is one that a message's job is not retried after."""
+    wanted = option(broker, message, "throws")
+    try:
+        return error is not None and bool(wanted) and isinstance(error, wanted)
+    except TypeError:
+        # Another producer's, that names no class.
+        return False
 
 
 def now() -> int:
@@ -135,6 +152,7 @@ class Messages:
         #: Names of the actors that were declared.
         self.declared: set[str] = set()
         self._users: dict[str, Callable[[Any], Any]] = {}
+        self._fillers = [self._own_filler(*each) for each in self.own_fields.items()]
 
     def declare(self, actor: Actor[Any, Any]) -> None:
         """Refuse an actor whose options the log could not use.
@@ -146,11 +164,7 @@ class Messages:
         where, options = f"actor {actor.actor_name!r}", actor.options
         self._warn_of_wrapper(actor.fn, where)
         self._joblog.check_job_type(options.get("job_type"), where)
-        check_level(options.get("log_lines"), f"{where} has log_lines")
-        if options.get("start") not in (None, *STARTS):
-            raise ConfigurationError(
-                f"{where} has start={options['start']!r}, which is not known; use one of {STARTS}"
-            )
+        check_labels(options, where)
         if options.get("job_user") is not None:
             self._users[actor.actor_name] = _user_reader(options["job_user"], actor.fn, where)
         for name, kind in (("exclusive", Exclusive), ("unique", Unique)):
@@ -195,7 +209,9 @@ class Messages:
     def bind(self, broker: Broker, message: AnyMessage) -> bool:
         """Check a message's options, and make the keys that it is bound to, once.
 
-        A copy of a message under an id of its own is another message.
+        A copy of a message under an id of its own is another message.  What an actor's ``send()``
+        sends is refused if it cannot be used; any other message was made elsewhere, and is made
+        fit instead.
 
         Returns:
           Whether the message was bound to a key that it is unique by just now.
@@ -205,10 +221,12 @@ class Messages:
         """
         message = bare(message)
         where = f"message {message.message_id!r} of actor {message.actor_name!r}"
-        if "job_type" in message.options:
-            self._joblog.check_job_type(message.options["job_type"], where)
-        if "log_lines" in message.options:
-            check_level(message.options["log_lines"], f"{where} has log_lines")
+        if message.options.keys() & _CHECKED:
+            made_here = is_sent_by_actor()
+            if made_here:
+                self._joblog.check_job_type(message.options.get("job_type"), where)
+                check_labels(message.options, where)
+            self.fit(broker, message, frozen_only=made_here)
         self._bind_to(broker, message, Exclusive, where)
         return self._bind_to(broker, message, Unique, where)
 
@@ -229,7 +247,14 @@ class Messages:
             # Who copied it does not know its actor, so that its key stays.
             options[frozen] = bound | {BOUND_FOR: message.message_id}
             return True
-        key = self._key(broker, message, wanted.key, where)
+        try:
+            key = self._key(broker, message, wanted.key, where)
+        except ConfigurationError as e:
+            if kind is Exclusive or is_sent_by_actor():
+                raise
+            # What is unique by no key is not unique, and runs.
+            _note(options, str(e))
+            return False
         options[frozen] = asdict(replace(wanted, key=key)) | {BOUND_FOR: message.message_id}
         options.pop(DUPLICATE, None)
         if options.get(name) is not None:
@@ -238,45 +263,116 @@ class Messages:
             options[name] = asdict(replace(wanted, key=text))
         return True
 
+    def fit(self, broker: Broker, message: AnyMessage, *, frozen_only: bool = False) -> None:
+        """Make fit what a message is bound to, in its own options, and note there what was not.
+
+        What is unique by a key that cannot be read is not unique.  A section is its actor's then;
+        of an actor without one the job is dead, as nobody knows whom it is to keep out.
+        """
+        message = bare(message)
+        options, actor, lost = message.options, actor_of(broker, message), ""
+        for name, frozen, kind in _BONDS:
+            for each in (frozen,) if frozen_only else (frozen, name):
+                if is_fit_bond(kind, options.get(each), actor, made=each == frozen):
+                    continue
+                odd = f"{each}={shown(options.pop(each))} cannot be read"
+                _note(options, odd)
+                lost = lost or (odd if kind is Exclusive else "")
+        if lost and SECTION not in options and option(broker, message, "exclusive") is None:
+            options[MALFORMED] = lost
+
     def row(self, broker: Broker, message: AnyMessage) -> dict[str, Any]:
         """Return the columns that a message alone decides."""
         message = bare(message)
+        if message.options.keys() & _CHECKED:
+            self.fit(broker, message)
         options = message.options
         instant = now()
         row: dict[str, Any] = {
             "jid": fold_jid(message.message_id),
             "actor": clean_optional(message.actor_name),
-            "queue": clean_optional(message.queue_name.removesuffix(DELAY_SUFFIX)),
+            "queue": clean_optional(text_of(message.queue_name).removesuffix(DELAY_SUFFIX)),
             "job_type": clean_optional(option(broker, message, "job_type")),
             "attempt": attempt_of(message),
             "max_retries": _max_retries(broker, message),
-            "enqueued_at": message.message_timestamp,
+            "enqueued_at": as_millis(message.message_timestamp),
             "created_at": instant,
             "updated_at": instant,
-            "section": options[SECTION]["key"] if SECTION in options else None,
+            "section": options[SECTION]["key"] if options.get(SECTION) is not None else None,
         }
         for name, column in ((PARENT, "parent_jid"), (ROOT, "root_jid"), (REPLAY_OF, "replay_of")):
-            if name in options:
+            if options.get(name) is not None:
                 row[column] = fold_jid(options[name])
         if (trace_id := current_trace_id()) is not None:
-            row["trace_id"] = trace_id
-        arguments, note = self.arguments.columns(broker, message)
-        row |= arguments
-        notes = [note] if note else []
-        try:
-            row |= self._user(message)
-            for name, field in self.own_fields.items():
-                value = option(broker, message, name)
-                row[field.column_name] = field.db_value(
-                    default_of(field) if value is None else value
-                )
-        except Exception as e:  # noqa: BLE001
-            # The user's own callable or column: the job must not notice.
-            text = self.arguments.redactor(broker, message, arguments).error(message_of(e))
-            notes.append(f"a column of {message.actor_name} could not be filled: {text}")
-            self._logger.warning("Job %s: %s", message.message_id, notes[-1])
+            row["trace_id"] = clean_optional(trace_id, 64)
+        notes = self._odd(broker, message, row)
+        row |= self._arguments(broker, message, notes)
+        for fill in (self._user, *self._fillers):
+            try:
+                row |= fill(broker, message, notes)
+            except Exception as e:  # noqa: BLE001
+                # The user's own callable or column: the job must not notice.
+                text = self.arguments.redactor(broker, message, row).error(message_of(e))
+                notes.append(f"a column of {row['actor']} could not be filled: {text}")
+                self._logger.warning("Job %s: %s", row["jid"], notes[-1])
         row["note"] = clean("; ".join(notes), 1000) if notes else None
         return row
+
+    def _odd(self, broker: Broker, message: Any, row: dict[str, Any]) -> list[str]:
+        """Return notes on what of a message is not on its row as it was sent."""
+        options, retries = message.options, message.options.get("max_retries")
+        sent: list[tuple[str, Any, Any]] = [
+            ("message_id", message.message_id, row["jid"]),
+            ("actor_name", message.actor_name, row["actor"]),
+            ("message_timestamp", message.message_timestamp, row["enqueued_at"]),
+            ("retries", options.get("retries", 0), row["attempt"] - 1),
+            ("eta", options.get("eta"), eta_of(message)),
+            ("max_retries", retries, retries if retries is None else row["max_retries"]),
+        ]
+        notes = [
+            f"{name} {shown(value)} is kept as {shown(kept, 80)}"
+            for name, value, kept in sent
+            if not is_near(value, kept)
+        ]
+        if options.get(NOTE) is not None:
+            notes.append(clean(text_of(options[NOTE]), 500))
+        notes += odd_labels(options)
+        if options.get("job_type") is not None and row["job_type"] is not None:
+            try:
+                self._joblog.check_job_type(options["job_type"], "the message")
+            except ConfigurationError as e:
+                notes.append(clean(str(e), 300))
+        return notes
+
+    def _arguments(self, broker: Broker, message: Any, notes: list[str]) -> dict[str, Any]:
+        try:
+            columns, note = self.arguments.columns(broker, message)
+        except Exception as e:  # noqa: BLE001
+            # No argument's own code, and no odd shape of a message, keeps a job from its row.
+            note = f"its arguments could not be read: {message_of(e)}"
+            columns = {"withheld": clean_optional(note)}
+        if note:
+            notes.append(note)
+        return columns
+
+    def _own_filler(self, name: str, field: Any) -> Callable[..., dict[str, Any]]:
+        """Return what fills a column of a model of the user's own."""
+
+        def fill(broker: Broker, message: Any, notes: list[str]) -> dict[str, Any]:
+            value = option(broker, message, name)
+            stored = field.db_value(default_of(field) if value is None else value)
+            bits = _BITS.get(field.field_type)
+            if bits is not None and stored is not None:
+                # Some databases would refuse it, and with it the row.
+                if not isinstance(stored, int) or not -(2**bits) <= stored < 2**bits:
+                    raise ValueError(f"{name}={shown(value)} is no number of its column")
+            elif isinstance(stored, str):
+                stored, whole = clean_optional(stored, getattr(field, "max_length", None)), stored
+                if stored != whole:
+                    notes.append(f"{name} {shown(whole)} is kept as {shown(stored)}")
+            return {field.column_name: stored}
+
+        return fill
 
     def _key(self, broker: Broker, message: AnyMessage, key: Any, where: str) -> str:
         try:
@@ -294,7 +390,7 @@ class Messages:
             text = self.arguments.redactor(broker, message).error(message_of(e))
             raise ConfigurationError(f"{where}: its key could not be made: {text}") from e
 
-    def _user(self, message: AnyMessage) -> dict[str, Any]:
+    def _user(self, broker: Broker, message: AnyMessage, notes: list[str]) -> dict[str, Any]:
         """Return the columns of the user."""
         value = message.options.get("job_user")
         if value is None:
@@ -304,6 +400,9 @@ class Messages:
         columns = {field.column_name: user_asked(field, value)}
         if isinstance(field, UserIdField) and is_text_of_number(value):
             columns["user_is_text"] = True
+        kept = columns[field.column_name]
+        if isinstance(kept, str) and isinstance(value, str) and kept != text_of(value):
+            notes.append(f"the user {shown(value)} is kept as {shown(kept, 80)}")
         return columns
 
 
@@ -345,8 +444,55 @@ def _max_retries(broker: Broker, message: AnyMessage) -> int | None:
     retries = next((m for m in broker.middleware if isinstance(m, Retries)), None)
     if retries is None:
         return 0
-    value = option(broker, message, "max_retries", default=retries.max_retries)
-    return value if isinstance(value, int) else None
+    # As Retries looks it up: None on a message means no limit, whatever its actor has.
+    actor = actor_of(broker, message)
+    declared = {} if actor is None else actor.options
+    default = declared.get("max_retries", retries.max_retries)
+    return as_int(message.options.get("max_retries", default))
+
+
+#: The bits of numbers that a column of a model of the user's own holds, beside the sign.
+_BITS = {"AUTO": 31, "BIGAUTO": 63, "BIGINT": 63, "INT": 31, "SMALLINT": 15}
+#: What a message may be bound to: the option, how it is frozen, and its class.
+_BONDS: tuple[tuple[str, str, Any], ...] = (
+    ("exclusive", SECTION, Exclusive),
+    ("unique", UNIQUE, Unique),
+)
+_CHECKED = LABELS | {"exclusive", "unique", SECTION, UNIQUE}
+
+
+def _note(options: dict[str, Any], text: str) -> None:
+    """Add to what a message says of itself for its row."""
+    options[NOTE] = "; ".join(filter(None, (clean_optional(options.get(NOTE)), clean(text, 300))))
+
+
+def is_fit_bond(kind: Any, value: Any, actor: Any, *, made: bool) -> bool:
+    """Tell whether an option is an :class:`Exclusive` or a :class:`Unique` that can be used.
+
+    Parameters:
+      kind: The class.
+      value: The option.
+      actor: The message's actor, if it is declared here.
+      made: Whether its key must have been made already.
+    """
+    if value is None or (value is False and not made):
+        return True
+    try:
+        if not made:
+            key = _wanted(kind, value, "").key
+            return actor is None or key_maker(key, actor.fn, "") is not None
+        known = {field.name: value[field.name] for field in fields(kind) if field.name in value}
+        return isinstance(kind(**known).key, str) and known["key"] == fold_key(known["key"]) != ""
+    except Exception:  # noqa: BLE001
+        # Of another shape: a newer version's, or another producer's.
+        return False
+
+
+def is_near(value: Any, kept: Any) -> bool:
+    """Tell whether a value was kept as it was, but for a fraction of a millisecond."""
+    if isinstance(value, float) and isinstance(kept, int):
+        return abs(value - kept) < 1
+    return is_same(value, kept)
 
 
 def _wanted(kind: Any, value: Any, where: str) -> Any:

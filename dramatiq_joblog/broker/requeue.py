@@ -244,14 +244,22 @@ def _home(job: Any, brokers: list[Broker]) -> Broker:
 
 def _targets(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the messages that follow in a pipeline."""
-    while (target := options.get("pipe_target")) is not None:
+    while (target := _target(options)) is not None:
         yield target
         options = target["options"]
 
 
+def _target(options: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the message that follows in a pipeline, unless it is none that can be read."""
+    target = options.get("pipe_target")
+    if isinstance(target, dict) and isinstance(target.get("options"), dict):
+        return target if "message_id" in target else None
+    return None
+
+
 def _with_targets(options: dict[str, Any], *, fresh_ids: bool) -> dict[str, Any]:
     """Return *options* with messages to follow that are as new as this one."""
-    target = options.get("pipe_target")
+    target = _target(options)
     if target is None:
         return dict(options)
     renewed: dict[str, Any] = {"message_timestamp": now()}

@@ -25,11 +25,12 @@ from dramatiq_joblog.recording.current import progress_of
 from dramatiq_joblog.recording.transitions import Event, kept_run
 from dramatiq_joblog.states import DeadReason, Outcome, State
 
-from .messages import DELAY_SUFFIX, SECTION, UNIQUE, attempt_of, now, option
+from .messages import DELAY_SUFFIX, SECTION, UNIQUE, actor_of, attempt_of, eta_of, now, throws
 
 if TYPE_CHECKING:
     from dramatiq_joblog.payload.redaction import Redactor
     from dramatiq_joblog.recording.current import CurrentJob
+    from dramatiq_joblog.recording.log_lines import Batch
 
     from .deliveries import Delivery
     from .messages import AnyMessage
@@ -130,11 +131,8 @@ def verdict(
     if error is not None:
         row["error_type"] = clean_optional(type(error).__name__)
         row["error_message"] = _message(run, error)
-    if job is not None and job.meta:
-        meta = document(job.meta, run.redactor)
-        row |= {"meta": meta.text, "note": row.get("note") or meta.note}
-    if job is not None and job.told is not None:
-        row["progress"] = json.dumps(progress_of(job.told, run.redactor))
+    if job is not None:
+        row |= _told(job, run, row.get("note"))
     if run.began is None or (run.skipped_by is not None and not run.skipped_in_actor):
         # The body never ran, whatever was written when another middleware still might let it.
         row |= {"started_at": None, "duration": None, "queue_time": None}
@@ -144,7 +142,7 @@ def verdict(
         kept = kept_run(row | {"state": State.FINISHED.value, "finished_at": instant})
     elif outcome is not None and failed is not None:
         kept = _failure(run, row, outcome, failed)
-    logged = None if job is None or job.lines is None else job.lines.end()
+    logged = None if job is None else _logged(job, row)
     return Event(
         "end",
         row,
@@ -156,6 +154,31 @@ def verdict(
     )
 
 
+def _told(job: CurrentJob, run: Run, note: str | None) -> dict[str, Any]:
+    """Return what a job told of itself: no oddity of it costs the outcome."""
+    told: dict[str, Any] = {}
+    try:
+        if job.told is not None:
+            told["progress"] = json.dumps(progress_of(job.told, run.redactor))
+        if job.meta is not None and (type(job.meta) is not dict or job.meta):
+            meta = document(job.meta, run.redactor)
+            told |= {"meta": meta.text, "note": note or meta.note}
+    except Exception as e:  # noqa: BLE001
+        # An actor may put anything there.
+        told["note"] = note or clean_optional(f"what it noted is not kept: {message_of(e)}")
+    return told
+
+
+def _logged(job: CurrentJob, row: dict[str, Any]) -> Batch | None:
+    """Return what a job logged that is not written yet."""
+    try:
+        return None if job.lines is None else job.lines.end()
+    except Exception as e:  # noqa: BLE001
+        # A redactor of the user's own may fail on a text.
+        row["note"] = clean_optional(f"its last lines are not kept: {message_of(e)}")
+        return None
+
+
 def _outcome(
     broker: Broker, message: AnyMessage, run: Run, row: dict[str, Any], *, rejected: bool
 ) -> Outcome | None:
@@ -164,7 +187,9 @@ def _outcome(
     if run.requeued is not None:
         # The job goes on, whatever became of this run.
         delayed = run.requeued.queue_name.endswith(DELAY_SUFFIX)
-        row["eta"] = run.requeued.options.get("eta") if delayed else instant
+        # Of one that is no number, the host makes now.
+        eta = eta_of(run.requeued) if delayed else None
+        row["eta"] = instant if eta is None else eta
         if failed and attempt_of(run.requeued) > row["attempt"]:
             row["state"] = State.RETRYING.value
         else:
@@ -191,13 +216,12 @@ def _dead_reason(broker: Broker, message: AnyMessage, run: Run) -> DeadReason:
     if run.skipped_by is not None and run.skipped_by.startswith(AgeLimit.__name__):
         return DeadReason.AGE_LIMIT
     error = run.exception
-    unknown = message.actor_name not in broker.actors
+    unknown = actor_of(broker, message) is None
     if unknown and (error is None or isinstance(error, ActorNotFound)):
         return DeadReason.UNKNOWN_ACTOR
     if type(error).__module__.partition(".")[0] == "dramatiq_abort":
         return DeadReason.ABORTED
-    throws = option(broker, message, "throws")
-    if error is not None and throws and isinstance(error, throws):
+    if throws(broker, message, error):
         return DeadReason.THROWS
     if error is not None and run.row["attempt"] > 1:
         return DeadReason.RETRIES_EXHAUSTED
@@ -230,6 +254,14 @@ def _skipper(error: BaseException | None) -> str:
     return f"{by}: {text}" if text else by
 
 
+def _traceback(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    except Exception:  # noqa: BLE001
+        # An error's own code is at fault: where it was raised is known all the same.
+        return "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
+
+
 def _message(run: Run, error: BaseException) -> str:
     return clean_redacted(message_of(error), MAX_MESSAGE, run.redactor.error)
 
@@ -237,8 +269,7 @@ def _message(run: Run, error: BaseException) -> str:
 def _failure(
     run: Run, row: dict[str, Any], outcome: Outcome, error: BaseException
 ) -> dict[str, Any]:
-    lines = traceback.format_exception(type(error), error, error.__traceback__)
-    text = clean_redacted("".join(lines), MAX_TRACEBACK, run.redactor.traceback)
+    text = clean_redacted(_traceback(error), MAX_TRACEBACK, run.redactor.traceback)
     return {
         "jid": row["jid"],
         "token": row["token"],

@@ -10,7 +10,8 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dramatiq_joblog.errors import JobLogError
-from dramatiq_joblog.payload.sanitize import clean
+from dramatiq_joblog.payload.sanitize import clean, text_of
+from dramatiq_joblog.payload.values import as_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -159,20 +160,7 @@ def progress_of(told: tuple[Any, Any, Any], redactor: Redactor) -> dict[str, Any
     """Return a progress as it is kept."""
     done, total, text = told
     return {
-        "done": _number(done),
-        "total": _number(total),
-        "text": None if text is None else clean(redactor.text(str(text)), MAX_TEXT),
+        "done": as_number(done),
+        "total": as_number(total),
+        "text": None if text is None else clean(redactor.text(text_of(text)), MAX_TEXT),
     }
-
-
-def _number(value: Any) -> float | None:
-    """Return a number that JSON knows, or None: NumPy's own among others are not."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        pass
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if number - number == 0 else None

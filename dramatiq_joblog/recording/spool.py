@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from dramatiq.logging import get_logger
 
+from dramatiq_joblog.payload.sanitize import text_of
+
 from .transitions import Event
 
 if TYPE_CHECKING:
@@ -225,7 +227,7 @@ def _dump(event: Event) -> bytes:
     for answer in ("granted", "found", "replayed", "cut_off"):
         del kept[answer]
     # A column of the user's own may hold what JSON has no word for; its text does as well.
-    return json.dumps(kept, default=str).encode() + b"\n"
+    return json.dumps(kept, default=text_of).encode() + b"\n"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -19,6 +19,7 @@ from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.database.upsert import Portion, Rule, is_one_statement, upsert, write_all
 from dramatiq_joblog.locking.locks import UNIQUE, Claim, Locks
 from dramatiq_joblog.locking.release import freeing
+from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.schema.models import Job, to_millis
 from dramatiq_joblog.states import (
     FINAL,
@@ -33,6 +34,7 @@ from dramatiq_joblog.states import (
 from dramatiq_joblog.statistics.rollups import LATE
 
 from .heartbeat import is_gone
+from .repair import NOT_STORED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -197,7 +199,6 @@ _FIRST = (
     "root_jid",
     "replay_of",
     "trace_id",
-    "note",
 )
 _NEVER = ("jid", "created_at")
 #: What a message may say otherwise when it is enqueued again, and what was said of its end.
@@ -226,6 +227,11 @@ _REPLACES = {
         column: f"CASE WHEN excluded.state = 'started' THEN job.{column} ELSE excluded.{column} END"
         for column in _KEPT_AT_START
     },
+    # What could not be stored may be by now.
+    "note": (
+        f"CASE WHEN substr(job.note, 1, {len(NOT_STORED)}) = '{NOT_STORED}' "
+        "THEN excluded.note ELSE coalesce(job.note, excluded.note) END"
+    ),
     # Each run begins its own.
     "progress": (
         "CASE WHEN excluded.state = 'started' THEN NULL "
@@ -292,7 +298,7 @@ def new_token(delivery: str | None, *, stamped: bool = False) -> str:
     """
     if delivery is None:
         return f"{_random.getrandbits(112):028x}"
-    mark = hashlib.sha256(delivery.encode()).hexdigest()[:_MARK]
+    mark = hashlib.sha256(fold_jid(delivery).encode()).hexdigest()[:_MARK]
     if stamped:
         mark = _STAMPED + mark[1:]
     return f"{mark}{_random.getrandbits(64):016x}"

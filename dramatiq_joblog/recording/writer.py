@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import multiprocessing.util
@@ -36,6 +37,7 @@ from dramatiq_joblog.database.limited_log import LimitedLog
 from dramatiq_joblog.errors import DatabaseAwayError, JobLogError
 from dramatiq_joblog.payload.redaction import scrub
 
+from .repair import repairs
 from .transitions import Event
 
 if TYPE_CHECKING:
@@ -521,20 +523,20 @@ class Writer:
 
     def _repair(self, event: Event, error: Exception) -> None:
         """Write a poisoned event without what is not needed, saying so on its row."""
-        dropped = dict.fromkeys(("args", "kwargs", "max_retries", "meta"))
-        bare = event.row | dropped | self._transitions.own_defaults()
-        bare["note"] = f"not stored, because the database refused: {error}"[:1000]
-        repaired = dataclasses.replace(event, row=bare, lines=None, forget=None)
-        try:
-            self._connection.ask(lambda: self._sections.write([repaired]))
-        except DatabaseAwayError:
-            raise
-        except Exception as e:  # noqa: BLE001
-            # Whatever it is, it must not take the writer or other events with it.
-            self._give_up([event], e)
-        else:
-            event.answer_as(repaired)
-            self._logger.warning("Job %s was logged in part: %s", event.jid, error)
+        last = error
+        for repaired in repairs(event, self._transitions.own_defaults(), error):
+            try:
+                self._connection.ask(functools.partial(self._sections.write, [repaired]))
+            except DatabaseAwayError:
+                raise
+            except Exception as e:  # noqa: BLE001
+                # Whatever it is, it must not take the writer or other events with it.
+                last = e
+            else:
+                event.answer_as(repaired)
+                self._logger.warning("Job %s was logged in part: %s", event.jid, error)
+                return
+        self._give_up([event], last)
 
     # While the database is away
 

@@ -129,7 +129,7 @@ class JobRow:
         return key if self._place is None else f"{key}, {ordinal(self._place)} in line"
 
     def _why_started(self) -> str:
-        progress = self._job.progress or {}
+        progress = self._job.progress if isinstance(self._job.progress, dict) else {}
         share = share_of(progress)
         return f"{share} %" if share is not None else str(progress.get("text") or "")
 
