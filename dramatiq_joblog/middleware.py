@@ -79,12 +79,30 @@ if TYPE_CHECKING:
     from .broker.acks import Acks
     from .broker.labels import StartWritten
     from .broker.messages import AnyMessage
+    from .broker.plan import Plan
     from .joblog import JobLog
 
 #: Milliseconds until a job comes back whose section was lost before it began.
 _AT_ONCE = 250
 #: Milliseconds that a uniqueness is held for a message that is on its way to the broker.
 _ON_ITS_WAY = 60_000
+
+
+#: What a run says of its job, before it has.
+_OF_A_RUN: dict[str, Any] = dict.fromkeys(
+    (
+        "dead_reason",
+        "duration",
+        "error_message",
+        "error_type",
+        "eta",
+        "finished_at",
+        "queue_time",
+        "skip_reason",
+        "started_at",
+        "state",
+    )
+)
 
 
 class JobLogMiddleware(Middleware):
@@ -153,7 +171,7 @@ class JobLogMiddleware(Middleware):
         self._capture = Capture()
         self._reports = Reports(joblog.transitions)
         self._waker: Waker | None = None
-        self._messages = Messages(joblog)
+        self._messages = Messages(joblog, lines_level=self._lines_level, start=start)
         self._sender = joblog.send_by(Sender(joblog, self._messages.arguments))
         self._local = threading.local()
         self._open = OpenRuns()
@@ -217,16 +235,19 @@ class JobLogMiddleware(Middleware):
         run = self._current(message)
         if run is not None:
             run.tried = True
-        if not is_logged(broker, message):
+        plan = self._messages.plan(broker, message)
+        if not plan.is_logged:
             return
-        self._messages.refuse_unlogged(broker, message)
+        if plan.is_bound:
+            self._messages.refuse_unlogged(broker, message)
         stamp(message)
         job = running.get()
         if job is not None and job.jid != message.message_id and PARENT not in message.options:
             message.options.update({PARENT: job.jid, ROOT: job.root_jid})
-        is_new = self._messages.bind(broker, message)
-        if UNIQUE in message.options and (is_new or DUPLICATE in message.options):
-            self._claim(message)
+        if plan.is_bound or plan.row is None:
+            is_new = self._messages.bind(broker, message)
+            if UNIQUE in message.options and (is_new or DUPLICATE in message.options):
+                self._claim(message)
 
     def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         """Note that a job at work here goes on; log any other message, without waiting."""
@@ -234,13 +255,14 @@ class JobLogMiddleware(Middleware):
             for run in runs:
                 run.requeued = message
             return
-        if not is_logged(broker, message):
+        plan = self._messages.plan(broker, message)
+        if not plan.is_logged:
             return
         sent = getattr(self._local, "sent", None)
         if sent is not None:
             # Perhaps the retry of a message that was refused before the log knew of its run.
             sent[message.message_id] = message
-        row = self._messages.row(broker, message)
+        row = self._messages.row(broker, message, plan)
         if message.queue_name.endswith(DELAY_SUFFIX):
             row |= {"state": State.DELAYED.value, "eta": eta_of(message)}
         else:
@@ -327,10 +349,13 @@ class JobLogMiddleware(Middleware):
             self._reports.end(left)
         running.set(None)
         # Another middleware may have failed it already: then nothing will run.
-        if getattr(message, "failed", False) or not is_logged(broker, message):
+        if getattr(message, "failed", False):
+            return
+        plan = self._messages.plan(broker, message)
+        if not plan.is_logged:
             return
         try:
-            self._begin(broker, message)
+            self._begin(broker, message, plan)
         except MiddlewareError:
             raise
         except Exception as e:
@@ -339,37 +364,40 @@ class JobLogMiddleware(Middleware):
                 raise SectionUnknownError(str(e)) from e
             raise
 
-    def _begin(self, broker: Broker, message: MessageProxy) -> None:
-        if message.options.get(DUPLICATE) is not None:
-            _count_as_done(broker, message)
-            raise SkipMessage(text_of(message.options[DUPLICATE]))
-        message.options.pop(WAITS, None)
-        # Whoever sent it may not know of sections.
-        self._messages.bind(broker, message)
-        if MALFORMED in message.options:
-            self._reject(broker, message, ConfigurationError(text_of(message.options[MALFORMED])))
-        age = age_left(broker, message) if SECTION in message.options else None
-        if age is not None and age <= 0:
-            # AgeLimit comes after us and drops it: it must not be put back before that.
-            return
-        run = self._local.run = self._new_run(broker, message)
+    def _begin(self, broker: Broker, message: MessageProxy, plan: Plan) -> None:
+        options = message.options
+        age = None
+        if plan.row is None or plan.is_bound:
+            if options.get(DUPLICATE) is not None:
+                _count_as_done(broker, message)
+                raise SkipMessage(text_of(options[DUPLICATE]))
+            options.pop(WAITS, None)
+            # Whoever sent it may not know of sections.
+            self._messages.bind(broker, message)
+            if MALFORMED in options:
+                self._reject(broker, message, ConfigurationError(text_of(options[MALFORMED])))
+            age = age_left(broker, message) if SECTION in options else None
+            if age is not None and age <= 0:
+                # AgeLimit comes after us and drops it: it must not be put back before that.
+                return
+        run = self._local.run = self._new_run(broker, message, plan)
         instant = now()
-        run.row |= {
-            "state": State.STARTED.value,
-            "started_at": instant,
-            "queue_time": _passed(run.row["enqueued_at"], instant),
-        }
+        row = run.row
+        row["state"] = State.STARTED.value
+        row["started_at"] = instant
+        row["queue_time"] = _passed(row["enqueued_at"], instant)
         start = Event(
             "start",
-            dict(run.row),
-            max_interruptions=option(broker, message, "max_interruptions"),
+            row.copy(),
+            max_interruptions=plan.max_interruptions,
             redelivered=bool(getattr(message, "redelivered", False)),
-            rerun=option(broker, message, "rerun"),
-            section=message.options.get(SECTION),
+            rerun=plan.rerun,
+            section=options.get(SECTION),
             comes_back_within=age,
-            unique=message.options.get(UNIQUE),
+            unique=options.get(UNIQUE),
         )
-        if self._may_be_late(broker, message, start):
+        unguarded = start.section is None and start.unique is None
+        if plan.starts_soon and unguarded and not start.redelivered:
             run.start = start
             self.joblog.writer.put_soon(start)
         elif not self.joblog.writer.write(start):
@@ -380,21 +408,22 @@ class JobLogMiddleware(Middleware):
             raise SkipMessage("it comes back: its section was lost before it began")
         self._open.add(run)
         job = CurrentJob(
-            message.message_id,
-            run.row["attempt"],
-            message.options.get(ROOT) or message.message_id,
+            run.message_id,
+            row["attempt"],
+            options.get(ROOT) or run.message_id,
             message.actor_name,
-            run.row["token"],
+            row["token"],
             lease=start.lease,
             start=run.start,
             redactor=run.redactor,
         )
-        level = check_level(option(broker, message, "log_lines", self._lines_level), "log_lines")
-        if level is not None:
+        if plan.lines_level is not None:
             # A job before this one may have set up logging anew.
             self._capture.attach()
             job.capture = self._capture
-            job.lines = Lines(run.row["jid"], job.token, job.attempt, level, run.redactor.text)
+            job.lines = Lines(
+                row["jid"], job.token, job.attempt, plan.lines_level, run.redactor.text
+            )
         self._reports.begin(job)
         running.set(job)
         run.began = time.monotonic()
@@ -405,12 +434,6 @@ class JobLogMiddleware(Middleware):
         run.exception = error
         message.fail()
         raise SkipMessage(str(error))
-
-    def _may_be_late(self, broker: Broker, message: MessageProxy, start: Event) -> bool:
-        """Tell whether a start need not be written before the body runs."""
-        if option(broker, message, "start", self._start) != "soon" or start.redelivered:
-            return False
-        return start.section is None and start.unique is None and start.max_interruptions is None
 
     def _refuse(self, broker: Broker, message: MessageProxy, run: Run, start: Event) -> None:
         """Skip, reject, put back or fail a message that may not run now."""
@@ -636,8 +659,9 @@ class JobLogMiddleware(Middleware):
         run.requeued = (getattr(self._local, "sent", None) or {}).get(message.message_id)
         return run
 
-    def _new_run(self, broker: Broker, message: AnyMessage) -> Run:
-        row = self._messages.row(broker, message)
+    def _new_run(self, broker: Broker, message: AnyMessage, plan: Plan | None = None) -> Run:
+        # All rows of runs have the same columns, whose values are then taken together.
+        row = _OF_A_RUN | self._messages.row(broker, message, plan)
         delivery = delivery_of(message)
         row["token"] = new_token(delivery.name, stamped=delivery.stamped)
         row["worker"] = clean_optional(here())

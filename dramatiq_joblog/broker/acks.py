@@ -36,7 +36,7 @@ MAX_WAITING = 1_000
 #: As many are sent in one round trip at most.
 MAX_BATCH = 500
 #: Milliseconds that an acknowledgement waits for others, if nobody waits for it.
-GATHER = 2
+GATHER = 8
 #: Seconds until a round trip that failed is tried again; at first, and at most.
 RETRY_AFTER, RETRY_AT_MOST = 0.1, 5.0
 
@@ -274,7 +274,7 @@ class _HandingConsumer(Consumer):
         self._acks = acks
         self._room = threading.Event()
         #: Below this many that are fetched and not acknowledged it is time to fetch.
-        self._low = consumer.prefetch * 3 // 4
+        self._low = consumer.prefetch // 2
 
     def __next__(self) -> MessageProxy | None:
         consumer = self._consumer

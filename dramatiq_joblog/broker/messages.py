@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dramatiq import Message
 from dramatiq.errors import ActorNotFound
 from dramatiq.logging import get_logger
 from dramatiq.middleware import AgeLimit, Retries
@@ -17,6 +18,7 @@ from dramatiq_joblog.locking.locks import Exclusive, Unique, fold_key, key_maker
 from dramatiq_joblog.payload.parameters import parameters_of
 from dramatiq_joblog.payload.sanitize import clean, clean_optional, fold_jid, message_of, text_of
 from dramatiq_joblog.payload.values import MAX_INT, MAX_MILLIS, as_int, as_millis, is_same, shown
+from dramatiq_joblog.recording.log_lines import check_level
 from dramatiq_joblog.recording.transitions import default_of
 from dramatiq_joblog.schema.fields import UserIdField, is_text_of_number, user_asked
 from dramatiq_joblog.schema.query import user_field
@@ -24,12 +26,13 @@ from dramatiq_joblog.schema.query import user_field
 from .arguments import Arguments
 from .deliveries import is_move
 from .labels import LABELS, check_labels, is_sent_by_actor, label, odd_labels
+from .plan import Plan, is_plain, plain_arguments
 from .trace import current_trace_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from dramatiq import Actor, Broker, Message
+    from dramatiq import Actor, Broker
     from dramatiq.broker import MessageProxy
 
     from dramatiq_joblog.joblog import JobLog
@@ -141,11 +144,19 @@ class Messages:
 
     Parameters:
       joblog: The log.
+      lines_level: From which level on lines are kept, where nothing else says so.
+      start: When a start is written, where nothing else says so.
     """
 
-    def __init__(self, joblog: JobLog) -> None:
+    def __init__(
+        self, joblog: JobLog, *, lines_level: int | None = None, start: str = "before"
+    ) -> None:
         self._joblog = joblog
+        self._lines_level = lines_level
+        self._start = start
         self.arguments = Arguments(joblog)
+        #: The plans of actors, by the actor and the number of its broker's middleware.
+        self._plans: dict[tuple[Any, int], Plan] = {}
         self._logger = get_logger(__name__, type(self))
         self.user_column: str = user_field(joblog.Job).column_name
         self.own_fields = {name: f for name, f in joblog.own_fields.items() if name != "user"}
@@ -281,9 +292,100 @@ class Messages:
         if lost and SECTION not in options and option(broker, message, "exclusive") is None:
             options[MALFORMED] = lost
 
-    def row(self, broker: Broker, message: AnyMessage) -> dict[str, Any]:
-        """Return the columns that a message alone decides."""
+    def plan(self, broker: Broker, message: AnyMessage) -> Plan:
+        """Return what the log does with a message: its actor's plan, or one of its own."""
         message = bare(message)
+        actor = actor_of(broker, message)
+        if actor is None or not is_plain(message):
+            return self._plan_of(broker, message)
+        key = actor, len(broker.middleware)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = self._plan_of_actor(broker, actor)
+        return plan
+
+    def _plan_of(self, broker: Broker, message: Any) -> Plan:
+        start = option(broker, message, "start", self._start)
+        interruptions = option(broker, message, "max_interruptions")
+        is_bound = (
+            _key_option(broker, message) is not None
+            or SECTION in message.options
+            or UNIQUE in message.options
+        )
+        level = option(broker, message, "log_lines", self._lines_level)
+        try:
+            lines_level = check_level(level, "log_lines")
+        except ConfigurationError:
+            # Who sends it is told; a label never decides whether a job runs.
+            lines_level = self._lines_level
+        return Plan(
+            is_logged=is_logged(broker, message),
+            is_bound=is_bound,
+            lines_level=lines_level,
+            max_interruptions=interruptions,
+            rerun=option(broker, message, "rerun"),
+            starts_soon=start == "soon" and not is_bound and interruptions is None,
+        )
+
+    def _plan_of_actor(self, broker: Broker, actor: Actor[Any, Any]) -> Plan:
+        """Return the plan of an actor, with what all rows of its plain messages have."""
+        name = actor.actor_name
+        sample: Message[Any] = Message(actor.queue_name, name, (), {}, {}, "sample", now())
+        plan = self._plan_of(broker, sample)
+        row = self._row_in_full(broker, sample)
+        dynamic = any(callable(field.default) for field in self.own_fields.values())
+        if dynamic or row["note"] is not None:
+            return plan
+        redactor = self._joblog.redactor
+        names = self.arguments.positional(broker, name)
+        by_names = redactor.goes_by_names and not any(map(redactor.is_secret, names))
+        reader = self._users.get(name)
+        return replace(
+            plan,
+            row=row,
+            has_user=reader is not None,
+            is_secret=redactor.is_secret if by_names and self._joblog.store_args else None,
+        )
+
+    def row(self, broker: Broker, message: AnyMessage, plan: Plan | None = None) -> dict[str, Any]:
+        """Return the columns that a message alone decides.
+
+        Parameters:
+          broker: Where its actor is declared.
+          message: The message.
+          plan: Its plan, if that is known.
+        """
+        message = bare(message)
+        if plan is None:
+            plan = self.plan(broker, message)
+        if plan.row is None or plan.is_secret is None or plan.is_bound:
+            return self._row_in_full(broker, message)
+        arguments = plain_arguments(message.args, message.kwargs, plan.is_secret)
+        if arguments is None:
+            return self._row_in_full(broker, message)
+        options, instant = message.options, now()
+        row = {**plan.row, **arguments}
+        row["jid"] = message.message_id
+        row["queue"] = message.queue_name.removesuffix(DELAY_SUFFIX)
+        row["attempt"] = options.get("retries", 0) + 1
+        row["enqueued_at"] = message.message_timestamp
+        row["created_at"] = row["updated_at"] = instant
+        if PARENT in options or ROOT in options:
+            row |= _family(options)
+        if (trace_id := current_trace_id()) is not None:
+            row["trace_id"] = trace_id
+        if plan.has_user:
+            notes: list[str] = []
+            try:
+                row |= self._user(broker, message, notes)
+            except Exception:  # noqa: BLE001
+                # The user's own callable: the row in full has a note of its error.
+                return self._row_in_full(broker, message)
+            if notes:
+                return self._row_in_full(broker, message)
+        return row
+
+    def _row_in_full(self, broker: Broker, message: Any) -> dict[str, Any]:
         if message.options.keys() & _CHECKED:
             self.fit(broker, message)
         options = message.options
@@ -300,9 +402,7 @@ class Messages:
             "updated_at": instant,
             "section": options[SECTION]["key"] if options.get(SECTION) is not None else None,
         }
-        for name, column in ((PARENT, "parent_jid"), (ROOT, "root_jid"), (REPLAY_OF, "replay_of")):
-            if options.get(name) is not None:
-                row[column] = fold_jid(options[name])
+        row |= _family(options)
         if (trace_id := current_trace_id()) is not None:
             row["trace_id"] = clean_optional(trace_id, 64)
         notes = self._odd(broker, message, row)
@@ -404,6 +504,12 @@ class Messages:
         if isinstance(kept, str) and isinstance(value, str) and kept != text_of(value):
             notes.append(f"the user {shown(value)} is kept as {shown(kept, 80)}")
         return columns
+
+
+def _family(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the columns of the jobs that a message comes from."""
+    columns = ((PARENT, "parent_jid"), (ROOT, "root_jid"), (REPLAY_OF, "replay_of"))
+    return {c: fold_jid(options[name]) for name, c in columns if options.get(name) is not None}
 
 
 class Wanted(NamedTuple):

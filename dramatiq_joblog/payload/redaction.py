@@ -109,6 +109,11 @@ class Redactor:
         #: Secrets that are known, as they may stand in a text; the longest first.
         self._recognised: tuple[str, ...] = ()
 
+    @property
+    def goes_by_names(self) -> bool:
+        """Whether the names of values decide, and no callable of the user's own."""
+        return self._hook is None
+
     def knowing(self, parameters: Callable[[str], Sequence[str]]) -> Redactor:
         """Return one that knows messages for what they are, wherever they stand in a value.
 
