@@ -51,7 +51,7 @@ def test_a_start_seen_twice_is_known(state, rerun):
     [
         # Of another delivery, or of one that nobody knows: it runs, as it does without a log.
         *((Start.BEGIN, str(state), {}) for state in State if state not in OPEN),
-        *((Start.TAKE_OVER, str(state), {}) for state in OPEN),
+        *((Start.TAKE_OVER, str(state), {}) for state in sorted(OPEN)),
         (Start.BEGIN, "enqueued", {"new_attempt": 2}),
         (Start.BEGIN, "finished", {"attempt": 2}),
         (Start.BEGIN, "dead", {"attempt": 2}),
@@ -60,7 +60,7 @@ def test_a_start_seen_twice_is_known(state, rerun):
         (Start.TAKE_OVER, "started", {"new_attempt": 2}),
         # Of a delivery of which a run has ended.
         *((Start.REFUSE, str(state), {"repeated": True}) for state in State),
-        *((Start.BEGIN, str(state), {"repeated": True, "rerun": True}) for state in FINAL),
+        *((Start.BEGIN, str(state), {"repeated": True, "rerun": True}) for state in sorted(FINAL)),
         (Start.REFUSE, "retrying", {"repeated": True, "rerun": True}),
         # Once ever.
         (Start.REFUSE, "finished", {"rerun": False}),
