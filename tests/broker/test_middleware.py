@@ -454,6 +454,7 @@ def test_a_job_asks_for_others(joblog, broker, run):
     assert [(1, True), (1, True), (2, False), (3, False)] == sorted(seen)
 
 
+@pytest.mark.new_database
 def test_a_shop_of_the_users_own(database_url, make_broker, worker):
     """A model of the user's own has its table, its foreign key, its backref and its columns."""
     database = connect(database_url)

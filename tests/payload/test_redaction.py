@@ -9,7 +9,7 @@ from typing import NamedTuple
 import dramatiq
 import pytest
 import tiers
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dramatiq_joblog import JobLog, current_job
@@ -157,7 +157,12 @@ any_json = st.recursive(
 )
 
 
-@settings(max_examples=tiers.examples(100))
+@settings(
+    max_examples=tiers.examples(100),
+    deadline=None,
+    # A machine that is busy is no fault.
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(any_json)
 def test_what_has_no_secret_is_kept_as_it_is(value):
     """What no name and no form tells to be a secret comes back as it was, and not as a copy."""
@@ -165,7 +170,12 @@ def test_what_has_no_secret_is_kept_as_it_is(value):
     assert value is redactor.value(value) or REDACTED in json.dumps(redactor.value(value))
 
 
-@settings(max_examples=tiers.examples(100))
+@settings(
+    max_examples=tiers.examples(100),
+    deadline=None,
+    # A machine that is busy is no fault.
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(any_json, st.sampled_from(["password", "API-Key", "x_token"]))
 def test_no_secret_is_kept(value, name):
     """Whatever stands beside it, a secret is taken out, and the document says that it was."""

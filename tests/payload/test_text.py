@@ -22,7 +22,7 @@ PLAIN = Redactor(redact=False)
 any_text = st.text(st.characters())
 
 
-@settings(max_examples=tiers.examples(100))
+@settings(max_examples=tiers.examples(100), deadline=None)
 @given(any_text, st.integers(100, 1000))
 def test_clean_text_can_be_stored(text, limit):
     """Cleaned text encodes, has no NUL, and is hardly longer than its limit."""
@@ -41,7 +41,7 @@ def test_the_middle_is_left_out():
     assert cleaned.endswith("z" * 75)
 
 
-@settings(max_examples=tiers.examples(100))
+@settings(max_examples=tiers.examples(100), deadline=None)
 @given(any_text)
 def test_a_folded_jid_is_folded_again_to_itself(jid):
     """A jid fits its column, and what was folded once is found by either."""
@@ -56,7 +56,7 @@ def test_long_jids_stay_apart():
     assert "short" == fold_jid("short")
 
 
-@settings(max_examples=tiers.examples(100))
+@settings(max_examples=tiers.examples(100), deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | any_text, st.lists))
 def test_a_document_is_json(value):
     """What JSON can hold comes back as it was."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import section_chaos
+import tiers
 from chaos_check import Findings
 from section_chaos import Stay
 
@@ -17,11 +18,14 @@ from section_chaos import Stay
         pytest.param("postgresql", {"kill": 1, "pause": 1, "restart": 1}, marks=pytest.mark.full),
     ],
 )
-def test_never_two_at_once(tmp_path, redis_server, database, faults):
+def test_never_two_at_once(request, tmp_path, redis_server, database, faults):
     """Four processes of eight threads, few keys: never two inside, nothing stuck or lost."""
-    found, numbers = section_chaos.run(tmp_path, database, 100, faults, seed=1)
+    if database == "postgresql":
+        request.getfixturevalue("postgres_server")  # skips where there is none
+    jobs = 100 if tiers.whole() else 50
+    found, numbers = section_chaos.run(tmp_path, database, jobs, faults, seed=1)
     assert {} == found.wrong
-    assert numbers["stays in a section"] > 60
+    assert numbers["stays in a section"] > 0.6 * jobs
 
 
 @pytest.mark.parametrize("lost", [True, False])

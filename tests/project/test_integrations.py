@@ -20,7 +20,8 @@ from dramatiq_joblog import JobLog
 PAGES = Path(__file__).parents[2] / "docs" / "integrations"
 FILE = re.compile(r'^```python title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
-pytestmark = pytest.mark.process
+# Each is an example of the documentation, of which the log itself needs none.
+pytestmark = [pytest.mark.process, pytest.mark.full]
 
 
 @pytest.fixture

@@ -204,6 +204,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.full
 def test_the_readme_s_example(folder):
     """The test that the README shows passes for the actors that it shows, with no server."""
     shop = next(block for block in BLOCKS if "def reconcile" in block)
@@ -212,6 +213,7 @@ def test_the_readme_s_example(folder):
     run_pytest(folder, shop=shop, tests=f"from shop import reconcile\n\n{tests}", passed=1)
 
 
+@pytest.mark.full
 def test_the_project_of_the_documents(folder):
     """The project of docs/inside.md passes its tests, and the example of a key runs."""
     files = dict(FILE.findall(INSIDE))
@@ -225,6 +227,7 @@ def test_a_project_with_everything(folder):
     run_pytest(folder, shop=SHOP, tests=TESTS, passed=10)
 
 
+@pytest.mark.full
 def test_a_model_of_the_user_s_own(folder):
     """A log with a model of the user's own stays on its database; its broker may be named."""
     run_pytest(folder, shop=OWN_MODEL, tests=OWN_MODEL_TESTS, passed=1)

@@ -269,7 +269,7 @@ def rows_of(steps, *, signs_of_life):
     return dict(sorted(rows.items()))
 
 
-@settings(max_examples=tiers.examples(200))
+@settings(max_examples=tiers.examples(200), deadline=None)
 @given(st.lists(st.one_of(st.integers(1, 9_000), st.none()), max_size=60))
 def test_what_is_written_bit_by_bit_is_what_is_written_at_once(steps):
     """However often a run's lines are written while it goes on, they are the same in the end."""

@@ -703,14 +703,14 @@ def test_a_slow_database_is_a_banner(postgres_url):
 
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
-def test_what_is_not_known_is_not_told_as_nothing(joblog, job_factory, postgres_url, monkeypatch):
+def test_what_is_not_known_is_not_told_as_nothing(joblog, job_factory, database_url, monkeypatch):
     """A page whose figures do not come in time says so, and never that there is nothing."""
     monkeypatch.setattr("dramatiq_joblog.web.state.FRESH_FOR", 0)
     job_factory()
     nothings = (
         "No run failed|No job ended|Nothing is dead|No jobs here|No worker has|not seen a job"
     )
-    with psycopg.connect(postgres_url) as other, client(opened(joblog, timeout=100)) as asking:
+    with psycopg.connect(database_url) as other, client(opened(joblog, timeout=100)) as asking:
         other.execute("LOCK TABLE joblog_total IN ACCESS EXCLUSIVE MODE")
         charts = asking.get("/").text
         told = asking.get("/overview.json").json()

@@ -18,6 +18,8 @@ from playwright.sync_api import expect, sync_playwright
 
 from dramatiq_joblog import JobLog
 
+pytestmark = pytest.mark.full
+
 PAGES = ("/", "/jobs", "/dead", "/locks", "/workers", "/actions")
 NOON = datetime(2026, 11, 3, 12, tzinfo=timezone.utc)
 #: The widths at which the drawing was measured.

@@ -100,6 +100,7 @@ def check(address, **headers):
 
 
 @pytest.mark.process
+@pytest.mark.full
 @pytest.mark.parametrize(
     "command",
     [
@@ -119,6 +120,7 @@ def test_it_lives_in_a_framework(serve, command):
 
 
 @pytest.mark.process
+@pytest.mark.full
 def test_it_asks_django_who_it_is(serve, folder):
     """In Django its own users are asked: nobody sees nothing, staff may look and not act."""
     session = subprocess.run(
