@@ -136,7 +136,10 @@ def verdict(
     if run.began is None or (run.skipped_by is not None and not run.skipped_in_actor):
         # The body never ran, whatever was written when another middleware still might let it.
         row |= {"started_at": None, "duration": None, "queue_time": None}
-    failed = run.exception or (run.skipped_error if run.skipped_in_actor else None)
+    # An error may be false: none is asked whether it is true.
+    failed = run.exception
+    if failed is None and run.skipped_in_actor:
+        failed = run.skipped_error
     kept = None
     if outcome is Outcome.FINISHED:
         kept = kept_run(row | {"state": State.FINISHED.value, "finished_at": instant})

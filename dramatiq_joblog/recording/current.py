@@ -71,7 +71,7 @@ class CurrentJob:
         """
         if self.lines is not None:
             name = level if isinstance(level, str) else logging.getLevelName(level)
-            self.lines.add(time.time_ns() // 1_000_000, name, self.actor, str(text))
+            self.lines.add(time.time_ns() // 1_000_000, name, self.actor, text_of(text))
 
     def progress(self, done: float, total: float | None = None, text: str | None = None) -> None:
         """Tell how far the job is; it costs nearly nothing, so call it as often as you like.

@@ -33,7 +33,7 @@ def ask_everything(joblog, url, *, some=20):
 
     *some* jobs, spread over all, are each shown by the page and in a terminal.
     """
-    ask_the_log(joblog)
+    ask_the_log(joblog, some)
     ask_the_page(joblog, some)
     ask_the_command(url, some)
 
@@ -42,26 +42,26 @@ def _spread(items, some):
     return items[:: max(1, len(items) // some)]
 
 
-def ask_the_log(joblog):
+def ask_the_log(joblog, some):
     """Ask by functions."""
     now = datetime.now(timezone.utc)
     jobs = list(joblog.jobs)
     for job in jobs:
         assert json.dumps(job.as_dict(), allow_nan=False, ensure_ascii=False).encode()
-        failures = list(job.failures)
-        timeline(job, failures, now)
+        timeline(job, (), now)
+    for job in _spread(jobs, some):
+        timeline(job, list(job.failures), now)
         for related in (job.lines, job.children, job.family):
             list(related)
         assert joblog.get(job.jid).id == job.id
-        assert joblog.jobs.for_user(job.user_id).count()
-        assert joblog.jobs.of_actor(job.actor).in_queue(job.queue).count()
+        assert joblog.jobs.for_user(job.user_id).of_actor(job.actor).in_queue(job.queue).count()
         assert job.job_type is None or joblog.jobs.of_type(job.job_type).count()
-    seen, page = [], joblog.jobs.page(limit=7)
+    seen, page = [], joblog.jobs.page(limit=50)
     while True:
         seen += [job.id for job in page.jobs]
         if page.older is None:
             break
-        page = joblog.jobs.page(limit=7, before=page.older)
+        page = joblog.jobs.page(limit=50, before=page.older)
     assert sorted(seen) == sorted(job.id for job in jobs)
     for scope in ("active", "in_progress", "dead", "finished", "skipped", "waiting", "lost"):
         list(getattr(joblog.jobs, scope)())
