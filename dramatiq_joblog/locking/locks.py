@@ -12,9 +12,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from peewee import MySQLDatabase, fn
+from peewee import SQL, MySQLDatabase, fn
 
 from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.payload.parameters import parameters_of
 from dramatiq_joblog.payload.redaction import scrub_key
@@ -236,6 +237,7 @@ class Locks:
         self._table = f'"{lock._meta.table_name}"'
         #: Whether an upsert can neither be guarded nor return anything.
         self._in_steps = isinstance(self._database, MySQLDatabase)
+        self._count_held = Compiled(self._database, self._counting_held)
         self._guard = threading.Lock()
         #: What this process holds, by token.
         self._leases: dict[str, Lease] = {}
@@ -444,11 +446,14 @@ class Locks:
 
     def count_held(self, keys: Sequence[str]) -> dict[str, int]:
         """Return how many slots of each of *keys* are held; those that are free are left out."""
+        return dict(self._count_held.execute(keys).fetchall())
+
+    def _counting_held(self, keys: Sequence[str]) -> Any:
         lock = self.lock
         held = lock.select(lock.key, fn.count(lock.id)).where(
-            lock.kind == SECTION, lock.key.in_(keys), self._is_live()
+            lock.kind == SQL(f"'{SECTION}'"), lock.key.in_(keys), self._is_live()
         )
-        return dict(held.group_by(lock.key).tuples())
+        return held.group_by(lock.key)
 
     def now(self) -> int:
         """Return the database's time."""
