@@ -1,14 +1,8 @@
-"""A pytest plugin: your actors, run in your tests, with their rows to look at.
-
-pytest finds it by itself.  Its fixtures move your actors to a broker in memory and your log to
-a SQLite file of the test, and put both back; nothing has to be started or cleared.
-"""
+"""The broker of a test, in memory, and what runs the jobs that it holds."""
 
 from __future__ import annotations
 
-import copy
 import heapq
-import importlib
 import itertools
 import logging
 import threading
@@ -16,24 +10,16 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import dramatiq
-import dramatiq.broker
-import pytest
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.common import dq_name
-from dramatiq.middleware import default_middleware
-from dramatiq.results import Results
 
-from .errors import JobLogError, JobNotFound
-from .joblog import JobLog
-from .middleware import JobLogMiddleware
-from .schema.models import Job
+from dramatiq_joblog.errors import ConfigurationError, JobLogError, JobNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
-    from dramatiq import Broker, Message
+    from dramatiq import Message
     from dramatiq.middleware import Middleware
+
+    from dramatiq_joblog.joblog import JobLog
 
 #: As many messages are run by one :meth:`JobLogWorker.run` at most.
 DEFAULT_LIMIT = 1000
@@ -49,9 +35,25 @@ class JobLogBroker(StubBroker):
         self._held: list[tuple[float, int, bytes]] = []
         self._numbers = itertools.count()
         self._lock = threading.Lock()
+        self._closed = False
+
+    def close(self) -> None:
+        """Take nothing more."""
+        self._closed = True
+        super().close()
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
-        """Enqueue a message; a delayed one is held back."""
+        """Enqueue a message; a delayed one is held back.
+
+        Raises:
+          ConfigurationError: If the test has ended.
+        """
+        if self._closed:
+            raise ConfigurationError(
+                f"actor {message.actor_name!r} was declared on the broker of a test that has "
+                "ended: import its module before the fixtures are made, as at the top of the test "
+                "module or of conftest.py"
+            )
         if delay is None:
             sent: Message[Any] = super().enqueue(message)
         else:
@@ -92,7 +94,7 @@ class JobLogWorker:
       broker: The broker of the test.
     """
 
-    def __init__(self, log: JobLog, broker: JobLogBroker) -> None:
+    def __init__(self, log: JobLog[Any], broker: JobLogBroker) -> None:
         self._log = log
         self._broker = broker
 
@@ -139,7 +141,7 @@ class JobLogWorker:
             worker.stop()
             logging.root.setLevel(level)
             # The host's worker leaves a middleware behind, that the next one would be warned of.
-            self._broker.middleware[:] = [m for m in self._broker.middleware if not _is_left(m)]
+            self._broker.middleware[:] = [m for m in self._broker.middleware if not is_left(m)]
         return self._rows()
 
     def _join(self, timeout: int) -> None:
@@ -162,101 +164,6 @@ class JobLogWorker:
         return rows
 
 
-@pytest.fixture
-def joblog_app_broker() -> Broker | None:
-    """Return the broker that your actors are declared on; override it if it is not the global one.
-
-    It is only read.
-    """
-    return dramatiq.broker.global_broker
-
-
-@pytest.fixture
-def joblog(joblog_app_broker: Broker | None, tmp_path: Path) -> Iterator[JobLog]:
-    """Return your log, moved to a SQLite file of this test; a new one if your broker has none.
-
-    A log with a job model of your own stays on its database, where the tables are that its
-    foreign keys lead to.
-    """
-    stack = _middleware_of(joblog_app_broker)
-    app_log = next((m.joblog for m in stack if isinstance(m, JobLogMiddleware)), None)
-    if app_log is not None and app_log.Job.__module__ != Job.__module__:
-        app_log.create_tables()
-        yield app_log
-        app_log.close()
-        return
-    log = JobLog(f"sqlite:///{tmp_path / 'joblog.db'}", spool=tmp_path / "spool")
-    if app_log is None:
-        log.create_tables()
-        yield log
-        log.close()
-        return
-    # Whatever has a hold of your log sees that of the test.
-    for name in ("store_args", "redactor", "seal", "_job_types"):
-        setattr(log, name, getattr(app_log, name))
-    before = vars(app_log).copy()
-    vars(app_log).update(vars(log))
-    app_log.create_tables()
-    try:
-        yield app_log
-    finally:
-        app_log.close()
-        vars(app_log).clear()
-        vars(app_log).update(before)
-
-
-@pytest.fixture
-def joblog_broker(joblog: JobLog, joblog_app_broker: Broker | None) -> Iterator[JobLogBroker]:
-    """Return the global broker of this test, in memory, with your actors and your middleware."""
-    broker = JobLogBroker(_moved(_middleware_of(joblog_app_broker), joblog))
-    before = dramatiq.broker.global_broker
-    home = joblog_app_broker
-    homes = {} if home is None else dict.fromkeys(home.actors.values(), home)
-    dramatiq.set_broker(broker)
-    try:
-        for actor in homes:
-            actor.broker = broker
-            broker.declare_actor(actor)
-        yield broker
-    finally:
-        for actor, its_own in homes.items():
-            actor.broker = its_own
-        broker.close()
-        dramatiq.broker.global_broker = before
-
-
-@pytest.fixture
-def joblog_worker(joblog: JobLog, joblog_broker: JobLogBroker) -> JobLogWorker:
-    """Return what runs the jobs that a test sends."""
-    return JobLogWorker(joblog, joblog_broker)
-
-
-def _middleware_of(broker: Broker | None) -> Sequence[Middleware]:
-    return [make() for make in default_middleware] if broker is None else broker.middleware
-
-
-def _moved(stack: Sequence[Middleware], joblog: JobLog) -> list[Middleware]:
-    """Return *stack* with the log of the test in the place of its own."""
-    moved: list[Middleware] = []
-    for middleware in stack:
-        if isinstance(middleware, JobLogMiddleware):
-            level = middleware._lines_level
-            lines = False if level is None else level
-            moved.append(JobLogMiddleware(joblog, lines=lines, outcome_log=middleware._outcome_log))
-        elif isinstance(middleware, Results):
-            # Results need no server either.
-            results = copy.copy(middleware)
-            # Of the host's older versions it warns of backends that are not installed.
-            backends = importlib.import_module("dramatiq.results.backends")
-            results.backend = backends.StubBackend()
-            moved.append(results)
-        elif not _is_left(middleware) and type(middleware).__name__ != "Prometheus":
-            # The latter counts in files, that a worker process makes when it boots.
-            moved.append(middleware)
-    if not any(isinstance(middleware, JobLogMiddleware) for middleware in moved):
-        moved.append(JobLogMiddleware(joblog))
-    return moved
-
-
-def _is_left(middleware: Middleware) -> bool:
+def is_left(middleware: Middleware) -> bool:
+    """Return whether a middleware is what the host's worker leaves behind."""
     return type(middleware).__name__ == "_WorkerMiddleware"

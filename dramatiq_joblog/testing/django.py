@@ -1,0 +1,192 @@
+"""Django's test databases under pytest-django: where a log belongs that lives in Django's own.
+
+pytest-django gives the connections of Django other names, and a log's URL was read before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from peewee import MySQLDatabase, PostgresqlDatabase, SqliteDatabase
+
+from dramatiq_joblog.errors import ConfigurationError
+
+from .guard import logs_of, refusing
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from dramatiq import Broker
+    from peewee import Database
+
+_LOCAL = {"", "127.0.0.1", "::1", "localhost"}
+_PORTS = {"mysql": "3306", "postgresql": "5432"}
+#: The fixture of pytest-django that makes the test databases.
+_SETUP = "django_db_setup"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a database is; two ways to write the same address are equal."""
+
+    kind: str
+    name: str
+    host: str = ""
+    port: str = ""
+
+    @classmethod
+    def of(cls, kind: str, name: Any, host: Any = None, port: Any = None) -> Address:
+        """Return an address as Django or peewee has it."""
+        if kind == "sqlite":
+            text = str(name)
+            return cls(kind, text if "mode=memory" in text else str(Path(text).resolve()))
+        host = str(host or "")
+        place = "" if host in _LOCAL or host.startswith("/") else host
+        return cls(kind, str(name), place, str(port or _PORTS.get(kind, "")))
+
+    @classmethod
+    def of_peewee(cls, database: Database) -> Address | None:
+        """Return the address of a peewee database, or None for one of another kind."""
+        kinds = {
+            MySQLDatabase: "mysql",
+            PostgresqlDatabase: "postgresql",
+            SqliteDatabase: "sqlite",
+        }
+        kind = next((kind for base, kind in kinds.items() if isinstance(database, base)), None)
+        if kind is None or database.database is None:
+            return None
+        params = database.connect_params
+        return cls.of(kind, database.database, params.get("host"), params.get("port"))
+
+
+class DjangoDatabases:
+    """Django's databases as they were before its test databases were made."""
+
+    def __init__(self) -> None:
+        self._connections: Any = importlib.import_module("django.db").connections
+        self._before = {alias: self.address(alias) for alias in self._connections}
+        #: Whether the project itself has said which databases its tests use.
+        self.are_chosen = False
+
+    def address(self, alias: str) -> Address:
+        """Return where the database of an alias is now."""
+        connection = self._connections[alias]
+        settings = connection.settings_dict
+        names = (settings.get(name) for name in ("NAME", "HOST", "PORT"))
+        return Address.of(connection.vendor, *names)
+
+    def alias_of(self, database: Database) -> str | None:
+        """Return the alias whose database was *database* before the tests; None if none was."""
+        here = Address.of_peewee(database)
+        return next((alias for alias, there in self._before.items() if there == here), None)
+
+    def has_moved(self, alias: str) -> bool:
+        """Return whether the tests have another database than that of before."""
+        return self.address(alias) != self._before[alias]
+
+    def may_write(self, alias: str) -> bool:
+        """Return whether the project has its tests use the database of before."""
+        return self.are_chosen and not self.has_moved(alias)
+
+    def why_not(self, broker: Broker) -> str | None:
+        """Return why a message may not be sent by a broker: its job would be written elsewhere."""
+        for log in logs_of(broker):
+            alias = self.alias_of(log.database)
+            if alias is not None and not self.may_write(alias):
+                return (
+                    f"the job of this message would be written to {log.name}, which is Django's "
+                    f"database {alias!r} and not its test database, and the message would really "
+                    "be sent: let the test ask for joblog_worker, or for joblog_broker if its "
+                    "jobs need not run (an autouse fixture in conftest.py can ask for all tests)"
+                )
+        return None
+
+
+_databases = pytest.StashKey[DjangoDatabases]()
+_guards = pytest.StashKey[contextlib.ExitStack]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Note where Django's databases are, before the first fixture moves them."""
+    config = session.config
+    if not config.pluginmanager.has_plugin("django") or not _is_configured():
+        return
+    databases = config.stash[_databases] = DjangoDatabases()
+    guards = config.stash[_guards] = contextlib.ExitStack()
+    guards.enter_context(refusing(databases.why_not))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, Any, Any]:
+    """Note that a project makes its test databases by a fixture of its own."""
+    made = yield
+    if fixturedef.argname == _SETUP and _databases in request.config.stash:
+        own = not fixturedef.func.__module__.startswith("pytest_django")
+        request.config.stash[_databases].are_chosen = own
+    return made
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Let everything be sent again."""
+    if _guards in config.stash:
+        config.stash[_guards].close()
+
+
+@contextlib.contextmanager
+def moved_to_test_database(request: pytest.FixtureRequest, database: Database) -> Iterator[bool]:
+    """Have *database* be Django's test database, if it is one of Django's.
+
+    Returns:
+      Whether it is the database of tests alone now.
+
+    Raises:
+      ConfigurationError: If it cannot be.
+    """
+    databases = request.config.stash.get(_databases, None)
+    alias = None if databases is None else databases.alias_of(database)
+    if databases is None or alias is None:
+        yield False
+        return
+    request.getfixturevalue(_SETUP)
+    if databases.may_write(alias):
+        yield False
+        return
+    if not databases.has_moved(alias):
+        raise ConfigurationError(
+            f"the log with a model of your own lives in Django's database {alias!r}, and "
+            "pytest-django has made no test database in its place, as no test asks for it: mark "
+            "this test with pytest.mark.django_db"
+        )
+    there = databases.address(alias)
+    if there.kind == "sqlite" and "mode=memory" in there.name:
+        raise ConfigurationError(
+            f"Django's test database {alias!r} is in memory, where the log with a model of your "
+            "own cannot reach it: give it a file, as DATABASES"
+            f'["{alias}"]["TEST"] = {{"NAME": BASE_DIR / "test.sqlite3"}} in the settings'
+        )
+    _close(database)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "database", there.name)
+        try:
+            yield True
+        finally:
+            _close(database)
+
+
+def _close(database: Any) -> None:
+    """Close every connection that was made under the former name."""
+    if hasattr(database, "close_all"):
+        database.close_all()
+    elif not database.is_closed():
+        database.close()
+
+
+def _is_configured() -> bool:
+    return bool(importlib.import_module("django.conf").settings.configured)

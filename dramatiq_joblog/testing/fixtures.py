@@ -1,0 +1,172 @@
+"""The fixtures: an application's log and broker, moved to where a test may do what it likes."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import dramatiq
+import dramatiq.broker
+import pytest
+from dramatiq.middleware import default_middleware
+from dramatiq.results import Results
+
+from dramatiq_joblog.joblog import JobLog
+from dramatiq_joblog.middleware import JobLogMiddleware
+from dramatiq_joblog.schema.models import Job
+
+from .broker import JobLogBroker, JobLogWorker, is_left
+from .django import moved_to_test_database
+from .guard import refusing, why_not_here
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from dramatiq import Broker
+    from dramatiq.middleware import Middleware
+
+
+@pytest.fixture
+def joblog_app_broker() -> Broker | None:
+    """Return the broker that your actors are declared on; override it if it is not the global one.
+
+    It is only read.
+    """
+    return dramatiq.broker.global_broker
+
+
+@pytest.fixture
+def joblog(
+    request: pytest.FixtureRequest, joblog_app_broker: Broker | None, tmp_path: Path
+) -> Iterator[JobLog[Any]]:
+    """Return your log, moved to a SQLite file of this test; a new one if your broker has none.
+
+    A log with a job model of your own stays on its database, where the tables are that its
+    foreign keys lead to; under pytest-django it is moved to Django's test database.
+    """
+    stack = _middleware_of(joblog_app_broker)
+    app_log = next((m.joblog for m in stack if isinstance(m, JobLogMiddleware)), None)
+    spool = tmp_path / "spool"
+    if app_log is None or not _has_own_model(app_log):
+        log: JobLog[Any] = JobLog(f"sqlite:///{tmp_path / 'joblog.db'}", spool=spool)
+        with contextlib.nullcontext(log) if app_log is None else _swapped(app_log, log) as moved:
+            moved.create_tables()
+            try:
+                yield moved
+            finally:
+                moved.close()
+        return
+    # Events that are kept on this host are those of the application's own database.
+    app_log.close()
+    with (
+        moved_to_test_database(request, app_log.database) as is_of_tests,
+        _bound_again(app_log.Job),
+    ):
+        log = JobLog(app_log.database, model=app_log.Job, spool=spool)
+        with _swapped(app_log, log, "_owned"):
+            app_log.create_tables()
+            if is_of_tests:
+                _empty(app_log)
+            try:
+                yield app_log
+            finally:
+                app_log.close()
+
+
+@pytest.fixture
+def joblog_broker(joblog: JobLog[Any], joblog_app_broker: Broker | None) -> Iterator[JobLogBroker]:
+    """Return the global broker of this test, in memory, with your actors and your middleware.
+
+    A message that another broker would send meanwhile is refused.
+    """
+    broker = JobLogBroker(_moved(_middleware_of(joblog_app_broker), joblog))
+    before = dramatiq.broker.global_broker
+    home = joblog_app_broker
+    homes = {} if home is None else dict.fromkeys(home.actors.values(), home)
+    dramatiq.set_broker(broker)
+    try:
+        for actor in homes:
+            actor.broker = broker
+            broker.declare_actor(actor)
+        with refusing(functools.partial(why_not_here, broker, joblog)):
+            yield broker
+    finally:
+        for actor, its_own in homes.items():
+            actor.broker = its_own
+        broker.close()
+        dramatiq.broker.global_broker = before
+
+
+@pytest.fixture
+def joblog_worker(joblog: JobLog[Any], joblog_broker: JobLogBroker) -> JobLogWorker:
+    """Return what runs the jobs that a test sends."""
+    return JobLogWorker(joblog, joblog_broker)
+
+
+def _has_own_model(log: JobLog[Any]) -> bool:
+    return bool(log.Job.__module__ != Job.__module__)
+
+
+@contextlib.contextmanager
+def _swapped(app_log: JobLog[Any], log: JobLog[Any], *kept: str) -> Iterator[JobLog[Any]]:
+    """Have whatever holds *app_log* see *log*, with the settings of *app_log*."""
+    for name in ("store_args", "redactor", "seal", "_job_types", *kept):
+        setattr(log, name, getattr(app_log, name))
+    before = vars(app_log).copy()
+    vars(app_log).update(vars(log))
+    try:
+        yield app_log
+    finally:
+        vars(app_log).clear()
+        vars(app_log).update(before)
+
+
+@contextlib.contextmanager
+def _bound_again(model: Any) -> Iterator[None]:
+    """Give a model back to the log that it was bound to before."""
+    before = {
+        name: getattr(model, name) for name in ("before_select", "failure_model", "line_model")
+    }
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(model, name, value)
+
+
+def _empty(log: JobLog[Any]) -> None:
+    """Delete what an earlier test left in the log's tables."""
+    models = (log.Failure, log.Line, log.Lock, log.Worker, log.Total, log.Action, log.Mark, log.Job)
+    for model in models:
+        model.delete().execute()
+
+
+def _middleware_of(broker: Broker | None) -> Sequence[Middleware]:
+    return [make() for make in default_middleware] if broker is None else broker.middleware
+
+
+def _moved(stack: Sequence[Middleware], joblog: JobLog[Any]) -> list[Middleware]:
+    """Return *stack* with the log of the test in the place of its own."""
+    moved: list[Middleware] = []
+    for middleware in stack:
+        if isinstance(middleware, JobLogMiddleware):
+            level = middleware._lines_level
+            lines = False if level is None else level
+            moved.append(JobLogMiddleware(joblog, lines=lines, outcome_log=middleware._outcome_log))
+        elif isinstance(middleware, Results):
+            # Results need no server either.
+            results = copy.copy(middleware)
+            # Of the host's older versions it warns of backends that are not installed.
+            backends = importlib.import_module("dramatiq.results.backends")
+            results.backend = backends.StubBackend()
+            moved.append(results)
+        elif not is_left(middleware) and type(middleware).__name__ != "Prometheus":
+            # The latter counts in files, that a worker process makes when it boots.
+            moved.append(middleware)
+    if not any(isinstance(middleware, JobLogMiddleware) for middleware in moved):
+        moved.append(JobLogMiddleware(joblog))
+    return moved
