@@ -397,12 +397,11 @@ class JobLog(Asking[J], Cancelling[J], Replaying[J], Generic[J]):
     def close(self) -> None:
         """Write what is handed over and close connections that idle; the log stays usable.
 
-        A database that was handed in keeps its pool: only this thread's connection is closed.
+        A database that was handed in keeps its pool, and what the application opened of it.
         """
         self.chores.stop()
         self.writer.close()
-        if not self.database.is_closed():
-            self.database.close()
+        self.release()
         if self._owned:
             pool: Any = self.database
             pool.close_idle()
@@ -416,7 +415,7 @@ class JobLog(Asking[J], Cancelling[J], Replaying[J], Generic[J]):
         start.dropped = True
         committed = self.writer.put(start, awaited=True)
         if self._may_wait():
-            committed.acquire()
+            committed.wait()
 
     def _settle(self) -> None:
         if self._owned and not self.database.is_closed() and not self._is_usable():

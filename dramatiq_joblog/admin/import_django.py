@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peewee import ForeignKeyField, PeeweeException
 
-from dramatiq_joblog.database.checkout import transaction
+from dramatiq_joblog.database.checkout import checked_out, transaction
 from dramatiq_joblog.database.url import describe
-from dramatiq_joblog.errors import ConfigurationError
+from dramatiq_joblog.errors import ConfigurationError, DatabaseAwayError
 from dramatiq_joblog.payload.sanitize import (
     MAX_MESSAGE,
     MAX_TRACEBACK,
@@ -136,8 +136,9 @@ def _batches(source: Database, table: str) -> Iterator[list[_Task]]:
         values = () if last is None else (last.created_at, last.id)
         query = f"{text}{where} ORDER BY created_at, id LIMIT {BATCH}"
         try:
-            batch = [_Task(*row) for row in source.execute_sql(query, values).fetchall()]
-        except PeeweeException as e:
+            with checked_out(source):
+                batch = [_Task(*row) for row in source.execute_sql(query, values).fetchall()]
+        except (DatabaseAwayError, PeeweeException) as e:
             raise ConfigurationError(
                 f"the table {table!r} of {describe(source)} cannot be read: {str(e).strip()}; "
                 "name the database with --from, and the table with --table"

@@ -233,6 +233,26 @@ def test_a_database_without_a_pool(make, request):
     log.close()
 
 
+def test_closing_a_log_on_a_database_of_the_applications(sqlite_url):
+    """Closing leaves what the application opened of its own database, in a transaction too."""
+    database = SqliteDatabase(sqlite_url.removeprefix("sqlite:///"))
+    log = JobLog(database)
+    log.create_tables()
+    log.writer.call(log.jobs.count)
+
+    with database.connection_context():
+        with database.atomic():
+            log.close()
+        assert log.jobs.count() == 0
+        log.close()
+        assert not database.is_closed()
+    owned = JobLog(sqlite_url)
+    with owned.database.atomic():
+        owned.close()
+    owned.close()
+    assert owned.database.is_closed()
+
+
 def test_ten_threads_share_a_pool_of_three(small_pool):
     """Threads that ask wait for a free connection of a small pool: none fails."""
     begin = threading.Barrier(10)
