@@ -108,7 +108,7 @@ def test_tables_of_an_older_version(joblog, ask):
         (["locks", "--foo"], 2, "no such option"),
         (["--foo"], 2, "no such option"),
         (["--database", "jobs.db", "locks"], 2, "'jobs.db' begins with no known database"),
-        (["--database", "sqlite:///no.db", "locks"], 3, "there is no file 'no.db'; to make"),
+        (["--database", "sqlite:///no.db", "locks"], 3, "/no.db'; to make"),
         (["--database", "sqlite:///", "locks"], 2, "lives in memory"),
         (["--database", "oracle://a:secret@b/c", "locks"], 2, "oracle://a:[redacted]@b/c"),
         (

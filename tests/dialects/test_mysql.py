@@ -73,7 +73,7 @@ def test_a_row_that_comes_in_between(log):
         return found
 
     upsert._ask = ask_and_be_late
-    late = Event("start", row("j"))
+    late = Event("start", row("j"), redelivered=True)
     # On the writer's own connection, which locks no gaps.
     log.writer.call(lambda: log.transitions.write([late, Event("start", row("k"))]))
 

@@ -185,12 +185,8 @@ def test_prepared_again(upsert):
     database = upsert.database
     database.connect(reuse_if_open=True)
     assert {"job-0001"} == upsert.write([row(1)])
-    for _ in range(10):
-        # Often enough for the driver to prepare it, and with it all goes.
-        database.execute_sql("SELECT 1 WHERE 1 = %s", (1,))
-    with database.atomic() as transaction:
-        transaction.rollback()
-    database.execute_sql("SELECT 1")
+    # As the driver does after a rollback, and a pooler between two transactions.
+    database.execute_sql("DEALLOCATE ALL")
     made = database.execute_sql("SELECT count(*) FROM pg_prepared_statements").fetchone()
 
     assert (0,) == made
