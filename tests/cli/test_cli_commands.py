@@ -217,7 +217,7 @@ def test_numbers(joblog, job_factory, ask, terminal, database_url):
     """``stats`` tells states, throughput, times by type and errors, for people and programs."""
     for number in range(1, 5):
         job_factory(job_type="import", duration=number * 100, queue_time=5)
-    dead(job_factory, "dead0", duration=70)
+    dead(job_factory, "dead0", duration=70, token="t")
     now = joblog.now()
     joblog.Failure.create(
         jid="dead0",
@@ -259,7 +259,14 @@ def test_the_doctor_is_asked(joblog, job_factory, ask):
     well = all(finding.ok for finding in joblog.doctor())
     assert "✓ schema " in ask("doctor", code=int(not well)).stdout
 
-    job_factory(state="enqueued", started_at=None, finished_at=None, enqueued_at=1, created_at=1)
+    job_factory(
+        state="enqueued",
+        started_at=None,
+        finished_at=None,
+        enqueued_at=1,
+        created_at=1,
+        updated_at=1,
+    )
     assert "■ queues " in ask("doctor", code=1).stdout
     found = {row["name"]: row for row in json.loads(ask("doctor", "--json", code=1).stdout)}
     assert not found["queues"]["ok"]
@@ -330,7 +337,10 @@ def test_the_page_is_served(joblog, job_factory, database_url):
         text=True,
     ) as process:
         url = json.loads(process.stdout.readline())["url"]
-        with urllib.request.urlopen(f"{url}jobs?q=state:dead", timeout=30) as answer:
+        address, _, key = url.partition("?key=")
+        request = urllib.request.Request(f"{address}jobs?q=state:dead")
+        request.add_header("Authorization", f"Bearer {key}")
+        with urllib.request.urlopen(request, timeout=30) as answer:
             assert "dead0" in answer.read().decode()
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
