@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from dramatiq.logging import get_logger
-from typing_extensions import Self
 
 from dramatiq_joblog.errors import ConfigurationError, JobLogError, LockNotAcquired
 
@@ -20,6 +19,8 @@ from .waiters import Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from typing_extensions import Self
 
     from .locks import Lease, Locks
 
