@@ -66,6 +66,7 @@ def get(url, **headers):
 def serve(folder, eventually):
     """Return a function that runs a server's command in the folder, and returns its address."""
     running = []
+    log = (folder / "log").open("wb")
 
     def start(*command):
         port = free_port()
@@ -74,7 +75,7 @@ def serve(folder, eventually):
             on_parent_death=signal.SIGTERM,
             cwd=folder,
             env=os.environ | {"PYTHONPATH": str(folder)},
-            stdout=subprocess.DEVNULL,
+            stdout=log,
             stderr=subprocess.STDOUT,
         )
         running.append(process)
@@ -86,6 +87,7 @@ def serve(folder, eventually):
     for process in running:
         process.terminate()
         process.wait(timeout=30)
+    log.close()
 
 
 def check(address, **headers):
@@ -110,13 +112,15 @@ def check(address, **headers):
     ],
     ids=["fastapi", "starlette", "flask"],
 )
-def test_it_lives_in_a_framework(serve, command):
+def test_it_lives_in_a_framework(serve, folder, command):
     """Mounted in a framework the page works whole, beside the application's own pages."""
     address = serve(*command)
 
-    check(address)
+    key = re.search(r"\?key=(\S+)", (folder / "log").read_text())[1]
+    check(address, authorization=f"Bearer {key}")
     assert "/joblog/" in get(address + "/")[1]
-    assert get(address + "/joblog/jobs", **{"x-forwarded-for": "192.0.2.7"})[0] == 403
+    assert get(address + "/joblog/jobs.json")[0] == 401
+    assert get(address + "/joblog/jobs.json", **{"x-forwarded-for": "127.0.0.1"})[0] == 401
 
 
 @pytest.mark.process
