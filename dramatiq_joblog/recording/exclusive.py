@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dramatiq_joblog.locking.locks import SECTION, Claim, describe_holder
 from dramatiq_joblog.locking.waiters import ATTENDED, COMES_BACK, Place
 from dramatiq_joblog.schema.models import to_millis
-from dramatiq_joblog.states import FINAL, DeadReason, Start, State
+from dramatiq_joblog.states import FINAL, STARTABLE, DeadReason, Start, State
 
 from .heartbeat import has_ended
 from .transitions import keys_of
@@ -122,7 +122,8 @@ class Sections:
             return False
         may_begin = self.transitions.judge(event, row) is Start.BEGIN
         event.found = None
-        return may_begin and row.state not in FINAL and row.waiting_since is None
+        has_run = row.state in FINAL or (row.state in STARTABLE and row.token is not None)
+        return may_begin and not has_run and row.waiting_since is None
 
     def _begin(self, event: Event) -> None:
         """Begin a run and take its section, or write why not."""

@@ -153,8 +153,7 @@ def _in(states: Iterable[State]) -> str:
 _MAY_START = f"""(
     coalesce(job.token, '') <> excluded.token AND (
       (job.state IN {_in(STARTABLE)} AND excluded.attempt >= job.attempt AND (
-        job.state = 'waiting' OR
-        substr(coalesce(job.token, ''), 1, {_MARK}) <> substr(excluded.token, 1, {_MARK})))
+        job.state = 'waiting' OR job.token IS NULL))
       OR (job.state = 'retrying' AND excluded.attempt > job.attempt)))"""
 
 #: Only the holder of the token ends an open run.  An end without a known start applies

@@ -111,7 +111,9 @@ class LosesAcks(Middleware):
     """Has Redis deliver some messages again whose acknowledgement it has."""
 
     def __init__(self, program) -> None:
-        self.left = set(program.lost)
+        # What acts on each acknowledgement acts on that of a repetition too.
+        acts = any(job.again == "after_the_ack" for job in program.jobs)
+        self.left = set() if acts else set(program.lost)
         self.number = -1
         self.kept = threading.local()
 
