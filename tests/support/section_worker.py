@@ -55,8 +55,9 @@ def pair(number, key, fails, milliseconds):
 @dramatiq.actor(
     exclusive=Exclusive("{key}", on_conflict="retry", ttl=LEASE),
     max_retries=10_000,
-    min_backoff=50,
-    max_backoff=500,
+    # No storm: those that wait come first, and their messages stand behind it in the queue.
+    min_backoff=300,
+    max_backoff=3_000,
 )
 def impatient(number, key, fails, milliseconds):
     stay(key, current_job(), milliseconds)
@@ -67,7 +68,7 @@ def optional(number, key, fails, milliseconds):
     stay(key, current_job(), milliseconds)
 
 
-@dramatiq.actor(max_retries=10_000, min_backoff=50, max_backoff=500)
+@dramatiq.actor(max_retries=10_000, min_backoff=300, max_backoff=3_000)
 def by_hand(number, key, fails, milliseconds):
     with joblog.lock(key, ttl=LEASE, wait=100) as lease:
         stay(key, lease, milliseconds)
