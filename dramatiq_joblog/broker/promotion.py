@@ -166,8 +166,8 @@ class Waker(threading.Thread):
         waiters = self._joblog.transitions.locks.waiters
         for jids in _parts(sorted(held)):
             connection.ask(functools.partial(waiters.attend, jids))
-            for jid in connection.ask(functools.partial(waiters.given_up, jids)):
-                # It waits for nothing any more.
+            for jid in connection.ask(functools.partial(waiters.settled, jids)):
+                # Its start tells what becomes of it.
                 self._put_forward(held[jid])
         self._attend_due = now + ATTEND_EVERY / 1000
 

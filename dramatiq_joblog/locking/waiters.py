@@ -15,7 +15,7 @@ from peewee import SQL
 from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.schema.query import literal_states
-from dramatiq_joblog.states import DeadReason, State
+from dramatiq_joblog.states import FINAL, State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,12 +88,13 @@ class Waiters:
         job, until = self.job, database_now(self._database) + ATTENDED
         job.update(eta=until).where(job.jid.in_(jids), self._is_waiting()).execute()
 
-    def given_up(self, jids: Sequence[str]) -> list[str]:
-        """Return those of *jids* that someone cancelled."""
+    def settled(self, jids: Sequence[str]) -> list[str]:
+        """Return those of *jids* that wait for nothing any more: cancelled, or ended by a copy."""
         job = self.job
-        cancelled = job.dead_reason == DeadReason.CANCELLED.value
-        given_up = job.select(job.jid).where(job.jid.in_(jids), cancelled)
-        return [jid for (jid,) in given_up.tuples()]
+        still_open = job.state.not_in(literal_states(FINAL))
+        rows = job.select(job.jid).where(job.jid.in_(jids), still_open)
+        still_waiting = {jid for (jid,) in rows.tuples()}
+        return [jid for jid in jids if jid not in still_waiting]
 
     def _ahead(self, key: str, jid: str, place: Place) -> Any:
         job = self.job

@@ -34,6 +34,22 @@ def test_the_next_starts_when_its_section_is_free(joblog, make_broker, worker, e
     assert [0, 1, 2, 3] == order
 
 
+def test_a_copy_of_what_has_ended(joblog, make_broker, worker, eventually):
+    """A copy that waits comes in once its job has ended by another copy, long before its eta."""
+    broker = make_broker("stub", "last", joblog=joblog)
+    actor = dramatiq.actor(exclusive=Exclusive("key", on_conflict="wait"))(lambda: None)
+    message = actor.message()
+    with worker(broker) as running:
+        with joblog.lock("key"):
+            broker.enqueue(message)
+            broker.enqueue(message)
+            held = running.consumers["default.DQ"].delay_queue
+            eventually(lambda: held.qsize() == 2)
+        broker.join("default", timeout=20_000)
+
+    assert "finished" == joblog.get(message.message_id).state
+
+
 def test_a_message_that_could_not_be_put_forward(
     joblog, make_broker, worker, eventually, monkeypatch, caplog
 ):

@@ -10,11 +10,6 @@ from section_chaos import Stay
 
 
 @pytest.mark.process
-@pytest.mark.xfail(
-    reason="since those who wait come first, the waiters do not always come in before the end",
-    strict=False,
-)
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("database", "faults"),
     [

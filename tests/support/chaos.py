@@ -78,9 +78,12 @@ class Worker:
         self.signal(signal.SIGKILL)
         self.process.wait()
 
-    def stop(self):
+    def terminate(self):
         self.signal(signal.SIGCONT)
         self.process.terminate()
+
+    def join(self):
+        """Wait until it has ended after :meth:`terminate`."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=40)
         # Whatever is left of it, its parent included.
@@ -352,7 +355,9 @@ class Chaos:
                 since = time.monotonic()
             time.sleep(0.5)
         for worker in self.workers:
-            worker.stop()
+            worker.terminate()
+        for worker in self.workers:
+            worker.join()
         self.sender.close()
 
     def left(self, jobs):
