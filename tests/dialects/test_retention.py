@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-import dramatiq
 import pytest
 
 from dramatiq_joblog import ConfigurationError, JobLog, JobLogError
@@ -193,35 +192,3 @@ def test_times_that_make_no_sense(sqlite_url, options, says):
     """What cannot be kept so is refused when the log is made."""
     with pytest.raises(ConfigurationError, match=says):
         JobLog(sqlite_url, **options)
-
-
-def test_a_worker_counts_and_prunes_by_itself(make_broker, worker, database_url, eventually):
-    """A worker counts what ended and deletes what is old, without being asked."""
-    log = JobLog(database_url, keep={"finished": HOUR})
-    log.create_tables()
-    for number in range(1200):
-        log.Job.insert(
-            jid=str(number),
-            actor="a",
-            queue="q",
-            state="finished",
-            attempt=1,
-            created_at=0,
-            updated_at=0,
-            finished_at=ago(3 * HOUR) + number,
-        ).execute()
-    broker = make_broker(joblog=log)
-
-    @dramatiq.actor
-    def work():
-        pass
-
-    with worker(broker):
-        work.send()
-        eventually(lambda: log.jobs.count() == 1, timeout=60)
-        eventually(lambda: not log.Lock.select().where(log.Lock.owner.is_null(False)).exists())
-    total = log.Total
-    assert 1200 == sum(
-        row.count for row in total.select().where(total.span == HOUR, total.gone == 0)
-    )
-    log.close()
