@@ -44,7 +44,8 @@ from dramatiq_joblog.cli.main import program
 
 #: Every secret has this in it; what comes before says which door it took.
 MARK = "Zx9hunter2"
-_FOUND = re.compile(rf"\w+-{MARK}")
+# Of a bounded length: some texts are one long word.
+_FOUND = re.compile(rf"\w{{1,40}}-{MARK}")
 
 
 def secret(door):
