@@ -56,7 +56,11 @@ def told(job):
 @pytest.mark.parametrize("again", [at_once, later, a_copy, on_another_thread])
 @pytest.mark.parametrize(
     ("kind", "database_url"),
-    [("stub", "sqlite"), ("redis", "postgres"), ("rabbit", "mysql")],
+    [
+        ("stub", "sqlite"),
+        pytest.param("redis", "postgres", marks=pytest.mark.every_database),
+        ("rabbit", "mysql"),
+    ],
     indirect=["database_url"],
 )
 def test_polling(joblog, make_broker, worker, eventually, kind, again):
@@ -183,7 +187,11 @@ def test_a_copy_that_overtakes(joblog, make_broker, worker, eventually):
 
 @pytest.mark.parametrize(
     ("kind", "database_url"),
-    [("stub", "sqlite"), ("redis", "postgres"), ("rabbit", "mysql")],
+    [
+        ("stub", "sqlite"),
+        pytest.param("redis", "postgres", marks=pytest.mark.every_database),
+        ("rabbit", "mysql"),
+    ],
     indirect=["database_url"],
 )
 def test_a_dead_letter_that_is_put_back(joblog, make_broker, worker, eventually, kind):

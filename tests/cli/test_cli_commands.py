@@ -63,6 +63,7 @@ def dead(job_factory, jid, **more):
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.full
 def test_jobs_run_again_on_the_applications_broker(shop, joblog, job_factory):
     """``requeue`` says how many, asks, and sends; the new jobs know what they repeat."""
     for number in range(3):
@@ -193,6 +194,7 @@ def test_a_question_is_asked(joblog, job_factory, terminal, database_url, tmp_pa
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.full
 def test_long_work_shows_how_it_goes_on(joblog, job_factory, terminal, database_url, tmp_path):
     """A bar is drawn on standard error while the jobs go to a file, and nothing of it into that."""
     for _ in range(250):

@@ -165,6 +165,7 @@ def test_the_check_can_fail(tmp_path):
     assert not agrees()
 
 
+@pytest.mark.full
 def test_a_story_that_is_killed(tmp_path, eventually):
     """What a story started ends when the story is killed with SIGKILL."""
     with subprocess.Popen(

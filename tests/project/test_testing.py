@@ -234,6 +234,7 @@ def test_a_model_of_the_user_s_own(folder):
     run_pytest(folder, shop=OWN_MODEL, tests=OWN_MODEL_TESTS, passed=1)
 
 
+@pytest.mark.full
 def test_a_project_with_nothing(folder):
     """Without a broker of its own a test may declare its actors on that of the plugin."""
     run_pytest(folder, tests=ALONE, passed=1)
