@@ -13,8 +13,10 @@ MADE := $(VENV)/.made-with-$(if $(PYTHON),$(subst /,_,$(PYTHON)),any)
 EXAMPLE := $(VENV)/.has-example
 DEV := $(VENV)/.has-dev
 PYTHONS := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python3.10)
-# On all cores; a worker that has no test left takes some of another's.
-IN_PARALLEL := --numprocesses auto --dist worksteal
+# On all cores, a few tests at a time, so that none is left alone in the end.
+IN_PARALLEL := --numprocesses auto --dist load --maxschedchunk 4
+# Hundreds of short processes import the package: without this each would compile it anew.
+export PYTHONDONTWRITEBYTECODE :=
 SUITABLE := import ensurepip, sqlite3, ssl, sys, venv; sys.exit(sys.version_info < (3, 10))
 
 # Two that are started at once install one after the other, where there is a flock, as on Linux.

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 SUPPORT = ROOT / "tests" / "support"
+UNIT = ROOT / "tests" / "unit"
 
 #: What tells our package and our tests where to go; a test sets what it needs.
 OUR_VARIABLES = (
@@ -482,7 +483,7 @@ def run_worker_process(request, tmp_path, eventually):
     """
     import servers
 
-    folders = os.pathsep.join([str(SUPPORT), str(ROOT / "tests"), str(ROOT)])
+    folders = os.pathsep.join([str(SUPPORT), str(ROOT)])
 
     @contextlib.contextmanager
     def run(
@@ -623,7 +624,13 @@ def pytest_configure(config):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """Return two pytest workers for each core: tests wait for others half of the time."""
+    """Return two pytest workers for each core: tests wait for others half of the time.
+
+    Unit tests that are named are done before workers would have started.
+    """
+    named = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    if named and all(path.is_relative_to(UNIT) for path in named):
+        return 0
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return min(2 * cores, 16)
 
@@ -654,6 +661,9 @@ def pytest_collection_modifyitems(config, items):
         items[:] = first
         config.stash[_LEFT_OUT] = len(others)
         config.hook.pytest_deselected(items=others)
+    if hasattr(config, "workerinput"):
+        # Of several pytest workers none is to be left with the longest in the end.
+        items.sort(key=lambda item: item.get_closest_marker("process") is None)
 
 
 @pytest.fixture(scope="session")
