@@ -1,18 +1,19 @@
-"""What is left out of an event that the database refuses: less and less, down to the outcome.
+"""What is left out of an event that the database refuses: more and more, down to the outcome.
 
-An outcome is never given up for what only decorates it.
+An outcome is never given up for what only decorates it.  The columns of a model of the user's
+own are left out first, and put back one by one: each that the database takes is kept.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 from dramatiq_joblog.payload.redaction import scrub
 from dramatiq_joblog.payload.sanitize import clean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from .transitions import Event
 
@@ -32,8 +33,41 @@ _BARE = frozenset(
 _BARE_FAILURE = frozenset({"jid", "token", "attempt", "outcome", "started_at", "finished_at"})
 
 
-def repairs(event: Event, own: dict[str, Any], error: Exception) -> Iterator[Event]:
-    """Yield *event* with more and more left out, each with a note of what.
+@dataclass(frozen=True)
+class Repair:
+    """An event in part, and what may be put back once it is written."""
+
+    event: Event
+    #: The columns of a model of the user's own, each of which the database is asked for by itself.
+    columns: dict[str, Any]
+    #: What is left out beside them.
+    left_out: str | None
+    #: How the whole was refused.
+    error: Exception
+
+    def as_written(self) -> Event:
+        """Return the event without the columns, with a note that they are not stored yet."""
+        return self._noted(dict.fromkeys(self.columns, self.error))
+
+    def note(self, refused: Mapping[str, Exception]) -> str | None:
+        """Return the note of the row, once its columns were put back but those *refused*."""
+        return cast("str | None", self._noted(refused).row.get("note"))
+
+    def _noted(self, refused: Mapping[str, Exception]) -> Event:
+        texts = [_refusal(f"column {name}", error) for name, error in refused.items()]
+        if len({str(error) for error in refused.values()}) == 1 < len(refused):
+            texts = [_refusal(f"columns {', '.join(refused)}", self.error)]
+        if self.left_out:
+            texts.append(_refusal(self.left_out, self.error))
+        if not texts:
+            return self.event
+        notes = [clean("; ".join(texts), 500), *filter(None, [self.event.row.get("note")])]
+        row = self.event.row | {"note": clean("; ".join(notes), 1000)}
+        return replace(self.event, row=row)
+
+
+def repairs(event: Event, own: dict[str, Any], error: Exception) -> Iterator[Repair]:
+    """Yield *event* with more and more left out.
 
     Parameters:
       event: What the database refused.
@@ -41,30 +75,36 @@ def repairs(event: Event, own: dict[str, Any], error: Exception) -> Iterator[Eve
       error: How it was refused.
     """
     row, failure = event.row, event.failure
-    filled = [name for name, default in own.items() if row.get(name) not in (None, default)]
-    for name in filled if len(filled) > 1 else ():
-        # Most often it is one, as a foreign key that is not committed yet.
-        yield _noted(event, row | {name: own[name]}, f"column {name}", error)
+    filled = {name: row[name] for name, value in own.items() if row.get(name) not in (None, value)}
     row = row | own
+    if event.start is not None:
+        start = replace(event.start, row=event.start.row | own)
+        event = replace(event, start=start)
     if filled:
-        yield _noted(event, row, f"columns {', '.join(filled)}", error)
+        # Most often it is one of them, as a foreign key that is not committed yet.
+        yield Repair(replace(event, row=row), filled, None, error)
     if event.lines or event.forget:
         event = replace(event, lines=None, forget=None)
-        yield _noted(event, row, "log lines", error)
+        yield Repair(replace(event, row=row), filled, "log lines", error)
     row = row | dict.fromkeys(name for name in _PAYLOAD if name in row)
-    yield _noted(event, row, "arguments and what the job noted", error)
-    row = {name: value for name, value in row.items() if name in _BARE} | own
+    what = "arguments and what the job noted"
+    yield Repair(replace(event, row=row), filled, what, error)
+    row = {name: value for name, value in row.items() if name in {*_BARE, "note"}} | own
     if failure is not None:
         failure = {name: value for name, value in failure.items() if name in _BARE_FAILURE}
-    event = replace(event, failure=failure)
-    yield _noted(event, row, "all but the outcome", error)
+    event = replace(event, row=row, failure=failure)
+    what = "all but the outcome"
+    yield Repair(event, filled, what, error)
     if event.kind == "end":
         # What it holds then runs out by itself.
         event = replace(event, section=None, unique=None)
-        yield _noted(event, row, "all but the outcome, and what it held", error)
+        yield Repair(event, filled, f"{what}, and what it held", error)
 
 
-def _noted(event: Event, row: dict[str, Any], what: str, error: Exception) -> Event:
-    refused = f"{NOT_STORED}, as the database refused it: {what} ({scrub(str(error).strip())})"
-    notes = [clean(refused, 500), *filter(None, [event.row.get("note")])]
-    return replace(event, row=row | {"note": clean("; ".join(notes), 1000)})
+def _refusal(what: str, error: Exception) -> str:
+    return f"{NOT_STORED}, as the database refused it: {what} ({said(error)})"
+
+
+def said(error: Exception) -> str:
+    """Return the first line of a database's refusal: PostgreSQL quotes the whole row below it."""
+    return scrub(next(iter(str(error).strip().splitlines()), type(error).__name__))

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peewee import SQL, OperationalError, PostgresqlDatabase, SqliteDatabase, fn
+from peewee import SQL, OperationalError, PostgresqlDatabase, SqliteDatabase, Value, fn
 
 from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.database.upsert import Portion, Rule, is_one_statement, upsert, write_all
@@ -344,6 +344,14 @@ class Transitions:
     def own_defaults(self) -> dict[str, Any]:
         """Return what stands in the columns of a model of the user's own when nothing is said."""
         return {f.column_name: f.db_value(default_of(f)) for f in self._own_fields}
+
+    def fill(self, event: Event, columns: dict[str, Any]) -> None:
+        """Set *columns* of the row that *event* was written to, if nothing has changed it since."""
+        job, token = self.job, event.row.get("token")
+        mine = job.token.is_null() if token is None else job.token == token
+        # They are as the database takes them.
+        values = {job._meta.columns[n]: Value(v, converter=False) for n, v in columns.items()}
+        job.update(values).where(job.jid == event.jid, mine).execute()
 
     def write(self, events: Sequence[Event]) -> None:
         """Write *events*, which are of different jobs, and answer the starts among them.

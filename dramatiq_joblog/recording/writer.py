@@ -37,7 +37,7 @@ from dramatiq_joblog.database.limited_log import LimitedLog
 from dramatiq_joblog.errors import DatabaseAwayError, JobLogError
 from dramatiq_joblog.payload.redaction import scrub
 
-from .repair import repairs
+from .repair import repairs, said
 from .transitions import Event
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from peewee import Database
 
     from .exclusive import Sections
+    from .repair import Repair
     from .spool import Spool
 
 #: Milliseconds that a batch is tried for before the database is taken to be away.
@@ -524,19 +525,37 @@ class Writer:
     def _repair(self, event: Event, error: Exception) -> None:
         """Write a poisoned event without what is not needed, saying so on its row."""
         last = error
-        for repaired in repairs(event, self._transitions.own_defaults(), error):
+        for repair in repairs(event, self._transitions.own_defaults(), error):
+            written = repair.as_written()
             try:
-                self._connection.ask(functools.partial(self._sections.write, [repaired]))
+                self._connection.ask(functools.partial(self._sections.write, [written]))
             except DatabaseAwayError:
                 raise
             except Exception as e:  # noqa: BLE001
                 # Whatever it is, it must not take the writer or other events with it.
                 last = e
             else:
-                event.answer_as(repaired)
-                self._logger.warning("Job %s was logged in part: %s", event.jid, error)
+                event.answer_as(written)
+                self._put_back(repair)
+                self._logger.warning("Job %s was logged in part: %s", event.jid, said(error))
                 return
         self._give_up([event], last)
+
+    def _put_back(self, repair: Repair) -> None:
+        """Store those columns of an event that the database takes by themselves."""
+        refused: dict[str, Exception] = {}
+        for name, value in repair.columns.items():
+            fill = functools.partial(self._transitions.fill, repair.event, {name: value})
+            try:
+                self._connection.ask(fill)
+            except DatabaseAwayError:
+                raise
+            except Exception as e:  # noqa: BLE001
+                # The note of its row says it.
+                refused[name] = e
+        if repair.columns:
+            note = {"note": repair.note(refused)}
+            self._connection.ask(lambda: self._transitions.fill(repair.event, note))
 
     # While the database is away
 
@@ -668,7 +687,7 @@ class Writer:
             "The job log could not write %d event(s), first of job %s: %s",
             len(events),
             events[0].jid,
-            str(error).strip(),
+            said(error),
         )
 
 

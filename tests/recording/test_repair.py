@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import dramatiq
 import pytest
-from peewee import CharField, ForeignKeyField, IntegerField, Model
+from peewee import CharField, Check, ForeignKeyField, IntegerField, Model
 
 from dramatiq_joblog import Job, JobLog
 from dramatiq_joblog.recording.repair import repairs
@@ -22,19 +23,33 @@ class Person(Model):
 @pytest.fixture
 def joblog(database_url):
     """Return a log of jobs with columns of its own, of which a database may refuse any."""
+    with contextlib.closing(log_of_persons(database_url)) as log:
+        yield log
+        log.database.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres", "mysql"])
+def any_joblog(request):
+    """Return such a log on each database."""
+    with contextlib.closing(log_of_persons(request.getfixturevalue(f"{request.param}_url"))) as log:
+        yield log
+        log.database.close()
+
+
+def log_of_persons(database_url):
+    """Return a log of jobs that refer to persons."""
 
     class PersonsJob(Job):
         user = ForeignKeyField(Person, null=True)
-        age = IntegerField(null=True)
+        age = IntegerField(null=True, constraints=[Check("age < 150")])
         tenant = CharField(max_length=5, null=True)
+        floor = IntegerField(null=True, constraints=[Check("floor >= 0")])
 
     log = JobLog(database_url, model=PersonsJob)
     Person.bind(log.database)
     log.database.create_tables([Person])
     log.create_tables()
-    yield log
-    log.database.close()
-    log.close()
+    return log
 
 
 @pytest.fixture(params=["postgres", "mysql"])
@@ -83,6 +98,68 @@ def test_an_outcome_is_kept_whatever_the_columns(joblog, make_broker, worker):
     assert 0 == joblog.writer.lost
 
 
+def test_each_column_by_itself(any_joblog, make_broker, worker):
+    """Of several columns that are refused, only those are left out that the database refuses."""
+    joblog = any_joblog
+    broker = make_broker(joblog=joblog)
+
+    @dramatiq.actor(age=7, tenant="acme")
+    def work():
+        raise ValueError
+
+    message = work.send_with_options(age=200, floor=-1, max_retries=0)
+    joblog.writer.flush()
+    row = joblog.get(message.message_id)
+    assert (None, None, "acme") == (row.age, row.floor, row.tenant)
+    assert all(f"column {name} (" in row.note for name in ("age", "floor"))
+    assert "tenant" not in row.note
+
+    with worker(broker):
+        broker.join("default", timeout=20_000, fail_fast=False)
+
+    row = joblog.get(message.message_id)
+    assert ("dead", None, None, "acme") == (row.state, row.age, row.floor, row.tenant)
+    assert ["dead"] == [run.outcome for run in row.failures]
+    assert "Failing row" not in row.note
+    assert all(f"column {name} (" in row.note for name in ("age", "floor"))
+
+
+def test_a_column_that_fits_by_now(joblog, make_broker, worker):
+    """Of two columns that were refused, the one that the database takes later is stored then."""
+    broker = make_broker(joblog=joblog)
+
+    @dramatiq.actor(job_user="user", floor=-1)
+    def work(user):
+        pass
+
+    message = work.send(1)
+    joblog.writer.flush()
+    assert "column user_id" in joblog.get(message.message_id).note
+
+    Person.create(id=1, name="ada")
+    with worker(broker):
+        broker.join("default", timeout=20_000, fail_fast=False)
+
+    row = joblog.get(message.message_id)
+    assert ("finished", 1, None) == (row.state, row.user_id, row.floor)
+    assert "column floor" in row.note
+    assert "user_id" not in row.note
+
+
+def test_own_columns_are_kept_on_each_rung(joblog):
+    """What is refused beside a job's own columns costs none of them."""
+    now = 1_764_000_000_000
+    row = {"jid": "j", "actor": "a", "queue": "q", "state": "dead", "attempt": 1, "token": "t"}
+    row |= dict.fromkeys(("created_at", "updated_at", "enqueued_at", "finished_at"), now)
+    row |= {"error_type": "x" * 999, "age": 7, "tenant": "acme", "user_id": 99}
+    joblog.writer.write(Event("end", row, None))
+
+    job = joblog.get("j")
+    assert ("dead", 7, "acme", None) == (job.state, job.age, job.tenant, job.user_id)
+    assert "user_id" in job.note
+    assert "all but the outcome" in job.note
+
+
 def test_the_last_rung_is_the_outcome(joblog):
     """Whatever else is refused, state, attempt and times of a run are written."""
     now = 1_764_000_000_000
@@ -123,10 +200,13 @@ def test_each_rung_leaves_out_more():
     """Nothing that was left out comes back further down, and the names of the job stay."""
     row = {"jid": "j", "state": "dead", "args": "[1]", "own": 1, "other": 2, "error_type": "E"}
     event = Event("end", row, {"jid": "j", "traceback": "x"}, lines=[{"jid": "j"}], unique={})
-    steps = list(repairs(event, {"own": None, "other": None}, ValueError("a\x00b")))
+    error = ValueError("a\x00b")
+    rungs = list(repairs(event, {"own": None, "other": None}, error))
+    assert all({"own": 1, "other": 2} == rung.columns for rung in rungs)
+    steps = [rung.as_written() for rung in rungs]
 
     kept = [{n for n, v in step.row.items() if v is not None} - {"note"} for step in steps]
     assert all("\x00" not in step.row["note"] for step in steps)
     assert [{"jid", "state"}] * 2 == kept[-2:]
-    assert all(after <= before for before, after in itertools.pairwise(kept[2:]))
+    assert all(after <= before for before, after in itertools.pairwise(kept))
     assert (None, None, None) == (steps[-1].lines, steps[-1].unique, steps[-1].section)
