@@ -3,6 +3,7 @@
 from .broker.outcome_log import OutcomeFormatter
 from .errors import (
     CancelError,
+    CancelInterruptedError,
     ConfigurationError,
     DatabaseAwayError,
     DuplicateJob,
@@ -25,6 +26,7 @@ from .states import DeadReason, Outcome, State
 __all__ = [
     "Action",
     "CancelError",
+    "CancelInterruptedError",
     "ConfigurationError",
     "DatabaseAwayError",
     "DeadReason",

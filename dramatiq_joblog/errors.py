@@ -87,13 +87,17 @@ class RequeueError(JobLogError):
 
 
 class RequeueInterruptedError(JobLogError):
-    """Raised when many jobs were to be run again, and that broke off with some of them sent."""
+    """Raised when many jobs were to be run again, and that broke off with some of them sent.
+
+    To repeat the call runs those that are left, and none twice.
+    """
 
     def __init__(
-        self, jid: str, sent: Sequence[Any], refused: Mapping[str, str], cause: str
+        self, jid: str, sent: Sequence[Any], refused: Mapping[str, str], cause: str, left: int = 1
     ) -> None:
         super().__init__(
-            f"{len(sent)} jobs run again; job {jid}, and those after it, do not: {cause}"
+            f"{len(sent):,} jobs run again, {len(refused):,} were refused, and {left:,} are left, "
+            f"from job {jid} on: {cause}. Repeat it to run those that are left; none runs twice."
         )
         #: The job that it broke off at: nobody knows whether its new message was taken.
         self.jid = jid
@@ -101,6 +105,8 @@ class RequeueInterruptedError(JobLogError):
         self.sent = list(sent)
         #: Why a job could not be run again, by its jid.
         self.refused = dict(refused)
+        #: How many jobs are left: that one, and those after it.
+        self.left = left
 
 
 class CancelError(JobLogError):
@@ -112,6 +118,29 @@ class CancelError(JobLogError):
         self.jid = jid
         #: Why it cannot be.
         self.reason = reason
+
+
+class CancelInterruptedError(DatabaseAwayError):
+    """Raised when many jobs were to be cancelled, and the database became unavailable meanwhile.
+
+    To repeat the call cancels those that are left.
+    """
+
+    def __init__(
+        self, cancelled: Sequence[str], refused: Mapping[str, str], cause: str, left: int
+    ) -> None:
+        super().__init__(
+            f"{len(cancelled):,} jobs are cancelled, {len(refused):,} were refused, and {left:,} "
+            f"are left as they were: {cause}. Repeat it to cancel those that are left."
+        )
+        #: The jids of those that are cancelled, in order.
+        self.cancelled = list(cancelled)
+        #: Why a job could not be cancelled, by its jid.
+        self.refused = dict(refused)
+        #: How many jobs are left as they were.
+        self.left = left
+        #: What the database said.
+        self.why = cause
 
 
 class LockNotAcquired(JobLogError, RateLimitExceeded):

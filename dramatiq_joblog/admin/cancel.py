@@ -5,21 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic
 
+from peewee import PeeweeException
+
 from dramatiq_joblog.database.checkout import transaction
-from dramatiq_joblog.errors import CancelError, JobNotFound
+from dramatiq_joblog.errors import (
+    CancelError,
+    CancelInterruptedError,
+    DatabaseAwayError,
+    JobNotFound,
+)
+from dramatiq_joblog.payload.redaction import scrub
 from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.recording.heartbeat import is_gone
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.schema.query import J, count_asked
 from dramatiq_joblog.states import CANCELLABLE, DeadReason, State
 
+from .audit import record_all
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from peewee import Database
 
+    from dramatiq_joblog.payload.redaction import Redactor
     from dramatiq_joblog.recording.transitions import Transitions
+    from dramatiq_joblog.schema.models import Action
     from dramatiq_joblog.schema.query import JobQuery
+
+#: Jobs that are given up in one transaction.
+BATCH = 250
 
 
 @dataclass
@@ -39,7 +54,8 @@ class Cancelling(Generic[J]):
     database: Database
     Job: type[J]
     get: Callable[[str], J]
-    record: Callable[..., Any]
+    Action: type[Action]
+    redactor: Redactor
     _settle: Callable[[], None]
     transitions: Transitions
 
@@ -78,10 +94,10 @@ class Cancelling(Generic[J]):
             row = self.transitions.locked(fold_jid(jid))
             if row is None:
                 raise JobNotFound(jid)
-            self._lose(row)
-            self._cancel(row)
-            detail = ": ".join(filter(None, (f"was {row.state}", reason)))
-            self.record("cancel", who=who or "", jid=jid, detail=detail)
+            cancelled, refused = self._give_up([row])
+            if not cancelled:
+                raise CancelError(row.jid, refused[row.jid])
+            self._record(cancelled, who, reason)
         return self.get(jid)
 
     def cancel_all(
@@ -95,6 +111,8 @@ class Cancelling(Generic[J]):
     ) -> Cancelled:
         """Give up the jobs of a query that do not run, oldest first, as :meth:`cancel` does.
 
+        They are given up in batches, each of them in one transaction.
+
         Example:
           >>> joblog.cancel_all(joblog.jobs.lost(), reason="Redis was flushed").cancelled
           []
@@ -106,57 +124,150 @@ class Cancelling(Generic[J]):
           reason: Why, for ``joblog.actions``.
           progress: Is called after each job, with how many are done and of how many.
 
+        Raises:
+          CancelInterruptedError: If the database became unavailable meanwhile; it has what was
+            done until then, and to repeat the call does the rest.
+
         Returns:
           The jids of those that are ``cancelled``, and what was ``refused`` as it began meanwhile:
           the reasons by jid.
         """
         limit = count_asked("limit", limit, least=0)
-        jobs = list(query.in_state(*CANCELLABLE).order_by(self.Job.id).limit(limit))
-        result = Cancelled()
-        for done, job in enumerate(jobs, 1):
+        job = self.Job
+        found = query.in_state(*CANCELLABLE).order_by(job.id).limit(limit)
+        columns: Any = found.columns(job.id, job.jid).tuples()
+        jids: dict[int, str] = dict(columns)
+        result, ids = Cancelled(), list(jids)
+        for start in range(0, len(ids), BATCH):
+            some = {number: jids[number] for number in ids[start : start + BATCH]}
             try:
-                result.cancelled.append(self.cancel(job.jid, who=who, reason=reason).jid)
-            except CancelError as e:
-                result.refused[job.jid] = e.reason
-            except JobNotFound as e:
-                # It ended meanwhile, and was pruned.
-                result.refused[job.jid] = str(e)
+                self._cancel_batch(some, result, who, reason)
+            except DatabaseAwayError as e:
+                left = len(ids) - start
+                raise CancelInterruptedError(
+                    result.cancelled, result.refused, str(e).strip(), left
+                ) from e
             if progress is not None:
-                progress(done, len(jobs))
+                for done in range(start + 1, start + len(some) + 1):
+                    progress(done, len(ids))
         return result
 
-    def _lose(self, row: Any) -> None:
-        """Mark the run of a locked row as lost if its process is gone, as any other would."""
-        if row.state == State.STARTED and row.process is not None:
-            job, worker = self.Job, self.transitions.worker
-            seen = worker.get_or_none(worker.process == row.process)
-            if seen is None or is_gone(seen):
-                job.update(state=State.LOST).where(job.jid == row.jid).execute()
+    def _cancel_batch(
+        self, jids: Mapping[int, str], result: Cancelled, who: str | None, reason: str | None
+    ) -> None:
+        """Give up jobs, named by id and jid, in one transaction."""
+        try:
+            with transaction(self.database):
+                rows = self.transitions.locked_rows(list(jids))
+                cancelled, refused = self._give_up(rows)
+                self._record(cancelled, who, reason)
+        except PeeweeException as e:
+            # One row that the database refuses to change does not keep the others from it.
+            if len(jids) > 1:
+                for number, jid in jids.items():
+                    self._cancel_batch({number: jid}, result, who, reason)
+            else:
+                result.refused |= {jid: scrub(str(e).strip()) for jid in jids.values()}
+            return
+        kept = {row.jid for row in rows}
+        # The others ended meanwhile, and were pruned.
+        result.refused |= {jid: str(JobNotFound(jid)) for jid in jids.values() if jid not in kept}
+        result.refused |= refused
+        result.cancelled += [jid for jid in jids.values() if jid in cancelled]
+
+    def _give_up(self, rows: Sequence[Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        """Make locked rows dead, and give up what their jobs hold.
+
+        Returns:
+          The rows of those that are cancelled, as they were, and why others are not; by jid.
+        """
+        self._lose(rows)
+        able = {row.jid: row for row in rows if row.state in CANCELLABLE}
+        refused = {row.jid: _why_not(row.state) for row in rows if row.jid not in able}
+        if able:
+            self._end(list(able.values()))
+        return able, refused
+
+    def _lose(self, rows: Sequence[Any]) -> None:
+        """Mark the runs of locked rows as lost whose process is gone, as any other would."""
+        started = [row for row in rows if row.state == State.STARTED and row.process is not None]
+        if not started:
+            return
+        job, seen = self.Job, self.transitions.processes_of(started)
+        for row in started:
+            if row.process not in seen or is_gone(seen[row.process]):
+                job.update(state=State.LOST).where(job.id == row.id).execute()
                 row.state = State.LOST
 
-    def _cancel(self, row: Any) -> None:
-        """Make a locked row dead, and give up what its job holds."""
+    def _end(self, rows: Sequence[Any]) -> None:
+        """Make locked rows dead, all of which can be cancelled, and give up what they hold."""
         job, transitions = self.Job, self.transitions
         now = transitions.locks.now()
-        cancelled = (
-            job.update(
-                state=State.DEAD,
-                dead_reason=DeadReason.CANCELLED.value,
-                eta=None,
-                finished_at=now,
-                updated_at=now,
-            )
-            .where(job.jid == row.jid, job.state.in_(CANCELLABLE))
-            .execute()
-        )
-        if not cancelled:
-            raise CancelError(row.jid, _why_not(row.state))
-        if row.waiting_since is not None:
-            waiter = {name: getattr(row, name) for name in ("jid", "attempt", "worker")}
-            transitions.end_waiting(waiter, to_millis(row.waiting_since), now)
-        if row.state == State.LOST and row.token:
-            transitions.interrupt(row)
-        transitions.locks.give_up(row.jid, row.token)
+        job.update(
+            state=State.DEAD,
+            dead_reason=DeadReason.CANCELLED.value,
+            eta=None,
+            finished_at=now,
+            updated_at=now,
+        ).where(job.id.in_([row.id for row in rows])).execute()
+        waiters = [
+            ({name: getattr(row, name) for name in _OF_A_WAITER}, to_millis(row.waiting_since))
+            for row in rows
+            if row.waiting_since is not None
+        ]
+        transitions.end_waiting_all(waiters, now)
+        transitions.interrupt_all([row for row in rows if row.state == State.LOST and row.token])
+        transitions.locks.give_up({row.jid: row.token for row in rows})
+
+    def _record(self, cancelled: Mapping[str, Any], who: str | None, reason: str | None) -> None:
+        """Write down who gave jobs up, with the state that each was in."""
+        details = {
+            jid: self.redactor.text(": ".join(filter(None, (f"was {row.state}", reason))))
+            for jid, row in cancelled.items()
+        }
+        record_all(self.Action, "cancel", who=who or "", details=details)
+
+
+def cancel_named(
+    log: Any,
+    jids: Sequence[str],
+    *,
+    who: str,
+    reason: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Cancelled:
+    """Give up the jobs of *jids* by a log's :meth:`~Cancelling.cancel_all`.
+
+    Those that it leaves out, as they run or have ended, are among the refused, with the reason.
+    """
+    result, jids = Cancelled(), list(dict.fromkeys(map(fold_jid, jids)))
+    for start in range(0, len(jids), _NAMED):
+        some = jids[start : start + _NAMED]
+        query = log.jobs.where(log.Job.jid.in_(some))
+        try:
+            part = log.cancel_all(query, limit=len(some), who=who, reason=reason)
+            for jid in {*some} - {*part.cancelled} - {*part.refused}:
+                try:
+                    part.cancelled.append(log.cancel(jid, who=who, reason=reason).jid)
+                except CancelError as e:
+                    part.refused[jid] = e.reason
+                except JobNotFound as e:
+                    part.refused[jid] = str(e)
+        except CancelInterruptedError as e:
+            cancelled, refused = result.cancelled + e.cancelled, result.refused | e.refused
+            left = len(jids) - len(cancelled) - len(refused)
+            raise CancelInterruptedError(cancelled, refused, e.why, left) from e
+        result.cancelled += part.cancelled
+        result.refused |= part.refused
+        if progress is not None:
+            progress(start + len(some), len(jids))
+    return result
+
+
+#: Jids in one condition: far fewer than any database takes.
+_NAMED = 500
+#: What is kept of a job with the time that it waited for its section.
+_OF_A_WAITER = ("jid", "attempt", "worker")
 
 
 def _why_not(state: str) -> str:

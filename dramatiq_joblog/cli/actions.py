@@ -9,12 +9,13 @@ import click
 from peewee import PeeweeException
 
 from dramatiq_joblog import (
-    CancelError,
+    CancelInterruptedError,
     JobLogError,
     JobNotFound,
     RequeueError,
     RequeueInterruptedError,
 )
+from dramatiq_joblog.admin.cancel import cancel_named
 from dramatiq_joblog.broker.messages import REPLAY_OF
 from dramatiq_joblog.payload.sanitize import message_of
 from dramatiq_joblog.states import CANCELLABLE, FINAL, State
@@ -245,21 +246,30 @@ def cancel(
     if able:
         states = ", ".join(f"{number(n)} {s}" for s, n in Counter(j.state for j in able).items())
         confirm(f"{_told(able)}, {states}, will be dead and not run any more", yes=yes)
-    cancelled, refused = [], {}
-    with progress("cancelling", len(jobs)) as update:
-        for done, job in enumerate(jobs, 1):
-            try:
-                cancelled.append(joblog.cancel(job.jid, who=myself(), reason=reason).jid)
-            except (CancelError, JobNotFound) as e:
-                if len(jobs) == 1:
-                    raise
-                refused[job.jid] = e.reason if isinstance(e, CancelError) else str(e)
-            update(done, len(jobs))
+    cancelled, refused, broken = _cancel(joblog, jobs, reason)
     if session.json:
         session.screen.json({"cancelled": cancelled, "refused": refused})
     elif cancelled:
         session.screen.write(f"{many(len(cancelled), 'job')} cancelled.")
+    if broken is not None:
+        raise broken
     _refuse("not all could be cancelled", refused)
+
+
+def _cancel(
+    joblog: JobLog, jobs: Sequence[Any], reason: str | None
+) -> tuple[list[str], dict[str, str], Exception | None]:
+    """Give jobs up; return their jids, why others are not, and what broke it off."""
+    if len(jobs) == 1:
+        # Why it is refused is all there is to say.
+        return [joblog.cancel(jobs[0].jid, who=myself(), reason=reason).jid], {}, None
+    jids = [job.jid for job in jobs]
+    with progress("cancelling", len(jids)) as update:
+        try:
+            done = cancel_named(joblog, jids, who=myself(), reason=reason, progress=update)
+        except CancelInterruptedError as e:
+            return e.cancelled, e.refused, Refusal(line(e), AWAY)
+    return done.cancelled, done.refused, None
 
 
 def _named(session: Session, words: Sequence[str], filters: dict[str, Any]) -> list[Any]:

@@ -25,7 +25,7 @@ from dramatiq_joblog.schema.models import to_millis
 from .waiters import Waiters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from peewee import Database
@@ -342,14 +342,18 @@ class Locks:
             lock.update(free).where(*mine).execute()
         self.forget(token)
 
-    def give_up(self, owner: str, token: str | None) -> None:
-        """Give up all that a job holds whose last run was *token*, its uniqueness as well."""
+    def give_up(self, owners: Mapping[str, str | None]) -> None:
+        """Give up all that jobs hold, their uniqueness as well.
+
+        Parameters:
+          owners: The token of each job's last run, by its jid.
+        """
         lock = self.lock
-        held = lock.select(lock.kind, lock.key).where(
-            lock.kind.in_((SECTION, UNIQUE)), lock.owner == owner
+        held = lock.select(lock.kind, lock.key, lock.owner).where(
+            lock.kind.in_((SECTION, UNIQUE)), lock.owner.in_(list(owners))
         )
-        for kind, key in sorted(set(held.tuples())):
-            self.release(kind, key, owner, token)
+        for kind, key, owner in sorted(set(held.tuples())):
+            self.release(kind, key, owner, owners[owner])
 
     def keep(self, key: str, owner: str, token: str, milliseconds: int) -> None:
         """Keep a section for its owner's next run, which begins within *milliseconds*."""

@@ -37,7 +37,7 @@ from .heartbeat import is_gone
 from .repair import NOT_STORED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from peewee import Database
 
@@ -567,6 +567,18 @@ class Transitions:
             select = select.for_update()
         return select.get_or_none()
 
+    def locked_rows(self, ids: Sequence[int]) -> list[Any]:
+        """Return the rows of jobs by their ids, which nobody else changes until then, too.
+
+        They are locked in the order in which batches of events are written, so that no two wait
+        for each other.
+        """
+        job = self.job
+        select = job.select().where(job.id.in_(ids))
+        if not isinstance(self.database, SqliteDatabase):
+            select = select.order_by(fn.COALESCE(job.enqueued_at, 0), job.jid).for_update()
+        return list(select)
+
     def judge(self, event: Event, row: Any) -> Start:
         """Decide what a start may do, and note on it what it found."""
         if row is None:
@@ -676,45 +688,60 @@ class Transitions:
 
     def interrupt(self, row: Any) -> int:
         """Close the open run of a locked row; return how many of its runs lost their worker."""
+        return self.interrupt_all([row])[row.jid]
+
+    def interrupt_all(self, rows: Sequence[Any]) -> dict[str, int]:
+        """Close the open runs of locked rows; return how many runs of each lost their worker."""
+        if not rows:
+            return {}
         job, failure = self.job, self.failure
-        self._presume_interrupted(row, self._process_of(row))
-        interruptions = (
-            failure.select()
-            .where(failure.jid == row.jid, failure.outcome == Outcome.INTERRUPTED.value)
-            .count()
-        )
-        update: dict[str, Any] = {"interruptions": interruptions}
-        if interruptions >= SUSPICIOUS:
-            update["note"] = (
-                f"{interruptions} runs of it lost their worker: it may be a poison pill, that "
-                "kills the process it runs in"
+        seen = self.processes_of(rows)
+        self._presume_interrupted([(row, seen.get(row.process)) for row in rows])
+        counts = (
+            failure.select(failure.jid, fn.COUNT(failure.id))
+            .where(
+                failure.jid.in_([row.jid for row in rows]),
+                failure.outcome == Outcome.INTERRUPTED.value,
             )
-        job.update(update).where(job.jid == row.jid).execute()
-        return int(interruptions)
+            .group_by(failure.jid)
+            .tuples()
+        )
+        interruptions: dict[str, int] = {row.jid: 0 for row in rows} | dict(counts)
+        for count in sorted({*interruptions.values()}):
+            update: dict[str, Any] = {"interruptions": count}
+            if count >= SUSPICIOUS:
+                update["note"] = (
+                    f"{count} runs of it lost their worker: it may be a poison pill, that "
+                    "kills the process it runs in"
+                )
+            jids = [jid for jid, known in interruptions.items() if known == count]
+            job.update(update).where(job.jid.in_(jids)).execute()
+        return interruptions
 
-    def _process_of(self, row: Any) -> Any:
+    def processes_of(self, rows: Sequence[Any]) -> dict[str, Any]:
+        """Return the rows of the processes that jobs ran in, by name, as far as they are known."""
         worker = self.worker
-        return worker.get_or_none(worker.process == row.process) if row.process else None
+        names = {row.process for row in rows if row.process}
+        if not names:
+            return {}
+        return {seen.process: seen for seen in worker.select().where(worker.process.in_(names))}
 
-    def _presume_interrupted(self, row: Any, seen: Any) -> None:
-        """Keep the open run of a locked row as interrupted, until it ends by itself."""
-        values = {name: getattr(row, name) for name in ("jid", "token", "attempt", "worker")}
-        values["started_at"] = to_millis(row.started_at)
-        last_sign = to_millis(seen.heartbeat_at if seen else row.updated_at)
-        # The start is by the clock of its host, and the sign of life by the database's.
-        skew = (seen and seen.skew) or 0
-        last_sign += skew if abs(skew) > MAX_SKEW else 0
-        self.insert_failures([_interruption(values, last_sign)])
+    def _presume_interrupted(self, runs: Sequence[tuple[Any, Any]]) -> None:
+        """Keep the open runs of locked rows as interrupted, until they end by themselves.
+
+        Each comes with the row of its process, or None.
+        """
+        self.insert_failures([_presumed(row, seen) for row, seen in runs])
 
     def _interrupt(self, row: Any, event: Event) -> bool:
         """Close the open run of *row*; return whether the job is dead of it."""
         token = event.row["token"]
         told = event.redelivered and not token.startswith(_STAMPED)
         if not told and not same_delivery(row.token, token):
-            seen = self._process_of(row)
+            seen = self.processes_of([row]).get(row.process)
             if seen is not None and not is_gone(seen):
                 # Its message was enqueued again while it runs: it has lost nothing.
-                self._presume_interrupted(row, seen)
+                self._presume_interrupted([(row, seen)])
                 return False
         interruptions, limit = self.interrupt(row), event.max_interruptions
         if limit is None or interruptions < limit:
@@ -729,25 +756,18 @@ class Transitions:
         job.update(update).where(job.jid == event.jid).execute()
         return True
 
-    def end_waiting(self, waiter: dict[str, Any], since: int, now: int) -> None:
+    def end_waiting(self, waiter: Mapping[str, Any], since: int, now: int) -> None:
         """Keep how long a job waited for its section, and say that it waits no longer."""
-        self.insert_failures(
-            [
-                {
-                    "jid": waiter["jid"],
-                    # Not the run's: that may fail by itself.
-                    "token": f"waited:{since}",
-                    "attempt": waiter["attempt"],
-                    "outcome": Outcome.WAITED.value,
-                    "started_at": since,
-                    "finished_at": now,
-                    "duration": max(0, now - since),
-                    "worker": waiter["worker"],
-                }
-            ]
-        )
+        self.end_waiting_all([(waiter, since)], now)
+
+    def end_waiting_all(self, waiters: Sequence[tuple[Mapping[str, Any], int]], now: int) -> None:
+        """Keep how long jobs waited for their sections, since when each has beside it."""
+        if not waiters:
+            return
+        self.insert_failures([_waited(waiter, since, now) for waiter, since in waiters])
         job = self.job
-        job.update(waiting_since=None).where(job.jid == waiter["jid"]).execute()
+        jids = [waiter["jid"] for waiter, _ in waiters]
+        job.update(waiting_since=None).where(job.jid.in_(jids)).execute()
 
     def rehearse(self) -> None:
         """Ask for all that writing needs, its tables, columns and rights, and change nothing.
@@ -872,6 +892,32 @@ def _ended_before(state: str, attempt: int, new_attempt: int) -> str | None:
 def kept_run(run: dict[str, Any]) -> dict[str, Any]:
     """Return what is kept of a run that is not the last of its job, from what its row says."""
     return {name: run.get(name) for name in _KEPT_OF_A_RUN} | {"outcome": str(run["state"])}
+
+
+def _waited(waiter: Mapping[str, Any], since: int, now: int) -> dict[str, Any]:
+    """Return the row of a wait for a section, which is over."""
+    return {
+        "jid": waiter["jid"],
+        # Not the run's: that may fail by itself.
+        "token": f"waited:{since}",
+        "attempt": waiter["attempt"],
+        "outcome": Outcome.WAITED.value,
+        "started_at": since,
+        "finished_at": now,
+        "duration": max(0, now - since),
+        "worker": waiter["worker"],
+    }
+
+
+def _presumed(row: Any, seen: Any) -> dict[str, Any]:
+    """Return the row of the open run of a job as interrupted, by what its process said last."""
+    values = {name: getattr(row, name) for name in ("jid", "token", "attempt", "worker")}
+    values["started_at"] = to_millis(row.started_at)
+    last_sign = to_millis(seen.heartbeat_at if seen else row.updated_at)
+    # The start is by the clock of its host, and the heartbeat by the database's.
+    skew = (seen and seen.skew) or 0
+    last_sign += skew if abs(skew) > MAX_SKEW else 0
+    return _interruption(values, last_sign)
 
 
 def _interruption(run: dict[str, Any], last_sign: int) -> dict[str, Any]:

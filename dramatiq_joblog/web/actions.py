@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dramatiq.logging import get_logger
 from starlette.responses import RedirectResponse
 
+from dramatiq_joblog.admin.cancel import cancel_named
 from dramatiq_joblog.errors import CancelError, JobLogError, JobNotFound, LockNotAcquired
 from dramatiq_joblog.payload.sanitize import message_of
 from dramatiq_joblog.reading.display import exact, number
@@ -19,7 +20,7 @@ from .formats import plain_duration, short
 from .presenters import JobRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from starlette.datastructures import FormData
@@ -115,17 +116,16 @@ def do(visit: Visit, form: FormData) -> Response:
     return _say(visit, what, back, len(done), len(refused))
 
 
-def _cancel(visit: Visit, jids: Iterable[str], reason: str) -> tuple[list[str], dict[str, str]]:
-    """Give jobs up, each by itself; return the jids, and the reasons of those refused."""
-    cancelled: list[str] = []
-    refused: dict[str, str] = {}
-    for jid in jids:
+def _cancel(visit: Visit, jids: Sequence[str], reason: str) -> tuple[list[str], dict[str, str]]:
+    """Give jobs up; return the jids, and the reasons of those refused."""
+    if len(jids) == 1:
         try:
-            cancelled.append(visit.joblog.cancel(jid, who=visit.who, reason=reason).jid)
+            return [visit.joblog.cancel(jids[0], who=visit.who, reason=reason).jid], {}
         except (CancelError, JobNotFound) as e:
-            refused[jid] = str(e)
-    _write_down(visit, "cancel", cancelled, refused)
-    return cancelled, refused
+            return [], {jids[0]: str(e)}
+    done = cancel_named(visit.joblog, jids, who=visit.who, reason=reason)
+    _write_down(visit, "cancel", done.cancelled, done.refused)
+    return done.cancelled, done.refused
 
 
 def _requeue(visit: Visit, jids: Iterable[str]) -> tuple[list[str], dict[str, str]]:
