@@ -538,7 +538,7 @@ class JobLogMiddleware(Middleware):
             self._reports.end(job)
         running.set(None)
         self.joblog.release()
-        if self._acks is not None and not rejected and self._acks.takes(broker, message):
+        if self._acks is not None and self._acks.takes(broker, message):
             # Its acknowledgement sees to it that it is written.
             self._acks.after(self.joblog.writer.ride(event), message)
         else:

@@ -1,15 +1,15 @@
 """Acknowledgements that are handed over: sent after the commit, a whole batch in one round trip.
 
-The log must hold an acknowledgement back until its job's outcome is committed.  Where the
-broker is known, the worker thread goes on to the next job meanwhile, and a thread of ours
-sends all acknowledgements whose outcomes are committed in one pipeline.  That is cheaper than
-each on its own, by more than the log costs.
+The log must hold an acknowledgement, or a rejection, back until its job's outcome is committed.
+Where the broker is known, the worker thread goes on to the next job meanwhile, and a thread of
+ours sends all whose outcomes are committed in one command.  That is cheaper than each on its own,
+by more than the log costs.
 """
 
 from __future__ import annotations
 
-import copy
 import queue
+import re
 import sys
 import threading
 import time
@@ -18,13 +18,14 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from dramatiq.broker import Consumer
+from dramatiq.common import q_name
 from dramatiq.logging import get_logger
 from dramatiq.middleware import Middleware
 
 from dramatiq_joblog.recording.writer import locked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from dramatiq import Broker
     from dramatiq.broker import MessageProxy
@@ -43,6 +44,43 @@ RETRY_AFTER, RETRY_AT_MOST = 0.1, 5.0
 #: Seconds to wait for jobs to end before the host looks for itself whether it may fetch more.
 ROOM_WITHIN = 0.01
 
+#: Does for many messages what the host's script does for one: only who has a message ends it.
+_SETTLE = """
+for i = 2, #ARGV, 2 do
+    local how, id = ARGV[i], ARGV[i + 1]
+    if redis.call("srem", KEYS[1], id) > 0 then
+        local message = how == "nack" and redis.call("hget", KEYS[2], id)
+        if message then
+            redis.call("zadd", KEYS[3], ARGV[1], id)
+            redis.call("hset", KEYS[4], id, message)
+        end
+        redis.call("hdel", KEYS[2], id)
+    end
+end
+"""
+#: What the host's script must say for that to be true, whatever its comments and blanks are.
+_HOSTS_WAY = [
+    """local acks = namespace .. ":__acks__." .. worker_id""",
+    """local queue_acks = acks .. "." .. queue_name""",
+    """local queue_full_name = namespace .. ":" .. queue_name""",
+    """local queue_messages = queue_full_name .. ".msgs\"""",
+    """local xqueue_full_name = namespace .. ":" .. queue_canonical_name .. ".XQ\"""",
+    """local xqueue_messages = xqueue_full_name .. ".msgs\"""",
+    """elseif command == "ack" then local message_id = ARGS[1]
+    if redis.call("srem", queue_acks, message_id) > 0 then
+        redis.call("hdel", queue_messages, message_id)
+    end elseif""",
+    """elseif command == "nack" then local message_id = ARGS[1]
+    if redis.call("srem", queue_acks, message_id) > 0 then
+        local message = redis.call("hget", queue_messages, message_id)
+        if message then
+            redis.call("zadd", xqueue_full_name, timestamp, message_id)
+            redis.call("hset", xqueue_messages, message_id, message)
+            redis.call("hdel", queue_messages, message_id)
+        end
+    end elseif""",
+]
+
 #: The ways to acknowledge.
 Acks: TypeAlias = Literal["auto", "handed", "plain"]
 ACKS: tuple[str, ...] = get_args(Acks)
@@ -56,9 +94,6 @@ def why_not(broker: Broker) -> str | None:
     redis = sys.modules.get("dramatiq.brokers.redis")
     if redis is None or not isinstance(broker, redis.RedisBroker):
         return f"it is a {type(broker).__name__}, and only a RedisBroker's can"
-    version = metadata.version("dramatiq")
-    if int(version.split(".")[0]) > 2:
-        return f"dramatiq {version} is newer than what this was written for"
     changed = [
         name
         for name in ("_dispatch", "__getattr__", "consumer_class", "consume")
@@ -70,7 +105,26 @@ def why_not(broker: Broker) -> str | None:
         return "its consume() was replaced, perhaps by another log's middleware"
     if not isinstance(broker.client, redis.redis.Redis):
         return f"its client is a {type(broker.client).__name__}, and no redis.Redis"
+    return _why_not_this_version(broker)
+
+
+def _why_not_this_version(broker: Any) -> str | None:
+    version = metadata.version("dramatiq")
+    if int(version.split(".")[0]) > 2:
+        return f"dramatiq {version} is newer than what this was written for"
+    script = _without_blanks(re.sub("--.*", "", _script_of(broker)))
+    if not all(_without_blanks(part) in script for part in _HOSTS_WAY):
+        return "its script acknowledges in another way than Dramatiq's own"
     return None
+
+
+def _script_of(broker: Any) -> str:
+    script = broker.scripts["dispatch"].script
+    return script.decode() if isinstance(script, bytes) else str(script)
+
+
+def _without_blanks(text: str) -> str:
+    return re.sub(r"\s+", "", text)
 
 
 class HandedAcks:
@@ -92,14 +146,13 @@ class HandedAcks:
         self._hurry = threading.Event()
         #: Whether acknowledgements cannot be sent now.
         self._stuck = False
-        self._collector: Any = None
-        self._commands: list[tuple[Any, ...]] = []
+        self._settle = broker.client.register_script(_SETTLE)
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
         self._logger = get_logger(__name__, type(self))
-        #: Whether someone is told of acknowledgements, who must not be told too early: then
-        #: worker threads wait for theirs.
-        self.told = False
+        #: Of what, ``ack`` and ``nack``, a middleware must not hear too early: worker threads
+        #: wait for theirs then.
+        self.told: frozenset[str] = frozenset()
         #: The queues whose consumers hand over.
         self._queues: set[str] = set()
         # Every consumer of the broker comes from here, and again after a lost connection.
@@ -130,20 +183,23 @@ class HandedAcks:
 
     def _consume(self, *args: Any, **kwargs: Any) -> Consumer:
         consumer = self._host_consume(*args, **kwargs)
-        self.told = any(_tells(middleware) for middleware in self._broker.middleware)
+        self.told = frozenset(
+            how for how in ("ack", "nack") for m in self._broker.middleware if _hears(m, how)
+        )
         self._queues.add(consumer.queue_name)
         return _HandingConsumer(consumer, self)
 
-    def _hand_over(self, queue_name: str, message: MessageProxy) -> bool:
+    def _hand_over(
+        self, queue_name: str, message: MessageProxy, how: Literal["ack", "nack"]
+    ) -> bool:
         """Take over an acknowledgement that was announced; return False for any other."""
         committed, announced = getattr(self._local, "next", (None, None))
         if announced is not message:
             return False
         self._local.next = None, None
-        wait = self.told or self._waiting.qsize() >= MAX_WAITING
-        ack = _Ack(
-            committed, queue_name, message.options["redis_message_id"], locked() if wait else None
-        )
+        wait = how in self.told or self._waiting.qsize() >= MAX_WAITING
+        sent = locked() if wait else None
+        ack = _Ack(committed, queue_name, message.options["redis_message_id"], sent, how)
         if self._thread is None:
             self._start()
         self._waiting.put(ack)
@@ -220,37 +276,21 @@ class HandedAcks:
         self._stuck = False
 
     def _try(self, acks: list[_Ack]) -> list[_Ack]:
-        """Send acknowledgements in one round trip; return those that must be sent again."""
-        broker = self._broker
-        if self._collector is None:
-            # The host's own code makes the commands; only they are not sent one by one.
-            self._collector = copy.copy(broker)
-            self._collector.scripts = broker.scripts | {"dispatch": self._collect}
-        do_ack = self._collector.do_ack
-        self._commands.clear()
-        for ack in acks:
-            do_ack(ack.queue_name, ack.message_id)
-        sha = broker.scripts["dispatch"].sha
-        with broker.client.pipeline(transaction=False) as pipeline:
-            for command in self._commands:
-                pipeline.evalsha(sha, *command)
-            answers = pipeline.execute(raise_on_error=False)
-        refused = [
-            ack for ack, answer in zip(acks, answers, strict=True) if isinstance(answer, Exception)
-        ]
-        if refused:
-            # A server that was restarted has lost the script; the host's way brings it back.
-            broker.do_ack(refused[0].queue_name, refused[0].message_id)
-        return refused[1:]
-
-    def _collect(self, args: Sequence[Any], keys: Sequence[str]) -> None:
-        """Note a call of the host's script."""
-        self._commands.append((len(keys), *keys, *args))
+        """Send those of the first queue in one round trip; return those that are left."""
+        name, broker = acks[0].queue_name, self._broker
+        mine = [ack for ack in acks if ack.queue_name == name]
+        queue, dead = f"{broker.namespace}:{name}", f"{broker.namespace}:{q_name(name)}.XQ"
+        held = f"{broker.namespace}:__acks__.{broker.broker_id}.{name}"
+        arguments: list[Any] = [time.time_ns() // 1_000_000]
+        for ack in mine:
+            arguments += (ack.how, ack.message_id)
+        self._settle(keys=[held, f"{queue}.msgs", dead, f"{dead}.msgs"], args=arguments)
+        return [ack for ack in acks if ack.queue_name != name]
 
 
 @dataclass(eq=False)
 class _Ack:
-    """An acknowledgement."""
+    """An acknowledgement, or a rejection."""
 
     #: Free once it may be sent; None for a mark that is no acknowledgement.
     committed: Receipt | None
@@ -259,6 +299,7 @@ class _Ack:
     message_id: str
     #: Free once it is sent, if anyone waits for that.
     sent: threading.Lock | None
+    how: Literal["ack", "nack"] = "ack"
 
 
 class _HandingConsumer(Consumer):
@@ -290,16 +331,21 @@ class _HandingConsumer(Consumer):
         return getattr(self._consumer, name)
 
     def ack(self, message: MessageProxy) -> None:
-        consumer = self._consumer
-        if self._acks._hand_over(consumer.queue_name, message):
-            consumer.queued_message_ids.discard(message.message_id)
-        else:
-            consumer.ack(message)
+        if not self._hand_over(message, "ack"):
+            self._consumer.ack(message)
         self._make_room()
 
     def nack(self, message: MessageProxy) -> None:
-        self._consumer.nack(message)
+        if not self._hand_over(message, "nack"):
+            self._consumer.nack(message)
         self._make_room()
+
+    def _hand_over(self, message: MessageProxy, how: Literal["ack", "nack"]) -> bool:
+        consumer = self._consumer
+        if not self._acks._hand_over(consumer.queue_name, message, how):
+            return False
+        consumer.queued_message_ids.discard(message.message_id)
+        return True
 
     def _make_room(self) -> None:
         if not self._room.is_set() and self._consumer.outstanding_message_count <= self._low:
@@ -312,7 +358,8 @@ class _HandingConsumer(Consumer):
         self._consumer.close()
 
 
-def _tells(middleware: Any) -> bool:
-    """Tell whether a middleware wants to know of acknowledgements."""
-    own = getattr(type(middleware), "after_ack", None)
-    return own is not Middleware.after_ack or "after_ack" in vars(middleware)
+def _hears(middleware: Any, how: str) -> bool:
+    """Tell whether a middleware wants to know of acknowledgements, or of rejections."""
+    name = f"after_{how}"
+    own = getattr(type(middleware), name, None)
+    return own is not getattr(Middleware, name) or name in vars(middleware)

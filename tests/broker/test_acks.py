@@ -70,6 +70,18 @@ def test_which_brokers_are_known(redis_url):
     assert "no redis.Redis" in acks.why_not(redis_broker)
 
 
+def test_another_script_is_not_known(redis_url):
+    """A broker whose script does more at an acknowledgement is left alone; blanks do not matter."""
+    broker = RedisBroker(url=redis_url)
+    script = broker.scripts["dispatch"]
+    text = acks._script_of(broker)
+
+    script.script = text.replace("    ", "\t-- more\n")
+    assert acks.why_not(broker) is None
+    script.script = text.replace('"hdel", queue_messages', '"unlink", queue_messages')
+    assert "its script" in acks.why_not(broker)
+
+
 def test_a_newer_dramatiq_is_not_known(redis_url, monkeypatch):
     """A version of Dramatiq that came after this was written is left alone."""
     monkeypatch.setattr(acks.metadata, "version", lambda name: "3.0.0")
@@ -128,6 +140,37 @@ def test_no_acknowledgement_before_the_commit(joblog, make_broker, worker, event
         gate.opened.set()
         eventually(lambda: not left(broker))
         assert "finished" == joblog.jobs.get().state
+
+
+def test_no_rejection_before_the_commit(joblog, make_broker, worker, eventually):
+    """A dead job is no dead letter until that is committed; its thread does not wait."""
+    gate = Gate(joblog)
+    broker = make_broker("redis", joblog=joblog, acks="handed")
+    done = threading.Event()
+
+    @dramatiq.actor(log_job=False)
+    def not_logged():
+        done.set()
+
+    @dramatiq.actor(max_retries=0)
+    def work():
+        raise ValueError
+
+    with worker(broker, worker_threads=1):
+        message = work.send()
+        assert gate.reached.wait(30)
+        # The one thread is free for the next.
+        not_logged.send()
+        assert done.wait(30)
+        # Its own acknowledgement comes after its body.
+        eventually(lambda: 1 == left(broker) == held(broker))
+        gate.opened.set()
+        eventually(lambda: not left(broker))
+        assert "dead" == joblog.get(message.message_id).state
+
+    [letter] = broker.client.hvals(f"{broker.namespace}:default.XQ.msgs")
+    assert message.message_id == dramatiq.Message.decode(letter).message_id
+    assert 1 == broker.client.zcard(f"{broker.namespace}:default.XQ")
 
 
 def test_many_in_one_round_trip(joblog, make_broker, worker, eventually, monkeypatch):
