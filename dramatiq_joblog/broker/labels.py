@@ -8,7 +8,7 @@ actors is refused, as it is sent.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 from dramatiq import Actor, Broker
 
@@ -66,16 +66,22 @@ def check_labels(options: Mapping[str, Any], where: str) -> None:
         raise ConfigurationError(f"{where} has {odd.replace(' is left aside', '')}")
 
 
-def is_sent_by_actor() -> bool:
-    """Tell whether a message is being sent by an actor's ``send()``, and by no middleware."""
+def options_sent() -> Mapping[str, Any] | None:
+    """Return the options that an actor's ``send()``, which is at work here, was given.
+
+    What a middleware has added on the way is none of them.
+
+    Returns:
+      None if no actor is sending, or a middleware is.
+    """
     frame: Any = sys._getframe(1)
     for _ in range(_CALLERS):
         if frame is None or frame.f_code is Broker.emit_after.__code__:
-            return False
+            return None
         if frame.f_code is Actor.send_with_options.__code__:
-            return True
+            return cast("Mapping[str, Any]", frame.f_locals["options"])
         frame = frame.f_back
-    return False
+    return None
 
 
 def _job_type(value: Any) -> Any:

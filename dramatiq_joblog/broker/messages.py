@@ -25,7 +25,7 @@ from dramatiq_joblog.schema.query import user_field
 
 from .arguments import Arguments
 from .deliveries import is_move
-from .labels import LABELS, check_labels, is_sent_by_actor, label, odd_labels
+from .labels import LABELS, check_labels, label, odd_labels, options_sent
 from .plan import Plan, is_plain, plain_arguments
 from .trace import current_trace_id
 
@@ -233,11 +233,11 @@ class Messages:
         message = bare(message)
         where = f"message {message.message_id!r} of actor {message.actor_name!r}"
         if message.options.keys() & _CHECKED:
-            made_here = is_sent_by_actor()
-            if made_here:
-                self._joblog.check_job_type(message.options.get("job_type"), where)
-                check_labels(message.options, where)
-            self.fit(broker, message, frozen_only=made_here)
+            sent = options_sent()
+            if sent is not None:
+                self._joblog.check_job_type(sent.get("job_type"), where)
+                check_labels(sent, where)
+            self.fit(broker, message, frozen_only=sent is not None)
         self._bind_to(broker, message, Exclusive, where)
         return self._bind_to(broker, message, Unique, where)
 
@@ -261,7 +261,7 @@ class Messages:
         try:
             key = self._key(broker, message, wanted.key, where)
         except ConfigurationError as e:
-            if kind is Exclusive or is_sent_by_actor():
+            if kind is Exclusive or options_sent() is not None:
                 raise
             # What is unique by no key is not unique, and runs.
             _note(options, str(e))

@@ -7,11 +7,11 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dramatiq import Broker
 from dramatiq.errors import ActorNotFound
-from dramatiq.middleware import AgeLimit
+from dramatiq.middleware import AgeLimit, Middleware
 
 from dramatiq_joblog.payload.sanitize import (
     MAX_MESSAGE,
@@ -28,6 +28,8 @@ from dramatiq_joblog.states import DeadReason, Outcome, State
 from .messages import DELAY_SUFFIX, SECTION, UNIQUE, actor_of, attempt_of, eta_of, now, throws
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from dramatiq_joblog.payload.redaction import Redactor
     from dramatiq_joblog.recording.current import CurrentJob
     from dramatiq_joblog.recording.log_lines import Batch
@@ -55,6 +57,8 @@ class Run:
     #: Who dropped the message, if anyone did, and with what.
     skipped_by: str | None = None
     skipped_in_actor: bool = False
+    #: Whether that was ``AgeLimit``, or what is derived from it.
+    too_old: bool = False
     skipped_error: BaseException | None = None
     #: The copy of the message that was enqueued while it was worked on.
     requeued: Any = None
@@ -78,7 +82,9 @@ class Run:
         self._stop()
         self.skipped_error = error
         self.skipped_in_actor = error is None or not raised_before_body(error)
-        self.skipped_by = _skipper(error)
+        skipper = _skipper(error)
+        self.skipped_by = _skipped_by(skipper, error)
+        self.too_old = isinstance(skipper, AgeLimit)
 
     def _stop(self) -> None:
         if self.began is not None:
@@ -216,7 +222,7 @@ def _outcome(
 
 
 def _dead_reason(broker: Broker, message: AnyMessage, run: Run) -> DeadReason:
-    if run.skipped_by is not None and run.skipped_by.startswith(AgeLimit.__name__):
+    if run.too_old:
         return DeadReason.AGE_LIMIT
     error = run.exception
     unknown = actor_of(broker, message) is None
@@ -242,17 +248,38 @@ def raised_before_body(error: BaseException) -> bool:
     """Tell whether *error* came from a middleware's hook, so that the actor was not called."""
     # The worker's own frame comes first, and what it called comes next; deeper ones may be
     # those of a message that the actor was sending.
-    called = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)][1:2]
-    return called == [Broker.emit_before.__code__]
+    called = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][1:2]
+    return bool(called) and _emits(called[0])
 
 
-def _skipper(error: BaseException | None) -> str:
-    """Name what raised ``SkipMessage``: a middleware, or the actor."""
-    by = "actor"
-    if error is not None and raised_before_body(error):
-        for frame, _ in traceback.walk_tb(error.__traceback__):
-            if frame.f_code.co_name == "before_process_message":
-                by = type(frame.f_locals.get("self")).__name__
+def _emits(frame: FrameType) -> bool:
+    """Tell whether a frame is that of a broker which calls its middleware, perhaps its own way."""
+    name = Broker.emit_before.__name__
+    return frame.f_code.co_name == name and isinstance(_first_argument(frame), Broker)
+
+
+def _first_argument(frame: FrameType) -> Any:
+    code = frame.f_code
+    return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+
+
+def _skipper(error: BaseException | None) -> Middleware | None:
+    """Return the middleware that raised ``SkipMessage``; None for the actor."""
+    if error is None or not raised_before_body(error):
+        return None
+    found: Any = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is Broker.emit_before.__code__:
+            found = frame.f_locals.get("middleware")
+        elif isinstance(inner := _first_argument(frame), Middleware):
+            # One that another one called: it knows the reason.
+            found = inner
+    return cast("Middleware | None", found)
+
+
+def _skipped_by(skipper: Middleware | None, error: BaseException | None) -> str:
+    """Return what dropped a message, with its reason."""
+    by = "actor" if skipper is None else type(skipper).__name__
     text = message_of(error) if error is not None else ""
     return f"{by}: {text}" if text else by
 
