@@ -39,6 +39,16 @@ def fit(model: Any) -> None:
             field.field_type = "LONGTEXT"
 
 
+def use_four_bytes(database: MySQLDatabase) -> None:
+    """Have connections to *database* pass every character on.
+
+    MySQL's "utf8", which peewee asks for by default before 4.5, has none beyond U+FFFF: it would
+    store an emoji as four other characters.
+    """
+    if database.connect_params.get("charset") in ("utf8", "utf8mb3"):
+        database.connect_params["charset"] = "utf8mb4"
+
+
 #: How texts are compared so that those differ too which differ by trailing spaces: in MariaDB,
 #: and in MySQL from 8.0.17 on.
 _UNPADDED = ("utf8mb4_nopad_bin", "utf8mb4_0900_bin")

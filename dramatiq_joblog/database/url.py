@@ -11,12 +11,13 @@ from typing import Any, Protocol, TypeAlias
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import peewee
-from peewee import Database, SqliteDatabase
+from peewee import Database, MySQLDatabase, SqliteDatabase
 from playhouse.db_url import connect
 
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.payload.redaction import REDACTED
 
+from .mysql import use_four_bytes
 from .url_parameters import check_parameters, has_psycopg3, options_of
 
 #: What peewee needs for each kind of database, and how to install it.
@@ -208,4 +209,6 @@ def _checked(database: Database) -> Database:
             database.database = str(Path(name).absolute())
     if database.database is None:
         raise ConfigurationError("the database has no name yet: call its init() first")
+    if isinstance(database, MySQLDatabase):
+        use_four_bytes(database)
     return database
