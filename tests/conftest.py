@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import platform
+import re
 import signal
 import sqlite3
 import subprocess
@@ -441,6 +442,9 @@ def worker():
     return run
 
 
+_WORKER = re.compile(r"\[PID (\d+)\] \[[^]]*\] \[dramatiq\.WorkerProcess")
+
+
 @dataclass
 class WorkerProcess:
     """A real ``dramatiq`` command, its worker processes and what they print."""
@@ -463,12 +467,10 @@ class WorkerProcess:
         """The worker processes that live, oldest first."""
         import psutil
 
+        # By what they print: Dramatiq 1 and multiprocessing have processes beside them.
+        pids = {int(pid) for pid in _WORKER.findall(self.output)}
         children = psutil.Process(self.pid).children()
-        # multiprocessing's own helper is a child too.
-        return sorted(
-            (c for c in children if "multiprocessing" not in " ".join(c.cmdline())),
-            key=lambda c: c.create_time(),
-        )
+        return sorted((c for c in children if c.pid in pids), key=lambda c: c.create_time())
 
 
 @pytest.fixture
