@@ -230,7 +230,9 @@ class Writer:
         take within *timeout* seconds is dropped, and how much that is is logged.
         """
         with self._close_lock:
-            thread = self._thread
+            with self._start_lock:
+                # One that another thread starts just now can be joined only once it has begun.
+                thread = self._thread
             if thread is None:
                 return
             self._ends_by = time.monotonic() + timeout
