@@ -62,6 +62,7 @@ def test_two_logs(joblog, tmp_path, worker):
     actors = [
         dramatiq.actor(print, actor_name=f"a{i}", broker=broker, unique="k") for i in range(600)
     ]
+    broker.emit_after("process_boot")
     with worker(broker):
         actors[0].send_with_options(delay=10)
         broker.join("default")

@@ -301,9 +301,12 @@ def test_odd_arguments_under_another_encoder(joblog, working):
     before = dramatiq.get_encoder()
     dramatiq.set_encoder(Pickle())
     try:
-        values = [Kind.A, OrderedDict(a=1), (1, (2,)), {1: 2}, b"x", {1, 2}, Rude(), 10**5000]
+        values = [Kind.A, OrderedDict(a=1), (1, (2,)), {1: 2}, b"x", {1, 2}, 10**5000]
         sent = [put(broker, args=(value,)) for value in values]
         plain = put(broker, args=([1, {"a": None}],))
+        run()
+        # Alone: Dramatiq 1 compares the messages that wait with each other.
+        sent.append(put(broker, args=(Rude(),)))
         run()
         for message in sent:
             assert "finished" == joblog.get(message.message_id).state

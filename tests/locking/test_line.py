@@ -231,8 +231,12 @@ def test_waiters_beside_a_stream_of_newcomers(joblog, broker, worker, eventually
     threads = [threading.Thread(target=newcomers) for _ in range(2)]
     with worker(broker, worker_threads=4):
         with joblog.lock("key"):
-            waiting = [waits.send(f"waiter {n}").message_id for n in range(6)]
+            for n in range(6):
+                waits.send(f"waiter {n}")
             eventually(lambda: joblog.jobs.waiting().of_actor("waits").count() == 6)
+            # Several threads took them: whose turn it is goes by who has waited longest.
+            since = (joblog.Job.waiting_since, joblog.Job.id)
+            waiting = [job.jid for job in joblog.jobs.waiting().order_by(*since)]
         for thread in threads:
             thread.start()
         eventually(lambda: joblog.jobs.of_actor("waits").finished().count() == 6, timeout=25)

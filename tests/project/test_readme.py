@@ -42,6 +42,7 @@ def test_every_block_runs(tmp_path, monkeypatch, redis_url, worker, eventually):
         if block.startswith(">>>"):
             if not started:
                 broker = dramatiq.get_broker()
+                broker.emit_after("process_boot")
                 with worker(broker):
                     joblog = namespace["joblog"]
                     eventually(joblog.jobs.in_state("finished", "dead").offset(1).exists)
