@@ -58,6 +58,8 @@ for i = 2, #ARGV, 2 do
     end
 end
 """
+#: What the host's consumers call, and we say in one command instead.
+_COMMANDS = ("do_ack", "do_nack")
 #: What the host's script must say for that to be true, whatever its comments and blanks are.
 _HOSTS_WAY = [
     """local acks = namespace .. ":__acks__." .. worker_id""",
@@ -99,6 +101,8 @@ def why_not(broker: Broker) -> str | None:
         for name in ("_dispatch", "__getattr__", "consumer_class", "consume")
         if getattr(type(broker), name) is not getattr(redis.RedisBroker, name)
     ]
+    # The host's are made by its __getattr__.
+    changed += [name for name in _COMMANDS if hasattr(type(broker), name)]
     if changed:
         return f"{type(broker).__name__} has a {changed[0]} of its own"
     if "consume" in vars(broker):
@@ -161,8 +165,13 @@ class HandedAcks:
     # From worker threads
 
     def takes(self, broker: Broker, message: MessageProxy) -> bool:
-        """Tell whether the acknowledgement of *message* will be handed over."""
-        return broker is self._broker and message.queue_name in self._queues
+        """Tell whether the acknowledgement of *message* will be handed over.
+
+        None is while someone stands in for the broker's own command, as an instrumentation does.
+        """
+        if broker is not self._broker or message.queue_name not in self._queues:
+            return False
+        return vars(broker).keys().isdisjoint(_COMMANDS)
 
     def after(self, committed: Receipt, message: MessageProxy) -> None:
         """Send the acknowledgement that this thread hands over next once *committed* is free."""
