@@ -329,14 +329,12 @@ class Writer:
     def _start(self) -> None:
         with self._start_lock:
             if self._thread is None:
-                self._thread = threading.Thread(
+                thread = threading.Thread(
                     target=self._run, name="dramatiq_joblog writer", daemon=True
                 )
-                try:
-                    self._thread.start()
-                except BaseException:
-                    self._thread = None
-                    raise
+                # Known once it runs: whoever closes the log meanwhile could not wait for it.
+                thread.start()
+                self._thread = thread
                 if not self._ends_with_process:
                     self._ends_with_process = True
                     # Runs before daemon threads are stopped, in multiprocessing's children too.
