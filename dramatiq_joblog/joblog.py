@@ -233,11 +233,11 @@ class JobLog(Asking[J], Cancelling[J], Replaying[J], Generic[J]):
 
         def claim(token: str) -> Claim:
             self._refuse_in_transaction(key)
-            job = running.get()
+            run = running.get()
             return Claim(
                 SECTION,
                 fold_key(key),
-                here() if job is None else fold_jid(job.jid),
+                here() if run is None else run.jid,
                 token,
                 ttl,
                 process=locks.process,
@@ -408,10 +408,10 @@ class JobLog(Asking[J], Cancelling[J], Replaying[J], Generic[J]):
 
     def _write_own_start(self) -> None:
         """Let the job that runs here be seen in the log, as it asks: its start may be to come."""
-        job = running.get()
-        if job is None or job.start is None:
+        run = running.get()
+        start = None if run is None else run.take_start()
+        if start is None:
             return
-        start, job.start = job.start, None
         start.dropped = True
         committed = self.writer.put(start, awaited=True)
         if self._may_wait():

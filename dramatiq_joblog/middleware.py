@@ -62,11 +62,11 @@ from .errors import (
 )
 from .locking.locks import UNIQUE as UNIQUE_KIND
 from .locking.locks import Claim, describe_holder
-from .payload.sanitize import clean_optional, fold_jid, text_of
-from .recording.current import CurrentJob, running
+from .payload.sanitize import fold_jid, text_of
+from .recording.current import LiveRun, running
 from .recording.heartbeat import DEFAULT_HEARTBEAT, DEFAULT_HEARTBEAT_TIMEOUT, here
-from .recording.log_handler import Capture
-from .recording.log_lines import Lines, check_level
+from .recording.log_handler import capture
+from .recording.log_lines import check_level
 from .recording.progress import Reports
 from .recording.transitions import Event, new_token
 from .recording.writer import AWAY_DELAY
@@ -168,7 +168,6 @@ class JobLogMiddleware(Middleware):
         self._outcome_log = outcome_log
         self._start = start
         self._lines_level = check_level(lines, "lines")
-        self._capture = Capture()
         self._reports = Reports(joblog.transitions)
         self._waker: Waker | None = None
         self._messages = Messages(joblog, lines_level=self._lines_level, start=start)
@@ -241,9 +240,10 @@ class JobLogMiddleware(Middleware):
         if plan.is_bound:
             self._messages.refuse_unlogged(broker, message)
         stamp(message)
-        job = running.get()
-        if job is not None and job.jid != message.message_id and PARENT not in message.options:
-            message.options.update({PARENT: job.jid, ROOT: job.root_jid})
+        live = running.get()
+        is_child = live is not None and live.message_id != message.message_id
+        if live is not None and is_child and PARENT not in message.options:
+            message.options.update({PARENT: live.message_id, ROOT: live.root_jid})
         if plan.is_bound or plan.row is None:
             is_new = self._messages.bind(broker, message)
             if UNIQUE in message.options and (is_new or DUPLICATE in message.options):
@@ -351,7 +351,7 @@ class JobLogMiddleware(Middleware):
         # Another middleware may have failed it already: then nothing will run.
         if getattr(message, "failed", False):
             return
-        plan = self._messages.plan(broker, message)
+        plan = self._messages.plan(broker, bare(message))
         if not plan.is_logged:
             return
         try:
@@ -365,7 +365,8 @@ class JobLogMiddleware(Middleware):
             raise
 
     def _begin(self, broker: Broker, message: MessageProxy, plan: Plan) -> None:
-        options = message.options
+        inner = bare(message)
+        options = inner.options
         age = None
         if plan.row is None or plan.is_bound:
             if options.get(DUPLICATE) is not None:
@@ -390,7 +391,7 @@ class JobLogMiddleware(Middleware):
             "start",
             row.copy(),
             max_interruptions=plan.max_interruptions,
-            redelivered=bool(getattr(message, "redelivered", False)),
+            redelivered=bool(getattr(inner, "redelivered", False)),
             rerun=plan.rerun,
             section=options.get(SECTION),
             comes_back_within=age,
@@ -407,25 +408,21 @@ class JobLogMiddleware(Middleware):
             self._put_back(broker, message, _AT_ONCE)
             raise SkipMessage("it comes back: its section was lost before it began")
         self._open.add(run)
-        job = CurrentJob(
-            run.message_id,
-            row["attempt"],
-            options.get(ROOT) or run.message_id,
-            message.actor_name,
-            row["token"],
-            lease=start.lease,
-            start=run.start,
-            redactor=run.redactor,
-        )
         if plan.lines_level is not None:
             # A job before this one may have set up logging anew.
-            self._capture.attach()
-            job.capture = self._capture
-            job.lines = Lines(
-                row["jid"], job.token, job.attempt, plan.lines_level, run.redactor.text
-            )
-        self._reports.begin(job)
-        running.set(job)
+            capture.attach()
+        live = LiveRun(
+            run.message_id,
+            inner.actor_name,
+            options.get(ROOT) or run.message_id,
+            row,
+            run.redactor,
+            lease=start.lease,
+            lines_level=plan.lines_level,
+            start=run.start,
+        )
+        self._reports.begin(live)
+        running.set(live)
         run.began = time.monotonic()
 
     def _reject(self, broker: Broker, message: MessageProxy, error: Exception) -> None:
@@ -527,15 +524,15 @@ class JobLogMiddleware(Middleware):
             run = self._late_run(broker, message)
         if run.ended or run.refused:
             return
-        job = running.get()
-        event = verdict(broker, message, run, job, rejected=rejected)
+        live = running.get()
+        event = verdict(broker, message, run, live, rejected=rejected)
         run.ended = True
         self._open.remove(run)
         if run.start is not None:
             run.start.dropped = True
             event.start = run.start
-        if job is not None:
-            self._reports.end(job)
+        if live is not None:
+            self._reports.end(live)
         running.set(None)
         self.joblog.release()
         if self._acks is not None and self._acks.takes(broker, message):
@@ -571,7 +568,7 @@ class JobLogMiddleware(Middleware):
         )
         if self._workers.add(worker, Place(worker.worker_threads, frozenset(queues))):
             self.joblog.writer.every(self._heartbeat_interval, self._reports.write)
-            self._capture.attach()
+            capture.enter()
             self._waker = Waker(self.joblog, broker)
             self._waker.start()
             self.joblog.worker_process.on_freed(self._waker.look)
@@ -603,7 +600,7 @@ class JobLogMiddleware(Middleware):
         """Write what was handed over since, and end the heartbeat with the last worker."""
         if self._workers.remove(worker):
             self.joblog.writer.end_chore(self._reports.write, self._reports.write)
-            self._capture.detach()
+            capture.leave()
         self.joblog.worker_process.leave(worker)
         self.joblog.writer.flush()
         if self._acks is not None and not self._acks.flush():
@@ -643,7 +640,7 @@ class JobLogMiddleware(Middleware):
     def _leave(self) -> None:
         """Forget the run before, should its end not have come."""
         run: Run | None = getattr(self._local, "run", None)
-        if run is not None:
+        if run is not None and not run.ended:
             self._open.remove(run)
         self._local.run = None
         self._forget_sent()
@@ -660,14 +657,15 @@ class JobLogMiddleware(Middleware):
         return run
 
     def _new_run(self, broker: Broker, message: AnyMessage, plan: Plan | None = None) -> Run:
+        inner = bare(message)
         # All rows of runs have the same columns, whose values are then taken together.
-        row = _OF_A_RUN | self._messages.row(broker, message, plan)
-        delivery = delivery_of(message)
+        row = _OF_A_RUN | self._messages.row(broker, inner, plan)
+        delivery = delivery_of(inner)
         row["token"] = new_token(delivery.name, stamped=delivery.stamped)
-        row["worker"] = clean_optional(here())
+        row["worker"] = here()
         row["process"] = self.joblog.worker_process.name
-        redactor = self._messages.arguments.redactor(broker, message, row)
-        return Run(message.message_id, row, redactor, message, delivery)
+        redactor = self._messages.arguments.redactor(broker, inner, row)
+        return Run(inner.message_id, row, redactor, message, delivery)
 
     def _counted(self, broker: Broker, message: AnyMessage, error: BaseException) -> int:
         """Return 1 if ``Retries`` has already counted this failure, 0 if it comes after us."""

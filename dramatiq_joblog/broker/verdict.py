@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from dramatiq_joblog.payload.redaction import Redactor
-    from dramatiq_joblog.recording.current import CurrentJob
+    from dramatiq_joblog.recording.current import LiveRun
     from dramatiq_joblog.recording.log_lines import Batch
 
     from .deliveries import Delivery
     from .messages import AnyMessage
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class Run:
     """What a worker thread knows of the message it works on."""
 
@@ -106,10 +106,10 @@ class OpenRuns:
     def remove(self, run: Run) -> None:
         """Follow a run no more, if it was followed."""
         with self._lock:
-            runs = [other for other in self._runs.get(run.message_id, ()) if other is not run]
-            if runs:
-                self._runs[run.message_id] = runs
-            else:
+            runs = self._runs.get(run.message_id, [])
+            if run in runs:
+                runs.remove(run)
+            if not runs:
                 self._runs.pop(run.message_id, None)
 
     def of(self, message_id: str) -> list[Run]:
@@ -122,7 +122,7 @@ def verdict(
     broker: Broker,
     message: AnyMessage,
     run: Run,
-    job: CurrentJob | None,
+    live: LiveRun | None,
     *,
     rejected: bool,
 ) -> Event:
@@ -137,8 +137,8 @@ def verdict(
     if error is not None:
         row["error_type"] = clean_optional(type(error).__name__)
         row["error_message"] = _message(run, error)
-    if job is not None:
-        row |= _told(job, run, row.get("note"))
+    if live is not None:
+        row |= _told(live, row.get("note"))
     if run.began is None or (run.skipped_by is not None and not run.skipped_in_actor):
         # The body never ran, whatever was written when another middleware still might let it.
         row |= {"started_at": None, "duration": None, "queue_time": None}
@@ -151,7 +151,7 @@ def verdict(
         kept = kept_run(row | {"state": State.FINISHED.value, "finished_at": instant})
     elif outcome is not None and failed is not None:
         kept = _failure(run, row, outcome, failed)
-    logged = None if job is None else _logged(job, row)
+    logged = None if live is None else _logged(live, row)
     return Event(
         "end",
         row,
@@ -163,14 +163,15 @@ def verdict(
     )
 
 
-def _told(job: CurrentJob, run: Run, note: str | None) -> dict[str, Any]:
+def _told(live: LiveRun, note: str | None) -> dict[str, Any]:
     """Return what a job told of itself: no oddity of it costs the outcome."""
     told: dict[str, Any] = {}
     try:
-        if job.told is not None:
-            told["progress"] = json.dumps(progress_of(job.told, run.redactor))
-        if job.meta is not None and (type(job.meta) is not dict or job.meta):
-            meta = document(job.meta, run.redactor)
+        if live.told is not None:
+            told["progress"] = json.dumps(progress_of(live.told, live.redactor))
+        noted = live.meta
+        if noted is not None and (type(noted) is not dict or noted):
+            meta = document(noted, live.redactor)
             told |= {"meta": meta.text, "note": note or meta.note}
     except Exception as e:  # noqa: BLE001
         # An actor may put anything there.
@@ -178,10 +179,10 @@ def _told(job: CurrentJob, run: Run, note: str | None) -> dict[str, Any]:
     return told
 
 
-def _logged(job: CurrentJob, row: dict[str, Any]) -> Batch | None:
+def _logged(live: LiveRun, row: dict[str, Any]) -> Batch | None:
     """Return what a job logged that is not written yet."""
     try:
-        return None if job.lines is None else job.lines.end()
+        return live.end_lines()
     except Exception as e:  # noqa: BLE001
         # A redactor of the user's own may fail on a text.
         row["note"] = clean_optional(f"its last lines are not kept: {message_of(e)}")

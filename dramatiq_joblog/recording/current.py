@@ -6,20 +6,21 @@ import logging
 import operator
 import time
 from contextvars import ContextVar
-from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dramatiq_joblog.errors import JobLogError
 from dramatiq_joblog.payload.sanitize import clean, text_of
 from dramatiq_joblog.payload.values import as_number
 
+from .log_lines import Lines
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from dramatiq_joblog.locking.locks import Lease
     from dramatiq_joblog.payload.redaction import Redactor
 
-    from .log_lines import Lines
+    from .log_lines import Batch
     from .transitions import Event
 
 T = TypeVar("T")
@@ -28,36 +29,147 @@ T = TypeVar("T")
 MAX_TEXT = 1_000
 
 
-@dataclass(eq=False)
+class LiveRun:
+    """A run whose body is at work here: what it says, and what the log knows of that.
+
+    Parameters:
+      message_id: Dramatiq's name of the job.
+      actor: The name of its actor.
+      root_jid: The first job of its family.
+      row: The columns of the run: its ``jid``, ``token`` and ``attempt``.
+      redactor: Takes secrets out of what it says.
+      lease: What it holds of its section, if it has one.
+      lines_level: From which level on its lines are kept; None for none.
+      start: Its start, for as long as nobody needs to see it in the log.
+    """
+
+    __slots__ = (
+        "_actor",
+        "_closed",
+        "_jobs",
+        "_logs",
+        "_row",
+        "_start",
+        "_written",
+        "lease",
+        "lines_level",
+        "message_id",
+        "redactor",
+        "root_jid",
+        "told",
+    )
+
+    def __init__(
+        self,
+        message_id: str,
+        actor: str,
+        root_jid: str,
+        row: Mapping[str, Any],
+        redactor: Redactor,
+        *,
+        lease: Lease | None = None,
+        lines_level: int | None = None,
+        start: Event | None = None,
+    ) -> None:
+        self.message_id, self.root_jid, self._actor = message_id, root_jid, actor
+        self._row = row
+        self.redactor = redactor
+        self.lease = lease
+        self.lines_level = lines_level
+        self._start = start
+        #: Its last progress.
+        self.told: tuple[Any, Any, Any] | None = None
+        self._written: tuple[Any, Any, Any] | None = None
+        # What few runs need: made at the first ask, for whichever thread comes first.
+        self._jobs: dict[int, CurrentJob] = {}
+        self._logs: dict[int, Lines] = {}
+        self._closed = False
+
+    @property
+    def jid(self) -> str:
+        """The job, as the log names it."""
+        return str(self._row["jid"])
+
+    @property
+    def token(self) -> str:
+        """The run."""
+        return str(self._row["token"])
+
+    @property
+    def job(self) -> CurrentJob:
+        """The run as its actor sees it; most never ask."""
+        if 0 not in self._jobs:
+            row = self._row
+            job = CurrentJob(self, self.message_id, row["attempt"], self.root_jid, self._actor)
+            self._jobs.setdefault(0, job)
+        return self._jobs[0]
+
+    @property
+    def meta(self) -> Any:
+        """What its actor wants to keep; None if it never asked for its job."""
+        return self._jobs[0].meta if self._jobs else None
+
+    @property
+    def news(self) -> tuple[Any, Any, Any] | None:
+        """Its last progress, if the log does not know of it; see :meth:`note_written`."""
+        return None if self.told is self._written else self.told
+
+    def note_written(self, progress: tuple[Any, Any, Any]) -> None:
+        """Note that the log knows of a progress."""
+        self._written = progress
+
+    def take_start(self) -> Event | None:
+        """Return its start if that is not in the log, once."""
+        start, self._start = self._start, None
+        return start
+
+    def add_line(self, instant: int, level: str, logger: str, text: str) -> None:
+        """Keep a line, as :meth:`Lines.add` does, unless the run is over."""
+        if self.lines_level is None or self._closed:
+            return
+        if not self._logs:
+            lines = Lines(self.jid, self.token, self._row["attempt"], self.redactor.text)
+            self._logs.setdefault(0, lines)
+        self._logs[0].add(instant, level, logger, text)
+
+    @property
+    def lines(self) -> Lines | None:
+        """What it logged; None if that is nothing."""
+        return self._logs.get(0)
+
+    def end_lines(self) -> Batch | None:
+        """Keep no more lines, and return what is not written yet."""
+        self._closed = True
+        return self._logs[0].end() if self._logs else None
+
+
 class CurrentJob:
     """The job whose actor is running."""
 
-    #: Dramatiq's ``message_id``.
-    jid: str
-    #: Number of this attempt; 1 for the first.
-    attempt: int
-    #: The first job of the family that this one was sent in.
-    root_jid: str
-    #: Name of its actor.
-    actor: str
-    #: The run.
-    token: str
-    _: KW_ONLY
-    #: Takes secrets out of what it says.
-    redactor: Redactor
-    #: What it holds of its critical section, if it has one.
-    lease: Lease | None = None
-    #: Whatever the actor wants to keep with its row: stored, as JSON, with the outcome.
-    meta: dict[str, Any] = field(default_factory=dict)
-    #: What it logs; None if that is not kept.
-    lines: Lines | None = None
-    #: The handler that gives it what it logs through ``logging``.
-    capture: object = None
-    #: Its start, for as long as nobody needs to see it in the log.
-    start: Event | None = None
-    #: Its last progress, and that which the log knows of.
-    told: tuple[Any, Any, Any] | None = None
-    written: tuple[Any, Any, Any] | None = None
+    __slots__ = ("_run", "actor", "attempt", "jid", "meta", "root_jid")
+
+    def __init__(self, run: LiveRun, jid: str, attempt: int, root_jid: str, actor: str) -> None:
+        self._run = run
+        #: Dramatiq's ``message_id``.
+        self.jid = jid
+        #: Number of this attempt; 1 for the first.
+        self.attempt = attempt
+        #: The first job of the family that this one was sent in.
+        self.root_jid = root_jid
+        #: Name of its actor.
+        self.actor = actor
+        #: Whatever the actor wants to keep with its row: stored, as JSON, with the outcome.
+        self.meta: dict[str, Any] = {}
+
+    @property
+    def token(self) -> str:
+        """Names this run of the job, and no other."""
+        return self._run.token
+
+    @property
+    def lease(self) -> Lease | None:
+        """What the job holds of its critical section, if it has one."""
+        return self._run.lease
 
     def log(self, text: str, *, level: str | int = "INFO") -> None:
         """Keep a line with this job, whatever ``logging`` is set up to do.
@@ -69,9 +181,8 @@ class CurrentJob:
           text: The line.
           level: The name or the number of its level.
         """
-        if self.lines is not None:
-            name = level if isinstance(level, str) else logging.getLevelName(level)
-            self.lines.add(time.time_ns() // 1_000_000, name, self.actor, text_of(text))
+        name = level if isinstance(level, str) else logging.getLevelName(level)
+        self._run.add_line(time.time_ns() // 1_000_000, name, self.actor, text_of(text))
 
     def progress(self, done: float, total: float | None = None, text: str | None = None) -> None:
         """Tell how far the job is; it costs nearly nothing, so call it as often as you like.
@@ -87,7 +198,7 @@ class CurrentJob:
           total: How much there is; None if nobody knows.
           text: What is being done.
         """
-        self.told = (done, total, text)
+        self._run.told = (done, total, text)
 
     def track(
         self, iterable: Iterable[T], total: float | None = None, text: str | None = None
@@ -105,24 +216,26 @@ class CurrentJob:
         """
         if total is None:
             total = operator.length_hint(iterable) or None
-        self.told = (0, total, text)
+        self.progress(0, total, text)
         for done, item in enumerate(iterable, 1):
             yield item
-            self.told = (done, total, text)
+            self.progress(done, total, text)
 
     @property
     def fence(self) -> int | None:
         """A number that grows with each holder of the job's section, for stores that check it."""
-        return None if self.lease is None else self.lease.fence
+        lease = self.lease
+        return None if lease is None else lease.fence
 
     @property
     def lease_lost(self) -> bool:
         """Whether another job may be in the section by now: this one was paused for too long."""
-        return self.lease is not None and self.lease.lost
+        lease = self.lease
+        return lease is not None and lease.lost
 
 
 #: Async actors see it too: Dramatiq copies the context into their event loop.
-running: ContextVar[CurrentJob | None] = ContextVar("dramatiq_joblog_current", default=None)
+running: ContextVar[LiveRun | None] = ContextVar("dramatiq_joblog_current", default=None)
 
 
 def current_job() -> CurrentJob | None:
@@ -132,7 +245,8 @@ def current_job() -> CurrentJob | None:
       >>> current_job() is None
       True
     """
-    return running.get()
+    run = running.get()
+    return None if run is None else run.job
 
 
 def require_current_job() -> CurrentJob:
@@ -147,7 +261,7 @@ def require_current_job() -> CurrentJob:
     Raises:
       JobLogError: Outside an actor, or in one whose jobs are not logged.
     """
-    job = running.get()
+    job = current_job()
     if job is None:
         raise JobLogError(
             "no logged job runs here: call require_current_job() in the body of an actor whose "

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.payload.sanitize import clean
 from dramatiq_joblog.states import State
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ MAX_FUTURE = 1_000
 #: Milliseconds; more than any timeout is long.
 _LONG = 10**12
 
-HOST = socket.gethostname()
+HOST = clean(socket.gethostname(), 128)
 
 
 class Heartbeat:

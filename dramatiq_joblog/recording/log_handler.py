@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import dramatiq.errors
 
 from dramatiq_joblog.payload.sanitize import message_of
 
-from .current import running
+from .current import current_job, running
 
 if TYPE_CHECKING:
     from logging import LogRecord
@@ -25,10 +26,32 @@ _formatter = logging.Formatter()
 
 
 class Capture(logging.Handler):
-    """Gives lines to the jobs of one middleware, that run where the lines are logged.
+    """Gives lines to the jobs that run where they are logged; one for the whole process.
 
-    It stands at the root of all loggers, while a worker runs.
+    It stands at the root of all loggers, while workers run.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forget()
+
+    def forget(self) -> None:
+        """Stand there for no worker yet, as in a process that was just forked."""
+        self._users = 0
+        self._counting = threading.Lock()
+
+    def enter(self) -> None:
+        """Stand there for one worker more."""
+        with self._counting:
+            self._users += 1
+        self.attach()
+
+    def leave(self) -> None:
+        """Stand there for one worker less, and for none not at all."""
+        with self._counting:
+            self._users -= 1
+            if self._users == 0:
+                logging.root.removeHandler(self)
 
     def attach(self) -> None:
         """Stand at the root of all loggers; also if a set-up of ``logging`` took it away."""
@@ -36,24 +59,18 @@ class Capture(logging.Handler):
         if self not in logging.root.handlers:
             logging.root.addHandler(self)
 
-    def detach(self) -> None:
-        """Stand there no more."""
-        logging.root.removeHandler(self)
-
     def handle(self, record: LogRecord) -> bool:
         """Keep a line with its job; it takes no lock but the job's own."""
-        job = running.get()
-        if job is not None and job.capture is self:
-            lines = job.lines
-            if (
-                lines is not None
-                and record.levelno >= lines.level
-                and not record.pathname.startswith(_NOT_OF_THE_JOB)
-            ):
-                text = _text_of(record)
-                lines.add(int(record.created * 1000), record.levelname, record.name, text)
-        handlers = logging.root.handlers
-        if handlers[0] is self and all(isinstance(handler, Capture) for handler in handlers):
+        run = running.get()
+        if (
+            run is not None
+            and run.lines_level is not None
+            and record.levelno >= run.lines_level
+            and not record.pathname.startswith(_NOT_OF_THE_JOB)
+        ):
+            text = _text_of(record)
+            run.add_line(int(record.created * 1000), record.levelname, record.name, text)
+        if logging.root.handlers == [self]:
             self._stand_in(record)
         return True
 
@@ -90,7 +107,7 @@ class JobContextFilter(logging.Filter):
 
     def filter(self, record: LogRecord) -> bool:
         """Add the three fields."""
-        job = running.get()
+        job = current_job()
         for name in ("jid", "actor", "attempt"):
             if not hasattr(record, name):
                 setattr(record, name, self._default if job is None else getattr(job, name))
@@ -106,3 +123,9 @@ def _text_of(record: LogRecord) -> str:
     if record.exc_info and record.exc_info[1] is not None:
         text += "\n" + _formatter.formatException(record.exc_info)
     return text
+
+
+#: The one of this process.
+capture = Capture()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=capture.forget)

@@ -78,7 +78,6 @@ class Lines:
       jid: The job.
       token: The run.
       attempt: Number of its attempt.
-      level: From which level on lines are kept; see :func:`check_level`.
       redact: Takes out of a text what must not be kept.
     """
 
@@ -100,14 +99,10 @@ class Lines:
         "_written",
         "closed",
         "count",
-        "level",
     )
 
-    def __init__(
-        self, jid: str, token: str, attempt: int, level: int, redact: Callable[[str], str]
-    ) -> None:
+    def __init__(self, jid: str, token: str, attempt: int, redact: Callable[[str], str]) -> None:
         self._jid, self._token, self._attempt = jid, token, attempt
-        self.level = level
         self._redact = redact
         #: How many there were.
         self.count = 0

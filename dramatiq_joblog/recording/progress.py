@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from peewee import Case
 
-from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.schema.query import literal_states
 from dramatiq_joblog.states import OPEN
 
 from .current import progress_of
 
 if TYPE_CHECKING:
-    from .current import CurrentJob
+    from .current import LiveRun
     from .transitions import Transitions
 
 #: As many jobs are told of in one statement.
@@ -31,25 +30,25 @@ class Reports:
 
     def __init__(self, transitions: Transitions) -> None:
         self._transitions = transitions
-        self._jobs: dict[int, CurrentJob] = {}
+        self._runs: dict[int, LiveRun] = {}
 
-    def begin(self, job: CurrentJob) -> None:
-        """Follow a job."""
-        self._jobs[id(job)] = job
+    def begin(self, run: LiveRun) -> None:
+        """Follow a run."""
+        self._runs[id(run)] = run
 
-    def end(self, job: CurrentJob) -> None:
+    def end(self, run: LiveRun) -> None:
         """Follow it no more: the rest comes with its outcome."""
-        self._jobs.pop(id(job), None)
+        self._runs.pop(id(run), None)
 
     def write(self) -> None:
         """Write what is new; on the writer's thread."""
-        jobs = list(self._jobs.values())
+        runs = list(self._runs.values())
         batches = [
-            (job.lines, batch)
-            for job in jobs
-            if job.lines is not None and (batch := job.lines.take()) is not None
+            (run.lines, batch)
+            for run in runs
+            if run.lines is not None and (batch := run.lines.take()) is not None
         ]
-        told = [(job, job.told) for job in jobs if job.told is not job.written]
+        told = [(run, news) for run in runs if (news := run.news) is not None]
         if not batches and not told:
             return
         with self._transitions.atomic():
@@ -58,19 +57,18 @@ class Reports:
                 self._write_progress(told[start : start + _BATCH])
         for lines, batch in batches:
             lines.done(batch)
-        for job, progress in told:
-            job.written = progress
+        for run, progress in told:
+            run.note_written(progress)
 
-    def _write_progress(self, told: list[tuple[CurrentJob, Any]]) -> None:
+    def _write_progress(self, told: list[tuple[LiveRun, Any]]) -> None:
         model = self._transitions.job
         values = [
-            (fold_jid(job.jid), json.dumps(progress_of(progress, job.redactor)))
-            for job, progress in told
+            (run.jid, json.dumps(progress_of(progress, run.redactor))) for run, progress in told
         ]
         progress = Case(model.jid, values, model.progress)
         # Only of runs that are still the job's: a late word changes nothing.
         model.update(progress=progress, updated_at=time.time_ns() // 1_000_000).where(
             model.jid.in_([jid for jid, _ in values]),
-            model.token.in_([job.token for job, _ in told]),
+            model.token.in_([run.token for run, _ in told]),
             model.state.in_(literal_states(OPEN)),
         ).execute()

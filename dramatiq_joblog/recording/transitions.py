@@ -67,7 +67,7 @@ class Known(NamedTuple):
     waiting_since: int | None
 
 
-@dataclass
+@dataclass(slots=True)
 class Event:
     """Something that happened to a job, as plain values: column names to what is stored."""
 
@@ -117,7 +117,7 @@ class Event:
     delay: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if self.is_begin:
+        if self.section is not None and self.kind == "start":
             self.unanswer()
 
     @property

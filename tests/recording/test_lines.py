@@ -254,7 +254,7 @@ def write(batch, rows):
 
 def rows_of(steps, *, signs_of_life):
     """Return what is written of a run: a number is a line of that length, None a sign of life."""
-    lines, rows = Lines("j", "t", 1, 0, str), {}
+    lines, rows = Lines("j", "t", 1, str), {}
     for n, step in enumerate(steps):
         if step is not None:
             lines.add(n, "INFO", "shop", f"{n}:".ljust(step, "x"))
