@@ -14,8 +14,8 @@ from dramatiq_joblog.errors import (
     DatabaseAwayError,
     JobNotFound,
 )
-from dramatiq_joblog.payload.redaction import scrub
 from dramatiq_joblog.payload.sanitize import fold_jid
+from dramatiq_joblog.payload.secret_texts import scrub
 from dramatiq_joblog.recording.heartbeat import is_gone
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.schema.query import J, count_asked

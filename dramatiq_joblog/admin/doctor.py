@@ -17,7 +17,7 @@ from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.connection import Connection, is_behind_pooler, prepares
 from dramatiq_joblog.database.indexes import missing_keys
 from dramatiq_joblog.errors import DatabaseAwayError
-from dramatiq_joblog.payload.redaction import scrub
+from dramatiq_joblog.payload.secret_texts import scrub
 from dramatiq_joblog.recording.heartbeat import HOST, is_gone
 from dramatiq_joblog.recording.mounts import PASSING, file_system_of
 from dramatiq_joblog.schema.migrations import compare

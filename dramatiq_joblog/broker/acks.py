@@ -171,7 +171,7 @@ class HandedAcks:
         """
         if broker is not self._broker or message.queue_name not in self._queues:
             return False
-        return vars(broker).keys().isdisjoint(_COMMANDS)
+        return not any(name in vars(broker) for name in _COMMANDS)
 
     def after(self, committed: Receipt, message: MessageProxy) -> None:
         """Send the acknowledgement that this thread hands over next once *committed* is free."""

@@ -26,7 +26,7 @@ from dramatiq_joblog import (
 )
 from dramatiq_joblog.database.url import describe
 from dramatiq_joblog.errors import RequeueError
-from dramatiq_joblog.payload.redaction import scrub
+from dramatiq_joblog.payload.secret_texts import scrub
 from dramatiq_joblog.reading.search import KEYS
 
 from .table import Screen

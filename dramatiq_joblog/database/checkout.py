@@ -18,7 +18,7 @@ from peewee import InterfaceError, OperationalError, PeeweeException, SqliteData
 from playhouse.pool import MaxConnectionsExceeded, PooledDatabase
 
 from dramatiq_joblog.errors import DatabaseAwayError
-from dramatiq_joblog.payload.redaction import scrub
+from dramatiq_joblog.payload.secret_texts import scrub
 
 from .mysql import is_away as is_away_by_number
 

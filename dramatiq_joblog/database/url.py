@@ -15,7 +15,7 @@ from peewee import Database, MySQLDatabase, SqliteDatabase
 from playhouse.db_url import connect
 
 from dramatiq_joblog.errors import ConfigurationError
-from dramatiq_joblog.payload.redaction import REDACTED
+from dramatiq_joblog.payload.secret_texts import REDACTED
 
 from .mysql import use_four_bytes
 from .url_parameters import check_parameters, has_psycopg3, options_of

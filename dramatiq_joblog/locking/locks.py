@@ -18,8 +18,8 @@ from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.payload.parameters import parameters_of
-from dramatiq_joblog.payload.redaction import scrub_key
 from dramatiq_joblog.payload.sanitize import fold_jid
+from dramatiq_joblog.payload.secret_texts import scrub_key
 from dramatiq_joblog.schema.models import to_millis
 
 from .waiters import Waiters

@@ -1,4 +1,4 @@
-"""What must not be kept: passwords, tokens and the like, in arguments and in texts.
+"""What must not be kept: passwords, tokens and the like, in values of any shape.
 
 What a value is called tells more than what it looks like, so names decide; of texts, only what
 has a form that nothing else has is taken out.
@@ -7,7 +7,6 @@ has a form that nothing else has is taken out.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import re
 import traceback
@@ -18,11 +17,10 @@ from urllib.parse import quote
 
 from dramatiq.logging import get_logger
 
+from .secret_texts import REDACTED, digest_of, fold_name, scrub, scrub_named
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-
-#: Stands where something was taken out.
-REDACTED = "[redacted]"
 
 #: A name is a secret's if it contains one of these, its case and what is no letter left aside.
 #: An IBAN and the like are no credentials: they are what such jobs are about.
@@ -36,6 +34,8 @@ _ANYWHERE = (
     "credential",
     "cvv",
     "encryptionkey",
+    "hmackey",
+    "passcode",
     "passphrase",
     "passwd",
     "password",
@@ -45,33 +45,30 @@ _ANYWHERE = (
     "sessionid",
     "sessionkey",
     "signingkey",
+    "sshkey",
+    "xamzsignature",
+    "xgoogsignature",
 )
 #: Or if it ends with one of these, as ``csrf_token``; ``max_tokens`` does not.
-_AT_THE_END = ("auth", "jwt", "pwd", "session", "token")
+_AT_THE_END = (
+    *("auth", "bearer", "jwt", "pwd", "session", "token"),
+    # A pass by itself may be one on board, or on a mountain.
+    *("adminpass", "authpass", "databasepass", "dbpass", "ftppass", "hostpass", "httppass"),
+    *("imappass", "ldappass", "loginpass", "mailpass", "mqpass", "mypass", "pgpass", "proxypass"),
+    *("redispass", "rootpass", "smtppass", "sqlpass", "sshpass", "userpass", "vpnpass"),
+)
 #: Or if it is one of these.
-_WHOLE = ("accesstokens", "apitokens", "cvc", "pin", "refreshtokens", "tokens")
+_WHOLE = (
+    *("accesstokens", "apitokens", "cvc", "otp", "pass", "pin", "pw", "refreshtokens", "sig"),
+    *("tokens", "totp"),
+)
+#: What a mapping calls the name of what it calls the value, as of a header or a variable.
+_NAMES = ("field", "header", "key", "name", "parameterkey", "variable")
+_VALUES = ("parametervalue", "value")
+#: An option of a command whose value comes next.
+_OPTION = re.compile(r"--?([A-Za-z][\w-]{0,99})\Z")
 
-_NO_LETTER = re.compile(r"[\W_]+")
-# A password may hold what it should not, as a slash; a port may not.
-_IN_URL = re.compile(r"(://[^\s/:@?#\"']*:)(?:[^\s/?#\"']{1,300}|(?!\d+[/?#])[^\s\"']{1,300})(?=@)")
-_BEARER = re.compile(
-    r"(^\s*bearer\s+|^\s*(?:basic|token)\s+(?=\S*[\d=])|"
-    r"authorization['\"]?\s*[:=]\s*['\"]?\s*(?:bearer|basic|token)\s+)[^\s\"',]+"
-    r"|(\bbearer\s+)[\w.~+/=-]{16,}",
-    re.IGNORECASE,
-)
-_PEM = re.compile(
-    r"(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?:(?=-----END [A-Z ]*PRIVATE KEY-----)|$)", re.DOTALL
-)
-#: Where a value follows its name: ``password='x'``, ``"api_key": "x"``, ``?token=x``.
-_NAMED = re.compile(
-    r"(?<![\w.-])([A-Za-z_][\w.-]{0,99})(?:\s*=\s*|['\"]\s*:\s*|:\s*(?=\S))"
-    r"(?:(?:basic|bearer|token) )?",
-    re.IGNORECASE,
-)
-_OPENING, _CLOSING = "([{<", ")]}>"
-#: What an error's text may say of something else: ``unexpected token: ')'``.
-_PROSE = ("auth", "cookie", "pin", "session", "token", "tokens")
+
 #: A place in a traceback, with its line of code: that assigns to names, and shows no values.
 _FRAME = re.compile(r"^([ |+-]*File \"[^\n]*\", line \d+, in [^\n]*\n[^\n]*\n?)", re.MULTILINE)
 #: Containers within containers, where one may be too deep to be read.
@@ -171,6 +168,14 @@ class Redactor:
             return self._mapping(value)
         if isinstance(value, (list, tuple)):
             return self._sequence(value, names or getattr(value, "_fields", ()))
+        return self._other(value)
+
+    def _other(self, value: Any) -> Any:
+        """Return what JSON has no word for as it may be kept."""
+        if isinstance(value, (set, frozenset)):
+            items = list(value)
+            kept_items = self._sequence(items, ())
+            return value if kept_items is items else kept_items
         fields = _fields_of_message(value)
         if fields is not None:
             kept = self._mapping(fields)
@@ -214,18 +219,33 @@ class Redactor:
         if names:
             last = len(names) - 1
             kept = [self._named(names[min(at, last)], item) for at, item in enumerate(values)]
+        elif values and all(map(_name_of_pair, values)):
+            kept = [self._pair(pair) for pair in values]
         else:
-            kept = [self.value(item) for item in values]
+            # An item may be the value of an option before it, as in the words of a command.
+            options = [None, *map(_option, values)]
+            kept = [self._item(option, item) for option, item in zip(options, values, strict=False)]
         return values if all(map(is_, kept, values)) else kept
 
+    def _item(self, option: str | None, item: Any) -> Any:
+        return self.value(item) if option is None else self._named(option, item)
+
+    def _pair(self, pair: Sequence[Any]) -> Sequence[Any]:
+        """Return a name and its value, as of a form or a header, as they may be kept."""
+        name, item = pair
+        kept = [self.value(name), self._named(_name_of_pair(pair), item)]
+        return pair if all(map(is_, kept, pair)) else kept
+
     def _mapping(self, values: dict[Any, Any]) -> dict[Any, Any]:
-        names = self._names_in(values)
+        names, value_of = self._names_in(values), _named_value(values)
         kept = {}
         for name, item in values.items():
             if not isinstance(name, str):
                 kept[name] = self.value(item)
             elif name == "args" and names and isinstance(item, (list, tuple)):
                 kept[name] = self._sequence(item, names)
+            elif value_of is not None and name == value_of[0]:
+                kept[name] = self._named(value_of[1], item)
             else:
                 kept[self.text(name)] = self._named(name, item)
         same = all(map(is_, kept.values(), values.values())) and all(map(is_, kept, values))
@@ -263,67 +283,6 @@ class Redactor:
         )
 
 
-def digest(secret: Any) -> str:
-    """Return what stands for a secret where equal ones must be told from others."""
-    text = secret if isinstance(secret, str) else as_text(secret)
-    hashed = hashlib.sha256(b"dramatiq_joblog:" + text.encode(errors="surrogatepass"))
-    return f"sha256:{hashed.hexdigest()[:20]}"
-
-
-def scrub_key(text: str) -> str:
-    """Put digests in place of the passwords of URLs in a key, so that it still is that key."""
-    if "://" not in text or "@" not in text:
-        return text
-    return _IN_URL.sub(lambda found: found[1] + digest(found[0]), text)
-
-
-def fold_name(name: str) -> str:
-    """Return a name without its case and all that is no letter or digit."""
-    return _NO_LETTER.sub("", name).lower()
-
-
-def scrub(text: str) -> str:
-    """Take passwords out of URLs, and bearer tokens and private keys out of a text.
-
-    Example:
-      >>> scrub("postgresql://joe:hunter2@db/shop is away")
-      'postgresql://joe:[redacted]@db/shop is away'
-
-    Returns:
-      The text itself if there is nothing to take out.
-    """
-    if "://" in text and "@" in text:
-        text = _changed(text, _IN_URL.sub(rf"\g<1>{REDACTED}", text))
-    if " " in text and any(word in text.lower() for word in ("bearer", "basic ", "token ")):
-        text = _changed(text, _BEARER.sub(rf"\g<1>\g<2>{REDACTED}", text))
-    if "PRIVATE KEY-----" in text:
-        text = _changed(text, _PEM.sub(rf"\g<1>{REDACTED}", text))
-    return text
-
-
-def scrub_named(text: str, is_secret: Callable[[str], bool], *, prose: bool = False) -> str:
-    """Scrub a text, and take out what follows the name of a secret in it, as in a ``repr``.
-
-    Of *prose* a word that also means other things is no name before a colon.
-    """
-    text = scrub(text)
-    if "=" not in text and ":" not in text:
-        return text
-    parts: list[str] = []
-    taken = 0
-    for match in _NAMED.finditer(text):
-        start = match.end()
-        if match.start() < taken or not is_secret(match[1]) or text[start : start + 2] == "//":
-            continue
-        if prose and text[match.end(1)] == ":" and fold_name(match[1]) in _PROSE:
-            continue
-        end = _end_of_value(text, start)
-        if end > start and text[start:end].strip("'\"") not in ("None", "True", "False", REDACTED):
-            parts += (text[taken:start], f"'{REDACTED}'" if text[start] in "'\"" else REDACTED)
-            taken = end
-    return text if not parts else "".join([*parts, text[taken:]])
-
-
 class _Elided:
     """Stands where a value holds itself, as in Python's own ``repr``."""
 
@@ -355,30 +314,39 @@ def as_text(value: Any) -> str:
         return f"<{type(value).__name__} whose repr raised {type(e).__name__}>"
 
 
-def _end_of_value(text: str, start: int) -> int:
-    """Return where a value ends that begins at *start*: quotes and brackets are one with it."""
-    depth, quote, at = 0, "", start
-    while at < len(text):
-        char = text[at]
-        if quote:
-            at += char == "\\"
-            quote = "" if char == quote else quote
-        elif char in "'\"":
-            quote = char
-        elif char in _OPENING:
-            depth += 1
-        elif char in _CLOSING:
-            if not depth:
-                return at
-            depth -= 1
-        elif not depth and (char.isspace() or char in ",;&"):
-            return at
-        at += 1
-    return len(text)
+def _name_of_pair(pair: Any) -> str:
+    """Return the name that stands in a pair with its value; nothing for what is no such pair."""
+    if type(pair) not in (list, tuple) or len(pair) != 2:
+        return ""
+    name = pair[0]
+    if isinstance(name, bytes):
+        return name.decode("latin-1")
+    return name if isinstance(name, str) else ""
+
+
+def _named_value(values: dict[Any, Any]) -> tuple[str, str] | None:
+    """Return the key of the value whose name the same mapping says, and that name."""
+    if not any(isinstance(key, str) and key.lower().endswith("value") for key in values):
+        return None
+    keys = {fold_name(key): key for key in values if isinstance(key, str)}
+    name = next((values[keys[each]] for each in _NAMES if each in keys), None)
+    value = next((keys[each] for each in _VALUES if each in keys), None)
+    return (value, name) if value is not None and isinstance(name, str) else None
+
+
+def _option(item: Any) -> str | None:
+    """Return the name of the option that a word of a command is, if it is one."""
+    match = _OPTION.match(item) if isinstance(item, str) and item[:1] == "-" else None
+    return None if match is None else match[1]
 
 
 def _unknown(actor_name: str) -> Sequence[str]:  # noqa: ARG001 - nothing is known of any actor
     return ()
+
+
+def digest(secret: Any) -> str:
+    """Return what stands for a secret where equal ones must be told from others."""
+    return digest_of(secret if isinstance(secret, str) else as_text(secret))
 
 
 def _redacted(secret: Any) -> str:  # noqa: ARG001 - whatever it is
@@ -422,8 +390,3 @@ def _forms(text: str) -> set[str]:
         json.dumps(text, ensure_ascii=False)[1:-1],
         quote(text, safe="", errors="replace"),
     }
-
-
-def _changed(text: str, new: str) -> str:
-    """Return the text itself if it is the same, so that a change can be told by identity."""
-    return text if new == text else new

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from dramatiq_joblog.payload.redaction import scrub
 from dramatiq_joblog.payload.sanitize import clean
+from dramatiq_joblog.payload.secret_texts import scrub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

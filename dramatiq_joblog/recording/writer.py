@@ -35,7 +35,7 @@ from dramatiq_joblog.database.connection import (
 )
 from dramatiq_joblog.database.limited_log import LimitedLog
 from dramatiq_joblog.errors import DatabaseAwayError, JobLogError
-from dramatiq_joblog.payload.redaction import scrub
+from dramatiq_joblog.payload.secret_texts import scrub
 
 from .repair import repairs, said
 from .transitions import Event

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from dramatiq_joblog.payload.redaction import REDACTED
+from dramatiq_joblog.payload.secret_texts import REDACTED
 from dramatiq_joblog.reading import display
 from dramatiq_joblog.reading.display import exact, number, visible
 from dramatiq_joblog.schema.models import to_millis

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dramatiq_joblog import JobLog, current_job
-from dramatiq_joblog.payload.redaction import REDACTED, Redactor, scrub
+from dramatiq_joblog.payload.redaction import Redactor
 from dramatiq_joblog.payload.sanitize import document
+from dramatiq_joblog.payload.secret_texts import REDACTED, scrub
 
 #: In no name, and in no text of ours.
 SECRET = "hunter2-Zx9"
@@ -103,7 +104,7 @@ class Opaque:
             Opaque(f"Login(password=Secret(value='{SECRET}', b=[1, {{2}}]), n=1)"),
             "Login(password=[redacted], n=1)",
         ),
-        ({SECRET and frozenset({("token", 1)})}, "{frozenset({('token', 1)})}"),
+        ({frozenset({("n", 1)})}, "{frozenset({('n', 1)})}"),
         (Opaque(f"{{'api_key': b'{SECRET}', 'n': 1}}"), "{'api_key': [redacted], 'n': 1}"),
     ],
 )
