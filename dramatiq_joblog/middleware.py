@@ -41,6 +41,7 @@ from .broker.messages import (
     age_left,
     bare,
     eta_of,
+    is_given,
     is_logged,
     now,
     option,
@@ -359,7 +360,8 @@ class JobLogMiddleware(Middleware):
         except MiddlewareError:
             raise
         except Exception as e:
-            if message.options.get(SECTION) or option(broker, message, "exclusive"):
+            wanted = option(broker, message, "exclusive")
+            if message.options.get(SECTION) is not None or is_given(wanted):
                 # Dramatiq would swallow it, and run the job without its section.
                 raise SectionUnknownError(str(e)) from e
             raise
@@ -369,6 +371,9 @@ class JobLogMiddleware(Middleware):
         options = inner.options
         age = None
         if plan.row is None or plan.is_bound:
+            if DUPLICATE in options:
+                # Another producer may have written anything there.
+                self._messages.fit(broker, message)
             if options.get(DUPLICATE) is not None:
                 _count_as_done(broker, message)
                 raise SkipMessage(text_of(options[DUPLICATE]))

@@ -15,6 +15,7 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dramatiq_joblog.payload.sanitize import text_of
 from dramatiq_joblog.recording.transitions import random_bits
 
 if TYPE_CHECKING:
@@ -40,11 +41,11 @@ class Delivery(NamedTuple):
 def delivery_of(message: Any) -> Delivery:
     """Return which delivery a message is."""
     options = message.options
-    own = options.get(_REDIS)
+    own = _own_name(options)
     first, valid_under = _stamp_of(options)
     if own is not None:
         # A copy that someone else enqueued has the stamp of the original, and another name.
-        return Delivery(first if valid_under == own else str(own))
+        return Delivery(first if valid_under == own else own)
     return Delivery(first, stamped=True)
 
 
@@ -59,7 +60,7 @@ def hold(message: Any) -> None:
 def stamp(message: Any) -> None:
     """Note on a message that is being enqueued which delivery it will be."""
     options = message.options
-    own = options.get(_REDIS)
+    own = _own_name(options)
     first, _ = _stamp_of(options)
     if is_move() and first is not None:
         options[STAMP] = [first, own]
@@ -90,9 +91,15 @@ def is_move() -> bool:
     return getattr(_moves, "on", False)
 
 
+def _own_name(options: Any) -> str | None:
+    """Return the name that the broker gave a delivery; another producer may write what it likes."""
+    name = options.get(_REDIS)
+    return None if name is None else text_of(name)
+
+
 def _stamp_of(options: Any) -> tuple[str | None, str | None]:
     """Return the two parts of a message's stamp; another producer may write what it likes."""
     value = options.get(STAMP)
     if isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[0], str):
-        return value[0], value[1]
+        return value[0], value[1] if isinstance(value[1], str) else None
     return None, None

@@ -98,7 +98,16 @@ def is_logged(broker: Broker, message: AnyMessage) -> bool:
 def _key_option(broker: Broker, message: AnyMessage) -> str | None:
     """Return the name of an option that binds a message's job to a key, if it has one."""
     names = ("exclusive", "unique")
-    return next((name for name in names if option(broker, message, name)), None)
+    return next((name for name in names if is_given(option(broker, message, name))), None)
+
+
+def is_given(key: Any) -> bool:
+    """Return whether an option asks for a key; what cannot be asked for its truth does."""
+    try:
+        return bool(key)
+    except Exception:  # noqa: BLE001
+        # Its own code is at fault, and whoever makes the key says so.
+        return True
 
 
 def age_left(broker: Broker, message: AnyMessage) -> int | None:
@@ -282,11 +291,14 @@ class Messages:
         """
         message = bare(message)
         options, actor, lost = message.options, actor_of(broker, message), ""
+        for each, is_ours in ((MALFORMED, _is_malformed), (DUPLICATE, _is_duplicate)):
+            if each in options and not is_ours(options):
+                _note(options, f"{each}={shown(options.pop(each))} is left aside")
         for name, frozen, kind in _BONDS:
             for each in (frozen,) if frozen_only else (frozen, name):
                 if is_fit_bond(kind, options.get(each), actor, made=each == frozen):
                     continue
-                odd = f"{each}={shown(options.pop(each))} cannot be read"
+                odd = f"{each}={shown(options.pop(each))}{_UNREADABLE}"
                 _note(options, odd)
                 lost = lost or (odd if kind is Exclusive else "")
         if lost and SECTION not in options and option(broker, message, "exclusive") is None:
@@ -564,7 +576,25 @@ _BONDS: tuple[tuple[str, str, Any], ...] = (
     ("exclusive", SECTION, Exclusive),
     ("unique", UNIQUE, Unique),
 )
-_CHECKED = LABELS | {"exclusive", "unique", SECTION, UNIQUE}
+_CHECKED = LABELS | {"exclusive", "unique", SECTION, UNIQUE, MALFORMED, DUPLICATE}
+#: How it is said that what a message is bound to was not fit.
+_UNREADABLE = " cannot be read"
+
+
+def _is_malformed(options: Mapping[str, Any]) -> bool:
+    """Tell whether a message says by a word of ours that its section is not known."""
+    text = options[MALFORMED]
+    names = SECTION, "exclusive"
+    return (
+        isinstance(text, str)
+        and text.endswith(_UNREADABLE)
+        and text.startswith(tuple(f"{name}=" for name in names))
+    )
+
+
+def _is_duplicate(options: Mapping[str, Any]) -> bool:
+    """Tell whether a message says by a word of ours that another one has its key."""
+    return isinstance(options[DUPLICATE], str) and options.get(UNIQUE) is not None
 
 
 def _note(options: dict[str, Any], text: str) -> None:

@@ -1,0 +1,90 @@
+"""Options that only another encoder lets pass, and options of ours that are not from us."""
+
+from __future__ import annotations
+
+import dramatiq
+import pytest
+from dramatiq import Message
+from dramatiq.encoder import PickleEncoder
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+class Undecided:
+    """Has no truth, no equal and no text, as arrays and objects of databases may."""
+
+    __hash__ = None
+
+    def __bool__(self) -> bool:
+        raise ValueError("ambiguous")
+
+    def __eq__(self, other) -> bool:
+        raise ValueError("ambiguous")
+
+    def __repr__(self) -> str:
+        raise ValueError("ambiguous")
+
+
+class Wordless(str):
+    """A text that has none."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+@pytest.fixture
+def run(joblog, make_broker, worker):
+    """Return a function that runs a message as another producer would put it in the queue."""
+    before = dramatiq.get_encoder()
+    dramatiq.set_encoder(PickleEncoder())
+    broker = make_broker("stub", joblog=joblog)
+    dramatiq.actor(print, actor_name="work", max_retries=0)
+
+    def to_the_end(**options):
+        message = Message("default", "work", (), {}, options, message_timestamp=1_764_000_000_000)
+        broker.queues["default"].put(message.encode())
+        with worker(broker):
+            broker.join("default", fail_fast=False, timeout=20_000)
+        joblog.writer.flush()
+        return joblog.get(message.message_id)
+
+    yield to_the_end
+    dramatiq.set_encoder(before)
+
+
+@pytest.mark.parametrize("name", ["unique", "joblog_unique", "rerun", "job_type", "log_job"])
+def test_a_label_that_has_no_truth(run, name):
+    """It is left aside, and the job runs and has its row."""
+    job = run(**{name: Undecided()})
+    assert "finished" == job.state
+    assert name in job.note
+
+
+@pytest.mark.parametrize("name", ["exclusive", "joblog_section"])
+def test_a_section_that_has_no_truth(run, name):
+    """Nobody knows whom it is to keep out: its job is dead, with the reason."""
+    job = run(**{name: Undecided()})
+    assert ("dead", "ConfigurationError") == (job.state, job.error_type)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [Undecided(), Wordless("x"), 10**5000, b"\xff"],
+    ids=["undecided", "wordless", "huge", "bytes"],
+)
+def test_a_name_of_a_delivery_that_is_none(run, name):
+    """A job whose delivery has no fit name runs and has its row."""
+    assert "finished" == run(redis_message_id=name).state
+
+
+@pytest.mark.parametrize("name", ["joblog_malformed", "joblog_duplicate"])
+@pytest.mark.parametrize(
+    "value", ["x", 7, None, Undecided()], ids=["text", "number", "none", "undecided"]
+)
+def test_a_word_of_ours_that_is_not_from_us(run, name, value):
+    """What the log writes on its own messages decides nothing where it did not write it."""
+    job = run(**{name: value})
+    assert "finished" == job.state
+    assert f"{name}=" in job.note
