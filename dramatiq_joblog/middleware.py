@@ -419,7 +419,7 @@ class JobLogMiddleware(Middleware):
         live = LiveRun(
             run.message_id,
             inner.actor_name,
-            options.get(ROOT) or run.message_id,
+            row.get("root_jid") or run.message_id,
             row,
             run.redactor,
             lease=start.lease,

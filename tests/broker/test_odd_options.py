@@ -62,6 +62,16 @@ def test_a_label_that_has_no_truth(run, name):
     assert name in job.note
 
 
+@pytest.mark.parametrize(
+    "name", ["joblog_root", "joblog_parent", "joblog_replay_of", "joblog_note"]
+)
+def test_a_relative_that_has_no_truth(run, name):
+    """A job whose family cannot be read runs, and has its start on its row."""
+    job = run(**{name: Undecided()})
+    assert "finished" == job.state
+    assert job.started_at is not None
+
+
 @pytest.mark.parametrize("name", ["exclusive", "joblog_section"])
 def test_a_section_that_has_no_truth(run, name):
     """Nobody knows whom it is to keep out: its job is dead, with the reason."""
