@@ -16,7 +16,14 @@ from dramatiq.middleware import AgeLimit, Retries
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.locking.locks import Exclusive, Unique, fold_key, key_maker
 from dramatiq_joblog.payload.parameters import parameters_of
-from dramatiq_joblog.payload.sanitize import clean, clean_optional, fold_jid, message_of, text_of
+from dramatiq_joblog.payload.sanitize import (
+    clean,
+    clean_optional,
+    fit_name,
+    fold_jid,
+    message_of,
+    text_of,
+)
 from dramatiq_joblog.payload.values import MAX_INT, MAX_MILLIS, as_int, as_millis, is_same, shown
 from dramatiq_joblog.recording.log_lines import check_level
 from dramatiq_joblog.recording.transitions import default_of
@@ -404,9 +411,9 @@ class Messages:
         instant = now()
         row: dict[str, Any] = {
             "jid": fold_jid(message.message_id),
-            "actor": clean_optional(message.actor_name),
-            "queue": clean_optional(text_of(message.queue_name).removesuffix(DELAY_SUFFIX)),
-            "job_type": clean_optional(option(broker, message, "job_type")),
+            "actor": fit_name(message.actor_name),
+            "queue": fit_name(text_of(message.queue_name).removesuffix(DELAY_SUFFIX)),
+            "job_type": fit_name(option(broker, message, "job_type")),
             "attempt": attempt_of(message),
             "max_retries": _max_retries(broker, message),
             "enqueued_at": as_millis(message.message_timestamp),

@@ -16,13 +16,13 @@ from dramatiq_joblog.errors import (
     RequeueError,
     RequeueInterruptedError,
 )
-from dramatiq_joblog.payload.sanitize import fold_jid, message_of
+from dramatiq_joblog.payload.sanitize import fit_name, fold_jid, message_of
 from dramatiq_joblog.states import CANCELLABLE, FINAL, State
 
 from .messages import PARENT, REPLAY_OF, ROOT, now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from dramatiq import Broker
 
@@ -190,13 +190,14 @@ class Sender:
         options[REPLAY_OF] = job.jid
         if job.parent_jid is not None:
             options |= {PARENT: job.parent_jid, ROOT: job.root_jid}
-        queue = job.queue
-        if queue not in broker.get_declared_queues():
+        actor = _declared(job.actor, broker.actors) or job.actor
+        queue = _declared(job.queue, broker.get_declared_queues())
+        if queue is None:
             # The actor has moved since.
-            queue = broker.get_actor(job.actor).queue_name
+            queue = broker.get_actor(actor).queue_name
         return Message(
             queue_name=queue,
-            actor_name=job.actor,
+            actor_name=actor,
             args=tuple(sent.args),
             kwargs=sent.kwargs,
             options=options,
@@ -235,11 +236,19 @@ def _home(job: Any, brokers: list[Broker]) -> Broker:
     Raises:
       RequeueError: If there is none.
     """
-    having = [broker for broker in brokers if job.actor in broker.actors]
+    having = [broker for broker in brokers if _declared(job.actor, broker.actors) is not None]
     if not having:
         where = "this process" if len(brokers) < 2 else f"any of the {len(brokers)} brokers here"
         raise RequeueError(job.jid, f"no actor {job.actor!r} is declared in {where}")
-    return next((b for b in having if job.queue in b.get_declared_queues()), having[0])
+    with_queue = (b for b in having if _declared(job.queue, b.get_declared_queues()) is not None)
+    return next(with_queue, having[0])
+
+
+def _declared(stored: str, names: Collection[str]) -> str | None:
+    """Return the name that is stored so; None if none of those that are declared is."""
+    if stored in names:
+        return stored
+    return next((name for name in names if fit_name(name) == stored), None)
 
 
 def _targets(options: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -19,6 +19,7 @@ from dramatiq_joblog.payload.sanitize import (
     clean_optional,
     clean_redacted,
     document,
+    fit_name,
     message_of,
 )
 from dramatiq_joblog.recording.current import progress_of
@@ -135,7 +136,7 @@ def verdict(
         # Dramatiq before 2.0 does not tell.
         error = getattr(message, "_exception", None) or ActorNotFound(message.actor_name)
     if error is not None:
-        row["error_type"] = clean_optional(type(error).__name__)
+        row["error_type"] = fit_name(type(error).__name__)
         row["error_message"] = _message(run, error)
     if live is not None:
         row |= _told(live, row.get("note"))
@@ -309,7 +310,7 @@ def _failure(
         "started_at": row["started_at"],
         "finished_at": row["updated_at"],
         "duration": row["duration"],
-        "error_type": clean_optional(type(error).__name__),
+        "error_type": fit_name(type(error).__name__),
         "error_message": _message(run, error),
         "traceback": text,
         "worker": row["worker"],

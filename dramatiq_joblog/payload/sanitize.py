@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: A jid longer than this is folded to its digest, so that every database can index it.
 MAX_JID = 255
+#: Characters kept of a name, and those of the digest at the end of a longer one.
+MAX_NAME, _END = 255, 16
 #: Characters kept of an error's text, of a traceback and of an argument document.
 MAX_MESSAGE = 10_000
 MAX_TRACEBACK = 100_000
@@ -72,6 +74,19 @@ def text_of(value: Any) -> str:
 def clean_optional(text: Any, limit: int | None = 255) -> str | None:
     """Return the text of a value as it can be stored, cut at *limit*, or None for None."""
     return None if text is None else _UNSTORABLE.sub("\ufffd", text_of(text))[:limit]
+
+
+def fit_name(name: Any, limit: int = MAX_NAME) -> str | None:
+    """Return a name as it can be stored, or None for None.
+
+    Of one that is longer than *limit* the end is a digest, so that two are told apart, and each
+    is found by the whole.
+    """
+    text = clean_optional(name, None)
+    if text is None or len(text) <= limit:
+        return text
+    end = hashlib.sha256(text.encode()).hexdigest()[:_END]
+    return f"{text[: limit - len(end) - 1]}~{end}"
 
 
 def fold_jid(jid: Any) -> str:

@@ -22,6 +22,7 @@ from peewee import (
 from dramatiq_joblog.errors import SearchError
 from dramatiq_joblog.payload.sanitize import (
     clean_optional,
+    fit_name,
     fold_jid,
     read_json,
     text_of,
@@ -147,7 +148,7 @@ class KeyField(CharField):
 
 
 class NameField(CharField):
-    """A short text: one that is too long is cut."""
+    """A short text: one that is too long ends in a digest of the whole."""
 
     if TYPE_CHECKING:
 
@@ -156,7 +157,7 @@ class NameField(CharField):
 
     def db_value(self, value: Any) -> str | None:
         """Accept anything that has a text."""
-        return clean_optional(value, self.max_length)
+        return fit_name(value, self.max_length)
 
     def python_value(self, value: Any) -> str | None:
         """Return the text."""
