@@ -107,6 +107,8 @@ class RequeueInterruptedError(JobLogError):
         self.refused = dict(refused)
         #: How many jobs are left: that one, and those after it.
         self.left = left
+        #: What the broker or the database said.
+        self.why = cause
 
 
 class CancelError(JobLogError):

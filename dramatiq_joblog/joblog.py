@@ -21,7 +21,6 @@ from .asking import Asking
 from .broker.worker_process import WorkerProcess
 from .database.checkout import checked_out
 from .database.clock import database_now
-from .database.mysql import fit
 from .database.url import describe, open_database
 from .errors import ConfigurationError, DatabaseAwayError, JobLogError, JobNotFound
 from .locking.by_hand import HeldByHand
@@ -37,8 +36,9 @@ from .recording.transitions import Transitions
 from .recording.writer import POLICIES, Writer
 from .replaying import Replaying
 from .schema.migrations import migrate
-from .schema.models import Action, Failure, Job, Line, Lock, Mark, Total, Worker, add_indexes
+from .schema.models import Job
 from .schema.query import J
+from .schema.tables import Tables, bind_tables, own_fields
 from .statistics.rollups import Totals
 from .statistics.watermarks import Marks
 
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .database.url import DatabaseURL
     from .locking.locks import Holder
     from .recording.writer import OnOutage
+    from .schema.models import Action, Failure, Line, Lock, Worker
     from .schema.query import JobQuery
 
 
@@ -109,41 +110,32 @@ class JobLog(Asking[J], Cancelling[J], Replaying[J], Generic[J]):
         #: The peewee database.
         self.database: Database = open_database(database)
         self._owned = not isinstance(database, Database)
+        #: The models of its tables.
+        self.tables: Tables[J] = bind_tables(model, self.database, on_select=self._write_own_start)
         #: The job model, bound to the database.
-        self.Job: type[J] = _bind_job(model, self.database)
-        #: The failure model, bound to the database.
-        self.Failure: type[Failure] = _bind(Failure, self.Job, self.database)
-        self.Job.failure_model = self.Failure
-        self.Job.before_select = self._write_own_start
-        #: The worker model, bound to the database.
-        self.Worker: type[Worker] = _bind(Worker, self.Job, self.database)
-        #: The models of keys, log lines, totals and people's actions, alike.
-        self.Lock: type[Lock] = _bind(Lock, self.Job, self.database)
-        self.Line: type[Line] = _bind(Line, self.Job, self.database)
-        self.Job.line_model = self.Failure.line_model = self.Line
-        self.Total: Any = _bind(Total, self.Job, self.database)
-        self.Action: type[Action] = _bind(Action, self.Job, self.database)
-        self.Mark: Any = _bind(Mark, self.Job, self.database)
+        self.Job: type[J] = self.tables.job
+        #: The other models, bound to the database.
+        self.Failure: type[Failure] = self.tables.failure
+        self.Worker: type[Worker] = self.tables.worker
+        self.Lock: type[Lock] = self.tables.lock
+        self.Line: type[Line] = self.tables.line
+        self.Total: Any = self.tables.total
+        self.Action: type[Action] = self.tables.action
+        self.Mark: Any = self.tables.mark
         self.store_args = store_args
         #: Takes secrets out of what is stored.
         self.redactor = Redactor(redact)
         #: Encrypts what is not shown.
         self.seal = Seal(seal_key) if seal_key is not None else None
         self._job_types = _texts_of(job_types)
-        self._own_fields = _own_fields(self.Job)
-        self.transitions = Transitions(self.Job, self.Failure, self.Worker, self.Lock, self.Line)
-        marks = Marks(self.Mark)
+        self._own_fields = own_fields(self.Job)
+        self.transitions = Transitions(self.tables)
+        marks = Marks(self.tables.mark)
         self.transitions.note_late = marks.note_late
         #: What ended, counted by spans of time.
-        self.totals = Totals(self.Job, self.Failure, self.Total, marks)
+        self.totals = Totals(self.tables, marks)
         retention = Retention(
-            self.Job,
-            models={
-                "failure": self.Failure,
-                "line": self.Line,
-                "lock": self.Lock,
-                "worker": self.Worker,
-            },
+            self.tables,
             totals=self.totals,
             keep=keep,
             keep_types=keep_types,
@@ -163,8 +155,7 @@ class JobLog(Asking[J], Cancelling[J], Replaying[J], Generic[J]):
         locks = self.transitions.locks
         #: This process, while it has workers.
         self.worker_process = WorkerProcess(
-            self.Job,
-            self.Worker,
+            self.tables,
             writer=self.writer,
             locks=locks,
             upkeep=self.chores,
@@ -338,10 +329,7 @@ class JobLog(Asking[J], Cancelling[J], Replaying[J], Generic[J]):
     @property
     def models(self) -> tuple[Any, ...]:
         """The models of the log's tables, jobs first."""
-        return (
-            *(self.Job, self.Failure, self.Worker, self.Lock),
-            *(self.Line, self.Total, self.Action, self.Mark),
-        )
+        return tuple(self.tables)
 
     def create_tables(self) -> None:
         """Create the tables, or bring them to this version; safe to repeat and to race.
@@ -356,7 +344,7 @@ class JobLog(Asking[J], Cancelling[J], Replaying[J], Generic[J]):
                     # Readers and the writer do not wait for each other; it stays with the file.
                     self.database.execute_sql("PRAGMA busy_timeout = 30000")
                     self.database.execute_sql("PRAGMA journal_mode = WAL")
-                migrate(self.database, self.models)
+                migrate(self.tables)
         except (DatabaseAwayError, PeeweeException) as e:
             kind = DatabaseAwayError if isinstance(e, DatabaseAwayError) else JobLogError
             raise kind(
@@ -434,39 +422,6 @@ class JobLog(Asking[J], Cancelling[J], Replaying[J], Generic[J]):
         return not getattr(connection, "closed", False) and self.database.is_connection_usable()
 
 
-def _bind_job(model: Any, database: Database) -> Any:
-    if not (isinstance(model, type) and issubclass(model, Job)):
-        raise ConfigurationError(f"model={model!r} is no subclass of dramatiq_joblog.Job")
-    if model is Job:
-        # The package's own class stays unbound, so that two logs never meet in it.
-        bound: Any = type(
-            "Job", (Job,), {"__module__": Job.__module__, "Meta": _meta("joblog_job", database)}
-        )
-        add_indexes(bound)
-        fit(bound)
-        return bound
-    meta: Any = model._meta
-    if meta.database not in (None, database):
-        raise ConfigurationError(
-            f"the model {model.__name__} is bound to another database, "
-            f"{describe(meta.database)}; make one subclass of Job for each log"
-        )
-    model.bind(database)
-    if not any(getattr(i, "_name", "") == f"{meta.table_name}_active" for i in meta.indexes):
-        add_indexes(model)
-    fit(model)
-    return model
-
-
-def _bind(model: Any, job: Any, database: Database) -> Any:
-    """Return *model* bound to the database, beside the table of jobs."""
-    prefix = job._meta.table_name.removesuffix("_job")
-    meta = _meta(f"{prefix}_{model.__name__.lower()}", database)
-    bound = type(model.__name__, (model,), {"__module__": model.__module__, "Meta": meta})
-    fit(bound)
-    return bound
-
-
 def _default_spool(job: Any) -> Path:
     """Return the folder of this user for this log, the same for all processes of the host."""
     meta = job._meta
@@ -489,27 +444,6 @@ def _one_of(known: tuple[str, ...], **named: str) -> str:
     if value not in known:
         raise ConfigurationError(f"{name}={value!r} is not known; use one of {known}")
     return value
-
-
-def _meta(table: str, database: Database) -> type:
-    return type("Meta", (), {"table_name": table, "database": database})
-
-
-def _own_fields(model: Any) -> dict[str, Any]:
-    base: Any = Job
-    inherited = {f.name for f in base._meta.sorted_fields}
-    own = {f.name: f for f in model._meta.sorted_fields if f.name not in inherited}
-    for name, field in own.items():
-        if not field.null and field.default is None and name != "user":
-            raise ConfigurationError(
-                f"the column {name!r} of {model.__name__} is neither nullable nor has a default, "
-                "so a job that does not name it could not be logged; add null=True or default=..."
-            )
-        if name == "user" and not field.null:
-            raise ConfigurationError(
-                f"the column 'user' of {model.__name__} must be null=True: not every job has one"
-            )
-    return own
 
 
 def _texts_of(job_types: Any) -> list[str] | None:

@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from .broker.labels import StartWritten
     from .broker.messages import AnyMessage
     from .broker.plan import Plan
+    from .broker.sending import Enqueue
     from .joblog import JobLog
 
 #: Milliseconds until a job comes back whose section was lost before it began.
@@ -175,8 +176,8 @@ class JobLogMiddleware(Middleware):
         self._sender = joblog.send_by(Sender(joblog, self._messages.arguments))
         self._local = threading.local()
         self._open = OpenRuns()
-        #: The brokers whose sends are watched.
-        self._watched: weakref.WeakSet[Broker] = weakref.WeakSet()
+        #: What stands around the ``enqueue`` of brokers whose sends are watched.
+        self._watched: weakref.WeakKeyDictionary[Broker, Enqueue] = weakref.WeakKeyDictionary()
 
     @property
     def actor_options(self) -> set[str]:
@@ -197,7 +198,7 @@ class JobLogMiddleware(Middleware):
             self._check_acks(broker)
         self._messages.declare(actor)
         self._watch_sends(broker)
-        self._sender.add(broker, self._messages)
+        self._sender.add(broker, self._messages, self._watched.get(broker))
 
     def before_declare_queue(self, broker: Broker, queue_name: str) -> None:
         """Refuse a second middleware of the log, before anything is sent."""
@@ -206,7 +207,7 @@ class JobLogMiddleware(Middleware):
     def after_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
         """Refuse a second middleware of the log as it is added: the host calls this then."""
         self._refuse_twins(broker)
-        self._sender.add(broker, self._messages)
+        self._sender.add(broker, self._messages, self._watched.get(broker))
 
     def after_declare_queue(self, broker: Broker, queue_name: str) -> None:
         """Refuse a second middleware of the log, as it is added: the host calls this then."""
@@ -297,7 +298,6 @@ class JobLogMiddleware(Middleware):
         """Free the key of a message that could not be sent: no hook tells of that."""
         if broker in self._watched:
             return
-        self._watched.add(broker)
         enqueue = broker.enqueue
 
         @functools.wraps(enqueue)
@@ -316,6 +316,7 @@ class JobLogMiddleware(Middleware):
             finally:
                 self._local.claimed = outer
 
+        self._watched[broker] = watched
         broker.enqueue = watched  # type: ignore[method-assign]
 
     def _confirm(self, claimed: tuple[Claim, int] | None) -> None:

@@ -16,7 +16,7 @@ from dramatiq_joblog.states import DeadReason, State
 from dramatiq_joblog.statistics.rollups import span_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
 #: Milliseconds of an hour, in which the windows of dead jobs are told.
 _HOUR = 3_600_000
@@ -76,23 +76,6 @@ def record(
         detail=None if detail is None else clean(detail, MAX_MESSAGE),
     ).execute()
     return action.get_by_id(number)
-
-
-def record_all(action: Any, what: str, *, who: str, details: Mapping[str, str | None]) -> None:
-    """Write down what someone did to many jobs at once: the detail of each, by its jid."""
-    database = action._meta.database
-    rows = [
-        {
-            "at": database_now(database),
-            "who": clean_optional(who) or "unknown",
-            "what": clean_optional(what, 32),
-            "jid": fold_jid(jid),
-            "detail": None if detail is None else clean(detail, MAX_MESSAGE),
-        }
-        for jid, detail in details.items()
-    ]
-    if rows:
-        action.insert_many(rows).execute()
 
 
 def dismiss(job: Any, jids: Sequence[str]) -> list[str]:

@@ -16,12 +16,11 @@ from dramatiq_joblog.errors import (
 )
 from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.payload.secret_texts import scrub
+from dramatiq_joblog.recording.actions import ManyActions
 from dramatiq_joblog.recording.heartbeat import is_gone
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.schema.query import J, count_asked
 from dramatiq_joblog.states import CANCELLABLE, DeadReason, State
-
-from .audit import record_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -97,7 +96,7 @@ class Cancelling(Generic[J]):
             cancelled, refused = self._give_up([row])
             if not cancelled:
                 raise CancelError(row.jid, refused[row.jid])
-            self._record(cancelled, who, reason)
+            ManyActions(self.Action, "cancel", who).record(self._details(cancelled, reason))
         return self.get(jid)
 
     def cancel_all(
@@ -138,10 +137,11 @@ class Cancelling(Generic[J]):
         columns: Any = found.columns(job.id, job.jid).tuples()
         jids: dict[int, str] = dict(columns)
         result, ids = Cancelled(), list(jids)
+        actions = ManyActions(self.Action, "cancel", who)
         for start in range(0, len(ids), BATCH):
             some = {number: jids[number] for number in ids[start : start + BATCH]}
             try:
-                self._cancel_batch(some, result, who, reason)
+                self._cancel_batch(some, result, actions, reason)
             except DatabaseAwayError as e:
                 left = len(ids) - start
                 raise CancelInterruptedError(
@@ -152,20 +152,72 @@ class Cancelling(Generic[J]):
                     progress(done, len(ids))
         return result
 
+    def cancel_named(
+        self,
+        jids: Sequence[str],
+        *,
+        who: str | None = None,
+        reason: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Cancelled:
+        """Give up the jobs of *jids*, as :meth:`cancel_all` does.
+
+        Those that it leaves out, as they run or have ended, are among the refused here.
+
+        Parameters:
+          jids: The jobs.
+          who: Who gives them up, for ``joblog.actions``.
+          reason: Why, for ``joblog.actions``.
+          progress: Is called after each part of them, with how many are done and of how many.
+
+        Raises:
+          CancelInterruptedError: If the database became unavailable meanwhile.
+        """
+        result, jids = Cancelled(), list(dict.fromkeys(map(fold_jid, jids)))
+        for start in range(0, len(jids), _NAMED):
+            some = jids[start : start + _NAMED]
+            try:
+                part = self._cancel_named(some, who, reason)
+            except CancelInterruptedError as e:
+                cancelled, refused = result.cancelled + e.cancelled, result.refused | e.refused
+                left = len(jids) - len(cancelled) - len(refused)
+                raise CancelInterruptedError(cancelled, refused, e.why, left) from e
+            result.cancelled += part.cancelled
+            result.refused |= part.refused
+            if progress is not None:
+                progress(start + len(some), len(jids))
+        return result
+
+    def _cancel_named(self, jids: Sequence[str], who: str | None, reason: str | None) -> Cancelled:
+        named = self.Job.select().where(self.Job.jid.in_(jids))
+        result = self.cancel_all(named, limit=len(jids), who=who, reason=reason)
+        for jid in {*jids} - {*result.cancelled} - {*result.refused}:
+            try:
+                result.cancelled.append(self.cancel(jid, who=who, reason=reason).jid)
+            except CancelError as e:
+                result.refused[jid] = e.reason
+            except JobNotFound as e:
+                result.refused[jid] = str(e)
+        return result
+
     def _cancel_batch(
-        self, jids: Mapping[int, str], result: Cancelled, who: str | None, reason: str | None
+        self,
+        jids: Mapping[int, str],
+        result: Cancelled,
+        actions: ManyActions,
+        reason: str | None,
     ) -> None:
         """Give up jobs, named by id and jid, in one transaction."""
         try:
             with transaction(self.database):
                 rows = self.transitions.locked_rows(list(jids))
                 cancelled, refused = self._give_up(rows)
-                self._record(cancelled, who, reason)
+                actions.record(self._details(cancelled, reason))
         except PeeweeException as e:
             # One row that the database refuses to change does not keep the others from it.
             if len(jids) > 1:
                 for number, jid in jids.items():
-                    self._cancel_batch({number: jid}, result, who, reason)
+                    self._cancel_batch({number: jid}, result, actions, reason)
             else:
                 result.refused |= {jid: scrub(str(e).strip()) for jid in jids.values()}
             return
@@ -219,49 +271,13 @@ class Cancelling(Generic[J]):
         transitions.interrupt_all([row for row in rows if row.state == State.LOST and row.token])
         transitions.locks.give_up({row.jid: row.token for row in rows})
 
-    def _record(self, cancelled: Mapping[str, Any], who: str | None, reason: str | None) -> None:
-        """Write down who gave jobs up, with the state that each was in."""
-        details = {
-            jid: self.redactor.text(": ".join(filter(None, (f"was {row.state}", reason))))
+    def _details(self, cancelled: Mapping[str, Any], reason: str | None) -> dict[str, str]:
+        """Return what is written down of jobs that were given up: the state of each, and why."""
+        why = None if reason is None else self.redactor.text(reason)
+        return {
+            jid: ": ".join(filter(None, (f"was {row.state}", why)))
             for jid, row in cancelled.items()
         }
-        record_all(self.Action, "cancel", who=who or "", details=details)
-
-
-def cancel_named(
-    log: Any,
-    jids: Sequence[str],
-    *,
-    who: str,
-    reason: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Cancelled:
-    """Give up the jobs of *jids* by a log's :meth:`~Cancelling.cancel_all`.
-
-    Those that it leaves out, as they run or have ended, are among the refused, with the reason.
-    """
-    result, jids = Cancelled(), list(dict.fromkeys(map(fold_jid, jids)))
-    for start in range(0, len(jids), _NAMED):
-        some = jids[start : start + _NAMED]
-        query = log.jobs.where(log.Job.jid.in_(some))
-        try:
-            part = log.cancel_all(query, limit=len(some), who=who, reason=reason)
-            for jid in {*some} - {*part.cancelled} - {*part.refused}:
-                try:
-                    part.cancelled.append(log.cancel(jid, who=who, reason=reason).jid)
-                except CancelError as e:
-                    part.refused[jid] = e.reason
-                except JobNotFound as e:
-                    part.refused[jid] = str(e)
-        except CancelInterruptedError as e:
-            cancelled, refused = result.cancelled + e.cancelled, result.refused | e.refused
-            left = len(jids) - len(cancelled) - len(refused)
-            raise CancelInterruptedError(cancelled, refused, e.why, left) from e
-        result.cancelled += part.cancelled
-        result.refused |= part.refused
-        if progress is not None:
-            progress(start + len(some), len(jids))
-    return result
 
 
 #: Jids in one condition: far fewer than any database takes.

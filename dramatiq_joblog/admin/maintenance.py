@@ -6,9 +6,7 @@ meanwhile; whoever comes first after a minute is over.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import secrets
 import threading
 import time
 from collections import Counter
@@ -16,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from dramatiq.logging import get_logger
 
-from dramatiq_joblog.database.checkout import checked_out, transaction
-from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.database.checkout import checked_out
 from dramatiq_joblog.database.limited_log import LimitedLog
 from dramatiq_joblog.errors import DatabaseAwayError, JobLogError
-from dramatiq_joblog.locking.locks import Claim
+from dramatiq_joblog.locking.turn import Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from peewee import Database
 
@@ -42,7 +40,7 @@ _PATIENCE = 20_000
 _REST = 24
 #: Jobs that it deletes at once then: others wait for so long.
 _BATCH = 500
-_KIND, _KEY = "chore", "chores"
+_KEY = "chores"
 
 
 class Chores:
@@ -57,8 +55,8 @@ class Chores:
     def __init__(self, totals: Totals, retention: Retention, locks: Locks) -> None:
         self.totals = totals
         self.retention = retention
-        self._locks = locks
-        self._database: Database = locks.lock._meta.database
+        self._turns = Turn(locks, _KEY, lasts=_TURN)
+        self._database: Database = locks.database
         self._limited = LimitedLog(get_logger(__name__, type(self)))
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
@@ -95,7 +93,7 @@ class Chores:
           JobLogError: If another process does so for longer than a turn.
         """
         deleted: Counter[str] = Counter()
-        with checked_out(self._database), self._turn(wait=_PATIENCE / 1000) as renew:
+        with checked_out(self._database), self._turn(wait=_PATIENCE) as renew:
             if renew is None:
                 raise JobLogError("another process prunes this log now: try again later")
             now = _now()
@@ -134,40 +132,9 @@ class Chores:
         """Wait; return whether this process ends."""
         return self._stopped.wait(seconds)
 
-    @contextlib.contextmanager
-    def _turn(self, wait: float = 0.0) -> Iterator[Callable[[], bool] | None]:
-        """Take the turn, or yield None; what is yielded renews it and tells whether it holds."""
-        me = secrets.token_hex(8)
-        deadline = time.monotonic() + wait
-        while not (held := self._take(me)) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        if not held:
-            yield None
-            return
-        renewed = time.monotonic()
-
-        def renew() -> bool:
-            nonlocal renewed
-            if time.monotonic() - renewed > _TURN / 4000:
-                renewed = time.monotonic()
-                return self._take(me)
-            return True
-
-        try:
-            yield renew
-        finally:
-            lock = self._locks.lock
-            mine = lock.kind == _KIND, lock.key == _KEY, lock.owner == me
-            with contextlib.suppress(DatabaseAwayError):
-                # If the database is away, the turn ends by itself.
-                lock.update(owner=None, expires_at=database_now(self._database)).where(
-                    *mine
-                ).execute()
-
-    def _take(self, me: str) -> bool:
-        claim = Claim(_KIND, _KEY, me, None, _TURN)
-        with transaction(self._database):
-            return self._locks.take(claim) is not None
+    def _turn(self, wait: int = 0) -> AbstractContextManager[Callable[[], bool] | None]:
+        """Take the turn within *wait* milliseconds; see :meth:`Turn.take`."""
+        return self._turns.take(wait)
 
 
 def _now() -> int:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from peewee import Database
 
+    from dramatiq_joblog.schema.tables import Tables
     from dramatiq_joblog.statistics.rollups import Totals
 
 #: Milliseconds that jobs are kept after their end, by final state; None for ever.
@@ -54,8 +55,7 @@ class Retention:
     """What a log keeps for how long.
 
     Parameters:
-      job: The bound job model.
-      models: The other bound models, by name: *failure*, *line*, *lock* and *worker*.
+      tables: The log's tables.
       totals: What outlives the jobs.
       keep: Milliseconds after its end that a job is kept, by final state; without one for
         ever.
@@ -67,17 +67,17 @@ class Retention:
 
     def __init__(
         self,
-        job: Any,
+        tables: Tables[Any],
         *,
-        models: Mapping[str, Any],
         totals: Totals,
         keep: Keep | None = None,
         keep_types: Mapping[str, Keep | int | None] | None = None,
     ) -> None:
-        self._job = job
-        self._models = models
+        self._tables = tables
+        # Any: peewee's queries are untyped.
+        self._job: Any = tables.job
         self._totals = totals
-        self._database: Database = job._meta.database
+        self._database: Database = tables.database
         self.keep = _checked(keep or {}, "keep")
         self.keep_types: dict[str, Any] = {
             str(getattr(job_type, "value", job_type)): _checked(
@@ -94,8 +94,7 @@ class Retention:
         if keep is None:
             return self
         return Retention(
-            self._job,
-            models=self._models,
+            self._tables,
             totals=self._totals,
             keep=keep,
             keep_types=self.keep_types,
@@ -189,7 +188,7 @@ class Retention:
             deleted = Counter({rule.state.value: self._delete(rule, [row[0] for row in rows])})
             for some in portions:
                 for name in ("failure", "line"):
-                    model = self._models[name]
+                    model = getattr(self._tables, name)
                     deleted[f"{name}s"] += model.delete().where(model.jid.in_(list(some))).execute()
             self._totals.add_gone(cells, now)
         last = (to_millis(rows[-1][5]), rows[-1][0])
@@ -211,7 +210,7 @@ class Retention:
 
     def _failed(self, jobs: Mapping[str, Any]) -> list[Cell]:
         """Return what was counted of the failures of some jobs."""
-        failure = self._models["failure"]
+        failure: Any = self._tables.failure
         failures = (
             failure.select(
                 *(failure.jid, failure.outcome, failure.error_type),
@@ -236,7 +235,7 @@ class Retention:
 
         A section's row stays although it is free: its fence must never go back.
         """
-        worker, lock = self._models["worker"], self._models["lock"]
+        worker, lock = self._tables.worker, self._tables.lock
         now = database_now(self._database)
         for name, model, old in (
             (

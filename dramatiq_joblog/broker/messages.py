@@ -389,7 +389,7 @@ class Messages:
         row["attempt"] = options.get("retries", 0) + 1
         row["enqueued_at"] = message.message_timestamp
         row["created_at"] = row["updated_at"] = instant
-        if PARENT in options or ROOT in options:
+        if PARENT in options or ROOT in options or REPLAY_OF in options:
             row |= _family(options)
         if (trace_id := current_trace_id()) is not None:
             row["trace_id"] = trace_id

@@ -22,6 +22,7 @@ PLAIN_OPTIONS = frozenset(
     {
         STAMP,
         "joblog_parent",
+        "joblog_replay_of",
         "joblog_root",
         "redis_message_id",
         "requeue_timestamp",

@@ -14,23 +14,30 @@ from dramatiq_joblog.errors import (
     DatabaseAwayError,
     DuplicateJob,
     RequeueError,
-    RequeueInterruptedError,
 )
-from dramatiq_joblog.payload.sanitize import fit_name, fold_jid, message_of
+from dramatiq_joblog.payload.sanitize import fit_name, fold_jid
 from dramatiq_joblog.states import CANCELLABLE, FINAL, State
 
 from .messages import PARENT, REPLAY_OF, ROOT, now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+    from typing import TypeVar
 
     from dramatiq import Broker
 
     from dramatiq_joblog.joblog import JobLog
-    from dramatiq_joblog.schema.query import JobQuery
 
-    from .arguments import Arguments
+    from .arguments import Arguments, Sent
     from .messages import Messages
+    from .sending import Enqueue
+
+    T = TypeVar("T")
+
+#: Why no job can be sent there.
+IN_TRANSACTION = "inside a transaction, whose end the message would not wait for"
+#: Jids in one condition: far fewer than any database takes.
+_MOST_JIDS = 500
 
 #: A group counts its members by these.
 GROUP = ("group_completion_uuid", "group_completion_callbacks")
@@ -58,6 +65,7 @@ class Sender:
         self._joblog = joblog
         self._arguments = arguments
         self._readers: dict[Broker, Messages] = {}
+        self._enqueues: dict[Broker, Enqueue | None] = {}
         self._logger = get_logger(__name__, type(self))
         self._brokers: list[Broker] = []
 
@@ -71,12 +79,16 @@ class Sender:
         """Whether this process has declared any actor."""
         return any(broker.actors for broker in self._known())
 
-    def add(self, broker: Broker, messages: Messages) -> None:
+    def add(self, broker: Broker, messages: Messages, enqueue: Enqueue | None = None) -> None:
         """Let jobs be sent by a broker, before all others, as an actor is declared there.
 
-        *messages* reads what is sent there.
+        Parameters:
+          broker: The broker.
+          messages: Reads what is sent there.
+          enqueue: What the middleware put around the broker's own ``enqueue``, if it did.
         """
         self._readers[broker] = messages
+        self._enqueues[broker] = enqueue
         # A new list: another thread may be reading the old one.
         self._brokers = [broker, *(other for other in self._brokers if other is not broker)]
 
@@ -109,47 +121,36 @@ class Sender:
 
     def requeue(self, job: Any, *, who: str | None, broker: Broker | None) -> Message[Any]:
         """Send one job again; see :meth:`JobLog.requeue`."""
-        logged = self._logged(job.jid, [broker] if broker is not None else self._known())
-        self._check(job)
-        broker = _home(job, logged)
-        message = self._message(job, broker)
+        brokers = self.brokers(job.jid, broker)
+        self.check(job)
+        sent = self._arguments.restore(job)
+        where, message = self.message(job, sent, brokers, self.known_targets([sent]))
         try:
-            message = broker.enqueue(message)
+            message = where.enqueue(message)
         except DuplicateJob as e:
             raise RequeueError(job.jid, str(e)) from e
         self._mark(job, message, who)
         return message
 
-    def requeue_all(
-        self,
-        query: JobQuery[Any],
-        *,
-        limit: int,
-        who: str | None,
-        broker: Broker | None,
-        progress: Callable[[int, int], None] | None,
-    ) -> Requeued:
-        """Send the jobs of a query again; see :meth:`JobLog.requeue_all`."""
-        model = self._joblog.Job
-        jobs = list(
-            query.in_state(*FINAL)
-            .where(model.replayed_by.is_null())
-            .order_by(model.id)
-            .limit(limit)
-        )
-        result = Requeued()
-        for done, job in enumerate(jobs, 1):
-            try:
-                result.sent.append(self.requeue(job, who=who, broker=broker))
-            except RequeueError as e:
-                result.refused[job.jid] = e.reason
-            except Exception as e:
-                # Brokers raise many kinds when they are unavailable; the next would fare no better.
-                cause = self._joblog.redactor.error(f"{type(e).__name__}: {message_of(e)}")
-                raise RequeueInterruptedError(job.jid, result.sent, result.refused, cause) from e
-            if progress is not None:
-                progress(done, len(jobs))
-        return result
+    def brokers(self, jid: str, broker: Broker | None = None) -> list[Broker]:
+        """Return those that jobs may be sent by, or the one that is asked for.
+
+        Raises:
+          RequeueError: If there is none whose jobs this log has; *jid* is for its text.
+        """
+        return self._logged(jid, [broker] if broker is not None else self._known())
+
+    def enqueue_of(self, broker: Broker) -> Enqueue | None:
+        """Return what the middleware put around a broker's own ``enqueue``, if it did."""
+        return self._enqueues.get(broker)
+
+    def redacted(self, text: str) -> str:
+        """Return an error's text without secrets."""
+        return self._joblog.redactor.error(text)
+
+    def restored(self, job: Any) -> Sent:
+        """Return what a job's message said; see :meth:`Arguments.restore`."""
+        return self._arguments.restore(job)
 
     def _known(self) -> list[Broker]:
         """Return the brokers that jobs may be sent by."""
@@ -170,7 +171,12 @@ class Sender:
             raise RequeueError(jid, f"{brokers[0]!r} has no JobLogMiddleware of this log")
         return logged
 
-    def _check(self, job: Any) -> None:
+    def check(self, job: Any) -> None:
+        """Refuse a job that has not ended, and any job inside a transaction.
+
+        Raises:
+          RequeueError: If it does.
+        """
         if job.state not in FINAL:
             cure = "; if nothing more will come of it, cancel it first"
             raise RequeueError(
@@ -178,15 +184,37 @@ class Sender:
                 f"it is {job.state}; only what is finished, dead or skipped can be"
                 + (cure if job.state in CANCELLABLE else ""),
             )
-        database = self._joblog.database
-        if not database.is_closed() and database.in_transaction():
-            raise RequeueError(
-                job.jid, "inside a transaction, whose end the message would not wait for"
-            )
+        if self.is_in_transaction:
+            raise RequeueError(job.jid, IN_TRANSACTION)
 
-    def _message(self, job: Any, broker: Broker) -> Message[Any]:
-        sent = self._arguments.restore(job)
-        options = self._renewed(sent.options, job)
+    @property
+    def is_in_transaction(self) -> bool:
+        """Whether this thread is inside a transaction of the log's database."""
+        database = self._joblog.database
+        return not database.is_closed() and database.in_transaction()
+
+    def message(
+        self,
+        job: Any,
+        sent: Sent,
+        brokers: Sequence[Broker],
+        known: Container[str],
+        jid: str | None = None,
+    ) -> tuple[Broker, Message[Any]]:
+        """Return the message of a job's new run, and the broker to send it to.
+
+        Parameters:
+          job: The job.
+          sent: What its message said.
+          brokers: The brokers that it may be sent to.
+          known: Of the jids that follow it in a pipeline those that the log knows.
+          jid: That of the new run; by default one of its own.
+
+        Raises:
+          RequeueError: If none of the brokers has its actor.
+        """
+        broker = _home(job, brokers)
+        options = _renewed(sent.options, job, known)
         options[REPLAY_OF] = job.jid
         if job.parent_jid is not None:
             options |= {PARENT: job.parent_jid, ROOT: job.root_jid}
@@ -195,25 +223,26 @@ class Sender:
         if queue is None:
             # The actor has moved since.
             queue = broker.get_actor(actor).queue_name
-        return Message(
+        message: Message[Any] = Message(
             queue_name=queue,
             actor_name=actor,
             args=tuple(sent.args),
             kwargs=sent.kwargs,
             options=options,
+            message_id=jid or generate_unique_id(),
         )
+        return broker, message
 
-    def _renewed(self, options: dict[str, Any], job: Any) -> dict[str, Any]:
-        """Return options that let what follows the job follow its new run too."""
-        if job.state == State.FINISHED or job.replayed_by is not None:
-            # Its group has counted it already.
-            options = {name: value for name, value in options.items() if name not in GROUP}
-        targets = list(_targets(options))
-        known = self._joblog.jobs.where(
-            self._joblog.Job.jid.in_([fold_jid(target["message_id"]) for target in targets])
-        )
-        fresh_ids = bool(targets) and known.exists()
-        return _with_targets(options, fresh_ids=fresh_ids)
+    def known_targets(self, sent: Iterable[Sent]) -> set[str]:
+        """Return the jids of what follows messages in their pipelines that the log knows."""
+        jids = {
+            fold_jid(target["message_id"]) for each in sent for target in _targets(each.options)
+        }
+        job = self._joblog.Job
+        known: set[str] = set()
+        for some in chunks(sorted(jids), _MOST_JIDS):
+            known |= {row.jid for row in job.select(job.jid).where(job.jid.in_(some))}
+        return known
 
     def _mark(self, job: Any, message: Message[Any], who: str | None) -> None:
         model = self._joblog.Job
@@ -230,7 +259,22 @@ class Sender:
             self._logger.warning("Job %s runs again as %s, unmarked: %s", job.jid, jid, e)
 
 
-def _home(job: Any, brokers: list[Broker]) -> Broker:
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Split a sequence into parts of *size*."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _renewed(options: dict[str, Any], job: Any, known: Container[str]) -> dict[str, Any]:
+    """Return options that let what follows the job follow its new run too."""
+    if job.state == State.FINISHED or job.replayed_by is not None:
+        # Its group has counted it already.
+        options = {name: value for name, value in options.items() if name not in GROUP}
+    fresh_ids = any(fold_jid(target["message_id"]) in known for target in _targets(options))
+    return _with_targets(options, fresh_ids=fresh_ids)
+
+
+def _home(job: Any, brokers: Sequence[Broker]) -> Broker:
     """Return the broker that a job's actor is declared on, the one with its queue first.
 
     Raises:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.locking.locks import Locks
     from dramatiq_joblog.recording.writer import Writer
+    from dramatiq_joblog.schema.tables import Tables
 
 #: Milliseconds between two looks for keys that nobody has held for long.
 _CLEANING = 3_600_000
@@ -74,8 +75,7 @@ class WorkerProcess:
     """The process, as the log knows it while it has workers.
 
     Parameters:
-      job: The bound job model.
-      worker: The bound worker model.
+      tables: The log's tables.
       writer: Where the heartbeat is written.
       locks: The keys that this process holds.
       upkeep: The log's upkeep.
@@ -84,15 +84,14 @@ class WorkerProcess:
 
     def __init__(
         self,
-        job: Any,
-        worker: Any,
+        tables: Tables[Any],
         *,
         writer: Writer,
         locks: Locks,
         upkeep: Upkeep,
         upkeep_every: int,
     ) -> None:
-        self._models = job, worker
+        self._tables = tables
         self._writer = writer
         self._locks = locks
         self._upkeep, self._upkeep_every = upkeep, upkeep_every
@@ -120,7 +119,7 @@ class WorkerProcess:
         """
         first = self._workers.add(worker, Place(threads, frozenset(queues)))
         if first or self._heartbeat is None:
-            job, row = self._models
+            job, row = self._tables.job, self._tables.worker
             self._heartbeat = Heartbeat(
                 job,
                 row,

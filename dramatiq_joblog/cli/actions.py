@@ -11,11 +11,8 @@ from peewee import PeeweeException
 from dramatiq_joblog import (
     CancelInterruptedError,
     JobLogError,
-    JobNotFound,
-    RequeueError,
     RequeueInterruptedError,
 )
-from dramatiq_joblog.admin.cancel import cancel_named
 from dramatiq_joblog.broker.messages import REPLAY_OF
 from dramatiq_joblog.payload.sanitize import message_of
 from dramatiq_joblog.states import CANCELLABLE, FINAL, State
@@ -124,26 +121,15 @@ def _send(
     joblog: JobLog, jobs: Sequence[Any], *, named: bool
 ) -> tuple[list[tuple[str, str]], dict[str, str], Exception | None]:
     """Run jobs again; return old and new jids, why others could not be, and what broke it off."""
-    sent: list[tuple[str, str]] = []
-    refused: dict[str, str] = {}
-    if not named:
-        query = joblog.jobs.where(joblog.Job.jid.in_([job.jid for job in jobs]))
-        with progress("running again", len(jobs)) as update:
-            try:
-                result = joblog.requeue_all(query, limit=len(jobs), who=myself(), progress=update)
-            except RequeueInterruptedError as e:
-                pairs = [(m.options[REPLAY_OF], m.message_id) for m in e.sent]
-                return pairs, e.refused, Refusal(line(e), AWAY)
-        return [(m.options[REPLAY_OF], m.message_id) for m in result.sent], result.refused, None
-    for job in jobs:
-        # What is named is meant, though it was run again before.
+    # What is named is meant, though it was run again before.
+    jids, broken = [job.jid for job in jobs], None
+    with progress("running again", len(jids)) as update:
         try:
-            sent.append(_send_one(joblog, job.jid))
-        except (RequeueError, JobNotFound) as e:
-            refused[job.jid] = e.reason if isinstance(e, RequeueError) else str(e)
-        except (Refusal, JobLogError, PeeweeException) as e:
-            return sent, refused, e
-    return sent, refused, None
+            done = joblog.requeue_named(jids, who=myself(), repeat=named, progress=update)
+            messages, refused = done.sent, done.refused
+        except RequeueInterruptedError as e:
+            messages, refused, broken = e.sent, e.refused, Refusal(line(e), AWAY)
+    return [(m.options[REPLAY_OF], m.message_id) for m in messages], refused, broken
 
 
 def _show_requeued(
@@ -266,7 +252,7 @@ def _cancel(
     jids = [job.jid for job in jobs]
     with progress("cancelling", len(jids)) as update:
         try:
-            done = cancel_named(joblog, jids, who=myself(), reason=reason, progress=update)
+            done = joblog.cancel_named(jids, who=myself(), reason=reason, progress=update)
         except CancelInterruptedError as e:
             return e.cancelled, e.refused, Refusal(line(e), AWAY)
     return done.cancelled, done.refused, None

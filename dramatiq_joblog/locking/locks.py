@@ -232,12 +232,12 @@ class Locks:
         self.lock = lock
         #: Who waits for a section.
         self.waiters = Waiters(job)
-        self._database: Database = lock._meta.database
-        self._now: str = database_now(self._database).sql
+        self.database: Database = lock._meta.database
+        self._now: str = database_now(self.database).sql
         self._table = f'"{lock._meta.table_name}"'
         #: Whether an upsert can neither be guarded nor return anything.
-        self._in_steps = isinstance(self._database, MySQLDatabase)
-        self._count_held = Compiled(self._database, self._counting_held)
+        self._in_steps = isinstance(self.database, MySQLDatabase)
+        self._count_held = Compiled(self.database, self._counting_held)
         self._guard = threading.Lock()
         #: What this process holds, by token.
         self._leases: dict[str, Lease] = {}
@@ -321,7 +321,7 @@ class Locks:
         It does if the database's clock went back since it was renewed.
         """
         lock = self.lock
-        most = database_now(self._database) + lock.ttl
+        most = database_now(self.database) + lock.ttl
         too_long = [lock.expires_at > most]
         if key is not None:
             too_long += [lock.kind == kind, lock.key == key]
@@ -358,7 +358,7 @@ class Locks:
     def keep(self, key: str, owner: str, token: str, milliseconds: int) -> None:
         """Keep a section for its owner's next run, which begins within *milliseconds*."""
         lock = self.lock
-        expires = database_now(self._database) + milliseconds
+        expires = database_now(self.database) + milliseconds
         (
             lock.update(token=None, process=None, ttl=milliseconds, expires_at=expires)
             .where(
@@ -375,7 +375,7 @@ class Locks:
         """Give a uniqueness its whole time: its message is in the broker."""
         lock = self.lock
         (
-            lock.update(ttl=ttl, expires_at=database_now(self._database) + ttl)
+            lock.update(ttl=ttl, expires_at=database_now(self.database) + ttl)
             .where(lock.kind == UNIQUE, lock.key == key, lock.owner == owner)
             .execute()
         )
@@ -383,7 +383,7 @@ class Locks:
     def end_of(self, process: str) -> None:
         """Let the leases of a process run out that is known to have ended."""
         lock = self.lock
-        now = database_now(self._database)
+        now = database_now(self.database)
         held = lock.expires_at > now
         lock.update(expires_at=now).where(lock.process == process, held).execute()
 
@@ -419,7 +419,7 @@ class Locks:
             return
         began = time.monotonic()
         lock = self.lock
-        expires = database_now(self._database) + lock.ttl
+        expires = database_now(self.database) + lock.ttl
         mine = (
             lock.kind == SECTION,
             lock.key.in_([lease.key for lease in leases.values()]),
@@ -461,7 +461,7 @@ class Locks:
 
     def now(self) -> int:
         """Return the database's time."""
-        ((now,),) = self._database.execute_sql(f"SELECT {self._now}").fetchall()
+        ((now,),) = self.database.execute_sql(f"SELECT {self._now}").fetchall()
         return int(now)
 
     def clean(self, idle: int = KEEP_IDLE, settled: int = SETTLED) -> None:
@@ -472,7 +472,7 @@ class Locks:
         no statement that is going on has read a lower one.
         """
         self.bound()
-        lock, now = self.lock, database_now(self._database)
+        lock, now = self.lock, database_now(self.database)
         lock.delete().where(lock.kind == UNIQUE, lock.expires_at < now - idle).execute()
         old = (
             lock.kind == SECTION,
@@ -521,7 +521,7 @@ class Locks:
 
     def _is_live(self) -> Any:
         lock = self.lock
-        return lock.owner.is_null(False) & (lock.expires_at > database_now(self._database))
+        return lock.owner.is_null(False) & (lock.expires_at > database_now(self.database))
 
     def _take_first(self, claim: Claim) -> int | None:
         """Take the only slot of a key, and return its fence."""
@@ -662,10 +662,10 @@ class Locks:
         return list(self._cursor(text, values).fetchall())
 
     def _cursor(self, text: str, values: tuple[Any, ...]) -> Any:
-        text = text.replace("?", self._database.param)
+        text = text.replace("?", self.database.param)
         if self._in_steps:
             text = text.replace('"', "`")
-        return self._database.execute_sql(text, values)
+        return self.database.execute_sql(text, values)
 
 
 def describe_holder(holder: Holder | None) -> str:

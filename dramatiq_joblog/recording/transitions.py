@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from peewee import Database
 
     from dramatiq_joblog.locking.locks import Holder, Lease
+    from dramatiq_joblog.schema.tables import Tables
 
 #: Milliseconds that two clocks may differ: what a question and its answer take.
 MAX_SKEW = 1_000
@@ -317,29 +318,29 @@ class Transitions:
     """The statements that write events to one log's tables.
 
     Parameters:
-      job: The bound job model.
-      failure: The bound failure model.
-      worker: The bound worker model.
-      lock: The bound lock model.
-      line: The bound model of log lines.
+      tables: The tables.
     """
 
-    def __init__(self, job: Any, failure: Any, worker: Any, lock: Any, line: Any) -> None:
-        self.job = job
-        self.failure = failure
-        self.worker = worker
-        self.line = line
+    def __init__(self, tables: Tables[Any]) -> None:
+        # Any: peewee's queries are untyped.
+        self.job: Any = tables.job
+        self.failure: Any = tables.failure
+        self.worker: Any = tables.worker
+        self.line: Any = tables.line
+        job, failure, lock, line = tables.job, tables.failure, tables.lock, tables.line
         self.locks = Locks(lock, job)
         #: Called with minutes, in milliseconds since 1970, that must be counted again.
         self.note_late: Callable[[set[int]], None] = _nobody
-        self.database: Database = job._meta.database
+        self.database: Database = tables.database
         self._enqueues = upsert(_enqueue_rule(job))
         self._runs = upsert(_run_rule(job))
         self._failures = upsert(_failure_rule(failure))
         self._lines = upsert(_line_rule(line))
         self._freeing = freeing(lock)
         self._locked_all = Compiled(self.database, self._locking)
-        self._own_fields = [f for f in job._meta.sorted_fields if f.name not in Job._meta.fields]
+        self._own_fields = [
+            f for f in self.job._meta.sorted_fields if f.name not in Job._meta.fields
+        ]
 
     def own_defaults(self) -> dict[str, Any]:
         """Return what stands in the columns of a model of the user's own when nothing is said."""

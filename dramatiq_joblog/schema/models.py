@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,6 +14,7 @@ from peewee import (
     BooleanField,
     Field,
     ForeignKeyField,
+    InterfaceError,
     ModelBase,
     MySQLDatabase,
 )
@@ -37,6 +39,8 @@ from .fields import (
 from .query import JobQuery, literal_states
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import Self
 
     from dramatiq_joblog.database.queries import Select
@@ -61,6 +65,16 @@ __all__ = [
 
 #: As much of an error's class is in a total: the key of an index of MySQL has no room for more.
 MAX_TOTAL_ERROR = 200
+
+
+@dataclass(frozen=True)
+class Bond:
+    """What rows of jobs and failures know of the other tables of their log."""
+
+    failure: type[Failure]
+    line: type[Line]
+    #: Called as jobs are about to be asked for.
+    on_select: Callable[[], None] | None = None
 
 
 class _Row(LentModel):
@@ -208,18 +222,23 @@ class Job(_Row, metaclass=_JobBase):
         table_name = "joblog_job"
 
     _own = frozenset({"id", "options", "process", "sealed", "token", "user_is_text"})
-    #: The failures' and the lines' models of the same log; set when the log is made.
-    failure_model: ClassVar[Any] = None
-    line_model: ClassVar[Any] = None
+    _bond: ClassVar[Bond | None] = None
 
-    @staticmethod
-    def before_select() -> None:
-        """Do what the log wants done before it is asked; set when the log is made."""
+    @classmethod
+    def join(cls, bond: Bond | None) -> None:
+        """Belong to the tables of a log."""
+        cls._bond = bond
+
+    @classmethod
+    def bond(cls) -> Bond | None:
+        """Return what the model was joined to last."""
+        return cls._bond
 
     @classmethod
     def select(cls, *fields: Any) -> JobQuery[Self]:
         """Select jobs with the log's scopes; peewee's own ``select`` otherwise."""
-        cls.before_select()
+        if cls._bond is not None and cls._bond.on_select is not None:
+            cls._bond.on_select()
         return JobQuery(cls, fields or cls._meta.sorted_fields, is_default=not fields)
 
     @property
@@ -228,7 +247,7 @@ class Job(_Row, metaclass=_JobBase):
 
         A select of :class:`Failure`.
         """
-        model: type[Failure] = type(self).failure_model
+        model = _bond_of(self).failure
         return model.select().where(model.jid == self.jid).order_by(model.id)
 
     @property
@@ -269,8 +288,18 @@ class Job(_Row, metaclass=_JobBase):
     @property
     def lines(self) -> Select[Line]:
         """What all its runs logged, in order: a select of :class:`Line`."""
-        model: type[Line] = type(self).line_model
+        model = _bond_of(self).line
         return _in_order(model.select().where(model.jid == self.jid))
+
+
+def _bond_of(row: Any) -> Bond:
+    """Return what a row knows of the other tables of its log."""
+    bond: Bond | None = type(row)._bond
+    if bond is None:
+        raise InterfaceError(
+            f"{type(row).__name__} is bound to no log: ask the model of one, as joblog.Job"
+        )
+    return bond
 
 
 class Failure(_Row):
@@ -308,13 +337,17 @@ class Failure(_Row):
         table_name = "joblog_failure"
         indexes = ((("jid", "token"), True), (("finished_at",), False))
 
-    #: The lines' model of the same log; set when the log is made.
-    line_model: ClassVar[Any] = None
+    _bond: ClassVar[Bond | None] = None
+
+    @classmethod
+    def join(cls, bond: Bond | None) -> None:
+        """Belong to the tables of a log."""
+        cls._bond = bond
 
     @property
     def lines(self) -> Select[Line]:
         """What this run logged, in order: a select of :class:`Line`."""
-        model: type[Line] = type(self).line_model
+        model = _bond_of(self).line
         return _in_order(model.select().where(model.jid == self.jid, model.token == self.token))
 
 

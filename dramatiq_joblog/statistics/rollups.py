@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from peewee import Database
 
+    from dramatiq_joblog.schema.tables import Tables
+
     from .watermarks import Marks
 
 #: Milliseconds of a minute, a quarter of an hour, an hour and a day.
@@ -221,21 +223,20 @@ class Totals:
     """What was counted, and the counting.
 
     Parameters:
-      job: The bound job model.
-      failure: The bound failure model.
-      total: The bound model of totals.
+      tables: The log's tables.
       marks: How far the counting has come.
     """
 
     #: The mark before which every minute was counted.
     COUNTED = "counted"
 
-    def __init__(self, job: Any, failure: Any, total: Any, marks: Marks) -> None:
-        self._job = job
-        self._failure = failure
-        self._total = total
+    def __init__(self, tables: Tables[Any], marks: Marks) -> None:
+        # Any: peewee's queries are untyped.
+        self._job: Any = tables.job
+        self._failure: Any = tables.failure
+        self._total: Any = tables.total
         self.marks = marks
-        self._database: Database = total._meta.database
+        self._database: Database = tables.database
 
     def counted(self) -> int | None:
         """Return the instant before which all was counted, or None if nothing was."""

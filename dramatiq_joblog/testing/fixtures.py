@@ -128,14 +128,11 @@ def _swapped(app_log: JobLog[Any], log: JobLog[Any], *kept: str) -> Iterator[Job
 @contextlib.contextmanager
 def _bound_again(model: Any) -> Iterator[None]:
     """Give a model back to the log that it was bound to before."""
-    before = {
-        name: getattr(model, name) for name in ("before_select", "failure_model", "line_model")
-    }
+    before = model.bond()
     try:
         yield
     finally:
-        for name, value in before.items():
-            setattr(model, name, value)
+        model.join(before)
 
 
 def _empty(log: JobLog[Any]) -> None:

@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING, Any
 from dramatiq.logging import get_logger
 from starlette.responses import RedirectResponse
 
-from dramatiq_joblog.admin.cancel import cancel_named
-from dramatiq_joblog.errors import CancelError, JobLogError, JobNotFound, LockNotAcquired
-from dramatiq_joblog.payload.sanitize import message_of
+from dramatiq_joblog.errors import (
+    CancelError,
+    JobLogError,
+    JobNotFound,
+    LockNotAcquired,
+    RequeueError,
+    RequeueInterruptedError,
+)
 from dramatiq_joblog.reading.display import exact, number
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import CANCELLABLE, State
@@ -123,28 +128,26 @@ def _cancel(visit: Visit, jids: Sequence[str], reason: str) -> tuple[list[str], 
             return [visit.joblog.cancel(jids[0], who=visit.who, reason=reason).jid], {}
         except (CancelError, JobNotFound) as e:
             return [], {jids[0]: str(e)}
-    done = cancel_named(visit.joblog, jids, who=visit.who, reason=reason)
+    done = visit.joblog.cancel_named(jids, who=visit.who, reason=reason)
     _write_down(visit, "cancel", done.cancelled, done.refused)
     return done.cancelled, done.refused
 
 
-def _requeue(visit: Visit, jids: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """Run jobs again, each by itself; return the new jids, and the reasons of those refused."""
-    sent: list[str] = []
-    refused: dict[str, str] = {}
-    for jid in jids:
-        try:
-            message = visit.joblog.requeue(jid, who=visit.who, broker=visit.site.broker)
-        except JobLogError as e:
-            refused[jid] = str(e)
-        except Exception as e:  # noqa: BLE001
-            # Brokers raise many kinds when they are away; the next job would fare no better.
-            text = visit.joblog.redactor.error(message_of(e))
-            get_logger(__name__).warning("Job %s could not be sent again: %s", jid, text)
-            refused[jid] = f"the broker did not take it: {text}"
-            break
-        else:
-            sent.append(message.message_id)
+def _requeue(visit: Visit, jids: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Run jobs again; return the new jids, and the reasons of those refused."""
+    log = visit.joblog
+    try:
+        done = log.requeue_named(jids, who=visit.who, broker=visit.site.broker)
+        messages, refused = done.sent, done.refused
+    except RequeueInterruptedError as e:
+        get_logger(__name__).warning("Jobs could not all be sent again: %s", e)
+        messages, refused = e.sent, e.refused | {e.jid: f"the broker did not take it: {e.why}"}
+    except JobLogError as e:
+        messages, refused = [], dict.fromkeys(jids, getattr(e, "reason", str(e)))
+    sent = [message.message_id for message in messages]
+    if len(jids) == 1:
+        # It is all there is to say.
+        refused = {jid: str(RequeueError(jid, reason)) for jid, reason in refused.items()}
     _write_down(visit, "requeue", sent, refused)
     return sent, refused
 

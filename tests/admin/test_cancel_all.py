@@ -9,7 +9,6 @@ from playhouse.test_utils import count_queries
 
 from dramatiq_joblog import CancelInterruptedError
 from dramatiq_joblog.admin import cancel
-from dramatiq_joblog.admin.cancel import cancel_named
 from dramatiq_joblog.locking.locks import SECTION, UNIQUE, Claim
 
 NOW = 1_800_000_000_000
@@ -62,7 +61,7 @@ def test_each_is_given_up_as_by_itself(joblog, job_factory):
 
     for state in KINDS:
         joblog.cancel(f"one {state}", who="ada", reason="not wanted")
-    done = cancel_named(joblog, [f"all {s}" for s in KINDS], who="ada", reason="not wanted")
+    done = joblog.cancel_named([f"all {s}" for s in KINDS], who="ada", reason="not wanted")
 
     assert {f"all {state}" for state in KINDS} == {*done.cancelled}
     assert {} == done.refused
@@ -144,7 +143,7 @@ def test_a_database_that_fails_midway(joblog, job_factory, small_batches, monkey
 
     def give_up(progress=None):
         if named:
-            return cancel_named(joblog, jids, who="ada", progress=progress)
+            return joblog.cancel_named(jids, who="ada", progress=progress)
         return joblog.cancel_all(joblog.jobs, who="ada", progress=progress)
 
     with pytest.raises(CancelInterruptedError, match=r"2 jobs are cancelled.*3 are left") as broken:

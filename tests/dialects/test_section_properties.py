@@ -45,9 +45,7 @@ class Process:
 
     def __init__(self, joblog, number):
         self.number = number
-        self.transitions = Transitions(
-            joblog.Job, joblog.Failure, joblog.Worker, joblog.Lock, joblog.Line
-        )
+        self.transitions = Transitions(joblog.tables)
         self.sections = Sections(self.transitions)
         self.heartbeat = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
         self.heartbeat.beat()

@@ -10,7 +10,7 @@ from dramatiq_joblog.database.mysql import tell_apart
 
 
 def up(migrator: Any, database: Any) -> None:
-    models = migrator.joblog_models
+    models = migrator.models
     table = models[0]._meta.table_name
     if "user_is_text" not in {column.name for column in database.get_columns(table)}:
         migrator.migrate(migrator.add_column(table, "user_is_text", BooleanField(null=True)))

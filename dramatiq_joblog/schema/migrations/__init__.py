@@ -19,21 +19,43 @@ if TYPE_CHECKING:
 
     from peewee import Database
 
+    from dramatiq_joblog.schema.tables import Tables
+
 # Any number that no one else uses for an advisory lock.
 _LOCK = 0x6A6F_626C
 #: Seconds to wait for another process that migrates, on MySQL.
 _WAIT = 60
 
 
-def migrate(database: Database, models: Sequence[Any]) -> None:
-    """Bring the tables of *models*, jobs first, to this version; safe to repeat and to race.
+class _Migrator:
+    """peewee's migrator, with the models of the log whose tables it changes, jobs first."""
+
+    # Any: peewee's, which has no types.
+    def __init__(self, migrator: Any, models: Sequence[Any]) -> None:
+        self._migrator = migrator
+        self.models = models
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._migrator, name)
+
+
+class _Runner(Runner):  # type: ignore[misc]
+    """Runs the migrations of one log."""
+
+    def __init__(self, database: Database, job: Any, models: Sequence[Any] = ()) -> None:
+        folder = str(Path(__file__).parent)
+        super().__init__(database, folder, f"{job._meta.table_name}_migration")
+        self.migrator: Any = _Migrator(self.migrator, models)
+
+
+def migrate(tables: Tables[Any]) -> None:
+    """Bring the tables of a log to this version; safe to repeat and to race.
 
     A schema that is newer than this code is left as it is: newer versions only add.
     """
-    job = models[0]
+    job, database, models = tables.job, tables.database, tuple(tables)
     with _alone(database):
-        runner = Runner(database, str(Path(__file__).parent), f"{job._meta.table_name}_migration")
-        runner.migrator.joblog_models = models
+        runner = _Runner(database, job, models)
         ahead = [m.name for m in runner.status() if m.path is None]
         if ahead:
             get_logger(__name__).warning(
@@ -52,7 +74,7 @@ def migrate(database: Database, models: Sequence[Any]) -> None:
 
 def compare(database: Database, job: Any) -> tuple[list[str], list[str]]:
     """Return the versions that the schema of a job table lacks, and those that are not known."""
-    runner = Runner(database, str(Path(__file__).parent), f"{job._meta.table_name}_migration")
+    runner = _Runner(database, job)
     status = runner.status()
     missing = [m.name for m in status if m.path is not None and not m.applied]
     return missing, [m.name for m in status if m.path is None]
