@@ -48,6 +48,8 @@ _NAMED = re.compile(
 _ESCAPED = re.compile(r"\\+['\"]")
 #: Where an element begins, as in ``<password>x</password>``.
 _ELEMENT = re.compile(r"<([\w:.-]{1,100})(?:\s[^<>]*)?(?<!/)>")
+#: So many kinds of elements that are not closed are no document.
+_MANY = 100
 _OPENING, _CLOSING = "([{<", ")]}>"
 #: What an error's text may say of something else: ``unexpected token: ')'``.
 _PROSE = ("auth", "cookie", "pin", "session", "token", "tokens")
@@ -135,11 +137,21 @@ def _values(
 
 def _elements(text: str, is_secret: Callable[[str], bool]) -> Iterator[tuple[int, int, str]]:
     """Yield where what is in the elements of secrets stands in XML, and what is to stand there."""
+    taken = 0
+    # What is not closed once is not closed further on either: one look for each name is enough.
+    unclosed: set[str] = set()
     for match in _ELEMENT.finditer(text):
-        if is_secret(match[1].rpartition(":")[2]):
-            end = text.find(f"</{match[1]}", match.end())
-            if end > match.end():
-                yield match.end(), end, REDACTED
+        name = match[1]
+        if match.start() < taken or name in unclosed or not is_secret(name.rpartition(":")[2]):
+            continue
+        if len(unclosed) == _MANY:
+            return
+        end = text.find(f"</{name}", match.end())
+        if end < 0:
+            unclosed.add(name)
+        elif end > match.end():
+            taken = end
+            yield match.end(), end, REDACTED
 
 
 def _end_of_value(text: str, start: int) -> tuple[int, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -110,3 +111,13 @@ def test_what_is_no_secret(value):
     """What only has such a shape, or only names a secret, is kept as it is."""
     assert value == kept(value)
     assert not document(value, Redactor()).redacted
+
+
+@pytest.mark.parametrize(
+    "part", ["<password>", "<password>x</b>", "--password ", 'password\\": \\"', "password=", "<"]
+)
+def test_long_texts(part):
+    """However long a text is that looks like secrets, it is looked through once."""
+    began = time.thread_time()
+    Redactor().text(part * 100_000 + "</")
+    assert time.thread_time() - began < 10
