@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import os
@@ -43,7 +44,7 @@ from .statistics.rollups import Totals
 from .statistics.watermarks import Marks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from .admin.doctor import Finding
     from .admin.retention import Keep
@@ -400,7 +401,7 @@ class JobLog(Asking[J], Cancelling[J], Replaying[J], Generic[J]):
         start = None if run is None else run.take_start()
         if start is None:
             return
-        start.dropped = True
+        start.drop()
         committed = self.writer.put(start, awaited=True)
         if self._may_wait():
             committed.wait()
@@ -420,6 +421,28 @@ class JobLog(Asking[J], Cancelling[J], Replaying[J], Generic[J]):
     def _is_usable(self) -> bool:
         connection = self.database.connection()
         return not getattr(connection, "closed", False) and self.database.is_connection_usable()
+
+
+@contextlib.contextmanager
+def moved(
+    log: JobLog[Any], database: DatabaseURL | Database, *, model: Any = Job, spool: Path
+) -> Iterator[JobLog[Any]]:
+    """Have a log on another database for the block, for whatever holds it: for tests.
+
+    Its settings stay, and a database that was handed in stays the application's own.
+    """
+    there: JobLog[Any] = JobLog(database, model=model, store_args=log.store_args, spool=spool)
+    there.redactor, there.seal = log.redactor, log.seal
+    there._job_types = log._job_types
+    if isinstance(database, Database):
+        there._owned = log._owned
+    before = vars(log).copy()
+    vars(log).update(vars(there))
+    try:
+        yield log
+    finally:
+        vars(log).clear()
+        vars(log).update(before)
 
 
 def _default_spool(job: Any) -> Path:

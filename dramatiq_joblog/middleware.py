@@ -535,7 +535,7 @@ class JobLogMiddleware(Middleware):
         run.ended = True
         self._open.remove(run)
         if run.start is not None:
-            run.start.dropped = True
+            run.start.drop()
             event.start = run.start
         if live is not None:
             self._reports.end(live)

@@ -191,7 +191,8 @@ class Cancelling(Generic[J]):
     def _cancel_named(self, jids: Sequence[str], who: str | None, reason: str | None) -> Cancelled:
         named = self.Job.select().where(self.Job.jid.in_(jids))
         result = self.cancel_all(named, limit=len(jids), who=who, reason=reason)
-        for jid in {*jids} - {*result.cancelled} - {*result.refused}:
+        done = {*result.cancelled, *result.refused}
+        for jid in filter(lambda jid: jid not in done, jids):
             try:
                 result.cancelled.append(self.cancel(jid, who=who, reason=reason).jid)
             except CancelError as e:

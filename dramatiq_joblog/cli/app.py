@@ -80,12 +80,26 @@ class Session:
     """One call of the program: which log it asks, and how it answers."""
 
     def __init__(self) -> None:
-        #: ``module:name`` of the application's log.
-        self.app: str | None = None
-        #: URL of the log's database.
-        self.database: str | None = None
-        #: Whether the answer is read by a program.
-        self.json = False
+        self._options: dict[str, Any] = {}
+
+    def remember(self, option: str, value: Any) -> None:
+        """Note an option that stands before or after any command."""
+        self._options[option] = value
+
+    @property
+    def app(self) -> str | None:
+        """``module:name`` of the application's log."""
+        return self._options.get("app")
+
+    @property
+    def database(self) -> str | None:
+        """URL of the log's database."""
+        return self._options.get("database")
+
+    @property
+    def json(self) -> bool:
+        """Whether the answer is read by a program."""
+        return bool(self._options.get("json"))
 
     @functools.cached_property
     def screen(self) -> Screen:
@@ -209,7 +223,7 @@ def _broken(module_name: str, error: Exception) -> Refusal:
 
 def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
     if value:
-        setattr(context.ensure_object(Session), str(parameter.name), value)
+        context.ensure_object(Session).remember(str(parameter.name), value)
 
 
 def _common_options() -> list[click.Option]:

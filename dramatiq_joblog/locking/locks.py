@@ -214,6 +214,14 @@ class Lease:
         #: Whether another has it.
         self.gone = False
 
+    def extend(self, began: float) -> None:
+        """Note that it was renewed by a statement that began then; monotonic, in seconds."""
+        self.deadline = began + self.lasts / 1000
+
+    def lose(self) -> None:
+        """Note that another has it."""
+        self.gone = True
+
     @property
     def lost(self) -> bool:
         """Whether another may hold the key by now: this process was paused for too long."""
@@ -433,9 +441,9 @@ class Locks:
             renewed = {row.token for row in renewal.returning(lock.token).execute()}
         for token, lease in leases.items():
             if token in renewed:
-                lease.deadline = began + lease.lasts / 1000
+                lease.extend(began)
             else:
-                lease.gone = True
+                lease.lose()
                 self.forget(token)
 
     def owns(self, key: str, owner: str) -> bool:

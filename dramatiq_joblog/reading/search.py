@@ -155,9 +155,7 @@ def narrow(
     if "dismissed" not in {term.key for term in others} and Term("state", "dead") in terms:
         query = query.undismissed()
     if others:
-        walked = query
-        query = _apply(query, others, reader)
-        query.walked = walked
+        query = _apply(query, others, reader).walking(query)
     return query
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.logging import get_logger
@@ -22,7 +22,7 @@ from dramatiq_joblog.payload.sanitize import text_of
 from .transitions import Event
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Container, Iterator, Sequence
     from pathlib import Path
 
 #: As many events are replayed at once at most.
@@ -85,7 +85,7 @@ class Spool:
                 return
             yield chunk
             # Only now: whoever could not write it begins with it again.
-            self._own.done = end
+            self._own.advance(end)
 
     def left_behind(self) -> Iterator[list[Event]]:
         """Yield what processes that died kept, as :meth:`replay` does."""
@@ -99,10 +99,8 @@ class Spool:
                 ended = {event.row["token"] for event in everything if event.kind == "end"}
                 chunk, end = file.read()
                 while chunk:
-                    for event in chunk:
-                        event.cut_off = event.kind == "start" and event.row["token"] not in ended
-                    yield chunk
-                    file.done = end
+                    yield [_cut_off(event, ended) for event in chunk]
+                    file.advance(end)
                     chunk, end = file.read()
                 file.remove()
 
@@ -121,6 +119,12 @@ class Spool:
             self._own = None
 
 
+def _cut_off(event: Event, ended: Container[str]) -> Event:
+    """Return an event of a process that died: a start whose run did not end was cut off."""
+    cut_off = event.kind == "start" and event.row["token"] not in ended
+    return replace(event, cut_off=cut_off)
+
+
 class _File:
     """One process's events, a JSON document a line."""
 
@@ -128,7 +132,7 @@ class _File:
         self.path = path
         self._descriptor = descriptor
         #: What stands before this was written to the database.
-        self.done = 0
+        self._done = 0
         self._logger = get_logger(__name__, "Spool")
 
     @classmethod
@@ -176,10 +180,14 @@ class _File:
             os.ftruncate(self._descriptor, end)
             raise
 
+    def advance(self, end: int) -> None:
+        """Note that what stands before *end* was written."""
+        self._done = end
+
     def read(self, limit: int = MAX_CHUNK) -> tuple[list[Event], int]:
         """Return the next events, and where they end."""
         events: list[Event] = []
-        end = self.done
+        end = self._done
         with open(self._descriptor, "rb", closefd=False) as file:
             file.seek(end)
             for line in file:

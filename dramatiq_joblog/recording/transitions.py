@@ -126,6 +126,10 @@ class Event:
         """Whether it is the start of a run that has a section."""
         return self.kind == "start" and self.section is not None
 
+    def drop(self) -> None:
+        """Say of a start that is written late that it need not be written any more."""
+        self.dropped = True
+
     def unanswer(self) -> None:
         """Take back what was answered to a start in a section: it is not committed."""
         self.granted = False

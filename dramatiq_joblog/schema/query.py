@@ -105,8 +105,18 @@ class JobQuery(Select[J]):
 
     # Any: peewee's queries are untyped, and every scope returns its receiver's type.
 
-    #: The same without the conditions that no index answers, if there are any; set by a search.
-    walked: Any = None
+    #: The same without the conditions that no index answers, if there are any.
+    _walked: Any = None
+
+    def walking(self, walked: JobQuery[J]) -> JobQuery[J]:
+        """Return the same, whose pages look through the jobs of *walked*.
+
+        Parameters:
+          walked: The query without the conditions that no index answers.
+        """
+        query: JobQuery[J] = self.clone()
+        query._walked = walked
+        return query
 
     def enqueued(self) -> JobQuery[J]:
         """Jobs that wait in the broker."""
@@ -257,10 +267,10 @@ class JobQuery(Select[J]):
 
     def _end_of_look(self, before: str | None) -> Any:
         """Return the last job that a page after *before* looks at, or None if all may be."""
-        if self.walked is None:
+        if self._walked is None:
             return None
         job = self._job
-        walked = self.walked.select(job.id, job.created_at)
+        walked = self._walked.select(job.id, job.created_at)
         if before is not None:
             at, number = _position(before)
             walked = walked.where(job.created_at <= at, (job.created_at < at) | (job.id < number))

@@ -14,7 +14,7 @@ import pytest
 from dramatiq.middleware import default_middleware
 from dramatiq.results import Results
 
-from dramatiq_joblog.joblog import JobLog
+from dramatiq_joblog.joblog import JobLog, moved
 from dramatiq_joblog.middleware import JobLogMiddleware
 from dramatiq_joblog.schema.models import Job
 
@@ -52,29 +52,32 @@ def joblog(
     app_log = next((m.joblog for m in stack if isinstance(m, JobLogMiddleware)), None)
     spool = tmp_path / "spool"
     if app_log is None or not _has_own_model(app_log):
-        log: JobLog[Any] = JobLog(f"sqlite:///{tmp_path / 'joblog.db'}", spool=spool)
-        with contextlib.nullcontext(log) if app_log is None else _swapped(app_log, log) as moved:
-            moved.create_tables()
+        url = f"sqlite:///{tmp_path / 'joblog.db'}"
+        with (
+            contextlib.nullcontext(JobLog(url, spool=spool))
+            if app_log is None
+            else moved(app_log, url, spool=spool)
+        ) as log:
+            log.create_tables()
             try:
-                yield moved
+                yield log
             finally:
-                moved.close()
+                log.close()
         return
     # Events that are kept on this host are those of the application's own database.
     app_log.close()
     with (
         moved_to_test_database(request, app_log.database) as is_of_tests,
         _bound_again(app_log.Job),
+        moved(app_log, app_log.database, model=app_log.Job, spool=spool),
     ):
-        log = JobLog(app_log.database, model=app_log.Job, spool=spool)
-        with _swapped(app_log, log, "_owned"):
-            app_log.create_tables()
-            if is_of_tests:
-                _empty(app_log)
-            try:
-                yield app_log
-            finally:
-                app_log.close()
+        app_log.create_tables()
+        if is_of_tests:
+            _empty(app_log)
+        try:
+            yield app_log
+        finally:
+            app_log.close()
 
 
 @pytest.fixture
@@ -109,20 +112,6 @@ def joblog_worker(joblog: JobLog[Any], joblog_broker: JobLogBroker) -> JobLogWor
 
 def _has_own_model(log: JobLog[Any]) -> bool:
     return bool(log.Job.__module__ != Job.__module__)
-
-
-@contextlib.contextmanager
-def _swapped(app_log: JobLog[Any], log: JobLog[Any], *kept: str) -> Iterator[JobLog[Any]]:
-    """Have whatever holds *app_log* see *log*, with the settings of *app_log*."""
-    for name in ("store_args", "redactor", "seal", "_job_types", *kept):
-        setattr(log, name, getattr(app_log, name))
-    before = vars(app_log).copy()
-    vars(app_log).update(vars(log))
-    try:
-        yield app_log
-    finally:
-        vars(app_log).clear()
-        vars(app_log).update(before)
 
 
 @contextlib.contextmanager
