@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from peewee import Database
 
-    from dramatiq_joblog.joblog import JobLog
+    from dramatiq_joblog.recording.log import Imported
 
 #: The table of django_dramatiq, as its migrations name it.
 DJANGO_TABLE = "django_dramatiq_task"
@@ -66,7 +66,7 @@ class _Task(NamedTuple):
 
 
 def import_django_dramatiq(
-    joblog: JobLog,
+    joblog: Imported,
     source: Database | None = None,
     *,
     table: str = DJANGO_TABLE,
@@ -99,24 +99,24 @@ def import_django_dramatiq(
     written: Counter[str] = Counter()
     read = 0
     # Before anything is read: the log's tables may be what is missing.
-    joblog.Job.select(joblog.Job.id).limit(1).execute()
+    joblog.tables.job.select(joblog.tables.job.id).limit(1).execute()
     for batch in _batches(source or joblog.database, table):
         jobs = [_job_of(task, joblog, user_from) for task in batch]
         with transaction(joblog.database):
             known = {
                 job.jid
-                for job in joblog.Job.select(joblog.Job.jid).where(
-                    joblog.Job.jid.in_([job["jid"] for job, _ in jobs])
+                for job in joblog.tables.job.select(joblog.tables.job.jid).where(
+                    joblog.tables.job.jid.in_([job["jid"] for job, _ in jobs])
                 )
             }
             new = [(job, failure) for job, failure in jobs if job["jid"] not in known]
             if new:
-                rows = _alike(joblog.Job, [job for job, _ in new])
-                _forget_unknown_users(user_field(joblog.Job), rows)
-                joblog.Job.insert_many(rows).execute()
+                rows = _alike(joblog.tables.job, [job for job, _ in new])
+                _forget_unknown_users(user_field(joblog.tables.job), rows)
+                joblog.tables.job.insert_many(rows).execute()
             failures = [failure for _, failure in new if failure is not None]
             if failures:
-                joblog.Failure.insert_many(failures).execute()
+                joblog.tables.failure.insert_many(failures).execute()
         written.update(str(job["state"]) for job, _ in new)
         read += len(batch)
         if progress is not None:
@@ -169,12 +169,12 @@ def _forget_unknown_users(field: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _columns_of(
-    message: Mapping[str, Any], joblog: JobLog, user_from: str | None
+    message: Mapping[str, Any], joblog: Imported, user_from: str | None
 ) -> dict[str, Any]:
     """Return the columns that a message decides, by its actor's options if it is declared."""
     row = {} if joblog.sender is None else joblog.sender.describe(message, user_from)
     if row:
-        fields = joblog.Job._meta.combined
+        fields = joblog.tables.job._meta.combined
         return {
             name: None if value is None else fields[name].python_value(value)
             for name, value in row.items()
@@ -183,7 +183,7 @@ def _columns_of(
     args = document(list(message.get("args", ())), redactor)
     kwargs = document(dict(message.get("kwargs", {})), redactor)
     user = None if user_from is None else message.get("kwargs", {}).get(user_from)
-    field = user_field(joblog.Job)
+    field = user_field(joblog.tables.job)
     return {
         "args": json.loads(args.text),
         "kwargs": json.loads(kwargs.text),
@@ -195,7 +195,7 @@ def _columns_of(
 
 
 def _job_of(
-    task: _Task, joblog: JobLog, user_from: str | None
+    task: _Task, joblog: Imported, user_from: str | None
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return a task as a row of a job, and as a failed run if it told of one."""
     redactor = joblog.redactor

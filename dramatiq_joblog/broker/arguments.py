@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from dramatiq import Broker
 
-    from dramatiq_joblog.joblog import JobLog
     from dramatiq_joblog.payload.redaction import Redactor
     from dramatiq_joblog.payload.sanitize import Document
+    from dramatiq_joblog.recording.log import Kept
 
 #: Options of one run or of one delivery, or that have columns of their own: a new run starts
 #: without them.
@@ -63,7 +63,7 @@ class Arguments:
       joblog: The log.
     """
 
-    def __init__(self, joblog: JobLog) -> None:
+    def __init__(self, joblog: Kept) -> None:
         self._joblog = joblog
         self._actors: dict[Broker, _Actors] = {}
 

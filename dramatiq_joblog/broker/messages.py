@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from dramatiq import Actor, Broker
     from dramatiq.broker import MessageProxy
 
-    from dramatiq_joblog.joblog import JobLog
+    from dramatiq_joblog.recording.log import Typed
 
     AnyMessage = Message[Any] | MessageProxy
 
@@ -165,7 +165,7 @@ class Messages:
     """
 
     def __init__(
-        self, joblog: JobLog, *, lines_level: int | None = None, start: str = "before"
+        self, joblog: Typed, *, lines_level: int | None = None, start: str = "before"
     ) -> None:
         self._joblog = joblog
         self._lines_level = lines_level
@@ -174,7 +174,7 @@ class Messages:
         #: The plans of actors, by the actor and the number of its broker's middleware.
         self._plans: dict[tuple[Any, int], Plan] = {}
         self._logger = get_logger(__name__, type(self))
-        self.user_column: str = user_field(joblog.Job).column_name
+        self.user_column: str = user_field(joblog.tables.job).column_name
         self.own_fields = {name: f for name, f in joblog.own_fields.items() if name != "user"}
         #: Names of the actors that were declared.
         self.declared: set[str] = set()
@@ -515,7 +515,7 @@ class Messages:
         if value is None:
             reader = self._users.get(message.actor_name)
             value = None if reader is None else reader(message)
-        field = user_field(self._joblog.Job)
+        field = user_field(self._joblog.tables.job)
         columns = {field.column_name: user_asked(field, value)}
         if isinstance(field, UserIdField) and is_text_of_number(value):
             columns["user_is_text"] = True

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from dramatiq import Broker
 
-    from dramatiq_joblog.joblog import JobLog
+    from dramatiq_joblog.recording.log import Written
 
 #: Milliseconds between two looks whether the sections of what waits here are free.
 TICK = 50
@@ -67,7 +67,7 @@ class Waker(threading.Thread):
       broker: Where they are put forward.
     """
 
-    def __init__(self, joblog: JobLog, broker: Broker) -> None:
+    def __init__(self, joblog: Written, broker: Broker) -> None:
         super().__init__(name="dramatiq_joblog waker", daemon=True)
         self._joblog = joblog
         self._broker = broker

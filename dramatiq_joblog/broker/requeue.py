@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from dramatiq import Broker
 
-    from dramatiq_joblog.joblog import JobLog
+    from dramatiq_joblog.recording.log import Written
 
     from .arguments import Arguments, Sent
     from .messages import Messages
@@ -61,7 +61,7 @@ class Sender:
       arguments: Knows what was sent.
     """
 
-    def __init__(self, joblog: JobLog, arguments: Arguments) -> None:
+    def __init__(self, joblog: Written, arguments: Arguments) -> None:
         self._joblog = joblog
         self._arguments = arguments
         self._readers: dict[Broker, Messages] = {}
@@ -238,14 +238,14 @@ class Sender:
         jids = {
             fold_jid(target["message_id"]) for each in sent for target in _targets(each.options)
         }
-        job = self._joblog.Job
+        job: Any = self._joblog.tables.job
         known: set[str] = set()
         for some in chunks(sorted(jids), _MOST_JIDS):
             known |= {row.jid for row in job.select(job.jid).where(job.jid.in_(some))}
         return known
 
     def _mark(self, job: Any, message: Message[Any], who: str | None) -> None:
-        model = self._joblog.Job
+        model: Any = self._joblog.tables.job
         jid = fold_jid(message.message_id)
 
         def mark() -> None:

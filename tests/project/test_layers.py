@@ -31,9 +31,6 @@ LAYERS = (
     ("__main__",),
 )
 
-#: Modules that take a whole log for its type's sake.
-TAKE_A_LOG = {"arguments.py", "import_django.py", "messages.py", "promotion.py", "requeue.py"}
-
 #: What may use all of the host; the rest takes only these from it.
 BROKER_SIDE = {"broker", "middleware", "replaying", "testing"}
 HOST_HELPERS = {"dramatiq.errors", "dramatiq.logging", "dramatiq.middleware.MiddlewareError"}
@@ -134,7 +131,6 @@ def test_imports_go_one_way():
         if name.startswith("dramatiq_joblog.")
         and layer_of(name) != layer
         and rank(layer_of(name)) >= rank(layer)
-        and not (path.name in TAKE_A_LOG and name == "dramatiq_joblog.joblog.JobLog")
     ]
 
     assert upward == []
