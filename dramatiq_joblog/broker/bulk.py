@@ -12,8 +12,9 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from peewee import Case
+from peewee import SQL, Case, Value
 
+from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.errors import (
     DuplicateJob,
@@ -21,8 +22,7 @@ from dramatiq_joblog.errors import (
     RequeueError,
     RequeueInterruptedError,
 )
-from dramatiq_joblog.payload.sanitize import message_of
-from dramatiq_joblog.recording.actions import ManyActions
+from dramatiq_joblog.payload.sanitize import clean_optional, message_of
 from dramatiq_joblog.schema.query import known_jids
 
 from .deliveries import STAMP, moving
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .requeue import Sender
 
 #: Jobs that are sent, and noted, together.
-BATCH = 250
+BATCH = 400
 #: Milliseconds that a turn lasts unless it is renewed, and that one waits for another's.
 TURN, PATIENCE = 5_000, 15_000
 #: What is asked of a job's row.
@@ -96,7 +96,9 @@ class BulkRequeue:
         self._turn = turn
         self._sender = sender
         self._brokers = brokers
-        self._actions = ManyActions(tables.action, "requeue", who)
+        self._action: Any = tables.action
+        self._who = clean_optional(who) or "unknown"
+        self._record = Compiled(tables.database, self._recording)
         self._mark = Compiled(tables.database, self._marking)
         self._repeat = repeat
         self._result = Requeued()
@@ -237,7 +239,7 @@ class BulkRequeue:
             ids = [job.id for job, _ in sent]
             pairs = ((job.id, message.message_id) for job, message in sent)
             self._mark.execute([*itertools.chain.from_iterable(pairs), *ids])
-            self._actions.record({job.jid: f"as {message.message_id}" for job, message in sent})
+            self._record.execute([self._who, *ids])
 
         self._writer.call(note)
 
@@ -247,6 +249,21 @@ class BulkRequeue:
         pairs, ids = values[: 2 * count], values[2 * count :]
         new = Case(job.id, list(zip(pairs[::2], pairs[1::2], strict=True)))
         return job.update(replayed_by=new).where(job.id.in_(ids))
+
+    def _recording(self, values: Sequence[Any]) -> Any:
+        """Return the statement that records who ran marked jobs again: a name, and their ids."""
+        job, action = self._job, self._action
+        columns = {
+            action.at: database_now(job._meta.database),
+            action.who: Value(values[0]),
+            action.what: SQL("'requeue'"),
+            action.jid: job.jid,
+            action.detail: SQL("'as '").concat(job.replayed_by),
+        }
+        return action.insert_from(
+            job.select(*columns.values()).where(job.id.in_(values[1:])).order_by(job.id),
+            list(columns),
+        )
 
     def _reason(self, error: Exception) -> str:
         """Return why one job was refused."""

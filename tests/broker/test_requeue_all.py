@@ -113,7 +113,8 @@ def test_redis_takes_a_batch_in_one_round_trip(joblog, make_broker, dead, worker
     assert Counter(old) == replays(joblog)
     assert [joblog.get(jid).replayed_by for jid in old] == sent
     assert {("requeue", "ada")} == {(deed.what, deed.who) for deed in joblog.actions}
-    assert sorted(old) == sorted(deed.jid for deed in joblog.actions)
+    told = {deed.jid: deed.detail for deed in joblog.actions}
+    assert {jid: f"as {joblog.get(jid).replayed_by}" for jid in old} == told
 
 
 def test_what_is_not_known_is_sent_one_by_one(joblog, make_broker):
