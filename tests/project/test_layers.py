@@ -22,7 +22,6 @@ LAYERS = (
     ("recording",),
     ("admin", "broker"),
     ("reading",),
-    ("asking", "replaying"),
     ("joblog",),
     ("middleware",),
     ("__init__", "importing"),
@@ -32,7 +31,7 @@ LAYERS = (
 )
 
 #: What may use all of the host; the rest takes only these from it.
-BROKER_SIDE = {"broker", "middleware", "replaying", "testing"}
+BROKER_SIDE = {"broker", "joblog", "middleware", "testing"}
 HOST_HELPERS = {"dramatiq.errors", "dramatiq.logging", "dramatiq.middleware.MiddlewareError"}
 
 #: What runs without any extra, and what only type checkers import, which bring it.
