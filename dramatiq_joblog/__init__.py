@@ -16,7 +16,7 @@ from .errors import (
     SearchError,
 )
 from .joblog import JobLog
-from .locking.locks import Exclusive, Unique
+from .locking.needs import Exclusive, Rate, Unique
 from .middleware import JobLogMiddleware, enqueue_once
 from .recording.current import current_job, require_current_job
 from .recording.log_handler import JobContextFilter
@@ -45,6 +45,7 @@ __all__ = [
     "Outcome",
     "OutcomeFormatter",
     "QueryTimeout",
+    "Rate",
     "RequeueError",
     "RequeueInterruptedError",
     "SearchError",

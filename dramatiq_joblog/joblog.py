@@ -37,7 +37,8 @@ from .errors import (
     SearchError,
 )
 from .locking.by_hand import HeldByHand
-from .locking.locks import DEFAULT_TTL, SECTION, Claim, fold_key
+from .locking.locks import Claim, fold_key
+from .locking.needs import DEFAULT_TTL, SECTION
 from .locking.turn import Turn
 from .payload.encryption import Seal
 from .payload.redaction import Redactor

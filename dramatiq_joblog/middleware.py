@@ -62,7 +62,7 @@ from .errors import (
     SectionUnknownError,
 )
 from .locking.locks import UNIQUE as UNIQUE_KIND
-from .locking.locks import Claim, describe_holder
+from .locking.locks import Claim
 from .payload.sanitize import fold_jid, text_of
 from .recording.current import LiveRun, running
 from .recording.heartbeat import DEFAULT_HEARTBEAT, DEFAULT_HEARTBEAT_TIMEOUT, here
@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from .broker.plan import Plan
     from .broker.sending import Enqueue
     from .joblog import JobLog
+    from .locking.admission import Refusal
 
 #: Milliseconds until a job comes back whose section was lost before it began.
 _AT_ONCE = 250
@@ -380,7 +381,7 @@ class JobLogMiddleware(Middleware):
                 raise SkipMessage(text_of(options[DUPLICATE]))
             options.pop(WAITS, None)
             # Whoever sent it may not know of sections.
-            self._messages.bind(broker, message)
+            self._messages.bind(broker, message, begins=True)
             if MALFORMED in options:
                 self._reject(broker, message, ConfigurationError(text_of(options[MALFORMED])))
             age = age_left(broker, message) if SECTION in options else None
@@ -407,7 +408,7 @@ class JobLogMiddleware(Middleware):
         if plan.starts_soon and unguarded and not start.redelivered:
             run.start = start
             self.joblog.writer.put_soon(start)
-        elif not self.joblog.writer.write(start):
+        elif not self._is_let_in(start):
             self._refuse(broker, message, run, start)
         elif start.lease is not None and start.lease.lost:
             # The commit, or the news of it, took longer than the lease: another may be inside.
@@ -431,6 +432,14 @@ class JobLogMiddleware(Middleware):
         running.set(live)
         run.began = time.monotonic()
 
+    def _is_let_in(self, start: Event) -> bool:
+        """Commit a start, and return whether its run may go on."""
+        if self._waker is not None:
+            for need in start.needs:
+                if need.is_asked:
+                    self._waker.heard(need)
+        return self.joblog.writer.write(start)
+
     def _reject(self, broker: Broker, message: MessageProxy, error: Exception) -> None:
         """Let a job be dead whose message could not be run rightly at any time."""
         run = self._local.run = self._new_run(broker, message)
@@ -440,18 +449,20 @@ class JobLogMiddleware(Middleware):
 
     def _refuse(self, broker: Broker, message: MessageProxy, run: Run, start: Event) -> None:
         """Skip, reject, put back or fail a message that may not run now."""
-        if start.taken is not None and start.found is None:
+        refusal = start.refusal
+        taken = None if refusal is None else str(refusal)
+        if refusal is not None and start.found is None:
             # The run fails like any other.
-            raise SectionTakenError(start.row["section"], describe_holder(start.holder))
+            raise SectionTakenError(refusal.need.key, refusal.why)
         run.refused = True
         delay = start.delay
         if delay is None and start.is_begin and start.found is None:
             # Nobody knows whether its section is free: it never runs unguarded.
             delay = AWAY_DELAY
         if delay is not None:
-            self._put_back(broker, message, delay)
-            raise SkipMessage(start.taken or "it comes back: its section is not free for certain")
-        if start.taken is None:
+            self._put_back(broker, message, delay, refusal)
+            raise SkipMessage(taken or "it comes back: its section is not free for certain")
+        if taken is None:
             self.logger.info(
                 "Job %s is %s already: this copy of its message is not run.",
                 message.message_id,
@@ -461,16 +472,19 @@ class JobLogMiddleware(Middleware):
         if start.found == State.DEAD:
             # If its rejection was lost with its worker, to the dead letters with it.
             message.fail()
-        if self._outcome_log and start.taken:
-            row = {**start.row, "state": start.found, "skip_reason": start.taken}
+        if self._outcome_log and taken:
+            row = {**start.row, "state": start.found, "skip_reason": taken}
             tell(row, self._messages.user_column)
-        raise SkipMessage(start.taken or f"the job log knows this job as {start.found} already")
+        raise SkipMessage(taken or f"the job log knows this job as {start.found} already")
 
-    def _put_back(self, broker: Broker, message: MessageProxy, delay: int) -> None:
+    def _put_back(
+        self, broker: Broker, message: MessageProxy, delay: int, refusal: Refusal | None = None
+    ) -> None:
         """Enqueue a copy; it must be in the broker before this one is acknowledged."""
+        waits = True if refusal is None else refusal.need.key
         while True:
             try:
-                broker.enqueue(message.copy(options={WAITS: True}), delay=delay)
+                broker.enqueue(message.copy(options={WAITS: waits}), delay=delay)
             except MiddlewareError:
                 raise
             except Exception as e:  # noqa: BLE001

@@ -6,7 +6,7 @@ import inspect
 import sys
 import time
 from dataclasses import asdict, fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from dramatiq import Message
 from dramatiq.errors import ActorNotFound
@@ -14,7 +14,21 @@ from dramatiq.logging import get_logger
 from dramatiq.middleware import AgeLimit, Retries
 
 from dramatiq_joblog.errors import ConfigurationError
-from dramatiq_joblog.locking.locks import Exclusive, Unique, fold_key, key_maker
+from dramatiq_joblog.locking.locks import fold_key
+from dramatiq_joblog.locking.needs import (
+    Exclusive,
+    Rate,
+    Unique,
+    bound_to,
+    carried,
+    entries_of,
+    key_maker,
+    kind_of,
+    limit_asker,
+    main_key,
+    needs_of,
+    paired,
+)
 from dramatiq_joblog.payload.parameters import parameters_of
 from dramatiq_joblog.payload.sanitize import (
     clean,
@@ -37,11 +51,12 @@ from .plan import Plan, is_plain, plain_arguments
 from .trace import current_trace_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from dramatiq import Actor, Broker
     from dramatiq.broker import MessageProxy
 
+    from dramatiq_joblog.locking.needs import Entry, Need
     from dramatiq_joblog.recording.log import Typed
 
     AnyMessage = Message[Any] | MessageProxy
@@ -52,7 +67,7 @@ PARENT, ROOT, REPLAY_OF = "joblog_parent", "joblog_root", "joblog_replay_of"
 SECTION, UNIQUE, DUPLICATE = "joblog_section", "joblog_unique", "joblog_duplicate"
 #: What of these was not fit, for its row; and why a job cannot run, as its section is not known.
 NOTE, MALFORMED = "joblog_note", "joblog_malformed"
-#: Of a message that was put back, as its section is taken.
+#: Of a message that was put back: the key that it waits for.
 WAITS = "joblog_waits"
 #: In what a message is bound to: the message that it was made for.
 BOUND_FOR = "jid"
@@ -196,10 +211,13 @@ class Messages:
             self._users[actor.actor_name] = _user_reader(options["job_user"], actor.fn, where)
         for name, kind in (("exclusive", Exclusive), ("unique", Unique)):
             wanted = _wanted(kind, options.get(name), where)
-            if wanted is not None:
-                key_maker(wanted.key, actor.fn, where)
-                if options.get("log_job") is False:
-                    raise ConfigurationError(f"{where} has {name}, which needs log_job")
+            for each in wanted:
+                key_maker(each.key, actor.fn, where)
+                if not isinstance(each, Unique):
+                    limit_asker(each.limit, actor.fn, where)
+            _refuse_twice([each.key for each in wanted], where)
+            if wanted and options.get("log_job") is False:
+                raise ConfigurationError(f"{where} has {name}, which needs log_job")
 
     def _warn_of_wrapper(self, function: Any, where: str) -> None:
         """Say that an actor's secrets may not be recognised, if that is so."""
@@ -233,12 +251,17 @@ class Messages:
                 f"log_job=False and {name}, which needs log_job"
             )
 
-    def bind(self, broker: Broker, message: AnyMessage) -> bool:
+    def bind(self, broker: Broker, message: AnyMessage, *, begins: bool = False) -> bool:
         """Check a message's options, and make the keys that it is bound to, once.
 
         A copy of a message under an id of its own is another message.  What an actor's ``send()``
         sends is refused if it cannot be used; any other message was made elsewhere, and is made
         fit instead.
+
+        Parameters:
+          broker: Where its actor is declared.
+          message: The message.
+          begins: Whether its job is to begin now, so that callables are asked for their limits.
 
         Returns:
           Whether the message was bound to a key that it is unique by just now.
@@ -254,40 +277,85 @@ class Messages:
                 self._joblog.check_job_type(sent.get("job_type"), where)
                 check_labels(sent, where)
             self.fit(broker, message, frozen_only=sent is not None)
-        self._bind_to(broker, message, Exclusive, where)
-        return self._bind_to(broker, message, Unique, where)
+        self._bind_to_needs(broker, message, where, begins=begins)
+        return self._bind_to_unique(broker, message, where)
 
-    def _bind_to(self, broker: Broker, message: Any, kind: Any, where: str) -> bool:
-        """Make the key of one kind that a message is bound to; return whether it is a new one."""
-        name, frozen = ("exclusive", SECTION) if kind is Exclusive else ("unique", UNIQUE)
+    def _bind_to_needs(self, broker: Broker, message: Any, where: str, *, begins: bool) -> None:
+        """Make the keys of what a message's job needs before it may run."""
         options = message.options
-        bound = options.get(frozen)
-        wanted = _wanted(kind, option(broker, message, name), where)
-        if bound is not None and not _is_of_another(bound, message):
-            if kind is Exclusive:
-                # The key is made once; all else is as the code that runs says.
-                options[frozen] = _renewed(bound, wanted)
-            return False
+        bound, own = options.get(SECTION), options.get("exclusive")
+        wanted = _wanted(Exclusive, option(broker, message, "exclusive"), where)
+        is_new = bound is None or _is_of_another(bound, message)
+        if not wanted:
+            if bound is not None and is_new:
+                # Who copied it does not know its actor, so that its keys stay.
+                options[SECTION] = bound | {BOUND_FOR: message.message_id}
+            return
+        if own is not None and any(callable(each.limit) for each in wanted):
+            raise ConfigurationError(
+                f"{where} has a limit of its own that is a callable, which cannot travel with it: "
+                "declare it with the actor, or send a number"
+            )
+        pairs = paired([] if is_new else entries_of(bound), wanted)
+        entries = [self._entry(broker, message, *pair, where, begins=begins) for pair in pairs]
+        _refuse_twice([entry["key"] for entry in entries], where)
+        # Keys are made once; all else is as the code that runs says.
+        made_for = message.message_id if is_new else bound.get(BOUND_FOR)
+        options[SECTION] = bound_to(entries) | ({} if made_for is None else {BOUND_FOR: made_for})
+        if is_new and own is not None:
+            # No encoder need know our classes; a new run of the job makes the same keys.
+            mine = [each | {"key": _literal(each["key"])} for each in entries]
+            options["exclusive"] = mine if len(mine) > 1 else mine[0]
+
+    def _entry(
+        self,
+        broker: Broker,
+        message: Any,
+        wanted: Entry | None,
+        before: dict[str, Any] | None,
+        where: str,
+        *,
+        begins: bool,
+    ) -> dict[str, Any]:
+        """Return an entry that a message is bound to, as it is by the running code."""
         if wanted is None:
+            # What the code needs no more stays as it was.
+            return before or {}
+        key = self._key(broker, message, wanted.key, where) if before is None else before["key"]
+        limit: Any = wanted.limit
+        if callable(limit):
+            limit = None if before is None else before.get("limit")
+            actor = actor_of(broker, message)
+            if begins and actor is not None:
+                limit = limit_asker(wanted.limit, actor.fn, where)(*message.args, **message.kwargs)
+        return carried(wanted, key, limit)
+
+    def _bind_to_unique(self, broker: Broker, message: Any, where: str) -> bool:
+        """Make the key that a message is unique by; return whether it is a new one."""
+        options = message.options
+        bound = options.get(UNIQUE)
+        if bound is not None and not _is_of_another(bound, message):
+            return False
+        wanted: list[Unique] = _wanted(Unique, option(broker, message, "unique"), where)
+        if not wanted:
             if bound is None:
                 return False
             # Who copied it does not know its actor, so that its key stays.
-            options[frozen] = bound | {BOUND_FOR: message.message_id}
+            options[UNIQUE] = bound | {BOUND_FOR: message.message_id}
             return True
+        [unique] = wanted
         try:
-            key = self._key(broker, message, wanted.key, where)
+            key = self._key(broker, message, unique.key, where)
         except ConfigurationError as e:
-            if kind is Exclusive or options_sent() is not None:
+            if options_sent() is not None:
                 raise
             # What is unique by no key is not unique, and runs.
             _note(options, str(e))
             return False
-        options[frozen] = asdict(replace(wanted, key=key)) | {BOUND_FOR: message.message_id}
+        options[UNIQUE] = asdict(replace(unique, key=key)) | {BOUND_FOR: message.message_id}
         options.pop(DUPLICATE, None)
-        if options.get(name) is not None:
-            # No encoder need know our classes; a new run of the job makes the same key.
-            text = key.replace("{", "{{").replace("}", "}}")
-            options[name] = asdict(replace(wanted, key=text))
+        if options.get("unique") is not None:
+            options["unique"] = asdict(replace(unique, key=_literal(key)))
         return True
 
     def fit(self, broker: Broker, message: AnyMessage, *, frozen_only: bool = False) -> None:
@@ -419,7 +487,7 @@ class Messages:
             "enqueued_at": as_millis(message.message_timestamp),
             "created_at": instant,
             "updated_at": instant,
-            "section": options[SECTION]["key"] if options.get(SECTION) is not None else None,
+            "section": main_key(options.get(SECTION)),
         }
         row |= _family(options)
         if (trace_id := current_trace_id()) is not None:
@@ -531,38 +599,31 @@ def _family(options: Mapping[str, Any]) -> dict[str, str]:
     return {c: fold_jid(options[name]) for name, c in columns if options.get(name) is not None}
 
 
-class Wanted(NamedTuple):
-    """The section that a message waits for."""
-
-    key: str
-    #: How many of it may run at once.
-    limit: int
-
-
-def section_in(broker: Broker, message: AnyMessage) -> Wanted | None:
-    """Return the section of a message that was bound to one, by the limit of the running code."""
-    bound = message.options.get(SECTION)
-    if not isinstance(bound, dict) or not isinstance(bound.get("key"), str):
+def need_in(broker: Broker, message: AnyMessage) -> Need | None:
+    """Return what a message that was put back waits for, by the limit of the running code."""
+    bound, key = message.options.get(SECTION), message.options.get(WAITS)
+    if key is None:
         return None
-    wanted = option(broker, message, "exclusive")
-    if isinstance(wanted, Exclusive):
-        limit: Any = wanted.limit
-    else:
-        limit = (wanted if isinstance(wanted, dict) else bound).get("limit", 1)
-    return Wanted(bound["key"], limit if isinstance(limit, int) else 1)
+    try:
+        wanted = _wanted(Exclusive, option(broker, message, "exclusive"), "")
+        for code, entry in paired(entries_of(bound), wanted):
+            # An earlier version does not say for which it waits: it knew of one alone.
+            if entry is not None and (key is True or entry["key"] == key):
+                static = code is not None and not callable(code.limit)
+                says = {"limit": code.limit, "is_asked": False} if code and static else {}
+                [need] = needs_of(entry | says)
+                is_fit = isinstance(need.key, str) and isinstance(need.limit, int)
+                return need if is_fit else None
+    except (AttributeError, ConfigurationError, KeyError, TypeError):
+        # Its start says what becomes of it.
+        return None
+    return None
 
 
 def _is_of_another(bound: Any, message: Any) -> bool:
     """Tell whether what a message is bound to was made for the message that it was copied from."""
     made_for = bound.get(BOUND_FOR) if isinstance(bound, dict) else None
     return made_for is not None and made_for != message.message_id
-
-
-def _renewed(bound: Any, wanted: Exclusive | None) -> Any:
-    """Return a section whose key was made before, with the values of today."""
-    if wanted is None or not isinstance(bound, dict):
-        return bound
-    return bound | asdict(wanted) | {"key": bound.get("key")}
 
 
 def _max_retries(broker: Broker, message: AnyMessage) -> int | None:
@@ -610,25 +671,42 @@ def _note(options: dict[str, Any], text: str) -> None:
 
 
 def is_fit_bond(kind: Any, value: Any, actor: Any, *, made: bool) -> bool:
-    """Tell whether an option is an :class:`Exclusive` or a :class:`Unique` that can be used.
+    """Tell whether an option says what a job needs, or is unique by, in a way that can be used.
 
     Parameters:
-      kind: The class.
+      kind: :class:`Exclusive`, for all that a job needs, or :class:`Unique`.
       value: The option.
       actor: The message's actor, if it is declared here.
-      made: Whether its key must have been made already.
+      made: Whether its keys must have been made already.
     """
     if value is None or (value is False and not made):
         return True
     try:
         if not made:
-            key = _wanted(kind, value, "").key
-            return actor is None or key_maker(key, actor.fn, "") is not None
-        known = {field.name: value[field.name] for field in fields(kind) if field.name in value}
-        return isinstance(kind(**known).key, str) and known["key"] == fold_key(known["key"]) != ""
+            makers = [each.key for each in _wanted(kind, value, "")]
+            return actor is None or all(key_maker(key, actor.fn, "") for key in makers)
+        entries = [value] if kind is Unique else entries_of(value)
+        keys = [_made_key(kind if kind is Unique else kind_of(each), each) for each in entries]
+        return len({*keys}) == len(entries) > 0
     except Exception:  # noqa: BLE001
         # Of another shape: a newer version's, or another producer's.
         return False
+
+
+def _made_key(kind: Any, entry: dict[str, Any]) -> str:
+    """Return the key of an entry that was made.
+
+    Raises:
+      Exception: If it is none, or anything else of the entry cannot be used.
+    """
+    known = {field.name: entry[field.name] for field in fields(kind) if field.name in entry}
+    if kind is not Unique and known.get("limit", 1) in (None, 0):
+        # A callable's answer, or one that it has not given yet.
+        known["limit"] = 1
+    key = kind(**known).key
+    if not isinstance(key, str) or key != fold_key(key):
+        raise ConfigurationError(f"{shown(key)} is no key")
+    return key
 
 
 def is_near(value: Any, kept: Any) -> bool:
@@ -638,20 +716,43 @@ def is_near(value: Any, kept: Any) -> bool:
     return is_same(value, kept)
 
 
-def _wanted(kind: Any, value: Any, where: str) -> Any:
-    """Return an option's value as an :class:`Exclusive` or a :class:`Unique`, or None."""
-    if value is None or value is False or isinstance(value, kind):
-        return value or None
+def _wanted(kind: Any, value: Any, where: str) -> list[Any]:
+    """Return an option's value as all that a job needs, or as the one that it is unique by."""
+    if value is None or value is False:
+        return []
+    if kind is Exclusive and isinstance(value, (list, tuple)):
+        return [each for one in value for each in _wanted_one(kind, one, where)]
+    return _wanted_one(kind, value, where)
+
+
+def _wanted_one(kind: Any, value: Any, where: str) -> list[Any]:
+    if isinstance(value, kind) or (kind is Exclusive and isinstance(value, Rate)):
+        return [value]
     if isinstance(value, str) or callable(value):
-        return kind(value)
+        return [kind(value)]
     if isinstance(value, dict):
         try:
-            return kind(**value)
+            return [(Rate if kind is Exclusive and "per" in value else kind)(**value)]
         except TypeError as e:
             raise ConfigurationError(f"{where} has {value!r}: {e}") from e
+    more = ", or Rate(...), or a list of them" if kind is Exclusive else ""
     raise ConfigurationError(
         f"{where} has {kind.__name__.lower()}={value!r}: a key or {kind.__name__}(...) is needed"
+        f"{more}"
     )
+
+
+def _refuse_twice(keys: Sequence[Any], where: str) -> None:
+    """Refuse two entries with one key: the job would keep itself out."""
+    texts = [key for key in keys if isinstance(key, str)]
+    for key in texts:
+        if texts.count(key) > 1:
+            raise ConfigurationError(f"{where} needs the key {key!r} twice: give each its own")
+
+
+def _literal(key: str) -> str:
+    """Return the format that makes a key of any arguments."""
+    return key.replace("{", "{{").replace("}", "}}")
 
 
 def _user_reader(job_user: Any, function: Any, where: str) -> Callable[[Any], Any]:

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import heapq
 import logging
+import random
 import sys
 import threading
 import time
@@ -23,17 +24,20 @@ from dramatiq.logging import get_logger
 from dramatiq_joblog.database.connection import Connection
 from dramatiq_joblog.database.limited_log import LimitedLog
 from dramatiq_joblog.errors import DatabaseAwayError
+from dramatiq_joblog.locking.locks import Usage
+from dramatiq_joblog.locking.needs import RATE, SECTION
 from dramatiq_joblog.locking.waiters import ATTEND_EVERY
 from dramatiq_joblog.payload.sanitize import fold_jid
 
 from .deliveries import moving
-from .messages import DELAY_SUFFIX, WAITS, section_in
+from .messages import DELAY_SUFFIX, need_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from dramatiq import Broker
 
+    from dramatiq_joblog.locking.needs import Need
     from dramatiq_joblog.recording.log import Written
 
 #: Milliseconds between two looks whether the sections of what waits here are free.
@@ -46,6 +50,12 @@ REST = 20
 AGAIN = 1_000
 #: As many keys, or jobs, are asked for at once at most.
 MAX_ASKED = 200
+#: As many keys whose limit a callable says are tried at once at most.
+MAX_TRIED = 20
+#: As many waiters of a key are put forward at once at most.
+MAX_FORWARD = 200
+#: Milliseconds until a rate is looked at again that is used up for longer: its limit may be set.
+RATE_EVERY = 1_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +65,8 @@ class _Held:
     consumer: Any
     #: As it lies in the consumer's queue.
     item: Any
-    #: How many of its key may run at once, as the running code says.
-    limit: int
+    #: What it waits for, by the limit of the running code.
+    need: Need
 
 
 class Waker(threading.Thread):
@@ -79,7 +89,11 @@ class Waker(threading.Thread):
         self._consumers: list[Any] = []
         #: What waits here: by key, and by jid.
         self._waiting: dict[str, dict[str, _Held]] = {}
-        self._scan_due = self._attend_due = 0.0
+        self._scan_due = self._attend_due = self._try_due = 0.0
+        #: What callables have said for the limits of keys.
+        self._heard: dict[str, int] = {}
+        #: When the rate of a key is looked at again; monotonic, in seconds.
+        self._rates_due: dict[str, float] = {}
         #: Queues in which a message has just been put that this process can take at once.
         self._filled: set[str] = set()
 
@@ -96,6 +110,12 @@ class Waker(threading.Thread):
         """Look now, if somebody waits here for one of *keys*, which may be free."""
         if not self._waiting.keys().isdisjoint(keys):
             self._wanted.set()
+
+    def heard(self, need: Need) -> None:
+        """Take what a callable has said for a limit: nobody asks it for those that wait."""
+        if need.key in self._waiting:
+            self._heard[need.key] = need.limit
+            self._rates_due.pop(need.key, None)
 
     def filled(self, queue_name: str) -> None:
         """Take at once what was put in a queue, if this process does that."""
@@ -148,12 +168,14 @@ class Waker(threading.Thread):
             if consumer.queue_name.endswith(DELAY_SUFFIX):
                 for item in _items_of(consumer.delay_queue):
                     message = _message_of(item)
-                    section = section_in(self._broker, message)
-                    if section is not None and WAITS in message.options:
-                        mine = waiting.setdefault(section.key, {})
-                        jid = fold_jid(message.message_id)
-                        mine[jid] = _Held(consumer, item, section.limit)
+                    need = need_in(self._broker, message)
+                    if need is not None:
+                        mine = waiting.setdefault(need.key, {})
+                        mine[fold_jid(message.message_id)] = _Held(consumer, item, need)
         self._waiting = waiting
+        for known in (self._heard, self._rates_due):
+            for key in known.keys() - waiting.keys():
+                known.pop(key, None)
         rest = REST * (time.thread_time() - began)
         self._scan_due = time.monotonic() + max(SCAN_EVERY / 1000, rest)
 
@@ -178,14 +200,54 @@ class Waker(threading.Thread):
             connection.close()
         locks = self._joblog.transitions.locks
         for keys in _parts(list(self._waiting)):
-            held = connection.ask(functools.partial(locks.count_held, keys))
+            used = connection.ask(functools.partial(locks.usage, keys))
             for key in keys:
-                mine = self._waiting[key]
-                free = max(each.limit for each in mine.values()) - held.get(key, 0)
-                if free > 0:
-                    for job in connection.ask(functools.partial(locks.waiters.next_of, key, free)):
-                        if job.jid in mine:
-                            self._put_forward(mine[job.jid])
+                free = self._free(connection, key, used.get(key, Usage()))
+                if max(free.values()) > 0:
+                    self._put_next(connection, key, free)
+        if time.monotonic() >= self._try_due:
+            self._try_due = time.monotonic() + ATTEND_EVERY / 1000
+            asked = [
+                k
+                for k, mine in self._waiting.items()
+                if any(h.need.is_asked for h in mine.values())
+            ]
+            for key in random.sample(asked, min(len(asked), MAX_TRIED)):
+                # Its callable may say more by now: the next one's start asks it.
+                self._put_next(connection, key, {SECTION: 1, RATE: 1})
+
+    def _free(self, connection: Connection, key: str, used: Usage) -> dict[str, int]:
+        """Return how many of a key may come in now, by the kind of what they wait for."""
+        free = {SECTION: 0, RATE: 0}
+        needs = {held.need for held in self._waiting[key].values()}
+        for need in needs:
+            limit = self._heard.get(key, need.limit) if need.is_asked else need.limit
+            limit = limit if used.limit_set is None else used.limit_set
+            if need.kind == SECTION:
+                free[SECTION] = max(free[SECTION], limit - used.held)
+            elif time.monotonic() >= self._rates_due.get(key, 0.0):
+                ask = functools.partial(
+                    self._joblog.transitions.locks.rates.room,
+                    dataclasses.replace(need, limit=limit),
+                )
+                room = connection.ask(ask)
+                free[RATE] = max(free[RATE], room.free)
+                if not room.free:
+                    due = RATE_EVERY if room.due is None else min(room.due, RATE_EVERY)
+                    self._rates_due[key] = time.monotonic() + due / 1000
+        return free
+
+    def _put_next(self, connection: Connection, key: str, free: dict[str, int]) -> None:
+        """Put those forward that are next in the line of a key, and whose messages are here."""
+        mine = self._waiting[key]
+        most = min(max(free.values()), MAX_FORWARD)
+        waiters = self._joblog.transitions.locks.waiters
+        line = connection.ask(functools.partial(waiters.next_of, key, most))
+        for place, job in enumerate(line):
+            held = mine.get(job.jid)
+            # One that waits for another key comes in by that; this one is kept for it.
+            if held is not None and job.section == key and place < free[held.need.kind]:
+                self._put_forward(held)
 
     def _put_forward(self, held: _Held) -> None:
         """Do what the host does with a message whose time has come."""

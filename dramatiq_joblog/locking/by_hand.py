@@ -14,7 +14,8 @@ from dramatiq.logging import get_logger
 
 from dramatiq_joblog.errors import ConfigurationError, JobLogError, LockNotAcquired
 
-from .locks import SECTION, Claim, describe_holder
+from .locks import Claim, describe_holder
+from .needs import SECTION
 from .waiters import Place
 
 if TYPE_CHECKING:

@@ -6,23 +6,23 @@ run out by the database's clock.  The statements here are part of their caller's
 
 from __future__ import annotations
 
-import string
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peewee import SQL, MySQLDatabase, fn
 
 from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.compiled import Compiled
-from dramatiq_joblog.errors import ConfigurationError
-from dramatiq_joblog.payload.parameters import parameters_of
 from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.payload.secret_texts import scrub_key
 from dramatiq_joblog.schema.models import to_millis
 
-from .waiters import Waiters
+from .limits import LIMIT, Limits
+from .needs import RATE, SECTION
+from .rates import Rates
+from .waiters import WAIT, Waiters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,129 +32,14 @@ if TYPE_CHECKING:
 
     from .waiters import Place
 
-#: Milliseconds that a section stays held after the last sign of life of its holder.
-DEFAULT_TTL = 60_000
-#: Milliseconds that a uniqueness lasts at most, so that a message that vanished does not hold
-#: up others for ever.
-DEFAULT_UNIQUE_TTL = 24 * 3600 * 1000
-
 #: Milliseconds that the row of a key is kept which nobody holds.
 KEEP_IDLE = 24 * 3600 * 1000
 #: Milliseconds that any statement on keys takes at most, and much more.
 SETTLED = 600_000
 
-SECTION, UNIQUE, FLOOR = "section", "unique", "floor"
-
-OnConflict: TypeAlias = Literal["skip", "wait", "retry", "fail"]
-OnTimeout: TypeAlias = Literal["dead", "skip", "retry"]
-Until: TypeAlias = Literal["started", "finished"]
-
-
-@dataclass(frozen=True)
-class Exclusive:
-    """A critical section that an actor's jobs run in: at most *limit* of one key at once.
-
-    Example:
-      >>> Exclusive("finance:{user_id}", on_conflict="wait", wait_for=600_000).limit
-      1
-
-    Parameters:
-      key: A format string over the actor's parameters, or a callable that is given the job's
-        arguments.
-      limit: How many jobs may hold the key at once.
-      on_conflict: What becomes of a job that finds the key held: ``"skip"`` drops it,
-        ``"wait"`` puts it back until the key is free, ``"retry"`` is a failure like any other,
-        ``"fail"`` is its death.
-      wait_for: Milliseconds to wait at most; None for as long as it takes.
-      on_timeout: What becomes of a job that waited too long: ``"dead"``, ``"skip"`` or
-        ``"retry"``.
-      ttl: Milliseconds that the key stays held if its holder vanishes.  It is renewed while
-        the holder lives, and is no limit on the length of a job.
-
-    Raises:
-      ConfigurationError: If a value is not known or makes no sense.
-    """
-
-    key: str | Callable[..., str]
-    limit: int = 1
-    on_conflict: OnConflict = "skip"
-    wait_for: int | None = None
-    on_timeout: OnTimeout = "dead"
-    ttl: int = DEFAULT_TTL
-
-    def __post_init__(self) -> None:
-        _check_one_of("on_conflict", self.on_conflict, get_args(OnConflict))
-        _check_one_of("on_timeout", self.on_timeout, get_args(OnTimeout))
-        _check_positive("limit", self.limit, 1)
-        _check_positive("ttl", self.ttl, 100)
-        if self.wait_for is not None:
-            _check_positive("wait_for", self.wait_for, 0)
-
-
-@dataclass(frozen=True)
-class Unique:
-    """A key that one message at a time may have, from its ``send()`` on.
-
-    Example:
-      >>> Unique("import:{user_id}", until="started").ttl
-      86400000
-
-    Parameters:
-      key: A format string over the actor's parameters, or a callable that is given the job's
-        arguments.
-      until: ``"started"`` or ``"finished"``, or None for the whole of *ttl*.
-      ttl: Milliseconds after which the key is not unique any more, in any case.
-
-    Raises:
-      ConfigurationError: If a value is not known or makes no sense.
-    """
-
-    key: str | Callable[..., str]
-    until: Until | None = "finished"
-    ttl: int = DEFAULT_UNIQUE_TTL
-
-    def __post_init__(self) -> None:
-        if self.until is not None:
-            _check_one_of("until", self.until, get_args(Until))
-        _check_positive("ttl", self.ttl, 100)
-
-
-def key_maker(key: Any, function: Any, where: str) -> Callable[..., str]:
-    """Return what makes the key of a job of an actor from the job's arguments.
-
-    Raises:
-      ConfigurationError: If *key* names what is none of the function's parameters.
-    """
-    if callable(key):
-        return lambda *args, **kwargs: str(key(*args, **kwargs))
-    if not isinstance(key, str) or not key:
-        raise ConfigurationError(
-            f"{where} has the key {key!r}: a format string or a callable is needed"
-        )
-    parameters = parameters_of(function)
-    signature = parameters.signature
-    try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(key) if name is not None]
-    except ValueError as e:
-        raise ConfigurationError(f"{where} has the key {key!r}, which is no format: {e}") from e
-    for name in fields:
-        first = name.split(".")[0].split("[")[0]
-        if not parameters.accepts(first):
-            raise ConfigurationError(
-                f"{where} has the key {key!r}, and {first!r} is none of its parameters "
-                f"({parameters}){parameters.cure}"
-            )
-
-    def make(*args: Any, **kwargs: Any) -> str:
-        bound = signature.bind_partial(*args, **kwargs)
-        bound.apply_defaults()
-        named = dict(bound.arguments)
-        for name, parameter in signature.parameters.items():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                named |= named.pop(name, {})
-        return key.format_map(named)
-
-    return make
+UNIQUE, FLOOR = "unique", "floor"
+#: Kinds of rows that are of no use once their time is over.
+EXPIRING = (LIMIT, RATE, WAIT)
 
 
 @dataclass
@@ -184,6 +69,14 @@ class Holder:
     since: datetime
     #: When its lease runs out; None for a job that waits for the key, and comes in next.
     until: datetime | None
+
+
+class Usage(NamedTuple):
+    """How a section is used."""
+
+    held: int = 0
+    #: What someone has set for its limit; None for that of the code.
+    limit_set: int | None = None
 
 
 class Lease:
@@ -228,6 +121,29 @@ class Lease:
         return self.gone or time.monotonic() > self.deadline
 
 
+class Held:
+    """What a run holds: a lease of each of its sections; none, if it needs none."""
+
+    def __init__(self, leases: Sequence[Lease]) -> None:
+        #: One for each section, in the order of declaration.
+        self.leases = tuple(leases)
+
+    @property
+    def fence(self) -> int | None:
+        """The fence of its section: of the first that was declared, if it has several."""
+        return self.leases[0].fence if self.leases else None
+
+    @property
+    def fences(self) -> dict[str, int]:
+        """The fences of all its sections, by their keys."""
+        return {lease.key: lease.fence for lease in self.leases}
+
+    @property
+    def lost(self) -> bool:
+        """Whether another may be in one of its sections by now."""
+        return any(lease.lost for lease in self.leases)
+
+
 class Locks:
     """The statements on the table of keys.
 
@@ -239,16 +155,20 @@ class Locks:
     def __init__(self, lock: Any, job: Any) -> None:
         self.lock = lock
         #: Who waits for a section.
-        self.waiters = Waiters(job)
+        self.waiters = Waiters(job, lock)
+        #: The limits that people have set.
+        self.limits = Limits(lock)
+        #: Who has started lately by a rate.
+        self.rates = Rates(lock)
         self.database: Database = lock._meta.database
         self._now: str = database_now(self.database).sql
         self._table = f'"{lock._meta.table_name}"'
         #: Whether an upsert can neither be guarded nor return anything.
         self._in_steps = isinstance(self.database, MySQLDatabase)
-        self._count_held = Compiled(self.database, self._counting_held)
+        self._usage = Compiled(self.database, self._asking_usage)
         self._guard = threading.Lock()
-        #: What this process holds, by token.
-        self._leases: dict[str, Lease] = {}
+        #: What this process holds, by token: a run may have several keys.
+        self._leases: dict[str, list[Lease]] = {}
         #: Called with the milliseconds within which a lease that was taken must be renewed.
         self.renew_within: Callable[[int], None] = _nobody
         #: Called with the keys of sections that may have become free: that is committed.
@@ -272,8 +192,11 @@ class Locks:
     def take_in_turn(self, claim: Claim, place: Place) -> Lease | None:
         """Take a slot of a section, unless living waiters before *place* want all that are free.
 
-        What is kept for the claim's owner between two runs is its own in any case.
+        What is kept for the claim's owner between two runs is its own in any case, unless the
+        key is paused.
         """
+        if claim.limit < 1:
+            return None
         if claim.by_hand or not self.owns(claim.key, claim.owner):
             limit = claim.limit
             ahead = self.waiters.count_ahead(claim.key, claim.owner, place, most=limit)
@@ -411,7 +334,7 @@ class Locks:
     def detach(self, process: str) -> None:
         """Let what was taken by hand live by its lease alone: the process's workers have ended."""
         with self._guard:
-            tokens = [token for token, lease in self._leases.items() if lease.by_hand]
+            tokens = [t for t, leases in self._leases.items() if leases[0].by_hand]
         if self.process == process:
             self.process = self.gone_after = None
         if tokens:
@@ -422,7 +345,7 @@ class Locks:
     def renew(self) -> None:
         """Renew all that this process holds, in one statement."""
         with self._guard:
-            leases = dict(self._leases)
+            leases = {token: list(some) for token, some in self._leases.items()}
         if not leases:
             return
         began = time.monotonic()
@@ -430,20 +353,23 @@ class Locks:
         expires = database_now(self.database) + lock.ttl
         mine = (
             lock.kind == SECTION,
-            lock.key.in_([lease.key for lease in leases.values()]),
+            lock.key.in_(sorted({lease.key for some in leases.values() for lease in some})),
             lock.token.in_(list(leases)),
         )
         renewal = lock.update(expires_at=expires).where(*mine)
         if self._in_steps:
             renewal.execute()
-            renewed = {row.token for row in lock.select(lock.token).where(*mine)}
+            rows = lock.select(lock.token, lock.key).where(*mine)
         else:
-            renewed = {row.token for row in renewal.returning(lock.token).execute()}
-        for token, lease in leases.items():
-            if token in renewed:
-                lease.extend(began)
-            else:
-                lease.lose()
+            rows = renewal.returning(lock.token, lock.key).execute()
+        renewed = {(row.token, row.key) for row in rows}
+        for token, some in leases.items():
+            for lease in some:
+                if (token, lease.key) in renewed:
+                    lease.extend(began)
+                else:
+                    lease.lose()
+            if all(lease.gone for lease in some):
                 self.forget(token)
 
     def owns(self, key: str, owner: str) -> bool:
@@ -456,16 +382,21 @@ class Locks:
         """Return how many slots of a section are free."""
         return limit - int(self._rows(SECTION, key).where(self._is_live()).count())
 
-    def count_held(self, keys: Sequence[str]) -> dict[str, int]:
-        """Return how many slots of each of *keys* are held; those that are free are left out."""
-        return dict(self._count_held.execute(keys).fetchall())
+    def usage(self, keys: Sequence[str]) -> dict[str, Usage]:
+        """Return how the sections of *keys* are used; those that are free are left out."""
+        found: dict[str, Usage] = {}
+        for key, kind, held, limit in self._usage.execute(keys).fetchall():
+            known = found.get(key, Usage())
+            change = {"held": held} if kind == SECTION else {"limit_set": int(limit)}
+            found[key] = known._replace(**change)
+        return found
 
-    def _counting_held(self, keys: Sequence[str]) -> Any:
+    def _asking_usage(self, keys: Sequence[str]) -> Any:
         lock = self.lock
-        held = lock.select(lock.key, fn.count(lock.id)).where(
-            lock.kind == SQL(f"'{SECTION}'"), lock.key.in_(keys), self._is_live()
-        )
-        return held.group_by(lock.key)
+        columns = lock.key, lock.kind, fn.count(lock.id), fn.max(lock.fence)
+        kinds = SQL(f"kind IN ('{SECTION}', '{LIMIT}')")
+        used = lock.select(*columns).where(kinds, lock.key.in_(keys), self._is_live())
+        return used.group_by(lock.key, lock.kind)
 
     def now(self) -> int:
         """Return the database's time."""
@@ -481,7 +412,9 @@ class Locks:
         """
         self.bound()
         lock, now = self.lock, database_now(self.database)
-        lock.delete().where(lock.kind == UNIQUE, lock.expires_at < now - idle).execute()
+        # Of sections alone something is kept that nobody holds: their fences.
+        over = lock.kind.in_((UNIQUE, *EXPIRING)), lock.expires_at < now - idle
+        lock.delete().where(*over).execute()
         old = (
             lock.kind == SECTION,
             lock.acquired_at < now - idle,
@@ -519,7 +452,8 @@ class Locks:
         lease = Lease(claim.key, claim.token or "", fence, lasts, began, by_hand=claim.by_hand)
         if claim.token is not None and claim.kind == SECTION:
             with self._guard:
-                self._leases[claim.token] = lease
+                others = [x for x in self._leases.get(claim.token, ()) if x.key != claim.key]
+                self._leases[claim.token] = [*others, lease]
             self.renew_within(lasts // 3)
         return lease
 
@@ -538,7 +472,7 @@ class Locks:
 
     def _take_any(self, claim: Claim) -> int | None:
         """Take one of several slots of a key, and return its fence."""
-        fence = self._alone_with(claim) + 1
+        fence = self.alone_with(claim) + 1
         lock = self.lock
         rows = list(self._rows(claim.kind, claim.key).select(lock, self._is_live().alias("live")))
         own = [row.slot for row in rows if row.owner == claim.owner and not claim.by_hand]
@@ -554,7 +488,7 @@ class Locks:
                 return fence
         return None
 
-    def _alone_with(self, claim: Claim) -> int:
+    def alone_with(self, claim: Claim) -> int:
         """Keep others from the key until the transaction ends; return its last fence."""
         if self._in_steps:
             return self._lock_slot(claim, 0)
@@ -698,13 +632,3 @@ def _nobody(milliseconds: int) -> None:
 
 def _nothing(keys: set[str]) -> None:
     """Stand in for whoever looks after those that wait."""
-
-
-def _check_one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigurationError(f"{name}={value!r} is not known; use one of {known}")
-
-
-def _check_positive(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}")

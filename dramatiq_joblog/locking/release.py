@@ -9,7 +9,7 @@ from peewee import SQL, PostgresqlDatabase
 from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.database.upsert import as_json
 
-from .locks import SECTION
+from .needs import SECTION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

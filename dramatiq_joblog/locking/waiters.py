@@ -3,6 +3,9 @@
 A waiter's message lies in the memory of a worker process, which looks after it and says so by
 the waiter's ``eta``.  One whose ``eta`` is over is absent: it keeps its place, and nobody waits
 for it.
+
+A job that needs several keys stands in the line of the first that keeps it out, and keeps its
+place in those that it has come to the head of: they are kept for it meanwhile.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.schema.query import literal_states
 from dramatiq_joblog.states import FINAL, State
 
+from .limits import LIMIT
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -30,6 +35,10 @@ ATTEND_EVERY = 3_000
 PATIENCE = 5_000
 #: Milliseconds after which a waiter's message comes back by itself, at most.
 COMES_BACK = 300_000
+#: The kind of rows of keys that are kept for a job which waits for another of its keys.
+WAIT = "wait"
+#: Milliseconds that such a row is believed: its job comes back within that time.
+_KEPT = 2 * COMES_BACK
 
 
 @dataclass(frozen=True)
@@ -53,18 +62,24 @@ class Waiters:
 
     Parameters:
       job: The bound job model.
+      lock: The bound lock model.
     """
 
-    def __init__(self, job: Any) -> None:
+    def __init__(self, job: Any, lock: Any) -> None:
         self.job = job
+        self._lock = lock
         self._database: Database = job._meta.database
-        self._waited_for = Compiled(self._database, self._selecting_waited_for)
+        self._disputed = Compiled(self._database, self._selecting_disputed)
 
     def all_of(self, key: str) -> Any:
         """Return a select of the jobs that wait for a key, the one that is next first."""
-        job = self.job
-        waiting = self._is_waiting() & (job.section == key)
-        return job.select().where(waiting).order_by(*self._order())
+        job, lock = self.job, self._lock
+        of_key = job.section == key
+        kept = lock.select(lock.owner).where(lock.kind == WAIT, lock.key == key)
+        if kept.exists():
+            # Asked first: seldom is there one, and then the line costs more to find.
+            of_key |= job.jid.in_(kept)
+        return job.select().where(self._is_waiting(), of_key).order_by(*self._order())
 
     def next_of(self, key: str, count: int) -> list[Any]:
         """Return the *count* living waiters of a key that come in next."""
@@ -79,9 +94,30 @@ class Waiters:
         rows = self._ahead(key, jid, place).order_by().select(self.job.id).limit(most)
         return len(rows.tuples())
 
-    def waited_for(self, keys: Sequence[str]) -> set[str]:
-        """Return those of *keys* that a living waiter wants."""
-        return {section for (section,) in self._waited_for.execute(keys).fetchall()}
+    def disputed(self, keys: Sequence[str]) -> set[str]:
+        """Return those of *keys* that a living waiter wants, or that someone set a limit for."""
+        rows = self._disputed.execute([*keys, *keys]).fetchall()
+        return {key for (key,) in rows}
+
+    def keep(self, keys: Sequence[str], jid: str) -> None:
+        """Keep the place of a waiting job at the head of the lines of *keys*."""
+        job, lock = self.job, self._lock
+        number = job.select(job.id).where(job.jid == jid).scalar()
+        now = database_now(self._database)
+        values = {"ttl": _KEPT, "acquired_at": now, "expires_at": now + _KEPT, "fence": 0}
+        for key in keys:
+            slot = _slot_of(number)
+            row = {"kind": WAIT, "key": key, "slot": slot, "owner": jid, **values}
+            lock.insert(row).on_conflict_ignore().execute()
+            mine = lock.kind == WAIT, lock.key == key, lock.slot == slot
+            lock.update(owner=jid, **values).where(*mine).execute()
+
+    def leave(self, keys: Sequence[str], jid: str) -> None:
+        """Give up the places of a job at the heads of the lines of *keys*."""
+        lock = self._lock
+        lock.delete().where(
+            lock.kind == WAIT, lock.key.in_(list(keys)), lock.owner == jid
+        ).execute()
 
     def attend(self, jids: Sequence[str]) -> None:
         """Say that this process has the messages of these waiters, and looks after them."""
@@ -105,10 +141,13 @@ class Waiters:
             return ahead.where(begun & longer if place.begun else begun | longer)
         return ahead.where(begun) if place.begun else ahead
 
-    def _selecting_waited_for(self, keys: Sequence[str]) -> Any:
-        job = self.job
-        waiting = self._is_waiting() & job.section.in_(keys)
-        return job.select(job.section).where(waiting, self._is_alive()).distinct()
+    def _selecting_disputed(self, keys: Sequence[str]) -> Any:
+        job, lock, half = self.job, self._lock, len(keys) // 2
+        waiting = self._is_waiting() & job.section.in_(keys[:half])
+        wanted = job.select(job.section).where(waiting, self._is_alive())
+        kinds = SQL(f"kind IN ('{LIMIT}', '{WAIT}')")
+        live = lock.expires_at > database_now(self._database)
+        return wanted | lock.select(lock.key).where(kinds, lock.key.in_(keys[half:]), live)
 
     def _order(self) -> tuple[Any, ...]:
         # A waiter that has begun before keeps the start of its last run.
@@ -124,3 +163,8 @@ class Waiters:
         # Without parameters, for statements that are compiled.
         first, last = SQL(f"{now} - {PATIENCE}"), SQL(f"{now} + {COMES_BACK + PATIENCE}")
         return (self.job.eta > first) & (self.job.eta < last)
+
+
+def _slot_of(number: int) -> int:
+    """Return the slot of a job's row in the line of a key: jobs of one line have different ones."""
+    return number % 2**31

@@ -17,7 +17,7 @@ from .log_lines import Lines
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from dramatiq_joblog.locking.locks import Lease
+    from dramatiq_joblog.locking.locks import Held
     from dramatiq_joblog.payload.redaction import Redactor
 
     from .log_lines import Batch
@@ -67,7 +67,7 @@ class LiveRun:
         row: Mapping[str, Any],
         redactor: Redactor,
         *,
-        lease: Lease | None = None,
+        lease: Held | None = None,
         lines_level: int | None = None,
         start: Event | None = None,
     ) -> None:
@@ -167,8 +167,8 @@ class CurrentJob:
         return self._run.token
 
     @property
-    def lease(self) -> Lease | None:
-        """What the job holds of its critical section, if it has one."""
+    def lease(self) -> Held | None:
+        """What the job holds of its critical sections, if it has one."""
         return self._run.lease
 
     def log(self, text: str, *, level: str | int = "INFO") -> None:
@@ -223,13 +223,22 @@ class CurrentJob:
 
     @property
     def fence(self) -> int | None:
-        """A number that grows with each holder of the job's section, for stores that check it."""
+        """A number that grows with each holder of the job's section, for stores that check it.
+
+        Of the section that was declared first, if it has several; see :attr:`fences`.
+        """
         lease = self.lease
         return None if lease is None else lease.fence
 
     @property
+    def fences(self) -> dict[str, int]:
+        """The fences of all its sections, by their keys."""
+        lease = self.lease
+        return {} if lease is None else lease.fences
+
+    @property
     def lease_lost(self) -> bool:
-        """Whether another job may be in the section by now: this one was paused for too long."""
+        """Whether another job may be in one of its sections: this one was paused for too long."""
         lease = self.lease
         return lease is not None and lease.lost
 

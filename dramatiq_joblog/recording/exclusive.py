@@ -1,20 +1,25 @@
-"""A start in a critical section: taken with the section, or what becomes of it without."""
+"""A start that needs keys: taken with all of them, or what becomes of it without."""
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dramatiq_joblog.locking.locks import SECTION, Claim, describe_holder
+from dramatiq_joblog.locking.admission import Admission, Refusal, claim_of
+from dramatiq_joblog.locking.locks import Held
+from dramatiq_joblog.locking.needs import SECTION
 from dramatiq_joblog.locking.waiters import ATTENDED, COMES_BACK, Place
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import FINAL, STARTABLE, DeadReason, Start, State
 
 from .heartbeat import has_ended
-from .transitions import keys_of
+from .transitions import freed_by, keys_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from dramatiq_joblog.locking.needs import Need
 
     from .transitions import Event, Transitions
 
@@ -23,7 +28,7 @@ COPY_DELAY = 5_000
 
 
 class Sections:
-    """Writes events, and begins those runs that have a section in it.
+    """Writes events, and begins those runs that need keys with all of them.
 
     Parameters:
       transitions: The statements on jobs and on keys.
@@ -32,6 +37,7 @@ class Sections:
     def __init__(self, transitions: Transitions) -> None:
         self.transitions = transitions
         self._locks = transitions.locks
+        self._admission = Admission(transitions.locks, transitions.atomic)
 
     def write(self, events: Sequence[Event]) -> None:
         """Write *events*, which are of different jobs, and answer the starts among them.
@@ -44,7 +50,7 @@ class Sections:
         begins = [e for e in events if e.is_begin]
         # What ends now frees what begins now.
         self._write_others([e for e in events if not e.is_begin])
-        freed = {e.section["key"] for e in events if e.section is not None and e.kind == "end"}
+        freed = {key for event in events for key in freed_by(event)}
         if freed:
             self._locks.freed(freed)
         if begins:
@@ -77,9 +83,9 @@ class Sections:
         try:
             with self.transitions.atomic():
                 left = self._begin_undisputed(sorted(begins, key=keys_of))
-            if left:
+            for together in _together(left):
                 with self.transitions.atomic():
-                    for event in left:
+                    for event in together:
                         self._begin(event)
         except BaseException:
             for event in begins:
@@ -96,21 +102,19 @@ class Sections:
         rows = self.transitions.locked_all([event.jid for event in begins])
         plain: dict[str, Event] = {}
         for event in begins:
-            section: Any = event.section
-            if section["limit"] == 1 and self._is_plain(event, rows.get(event.jid)):
-                plain.setdefault(section["key"], event)
-        waited_for = self._locks.waiters.waited_for(list(plain)) if plain else set()
-        wanted = [event for key, event in plain.items() if key not in waited_for]
-        leases = self._locks.take_all([self._claim(event, reenter=False) for event in wanted])
+            if _is_simple(event) and self._is_plain(event, rows.get(event.jid)):
+                plain.setdefault(event.needs[0].key, event)
+        disputed = self._locks.waiters.disputed(list(plain)) if plain else set()
+        wanted = [event for key, event in plain.items() if key not in disputed]
+        leases = self._locks.take_all([claim_of(e.needs[0], e.run) for e in wanted])
         begun = [event for event in wanted if event.row["token"] in leases]
         written = self.transitions.begin_all(begun)
         for event in begun:
             if event.jid in written:
-                event.granted, event.lease = True, leases[event.row["token"]]
+                event.granted, event.lease = True, Held([leases[event.row["token"]]])
             else:
                 # Its row was only just made, by another run.
-                key = event.section["key"]  # type: ignore[index]
-                self._locks.release(SECTION, key, event.jid, event.row["token"])
+                self._admission.release(event.needs, event.run)
         return [event for event in begins if not event.granted]
 
     def _is_plain(self, event: Event, row: Any) -> bool:
@@ -127,35 +131,39 @@ class Sections:
 
     def _begin(self, event: Event) -> None:
         """Begin a run and take its section, or write why not."""
-        section: Any = event.section
         row = self.transitions.locked(event.jid)
         verdict = self.transitions.judge(event, row)
-        claim = self._claim(event, reenter=verdict is Start.TAKE_OVER)
+        run = replace(event.run, reenter=verdict is Start.TAKE_OVER)
         if verdict is Start.KNOWN:
             # It was committed, and the answer did not arrive.
-            event.lease = self._locks.taken(claim)
+            event.lease = self._admission.taken(event.needs, run)
             event.granted = event.lease is not None
             event.delay = None if event.granted else COPY_DELAY
         if verdict in (Start.KNOWN, Start.REFUSE):
             return
         if verdict is Start.TAKE_OVER:
-            if not self._is_over(row, section["key"]):
+            if not self._is_over(row, event):
                 # Two copies of one message never run side by side; this is not for the policy.
                 event.delay = COPY_DELAY
                 return
             # Whatever becomes of this run: the one before it is kept.
             if self.transitions.close(event, row):
-                self._locks.release(SECTION, section["key"], event.jid, row.token)
+                self._admission.release(event.needs, replace(run, token=row.token))
                 return
         place = self._place_of(event, row)
-        event.lease = self._locks.take_in_turn(claim, place)
-        if event.lease is None:
-            self._conflict(event, row, claim, place)
+        answer = self._admission.admit(event.needs, run, place)
+        if isinstance(answer, Refusal):
+            self._conflict(event, row, answer, place)
             return
-        event.granted = True
+        event.granted, event.lease = True, answer
         self.transitions.put(event, row)
         if place.since is not None:
-            self.transitions.end_waiting(event.row, place.since, self._locks.now())
+            self._end_wait(event, place.since, self._locks.now())
+
+    def _end_wait(self, event: Event, since: int, now: int) -> None:
+        self.transitions.end_waiting(event.row, since, now)
+        if len(event.needs) > 1:
+            self._locks.waiters.leave([need.key for need in event.needs], event.jid)
 
     def _place_of(self, event: Event, row: Any) -> Place:
         """Return the place of a run in the line of its section."""
@@ -165,28 +173,19 @@ class Sections:
             since = min(since, self._locks.now())
         return Place(_has_begun(event, row), since)
 
-    @staticmethod
-    def _claim(event: Event, *, reenter: bool) -> Claim:
-        section: Any = event.section
-        return Claim(
-            SECTION,
-            section["key"],
-            event.jid,
-            event.row["token"],
-            section["ttl"],
-            process=event.row["process"],
-            limit=section["limit"],
-            reenter=reenter,
-        )
-
-    def _is_over(self, row: Any, key: str) -> bool:
+    def _is_over(self, row: Any, event: Event) -> bool:
         """Tell whether the open run of a job is over, or knows itself that it may be taken for."""
+        keys = [need.key for need in event.needs if need.kind == SECTION]
+        if not keys:
+            # It keeps nobody out, also not another run of its own job.
+            return True
         worker, lock = self.transitions.worker, self._locks.lock
         process = worker.get_or_none(worker.process == row.process) if row.process else None
         if process is not None and has_ended(process):
             return True
         held = lock.select().where(
-            lock.kind == SECTION, lock.key == key, lock.owner == row.jid, lock.token == row.token
+            *(lock.kind == SECTION, lock.key.in_(keys)),
+            *(lock.owner == row.jid, lock.token == row.token),
         )
         for lease in held:
             # A run does not trust its lease for longer than its process may be silent.
@@ -196,29 +195,32 @@ class Sections:
                 return False
         return True
 
-    def _conflict(self, event: Event, row: Any, claim: Claim, place: Place) -> None:
+    def _conflict(self, event: Event, row: Any, refusal: Refusal, place: Place) -> None:
         """Write what becomes of a run that does not come in."""
-        event.holder = self._locks.blocker(claim, place)
-        event.taken = f"section {claim.key!r} {describe_holder(event.holder)}"
+        event.refusal = refusal
         now = self._locks.now()
         since = now if place.since is None else place.since
-        policy, left = _policy(event.section, place, now - since)
+        policy, left = _policy(refusal.need, place, now - since)
         timed_out = left is not None and left <= 0
         if policy == "retry":
             event.found = None
         else:
             values = event.row | {"queue_time": None, "updated_at": now}
             values["started_at"] = to_millis(row.started_at) if _has_run(row) else None
+            values["section"] = refusal.need.key
             if policy == "wait":
                 values |= self._waiting(event, row, now, left) | {"waiting_since": since}
             else:
                 values |= {"eta": None, "finished_at": now}
-                values |= _dropped(policy, event.taken, timed_out=timed_out)
+                values |= _dropped(policy, str(refusal), timed_out=timed_out)
             event.found = values["state"]
             self.transitions.put(event.as_end(values), row)
         if timed_out:
             # Its next attempt may wait as long again.
-            self.transitions.end_waiting(event.row, since, now)
+            self._end_wait(event, since, now)
+        elif policy == "wait" and len(event.needs) > 1:
+            self._locks.waiters.leave([need.key for need in event.needs], event.jid)
+            self._locks.waiters.keep(refusal.reserved, event.jid)
 
     @staticmethod
     def _waiting(event: Event, row: Any, now: int, left: int | None) -> dict[str, Any]:
@@ -236,13 +238,30 @@ class Sections:
         return values
 
 
-def _policy(section: Any, place: Place, waited: int) -> tuple[str, int | None]:
+def _is_simple(event: Event) -> bool:
+    """Tell whether all that a run needs is a section that one at a time may be in."""
+    needs = event.needs
+    return len(needs) == 1 and needs[0].kind == SECTION and needs[0].limit == 1
+
+
+def _together(events: Sequence[Event]) -> Iterator[list[Event]]:
+    """Yield runs that may begin in one transaction: keys are come to in the order of their names.
+
+    One that needs several has a transaction of its own.
+    """
+    yield from ([event] for event in events if len(event.needs) > 1)
+    single = [event for event in events if len(event.needs) == 1]
+    if single:
+        yield single
+
+
+def _policy(need: Need, place: Place, waited: int) -> tuple[str, int | None]:
     """Return what becomes of a job that does not come in, and how long it may wait yet."""
-    if section["on_conflict"] == "wait" and section["wait_for"] is not None:
-        left = section["wait_for"] - waited
-        return ("wait" if left > 0 else section["on_timeout"]), left
+    if need.on_conflict == "wait" and need.wait_for is not None:
+        left = need.wait_for - waited
+        return ("wait" if left > 0 else need.on_timeout), left
     # What is half done is neither dropped nor fails: it waits, whatever its policy.
-    return ("wait" if place.begun else section["on_conflict"]), None
+    return ("wait" if place.begun else need.on_conflict), None
 
 
 def _dropped(policy: str, taken: str, *, timed_out: bool) -> dict[str, Any]:

@@ -119,6 +119,13 @@ class Spool:
             self._own = None
 
 
+#: What is set by who writes an event, also by earlier versions: the next that does sets it anew.
+_ANSWERS = (
+    *("granted", "found", "replayed", "cut_off"),
+    *("lease", "refusal", "holder", "taken", "delay", "_needs"),
+)
+
+
 def _cut_off(event: Event, ended: Container[str]) -> Event:
     """Return an event of a process that died: a start whose run did not end was cut off."""
     cut_off = event.kind == "start" and event.row["token"] not in ended
@@ -201,8 +208,11 @@ class _File:
 
     def _load(self, line: bytes) -> Event | None:
         try:
-            return Event(**json.loads(line), replayed=True)
-        except (ValueError, TypeError):
+            values = json.loads(line)
+            for answer in _ANSWERS:
+                values.pop(answer, None)
+            return Event(**values, replayed=True)
+        except (AttributeError, TypeError, ValueError):
             # The end of a process in the middle of a line: nobody was told it was kept.
             self._logger.warning("%s has a line that is no event: %.80r", self.path, line)
             return None
@@ -232,8 +242,8 @@ def _look_at(path: Path) -> Waiting:
 
 def _dump(event: Event) -> bytes:
     kept: dict[str, Any] = asdict(event)
-    for answer in ("granted", "found", "replayed", "cut_off"):
-        del kept[answer]
+    for answer in _ANSWERS:
+        kept.pop(answer, None)
     # A column of the user's own may hold what JSON has no word for; its text does as well.
     return json.dumps(kept, default=text_of).encode() + b"\n"
 

@@ -17,7 +17,9 @@ from peewee import SQL, OperationalError, PostgresqlDatabase, SqliteDatabase, Va
 
 from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.database.upsert import Portion, Rule, is_one_statement, upsert, write_all
+from dramatiq_joblog.locking.admission import Newcomer
 from dramatiq_joblog.locking.locks import UNIQUE, Claim, Locks
+from dramatiq_joblog.locking.needs import SECTION, Need, needs_of
 from dramatiq_joblog.locking.release import freeing
 from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.schema.models import Job, to_millis
@@ -41,7 +43,8 @@ if TYPE_CHECKING:
 
     from peewee import Database
 
-    from dramatiq_joblog.locking.locks import Holder, Lease
+    from dramatiq_joblog.locking.admission import Refusal
+    from dramatiq_joblog.locking.locks import Held
     from dramatiq_joblog.schema.tables import Tables
 
 #: Milliseconds that two clocks may differ: what a question and its answer take.
@@ -89,7 +92,7 @@ class Event:
     #: Whether a job that has ended may run when its message is only delivered again; False for
     #: one that never runs again once it has finished.
     rerun: bool | None = None
-    #: The job's critical section: the values of an :class:`Exclusive`, its key being made.
+    #: What the job needs before it may run, as its message carries it: see :func:`needs_of`.
     section: dict[str, Any] | None = None
     #: For a start in a section: milliseconds within which its message must be looked at again,
     #: whatever it waits for; None for any time.
@@ -109,13 +112,13 @@ class Event:
     cut_off: bool = field(default=False, compare=False)
     #: For a start that may not go on: the state that the job is in now.  Set by the writer.
     found: str | None = field(default=None, compare=False)
-    #: For a start in a section: what it holds, or who holds it.  Set by the writer.
-    lease: Lease | None = field(default=None, compare=False)
-    holder: Holder | None = field(default=None, compare=False)
-    #: For a start whose section is taken: what there is to say of it.  Set by the writer.
-    taken: str | None = field(default=None, compare=False)
+    #: For a start that needs a key: what it holds, or what keeps it out.  Set by the writer.
+    lease: Held | None = field(default=None, compare=False)
+    refusal: Refusal | None = field(default=None, compare=False)
     #: For a start that must wait: milliseconds until it may come back.  Set by the writer.
     delay: int | None = field(default=None, compare=False)
+    #: What *section* says, once it was read.
+    _needs: tuple[Need, ...] | None = field(default=None, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.section is not None and self.kind == "start":
@@ -123,21 +126,34 @@ class Event:
 
     @property
     def is_begin(self) -> bool:
-        """Whether it is the start of a run that has a section."""
+        """Whether it is the start of a run that needs a key."""
         return self.kind == "start" and self.section is not None
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What the job needs before it may run."""
+        needs = self._needs
+        if needs is None:
+            needs = self._needs = needs_of(self.section)
+        return needs
+
+    @property
+    def run(self) -> Newcomer:
+        """The run, as one that wants what it needs."""
+        return Newcomer(self.jid, self.row["token"], self.row["process"])
 
     def drop(self) -> None:
         """Say of a start that is written late that it need not be written any more."""
         self.dropped = True
 
     def unanswer(self) -> None:
-        """Take back what was answered to a start in a section: it is not committed."""
+        """Take back what was answered to a start that needs a key: it is not committed."""
         self.granted = False
-        self.found = self.lease = self.holder = self.taken = self.delay = None
+        self.found = self.lease = self.refusal = self.delay = None
 
     def answer_as(self, other: Event) -> None:
         """Take the answer to another form of this event."""
-        for name in ("granted", "found", "lease", "holder", "taken", "delay"):
+        for name in ("granted", "found", "lease", "refusal", "delay"):
             setattr(self, name, getattr(other, name))
 
     def as_end(self, row: dict[str, Any]) -> Event:
@@ -469,10 +485,9 @@ class Transitions:
             if not written:
                 return
         final = row["state"] in FINAL
-        if _keeps_section(event):
-            section: Any = event.section
-            grace = section["ttl"] + max(0, row["eta"] - row["updated_at"])
-            locks.keep(section["key"], event.jid, row["token"], grace)
+        for need in _kept(event):
+            grace = need.lasts + max(0, row["eta"] - row["updated_at"])
+            locks.keep(need.key, event.jid, row["token"], grace)
         if event.unique is not None:
             key, until = event.unique["key"], event.unique["until"]
             if event.kind == "enqueue":
@@ -842,9 +857,8 @@ class _Batch:
 
     def _add_holding(self, event: Event) -> None:
         self.holding.append(event)
-        if _frees_section(event):
-            self.freed.append(_held(event))
-        if event.unique is not None or _keeps_section(event):
+        self.freed += [_held(event, key) for key in freed_by(event)]
+        if event.unique is not None or _kept(event):
             self._holds_on = True
 
     @property
@@ -862,29 +876,30 @@ def _nobody(minutes: set[int]) -> None:
     """Stand in for whoever counts."""
 
 
-def _frees_section(event: Event) -> bool:
-    """Tell whether a run has ended whose section is free then."""
-    return _ends_in_section(event) and event.row["state"] != State.RETRYING
+def freed_by(event: Event) -> list[str]:
+    """Return the sections that are free once an event is written."""
+    if event.kind != "end":
+        return []
+    goes_on = event.row["state"] == State.RETRYING
+    return [n.key for n in event.needs if n.kind == SECTION and not (goes_on and n.is_kept)]
 
 
-def _keeps_section(event: Event) -> bool:
-    """Tell whether a run has ended whose section is kept for the next."""
-    return _ends_in_section(event) and event.row["state"] == State.RETRYING
+def _kept(event: Event) -> list[Need]:
+    """Return the sections that are kept for the next run of a job."""
+    if event.kind != "end" or event.row["state"] != State.RETRYING:
+        return []
+    return [need for need in event.needs if need.is_kept]
 
 
-def _ends_in_section(event: Event) -> bool:
-    return event.kind == "end" and event.section is not None
-
-
-def _held(event: Event) -> dict[str, Any]:
-    """Return what a run with a section holds, for what frees it."""
-    section: Any = event.section
-    return {"key": section["key"], "owner": event.jid, "token": event.row["token"]}
+def _held(event: Event, key: str) -> dict[str, Any]:
+    """Return a section that a run holds, for what frees it."""
+    return {"key": key, "owner": event.jid, "token": event.row["token"]}
 
 
 def keys_of(event: Event) -> tuple[str, str]:
     """Return the keys that an event is about, for an order that all processes keep."""
-    return ((event.section or {}).get("key", ""), (event.unique or {}).get("key", ""))
+    needs = event.needs
+    return (needs[0].key if needs else "", (event.unique or {}).get("key", ""))
 
 
 def _ended_before(state: str, attempt: int, new_attempt: int) -> str | None:

@@ -20,7 +20,8 @@ from hypothesis.stateful import (
 from peewee import MySQLDatabase
 
 from dramatiq_joblog import Exclusive
-from dramatiq_joblog.locking.locks import SECTION, Claim
+from dramatiq_joblog.locking.locks import Claim
+from dramatiq_joblog.locking.needs import SECTION
 from dramatiq_joblog.recording.exclusive import Sections
 from dramatiq_joblog.recording.heartbeat import Heartbeat
 from dramatiq_joblog.recording.transitions import Event, Transitions, new_token
@@ -185,7 +186,9 @@ class SectionMachine(RuleBasedStateMachine):
         lock.update(expires_at=lock.expires_at - LEAP).execute()
         worker.update(heartbeat_at=worker.heartbeat_at - LEAP).execute()
         for held in self.held:
-            held.lease.deadline -= LEAP / 1000
+            # By hand it is one lease, and of a job one for each of its sections.
+            for lease in getattr(held.lease, "leases", [held.lease]):
+                lease.deadline -= LEAP / 1000
 
     @rule(which=st.integers(0, 1))
     def renew(self, which):

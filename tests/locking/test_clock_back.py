@@ -8,7 +8,8 @@ import dramatiq
 import pytest
 
 from dramatiq_joblog import DuplicateJob, Exclusive, LockNotAcquired
-from dramatiq_joblog.locking.locks import SECTION, Claim
+from dramatiq_joblog.locking.locks import Claim
+from dramatiq_joblog.locking.needs import SECTION
 from dramatiq_joblog.recording.heartbeat import Heartbeat
 
 HOUR = 3_600_000

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import dramatiq
 import pytest
 
-from dramatiq_joblog import Exclusive, LockNotAcquired
+from dramatiq_joblog import ConfigurationError, Exclusive, LockNotAcquired, Rate
 from dramatiq_joblog.broker.messages import SECTION
 
 
@@ -96,3 +96,157 @@ def test_what_is_frozen_is_the_key(joblog, broker):
 
     expected = asdict(Exclusive("a", limit=3, on_conflict="wait", ttl=7_000))
     assert expected.items() <= message.options[SECTION].items()
+
+
+# A callable
+
+
+def test_asked_at_each_try(joblog, broker, worker, eventually):
+    """A limit that is a callable is asked at each try, with the arguments that it names."""
+    asked, inside, go = [], [], threading.Event()
+    limits = {7: 1, 8: 2}
+
+    def limit(shop, plan="free"):
+        asked.append((shop, plan))
+        return limits[shop]
+
+    def stay(n, *, shop, plan="basic"):
+        inside.append(shop)
+        go.wait(30)
+
+    work = dramatiq.actor(
+        stay, actor_name="work", exclusive=Exclusive("{shop}", limit=limit, on_conflict="wait")
+    )
+    with worker(broker, worker_threads=8):
+        for n in range(3):
+            work.send(n, shop=7)
+            work.send_with_options(args=(n,), kwargs={"shop": 8, "plan": "big"})
+        eventually(lambda: len(inside) == 3 and joblog.jobs.waiting().count() == 3)
+        assert [7, 8, 8] == sorted(inside)
+        assert {(7, "basic"), (8, "big")} == set(asked)
+        # Those that wait come to know of it.
+        limits[7] = 3
+        eventually(lambda: inside.count(7) == 3)
+        go.set()
+        eventually(lambda: joblog.jobs.finished().count() == 6)
+
+
+@pytest.mark.parametrize(
+    ("limit", "text"),
+    [
+        (lambda: 1 / 0, "its limit could not be asked: ZeroDivisionError: division by zero"),
+        (lambda: "2", "its limit is '2', and must be a whole number of at least 0"),
+        (lambda: None, "its limit is None, and must be"),
+        (lambda: True, "its limit is True, and must be"),
+        (lambda: -1, "its limit is -1, and must be"),
+        (lambda: 1.0, "its limit is 1.0, and must be"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["section", "rate"])
+def test_a_limit_that_is_none(joblog, broker, worker, eventually, limit, text, kind):
+    """A callable that raises, or says what is no limit, fails the job, whose row says so."""
+    ran = []
+    need = Exclusive("key", limit) if kind == "section" else Rate("key", limit, per=1_000)
+    broker.fail_fast_default = False
+    work = dramatiq.actor(
+        ran.append, actor_name="work", exclusive=need, max_retries=1, min_backoff=10, max_backoff=20
+    )
+    with worker(broker):
+        message = work.send(1)
+        eventually(lambda: joblog.get(message.message_id).state == "dead")
+    job = joblog.get(message.message_id)
+    assert text in job.error_message
+    assert ("ConfigurationError", 2) == (job.error_type, job.attempt)
+    assert [] == ran
+
+
+@pytest.mark.parametrize(
+    ("limit", "text"),
+    [
+        (lambda user: 1, "has a limit that wants 'user', which is none of its parameters (shop)"),
+        (lambda shop, /: 1, "has a limit that wants 'shop'"),
+        (-1, "limit=-1 must be a whole number of at least 1"),
+        ("2", "limit='2' must be"),
+    ],
+)
+def test_a_limit_that_cannot_be_asked(broker, limit, text):
+    """A limit that wants what the actor does not have is refused when that is declared."""
+    with pytest.raises(ConfigurationError) as refused:
+        dramatiq.actor(lambda shop: None, actor_name="work", exclusive=Exclusive("key", limit))
+    assert text in str(refused.value)
+
+
+def test_async_limits_are_refused(broker):
+    """A coroutine function is refused as a limit."""
+
+    async def limit():
+        return 1
+
+    with pytest.raises(ConfigurationError, match="must not be async"):
+        dramatiq.actor(lambda: None, actor_name="work", exclusive=Exclusive("key", limit))
+
+
+def test_a_callable_does_not_travel(broker):
+    """A message's own limit must be a number."""
+    work = dramatiq.actor(lambda: None, actor_name="work")
+    with pytest.raises(ConfigurationError, match="cannot travel with it"):
+        work.send_with_options(exclusive=Exclusive("key", lambda: 1))
+
+
+def test_a_limit_of_a_class(joblog, broker, worker, eventually):
+    """An actor that is a class is asked by the names of its ``perform``'s parameters."""
+    asked = []
+
+    class Work(dramatiq.GenericActor):
+        class Meta:
+            exclusive = Exclusive("{shop}", lambda shop: asked.append(shop) or 1)
+
+        def perform(self, shop):
+            pass
+
+    with worker(broker):
+        message = Work.send(3)
+        eventually(lambda: joblog.get(message.message_id).state == "finished")
+    assert [3] == asked
+
+
+def test_two_limits_on_one_key(joblog, broker, worker, eventually):
+    """Of two actors with one key each comes in by its own limit: the smaller holds for its jobs."""
+    go, inside = threading.Event(), []
+
+    def stay(name):
+        inside.append(name)
+        go.wait(30)
+
+    wide, narrow = (
+        dramatiq.actor(
+            stay, actor_name=name, exclusive=Exclusive("key", limit=limit, on_conflict="skip")
+        )
+        for name, limit in (("wide", 3), ("narrow", 1))
+    )
+    with worker(broker, worker_threads=8):
+        wide.send("wide")
+        eventually(lambda: inside == ["wide"])
+        refused = narrow.send("narrow")
+        eventually(lambda: joblog.get(refused.message_id).state == "skipped")
+        wide.send("wide")
+        eventually(lambda: inside == ["wide", "wide"])
+        go.set()
+        eventually(lambda: joblog.locks.count() == 0)
+        message = narrow.send("narrow")
+        eventually(lambda: joblog.get(message.message_id).state == "finished")
+
+
+def test_a_limit_of_nothing(joblog, broker, worker, eventually):
+    """A callable that says 0 lets nobody in, until it says more."""
+    limit = [0]
+    work = dramatiq.actor(
+        lambda: None,
+        actor_name="work",
+        exclusive=Exclusive("key", lambda: limit[0], on_conflict="wait"),
+    )
+    with worker(broker):
+        message = work.send()
+        eventually(lambda: joblog.get(message.message_id).state == "waiting")
+        limit[0] = 1
+        eventually(lambda: joblog.get(message.message_id).state == "finished")

@@ -20,7 +20,7 @@ from dramatiq_joblog import (
     Unique,
     enqueue_once,
 )
-from dramatiq_joblog.locking.locks import DEFAULT_UNIQUE_TTL
+from dramatiq_joblog.locking.needs import DEFAULT_UNIQUE_TTL
 
 SENDER = Path(__file__).parents[1] / "support" / "dying_sender.py"
 #: Milliseconds; as long as the database may take.

@@ -1,0 +1,183 @@
+"""Lets a job in: all that it needs is taken, or nothing of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from .locks import Claim, Held, Holder, describe_holder
+from .needs import RATE, SECTION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from .limits import LimitSet
+    from .locks import Locks
+    from .needs import Need
+    from .waiters import Place
+
+
+@dataclass(frozen=True)
+class Newcomer:
+    """The run of a job that wants to come in."""
+
+    jid: str
+    token: str
+    process: str | None
+    #: Whether the run of the same job that holds something is known to be over.
+    reenter: bool = False
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What keeps a job out."""
+
+    #: The key, and what the job wants with it.
+    need: Need
+    #: Who holds it or waits for it, since when and until when.
+    why: str
+    holder: Holder | None = None
+    #: Those keys that are kept for the job while it waits for this one.
+    reserved: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.need.kind} {self.need.key!r} {self.why}"
+
+
+class Admission:
+    """Takes what jobs need, as part of their caller's transaction.
+
+    Parameters:
+      locks: The statements on keys.
+      atomic: Returns a transaction, or a part of the one that is open.
+    """
+
+    def __init__(self, locks: Locks, atomic: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._locks = locks
+        self._atomic = atomic
+
+    def admit(self, needs: Sequence[Need], run: Newcomer, place: Place) -> Held | Refusal:
+        """Take all that a job needs, in its turn; or return what keeps it out."""
+        needs = self._by_limits_set(needs)
+        if len(needs) == 1:
+            held = self._take(needs, run, place)
+        else:
+            # Everybody comes to the same keys in the same order, so that no two wait for each
+            # other: until the end of the transaction nobody else changes anything about them.
+            for need in sorted(needs, key=lambda need: (need.key, need.kind)):
+                if need.kind == RATE:
+                    self._locks.rates.keep_others_out(need.key)
+                else:
+                    self._locks.alone_with(claim_of(need, run))
+            held = self._take_all(needs, run, place)
+        return held
+
+    def taken(self, needs: Sequence[Need], run: Newcomer) -> Held | None:
+        """Return what a run holds whose start was committed; None if another has it by now."""
+        leases = []
+        for need in needs:
+            if need.kind == SECTION:
+                lease = self._locks.taken(claim_of(need, run))
+                if lease is None:
+                    return None
+                leases.append(lease)
+        return Held(leases)
+
+    def release(self, needs: Sequence[Need], run: Newcomer) -> None:
+        """Give up the sections of a run."""
+        for need in needs:
+            if need.kind == SECTION:
+                self._locks.release(SECTION, need.key, run.jid, run.token)
+
+    def _by_limits_set(self, needs: Sequence[Need]) -> list[Need]:
+        """Return *needs* with the limits that people have set in place of the code's."""
+        limits = self._locks.limits.of([need.key for need in needs])
+        return [replace(n, limit=limits[n.key]) if n.key in limits else n for n in needs]
+
+    def _take_all(self, needs: Sequence[Need], run: Newcomer, place: Place) -> Held | Refusal:
+        with self._atomic() as attempt:
+            held = self._take(needs, run, place)
+            if isinstance(held, Refusal):
+                attempt.rollback()
+                self._locks.forget(run.token)
+        return held
+
+    def _take(self, needs: Sequence[Need], run: Newcomer, place: Place) -> Held | Refusal:
+        leases = {}
+        reserved: list[str] = []
+        for need in sorted(needs, key=_in_line):
+            if need.kind == RATE:
+                if not self._start(need, run, place):
+                    return self._rate_refusal(need, run, place, reserved)
+            else:
+                claim = claim_of(need, run)
+                lease = self._locks.take_in_turn(claim, place)
+                if lease is None:
+                    return self._section_refusal(need, claim, place, reserved)
+                leases[need.key] = lease
+            reserved.append(need.key)
+        return Held([leases[need.key] for need in needs if need.key in leases])
+
+    def _start(self, need: Need, run: Newcomer, place: Place) -> bool:
+        """Begin a start of a rate, unless living waiters before *place* want all that may be."""
+        free = self._locks.rates.room(need).free
+        if free < 1:
+            return False
+        ahead = self._locks.waiters.count_ahead(need.key, run.jid, place, most=free)
+        return ahead < free and self._locks.rates.take(need) > 0
+
+    def _rate_refusal(
+        self, need: Need, run: Newcomer, place: Place, reserved: list[str]
+    ) -> Refusal:
+        limit = self._locks.limits.get(need.key)
+        if need.limit < 1:
+            return Refusal(need, _paused(limit), reserved=tuple(reserved))
+        # Its starts may be of before the database's clock went back.
+        self._locks.bound(RATE, need.key)
+        room = self._locks.rates.room(need)
+        waiter = self._locks.waiters.first_ahead(need.key, run.jid, place)
+        if waiter is not None:
+            holder = Holder(waiter.jid, waiter.waiting_since, None)
+            return Refusal(need, describe_holder(holder), holder, tuple(reserved))
+        why = f"is used up: {need.limit} in {need.lasts} ms, the next in {room.due or 0} ms"
+        return Refusal(need, why if limit is None else f"{why} ({limit})", None, tuple(reserved))
+
+    def _section_refusal(
+        self, need: Need, claim: Claim, place: Place, reserved: list[str]
+    ) -> Refusal:
+        limit = self._locks.limits.get(need.key)
+        if claim.limit < 1:
+            return Refusal(need, _paused(limit), reserved=tuple(reserved))
+        holder = self._locks.blocker(claim, place)
+        why = describe_holder(holder)
+        if limit is not None:
+            why = f"{why} ({limit})"
+        return Refusal(need, why, holder, tuple(reserved))
+
+
+def claim_of(need: Need, run: Newcomer) -> Claim:
+    """Return the claim of a run on one key."""
+    return Claim(
+        need.kind,
+        need.key,
+        run.jid,
+        run.token,
+        need.lasts,
+        process=run.process,
+        limit=need.limit,
+        reenter=run.reenter,
+    )
+
+
+def _in_line(need: Need) -> tuple[bool, int, str]:
+    """Return the order in which a job stands in line: the narrowest key first.
+
+    What is kept for it at the head of that line is then of no use to many others.  To let it
+    wait in the line of a wide key while a narrow one is held would keep all others from that.
+    """
+    return need.kind != SECTION, need.limit, need.key
+
+
+def _paused(limit: LimitSet | None) -> str:
+    return "is paused: its limit is 0" if limit is None else f"is paused: {limit}"

@@ -1,0 +1,98 @@
+"""Limits that people set while jobs run: a row of the table of keys, that stands over the code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.schema.models import to_millis
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+#: The kind of such rows.
+LIMIT = "limit"
+#: Until when one stands that nobody gave an end, in milliseconds since 1970: the year 9999.
+FOREVER = 253_402_300_799_000
+
+
+@dataclass(frozen=True)
+class LimitSet:
+    """A limit that someone has set for a key, in place of that of the code."""
+
+    key: str
+    #: How many may hold the key at once, or start within the time of a rate; 0 pauses it.
+    limit: int
+    #: Who set it.
+    who: str
+    #: When it was set, by the database's clock, as the other.
+    since: datetime
+    #: Until when it stands; None until someone takes it back.
+    until: datetime | None
+
+    def __str__(self) -> str:
+        until = "" if self.until is None else f", until {self.until:%Y-%m-%d %H:%M:%S} UTC"
+        return f"{self.who} has set its limit to {self.limit}{until}"
+
+
+class Limits:
+    """The statements on limits that people set.
+
+    Parameters:
+      lock: The bound lock model.
+    """
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+
+    def of(self, keys: Sequence[str]) -> dict[str, int]:
+        """Return the limits that stand for *keys*; those without one are left out."""
+        lock = self._lock
+        rows = self._standing().where(lock.key.in_(list(keys))).select(lock.key, lock.fence)
+        return dict(rows.tuples())
+
+    def get(self, key: str) -> LimitSet | None:
+        """Return the limit that stands for a key, or None."""
+        row = self._standing().where(self._lock.key == key).first()
+        return None if row is None else _limit_set(row)
+
+    def all(self) -> list[LimitSet]:
+        """Return all that stand, by their keys."""
+        return [_limit_set(row) for row in self._standing().order_by(self._lock.key)]
+
+    def set(self, key: str, limit: int, *, until: int | None, who: str) -> None:
+        """Let a limit stand for a key, until an instant in milliseconds since 1970."""
+        lock = self._lock
+        values = {
+            "owner": who,
+            "fence": limit,
+            # As far away as it may be: it is no lease, that a clock which went back shortens.
+            "ttl": FOREVER,
+            "acquired_at": database_now(lock._meta.database),
+            "expires_at": FOREVER if until is None else until,
+        }
+        mine = lock.update(**values).where(lock.kind == LIMIT, lock.key == key)
+        if not mine.execute():
+            row = {"kind": LIMIT, "key": key, "slot": 0, **values}
+            lock.insert(row).on_conflict_ignore().execute()
+            # Another may have set one at the same time.
+            mine.execute()
+
+    def remove(self, key: str) -> bool:
+        """Let the code's limit of a key hold again; return whether another had stood."""
+        lock = self._lock
+        found = self._standing().where(lock.key == key).exists()
+        lock.delete().where(lock.kind == LIMIT, lock.key == key).execute()
+        return bool(found)
+
+    def _standing(self) -> Any:
+        lock = self._lock
+        live = lock.expires_at > database_now(lock._meta.database)
+        return lock.select().where(lock.kind == LIMIT, live)
+
+
+def _limit_set(row: Any) -> LimitSet:
+    until = row.expires_at if to_millis(row.expires_at) < FOREVER else None
+    return LimitSet(row.key, int(row.fence), row.owner, row.acquired_at, until)

@@ -1,0 +1,363 @@
+"""What a job needs before it may run: as actors declare it, and as a message carries it."""
+
+from __future__ import annotations
+
+import inspect
+import string
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from dramatiq_joblog.errors import ConfigurationError
+from dramatiq_joblog.payload.parameters import parameters_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+#: The kinds of keys that a job may need.
+SECTION, RATE = "section", "rate"
+
+#: Milliseconds that a section stays held after the last heartbeat of its holder.
+DEFAULT_TTL = 60_000
+#: Milliseconds that a uniqueness lasts at most, so that a message that vanished does not hold
+#: up others for ever.
+DEFAULT_UNIQUE_TTL = 24 * 3600 * 1000
+
+OnConflict: TypeAlias = Literal["skip", "wait", "retry", "fail"]
+OnTimeout: TypeAlias = Literal["dead", "skip", "retry"]
+Hold: TypeAlias = Literal["job", "run"]
+Keep: TypeAlias = Literal["first", "last"]
+Until: TypeAlias = Literal["started", "finished"]
+
+#: In what a message is bound to: the entries, if there are several.
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Exclusive:
+    """A critical section that an actor's jobs run in: at most *limit* of one key at once.
+
+    Example:
+      >>> Exclusive("finance:{user_id}", on_conflict="wait", wait_for=600_000).limit
+      1
+
+    Parameters:
+      key: A format string over the actor's parameters, or a callable that is given the job's
+        arguments.
+      limit: How many jobs may hold the key at once; or a callable that is given those of the
+        job's arguments that it names, and is asked at each try.
+      on_conflict: What becomes of a job that finds the key held: ``"skip"`` drops it,
+        ``"wait"`` puts it back until the key is free, ``"retry"`` is a failure like any other,
+        ``"fail"`` is its death.
+      wait_for: Milliseconds to wait at most; None for as long as it takes.
+      on_timeout: What becomes of a job that waited too long: ``"dead"``, ``"skip"`` or
+        ``"retry"``.
+      ttl: Milliseconds that the key stays held if its holder vanishes.  It is renewed while
+        the holder lives, and is no limit on the length of a job.
+      hold: How long a job that is retried holds the key: ``"job"`` keeps it between its runs,
+        ``"run"`` frees it after each.
+
+    Raises:
+      ConfigurationError: If a value is not known or makes no sense.
+    """
+
+    key: str | Callable[..., str]
+    limit: int | Callable[..., int] = 1
+    on_conflict: OnConflict = "skip"
+    wait_for: int | None = None
+    on_timeout: OnTimeout = "dead"
+    ttl: int = DEFAULT_TTL
+    hold: Hold = "job"
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        _check_positive("ttl", self.ttl, 100)
+        _check_one_of("hold", self.hold, get_args(Hold))
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A limit on starts: at most *limit* jobs of one key begin within any *per* milliseconds.
+
+    By the database's clock, and of all workers together.  Each run is a start: a retry and a
+    redelivery as well.  A job that waits for its turn takes no thread and no retry.
+
+    Example:
+      >>> Rate("shopify:{shop}", 40, per=60_000).on_conflict
+      'wait'
+
+    Parameters:
+      key: As that of an :class:`Exclusive`.
+      limit: How many may start; or a callable that is given those of the job's arguments that
+        it names, and is asked at each try.
+      per: Milliseconds within which no more start than that, whenever one begins to count.
+      on_conflict: What becomes of a job that finds the rate used up, as of an
+        :class:`Exclusive`.
+      wait_for: Milliseconds to wait at most; None for as long as it takes.
+      on_timeout: What becomes of a job that waited too long, as of an :class:`Exclusive`.
+
+    Raises:
+      ConfigurationError: If a value is not known or makes no sense.
+    """
+
+    key: str | Callable[..., str]
+    limit: int | Callable[..., int]
+    _: KW_ONLY
+    per: int
+    on_conflict: OnConflict = "wait"
+    wait_for: int | None = None
+    on_timeout: OnTimeout = "dead"
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        _check_positive("per", self.per, 1)
+
+
+@dataclass(frozen=True)
+class Unique:
+    """A key that one message at a time may have, from its ``send()`` on.
+
+    Example:
+      >>> Unique("import:{user_id}", until="started").ttl
+      86400000
+
+    Parameters:
+      key: A format string over the actor's parameters, or a callable that is given the job's
+        arguments.
+      until: ``"started"`` or ``"finished"``, or None for the whole of *ttl*.
+      ttl: Milliseconds after which the key is not unique any more, in any case.
+
+    Raises:
+      ConfigurationError: If a value is not known or makes no sense.
+    """
+
+    key: str | Callable[..., str]
+    until: Until | None = "finished"
+    ttl: int = DEFAULT_UNIQUE_TTL
+
+    def __post_init__(self) -> None:
+        _check_key(self.key)
+        if self.until is not None:
+            _check_one_of("until", self.until, get_args(Until))
+        _check_positive("ttl", self.ttl, 100)
+
+
+Entry: TypeAlias = Exclusive | Rate
+
+
+@dataclass(frozen=True)
+class Need:
+    """One key that a job needs before it may run, for this try."""
+
+    #: :data:`SECTION` or :data:`RATE`.
+    kind: str
+    key: str
+    limit: int
+    on_conflict: str
+    wait_for: int | None
+    on_timeout: str
+    #: Milliseconds: the lease of a section, the window of a rate.
+    lasts: int
+    #: Whether it is kept between two runs of a job.
+    is_kept: bool = False
+    #: Whether a callable says the limit.
+    is_asked: bool = False
+
+
+def entries_of(bound: Any) -> list[dict[str, Any]]:
+    """Return the entries that a message is bound to, as it carries them.
+
+    One is carried as it is, as it was when there was never more than one.
+    """
+    if bound is None:
+        return []
+    entries: list[dict[str, Any]] = bound.get(ALL, [bound])
+    return entries
+
+
+def bound_to(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return how a message carries *entries*, of which there is one at least."""
+    return dict(entries[0]) if len(entries) == 1 else {ALL: list(entries)}
+
+
+def kind_of(entry: Mapping[str, Any]) -> type[Entry]:
+    """Return the class of an entry that a message carries."""
+    return Rate if "per" in entry else Exclusive
+
+
+def main_key(bound: Any) -> str | None:
+    """Return the key that stands on a job's row: of its first section, or of its first rate."""
+    entries = entries_of(bound)
+    first = next((each for each in entries if kind_of(each) is Exclusive), None)
+    key: str | None = (first or entries[0])["key"] if entries else None
+    return key
+
+
+def paired(
+    bound: Sequence[dict[str, Any]], wanted: Sequence[Entry]
+) -> list[tuple[Entry | None, dict[str, Any] | None]]:
+    """Return what the code needs beside what a message was bound to, the first of a kind first.
+
+    Those without the other come last, or have None beside them.
+    """
+    left, pairs = list(bound), []
+    for each in wanted:
+        entry = next((old for old in left if kind_of(old) is type(each)), None)
+        if entry is not None:
+            left = [old for old in left if old is not entry]
+        pairs.append((each, entry))
+    return [*pairs, *((None, entry) for entry in left)]
+
+
+def needs_of(bound: Any) -> tuple[Need, ...]:
+    """Return what a job needs by what its message is bound to, in the order of declaration."""
+    return tuple(map(_need, entries_of(bound)))
+
+
+def _need(entry: Mapping[str, Any]) -> Need:
+    # A message of an earlier version, or of another producer, may not say all.
+    kind, limit = RATE if "per" in entry else SECTION, entry.get("limit", 1)
+    return Need(
+        kind,
+        entry["key"],
+        # That of a callable is not known before the first try.
+        1 if limit is None else limit,
+        entry.get("on_conflict", "skip"),
+        entry.get("wait_for"),
+        entry.get("on_timeout", "dead"),
+        entry["per"] if kind == RATE else entry.get("ttl", DEFAULT_TTL),
+        is_kept=kind == SECTION and entry.get("hold", "job") == "job",
+        is_asked=bool(entry.get("is_asked")),
+    )
+
+
+def carried(entry: Entry, key: str, limit: int | None) -> dict[str, Any]:
+    """Return an entry as a message carries it, with the key and the limit of its job."""
+    values = {field.name: getattr(entry, field.name) for field in fields(entry)}
+    values |= {"key": key, "limit": limit}
+    return values | {"is_asked": True} if callable(entry.limit) else values
+
+
+def key_maker(key: Any, function: Any, where: str) -> Callable[..., str]:
+    """Return what makes the key of a job of an actor from the job's arguments.
+
+    Raises:
+      ConfigurationError: If *key* names what is none of the function's parameters.
+    """
+    if callable(key):
+        return lambda *args, **kwargs: _text_of_key(key(*args, **kwargs))
+    if not isinstance(key, str) or not key:
+        raise ConfigurationError(
+            f"{where} has the key {key!r}: a format string or a callable is needed"
+        )
+    parameters = parameters_of(function)
+    signature = parameters.signature
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(key) if name is not None]
+    except ValueError as e:
+        raise ConfigurationError(f"{where} has the key {key!r}, which is no format: {e}") from e
+    for name in fields:
+        first = name.split(".")[0].split("[")[0]
+        if not parameters.accepts(first):
+            raise ConfigurationError(
+                f"{where} has the key {key!r}, and {first!r} is none of its parameters "
+                f"({parameters}){parameters.cure}"
+            )
+    return lambda *args, **kwargs: _text_of_key(key.format_map(_named(signature, args, kwargs)))
+
+
+def limit_asker(limit: Any, function: Any, where: str) -> Callable[..., int]:
+    """Return what says the limit of a job of an actor by the job's arguments.
+
+    Raises:
+      ConfigurationError: If *limit* needs what is none of the function's parameters.  What is
+        returned raises one if the limit is no whole number of at least 0, or cannot be had.
+    """
+    if not callable(limit):
+        return lambda *_args, **_kwargs: limit
+    try:
+        wanted = inspect.signature(limit).parameters.values()
+    except (TypeError, ValueError) as e:
+        raise ConfigurationError(
+            f"{where} has limit={limit!r}, which does not say its parameters ({e}); wrap it in a "
+            "lambda that names some of the actor's"
+        ) from e
+    if inspect.iscoroutinefunction(limit):
+        raise ConfigurationError(f"{where} has limit={limit!r}: it must not be async")
+    parameters = parameters_of(function)
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in wanted)
+    names = [p.name for p in wanted if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for p in wanted:
+        by_name = p.name in names and (p.default is not p.empty or parameters.accepts(p.name))
+        if not by_name and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+            raise ConfigurationError(
+                f"{where} has a limit that wants {p.name!r}, which is none of its parameters "
+                f"({parameters}){parameters.cure}"
+            )
+
+    def ask(*args: Any, **kwargs: Any) -> int:
+        try:
+            named = _named(parameters.signature, args, kwargs)
+            given = named if takes_all else {n: named[n] for n in names if n in named}
+            said = limit(**given)
+        except Exception as e:
+            raise ConfigurationError(
+                f"{where}: its limit could not be asked: {type(e).__name__}: {e}"
+            ) from e
+        if not _is_whole(said, 0):
+            raise ConfigurationError(
+                f"{where}: its limit is {said!r}, and must be a whole number of at least 0"
+            )
+        number: int = said
+        return number
+
+    return ask
+
+
+def _named(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Return a job's arguments by name, defaults included."""
+    bound = signature.bind_partial(*args, **kwargs)
+    bound.apply_defaults()
+    named = dict(bound.arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            named |= named.pop(name, {})
+    return named
+
+
+def _text_of_key(key: Any) -> str:
+    """Return a key that was made as text: a number is one too, nothing at all is none."""
+    text = str(key) if isinstance(key, (str, int)) and not isinstance(key, bool) else ""
+    if not text:
+        raise ValueError(f"a text that is not empty is needed, not {key!r}")
+    return text
+
+
+def _check_common(entry: Entry) -> None:
+    _check_key(entry.key)
+    if not callable(entry.limit):
+        _check_positive("limit", entry.limit, 1)
+    _check_one_of("on_conflict", entry.on_conflict, get_args(OnConflict))
+    _check_one_of("on_timeout", entry.on_timeout, get_args(OnTimeout))
+    if entry.wait_for is not None:
+        _check_positive("wait_for", entry.wait_for, 0)
+
+
+def _check_key(key: Any) -> None:
+    if not callable(key) and (not isinstance(key, str) or not key):
+        raise ConfigurationError(
+            f"the key {key!r} is none: a format string or a callable is needed"
+        )
+
+
+def _check_one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigurationError(f"{name}={value!r} is not known; use one of {known}")
+
+
+def _check_positive(name: str, value: Any, least: int) -> None:
+    if not _is_whole(value, least):
+        raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}")
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

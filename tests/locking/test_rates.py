@@ -1,0 +1,292 @@
+"""Limits on starts: how many may begin within a time, and who comes next."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import dramatiq
+import pytest
+
+from dramatiq_joblog import ConfigurationError, Exclusive, Rate
+from dramatiq_joblog.locking.needs import RATE, Need
+
+
+@pytest.fixture
+def broker(joblog, make_broker):
+    """Return a broker with the log."""
+    broker = make_broker("stub", "last", joblog=joblog)
+    broker.fail_fast_default = False
+    return broker
+
+
+@pytest.fixture
+def rates(joblog):
+    """Return the statements on rates, and one connection for them."""
+    with joblog.database.connection_context():
+        yield joblog.transitions.locks.rates
+
+
+def need(limit, per=60_000, key="key"):
+    return Need(RATE, key, limit, "wait", None, "dead", per)
+
+
+def pass_time(rates, milliseconds, key="key"):
+    """Let all starts of a key be longer ago."""
+    lock = rates._lock
+    of_key = lock.kind == RATE, lock.key == key
+    lock.update(expires_at=lock.expires_at - milliseconds).where(*of_key).execute()
+
+
+# The window
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_a_sliding_window(rates, limit):
+    """One more may start as soon as the start that lies *limit* before it is *per* ago."""
+    for _ in range(limit):
+        assert 1 == rates.take(need(limit))
+        pass_time(rates, 1_000)
+    assert 0 == rates.take(need(limit))
+    room = rates.room(need(limit))
+    assert 0 == room.free
+    assert 60_000 - limit * 1_000 - 900 < room.due <= 60_000 - limit * 1_000
+
+    pass_time(rates, room.due)
+    assert 1 == rates.room(need(limit)).free
+    assert 1 == rates.take(need(limit))
+    # The others are not over yet.
+    assert 0 == rates.take(need(limit))
+
+
+def test_many_at_once(rates):
+    """As many start at once as there is room for, and the rest later."""
+    assert 3 == rates.take(need(3), 10)
+    assert 0 == rates.take(need(3), 10)
+    pass_time(rates, 60_000)
+    assert 2 == rates.take(need(3), 2)
+    assert 1 == rates.room(need(3)).free
+
+
+def test_two_limits_on_one_key(rates):
+    """All starts of a key count for each limit on it: the smaller holds for its own jobs."""
+    for _ in range(3):
+        assert 1 == rates.take(need(5))
+    assert 0 == rates.take(need(2))
+    assert 2 == rates.room(need(5)).free
+    assert 2 == rates.take(need(5), 5)
+    pass_time(rates, 60_000)
+    assert 2 == rates.take(need(2), 5)
+
+
+@pytest.mark.parametrize("more", [2, 3, 7])
+def test_a_limit_that_was_raised(rates, more):
+    """With a higher limit more may start at once, and what started before is not forgotten."""
+    assert 2 == rates.take(need(2), 9)
+    pass_time(rates, 30_000)
+    assert more - 2 == rates.take(need(more), 9)
+    pass_time(rates, 30_000)
+    assert 2 == rates.take(need(more), 9)
+
+
+def test_a_longer_window(rates):
+    """What is not known of a longer window is taken to have started in it."""
+    for _ in range(4):
+        assert 2 == rates.take(need(2, 1_000), 9)
+        pass_time(rates, 1_000)
+    # Eight have started in four seconds, and of two of them it is known when.
+    assert 0 == rates.take(need(6, 60_000))
+    pass_time(rates, 59_000)
+    assert 1 == rates.take(need(6, 60_000))
+
+
+def test_a_clock_that_goes_back(joblog, rates):
+    """A start of the future counts for one window from now on, and for no longer."""
+    assert 1 == rates.take(need(1))
+    pass_time(rates, -3_600_000)
+    joblog.transitions.locks.bound(RATE, "key")
+    assert 0 < rates.room(need(1)).due <= 60_000
+    pass_time(rates, 60_000)
+    assert 1 == rates.take(need(1))
+
+
+def test_what_is_not_kept(joblog, rates):
+    """The starts of a key that nobody wants any more are forgotten after a while."""
+    rates.take(need(3, 1_000), 3)
+    joblog.transitions.locks.clean()
+    assert 4 == joblog.Lock.select().where(joblog.Lock.kind == RATE).count()
+    pass_time(rates, 1_000)
+    joblog.transitions.locks.clean(idle=-1)
+    assert 0 == joblog.Lock.select().where(joblog.Lock.kind == RATE).count()
+    assert 3 == rates.take(need(3, 1_000), 9)
+
+
+# Jobs
+
+
+def test_never_more_than_the_limit(joblog, broker, worker, eventually):
+    """Jobs start in the order in which they were sent, and never more than the rate allows."""
+    began = []
+
+    @dramatiq.actor(exclusive=Rate("shop:{shop}", 3, per=300))
+    def sync(shop, n):
+        began.append((time.monotonic(), n))
+
+    with worker(broker, worker_threads=4):
+        for n in range(10):
+            sync.send(1, n)
+        eventually(lambda: joblog.jobs.finished().count() == 10)
+
+    times = sorted(at for at, _ in began)
+    # A body begins a little later than its start, and not always by as much.
+    assert all(later - first > 0.3 - 0.1 for first, later in zip(times, times[3:], strict=False))
+    assert times[-1] - times[0] < 3 * 0.3 + 1.5
+    starts = sorted(job.started_at for job in joblog.jobs)
+    assert 10 == len(starts)
+    assert 0 == joblog.locks.count()
+
+
+def test_waiting_costs_no_thread_and_no_retry(joblog, broker, worker, eventually):
+    """While a rate is used up a job waits outside of any thread, and its attempt is the first."""
+    done = []
+    limited = dramatiq.actor(
+        lambda: done.append("limited"), actor_name="limited", exclusive=Rate("key", 1, per=500)
+    )
+    plain = dramatiq.actor(lambda: done.append("plain"), actor_name="plain")
+    with worker(broker, worker_threads=1):
+        messages = [limited.send() for _ in range(3)]
+        eventually(lambda: joblog.jobs.waiting().count() == 2)
+        plain.send()
+        eventually(lambda: "plain" in done)
+        assert ["limited", "plain"] == done
+        eventually(lambda: joblog.jobs.finished().count() == 4)
+
+    jobs = [joblog.get(m.message_id) for m in messages]
+    assert [1] * 3 == [job.attempt for job in jobs]
+    assert [[], ["waited"], ["waited"]] == [[f.outcome for f in job.failures] for job in jobs]
+
+
+@pytest.mark.parametrize(
+    ("policy", "state", "reason"),
+    [("skip", "skipped", None), ("fail", "dead", "conflict"), ("retry", "retrying", None)],
+)
+def test_other_policies(joblog, broker, worker, eventually, policy, state, reason):
+    """A job that does not wait is skipped, fails or is retried, and its row says why."""
+    work = dramatiq.actor(
+        lambda: None,
+        actor_name="work",
+        exclusive=Rate("key", 1, per=60_000, on_conflict=policy),
+        min_backoff=60_000,
+    )
+    with worker(broker):
+        first = work.send()
+        eventually(lambda: joblog.get(first.message_id).state == "finished")
+        second = work.send()
+        eventually(lambda: joblog.get(second.message_id).state == state)
+
+    job = joblog.get(second.message_id)
+    assert reason == job.dead_reason
+    text = job.skip_reason or job.error_message
+    assert "'key' is used up: 1 in 60000 ms, the next in " in text
+
+
+@pytest.mark.parametrize(
+    ("on_timeout", "state", "reason"), [("dead", "dead", "wait_timeout"), ("skip", "skipped", None)]
+)
+def test_who_waited_for_too_long(joblog, broker, worker, eventually, on_timeout, state, reason):
+    """A job that waited for as long as it may is dead or skipped, as for a section."""
+    work = dramatiq.actor(
+        lambda: None,
+        actor_name="work",
+        exclusive=Rate("key", 1, per=60_000, wait_for=300, on_timeout=on_timeout),
+    )
+    with worker(broker):
+        first = work.send()
+        eventually(lambda: joblog.get(first.message_id).state == "finished")
+        second = work.send()
+        eventually(lambda: joblog.get(second.message_id).state == state)
+    assert reason == joblog.get(second.message_id).dead_reason
+
+
+def test_each_run_is_a_start(joblog, broker, worker, eventually):
+    """A retry counts as well, and waits for its turn before newcomers."""
+    order = []
+
+    @dramatiq.actor(exclusive=Rate("key", 1, per=400), min_backoff=10, max_backoff=20)
+    def work(name):
+        order.append(name)
+        if order == ["fails"]:
+            raise ValueError
+
+    with worker(broker):
+        first = work.send("fails")
+        eventually(lambda: joblog.get(first.message_id).attempt == 2)
+        eventually(lambda: joblog.get(first.message_id).state == "waiting")
+        work.send("newcomer")
+        eventually(lambda: joblog.jobs.finished().count() == 2)
+    assert ["fails", "fails", "newcomer"] == order
+
+
+def test_together_with_a_section(joblog, broker, worker, eventually):
+    """A job that finds its section taken uses nothing of its rate up."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def body(name):
+        if name == "stays":
+            inside.set()
+            leave.wait(30)
+
+    work = dramatiq.actor(
+        body,
+        actor_name="work",
+        exclusive=[Exclusive("section", on_conflict="skip"), Rate("rate", 2, per=60_000)],
+    )
+    with worker(broker):
+        work.send("stays")
+        assert inside.wait(10)
+        skipped = [work.send("other").message_id for _ in range(3)]
+        eventually(lambda: all(joblog.get(jid).state == "skipped" for jid in skipped))
+        leave.set()
+        eventually(lambda: joblog.locks.count() == 0)
+        second = work.send("second")
+        eventually(lambda: joblog.get(second.message_id).state == "finished")
+        third = work.send("third")
+        eventually(lambda: joblog.get(third.message_id).state == "waiting")
+        # It holds nothing meanwhile.
+        assert 0 == joblog.locks.count()
+
+
+def test_a_cancelled_waiter(joblog, broker, worker, eventually):
+    """A job that waits for a rate can be cancelled, and does not start then."""
+    done = []
+    work = dramatiq.actor(done.append, actor_name="work", exclusive=Rate("key", 1, per=700))
+    with worker(broker):
+        work.send(1)
+        eventually(lambda: done == [1])
+        second = work.send(2)
+        eventually(lambda: joblog.get(second.message_id).state == "waiting")
+        assert [second.message_id] == [job.jid for job in joblog.waiters("key")]
+        joblog.cancel(second.message_id)
+        work.send(3)
+        eventually(lambda: done == [1, 3])
+    assert "dead" == joblog.get(second.message_id).state
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"per": 0}, "per=0 must be a whole number of at least 1"),
+        ({"per": 1.5}, "per=1.5 must be"),
+        ({"limit": -1}, "limit=-1 must be a whole number of at least 1"),
+        ({"on_conflict": "drop"}, "on_conflict='drop' is not known"),
+        ({"on_timeout": "drop"}, "on_timeout='drop' is not known"),
+        ({"wait_for": -1}, "wait_for=-1 must be"),
+        ({"key": ""}, "the key '' is none"),
+        ({"key": None}, "the key None is none"),
+    ],
+)
+def test_values_that_make_no_sense(values, text):
+    """A value that is not known or makes no sense is refused."""
+    with pytest.raises(ConfigurationError) as refused:
+        Rate(**{"key": "key", "limit": 1, "per": 1_000} | values)
+    assert text in str(refused.value)
