@@ -37,12 +37,13 @@ from .errors import (
     SearchError,
 )
 from .locking.by_hand import HeldByHand
+from .locking.limits import check_limit_set, said_of
 from .locking.locks import Claim, fold_key
 from .locking.needs import DEFAULT_TTL, SECTION
 from .locking.turn import Turn
 from .payload.encryption import Seal
 from .payload.redaction import Redactor
-from .payload.sanitize import fold_jid
+from .payload.sanitize import clean_optional, fold_jid
 from .payload.values import MAX_INT, MAX_MILLIS
 from .reading import counts, search
 from .recording.current import running
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from .broker.requeue import Requeued, Sender
     from .database.queries import Select
     from .database.url import DatabaseURL
+    from .locking.limits import LimitSet
     from .locking.locks import Holder
     from .reading.counts import Count
     from .recording.writer import OnOutage
@@ -646,6 +648,62 @@ class JobLog(Cancelling[J], Generic[J]):
                 detail=f"{reason.strip()} (slot {slot}, fence {fence}, held by {held.owner})",
             )
         return held
+
+    @property
+    def limits(self) -> list[LimitSet]:
+        """The limits that people have set and that stand now, by their keys."""
+        with checked_out(self.database):
+            return self.transitions.locks.limits.all()
+
+    def set_limit(
+        self,
+        key: str,
+        limit: int | None,
+        *,
+        until: datetime | int | None = None,
+        who: str | None = None,
+    ) -> None:
+        """Set the limit of a key while jobs run, in place of that of the code.
+
+        It is that of sections, of rates and of locks by hand alike, and holds from the next try
+        on.  Those that are inside go on; with 0 the key is paused, for retries that hold it as
+        well.  What becomes of the others is as their *on_conflict* says: with ``"skip"`` they are
+        skipped.
+
+        Example:
+          >>> joblog.set_limit("erp", 0, who="ada")
+          >>> [(limit.key, limit.limit, limit.who) for limit in joblog.limits]
+          [('erp', 0, 'ada')]
+          >>> joblog.set_limit("erp", None, who="ada")
+
+        Parameters:
+          key: The key, as the jobs name it.
+          limit: How many; 0 pauses the key, and None takes back what was set.
+          until: Until when it holds, an aware datetime or milliseconds since 1970; None until it
+            is taken back.
+          who: Who does it, for ``joblog.actions``.
+
+        Raises:
+          ConfigurationError: If a value makes no sense.
+        """
+        check_limit_set(key, limit)
+        stored, limits = fold_key(key), self.transitions.locks.limits
+        with transaction(self.database):
+            before = limits.get(stored)
+            if limit is None:
+                limits.remove(stored)
+            else:
+                ends = None if until is None else millis_of(until)
+                if ends is not None and ends <= self.transitions.locks.now():
+                    raise ConfigurationError(
+                        f"the limit of {key!r} is to hold until {until}, which is over: name a "
+                        "later time, or None"
+                    )
+                limits.set(stored, limit, until=ends, who=clean_optional(who) or "unknown")
+            after = limits.get(stored)
+            detail = f"{said_of(after)} (before: {said_of(before)})"
+            self.record("limit", who=who or "", key=stored, detail=detail)
+        self.transitions.locks.freed({stored})
 
     # Running jobs again
 

@@ -205,6 +205,9 @@ class Waker(threading.Thread):
                 free = self._free(connection, key, used.get(key, Usage()))
                 if max(free.values()) > 0:
                     self._put_next(connection, key, free)
+                usage = used.get(key)
+                if usage is not None and usage.kept and free[SECTION] + usage.held > 0:
+                    self._put_owners(connection, key, usage.kept)
         if time.monotonic() >= self._try_due:
             self._try_due = time.monotonic() + ATTEND_EVERY / 1000
             asked = [
@@ -236,6 +239,14 @@ class Waker(threading.Thread):
                     due = RATE_EVERY if room.due is None else min(room.due, RATE_EVERY)
                     self._rates_due[key] = time.monotonic() + due / 1000
         return free
+
+    def _put_owners(self, connection: Connection, key: str, kept: int) -> None:
+        """Put those forward for whom a slot is kept, and that a pause had kept out."""
+        mine, locks = self._waiting[key], self._joblog.transitions.locks
+        for job in connection.ask(functools.partial(locks.waiters.next_of, key, kept)):
+            owns = functools.partial(locks.owns, key, job.jid)
+            if job.jid in mine and job.section == key and connection.ask(owns):
+                self._put_forward(mine[job.jid])
 
     def _put_next(self, connection: Connection, key: str, free: dict[str, int]) -> None:
         """Put those forward that are next in the line of a key, and whose messages are here."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
+from dramatiq_joblog.locking.limits import said_of
 from dramatiq_joblog.states import State
 
 from .app import NOTHING, Refusal, Session, command
@@ -55,6 +56,7 @@ def locks(session: Session, *, key: str | None) -> None:
         session.screen.table(_columns(now), found)
         if key is not None and session.screen.live:
             _write_waiters(session, found, now)
+        _write_limits(session, key)
     if not found:
         raise Refusal("no key is held" if key is None else f"nobody holds {key!r}", NOTHING)
 
@@ -123,6 +125,15 @@ def _lease(h: Held, now: datetime) -> Text:
 
 def _milliseconds(instant: datetime, now: datetime) -> int:
     return round((now - instant).total_seconds() * 1000)
+
+
+def _write_limits(session: Session, key: str | None) -> None:
+    """Write the limits that people have set, below the keys that are held."""
+    limits = [each for each in session.joblog.limits if key in (None, each.key)]
+    if limits and session.screen.live:
+        session.screen.title("Limits that were set")
+        for each in limits:
+            session.screen.fit(Text(f"{line(each.key)}  {said_of(each)}, by {line(each.who)}"))
 
 
 def _write_waiters(session: Session, found: list[Held], now: datetime) -> None:

@@ -13,6 +13,7 @@ from .doctor import doctor
 from .export import export
 from .import_django import import_django
 from .jobs import list_jobs
+from .limit import limit
 from .locks import locks
 from .prune import prune
 from .schema import migrate
@@ -23,8 +24,8 @@ from .web import web
 from .workers import workers
 
 COMMANDS = (
-    *(actions, cancel, dismiss, doctor, export, import_django, list_jobs, locks, migrate),
-    *(prune, requeue, show, stats, tail, unlock, web, workers),
+    *(actions, cancel, dismiss, doctor, export, import_django, limit, list_jobs, locks),
+    *(migrate, prune, requeue, show, stats, tail, unlock, web, workers),
 )
 
 

@@ -71,7 +71,7 @@ class Wish:
         """Take the key if it is free, and nobody who waits longer wants it."""
         if self.place.since is None:
             self.place = Place(since=self.locks.now())
-        lease = self.locks.take_in_turn(self.claim, self.place)
+        lease = self.locks.take_in_turn(self.locks.limited(self.claim), self.place)
         if lease is not None and lease.lost:
             self.release()
             return None
@@ -84,7 +84,10 @@ class Wish:
 
     def refusal(self) -> LockNotAcquired:
         """Return the error that says who keeps the key."""
-        holder = self.locks.blocker(self.claim, self.place)
+        limit = self.locks.limits.get(self.claim.key)
+        if limit is not None and limit.limit < 1:
+            return LockNotAcquired(self.key, f"is paused: {limit}")
+        holder = self.locks.blocker(self.locks.limited(self.claim), self.place)
         text = describe_holder(holder)
         if holder is None:
             return LockNotAcquired(self.key, text)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.errors import ConfigurationError
+from dramatiq_joblog.payload.values import MAX_INT
 from dramatiq_joblog.schema.models import to_millis
 
 if TYPE_CHECKING:
@@ -33,8 +35,41 @@ class LimitSet:
     until: datetime | None
 
     def __str__(self) -> str:
-        until = "" if self.until is None else f", until {self.until:%Y-%m-%d %H:%M:%S} UTC"
-        return f"{self.who} has set its limit to {self.limit}{until}"
+        return f"{self.who} has set its limit to {said_of(self)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        instants = (None if at is None else at.isoformat() for at in (self.since, self.until))
+        since, until = instants
+        return {"key": self.key, "limit": self.limit, "who": self.who} | {
+            "since": since,
+            "until": until,
+        }
+
+
+def said_of(limit: LimitSet | None) -> str:
+    """Say a limit that someone has set, or that it is the code's."""
+    if limit is None:
+        return "as the code says"
+    until = "" if limit.until is None else f" until {limit.until:%Y-%m-%d %H:%M:%S} UTC"
+    return f"{limit.limit}{until}"
+
+
+def check_limit_set(key: Any, limit: Any) -> None:
+    """Refuse what cannot be set.
+
+    Raises:
+      ConfigurationError: If it cannot be.
+    """
+    if not isinstance(key, str) or not key:
+        raise ConfigurationError(f"the key {key!r} is none: a text that is not empty is needed")
+    if limit is None:
+        return
+    if not isinstance(limit, int) or isinstance(limit, bool) or not 0 <= limit <= MAX_INT:
+        raise ConfigurationError(
+            f"the limit {limit!r} of {key!r} must be a whole number from 0 to {MAX_INT}, or None "
+            "to take back what was set"
+        )
 
 
 class Limits:
@@ -94,5 +129,7 @@ class Limits:
 
 
 def _limit_set(row: Any) -> LimitSet:
-    until = row.expires_at if to_millis(row.expires_at) < FOREVER else None
+    # No datetime is quite as late.
+    ends = to_millis(row.expires_at) < FOREVER - 172_800_000
+    until = row.expires_at if ends else None
     return LimitSet(row.key, int(row.fence), row.owner, row.acquired_at, until)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peewee import SQL, MySQLDatabase, fn
@@ -75,6 +75,8 @@ class Usage(NamedTuple):
     """How a section is used."""
 
     held: int = 0
+    #: How many of these are kept for the next run of a job.
+    kept: int = 0
     #: What someone has set for its limit; None for that of the code.
     limit_set: int | None = None
 
@@ -203,6 +205,11 @@ class Locks:
             if ahead and ahead >= self.free(claim.key, limit):
                 return None
         return self.take(claim)
+
+    def limited(self, claim: Claim) -> Claim:
+        """Return a claim with the limit that someone has set for its key, if there is one."""
+        limit = self.limits.of([claim.key]).get(claim.key)
+        return claim if limit is None else replace(claim, limit=limit)
 
     def take_all(self, claims: Sequence[Claim]) -> dict[str, Lease]:
         """Take those keys of *claims*, all different and with one slot, that are free.
@@ -385,17 +392,21 @@ class Locks:
     def usage(self, keys: Sequence[str]) -> dict[str, Usage]:
         """Return how the sections of *keys* are used; those that are free are left out."""
         found: dict[str, Usage] = {}
-        for key, kind, held, limit in self._usage.execute(keys).fetchall():
+        for key, kind, held, running, limit in self._usage.execute(keys).fetchall():
             known = found.get(key, Usage())
-            change = {"held": held} if kind == SECTION else {"limit_set": int(limit)}
-            found[key] = known._replace(**change)
+            if kind == SECTION:
+                found[key] = known._replace(held=held, kept=held - running)
+            else:
+                found[key] = known._replace(limit_set=int(limit))
         return found
 
     def _asking_usage(self, keys: Sequence[str]) -> Any:
         lock = self.lock
-        columns = lock.key, lock.kind, fn.count(lock.id), fn.max(lock.fence)
+        counts = fn.count(lock.id), fn.count(lock.token), fn.max(lock.fence)
         kinds = SQL(f"kind IN ('{SECTION}', '{LIMIT}')")
-        used = lock.select(*columns).where(kinds, lock.key.in_(keys), self._is_live())
+        used = lock.select(lock.key, lock.kind, *counts).where(
+            kinds, lock.key.in_(keys), self._is_live()
+        )
         return used.group_by(lock.key, lock.kind)
 
     def now(self) -> int:

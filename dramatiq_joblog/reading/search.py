@@ -137,6 +137,16 @@ def instant(text: str, now: datetime | None = None) -> datetime:
         ) from e
 
 
+def instant_to_come(text: str, now: datetime) -> datetime:
+    """Read an instant: ``2d`` for so long after *now*, or an ISO date, as :func:`instant` does.
+
+    Raises:
+      SearchError: If it is neither.
+    """
+    found = instant(text, now)
+    return now + (now - found) if _AGO.fullmatch(text.strip()) else found
+
+
 def narrow(
     query: JobQuery[J], terms: Sequence[Term], *, now: datetime | None = None
 ) -> JobQuery[J]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from dramatiq_joblog.locking.limits import said_of
 from dramatiq_joblog.states import State
 
 from .common import PER_PAGE, waiters
@@ -30,9 +31,10 @@ def locks(visit: Visit) -> Response:
     for lock in held:
         if lock.key not in lines:
             lines[lock.key] = waiters(visit, lock.key)
+    limits = visit.rows("the limits", lambda: log.limits)
     if visit.wants_json:
         told = [lock.as_dict() | {"waiters": [w.jid for w in lines[lock.key]]} for lock in held]
-        return visit.json({"locks": told})
+        return visit.json({"locks": told, "limits": [each.as_dict() for each in limits]})
     # The slots of one key stand together, where the first of them was taken.
     first = {lock.key: lock.acquired_at for lock in reversed(held)}
     held.sort(key=lambda lock: (first[lock.key], lock.key, lock.slot))
@@ -47,7 +49,8 @@ def locks(visit: Visit) -> Response:
     some = f"{len(rows)} section{'s' * (len(rows) != 1)} held, "
     sub = f"{some}{waiting} job{'s' * (waiting != 1)} waiting"
     sub *= "the locks" not in visit.missing
-    return visit.page("locks.html", "Locks", {"rows": rows, "sub": sub}, live=True, section="locks")
+    facts = {"rows": rows, "sub": sub, "limits": [(each, said_of(each)) for each in limits]}
+    return visit.page("locks.html", "Locks", facts, live=True, section="locks")
 
 
 def workers(visit: Visit) -> Response:

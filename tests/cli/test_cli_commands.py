@@ -153,6 +153,20 @@ def test_jobs_are_given_up(joblog, job_factory, ask):
     ]
 
 
+def test_a_limit_is_set(joblog, ask):
+    """``limit`` sets a key's limit for a time, or for good, and takes it back."""
+    assert "The limit of erp is 0 until " in ask("limit", "erp", 0, "--until", "2h").stdout
+    [limit] = joblog.limits
+    assert 2 * 3600 == pytest.approx((limit.until - joblog.now()).total_seconds(), abs=60)
+    assert '"limit": 3' in ask("limit", "erp", 3, "--json").stdout
+    assert "is no limit" in ask("limit", "erp", "many", code=2).stderr
+    assert "which is over" in ask("limit", "erp", 1, "--until", "2020-01-01", code=2).stderr
+    assert "The limit of erp is as the code says." in ask("limit", "erp", "code").stdout
+    assert [] == joblog.limits
+    assert {("limit", "erp", myself())} == {(a.what, a.key, a.who) for a in joblog.actions}
+    joblog.release()
+
+
 def test_a_section_is_freed_by_hand(joblog, ask):
     """``unlock`` says who holds it, needs a reason, and with --yes the fence that was seen."""
     with joblog.lock("finance:42") as lease:

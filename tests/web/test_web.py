@@ -220,6 +220,15 @@ def test_a_jid_of_any_form_has_a_page(page, job_factory):
     assert job.jid in page.get(href).text.replace("&#34;", '"')
 
 
+def test_locks_have_the_limits_that_were_set(page, joblog):
+    """The locks' page says which key is paused, by whom and until when."""
+    joblog.set_limit("erp", 0, who="ada")
+    joblog.release()
+    assert "is paused: 0, set by ada" in " ".join(page.get("/locks").text.split())
+    [limit] = page.get("/locks.json").json()["limits"]
+    assert ("erp", 0, "ada", None) == tuple(limit[n] for n in ("key", "limit", "who", "until"))
+
+
 def test_locks_tell_holder_and_line(page, joblog, job_factory):
     """The locks' page has the holder, its fence, and those that wait in order."""
     now = datetime.now(timezone.utc)
