@@ -653,6 +653,8 @@ class JobLogMiddleware(Middleware):
         mine = self._current(message)
         if mine is not None and not mine.ended and mine not in runs:
             runs.append(mine)
+        if not runs:
+            return runs
         # A message that was moved twice is no other than the one at work.
         name = delivery_of(message).name
         return [run for run in runs if name is None or run.delivery.name != name]
@@ -685,7 +687,8 @@ class JobLogMiddleware(Middleware):
         row["worker"] = here()
         row["process"] = self.joblog.worker_process.name
         redactor = self._messages.arguments.redactor(broker, inner, row)
-        return Run(inner.message_id, row, redactor, message, delivery)
+        noted = inner.options.get("traceback")
+        return Run(inner.message_id, row, redactor, message, delivery, noted)
 
     def _counted(self, broker: Broker, message: AnyMessage, error: BaseException) -> int:
         """Return 1 if ``Retries`` has already counted this failure, 0 if it comes after us."""

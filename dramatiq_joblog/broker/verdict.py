@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from .messages import AnyMessage
 
 
+#: Of so many frames of an error at most is a traceback that ``Retries`` writes.
+RETRIES_FRAMES = 30
+
+
 @dataclass(slots=True, eq=False)
 class Run:
     """What a worker thread knows of the message it works on."""
@@ -51,6 +55,8 @@ class Run:
     #: The message as the worker was given it for this run.
     given: AnyMessage
     delivery: Delivery
+    #: What stood in the message as a traceback before this run.
+    noted_before: Any
     #: Monotonic, in seconds; None while the body has not begun.
     began: float | None = None
     duration: int | None = None
@@ -115,6 +121,8 @@ class OpenRuns:
 
     def of(self, message_id: str) -> list[Run]:
         """Return the runs of a message."""
+        if message_id not in self._runs:
+            return []
         with self._lock:
             return list(self._runs.get(message_id, ()))
 
@@ -286,12 +294,26 @@ def _skipped_by(skipper: Middleware | None, error: BaseException | None) -> str:
     return f"{by}: {text}" if text else by
 
 
-def _traceback(error: BaseException) -> str:
+def _traceback(error: BaseException, formatted: Any) -> str:
+    """Return the traceback of an error; *formatted* may be that already."""
     try:
+        if _is_traceback_of(error, formatted):
+            return str(formatted)
         return "".join(traceback.format_exception(type(error), error, error.__traceback__))
     except Exception:  # noqa: BLE001
         # An error's own code is at fault: where it was raised is known all the same.
         return "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
+
+
+def _is_traceback_of(error: BaseException, text: Any) -> bool:
+    """Tell whether what ``Retries`` noted in this run is the whole traceback of its error.
+
+    It costs as much to write as all else that the log does with a job.
+    """
+    if type(text) is not str or error.__cause__ is not None or error.__context__ is not None:
+        return False
+    is_whole = sum(1 for _ in traceback.walk_tb(error.__traceback__)) <= RETRIES_FRAMES
+    return is_whole and text.endswith("".join(traceback.format_exception_only(error)))
 
 
 def _message(run: Run, error: BaseException) -> str:
@@ -301,7 +323,10 @@ def _message(run: Run, error: BaseException) -> str:
 def _failure(
     run: Run, row: dict[str, Any], outcome: Outcome, error: BaseException
 ) -> dict[str, Any]:
-    text = clean_redacted(_traceback(error), MAX_TRACEBACK, run.redactor.traceback)
+    noted = run.given.options.get("traceback")
+    formatted = noted if noted is not run.noted_before else None
+    text = _traceback(error, formatted)
+    text = clean_redacted(text, MAX_TRACEBACK, run.redactor.traceback)
     return {
         "jid": row["jid"],
         "token": row["token"],

@@ -61,7 +61,7 @@ AWAY_DELAY = 3_000
 END_WITHIN, _LAST_TRY = 30.0, 10.0
 
 #: Milliseconds that an event which nobody waits for may wait for others, at most.
-RIDE = 2
+RIDE = 20
 #: Milliseconds that a run lasts at least whose start is written by itself, if it is written soon.
 SOON = 50
 

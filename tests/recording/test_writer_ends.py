@@ -31,9 +31,21 @@ def sent(jid):
     return event("enqueue", jid, state="enqueued", token=None)
 
 
+#: Writer threads of logs that other tests left open.
+others = set()
+
+
+@pytest.fixture(autouse=True)
+def of_other_tests():
+    """Leave those aside that are at work already."""
+    others.clear()
+    others.update(writers())
+
+
 def writers():
-    """Return the writer threads of this process that live."""
-    return [t for t in threading.enumerate() if t.name == "dramatiq_joblog writer"]
+    """Return the writer threads of this process that live, of this test's logs."""
+    threads = {t for t in threading.enumerate() if t.name == "dramatiq_joblog writer"}
+    return list(threads - others)
 
 
 @pytest.fixture
