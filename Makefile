@@ -48,8 +48,9 @@ chaos: has-dev ## Kill and cut everything for minutes, on PostgreSQL and SQLite;
 scale: has-dev ## Ask a log of ten million jobs, on PostgreSQL, and of one million, on SQLite; ten minutes, 10 GB
 	@$(IN_VENV) benchmarks/scale.py
 
-bench: has-dev ## Measure the log beside bare Dramatiq and its peers; ARGS="--processes 2" and the like
+bench: has-dev ## Measure the log beside bare Dramatiq and its peers, on all cores and on one; ARGS="--processes 2" and the like
 	@$(IN_VENV) benchmarks/throughput.py $(ARGS)
+	@$(IN_VENV) benchmarks/throughput.py --pinned $(ARGS)
 
 check: lint test ## Run all that a change must pass: format, lint, types, tests
 

@@ -1,4 +1,4 @@
-"""What the log costs: jobs per second with it, without one and with its peers, side by side.
+"""What the log costs: processor time and jobs per second, beside none and beside its peers.
 
 Messages lie in a real Redis; real ``dramatiq`` worker processes drain them until the last is
 acknowledged.  Rounds of all variants alternate, so that a machine that drifts slows all alike,
@@ -6,6 +6,7 @@ and the ratio is taken within each round.  After each run every job must be fini
 
     python benchmarks/throughput.py [--rounds 5] [--jobs 8000] [--processes 1] [--threads 8]
         [--sleep MS] [--only NAME ...] [--sections] [--enqueued] [--lines [N]]
+        [--fails always|once] [--pinned]
 """
 
 from __future__ import annotations
@@ -69,11 +70,11 @@ def fill(url: str, jobs: int) -> list[dramatiq.Message]:
 
 def drain(client: redis.Redis, process: subprocess.Popen, jobs: int) -> float:
     """Return the seconds between the first twentieth of the jobs and the last job."""
-    queue = "bench:default.msgs"
+    queues = ("bench:default.msgs", "bench:default.DQ.msgs")
     skipped = jobs // 20
     deadline = time.monotonic() + DEADLINE
     began = None
-    while (left := client.hlen(queue)) > 0:
+    while (left := sum(map(client.hlen, queues))) > 0:
         now = time.monotonic()
         if began is None and left <= jobs - skipped:
             began, first = now, jobs - left
@@ -114,15 +115,19 @@ def create(log: str, database: str, messages: list[dramatiq.Message], *, enqueue
     joblog.close()
 
 
-def check(log: str, database: str, jobs: int, name: str) -> None:
+def check(log: str, database: str, jobs: int, name: str, *, fails: str) -> None:
     """Hold the rows against what was done."""
+    if log in PEERS and fails:
+        return
     if log in PEERS:
         right, there = map(int, peer(log, "rows", database).split())
     else:
         joblog = JobLog(database)
         job = joblog.Job
-        whole = job.started_at.is_null(False), job.finished_at.is_null(False), job.attempt == 1
-        right, there = joblog.jobs.finished().where(*whole).count(), joblog.jobs.count()
+        attempts = job.attempt == (2 if fails == "once" else 1)
+        whole = job.started_at.is_null(False), job.finished_at.is_null(False), attempts
+        ended = joblog.jobs.dead() if fails == "always" else joblog.jobs.finished()
+        right, there = ended.where(*whole).count(), joblog.jobs.count()
         joblog.close()
     if (right, there) != (jobs, jobs):
         raise SystemExit(f"{name}: {right} of {there} rows are right, for {jobs} jobs")
@@ -140,6 +145,7 @@ def run(variant: dict, redis_url: str, args: argparse.Namespace) -> dict:
         environment = os.environ | {
             "BENCH_ACTOR": json.dumps(actor),
             "BENCH_DATABASE": database or "",
+            "BENCH_FAILS": args.fails,
             "BENCH_LINES": str(args.lines),
             "BENCH_LOG": log or "",
             "BENCH_OPTIONS": json.dumps(variant["options"]),
@@ -162,7 +168,7 @@ def run(variant: dict, redis_url: str, args: argparse.Namespace) -> dict:
         process.wait()
         cpu = sum(json.loads(path.read_text())["cpu"] for path in Path(output).iterdir())
     if log:
-        check(log, database, args.jobs, variant["name"])
+        check(log, database, args.jobs, variant["name"], fails=args.fails)
     return {"rate": args.jobs / seconds, "cpu": cpu / args.jobs * 1000}
 
 
@@ -170,14 +176,16 @@ def table(results: dict[str, list[dict]]) -> str:
     """Return the medians as a table of Markdown."""
     bare = results["bare Dramatiq"]
     lines = [
-        "| | jobs/s | of bare (least, most) | worker CPU, ms a job |",
-        "|---|---|---|---|",
+        "| | CPU, ms a job | of bare (least, most) | jobs/s | of bare (least, most) |",
+        "|---|---|---|---|---|",
     ]
     for name, runs in results.items():
-        ratios = [run["rate"] / other["rate"] for run, other in zip(runs, bare, strict=False)]
-        rate, cpu = (statistics.median(run[key] for run in runs) for key in ("rate", "cpu"))
-        span = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})"
-        lines.append(f"| {name} | {rate:.0f} | {span} | {cpu:.2f} |")
+        cells = [name]
+        for key, digits in (("cpu", 3), ("rate", 0)):
+            cells.append(f"{statistics.median(run[key] for run in runs):.{digits}f}")
+            ratios = [run[key] / other[key] for run, other in zip(runs, bare, strict=False)]
+            cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -185,6 +193,9 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--enqueued", action="store_true", help="the jobs have their rows already")
+    parser.add_argument(
+        "--fails", choices=["", "always", "once"], default="", help="each job dies, or is retried"
+    )
     parser.add_argument("--jobs", type=int, default=8000)
     parser.add_argument(
         "--lines",
@@ -196,6 +207,7 @@ def arguments() -> argparse.Namespace:
         help="each job logs lines, five by default, whether or not anything keeps them",
     )
     parser.add_argument("--only", nargs="*", choices=WAYS, help="measure only these ways")
+    parser.add_argument("--pinned", action="store_true", help="all of it on one core")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sections", action="store_true", help="each job has its own section")
@@ -207,6 +219,9 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Run all variants in turn and print their medians."""
     args = arguments()
+    if args.pinned:
+        # Servers and workers inherit it.
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     redis_server, postgres = servers.start_redis(), servers.start_postgres(fsync=True)
     with tempfile.TemporaryDirectory() as folder:
         databases = {"PostgreSQL": postgres.url, "SQLite": f"sqlite:///{folder}/jobs.db"}
@@ -229,7 +244,8 @@ def main() -> None:
     print(
         f"\n{args.jobs} jobs of {args.sleep} ms, {args.processes} process(es) of {args.threads} "
         f"threads, {args.rounds} rounds, {postgres.name} (fsync on), {redis_server.name}, "
-        f"{os.cpu_count()} cores\n\n{table(results)}"
+        f"{len(os.sched_getaffinity(0))} core(s){f', each fails {args.fails}' * bool(args.fails)}"
+        f"\n\n{table(results)}"
     )
     redis_server.stop()
     postgres.stop()

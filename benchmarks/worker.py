@@ -15,10 +15,12 @@ from pathlib import Path
 
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import Middleware
+from dramatiq.middleware import CurrentMessage, Middleware
 
 LOG = os.environ["BENCH_LOG"]
 DATABASE = os.environ["BENCH_DATABASE"]
+#: ``""``, ``"always"``, or ``"once"``.
+FAILS = os.environ["BENCH_FAILS"]
 LINES = int(os.environ["BENCH_LINES"])
 OPTIONS = json.loads(os.environ["BENCH_OPTIONS"])
 OUTPUT = Path(os.environ["BENCH_OUTPUT"])
@@ -44,6 +46,7 @@ class Meter(Middleware):
 
 broker = RedisBroker(url=os.environ["REDIS_URL"], namespace="bench")
 broker.add_middleware(Meter())
+broker.add_middleware(CurrentMessage())
 if LOG == "ours":
     from dramatiq_joblog import JobLog, JobLogMiddleware
 
@@ -63,9 +66,16 @@ elif LOG == "find and update":
 dramatiq.set_broker(broker)
 
 
-@dramatiq.actor(**ACTOR)
+@dramatiq.actor(max_retries=0 if FAILS == "always" else 3, min_backoff=1, max_backoff=1, **ACTOR)
 def work(n):
     if SLEEP:
         time.sleep(SLEEP)
     for number in range(LINES):
         logging.getLogger("work").info("line %d of job %d", number, n)
+    if FAILS == "always" or (FAILS == "once" and not retries()):
+        raise ValueError(f"job {n} is to fail")
+
+
+def retries():
+    """Return how often this job was retried."""
+    return CurrentMessage.get_current_message().options.get("retries", 0)
