@@ -49,6 +49,7 @@ from .reading import counts, search
 from .recording.current import running
 from .recording.exclusive import Sections
 from .recording.heartbeat import here
+from .recording.newest import Newest
 from .recording.spool import Spool
 from .recording.transitions import Transitions
 from .recording.writer import POLICIES, Writer
@@ -184,6 +185,8 @@ class JobLog(Cancelling[J], Generic[J]):
             self.spool,
             on_outage=_one_of(POLICIES, on_outage=on_outage),
         )
+        #: Who is the newest with a key.
+        self.newest = Newest(self.transitions)
         locks = self.transitions.locks
         #: This process, while it has workers.
         self.worker_process = WorkerProcess(
@@ -309,6 +312,17 @@ class JobLog(Cancelling[J], Generic[J]):
             self.writer.post(lambda: locks.release(claim.kind, claim.key, claim.owner, claim.token))
             raise
         return holder
+
+    def take_place(self, claim: Claim, former: str) -> bool:
+        """Take a key from a message that has not begun; return False if it has."""
+        newest, ttl = self.newest, claim.ttl
+        try:
+            taken: bool = self.writer.call(lambda: newest.take_place(claim, former))
+        except BaseException:
+            # It may have been taken all the same.
+            self.writer.post(lambda: newest.give_back(claim.key, claim.owner, former, ttl))
+            raise
+        return taken
 
     @property
     def workers(self) -> Select[Worker]:

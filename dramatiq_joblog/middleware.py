@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dramatiq import Broker, group
 from dramatiq.logging import get_logger
@@ -68,6 +68,7 @@ from .recording.current import LiveRun, running
 from .recording.heartbeat import DEFAULT_HEARTBEAT, DEFAULT_HEARTBEAT_TIMEOUT, here
 from .recording.log_handler import capture
 from .recording.log_lines import check_level
+from .recording.newest import SENDING, keeps_newest
 from .recording.progress import Reports
 from .recording.transitions import Event, new_token
 from .recording.writer import AWAY_DELAY
@@ -106,6 +107,16 @@ _OF_A_RUN: dict[str, Any] = dict.fromkeys(
         "state",
     )
 )
+
+
+class _Claimed(NamedTuple):
+    """A key that was taken for a message which is being sent."""
+
+    claim: Claim
+    #: Milliseconds that it is for, once the message is sent.
+    ttl: int
+    #: The job that it was taken from, as this one is newer.
+    former: str | None
 
 
 class JobLogMiddleware(Middleware):
@@ -278,16 +289,21 @@ class JobLogMiddleware(Middleware):
         self.joblog.refuse_behind_transaction(unique["key"])
         # A group is run again, or its member's delay is over.
         was_duplicate = message.options.pop(DUPLICATE, None) is not None
-        ttl = unique["ttl"] if unique["until"] is None else min(unique["ttl"], _ON_ITS_WAY)
-        owner = fold_jid(message.message_id)
-        claim = Claim(UNIQUE_KIND, unique["key"], owner, None, ttl)
+        is_newest = keeps_newest(unique)
+        for_good = unique["until"] is None and not is_newest
+        ttl = unique["ttl"] if for_good else min(unique["ttl"], _ON_ITS_WAY)
+        owner, former = fold_jid(message.message_id), None
+        process = SENDING if is_newest else None
+        claim = Claim(UNIQUE_KIND, unique["key"], owner, None, ttl, process=process)
         try:
             holder = self.joblog.claim(claim)
+            if holder is not None and is_newest and self.joblog.take_place(claim, holder.owner):
+                former, holder = holder.owner, None
         except Exception as e:
             # Dramatiq would swallow it, and send what may be a duplicate.
             raise SectionUnknownError(f"key {unique['key']!r} may not be unique: {e}") from e
         if holder is None:
-            self._local.claimed = claim, unique["ttl"]
+            self._local.claimed = _Claimed(claim, unique["ttl"], former)
         elif was_duplicate or _is_sent_with_others():
             # An error would be swallowed, or keep the rest of a group from being sent: its row
             # says it instead.
@@ -320,26 +336,39 @@ class JobLogMiddleware(Middleware):
         self._watched[broker] = watched
         broker.enqueue = watched  # type: ignore[method-assign]
 
-    def _confirm(self, claimed: tuple[Claim, int] | None) -> None:
+    def _confirm(self, claimed: _Claimed | None) -> None:
         """Give the key of a message its whole time: the broker has it, whatever becomes of us."""
         if claimed is None:
             return
-        claim, ttl = claimed
-        confirm = self.joblog.transitions.locks.confirm
+        claim, former = claimed.claim, claimed.former
+        locks, newest = self.joblog.transitions.locks, self.joblog.newest
+
+        def confirm() -> None:
+            locks.confirm(claim.key, claim.owner, claimed.ttl)
+            if former is not None:
+                newest.give_way(claim.key, claim.owner, former)
+
         try:
-            if claim.ttl < ttl:
-                self.joblog.writer.call(lambda: confirm(claim.key, claim.owner, ttl))
+            if claim.ttl < claimed.ttl or claim.process is not None:
+                self.joblog.writer.call(confirm)
         except JobLogError as e:
             # It is confirmed with its row, and by its start; the message is sent already.
             self.logger.warning("Key %r is held for %d ms at first: %s", claim.key, claim.ttl, e)
 
-    def _give_back(self, claimed: tuple[Claim, int] | None) -> None:
+    def _give_back(self, claimed: _Claimed | None) -> None:
         if claimed is None:
             return
-        claim, _ = claimed
-        release = self.joblog.transitions.locks.release
+        claim, former = claimed.claim, claimed.former
+        locks, newest = self.joblog.transitions.locks, self.joblog.newest
+
+        def give_back() -> None:
+            if former is None:
+                locks.release(claim.kind, claim.key, claim.owner, None)
+            else:
+                newest.give_back(claim.key, claim.owner, former, claimed.ttl)
+
         try:
-            self.joblog.writer.call(lambda: release(claim.kind, claim.key, claim.owner, None))
+            self.joblog.writer.call(give_back)
         except DatabaseAwayError as e:
             self.logger.warning("Key %r stays held for %d ms: %s", claim.key, claim.ttl, e)
 
@@ -462,6 +491,9 @@ class JobLogMiddleware(Middleware):
         if delay is not None:
             self._put_back(broker, message, delay, refusal)
             raise SkipMessage(taken or "it comes back: its section is not free for certain")
+        if start.gave_way:
+            # As of any other duplicate: the newer one does its work.
+            _count_as_done(broker, message)
         if taken is None:
             self.logger.info(
                 "Job %s is %s already: this copy of its message is not run.",

@@ -59,6 +59,8 @@ class Admission:
 
     def admit(self, needs: Sequence[Need], run: Newcomer, place: Place) -> Held | Refusal:
         """Take all that a job needs, in its turn; or return what keeps it out."""
+        if not needs:
+            return Held(())
         needs = self._by_limits_set(needs)
         if len(needs) == 1:
             held = self._take(needs, run, place)

@@ -313,7 +313,7 @@ class Locks:
         """Give a uniqueness its whole time: its message is in the broker."""
         lock = self.lock
         (
-            lock.update(ttl=ttl, expires_at=database_now(self.database) + ttl)
+            lock.update(ttl=ttl, expires_at=database_now(self.database) + ttl, process=None)
             .where(lock.kind == UNIQUE, lock.key == key, lock.owner == owner)
             .execute()
         )

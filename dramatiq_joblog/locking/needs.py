@@ -125,6 +125,8 @@ class Unique:
         arguments.
       until: ``"started"`` or ``"finished"``, or None for the whole of *ttl*.
       ttl: Milliseconds after which the key is not unique any more, in any case.
+      keep: Which message is kept: ``"first"``, so that a second one is refused; or ``"last"``,
+        so that one which has not begun gives way to the newest, and is skipped.
 
     Raises:
       ConfigurationError: If a value is not known or makes no sense.
@@ -133,11 +135,13 @@ class Unique:
     key: str | Callable[..., str]
     until: Until | None = "finished"
     ttl: int = DEFAULT_UNIQUE_TTL
+    keep: Keep = "first"
 
     def __post_init__(self) -> None:
         _check_key(self.key)
         if self.until is not None:
             _check_one_of("until", self.until, get_args(Until))
+        _check_one_of("keep", self.keep, get_args(Keep))
         _check_positive("ttl", self.ttl, 100)
 
 

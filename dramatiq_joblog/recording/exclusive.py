@@ -14,6 +14,7 @@ from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import FINAL, STARTABLE, DeadReason, Start, State
 
 from .heartbeat import has_ended
+from .newest import Newest, keeps_newest
 from .transitions import freed_by, keys_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Sections:
     def __init__(self, transitions: Transitions) -> None:
         self.transitions = transitions
         self._locks = transitions.locks
+        self._newest = Newest(transitions)
         self._admission = Admission(transitions.locks, transitions.atomic)
 
     def write(self, events: Sequence[Event]) -> None:
@@ -151,6 +153,8 @@ class Sections:
                 self._admission.release(event.needs, replace(run, token=row.token))
                 return
         place = self._place_of(event, row)
+        if keeps_newest(event.unique) and not place.begun and self._gives_way(event, row):
+            return
         answer = self._admission.admit(event.needs, run, place)
         if isinstance(answer, Refusal):
             self._conflict(event, row, answer, place)
@@ -159,6 +163,22 @@ class Sections:
         self.transitions.put(event, row)
         if place.since is not None:
             self._end_wait(event, place.since, self._locks.now())
+
+    def _gives_way(self, event: Event, row: Any) -> bool:
+        """Skip a job that a newer one took the place of, and return whether it is so."""
+        successor = self._newest.successor(event)
+        if successor is None:
+            return False
+        owner, is_sent = successor
+        if not is_sent:
+            # Should that fail, this one is the newest again.
+            event.delay = COPY_DELAY
+            return True
+        event.found, event.gave_way = State.SKIPPED.value, True
+        self.transitions.put(event.as_end(self._newest.skipped(event, owner)), row)
+        if row is not None and row.waiting_since is not None:
+            self._end_wait(event, to_millis(row.waiting_since), self._locks.now())
+        return True
 
     def _end_wait(self, event: Event, since: int, now: int) -> None:
         self.transitions.end_waiting(event.row, since, now)
@@ -241,6 +261,8 @@ class Sections:
 def _is_simple(event: Event) -> bool:
     """Tell whether all that a run needs is a section that one at a time may be in."""
     needs = event.needs
+    if keeps_newest(event.unique):
+        return False
     return len(needs) == 1 and needs[0].kind == SECTION and needs[0].limit == 1
 
 
@@ -250,7 +272,7 @@ def _together(events: Sequence[Event]) -> Iterator[list[Event]]:
     One that needs several has a transaction of its own.
     """
     yield from ([event] for event in events if len(event.needs) > 1)
-    single = [event for event in events if len(event.needs) == 1]
+    single = [event for event in events if len(event.needs) <= 1]
     if single:
         yield single
 

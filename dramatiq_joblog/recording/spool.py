@@ -122,7 +122,7 @@ class Spool:
 #: What is set by who writes an event, also by earlier versions: the next that does sets it anew.
 _ANSWERS = (
     *("granted", "found", "replayed", "cut_off"),
-    *("lease", "refusal", "holder", "taken", "delay", "_needs"),
+    *("lease", "refusal", "holder", "taken", "delay", "gave_way", "_needs"),
 )
 
 

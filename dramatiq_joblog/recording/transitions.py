@@ -36,6 +36,7 @@ from dramatiq_joblog.states import (
 from dramatiq_joblog.statistics.rollups import LATE
 
 from .heartbeat import is_gone
+from .newest import GAVE_WAY, keeps_newest
 from .repair import NOT_STORED
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Event:
     #: For a start in a section: milliseconds within which its message must be looked at again,
     #: whatever it waits for; None for any time.
     comes_back_within: int | None = None
-    #: What the job is unique by: ``key``, ``until`` and ``ttl``.
+    #: What the job is unique by: ``key``, ``until``, ``ttl`` and ``keep``.
     unique: dict[str, Any] | None = None
     #: For an end: the start of its run, if that may not have been written.
     start: Event | None = field(default=None, compare=False)
@@ -117,17 +118,21 @@ class Event:
     refusal: Refusal | None = field(default=None, compare=False)
     #: For a start that must wait: milliseconds until it may come back.  Set by the writer.
     delay: int | None = field(default=None, compare=False)
+    #: For a start that may not go on: whether a newer message took its place.  Set by the writer.
+    gave_way: bool = field(default=False, compare=False)
     #: What *section* says, once it was read.
     _needs: tuple[Need, ...] | None = field(default=None, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.section is not None and self.kind == "start":
+        if self.kind == "start" and self.is_begin:
             self.unanswer()
 
     @property
     def is_begin(self) -> bool:
-        """Whether it is the start of a run that needs a key."""
-        return self.kind == "start" and self.section is not None
+        """Whether it is the start of a run that needs a key, or must be the newest with one."""
+        if self.kind != "start":
+            return False
+        return self.section is not None or keeps_newest(self.unique)
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -148,12 +153,12 @@ class Event:
 
     def unanswer(self) -> None:
         """Take back what was answered to a start that needs a key: it is not committed."""
-        self.granted = False
+        self.granted = self.gave_way = False
         self.found = self.lease = self.refusal = self.delay = None
 
     def answer_as(self, other: Event) -> None:
         """Take the answer to another form of this event."""
-        for name in ("granted", "found", "lease", "refusal", "delay"):
+        for name in ("granted", "found", "lease", "refusal", "delay", "gave_way"):
             setattr(self, name, getattr(other, name))
 
     def as_end(self, row: dict[str, Any]) -> Event:
@@ -605,6 +610,7 @@ class Transitions:
             return Start.BEGIN
         ended = self._ended(event, row)
         event.found = ended or row.state
+        event.gave_way = row.token == GAVE_WAY
         return judge_start(
             state=row.state,
             attempt=row.attempt,
@@ -613,7 +619,7 @@ class Transitions:
             new_token=event.row["token"],
             repeated=ended is not None,
             rerun=event.rerun,
-            cancelled=row.dead_reason == DeadReason.CANCELLED,
+            cancelled=row.dead_reason == DeadReason.CANCELLED or row.token == GAVE_WAY,
             late=event.replayed and self._is_late(event, row),
         )
 

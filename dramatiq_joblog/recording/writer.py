@@ -605,7 +605,7 @@ class Writer:
 
     def _keep(self, events: Sequence[Event]) -> None:
         for event in events:
-            if event.kind == "start" and event.section is not None:
+            if event.is_begin:
                 # Nobody knows whether its section is free: it comes back later.
                 event.granted = False
                 event.delay = round(AWAY_DELAY * random.uniform(0.5, 1.5))  # noqa: S311

@@ -1,0 +1,204 @@
+"""Unique messages of which the newest is kept."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+
+import dramatiq
+import pytest
+from dramatiq.middleware import GroupCallbacks, default_middleware
+from dramatiq.rate_limits.backends import StubBackend
+
+from dramatiq_joblog import ConfigurationError, DuplicateJob, Exclusive, Unique
+
+
+@pytest.fixture
+def broker(joblog, make_broker):
+    """Return a broker with the log, that counts the members of groups."""
+    stack = [*(m() for m in default_middleware), GroupCallbacks(StubBackend())]
+    broker = make_broker("stub", "last", joblog=joblog, middleware=stack)
+    broker.fail_fast_default = False
+    return broker
+
+
+@pytest.fixture
+def work(broker):
+    """Return an actor of which the newest message is kept."""
+    done = []
+
+    @dramatiq.actor(unique=Unique("{key}", keep="last"))
+    def work(key, n):
+        done.append(n)
+
+    work.fn.done = done
+    return work
+
+
+def done(actor):
+    return actor.fn.done
+
+
+def test_debounce(joblog, broker, worker, work, eventually):
+    """Of several delayed messages the last runs, and the others are skipped and name the next."""
+    sent = [work.send_with_options(args=("a", n), delay=600) for n in range(4)]
+    other = work.send_with_options(args=("b", 9), delay=600)
+    states = [joblog.get(m.message_id).state for m in sent]
+    assert ["skipped"] * 3 + ["delayed"] == states
+    for older, newer in itertools.pairwise(sent):
+        reason = f"it gave way to job {newer.message_id}, the newest with the key 'a'"
+        assert reason == joblog.get(older.message_id).skip_reason
+    with worker(broker):
+        eventually(lambda: joblog.jobs.finished().count() == 2)
+        broker.join("default")
+    assert [3, 9] == sorted(done(work))
+    assert 3 == joblog.jobs.skipped().count()
+    assert "finished" == joblog.get(other.message_id).state
+    assert 0 == joblog.Lock.select().where(joblog.Lock.kind == "unique").count()
+
+
+def test_one_that_has_begun_does_not_give_way(joblog, broker, worker, eventually):
+    """A job that runs, or is retried, keeps its key, and a newer message is a duplicate."""
+    inside, leave = threading.Event(), threading.Event()
+
+    @dramatiq.actor(unique=Unique("key", keep="last"))
+    def work():
+        inside.set()
+        leave.wait(30)
+
+    with worker(broker):
+        first = work.send()
+        assert inside.wait(10)
+        with pytest.raises(DuplicateJob, match=first.message_id):
+            work.send()
+        leave.set()
+        eventually(lambda: joblog.get(first.message_id).state == "finished")
+        again = work.send()
+        eventually(lambda: joblog.get(again.message_id).state == "finished")
+
+
+def test_until_it_has_started(joblog, broker, worker, eventually):
+    """With ``until="started"`` a message that is sent during the run is the next."""
+    inside, leave = threading.Event(), threading.Event()
+
+    @dramatiq.actor(unique=Unique("key", until="started", keep="last"))
+    def work(n):
+        inside.set()
+        leave.wait(30)
+
+    with worker(broker):
+        work.send(1)
+        assert inside.wait(10)
+        second = work.send_with_options(args=(2,), delay=60_000)
+        third = work.send(3)
+        assert "skipped" == joblog.get(second.message_id).state
+        leave.set()
+        eventually(lambda: joblog.get(third.message_id).state == "finished")
+
+
+def test_one_that_waits(joblog, broker, worker, eventually):
+    """A job that waits for its section has not begun: it gives way, and waits no more."""
+    work = dramatiq.actor(
+        lambda: None,
+        actor_name="work",
+        exclusive=Exclusive("section", on_conflict="wait"),
+        unique=Unique("key", keep="last"),
+    )
+    with worker(broker):
+        with joblog.lock("section"):
+            first = work.send()
+            eventually(lambda: joblog.get(first.message_id).state == "waiting")
+            second = work.send()
+            eventually(lambda: joblog.get(second.message_id).state == "waiting")
+            assert [second.message_id] == [job.jid for job in joblog.waiters("section")]
+        eventually(lambda: joblog.get(second.message_id).state == "finished")
+    assert ("skipped", None) == (
+        joblog.get(first.message_id).state,
+        joblog.get(first.message_id).waiting_since,
+    )
+
+
+def test_one_whose_row_came_later(joblog, broker, worker, work, eventually):
+    """A message whose row was written only after it gave way is skipped as it comes."""
+    first, second = work.message("a", 1), work.message("a", 2)
+    broker.enqueue(first)
+    broker.enqueue(second)
+    joblog.writer.flush()
+    # As if the log had come to know of it only now.
+    row = {"state": "enqueued", "token": None, "skip_reason": None, "finished_at": None}
+    joblog.Job.update(row).where(joblog.Job.jid == first.message_id).execute()
+    joblog.release()
+    with worker(broker):
+        eventually(lambda: joblog.get(first.message_id).state == "skipped")
+        eventually(lambda: joblog.get(second.message_id).state == "finished")
+    assert [2] == done(work)
+    assert f"it gave way to job {second.message_id}" in joblog.get(first.message_id).skip_reason
+
+
+def test_a_send_that_fails(joblog, broker, worker, work, eventually, monkeypatch):
+    """If the newer message cannot be sent, the older one is the newest again, and runs."""
+    first = work.send_with_options(args=("a", 1), delay=300)
+    with monkeypatch.context() as patch:
+        patch.delitem(broker.queues, "default")
+        with pytest.raises(dramatiq.QueueNotFound):
+            work.send("a", 2)
+    assert "delayed" == joblog.get(first.message_id).state
+    with worker(broker):
+        eventually(lambda: joblog.get(first.message_id).state == "finished")
+    assert [1] == done(work)
+
+
+def test_one_that_is_on_its_way(joblog, broker, worker, work, eventually, monkeypatch, caplog):
+    """While nobody knows whether the newer one is sent, the older is put back should it come."""
+    monkeypatch.setattr("dramatiq_joblog.recording.exclusive.COPY_DELAY", 100)
+    first = work.send("a", 1)
+    newer = work.message("a", 2)
+    with joblog.database.connection_context():
+        newest = joblog.newest
+        claim = joblog.transitions.locks.lock
+        claim.update(owner=newer.message_id, process="sending").where(
+            claim.kind == "unique"
+        ).execute()
+        with worker(broker):
+            eventually(lambda: "was skipped" in caplog.text)
+            assert [] == done(work)
+            newest.give_back("a", newer.message_id, first.message_id, 60_000)
+            eventually(lambda: joblog.get(first.message_id).state == "finished")
+    assert [1] == done(work)
+
+
+def test_in_a_group(joblog, broker, worker, work, eventually):
+    """A member that gives way counts as done, as any other duplicate."""
+    ends = dramatiq.actor(lambda: done(work).append("all"), actor_name="ends")
+    members = dramatiq.group([work.message("a", 1), work.message("a", 2), work.message("b", 3)])
+    members.add_completion_callback(ends.message())
+    members.run()
+    with worker(broker):
+        eventually(lambda: "all" in done(work))
+    assert [2, 3, "all"] == sorted(done(work), key=str)
+
+
+def test_a_retry_of_the_newest(joblog, broker, worker, eventually):
+    """A retry does not give way to anybody."""
+    runs = []
+
+    @dramatiq.actor(
+        unique=Unique("key", until="started", keep="last"), min_backoff=300, max_backoff=350
+    )
+    def work(n):
+        runs.append(n)
+        if runs == [1]:
+            raise ValueError
+
+    with worker(broker):
+        first = work.send(1)
+        eventually(lambda: joblog.get(first.message_id).state == "retrying")
+        work.send_with_options(args=(2,), delay=2_000)
+        eventually(lambda: joblog.get(first.message_id).state == "finished")
+    assert [1, 1] == runs
+
+
+def test_what_is_not_known():
+    """Another value than these is refused."""
+    with pytest.raises(ConfigurationError, match="keep='newest' is not known"):
+        Unique("key", keep="newest")
