@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date, datetime  # noqa: TC003 - a field's type, for those who look
 from typing import TYPE_CHECKING, Any, Generic
 
-from peewee import SQL, Field, Model
+from peewee import SQL, Field, Model, fn
 
 from dramatiq_joblog.database.queries import Select
 from dramatiq_joblog.errors import SearchError
@@ -161,6 +161,21 @@ class JobQuery(Select[J]):
     def active(self) -> JobQuery[J]:
         """Jobs that have not ended: enqueued, delayed, waiting, started, retrying or lost."""
         return self.in_state(*ACTIVE)
+
+    def by_state(self) -> dict[State, int]:
+        """Return how many there are in each state, those states left out that have none.
+
+        It looks at every job of the query.
+
+        Example:
+          >>> joblog.jobs.of_actor("none").by_state()
+          {}
+        """
+        job: Any = self.model
+        bare: Any = self.order_by()
+        counts = bare.select(job.state, fn.COUNT(job.id)).group_by(job.state)
+        found = {str(state): int(number) for state, number in counts.tuples()}
+        return {state: found[state] for state in State if state in found}
 
     def in_state(self, *states: str) -> JobQuery[J]:
         """Jobs in any of *states*.
