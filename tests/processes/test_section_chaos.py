@@ -13,8 +13,10 @@ from section_chaos import Stay
 @pytest.mark.parametrize(
     ("database", "faults"),
     [
-        ("sqlite", {"kill": 1}),
-        pytest.param("postgresql", {"kill": 1, "pause": 1, "restart": 1}, marks=pytest.mark.full),
+        ("sqlite", {"cancel": 1, "kill": 1}),
+        pytest.param(
+            "postgresql", {"cancel": 2, "kill": 1, "pause": 1, "restart": 1}, marks=pytest.mark.full
+        ),
     ],
 )
 def test_never_two_at_once(request, tmp_path, redis_server, database, faults):
@@ -40,3 +42,13 @@ def test_who_is_taken_to_be_beside(lost):
     paused.lost = False
     section_chaos.check_beside(found, [before, paused, *later])
     assert ([] if lost else ["side by side"]) == list(found.wrong)
+
+
+@pytest.mark.parametrize(("late", "wrong"), [(0.0, ["too many starts"]), (0.2, [])])
+def test_what_is_too_many_starts(late, wrong):
+    """More starts than the rate are found, and none is taken for earlier than it may have been."""
+    starts = [Stay("key-rate", 0, 0.0, "a", start=n * 0.09, body=n * 0.09) for n in range(6)]
+    starts[-1].body += late
+    found = Findings()
+    section_chaos.check_rates(found, starts)
+    assert wrong == list(found.wrong)

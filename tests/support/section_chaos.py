@@ -1,7 +1,7 @@
 r"""Chaos in critical sections: jobs that check each other, while all is killed, paused and cut.
 
     python tests/support/section_chaos.py [--database sqlite] [--jobs N] [--kills N] [--pauses N] \
-        [--seed N]
+        [--cancels N] [--seed N]
 
 Several worker processes of eight threads, a real Redis, PostgreSQL or SQLite, few keys; retries,
 redeliveries and two copies of one message.  Never may two be in a section, but for one that was
@@ -29,12 +29,18 @@ import peewee
 from chaos import Chaos
 from chaos_check import Findings, read_records
 
+from dramatiq_joblog import JobLogError
 from dramatiq_joblog.states import FINAL
 
 KEYS = ("alpha", "beta", "gamma")
 #: Milliseconds of a lease of the jobs in section_worker.py.
 TTL = 4_000
-ACTORS = ("alone",) * 5 + ("pair",) * 2 + ("impatient", "optional", "by_hand")
+ACTORS = ("alone",) * 5 + ("pair",) * 2 + ("both", "limited") * 2
+ACTORS += ("impatient", "optional", "by_hand")
+#: Those whose jobs are retried for as often as they are told to fail.
+RETRIED = ("alone", "pair", "both")
+#: How many of the jobs with a rate start within how many seconds.
+RATE, WINDOW = 5, 0.5
 
 
 @dataclass
@@ -62,6 +68,14 @@ class SectionChaos(Chaos):
         worker.signal(signal.SIGSTOP)
         time.sleep(TTL / 1000 + dice.uniform(0.5, 3.0))
         worker.signal(signal.SIGCONT)
+
+    def cancel(self, dice):
+        """Cancel a job that waits, if there is one."""
+        with contextlib.suppress(peewee.PeeweeException, JobLogError):
+            waiting = [job.jid for job in self.joblog.jobs.waiting().limit(20)]
+            if waiting:
+                self.joblog.cancel(dice.choice(waiting), who="chaos")
+        self.joblog.release()
 
     def restart(self, dice):
         """Restart the database."""
@@ -102,6 +116,9 @@ class Stay:
     lost: bool = False
     #: When it found one too many inside, as it came in; None if it did not.
     crowded: float | None = None
+    #: Of one with a rate: its start lies between these two instants.
+    start: float | None = None
+    body: float | None = None
 
 
 def stays(folder: Path) -> list[Stay]:
@@ -114,6 +131,7 @@ def stays(folder: Path) -> list[Stay]:
             facts, ended = run.began, run.ended or {}
             stay = Stay(facts["key"], facts["fence"], facts["at"], facts["jid"])
             stay.crowded = crowded.get(facts["run"])
+            stay.start, stay.body = facts.get("start"), facts.get("body")
             stay.ended, stay.lost = ended.get("at"), ended.get("lost", False)
             found.append(stay)
     return sorted(found, key=lambda stay: (stay.key, stay.fence))
@@ -122,7 +140,9 @@ def stays(folder: Path) -> list[Stay]:
 def check(chaos: SectionChaos, jobs: int) -> Findings:
     """Hold the jobs' own record against the promise."""
     found = Findings()
-    inside = stays(chaos.folder)
+    everybody = stays(chaos.folder)
+    inside = [stay for stay in everybody if not stay.key.endswith("-rate")]
+    check_rates(found, [stay for stay in everybody if stay.start is not None])
     _check_fences(found, inside)
     check_beside(found, inside)
     _check_rows(found, chaos, jobs)
@@ -146,6 +166,19 @@ def check_beside(found: Findings, inside: list[Stay]) -> None:
             found.add("side by side", f"{stay} and {met}")
 
 
+def check_rates(found: Findings, starts: list[Stay]) -> None:
+    """Look for times within which more jobs have certainly started than the rate allows.
+
+    The instant of a start is only known to lie between its row's and that of its body.
+    """
+    for first in starts:
+        until = first.start + WINDOW - 0.005
+        within = [s for s in starts if s.key == first.key and s.start >= first.start]
+        within = [s for s in within if s.body < until]
+        if len(within) > RATE:
+            found.add("too many starts", f"{len(within)} of {first.key} from {first.start} on")
+
+
 def _check_fences(found: Findings, inside: list[Stay]) -> None:
     for (key, fence), times in Counter((stay.key, stay.fence) for stay in inside).items():
         if times > 1:
@@ -165,7 +198,8 @@ def _check_rows(found: Findings, chaos: SectionChaos, jobs: int) -> None:
         for text in _wrong(job):
             found.add("state", text)
     lock = chaos.joblog.Lock
-    for held in lock.select().where(lock.kind == "section", lock.owner.is_null(False)):
+    of_jobs = lock.kind.in_(["section", "wait"])
+    for held in lock.select().where(of_jobs, lock.owner.is_null(False)):
         found.add("stuck section", f"{held.key} by {held.owner}")
 
 
@@ -177,14 +211,16 @@ def _meet(stay: Stay, other: Stay, until: float) -> bool:
 
 def _wrong(job):
     """Yield what is wrong with the row of a job."""
-    fails = job.args[2] if job.actor in ("alone", "pair") else 0
+    if job.dead_reason == "cancelled":
+        return
+    fails = job.args[2] if job.actor in RETRIED else 0
     state = "finished" if fails < 4 else "dead"
     if job.state == "skipped" and job.actor == "optional":
         if not re.search("is held by|is free by now|is kept for job", job.skip_reason):
             yield f"{job.jid} was skipped without a word: {job.skip_reason}"
     elif job.state != state:
         yield f"{job.jid}, {job.actor}: {job.state} ({job.dead_reason}) instead of {state}"
-    if job.actor in ("alone", "pair") and job.attempt != min(fails, 3) + 1:
+    if job.actor in RETRIED and job.attempt != min(fails, 3) + 1:
         yield f"{job.jid}, {job.actor}: {job.attempt} attempts, {fails} failures were told"
     if job.waiting_since is not None or job.state not in FINAL:
         yield f"{job.jid} still waits"
@@ -213,11 +249,13 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=3000)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--pauses", type=int, default=5)
+    parser.add_argument("--cancels", type=int, default=10)
     parser.add_argument("--outages", type=int, default=2)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     args = parser.parse_args()
     print(f"seed {args.seed}")
     faults = {
+        "cancel": args.cancels,
         "kill": args.kills,
         "pause": args.pauses,
         "outage": args.outages,

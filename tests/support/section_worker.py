@@ -12,27 +12,35 @@ import time
 import dramatiq
 from chaos_worker import FOLDER, LEASE, Run, joblog
 
-from dramatiq_joblog import Exclusive, current_job
+from dramatiq_joblog import Exclusive, JobLogError, Rate, current_job
 
 retried = {"max_retries": 3, "min_backoff": 20, "max_backoff": 200}
 
 
 def stay(key, lease, milliseconds, *, places=1):
     """Be inside for a while, and write down whether one too many was."""
-    run = Run(key=key, fence=lease.fence)
-    run.record("began")
+    stay_in({key: lease.fence}, lease, milliseconds, places=places)
+
+
+def stay_in(fences, lease, milliseconds, *, places=1):
+    """Be inside of several keys for a while."""
+    runs = {key: Run(key=key, fence=fence) for key, fence in fences.items()}
+    for run in runs.values():
+        run.record("began")
     with contextlib.ExitStack() as stack:
-        for place in range(places):
-            file = stack.enter_context((FOLDER / "keys" / f"{key}.{place}").open("a"))
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-        else:
-            run.record("second")
+        for key, run in runs.items():
+            for place in range(places):
+                file = stack.enter_context((FOLDER / "keys" / f"{key}.{place}").open("a"))
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+            else:
+                run.record("second")
         time.sleep(milliseconds / 1000)
     # Asked after the files are free: a pause that comes later harms nobody.
     lost = lease.lease_lost if hasattr(lease, "lease_lost") else lease.lost
-    run.record("ended", lost=lost)
+    for run in runs.values():
+        run.record("ended", lost=lost)
 
 
 def work(number, key, fails, milliseconds, **places):
@@ -72,3 +80,28 @@ def optional(number, key, fails, milliseconds):
 def by_hand(number, key, fails, milliseconds):
     with joblog.lock(key, ttl=LEASE, wait=100) as lease:
         stay(key, lease, milliseconds)
+
+
+@dramatiq.actor(
+    exclusive=[
+        Exclusive("{key}", on_conflict="wait", ttl=LEASE),
+        Exclusive("common", on_conflict="wait", ttl=LEASE),
+    ],
+    **retried,
+)
+def both(number, key, fails, milliseconds):
+    stay_in(current_job().fences, current_job(), milliseconds)
+    if current_job().attempt <= fails:
+        raise ValueError(f"attempt {current_job().attempt} of {number}")
+
+
+@dramatiq.actor(exclusive=Rate("{key}-rate", 5, per=500), **retried)
+def limited(number, key, fails, milliseconds):
+    began = time.time()
+    start = None
+    # Its start was written after this, and before its body began.
+    with contextlib.suppress(JobLogError):
+        row = joblog.get(current_job().jid)
+        start = row.started_at.timestamp() if row.token == current_job().token else None
+    joblog.release()
+    Run(key=f"{key}-rate", fence=0, body=began, start=start).record("began")
