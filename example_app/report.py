@@ -131,7 +131,9 @@ def differences(jobs: JobQuery) -> list[str]:
             told.setdefault(run.jid, []).append(run)
     logged = {job.jid: job for job in jobs}
     found = [f"{jid} ran and is not in the log" for jid in told.keys() - logged.keys()]
-    found += [f"{jid} is in the log and never ran" for jid in logged.keys() - told.keys()]
+    # On a slow machine a time limit may strike before a job has written a word.
+    silent = {jid for jid, job in logged.items() if job.error_type == "TimeLimitExceeded"}
+    found += [f"{jid} is in the log and never ran" for jid in logged.keys() - told.keys() - silent]
     for jid in told.keys() & logged.keys():
         job, runs = logged[jid], told[jid]
         says = (ENDS.get(runs[-1].outcome, State.DEAD), runs[-1].attempt)

@@ -594,7 +594,8 @@ def test_a_middleware_that_puts_a_message_back(joblog, make_broker, worker):
         def before_process_message(self, broker, message):
             if not back:
                 back.append(message.message_id)
-                broker.enqueue(message.copy(), delay=20)
+                # It comes once this delivery has ended.
+                broker.enqueue(message.copy(), delay=500)
                 raise SkipMessage("not now")
 
     stack = [*(m() for m in default_middleware), PutsBack()]
