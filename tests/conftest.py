@@ -469,7 +469,8 @@ class WorkerProcess:
 
         # By what they print: Dramatiq 1 and multiprocessing have processes beside them.
         pids = {int(pid) for pid in _WORKER.findall(self.output)}
-        children = psutil.Process(self.pid).children()
+        # From Python 3.14 on they are children of a fork server.
+        children = psutil.Process(self.pid).children(recursive=True)
         return sorted((c for c in children if c.pid in pids), key=lambda c: c.create_time())
 
 

@@ -106,12 +106,14 @@ def test_an_unknown_way(joblog):
 def test_two_logs_of_one_broker(joblog, make_broker, tmp_path):
     """Of two logs one hands over and the other waits, so that no outcome is late."""
     broker = make_broker("redis", joblog=joblog)
-    second = JobLogMiddleware(JobLog(f"sqlite:///{tmp_path / 'second.db'}"))
+    log = JobLog(f"sqlite:///{tmp_path / 'second.db'}")
+    second = JobLogMiddleware(log)
     broker.add_middleware(second)
     with boot(broker):
         consumer = broker.consume("default")
         assert consumer._acks is not None
         assert second._acks is None
+    log.close()
 
 
 def test_no_acknowledgement_before_the_commit(joblog, make_broker, worker, eventually):

@@ -208,6 +208,7 @@ def test_a_user_of_the_users_own(tmp_path):
     with pytest.raises(SearchError, match="user:ada cannot be the id of a user"):
         log.search("user:ada")
     log.close()
+    database.close()
 
 
 def test_every_key_is_understood(joblog):

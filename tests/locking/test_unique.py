@@ -197,6 +197,7 @@ def test_inside_a_transaction_of_sqlite(tmp_path, make_broker):
     assert 2 == broker.queues["default"].qsize()
     assert not joblog.writer.away
     joblog.close()
+    database.close()
 
 
 def test_a_claim_whose_answer_is_lost(joblog, broker, monkeypatch):
