@@ -263,6 +263,9 @@ class Locks:
         too_long = [lock.expires_at > most]
         if key is not None:
             too_long += [lock.kind == kind, lock.key == key]
+        if self._in_steps and not lock.select(lock.id).where(*too_long).exists():
+            # An update locks each row that it looks at, also those that it leaves alone.
+            return
         lock.update(expires_at=most).where(*too_long).execute()
 
     def release(self, kind: str, key: str, owner: str, token: str | None) -> None:
