@@ -224,7 +224,8 @@ def test_locks_have_the_limits_that_were_set(page, joblog):
     """The locks' page says which key is paused, by whom and until when."""
     joblog.set_limit("erp", 0, who="ada")
     joblog.release()
-    assert "is paused: 0, set by ada" in " ".join(page.get("/locks").text.split())
+    text = " ".join(page.get("/locks").text.split())
+    assert "is paused: nothing of it starts. Its limit was set to 0 by ada." in text
     [limit] = page.get("/locks.json").json()["limits"]
     assert ("erp", 0, "ada", None) == tuple(limit[n] for n in ("key", "limit", "who", "until"))
 
