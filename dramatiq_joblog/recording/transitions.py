@@ -665,12 +665,11 @@ class Transitions:
             # Of two runs that are over, whichever was first, the row has one already.
             return True
         if row.state != State.STARTED:
-            began = row.started_at
-            return began is not None and bool(event.row["started_at"] < to_millis(began))
+            return row.started_at is not None and _began_before(event.row, row)
         seen = self.worker.get_or_none(self.worker.process == row.process)
         if seen is not None and is_gone(seen):
             return False
-        return bool(event.row["started_at"] < to_millis(row.started_at))
+        return _began_before(event.row, row)
 
     def begin(self, event: Event, row: Any, verdict: Start) -> bool:
         """Write the start of a run that was judged; return False if the job is dead instead."""
@@ -876,6 +875,12 @@ class _Batch:
 def _order_of(event: Event) -> tuple[int, str]:
     row = event.row
     return row.get("enqueued_at") or 0, row["jid"]
+
+
+def _began_before(run: dict[str, Any], row: Any) -> bool:
+    """Tell whether a run began before that of a row; within a millisecond attempts tell."""
+    began = to_millis(row.started_at), row.attempt
+    return bool((run["started_at"], run["attempt"]) < began)
 
 
 def _nobody(minutes: set[int]) -> None:

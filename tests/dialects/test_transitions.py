@@ -128,6 +128,7 @@ def test_a_finished_row_never_goes_back(joblog, lives_and_order):
     """Once finished, no event of the same life in any order changes the row."""
     _, order = lives_and_order
     joblog.Job.delete().execute()
+    joblog.Failure.delete().execute()
     finished = None
     for event in order:
         joblog.transitions.write([copy(event)])
@@ -144,6 +145,7 @@ def test_an_older_attempt_never_replaces_a_newer_one(joblog, lives_and_order):
     """The attempt on a row that is not begun anew on purpose never falls."""
     _, order = lives_and_order
     joblog.Job.delete().execute()
+    joblog.Failure.delete().execute()
     highest, before = 0, None
     for event in order:
         joblog.transitions.write([copy(event)])
