@@ -39,7 +39,7 @@ test: has-dev ## Run the first tier of the tests, with real servers and processe
 	@$(IN_VENV) -m pytest $(IN_PARALLEL) $(ARGS)
 
 test-all: has-dev ## Run the whole suite: each database, broker and place, chaos, a browser; about 20 minutes
-	@$(IN_VENV) -m pytest --all $(IN_PARALLEL) $(ARGS)
+	@$(IN_VENV) -m pytest --all --numprocesses auto --dist worksteal $(ARGS)
 
 chaos: has-dev ## Kill and cut everything for minutes, on PostgreSQL and SQLite; ARGS="--jobs 20000 --seed 7"
 	@$(IN_VENV) tests/support/chaos.py --database postgresql $(ARGS)

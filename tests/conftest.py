@@ -664,8 +664,9 @@ def pytest_collection_modifyitems(config, items):
         items[:] = first
         config.stash[_LEFT_OUT] = len(others)
         config.hook.pytest_deselected(items=others)
-    if hasattr(config, "workerinput"):
-        # Of several pytest workers none is to be left with the longest in the end.
+    if hasattr(config, "workerinput") and not tiers.whole():
+        # Of several pytest workers none is to be left with the longest in the end.  The whole
+        # suite has too many of them to be run beside each other.
         items.sort(key=lambda item: item.get_closest_marker("process") is None)
 
 
