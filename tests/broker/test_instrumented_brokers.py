@@ -6,6 +6,7 @@ import dramatiq
 import pytest
 from dramatiq import errors
 from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import Retries
 
 from dramatiq_joblog import JobLogMiddleware
 from dramatiq_joblog.broker.acks import why_not
@@ -25,7 +26,7 @@ class CountingBroker(RedisBroker):
 
 def test_a_command_of_a_subclass(joblog, make_broker, worker, redis_url):
     """Acknowledgements go through the command of a broker that has its own."""
-    broker = CountingBroker(url=redis_url, namespace="counting")
+    broker = CountingBroker(url=redis_url, namespace="counting", middleware=[Retries()])
     broker.add_middleware(JobLogMiddleware(joblog))
     assert "CountingBroker has a do_ack of its own" == why_not(broker)
     message = dramatiq.actor(print, actor_name="work", broker=broker).send()

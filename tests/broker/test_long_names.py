@@ -16,8 +16,12 @@ def test_actors_and_types(joblog, make_broker, worker, names):
     """Two actors, and two job types, are two in every question; a job runs again by its name."""
     broker = make_broker("stub", joblog=joblog)
     ran = []
+
+    def run(name):
+        ran.append(name)
+
     sent = [
-        dramatiq.actor(ran.append, actor_name=name, job_type=name, max_retries=0).send(name)
+        dramatiq.actor(run, actor_name=name, job_type=name, max_retries=0).send(name)
         for name in names
     ]
     with worker(broker):

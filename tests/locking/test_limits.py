@@ -148,9 +148,11 @@ def test_a_limit_that_is_none(joblog, broker, worker, eventually, limit, text, k
     ran = []
     need = Exclusive("key", limit) if kind == "section" else Rate("key", limit, per=1_000)
     broker.fail_fast_default = False
-    work = dramatiq.actor(
-        ran.append, actor_name="work", exclusive=need, max_retries=1, min_backoff=10, max_backoff=20
-    )
+
+    @dramatiq.actor(exclusive=need, max_retries=1, min_backoff=10, max_backoff=20)
+    def work(number):
+        ran.append(number)
+
     with worker(broker):
         message = work.send(1)
         eventually(lambda: joblog.get(message.message_id).state == "dead")

@@ -259,7 +259,11 @@ def test_together_with_a_section(joblog, broker, worker, eventually):
 def test_a_cancelled_waiter(joblog, broker, worker, eventually):
     """A job that waits for a rate can be cancelled, and does not start then."""
     done = []
-    work = dramatiq.actor(done.append, actor_name="work", exclusive=Rate("key", 1, per=700))
+
+    @dramatiq.actor(exclusive=Rate("key", 1, per=700))
+    def work(number):
+        done.append(number)
+
     with worker(broker):
         work.send(1)
         eventually(lambda: done == [1])
