@@ -86,6 +86,7 @@ def test_a_batch_costs_as_many_statements_as_one_job(joblog, job_factory):
     assert spent(1) == spent(60)
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_one_that_the_database_refuses_does_not_keep_the_others(joblog, job_factory):
     """A row that cannot be changed is refused with the database's words, and the rest are dead."""
     for jid in "abc":
