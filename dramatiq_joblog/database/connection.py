@@ -58,6 +58,7 @@ class Connection:
         #: When the question that is being asked was begun, monotonic.
         self._since: float | None = None
         self._watchdog: threading.Thread | None = None
+        self._watching = threading.Lock()
 
     def ask(self, function: Callable[[], T]) -> T:
         """Return what *function* returns, which may use the database; it may be called again.
@@ -139,14 +140,15 @@ class Connection:
             ):
                 database.execute_sql(f"PRAGMA {pragma}")
             return
-        if self._watchdog is None:
-            self._watchdog = threading.Thread(
-                target=_watch,
-                args=(weakref.ref(self),),
-                name="dramatiq_joblog watchdog",
-                daemon=True,
-            )
-            self._watchdog.start()
+        with self._watching:
+            if self._watchdog is None:
+                self._watchdog = threading.Thread(
+                    target=_watch,
+                    args=(weakref.ref(self),),
+                    name="dramatiq_joblog watchdog",
+                    daemon=True,
+                )
+                self._watchdog.start()
         self._since = time.monotonic()
         if isinstance(database, MySQLDatabase):
             prepare_session(database, STATEMENT_TIMEOUT)
@@ -160,6 +162,13 @@ class Connection:
                 database.execute_sql(f"SET {setting} = {STATEMENT_TIMEOUT}")
             if getattr(self._raw, "prepare_threshold", None) == NEVER:
                 self._raw.prepare_threshold = PREPARE_AFTER
+
+    def is_watched(self) -> bool:
+        """Tell its watchdog whether there is something to look after; it ends if there is not."""
+        with self._watching:
+            if self._raw is None:
+                self._watchdog = None
+            return self._raw is not None
 
     def cut_if_it_hangs(self) -> None:
         """Cut the connection if it has been silent for too long."""
@@ -234,7 +243,7 @@ def _watch(reference: weakref.ref[Connection]) -> None:
     while True:
         time.sleep(1.0)
         connection = reference()
-        if connection is None:
+        if connection is None or not connection.is_watched():
             return
         connection.cut_if_it_hangs()
 
