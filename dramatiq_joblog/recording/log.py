@@ -49,8 +49,8 @@ class Typed(Kept, Protocol):
         """Returns the text of a job type, or raises."""
 
 
-class Written(Protocol):
-    """Where rows are, and what writes them."""
+class Stored(Protocol):
+    """Where rows are, and what takes secrets out of what is stored there."""
 
     @property
     def tables(self) -> Tables[Any]:
@@ -62,7 +62,11 @@ class Written(Protocol):
 
     @property
     def redactor(self) -> Redactor:
-        """Takes secrets out of errors' texts."""
+        """Takes secrets out of texts."""
+
+
+class Written(Stored, Protocol):
+    """Where rows are, and what writes them."""
 
     @property
     def transitions(self) -> Transitions:
@@ -84,20 +88,8 @@ class Describing(Protocol):
         """Return the columns of a message, by the options of its actor; none if it has none."""
 
 
-class Imported(Protocol):
+class Imported(Stored, Protocol):
     """Where jobs are imported to."""
-
-    @property
-    def tables(self) -> Tables[Any]:
-        """The log's tables."""
-
-    @property
-    def database(self) -> Database:
-        """Where they are."""
-
-    @property
-    def redactor(self) -> Redactor:
-        """Takes secrets out of what is stored."""
 
     @property
     def sender(self) -> Describing | None:
