@@ -427,7 +427,7 @@ class JobLogMiddleware(Middleware):
             "start",
             row.copy(),
             max_interruptions=plan.max_interruptions,
-            redelivered=bool(getattr(inner, "redelivered", False)),
+            redelivered=bool(getattr(message, "redelivered", False)),
             rerun=plan.rerun,
             section=options.get(SECTION),
             comes_back_within=age,
