@@ -46,17 +46,20 @@ def test_a_retry_waits_for_its_section(joblog, broker, worker, eventually):
     inside, leave = threading.Event(), threading.Event()
 
     @dramatiq.actor(exclusive=Exclusive("key", hold="run"), min_backoff=50, max_backoff=60)
-    def work(name):
-        if name == "fails" and not inside.is_set():
+    def fails():
+        if not inside.is_set():
             raise ValueError
-        if name == "stays":
-            inside.set()
-            leave.wait(30)
+
+    # The runs before it are short, but it may come in one of them.
+    @dramatiq.actor(exclusive=Exclusive("key", on_conflict="wait"))
+    def stays():
+        inside.set()
+        leave.wait(30)
 
     with worker(broker):
-        first = work.send("fails")
+        first = fails.send()
         eventually(lambda: joblog.get(first.message_id).state == "retrying")
-        work.send("stays")
+        stays.send()
         assert inside.wait(10)
         eventually(lambda: joblog.get(first.message_id).state == "waiting")
         leave.set()
