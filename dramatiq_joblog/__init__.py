@@ -14,6 +14,7 @@ from .errors import (
     RequeueError,
     RequeueInterruptedError,
     SearchError,
+    WaitTimeout,
 )
 from .joblog import JobLog
 from .locking.needs import Exclusive, Rate, Unique
@@ -51,6 +52,7 @@ __all__ = [
     "SearchError",
     "State",
     "Unique",
+    "WaitTimeout",
     "Worker",
     "current_job",
     "enqueue_once",

@@ -75,6 +75,22 @@ class QueryTimeout(JobLogError):
         self.timeout = timeout
 
 
+class WaitTimeout(JobLogError, TimeoutError):
+    """Raised when a job did not end in the time that somebody waited for it; it goes on."""
+
+    def __init__(self, jid: str, timeout: int, state: str | None, *, answered: bool) -> None:
+        now = f"it is {state}" if state is not None else "the log has no such job so far"
+        if not answered:
+            now = "the log's database did not answer"
+        super().__init__(f"job {jid} did not end within {timeout} ms: {now}")
+        #: The job that was waited for; of several, one that had not ended.
+        self.jid = jid
+        #: Milliseconds that it was waited for.
+        self.timeout = timeout
+        #: The state that it was seen in last; None if it was not seen.
+        self.state = state
+
+
 class RequeueError(JobLogError):
     """Raised when a job cannot be run again as it was; nothing was sent."""
 

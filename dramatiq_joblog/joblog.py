@@ -11,15 +11,18 @@ import time
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from peewee import Database, PeeweeException, SqliteDatabase
+from peewee import Database, Model, PeeweeException, SqliteDatabase
 
 from .admin import audit as people
 from .admin.cancel import Cancelling
 from .admin.doctor import Doctor
 from .admin.maintenance import INTERVAL, Chores
 from .admin.retention import DEFAULT_BATCH, Retention
+from .asking.aside import DEFAULT_TIMEOUT, Aside
+from .asking.waiting import Following, wait_for_family, wait_for_jobs
+from .asking.watcher import Watcher
 from .broker.bulk import BATCH, TURN, BulkRequeue
 from .broker.requeue import chunks
 from .broker.worker_process import WorkerProcess
@@ -83,6 +86,9 @@ if TYPE_CHECKING:
     from .schema.query import JobQuery
     from .states import State
     from .statistics.series import GroupedBy, Stats
+
+T = TypeVar("T")
+M = TypeVar("M", bound=Model)
 
 
 class JobLog(Cancelling[J], Generic[J]):
@@ -196,6 +202,8 @@ class JobLog(Cancelling[J], Generic[J]):
             upkeep=self.chores,
             upkeep_every=INTERVAL,
         )
+        self._watcher = Watcher(self.tables)
+        self._aside = Aside(self.database)
         locks.renew_within = lambda within: self.writer.at_least_every(within, locks.renew)
 
     @property
@@ -204,10 +212,9 @@ class JobLog(Cancelling[J], Generic[J]):
 
         What this process sent before is in it.
         """
-        self._settle()
         job = self.Job
-        query: JobQuery[J] = job.select().order_by(job.created_at.desc(), job.id.desc())
-        return query
+        query = job.select().asked_after(self._settle)
+        return query.order_by(job.created_at.desc(), job.id.desc())
 
     @property
     def locks(self) -> Select[Lock]:
@@ -573,6 +580,160 @@ class JobLog(Cancelling[J], Generic[J]):
         with checked_out(self.database), bounded(self.database, timeout):
             yield
 
+    # Waiting, following, and asking from event loops
+
+    def wait(self, jid: str, *, timeout: int | None = None) -> J:
+        """Wait until a job has ended, and return it.
+
+        A job that was only just sent, of which the log has no row yet, is waited for as well.
+        A job that has ended is returned at once, how long ago that ever was.  All who wait in a
+        process cost one question at a time, however many they are.
+
+        Example:
+          >>> joblog.wait(message.message_id, timeout=10_000).state
+          <State.FINISHED: 'finished'>
+
+        Parameters:
+          jid: The job.
+          timeout: Milliseconds to wait; None to wait for ever.
+
+        Raises:
+          WaitTimeout: If it has not ended by then.
+          JobNotFound: If its row was seen and is gone: it was pruned.
+          JobLogError: If the log is closed meanwhile.
+          ConfigurationError: Inside a running event loop, or inside the job itself.
+
+        Returns:
+          The job as it ended: finished, dead or skipped.
+        """
+        return wait_for_jobs(self._watcher, [jid], timeout).here()[0][0]
+
+    async def wait_async(self, jid: str, *, timeout: int | None = None) -> J:
+        """Wait until a job has ended, as :meth:`wait` does, in a coroutine."""
+        return (await wait_for_jobs(self._watcher, [jid], timeout).aside())[0][0]
+
+    def wait_all(self, jids: Iterable[str], *, timeout: int | None = None) -> list[J]:
+        """Wait until several jobs have ended, as those of a ``group``; see :meth:`wait`.
+
+        Parameters:
+          jids: The jobs.
+          timeout: Milliseconds to wait for all of them; None to wait for ever.
+
+        Raises:
+          WaitTimeout: If one has not ended by then.
+
+        Returns:
+          The jobs, in the order of *jids*.
+        """
+        found = wait_for_jobs(self._watcher, list(jids), timeout).here()
+        return [job for [job] in found]
+
+    async def wait_all_async(self, jids: Iterable[str], *, timeout: int | None = None) -> list[J]:
+        """Wait until several jobs have ended, as :meth:`wait_all` does, in a coroutine."""
+        found = await wait_for_jobs(self._watcher, list(jids), timeout).aside()
+        return [job for [job] in found]
+
+    def wait_family(self, jid: str, *, timeout: int | None = None) -> list[J]:
+        """Wait until a job's whole family has ended: all that was sent from it, and so on.
+
+        Those of a pipeline are one family, and so is what a job sends as a group.
+
+        Parameters:
+          jid: Any job of the family.
+          timeout: Milliseconds to wait; None to wait for ever.
+
+        Raises:
+          WaitTimeout: If one of them has not ended by then.
+
+        Returns:
+          The jobs of the family, oldest first.
+        """
+        return wait_for_family(self._watcher, jid, timeout).here()[0]
+
+    async def wait_family_async(self, jid: str, *, timeout: int | None = None) -> list[J]:
+        """Wait until a job's whole family has ended, as :meth:`wait_family` does."""
+        return (await wait_for_family(self._watcher, jid, timeout).aside())[0]
+
+    def follow(self, jid: str, *, timeout: int | None = None) -> Following[J]:
+        """Follow a job to its end: with ``for`` in a thread, with ``async for`` in a coroutine.
+
+        It yields the job as it is, and again after each change of its state, attempt or
+        progress; the last has ended.  What comes and goes between two looks, some 50 ms, is not
+        seen.
+
+        Example:
+          >>> for job in joblog.follow(message.message_id, timeout=10_000):
+          ...     print(job.state, job.progress)
+          finished None
+
+        Parameters:
+          jid: The job; it may be one that was only just sent.
+          timeout: Milliseconds to follow it; None until it has ended.
+
+        Raises:
+          WaitTimeout: As it is iterated, if it has not ended by then.
+          JobNotFound: If its row was seen and is gone.
+          JobLogError: If the log is closed meanwhile.
+          ConfigurationError: For ``for`` inside a running event loop, or inside the job itself.
+        """
+        return Following(self._watcher, jid, timeout)
+
+    async def get_async(self, jid: str, *, timeout: int = DEFAULT_TIMEOUT) -> J:
+        """Return the job of *jid*, as :meth:`get` does, in a coroutine.
+
+        Parameters:
+          jid: The job.
+          timeout: Milliseconds to wait for the answer.
+        """
+        return await self._aside.run(lambda: self.get(jid), timeout)
+
+    @overload
+    async def fetch(self, asked: Select[M], *, timeout: int = DEFAULT_TIMEOUT) -> list[M]: ...
+
+    @overload
+    async def fetch(self, asked: Callable[[], T], *, timeout: int = DEFAULT_TIMEOUT) -> T: ...
+
+    async def fetch(self, asked: Any, *, timeout: int = DEFAULT_TIMEOUT) -> Any:
+        """Ask in a coroutine: the event loop goes on meanwhile.
+
+        Example:
+          >>> async def dead_imports():
+          ...     jobs = await joblog.fetch(joblog.jobs.dead().of_type("import").limit(10))
+          ...     counts = await joblog.fetch(joblog.counts)
+          ...     return jobs, counts
+
+        Parameters:
+          asked: A query, whose rows come as a list; or a function, which is called on a thread of
+            the log's own and may ask what it likes.
+          timeout: Milliseconds to wait for the answer.
+
+        Raises:
+          DatabaseAwayError: If the database is unavailable, or there was no answer in time.
+        """
+        return await self._aside.fetch(asked, timeout)
+
+    async def requeue_async(
+        self,
+        jid: str,
+        *,
+        who: str | None = None,
+        broker: Broker | None = None,
+        timeout: int = DEFAULT_TIMEOUT,
+    ) -> Message[Any]:
+        """Run a job again, as :meth:`requeue` does, in a coroutine."""
+        return await self._aside.run(lambda: self.requeue(jid, who=who, broker=broker), timeout)
+
+    async def cancel_async(
+        self,
+        jid: str,
+        *,
+        who: str | None = None,
+        reason: str | None = None,
+        timeout: int = DEFAULT_TIMEOUT,
+    ) -> J:
+        """Give up a job that does not run, as :meth:`cancel` does, in a coroutine."""
+        return await self._aside.run(lambda: self.cancel(jid, who=who, reason=reason), timeout)
+
     # What people do
 
     @property
@@ -915,8 +1076,10 @@ class JobLog(Cancelling[J], Generic[J]):
     def close(self) -> None:
         """Write what is handed over and close connections that idle; the log stays usable.
 
+        Those who wait for a job get a :class:`JobLogError`.
         A database that was handed in keeps its pool, and what the application opened of it.
         """
+        self._watcher.close()
         self.chores.stop()
         self.writer.close()
         self.release()

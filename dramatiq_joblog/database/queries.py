@@ -48,7 +48,11 @@ class _Lent(_Query):  # type: ignore[misc]
                     result.fill_cache()
             return result
 
+    def about_to_ask(self) -> None:
+        """Do what is to be done before the database is asked, on no connection."""
+
     def _bound_to(self, database: Database | None) -> Database:
+        self.about_to_ask()
         found: Database | None = database or self._database
         if found is None:
             raise InterfaceError(

@@ -27,19 +27,26 @@ _CUT_STATE = "57014"
 _CUT_CODES = {3024, 1969}
 
 
+def in_event_loop() -> bool:
+    """Return whether this thread runs an event loop now."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 def refuse_event_loop(what: str) -> None:
     """Refuse what keeps a thread's connection, or waits, where the thread runs an event loop.
 
     Raises:
       ConfigurationError: If it does; *what* begins the sentence.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not in_event_loop():
         return
     raise ConfigurationError(
         f"{what} inside a running event loop, all of whose tasks share its thread's connection: "
-        "put the questions into a function, and await asyncio.to_thread(function)"
+        "put the questions into a function, and await joblog.fetch(function)"
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from dramatiq.logging import get_logger
 
+from dramatiq_joblog.database.timeouts import in_event_loop
 from dramatiq_joblog.errors import ConfigurationError, JobLogError, LockNotAcquired
 
 from .locks import Claim, describe_holder
@@ -124,7 +125,7 @@ class HeldByHand(contextlib.ContextDecorator):
         return fresh
 
     def __enter__(self) -> Lease:
-        if self._wait and _in_event_loop():
+        if self._wait and in_event_loop():
             raise ConfigurationError(
                 f"lock {self._key!r} would wait for {self._wait} ms inside a running event loop, "
                 "which would stand still: use 'async with joblog.lock(...)'"
@@ -213,12 +214,3 @@ class HeldByHand(contextlib.ContextDecorator):
         loop = asyncio.get_running_loop()
         answer: T = await loop.run_in_executor(None, self._asked.call, function)
         return answer
-
-
-def _in_event_loop() -> bool:
-    """Tell whether this thread runs an event loop now."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -237,9 +237,11 @@ class Job(_Row, metaclass=_JobBase):
     @classmethod
     def select(cls, *fields: Any) -> JobQuery[Self]:
         """Select jobs with the log's scopes; peewee's own ``select`` otherwise."""
+        columns = fields or cls._meta.sorted_fields
+        query: JobQuery[Self] = JobQuery(cls, columns, is_default=not fields)
         if cls._bond is not None and cls._bond.on_select is not None:
-            cls._bond.on_select()
-        return JobQuery(cls, fields or cls._meta.sorted_fields, is_default=not fields)
+            return query.asked_after(cls._bond.on_select)
+        return query
 
     @property
     def failures(self) -> Select[Failure]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from peewee import SQL, Field, Model, fn
 
 from dramatiq_joblog.database.queries import Select
+from dramatiq_joblog.database.timeouts import in_event_loop
 from dramatiq_joblog.errors import SearchError
 from dramatiq_joblog.payload.values import MAX_BIGINT, shown, to_millis
 from dramatiq_joblog.states import ACTIVE, IN_PROGRESS, State
@@ -17,7 +18,7 @@ from dramatiq_joblog.states import ACTIVE, IN_PROGRESS, State
 from .fields import millis_of, user_asked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from typing_extensions import TypeVar
 
@@ -107,6 +108,26 @@ class JobQuery(Select[J]):
 
     #: The same without the conditions that no index answers, if there are any.
     _walked: Any = None
+    #: What is called before the database is asked.
+    _before: tuple[Callable[[], None], ...] = ()
+
+    def asked_after(self, prepare: Callable[[], None]) -> JobQuery[J]:
+        """Return the same, asked after *prepare* was called, which may wait.
+
+        That is now; or in an event loop, which must not stand still, as the query is executed.
+        """
+        if not in_event_loop():
+            prepare()
+            return self
+        query: JobQuery[J] = self.clone()
+        query._before = (*self._before, prepare)
+        return query
+
+    def about_to_ask(self) -> None:
+        """Call what is to be called before the database is asked."""
+        before, self._before = self._before, ()
+        for prepare in before:
+            prepare()
 
     def walking(self, walked: JobQuery[J]) -> JobQuery[J]:
         """Return the same, whose pages look through the jobs of *walked*.

@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from dramatiq_joblog.asking.threads import BusyError, UnansweredError
 from dramatiq_joblog.errors import ConfigurationError
 
 from . import actions, dead, job, jobs, overview
@@ -22,7 +23,6 @@ from .assets import asset
 from .context import Visit
 from .door import Door
 from .state import Site
-from .threads import BusyError, UnansweredError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

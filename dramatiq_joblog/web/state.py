@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import jinja2
 
+from dramatiq_joblog.asking.threads import Threads
+
 from . import assets
 from .formats import FILTERS, text
-from .threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable

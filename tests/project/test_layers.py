@@ -21,7 +21,7 @@ LAYERS = (
     ("locking", "statistics"),
     ("recording",),
     ("admin", "broker"),
-    ("reading",),
+    ("asking", "reading"),
     ("joblog",),
     ("middleware",),
     ("__init__", "importing"),

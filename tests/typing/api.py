@@ -67,6 +67,15 @@ takes_any(plain)
 # What is asked
 
 
+async def asks_aside() -> None:
+    """Ask from a coroutine."""
+    assert_type(await shop.wait_async("jid"), ShopJob)
+    assert_type(await shop.get_async("jid"), ShopJob)
+    assert_type(await shop.fetch(shop.jobs.dead()), list[ShopJob])
+    assert_type(await shop.fetch(shop.retries_lost), int)
+    assert_type([job async for job in shop.follow("jid")], list[ShopJob])
+
+
 def asks() -> None:
     """Ask for jobs of the model that the log was made with."""
     assert_type(plain.get("jid"), Job)
@@ -76,6 +85,9 @@ def asks() -> None:
     assert_type(shop.jobs.dead().of_type("import").for_user(7), JobQuery[ShopJob])
     assert_type(shop.jobs.active().where(ShopJob.shop == "a").limit(3), JobQuery[ShopJob])
     assert_type(shop.jobs.dead().first(), ShopJob | None)
+    assert_type(shop.wait("jid", timeout=1), ShopJob)
+    assert_type(shop.wait_all(["jid"]), list[ShopJob])
+    assert_type(list(shop.follow("jid")), list[ShopJob])
     assert_type(shop.jobs.page(), Page[ShopJob])
     assert_type(shop.jobs.page().jobs, list[ShopJob])
     assert_type(shop.search("state:dead"), JobQuery[ShopJob])

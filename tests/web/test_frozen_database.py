@@ -18,8 +18,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from dramatiq_joblog import JobLog
+from dramatiq_joblog.asking.threads import BusyError, Threads, UnansweredError
 from dramatiq_joblog.web import dashboard
-from dramatiq_joblog.web.threads import BusyError, Threads, UnansweredError
 
 #: Requests that nobody waits for, as those of impatient people.
 IMPATIENT = 45

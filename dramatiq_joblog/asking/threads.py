@@ -1,9 +1,10 @@
-"""The threads of a page: so many and no more, so that it never takes those of its host."""
+"""Threads of our own: so many and no more, so that those of the host stay its own."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -31,18 +32,22 @@ class Threads:
 
     Parameters:
       threads: How many there are at most.
-      waiting: How many requests may wait for one.
+      waiting: How many requests may wait for one; None for any number.
+      name: What the threads are called.
     """
 
-    def __init__(self, *, threads: int = THREADS, waiting: int = WAITING) -> None:
+    def __init__(
+        self, *, threads: int = THREADS, waiting: int | None = WAITING, name: str = "page"
+    ) -> None:
         self._threads = threads
-        self._most = threads + waiting
+        self._most = math.inf if waiting is None else threads + waiting
+        self._name = name
         self._guard = threading.Lock()
         self._executor: tuple[int, ThreadPoolExecutor] | None = None
         self._at_work = 0
 
-    async def run(self, function: Callable[[], T], *, within: float) -> T:
-        """Return what *function* returns on one of the threads, *within* so many seconds.
+    async def run(self, function: Callable[[], T], *, within: float | None = None) -> T:
+        """Return what *function* returns on one of the threads, *within* so many seconds, if any.
 
         Raises:
           BusyError: If too many wait already.
@@ -69,7 +74,9 @@ class Threads:
             self._at_work = 1
             self._executor = (
                 pid,
-                ThreadPoolExecutor(self._threads, thread_name_prefix="dramatiq_joblog page"),
+                ThreadPoolExecutor(
+                    self._threads, thread_name_prefix=f"dramatiq_joblog {self._name}"
+                ),
             )
         return self._executor[1]
 

@@ -1,0 +1,1 @@
+"""Asking for jobs from outside of them: waiting, following, and from event loops."""

@@ -1,0 +1,65 @@
+"""Questions of coroutines: asked on threads of our own, so that no event loop stands still."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dramatiq_joblog.database.checkout import checked_out
+from dramatiq_joblog.database.timeouts import cut_after
+from dramatiq_joblog.errors import DatabaseAwayError
+from dramatiq_joblog.schema.query import count_asked
+
+from .threads import Threads, UnansweredError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from peewee import Database
+
+T = TypeVar("T")
+
+#: Milliseconds to wait for an answer, unless others are asked for.
+DEFAULT_TIMEOUT = 30_000
+#: Milliseconds that an answer may take once the connection is cut.
+_LATER = 500
+#: Milliseconds that may be waited for an answer at most: a day.
+_MOST = 86_400_000
+
+
+class Aside:
+    """Calls functions on threads of a log's own.
+
+    Parameters:
+      database: Where they ask.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._threads = Threads(waiting=None, name="aside")
+
+    async def run(self, function: Callable[[], T], timeout: int = DEFAULT_TIMEOUT) -> T:
+        """Return what *function* returns, which may ask as it likes.
+
+        Parameters:
+          function: It is called with the context variables of the caller.
+          timeout: Milliseconds to wait for it; a connection that is silent then is cut.
+
+        Raises:
+          DatabaseAwayError: If the database is unavailable, or there was no answer in time.
+        """
+        timeout = count_asked("timeout", timeout, most=_MOST)
+
+        def ask() -> T:
+            with checked_out(self._database), cut_after(self._database, timeout):
+                return function()
+
+        try:
+            return await self._threads.run(ask, within=(timeout + _LATER) / 1000)
+        except UnansweredError:
+            raise DatabaseAwayError(
+                f"there was no answer within {timeout} ms; what was begun may be done yet"
+            ) from None
+
+    async def fetch(self, asked: Any, timeout: int = DEFAULT_TIMEOUT) -> Any:
+        """Return the rows of a query as a list, or what a function returns."""
+        return await self.run(asked if callable(asked) else lambda: list(asked), timeout)

@@ -1,0 +1,140 @@
+"""Those who wait for news of a job, in threads and in event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias
+
+from dramatiq_joblog.schema.query import J
+from dramatiq_joblog.states import FINAL, State
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dramatiq_joblog.errors import JobLogError
+
+#: What is put into an inbox: jobs, an error to raise, or None for a look that found nothing new.
+News: TypeAlias = "Sequence[J] | JobLogError | None"
+
+
+class Inbox(Protocol):
+    """Where the news of one listener is put, from the watcher's thread."""
+
+    # Any: News of the model's rows.
+    def put(self, news: Any) -> None:
+        """Add news."""
+
+
+class ThreadInbox:
+    """The inbox of a thread."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def put(self, news: Any) -> None:
+        """Add news."""
+        self._queue.put(news)
+
+    def get(self, timeout: float | None) -> Any:
+        """Return the next news, within *timeout* seconds.
+
+        Raises:
+          TimeoutError: If there are none.
+        """
+        try:
+            return self._queue.get(timeout=timeout)
+        except queue.Empty:
+            raise TimeoutError from None
+
+
+class LoopInbox:
+    """The inbox of a task, in the event loop that runs as it is made."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Any] = asyncio.Queue()
+
+    def put(self, news: Any) -> None:
+        """Add news."""
+        # A loop that was closed raises: nobody listens there any more.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, news)
+
+    async def get(self, timeout: float | None) -> Any:
+        """Return the next news, within *timeout* seconds.
+
+        Raises:
+          TimeoutError: If there are none.
+        """
+        try:
+            return await asyncio.wait_for(self._queue.get(), timeout)
+        except asyncio.TimeoutError:
+            # Before Python 3.11 it is another class.
+            raise TimeoutError from None
+
+
+class Listener(Generic[J]):
+    """Waits for the end of one job.
+
+    All but its inbox belongs to the watcher's thread; others may read it.
+
+    Parameters:
+      jid: The job, as its row has it.
+      inbox: Where its news is put.
+    """
+
+    def __init__(self, jid: str, inbox: Inbox) -> None:
+        self.jid = jid
+        self.inbox = inbox
+        #: Whether the database has answered for it.
+        self.answered = False
+        #: The state of the job, and when its row changed, as they were seen last.
+        self.seen: tuple[Any, Any] | None = None
+
+    @property
+    def state(self) -> State | str | None:
+        """The state that was seen last; None if there was no row."""
+        return None if self.seen is None else self.seen[0]
+
+    def wants(self, seen: tuple[Any, Any]) -> bool:
+        """Whether the row is to be read that was seen so."""
+        return seen[0] in FINAL
+
+    def take(self, job: J) -> None:
+        """Take the row of the job."""
+        if job.state in FINAL:
+            self.inbox.put([job])
+
+
+class Follower(Listener[J]):
+    """Waits for each change of state and progress of one job."""
+
+    def __init__(self, jid: str, inbox: Inbox) -> None:
+        super().__init__(jid, inbox)
+        self._shown: tuple[Any, ...] | None = None
+
+    def wants(self, seen: tuple[Any, Any]) -> bool:
+        """Whether the row has changed."""
+        return seen != self.seen
+
+    def take(self, job: J) -> None:
+        """Take the row of the job, if it shows something new."""
+        shows = job.state, job.attempt, job.progress
+        if shows != self._shown:
+            self._shown = shows
+            self.inbox.put([job])
+
+
+class FamilyListener(Listener[J]):
+    """Waits until all jobs of one job's family have ended."""
+
+    def __init__(self, jid: str, inbox: Inbox) -> None:
+        super().__init__(jid, inbox)
+        #: The first job of the family; None until the row of the job was seen.
+        self.root: str | None = None
+
+    def wants(self, seen: tuple[Any, Any]) -> bool:
+        """Whether the row is to be read: that of the whole family is."""
+        return False

@@ -1,0 +1,224 @@
+"""Waiting for jobs to end, and following them on their way."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any, Generic
+
+from dramatiq_joblog.database.timeouts import in_event_loop
+from dramatiq_joblog.errors import ConfigurationError, JobLogError, WaitTimeout
+from dramatiq_joblog.payload.sanitize import fold_jid
+from dramatiq_joblog.recording.current import running
+from dramatiq_joblog.schema.query import J, count_asked
+from dramatiq_joblog.states import FINAL
+
+from .listener import FamilyListener, Follower, Listener, LoopInbox, ThreadInbox
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+    from .watcher import Watcher
+
+#: Milliseconds that the database has for its first answer, however short the time is.
+FIRST_ANSWER = 250
+#: Milliseconds that one may wait at most: ten years.
+MOST = 315_360_000_000
+
+
+class Patience:
+    """How long somebody waits: *timeout* milliseconds, or for ever."""
+
+    def __init__(self, timeout: int | None) -> None:
+        if timeout is not None:
+            timeout = count_asked("timeout", timeout, least=0, most=MOST)
+        self._timeout = timeout
+        self._began = time.monotonic()
+
+    def left(self, listener: Listener[Any]) -> float | None:
+        """Return the seconds that are left for the next news of a listener; None for ever."""
+        if self._timeout is None:
+            return None
+        # It was not asked yet: that much time it needs.
+        least = 0 if listener.answered else FIRST_ANSWER
+        return max(0.0, self._began + max(self._timeout, least) / 1000 - time.monotonic())
+
+    def over(self, listener: Listener[Any]) -> WaitTimeout:
+        """Return the error that says so."""
+        state = None if listener.state is None else str(listener.state)
+        return WaitTimeout(listener.jid, self._timeout or 0, state, answered=listener.answered)
+
+
+class Waiting(Generic[J]):
+    """Waits for jobs, each time for some of them.
+
+    Parameters:
+      watcher: Where their news comes from.
+      kind: Listens for the end of a job, or of its family.
+      jids: The jobs.
+      timeout: Milliseconds to wait for all of them; None for ever.
+    """
+
+    def __init__(
+        self,
+        watcher: Watcher[J],
+        kind: type[Listener[J]],
+        jids: Sequence[str],
+        timeout: int | None,
+    ) -> None:
+        self._watcher = watcher
+        self._kind = kind
+        self._patience = Patience(timeout)
+        self._jids = list(map(fold_jid, jids))
+        for jid in self._jids:
+            refuse_own(jid)
+
+    def here(self) -> list[list[J]]:
+        """Wait in this thread; return what came of each job, in their order."""
+        refuse_waiting_in_event_loop("joblog.wait()", "await joblog.wait_async()")
+        listeners = [(self._kind(jid, inbox), inbox) for jid, inbox in self._inboxes(ThreadInbox)]
+        with self._listening([listener for listener, _ in listeners]):
+            return [self._hear(listener, inbox) for listener, inbox in listeners]
+
+    async def aside(self) -> list[list[J]]:
+        """Wait in this task; return what came of each job, in their order."""
+        listeners = [(self._kind(jid, inbox), inbox) for jid, inbox in self._inboxes(LoopInbox)]
+        with self._listening([listener for listener, _ in listeners]):
+            return [await self._hear_aside(listener, inbox) for listener, inbox in listeners]
+
+    def _inboxes(self, kind: Any) -> list[tuple[str, Any]]:
+        return [(jid, kind()) for jid in self._jids]
+
+    @contextlib.contextmanager
+    def _listening(self, listeners: Sequence[Listener[J]]) -> Iterator[None]:
+        try:
+            for listener in listeners:
+                self._watcher.add(listener)
+            yield
+        finally:
+            for listener in listeners:
+                self._watcher.discard(listener)
+
+    def _hear(self, listener: Listener[J], inbox: ThreadInbox) -> list[J]:
+        while True:
+            try:
+                news = inbox.get(self._patience.left(listener))
+            except TimeoutError:
+                raise self._patience.over(listener) from None
+            if news is not None:
+                return jobs_of(news)
+
+    async def _hear_aside(self, listener: Listener[J], inbox: LoopInbox) -> list[J]:
+        while True:
+            try:
+                news = await inbox.get(self._patience.left(listener))
+            except TimeoutError:
+                raise self._patience.over(listener) from None
+            if news is not None:
+                return jobs_of(news)
+
+
+class Following(Generic[J]):
+    """The changes of one job, as they are seen: for ``for`` and for ``async for``.
+
+    It begins with the job as it is, and ends after its end; each time it is iterated it begins
+    anew.
+
+    Parameters:
+      watcher: Where its news comes from.
+      jid: The job.
+      timeout: Milliseconds to follow it for; None until its end.
+    """
+
+    def __init__(self, watcher: Watcher[J], jid: str, timeout: int | None) -> None:
+        self._watcher = watcher
+        self._jid = fold_jid(jid)
+        self._timeout = timeout
+        Patience(timeout)
+        refuse_own(self._jid)
+
+    def __iter__(self) -> Iterator[J]:
+        refuse_waiting_in_event_loop("joblog.follow()", "async for job in joblog.follow()")
+        return self._here()
+
+    def __aiter__(self) -> AsyncIterator[J]:
+        return self._aside()
+
+    def _here(self) -> Iterator[J]:
+        patience, inbox = Patience(self._timeout), ThreadInbox()
+        listener: Follower[J] = Follower(self._jid, inbox)
+        try:
+            while True:
+                # Again after a fork: whoever watched it is in the other process.
+                self._watcher.add(listener)
+                try:
+                    news = inbox.get(patience.left(listener))
+                except TimeoutError:
+                    raise patience.over(listener) from None
+                jobs: list[J] = [] if news is None else jobs_of(news)
+                for job in jobs:
+                    yield job
+                    if job.state in FINAL:
+                        return
+        finally:
+            self._watcher.discard(listener)
+
+    async def _aside(self) -> AsyncIterator[J]:
+        patience, inbox = Patience(self._timeout), LoopInbox()
+        listener: Follower[J] = Follower(self._jid, inbox)
+        try:
+            while True:
+                self._watcher.add(listener)
+                try:
+                    news = await inbox.get(patience.left(listener))
+                except TimeoutError:
+                    raise patience.over(listener) from None
+                jobs: list[J] = [] if news is None else jobs_of(news)
+                for job in jobs:
+                    yield job
+                    if job.state in FINAL:
+                        return
+        finally:
+            self._watcher.discard(listener)
+
+
+def wait_for_jobs(watcher: Watcher[J], jids: Sequence[str], timeout: int | None) -> Waiting[J]:
+    """Return what waits for the ends of jobs."""
+    return Waiting(watcher, Listener, jids, timeout)
+
+
+def wait_for_family(watcher: Watcher[J], jid: str, timeout: int | None) -> Waiting[J]:
+    """Return what waits for the end of a job and of all its family."""
+    return Waiting(watcher, FamilyListener, [jid], timeout)
+
+
+def jobs_of(news: Any) -> list[J]:
+    """Return the jobs of news, or raise what they are instead."""
+    if isinstance(news, JobLogError):
+        raise news
+    return list(news)
+
+
+def refuse_own(jid: str) -> None:
+    """Refuse to wait for the job that waits.
+
+    Raises:
+      ConfigurationError: If it runs here.
+    """
+    run = running.get()
+    if run is not None and run.jid == jid:
+        raise ConfigurationError(
+            f"job {jid} would wait for itself, for ever: wait for another job, or from outside"
+        )
+
+
+def refuse_waiting_in_event_loop(what: str, instead: str) -> None:
+    """Refuse to wait in a thread that runs an event loop, which would stand still.
+
+    Raises:
+      ConfigurationError: If it does.
+    """
+    if in_event_loop():
+        raise ConfigurationError(
+            f"{what} would stop the running event loop while it waits: use {instead}"
+        )

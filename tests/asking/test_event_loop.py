@@ -1,0 +1,232 @@
+"""Asking from coroutines: nothing of the log stands in an event loop, also on a frozen database."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+import time
+
+import dramatiq
+import psutil
+import pytest
+import servers
+
+from dramatiq_joblog import (
+    CancelError,
+    DatabaseAwayError,
+    JobLog,
+    JobNotFound,
+    State,
+    WaitTimeout,
+    current_job,
+)
+from dramatiq_joblog.recording.transitions import Event
+
+#: Seconds that an event loop may stand still for what is ours.
+PAUSE = 0.02
+
+
+class Pulse:
+    """Measures the longest pause of the event loop that runs it."""
+
+    def __init__(self):
+        self.longest = 0.0
+        self._task = None
+
+    async def __aenter__(self):
+        self._task = asyncio.ensure_future(self._beat())
+        await asyncio.sleep(0.01)
+        self.longest = 0.0
+        return self
+
+    async def __aexit__(self, *exc_info):
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _beat(self):
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.001)
+            self.longest = max(self.longest, time.monotonic() - before - 0.001)
+
+
+@pytest.fixture
+def postgres():
+    """Return a PostgreSQL of the test's own, which it may freeze."""
+    try:
+        server = servers.start_postgres()
+    except servers.ServerMissingError as e:
+        pytest.skip(str(e))
+    yield server
+    freeze(server, signal.SIGCONT)
+    server.stop()
+
+
+def freeze(server, number):
+    """Send a signal to a server and all its processes."""
+    main = psutil.Process(server.process.pid)
+    for process in [*main.children(recursive=True), main]:
+        with contextlib.suppress(ProcessLookupError):  # one that has ended since it was listed
+            os.kill(process.pid, number)
+
+
+@pytest.fixture
+def frozen(postgres):
+    """Return a log whose database is frozen, with an event that its writer cannot write."""
+    log = JobLog(postgres.url, on_outage="drop")
+    log.create_tables()
+    assert log.jobs.count() == 0
+    log.writer.call(lambda: None)
+    freeze(postgres, signal.SIGSTOP)
+    now = int(time.time() * 1000)
+    row = {"jid": "a", "actor": "work", "queue": "q", "state": "enqueued", "attempt": 1}
+    log.writer.put(Event("enqueue", row | {"enqueued_at": now, "created_at": now}))
+    yield log
+    freeze(postgres, signal.SIGCONT)
+    log.close()
+
+
+#: Each way to ask from a coroutine, which a frozen database does not answer.
+QUESTIONS = {
+    "cancel": lambda log: log.cancel_async("a", timeout=300),
+    "fetch a function": lambda log: log.fetch(log.counts, timeout=300),
+    "fetch a query": lambda log: log.fetch(log.jobs.dead().of_type("a"), timeout=300),
+    "get": lambda log: log.get_async("a", timeout=300),
+    "wait": lambda log: log.wait_async("a", timeout=300),
+    "wait for a family": lambda log: log.wait_family_async("a", timeout=300),
+    "wait for all": lambda log: log.wait_all_async(["a", "b"], timeout=300),
+}
+
+
+async def _follow(log):
+    async for _ in log.follow("a", timeout=300):
+        pass
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX freeze the server")
+def test_a_frozen_database_stops_no_event_loop(frozen):
+    """Whatever a coroutine asks of a frozen database, its loop goes on, and it hears in time."""
+
+    async def ask():
+        async with Pulse() as pulse:
+            begin = time.monotonic()
+            questions = [ask(frozen) for ask in QUESTIONS.values()]
+            answers = await asyncio.gather(*questions, _follow(frozen), return_exceptions=True)
+            took = time.monotonic() - begin
+        return dict(zip([*QUESTIONS, "follow"], answers, strict=True)), pulse.longest, took
+
+    answers, longest, took = asyncio.run(ask())
+    # Other processes may have had the core meanwhile, though hardly each time.
+    pauses = [longest, *(asyncio.run(ask())[1] for _ in range(2))]
+
+    kinds = {name: type(answer) for name, answer in answers.items()}
+    waits = {name: WaitTimeout for name in kinds if name.startswith(("wait", "follow"))}
+    assert kinds == dict.fromkeys(kinds, DatabaseAwayError) | waits
+    assert took < 5
+    assert min(pauses) < PAUSE
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX freeze the server")
+def test_a_pause_is_measured(frozen):
+    """The pulse sees a plain question, which stops the loop: the test above can fail."""
+
+    async def ask():
+        async with Pulse() as pulse:
+            frozen.writer.flush(timeout=0.1)
+            await asyncio.sleep(0.01)
+        return pulse.longest
+
+    assert asyncio.run(ask()) > PAUSE
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX freeze the server")
+def test_waiting_outlives_a_frozen_database(frozen, postgres):
+    """Whoever waits while the database is frozen for long hears of the end once it is back."""
+    waiting = []
+    wait = threading.Thread(target=lambda: waiting.append(frozen.wait("b", timeout=40_000)))
+    wait.start()
+    with pytest.raises(WaitTimeout, match="did not answer"):
+        frozen.wait("c", timeout=100)
+
+    freeze(postgres, signal.SIGCONT)
+    now = int(time.time() * 1000)
+    frozen.Job.create(
+        jid="b", actor="a", queue="q", state="dead", attempt=1, created_at=now, updated_at=now
+    )
+    wait.join(40)
+
+    assert [job.jid for job in waiting] == ["b"]
+
+
+@pytest.mark.every_database
+def test_asking_from_a_coroutine(joblog, job_factory):
+    """The forms for coroutines return and raise what the plain ones do."""
+    job, lost = job_factory(job_type="import"), job_factory(state="lost")
+
+    async def ask():
+        assert await joblog.get_async(job.jid) == job
+        with pytest.raises(JobNotFound):
+            await joblog.get_async("none")
+        assert await joblog.fetch(joblog.jobs.finished().of_type("import")) == [job]
+        assert await joblog.fetch(joblog.workers) == []
+        assert await joblog.fetch(joblog.jobs.count) == 2
+        assert (await joblog.cancel_async(lost.jid, who="ada")).state == State.DEAD
+        with pytest.raises(CancelError):
+            await joblog.cancel_async(job.jid)
+
+    asyncio.run(ask())
+    assert joblog.database.is_closed()
+    assert joblog.actions.get().who == "ada"
+
+
+def test_requeueing_from_a_coroutine(joblog, make_broker, worker):
+    """A job is run again from a coroutine as it is from a thread."""
+    broker = make_broker("stub", "last", joblog=joblog)
+
+    @dramatiq.actor
+    def work():
+        pass
+
+    with worker(broker):
+        job = joblog.wait(work.send().message_id, timeout=10_000)
+        again = asyncio.run(joblog.requeue_async(job.jid, who="ada"))
+        assert joblog.wait(again.message_id, timeout=10_000).replay_of == job.jid
+
+
+def test_a_query_that_is_made_in_an_event_loop(joblog, make_broker):
+    """What this process sent is in a query that a coroutine made, as it is in any other."""
+    make_broker("stub", "last", joblog=joblog)
+
+    @dramatiq.actor
+    def work():
+        pass
+
+    async def ask():
+        jids = [work.send().message_id for _ in range(3)]
+        query = joblog.jobs.enqueued()
+        return jids, await joblog.fetch(query)
+
+    jids, jobs = asyncio.run(ask())
+    assert {job.jid for job in jobs} == {*jids}
+
+
+def test_an_async_actor_that_asks(joblog, make_broker, worker):
+    """An async actor whose start is written soon is among the jobs that it asks for."""
+    broker = make_broker(
+        "stub", "last", joblog=joblog, start="soon", middleware=[dramatiq.middleware.AsyncIO()]
+    )
+    seen = []
+
+    @dramatiq.actor
+    async def asks():
+        seen.append((await joblog.get_async(current_job().jid)).state)
+        seen.extend(job.state for job in await joblog.fetch(joblog.jobs.started()))
+
+    with worker(broker):
+        joblog.wait(asks.send().message_id, timeout=10_000)
+
+    assert seen == [State.STARTED, State.STARTED]
