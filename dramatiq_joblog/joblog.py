@@ -23,6 +23,7 @@ from .admin.retention import DEFAULT_BATCH, Retention
 from .asking.aside import DEFAULT_TIMEOUT, Aside
 from .asking.waiting import Following, wait_for_family, wait_for_jobs
 from .asking.watcher import Watcher
+from .broker.arguments import positional_names
 from .broker.bulk import BATCH, TURN, BulkRequeue
 from .broker.requeue import chunks
 from .broker.worker_process import WorkerProcess
@@ -372,13 +373,14 @@ class JobLog(Cancelling[J], Generic[J]):
             raise JobNotFound(jid)
         return row
 
-    def search(self, text: str, *, now: datetime | None = None) -> JobQuery[J]:
+    def search(self, text: str, *, now: datetime | None = None, broker: Any = None) -> JobQuery[J]:
         """Select jobs by words, newest first: ``state:dead type:import since:2d timeout``.
 
         Keys are those of ``search.KEYS``; a repeated key means any of its values, ``-key:value``
         leaves out, and a value with spaces stands in quotes.  Text without a key is a whole jid,
         or else a part of an actor, a job type or an error.  ``state:dead`` leaves out what was
-        dismissed, unless ``dismissed:`` says otherwise.
+        dismissed, unless ``dismissed:`` says otherwise.  Words that no index answers, as
+        ``duration:``, ``args:`` and ``lines:``, look through some thousand jobs for each page.
 
         Example:
           >>> [job.jid for job in joblog.search("state:dead since:1h").page(limit=20).jobs]
@@ -386,7 +388,10 @@ class JobLog(Cancelling[J], Generic[J]):
 
         Parameters:
           text: The words.
-          now: What relative times are counted from; aware, by default this host's time.
+          now: What relative times are counted from; aware, by default this host's time.  A time
+            that names no zone is in that of *now*.
+          broker: Whose actors say what positional arguments are called, for ``args.name:``; by
+            default the one on which this process declared its actors.
 
         Raises:
           SearchError: If the words cannot be understood; its text says what to write.
@@ -397,7 +402,10 @@ class JobLog(Cancelling[J], Generic[J]):
             this = query.where(self.Job.jid == fold_jid(terms[0].value))
             if this.exists():
                 return this
-        return search.narrow(query, terms, now=now)
+        names = {}
+        if any((term.key or "").startswith("args.") for term in terms):
+            names = positional_names(broker)
+        return search.narrow(query, terms, now=now, names=names)
 
     def complete(
         self, key: str, prefix: str = "", *, limit: int = 8

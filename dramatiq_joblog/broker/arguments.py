@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import dramatiq
 from dramatiq.encoder import JSONEncoder
 from dramatiq.logging import get_logger
 from dramatiq.message import get_encoder
@@ -260,3 +261,23 @@ def _why(kept: Document, sent: Any) -> str | None:
     if kept.note is None and type(get_encoder()) is not JSONEncoder and not is_plain(sent):
         return "arguments that JSON cannot hold are kept as JSON has them"
     return kept.note
+
+
+def positional_names(broker: Broker | None = None) -> dict[str, tuple[str, ...]]:
+    """Return what the positional arguments of declared actors are called, by the actor's name.
+
+    Actors of which that is not known are left out.
+
+    Parameters:
+      broker: Where they are declared; by default the one that this process has, if any.
+    """
+    # The global one is only looked at: asking for it could make one.
+    broker = dramatiq.broker.global_broker if broker is None else broker
+    if broker is None:
+        return {}
+    names = {}
+    for name, actor in list(broker.actors.items()):
+        parameters = parameters_of(actor.fn)
+        if parameters.known and parameters.positional:
+            names[name] = parameters.positional
+    return names

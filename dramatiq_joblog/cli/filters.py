@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: The keys of a search that are times, and those that are options too.
 TIMES = ("ended", "since", "until")
-OPTIONS = tuple(sorted(set(KEYS) - {"dismissed", "id"}))
+OPTIONS = tuple(sorted(set(KEYS) - {"args", "dismissed", "id", "lines", "reason"}))
 
 
 class Words(click.ParamType):  # type: ignore[type-arg]
@@ -84,7 +84,7 @@ def filtered(function: Callable[..., Any]) -> Callable[..., Any]:
     made: Any = command
     for key in reversed(OPTIONS):
         made = click.option(
-            f"--{key}",
+            f"--{key.replace('_', '-')}",
             key,
             multiple=key not in TIMES,
             metavar="TEXT",

@@ -7,6 +7,7 @@ page and in a program.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -20,8 +21,10 @@ from dramatiq_joblog.schema.fields import user_asked
 from dramatiq_joblog.schema.query import literal_states, user_field
 from dramatiq_joblog.states import GROUPS, State
 
+from . import amounts, documents
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from dramatiq_joblog.schema.query import J, JobQuery
 
@@ -37,9 +40,16 @@ KEYS: dict[str, str] = {
     "error": "the class of the last error",
     "worker": "a host, host:pid or host:pid:thread of the last run",
     "section": "the key of its critical section",
-    "since": "created at or after: 30m, 2h, 1d, 2w ago, or 2026-11-24T12:00",
+    "since": "created at or after: 30m, 2h, 1d, 2w ago, today, yesterday, 14:05, or "
+    "2026-11-24T12:00",
     "until": "created before, alike",
-    "ended": "became finished, dead or skipped at or after, alike",
+    "ended": "became finished, dead or skipped at or after, alike, or within 14:05..14:10",
+    "duration": "how long its last run took: >10s, <=500ms, or 1s..5s",
+    "queue_time": "how long it waited before its first run, alike",
+    "attempt": "the number of its last attempt: 3, >2, or 2..4",
+    "reason": "why it is dead or was skipped: retries_exhausted, cancelled, ...",
+    "args": "a part of its arguments; args.order.city: is the value of one, by name",
+    "lines": "a part of a line that it logged",
     "dismissed": "yes or no: whether someone said that a dead job needs no more attention",
 }
 
@@ -47,11 +57,13 @@ KEYS: dict[str, str] = {
 MAX_SEARCH, MAX_TERMS = 10_000, 100
 
 _WORD = re.compile(
-    r"(?P<minus>-)?(?:(?P<key>[A-Za-z_]+):)?"
+    r"(?P<minus>-)?(?:(?P<key>args(?:\.[^\s:\"\\.]+)+|[A-Za-z_]+):)?"
     r'(?:"(?P<quoted>[^"]*)"(?=\s|$)|(?P<plain>[^\s"][^\s]*))'
 )
 #: What is found by an index, however many jobs there are.
 _INDEXED = {"actor", "error", "id", "since", "state", "type", "until", "user"}
+#: A time of the day.
+_CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?")
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
 _UNITS = {
     "ms": timedelta(milliseconds=1),
@@ -67,7 +79,8 @@ _UNITS = {
 class Term:
     """One word of a search."""
 
-    #: One of :data:`KEYS`, or None for text that stands by itself.
+    #: One of :data:`KEYS`, ``args.`` and the names that lead to an argument's value, or None for
+    #: text that stands by itself.
     key: str | None
     #: What it must be.
     value: str
@@ -106,9 +119,11 @@ def parse(text: str) -> list[Term]:
 
 
 def instant(text: str, now: datetime | None = None) -> datetime:
-    """Read an instant: ``2d`` for so long before *now*, or an ISO date, in UTC if no zone stands.
+    """Read an instant: ``2d`` for so long before *now*, ``yesterday``, ``14:05`` or an ISO date.
 
-    Units are ms, s, m (minutes), h, d and w.
+    Units are ms, s, m (minutes), h, d and w.  ``today`` and ``yesterday`` are their first moments,
+    and a time of the day is the last one that has come.  What names no zone is in that of *now*:
+    UTC, unless it is given.
 
     Example:
       >>> instant("2026-11-24")
@@ -125,16 +140,49 @@ def instant(text: str, now: datetime | None = None) -> datetime:
             return now - float(ago[1]) * _UNITS[ago[2]]
         if text == "now":
             return now
+        if (day := _day(text, now)) is not None:
+            return day.astimezone(timezone.utc)
         # Before Python 3.11 it does not know the Z.
         found = datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", text))
-        return (found if found.tzinfo else found.replace(tzinfo=timezone.utc)).astimezone(
+        return (found if found.tzinfo else found.replace(tzinfo=now.tzinfo)).astimezone(
             timezone.utc
         )
     except (ValueError, OverflowError) as e:
         raise SearchError(
-            f"{text!r} is no time: use 30m, 2h, 1d or 2w for so long ago, or a date like "
-            "2026-11-24 or 2026-11-24T12:00Z"
+            f"{text!r} is no time: use 30m, 2h, 1d or 2w for so long ago, today, yesterday, a time "
+            "like 14:05, or a date like 2026-11-24 or 2026-11-24T12:00Z"
         ) from e
+
+
+def _day(text: str, now: datetime) -> datetime | None:
+    """Return the begin of a day, or the last such time of a day, in the zone of *now*."""
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    if text == "today":
+        return midnight
+    if text == "yesterday":
+        return midnight - timedelta(days=1)
+    clock = _CLOCK.fullmatch(text)
+    if clock is None:
+        return None
+    hour, minute, second = (int(part or 0) for part in clock.groups())
+    at = midnight.replace(hour=hour, minute=minute, second=second)
+    return at if at <= now else at - timedelta(days=1)
+
+
+def between(text: str, now: datetime | None = None) -> tuple[datetime | None, datetime | None]:
+    """Read a time: ``14:05..14:10``, either end of which may be left out, or only its begin.
+
+    Raises:
+      SearchError: If it is neither, or ends before it begins.
+    """
+    first, dots, last = text.partition("..")
+    if not dots:
+        return instant(text, now), None
+    begin = instant(first, now) if first.strip() else None
+    end = instant(last, now) if last.strip() else None
+    if (begin is None and end is None) or (begin and end and end < begin):
+        raise SearchError(f"{text!r} is no time from one instant to a later one: use 14:05..14:10")
+    return begin, end
 
 
 def instant_to_come(text: str, now: datetime) -> datetime:
@@ -148,20 +196,36 @@ def instant_to_come(text: str, now: datetime) -> datetime:
 
 
 def narrow(
-    query: JobQuery[J], terms: Sequence[Term], *, now: datetime | None = None
+    query: JobQuery[J],
+    terms: Sequence[Term],
+    *,
+    now: datetime | None = None,
+    names: Mapping[str, Sequence[str]] | None = None,
 ) -> JobQuery[J]:
     """Narrow *query* by *terms*: repeated keys are any of, different keys are all of.
 
     Dead jobs that were dismissed are left out where ``state:dead`` is asked for, unless a word
     says otherwise.
 
+    Parameters:
+      query: The jobs.
+      terms: The words.
+      now: What relative times are counted from.
+      names: What the positional arguments of actors are called, by the actor's name.
+
     Raises:
       SearchError: If a value cannot be what its key wants.
     """
-    reader = _Reader(query.model, now or datetime.now(timezone.utc))
+    now = now or datetime.now(timezone.utc)
+    reader = _Reader(query.model, now, names or {})
     by_index = [term for term in terms if term.key in _INDEXED and not term.negated]
     others = [term for term in terms if term not in by_index]
     query = _apply(query, by_index, reader)
+    job: Any = query.model
+    for term in others:
+        if term.key == "ended" and not term.negated and (end := between(term.value, now)[1]):
+            # What ended by then was made before, and its list has an index.
+            query = query.where(job.created_at < end)
     if "dismissed" not in {term.key for term in others} and Term("state", "dead") in terms:
         query = query.undismissed()
     if others:
@@ -192,7 +256,7 @@ def _term(found: re.Match[str], text: str) -> Term:
         raise SearchError(f"{plain} in the search {text!r} needs a value: {KEYS[plain[:-1]]}")
     if key is None:
         return Term(None, value, found["minus"] is not None)
-    if key not in KEYS:
+    if key not in KEYS and not key.startswith("args."):
         near = difflib.get_close_matches(key, KEYS, n=1)
         hint = f"did you mean {near[0]}:?" if near else f"use one of {', '.join(KEYS)}"
         raise SearchError(
@@ -206,9 +270,10 @@ class _Reader:
 
     # Any: conditions are peewee's, which are untyped.
 
-    def __init__(self, model: Any, now: datetime) -> None:
+    def __init__(self, model: Any, now: datetime, names: Mapping[str, Sequence[str]]) -> None:
         self._job = model
         self._now = now
+        self._names = names
         self._makers: dict[str, Callable[[str], Any]] = {
             "id": lambda v: _like(model.jid, fold_jid(v)),
             "state": self._state,
@@ -221,7 +286,13 @@ class _Reader:
             "section": lambda v: _like(model.section, v),
             "since": lambda v: model.created_at >= instant(v, now),
             "until": lambda v: model.created_at < instant(v, now),
-            "ended": lambda v: model.finished_at >= instant(v, now),
+            "ended": self._ended,
+            "duration": lambda v: amounts.lasts("duration", model.duration, v),
+            "queue_time": lambda v: amounts.lasts("queue_time", model.queue_time, v),
+            "attempt": lambda v: amounts.counts("attempt", model.attempt, v),
+            "reason": lambda v: _like(model.dead_reason, v) | _like(model.skip_reason, v),
+            "args": self._arguments,
+            "lines": self._lines,
             "dismissed": self._dismissed,
         }
 
@@ -229,8 +300,12 @@ class _Reader:
         if term.negated and term.key in {"since", "until"}:
             other = "until" if term.key == "since" else "since"
             raise SearchError(f"-{term.key}:{term.value} is not understood: use {other}:")
-        make = self._text if term.key is None else self._makers[term.key]
-        condition = make(term.value)
+        key = term.key or ""
+        if key.startswith("args."):
+            condition = self._argument(key.split(".")[1:], term.value)
+        else:
+            make = self._text if term.key is None else self._makers[key]
+            condition = make(term.value)
         if term.negated:
             # A column that says nothing does not say this.
             return ~fn.COALESCE(condition, SQL("FALSE"))
@@ -245,6 +320,45 @@ class _Reader:
             | _like(job.error_type, part)
             | _like(job.error_message, part)
         )
+
+    def _ended(self, value: str) -> Any:
+        begin, end = between(value, self._now)
+        at = self._job.finished_at
+        if begin is None:
+            return at < end
+        return (at >= begin) & (at < end) if end is not None else at >= begin
+
+    def _arguments(self, value: str) -> Any:
+        job = self._job
+        # As it stands in the document that is kept.
+        part = f"*{json.dumps(value)[1:-1]}*"
+        return _like(job.args, part, raw=True) | _like(job.kwargs, part, raw=True)
+
+    def _argument(self, path: Sequence[str], value: str) -> Any:
+        """Return that one argument, or what is in it, is *value*."""
+        job = self._job
+        name, *rest = path
+        places: list[tuple[Any, list[str], str | None]] = [(job.kwargs, list(path), None)]
+        if name.isdigit():
+            places.append((job.args, list(path), None))
+        for actor, names in self._names.items():
+            if name in names:
+                places.append((job.args, [str(list(names).index(name)), *rest], actor))
+        found: Any = None
+        for field, steps, of_actor in places:
+            here = _is(documents.text_at(field, steps), value, field)
+            here = here if of_actor is None else (job.actor == of_actor) & here
+            found = here if found is None else found | here
+        return found
+
+    def _lines(self, value: str) -> Any:
+        job = self._job
+        bond = job.bond()
+        if bond is None:
+            raise SearchError("lines: needs the jobs of a log: ask joblog.search()")
+        line: Any = bond.line
+        some = line.select(SQL("1")).where(line.jid == job.jid, _like(line.text, f"*{value}*"))
+        return fn.EXISTS(some)
 
     def _state(self, value: str) -> Any:
         try:
@@ -275,14 +389,39 @@ class _Reader:
         return self._job.dismissed_at.is_null(value == "no")
 
 
-def _like(field: Any, value: str) -> Any:
-    """Return that *field* is *value*, in which a ``*`` stands for any text."""
+def _like(field: Any, value: str, *, raw: bool = False) -> Any:
+    """Return that *field* is *value*, in which a ``*`` stands for any text.
+
+    Parameters:
+      field: The column.
+      value: What it is compared with.
+      raw: Whether the column's text is meant, and not what it is read as.
+    """
     if "*" not in value:
         return field == value
+    return _matches(
+        field.cast("CHAR" if _is_mysql(field) else "TEXT") if raw else field, value, field
+    )
+
+
+def _is(expression: Any, value: str, field: Any) -> Any:
+    """Return that an expression over *field* is *value*, in which a ``*`` stands for any text."""
+    if "*" in value:
+        return _matches(expression, value, field)
+    return Expression(expression, "=", Value(value, converter=False))
+
+
+def _is_mysql(field: Any) -> bool:
+    return isinstance(field.model._meta.database, MySQLDatabase)
+
+
+def _matches(expression: Any, value: str, field: Any) -> Any:
     value = clean(re.sub(r"\*+", "*", value), MAX_SEARCH)
     pattern = "%".join(re.sub(r"([!%_])", r"!\1", part) for part in value.split("*"))
-    if isinstance(field.model._meta.database, MySQLDatabase):
+    if _is_mysql(field):
         # Its columns tell cases apart, and so does its LIKE.
-        field, pattern = fn.LOWER(field), pattern.lower()
+        expression, pattern = fn.LOWER(expression), pattern.lower()
     # An escape that needs no escape itself, on any database.
-    return Expression(field, "ILIKE", NodeList((Value(pattern), SQL("ESCAPE '!'"))))
+    return Expression(
+        expression, "ILIKE", NodeList((Value(pattern, converter=False), SQL("ESCAPE '!'")))
+    )

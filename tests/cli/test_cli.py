@@ -255,7 +255,7 @@ def test_nothing_that_matches_is_exit_1(jobs, ask):
         (["stat:dead"], "did you mean state:?"),
         (["--state", "ded"], "ded is no state: did you mean dead?"),
         (["state:x"], "state:x is no state: use active, in_progress, enqueued"),
-        (["--since", "yesterday"], "'yesterday' is no time"),
+        (["--since", "tomorrow"], "'tomorrow' is no time"),
         (["since:25:61"], "is no time"),
         (["--limit", "0"], "'--limit'"),
         (["--before", "x"], "'x' is no place in a list"),

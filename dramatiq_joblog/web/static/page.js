@@ -385,7 +385,7 @@
     input.setAttribute("aria-autocomplete", "list");
     form.append(whole);
     const hint = input.placeholder;
-    const WORD = /-?[A-Za-z_]+:(?:"[^"]*"|\S+)(?=\s|$)/g;
+    const WORD = /-?[A-Za-z_](?:[\w.-]*\w)?:(?:"[^"]*"|\S+)(?=\s|$)/g;
     let chips = [], chosen = -1, found = [], asked = 0;
 
     const draw = () => {
@@ -393,7 +393,7 @@
       chips.forEach((text, index) => {
         const chip = document.createElement("span");
         chip.className = "q";
-        const [, key, value] = /^(-?\w+:)(.*)$/s.exec(text);
+        const [, key, value] = /^(-?[\w.-]+:)(.*)$/s.exec(text);
         const name = document.createElement("i");
         name.textContent = key;
         const remove = document.createElement("button");
