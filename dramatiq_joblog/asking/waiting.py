@@ -16,7 +16,7 @@ from dramatiq_joblog.states import FINAL
 from .listener import FamilyListener, Follower, Listener, LoopInbox, ThreadInbox
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Iterator, Sequence
 
     from .watcher import Watcher
 
@@ -141,7 +141,7 @@ class Following(Generic[J]):
         refuse_waiting_in_event_loop("joblog.follow()", "async for job in joblog.follow()")
         return self._here()
 
-    def __aiter__(self) -> AsyncIterator[J]:
+    def __aiter__(self) -> AsyncGenerator[J, None]:  # noqa: PYI058 - it can be closed
         return self._aside()
 
     def _here(self) -> Iterator[J]:
@@ -163,7 +163,7 @@ class Following(Generic[J]):
         finally:
             self._watcher.discard(listener)
 
-    async def _aside(self) -> AsyncIterator[J]:
+    async def _aside(self) -> AsyncGenerator[J, None]:
         patience, inbox = Patience(self._timeout), LoopInbox()
         listener: Follower[J] = Follower(self._jid, inbox)
         try:

@@ -1,10 +1,13 @@
 """The web page: what the log knows, for people; and what they may do about it.
 
+``status()`` is for an application's own front end: how one job is doing, and nothing else.
+
 Nothing here asks the database what a user's code could not ask through ``JobLog``.
 """
 
 try:
     from .app import dashboard
+    from .status import status
 except ModuleNotFoundError as e:
     if e.name is None or e.name.partition(".")[0] not in {"jinja2", "markupsafe", "starlette"}:
         raise
@@ -13,4 +16,4 @@ except ModuleNotFoundError as e:
         name=e.name,
     ) from e
 
-__all__ = ["dashboard"]
+__all__ = ["dashboard", "status"]

@@ -155,9 +155,9 @@ class Gate:
                 return Access(READ_ONLY, "metrics")
         if self._authorize is not None:
             try:
-                decision = await _call(self._authorize, request)
+                decision = await decision_of(self._authorize, request)
             except HTTPException as e:
-                return _answer_of(e)
+                return answer_of(e)
             return decision if isinstance(decision, Response) else told_access(decision)
         if self._door is None:
             return Access(NONE, reason="Nobody may see this page.")
@@ -244,11 +244,11 @@ def _same(one: str, other: str) -> bool:
     return hmac.compare_digest(one.encode(), other.encode())
 
 
-async def _call(authorize: Callable[[Request], Any], request: Request) -> Any:
+async def decision_of(authorize: Callable[..., Any], *asked: Any) -> Any:
     """Return what *authorize* decides: awaited if it is async, else called in a thread."""
     if _is_async(authorize):
-        return await authorize(request)
-    decision = await run_in_threadpool(authorize, request)
+        return await authorize(*asked)
+    decision = await run_in_threadpool(authorize, *asked)
     return await decision if inspect.isawaitable(decision) else decision
 
 
@@ -259,7 +259,7 @@ def _is_async(function: Any) -> bool:
     return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
 
 
-def _answer_of(refusal: HTTPException) -> Response:
+def answer_of(refusal: HTTPException) -> Response:
     """Return the answer that an HTTP exception stands for; FastAPI's may have any JSON in it."""
     code, headers = refusal.status_code, refusal.headers
     detail: object = refusal.detail

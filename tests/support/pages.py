@@ -1,6 +1,12 @@
-"""Dashboards of the tests."""
+"""Dashboards of the tests, and the browser that they are shown in."""
 
 from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+
+import pytest
 
 from dramatiq_joblog.web import dashboard
 
@@ -8,3 +14,25 @@ from dramatiq_joblog.web import dashboard
 def opened(joblog, **settings):
     """Return a dashboard that lets everyone in, as "local"."""
     return dashboard(joblog, authorize=lambda request: ("all", "local"), **settings)
+
+
+@contextlib.contextmanager
+def chromium():
+    """Run a headless Chromium; without one skip, or fail where CI is set."""
+    from playwright.sync_api import expect, sync_playwright
+
+    path = os.environ.get("CHROMIUM") or next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    if path is None:
+        text = "no Chromium: apt install chromium, or name one by CHROMIUM"
+        without = os.environ.get("JOBLOG_TEST_WITHOUT", "").split()
+        if os.environ.get("CI") and "Chromium" not in without:
+            pytest.fail(f"CI is set and {text}", pytrace=False)
+        pytest.skip(text)
+    with sync_playwright() as playwright:
+        # A loaded machine is slow, and no test is about how fast it is.
+        expect.set_options(timeout=30_000)
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

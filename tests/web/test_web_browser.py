@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import socket
 import threading
 from datetime import datetime, timedelta, timezone
@@ -13,8 +11,8 @@ import dramatiq
 import psycopg
 import pytest
 import uvicorn
-from pages import opened
-from playwright.sync_api import expect, sync_playwright
+from pages import chromium, opened
+from playwright.sync_api import expect
 
 from dramatiq_joblog import JobLog
 
@@ -97,21 +95,8 @@ OVERFLOWS = """() => [...document.querySelectorAll("td, th")]
 @pytest.fixture(scope="module")
 def browser():
     """Return a headless Chromium; without one skip, or fail where CI is set."""
-    path = os.environ.get("CHROMIUM") or next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if path is None:
-        text = "no Chromium: apt install chromium, or name one by CHROMIUM"
-        without = os.environ.get("JOBLOG_TEST_WITHOUT", "").split()
-        if os.environ.get("CI") and "Chromium" not in without:
-            pytest.fail(f"CI is set and {text}", pytrace=False)
-        pytest.skip(text)
-    with sync_playwright() as playwright:
-        # A loaded machine is slow, and no test is about how fast it is.
-        expect.set_options(timeout=30_000)
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture

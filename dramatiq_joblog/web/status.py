@@ -1,0 +1,166 @@
+"""``status()``: how one job is doing, for an application's own front end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from dramatiq_joblog.errors import DatabaseAwayError, JobLogError, JobNotFound, WaitTimeout
+from dramatiq_joblog.states import FINAL
+
+from .access import answer_of, decision_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from starlette.requests import Request
+
+    from dramatiq_joblog.joblog import JobLog
+
+#: Milliseconds that the database may take for an answer.
+ANSWER_WITHIN = 3_000
+#: Milliseconds within which the row of a job is there that another process has only just sent.
+LATE_ROW = 500
+#: Seconds between two signs of a stream on which nothing happens, so that no proxy cuts it.
+ALIVE_EVERY = 15.0
+#: Seconds that a stream lasts: the browser then comes back, and is asked again who it is.
+LASTS = 300.0
+
+_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+#: nginx would keep events until it has many.
+_OF_STREAMS = _HEADERS | {"x-accel-buffering": "no"}
+
+
+def status(
+    joblog: JobLog[Any], authorize: Callable[[Request, Any], Any] | None = None
+) -> Starlette:
+    """Return an ASGI application that says how one job is doing, for a front end of your own.
+
+    ``GET /{jid}`` answers with JSON: ``jid``, ``state``, whether that is ``final``, and
+    ``progress``, as ``{"done": 12, "total": 40, "text": "reading"}`` or null.
+    ``GET /{jid}/events`` answers with the same as server-sent events, one for each change; the
+    last is final.  A jid that the log does not know is answered with 404, and 503 says that the
+    database is unavailable.
+
+    Parameters:
+      joblog: The log.
+      authorize: Is called with each request and the :class:`Job` that it asks for, and returns
+        whether it may see it; or a Response to send instead.  It may raise Starlette's or
+        FastAPI's ``HTTPException``.  An async callable is awaited, any other is called in a
+        thread.  Without one whoever knows a jid may see how it is doing.
+    """
+    return Starlette(
+        routes=[
+            Route("/{jid:path}/events", _endpoint(joblog, authorize, _events), methods=["GET"]),
+            Route("/{jid:path}", _endpoint(joblog, authorize, _state), methods=["GET"]),
+        ]
+    )
+
+
+def _endpoint(
+    joblog: JobLog[Any],
+    authorize: Callable[[Request, Any], Any] | None,
+    answer: Callable[[JobLog[Any], Request, Any], Response],
+) -> Callable[[Request], Any]:
+    async def endpoint(request: Request) -> Response:
+        try:
+            job = await _find(joblog, request.path_params["jid"])
+        except JobNotFound:
+            return _refusal(404, "There is no such job.")
+        except DatabaseAwayError:
+            return _refusal(503, "The job log cannot be asked now.", {"retry-after": "5"})
+        if authorize is not None:
+            try:
+                decision = await decision_of(authorize, request, job)
+            except HTTPException as e:
+                return answer_of(e)
+            if isinstance(decision, Response):
+                return decision
+            if not decision:
+                return _refusal(403, "You may not see this job.")
+        return answer(joblog, request, job)
+
+    return endpoint
+
+
+async def _find(joblog: JobLog[Any], jid: str) -> Any:
+    """Return a job, also if its row is only about to be written.
+
+    Raises:
+      JobNotFound: If there is none.
+      DatabaseAwayError: If the database is unavailable.
+    """
+    with contextlib.suppress(JobNotFound):
+        return await joblog.get_async(jid, timeout=ANSWER_WITHIN)
+    with contextlib.suppress(WaitTimeout):
+        async with contextlib.aclosing(joblog.follow(jid, timeout=LATE_ROW).__aiter__()) as seen:
+            async for job in seen:
+                return job
+    raise JobNotFound(jid)
+
+
+def _state(_: JobLog[Any], __: Request, job: Any) -> Response:
+    return JSONResponse(_facts(job), headers=_HEADERS)
+
+
+def _events(joblog: JobLog[Any], request: Request, job: Any) -> Response:
+    if job.state in FINAL and request.headers.get("last-event-id") == _name(job):
+        # Browsers come back when a stream ends, and this lets them stop.
+        return Response(status_code=204, headers=_HEADERS)
+    if request.method == "HEAD":
+        return Response(media_type="text/event-stream", headers=_OF_STREAMS)
+    stream = _stream(joblog, job.jid)
+    return StreamingResponse(stream, media_type="text/event-stream", headers=_OF_STREAMS)
+
+
+async def _stream(joblog: JobLog[Any], jid: str) -> AsyncIterator[str]:
+    """Yield an event for each change of a job, and a sign now and then that the stream lives."""
+    ends_at = time.monotonic() + LASTS
+    changes = joblog.follow(jid).__aiter__()
+    change: asyncio.Future[Any] = asyncio.ensure_future(anext(changes, None))
+    try:
+        while time.monotonic() < ends_at:
+            within = min(ALIVE_EVERY, max(0.0, ends_at - time.monotonic()))
+            await asyncio.wait({change}, timeout=within)
+            if not change.done():
+                yield ": alive\n\n"
+                continue
+            job = change.result()
+            if job is None:
+                return
+            yield f"id: {_name(job)}\ndata: {json.dumps(_facts(job))}\n\n"
+            change = asyncio.ensure_future(anext(changes, None))
+    except JobLogError:
+        # It was pruned, or the log was closed: if the browser comes back, it hears which.
+        return
+    finally:
+        change.cancel()
+        with contextlib.suppress(asyncio.CancelledError, JobLogError):
+            await change
+        await changes.aclose()
+
+
+def _facts(job: Any) -> dict[str, Any]:
+    return {
+        "jid": job.jid,
+        "state": str(job.state),
+        "final": job.state in FINAL,
+        "progress": job.progress,
+    }
+
+
+def _name(job: Any) -> str:
+    """Name what an event says, so that a browser that comes back can say what it knows."""
+    return f"{job.state}-{job.attempt}"
+
+
+def _refusal(code: int, text: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"detail": text}, code, _HEADERS | (headers or {}))
