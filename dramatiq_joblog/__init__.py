@@ -1,5 +1,6 @@
 """The life of every Dramatiq job, in SQL: see what ran, find what broke, decide by it."""
 
+from .admin.problem import Problem
 from .broker.outcome_log import OutcomeFormatter
 from .errors import (
     CancelError,
@@ -22,7 +23,7 @@ from .middleware import JobLogMiddleware, enqueue_once
 from .recording.current import current_job, require_current_job
 from .recording.log_handler import JobContextFilter
 from .schema.models import Action, Failure, Job, Line, Lock, Worker
-from .states import DeadReason, Outcome, State
+from .states import DeadReason, Outcome, ProblemKind, State
 
 __all__ = [
     "Action",
@@ -45,6 +46,8 @@ __all__ = [
     "LockNotAcquired",
     "Outcome",
     "OutcomeFormatter",
+    "Problem",
+    "ProblemKind",
     "QueryTimeout",
     "Rate",
     "RequeueError",

@@ -17,9 +17,11 @@ from peewee import Database, Model, PeeweeException, SqliteDatabase
 
 from .admin import audit as people
 from .admin.cancel import Cancelling
+from .admin.doctor import DEFAULT_TIMEOUT as DOCTORS_TIMEOUT
 from .admin.doctor import Doctor
 from .admin.maintenance import INTERVAL, Chores
 from .admin.retention import DEFAULT_BATCH, Retention
+from .admin.standstill import MAX_UNSERVED
 from .asking.aside import DEFAULT_TIMEOUT, Aside
 from .asking.waiting import Following, wait_for_family, wait_for_jobs
 from .asking.watcher import Watcher
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
 
     from .admin.audit import DeadGroup
     from .admin.doctor import Finding
+    from .admin.problem import Problem
     from .admin.retention import Keep
     from .broker.requeue import Requeued, Sender
     from .database.queries import Select
@@ -345,7 +348,8 @@ class JobLog(Cancelling[J], Generic[J]):
     def doctor(self, broker: Any = None) -> list[Finding]:
         """Look for what is wrong with the log now: its database, its workers, its files.
 
-        It only reads, asks a dozen questions, and does not raise when the database is away.
+        It only reads, asks some dozen questions, and does not raise when the database is away.
+        All that was looked at is in it, also what is well; :meth:`problems` is what needs someone.
 
         Example:
           >>> all(finding.ok for finding in joblog.doctor())
@@ -354,7 +358,33 @@ class JobLog(Cancelling[J], Generic[J]):
         Parameters:
           broker: The broker with the log's middleware, if that is to be looked at too.
         """
-        return Doctor(self, broker).findings()
+        return Doctor.for_findings(self, broker).findings()
+
+    def problems(
+        self, *, patience: int = MAX_UNSERVED, timeout: int = DOCTORS_TIMEOUT
+    ) -> list[Problem]:
+        """Return what needs someone now, each with its cure; what costs most comes first.
+
+        That is: jobs that were lost with their worker, queues that no worker consumes, threads
+        that are all busy while jobs wait, overdue jobs, lost retries, errors that are new or rise,
+        job types that fail more often or take longer than a week ago, stuck sections, events that
+        wait on this host's disk, wrong clocks, and what the database has wrong.
+
+        It only reads, from indexes and totals: it costs the same however many jobs there are.  It
+        does not raise when the database is unavailable: that is a problem too.
+
+        Example:
+          >>> [problem.text for problem in joblog.problems()]
+          []
+
+        Parameters:
+          patience: Milliseconds that jobs may wait for a worker, or for a free thread.
+          timeout: Milliseconds that all questions may take together; what is not known by then
+            is a problem of its own.
+        """
+        patience = count_asked("patience", patience, least=0, most=MAX_MILLIS)
+        timeout = count_asked("timeout", timeout, most=MAX_MILLIS)
+        return Doctor(self, patience=patience, timeout=timeout).problems()
 
     @property
     def own_fields(self) -> dict[str, Any]:
@@ -499,7 +529,7 @@ class JobLog(Cancelling[J], Generic[J]):
         were run again or dismissed are not counted, and only the newest 5,000 dead jobs are
         looked at.
         """
-        return people.retries_lost(self.Job, _now())
+        return len(people.retries_lost(self.Job, _now()))
 
     def dead_groups(self, windows: Iterable[int] = people.DEFAULT_WINDOWS) -> list[DeadGroup]:
         """Group the dead jobs that nobody dismissed by error and actor.

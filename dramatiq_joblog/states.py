@@ -86,6 +86,39 @@ class Outcome(_Text):
     WAITED = "waited"
 
 
+class ProblemKind(_Text):
+    """What can be wrong with a log and its jobs; what costs most comes first."""
+
+    #: The database does not answer in time, or its tables are not those of this version.
+    DATABASE = "database"
+    #: Jobs were lost with their worker, and have not run again.
+    LOST = "lost"
+    #: Jobs are dead because the broker refused their retry.
+    RETRIES_LOST = "retries_lost"
+    #: An error that was not seen for a month.
+    NEW_ERROR = "new_error"
+    #: An error that is several times as frequent as usual.
+    RISING_ERROR = "rising_error"
+    #: Jobs wait in a queue that no live worker consumes, or for long in one that some do.
+    QUEUES = "queues"
+    #: Jobs wait while all threads that could run them are busy.
+    THREADS = "threads"
+    #: The time of delayed, retrying or waiting jobs has passed, and they do not run.
+    OVERDUE = "overdue"
+    #: Sections are held by jobs that have ended.
+    SECTIONS = "sections"
+    #: A type of jobs fails more often than a week ago.
+    FAILING = "failing"
+    #: A type of jobs takes longer than a week ago.
+    SLOWER = "slower"
+    #: Events lie on this host's disk although the database answers.
+    SPOOLS = "spools"
+    #: A clock is wrong.
+    CLOCK = "clock"
+    #: The database's settings may cost commits, or hinder readers.
+    SETTINGS = "settings"
+
+
 #: Nothing follows these but a deliberate new run.
 FINAL = frozenset({State.FINISHED, State.DEAD, State.SKIPPED})
 
@@ -105,6 +138,9 @@ GROUPS: dict[str, tuple[State, ...]] = {"active": ACTIVE, "in_progress": IN_PROG
 
 #: States of jobs that can be cancelled: nothing of them runs, as far as is known.
 CANCELLABLE = (State.ENQUEUED, State.DELAYED, State.WAITING, State.RETRYING, State.LOST)
+
+#: States in which the next run is due at a time.
+DUE = (State.DELAYED, State.RETRYING, State.WAITING)
 
 #: States a run may begin from, whatever the attempt.
 STARTABLE = (State.ENQUEUED, State.DELAYED, State.WAITING)

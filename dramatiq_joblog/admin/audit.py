@@ -45,21 +45,21 @@ class DeadGroup:
     message: str | None
 
 
-def retries_lost(job: Any, now: int) -> int:
-    """Count the dead jobs whose retry was lost and that wait for someone to run them again.
+def retries_lost(job: Any, now: int) -> list[datetime]:
+    """Return when the jobs died whose retry was lost and that wait for someone to run them again.
 
     Of the last week, and among the newest dead jobs that nobody dismissed.
     """
     since = now - DEFAULT_WINDOWS[-1]
     newest = (
-        job.select(job.dead_reason, job.replayed_by)
-        .where(*_open_dead(job, since))
+        job.select(job.dead_reason, job.replayed_by, job.finished_at)
+        .where(*open_dead(job, since))
         .order_by(job.finished_at.desc())
         .limit(_LOOKED_AT)
         .tuples()
     )
     lost = DeadReason.RETRY_LOST.value
-    return sum(reason == lost and again is None for reason, again in newest)
+    return [at for reason, again, at in newest if reason == lost and again is None]
 
 
 def record(
@@ -113,7 +113,7 @@ def dead_groups(job: Any, windows: Iterable[int], now: int) -> list[DeadGroup]:
     last, newest = fn.MAX(job.finished_at), fn.MAX(job.id)
     groups = list(
         job.select(job.error_type, job.actor, last, newest, *counts)
-        .where(*_open_dead(job, now - windows[-1]))
+        .where(*open_dead(job, now - windows[-1]))
         .group_by(job.error_type, job.actor)
         .order_by(SQL("3 DESC"), job.error_type, job.actor)
         .tuples()
@@ -146,7 +146,7 @@ def dead_series(
     steps = -((begin - now) // step)
     rows = (
         job.select(job.error_type, job.actor, span_of(job.finished_at, step), fn.COUNT(SQL("*")))
-        .where(*_open_dead(job, now - window))
+        .where(*open_dead(job, now - window))
         .group_by(SQL("1, 2, 3"))
         .tuples()
     )
@@ -158,7 +158,7 @@ def dead_series(
     return series
 
 
-def _open_dead(job: Any, since: int) -> tuple[Any, ...]:
+def open_dead(job: Any, since: int) -> tuple[Any, ...]:
     """Return what is true of dead jobs since an instant that nobody has dismissed."""
     return (
         job.state.in_(literal_states([State.DEAD])),

@@ -1,361 +1,280 @@
 """What is wrong with a log, its database and its workers now, each with its cure.
 
-Everything is only read; what cannot be asked is a finding too.
+Everything is only read, within a time; what cannot be known in it is wrong too.  Two ask:
+:meth:`Doctor.problems` is what needs someone, and :meth:`Doctor.findings` all that was looked at.
 """
 
 from __future__ import annotations
 
-import sqlite3
+import functools
 import time
-from collections import Counter
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peewee import MySQLDatabase, PeeweeException, PostgresqlDatabase, SqliteDatabase, fn
+from peewee import PeeweeException, PostgresqlDatabase, SqliteDatabase
 
+from dramatiq_joblog.database.checkout import checked_out
 from dramatiq_joblog.database.clock import database_now
-from dramatiq_joblog.database.connection import Connection, is_behind_pooler, prepares
-from dramatiq_joblog.database.indexes import missing_keys
-from dramatiq_joblog.errors import DatabaseAwayError
+from dramatiq_joblog.database.timeouts import bounded, cut_after
+from dramatiq_joblog.errors import DatabaseAwayError, QueryTimeout
 from dramatiq_joblog.payload.secret_texts import scrub
-from dramatiq_joblog.recording.heartbeat import HOST, is_gone
+from dramatiq_joblog.recording.heartbeat import HOST
 from dramatiq_joblog.recording.mounts import PASSING, file_system_of
-from dramatiq_joblog.schema.migrations import compare
-from dramatiq_joblog.states import FINAL, State
+from dramatiq_joblog.states import FINAL, ProblemKind
 
 from .audit import retries_lost
+from .database_checks import MOST, DatabaseChecks
 from .finding import Finding
-from .standstill import MAX_WAIT, Standstill
+from .problem import Look, Problem, in_order, jobs, plural, said
+from .standstill import MAX_LOST, MAX_UNSERVED, MAX_WAIT, Standstill
+from .trends import Trends
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["MAX_SPOOLED", "MAX_WAIT", "Doctor", "Finding"]
 
-#: Milliseconds that this host's clock may differ from the database's.
-MAX_SKEW = 1_000
 #: Seconds that events may lie in a spool while the database answers.
 MAX_SPOOLED = 60
-#: At most as many rows are counted or named; what is beyond is told as "or more".
-MOST = 1_000
+#: Milliseconds that all questions together may take.
+DEFAULT_TIMEOUT = 5_000
+#: Milliseconds that the server may be silent beyond that.
+_SILENT = 1_000
+
+_UNKNOWN_CURE = (
+    "call create_tables() on the log if tables or columns are missing; look at what else the "
+    "database does if it is slow"
+)
 
 
 class Doctor:
-    """Looks a log over.
+    """Looks a log over, once.
 
     Parameters:
       joblog: The log; its module stands above this one.
       broker: The broker that has the log's middleware, if that is to be looked at too.
+      patience: Milliseconds that jobs may wait for a worker, or for a thread.
+      lost_for: Milliseconds that a job may be lost.
+      timeout: Milliseconds that all questions to the database may take together.
     """
 
-    def __init__(self, joblog: Any, broker: Any = None) -> None:
+    def __init__(
+        self,
+        joblog: Any,
+        broker: Any = None,
+        *,
+        patience: int = MAX_UNSERVED,
+        lost_for: int = 0,
+        timeout: int = DEFAULT_TIMEOUT,
+    ) -> None:
         self._joblog = joblog
         self._broker = broker
         self._database: Any = joblog.database
-        #: With the writer's timeouts: nothing here waits for ever.
-        self._asked = Connection(joblog.database)
-        self._standstill = Standstill(joblog.Job, joblog.Worker)
+        self._timeout = timeout
+        self._deadline = 0.0
+        self._checks = DatabaseChecks(joblog.tables)
+        self._standstill = Standstill(
+            joblog.Job, joblog.Worker, joblog.Lock, patience=patience, lost_for=lost_for
+        )
+
+    @classmethod
+    def for_findings(cls, joblog: Any, broker: Any) -> Doctor:
+        """Return one that says what has stood still for long, and leaves the rest its time."""
+        return cls(joblog, broker, lost_for=MAX_LOST)
 
     def findings(self) -> list[Finding]:
-        """Return what was found, in an order that does not change."""
-        opened = self._database.is_closed()
-        try:
-            found = [self._connection()]
-            if found[0].ok:
-                found += map(self._asking, self._looks())
-        finally:
-            if opened:
-                self._asked.close()
-        found.append(self._spools())
+        """Return all that was looked at, in an order that does not change."""
+        found = [_finding_of(look) for look in self._looks()]
         if self._broker is not None:
             found.append(self._middleware())
         return found
 
-    def _looks(self) -> tuple[Callable[[], Finding], ...]:
-        return (
-            self._schema,
-            self._durability,
-            *((self._pooler,) if isinstance(self._database, PostgresqlDatabase) else ()),
-            self._clock,
-            self._workers,
-            self._sections,
-            self._standstill.queues,
-            self._standstill.threads,
-            self._standstill.overdue,
-            self._standstill.lost,
-            self._retries,
-        )
+    def problems(self) -> list[Problem]:
+        """Return what is wrong, that which costs most first."""
+        looks = list(self._looks())
+        problems = [problem for look in looks for problem in look.problems]
+        unknown = [look for look in looks if look.unknown]
+        if unknown and not _is_behind(problems):
+            problems.append(_unknown_of(unknown))
+        return in_order(problems)
 
-    def _asking(self, look: Callable[[], Finding]) -> Finding:
+    def _looks(self) -> Iterator[Look]:
+        self._deadline = time.monotonic() + self._timeout / 1000
         try:
-            return self._asked.ask(look)
+            with (
+                checked_out(self._database),
+                cut_after(self._database, self._timeout + _SILENT),
+            ):
+                yield self._connection()
+                for name, look in self._questions().items():
+                    yield self._within_time(name, look)
         except (DatabaseAwayError, PeeweeException) as e:
-            return Finding(
-                look.__name__.strip("_"),
-                False,
-                f"it cannot be known: {scrub(str(e).strip())}",
-                "call create_tables() on the log if tables or columns are missing",
-            )
-
-    def _connection(self) -> Finding:
-        began = time.monotonic()
-        try:
-            version = self._asked.ask(self._version)
-        except (DatabaseAwayError, PeeweeException) as e:
-            return Finding(
-                "connection",
-                False,
+            yield _unanswered(
                 f"{self._joblog.name} cannot be asked: {scrub(str(e).strip())}",
                 "start the database, or correct its address, user, password or rights; until "
                 "then events are handled as on_outage says",
             )
+        yield self._spools()
+
+    def _questions(self) -> dict[str, Callable[[], Look]]:
+        checks, standstill = self._checks, self._standstill
+        pooler = {"pooler": checks.pooler} if isinstance(self._database, PostgresqlDatabase) else {}
+        return {
+            "schema": checks.schema,
+            "durability": checks.durability,
+            **pooler,
+            "clock": checks.clock,
+            "workers": standstill.workers,
+            "sections": self._sections,
+            "queues": standstill.queues,
+            "threads": standstill.threads,
+            "overdue": standstill.overdue,
+            "lost": standstill.lost,
+            "retries": self._retries,
+            "errors": self._errors,
+            "types": self._types,
+        }
+
+    def _errors(self) -> Look:
+        return self._trends.errors()
+
+    def _types(self) -> Look:
+        return self._trends.types()
+
+    def _within_time(self, name: str, look: Callable[[], Look]) -> Look:
+        left = round((self._deadline - time.monotonic()) * 1000)
+        late = f"the database took longer than {self._timeout / 1000:g} s"
+        if left <= 0:
+            return Look(name, "", unknown=late)
+        try:
+            with bounded(self._database, left):
+                return look()
+        except QueryTimeout:
+            return Look(name, "", unknown=late)
+        except DatabaseAwayError as e:
+            # A table or a column that is missing says so as well.
+            return self._unless_away(name, e)
+        except PeeweeException as e:
+            return Look(name, "", unknown=scrub(str(e).strip()))
+
+    def _unless_away(self, name: str, error: DatabaseAwayError) -> Look:
+        """Return what cannot be known, if the database can be asked for other things.
+
+        Raises:
+          DatabaseAwayError: If it cannot.
+        """
+        try:
+            self._database.execute_sql("SELECT 1").fetchall()
+        except PeeweeException:
+            raise error from None
+        return Look(name, "", unknown=scrub(str(error).strip()))
+
+    def _connection(self) -> Look:
+        began = time.monotonic()
+        version = self._checks.version()
         took = (time.monotonic() - began) * 1000
-        text = f"{self._joblog.name} is {version}; it answered in {took:.0f} ms"
-        return Finding("connection", True, text)
+        return Look("connection", f"{self._joblog.name} is {version}; it answered in {took:.0f} ms")
 
-    def _version(self) -> str:
-        database = self._database
-        if isinstance(database, SqliteDatabase):
-            database.execute_sql("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
-            return f"SQLite {sqlite3.sqlite_version}"
-        ((version,),) = database.execute_sql("SELECT version()").fetchall()
-        if isinstance(database, PostgresqlDatabase):
-            driver = type(database.connection()).__module__.split(".")[0]
-            return f"{' '.join(version.split()[:2])} through {driver}"
-        return f"MySQL {version}" if isinstance(database, MySQLDatabase) else str(version)
+    @functools.cached_property
+    def _trends(self) -> Trends:
+        text = f"SELECT {database_now(self._database).sql}"
+        ((now,),) = self._database.execute_sql(text).fetchall()
+        return Trends(self._joblog.tables, self._joblog.totals, int(now))
 
-    def _schema(self) -> Finding:
-        missing, ahead = compare(self._database, self._joblog.Job)
-        if missing:
-            return Finding(
-                "schema",
-                False,
-                f"the tables are older than this version: {', '.join(missing)} is missing",
-                "call create_tables() on the log, or run dramatiq-joblog migrate",
-            )
-        if ahead:
-            return Finding(
-                "schema",
-                False,
-                f"the tables are newer than this version: they have {', '.join(ahead)}",
-                "upgrade dramatiq_joblog on this host; until then they are used as they are",
-            )
-        lacking = [
-            f"({', '.join(key)}) of {model._meta.table_name}"
-            for model in self._joblog.models
-            for key in missing_keys(model)
-        ]
-        if lacking:
-            return Finding(
-                "schema",
-                False,
-                f"the unique index on {' and '.join(lacking)} is missing: its rows are refused",
-                "call create_tables() on the log, or run dramatiq-joblog migrate",
-            )
-        return Finding("schema", True, "the tables are of this version")
-
-    def _durability(self) -> Finding:
-        database = self._database
-        if isinstance(database, SqliteDatabase):
-            ((mode,),) = database.execute_sql("PRAGMA journal_mode").fetchall()
-            if mode != "wal":
-                return Finding(
-                    "durability",
-                    False,
-                    f"the file's journal is {mode!r} and not 'wal': readers and writers wait for "
-                    "each other",
-                    "call create_tables() on the log; keep the file on a local disk",
-                )
-            return Finding("durability", True, "commits survive a killed process")
-        if isinstance(database, PostgresqlDatabase):
-            off = [
-                setting
-                for setting in ("fsync", "synchronous_commit", "full_page_writes")
-                if database.execute_sql(f"SHOW {setting}").fetchone()[0] == "off"
-            ]
-            if off:
-                return Finding(
-                    "durability",
-                    False,
-                    f"{' and '.join(off)} is off: a crash of the server's host loses commits of "
-                    "which jobs were already acknowledged",
-                    f"set {', '.join(off)} to on in postgresql.conf",
-                )
-        return Finding("durability", True, "commits survive a power cut of the server")
-
-    def _pooler(self) -> Finding:
-        if not is_behind_pooler(self._database):
-            return Finding("pooler", True, "the connection goes straight to the server")
-        if not prepares(self._database):
-            text = "a pooler (PgBouncer or the like) is in between, and nothing is prepared or set"
-            return Finding("pooler", True, text)
-        return Finding(
-            "pooler",
-            False,
-            "a pooler (PgBouncer or the like) is in between, and the database that was handed in "
-            "prepares statements: with transaction pooling they are met on other connections, "
-            'as "prepared statement ... does not exist"',
-            "give the database prepare_threshold=None; a URL needs nothing",
-        )
-
-    def _clock(self) -> Finding:
-        text = str(database_now(self._database).sql)
-        before = time.time_ns() // 1_000_000
-        ((now,),) = self._database.execute_sql(f"SELECT {text}").fetchall()
-        after = time.time_ns() // 1_000_000
-        skew = round((before + after) / 2 - int(now))
-        uncertain = (after - before) / 2
-        worker = self._joblog.Worker
-        others = list(
-            worker.select(worker.host, worker.skew)
-            .where(worker.swept_at.is_null(), fn.ABS(worker.skew) > MAX_SKEW)
-            .limit(MOST)
-        )
-        found = f"this host's clock is {skew:+} ms off the database's"
-        for host, off in sorted({row.host: row.skew for row in others}.items())[:5]:
-            found += f"; that of the worker on {host} was {off:+} ms off"
-        if (back := self._went_back()) is not None:
-            return back
-        if abs(skew) - uncertain <= MAX_SKEW and not others:
-            return Finding("clock", True, found)
-        return Finding(
-            "clock",
-            False,
-            found,
-            "synchronise the clocks, as by NTP; states and leases do not depend on them, but "
-            "started_at, finished_at, eta and queue_time do",
-        )
-
-    def _went_back(self) -> Finding | None:
-        """Return what is left of the time before the database's clock went back, if anything."""
-        worker, lock = self._joblog.Worker, self._joblog.Lock
-        now = database_now(self._database)
-        beats = worker.select().where(worker.heartbeat_at > now + MAX_SKEW).limit(MOST).count()
-        lasting = lock.select().where(lock.expires_at > now + lock.ttl + MAX_SKEW)
-        leases = lasting.limit(MOST).count()
-        if not beats and not leases:
-            return None
-        return Finding(
-            "clock",
-            False,
-            f"the database's clock went back: {_many(beats)} heartbeat(s) lie in the future, and "
-            f"{_many(leases)} lease(s) last for longer than their ttl",
-            "keep the database's clock from leaping, as by chrony that slews; workers that live "
-            "bound both within a heartbeat: start one, or joblog.unlock(key) frees a key now",
-        )
-
-    def _workers(self) -> Finding:
-        worker, job = self._joblog.Worker, self._joblog.Job
-        now = database_now(self._database)
-        silent = worker.heartbeat_at + worker.timeout < now
-        unswept = list(
-            worker.select(worker, silent.alias("silent")).where(worker.swept_at.is_null())
-        )
-        dead = [w for w in unswept if w.silent or is_gone(w)]
-        live = [w for w in unswept if w not in dead]
-        living = f"{len(live)} worker process(es) live"
-        held = Counter[str]()
-        for other in dead:
-            runs = job.select().where(job.state == State.STARTED, job.process == other.process)
-            held[f"{other.host}:{other.pid}"] += runs.count()
-        known = worker.select(worker.process)
-        orphans = (
-            job.select()
-            .where(
-                job.state == State.STARTED, job.process.is_null(False), job.process.not_in(known)
-            )
-            .limit(MOST)
-            .count()
-        )
-        cure = (
-            "start a worker: it marks these runs as lost at once, and the broker delivers their "
-            "messages again"
-        )
-        if any(held.values()):
-            names = ", ".join(f"{name} ({n} runs)" for name, n in held.items() if n)
-            return Finding(
-                "workers", False, f"gone, and their runs still started: {names}; {living}", cure
-            )
-        if orphans:
-            return Finding(
-                "workers",
-                False,
-                f"{_many(orphans)} run(s) are started whose worker process is not known; {living}",
-                "their messages are gone if the broker does not deliver them again: cancel these "
-                "jobs, and run them again",
-            )
-        return Finding("workers", True, living)
-
-    def _sections(self) -> Finding:
+    def _sections(self) -> Look:
         lock, job = self._joblog.Lock, self._joblog.Job
         now = database_now(self._database)
+        well = "no section is held by a job that has ended"
         stuck = list(
-            lock.select(lock.key, lock.owner, (lock.expires_at > now).alias("held"))
+            lock.select(
+                lock.key, lock.owner, job.finished_at, (lock.expires_at > now).alias("held")
+            )
             .join(job, on=(job.jid == lock.owner))
             .where(lock.owner.is_null(False), lock.kind == "section", job.state.in_(list(FINAL)))
             .order_by(lock.id)
             .limit(MOST)
+            .objects()
         )
-        if stuck:
-            names = ", ".join(f"{row.key!r} by job {row.owner}" for row in stuck[:5])
-            holding = sum(bool(row.held) for row in stuck)
-            return Finding(
-                "sections",
-                False,
-                f"{_many(len(stuck))} section(s) are held by jobs that have ended, {holding} of "
-                f"them with a lease that lasts: {names}",
-                "they are free when their lease is over, which was not renewed; joblog.unlock(key) "
-                "frees one now",
-            )
-        return Finding("sections", True, "no section is held by a job that has ended")
+        if not stuck:
+            return Look("sections", well)
+        named = ", ".join(f"{row.key!r} by job {row.owner}" for row in stuck[:5])
+        holding = sum(bool(row.held) for row in stuck)
+        since = min((row.finished_at for row in stuck if row.finished_at), default=_now())
+        problem = Problem(
+            ProblemKind.SECTIONS,
+            "",
+            since,
+            len(stuck),
+            f"{plural(len(stuck), 'section')} {'is' if len(stuck) == 1 else 'are'} held by jobs "
+            f"that have ended, {holding} of them with a lease that lasts: {named}.",
+            "they are free when their lease is over, which was not renewed; joblog.unlock(key) "
+            "frees one now",
+            " ".join(dict.fromkeys(f"id:{row.owner}" for row in stuck[:5])),
+        )
+        return Look("sections", well, (problem,))
 
-    def _retries(self) -> Finding:
+    def _retries(self) -> Look:
         lost = retries_lost(self._joblog.Job, time.time_ns() // 1_000_000)
+        well = "no retry was lost in the last week"
         if not lost:
-            return Finding("retries", True, "no retry was lost in the last week")
-        return Finding(
-            "retries",
-            False,
-            f"{lost} job(s) are dead because the broker refused their retry (retry_lost)",
+            return Look("retries", well)
+        one = len(lost) == 1
+        problem = Problem(
+            ProblemKind.RETRIES_LOST,
+            "",
+            min(lost),
+            len(lost),
+            f"{jobs(len(lost))} {'is' if one else 'are'} dead because the broker refused "
+            f"{'its' if one else 'their'} retry, since {said(min(lost))}.",
             "run them again with joblog.requeue(jid), or dismiss them; make room in the broker",
+            "state:dead reason:retry_lost",
         )
+        return Look("retries", well, (problem,))
 
-    def _spools(self) -> Finding:
+    def _spools(self) -> Look:
         waiting = self._joblog.spool.files()
         if not waiting:
             return self._place_of_spool()
         oldest = max(file.age for file in waiting)
         text = (
-            f"{len(waiting)} file(s) of {sum(file.size for file in waiting)} bytes wait on {HOST} "
-            f"in {self._joblog.spool.folder}, the oldest for {oldest:.0f} s"
+            f"{plural(len(waiting), 'file')} of {sum(file.size for file in waiting)} bytes wait "
+            f"on {HOST} in {self._joblog.spool.folder}, the oldest for {oldest:.0f} s"
         )
         left = sum(not file.in_use for file in waiting)
         if left:
             text += f"; {left} of them by processes that are gone"
-        return Finding(
-            "spools",
-            oldest < MAX_SPOOLED,
-            text,
-            ""
-            if oldest < MAX_SPOOLED
-            else "once the database answers, any process of this host that uses the log replays "
+        if oldest < MAX_SPOOLED:
+            return Look("spools", text)
+        problem = Problem(
+            ProblemKind.SPOOLS,
+            HOST,
+            _now() - timedelta(seconds=oldest),
+            len(waiting),
+            f"{text}.",
+            "once the database answers, any process of this host that uses the log replays "
             "them within 10 s: start a worker here, as the same user",
         )
+        return Look("spools", "", (problem,))
 
-    def _place_of_spool(self) -> Finding:
+    def _place_of_spool(self) -> Look:
         """Look whether what is kept while the database is unavailable would last."""
         folder = self._joblog.spool.folder
         kind = file_system_of(folder)
+        well = f"no events wait on {HOST} to be replayed"
         if kind in PASSING and self._joblog.writer.policy == "spool" and not self._is_passing():
-            return Finding(
-                "spools",
-                False,
-                f"the spool {folder} lies on {kind}, which {PASSING[kind]}: events kept there "
-                "while the database is unavailable go with it",
+            problem = Problem(
+                ProblemKind.SETTINGS,
+                "spool",
+                _now(),
+                1,
+                f"The spool {folder} lies on {kind}, which {PASSING[kind]}: events kept there "
+                "while the database is unavailable go with it.",
                 "mount a volume there, or name a folder on one by JobLog(spool=...); or set "
                 'on_outage="block", so that nothing is acknowledged that is not committed',
             )
-        return Finding("spools", True, f"no events wait on {HOST} to be replayed")
+            return Look("spools", well, (problem,))
+        return Look("spools", well)
 
     def _is_passing(self) -> bool:
         """Return whether the log itself lies in a file that goes as well."""
@@ -392,5 +311,39 @@ class Doctor:
         return Finding("middleware", True, f"it is number {at} of {len(names)}; any place is good")
 
 
-def _many(number: int) -> str:
-    return f"{number} or more" if number >= MOST else str(number)
+def _finding_of(look: Look) -> Finding:
+    if look.unknown:
+        text = f"it cannot be known: {look.unknown}"
+        return Finding(look.name, False, text, _UNKNOWN_CURE)
+    if not look.problems:
+        return Finding(look.name, True, look.well)
+    text = " ".join(problem.text for problem in look.problems)
+    cures = dict.fromkeys(problem.cure for problem in look.problems)
+    return Finding(look.name, False, text, "; ".join(cures))
+
+
+def _unanswered(text: str, cure: str) -> Look:
+    problem = Problem(ProblemKind.DATABASE, "connection", _now(), 1, f"{text}.", cure)
+    return Look("connection", "", (problem,))
+
+
+def _is_behind(problems: Sequence[Problem]) -> bool:
+    """Tell whether the tables are not those of this version, from which the rest follows."""
+    return any((p.kind, p.subject) == (ProblemKind.DATABASE, "schema") for p in problems)
+
+
+def _unknown_of(looks: Sequence[Look]) -> Problem:
+    """Return that some things could not be looked at, as one problem."""
+    several = ", ".join(look.name for look in looks)
+    return Problem(
+        ProblemKind.DATABASE,
+        "unknown",
+        _now(),
+        len(looks),
+        f"It cannot be known whether all is well with {several}: {looks[0].unknown}.",
+        _UNKNOWN_CURE,
+    )
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)

@@ -6,35 +6,34 @@ order: it costs the same however many jobs there are.
 
 from __future__ import annotations
 
-from collections import Counter
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from peewee import SQL, Case, Select, fn
 
 from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.locking.limits import Limits
 from dramatiq_joblog.schema.models import instant_of
-from dramatiq_joblog.schema.query import literal_states
-from dramatiq_joblog.states import State
+from dramatiq_joblog.schema.query import literal_states, word
+from dramatiq_joblog.states import DUE, ProblemKind, State
 
-from .finding import Finding
+from .fleet import LOOK, Fleet, look_at
+from .problem import Look, Problem, jobs, names, plural, said
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
-#: Milliseconds that a job may wait in a queue, or be overdue, before someone should look.
+#: Milliseconds that a job may wait in a queue before someone should look.
 MAX_WAIT = 3_600_000
 #: Milliseconds that a job may wait in a queue while there is no worker, or none has a free thread.
 MAX_UNSERVED = 60_000
+#: Milliseconds that a job may be overdue while a worker of its queue has a free thread: after a
+#: kill the broker delivers a delayed message again within a few minutes.
+MAX_OVERDUE = 300_000
 #: Milliseconds until a job is lost for long: brokers deliver its message again much sooner.
 MAX_LOST = 900_000
-#: As many of the oldest jobs of a state are looked at.
-LOOK = 20_000
-#: At most as many are counted; what is beyond is shown as "or more".
-MOST = 1_000
-#: As many queues are named.
-NAMED = 5
 
 #: Milliseconds between a message's own time and its enqueuing, if nothing delays it.
 _AT_ONCE = 1_000
@@ -43,151 +42,284 @@ _CANCEL = "cancel these jobs, and run them again"
 
 @dataclass(frozen=True)
 class Standing:
-    """A job that stands still."""
+    """The jobs of one state and queue, or of one worker, that stand still."""
 
-    queue: str
-    since: datetime
-
-
-@dataclass(frozen=True)
-class Live:
-    """The live worker processes: what they consume, and how busy they are."""
-
-    #: Threads of those that consume a queue, and jobs that they run, by queue.
-    threads: dict[str, int]
-    running: dict[str, int]
-    #: How many processes there are.
+    #: The queue, or the worker: ``host:pid:thread``.
+    name: str
     count: int
+    #: Since when the first of them could have gone on.
+    since: datetime
+    state: State
 
 
 class Standstill:
     """Looks for jobs that stand still.
 
-    Its methods are called with a connection open.
+    Its methods are called with a connection open; one of them looks at workers, for all.
 
     Parameters:
       job: The bound job model.
       worker: The bound worker model.
+      lock: The bound lock model.
+      patience: Milliseconds that jobs may wait for a worker, or for a thread.
+      lost_for: Milliseconds that a job may be lost.
     """
 
-    def __init__(self, job: Any, worker: Any) -> None:
+    def __init__(
+        self,
+        job: Any,
+        worker: Any,
+        lock: Any,
+        *,
+        patience: int = MAX_UNSERVED,
+        lost_for: int = 0,
+    ) -> None:
         self._job = job
         self._worker = worker
+        self._limits = Limits(lock)
+        self._patience = patience
+        self._lost_for = lost_for
+        #: How long jobs may stand still, whichever of them it is.
+        self._times = (patience, lost_for, MAX_OVERDUE, MAX_WAIT)
+        self._asked: dict[tuple[State, str], list[Any]] = {}
         self._database: Any = job._meta.database
         self._now: Any = database_now(self._database)
 
-    def queues(self) -> Finding:
-        """Look for jobs in queues that no live worker consumes, and for old ones in any queue."""
-        live = self._live()
-        unserved = [
-            job
-            for job in self._oldest(State.ENQUEUED, MAX_UNSERVED)
-            if job.queue not in live.threads
-        ]
-        old = [job for job in self._oldest(State.ENQUEUED, MAX_WAIT) if job.queue in live.threads]
-        if not unserved and not old:
-            return Finding("queues", True, "no job waits in a queue for more than an hour")
-        parts = []
-        if unserved:
-            counts = Counter(job.queue for job in unserved).most_common(NAMED)
-            parts += [
-                f"{_many(number)} in {queue!r}, from which no live worker takes jobs"
-                for queue, number in counts
-            ]
-        if old:
-            parts.append(_by_queue(old))
-        return Finding(
-            "queues",
-            False,
-            f"jobs wait since {_oldest([*unserved, *old])}: {'; '.join(parts)}",
-            f"start workers that consume {_names([*unserved, *old])}; if the broker has lost the "
-            f"messages, {_CANCEL}",
-        )
+    @functools.cached_property
+    def fleet(self) -> Fleet:
+        """The worker processes."""
+        return look_at(self._job, self._worker)
 
-    def threads(self) -> Finding:
-        """Look for jobs that wait while each thread that could run them is busy."""
-        live = self._live()
-        waiting = [
-            job
-            for job in self._oldest(State.ENQUEUED, MAX_UNSERVED)
-            if 0 < live.threads.get(job.queue, 0) <= live.running.get(job.queue, 0)
-        ]
-        if not waiting:
-            return Finding("threads", True, "no job waits for more than a minute for a thread")
-        busy = ", ".join(f"{live.threads[queue]} for {queue!r}" for queue in _queues(waiting))
-        return Finding(
-            "threads",
-            False,
-            f"all threads are busy ({busy}) while jobs wait since {_oldest(waiting)}: "
-            f"{_by_queue(waiting)}",
-            "start more workers or threads (dramatiq --processes, --threads), or give long jobs a "
-            "queue and workers of their own; joblog.jobs.started() shows what runs",
-        )
-
-    def overdue(self) -> Finding:
-        """Look for delayed, retrying and waiting jobs whose time has come long ago."""
-        late = {
-            state: self._oldest(state, MAX_WAIT)
-            for state in (State.DELAYED, State.RETRYING, State.WAITING)
-        }
-        late = {state: jobs for state, jobs in late.items() if jobs}
-        if not late:
-            return Finding("overdue", True, "no job is overdue for more than an hour")
-        parts = [
-            f"{_many(len(jobs))} {state} since {_oldest(jobs)} in {_names(jobs)}"
-            for state, jobs in late.items()
-        ]
-        cures = []
-        if State.DELAYED in late or State.RETRYING in late:
-            jobs = [*late.get(State.DELAYED, ()), *late.get(State.RETRYING, ())]
-            cures.append(
-                f"start workers for {_names(jobs)}, which hold and release delayed messages; if "
-                f"the broker has lost them, {_CANCEL} (dramatiq-joblog cancel state:delayed)"
+    def workers(self) -> Look:
+        """Look for runs whose process is gone, and that nobody has marked as lost."""
+        fleet = self.fleet
+        well = f"{fleet.alive} worker process{'es' * (fleet.alive != 1)} live"
+        problems = []
+        if fleet.gone:
+            count = sum(runs.count for runs in fleet.gone)
+            workers = ", ".join(
+                f"{runs.worker} ({plural(runs.count, 'run')})" for runs in fleet.gone[:5]
             )
-        if State.WAITING in late:
+            since = min(runs.since for runs in fleet.gone)
+            problems.append(
+                Problem(
+                    ProblemKind.LOST,
+                    "gone",
+                    since,
+                    count,
+                    f"{jobs(count)} of workers that are gone still seem{'s' * (count == 1)} to "
+                    f"run: {workers}, since {said(since)}; {well}.",
+                    "start a worker: it marks these runs as lost at once, and the broker delivers "
+                    "their messages again",
+                    " ".join(
+                        ["state:started", *(word("worker", runs.worker) for runs in fleet.gone)]
+                    ),
+                )
+            )
+        if fleet.unknown:
+            count = sum(runs.count for runs in fleet.unknown)
+            since = min(runs.since for runs in fleet.unknown)
+            problems.append(
+                Problem(
+                    ProblemKind.LOST,
+                    "unknown",
+                    since,
+                    count,
+                    f"{jobs(count)} {_is(count)} started whose worker process is not known, since "
+                    f"{said(since)}; {well}.",
+                    "their messages are gone if the broker does not deliver them again: cancel "
+                    "these jobs, and run them again",
+                    "state:started",
+                )
+            )
+        return Look("workers", well, tuple(problems))
+
+    def queues(self) -> Look:
+        """Look for jobs in queues that no live worker consumes, and for old ones in any queue."""
+        fleet = self.fleet
+        waiting = self._standing(State.ENQUEUED, self._patience)
+        for state in DUE:
+            waiting += self._standing(state, self._patience)
+        unserved = [one for one in waiting if not fleet.consumes(one.name)]
+        problems = [self._unserved(queue, some) for queue, some in _by_name(unserved).items()]
+        problems += [
+            self._forgotten(one)
+            for one in self._standing(State.ENQUEUED, MAX_WAIT)
+            if fleet.consumes(one.name) and not fleet.is_busy(one.name)
+        ]
+        return Look("queues", "no job waits in a queue for more than an hour", tuple(problems))
+
+    def _unserved(self, queue: str, some: Sequence[Standing]) -> Problem:
+        count, since = _sum(some), _oldest(some)
+        states = " ".join(word("state", one.state) for one in some)
+        return Problem(
+            ProblemKind.QUEUES,
+            queue,
+            since,
+            count,
+            f"{jobs(count)} {_wait(count)} in the queue {queue!r}, from which no live worker takes "
+            f"jobs, since {said(since)}.",
+            f"start workers that consume {queue!r} (dramatiq -Q); if the broker has lost the "
+            f"messages, {_CANCEL}",
+            f"{word('queue', queue)} {states}",
+        )
+
+    def _forgotten(self, one: Standing) -> Problem:
+        return Problem(
+            ProblemKind.QUEUES,
+            one.name,
+            one.since,
+            one.count,
+            f"{jobs(one.count)} {_wait(one.count)} in the queue {one.name!r} since "
+            f"{said(one.since)}, although a worker takes jobs from it.",
+            f"look whether {one.name!r} is too slow for what comes; if the broker has lost the "
+            f"messages, {_CANCEL}",
+            f"{word('queue', one.name)} state:enqueued",
+        )
+
+    def threads(self) -> Look:
+        """Look for jobs that wait while each thread that could run them is busy."""
+        fleet = self.fleet
+        waiting = [
+            one
+            for state in (State.ENQUEUED, State.RETRYING)
+            for one in self._standing(state, self._patience)
+            if fleet.is_busy(one.name)
+        ]
+        well = "no job waits for more than a minute for a thread"
+        if not waiting:
+            return Look("threads", well)
+        count, since = _sum(waiting), _oldest(waiting)
+        queues = list(_by_name(waiting))
+        busy = ", ".join(f"{fleet.threads[queue]} for {queue!r}" for queue in queues[:5])
+        problem = Problem(
+            ProblemKind.THREADS,
+            "",
+            since,
+            count,
+            f"All threads are busy ({busy}), and {jobs(count)} {_wait(count)} since {said(since)}.",
+            "start more workers or threads (dramatiq --processes, --threads), or give long jobs a "
+            "queue and workers of their own; dramatiq-joblog list state:started shows what runs",
+            " ".join([*_states(waiting), *(word("queue", queue) for queue in queues)]),
+        )
+        return Look("threads", well, (problem,))
+
+    def overdue(self) -> Look:
+        """Look for delayed, retrying and waiting jobs whose time has come long ago."""
+        fleet = self.fleet
+        late = [
+            one
+            for state in DUE
+            for one in self._standing(state, MAX_OVERDUE)
+            if fleet.consumes(one.name)
+            and not (state == State.RETRYING and fleet.is_busy(one.name))
+        ]
+        well = "no job is overdue for more than five minutes"
+        if not late:
+            return Look("overdue", well)
+        count, since = _sum(late), _oldest(late)
+        parts = []
+        for state in DUE:
+            if some := [one for one in late if one.state == state]:
+                queues = names(one.name for one in some)
+                parts.append(f"{_sum(some):,} {state} since {said(_oldest(some))} in {queues}")
+        cures = []
+        if held := [one for one in late if one.state != State.WAITING]:
+            cures.append(
+                f"start workers for {names(one.name for one in held)}, which hold and release "
+                f"delayed messages; if the broker has lost them, {_CANCEL} (dramatiq-joblog cancel "
+                "state:delayed overdue:5m)"
+            )
+        if len(held) < len(late):
             cures.append(
                 "look at who holds the sections of the waiting jobs (dramatiq-joblog locks); if "
-                f"they are free, the messages are lost: {_CANCEL} "
-                "(dramatiq-joblog cancel state:waiting)"
+                f"they are free, the messages are lost: {_CANCEL} (dramatiq-joblog cancel "
+                "state:waiting overdue:5m)"
             )
-        return Finding("overdue", False, f"overdue jobs: {'; '.join(parts)}", "; ".join(cures))
-
-    def lost(self) -> Finding:
-        """Look for jobs that were lost with their worker and have not come back."""
-        lost = self._oldest(State.LOST, MAX_LOST)
-        if not lost:
-            return Finding("lost", True, "no job is lost for more than a quarter of an hour")
-        return Finding(
-            "lost",
-            False,
-            f"{_many(len(lost))} job(s) were lost with their worker since {_oldest(lost)}, and "
-            f"the broker has not delivered them again: {_by_queue(lost)}",
-            f"start a worker for {_names(lost)}, which makes the broker deliver them; if it has "
-            f"lost the messages, {_CANCEL} (dramatiq-joblog cancel)",
+        problem = Problem(
+            ProblemKind.OVERDUE,
+            "",
+            since,
+            count,
+            f"{jobs(count)} {_is(count)} overdue: {'; '.join(parts)}.",
+            "; ".join(cures),
+            " ".join([*_states(late), "overdue:5m"]),
         )
+        return Look("overdue", well, (problem,))
 
-    def _oldest(self, state: State, longer_than: int) -> list[Standing]:
+    def lost(self) -> Look:
+        """Look for jobs that were lost with their worker and have not come back."""
+        lost = self._standing(State.LOST, self._lost_for, of="worker")
+        well = "no job is lost for more than a quarter of an hour" if self._lost_for else ""
+        if not lost:
+            return Look("lost", well or "no job is lost")
+        count, since = _sum(lost), _oldest(lost)
+        # Of host:pid:thread.
+        workers = list(dict.fromkeys(one.name.rpartition(":")[0] for one in lost))
+        many = plural(len(workers), "worker")
+        worker = f"{'their' if count != 1 else 'its'} worker" if len(workers) == 1 else many
+        named = f" {', '.join(workers[:3])}" if any(workers) else ""
+        queues = names(one.name for one in self._standing(State.LOST, self._lost_for))
+        problem = Problem(
+            ProblemKind.LOST,
+            "",
+            since,
+            count,
+            f"{jobs(count)} {'was' if count == 1 else 'were'} lost with {worker}{named} since "
+            f"{said(since)}, and the broker has not delivered {'it' if count == 1 else 'them'} "
+            "again.",
+            f"start a worker for {queues}, which makes the broker deliver them; if it has lost the "
+            f"messages, {_CANCEL} (dramatiq-joblog cancel)",
+            "state:lost",
+        )
+        return Look("lost", well, (problem,))
+
+    def _standing(self, state: State, longer_than: int, of: str = "queue") -> list[Standing]:
         """Return jobs of a state that have stood still for more than so many milliseconds."""
+        place = self._times.index(longer_than)
+        return [
+            Standing(name or "", int(counts[place]), instant_of(at), state)
+            for name, at, *counts in self._rows(state, of)
+            if counts[place]
+        ]
+
+    def _rows(self, state: State, of: str) -> list[Any]:
+        """Return how many of the oldest jobs of a state have stood still for each of the times."""
+        if (state, of) in self._asked:
+            return self._asked[state, of]
         job = self._job
         oldest = (
-            job.select(job.queue.alias("queue"), self._since(state).alias("since"))
+            job.select(
+                getattr(job, of).alias("name"),
+                job.section.alias("section"),
+                self._since(state).alias("since"),
+            )
             .where(job.state.in_(literal_states([state])))
             .order_by(job.created_at)
             .limit(LOOK)
         )
+        since = SQL("since")
+        counts = [fn.SUM(Case(None, [(since <= self._now - time, 1)], 0)) for time in self._times]
         query = (
-            Select([oldest.alias("oldest")], [SQL("queue"), SQL("since")])
-            .where(SQL("since") <= self._now - longer_than)
-            .order_by(SQL("since"))
-            .limit(MOST)
+            Select([oldest.alias("oldest")], [SQL("name"), fn.MIN(since), *counts])
+            .where(since <= self._now - min(self._times))
+            .group_by(SQL("name"))
         )
-        rows = self._database.execute(query)
-        return [Standing(queue, instant_of(since)) for queue, since in rows]
+        if state == State.WAITING and self._paused:
+            section = SQL("section")
+            query = query.where(section.is_null() | section.not_in(self._paused))
+        self._asked[state, of] = list(self._database.execute(query))
+        return self._asked[state, of]
+
+    @functools.cached_property
+    def _paused(self) -> list[str]:
+        """The keys that somebody has paused: who waits for one of them is to wait."""
+        return [limit.key for limit in self._limits.all() if limit.limit == 0]
 
     def _since(self, state: State) -> Any:
         """Return since when a job of a state could have gone on."""
         job = self._job
-        if state in (State.DELAYED, State.RETRYING, State.WAITING):
+        if state in DUE:
             return job.eta
         if state == State.ENQUEUED:
             # One that was delayed has waited since it was let go, when its row last changed.
@@ -195,46 +327,30 @@ class Standstill:
             return Case(None, [(was_delayed, job.updated_at)], job.created_at)
         return job.updated_at
 
-    def _live(self) -> Live:
-        worker, job = self._worker, self._job
-        alive = list(
-            worker.select().where(
-                worker.ended_at.is_null(),
-                worker.swept_at.is_null(),
-                worker.heartbeat_at + worker.timeout > self._now,
-            )
-        )
-        started = (
-            job.select(job.process, fn.COUNT(job.id))
-            .where(job.state.in_(literal_states([State.STARTED])), job.process.is_null(False))
-            .group_by(job.process)
-            .tuples()
-        )
-        runs: dict[str, int] = dict(started)
-        threads, running = Counter[str](), Counter[str]()
-        for process in alive:
-            for queue in process.queues or ():
-                threads[queue] += process.threads
-                running[queue] += min(runs.get(process.process, 0), process.threads)
-        return Live(dict(threads), dict(running), len(alive))
+
+def _by_name(some: Iterable[Standing]) -> dict[str, list[Standing]]:
+    """Return what stands still by its queue, the one with most of it first."""
+    found: dict[str, list[Standing]] = {}
+    for one in some:
+        found.setdefault(one.name, []).append(one)
+    return dict(sorted(found.items(), key=lambda item: (-_sum(item[1]), item[0])))
 
 
-def _queues(jobs: Iterable[Standing]) -> list[str]:
-    return [queue for queue, _ in Counter(job.queue for job in jobs).most_common(NAMED)]
+def _states(some: Iterable[Standing]) -> list[str]:
+    return list(dict.fromkeys(word("state", one.state) for one in some))
 
 
-def _names(jobs: Iterable[Standing]) -> str:
-    return ", ".join(repr(queue) for queue in _queues(jobs))
+def _sum(some: Iterable[Standing]) -> int:
+    return sum(one.count for one in some)
 
 
-def _by_queue(jobs: Iterable[Standing]) -> str:
-    counts = Counter(job.queue for job in jobs).most_common(NAMED)
-    return "; ".join(f"{_many(number)} in {queue!r}" for queue, number in counts)
+def _oldest(some: Iterable[Standing]) -> datetime:
+    return min(one.since for one in some)
 
 
-def _oldest(jobs: Sequence[Standing]) -> str:
-    return f"{min(job.since for job in jobs):%Y-%m-%d %H:%M} UTC"
+def _is(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
-def _many(number: int) -> str:
-    return f"{number} or more" if number >= MOST else str(number)
+def _wait(count: int) -> str:
+    return "waits" if count == 1 else "wait"

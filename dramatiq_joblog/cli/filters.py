@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dramatiq_joblog.schema.query import JobQuery
 
 #: The keys of a search that are times, and those that are options too.
-TIMES = ("ended", "since", "until")
+TIMES = ("ended", "overdue", "since", "until")
 OPTIONS = tuple(sorted(set(KEYS) - {"args", "dismissed", "id", "lines", "reason"}))
 
 

@@ -6,8 +6,21 @@ import re
 from datetime import timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
+from dramatiq_joblog.payload.durations import split_duration
+
 if TYPE_CHECKING:
     from datetime import datetime
+
+__all__ = [
+    "escaped_json",
+    "exact",
+    "number",
+    "relative",
+    "rough",
+    "split_duration",
+    "spreadsheet_cell",
+    "visible",
+]
 
 _SECOND, _MINUTE, _HOUR, _DAY = 1000, 60_000, 3_600_000, 86_400_000
 
@@ -24,26 +37,6 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def number(value: int, *, capped: bool = False) -> str:
     """Return ``10 000``, or ``10 000+`` for a count that stopped there."""
     return f"{value:,}".replace(",", _NARROW_SPACE) + ("+" if capped else "")
-
-
-def split_duration(milliseconds: float) -> tuple[str, str]:
-    """Return the figures and the unit of a duration: three figures, or a clock.
-
-    Example:
-      >>> split_duration(840), split_duration(38_240), split_duration(64_000)
-      (('840', 'ms'), ('38.2', 's'), ('1:04', 'min'))
-    """
-    value = max(0, round(milliseconds))
-    if value < _SECOND:
-        return str(value), "ms"
-    if value < _MINUTE - 50:
-        return f"{value / _SECOND:.1f}", "s"
-    if (seconds := round(value / _SECOND)) < _HOUR // _SECOND:
-        return f"{seconds // 60}:{seconds % 60:02}", "min"
-    if (minutes := round(value / _MINUTE)) < 2 * _DAY // _MINUTE:
-        return f"{minutes // 60}:{minutes % 60:02}", "h"
-    days = value / _DAY
-    return (f"{days:.1f}" if days < 10 else f"{days:.0f}"), "d"
 
 
 def rough(milliseconds: float) -> str:

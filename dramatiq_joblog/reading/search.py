@@ -19,7 +19,7 @@ from dramatiq_joblog.errors import SearchError
 from dramatiq_joblog.payload.sanitize import clean, fold_jid
 from dramatiq_joblog.schema.fields import user_asked
 from dramatiq_joblog.schema.query import literal_states, user_field
-from dramatiq_joblog.states import GROUPS, State
+from dramatiq_joblog.states import DUE, GROUPS, State
 
 from . import amounts, documents
 
@@ -44,6 +44,7 @@ KEYS: dict[str, str] = {
     "2026-11-24T12:00",
     "until": "created before, alike",
     "ended": "became finished, dead or skipped at or after, alike, or within 14:05..14:10",
+    "overdue": "delayed, retrying or waiting, and due for longer than 5m, 1h",
     "duration": "how long its last run took: >10s, <=500ms, or 1s..5s",
     "queue_time": "how long it waited before its first run, alike",
     "attempt": "the number of its last attempt: 3, >2, or 2..4",
@@ -293,6 +294,7 @@ class _Reader:
             "reason": lambda v: _like(model.dead_reason, v) | _like(model.skip_reason, v),
             "args": self._arguments,
             "lines": self._lines,
+            "overdue": self._overdue,
             "dismissed": self._dismissed,
         }
 
@@ -382,6 +384,10 @@ class _Reader:
             return field == user_asked(field, value)
         except SearchError:
             raise SearchError(f"user:{value} cannot be the id of a user of this log") from None
+
+    def _overdue(self, value: str) -> Any:
+        due = self._job.state.in_(literal_states(DUE))
+        return due & (self._job.eta <= instant(value, self._now))
 
     def _dismissed(self, value: str) -> Any:
         if value not in {"yes", "no"}:

@@ -38,6 +38,12 @@ def user_field(model: type[Model]) -> Field:
     return fields.get("user") or fields["user_id"]
 
 
+def word(key: str, value: Any) -> str:
+    """Write one word of a search; a quote, which no word can hold, is any text there."""
+    plain = str(value).replace('"', "*")
+    return f'{key}:"{plain}"' if re.search(r"\s", plain) or not plain else f"{key}:{plain}"
+
+
 def literal_states(states: Iterable[str]) -> SQL:
     """Write *states* into the statement itself.
 

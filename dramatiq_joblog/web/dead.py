@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.schema.models import instant_of, to_millis
+from dramatiq_joblog.schema.query import word
 
 from . import charts
 from .common import PER_PAGE, RANGES, chosen, deed
-from .formats import word
 
 if TYPE_CHECKING:
     from starlette.responses import Response

@@ -11,6 +11,7 @@ from dramatiq_joblog.payload.secret_texts import REDACTED
 from dramatiq_joblog.reading import display
 from dramatiq_joblog.reading.display import exact, number, visible
 from dramatiq_joblog.schema.models import to_millis
+from dramatiq_joblog.schema.query import word
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -117,12 +118,6 @@ def traceback(whole: str) -> Markup:
 def spell(terms: Iterable[Term]) -> str:
     """Write the words of a search as people type them."""
     return " ".join(_spell(term) for term in terms)
-
-
-def word(key: str, value: Any) -> str:
-    """Write one word of a search; a quote, which no word can hold, is any text there."""
-    plain = str(value).replace('"', "*")
-    return f'{key}:"{plain}"' if re.search(r"\s", plain) or not plain else f"{key}:{plain}"
 
 
 def _spell(term: Term) -> str:

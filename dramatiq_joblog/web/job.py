@@ -9,10 +9,11 @@ from dramatiq.logging import get_logger
 from markupsafe import Markup
 
 from dramatiq_joblog.errors import JobNotFound
+from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.states import FINAL, State
 
 from .common import waiters
-from .formats import ago, duration, plain_duration, word
+from .formats import ago, duration, plain_duration
 from .presenters import JobRow, places, sent_at, share_of
 from .timeline_svg import Run, draw, runs_of
 

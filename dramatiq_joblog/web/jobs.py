@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 from dramatiq_joblog.errors import SearchError
 from dramatiq_joblog.reading import search
 from dramatiq_joblog.reading.counts import DEFAULT_CAP, Count
+from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.states import CANCELLABLE, FINAL, State
 
 from .common import PER_PAGE, waiters
 from .formats import count as how_many
-from .formats import spell, word
+from .formats import spell
 from .presenters import JobRow, places
 
 if TYPE_CHECKING:

@@ -6,11 +6,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.schema.models import to_millis
+from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.states import FINAL, State
 
 from . import charts
 from .common import RANGES, chosen
-from .formats import plain_duration, word
+from .formats import plain_duration
 from .presenters import JobRow, sent_at
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.broker.messages import DELAY_SUFFIX
 from dramatiq_joblog.schema.models import to_millis
-from dramatiq_joblog.schema.query import user_field
+from dramatiq_joblog.schema.query import user_field, word
 from dramatiq_joblog.states import CANCELLABLE, FINAL, DeadReason, State
 
-from .formats import plain_duration, rough, word
+from .formats import plain_duration, rough
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -33,7 +33,7 @@ def test_a_healthy_log(joblog, database_url, make_broker):
     found = joblog.doctor(broker)
 
     pooler = ["pooler"] if "postgresql" in database_url else []
-    standing = ["queues", "threads", "overdue", "lost", "retries"]
+    standing = ["queues", "threads", "overdue", "lost", "retries", "errors", "types"]
     looked_at = [*pooler, "clock", "workers", "sections", *standing, "spools", "middleware"]
     assert ["connection", "schema", "durability", *looked_at] == [f.name for f in found]
     # The PostgreSQL of the tests does not wait for the disk.
@@ -82,7 +82,7 @@ def test_a_wrong_clock(joblog, monkeypatch, skew):
     real = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: real() + skew * 1_000_000)
     text = wrong(joblog)["clock"].text
-    told = int(text.removeprefix("this host's clock is ").split()[0])
+    told = int(text.removeprefix("Clocks differ: this host's clock is ").split()[0])
     assert skew == pytest.approx(told, abs=60_000)
 
 
@@ -110,14 +110,14 @@ def test_workers_that_are_gone(joblog, job_factory):
     worker.update(heartbeat_at=0).where(worker.process == gone.process).execute()
     joblog.release()
     found = wrong(joblog)["workers"]
-    assert "(1 runs)" in found.text
-    assert "1 worker process(es) live" in found.text
+    assert "(1 run)" in found.text
+    assert "1 worker process live" in found.text
 
 
 def test_runs_of_nobody(joblog, job_factory):
     """A run whose process has no row any more is told."""
     job_factory(state="started", process="x" * 16)
-    assert "1 run(s) are started whose worker process is not known" in wrong(joblog)["workers"].text
+    assert "1 job is started whose worker process is not known" in wrong(joblog)["workers"].text
 
 
 def test_a_stuck_section(joblog, job_factory):
@@ -146,8 +146,8 @@ def test_jobs_that_wait_for_nobody(joblog, job_factory):
     joblog.release()
 
     text = wrong(joblog)["queues"].text
-    assert "2 in 'forgotten', from which no live worker takes jobs" in text
-    assert "1 in 'served'" in text
+    assert "2 jobs wait in the queue 'forgotten', from which no live worker takes jobs" in text
+    assert "1 job waits in the queue 'served'" in text
     assert "fresh" not in text
 
 
@@ -159,7 +159,7 @@ def test_lost_retries(joblog, job_factory):
         jids.append(job.jid)
     joblog.Job.update(replayed_by="x").where(joblog.Job.jid == jids[3]).execute()
     assert 2 == joblog.retries_lost()
-    assert wrong(joblog)["retries"].text.startswith("2 job(s)")
+    assert wrong(joblog)["retries"].text.startswith("2 jobs are dead")
     joblog.dismiss(jids[0], jids[4], who="ada")
     assert "retries" not in wrong(joblog)
 
@@ -177,7 +177,7 @@ def test_spools(sqlite_url, tmp_path):
     made = now() - MAX_SPOOLED * 1000 - 60_000
     path = path.rename(folder / f"{made:015}-1-aa.spool")
     text = wrong(joblog)["spools"].text
-    assert f"1 file(s) of {path.stat().st_size} bytes" in text
+    assert f"1 file of {path.stat().st_size} bytes" in text
     assert "that are gone" not in text
 
     other.forget()

@@ -69,7 +69,7 @@ def test_lost_for_long(joblog, job_factory, appear):
 
     found = wrong(joblog)
     assert {"lost"} == set(found)
-    assert "1 job(s) were lost with their worker" in found["lost"].text
+    assert "1 job was lost with its worker" in found["lost"].text
     assert "start a worker for 'default'" in found["lost"].cure
 
 
@@ -82,7 +82,10 @@ def test_a_queue_that_nobody_consumes(joblog, job_factory, appear):
     found = wrong(joblog)
 
     assert {"queues"} == set(found)
-    assert "1 in 'reports', from which no live worker takes jobs" in found["queues"].text
+    assert (
+        "1 job waits in the queue 'reports', from which no live worker takes jobs"
+        in found["queues"].text
+    )
     assert "default" not in found["queues"].text
     assert "start workers that consume 'reports'" in found["queues"].cure
 
@@ -116,7 +119,7 @@ def test_all_threads_are_busy(joblog, job_factory, appear):
 
     found = wrong(joblog)
     assert {"threads"} == set(found)
-    assert "all threads are busy (2 for 'default')" in found["threads"].text
+    assert "All threads are busy (2 for 'default')" in found["threads"].text
     assert "--threads" in found["threads"].cure
 
 

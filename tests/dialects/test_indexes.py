@@ -176,7 +176,7 @@ def test_a_key_that_is_missing_is_a_finding(joblog):
 
     (found,) = [finding for finding in joblog.doctor() if finding.name == "schema"]
 
-    assert "the unique index on (jid) of joblog_job is missing" in found.text
+    assert "The unique index on (jid) of joblog_job is missing" in found.text
     assert "create_tables()" in found.cure
     joblog.create_tables()
     assert all(finding.ok for finding in joblog.doctor() if finding.name == "schema")

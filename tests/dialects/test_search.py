@@ -213,7 +213,9 @@ def test_a_user_of_the_users_own(tmp_path):
 
 def test_every_key_is_understood(joblog):
     """Every key that is told of can be searched by, and completed without an error."""
-    values = {"state": "dead", "since": "1h", "until": "1h", "ended": "1h", "dismissed": "no"}
+    times = dict.fromkeys(("ended", "overdue", "since", "until"), "1h")
+    amounts = {"attempt": "3", "duration": ">1s", "queue_time": ">1s"}
+    values = {"state": "dead", "dismissed": "no", **times, **amounts}
     for key in KEYS:
         assert [] == list(joblog.search(f"{key}:{values.get(key, 'x')}"))
         assert isinstance(joblog.complete(key, "x"), list)

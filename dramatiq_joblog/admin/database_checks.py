@@ -1,0 +1,200 @@
+"""What the database itself may have wrong: its tables, its settings, its clock."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from peewee import MySQLDatabase, PostgresqlDatabase, SqliteDatabase, fn
+
+from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.database.connection import is_behind_pooler, prepares
+from dramatiq_joblog.database.indexes import missing_keys
+from dramatiq_joblog.schema.migrations import compare
+from dramatiq_joblog.states import ProblemKind
+
+from .problem import Look, Problem
+
+if TYPE_CHECKING:
+    from dramatiq_joblog.schema.tables import Tables
+
+#: Milliseconds that this host's clock may differ from the database's.
+MAX_SKEW = 1_000
+#: At most as many rows are counted or named; what is beyond is shown as "or more".
+MOST = 1_000
+
+
+class DatabaseChecks:
+    """Looks at the database of a log.
+
+    Its methods are called with a connection open.
+
+    Parameters:
+      tables: The log's tables.
+    """
+
+    def __init__(self, tables: Tables[Any]) -> None:
+        self._tables = tables
+        # Any: peewee's models are untyped.
+        self._worker: Any = tables.worker
+        self._lock: Any = tables.lock
+        self._database: Any = tables.database
+
+    def version(self) -> str:
+        """Return what the database says that it is."""
+        database = self._database
+        if isinstance(database, SqliteDatabase):
+            database.execute_sql("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
+            return f"SQLite {sqlite3.sqlite_version}"
+        ((version,),) = database.execute_sql("SELECT version()").fetchall()
+        if isinstance(database, PostgresqlDatabase):
+            driver = type(database.connection()).__module__.split(".")[0]
+            return f"{' '.join(version.split()[:2])} through {driver}"
+        return f"MySQL {version}" if isinstance(database, MySQLDatabase) else str(version)
+
+    def schema(self) -> Look:
+        """Look whether the tables are those of this version."""
+        well = "the tables are of this version"
+        missing, ahead = compare(self._database, self._tables.job)
+        if missing:
+            return _wrong(
+                "schema",
+                well,
+                f"The tables are older than this version: {', '.join(missing)} is missing.",
+                "call create_tables() on the log, or run dramatiq-joblog migrate",
+            )
+        if ahead:
+            return _wrong(
+                "schema",
+                well,
+                f"The tables are newer than this version: they have {', '.join(ahead)}.",
+                "upgrade dramatiq_joblog on this host; until then they are used as they are",
+            )
+        lacking = [
+            f"({', '.join(key)}) of {model._meta.table_name}"
+            for model in self._tables
+            for key in missing_keys(model)
+        ]
+        if lacking:
+            return _wrong(
+                "schema",
+                well,
+                f"The unique index on {' and '.join(lacking)} is missing: its rows are refused.",
+                "call create_tables() on the log, or run dramatiq-joblog migrate",
+            )
+        return Look("schema", well)
+
+    def durability(self) -> Look:
+        """Look whether commits outlive a crash."""
+        database = self._database
+        if isinstance(database, SqliteDatabase):
+            well = "commits survive a killed process"
+            ((mode,),) = database.execute_sql("PRAGMA journal_mode").fetchall()
+            if mode != "wal":
+                return _wrong(
+                    "durability",
+                    well,
+                    f"The file's journal is {mode!r} and not 'wal': readers and writers wait for "
+                    "each other.",
+                    "call create_tables() on the log; keep the file on a local disk",
+                    ProblemKind.SETTINGS,
+                )
+            return Look("durability", well)
+        well = "commits survive a power cut of the server"
+        if isinstance(database, PostgresqlDatabase):
+            off = [
+                setting
+                for setting in ("fsync", "synchronous_commit", "full_page_writes")
+                if database.execute_sql(f"SHOW {setting}").fetchone()[0] == "off"
+            ]
+            if off:
+                return _wrong(
+                    "durability",
+                    well,
+                    f"PostgreSQL's {' and '.join(off)} {'is' if len(off) == 1 else 'are'} off: a "
+                    "crash of the server's host loses commits of which jobs were already "
+                    "acknowledged.",
+                    f"set {', '.join(off)} to on in postgresql.conf",
+                    ProblemKind.SETTINGS,
+                )
+        return Look("durability", well)
+
+    def pooler(self) -> Look:
+        """Look whether a pooler in between would mix up prepared statements."""
+        if not is_behind_pooler(self._database):
+            return Look("pooler", "the connection goes straight to the server")
+        well = "a pooler (PgBouncer or the like) is in between, and nothing is prepared or set"
+        if not prepares(self._database):
+            return Look("pooler", well)
+        return _wrong(
+            "pooler",
+            well,
+            "A pooler (PgBouncer or the like) is in between, and the database that was handed in "
+            "prepares statements: with transaction pooling they are met on other connections, "
+            'as "prepared statement ... does not exist".',
+            "give the database prepare_threshold=None; a URL needs nothing",
+            ProblemKind.SETTINGS,
+        )
+
+    def clock(self) -> Look:
+        """Look whether the clocks of this host, of workers and of the database agree."""
+        text = str(database_now(self._database).sql)
+        before = time.time_ns() // 1_000_000
+        ((now,),) = self._database.execute_sql(f"SELECT {text}").fetchall()
+        after = time.time_ns() // 1_000_000
+        skew = round((before + after) / 2 - int(now))
+        uncertain = (after - before) / 2
+        worker = self._worker
+        others = list(
+            worker.select(worker.host, worker.skew)
+            .where(worker.swept_at.is_null(), fn.ABS(worker.skew) > MAX_SKEW)
+            .limit(MOST)
+        )
+        found = f"this host's clock is {skew:+} ms off the database's"
+        for host, off in sorted({row.host: row.skew for row in others}.items())[:5]:
+            found += f"; that of the worker on {host} was {off:+} ms off"
+        if (back := self._went_back()) is not None:
+            return back
+        if abs(skew) - uncertain <= MAX_SKEW and not others:
+            return Look("clock", found)
+        return _wrong(
+            "clock",
+            "",
+            f"Clocks differ: {found}.",
+            "synchronise the clocks, as by NTP; states and leases do not depend on them, but "
+            "started_at, finished_at, eta and queue_time do",
+            ProblemKind.CLOCK,
+        )
+
+    def _went_back(self) -> Look | None:
+        """Return what is left of the time before the database's clock went back, if anything."""
+        worker, lock = self._worker, self._lock
+        now = database_now(self._database)
+        beats = worker.select().where(worker.heartbeat_at > now + MAX_SKEW).limit(MOST).count()
+        lasting = lock.select().where(lock.expires_at > now + lock.ttl + MAX_SKEW)
+        leases = lasting.limit(MOST).count()
+        if not beats and not leases:
+            return None
+        return _wrong(
+            "clock",
+            "",
+            f"The database's clock went back: {_many(beats)} heartbeat(s) lie in the future, and "
+            f"{_many(leases)} lease(s) last for longer than their ttl.",
+            "keep the database's clock from leaping, as by chrony that slews; workers that live "
+            "bound both within a heartbeat: start one, or joblog.unlock(key) frees a key now",
+            ProblemKind.CLOCK,
+        )
+
+
+def _wrong(
+    name: str, well: str, text: str, cure: str, kind: ProblemKind = ProblemKind.DATABASE
+) -> Look:
+    """Return something that is wrong now; since when is not known."""
+    problem = Problem(kind, name, datetime.now(timezone.utc), 1, text, cure)
+    return Look(name, well, (problem,))
+
+
+def _many(number: int) -> str:
+    return f"{number} or more" if number >= MOST else str(number)

@@ -1,0 +1,90 @@
+"""One thing that is wrong now, with its cure; and the words that all of them are said in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from dramatiq_joblog.states import ProblemKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+#: As many names are said.
+NAMED = 5
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong now, and what to do about it."""
+
+    #: What kind of thing.
+    kind: ProblemKind
+    #: Which one of its kind, as a queue or an error: the same as long as it lasts.
+    subject: str
+    #: Since when, in UTC.
+    since: datetime
+    #: How many jobs it is about; of what is about none, how many other things.
+    count: int
+    #: What was seen, in one sentence.
+    text: str
+    #: What to do about it.
+    cure: str
+    #: Words of a search that finds the jobs; empty if it is about none.
+    search: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        since = self.since.astimezone(timezone.utc).isoformat(timespec="milliseconds")
+        return {
+            "kind": self.kind.value,
+            "subject": self.subject,
+            "since": since.replace("+00:00", "Z"),
+            "count": self.count,
+            "text": self.text,
+            "cure": self.cure,
+            "search": self.search,
+        }
+
+
+@dataclass(frozen=True)
+class Look:
+    """One thing that was looked at, and what is wrong with it."""
+
+    #: What was looked at, as ``clock``; the same each time.
+    name: str
+    #: What is said if nothing is wrong, in one sentence.
+    well: str
+    #: What is wrong.
+    problems: tuple[Problem, ...] = ()
+    #: Why it cannot be known; empty if it is.
+    unknown: str = ""
+
+
+def in_order(problems: Iterable[Problem]) -> list[Problem]:
+    """Return problems in the order in which people should care: by kind, then the oldest first."""
+    rank = {kind: place for place, kind in enumerate(ProblemKind)}
+    return sorted(problems, key=lambda p: (rank[p.kind], p.since, p.subject))
+
+
+def jobs(number: int) -> str:
+    """Return ``1 job`` or ``3 jobs``."""
+    return plural(number, "job")
+
+
+def plural(number: int, thing: str) -> str:
+    """Return a number of things."""
+    return f"{number:,} {thing}{'s' * (number != 1)}"
+
+
+def said(instant: datetime) -> str:
+    """Return an instant as sentences have it."""
+    return f"{instant.astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC"
+
+
+def names(texts: Iterable[str]) -> str:
+    """Return texts in quotes: the first of them, and how many more there are."""
+    known = list(dict.fromkeys(texts))
+    more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
+    return ", ".join(map(repr, known[:NAMED])) + more
