@@ -12,9 +12,11 @@ import re
 import sqlite3
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
-from peewee import InterfaceError, OperationalError, PeeweeException, SqliteDatabase
+from peewee import InterfaceError, OperationalError, PeeweeException, Proxy, SqliteDatabase
 from playhouse.pool import MaxConnectionsExceeded, PooledDatabase
 
 from dramatiq_joblog.errors import DatabaseAwayError
@@ -36,16 +38,46 @@ TURN_WITHIN = 10_000
 _PAUSE, _PAUSE_AT_MOST = 0.001, 0.05
 
 
+@dataclass
+class _Checkout:
+    """A connection that was opened for a question."""
+
+    #: What peewee made for it, and for no other.
+    opening: list[Any]
+    #: How many questions ask on it now.
+    questions: int = 0
+
+
 class _Checkouts(threading.local):
     """The connections of a thread that were opened for questions."""
 
     def __init__(self) -> None:
-        #: How many questions each has open now, by the identity of the driver's connection.
-        self.counts: dict[int, int] = {}
+        #: The newest of each database.
+        self.of: WeakKeyDictionary[Database, _Checkout] = WeakKeyDictionary()
         self.thread = threading.get_ident()
+
+    def current(self, database: Database, *, opened: bool) -> _Checkout | None:
+        """Return this thread's open connection if it was *opened* for a question, now or before.
+
+        Any other was opened by the application.
+        """
+        if opened:
+            self.of[database] = _Checkout(_opening_of(database))
+        checkout = self.of.get(database)
+        return checkout if checkout and checkout.opening is _opening_of(database) else None
 
 
 _checkouts = _Checkouts()
+
+
+def _opening_of(database: Any) -> list[Any]:
+    """Return what is another object each time that this thread opens the database.
+
+    The driver's connection may be the same again, as a pool keeps it.  Any: peewee has no public
+    name for it.
+    """
+    transactions: list[Any] = database._state.transactions
+    return transactions
 
 
 @contextlib.contextmanager
@@ -58,16 +90,13 @@ def checked_out(database: Database) -> Iterator[bool]:
     Raises:
       DatabaseAwayError: If the database is unavailable, at the begin or within the block.
     """
+    if isinstance(database, Proxy):
+        database = database.obj
     opened = open_connection(database)
-    # Any: the drivers' own.
-    raw: Any = database.connection()
-    counts, thread, broken = _checkouts.counts, _checkouts.thread, False
-    if opened:
-        counts[id(raw)] = 0
-    # Any other was opened by the application.
-    ours = id(raw) in counts
-    if ours:
-        counts[id(raw)] += 1
+    checkout = _checkouts.current(database, opened=opened)
+    thread, broken = _checkouts.thread, False
+    if checkout is not None:
+        checkout.questions += 1
     try:
         yield opened
     except DatabaseAwayError:
@@ -80,24 +109,25 @@ def checked_out(database: Database) -> Iterator[bool]:
             raise unavailable(e) from e
         raise
     finally:
-        if ours:
-            counts[id(raw)] -= 1
+        if checkout is not None:
+            checkout.questions -= 1
             # A generator may end in a thread that did not begin it: then its own thread's next
             # question gives the connection back.
-            if counts[id(raw)] == 0 and threading.get_ident() == thread:
-                _give_back(database, raw, broken=broken)
+            if checkout.questions == 0 and threading.get_ident() == thread:
+                _give_back(database, checkout, broken=broken)
 
 
-def _give_back(database: Database, raw: Any, *, broken: bool) -> None:
+def _give_back(database: Database, checkout: _Checkout, *, broken: bool) -> None:
     """Close this thread's connection, which nobody asks on now."""
-    if not database.is_closed() and database.connection() is raw:
+    if not database.is_closed() and checkout.opening is _opening_of(database):
         if database.in_transaction():
             return
         if broken:
             discard(database)
         else:
             database.close()
-    _checkouts.counts.pop(id(raw), None)
+    if _checkouts.of.get(database) is checkout:
+        del _checkouts.of[database]
 
 
 @contextlib.contextmanager

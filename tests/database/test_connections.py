@@ -253,6 +253,24 @@ def test_closing_a_log_on_a_database_of_the_applications(sqlite_url):
     assert owned.database.is_closed()
 
 
+def test_a_connection_in_the_place_of_a_closed_one(joblog, job_factory):
+    """What the application opens stays open, also where one that the log had opened was before."""
+    job_factory()
+    database = joblog.database
+    for _ in range(20):
+        # Opened for a question that ends within a transaction, so that the next would close it.
+        rows = joblog.jobs.iterator()
+        next(rows)
+        with database.atomic():
+            rows.close()
+        database.close()
+
+        database.connect()
+        joblog.jobs.count()
+        assert not database.is_closed()
+        database.close()
+
+
 def test_ten_threads_share_a_pool_of_three(small_pool):
     """Threads that ask wait for a free connection of a small pool: none fails."""
     begin = threading.Barrier(10)
