@@ -23,7 +23,8 @@ import dramatiq
 import pytest
 import tiers
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import Retries, default_middleware
+from dramatiq.middleware import Retries, default_middleware, raise_thread_exception
+from dramatiq.middleware.time_limit import _CtypesTimeoutManager
 from playhouse.test_utils import count_queries
 
 from dramatiq_joblog import JobLog, JobLogMiddleware
@@ -127,6 +128,18 @@ def global_broker(critical_guard):
     yield broker
     broker.close()
     dramatiq.set_broker(None)
+
+
+@pytest.fixture(autouse=True)
+def no_time_limits(critical_guard):
+    """End the threads that watch the host's time limits: their brokers do not end them.
+
+    Each is gone within the second that it sleeps.
+    """
+    yield
+    for thread in threading.enumerate():
+        if isinstance(thread, _CtypesTimeoutManager):
+            raise_thread_exception(thread.ident, SystemExit)
 
 
 # Servers
@@ -615,6 +628,7 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config):
     """Make the place where the session's backends are noted, and let programs hear Ctrl-C."""
     config.stash[_BACKENDS] = {}
@@ -623,6 +637,18 @@ def pytest_configure(config):
     tiers.choose(whole=config.getoption("--all"))
     # A shell's background jobs ignore it, and so would all that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    _let_threads_exit()
+
+
+def _let_threads_exit():
+    """Let a thread end by SystemExit, as Python does and pytest does not."""
+    report = threading.excepthook
+
+    def hook(args):
+        if args.exc_type is not SystemExit:
+            report(args)
+
+    threading.excepthook = hook
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import dramatiq
 import pytest
 from dramatiq.middleware import Retries
+from dramatiq.middleware.time_limit import _CtypesTimeoutManager
 
 from dramatiq_joblog import JobLogMiddleware
 
@@ -137,6 +139,16 @@ def test_the_global_broker_is_fresh(again):
     assert not dramatiq.get_broker().actors
 
     dramatiq.actor(print, actor_name="work")
+
+
+@pytest.mark.parametrize("again", [1, 2])
+def test_time_limits_are_watched_for_one_test(make_broker, joblog, eventually, again):
+    """The thread of a broker that watches time limits does not outlive its test for long."""
+    make_broker(joblog=joblog)
+
+    eventually(
+        lambda: 1 == sum(isinstance(t, _CtypesTimeoutManager) for t in threading.enumerate())
+    )
 
 
 @pytest.mark.parametrize("position", ["first", "last", "before_retries"])
