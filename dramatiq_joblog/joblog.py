@@ -66,6 +66,7 @@ from .schema.query import J, count_asked
 from .schema.tables import Tables, bind_tables, own_fields
 from .states import FINAL
 from .statistics import series as stats
+from .statistics.profile import make_profile
 from .statistics.rollups import Totals, level_of
 from .statistics.watermarks import Marks
 
@@ -89,6 +90,8 @@ if TYPE_CHECKING:
     from .schema.models import Action, Failure, Line, Lock, Worker
     from .schema.query import JobQuery
     from .states import State
+    from .statistics.profile import Profile
+    from .statistics.rollups import Cell
     from .statistics.series import GroupedBy, Stats
 
 T = TypeVar("T")
@@ -493,7 +496,8 @@ class JobLog(Cancelling[J], Generic[J]):
         Parameters:
           since: Begin of the time; aware.
           until: Its end; by default now.
-          by: What the groups are: ``"job_type"`` or ``"actor"``.
+          by: What the groups are: ``"job_type"``, ``"actor"``, or ``"name"`` for the job type, and
+            the actor where there is none.
 
         Raises:
           SearchError: If *by* is nothing to group by, or the time ends before it begins.
@@ -504,18 +508,38 @@ class JobLog(Cancelling[J], Generic[J]):
             raise SearchError(
                 f"by={by!r} is nothing to group by: use one of {', '.join(stats.GROUPED_BY)}"
             )
-        begin, end = millis_of(since), _now() if until is None else millis_of(until)
-        if end < begin:
-            raise SearchError(f"since={since} is after until={until}: give the earlier one first")
-        step = max(stats.step_of(end - begin), level_of(begin, _now()))
-        begin, end = begin - begin % step, end - end % -step
+        begin, end, step = _steps_of(since, until)
         with checked_out(self.database):
-            counted = self.totals.counted()
-            open_since = begin if counted is None else max(begin, counted)
             sums = self.totals.sums(step, begin, end, by)
-            for cell in self.totals.since_counted(open_since, end, step):
+            for cell in self._not_counted(begin, end, step):
                 sums.add(cell, by)
         return stats.make(sums, begin, end, step)
+
+    def profile(self, name: str, *, since: datetime, until: datetime | None = None) -> Profile:
+        """Return how the jobs of one type did in a time, step by step, as :meth:`stats` has it.
+
+        Parameters:
+          name: The job type; or the actor, for its jobs that have no type.
+          since: Begin of the time; aware.
+          until: Its end; by default now.
+
+        Raises:
+          SearchError: If the time ends before it begins.
+          ValueError: If an instant has no time zone.
+          TypeError: If it is no instant.
+        """
+        begin, end, step = _steps_of(since, until)
+        with checked_out(self.database):
+            cells = self.totals.read_of(name, step, begin, end)
+            cells += [c for c in self._not_counted(begin, end, step) if c.name == name]
+        return make_profile(name, cells, begin, end, step)
+
+    def _not_counted(self, begin: int, end: int, step: int) -> list[Cell]:
+        """Count what no totals have yet of a time."""
+        counted = self.totals.counted()
+        return self.totals.since_counted(
+            begin if counted is None else max(begin, counted), end, step
+        )
 
     def oldest(self, limit: int = 5) -> list[J]:
         """Return the jobs that have waited longest for a run that is due, the oldest first."""
@@ -1204,6 +1228,20 @@ def _default_spool(job: Any) -> Path:
         # This user has no home.
         base = Path(tempfile.gettempdir()) / f"state-of-{os.getuid()}"
     return base / "dramatiq_joblog" / digest
+
+
+def _steps_of(since: datetime, until: datetime | None) -> tuple[int, int, int]:
+    """Return the begin and the end of a time in whole steps, and their length.
+
+    Raises:
+      SearchError: If the time ends before it begins.
+    """
+    now = _now()
+    begin, end = millis_of(since), now if until is None else millis_of(until)
+    if end < begin:
+        raise SearchError(f"since={since} is after until={until}: give the earlier one first")
+    step = max(stats.step_of(end - begin), level_of(begin, now))
+    return begin - begin % step, end - end % -step, step
 
 
 def _one_of(known: tuple[str, ...], **named: str) -> str:

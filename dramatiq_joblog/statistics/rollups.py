@@ -74,6 +74,11 @@ class Cell:
         self.error_type = self.error_type[:MAX_TOTAL_ERROR]
 
     @property
+    def name(self) -> str:
+        """The job type, or the actor where there is none."""
+        return self.job_type or self.actor
+
+    @property
     def key(self) -> tuple[str, str, str, str]:
         """What it is about."""
         return (self.actor, self.job_type, self.outcome, self.error_type)
@@ -219,6 +224,11 @@ def level_of(at: int, now: int) -> int:
     return DAY
 
 
+def _name_of(total: Any) -> Any:
+    """Return the expression for the job type, or the actor where there is none."""
+    return fn.COALESCE(fn.NULLIF(total.job_type, ""), total.actor)
+
+
 class Totals:
     """What was counted, and the counting.
 
@@ -277,14 +287,20 @@ class Totals:
         """Return what was counted in the spans of one length from *begin* to before *end*."""
         return self._read(span, begin, end, gone=False)
 
+    def read_of(self, name: str, span: int, begin: int, end: int) -> list[Cell]:
+        """Return what was counted of one job type, or of an actor's jobs without one."""
+        total = self._total
+        is_type = (total.job_type == name) | ((total.job_type == "") & (total.actor == name))
+        return self._read(span, begin, end, is_type, gone=False)
+
     def sums(self, span: int, begin: int, end: int, by: str) -> Sums:
-        """Add up what was counted from *begin* to before *end*, by actor or by job type.
+        """Add up what was counted from *begin* to before *end*, by actor, job type or name.
 
         The database adds up the counts; the times, which are dear to read, come from spans as
         long as they can be.
         """
         total = self._total
-        name: Any = getattr(total, by)
+        name: Any = _name_of(total) if by == "name" else getattr(total, by)
         sums = Sums()
 
         def where(span: int, begin: int, end: int) -> tuple[Any, ...]:
@@ -292,7 +308,7 @@ class Totals:
             return (total.span == span, *place, total.gone == 0)
 
         counts = total.select(total.at, name, total.outcome, fn.SUM(total.count))
-        counts = counts.where(*where(span, begin, end)).group_by(total.at, name, total.outcome)
+        counts = counts.where(*where(span, begin, end)).group_by(SQL("1, 2, 3"))
         for at, text, outcome, number in counts.tuples():
             sums.counts[to_millis(at), text, outcome] += int(number)
         kinds = total.at, total.error_type, total.actor
@@ -357,12 +373,15 @@ class Totals:
                 cells = self._read(shorter, begin, end, gone=gone)
                 self._write(longer, begin, end, add_up(cells, longer), gone=gone)
 
-    def _read(self, span: int, begin: int, end: int, *, gone: bool) -> list[Cell]:
+    def _read(self, span: int, begin: int, end: int, *conditions: Any, gone: bool) -> list[Cell]:
         total = self._total
         query = total.select(
             *(total.at, total.actor, total.job_type, total.outcome, total.error_type),
             *(total.count, total.durations, total.queue_times),
-        ).where(total.span == span, total.at >= begin, total.at < end, total.gone == int(gone))
+        ).where(
+            *(total.span == span, total.at >= begin, total.at < end),
+            *(total.gone == int(gone), *conditions),
+        )
         cells = []
         # A chart reads thousands of rows: as the driver gives them, at a third of the time.
         for row in self._database.execute(query):

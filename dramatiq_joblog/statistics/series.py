@@ -26,7 +26,7 @@ OUTCOMES = (
     Outcome.WAITED.value,
 )
 #: What there can be groups of.
-GroupedBy: TypeAlias = Literal["job_type", "actor"]
+GroupedBy: TypeAlias = Literal["job_type", "actor", "name"]
 GROUPED_BY: tuple[str, ...] = get_args(GroupedBy)
 
 #: Up to which length of time which steps are drawn.
@@ -53,7 +53,7 @@ class Percentiles:
 class Group:
     """What became of the jobs of one job type, or of one actor."""
 
-    #: The job type or the actor; empty for jobs without one.
+    #: The job type or the actor; empty for jobs without a type, unless they go by their name.
     name: str
     #: How many, by outcome, in each step of the time.
     series: dict[str, list[int]]

@@ -267,7 +267,7 @@ def _matching(visit: Visit, what: str, words: Iterable[str]) -> _Matching:
     found: dict[str, Any] = {}
     bound: datetime | None = None
     for text in words:
-        query = visit.joblog.search(text, now=visit.now).in_state(*_STATES[what])
+        query = visit.search(text).in_state(*_STATES[what])
         page = query.page(limit=MOST)
         found.update((job.jid, job) for job in page.jobs)
         # Of what no index answers a page is what was found among so many jobs.

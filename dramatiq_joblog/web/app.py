@@ -15,7 +15,7 @@ from starlette.routing import Route
 from dramatiq_joblog.asking.threads import BusyError, UnansweredError
 from dramatiq_joblog.errors import ConfigurationError
 
-from . import actions, dead, job, jobs, overview
+from . import actions, dead, job, jobs, overview, queues, types, users, zones
 from . import live as now
 from . import probes as status
 from .access import CSRF_FIELD, LIVE, Gate, begin_session, check_csrf, end_session, try_door
@@ -155,18 +155,27 @@ def _routes(site: Site) -> list[Route]:
         "/dead.json": dead.dead,
         "/locks": now.locks,
         "/locks.json": now.locks,
+        "/queues": queues.queues,
+        "/queues.json": queues.queues,
+        "/queues/{name:path}": queues.queues,
+        "/types": types.types,
+        "/types.json": types.types,
+        "/types/{name:path}": types.one_type,
+        "/users/{user:path}": users.user,
         "/workers": now.workers,
         "/workers.json": now.workers,
         "/actions": dead.actions,
         "/actions.json": dead.actions,
         "/complete": jobs.complete,
         "/confirm/{what}": actions.confirm,
+        "/zone": zones.show,
         "/health": status.health,
         "/metrics": status.metrics,
     }
     return [
         *(Route(path, _read(site, ask), methods=["GET"]) for path, ask in reads.items()),
         Route("/do/{what}", _act(site), methods=["POST"]),
+        Route("/zone", _set_zone(site), methods=["POST"]),
         Route("/login", _show_login(site), methods=["GET"]),
         Route("/login", _sign_in(site), methods=["POST"]),
         Route("/logout", _sign_out(site), methods=["POST"]),
@@ -214,6 +223,16 @@ async def _in_a_thread(visit: Visit, answer: Callable[[Visit], Response]) -> Res
 
 async def _lives(_: Request) -> Response:
     return PlainTextResponse("ok")
+
+
+def _set_zone(site: Site) -> Callable[[Request], Any]:
+    async def endpoint(request: Request) -> Response:
+        visit = Visit(site, request)
+        if refusal := visit.refusal():
+            return refusal
+        return zones.choose(visit, await request.form(max_fields=10, max_files=0))
+
+    return endpoint
 
 
 def _show_login(site: Site) -> Callable[[Request], Response]:

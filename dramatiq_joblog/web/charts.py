@@ -5,33 +5,72 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.reading.display import number
+from dramatiq_joblog.statistics.histogram import BOUNDS, Histogram
 
 from .formats import plain_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from datetime import datetime
+    from datetime import datetime, tzinfo
 
 _HOUR, _DAY = 3_600_000, 86_400_000
+#: The lines of a log scale, in milliseconds, and how they are called.
+DECADES = {
+    1: "1 ms",
+    10: "10 ms",
+    100: "100 ms",
+    1_000: "1 s",
+    10_000: "10 s",
+    60_000: "1 min",
+    600_000: "10 min",
+    3_600_000: "1 h",
+    36_000_000: "10 h",
+    604_800_000: "7 d",
+}
 #: Units that the plot is wide, and the heights of its upper and its lower part.
 WIDE, UP, DOWN = 960, 138, 54
 #: So many bars at most.
 _BARS = 60
 #: About so many bars of a spark, the units that each is wide, and how high they can be.
 SPARKS, _SPARK, SPARK_UP = 24, 10, 24
-#: Milliseconds at both ends of the axis of all strips, 10 ms and 10 min, and its width in units.
-_FROM, _TO, _STRIP = 10, 600_000, 1000
+#: Milliseconds at both ends of the axis of all strips, 10 ms and 1 h, and its width in units.
+_FROM, _TO, _STRIP = 10, 3_600_000, 1000
 #: Its marks.
-_MARKS = (10, 100, 1_000, 10_000, 60_000, 600_000)
-_SHOWN_MARKS = {10: "10 ms", 1_000: "1 s", 600_000: "10 min"}
+_MARKS = (10, 100, 1_000, 10_000, 60_000, 600_000, 3_600_000)
+_SHOWN_MARKS = {10: "10 ms", 1_000: "1 s", 60_000: "1 min", 3_600_000: "1 h"}
 
 
-def throughput(stats: Any) -> dict[str, Any]:
-    """Draw jobs by outcome over time: what went well above, what failed below on its own scale."""
+@dataclass(frozen=True)
+class Hit:
+    """What stands over one bar of a chart: a link to its jobs, and its reading."""
+
+    x: float
+    width: float
+    #: The time, as its reading names it.
+    at: str
+    #: Its begin and end, as an address has them.
+    since: str
+    until: str
+    #: The search for what ended in it.
+    words: str
+    #: Its numbers, by the order of the legend.
+    values: list[str]
+    label: str
+
+
+def throughput(stats: Any, zone: tzinfo, usual: Sequence[float | None] = ()) -> dict[str, Any]:
+    """Draw jobs by outcome over time: what went well above, what failed below on its own scale.
+
+    Parameters:
+      stats: What became of the jobs.
+      zone: The zone that times are shown in.
+      usual: How many jobs ended in each bar of the week before; empty if that is not known.
+    """
     times, step, series = _gathered(stats)
     good, skipped = series["finished"], series["skipped"]
     bad, dead = series["retried"], series["dead"]
@@ -39,28 +78,29 @@ def throughput(stats: Any) -> dict[str, Any]:
     low = nice(max((a + b for a, b in zip(bad, dead, strict=True)), default=0))
     width = WIDE / max(1, len(times))
     gap = min(6.0, width * 0.3)
-    up: list[tuple[str, float, float, float, float]] = []
-    down: list[tuple[str, float, float, float, float]] = []
+    up: list[tuple[str, float, float, float, float, bool]] = []
+    down: list[tuple[str, float, float, float, float, bool]] = []
     hits = []
     for index, at in enumerate(times):
         x, w = round(index * width + gap / 2, 1), round(width - gap, 1)
-        base = float(UP)
+        base, part = float(UP), at + timedelta(milliseconds=step) > stats.until
+        part = part or (index == len(times) - 1 and getattr(stats, "goes_on", True))
         for kind, value in (("finished", good[index]), ("skipped", skipped[index])):
             height = _height(value, top, UP)
             base -= height
             if height:
-                up.append((kind, x, round(base, 1), w, height))
+                up.append((kind, x, round(base, 1), w, height, part))
         base = 0.0
         for kind, value in (("retrying", bad[index]), ("dead", dead[index])):
             height = _height(value, low, DOWN)
             if height:
-                down.append((kind, x, round(base, 1), w, height))
+                down.append((kind, x, round(base, 1), w, height, part))
             base += height
-        told = (
-            f"{_moment(at, step)}: {number(good[index])} finished, {number(skipped[index])} "
-            f"skipped, {number(bad[index])} retried, {number(dead[index])} dead"
-        )
-        hits.append((round(index * width, 1), round(width, 1), told))
+        told = [number(values[index]) for values in (good, skipped, bad, dead)]
+        names = ("finished", "skipped", "retried", "dead")
+        label = ", ".join(f"{text} {name}" for text, name in zip(told, names, strict=True))
+        place = index * width, width
+        hits.append(hit(place, at, step, zone=zone, values=told, label=label))
     return {
         "up": up,
         "down": down,
@@ -68,25 +108,51 @@ def throughput(stats: Any) -> dict[str, Any]:
         "top": top,
         "low": low,
         "per": _round(step),
-        "axis": _time_axis(times, step),
+        "axis": time_axis(times, step, zone),
         "counts": stats.counts,
+        "usual": line([(index + 0.5) * width for index in range(len(usual))], usual, top, UP),
     }
 
 
-def strips(groups: Iterable[Any]) -> list[dict[str, Any]]:
-    """Draw the percentiles of job types on one axis, so that they can be compared."""
-    return [
-        {
-            "name": group.name,
-            "ended": group.durations.count,
-            "queue": _strip(group.queue_time),
-            "duration": _strip(group.duration),
-        }
-        for group in groups
-    ]
+def hit(
+    place: tuple[float, float],
+    at: datetime,
+    step: int,
+    *,
+    zone: tzinfo,
+    values: list[str],
+    label: str,
+) -> Hit:
+    """Make what stands over the bar of one time."""
+    until = at + timedelta(milliseconds=step)
+    moment = _moment(at.astimezone(zone), step)
+    return Hit(
+        *(round(place[0], 1), round(place[1], 1), moment, iso(at), iso(until)),
+        *(f"ended:{iso(at)}..{iso(until)}", values, f"{moment}: {label}"),
+    )
 
 
-def _strip(percentiles: Any) -> dict[str, Any] | None:
+def iso(instant: datetime) -> str:
+    """Write an instant as addresses and searches have it."""
+    utc = instant.astimezone(timezone.utc)
+    return f"{utc:%Y-%m-%dT%H:%MZ}" if not utc.second else f"{utc:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def line(xs: Sequence[float], values: Sequence[float | None], top: float, height: float) -> str:
+    """Draw numbers as a line, which has a hole where there is none."""
+    path, pen = [], "M"
+    for x, value in zip(xs, values, strict=True):
+        if value is None:
+            pen = "M"
+            continue
+        y = height - height * min(1.0, value / top)
+        path.append(f"{pen}{x:.1f} {y:.1f}")
+        pen = "L"
+    return "".join(path)
+
+
+def strip(percentiles: Any, was: int | None = None) -> dict[str, Any] | None:
+    """Draw percentiles on the axis that all strips share; *was* is the p95 of before."""
     if not percentiles.count:
         return None
     p50, p95, p99 = (percentiles.p50, percentiles.p95, percentiles.p99)
@@ -94,6 +160,7 @@ def _strip(percentiles: Any) -> dict[str, Any] | None:
         "p50": log_x(p50),
         "p95": log_x(p95),
         "p99": log_x(p99),
+        "was": None if was is None else log_x(was),
         "value": p95,
         "label": ", ".join(
             f"{name} {plain_duration(value)}"
@@ -107,6 +174,7 @@ def errors(stats: Any, limit: int) -> list[dict[str, Any]]:
     return [
         {
             "error": error.error_type or "no error",
+            "error_type": error.error_type,
             "actor": error.actor,
             "count": error.count,
             "spark": spark(error.series, stats.until, stats.step),
@@ -150,10 +218,221 @@ def log_x(milliseconds: float) -> int:
 
     Example:
       >>> [log_x(ms) for ms in (0, 10, 1000, 600_000, 10**9)]
-      [0, 0, 419, 1000, 1000]
+      [0, 0, 360, 860, 1000]
     """
     inside = min(max(milliseconds, _FROM), _TO)
     return round(_STRIP * math.log(inside / _FROM) / math.log(_TO / _FROM))
+
+
+def latency(
+    profile: Any, was: Any, zone: tzinfo, dots: Sequence[tuple[datetime, int, bool]] = ()
+) -> dict[str, Any] | None:
+    """Draw how long the jobs of one type took over time, on a log scale, and how many ended.
+
+    Parameters:
+      profile: The time.
+      was: The same of the week before, or None.
+      zone: The zone that times are shown in.
+      dots: Where there are few jobs, each: when it ended, its duration, and whether it is dead.
+
+    Returns:
+      The drawing; None if nothing ended.
+    """
+    size = bars_of(len(profile.times))
+    step = profile.step * size
+    times = profile.times[::size]
+    parts = [
+        _merged(profile.durations[at : at + size]) for at in range(0, len(profile.times), size)
+    ]
+    shares = (0.5, 0.95, 0.99)
+    lines: list[list[int | None]] = [[part.percentile(s) for part in parts] for s in shares]
+    before = [] if was is None else [part.percentile(0.95) for part in was.durations]
+    all_values = [v for values in (*lines, before) for v in values if v is not None]
+    all_values += [ms for _, ms, _ in dots]
+    if not all_values or not times:
+        return None
+    low, high = _decades(all_values)
+    scale = math.log(high / low)
+
+    def y(value: float | None) -> float | None:
+        return None if value is None else math.log(min(max(value, low), high) / low) / scale
+
+    width = WIDE / len(times)
+    xs = [(index + 0.5) * width for index in range(len(times))]
+    span = (profile.until - profile.since) / timedelta(milliseconds=1)
+    p50, p95, p99 = ([y(value) for value in values] for values in lines)
+    if was is not None:
+        length = len(was.times)
+        before_xs = [(index + 0.5) * WIDE / max(1, length) for index in range(length)]
+    hits = [
+        hit(
+            (index * width, width),
+            at,
+            step,
+            zone=zone,
+            values=[
+                *(plain_duration(values[index]) for values in lines),
+                number(_ended(profile, index, size, ("finished", "skipped", "dead"))),
+                number(_ended(profile, index, size, ("dead",))),
+            ],
+            label=f"p95 {plain_duration(lines[1][index])}",
+        )
+        for index, at in enumerate(times)
+    ]
+    ended = [_ended(profile, n, size, ("finished", "skipped")) for n in range(len(times))]
+    dead = [_ended(profile, n, size, ("dead",)) for n in range(len(times))]
+    top = nice(max(a + b for a, b in zip(ended, dead, strict=True)))
+    return {
+        "band": _band(xs, p50, p95),
+        "p50": line(xs, p50, 1, HIGH),
+        "p95": line(xs, p95, 1, HIGH),
+        "p99": line(xs, p99, 1, HIGH),
+        "was": line(before_xs, [y(v) for v in before], 1, HIGH) if was is not None else "",
+        "dots": [
+            (
+                round(WIDE * ((at - profile.since) / timedelta(milliseconds=1)) / span, 1),
+                round(HIGH * (1 - (y(ms) or 0)), 1),
+                is_dead,
+            )
+            for at, ms, is_dead in dots
+        ],
+        "scale": [
+            (round(HIGH * (1 - (y(ms) or 0)), 1), text)
+            for ms, text in DECADES.items()
+            if low <= ms <= high
+        ],
+        "ends": _ends({"p50": p50, "p95": p95, "p99": p99}),
+        "bars": _stacked(ended, dead, width, top),
+        "top": top,
+        "hits": hits,
+        "per": _round(step),
+        "axis": time_axis(times, step, zone),
+    }
+
+
+#: The heights of the two plots of a job type.
+HIGH, LOW = 150, 44
+
+
+def _merged(parts: Iterable[Histogram]) -> Histogram:
+    whole = Histogram()
+    for part in parts:
+        whole.merge(part)
+    return whole
+
+
+def _decades(values: Sequence[int]) -> tuple[int, int]:
+    """Return the lines of the log scale that all values are between."""
+    known = list(DECADES)
+    low = max((d for d in known if d <= max(1, min(values))), default=known[0])
+    high = min((d for d in known if d >= max(values)), default=known[-1])
+    return (low, high) if low < high else (low, known[min(len(known) - 1, known.index(low) + 1)])
+
+
+def _ended(profile: Any, index: int, size: int, outcomes: Sequence[str]) -> int:
+    at = index * size
+    return sum(sum(profile.series[outcome][at : at + size]) for outcome in outcomes)
+
+
+def _band(xs: Sequence[float], low: Sequence[float | None], high: Sequence[float | None]) -> str:
+    """Draw the area between two lines, in pieces where they have holes."""
+    pieces: list[list[tuple[float, float, float]]] = [[]]
+    for x, a, b in zip(xs, low, high, strict=True):
+        if a is None or b is None:
+            pieces.append([])
+        else:
+            pieces[-1].append((x, HIGH * (1 - a), HIGH * (1 - b)))
+    path = []
+    for piece in pieces:
+        if len(piece) > 1:
+            there = "L".join(f"{x:.1f} {top:.1f}" for x, _, top in piece)
+            back = "L".join(f"{x:.1f} {bottom:.1f}" for x, bottom, _ in reversed(piece))
+            path.append(f"M{there}L{back}z")
+    return "".join(path)
+
+
+def _ends(lines: dict[str, Sequence[float | None]]) -> list[tuple[float, str]]:
+    """Return the names of lines with their heights at the right, not one over the other."""
+    last = {
+        name: next((v for v in reversed(values) if v is not None), None)
+        for name, values in lines.items()
+    }
+    placed: list[tuple[float, str]] = []
+    for name, value in last.items():
+        if value is None:
+            continue
+        at = HIGH * (1 - value) + 4
+        if placed and placed[-1][0] - at < 15:
+            at = placed[-1][0] - 15
+        placed.append((round(max(10.0, at), 1), name))
+    return placed
+
+
+def _stacked(
+    ended: Sequence[int], dead: Sequence[int], width: float, top: int
+) -> list[tuple[str, float, float, float, float, bool]]:
+    gap = min(6.0, width * 0.3)
+    bars = []
+    for index, values in enumerate(zip(ended, dead, strict=True)):
+        base = float(LOW)
+        for kind, value in zip(("ink2", "dead"), values, strict=True):
+            height = _height(value, top, LOW)
+            base -= height
+            if height:
+                place = round(index * width + gap / 2, 1), round(base, 1), round(width - gap, 1)
+                bars.append((kind, *place, height, index == len(ended) - 1))
+    return bars
+
+
+def distribution(now: Histogram, was: Histogram | None) -> dict[str, Any] | None:
+    """Draw how many jobs took how long, on a log scale, beside the week before.
+
+    Returns:
+      The drawing; None if there are none.
+    """
+    if not now:
+        return None
+    both = [*now, *(was or {})]
+    first, last = min(both), max(both) + 1
+    size = max(1, math.ceil((last - first) / 24))
+    columns = list(range(first, last, size))
+    counts = [sum(now.get(n, 0) for n in range(c, c + size)) for c in columns]
+    earlier = Histogram() if was is None else was
+    before = [sum(earlier.get(n, 0) for n in range(c, c + size)) for c in columns]
+    scale = now.count / max(1, sum(before))
+    usual = [value * scale for value in before]
+    top = max(*counts, *usual, 1)
+    width = WIDE / len(columns)
+    bars = []
+    for index, column in enumerate(columns):
+        low, high = BOUNDS[column], BOUNDS[min(len(BOUNDS) - 1, column + size)]
+        height = _height(counts[index], round(top), HIST)
+        words = f"duration:{low}ms..{high - 1}ms"
+        label = f"{plain_duration(low)} to {plain_duration(high)}"
+        text = f"{number(counts[index])} job{'s' * (counts[index] != 1)}"
+        bars.append((round(index * width, 1), round(width, 1), height, words, f"{label}: {text}"))
+    outline = "".join(
+        f"L{index * width:.1f} {HIST - HIST * v / top:.1f}L{(index + 1) * width:.1f} "
+        f"{HIST - HIST * v / top:.1f}"
+        for index, v in enumerate(usual)
+    )
+    marks = range(0, len(columns) + 1, max(1, len(columns) // 4))
+    return {
+        "bars": bars,
+        "was": f"M0 {HIST}{outline}L{WIDE} {HIST}" if was else "",
+        "axis": [
+            (
+                round(100 * n / len(columns), 2),
+                plain_duration(BOUNDS[min(len(BOUNDS) - 1, first + n * size)]),
+                "start" if n == 0 else "end" if n == len(columns) else "middle",
+            )
+            for n in marks
+        ],
+    }
+
+
+#: The height of a distribution.
+HIST = 110
 
 
 #: The lines of the strips, and the texts below them, in percent.
@@ -199,15 +478,39 @@ def plain(stats: Any) -> dict[str, Any]:
     }
 
 
+def flow_top(numbers: Sequence[int]) -> int:
+    """Return the end of the scale for small bars of *numbers*."""
+    return max(_fives(numbers), default=0)
+
+
+def flow_path(numbers: Sequence[int], top: int) -> str:
+    """Draw numbers as small bars, five in one, on a scale that others share."""
+    path = []
+    for index, value in enumerate(_fives(numbers)):
+        if value:
+            height = max(1.5, round(20 * value / max(1, top), 1))
+            path.append(f"M{index * 8} 21v-{height:g}h6v{height:g}z")
+    return "".join(path)
+
+
+def _fives(numbers: Sequence[int]) -> list[int]:
+    return [sum(numbers[at : at + 5]) for at in range(0, len(numbers), 5)]
+
+
 def name_of(text: str) -> str:
     """Return a short name that an element may have as its id."""
     return f"{zlib.crc32(text.encode()):08x}"
 
 
+def bars_of(steps: int) -> int:
+    """Return how many steps make one bar, so that there are few enough to be seen."""
+    size = max(1, math.ceil(steps / _BARS))
+    return next((s for s in (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 24, 30) if s >= size), size)
+
+
 def _gathered(stats: Any) -> tuple[list[Any], int, dict[str, list[int]]]:
     """Add up steps until there are few enough to be seen."""
-    size = max(1, math.ceil(len(stats.times) / _BARS))
-    size = next((s for s in (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 24, 30) if s >= size), size)
+    size = bars_of(len(stats.times))
     series = {
         name: [sum(values[at : at + size]) for at in range(0, len(values), size)]
         for name, values in stats.series.items()
@@ -225,7 +528,7 @@ def _height(value: int, top: int, height: int) -> float:
     return round(max(1.0, height * value / top), 1) if value else 0.0
 
 
-def _moment(at: Any, step: int) -> str:
+def _moment(at: datetime, step: int) -> str:
     day = f"{at:%d %b} " if step >= _HOUR else ""
     until = at + timedelta(milliseconds=step)
     if step < _DAY:
@@ -234,7 +537,9 @@ def _moment(at: Any, step: int) -> str:
     return f"{at:%d %b}" + (f" to {last:%d %b}" if last > at else "")
 
 
-def _time_axis(times: Sequence[Any], step: int) -> list[tuple[float, str, str]]:
+def time_axis(
+    times: Sequence[datetime], step: int, zone: tzinfo, end: str = "now"
+) -> list[tuple[float, str, str]]:
     """Return up to seven texts with their place in percent and how they are anchored there."""
     if not times:
         return []
@@ -246,5 +551,5 @@ def _time_axis(times: Sequence[Any], step: int) -> list[tuple[float, str, str]]:
         if share > 92:
             break
         anchor = "start" if index == 0 else "middle"
-        marks.append((share, f"{times[index]:{form}}", anchor))
-    return [*marks, (100.0, "now", "end")]
+        marks.append((share, f"{times[index].astimezone(zone):{form}}", anchor))
+    return [*marks, (100.0, end, "end")]

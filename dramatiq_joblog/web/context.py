@@ -12,11 +12,13 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from dramatiq_joblog.database.checkout import checked_out
 from dramatiq_joblog.database.timeouts import cut_after
 from dramatiq_joblog.errors import DatabaseAwayError, JobNotFound, QueryTimeout, SearchError
+from dramatiq_joblog.reading import search
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import State
 
 from .access import ALL, CSRF_FIELD, METRICS
 from .links import Links
+from .zones import COOKIE, zone_of, zone_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -62,6 +64,8 @@ class Visit:
         self.link = Links(request, site.assets)
         self.query = request.query_params
         self.now = datetime.now(timezone.utc)
+        #: The zone that times of the day are shown in.
+        self.zone = zone_of(request.cookies.get(COOKIE))
         #: Whether data is asked for, by the path or by the header.
         self.wants_json = self.link.path.endswith(".json") or self.prefers_json
         #: What the page says above all: what is missing, what was done.
@@ -69,6 +73,11 @@ class Visit:
         #: What did not come in time.
         self.missing: set[str] = set()
         self._told: dict[str, Any] = {}
+
+    @property
+    def local_now(self) -> datetime:
+        """The same instant in the zone of who asks: what a search counts from."""
+        return self.now.astimezone(self.zone)
 
     @property
     def joblog(self) -> Any:
@@ -218,6 +227,8 @@ class Visit:
             "section": section,
             "site": site,
             "who": self.access.who,
+            "zone": self.zone,
+            "zone_text": zone_text(self.local_now),
         }
         if self.access.may_read:
             context["nav"] = self._nav(counted=bool(section))
@@ -265,6 +276,19 @@ class Visit:
             text += f" {refused} could not be; Actions says why."
         self.banners.append(text)
 
+    def search(self, words: str) -> Any:
+        """Return the jobs that a search finds, with the words as who asks means them.
+
+        Raises:
+          SearchError: If they cannot be understood, or ask for what may not be seen.
+        """
+        hidden = not self.access.sees_arguments
+        if hidden and any(_is_of_arguments(term.key) for term in search.parse(words)):
+            raise SearchError(
+                "You may not see the arguments of jobs, so args: and lines: find none."
+            )
+        return self.joblog.search(words, now=self.local_now, broker=self.site.broker)
+
     def _nav(self, *, counted: bool) -> list[tuple[str, str, str, Any]]:
         """Return the pages; a page that tells an error asks the database nothing."""
         dead = locks = workers = None
@@ -275,7 +299,9 @@ class Visit:
         return [
             ("overview", "Overview", "n-over", None),
             ("jobs", "Jobs", "n-jobs", None),
+            ("types", "Types", "n-type", None),
             ("dead", "Dead", "dead", dead),
+            ("queues", "Queues", "n-queue", None),
             ("locks", "Locks", "lock", locks),
             ("workers", "Workers", "n-work", workers),
         ]
@@ -296,6 +322,10 @@ class Visit:
                 name, lambda: self.part(f"the number of {name}", ask, None)
             )
         return self._told[name]
+
+
+def _is_of_arguments(key: str | None) -> bool:
+    return key in {"args", "lines"} or (key or "").startswith("args.")
 
 
 def _prefers_json(accept: str) -> bool:

@@ -15,7 +15,7 @@ from dramatiq_joblog.schema.query import word
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from datetime import datetime
+    from datetime import datetime, tzinfo
 
     from dramatiq_joblog.reading.search import Term
 
@@ -67,11 +67,40 @@ def ago(instant: datetime | None, now: datetime) -> Markup:
     )
 
 
-def clock(instant: datetime) -> Markup:
-    """Write the time of the day, with the exact instant beside it."""
+def clock(instant: datetime, zone: tzinfo) -> Markup:
+    """Write the time of the day in a zone, with the exact instant beside it."""
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
-        instant.isoformat(timespec="milliseconds"), exact(instant), f"{instant:%H:%M:%S}"
+        instant.isoformat(timespec="milliseconds"),
+        exact(instant),
+        f"{instant.astimezone(zone):%H:%M:%S}",
     )
+
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
+
+
+def brief(value: Any) -> str:
+    """Return enough of an id to know it: eight characters of a UUID, any other whole.
+
+    Example:
+      >>> brief("5c78f8cd-3373-45b7-8576-3f6a5bce5af1"), brief("anna@example.org"), brief(7)
+      ('5c78f8cd', 'anna@example.org', '7')
+    """
+    plain = str(value)
+    return plain[:8] if _UUID.fullmatch(plain) else plain
+
+
+def percent(share: float) -> str:
+    """Write a share of 1 in percent, with one decimal where that says more.
+
+    Example:
+      >>> percent(0.0), percent(0.109), percent(1.0), percent(0.0004)
+      ('0\u00a0%', '10.9\u00a0%', '100\u00a0%', '<0.1\u00a0%')
+    """
+    if 0 < share < 0.001:
+        return "<0.1\u00a0%"
+    plain = f"{100 * share:.1f}".removesuffix(".0")
+    return f"{plain}\u00a0%"
 
 
 def short(jid: str) -> str:
@@ -132,10 +161,12 @@ FILTERS = {
     "ago": ago,
     "argument": argument,
     "as_is": as_is,
+    "brief": brief,
     "clock": clock,
     "count": count,
     "duration": duration,
     "number": number,
+    "percent": percent,
     "plain_duration": plain_duration,
     "short": short,
     "spaced": spaced,

@@ -13,7 +13,7 @@ from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.states import FINAL, State
 
 from .common import waiters
-from .formats import ago, duration, plain_duration
+from .formats import ago, duration, plain_duration, text
 from .presenters import JobRow, places, sent_at, share_of
 from .timeline_svg import Run, draw, runs_of
 
@@ -133,7 +133,12 @@ def _facts(visit: Visit, found: Any, row: JobRow) -> list[tuple[str, Any]]:
     )
     facts: list[tuple[str, Any]] = [
         ("Actor", actor),
-        ("Queue", row.queue),
+        (
+            "Queue",
+            Markup('<a class="link" href="{}">{}</a>').format(
+                visit.link.to_queue(row.queue), text(row.queue)
+            ),
+        ),
         ("Attempt", attempts),
         ("Queue time", duration(row.queue_time)),
         ("Running for" if row.running_since else "Duration, last run", duration(row.duration)),

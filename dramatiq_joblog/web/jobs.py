@@ -31,7 +31,7 @@ def jobs(visit: Visit) -> Response:
     words = visit.query.get("q", "").strip()
     try:
         terms = search.parse(words)
-        query = visit.joblog.search(words, now=visit.now)
+        query = visit.search(words)
         page = visit.part("the jobs", lambda: query.page(limit=PER_PAGE, **_place(visit)), None)
     except SearchError as e:
         return _not_understood(visit, words, e)
@@ -105,13 +105,13 @@ def _counts(visit: Visit, terms: Sequence[search.Term]) -> dict[Any, Any]:
     if not others:
         return visit.counts()
     words = spell(others)
-    query = visit.joblog.search(words, now=visit.now)
+    query = visit.search(words)
 
     def count() -> dict[Any, Any]:
         return visit.part(None, lambda: visit.joblog.counts(query), {}, timeout=COUNTING)
 
     # A search that cannot be counted is not tried again at every look.
-    counts: dict[Any, Any] = visit.site.keep(f"counts {words}", count, times=5)
+    counts: dict[Any, Any] = visit.site.keep(f"counts {visit.zone} {words}", count, times=5)
     return counts
 
 
@@ -150,7 +150,9 @@ def _pager_text(shown: int, page: Any, visit: Visit) -> str:
     text = f"{shown} job{'s' * (shown != 1)}, newest first"
     if page.looked_back_to is not None:
         # No index answers this search: so far was looked for one page.
-        return f"{text}, of those sent since {page.looked_back_to:%d %b %H:%M} UTC"
+        return (
+            f"{text}, of those sent since {page.looked_back_to.astimezone(visit.zone):%d %b %H:%M}"
+        )
     whole = not page.newer and not page.older and not visit.query.get("before")
     return text + ("" if whole else ", more to see")
 
@@ -177,7 +179,8 @@ def complete(visit: Visit) -> Response:
         return visit.json({"words": [{"word": f"{k}:", "hint": search.KEYS[k]} for k in keys]})
     found = visit.part(None, lambda: visit.joblog.complete(key, prefix.strip('"')), [], timeout=500)
     if key in {"since", "until", "ended"}:
-        found = [(span, None) for span in ("15m", "1h", "24h", "7d") if span.startswith(prefix)]
+        spans = ("15m", "1h", "24h", "7d", "today", "yesterday")
+        found = [(span, None) for span in spans if span.startswith(prefix)]
     told = [
         {"word": word(key, value), "count": count, "capped": getattr(count, "capped", False)}
         for value, count in found

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
+from dramatiq_joblog.schema.query import word
+
 if TYPE_CHECKING:
     from starlette.requests import Request
 
@@ -22,8 +24,14 @@ _PATHS = {
     "logout": "/logout",
     "metrics": "/metrics",
     "overview": "/",
+    "queue": "/queues/{name}",
+    "queues": "/queues",
     "static": "/static/{version}/{path}",
+    "type": "/types/{name}",
+    "types": "/types",
+    "user": "/users/{user}",
     "workers": "/workers",
+    "zone": "/zone",
 }
 
 
@@ -55,6 +63,22 @@ class Links:
             elif key != "version" and value is not None and value != "":
                 query.append((key, value))
         return self.root + path + ("?" + urlencode(query) if query else "")
+
+    def to_type(self, name: str, **values: Any) -> str:
+        """Return the link to the page of a job type, or of an actor without one."""
+        return self._of("type", "name", name) or self("jobs", q=word("type", name), **values)
+
+    def to_user(self, user: Any, **values: Any) -> str:
+        """Return the link to the page of a user."""
+        return self._of("user", "user", str(user)) or self("jobs", q=word("user", user), **values)
+
+    def to_queue(self, name: str) -> str:
+        """Return the link to the page of a queue."""
+        return self._of("queue", "name", name) or self("jobs", q=word("queue", name))
+
+    def _of(self, page: str, place: str, text: str) -> str | None:
+        # A browser takes these for a way up, however they are written.
+        return None if text in {"", ".", ".."} else self(page, **{place: text})
 
     def here(self, **changes: Any) -> str:
         """Return the link to this page with another query; None takes a value away."""

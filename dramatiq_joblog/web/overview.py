@@ -10,9 +10,11 @@ from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.states import FINAL, State
 
 from . import charts
-from .common import RANGES, chosen
-from .formats import plain_duration
+from .common import RANGES
+from .formats import percent, plain_duration
+from .periods import period_of
 from .presenters import JobRow, sent_at
+from .unusual import last_week, past, type_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,10 +23,11 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from .context import Visit
+    from .periods import Period
+    from .unusual import Past
 
-#: How many times two seconds the charts of a range may be old: a bar is a step wide.
-KEPT = {"1h": 1, "3h": 3, "24h": 10}
-
+#: Job types that stand here; the others have a page.
+MOST_TYPES = 8
 #: So many jobs are looked through for one fact about them.
 FEW = 5_000
 
@@ -44,37 +47,34 @@ MEANINGS = (
 
 def overview(visit: Visit) -> Response:
     """Answer with how it goes: now, and over a time."""
-    span = chosen(visit, "range", RANGES)
+    period = period_of(visit)
     log = visit.joblog
-    since = visit.now - timedelta(milliseconds=RANGES[span])
-    stats = visit.part(
-        "the charts",
-        lambda: visit.site.keep(
-            f"stats {span}", lambda: log.stats(since=since), times=KEPT.get(span, 30)
-        ),
-        None,
-    )
+    found = past(visit, period)
+    stats = None if found is None else found.now
     oldest = visit.rows("the oldest", lambda: log.oldest(limit=5))
     if visit.wants_json:
         return visit.json(
             {
-                "range": span,
+                "range": period.name,
                 "states": visit.counts(),
                 "oldest": [visit.as_dict(job) for job in oldest],
                 "stats": None if stats is None else charts.plain(stats),
             }
         )
+    types = [] if found is None else type_rows(found)
     facts = {
-        "range": span,
+        "period": period,
         "ranges": list(RANGES),
-        "cells": _cells(visit, oldest, stats, span),
+        "cells": _cells(visit, oldest, stats, period),
         "oldest": [_old(job, visit.now) for job in oldest],
-        "chart": None if stats is None else charts.throughput(stats),
-        "strips": [] if stats is None else _strips(stats),
+        "chart": None if stats is None else charts.throughput(stats, visit.zone),
+        "types": types[:MOST_TYPES],
+        "more_types": max(0, len(types) - MOST_TYPES),
+        "compared": found is not None and bool(found.before),
+        "was_text": last_week(period, visit.zone),
         "axis": charts.STRIP_AXIS,
         "marks": charts.STRIP_MARKS,
-        "errors": [] if stats is None else _errors(stats, span),
-        "span": span,
+        "errors": [] if found is None else _errors(found, period),
         "empty": _is_empty(visit),
         "place": log.name,
         "listening": "No worker has reported in so far.",
@@ -83,16 +83,17 @@ def overview(visit: Visit) -> Response:
     return visit.page("overview.html", "Overview", facts, live=True, section="overview")
 
 
-def _strips(stats: Any) -> list[dict[str, Any]]:
-    rows = charts.strips(stats.groups[:8])
-    return [row | {"words": word("type", row["name"])} for row in rows]
-
-
-def _errors(stats: Any, span: str) -> list[dict[str, Any]]:
-    return [
-        row | {"words": f"{word('error', row['error'])} {word('actor', row['actor'])} since:{span}"}
-        for row in charts.errors(stats, 6)
-    ]
+def _errors(found: Past, period: Period) -> list[dict[str, Any]]:
+    flags = {
+        (change.name, change.actor): "new" if change.factor is None else "rising"
+        for change in found.changes
+        if change.kind == "error"
+    }
+    rows = charts.errors(found.now, 6)
+    for row in rows:
+        row["flag"] = flags.get((row["error_type"], row["actor"]), "")
+        row["words"] = f"{word('error', row['error'])} {word('actor', row['actor'])} {period.words}"
+    return rows
 
 
 def _is_empty(visit: Visit) -> bool:
@@ -100,7 +101,7 @@ def _is_empty(visit: Visit) -> bool:
     return bool(counts) and not any(counts.values())
 
 
-def _cells(visit: Visit, oldest: Sequence[Any], stats: Any, span: str) -> list[dict[str, Any]]:
+def _cells(visit: Visit, oldest: Sequence[Any], stats: Any, period: Period) -> list[dict[str, Any]]:
     counts = visit.counts()
     notes = _notes(visit, oldest, counts)
     ended = {} if stats is None else stats.counts
@@ -113,9 +114,9 @@ def _cells(visit: Visit, oldest: Sequence[Any], stats: Any, span: str) -> list[d
         note = ""
         if state in FINAL:
             value = None if stats is None else ended.get(name, 0)
-            note = f"{100 * value / total:.3g} %" if value is not None and total else ""
+            note = percent(value / total) if value is not None and total else ""
             note = notes.get(state, note)
-            words += f" ended:{span}"
+            words += f" {period.words}"
         else:
             note = notes.get(state, "")
         cells.append(
@@ -143,7 +144,8 @@ def _notes(visit: Visit, oldest: Sequence[Any], counts: dict[Any, Any]) -> dict[
             due = log.jobs.in_state(state).order_by(log.Job.eta).limit(1)
             following = visit.rows(None, due.iterator)
             if following and (due_text := JobRow(following[0], visit.now).due):
-                notes[state] = f"next {due_text}"
+                is_late = due_text.startswith("overdue")
+                notes[state] = due_text if is_late else f"next {due_text}"
     if 0 < counts.get(State.WAITING, 0) < FEW:
         keys = log.jobs.waiting().select(log.Job.section).distinct().order_by().tuples()
         some = len(visit.rows(None, lambda: keys))

@@ -156,7 +156,7 @@ class JobRow:
         if self._job.eta is None:
             return ""
         left = (self._job.eta - self._now) / timedelta(milliseconds=1)
-        return f"in {rough(left)}" if left >= 0 else f"due {rough(-left)} ago"
+        return f"in {rough(left)}" if left >= 0 else f"overdue {rough(-left)}"
 
 
 def sent_at(job: Any) -> datetime:

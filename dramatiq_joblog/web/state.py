@@ -13,6 +13,7 @@ import jinja2
 from dramatiq_joblog.asking.threads import Threads
 
 from . import assets
+from .charts import flow_path, name_of
 from .formats import FILTERS, text
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= FILTERS
+    environment.filters |= FILTERS | {"flow": flow_path, "name_of": name_of}
     return environment
 
 

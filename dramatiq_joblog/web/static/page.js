@@ -74,6 +74,134 @@
     if (silent && Date.now() - silent > 8000) look("away", "No answer");
   };
 
+  // Charts: a bar leads to its jobs, its reading stands in the legend, a drag picks a time
+
+  const bars = (chart) => all(".bar-a[data-v]", chart);
+  const legendOf = (chart) => $("[data-legend]", chart.closest("section"));
+  const read = (chart, bar) => {
+    const legend = legendOf(chart);
+    if (!legend) return;
+    const values = bar ? bar.dataset.v.split("|") : null;
+    all("b", legend).forEach((cell, index) => {
+      cell.dataset.rest ??= cell.textContent;
+      cell.textContent = values ? values[index] : cell.dataset.rest;
+    });
+    $("[data-moment]", legend).textContent = bar ? bar.dataset.at : "";
+    for (const other of bars(chart)) other.classList.toggle("at", other === bar);
+  };
+  const asTable = (chart) => {
+    const section = chart.closest("section");
+    const old = $(".chart-table", section);
+    if (old) { old.remove(); return; }
+    const place = document.createElement("div"), table = document.createElement("table");
+    place.className = "chart-table";
+    place.tabIndex = 0;
+    place.setAttribute("role", "region");
+    place.setAttribute("aria-label", `${$("h2", section).textContent} as a table`);
+    const head = table.createTHead().insertRow();
+    for (const text of ["Time", ...chart.dataset.chart.split("|")]) {
+      const cell = document.createElement("th");
+      cell.scope = "col";
+      cell.textContent = text;
+      cell.className = text === "Time" ? "" : "r";
+      head.append(cell);
+    }
+    const rows_ = table.createTBody();
+    for (const bar of bars(chart)) {
+      const row = rows_.insertRow(), link = document.createElement("a");
+      link.href = bar.getAttribute("href");
+      link.className = "link";
+      link.textContent = bar.dataset.at;
+      row.insertCell().append(link);
+      for (const value of bar.dataset.v.split("|")) {
+        const cell = row.insertCell();
+        cell.className = "r";
+        cell.textContent = value;
+      }
+    }
+    place.append(table);
+    chart.after(place);
+    place.focus();
+  };
+  const chartOf = (element) => element.closest?.("[data-chart]");
+  let dragged = null, tapped = null;
+  document.addEventListener("pointerover", (event) => {
+    const bar = event.target.closest?.(".bar-a[data-v]");
+    if (bar) read(chartOf(bar), bar);
+  });
+  document.addEventListener("pointerout", (event) => {
+    const chart = chartOf(event.target);
+    if (chart && event.pointerType === "mouse" && !chart.contains(event.relatedTarget)) read(chart, null);
+  });
+  document.addEventListener("focusin", (event) => {
+    const bar = event.target.closest?.(".bar-a[data-v]");
+    if (bar) read(chartOf(bar), bar);
+  });
+  document.addEventListener("focusout", (event) => {
+    const chart = chartOf(event.target);
+    if (chart && !chart.contains(event.relatedTarget)) read(chart, null);
+  });
+  document.addEventListener("pointerdown", (event) => {
+    const bar = event.target.closest?.(".bar-a[data-v]");
+    dragged = bar && event.pointerType === "mouse" && event.button === 0
+      ? { chart: chartOf(bar), from: bar, to: bar, x: event.clientX } : null;
+  });
+  document.addEventListener("dragstart", (event) => { if (event.target.closest?.(".bar-a")) event.preventDefault(); });
+  document.addEventListener("pointermove", (event) => {
+    if (!dragged) return;
+    const bar = event.target.closest?.(".bar-a[data-v]");
+    if (bar && chartOf(bar) === dragged.chart) dragged.to = bar;
+    const list = bars(dragged.chart);
+    const [a, b] = [list.indexOf(dragged.from), list.indexOf(dragged.to)].sort((x, y) => x - y);
+    list.forEach((one, index) => one.classList.toggle("at", index >= a && index <= b));
+    if (a !== b) {
+      const legend = legendOf(dragged.chart);
+      if (legend) $("[data-moment]", legend).textContent = `${list[a].dataset.at} to ${list[b].dataset.at}`;
+    }
+  });
+  document.addEventListener("pointerup", () => {
+    if (!dragged || dragged.from === dragged.to) { dragged = null; return; }
+    const list = bars(dragged.chart);
+    const [a, b] = [list.indexOf(dragged.from), list.indexOf(dragged.to)].sort((x, y) => x - y);
+    const url = new URL(location.href);
+    url.searchParams.delete("range");
+    url.searchParams.set("since", list[a].dataset.since);
+    url.searchParams.set("until", list[b].dataset.until);
+    // The click that ends a drag is none.
+    dragged.over = true;
+    location.href = url;
+  });
+  document.addEventListener("click", (event) => {
+    const bar = event.target.closest?.(".bar-a[data-v]");
+    if (!bar) return;
+    if (dragged?.over) { event.preventDefault(); dragged = null; return; }
+    // By touch the first tap reads, the second opens.
+    if (matchMedia("(hover: none)").matches && tapped !== bar) {
+      event.preventDefault();
+      tapped = bar;
+      read(chartOf(bar), bar);
+    }
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey || !/^Arrow(Left|Right)$/.test(event.key)) return;
+    const bar = document.activeElement?.closest?.(".bar-a");
+    const chart = bar ? bar.closest("svg") : event.target === body && $("[data-chart]");
+    if (!chart) return;
+    event.preventDefault();
+    const list = all(".bar-a", chart);
+    const by = event.key === "ArrowRight" ? 1 : -1;
+    const next = list[Math.max(0, Math.min(list.length - 1, bar ? list.indexOf(bar) + by : list.length - 1))];
+    for (const other of list) other.setAttribute("tabindex", other === next ? "0" : "-1");
+    next?.focus();
+  });
+  const ownZone = $("[data-own-zone]");
+  if (ownZone) {
+    const name = Intl.DateTimeFormat().resolvedOptions().timeZone;
+    ownZone.textContent = `Use this browser\u2019s: ${name}`;
+    ownZone.type = "button";
+    ownZone.addEventListener("click", () => { $("#zone-name").value = name; ownZone.form.submit(); });
+  }
+
   // Live: one request at a time, whose answer replaces cells by id
 
   const every = Number(body.dataset.every || 0);
@@ -501,7 +629,7 @@
 
   // Keys
 
-  const go = { o: "/", j: "/jobs", d: "/dead", l: "/locks", w: "/workers", a: "/actions" };
+  const go = { o: "/", j: "/jobs", y: "/types", d: "/dead", q: "/queues", l: "/locks", w: "/workers", a: "/actions" };
   let before = "";
   const press = (selector, from = document) => { const found = $(selector, from); found?.click(); return Boolean(found); };
   const act = (what) => {
@@ -522,7 +650,7 @@
     k: () => move(-1),
     x: () => select(at()),
     X: () => select(at(), true),
-    Enter: () => { const link = at() && ($("td a[href*='/jobs/']", at()) || $("td a", at())); if (link) location.href = link.href; },
+    Enter: () => { const link = at() && ($("td.type a, td.name a, td.q-n a", at()) || $("td a[href*='/jobs/']", at()) || $("td a", at())); if (link) location.href = link.href; },
     "[": () => press("a[rel=prev]"),
     "]": () => press("a[rel=next]"),
     r: () => act("requeue"),
@@ -534,6 +662,7 @@
     p: togglePause,
     ".": letIn,
     t: toggleTheme,
+    v: () => { const chart = chartOf(document.activeElement) || $("[data-chart]"); if (chart) asTable(chart); },
     Escape: () => { if (rows().some((row) => box(row)?.checked)) clear(); else at()?.classList.remove("at"); },
   };
   document.addEventListener("keydown", (event) => {

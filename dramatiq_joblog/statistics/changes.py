@@ -1,0 +1,169 @@
+"""What is not as it was: the same hours now and before, compared by one measure.
+
+Surprise is how many times as large something is, against how much it usually varies, times how
+many jobs say so.  Below :data:`USUAL` it is as usual.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from statistics import median, pstdev
+from typing import TYPE_CHECKING
+
+from .rollups import ENDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from .series import ErrorCount, Group, Stats
+
+#: Surprise below this is none, and so is a factor that is smaller.
+USUAL, SMALLEST = 1.0, 1.25
+#: Percentiles of fewer jobs say nothing.
+LEAST = 20
+#: Milliseconds below which nobody minds how many times as long something takes.
+NOTHING = {"duration": 50.0, "queue_time": 1000.0}
+#: An error rises from this many runs and this factor on.
+RISING, RISING_FACTOR = 3, 3.0
+#: Above all measures: what is there, or is not, for the first time.
+ABOVE = 1000.0
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that is not as it was."""
+
+    #: ``duration``, ``queue_time``, ``failed``, ``jobs``, ``error``, ``new`` or ``silent``.
+    kind: str
+    #: The job type or actor; for an error, its class.
+    name: str
+    #: Milliseconds, a share from 0 to 1, or how many; in the time that is compared with, per its
+    #: length.
+    before: float
+    #: The same, now.
+    now: float
+    #: How surprising it is; :data:`ABOVE` and more for what was not there before, or is no more.
+    surprise: float
+    #: How many times as large it is; None if there is no such number.
+    factor: float | None = None
+    #: The actor, of an error.
+    actor: str = ""
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether it is a change for the worse."""
+        if self.kind in {"silent", "error"}:
+            return self.factor is None or self.factor > 1
+        return self.kind in {"duration", "queue_time", "failed"} and (self.factor or 0) > 1
+
+
+def surprise(now: float, before: Sequence[float], jobs: int) -> float:
+    """Return how surprising a number is after those of before; all above zero.
+
+    Example:
+      >>> surprise(20, [10, 10], 100) > surprise(11, [10, 10], 100)
+      True
+    """
+    known = [value for value in before if value > 0]
+    if now <= 0 or not known:
+        return 0.0
+    spread = pstdev([math.log(value) for value in known])
+    change = abs(math.log(now / median(known)))
+    return change / max(spread, math.log(SMALLEST)) * math.log(1 + jobs)
+
+
+def changes(now: Stats, before: Sequence[Stats]) -> list[Change]:
+    """Return what changed against the same hours of before, the most surprising first."""
+    found = [*_of_groups(now, before), *_of_errors(now, before)]
+    return sorted(found, key=lambda change: (-change.surprise, change.kind, change.name))
+
+
+def _of_groups(now: Stats, before: Sequence[Stats]) -> Iterable[Change]:
+    groups = {group.name: group for group in now.groups}
+    past = [{group.name: group for group in stats.groups} for stats in before]
+    names = dict.fromkeys([*groups, *(name for each in past for name in each)])
+    for name in names:
+        earlier = [each[name] for each in past if name in each]
+        rates = [_ended(each.get(name)) / _length(s) for each, s in zip(past, before, strict=True)]
+        yield from _of_one(name, groups.get(name), earlier, rates, _length(now))
+
+
+def _of_one(
+    name: str, group: Group | None, earlier: Sequence[Group], rates: Sequence[float], length: float
+) -> Iterable[Change]:
+    count, usually = _ended(group), (median(rates) * length if rates else 0.0)
+    if rates and not any(rates) and count:
+        yield Change("new", name, 0, count, ABOVE + math.log(1 + count))
+        return
+    # Two of three times nothing, and once by chance, is not silence.
+    if not count and rates and min(rates) * length >= RISING:
+        yield Change("silent", name, usually, 0, 2 * ABOVE + math.log(1 + usually))
+        return
+    if group is None or not earlier:
+        return
+    for kind in ("duration", "queue_time"):
+        current, others = _p95(group, kind), [_p95(each, kind) for each in earlier]
+        known = [value for value in others if value is not None]
+        if current is not None and known:
+            yield from _compared(kind, name, current, known, count)
+    many = [each for each in earlier if _ended(each) >= LEAST]
+    if many and count >= LEAST:
+        smooth = [_failed(each, never=0.5) for each in many]
+        for change in _compared("failed", name, _failed(group, never=0.5), smooth, count):
+            before = median(_failed(each) for each in many)
+            yield replace(change, before=before, now=_failed(group))
+    if any(rates):
+        yield from _compared("jobs", name, float(count), [r * length for r in rates], count)
+
+
+def _compared(
+    kind: str, name: str, now: float, before: Sequence[float], jobs: int
+) -> Iterable[Change]:
+    usually = median(before)
+    if now <= 0 or usually <= 0:
+        return
+    factor = now / usually
+    much = surprise(now, before, jobs)
+    if much >= USUAL and not 1 / SMALLEST < factor < SMALLEST:
+        yield Change(kind, name, usually, now, much, factor)
+
+
+def _of_errors(now: Stats, before: Sequence[Stats]) -> Iterable[Change]:
+    past = [{(e.error_type, e.actor): e.count for e in stats.errors} for stats in before]
+    for error in now.errors:
+        key = error.error_type, error.actor
+        rates = [each.get(key, 0) / _length(s) for each, s in zip(past, before, strict=True)]
+        usually = median(rates) * _length(now) if rates else 0.0
+        if rates and not any(rates):
+            much = ABOVE + math.log(1 + error.count)
+            yield Change("error", *_named(error, 0, much), actor=error.actor)
+        elif usually and error.count >= max(RISING, RISING_FACTOR * usually):
+            much = math.log(error.count / usually) / math.log(SMALLEST) * math.log(1 + error.count)
+            made = _named(error, usually, much)
+            yield Change("error", *made, error.count / usually, actor=error.actor)
+
+
+def _named(error: ErrorCount, before: float, much: float) -> tuple[str, float, float, float]:
+    return error.error_type, before, float(error.count), much
+
+
+def _ended(group: Group | None) -> int:
+    return 0 if group is None else sum(group.counts.get(outcome, 0) for outcome in ENDS)
+
+
+def _failed(group: Group, *, never: float = 0.0) -> float:
+    """Return the share of runs that failed; with *never*, none is so little of one."""
+    bad = group.counts.get("dead", 0) + group.counts.get("retried", 0)
+    ran = bad + group.counts.get("finished", 0)
+    return (bad + never) / (ran + 2 * never) if ran or never else 0.0
+
+
+def _p95(group: Group, kind: str) -> float | None:
+    histogram = group.durations if kind == "duration" else group.queue_times
+    found = histogram.percentile(0.95) if histogram.count >= LEAST else None
+    return None if found is None else max(float(found), NOTHING[kind])
+
+
+def _length(stats: Stats) -> float:
+    return max(1.0, (stats.until - stats.since).total_seconds())

@@ -1,0 +1,120 @@
+"""The time that a page is about: a range up to now, or one that someone picked on a chart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from dramatiq_joblog.errors import SearchError
+from dramatiq_joblog.reading import search
+from dramatiq_joblog.schema.models import to_millis
+
+from .common import DEFAULT_RANGE, RANGES, chosen
+from .formats import spaced
+
+if TYPE_CHECKING:
+    from .context import Visit
+
+#: How many times two seconds what is drawn of a range may be old: a bar is a step wide.
+KEPT = {"1h": 1, "3h": 3, "24h": 10}
+#: Days that a picked time is long at most.
+LONGEST = 400
+#: Milliseconds of a week, with which everything is compared.
+WEEK = 604_800_000
+_MS = timedelta(milliseconds=1)
+
+
+@dataclass(frozen=True)
+class Period:
+    """A time that is looked at."""
+
+    #: One of the ranges; empty for a time that was picked.
+    name: str
+    since: datetime
+    #: Its end; None for now.
+    until: datetime | None
+    #: Where it is cut off if it goes on.
+    now: datetime
+    #: How it is called in a text.
+    text: str
+
+    @property
+    def end(self) -> datetime:
+        """Its end, or now."""
+        return self.until or self.now
+
+    @property
+    def length(self) -> int:
+        """Milliseconds that it is long."""
+        return round((self.end - self.since) / _MS)
+
+    @property
+    def key(self) -> str:
+        """What it is kept under."""
+        if self.name:
+            return self.name
+        end = "" if self.until is None else to_millis(self.until)
+        return f"{to_millis(self.since)}-{end}"
+
+    @property
+    def times(self) -> int:
+        """How many times two seconds what is drawn of it may be old."""
+        return KEPT.get(self.name, 30)
+
+    @property
+    def words(self) -> str:
+        """The word of a search for what ended in it."""
+        return f"ended:{self.name}" if self.name else within(self.since, self.until)
+
+    def ago(self, milliseconds: int) -> tuple[datetime, datetime]:
+        """Return the same time so long before."""
+        back = milliseconds * _MS
+        return self.since - back, self.end - back
+
+    def query(self) -> dict[str, Any]:
+        """Return what stands in an address for it."""
+        if self.name:
+            return {"range": None if self.name == DEFAULT_RANGE else self.name}
+        until = None if self.until is None else _iso(self.until)
+        return {"since": _iso(self.since), "until": until}
+
+
+def period_of(visit: Visit) -> Period:
+    """Return the time that is asked for: ``since`` and ``until``, or one of the ranges.
+
+    Raises:
+      SearchError: If it is none.
+    """
+    since, until = visit.query.get("since", ""), visit.query.get("until", "")
+    if not since and not until:
+        name = chosen(visit, "range", RANGES)
+        begin = visit.now - RANGES[name] * _MS
+        return Period(name, begin, None, visit.now, f"the last {spaced(name)}")
+    if not since:
+        raise SearchError("until= needs since=: give both ends of the time")
+    begin = search.instant(since, visit.local_now)
+    end = search.instant(until, visit.local_now) if until else None
+    last = end or visit.now
+    if not timedelta(0) < last - begin <= timedelta(days=LONGEST):
+        raise SearchError(f"since={since!r} must be before until, and at most {LONGEST} days")
+    return Period("", begin, end, visit.now, moment(begin, last, visit.zone))
+
+
+def moment(begin: datetime, end: datetime, zone: Any) -> str:
+    """Write a time as from one instant to another, in a zone."""
+    begin, end = begin.astimezone(zone), end.astimezone(zone)
+    if begin.date() == end.date():
+        return f"{begin:%d %b %H:%M} to {end:%H:%M}"
+    return f"{begin:%d %b %H:%M} to {end:%d %b %H:%M}"
+
+
+def within(begin: datetime, end: datetime | None) -> str:
+    """Return the word of a search for what ended from one instant to another."""
+    return f"ended:{_iso(begin)}..{'' if end is None else _iso(end)}"
+
+
+def _iso(instant: datetime) -> str:
+    utc = instant.astimezone(timezone.utc)
+    form = "%Y-%m-%dT%H:%MZ" if not (utc.second or utc.microsecond) else "%Y-%m-%dT%H:%M:%SZ"
+    return f"{utc:{form}}"

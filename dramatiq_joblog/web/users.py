@@ -1,0 +1,303 @@
+"""One user: what happened to their jobs, on one time axis."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from dramatiq_joblog.schema.query import word
+from dramatiq_joblog.states import ACTIVE, FINAL, Outcome, State
+
+from . import charts
+from .common import RANGES
+from .formats import brief, percent, plain_duration
+from .periods import WEEK, Period, period_of
+from .presenters import JobRow, sent_at
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from starlette.responses import Response
+
+    from .context import Visit
+
+#: Jobs that are drawn and counted at most, and lines of the list.
+MOST_JOBS, LISTED = 400, 25
+#: Lanes of one type that are drawn, and what each is high.
+MOST_LANES, _LANE = 12, 9
+#: The least that a bar is wide, in percent of the axis.
+_LEAST = 0.35
+_MS = timedelta(milliseconds=1)
+
+
+def user(visit: Visit) -> Response:
+    """Answer with the jobs of one user in a time, that which has not ended first."""
+    name = visit.request.path_params["user"]
+    visit.wants_json = visit.prefers_json
+    period = period_of(visit)
+    rows, capped = _jobs(visit, name, period)
+    if not rows and name.endswith(".json"):
+        stem = name.removesuffix(".json")
+        found = _jobs(visit, stem, period)
+        if found[0]:
+            name, (rows, capped), visit.wants_json = stem, found, True
+    if visit.wants_json:
+        return visit.json({"user": name, "jobs": [visit.as_dict(row) for row in rows]})
+    last = None
+    if not rows:
+        newest = visit.joblog.jobs.for_user(name).order_by(visit.joblog.Job.created_at.desc())
+        last = next(iter(visit.rows(None, lambda: newest.limit(1))), None)
+    waits = _waits(visit, rows)
+    by_state = Counter(str(row.state) for row in rows)
+    facts = {
+        "user": name,
+        "words": word("user", name),
+        "period": period,
+        "ranges": list(RANGES),
+        "cells": _cells(visit, name, period, rows, waits, capped=capped) if rows else [],
+        "verdict": _verdict(rows, visit.now),
+        "lanes": _lanes(rows, waits, period),
+        "grid": _grid(period, visit),
+        "rows": [JobRow(row, visit.now) for row in _unfinished_first(rows)[:LISTED]],
+        "total": len(rows),
+        "capped": capped,
+        "by_state": by_state,
+        "last": None if last is None else JobRow(last, visit.now),
+    }
+    heading = f"User {brief(name)}"
+    return visit.page("user.html", heading, facts, live=True, section="jobs")
+
+
+def _jobs(visit: Visit, name: str, period: Period) -> tuple[list[Any], bool]:
+    """Return the newest jobs of a user that were sent in a time, oldest first."""
+    job = visit.joblog.Job
+    query = visit.joblog.jobs.for_user(name)
+    query = query.where(job.created_at >= period.since, job.created_at < period.end)
+    newest = query.order_by(job.created_at.desc(), job.id.desc()).limit(MOST_JOBS + 1)
+    rows = visit.rows("the jobs", lambda: newest)
+    return rows[:MOST_JOBS][::-1], len(rows) > MOST_JOBS
+
+
+def _waits(visit: Visit, rows: Sequence[Any]) -> dict[str, list[tuple[datetime, datetime]]]:
+    """Return when jobs waited for a section, by jid."""
+    waits: dict[str, list[tuple[datetime, datetime]]] = {}
+    jids = [row.jid for row in rows if row.section is not None]
+    if jids:
+        failure = visit.joblog.Failure
+        found = failure.select(failure.jid, failure.started_at, failure.finished_at).where(
+            failure.jid.in_(jids), failure.outcome == Outcome.WAITED.value
+        )
+        for wait in visit.rows("the waits", lambda: found):
+            if wait.started_at is not None and wait.finished_at is not None:
+                waits.setdefault(wait.jid, []).append((wait.started_at, wait.finished_at))
+    for row in rows:
+        if row.state == State.WAITING and row.waiting_since is not None:
+            waits.setdefault(row.jid, []).append((row.waiting_since, visit.now))
+    return waits
+
+
+def _unfinished_first(rows: Sequence[Any]) -> list[Any]:
+    """Return the dead, then what has not ended, then the others; of each the newest first."""
+
+    def rank(row: Any) -> int:
+        return 0 if row.state == State.DEAD else 1 if row.state in ACTIVE else 2
+
+    newest = sorted(rows, key=lambda row: row.created_at, reverse=True)
+    return sorted(newest, key=rank)
+
+
+def _cells(
+    visit: Visit,
+    name: str,
+    period: Period,
+    rows: Sequence[Any],
+    waits: dict[str, list[tuple[datetime, datetime]]],
+    *,
+    capped: bool,
+) -> list[dict[str, Any]]:
+    states = Counter(row.state for row in rows)
+    on_their_way = sum(states[state] for state in ACTIVE)
+    waited = sum((b - a) / _MS for times in waits.values() for a, b in times)
+    ran = sum(row.duration or 0 for row in rows)
+    sections = len({row.section for row in rows if row.jid in waits})
+    more = "+" if capped else ""
+    words = word("user", name)
+    in_time = f"{words} since:{charts.iso(period.since)}"
+    in_time += f" until:{charts.iso(period.end)}" if period.until else ""
+
+    def cell(text: str, value: Any, note: str, query: str) -> dict[str, Any]:
+        return {"name": text, "value": value, "note": note, "q": f"{in_time} {query}".strip()}
+
+    return [
+        cell("Jobs", f"{len(rows)}{more}", _usually(visit, name, period), ""),
+        cell(
+            "Finished",
+            states[State.FINISHED],
+            percent(states[State.FINISHED] / len(rows)),
+            "state:finished",
+        ),
+        cell("Dead", states[State.DEAD], "", "state:dead dismissed:yes dismissed:no"),
+        cell(
+            "On their way",
+            on_their_way,
+            f"{states[State.STARTED]} running" if on_their_way else "",
+            "state:active",
+        ),
+        cell("Skipped", states[State.SKIPPED], "", "state:skipped"),
+        cell(
+            "Waited for sections",
+            plain_duration(waited),
+            f"{sections} section{'s' * (sections != 1)}" if sections else "",
+            "",
+        ),
+        cell("Time in runs", plain_duration(ran), "", ""),
+    ]
+
+
+def _usually(visit: Visit, name: str, period: Period) -> str:
+    """Say how many jobs the user had in the same time of the week before, counted up to a bound."""
+    job = visit.joblog.Job
+    since, until = period.ago(WEEK)
+    query = visit.joblog.jobs.for_user(name).where(job.created_at >= since, job.created_at < until)
+    some = query.order_by().select(job.id).limit(MOST_JOBS + 1)
+    number = len(visit.rows(None, some.tuples))
+    if not number:
+        return ""
+    return f"last week {min(number, MOST_JOBS)}{'+' * (number > MOST_JOBS)}"
+
+
+def _verdict(rows: Sequence[Any], now: datetime) -> dict[str, Any] | None:
+    """Say what is missing for the user: what died, is lost, or is not done."""
+    dead = [row for row in rows if row.state == State.DEAD and row.dismissed_at is None]
+    dead = [row for row in dead if row.replayed_by is None]
+    lost = [row for row in rows if row.state == State.LOST]
+    going = [row for row in rows if row.state in ACTIVE and row.state != State.LOST]
+    if not dead and not lost:
+        return None
+    missing = [*dead, *lost]
+    newest = max(missing, key=lambda row: row.finished_at or row.updated_at)
+    shown = JobRow(newest, now)
+    some = f"{len(missing)} thing{'s are' if len(missing) != 1 else ' is'} missing for this user"
+    rest = len(rows) - len(missing) - len(going)
+    others = [f"{len(going)} {'are' if len(going) != 1 else 'is'} on the way"] if going else []
+    others += [f"{rest} ended as they should"] if rest else []
+    return {
+        "look": "dead" if dead else "lost",
+        "text": some[0].upper() + some[1:],
+        "name": shown.name,
+        "jid": newest.jid,
+        "at": newest.finished_at or newest.updated_at,
+        "how": f"died of {shown.error_type or shown.reason}" if dead else "lost its worker",
+        "rest": ", ".join(others),
+    }
+
+
+@dataclass
+class Lane:
+    """The jobs of one type, packed in lanes below each other."""
+
+    name: str
+    note: str
+    is_bad: bool
+    count: int
+    height: int
+    bars: list[dict[str, Any]]
+
+
+def _lanes(
+    rows: Sequence[Any], waits: dict[str, list[tuple[datetime, datetime]]], period: Period
+) -> list[Lane]:
+    by_name: dict[str, list[Any]] = {}
+    for row in rows:
+        by_name.setdefault(row.job_type or row.actor, []).append(row)
+    ordered = sorted(by_name.items(), key=lambda pair: -len(pair[1]))
+    return [_lane(name, jobs, waits, period) for name, jobs in ordered[:20]]
+
+
+def _lane(
+    name: str,
+    jobs: list[Any],
+    waits: dict[str, list[tuple[datetime, datetime]]],
+    period: Period,
+) -> Lane:
+    ends = [float("-inf")]
+    bars = []
+    for job in sorted(jobs, key=sent_at):
+        bar = _bar(job, waits.get(job.jid, ()), period)
+        begin, end = bar["from"], bar["to"]
+        place = next((n for n, until in enumerate(ends) if until < begin), None)
+        if place is None:
+            place = len(ends) if len(ends) < MOST_LANES else MOST_LANES - 1
+            if place == len(ends):
+                ends.append(0.0)
+        ends[place] = max(ends[place], end + 0.1)
+        bars.append(bar | {"y": place * _LANE + 12})
+    states = Counter(str(job.state) for job in jobs)
+    note = ", ".join(f"{n} {state}" for state, n in states.items() if state != State.DEAD)
+    height = max(38, len(ends) * _LANE + 20)
+    dead = states.get(State.DEAD.value, 0)
+    return (
+        Lane(name, note, bool(dead), len(jobs), height, bars)
+        if not dead
+        else Lane(
+            name, f"{dead} dead" + (f", {note}" if note else ""), True, len(jobs), height, bars
+        )
+    )
+
+
+def _bar(job: Any, waited: Sequence[tuple[datetime, datetime]], period: Period) -> dict[str, Any]:
+    """Draw one job: in its queue, waiting for its section, and from its last start on."""
+    sent = sent_at(job)
+    if job.state in FINAL:
+        end = job.finished_at or job.updated_at
+    else:
+        end = period.end if job.state != State.DELAYED else sent
+    start = job.started_at if job.started_at is not None else end
+    state = str(job.state)
+    x, w = _place(start, end, period)
+    queue_x, queue_w = _place(sent, start, period)
+    parts = [(_place(a, b, period)) for a, b in waited]
+    return {
+        "jid": job.jid,
+        "label": f"{job.job_type or job.actor} {job.jid[:8]}, {state}",
+        "state": "retrying" if state == "retrying" else state,
+        "x": x,
+        "w": max(w, _LEAST),
+        "qx": queue_x,
+        "qw": queue_w,
+        "waits": parts,
+        "from": min(queue_x, x),
+        "to": x + max(w, _LEAST),
+        "tall": state == "dead",
+    }
+
+
+def _place(begin: datetime, end: datetime, period: Period) -> tuple[float, float]:
+    """Return where a time stands on the axis, and how wide it is there, in percent."""
+    length = period.length
+    a = max(0.0, min(1.0, (begin - period.since) / _MS / length))
+    b = max(a, min(1.0, (end - period.since) / _MS / length))
+    return round(100 * a, 2), round(100 * (b - a), 2)
+
+
+def _grid(period: Period, visit: Visit) -> list[tuple[float, str]]:
+    """Return up to seven lines of the axis, on round times, with their texts."""
+    steps = (1, 5, 10, 30, 60, 180, 360, 720, 1440, 4320, 10_080, 20_160)
+    minutes = period.length / 60_000
+    step = next((s for s in steps if minutes / s <= 7), steps[-1])
+    begin = period.since.astimezone(visit.zone)
+    midnight = begin.replace(hour=0, minute=0, second=0, microsecond=0)
+    form = "%H:%M" if minutes <= 2 * 1440 else "%d %b"
+    lines, n = [], 0
+    while n < 2_000:
+        at = midnight + timedelta(minutes=n * step)
+        n += 1
+        share = (at - begin) / _MS / period.length
+        if share > 0.97:
+            break
+        if share >= 0:
+            lines.append((round(100 * share, 2), f"{at:{form}}"))
+    return lines
