@@ -1,6 +1,8 @@
 """The life of every Dramatiq job, in SQL: see what ran, find what broke, decide by it."""
 
 from .admin.problem import Problem
+from .alerts.notice import Notice
+from .alerts.rules import Alert, Expect
 from .broker.outcome_log import OutcomeFormatter
 from .errors import (
     CancelError,
@@ -22,11 +24,13 @@ from .locking.needs import Exclusive, Rate, Unique
 from .middleware import JobLogMiddleware, enqueue_once
 from .recording.current import current_job, require_current_job
 from .recording.log_handler import JobContextFilter
-from .schema.models import Action, Failure, Job, Line, Lock, Worker
+from .schema.models import Action, AlertState, Failure, Job, Line, Lock, Worker
 from .states import DeadReason, Outcome, ProblemKind, State
 
 __all__ = [
     "Action",
+    "Alert",
+    "AlertState",
     "CancelError",
     "CancelInterruptedError",
     "ConfigurationError",
@@ -34,6 +38,7 @@ __all__ = [
     "DeadReason",
     "DuplicateJob",
     "Exclusive",
+    "Expect",
     "Failure",
     "Job",
     "JobContextFilter",
@@ -44,6 +49,7 @@ __all__ = [
     "Line",
     "Lock",
     "LockNotAcquired",
+    "Notice",
     "Outcome",
     "OutcomeFormatter",
     "Problem",

@@ -22,6 +22,8 @@ from .admin.doctor import Doctor
 from .admin.maintenance import INTERVAL, Chores
 from .admin.retention import DEFAULT_BATCH, Retention
 from .admin.standstill import MAX_UNSERVED
+from .alerts.alerting import DEFAULT_EVERY, Alerting
+from .alerts.on_dead import DeadCaller
 from .asking.aside import DEFAULT_TIMEOUT, Aside
 from .asking.waiting import Following, wait_for_family, wait_for_jobs
 from .asking.watcher import Watcher
@@ -80,6 +82,8 @@ if TYPE_CHECKING:
     from .admin.doctor import Finding
     from .admin.problem import Problem
     from .admin.retention import Keep
+    from .alerts.notifiers import Notify
+    from .alerts.rules import Alert, Expect, ProblemAlert
     from .broker.requeue import Requeued, Sender
     from .database.queries import Select
     from .database.url import DatabaseURL
@@ -87,7 +91,7 @@ if TYPE_CHECKING:
     from .locking.locks import Holder
     from .reading.counts import Count
     from .recording.writer import OnOutage
-    from .schema.models import Action, Failure, Line, Lock, Worker
+    from .schema.models import Action, AlertState, Failure, Line, Lock, Worker
     from .schema.query import JobQuery
     from .states import State
     from .statistics.profile import Profile
@@ -130,10 +134,18 @@ class JobLog(Cancelling[J], Generic[J]):
       store_args: Whether the arguments of jobs are kept.
       seal_key: A Fernet key, or several with the newest first: arguments that are not kept as
         they were sent are kept encrypted too, so that their jobs can be run again.
+      alerts: What people want to hear of: :class:`Alert`, ``Alert.problems()`` and
+        :class:`Expect`.  The worker processes look, one of them at a time.
+      notify: Who hears of it: a callable that is given a :class:`Notice`, or URLs of the library
+        apprise, as ``"slack://..."``.  None only logs it.
+      alerts_every: Milliseconds between two looks.
+      on_dead: Is called with the row of each job that is dead for good, once that is committed,
+        on a thread of its own in the process that wrote it; what it raises is logged.
+      page_url: The address of the log's page, for the links of notices.
 
     Raises:
-      ConfigurationError: If the database cannot be used, or the model's own columns could
-        not be filled.
+      ConfigurationError: If the database cannot be used, the model's own columns could not be
+        filled, or an alert makes no sense.
     """
 
     #: What sends its jobs again, for all brokers of the log; the log itself knows none.
@@ -152,6 +164,11 @@ class JobLog(Cancelling[J], Generic[J]):
         spool: str | os.PathLike[str] | None = None,
         store_args: bool = True,
         seal_key: str | bytes | Sequence[str | bytes] | None = None,
+        alerts: Iterable[Alert | ProblemAlert | Expect] = (),
+        notify: Notify | None = None,
+        alerts_every: int = DEFAULT_EVERY,
+        on_dead: Callable[[J], Any] | None = None,
+        page_url: str | None = None,
     ) -> None:
         #: The peewee database.
         self.database: Database = open_database(database)
@@ -201,13 +218,29 @@ class JobLog(Cancelling[J], Generic[J]):
         #: Who is the newest with a key.
         self.newest = Newest(self.transitions)
         locks = self.transitions.locks
+        #: Looks at the rules, and sends notices.
+        self.alerting = Alerting(
+            self,
+            locks,
+            marks,
+            rules=alerts,
+            notify=notify,
+            every=alerts_every,
+            page=page_url,
+        )
+        self._dead_caller: DeadCaller | None = None
+        if on_dead is not None:
+            self._dead_caller = DeadCaller(self.Job, on_dead)
+            self.writer.on_written(self._dead_caller.written)
         #: This process, while it has workers.
         self.worker_process = WorkerProcess(
             self.tables,
             writer=self.writer,
             locks=locks,
-            upkeep=self.chores,
-            upkeep_every=INTERVAL,
+            upkeep=[
+                (self.chores, INTERVAL),
+                (self.alerting, max(100, min(alerts_every // 3, 5_000))),
+            ],
         )
         self._watcher = Watcher(self.tables)
         self._aside = Aside(self.database)
@@ -388,6 +421,16 @@ class JobLog(Cancelling[J], Generic[J]):
         patience = count_asked("patience", patience, least=0, most=MAX_MILLIS)
         timeout = count_asked("timeout", timeout, most=MAX_MILLIS)
         return Doctor(self, patience=patience, timeout=timeout).problems()
+
+    @property
+    def alerts(self) -> Select[AlertState]:
+        """What is known of each alert, those that are open first: a select of :class:`AlertState`.
+
+        Each row says whether it is open and since when, what was sent last, and what is to be
+        sent, with the error of the last try.
+        """
+        state = self.tables.alert
+        return state.select().order_by(state.is_open.desc(), state.name)
 
     @property
     def own_fields(self) -> dict[str, Any]:
@@ -1143,7 +1186,10 @@ class JobLog(Cancelling[J], Generic[J]):
         """
         self._watcher.close()
         self.chores.stop()
+        self.alerting.stop()
         self.writer.close()
+        if self._dead_caller is not None:
+            self._dead_caller.close()
         self.release()
         if self._owned:
             pool: Any = self.database

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dramatiq_joblog.recording.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from dramatiq_joblog.locking.locks import Locks
     from dramatiq_joblog.recording.writer import Writer
@@ -24,7 +24,7 @@ _CLEANING = 3_600_000
 
 
 class Upkeep(Protocol):
-    """The log's upkeep, one round at a time."""
+    """Something that the log does for itself, one round at a time."""
 
     def look(self) -> None:
         """Begin a round if one is due."""
@@ -78,8 +78,7 @@ class WorkerProcess:
       tables: The log's tables.
       writer: Where the heartbeat is written.
       locks: The keys that this process holds.
-      upkeep: The log's upkeep.
-      upkeep_every: Milliseconds between two looks for it.
+      upkeep: What the log does for itself, each with the milliseconds between two looks for it.
     """
 
     def __init__(
@@ -88,13 +87,12 @@ class WorkerProcess:
         *,
         writer: Writer,
         locks: Locks,
-        upkeep: Upkeep,
-        upkeep_every: int,
+        upkeep: Sequence[tuple[Upkeep, int]],
     ) -> None:
         self._tables = tables
         self._writer = writer
         self._locks = locks
-        self._upkeep, self._upkeep_every = upkeep, upkeep_every
+        self._upkeep = tuple(upkeep)
         self._workers = Workers()
         self._heartbeat: Heartbeat | None = None
         self._listeners: tuple[Callable[..., None], ...] = ()
@@ -134,7 +132,8 @@ class WorkerProcess:
             self._locks.freed = self._freed
             self._writer.every(interval, self._heartbeat.beat)
             self._writer.at_least_every(_CLEANING, self._locks.clean)
-            self._writer.every(self._upkeep_every, self._upkeep.look)
+            for upkeep, every in self._upkeep:
+                self._writer.every(every, upkeep.look)
 
     def leave(self, worker: Any) -> None:
         """End the heartbeat with the last worker."""
@@ -150,7 +149,8 @@ class WorkerProcess:
             heartbeat.end()
 
         self._writer.end_chore(heartbeat.beat, end)
-        self._writer.end_chore(self._upkeep.look, self._upkeep.stop)
+        for upkeep, _ in self._upkeep:
+            self._writer.end_chore(upkeep.look, upkeep.stop)
         self._heartbeat = None
 
     def on_freed(self, listener: Callable[..., None]) -> None:

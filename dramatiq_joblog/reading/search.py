@@ -65,6 +65,8 @@ _WORD = re.compile(
 _INDEXED = {"actor", "error", "id", "since", "state", "type", "until", "user"}
 #: A time of the day.
 _CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?")
+#: What may have several values in one word.
+_LISTED = {"actor", "error", "queue", "state", "type", "user"}
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
 _UNITS = {
     "ms": timedelta(milliseconds=1),
@@ -92,6 +94,8 @@ class Term:
 def parse(text: str) -> list[Term]:
     """Read *text* as words: ``key:value``, ``key:"a value"``, ``-key:value`` and bare text.
 
+    ``type:a,b`` is the same as ``type:a type:b``: any of them.
+
     Example:
       >>> parse('-actor:"send mail"')
       [Term(key='actor', value='send mail', negated=True)]
@@ -112,7 +116,7 @@ def parse(text: str) -> list[Term]:
         found = _WORD.match(text, position)
         if found is None or found["plain"] == '"' or (found["plain"] or "").count('"') % 2:
             raise SearchError(f"the search {text!r} has a quote that is not closed")
-        terms.append(_term(found, text))
+        terms += _terms(found, text)
         if len(terms) > MAX_TERMS:
             raise SearchError(f"the search has more than {MAX_TERMS} words: use fewer")
         position = found.end()
@@ -248,6 +252,15 @@ def _apply(query: JobQuery[J], terms: Sequence[Term], reader: _Reader) -> JobQue
             any_of |= condition
         query = query.where(any_of)
     return query
+
+
+def _terms(found: re.Match[str], text: str) -> list[Term]:
+    """Return the terms of a word: several for ``type:a,b``, which is any of them."""
+    term = _term(found, text)
+    if term.key not in _LISTED or found["quoted"] is not None:
+        return [term]
+    values = [value for value in term.value.split(",") if value]
+    return [Term(term.key, value, term.negated) for value in values] or [term]
 
 
 def _term(found: re.Match[str], text: str) -> Term:

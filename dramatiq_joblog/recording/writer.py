@@ -134,6 +134,7 @@ class Writer:
         self._logger = get_logger(__name__, type(self))
         self._limited = LimitedLog(self._logger)
         self._chores: list[_Chore] = []
+        self._on_written: Callable[[Sequence[Event]], None] | None = None
         self._forget()
         #: Events that could not be written or kept, since this process began.
         self.lost = 0
@@ -169,6 +170,10 @@ class Writer:
     def policy(self) -> str:
         """What becomes of events while the database is unavailable: one of :data:`POLICIES`."""
         return self._policy
+
+    def on_written(self, listener: Callable[[Sequence[Event]], None]) -> None:
+        """Call *listener* with what was committed, on the writer's thread: it must not wait."""
+        self._on_written = listener
 
     @property
     def away(self) -> bool:
@@ -521,6 +526,9 @@ class Writer:
                     self._write_now([event])
             else:
                 self._repair(events[0], e)
+        else:
+            if self._on_written is not None:
+                self._on_written(events)
 
     def _repair(self, event: Event, error: Exception) -> None:
         """Write a poisoned event without what is not needed, saying so on its row."""
@@ -536,6 +544,8 @@ class Writer:
                 last = e
             else:
                 event.answer_as(written)
+                if self._on_written is not None:
+                    self._on_written([event])
                 self._put_back(repair)
                 self._logger.warning("Job %s was logged in part: %s", event.jid, said(error))
                 return

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Action",
+    "AlertState",
     "Failure",
     "InstantField",
     "Job",
@@ -530,6 +531,51 @@ class Action(_Row):
     class Meta:
         table_name = "joblog_action"
         indexes = ((("jid", "id"), False),)
+
+
+class AlertState(_Row):
+    """What is known of one alert: whether it is open, and what people were told of it."""
+
+    #: In order of appearance.
+    id = BigAutoField()
+    #: What it is about: the name of its rule, or that and the kind of a problem.
+    key: Field[str] = KeyField(max_length=MAX_JID, unique=True)
+    #: For people.
+    name: Field[str] = NameField(max_length=255)
+    #: Whether it is open, as it was looked at last.
+    is_open = BooleanField(default=False)
+    #: Since when it is open; None if it is not.
+    since: Field[datetime | None] = InstantField(null=True)
+    #: How many jobs, or other things, it is about.
+    count: Field[int] = BigNumberField(default=0)
+    #: What was seen.
+    summary: Field[str | None] = ProseField(null=True)
+    #: Some of the jobs.
+    jids: Field[list[str] | None] = JsonField(null=True)
+    #: Words of a search that finds the jobs.
+    search: Field[str | None] = ProseField(null=True)
+    #: What it is about, beside jobs.
+    subjects: Field[list[str] | None] = JsonField(null=True)
+    #: The notice that is to be sent: ``opened``, ``repeated`` or ``resolved``.
+    pending: Field[str | None] = NameField(max_length=16, null=True)
+    #: How often it was tried, when it is tried next, and why the last try failed.
+    tries: Field[int] = NumberField(default=0)
+    next_try_at: Field[datetime | None] = InstantField(null=True)
+    error: Field[str | None] = ProseField(null=True)
+    #: The last notice that was sent, and when.
+    sent: Field[str | None] = NameField(max_length=16, null=True)
+    sent_at: Field[datetime | None] = InstantField(null=True)
+    #: Since when notices are counted, and how many there were.
+    counted_since: Field[datetime | None] = InstantField(null=True)
+    notices: Field[int] = NumberField(default=0)
+    #: When its rule was looked at, by the database's clock, as all its times.
+    first_seen_at: Field[datetime] = InstantField()
+    seen_at: Field[datetime] = InstantField()
+
+    _own = frozenset({"counted_since", "id", "notices", "subjects"})
+
+    class Meta:
+        table_name = "joblog_alertstate"
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,19 @@ from dramatiq_joblog.database.mysql import fit
 from dramatiq_joblog.database.url import describe
 from dramatiq_joblog.errors import ConfigurationError
 
-from .models import Action, Bond, Failure, Job, Line, Lock, Mark, Total, Worker, add_indexes
+from .models import (
+    Action,
+    AlertState,
+    Bond,
+    Failure,
+    Job,
+    Line,
+    Lock,
+    Mark,
+    Total,
+    Worker,
+    add_indexes,
+)
 from .query import J
 
 if TYPE_CHECKING:
@@ -30,6 +42,7 @@ class Tables(Generic[J]):
     total: type[Total]
     action: type[Action]
     mark: type[Mark]
+    alert: type[AlertState]
 
     @property
     def database(self) -> Database:
@@ -69,6 +82,7 @@ def bind_tables(
         _bind(Total, prefix, database),
         _bind(Action, prefix, database),
         _bind(Mark, prefix, database),
+        _bind(AlertState, prefix, database),
     )
     bond = Bond(tables.failure, tables.line, on_select)
     job.join(bond)

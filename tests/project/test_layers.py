@@ -22,6 +22,7 @@ LAYERS = (
     ("recording",),
     ("admin", "broker"),
     ("asking", "reading"),
+    ("alerts",),
     ("joblog",),
     ("middleware",),
     ("__init__", "importing"),

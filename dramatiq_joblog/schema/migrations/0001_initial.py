@@ -14,7 +14,7 @@ from dramatiq_joblog.database.mysql import fit
 
 def up(migrator: Any, database: Any) -> None:
     names = [model._meta.table_name for model in migrator.models]
-    job, failure, worker, lock, line, total, action, mark = names
+    job, failure, worker, lock, line, total, action, mark = names[:8]
 
     class Job(Model):
         id = BigAutoField()

@@ -21,7 +21,7 @@ _KEYS = (
 
 
 def up(migrator: Any, database: Any) -> None:
-    for model, key in zip(migrator.models, _KEYS, strict=True):
+    for model, key in zip(migrator.models[: len(_KEYS)], _KEYS, strict=True):
         table = model._meta.table_name
         if key is None or any(
             index.unique and {*index.columns} == {*key} for index in database.get_indexes(table)

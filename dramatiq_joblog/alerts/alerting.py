@@ -1,0 +1,230 @@
+"""Looks at the rules, and sends what is to be said: one process of the fleet at a time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from dramatiq.logging import get_logger
+
+from dramatiq_joblog.database.checkout import checked_out
+from dramatiq_joblog.database.limited_log import LimitedLog
+from dramatiq_joblog.database.timeouts import bounded, cut_after
+from dramatiq_joblog.errors import ConfigurationError, DatabaseAwayError, JobLogError
+from dramatiq_joblog.locking.turn import Turn
+from dramatiq_joblog.schema.fields import instant_of
+
+from .ledger import Ledger, key_of, notice_of
+from .notice import Notice
+from .notifiers import Bounded, notifier_of
+from .rules import check_rules
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from dramatiq_joblog.locking.locks import Locks
+    from dramatiq_joblog.schema.models import AlertState
+    from dramatiq_joblog.statistics.watermarks import Marks
+
+    from .notifiers import Notifier
+    from .rules import Asked, Rule, Sight
+
+#: Milliseconds between two looks at the rules, unless others are asked for.
+DEFAULT_EVERY = 15_000
+#: Milliseconds between two looks at least.
+LEAST_EVERY = 1_000
+#: Milliseconds that a turn lasts unless it is renewed: another goes on then.
+TURN = 30_000
+#: Milliseconds that the database has to answer a rule, and all of them.
+RULE_WITHIN, ROUND_WITHIN = 5_000, 60_000
+#: The mark of the last look.
+LOOKED = "alerts looked at"
+_KEY = "alerts"
+
+
+class Alerting:
+    """The alerts of one log.
+
+    Parameters:
+      asked: The log.
+      locks: Where the turn is taken.
+      marks: Where the last look is noted.
+      rules: What people want to hear of.
+      notify: Who hears of it.
+      every: Milliseconds between two looks.
+      page: The address of the log's page.
+
+    Raises:
+      ConfigurationError: If a rule or a notifier makes no sense.
+    """
+
+    def __init__(
+        self,
+        asked: Asked,
+        locks: Locks,
+        marks: Marks,
+        *,
+        rules: Iterable[Any],
+        notify: Any,
+        every: int,
+        page: str | None,
+    ) -> None:
+        self._asked = asked
+        self._locks = locks
+        self._marks = marks
+        self._database: Any = asked.tables.database
+        self.rules = check_rules(rules, asked.tables.job)
+        if isinstance(every, bool) or not isinstance(every, int) or every < LEAST_EVERY:
+            raise ConfigurationError(
+                f"alerts_every={every!r} must be a whole number of milliseconds, at least "
+                f"{LEAST_EVERY:,}"
+            )
+        self.every = every
+        self._page = page
+        everybody = notifier_of(notify)
+        #: Who hears of each rule, by its name.
+        self._to: dict[str, Notifier | None] = {
+            rule.name: everybody if rule.to is None else notifier_of(rule.to) for rule in self.rules
+        }
+        self._everybody = everybody
+        self._ledger = Ledger(asked.tables.alert)
+        self._bounded = Bounded()
+        self._logger = get_logger(__name__, type(self))
+        self._limited = LimitedLog(self._logger)
+        self._turn = Turn(locks, _KEY, lasts=TURN)
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+
+    # The log's upkeep
+
+    def look(self) -> None:
+        """Begin a round if one is due; on the writer's thread, whose connection it asks."""
+        if not self.rules or (self._thread is not None and self._thread.is_alive()):
+            return
+        if not self._is_due(self._locks.now()):
+            return
+        self._stopped.clear()
+        self._thread = threading.Thread(
+            target=self.round, name="dramatiq_joblog alerts", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self, timeout: float = 15.0) -> None:
+        """End the round that is under way, in *timeout* seconds at most."""
+        self._stopped.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    def round(self) -> bool:
+        """Look at the rules and send what is due, unless another process does; return whether."""
+        try:
+            with checked_out(self._database), self._turn.take() as renew:
+                now = self._locks.now()
+                if renew is None or not self._is_due(now):
+                    return False
+                self._marks.put(LOOKED, now)
+                with cut_after(self._database, ROUND_WITHIN):
+                    self._look_at_rules(now, renew)
+                self._send_due(renew)
+        except DatabaseAwayError as e:
+            text = "The job log's alerts are put off: %s"
+            self._limited.log(logging.WARNING, "put off", text, str(e).strip())
+            return False
+        except Exception:  # noqa: BLE001 - it is logged
+            text = "The job log's alerts failed."
+            self._limited.log(logging.CRITICAL, "failed", text, exc_info=True)
+            return False
+        return True
+
+    def test(self) -> dict[str, str | None]:
+        """Send a test to all who are named; return why it failed, or None, by rule."""
+        now = instant_of(time.time_ns() // 1_000_000)
+        results: dict[str, str | None] = {}
+        by_target: dict[int, str | None] = {}
+        to = {"notify=": self._everybody} | {
+            rule.name: self._to[rule.name] for rule in self.rules if rule.to is not None
+        }
+        for name, notifier in to.items():
+            if notifier is None:
+                continue
+            if id(notifier) not in by_target:
+                text = "This is a test: notices of the job log arrive."
+                notice = Notice(name, "test", text, 0, now, page=self._page)
+                by_target[id(notifier)] = self._bounded.call(notifier, notice)
+            results[name] = by_target[id(notifier)]
+        return results
+
+    def _is_due(self, now: int) -> bool:
+        looked = self._marks.get(LOOKED)
+        # A little early rather than late; and if the clock went back, at once.
+        return looked is None or now - looked >= self.every - _EARLY or looked > now
+
+    def _look_at_rules(self, now: int, renew: Callable[[], bool]) -> None:
+        rows, seen = self._ledger.rows(), set()
+        for rule in self.rules:
+            sights = self._look_at(rule, now, rows)
+            if sights is None:
+                seen |= {key for key in rows if _is_of(key, rule)}
+                continue
+            for sight in sights:
+                key = key_of(sight.key)
+                seen.add(key)
+                self._ledger.note(sight, rows.get(key), now)
+            if self._stopped.is_set() or not renew():
+                return
+        self._forget([row for key, row in rows.items() if key not in seen], now)
+
+    def _look_at(self, rule: Rule, now: int, rows: dict[str, AlertState]) -> list[Sight] | None:
+        """Return what a rule sees; None if it could not be looked at."""
+        row = rows.get(key_of(rule.name))
+        first_seen = now if row is None else int(row.first_seen_at.timestamp() * 1000)
+        try:
+            with bounded(self._database, RULE_WITHIN):
+                return rule.look(self._asked, now, first_seen)
+        except JobLogError as e:
+            text = "The alert %r could not be looked at: %s"
+            self._limited.log(logging.ERROR, rule.name, text, rule.name, e)
+            return None
+
+    def _forget(self, rows: list[AlertState], now: int) -> None:
+        """Forget rules that no process has looked at for a day: other versions may have them."""
+        day = 86_400_000
+        self._ledger.forget([row for row in rows if now - _millis(row.seen_at) > day])
+
+    def _send_due(self, renew: Callable[[], bool]) -> None:
+        rules = {key_of(rule.name): rule for rule in self.rules}
+        for row in self._ledger.due(self._locks.now()):
+            rule = rules.get(row.key) or next((r for r in self.rules if _is_of(row.key, r)), None)
+            if self._stopped.is_set() or not renew():
+                return
+            if rule is not None:
+                self._send(row, self._to[rule.name])
+
+    def _send(self, row: AlertState, notifier: Notifier | None) -> None:
+        if not self._ledger.begin_try(row, self._locks.now()):
+            return
+        notice = notice_of(row, self._page)
+        level = logging.INFO if notice.event == "resolved" else logging.WARNING
+        self._logger.log(level, "Alert %s: %s: %s", notice.event, notice.name, notice.summary)
+        error = None if notifier is None else self._bounded.call(notifier, notice)
+        if error is None:
+            self._ledger.sent(row, self._locks.now())
+        elif self._ledger.failed(row, self._locks.now(), error):
+            self._logger.error("A notice of %r was given up: %s", notice.name, error)
+        else:
+            self._logger.warning("A notice of %r could not be sent: %s", notice.name, error)
+
+
+#: Milliseconds that a look may come early.
+_EARLY = 1_000
+
+
+def _is_of(key: str, rule: Rule) -> bool:
+    """Return whether a key is of a rule, or of one of the kinds that it looks at."""
+    return key == key_of(rule.name) or key.startswith(f"{rule.name}:")
+
+
+def _millis(instant: Any) -> int:
+    return int(instant.timestamp() * 1000)

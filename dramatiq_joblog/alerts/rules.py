@@ -1,0 +1,405 @@
+"""What people want to hear of: jobs that a search finds, problems, and jobs that did not run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from peewee import fn
+
+from dramatiq_joblog.errors import ConfigurationError, SearchError
+from dramatiq_joblog.payload.values import MAX_MILLIS
+from dramatiq_joblog.reading import search
+from dramatiq_joblog.schema.fields import instant_of
+from dramatiq_joblog.schema.query import literal_states
+from dramatiq_joblog.states import ACTIVE, FINAL, ProblemKind, State
+from dramatiq_joblog.statistics.rollups import DAY, HOUR, MINUTE, QUARTER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from dramatiq_joblog.admin.problem import Problem
+    from dramatiq_joblog.schema.query import JobQuery
+    from dramatiq_joblog.schema.tables import Tables
+
+#: Counting stops here: a notice then says "or more".
+MOST = 1_000
+#: As many jobs are named in a notice.
+NAMED = 5
+#: Characters of a rule's name at most.
+MAX_NAME = 200
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a rule saw."""
+
+    #: Names what it is about, and nothing else: the name of the rule, or that and more.
+    key: str
+    #: For people.
+    name: str
+    #: Whether somebody should hear of it.
+    is_open: bool
+    #: How many jobs, or other things.
+    count: int = 0
+    #: What was seen, in a sentence or two.
+    summary: str = ""
+    #: Since when it is so, in milliseconds since 1970; None for now.
+    since: int | None = None
+    #: Some of the jobs.
+    jids: tuple[str, ...] = ()
+    #: Words that find them.
+    search: str = ""
+    #: What it is about: a notice is due at once if there is something new.
+    subjects: frozenset[str] = frozenset()
+
+
+class Asked(Protocol):
+    """What rules ask."""
+
+    @property
+    def tables(self) -> Tables[Any]:
+        """The log's tables."""
+
+    @property
+    def problems(self) -> Callable[[], Sequence[Problem]]:
+        """Returns what needs someone now."""
+
+
+class Rule(Protocol):
+    """What people want to hear of."""
+
+    @property
+    def name(self) -> str:
+        """Names it, and no other of its log."""
+
+    @property
+    def to(self) -> Any:
+        """Who hears of it, if not all do: what ``notify`` may be."""
+
+    def check(self, job: Any) -> None:
+        """Raise a ConfigurationError if it cannot be asked of this job model."""
+
+    def look(self, asked: Asked, now: int, first_seen: int) -> list[Sight]:
+        """Return what is seen now.
+
+        Parameters:
+          asked: The log, on a connection whose questions are bounded.
+          now: The database's time, in milliseconds since 1970.
+          first_seen: When the rule was looked at first.
+        """
+
+
+@dataclass(frozen=True)
+class Alert:
+    """Somebody hears of it when a search finds more jobs than there should be.
+
+    Example:
+      >>> Alert("dead imports", "state:dead type:import", within=3_600_000).more_than
+      0
+
+    Parameters:
+      name: Names the rule, for people.
+      search: The words of a search, as ``state:dead type:import,reconciliation``.
+      more_than: So many jobs are well.
+      within: Jobs that have ended count if they did so within so many milliseconds; those that
+        have not are counted as they are now.  An hour by default.
+      to: Who hears of it, in place of the log's ``notify``: a callable or URLs.
+
+    Raises:
+      ConfigurationError: If a value makes no sense.
+    """
+
+    name: str
+    search: str
+    more_than: int = 0
+    within: int = HOUR
+    to: Any = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_number(self.name, "more_than", self.more_than, least=0)
+        check_number(self.name, "within", self.within, least=1_000)
+        if not isinstance(self.search, str) or not self.search.strip():
+            raise ConfigurationError(
+                f"the alert {self.name!r} needs the words of a search, as 'state:dead'"
+            )
+        try:
+            search.parse(self.search)
+        except SearchError as e:
+            raise ConfigurationError(f"the alert {self.name!r} cannot be looked for: {e}") from e
+
+    @staticmethod
+    def problems(*kinds: str, name: str = "problems", to: Any = None) -> ProblemAlert:
+        """Return a rule of which somebody hears when :meth:`JobLog.problems` finds something.
+
+        Parameters:
+          kinds: The kinds of problems, as ``"lost"``; by default all.
+          name: Names the rule, for people.
+          to: Who hears of it, in place of the log's ``notify``.
+        """
+        return ProblemAlert(name, kinds, to)
+
+    def check(self, job: Any) -> None:
+        """Raise a ConfigurationError if the words mean nothing in this log."""
+        try:
+            search.narrow(job.select(), search.parse(self.search))
+        except SearchError as e:
+            raise ConfigurationError(f"the alert {self.name!r} cannot be looked for: {e}") from e
+
+    def look(self, asked: Asked, now: int, first_seen: int) -> list[Sight]:
+        """Return what is seen now; see :class:`Rule`."""
+        job: Any = asked.tables.job
+        found = search.narrow(job.select(), search.parse(self.search), now=instant_of(now))
+        ended = found.where(
+            job.state.in_(literal_states(FINAL)), job.finished_at >= now - self.within
+        )
+        lists = ended.order_by(job.finished_at.desc()), _active_of(found, job)
+        count, jids = 0, []
+        for jobs in lists:
+            rows = list(jobs.limit(MOST - count + 1).select(job.jid).tuples())
+            count += len(rows)
+            jids += [jid for (jid,) in rows[:NAMED]]
+            if count > MOST:
+                break
+        if count <= self.more_than:
+            return [Sight(self.name, self.name, is_open=False, count=count)]
+        many = f"{MOST:,} or more jobs" if count > MOST else _jobs(count)
+        allowed = f" (more than {self.more_than:,})" if self.more_than else ""
+        said = f"{many} within {span_of(self.within)}{allowed}: {self.search}."
+        said += _why(asked, jids[:NAMED])
+        return [
+            Sight(
+                self.name,
+                self.name,
+                is_open=True,
+                count=count,
+                summary=said,
+                jids=tuple(jids[:NAMED]),
+                search=self.search,
+            )
+        ]
+
+
+@dataclass(frozen=True)
+class ProblemAlert:
+    """Somebody hears of it when :meth:`JobLog.problems` finds something; see :class:`Alert`."""
+
+    name: str
+    kinds: tuple[str, ...]
+    to: Any = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        known = [kind.value for kind in ProblemKind]
+        for kind in self.kinds:
+            if kind not in known:
+                raise ConfigurationError(
+                    f"the alert {self.name!r} has the unknown kind of problem {kind!r}; use "
+                    f"{', '.join(known)}"
+                )
+
+    def check(self, job: Any) -> None:
+        """Its kinds were checked."""
+
+    def look(self, asked: Asked, now: int, first_seen: int) -> list[Sight]:
+        """Return what is seen of each kind; see :class:`Rule`."""
+        by_kind: dict[str, list[Problem]] = {}
+        for problem in asked.problems():
+            by_kind.setdefault(problem.kind.value, []).append(problem)
+        wanted = self.kinds or tuple(kind.value for kind in ProblemKind)
+        return [self._sight(str(kind), by_kind.get(kind, [])) for kind in wanted]
+
+    def _sight(self, kind: str, problems: Sequence[Problem]) -> Sight:
+        key = f"{self.name}:{kind}"
+        name = kind.replace("_", " ") if self.name == "problems" else f"{self.name}: {kind}"
+        if not problems:
+            return Sight(key, name, is_open=False)
+        said = [f"{_sentence(problem.text)} {_sentence(problem.cure)}" for problem in problems]
+        more = len(problems) - NAMED
+        return Sight(
+            key,
+            name,
+            is_open=True,
+            count=sum(problem.count for problem in problems),
+            summary="\n".join(said[:NAMED]) + (f"\nAnd {more} more." if more > 0 else ""),
+            since=min(int(problem.since.timestamp() * 1000) for problem in problems),
+            search=problems[0].search if len(problems) == 1 else "",
+            subjects=frozenset(problem.subject for problem in problems),
+        )
+
+
+@dataclass(frozen=True)
+class Expect:
+    """Somebody hears of it when no job of a type has finished for too long.
+
+    It needs no schedule: a job of that type must finish every so often, whoever sends it.
+
+    Example:
+      >>> Expect("nightly report", every=86_400_000, grace=3_600_000).name
+      'expected: nightly report'
+
+    Parameters:
+      job_type: The type of the jobs.
+      every: Milliseconds within which one must finish.
+      grace: Milliseconds that it may be late; a tenth of *every* by default.
+      to: Who hears of it, in place of the log's ``notify``.
+      name: Names the rule, for people.
+
+    Raises:
+      ConfigurationError: If a value makes no sense.
+    """
+
+    job_type: str
+    every: int
+    grace: int | None = None
+    to: Any = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.job_type, str) or not self.job_type:
+            raise ConfigurationError(f"Expect({self.job_type!r}) needs a job type, as a text")
+        kind = str(getattr(self.job_type, "value", self.job_type))
+        object.__setattr__(self, "job_type", kind)
+        object.__setattr__(self, "name", self.name or f"expected: {kind}")
+        check_name(self.name)
+        check_number(self.name, "every", self.every, least=1_000)
+        if self.grace is None:
+            object.__setattr__(self, "grace", self.every // 10)
+        check_number(self.name, "grace", self.grace, least=0)
+
+    def check(self, job: Any) -> None:
+        """Its values were checked."""
+
+    def look(self, asked: Asked, now: int, first_seen: int) -> list[Sight]:
+        """Return whether one has finished in time; see :class:`Rule`."""
+        within = self.every + (self.grace or 0)
+        if now - within <= first_seen or self.has_finished(asked.tables, now - within, within):
+            return [Sight(self.name, self.name, is_open=False)]
+        job: Any = asked.tables.job
+        newest = job.select().where(job.job_type == self.job_type).order_by(job.created_at.desc())
+        rows = list(newest.limit(NAMED))
+        said = (
+            f"No job of type {self.job_type!r} has finished for {span_of(within)}; one is "
+            f"expected every {span_of(self.every)}."
+        )
+        said += f" The newest one is {rows[0].state}." if rows else " None was sent."
+        said += _why(asked, [row.jid for row in rows])
+        return [
+            Sight(
+                self.name,
+                self.name,
+                is_open=True,
+                count=1,
+                summary=said,
+                since=now,
+                jids=tuple(row.jid for row in rows),
+                search=f'type:"{self.job_type}"',
+            )
+        ]
+
+    def has_finished(self, tables: Tables[Any], since: int, within: int) -> bool:
+        """Return whether one has finished since: by rows, or by totals, which outlive them."""
+        job: Any = tables.job
+        rows = job.select(job.id).where(
+            job.job_type == self.job_type,
+            job.state.in_(literal_states([State.FINISHED])),
+            job.finished_at >= since,
+        )
+        if rows.limit(1).exists():
+            return True
+        total: Any = tables.total
+        spans = [span for span in (MINUTE, QUARTER, HOUR, DAY) if span <= max(MINUTE, within // 8)]
+        counted = total.select(total.id).where(
+            total.span.in_(spans),
+            # A span that began before is of this time in part.
+            total.at > since - total.span,
+            total.job_type == self.job_type,
+            total.outcome == State.FINISHED.value,
+            total.count > 0,
+        )
+        return bool(counted.limit(1).exists())
+
+
+#: What ``alerts=`` may have in it.
+KINDS = (Alert, ProblemAlert, Expect)
+
+
+def check_rules(rules: Iterable[Any], job: Any) -> tuple[Rule, ...]:
+    """Return the rules of a log.
+
+    Raises:
+      ConfigurationError: If one is none, cannot be asked, or has the name of another.
+    """
+    checked: dict[str, Rule] = {}
+    for rule in rules:
+        if not isinstance(rule, KINDS):
+            raise ConfigurationError(
+                f"alerts= has {rule!r} in it; use Alert(...), Alert.problems() and Expect(...)"
+            )
+        known: Rule = rule
+        known.check(job)
+        if known.name in checked:
+            raise ConfigurationError(
+                f"two alerts have the name {known.name!r}: give each a name of its own"
+            )
+        checked[known.name] = known
+    return tuple(checked.values())
+
+
+def check_name(name: Any) -> None:
+    """Raise a ConfigurationError if it names no rule."""
+    if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME:
+        raise ConfigurationError(
+            f"an alert needs a name of 1 to {MAX_NAME} characters, and has {name!r}"
+        )
+
+
+def check_number(name: str, what: str, value: Any, *, least: int) -> None:
+    """Raise a ConfigurationError if it is no whole number, or out of bounds."""
+    fits = isinstance(value, int) and not isinstance(value, bool) and least <= value <= MAX_MILLIS
+    if not fits:
+        raise ConfigurationError(
+            f"the alert {name!r} has {what}={value!r}: a whole number, at least {least:,}, is "
+            "needed (times are milliseconds)"
+        )
+
+
+def _active_of(found: JobQuery[Any], job: Any) -> Any:
+    """Return those of *found* that have not ended, the newest first."""
+    return found.where(job.state.in_(literal_states(ACTIVE))).order_by(job.created_at.desc())
+
+
+def _why(asked: Asked, jids: Sequence[str]) -> str:
+    """Return what is known of the errors of jobs, as a sentence; empty if nothing is."""
+    job: Any = asked.tables.job
+    if not jids:
+        return ""
+    rows = job.select(job.actor, job.error_type, job.error_message, fn.COUNT(job.id)).where(
+        job.jid.in_(list(jids)), job.error_type.is_null(False)
+    )
+    found = rows.group_by(job.actor, job.error_type, job.error_message).limit(3).tuples()
+    said = [
+        f"{actor}: {kind}{': ' + message.strip()[:200] if message else ''}"
+        for actor, kind, message, _ in found
+    ]
+    return (" " + "; ".join(said)) if said else ""
+
+
+def _sentence(text: str) -> str:
+    """Return a text as a sentence of its own."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def span_of(milliseconds: int) -> str:
+    """Return a length of time in words: ``1 hour``, ``36 hours``, ``90 seconds``."""
+    for unit, name in ((DAY, "day"), (HOUR, "hour"), (MINUTE, "minute")):
+        if milliseconds % unit == 0:
+            number = milliseconds // unit
+            return f"{number:,} {name}{'s' * (number != 1)}"
+    return f"{milliseconds / 1000:,.0f} seconds"
+
+
+def _jobs(number: int) -> str:
+    return f"{number:,} job{'s' * (number != 1)}"

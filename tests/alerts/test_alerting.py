@@ -1,0 +1,283 @@
+"""Notices: opened once, repeated at most hourly, resolved once, whoever sends and dies."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+
+import pytest
+
+from dramatiq_joblog import Alert, JobLog
+from dramatiq_joblog.alerts import alerting, ledger, notifiers
+from dramatiq_joblog.alerts.ledger import Known, next_notice
+
+HOUR = 3_600_000
+
+
+@pytest.fixture
+def make_log(database_url, joblog):
+    """Return a function that makes another log on the database, as another process has it."""
+    made = []
+
+    def make(*alerts, **options):
+        log = JobLog(database_url, alerts=alerts, **{"alerts_every": 1_000} | options)
+        made.append(log)
+        return log
+
+    yield make
+    for log in made:
+        log.close()
+
+
+@pytest.fixture
+def notices():
+    """Return a list that takes notices."""
+    return []
+
+
+@pytest.fixture
+def log(make_log, notices):
+    """Return a log with one alert, whose notices are listed."""
+    return make_log(Alert("dead", "state:dead"), notify=notices.append)
+
+
+def pass_time(joblog, milliseconds):
+    """Let what is known of alerts be as old as if so much time had passed."""
+    state = joblog.tables.alert
+    columns = (state.sent_at, state.next_try_at, state.counted_since, state.since)
+    earlier = {column: column - milliseconds for column in columns}
+    state.update(earlier).execute()
+
+
+def events(notices):
+    return [notice.event for notice in notices]
+
+
+@pytest.mark.every_database
+def test_the_life_of_an_alert(log, job_factory, notices):
+    """It is opened once, repeated after an hour, and resolved once, however often it is seen."""
+    assert log.alerting.round()
+    job = job_factory(state="dead")
+    for _ in range(3):
+        assert log.alerting.round()
+    assert events(notices) == ["opened"]
+    assert notices[0].jids == [job.jid]
+    assert notices[0].count == 1
+
+    pass_time(log, HOUR - 60_000)
+    log.alerting.round()
+    assert events(notices) == ["opened"]
+    pass_time(log, 60_000)
+    for _ in range(2):
+        log.alerting.round()
+    assert events(notices) == ["opened", "repeated"]
+    assert notices[0].since > notices[1].since
+
+    log.dismiss(job.jid, who="ada")
+    for _ in range(3):
+        log.alerting.round()
+    assert events(notices) == ["opened", "repeated", "resolved"]
+    [state] = log.alerts
+    assert (state.is_open, state.sent, state.pending) == (False, "resolved", None)
+
+    job_factory(state="dead")
+    log.alerting.round()
+    assert events(notices)[3:] == ["opened"]
+
+
+def test_a_rule_that_comes_and_goes(log, job_factory, notices):
+    """An alert that comes and goes all the time sends so many notices an hour, and no more."""
+    job = job_factory(state="dead")
+    for _ in range(20):
+        log.alerting.round()
+        log.dismiss(job.jid, who="ada")
+        log.alerting.round()
+        log.Job.update(dismissed_at=None).execute()
+    assert len(notices) == ledger.MOST_NOTICES
+
+    pass_time(log, HOUR)
+    log.alerting.round()
+    assert len(notices) == ledger.MOST_NOTICES + 1
+
+
+def test_who_hears_of_a_rule(make_log, job_factory, notices):
+    """A rule's own *to* hears of it in place of everybody."""
+    mine = []
+    log = make_log(
+        Alert("mine", "state:dead", to=mine.append),
+        Alert("ours", "state:lost"),
+        notify=notices.append,
+    )
+    job_factory(state="dead")
+    job_factory(state="lost", finished_at=None)
+    log.alerting.round()
+
+    assert [notice.name for notice in mine] == ["mine"]
+    assert [notice.name for notice in notices] == ["ours"]
+
+
+def test_nobody_is_named(make_log, job_factory, caplog):
+    """Where nobody is named, the log of the process says it, and the state is kept."""
+    log = make_log(Alert("dead", "state:dead"))
+    job_factory(state="dead")
+    with caplog.at_level(logging.WARNING):
+        log.alerting.round()
+
+    assert "Alert opened: dead" in caplog.text
+    assert log.alerts.get().sent == "opened"
+
+
+def test_a_notifier_that_fails(make_log, job_factory, notices):
+    """One that fails is tried again, later each time, a number of times, and then hourly."""
+
+    def fails(notice):
+        notices.append(notice)
+        raise ConnectionError("https://hooks.example/T0/B0?token=s3cret-s3cret")
+
+    log = make_log(Alert("dead", "state:dead"), notify=fails)
+    job_factory(state="dead")
+    log.alerting.round()
+    log.alerting.round()
+    assert events(notices) == ["opened"]
+    state = log.alerts.get()
+    assert "ConnectionError" in state.error
+    assert "s3cret" not in state.error
+    for _ in range(20):
+        pass_time(log, ledger.AGAIN_AT_MOST)
+        log.alerting.round()
+    assert events(notices)[: ledger.MOST_TRIES] == ["opened"] * ledger.MOST_TRIES
+    assert len(notices) < 2 * ledger.MOST_TRIES + 5
+
+
+def test_a_notifier_that_recovers(make_log, job_factory, notices):
+    """Once it answers again, the notice is sent, and it is the only one."""
+    broken = [True]
+
+    def notify(notice):
+        if broken:
+            raise ConnectionError
+        notices.append(notice)
+
+    log = make_log(Alert("dead", "state:dead"), notify=notify)
+    job_factory(state="dead")
+    log.alerting.round()
+    broken.clear()
+    log.alerting.round()
+    assert notices == []
+    pass_time(log, ledger.AGAIN)
+    for _ in range(3):
+        log.alerting.round()
+    assert events(notices) == ["opened"]
+
+
+def test_a_notifier_that_hangs(make_log, job_factory, notices, monkeypatch):
+    """One that hangs is left alone until it ends, and does not keep others from being sent."""
+    monkeypatch.setattr(notifiers, "NOTIFY_WITHIN", 100)
+    freed, calls = threading.Event(), []
+
+    def hangs(notice):
+        calls.append(notice)
+        assert freed.wait(20)
+
+    log = make_log(
+        Alert("a", "state:dead", to=hangs), Alert("b", "state:dead"), notify=notices.append
+    )
+    log.alerting._bounded = notifiers.Bounded(100)
+    job_factory(state="dead")
+    log.alerting.round()
+    assert events(notices) == ["opened"]
+    for _ in range(3):
+        pass_time(log, ledger.AGAIN_AT_MOST)
+        log.alerting.round()
+    assert len(calls) == 1
+    assert log.alerts.where(log.tables.alert.name == "a").get().error == (
+        "an earlier call of this notifier has not ended"
+    )
+    freed.set()
+
+
+@pytest.mark.parametrize(
+    ("known", "is_open", "notice"),
+    [
+        (Known(), True, "opened"),
+        (Known(), False, None),
+        (Known(is_open=True, pending="opened"), True, "opened"),
+        (Known(is_open=True, pending="opened", tries=1), True, "opened"),
+        # Nobody has heard of it.
+        (Known(is_open=True, pending="opened"), False, None),
+        # Somebody may have.
+        (Known(is_open=True, pending="opened", tries=1), False, "resolved"),
+        (Known(is_open=True, sent_at=0), False, "resolved"),
+        (Known(is_open=True, sent_at=0), True, "repeated"),
+        (Known(is_open=True, sent_at=9 * HOUR), True, None),
+        (Known(is_open=True, sent_at=9 * HOUR, has_news=True), True, "repeated"),
+        (Known(pending="resolved"), True, None),
+        (Known(pending="resolved", tries=1), True, "opened"),
+        (Known(pending="resolved", tries=1), False, "resolved"),
+    ],
+)
+def test_the_next_notice(known, is_open, notice):
+    """What is said follows from what was said, and from what is seen."""
+    assert next_notice(known, is_open=is_open, now=9 * HOUR + 1) == notice
+
+
+@pytest.mark.every_database
+def test_twenty_at_once(make_log, job_factory, notices):
+    """Of twenty processes that look at the same moment, one sends, and once."""
+    guard = threading.Lock()
+
+    def notify(notice):
+        with guard:
+            notices.append(notice)
+
+    logs = [make_log(Alert("dead", "state:dead"), notify=notify) for _ in range(20)]
+    job_factory(state="dead")
+    start = threading.Barrier(20)
+    done = []
+
+    def look(log):
+        start.wait()
+        done.extend(log.alerting.round() for _ in range(3))
+
+    threads = [threading.Thread(target=look, args=(log,)) for log in logs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert events(notices) == ["opened"]
+    assert any(done)
+
+
+def test_a_test_of_the_notifiers(make_log, notices):
+    """A test is sent to everybody that is named, once each, and says who could not be reached."""
+
+    def fails(notice):
+        raise ValueError("no")
+
+    log = make_log(
+        Alert("a", "state:dead", to=fails), Alert("b", "state:dead"), notify=notices.append
+    )
+
+    assert log.alerting.test() == {"notify=": None, "a": "ValueError: no"}
+    assert events(notices) == ["test"]
+    assert log.alerts.count() == 0
+
+
+def test_a_rule_that_cannot_be_asked(log, job_factory, notices, monkeypatch, caplog):
+    """A rule whose question takes too long changes nothing, and is said in the process's log."""
+    job_factory(state="dead")
+    log.alerting.round()
+    monkeypatch.setattr(alerting, "RULE_WITHIN", 1)
+    real = Alert.look
+
+    def slow(self, asked, now, first_seen):
+        for _ in itertools.count():
+            real(self, asked, now, first_seen)
+
+    monkeypatch.setattr(Alert, "look", slow)
+    assert log.alerting.round()
+
+    assert events(notices) == ["opened"]
+    assert "could not be looked at" in caplog.text
