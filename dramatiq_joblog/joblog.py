@@ -23,6 +23,7 @@ from .admin.maintenance import INTERVAL, Chores
 from .admin.retention import DEFAULT_BATCH, Retention
 from .admin.standstill import MAX_UNSERVED
 from .alerts.alerting import DEFAULT_EVERY, Alerting
+from .alerts.learning import regular_types
 from .alerts.on_dead import DeadCaller
 from .asking.aside import DEFAULT_TIMEOUT, Aside
 from .asking.waiting import Following, wait_for_family, wait_for_jobs
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from .admin.doctor import Finding
     from .admin.problem import Problem
     from .admin.retention import Keep
+    from .alerts.learning import Regular
     from .alerts.notifiers import Notify
     from .alerts.rules import Alert, Expect, ProblemAlert
     from .broker.requeue import Requeued, Sender
@@ -431,6 +433,18 @@ class JobLog(Cancelling[J], Generic[J]):
         """
         state = self.tables.alert
         return state.select().order_by(state.is_open.desc(), state.name)
+
+    def regular(self) -> list[Regular]:
+        """Return the types of jobs that finish regularly, for :class:`Expect`; by name.
+
+        They are learnt from the totals, and nothing is alerted by itself.
+
+        Example:
+          >>> [Expect(each.job_type, every=each.every) for each in joblog.regular()]
+          []
+        """
+        with checked_out(self.database):
+            return regular_types(self.tables, self.transitions.locks.now())
 
     @property
     def own_fields(self) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class Alerting:
             return
         self._stopped.clear()
         self._thread = threading.Thread(
-            target=self.round, name="dramatiq_joblog alerts", daemon=True
+            target=self._round, name="dramatiq_joblog alerts", daemon=True
         )
         self._thread.start()
 
@@ -119,6 +119,10 @@ class Alerting:
 
     def round(self) -> bool:
         """Look at the rules and send what is due, unless another process does; return whether."""
+        self._stopped.clear()
+        return self._round()
+
+    def _round(self) -> bool:
         try:
             with checked_out(self._database), self._turn.take() as renew:
                 now = self._locks.now()

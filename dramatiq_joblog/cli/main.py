@@ -7,6 +7,7 @@ import sys
 import click
 
 from .actions import cancel, dismiss, requeue
+from .alerts import alerts, expect
 from .app import PROGRAM, Program
 from .audit import actions, unlock
 from .doctor import doctor
@@ -24,7 +25,19 @@ from .web import web
 from .workers import workers
 
 COMMANDS = (
-    *(actions, cancel, dismiss, doctor, export, import_django, limit, list_jobs, locks),
+    *(
+        actions,
+        alerts,
+        cancel,
+        dismiss,
+        doctor,
+        expect,
+        export,
+        import_django,
+        limit,
+        list_jobs,
+        locks,
+    ),
     *(migrate, prune, requeue, show, stats, tail, unlock, web, workers),
 )
 

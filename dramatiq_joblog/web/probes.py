@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Upper bounds of the histograms, in seconds.
 _LE = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 600, 1800, 3600)
+#: As many alerts have a figure.
+_MOST_ALERTS = 200
 #: Counters are of all that the log knows of: totals outlive the jobs, so they only grow.
 _BEGIN = datetime(2020, 1, 1, tzinfo=timezone.utc)
 
@@ -86,6 +88,10 @@ def metrics(visit: Visit) -> Response:
             _histogram("joblog_duration_seconds", "Duration of the last runs of jobs.", stats),
             _histogram("joblog_queue_time_seconds", "Time before the first run.", stats),
         ]
+    alerts = visit.rows("the alerts", lambda: log.alerts.limit(_MOST_ALERTS))
+    if alerts:
+        open_now = [({"name": state.key}, float(state.is_open)) for state in alerts]
+        families.append(_gauge("joblog_alert_open", "1 for an alert that is open.", open_now))
     text = generate_latest(_Scrape(families)).decode()
     text += "".join(f"# {missing}\n" for missing in visit.banners)
     return Response(text, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})

@@ -1,0 +1,173 @@
+"""``alerts`` and ``expect``: what people hear of, whether that works, and what runs regularly."""
+
+from __future__ import annotations
+
+import time
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.text import Text
+
+from dramatiq_joblog.states import State
+
+from .app import NOTHING, Refusal, Session, command
+from .style import QUIET, ago, line, number, shape
+from .table import Column
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from dramatiq_joblog import AlertState
+    from dramatiq_joblog.alerts.learning import Regular
+
+
+@command(
+    "alerts",
+    "Show what people hear of, and whether that works.",
+    examples=[
+        ("alerts", "all that is known: what is open, what was sent, what could not be"),
+        ("--app shop.jobs:joblog alerts --test", "send a test to all who are notified"),
+        ("alerts --prometheus > joblog.yml", "rules for Prometheus, for the figures of the page"),
+        ("--app shop.jobs:joblog alerts --watch", "look at the rules, beside the workers"),
+    ],
+)
+@click.option("--grafana", is_flag=True, help="Print a dashboard for Grafana, and do no more.")
+@click.option("--prometheus", is_flag=True, help="Print rules for Prometheus, and do no more.")
+@click.option("--test", is_flag=True, help="Send a test to all who are notified.")
+@click.option("--watch", is_flag=True, help="Look at the rules and send notices, until Ctrl-C.")
+def alerts(session: Session, *, grafana: bool, prometheus: bool, test: bool, watch: bool) -> None:
+    """Show each alert: whether it is open, what was sent last, and what could not be sent.
+
+    The workers look at the rules.  --watch does so too, for when there may be no worker
+    that lives; one process of all sends.  Both need --app, which has the rules.
+    """
+    if grafana or prometheus:
+        name = "grafana.json" if grafana else "prometheus.yml"
+        session.screen.raw(monitoring(name))
+        return
+    if test or watch:
+        _need_rules(session)
+    if test:
+        _test(session)
+    elif watch:
+        _watch(session)
+    else:
+        _show(session)
+
+
+@command(
+    "expect",
+    "Show which jobs run regularly, for Expect().",
+    examples=[
+        ("expect --learn", "offer rules for the types of jobs that finish regularly"),
+        ("expect --learn --json", "the same for programs"),
+    ],
+)
+@click.option("--learn", is_flag=True, help="Look for what finishes regularly, in the totals.")
+def expect(session: Session, *, learn: bool) -> None:
+    """Offer rules for JobLog(alerts=[...]) that say which jobs must finish how often.
+
+    They are learnt from the totals, which outlive the jobs.  Nothing is alerted by
+    itself: copy those that matter.
+    """
+    if not learn:
+        raise Refusal("say --learn: the rules that are in use are among those of alerts")
+    found = session.joblog.regular()
+    if session.json:
+        session.screen.json([each.as_dict() for each in found])
+    else:
+        now = session.joblog.now()
+        for each in found:
+            session.screen.fit(_rule_of(each, now))
+    if not found:
+        raise Refusal("no type of jobs was seen to finish regularly", NOTHING)
+
+
+def monitoring(name: str) -> str:
+    """Return the text of a file for a monitoring system."""
+    return (files("dramatiq_joblog") / "alerts" / "monitoring" / name).read_text("utf-8")
+
+
+def _rule_of(each: Regular, now: datetime) -> Text:
+    rule = f"Expect({line(each.job_type)!r}, every={each.every:_}, grace={each.grace:_}),"
+    return Text.assemble(rule, (f"  # {each.times} times, the last {ago(each.last, now)}", QUIET))
+
+
+def _need_rules(session: Session) -> None:
+    if session.app is None:
+        raise Refusal("the rules are in your code: name its log by --app module:joblog")
+    if not session.joblog.alerting.rules:
+        raise Refusal(f"{session.app} has no alerts: give it JobLog(alerts=[...], notify=...)")
+
+
+def _test(session: Session) -> None:
+    results = session.joblog.alerting.test()
+    if session.json:
+        session.screen.json(results)
+    else:
+        for name, error in results.items():
+            state = State.FINISHED if error is None else State.DEAD
+            session.screen.fit(
+                Text.assemble(shape(state), f" {line(name)}: {line(error or 'sent')}")
+            )
+    if not results:
+        raise Refusal("nobody is notified: give the log notify=, or a rule to=")
+    if any(results.values()):
+        raise click.exceptions.Exit(NOTHING)
+
+
+def _watch(session: Session) -> None:
+    alerting = session.joblog.alerting
+    session.screen.write(f"Looking at {len(alerting.rules)} rules. Ctrl-C ends it.")
+    while True:
+        alerting.round()
+        time.sleep(alerting.every / 1000)
+
+
+def _show(session: Session) -> None:
+    now = session.joblog.now()
+    found = list(session.joblog.alerts)
+    if session.json:
+        session.screen.json([state.as_dict() for state in found])
+    else:
+        session.screen.table(_columns(now), found)
+    if not found:
+        raise Refusal("no worker has looked at any alert yet", NOTHING)
+
+
+def _columns(now: datetime) -> list[Column[AlertState]]:
+    return [
+        Column("", lambda s: shape(State.DEAD if s.is_open else State.FINISHED), _state_of),
+        Column("Alert", lambda s: s.name, keep=10, least=16),
+        Column("Since", lambda s: _since(s, now), lambda s: s.as_dict()["since"], keep=8),
+        Column("Count", _count, lambda s: s.count, keep=5, right=True),
+        Column(
+            "Last notice",
+            lambda s: _last(s, now),
+            lambda s: (s.sent or "", s.as_dict()["sent_at"]),
+            keep=7,
+            least=12,
+        ),
+        Column("Problem", _problem, keep=4, least=10),
+    ]
+
+
+def _state_of(state: Any) -> str:
+    return "open" if state.is_open else "well"
+
+
+def _since(state: Any, now: datetime) -> str:
+    return ago(state.since, now) if state.is_open and state.since is not None else ""
+
+
+def _count(state: Any) -> str:
+    return number(state.count) if state.is_open else ""
+
+
+def _last(state: Any, now: datetime) -> str:
+    return f"{state.sent} {ago(state.sent_at, now)}" if state.sent_at is not None else ""
+
+
+def _problem(state: Any) -> str:
+    return line(f"{state.pending or 'not'} sent: {state.error}") if state.error else ""
