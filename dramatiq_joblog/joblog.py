@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from peewee import Database, Model, PeeweeException, SqliteDatabase
+from peewee import Database, Model, PeeweeException
 
 from .admin import audit as people
 from .admin.cancel import Cancelling
@@ -34,6 +34,7 @@ from .broker.requeue import chunks
 from .broker.worker_process import WorkerProcess
 from .database.checkout import checked_out, transaction
 from .database.clock import database_now
+from .database.dialects import dialect_of
 from .database.timeouts import bounded, refuse_event_loop
 from .database.url import describe, open_database
 from .errors import (
@@ -336,7 +337,7 @@ class JobLog(Cancelling[J], Generic[J]):
           ConfigurationError: Inside a transaction of a SQLite database, which one connection at
             a time may write to.
         """
-        if isinstance(self.database, SqliteDatabase) and not self._may_wait():
+        if dialect_of(self.database).writes_alone and not self._may_wait():
             raise ConfigurationError(
                 f"a message with the unique key {key!r} is sent inside a transaction of the log's "
                 "SQLite database, for whose end its claim would wait: send it after the "
@@ -1150,10 +1151,6 @@ class JobLog(Cancelling[J], Generic[J]):
         """
         try:
             with checked_out(self.database):
-                if isinstance(self.database, SqliteDatabase):
-                    # Readers and the writer do not wait for each other; it stays with the file.
-                    self.database.execute_sql("PRAGMA busy_timeout = 30000")
-                    self.database.execute_sql("PRAGMA journal_mode = WAL")
                 migrate(self.tables)
         except (DatabaseAwayError, PeeweeException) as e:
             kind = DatabaseAwayError if isinstance(e, DatabaseAwayError) else JobLogError
@@ -1278,8 +1275,8 @@ def _default_spool(job: Any) -> Path:
     meta = job._meta
     database = meta.database
     place = [str(database.database), str(database.connect_params.get("host")), meta.table_name]
-    if isinstance(database, SqliteDatabase):
-        place[0] = str(Path(place[0]).absolute())
+    if (file := dialect_of(database).file_of(database)) is not None:
+        place[0] = str(file.absolute())
     digest = hashlib.sha256("\n".join(place).encode()).hexdigest()[:12]
     state = os.environ.get("XDG_STATE_HOME")
     try:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from peewee import MySQLDatabase, PostgresqlDatabase, SqliteDatabase, fn
+from peewee import fn
 
 from dramatiq_joblog.database.clock import database_now
-from dramatiq_joblog.database.connection import is_behind_pooler, prepares
+from dramatiq_joblog.database.dialects import dialect_of
+from dramatiq_joblog.database.dialects.postgresql import is_behind_pooler, prepares
 from dramatiq_joblog.database.indexes import missing_keys
 from dramatiq_joblog.schema.migrations import compare
 from dramatiq_joblog.states import ProblemKind
@@ -41,18 +41,11 @@ class DatabaseChecks:
         self._worker: Any = tables.worker
         self._lock: Any = tables.lock
         self._database: Any = tables.database
+        self._dialect = dialect_of(tables.database)
 
     def version(self) -> str:
         """Return what the database says that it is."""
-        database = self._database
-        if isinstance(database, SqliteDatabase):
-            database.execute_sql("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
-            return f"SQLite {sqlite3.sqlite_version}"
-        ((version,),) = database.execute_sql("SELECT version()").fetchall()
-        if isinstance(database, PostgresqlDatabase):
-            driver = type(database.connection()).__module__.split(".")[0]
-            return f"{' '.join(version.split()[:2])} through {driver}"
-        return f"MySQL {version}" if isinstance(database, MySQLDatabase) else str(version)
+        return self._dialect.version(self._database)
 
     def schema(self) -> Look:
         """Look whether the tables are those of this version."""
@@ -88,38 +81,11 @@ class DatabaseChecks:
 
     def durability(self) -> Look:
         """Look whether commits outlive a crash."""
-        database = self._database
-        if isinstance(database, SqliteDatabase):
-            well = "commits survive a killed process"
-            ((mode,),) = database.execute_sql("PRAGMA journal_mode").fetchall()
-            if mode != "wal":
-                return _wrong(
-                    "durability",
-                    well,
-                    f"The file's journal is {mode!r} and not 'wal': readers and writers wait for "
-                    "each other.",
-                    "call create_tables() on the log; keep the file on a local disk",
-                    ProblemKind.SETTINGS,
-                )
+        well = self._dialect.durability
+        weakness = self._dialect.weakness(self._database)
+        if weakness is None:
             return Look("durability", well)
-        well = "commits survive a power cut of the server"
-        if isinstance(database, PostgresqlDatabase):
-            off = [
-                setting
-                for setting in ("fsync", "synchronous_commit", "full_page_writes")
-                if database.execute_sql(f"SHOW {setting}").fetchone()[0] == "off"
-            ]
-            if off:
-                return _wrong(
-                    "durability",
-                    well,
-                    f"PostgreSQL's {' and '.join(off)} {'is' if len(off) == 1 else 'are'} off: a "
-                    "crash of the server's host loses commits of which jobs were already "
-                    "acknowledged.",
-                    f"set {', '.join(off)} to on in postgresql.conf",
-                    ProblemKind.SETTINGS,
-                )
-        return Look("durability", well)
+        return _wrong("durability", well, weakness.text, weakness.cure, ProblemKind.SETTINGS)
 
     def pooler(self) -> Look:
         """Look whether a pooler in between would mix up prepared statements."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 import time
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peewee import PeeweeException, PostgresqlDatabase, SqliteDatabase
+from peewee import PeeweeException
 
 from dramatiq_joblog.database.checkout import checked_out
 from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.database.timeouts import bounded, cut_after
 from dramatiq_joblog.errors import DatabaseAwayError, QueryTimeout
 from dramatiq_joblog.payload.secret_texts import scrub
@@ -71,6 +71,7 @@ class Doctor:
         self._joblog = joblog
         self._broker = broker
         self._database: Any = joblog.database
+        self._dialect = dialect_of(joblog.database)
         self._timeout = timeout
         self._deadline = 0.0
         self._checks = DatabaseChecks(joblog.tables)
@@ -119,7 +120,7 @@ class Doctor:
 
     def _questions(self) -> dict[str, Callable[[], Look]]:
         checks, standstill = self._checks, self._standstill
-        pooler = {"pooler": checks.pooler} if isinstance(self._database, PostgresqlDatabase) else {}
+        pooler = {"pooler": checks.pooler} if self._dialect.has_poolers else {}
         return {
             "schema": checks.schema,
             "durability": checks.durability,
@@ -278,9 +279,8 @@ class Doctor:
 
     def _is_passing(self) -> bool:
         """Return whether the log itself lies in a file that goes as well."""
-        if not isinstance(self._database, SqliteDatabase):
-            return False
-        return file_system_of(Path(str(self._database.database)).parent) in PASSING
+        file = self._dialect.file_of(self._database)
+        return file is not None and file_system_of(file.parent) in PASSING
 
     def _middleware(self) -> Finding:
         ours = [m for m in self._broker.middleware if hasattr(m, "joblog")]

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from peewee import SqliteDatabase
-
 from dramatiq_joblog.database.checkout import transaction
 from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.schema.query import literal_states
@@ -167,10 +166,8 @@ class Retention:
                 .order_by(job.finished_at, job.id)
                 .limit(batch)
             )
-            if not isinstance(self._database, SqliteDatabase):
-                # Nobody may begin it again between this and its end.
-                query = query.for_update()
-            rows = list(query.tuples())
+            # Nobody may begin it again between this and its end.
+            rows = list(dialect_of(self._database).lock(query).tuples())
             if not rows:
                 return None, Counter()
             cells = [

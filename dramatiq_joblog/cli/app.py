@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from peewee import PeeweeException, SqliteDatabase
+from peewee import PeeweeException
 
 from dramatiq_joblog import (
     CancelError,
@@ -24,6 +24,7 @@ from dramatiq_joblog import (
     JobNotFound,
     LockNotAcquired,
 )
+from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.database.url import describe
 from dramatiq_joblog.errors import RequeueError
 from dramatiq_joblog.payload.secret_texts import scrub
@@ -114,8 +115,8 @@ class Session:
           Refusal: If none is named, or it cannot be used.
         """
         joblog = self.new_joblog
-        file = joblog.database.database
-        if isinstance(joblog.database, SqliteDatabase) and not Path(file).exists():
+        file = dialect_of(joblog.database).file_of(joblog.database)
+        if file is not None and not file.exists():
             raise Refusal(
                 f"there is no file {str(file)!r}; to make a new log there: {self.cure('migrate')}",
                 AWAY,

@@ -7,7 +7,6 @@ connection that the application opened in its thread stays as it is.
 from __future__ import annotations
 
 import contextlib
-import random
 import re
 import sqlite3
 import threading
@@ -16,13 +15,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from peewee import InterfaceError, OperationalError, PeeweeException, Proxy, SqliteDatabase
+from peewee import InterfaceError, OperationalError, PeeweeException, Proxy
 from playhouse.pool import MaxConnectionsExceeded, PooledDatabase
 
 from dramatiq_joblog.errors import DatabaseAwayError
 from dramatiq_joblog.payload.secret_texts import scrub
 
-from .mysql import is_away as is_away_by_number
+from .backoff import FIRST_PAUSE, rest
+from .dialects import dialect_of
+from .dialects.mysql import is_away as is_away_by_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,11 +32,6 @@ if TYPE_CHECKING:
 
 #: Milliseconds to wait for a free connection of a pool.
 FREE_WITHIN = 10_000
-#: Milliseconds that a transaction waits for its turn to write to a SQLite file.
-TURN_WITHIN = 10_000
-
-#: Seconds between two tries; at first, and at most.
-_PAUSE, _PAUSE_AT_MOST = 0.001, 0.05
 
 
 @dataclass
@@ -140,25 +136,8 @@ def transaction(database: Database) -> Iterator[None]:
     Raises:
       DatabaseAwayError: If the database is unavailable, or its file stays locked.
     """
-    with checked_out(database), contextlib.ExitStack() as stack:
-        if isinstance(database, SqliteDatabase) and not database.in_transaction():
-            _begin_in_turn(database, stack)
-        else:
-            stack.enter_context(database.atomic())
+    with checked_out(database), dialect_of(database).begin_in_turn(database):
         yield
-
-
-def _begin_in_turn(database: SqliteDatabase, stack: contextlib.ExitStack) -> None:
-    deadline, pause = time.monotonic() + TURN_WITHIN / 1000, _PAUSE
-    while True:
-        try:
-            stack.enter_context(database.atomic("IMMEDIATE"))
-        except OperationalError as e:
-            if not is_locked(e) or time.monotonic() > deadline:
-                raise
-        else:
-            return
-        pause = _rest(pause)
 
 
 def open_connection(database: Database) -> bool:
@@ -172,7 +151,7 @@ def open_connection(database: Database) -> bool:
     """
     if not database.is_closed():
         return False
-    deadline, pause = time.monotonic() + FREE_WITHIN / 1000, _PAUSE
+    deadline, pause = time.monotonic() + FREE_WITHIN / 1000, FIRST_PAUSE
     while True:
         try:
             return bool(database.connect(reuse_if_open=True))
@@ -185,7 +164,7 @@ def open_connection(database: Database) -> bool:
                 ) from e
         except PeeweeException as e:
             raise unavailable(e) from e
-        pause = _rest(pause)
+        pause = rest(pause)
 
 
 def discard(database: Any) -> None:
@@ -200,11 +179,6 @@ def discard(database: Any) -> None:
             database.close_idle()
         else:
             database.close()
-
-
-def is_locked(error: BaseException | None) -> bool:
-    """Tell whether an error says that another connection writes to a SQLite file."""
-    return isinstance(error, OperationalError) and "is locked" in str(error)
 
 
 def unavailable(error: BaseException) -> DatabaseAwayError:
@@ -235,10 +209,3 @@ def is_unavailable(error: PeeweeException) -> bool:
     if isinstance(original, sqlite3.Error) and _REFUSED_BY_SQLITE.search(str(original)):
         return False
     return isinstance(error, (OperationalError, InterfaceError))
-
-
-def _rest(pause: float) -> float:
-    """Sleep for about *pause* seconds; return the next pause."""
-    # Not all that wait at the same instants.
-    time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
-    return min(pause * 1.5, _PAUSE_AT_MOST)

@@ -14,13 +14,12 @@ import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dramatiq.logging import get_logger
-from peewee import MySQLDatabase, OperationalError, PeeweeException, SqliteDatabase
+from peewee import OperationalError, PeeweeException
 
 from dramatiq_joblog.errors import DatabaseAwayError
 
-from .checkout import is_locked, is_unavailable, open_connection, unavailable
-from .mysql import prepare_session
-from .url_parameters import NEVER
+from .checkout import is_unavailable, open_connection, unavailable
+from .dialects import dialect_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,9 +32,6 @@ STATEMENT_TIMEOUT = 3_000
 CUT_AFTER = 4_000
 #: Milliseconds between two looks whether the database is back; at first, and at most.
 PROBE_AFTER, PROBE_AT_MOST = 200, 2_000
-
-#: How often the writer's connection sees a statement before it prepares it; psycopg's own.
-PREPARE_AFTER = 5
 
 #: Seconds until a SQLite file that was locked is tried again; at first, and at most.
 _BUSY_PAUSE, _BUSY_PAUSE_AT_MOST = 0.0001, 0.005
@@ -54,6 +50,7 @@ class Connection:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._dialect = dialect_of(database)
         self._raw: Any = None
         #: When the question that is being asked was begun, monotonic.
         self._since: float | None = None
@@ -105,7 +102,7 @@ class Connection:
     def _is_busy(self, error: Exception) -> bool:
         # A query of a model says it as an error of ours, whose cause it is.
         cause = error.__cause__ if isinstance(error, DatabaseAwayError) else error
-        return isinstance(self._database, SqliteDatabase) and is_locked(cause)
+        return self._dialect.is_busy(cause)
 
     def close(self) -> None:
         """Close the connection, broken or not."""
@@ -128,18 +125,13 @@ class Connection:
         database = self._database
         open_connection(database)
         self._raw = database.connection()
-        if isinstance(database, SqliteDatabase):
-            # An acknowledged commit survives a killed process; a power cut may take the
-            # last ones, and never damages the file.
-            for pragma in (
-                f"busy_timeout = {STATEMENT_TIMEOUT}",
-                "journal_mode = WAL",
-                "synchronous = NORMAL",
-                # We wait ourselves.
-                "busy_timeout = 0",
-            ):
-                database.execute_sql(f"PRAGMA {pragma}")
-            return
+        self._since = time.monotonic()
+        if self._dialect.file_of(database) is None:
+            self._watch()
+        self._dialect.prepare(database, STATEMENT_TIMEOUT)
+
+    def _watch(self) -> None:
+        """Have a watchdog: a server may be silent for ever."""
         with self._watching:
             if self._watchdog is None:
                 self._watchdog = threading.Thread(
@@ -149,19 +141,6 @@ class Connection:
                     daemon=True,
                 )
                 self._watchdog.start()
-        self._since = time.monotonic()
-        if isinstance(database, MySQLDatabase):
-            prepare_session(database, STATEMENT_TIMEOUT)
-        elif is_behind_pooler(database):
-            # What is set, or prepared, would stay with a connection that others get too: the
-            # watchdog alone bounds what is asked.
-            if hasattr(self._raw, "prepare_threshold"):
-                self._raw.prepare_threshold = None
-        else:
-            for setting in ("statement_timeout", "lock_timeout"):
-                database.execute_sql(f"SET {setting} = {STATEMENT_TIMEOUT}")
-            if getattr(self._raw, "prepare_threshold", None) == NEVER:
-                self._raw.prepare_threshold = PREPARE_AFTER
 
     def is_watched(self) -> bool:
         """Tell its watchdog whether there is something to look after; it ends if there is not."""
@@ -189,30 +168,6 @@ def cut(raw: Any) -> None:
         number = raw._sock.fileno() if hasattr(raw, "_sock") else raw.fileno()
         with socket.socket(fileno=os.dup(number)) as end:
             end.shutdown(socket.SHUT_RDWR)
-
-
-def is_behind_pooler(database: Any) -> bool:
-    """Tell whether this thread's connection to PostgreSQL goes through PgBouncer or the like.
-
-    A pooler names a process of its own in its greeting, as the server's may be another for each
-    transaction.  Any: the drivers' own connection.
-    """
-    raw = database.connection()
-    greeted = raw.info.backend_pid
-    ((asked,),) = database.execute_sql("SELECT pg_backend_pid()").fetchall()
-    return bool(greeted != asked)
-
-
-def prepares(database: Any) -> bool:
-    """Tell whether psycopg prepares statements on connections to PostgreSQL that ask.
-
-    Any: the drivers' own connection.
-    """
-    if not hasattr(database.connection(), "prepare_threshold"):
-        # psycopg2 does not.
-        return False
-    threshold = database.connect_params.get("prepare_threshold", PREPARE_AFTER)
-    return threshold is not None and threshold < NEVER
 
 
 def leave_connections(database: Any) -> Any:

@@ -12,7 +12,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peewee import Field, MySQLDatabase, PostgresqlDatabase
+from peewee import Field
+
+from .dialects import dialect_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,8 +58,7 @@ def ensure_indexes(model: Any) -> None:
         serving = [index.name for index in there if wanted.is_served_by(index)]
         if not serving:
             _create(model, wanted)
-        elif wanted.former_name in serving and not isinstance(database, MySQLDatabase):
-            # There names are a table's own.
+        elif wanted.former_name in serving and dialect_of(database).shares_index_names:
             _rename(model, wanted, serving)
 
 
@@ -95,7 +96,7 @@ def _wanted(model: Any) -> Iterator[_Wanted]:
 
 def _create(model: Any, wanted: _Wanted) -> None:
     name, number = wanted.name, 1
-    while _is_taken(model, name):
+    while dialect_of(model._meta.database).is_index(model, name):
         number += 1
         name = f"{wanted.name}_{number}"
     index = copy.copy(wanted.index)
@@ -107,31 +108,14 @@ def _rename(model: Any, wanted: _Wanted, serving: list[str]) -> None:
     """Take the name of a class back from an index: an application's own may want it."""
     database, former = model._meta.database, wanted.former_name
     schema = f'"{model._meta.schema}".' if model._meta.schema else ""
-    is_alone = serving == [former]
-    if isinstance(database, PostgresqlDatabase) and is_alone and not _is_taken(model, wanted.name):
-        database.execute_sql(f'ALTER INDEX {schema}"{former}" RENAME TO "{wanted.name}"')
+    is_alone, dialect = serving == [former], dialect_of(database)
+    may = is_alone and not dialect.is_index(model, wanted.name)
+    if may and dialect.rename_index(model, former, wanted.name):
         return
     # It is there twice, or cannot be renamed.
     database.execute_sql(f'DROP INDEX {schema}"{former}"')
     if is_alone:
         _create(model, wanted)
-
-
-def _is_taken(model: Any, name: str) -> bool:
-    """Tell whether an index, or a table, of this name is there, of whatever table."""
-    meta = model._meta
-    database = meta.database
-    if isinstance(database, MySQLDatabase):
-        return name in {index.name for index in database.get_indexes(meta.table_name)}
-    if isinstance(database, PostgresqlDatabase):
-        text = (
-            "SELECT 1 FROM pg_class JOIN pg_namespace AS n ON n.oid = relnamespace "
-            "WHERE relname = %s AND nspname = coalesce(%s, current_schema())"
-        )
-        values: tuple[Any, ...] = (name, meta.schema)
-    else:
-        text, values = "SELECT 1 FROM sqlite_master WHERE lower(name) = lower(?)", (name,)
-    return database.execute_sql(text, values).fetchone() is not None
 
 
 def _short(name: str) -> str:

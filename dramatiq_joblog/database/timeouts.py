@@ -6,22 +6,20 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from peewee import DatabaseError, MySQLDatabase, SqliteDatabase
+from peewee import DatabaseError
 
 from dramatiq_joblog.errors import ConfigurationError, DatabaseAwayError, QueryTimeout
 
 from .connection import cut
+from .dialects import dialect_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from peewee import Database
 
-#: SQLite asks whether to go on after so many of its steps, a fraction of a millisecond.
-_STEPS = 2_000
 #: What the databases say of a question that was cut: PostgreSQL, MySQL and MariaDB.
 _CUT_STATE = "57014"
 _CUT_CODES = {3024, 1969}
@@ -61,15 +59,8 @@ def bounded(database: Database, timeout: int) -> Iterator[None]:
       QueryTimeout: If one was cut.
     """
     try:
-        if isinstance(database, SqliteDatabase):
-            with _sqlite(database, timeout):
-                yield
-        elif isinstance(database, MySQLDatabase):
-            with _mysql(database, timeout):
-                yield
-        else:
-            with _postgresql(database, timeout):
-                yield
+        with dialect_of(database).bounded(database, timeout):
+            yield
     except (DatabaseAwayError, DatabaseError, sqlite3.OperationalError) as e:
         if _is_cut(e.__cause__ if isinstance(e, DatabaseAwayError) else e):
             raise QueryTimeout(timeout) from e
@@ -83,7 +74,7 @@ def cut_after(database: Database, timeout: int) -> Iterator[None]:
     The server's own timeouts do not help when it is frozen, or when the network is gone.  The
     driver then raises in this thread, as when the server had gone away.
     """
-    if isinstance(database, SqliteDatabase) or database.is_closed():
+    if dialect_of(database).file_of(database) is not None or database.is_closed():
         yield
         return
     watch = threading.Timer(timeout / 1000, cut, (database.connection(),))
@@ -93,39 +84,6 @@ def cut_after(database: Database, timeout: int) -> Iterator[None]:
         yield
     finally:
         watch.cancel()
-
-
-@contextlib.contextmanager
-def _sqlite(database: Any, timeout: int) -> Iterator[None]:
-    deadline = time.monotonic() + timeout / 1000
-    connection = database.connection()
-    connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
-    try:
-        yield
-    finally:
-        connection.set_progress_handler(None, 0)
-
-
-@contextlib.contextmanager
-def _postgresql(database: Any, timeout: int) -> Iterator[None]:
-    with database.atomic():
-        ((before,),) = database.execute_sql("SHOW statement_timeout").fetchall()
-        database.execute_sql(f"SET LOCAL statement_timeout = {int(timeout)}")
-        yield
-        # It may be a part of a transaction that goes on.
-        database.execute_sql("SELECT set_config('statement_timeout', %s, true)", (before,))
-
-
-@contextlib.contextmanager
-def _mysql(database: Any, timeout: int) -> Iterator[None]:
-    ((version,),) = database.execute_sql("SELECT version()").fetchall()
-    maria = "mariadb" in str(version).lower()
-    name = "max_statement_time" if maria else "max_execution_time"
-    database.execute_sql(f"SET SESSION {name} = {timeout / 1000 if maria else int(timeout)}")
-    try:
-        yield
-    finally:
-        database.execute_sql(f"SET SESSION {name} = DEFAULT")
 
 
 def _is_cut(error: BaseException | None) -> bool:

@@ -6,18 +6,17 @@ A password never appears in a text that is made here.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import peewee
-from peewee import Database, MySQLDatabase, SqliteDatabase
+from peewee import Database
 from playhouse.db_url import connect
 
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.payload.secret_texts import REDACTED
 
-from .mysql import use_four_bytes
+from .dialects import dialect_of
 from .url_parameters import check_parameters, has_psycopg3, options_of
 
 #: What peewee needs for each kind of database, and how to install it.
@@ -192,23 +191,7 @@ def _require_driver(kind: str, database: Database) -> None:
 
 
 def _checked(database: Database) -> Database:
-    if isinstance(database, SqliteDatabase):
-        name = str(database.database)
-        if name in ("", ":memory:") or "mode=memory" in name:
-            raise ConfigurationError(
-                f"the SQLite database {name!r} lives in memory, where every connection sees "
-                "another one; use a file, as sqlite:///jobs.db"
-            )
-        if database.server_version < (3, 35, 0):
-            raise ConfigurationError(
-                f"SQLite {'.'.join(map(str, database.server_version))} is too old: 3.35 or newer "
-                "is needed"
-            )
-        if database.database is not None and not name.startswith("file:"):
-            # A job may change the process's folder, and later connections would go there.
-            database.database = str(Path(name).absolute())
+    dialect_of(database).check(database)
     if database.database is None:
         raise ConfigurationError("the database has no name yet: call its init() first")
-    if isinstance(database, MySQLDatabase):
-        use_four_bytes(database)
     return database

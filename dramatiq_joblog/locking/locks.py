@@ -11,10 +11,11 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peewee import SQL, MySQLDatabase, fn
+from peewee import SQL, fn
 
 from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.compiled import Compiled
+from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.payload.secret_texts import scrub_key
 from dramatiq_joblog.schema.models import to_millis
@@ -166,7 +167,7 @@ class Locks:
         self._now: str = database_now(self.database).sql
         self._table = f'"{lock._meta.table_name}"'
         #: Whether an upsert can neither be guarded nor return anything.
-        self._in_steps = isinstance(self.database, MySQLDatabase)
+        self._in_steps = not dialect_of(self.database).guards_upserts
         self._usage = Compiled(self.database, self._asking_usage)
         self._guard = threading.Lock()
         #: What this process holds, by token: a run may have several keys.

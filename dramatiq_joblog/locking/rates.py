@@ -15,9 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peewee import MySQLDatabase, SqliteDatabase, fn
+from peewee import fn
 
 from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.schema.models import to_millis
 
 from .needs import RATE
@@ -63,6 +64,7 @@ class Rates:
     def __init__(self, lock: Any) -> None:
         self._lock = lock
         self._database: Database = lock._meta.database
+        self._dialect = dialect_of(self._database)
 
     def room(self, need: Need) -> Room:
         """Return how many may start now by a rate."""
@@ -150,7 +152,7 @@ class Rates:
         shortest = min(head.shortest, need.lasts)
         head_row = lock.kind == RATE, lock.key == need.key, lock.slot == 0
         expires = fn.coalesce(lock.expires_at, 0)
-        greatest = fn.max if isinstance(self._database, SqliteDatabase) else fn.greatest
+        greatest = self._dialect.greatest
         latest = head.now + need.lasts
         (
             lock.update(
@@ -188,9 +190,7 @@ class Rates:
     def _put(self, rows: list[dict[str, Any]]) -> None:
         lock = self._lock
         preserved = [lock.fence, lock.ttl, lock.acquired_at, lock.expires_at]
-        target = (
-            [] if isinstance(self._database, MySQLDatabase) else [lock.kind, lock.key, lock.slot]
-        )
+        target = [lock.kind, lock.key, lock.slot] if self._dialect.guards_upserts else []
         for start in range(0, len(rows), _AT_ONCE):
             some = lock.insert_many(rows[start : start + _AT_ONCE])
             some.on_conflict(conflict_target=target or None, preserve=preserved).execute()
@@ -198,7 +198,7 @@ class Rates:
     def _head(self, key: str, *, locked: bool = False) -> _Head | None:
         lock, now = self._lock, database_now(self._database)
         rows = self._rows(key).where(lock.slot == 0)
-        waits = locked and not isinstance(self._database, SqliteDatabase)
+        waits = locked and not self._dialect.writes_alone
         if waits:
             rows = rows.for_update()
         found = rows.select(lock.last_fence, lock.fence, lock.ttl, now.alias("now")).tuples()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from peewee import SQL, PostgresqlDatabase
+from peewee import SQL
 
 from dramatiq_joblog.database.compiled import Compiled
-from dramatiq_joblog.database.upsert import as_json
+from dramatiq_joblog.database.dialects import dialect_of
+from dramatiq_joblog.database.dialects.postgresql import as_json
 
 from .needs import SECTION
 
@@ -22,8 +23,8 @@ _NOTHING = ("owner", "token", "process", "expires_at")
 
 def freeing(lock: Any) -> Freeing:
     """Return what frees sections in the kind of database that the lock model is bound to."""
-    by_step = isinstance(lock._meta.database, PostgresqlDatabase)
-    return SteppingFreeing(lock) if by_step else Freeing(lock)
+    joins = dialect_of(lock._meta.database).joins_writes
+    return SteppingFreeing(lock) if joins else Freeing(lock)
 
 
 class Freeing:

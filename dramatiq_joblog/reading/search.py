@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-from peewee import SQL, CharField, Expression, MySQLDatabase, NodeList, TextField, Value, fn
+from peewee import SQL, CharField, Expression, NodeList, TextField, Value, fn
 
+from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.errors import SearchError
 from dramatiq_joblog.payload.sanitize import clean, fold_jid
 from dramatiq_joblog.schema.fields import user_asked
 from dramatiq_joblog.schema.query import literal_states, user_field
 from dramatiq_joblog.states import DUE, GROUPS, State
 
-from . import amounts, documents
+from . import amounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -361,7 +362,7 @@ class _Reader:
                 places.append((job.args, [str(list(names).index(name)), *rest], actor))
         found: Any = None
         for field, steps, of_actor in places:
-            here = _is(documents.text_at(field, steps), value, field)
+            here = _is(dialect_of(field.model._meta.database).text_at(field, steps), value, field)
             here = here if of_actor is None else (job.actor == of_actor) & here
             found = here if found is None else found | here
         return found
@@ -418,9 +419,8 @@ def _like(field: Any, value: str, *, raw: bool = False) -> Any:
     """
     if "*" not in value:
         return field == value
-    return _matches(
-        field.cast("CHAR" if _is_mysql(field) else "TEXT") if raw else field, value, field
-    )
+    text_type = dialect_of(field.model._meta.database).text_type
+    return _matches(field.cast(text_type) if raw else field, value, field)
 
 
 def _is(expression: Any, value: str, field: Any) -> Any:
@@ -430,14 +430,10 @@ def _is(expression: Any, value: str, field: Any) -> Any:
     return Expression(expression, "=", Value(value, converter=False))
 
 
-def _is_mysql(field: Any) -> bool:
-    return isinstance(field.model._meta.database, MySQLDatabase)
-
-
 def _matches(expression: Any, value: str, field: Any) -> Any:
     value = clean(re.sub(r"\*+", "*", value), MAX_SEARCH)
     pattern = "%".join(re.sub(r"([!%_])", r"!\1", part) for part in value.split("*"))
-    if _is_mysql(field):
+    if not dialect_of(field.model._meta.database).folds_case:
         # Its columns tell cases apart, and so does its LIKE.
         expression, pattern = fn.LOWER(expression), pattern.lower()
     # An escape that needs no escape itself, on any database.

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from peewee import SqliteDatabase
-
 from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.locking.locks import UNIQUE
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import STARTABLE, State
@@ -43,6 +42,7 @@ class Newest:
         self._job = transitions.job
         self._lock = transitions.locks.lock
         self._database = transitions.database
+        self._dialect = dialect_of(self._database)
 
     def take_place(self, claim: Claim, former: str) -> bool:
         """Take a key from *former*, whose job has not begun; return False if it has."""
@@ -91,9 +91,7 @@ class Newest:
         """
         key = (event.unique or {})["key"]
         lock = self._lock
-        rows = lock.select().where(lock.kind == UNIQUE, lock.key == key)
-        if not isinstance(self._database, SqliteDatabase):
-            rows = rows.for_update()
+        rows = self._dialect.lock(lock.select().where(lock.kind == UNIQUE, lock.key == key))
         row = rows.where(lock.expires_at > database_now(self._database)).first()
         if row is None or row.owner in (None, event.jid):
             return None

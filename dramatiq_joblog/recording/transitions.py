@@ -13,10 +13,11 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peewee import SQL, OperationalError, PostgresqlDatabase, SqliteDatabase, Value, fn
+from peewee import SQL, Value, fn
 
 from dramatiq_joblog.database.compiled import Compiled
-from dramatiq_joblog.database.upsert import Portion, Rule, is_one_statement, upsert, write_all
+from dramatiq_joblog.database.dialects import dialect_of
+from dramatiq_joblog.database.upsert import Portion, Rule, is_one_statement, write_all
 from dramatiq_joblog.locking.admission import Newcomer
 from dramatiq_joblog.locking.locks import UNIQUE, Claim, Locks
 from dramatiq_joblog.locking.needs import SECTION, Need, needs_of
@@ -357,10 +358,11 @@ class Transitions:
         #: Called with minutes, in milliseconds since 1970, that must be counted again.
         self.note_late: Callable[[set[int]], None] = _nobody
         self.database: Database = tables.database
-        self._enqueues = upsert(_enqueue_rule(job))
-        self._runs = upsert(_run_rule(job))
-        self._failures = upsert(_failure_rule(failure))
-        self._lines = upsert(_line_rule(line))
+        self._dialect = dialect_of(self.database)
+        self._enqueues = self._dialect.upsert(_enqueue_rule(job))
+        self._runs = self._dialect.upsert(_run_rule(job))
+        self._failures = self._dialect.upsert(_failure_rule(failure))
+        self._lines = self._dialect.upsert(_line_rule(line))
         self._freeing = freeing(lock)
         self._locked_all = Compiled(self.database, self._locking)
         self._own_fields = [
@@ -576,10 +578,7 @@ class Transitions:
     def _locking(self, jids: Sequence[str]) -> Any:
         job = self.job
         select = job.select(*(getattr(job, name) for name in Known._fields))
-        select = select.where(job.jid.in_(jids))
-        if not isinstance(self.database, SqliteDatabase):
-            select = select.order_by(job.jid).for_update()
-        return select
+        return self._dialect.lock(select.where(job.jid.in_(jids)).order_by(job.jid))
 
     def begin_all(self, events: Sequence[Event]) -> set[str]:
         """Write the starts of runs that may begin, and return the jobs that did."""
@@ -588,9 +587,7 @@ class Transitions:
     def locked(self, jid: str) -> Any:
         """Return the row of a job, which nobody else changes until the transaction ends."""
         select = self.job.select().where(self.job.jid == jid)
-        if not isinstance(self.database, SqliteDatabase):
-            select = select.for_update()
-        return select.get_or_none()
+        return self._dialect.lock(select).get_or_none()
 
     def locked_rows(self, ids: Sequence[int]) -> list[Any]:
         """Return the rows of jobs by their ids, which nobody else changes until then, too.
@@ -599,10 +596,8 @@ class Transitions:
         for each other.
         """
         job = self.job
-        select = job.select().where(job.id.in_(ids))
-        if not isinstance(self.database, SqliteDatabase):
-            select = select.order_by(fn.COALESCE(job.enqueued_at, 0), job.jid).for_update()
-        return list(select)
+        order = fn.COALESCE(job.enqueued_at, 0), job.jid
+        return list(self._dialect.lock(job.select().where(job.id.in_(ids)).order_by(*order)))
 
     def judge(self, event: Event, row: Any) -> Start:
         """Decide what a start may do, and note on it what it found."""
@@ -806,8 +801,7 @@ class Transitions:
             for model in (self.job, self.failure, self.locks.lock, self.line):
                 fields = model._meta.sorted_fields
                 model.insert_from(model.select(*fields).where(nothing), fields).execute()
-                if isinstance(self.database, PostgresqlDatabase):
-                    _check_sequence(self.database, model._meta.table_name)
+                self._dialect.check_rights(self.database, model._meta.table_name)
             for column in (self.job.state, self.failure.outcome, self.locks.lock.owner):
                 column.model.update({column: column}).where(nothing).execute()
             self.locks.lock.delete().where(nothing).execute()
@@ -815,19 +809,7 @@ class Transitions:
 
     def atomic(self) -> Any:
         """Return a transaction, or a part of the one that is open."""
-        if isinstance(self.database, SqliteDatabase):
-            # A write lock taken late cannot be waited for: SQLite fails at once instead.
-            return self.database.atomic("IMMEDIATE")
-        return self.database.atomic()
-
-
-def _check_sequence(database: Database, table: str) -> None:
-    """Raise if the numbers of a table's rows may not be drawn: that is a right of its own."""
-    sequence = f"pg_get_serial_sequence('\"{table}\"', 'id')"
-    text = f"SELECT has_sequence_privilege({sequence}, 'USAGE, UPDATE')"
-    ((may,),) = database.execute_sql(text).fetchall()
-    if may is False:
-        raise OperationalError(f"permission denied for the sequence of {table}.id")
+        return self._dialect.begin(self.database)
 
 
 class _Batch:

@@ -16,9 +16,9 @@ from peewee import (
     ForeignKeyField,
     InterfaceError,
     ModelBase,
-    MySQLDatabase,
 )
 
+from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.database.queries import LentModel
 from dramatiq_joblog.payload.sanitize import MAX_JID, text_of
 from dramatiq_joblog.payload.values import to_millis
@@ -623,7 +623,7 @@ def add_indexes(model: Any) -> None:
 
 
 def _add_index(model: Any, name: str, *fields: Any, where: str | None = None) -> None:
-    if where is not None and isinstance(model._meta.database, MySQLDatabase):
+    if where is not None and not dialect_of(model._meta.database).has_partial_indexes:
         # It has no partial indexes: there it is of all rows, and tells their states apart.
         first, *others = fields
         if where.startswith("state "):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Generic
 
-from dramatiq_joblog.database.mysql import fit
+from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.database.url import describe
 from dramatiq_joblog.errors import ConfigurationError
 
@@ -131,7 +131,7 @@ def _bind_job(model: Any, database: Database) -> Any:
     model.bind(database)
     if not any(getattr(i, "_name", "") == f"{meta.table_name}_active" for i in meta.indexes):
         add_indexes(model)
-    fit(model)
+    dialect_of(model._meta.database).fit(model)
     return model
 
 
@@ -140,5 +140,5 @@ def _bind(model: Any, prefix: str, database: Database) -> Any:
     table = f"{prefix}_{model.__name__.lower()}"
     meta = type("Meta", (), {"table_name": table, "database": database})
     bound = type(model.__name__, (model,), {"__module__": model.__module__, "Meta": meta})
-    fit(bound)
+    dialect_of(database).fit(bound)
     return bound

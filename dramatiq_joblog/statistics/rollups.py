@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from peewee import SQL, NodeList, SqliteDatabase, fn
+from peewee import SQL, fn
 
 from dramatiq_joblog.database.checkout import transaction
+from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.schema.models import MAX_TOTAL_ERROR, to_millis
 from dramatiq_joblog.schema.query import literal_states
 from dramatiq_joblog.states import FINAL, Outcome, State
@@ -209,10 +210,7 @@ def is_counted(job: Any, failure: Any) -> Any:
 
 def span_of(instant: Any, span: int) -> Any:
     """Return the expression for the begin of the span that an instant is in."""
-    if isinstance(instant.model._meta.database, SqliteDatabase):
-        # It has no MOD for sure, and the others' drivers read a percent sign in their own way.
-        return instant - NodeList((instant, SQL("%"), SQL(str(span))), parens=True)
-    return instant - fn.MOD(instant, span)
+    return instant - dialect_of(instant.model._meta.database).remainder(instant, span)
 
 
 def level_of(at: int, now: int) -> int:

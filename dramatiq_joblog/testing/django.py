@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from peewee import MySQLDatabase, PostgresqlDatabase, SqliteDatabase
 
+from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.errors import ConfigurationError
 
 from .guard import logs_of, refusing
@@ -51,16 +51,10 @@ class Address:
 
     @classmethod
     def of_peewee(cls, database: Database) -> Address | None:
-        """Return the address of a peewee database, or None for one of another kind."""
-        kinds = {
-            MySQLDatabase: "mysql",
-            PostgresqlDatabase: "postgresql",
-            SqliteDatabase: "sqlite",
-        }
-        kind = next((kind for base, kind in kinds.items() if isinstance(database, base)), None)
-        if kind is None or database.database is None:
+        """Return the address of a peewee database, or None for one that has no name yet."""
+        if database.database is None:
             return None
-        params = database.connect_params
+        kind, params = dialect_of(database).kind, database.connect_params
         return cls.of(kind, database.database, params.get("host"), params.get("port"))
 
 

@@ -8,7 +8,7 @@ import textwrap
 
 import peewee
 import pytest
-from peewee import DatabaseProxy, SqliteDatabase
+from peewee import Database, DatabaseProxy, SqliteDatabase
 
 from dramatiq_joblog import ConfigurationError, DatabaseAwayError, Job, JobLog, JobLogError
 
@@ -26,6 +26,7 @@ from dramatiq_joblog import ConfigurationError, DatabaseAwayError, Job, JobLog, 
         (7, "7 is no database: give a URL, or a peewee Database"),
         (None, "None is no database"),
         (DatabaseProxy(), "is no database"),
+        (Database("jobs"), "Database is no database that the log knows: use peewee's"),
         (SqliteDatabase(None), "has no name yet: call its init() first"),
         (SqliteDatabase(":memory:"), "use a file, as sqlite:///jobs.db"),
     ],

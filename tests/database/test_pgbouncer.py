@@ -10,7 +10,7 @@ import servers
 from playhouse.db_url import connect
 
 from dramatiq_joblog import JobLog
-from dramatiq_joblog.database.connection import is_behind_pooler
+from dramatiq_joblog.database.dialects.postgresql import is_behind_pooler
 
 
 @pytest.fixture

@@ -35,6 +35,9 @@ LAYERS = (
 BROKER_SIDE = {"broker", "joblog", "middleware", "testing"}
 HOST_HELPERS = {"dramatiq.errors", "dramatiq.logging", "dramatiq.middleware.MiddlewareError"}
 
+#: peewee's names for the kinds of databases: only the dialects look at these.
+KINDS = ("SqliteDatabase", "PostgresqlDatabase", "MySQLDatabase")
+
 #: What runs without any extra, and what only type checkers import, which bring it.
 RUNTIME = {"dramatiq", "peewee", "playhouse"}
 FOR_CHECKERS = {"typing_extensions"}
@@ -220,3 +223,13 @@ def _effects_of(module, folder):
         check=True,
     )
     return probe.stdout.split("\n")[:-1]
+
+
+def test_the_dialects_alone_ask_what_kind_a_database_is():
+    """What differs between databases stands in their dialects, and nowhere else."""
+    asking = {
+        str(path.relative_to(PACKAGE).parent)
+        for path in PACKAGE.rglob("*.py")
+        if any(kind in path.read_text() for kind in KINDS)
+    }
+    assert {"database/dialects"} == asking

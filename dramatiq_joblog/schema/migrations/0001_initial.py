@@ -9,7 +9,7 @@ from typing import Any
 
 from peewee import BigAutoField, BigIntegerField, CharField, IntegerField, Model, TextField
 
-from dramatiq_joblog.database.mysql import fit
+from dramatiq_joblog.database.dialects import dialect_of
 
 
 def up(migrator: Any, database: Any) -> None:
@@ -174,5 +174,5 @@ def up(migrator: Any, database: Any) -> None:
     tables = [Job, Failure, Worker, Lock, Line, Total, Action, Mark]
     with database.bind_ctx(tables):
         for table in tables:
-            fit(table)
+            dialect_of(database).fit(table)
         database.create_tables(tables)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from peewee import BooleanField, MySQLDatabase
+from peewee import BooleanField
 
-from dramatiq_joblog.database.mysql import tell_apart
+from dramatiq_joblog.database.dialects import dialect_of
 
 
 def up(migrator: Any, database: Any) -> None:
@@ -14,6 +14,5 @@ def up(migrator: Any, database: Any) -> None:
     table = models[0]._meta.table_name
     if "user_is_text" not in {column.name for column in database.get_columns(table)}:
         migrator.migrate(migrator.add_column(table, "user_is_text", BooleanField(null=True)))
-    if isinstance(database, MySQLDatabase):
-        for model in models:
-            tell_apart(model)
+    for model in models:
+        dialect_of(database).tell_apart(model)

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.logging import get_logger
-from peewee import MySQLDatabase, PostgresqlDatabase, SqliteDatabase
 from playhouse.migrations import Runner
 
+from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.database.indexes import ensure_indexes
-from dramatiq_joblog.database.mysql import tell_apart
-from dramatiq_joblog.errors import JobLogError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from peewee import Database
 
     from dramatiq_joblog.schema.tables import Tables
-
-# Any number that no one else uses for an advisory lock.
-_LOCK = 0x6A6F_626C
-#: Seconds to wait for another process that migrates, on MySQL.
-_WAIT = 60
 
 
 class _Migrator:
@@ -54,7 +46,8 @@ def migrate(tables: Tables[Any]) -> None:
     A schema that is newer than this code is left as it is: newer versions only add.
     """
     job, database, models = tables.job, tables.database, tuple(tables)
-    with _alone(database):
+    dialect = dialect_of(database)
+    with dialect.migrating(database):
         runner = _Runner(database, job, models)
         ahead = [m.name for m in runner.status() if m.path is None]
         if ahead:
@@ -68,8 +61,7 @@ def migrate(tables: Tables[Any]) -> None:
         for model in models:
             model._schema.create_table(safe=True)
             ensure_indexes(model)
-            if isinstance(database, MySQLDatabase):
-                tell_apart(model)
+            dialect.tell_apart(model)
 
 
 def compare(database: Database, job: Any) -> tuple[list[str], list[str]]:
@@ -86,28 +78,3 @@ def _add_own_columns(migrator: Any, database: Database, job: Any) -> None:
     for field in job._meta.sorted_fields:
         if field.column_name not in there:
             migrator.migrate(migrator.add_column(table, field.column_name, field))
-
-
-@contextlib.contextmanager
-def _alone(database: Database) -> Iterator[None]:
-    """Keep out every other process that migrates, in a transaction where DDL allows it."""
-    if isinstance(database, SqliteDatabase):
-        with database.atomic("IMMEDIATE"):
-            yield
-    elif isinstance(database, PostgresqlDatabase):
-        with database.atomic():
-            database.execute_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-            yield
-    elif isinstance(database, MySQLDatabase):
-        # Each statement is committed by itself: whoever comes after a process that was killed
-        # in the midst finds what it made, and makes the rest.
-        name = "concat('dramatiq_joblog ', md5(database()))"
-        ((taken,),) = database.execute_sql(f"SELECT get_lock({name}, {_WAIT})").fetchall()
-        if taken != 1:
-            raise JobLogError(f"another process has been migrating the log for {_WAIT} s")
-        try:
-            yield
-        finally:
-            database.execute_sql(f"SELECT release_lock({name})").fetchall()
-    else:
-        yield

@@ -1,0 +1,16 @@
+"""Pauses that grow from try to try."""
+
+from __future__ import annotations
+
+import random
+import time
+
+#: Seconds between two tries; at first, and at most.
+FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
+
+
+def rest(pause: float) -> float:
+    """Sleep for about *pause* seconds; return the next pause."""
+    # Not all that wait at the same instants.
+    time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
+    return min(pause * 1.5, LONGEST_PAUSE)

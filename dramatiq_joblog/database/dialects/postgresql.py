@@ -1,0 +1,212 @@
+"""PostgreSQL, through psycopg 3 or psycopg2, with a pooler in between or without."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from datetime import date, time
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from peewee import SQL, NodeList, OperationalError, Value
+
+from dramatiq_joblog.database.libpq import run_prepared
+from dramatiq_joblog.database.upsert import Upsert, columns_of, names
+from dramatiq_joblog.database.url_parameters import NEVER
+
+from .base import Dialect, Weakness
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from dramatiq_joblog.database.upsert import Rule
+
+#: How often the writer's connection sees a statement before it prepares it; psycopg's own.
+PREPARE_AFTER = 5
+
+# Any number that no one else uses for an advisory lock.
+_LOCK = 0x6A6F_626C
+
+#: Kinds of fields whose values PostgreSQL reads from JSON as the driver would send them.
+_PLAIN = {
+    *("AUTO", "BIGAUTO", "BIGINT", "BOOL", "CHAR", "DATE", "DATETIME", "DECIMAL", "DOUBLE"),
+    *("FLOAT", "INT", "SMALLINT", "TEXT", "TIME", "UUID", "VARCHAR"),
+}
+
+
+class PostgreSQL(Dialect):
+    """PostgreSQL."""
+
+    kind = "postgresql"
+    now = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
+    joins_writes = True
+    has_poolers = True
+
+    def version(self, database: Any) -> str:
+        """Ask for the version, and name the driver."""
+        ((version,),) = database.execute_sql("SELECT version()").fetchall()
+        driver = type(database.connection()).__module__.split(".")[0]
+        return f"{' '.join(version.split()[:2])} through {driver}"
+
+    def weakness(self, database: Any) -> Weakness | None:
+        """Ask which of the settings that make commits durable are off."""
+        off = [
+            setting
+            for setting in ("fsync", "synchronous_commit", "full_page_writes")
+            if database.execute_sql(f"SHOW {setting}").fetchone()[0] == "off"
+        ]
+        if not off:
+            return None
+        return Weakness(
+            f"PostgreSQL's {' and '.join(off)} {'is' if len(off) == 1 else 'are'} off: a crash of "
+            "the server's host loses commits of which jobs were already acknowledged.",
+            f"set {', '.join(off)} to on in postgresql.conf",
+        )
+
+    def prepare(self, database: Any, timeout: int) -> None:
+        """Bound statements and locks, and prepare statements, where no pooler is in between."""
+        raw = database.connection()
+        if is_behind_pooler(database):
+            # What is set, or prepared, would stay with a connection that others get too: the
+            # watchdog alone bounds what is asked.
+            if hasattr(raw, "prepare_threshold"):
+                raw.prepare_threshold = None
+            return
+        for setting in ("statement_timeout", "lock_timeout"):
+            database.execute_sql(f"SET {setting} = {timeout}")
+        if getattr(raw, "prepare_threshold", None) == NEVER:
+            raw.prepare_threshold = PREPARE_AFTER
+
+    def upsert(self, rule: Rule) -> Upsert:
+        """Return what sends rows as one document, where it has words for all their values."""
+        plain = all(field.field_type in _PLAIN for field in rule.model._meta.sorted_fields)
+        return JsonUpsert(rule) if plain else Upsert(rule)
+
+    def check_rights(self, database: Any, table: str) -> None:
+        """Ask whether the numbers of a table's rows may be drawn: that is a right of its own."""
+        sequence = f"pg_get_serial_sequence('\"{table}\"', 'id')"
+        text = f"SELECT has_sequence_privilege({sequence}, 'USAGE, UPDATE')"
+        ((may,),) = database.execute_sql(text).fetchall()
+        if may is False:
+            raise OperationalError(f"permission denied for the sequence of {table}.id")
+
+    @contextlib.contextmanager
+    def bounded(self, database: Any, timeout: int) -> Iterator[None]:
+        """Bound each question of the block, which is one transaction."""
+        with database.atomic():
+            ((before,),) = database.execute_sql("SHOW statement_timeout").fetchall()
+            database.execute_sql(f"SET LOCAL statement_timeout = {int(timeout)}")
+            yield
+            # It may be a part of a transaction that goes on.
+            database.execute_sql("SELECT set_config('statement_timeout', %s, true)", (before,))
+
+    def text_at(self, field: Any, steps: Sequence[str]) -> Any:
+        """Ask what is JSON for the value; before version 16 what looks as if it were."""
+        database = field.model._meta.database
+        asks = (getattr(database, "server_version", 0) or 0) >= 160_000
+        test = (
+            (SQL("pg_input_is_valid("), field, SQL(", 'json')"))
+            if asks
+            else (SQL("left("), field, SQL(", 1) IN ('{', '[')"))
+        )
+        names = [part for step in steps for part in (SQL(","), Value(step, converter=False))][1:]
+        found = (SQL("THEN ("), field, SQL(")::json #>> ARRAY["), *names, SQL("]::text[] END"))
+        return NodeList((SQL("CASE WHEN"), *test, *found), parens=True)
+
+    @contextlib.contextmanager
+    def migrating(self, database: Any) -> Iterator[None]:
+        """Take an advisory lock until the end of the transaction."""
+        with database.atomic():
+            database.execute_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            yield
+
+    def is_index(self, model: Any, name: str) -> bool:
+        """Return whether an index, or a table, of this name is there, of whatever table."""
+        meta = model._meta
+        text = (
+            "SELECT 1 FROM pg_class JOIN pg_namespace AS n ON n.oid = relnamespace "
+            "WHERE relname = %s AND nspname = coalesce(%s, current_schema())"
+        )
+        return meta.database.execute_sql(text, (name, meta.schema)).fetchone() is not None
+
+    def rename_index(self, model: Any, former: str, name: str) -> bool:
+        """Rename an index."""
+        meta = model._meta
+        schema = f'"{meta.schema}".' if meta.schema else ""
+        meta.database.execute_sql(f'ALTER INDEX {schema}"{former}" RENAME TO "{name}"')
+        return True
+
+
+def is_behind_pooler(database: Any) -> bool:
+    """Tell whether this thread's connection to PostgreSQL goes through PgBouncer or the like.
+
+    A pooler names a process of its own in its greeting, as the server's may be another for each
+    transaction.  Any: the drivers' own connection.
+    """
+    raw = database.connection()
+    greeted = raw.info.backend_pid
+    ((asked,),) = database.execute_sql("SELECT pg_backend_pid()").fetchall()
+    return bool(greeted != asked)
+
+
+def prepares(database: Any) -> bool:
+    """Tell whether psycopg prepares statements on connections to PostgreSQL that ask.
+
+    Any: the drivers' own connection.
+    """
+    if not hasattr(database.connection(), "prepare_threshold"):
+        # psycopg2 does not.
+        return False
+    threshold = database.connect_params.get("prepare_threshold", PREPARE_AFTER)
+    return threshold is not None and threshold < NEVER
+
+
+class JsonUpsert(Upsert):
+    """Writes rows as one JSON document, whose types PostgreSQL knows by the table.
+
+    The text is the same for any number of rows, so that the driver prepares it; lists of
+    values cost it several times as much.
+    """
+
+    max_rows = 1000
+
+    def _write_chunk(self, columns: tuple[str, ...], rows: Sequence[Mapping[str, Any]]) -> set[str]:
+        return set(run_prepared(self.database, *self._statement(columns, rows)))
+
+    def _statement(
+        self, columns: tuple[str, ...], rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[str, Sequence[Any]]:
+        return self._select(columns, ""), (as_json(rows),)
+
+    def step(self, rows: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
+        """Return the text that writes *rows* as a step of a statement, and its parameter."""
+        return self._select(columns_of(rows), where), as_json(rows)
+
+    def _select(self, columns: tuple[str, ...], where: str) -> str:
+        head, tail = self._around(columns)
+        source = (
+            f'json_populate_recordset(NULL::"{self.table}", {self.database.param}::json) AS told'
+        )
+        return f"{head} SELECT {names(columns)} FROM {source} {where} {tail}"
+
+
+def _as_text(value: Any) -> str:
+    """Write a value of a column of the user's own that JSON has no word for, and SQL has."""
+    if isinstance(value, (date, time, Decimal, UUID)):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} {value!r} cannot be stored in a column of text")
+
+
+def as_json(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write rows as one parameter of PostgreSQL."""
+    return _ENCODER.encode(rows)
+
+
+_ENCODER = json.JSONEncoder(
+    allow_nan=False,
+    check_circular=False,
+    default=_as_text,
+    ensure_ascii=False,
+    separators=(",", ":"),
+)

@@ -1,0 +1,196 @@
+"""SQLite: a file that one connection at a time writes to."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peewee import SQL, NodeList, OperationalError, fn
+
+from dramatiq_joblog.database.backoff import FIRST_PAUSE, rest
+from dramatiq_joblog.database.upsert import Upsert
+from dramatiq_joblog.errors import ConfigurationError
+
+from .base import Dialect, Weakness, path_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from dramatiq_joblog.database.upsert import Rule
+
+#: Milliseconds that a transaction waits for its turn to write.
+TURN_WITHIN = 10_000
+#: The oldest version that returns what it writes.
+_OLDEST = (3, 35, 0)
+#: It asks whether to go on after so many of its steps, a fraction of a millisecond.
+_STEPS = 2_000
+
+
+class SQLite(Dialect):
+    """SQLite, in write-ahead mode."""
+
+    kind = "sqlite"
+    now = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
+    durability = "commits survive a killed process"
+    greatest = fn.max
+    writes_alone = True
+
+    def check(self, database: Any) -> None:
+        """Refuse what is not a file, or too old; and let it be the same file from any folder."""
+        name = str(database.database)
+        if name in ("", ":memory:") or "mode=memory" in name:
+            raise ConfigurationError(
+                f"the SQLite database {name!r} lives in memory, where every connection sees "
+                "another one; use a file, as sqlite:///jobs.db"
+            )
+        if database.server_version < _OLDEST:
+            raise ConfigurationError(
+                f"SQLite {'.'.join(map(str, database.server_version))} is too old: 3.35 or newer "
+                "is needed"
+            )
+        if database.database is not None and not name.startswith("file:"):
+            # A job may change the process's folder, and later connections would go there.
+            database.database = str(Path(name).absolute())
+
+    def file_of(self, database: Any) -> Path | None:
+        """Return the database's file."""
+        return Path(str(database.database))
+
+    def version(self, database: Any) -> str:
+        """Ask the file, and return the library's version."""
+        database.execute_sql("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
+        return f"SQLite {sqlite3.sqlite_version}"
+
+    def weakness(self, database: Any) -> Weakness | None:
+        """Ask whether readers and writers wait for each other."""
+        ((mode,),) = database.execute_sql("PRAGMA journal_mode").fetchall()
+        if mode == "wal":
+            return None
+        return Weakness(
+            f"The file's journal is {mode!r} and not 'wal': readers and writers wait for each "
+            "other.",
+            "call create_tables() on the log; keep the file on a local disk",
+        )
+
+    def prepare(self, database: Any, timeout: int) -> None:
+        """Have an acknowledged commit survive a killed process.
+
+        A power cut may take the last ones, and never damages the file.
+        """
+        for pragma in (
+            f"busy_timeout = {timeout}",
+            "journal_mode = WAL",
+            "synchronous = NORMAL",
+            # We wait ourselves.
+            "busy_timeout = 0",
+        ):
+            database.execute_sql(f"PRAGMA {pragma}")
+
+    def begin(self, database: Any) -> AbstractContextManager[Any]:
+        """Take the file at once: a write lock that is taken late fails instead of waiting."""
+        return database.atomic("IMMEDIATE")  # type: ignore[no-any-return]
+
+    @contextlib.contextmanager
+    def begin_in_turn(self, database: Any) -> Iterator[None]:
+        """Wait for the file before it is read."""
+        with contextlib.ExitStack() as stack:
+            if database.in_transaction():
+                stack.enter_context(database.atomic())
+            else:
+                self._wait_for_turn(database, stack)
+            yield
+
+    def _wait_for_turn(self, database: Any, stack: contextlib.ExitStack) -> None:
+        deadline, pause = time.monotonic() + TURN_WITHIN / 1000, FIRST_PAUSE
+        while True:
+            try:
+                stack.enter_context(self.begin(database))
+            except OperationalError as e:
+                if not self.is_busy(e) or time.monotonic() > deadline:
+                    raise
+            else:
+                return
+            pause = rest(pause)
+
+    def lock(self, query: Any) -> Any:
+        """Return the select as it is: its transaction writes alone."""
+        return query
+
+    def upsert(self, rule: Rule) -> Upsert:
+        """Return what looks at numbers of rows."""
+        return CountedUpsert(rule)
+
+    def is_busy(self, error: BaseException | None) -> bool:
+        """Return whether another connection writes to the file."""
+        return isinstance(error, OperationalError) and "is locked" in str(error)
+
+    @contextlib.contextmanager
+    def bounded(self, database: Any, timeout: int) -> Iterator[None]:
+        """Bound all questions of the block together."""
+        deadline = time.monotonic() + timeout / 1000
+        connection = database.connection()
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
+        try:
+            yield
+        finally:
+            connection.set_progress_handler(None, 0)
+
+    def text_at(self, field: Any, steps: Sequence[str]) -> Any:
+        """Ask for the type first: there are no words for truth but 1 and 0."""
+        path = path_of(steps)
+        return NodeList(
+            (
+                *(SQL("CASE WHEN json_valid("), field, SQL(") THEN CASE json_type("), field),
+                *(SQL(","), path, SQL(") WHEN 'true' THEN 'true' WHEN 'false' THEN 'false'")),
+                *(SQL("ELSE CAST(json_extract("), field, SQL(","), path, SQL(") AS TEXT) END END")),
+            ),
+            parens=True,
+        )
+
+    def remainder(self, value: Any, divisor: int) -> Any:
+        """Write a percent sign: it has no MOD for sure."""
+        return NodeList((value, SQL("%"), SQL(str(divisor))), parens=True)
+
+    @contextlib.contextmanager
+    def migrating(self, database: Any) -> Iterator[None]:
+        """Have readers and the writer not wait for each other, which stays with the file."""
+        database.execute_sql("PRAGMA busy_timeout = 30000")
+        database.execute_sql("PRAGMA journal_mode = WAL")
+        with self.begin(database):
+            yield
+
+    def is_index(self, model: Any, name: str) -> bool:
+        """Return whether an index, or a table, of this name is there, of whatever table."""
+        text = "SELECT 1 FROM sqlite_master WHERE lower(name) = lower(?)"
+        return model._meta.database.execute_sql(text, (name,)).fetchone() is not None
+
+
+class CountedUpsert(Upsert):
+    """Writes rows and looks only at their number, where that tells enough.
+
+    To fetch rows from SQLite's statement its file would stay locked, with a turn of the
+    interpreter for each of them: as long as all else in the process takes.
+    """
+
+    def _write_chunk(self, columns: tuple[str, ...], rows: Sequence[Mapping[str, Any]]) -> set[str]:
+        cursor = self.database.execute_sql(*self._statement(columns, rows))
+        first = self.named_by
+        if self.database.rows_affected(cursor) == len(rows):
+            return {row[first] for row in rows}
+        return {row[first] for row in rows if self._stands(row)}
+
+    def _stands(self, row: Mapping[str, Any]) -> bool:
+        """Tell whether a row is as it was to be: by this statement, or the same one before."""
+        replaces = self.rule.replaces.items()
+        columns = [*self.rule.key, *(name for name, text in replaces if text == f"excluded.{name}")]
+        same = " AND ".join(f'"{name}" IS {self.database.param}' for name in columns)
+        text = f'SELECT 1 FROM "{self.table}" WHERE {same}'
+        cursor = self.database.execute_sql(text, [row.get(name) for name in columns])
+        return cursor.fetchone() is not None
+
+    def _returning(self) -> str:
+        return ""
