@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from peewee import PeeweeException
 
-from dramatiq_joblog.database.checkout import transaction
+from dramatiq_joblog.database.checkout import in_transaction
 from dramatiq_joblog.errors import (
     CancelError,
     CancelInterruptedError,
@@ -89,7 +89,8 @@ class Cancelling(Generic[J]):
           The job as it is now.
         """
         self._settle()
-        with transaction(self.database):
+
+        def give_up() -> None:
             row = self.transitions.locked(fold_jid(jid))
             if row is None:
                 raise JobNotFound(jid)
@@ -97,6 +98,8 @@ class Cancelling(Generic[J]):
             if not cancelled:
                 raise CancelError(row.jid, refused[row.jid])
             ManyActions(self.Action, "cancel", who).record(self._details(cancelled, reason))
+
+        in_transaction(self.database, give_up)
         return self.get(jid)
 
     def cancel_all(
@@ -209,11 +212,15 @@ class Cancelling(Generic[J]):
         reason: str | None,
     ) -> None:
         """Give up jobs, named by id and jid, in one transaction."""
+
+        def give_up() -> tuple[list[Any], dict[str, Any], dict[str, str]]:
+            rows = self.transitions.locked_rows(list(jids))
+            cancelled, refused = self._give_up(rows)
+            actions.record(self._details(cancelled, reason))
+            return rows, cancelled, refused
+
         try:
-            with transaction(self.database):
-                rows = self.transitions.locked_rows(list(jids))
-                cancelled, refused = self._give_up(rows)
-                actions.record(self._details(cancelled, reason))
+            rows, cancelled, refused = in_transaction(self.database, give_up)
         except PeeweeException as e:
             # One row that the database refuses to change does not keep the others from it.
             if len(jids) > 1:

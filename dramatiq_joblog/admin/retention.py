@@ -5,12 +5,13 @@ What is deleted stays in the totals.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dramatiq_joblog.database.checkout import transaction
+from dramatiq_joblog.database.checkout import in_transaction
 from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.errors import ConfigurationError
@@ -130,7 +131,8 @@ class Retention:
         for rule in self.rules(now):
             place: tuple[int, int] | None = (0, 0)
             while place is not None:
-                place, deleted = self._batch(rule, place, batch, now)
+                delete = functools.partial(self._batch, rule, place, batch, now)
+                place, deleted = in_transaction(self._database, delete)
                 if deleted:
                     yield deleted
         yield from self._rest(batch)
@@ -154,40 +156,39 @@ class Retention:
     def _batch(
         self, rule: Rule, place: tuple[int, int], batch: int, now: int
     ) -> tuple[tuple[int, int] | None, Counter[str]]:
-        """Delete some jobs after a place; return the next place, and what was deleted."""
+        """Delete some jobs after a place; return the next place, and what went."""
         job = self._job
-        with transaction(self._database):
-            query = (
-                self._select(rule, place)
-                .select(
-                    *(job.id, job.jid, job.actor, job.job_type, job.error_type),
-                    *(job.finished_at, job.duration, job.queue_time),
-                )
-                .order_by(job.finished_at, job.id)
-                .limit(batch)
+        query = (
+            self._select(rule, place)
+            .select(
+                *(job.id, job.jid, job.actor, job.job_type, job.error_type),
+                *(job.finished_at, job.duration, job.queue_time),
             )
-            # Nobody may begin it again between this and its end.
-            rows = list(dialect_of(self._database).lock(query).tuples())
-            if not rows:
-                return None, Counter()
-            cells = [
-                cell
-                for _, _, actor, job_type, error_type, at, *times in rows
-                for cell in _cells(at, (actor, job_type, rule.state.value, error_type), times)
-            ]
-            portions = [
-                {row[1]: row for row in rows[start : start + _JIDS]}
-                for start in range(0, len(rows), _JIDS)
-            ]
-            for some in portions:
-                # By their jobs' rows, which go next.
-                cells += self._failed(some)
-            deleted = Counter({rule.state.value: self._delete(rule, [row[0] for row in rows])})
-            for some in portions:
-                for name in ("failure", "line"):
-                    model = getattr(self._tables, name)
-                    deleted[f"{name}s"] += model.delete().where(model.jid.in_(list(some))).execute()
-            self._totals.add_gone(cells, now)
+            .order_by(job.finished_at, job.id)
+            .limit(batch)
+        )
+        # Nobody may begin it again between this and its end.
+        rows = list(dialect_of(self._database).lock(query).tuples())
+        if not rows:
+            return None, Counter()
+        cells = [
+            cell
+            for _, _, actor, job_type, error_type, at, *times in rows
+            for cell in _cells(at, (actor, job_type, rule.state.value, error_type), times)
+        ]
+        portions = [
+            {row[1]: row for row in rows[start : start + _JIDS]}
+            for start in range(0, len(rows), _JIDS)
+        ]
+        for some in portions:
+            # By their jobs' rows, which go next.
+            cells += self._failed(some)
+        deleted = Counter({rule.state.value: self._delete(rule, [row[0] for row in rows])})
+        for some in portions:
+            for name in ("failure", "line"):
+                model = getattr(self._tables, name)
+                deleted[f"{name}s"] += model.delete().where(model.jid.in_(list(some))).execute()
+        self._totals.add_gone(cells, now)
         last = (to_millis(rows[-1][5]), rows[-1][0])
         return (last if len(rows) == batch else None), +deleted
 

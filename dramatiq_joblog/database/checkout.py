@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from peewee import InterfaceError, OperationalError, PeeweeException, Proxy
@@ -26,9 +26,11 @@ from .dialects import dialect_of
 from .dialects.mysql import is_away as is_away_by_number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from peewee import Database
+
+T = TypeVar("T")
 
 #: Milliseconds to wait for a free connection of a pool.
 FREE_WITHIN = 10_000
@@ -140,6 +142,28 @@ def transaction(database: Database) -> Iterator[None]:
         yield
 
 
+def in_transaction(database: Database, work: Callable[[], T]) -> T:
+    """Return what *work* returns, which is run as :func:`transaction` runs a block.
+
+    It is run again if the database undid it so that another transaction could go on, as the
+    victim of a deadlock; what is a part of an open transaction is not.
+
+    Raises:
+      DatabaseAwayError: If the database is unavailable, or undid it at every try.
+    """
+    tries = 1 if not database.is_closed() and database.in_transaction() else _TRIES
+    pause = FIRST_PAUSE
+    while True:
+        try:
+            with transaction(database):
+                return work()
+        except DatabaseAwayError as e:
+            tries -= 1
+            if not tries or not _was_undone(e.__cause__):
+                raise
+        pause = rest(pause)
+
+
 def open_connection(database: Database) -> bool:
     """Open this thread's connection if it is closed; wait for a free one of a pool.
 
@@ -195,6 +219,19 @@ _REFUSED_BY_SQLITE = re.compile(
     "syntax error|unrecognized token|incomplete input|no such function|wrong number of arguments"
     "|misuse|ambiguous column|too many"
 )
+
+
+#: What the databases say of a transaction that they undid for another's sake.
+_UNDONE_STATES, _UNDONE_NUMBERS = ("40001", "40P01"), (1020, 1213)
+#: How often such a transaction is tried.
+_TRIES = 5
+
+
+def _was_undone(error: BaseException | None) -> bool:
+    original = getattr(error, "orig", None)
+    number = next(iter(getattr(original, "args", ())), None)
+    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    return number in _UNDONE_NUMBERS or state in _UNDONE_STATES
 
 
 def is_unavailable(error: PeeweeException) -> bool:

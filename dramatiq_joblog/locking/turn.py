@@ -7,7 +7,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
-from dramatiq_joblog.database.checkout import transaction
+from dramatiq_joblog.database.checkout import in_transaction
 from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.errors import DatabaseAwayError
 
@@ -67,8 +67,8 @@ class Turn:
 
     def _try(self, me: str) -> bool:
         claim = Claim(_KIND, self._key, me, None, self._lasts)
-        with transaction(self._locks.database):
-            return self._locks.take(claim) is not None
+        take = self._locks.take
+        return in_transaction(self._locks.database, lambda: take(claim)) is not None
 
     def _give_back(self, me: str) -> None:
         lock = self._locks.lock

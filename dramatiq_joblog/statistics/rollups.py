@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from peewee import SQL, fn
 
-from dramatiq_joblog.database.checkout import transaction
+from dramatiq_joblog.database.checkout import in_transaction
 from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.schema.models import MAX_TOTAL_ERROR, to_millis
 from dramatiq_joblog.schema.query import literal_states
@@ -356,12 +356,15 @@ class Totals:
         """Count spans of one length from the rows, and those that they are part of."""
         # Not in the transaction, in which others would wait: who counts is who deletes.
         cells = count_rows(self._job, self._failure, begin, end, span)
-        with transaction(self._database):
+
+        def write() -> None:
             gone = self._read(span, begin, end, gone=True)
             for cell in gone:
                 cell.gone = False
             self._write(span, begin, end, add_up([*cells, *gone], span), gone=False)
             self._roll(span, begin, end, gone=False)
+
+        in_transaction(self._database, write)
 
     def _roll(self, span: int, begin: int, end: int, *, gone: bool) -> None:
         """Make the longer spans that *begin* to *end* is part of the sums of the shorter ones."""

@@ -39,8 +39,6 @@ class Dialect(ABC):
     now: ClassVar[str]
     #: What commits survive, where :meth:`weakness` finds nothing.
     durability: ClassVar[str] = "commits survive a power cut of the server"
-    #: The function for the greatest of several values.
-    greatest: ClassVar[Any] = fn.greatest
     #: Whether one transaction at a time writes, and no row needs a lock.
     writes_alone: ClassVar[bool] = False
     #: Whether one statement can insert a row or, if a guard lets it, change the one that is there,
@@ -134,6 +132,10 @@ class Dialect(ABC):
           field: The column.
           steps: Keys of objects and, as digits, places in lists.
         """
+
+    def greatest(self, *values: Any) -> Any:
+        """Return the expression for the greatest of several values, none of which is NULL."""
+        return fn.greatest(*values)
 
     def remainder(self, value: Any, divisor: int) -> Any:
         """Return the expression for what is left of a division."""

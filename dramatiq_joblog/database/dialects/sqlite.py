@@ -36,7 +36,6 @@ class SQLite(Dialect):
     kind = "sqlite"
     now = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
     durability = "commits survive a killed process"
-    greatest = fn.max
     writes_alone = True
 
     def check(self, database: Any) -> None:
@@ -150,6 +149,10 @@ class SQLite(Dialect):
             ),
             parens=True,
         )
+
+    def greatest(self, *values: Any) -> Any:
+        """Write MAX, which is that of one row where there are several values."""
+        return fn.max(*values)
 
     def remainder(self, value: Any, divisor: int) -> Any:
         """Write a percent sign: it has no MOD for sure."""

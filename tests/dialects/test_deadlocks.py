@@ -1,0 +1,86 @@
+"""A transaction that the database undoes for another's sake is run again."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from peewee import PeeweeException
+
+from dramatiq_joblog import DatabaseAwayError, JobLog
+from dramatiq_joblog.database.checkout import checked_out, in_transaction, transaction
+
+pytestmark = pytest.mark.every_database
+
+
+@pytest.fixture
+def crossing(joblog, database_url, job_factory):
+    """Return a function that runs two transactions which change two rows in crossed orders."""
+    if database_url.startswith("sqlite"):
+        pytest.skip("one transaction at a time writes to a file: none waits for the other")
+    jids = [job_factory().jid for _ in range(2)]
+    logs = [JobLog(database_url) for _ in range(2)]
+    meeting, tries = threading.Barrier(2), []
+    # The first tries only meet: whoever is alone by then goes on.
+    lock = threading.Lock()
+
+    def change(log, order, name, run):
+        met = False
+
+        def work():
+            nonlocal met
+            for number, jid in enumerate(order):
+                log.Job.update(note=name).where(log.Job.jid == jid).execute()
+                if number == 0 and not met:
+                    met = True
+                    meeting.wait(30)
+            with lock:
+                tries.append(name)
+
+        run(log.database, work)
+
+    yield change, logs, jids, tries
+    for log in logs:
+        log.close()
+
+
+def test_both_of_a_deadlock_are_done(crossing, joblog):
+    """Both transactions of a deadlock are done in the end, one after the other."""
+    change, logs, jids, tries = crossing
+    threads = [
+        threading.Thread(target=change, args=(log, order, name, in_transaction))
+        for log, order, name in zip(logs, (jids, jids[::-1]), "ab", strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert ["a", "b"] == sorted(tries)
+    assert 1 == len({joblog.get(jid).note for jid in jids})
+
+
+def test_a_part_of_a_transaction_is_not_repeated(crossing):
+    """What is a part of an open transaction is not run again: all of it is undone."""
+    change, logs, jids, tries = crossing
+    errors = []
+
+    def inside(database, work):
+        try:
+            with checked_out(database), transaction(database):
+                in_transaction(database, work)
+        except (DatabaseAwayError, PeeweeException) as e:
+            # MariaDB has undone the savepoint too, and peewee asks for it.
+            errors.append(e)
+
+    threads = [
+        threading.Thread(target=change, args=(log, order, name, inside))
+        for log, order, name in zip(logs, (jids, jids[::-1]), "ab", strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert 1 == len(tries)
+    assert 1 == len(errors)
