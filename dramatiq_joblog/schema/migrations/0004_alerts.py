@@ -14,7 +14,7 @@ from peewee import (
     TextField,
 )
 
-from dramatiq_joblog.database.mysql import fit
+from dramatiq_joblog.database.dialects import dialect_of
 
 #: Where its model stands among those of the log.
 _PLACE = 8
@@ -48,5 +48,5 @@ def up(migrator: Any, database: Any) -> None:
             table_name = migrator.models[_PLACE]._meta.table_name
 
     AlertState.bind(database)
-    fit(AlertState)
+    dialect_of(database).fit(AlertState)
     AlertState.create_table(safe=True)
