@@ -197,7 +197,6 @@ class JobLog(Cancelling[J], Generic[J]):
         self._own_fields = own_fields(self.Job)
         self.transitions = Transitions(self.tables)
         marks = Marks(self.tables.mark)
-        self.transitions.note_late = marks.note_late
         #: What ended, counted by spans of time.
         self.totals = Totals(self.tables, marks)
         retention = Retention(

@@ -35,13 +35,14 @@ from dramatiq_joblog.states import (
     judge_start,
 )
 from dramatiq_joblog.statistics.rollups import LATE
+from dramatiq_joblog.statistics.watermarks import Marks
 
 from .heartbeat import is_gone
 from .newest import GAVE_WAY, keeps_newest
 from .repair import NOT_STORED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from peewee import Database
 
@@ -355,8 +356,7 @@ class Transitions:
         self.line: Any = tables.line
         job, failure, lock, line = tables.job, tables.failure, tables.lock, tables.line
         self.locks = Locks(lock, job)
-        #: Called with minutes, in milliseconds since 1970, that must be counted again.
-        self.note_late: Callable[[set[int]], None] = _nobody
+        self._marks = Marks(tables.mark)
         self.database: Database = tables.database
         self._dialect = dialect_of(self.database)
         self._enqueues = self._dialect.upsert(_enqueue_rule(job))
@@ -524,7 +524,7 @@ class Transitions:
         ends = [row.get("finished_at") for row in rows]
         late = {end - end % 60_000 for end in ends if end is not None and end < recent}
         if late:
-            self.note_late(late)
+            self._marks.note_late(late)
 
     def _recount(self, jid: str) -> None:
         """Count the interruptions of a job anew."""
@@ -863,10 +863,6 @@ def _began_before(run: dict[str, Any], row: Any) -> bool:
     """Tell whether a run began before that of a row; within a millisecond attempts tell."""
     began = to_millis(row.started_at), row.attempt
     return bool((run["started_at"], run["attempt"]) < began)
-
-
-def _nobody(minutes: set[int]) -> None:
-    """Stand in for whoever counts."""
 
 
 def freed_by(event: Event) -> list[str]:
