@@ -610,7 +610,7 @@ class JobLog(Cancelling[J], Generic[J]):
         were run again or dismissed are not counted, and only the newest 5,000 dead jobs are
         looked at.
         """
-        return len(people.retries_lost(self.Job, _now()))
+        return people.retries_lost(self.Job, _now())[0]
 
     def dead_groups(self, windows: Iterable[int] = people.DEFAULT_WINDOWS) -> list[DeadGroup]:
         """Group the dead jobs that nobody dismissed by error and actor.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from peewee import SQL, Case, fn
+from peewee import SQL, Case, Select, fn
 
 from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.payload.sanitize import MAX_MESSAGE, clean, clean_optional, fold_jid
@@ -45,21 +45,29 @@ class DeadGroup:
     message: str | None
 
 
-def retries_lost(job: Any, now: int) -> list[datetime]:
-    """Return when the jobs died whose retry was lost and that wait for someone to run them again.
+def retries_lost(job: Any, now: int) -> tuple[int, datetime | None]:
+    """Count the dead jobs whose retry was lost and that wait for someone to run them again.
 
     Of the last week, and among the newest dead jobs that nobody dismissed.
+
+    Returns:
+      How many there are, and when the first of them died.
     """
-    since = now - DEFAULT_WINDOWS[-1]
     newest = (
-        job.select(job.dead_reason, job.replayed_by, job.finished_at)
-        .where(*open_dead(job, since))
+        job.select(
+            job.dead_reason.alias("reason"),
+            job.replayed_by.alias("again"),
+            job.finished_at.alias("died"),
+        )
+        .where(*open_dead(job, now - DEFAULT_WINDOWS[-1]))
         .order_by(job.finished_at.desc())
         .limit(_LOOKED_AT)
-        .tuples()
     )
-    lost = DeadReason.RETRY_LOST.value
-    return [at for reason, again, at in newest if reason == lost and again is None]
+    lost = SQL("reason") == DeadReason.RETRY_LOST.value, SQL("again IS NULL")
+    columns = [fn.COUNT(SQL("*")), fn.MIN(SQL("died"))]
+    query = Select([newest.alias("newest")], columns).where(*lost)
+    ((count, first),) = job._meta.database.execute(query)
+    return int(count), None if first is None else instant_of(first)
 
 
 def record(

@@ -15,7 +15,7 @@ from dramatiq_joblog.database.indexes import missing_keys
 from dramatiq_joblog.schema.migrations import compare
 from dramatiq_joblog.states import ProblemKind
 
-from .problem import Look, Problem
+from .problem import Look, seen
 
 if TYPE_CHECKING:
     from dramatiq_joblog.schema.tables import Tables
@@ -158,7 +158,8 @@ def _wrong(
     name: str, well: str, text: str, cure: str, kind: ProblemKind = ProblemKind.DATABASE
 ) -> Look:
     """Return something that is wrong now; since when is not known."""
-    problem = Problem(kind, name, datetime.now(timezone.utc), 1, text, cure)
+    title, colon, rest = text.partition(":")
+    problem = seen(kind, name, datetime.now(timezone.utc), 1, title, colon + rest, cure)
     return Look(name, well, (problem,))
 
 

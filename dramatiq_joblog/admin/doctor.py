@@ -26,7 +26,7 @@ from dramatiq_joblog.states import FINAL, ProblemKind
 from .audit import retries_lost
 from .database_checks import MOST, DatabaseChecks
 from .finding import Finding
-from .problem import Look, Problem, in_order, jobs, plural, said
+from .problem import Look, Problem, cut, in_order, jobs, plural, quoted, said, seen
 from .standstill import MAX_LOST, MAX_UNSERVED, MAX_WAIT, Standstill
 from .trends import Trends
 
@@ -199,16 +199,16 @@ class Doctor:
         )
         if not stuck:
             return Look("sections", well)
-        named = ", ".join(f"{row.key!r} by job {row.owner}" for row in stuck[:5])
+        named = ", ".join(f"{quoted(row.key)} by job {cut(row.owner)}" for row in stuck[:5])
         holding = sum(bool(row.held) for row in stuck)
         since = min((row.finished_at for row in stuck if row.finished_at), default=_now())
-        problem = Problem(
+        problem = seen(
             ProblemKind.SECTIONS,
             "",
             since,
             len(stuck),
-            f"{plural(len(stuck), 'section')} {'is' if len(stuck) == 1 else 'are'} held by jobs "
-            f"that have ended, {holding} of them with a lease that lasts: {named}.",
+            f"{plural(len(stuck), 'section')} {'is' if len(stuck) == 1 else 'are'} stuck",
+            f": held by jobs that have ended, {holding} of them with a lease that lasts: {named}.",
             "they are free when their lease is over, which was not renewed; joblog.unlock(key) "
             "frees one now",
             " ".join(dict.fromkeys(f"id:{row.owner}" for row in stuck[:5])),
@@ -216,18 +216,18 @@ class Doctor:
         return Look("sections", well, (problem,))
 
     def _retries(self) -> Look:
-        lost = retries_lost(self._joblog.Job, time.time_ns() // 1_000_000)
+        count, since = retries_lost(self._joblog.Job, time.time_ns() // 1_000_000)
         well = "no retry was lost in the last week"
-        if not lost:
+        if since is None:
             return Look("retries", well)
-        one = len(lost) == 1
-        problem = Problem(
+        one = count == 1
+        problem = seen(
             ProblemKind.RETRIES_LOST,
             "",
-            min(lost),
-            len(lost),
-            f"{jobs(len(lost))} {'is' if one else 'are'} dead because the broker refused "
-            f"{'its' if one else 'their'} retry, since {said(min(lost))}.",
+            since,
+            count,
+            f"{jobs(count)} {'has' if one else 'have'} lost {'its' if one else 'their'} retry",
+            f", which the broker refused, and {'is' if one else 'are'} dead since {said(since)}.",
             "run them again with joblog.requeue(jid), or dismiss them; make room in the broker",
             "state:dead reason:retry_lost",
         )
@@ -239,20 +239,21 @@ class Doctor:
             return self._place_of_spool()
         oldest = max(file.age for file in waiting)
         text = (
-            f"{plural(len(waiting), 'file')} of {sum(file.size for file in waiting)} bytes wait "
-            f"on {HOST} in {self._joblog.spool.folder}, the oldest for {oldest:.0f} s"
+            f"{plural(len(waiting), 'file')} of {sum(file.size for file in waiting)} bytes in "
+            f"{self._joblog.spool.folder}, the oldest for {oldest:.0f} s"
         )
         left = sum(not file.in_use for file in waiting)
         if left:
             text += f"; {left} of them by processes that are gone"
         if oldest < MAX_SPOOLED:
-            return Look("spools", text)
-        problem = Problem(
+            return Look("spools", f"events wait on {HOST}: {text}")
+        problem = seen(
             ProblemKind.SPOOLS,
             HOST,
             _now() - timedelta(seconds=oldest),
             len(waiting),
-            f"{text}.",
+            f"Events wait on {HOST}",
+            f": {text}.",
             "once the database answers, any process of this host that uses the log replays "
             "them within 10 s: start a worker here, as the same user",
         )
@@ -264,12 +265,13 @@ class Doctor:
         kind = file_system_of(folder)
         well = f"no events wait on {HOST} to be replayed"
         if kind in PASSING and self._joblog.writer.policy == "spool" and not self._is_passing():
-            problem = Problem(
+            problem = seen(
                 ProblemKind.SETTINGS,
                 "spool",
                 _now(),
                 1,
-                f"The spool {folder} lies on {kind}, which {PASSING[kind]}: events kept there "
+                "The spool may not last",
+                f": {folder} lies on {kind}, which {PASSING[kind]}: events kept there "
                 "while the database is unavailable go with it.",
                 "mount a volume there, or name a folder on one by JobLog(spool=...); or set "
                 'on_outage="block", so that nothing is acknowledged that is not committed',
@@ -323,7 +325,8 @@ def _finding_of(look: Look) -> Finding:
 
 
 def _unanswered(text: str, cure: str) -> Look:
-    problem = Problem(ProblemKind.DATABASE, "connection", _now(), 1, f"{text}.", cure)
+    title = "The database does not answer"
+    problem = seen(ProblemKind.DATABASE, "connection", _now(), 1, title, f": {text}.", cure)
     return Look("connection", "", (problem,))
 
 
@@ -335,12 +338,13 @@ def _is_behind(problems: Sequence[Problem]) -> bool:
 def _unknown_of(looks: Sequence[Look]) -> Problem:
     """Return that some things could not be looked at, as one problem."""
     several = ", ".join(look.name for look in looks)
-    return Problem(
+    return seen(
         ProblemKind.DATABASE,
         "unknown",
         _now(),
         len(looks),
-        f"It cannot be known whether all is well with {several}: {looks[0].unknown}.",
+        "Not all can be known",
+        f" of {several}: {looks[0].unknown}.",
         _UNKNOWN_CURE,
     )
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: As many names are said.
 NAMED = 5
+#: Characters of a name in a sentence.
+LONGEST = 60
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Problem:
     since: datetime
     #: How many jobs it is about; of what is about none, how many other things.
     count: int
+    #: What was seen, in a few words: the sentence begins with them.
+    title: str
     #: What was seen, in one sentence.
     text: str
     #: What to do about it.
@@ -42,10 +46,25 @@ class Problem:
             "subject": self.subject,
             "since": since.replace("+00:00", "Z"),
             "count": self.count,
+            "title": self.title,
             "text": self.text,
             "cure": self.cure,
             "search": self.search,
         }
+
+
+def seen(  # noqa: PLR0917 - in the order of the fields
+    kind: ProblemKind,
+    subject: str,
+    since: datetime,
+    count: int,
+    title: str,
+    rest: str,
+    cure: str,
+    search: str = "",
+) -> Problem:
+    """Return a problem whose sentence is *title* and *rest*."""
+    return Problem(kind, subject, since, count, title, title + rest, cure, search)
 
 
 @dataclass(frozen=True)
@@ -79,12 +98,24 @@ def plural(number: int, thing: str) -> str:
 
 
 def said(instant: datetime) -> str:
-    """Return an instant as sentences have it."""
-    return f"{instant.astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC"
+    """Return an instant as sentences have it: without its date if that is today's."""
+    utc = instant.astimezone(timezone.utc)
+    today = utc.date() == datetime.now(timezone.utc).date()
+    return f"{utc:%H:%M} UTC" if today else f"{utc:%Y-%m-%d %H:%M} UTC"
+
+
+def cut(name: str) -> str:
+    """Return a name that is short enough for a sentence."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
+def quoted(name: str) -> str:
+    """Return a name in quotes."""
+    return repr(cut(name))
 
 
 def names(texts: Iterable[str]) -> str:
     """Return texts in quotes: the first of them, and how many more there are."""
     known = list(dict.fromkeys(texts))
     more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
-    return ", ".join(map(repr, known[:NAMED])) + more
+    return ", ".join(map(quoted, known[:NAMED])) + more

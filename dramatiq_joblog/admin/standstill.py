@@ -19,7 +19,7 @@ from dramatiq_joblog.schema.query import literal_states, word
 from dramatiq_joblog.states import DUE, ProblemKind, State
 
 from .fleet import LOOK, Fleet, look_at
-from .problem import Look, Problem, jobs, names, plural, said
+from .problem import Look, Problem, jobs, names, plural, quoted, said, seen
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -102,13 +102,14 @@ class Standstill:
             )
             since = min(runs.since for runs in fleet.gone)
             problems.append(
-                Problem(
+                seen(
                     ProblemKind.LOST,
                     "gone",
                     since,
                     count,
-                    f"{jobs(count)} of workers that are gone still seem{'s' * (count == 1)} to "
-                    f"run: {workers}, since {said(since)}; {well}.",
+                    f"{jobs(count)} {'has' if count == 1 else 'have'} lost "
+                    f"{'its' if count == 1 else 'their'} worker",
+                    f": {workers}, silent since {said(since)}; {well}.",
                     "start a worker: it marks these runs as lost at once, and the broker delivers "
                     "their messages again",
                     " ".join(
@@ -120,13 +121,13 @@ class Standstill:
             count = sum(runs.count for runs in fleet.unknown)
             since = min(runs.since for runs in fleet.unknown)
             problems.append(
-                Problem(
+                seen(
                     ProblemKind.LOST,
                     "unknown",
                     since,
                     count,
-                    f"{jobs(count)} {_is(count)} started whose worker process is not known, since "
-                    f"{said(since)}; {well}.",
+                    f"{jobs(count)} {_is(count)} started whose worker process is not known",
+                    f", since {said(since)}; {well}.",
                     "their messages are gone if the broker does not deliver them again: cancel "
                     "these jobs, and run them again",
                     "state:started",
@@ -152,27 +153,27 @@ class Standstill:
     def _unserved(self, queue: str, some: Sequence[Standing]) -> Problem:
         count, since = _sum(some), _oldest(some)
         states = " ".join(word("state", one.state) for one in some)
-        return Problem(
+        return seen(
             ProblemKind.QUEUES,
             queue,
             since,
             count,
-            f"{jobs(count)} {_wait(count)} in the queue {queue!r}, from which no live worker takes "
-            f"jobs, since {said(since)}.",
-            f"start workers that consume {queue!r} (dramatiq -Q); if the broker has lost the "
+            f"{jobs(count)} {_wait(count)} in the queue {quoted(queue)}",
+            f", from which no live worker takes jobs, since {said(since)}.",
+            f"start workers that consume {quoted(queue)} (dramatiq -Q); if the broker has lost the "
             f"messages, {_CANCEL}",
             f"{word('queue', queue)} {states}",
         )
 
     def _forgotten(self, one: Standing) -> Problem:
-        return Problem(
+        return seen(
             ProblemKind.QUEUES,
             one.name,
             one.since,
             one.count,
-            f"{jobs(one.count)} {_wait(one.count)} in the queue {one.name!r} since "
-            f"{said(one.since)}, although a worker takes jobs from it.",
-            f"look whether {one.name!r} is too slow for what comes; if the broker has lost the "
+            f"{jobs(one.count)} {_wait(one.count)} in the queue {quoted(one.name)}",
+            f" since {said(one.since)}, although a worker takes jobs from it.",
+            "look whether its workers are too slow for what comes; if the broker has lost the "
             f"messages, {_CANCEL}",
             f"{word('queue', one.name)} state:enqueued",
         )
@@ -191,13 +192,14 @@ class Standstill:
             return Look("threads", well)
         count, since = _sum(waiting), _oldest(waiting)
         queues = list(_by_name(waiting))
-        busy = ", ".join(f"{fleet.threads[queue]} for {queue!r}" for queue in queues[:5])
-        problem = Problem(
+        busy = ", ".join(f"{fleet.threads[queue]} for {quoted(queue)}" for queue in queues[:5])
+        problem = seen(
             ProblemKind.THREADS,
             "",
             since,
             count,
-            f"All threads are busy ({busy}), and {jobs(count)} {_wait(count)} since {said(since)}.",
+            "All threads are busy",
+            f" ({busy}), and {jobs(count)} {_wait(count)} since {said(since)}.",
             "start more workers or threads (dramatiq --processes, --threads), or give long jobs a "
             "queue and workers of their own; dramatiq-joblog list state:started shows what runs",
             " ".join([*_states(waiting), *(word("queue", queue) for queue in queues)]),
@@ -236,12 +238,13 @@ class Standstill:
                 f"they are free, the messages are lost: {_CANCEL} (dramatiq-joblog cancel "
                 "state:waiting overdue:5m)"
             )
-        problem = Problem(
+        problem = seen(
             ProblemKind.OVERDUE,
             "",
             since,
             count,
-            f"{jobs(count)} {_is(count)} overdue: {'; '.join(parts)}.",
+            f"{jobs(count)} {_is(count)} overdue",
+            f": {'; '.join(parts)}.",
             "; ".join(cures),
             " ".join([*_states(late), "overdue:5m"]),
         )
@@ -260,14 +263,14 @@ class Standstill:
         worker = f"{'their' if count != 1 else 'its'} worker" if len(workers) == 1 else many
         named = f" {', '.join(workers[:3])}" if any(workers) else ""
         queues = names(one.name for one in self._standing(State.LOST, self._lost_for))
-        problem = Problem(
+        problem = seen(
             ProblemKind.LOST,
             "",
             since,
             count,
-            f"{jobs(count)} {'was' if count == 1 else 'were'} lost with {worker}{named} since "
-            f"{said(since)}, and the broker has not delivered {'it' if count == 1 else 'them'} "
-            "again.",
+            f"{jobs(count)} {_is(count)} lost",
+            f" with {worker}{named} since {said(since)}, and the broker has not delivered "
+            f"{'it' if count == 1 else 'them'} again.",
             f"start a worker for {queues}, which makes the broker deliver them; if it has lost the "
             f"messages, {_CANCEL} (dramatiq-joblog cancel)",
             "state:lost",

@@ -10,6 +10,7 @@ import functools
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from peewee import SQL, Select, fn
@@ -22,7 +23,7 @@ from dramatiq_joblog.statistics.histogram import Histogram
 from dramatiq_joblog.statistics.rollups import DAY, FAILED, HOUR, MINUTE, Cell, count_rows
 
 from .audit import open_dead
-from .problem import Look, Problem, jobs, plural, said
+from .problem import Look, Problem, cut, jobs, plural, said, seen
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -49,16 +50,23 @@ SLOWER, MIN_SLOWER = 2.0, 100
 FAILING, MIN_FAILING = 2.0, 0.05
 
 #: As many dead or retrying jobs are looked at, and rows that nobody has counted.
-_LOOK, _UNCOUNTED = 5_000, 20_000
+_LOOK, _UNCOUNTED = 5_000, 2_000
 #: As many jobs of an error are looked at for whether it was seen before.
 _SEEN = 1_000
 #: As many problems of a kind are said.
 _MOST = 10
 #: Milliseconds that the totals may lag behind.
 _LAG = 10 * MINUTE
-#: Errors by which actors and the host ask for another run, and deaths that somebody wanted.
+#: Errors by which actors and the host ask for another run; deaths that somebody wanted, and those
+#: that are a problem of another kind.
 _ON_PURPOSE = ("Retry", "RateLimitExceeded", "LockNotAcquired")
-_WANTED = (DeadReason.ABORTED.value, DeadReason.CANCELLED.value, DeadReason.THROWS.value)
+_WANTED = tuple(
+    reason.value
+    for reason in (
+        *(DeadReason.ABORTED, DeadReason.CANCELLED),
+        *(DeadReason.RETRY_LOST, DeadReason.THROWS),
+    )
+)
 
 
 @dataclass
@@ -227,15 +235,24 @@ class Trends:
         return {
             pair: one
             for pair, one in sorted(candidates.items(), key=lambda item: item[1].since)
-            if (pair[0][:MAX_TOTAL_ERROR], pair[1]) not in seen
-            and not self._has_rows_before(pair, edge)
+            if _counted(pair) not in seen and not self._has_rows_before(pair, edge)
         }
 
     def _counted_before(self, pairs: Iterable[Pair], edge: int) -> set[Pair]:
-        """Return those of some errors that were counted in the month before an instant."""
+        """Return those of some errors that were counted in the month before an instant.
+
+        The last days come first: nearly all are seen there.
+        """
+        left = {_counted(pair) for pair in pairs}
+        seen: set[Pair] = set()
         day = edge - edge % DAY
-        parts = ((DAY, edge - UNSEEN_FOR, day), (HOUR, day, edge))
-        return {pair for pair, count in self._sums(parts, pairs).items() if count}
+        days = [day, *(day - number * DAY for number in (2, 7)), edge - UNSEEN_FOR]
+        for part in ((HOUR, day, edge), *((DAY, *span[::-1]) for span in pairwise(days))):
+            seen |= self._sums([part], left).keys()
+            left -= seen
+            if not left:
+                break
+        return seen
 
     def _sums(self, parts: Iterable[tuple[int, int, int]], pairs: Iterable[Pair]) -> Counter[Pair]:
         """Add up failed runs by error in spans: each a length, a begin and an end."""
@@ -273,12 +290,13 @@ class Trends:
         error, actor = pair
         one = self._open[pair]
         since = instant_of(one.since)
-        return Problem(
+        return seen(
             ProblemKind.NEW_ERROR,
             f"{error} in {actor}",
             since,
             one.count,
-            f"{error} is new in {actor} since {said(since)}: {_fates(one)}.",
+            f"{cut(error)} is new in {cut(actor)}",
+            f" since {said(since)}: {_fates(one)}.",
             "look at the first traceback; then mend it and run these jobs again, or dismiss them",
             _search_of(pair, one),
         )
@@ -305,12 +323,13 @@ class Trends:
     def _as_rising(self, pair: Pair, count: int, rate: float) -> Problem:
         error, actor = pair
         one = self._open[pair]
-        return Problem(
+        return seen(
             ProblemKind.RISING_ERROR,
             f"{error} in {actor}",
             instant_of(max(one.since, self._now - HOUR)),
             one.count,
-            f"{error} is rising in {actor}: {plural(count, 'failed run')} in the last hour, "
+            f"{cut(error)} is rising in {cut(actor)}",
+            f": {plural(count, 'failed run')} in the last hour, "
             f"usually {_rate(rate)}; {_fates(one)}.",
             "look at the newest tracebacks, and at what changed since",
             _search_of(pair, one),
@@ -463,12 +482,13 @@ def _fails_more(now: _Type, then: _Type) -> bool:
 def _slower(name: str, now: _Type, then: _Type, begin: int) -> Problem:
     before, after = ((h.percentile(0.95) or 0) for h in (then.durations, now.durations))
     middle = [h.percentile(0.5) or 0 for h in (then.durations, now.durations)]
-    return Problem(
+    return seen(
         ProblemKind.SLOWER,
         name,
         instant_of(begin),
         now.finished,
-        f"{_called(name)} is slower than a week ago: p95 {plain(after)} instead of "
+        f"{_called(name)} is slower than a week ago",
+        f": p95 {plain(after)} instead of "
         f"{plain(before)}, p50 {plain(middle[1])} instead of {plain(middle[0])}, of "
         f"{jobs(now.finished)}.",
         "look at its slowest jobs, and at what changed since",
@@ -477,13 +497,13 @@ def _slower(name: str, now: _Type, then: _Type, begin: int) -> Problem:
 
 
 def _failing(name: str, now: _Type, then: _Type, begin: int) -> Problem:
-    return Problem(
+    return seen(
         ProblemKind.FAILING,
         name,
         instant_of(begin),
         now.failed,
-        f"{_called(name)} fails more often than a week ago: {now.share:.0%} of "
-        f"{plural(now.runs, 'run')} instead of {then.share:.0%}.",
+        f"{_called(name)} fails more often than a week ago",
+        f": {now.share:.0%} of {plural(now.runs, 'run')} instead of {then.share:.0%}.",
         "look at its newest errors, and at what changed since",
         f"{name} state:dead state:retrying",
     )
@@ -491,7 +511,7 @@ def _failing(name: str, now: _Type, then: _Type, begin: int) -> Problem:
 
 def _called(name: str) -> str:
     """Return what people call the jobs that a word of a search finds."""
-    return name.partition(":")[2].strip('"')
+    return cut(name.partition(":")[2].strip('"'))
 
 
 def _instant(at: int) -> str:

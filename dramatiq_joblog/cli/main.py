@@ -20,25 +20,33 @@ from .prune import prune
 from .schema import migrate
 from .show import show
 from .stats import stats
+from .status import status
 from .tail import tail
 from .web import web
 from .workers import workers
 
 COMMANDS = (
-    *(
-        actions,
-        alerts,
-        cancel,
-        dismiss,
-        doctor,
-        expect,
-        export,
-        import_django,
-        limit,
-        list_jobs,
-        locks,
-    ),
-    *(migrate, prune, requeue, show, stats, tail, unlock, web, workers),
+    actions,
+    alerts,
+    cancel,
+    dismiss,
+    doctor,
+    expect,
+    export,
+    import_django,
+    limit,
+    list_jobs,
+    locks,
+    migrate,
+    prune,
+    requeue,
+    show,
+    stats,
+    status,
+    tail,
+    unlock,
+    web,
+    workers,
 )
 
 

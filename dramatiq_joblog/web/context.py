@@ -18,12 +18,15 @@ from dramatiq_joblog.states import State
 
 from .access import ALL, CSRF_FIELD, METRICS
 from .links import Links
+from .verdict import verdict_of
 from .zones import COOKIE, zone_of, zone_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from starlette.requests import Request
+
+    from dramatiq_joblog.admin.problem import Problem
 
     from .access import Access
     from .state import Site
@@ -32,6 +35,8 @@ T = TypeVar("T")
 
 #: Milliseconds in which a program hears whether it is well, and in which anybody gets an answer.
 HEALTH_WITHIN, ANSWER_WITHIN = 3_500, 8_000
+#: Milliseconds in which it is known what needs someone, or not.
+PROBLEMS_WITHIN = 2_000
 
 _DONE = {
     "requeue": ("Nothing was run again.", "1 job runs again.", "{} jobs run again."),
@@ -226,6 +231,7 @@ class Visit:
             "problem": None,
             "section": section,
             "site": site,
+            "verdict": None,
             "who": self.access.who,
             "zone": self.zone,
             "zone_text": zone_text(self.local_now),
@@ -234,6 +240,8 @@ class Visit:
             context["nav"] = self._nav(counted=bool(section))
         if section:
             self._say_what_was_done()
+            if section != "confirm":
+                context["verdict"] = verdict_of(self.problems(), self.link, self.now)
             context["json_url"] = self._json_url()
         html = site.templates.get_template(template).render(context | facts)
         return Response(
@@ -309,6 +317,11 @@ class Visit:
     def counts(self) -> dict[Any, Any]:
         """Return how many jobs are in each state, dismissed ones left out; capped."""
         return self._kept("counts", self.joblog.counts) or {}
+
+    def problems(self) -> list[Problem]:
+        """Return what needs someone; it is some seconds old."""
+        timeout = min(self.site.timeout, PROBLEMS_WITHIN)
+        return self.site.keep("problems", lambda: self.joblog.problems(timeout=timeout), times=2)
 
     def _alive(self) -> int:
         worker = self.joblog.Worker

@@ -15,6 +15,7 @@ from .formats import percent, plain_duration
 from .periods import period_of
 from .presenters import JobRow, sent_at
 from .unusual import last_week, past, type_rows
+from .verdict import summary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +58,7 @@ def overview(visit: Visit) -> Response:
             {
                 "range": period.name,
                 "states": visit.counts(),
+                "problems": [problem.as_dict() for problem in visit.problems()],
                 "oldest": [visit.as_dict(job) for job in oldest],
                 "stats": None if stats is None else charts.plain(stats),
             }
@@ -75,6 +77,7 @@ def overview(visit: Visit) -> Response:
         "axis": charts.STRIP_AXIS,
         "marks": charts.STRIP_MARKS,
         "errors": [] if found is None else _errors(found, period),
+        "summary": summary(stats, period.text),
         "empty": _is_empty(visit),
         "place": log.name,
         "listening": "No worker has reported in so far.",

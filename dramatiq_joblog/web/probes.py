@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,15 @@ from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 from dramatiq_joblog.schema.migrations import compare
-from dramatiq_joblog.states import IN_PROGRESS, State
+from dramatiq_joblog.states import IN_PROGRESS, ProblemKind, State
 from dramatiq_joblog.statistics.histogram import BOUNDS
 
 from .presenters import WorkerRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from dramatiq_joblog.admin.problem import Problem
 
     from .context import Visit
 
@@ -35,7 +38,7 @@ _BEGIN = datetime(2020, 1, 1, tzinfo=timezone.utc)
 
 
 def health(visit: Visit) -> Response:
-    """Answer whether the database answers, whether its schema fits, and who works.
+    """Answer whether the database answers, whether its schema fits, who works, and what needs you.
 
     The status is 200, or 503 if the database does not answer.
     """
@@ -49,6 +52,7 @@ def health(visit: Visit) -> Response:
             "now": log.now().isoformat(),
             "schema": version,
             "workers": {"alive": alive, "possibly_dead": lost},
+            "problems": [problem.as_dict() for problem in visit.problems()],
         }
     )
 
@@ -82,6 +86,7 @@ def metrics(visit: Visit) -> Response:
             [({"state": "alive"}, alive), ({"state": "possibly_dead"}, lost)],
         ),
     ]
+    families.append(_problems(visit.problems()))
     if stats is not None:
         families += [
             _ended(stats),
@@ -115,6 +120,13 @@ def _workers(visit: Visit) -> tuple[int, int]:
     )
     looks = [WorkerRow(worker, (), now).look for worker in found]
     return looks.count("ok"), looks.count("lost")
+
+
+def _problems(problems: Sequence[Problem]) -> Metric:
+    """Return how many things of each kind need someone, those included of which there are none."""
+    found = Counter(problem.kind for problem in problems)
+    samples = [({"kind": kind.value}, float(found[kind])) for kind in ProblemKind]
+    return _gauge("joblog_problems", "Things that need someone, by kind.", samples)
 
 
 def _schema(log: Any) -> str:

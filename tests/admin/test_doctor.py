@@ -159,7 +159,7 @@ def test_lost_retries(joblog, job_factory):
         jids.append(job.jid)
     joblog.Job.update(replayed_by="x").where(joblog.Job.jid == jids[3]).execute()
     assert 2 == joblog.retries_lost()
-    assert wrong(joblog)["retries"].text.startswith("2 jobs are dead")
+    assert wrong(joblog)["retries"].text.startswith("2 jobs have lost their retry")
     joblog.dismiss(jids[0], jids[4], who="ada")
     assert "retries" not in wrong(joblog)
 

@@ -30,6 +30,7 @@ def problems(joblog):
         for problem in found:
             assert isinstance(problem, Problem)
             assert problem.text[0].isupper() or problem.text[0].isdigit() or problem.subject
+            assert problem.text.startswith(problem.title)
             assert problem.text.endswith(".")
             assert problem.cure
             assert problem.count > 0
@@ -412,7 +413,7 @@ def test_those_who_program(joblog, job_factory):
 
     (found,) = [p.as_dict() for p in joblog.problems() if p.kind == "lost"]
 
-    assert {"kind", "subject", "since", "count", "text", "cure", "search"} == set(found)
+    assert {"kind", "subject", "since", "count", "title", "text", "cure", "search"} == set(found)
     assert ("lost", 1, "state:lost", "2023-11-14T22:13:20.000Z") == (
         *(found["kind"], found["count"], found["search"]),
         found["since"],

@@ -69,7 +69,7 @@ def test_lost_for_long(joblog, job_factory, appear):
 
     found = wrong(joblog)
     assert {"lost"} == set(found)
-    assert "1 job was lost with its worker" in found["lost"].text
+    assert "1 job is lost with its worker" in found["lost"].text
     assert "start a worker for 'default'" in found["lost"].cure
 
 

@@ -281,7 +281,7 @@
       else if (old.dataset.live === "run") updateRun(old, other);
       else if (old.dataset.live === "table") updateTable(old, other);
       else if (!old.contains(document.activeElement) || old.matches("a")) copyInto(old, other);
-      if (old.id === "banners") old.className = other?.className || "";
+      if (old.id === "banners" || old.id === "verdict") old.className = other?.className || "";
     }
     const runs = $("#runs");
     for (const run of all("details[id]", fresh.getElementById("runs") || fresh.createElement("i"))) {
@@ -335,6 +335,7 @@
       silent = 0;
       look("on", "Live");
       merge(fresh);
+      document.title = fresh.title;
     } catch {
       if (!paused && Date.now() - silent <= 8000) look("away", "Reconnecting");
     } finally {

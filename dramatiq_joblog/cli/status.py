@@ -1,0 +1,107 @@
+"""``status``: what needs someone, in one look."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+import click
+from rich.text import Text
+
+from dramatiq_joblog.states import ProblemKind, State
+
+from .app import AWAY, NOTHING, Session, command
+from .style import QUIET, TITLE, age, colour, line, mark, number, shape
+
+if TYPE_CHECKING:
+    from dramatiq_joblog import JobLog, Problem
+
+    from .table import Screen
+
+#: The state whose shape and colour a problem of a kind has.
+_LOOKS = {
+    ProblemKind.LOST: State.LOST,
+    ProblemKind.QUEUES: State.ENQUEUED,
+    ProblemKind.THREADS: State.STARTED,
+    ProblemKind.OVERDUE: State.DELAYED,
+    ProblemKind.SECTIONS: State.WAITING,
+    ProblemKind.SLOWER: State.RETRYING,
+}
+#: Cells before the sentence: a shape and a space.
+_INDENT = 2
+
+
+@command(
+    "status",
+    "Show what needs someone; exit 1 if anything does.",
+    examples=[
+        ("status", "all that needs someone now, and its cure"),
+        ("status > /dev/null", "for scripts: exit 1 if anything needs someone"),
+        ("status --json | jq '.problems[].kind'", "for programs"),
+    ],
+)
+def status(session: Session) -> None:
+    """Show what needs someone now, each thing with its cure and the search that finds its jobs.
+
+    Exit 1 if there is anything, 3 if the log's database does not answer.  In a pipe: kind, since,
+    count, sentence, search.
+    """
+    joblog, screen = session.joblog, session.screen
+    problems = joblog.problems()
+    if session.json:
+        found = [problem.as_dict() for problem in problems]
+        screen.json({"well": not problems, "problems": found})
+    elif not screen.live:
+        for problem in problems:
+            told = problem.as_dict()
+            cells = (told[name] for name in ("kind", "since", "count", "text", "search"))
+            screen.raw("\t".join(line(cell) or "-" for cell in cells))
+    else:
+        _show(screen, joblog, problems)
+    if any((p.kind, p.subject) == (ProblemKind.DATABASE, "connection") for p in problems):
+        raise click.exceptions.Exit(AWAY)
+    if problems:
+        raise click.exceptions.Exit(NOTHING)
+
+
+def _show(screen: Screen, joblog: JobLog, problems: list[Problem]) -> None:
+    if not problems:
+        screen.write(shape(State.FINISHED), (" All is well", TITLE))
+        _counted(screen, joblog)
+        return
+    count = len(problems)
+    things = f"{count} thing{'s' * (count != 1)} need{'s' * (count == 1)} you"
+    screen.write((things, TITLE))
+    now = datetime.now(timezone.utc)
+    for problem in problems:
+        _problem(screen, problem, now)
+
+
+def _problem(screen: Screen, problem: Problem, now: datetime) -> None:
+    state = _LOOKS.get(problem.kind, State.DEAD)
+    title, rest = line(problem.title), line(problem.text)[len(line(problem.title)) :]
+    screen.write()
+    text = Text.assemble(shape(state), " ", (title, f"{TITLE} {colour(state)}"), rest)
+    screen.hanging(text, _INDENT)
+    screen.paragraph(Text(line(problem.cure), QUIET), _INDENT)
+    if problem.search:
+        words = Text.assemble(("dramatiq-joblog list ", QUIET), _typed(problem.search))
+        since = age(problem.since, now)
+        screen.paragraph(words.append(f"  {since}" if since != "0 s" else "", QUIET), _INDENT)
+
+
+def _typed(search: str) -> str:
+    """Return the words of a search as a shell takes them."""
+    plain = line(search)
+    return f"'{plain}'" if '"' in plain or "*" in plain else plain
+
+
+def _counted(screen: Screen, joblog: JobLog) -> None:
+    """Say how many jobs there are."""
+    counts = joblog.counts()
+    text = Text()
+    for state, count in counts.items():
+        if count:
+            text.append_text(mark(state)).append(f" {number(count, capped=count.capped)}   ")
+    text.rstrip()
+    screen.fit(text or Text("There is no job yet.", QUIET))

@@ -1,0 +1,117 @@
+"""The first line of every page: what needs someone, or that all is well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from dramatiq_joblog.states import ProblemKind
+
+from .formats import rough
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from dramatiq_joblog.admin.problem import Problem
+
+    from .links import Links
+
+#: As many are shown whole, and named on one line.
+MOST, NAMED = 7, 3
+
+#: The shape of each kind, and the state whose colour it has.
+_LOOKS = {
+    ProblemKind.LOST: ("lost", "lost"),
+    ProblemKind.RETRIES_LOST: ("dead", "dead"),
+    ProblemKind.NEW_ERROR: ("dead", "dead"),
+    ProblemKind.RISING_ERROR: ("dead", "dead"),
+    ProblemKind.FAILING: ("dead", "dead"),
+    ProblemKind.QUEUES: ("enqueued", "enqueued"),
+    ProblemKind.THREADS: ("started", "started"),
+    ProblemKind.OVERDUE: ("delayed", "delayed"),
+    ProblemKind.SECTIONS: ("lock", "waiting"),
+    ProblemKind.SLOWER: ("retrying", "retrying"),
+}
+#: Pages that show what no search finds.
+_PAGES = {ProblemKind.CLOCK: "workers", ProblemKind.SECTIONS: "locks"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One problem as the page shows it."""
+
+    title: str
+    #: The rest of its sentence.
+    rest: str
+    cure: str
+    #: Where its jobs are; empty if nowhere.
+    href: str
+    icon: str
+    state: str
+    since: datetime
+    age: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the page says first."""
+
+    #: How many things need someone.
+    count: int
+    #: The first of them.
+    lines: list[Line]
+
+    @property
+    def heading(self) -> str:
+        """What it comes to: ``3 things need you``."""
+        if not self.count:
+            return "All is well"
+        return f"{self.count} thing{'s' * (self.count != 1)} need{'s' * (self.count == 1)} you"
+
+    @property
+    def more(self) -> int:
+        """How many are not among the lines."""
+        return self.count - len(self.lines)
+
+
+def verdict_of(problems: Sequence[Problem], link: Links, now: datetime) -> Verdict:
+    """Return what the page says of some problems."""
+    return Verdict(len(problems), [_line(problem, link, now) for problem in problems[:MOST]])
+
+
+def _line(problem: Problem, link: Links, now: datetime) -> Line:
+    icon, state = _LOOKS.get(problem.kind, ("warn", "dead"))
+    age = max(0.0, (now - problem.since) / timedelta(milliseconds=1))
+    return Line(
+        title=problem.title,
+        rest=problem.text[len(problem.title) :],
+        cure=problem.cure,
+        href=_href(problem, link),
+        icon=icon,
+        state=state,
+        since=problem.since,
+        # Since when it is so is not known of what was only seen now.
+        age=rough(age) if age >= 1_000 else "",
+    )
+
+
+def _href(problem: Problem, link: Links) -> str:
+    if page := _PAGES.get(problem.kind):
+        return link(page)
+    return link("jobs", q=problem.search) if problem.search else ""
+
+
+def summary(stats: Any, time: str) -> str:
+    """Say of a log that is well what became of its jobs in a time, as ``the last 24 h``."""
+    if stats is None:
+        return "No job is lost, overdue or stuck, and no error is new."
+    ended = {name: stats.counts.get(name, 0) for name in ("finished", "skipped", "dead")}
+    if not any(ended.values()):
+        return f"No job ended in {time}."
+    parts = [f"{ended['finished']:,} job{'s' * (ended['finished'] != 1)} finished"]
+    if ended["skipped"]:
+        parts.append(f"{ended['skipped']:,} were skipped")
+    parts.append(f"{ended['dead']:,} died" if ended["dead"] else "none died")
+    return f"{', '.join(parts)} in {time}."

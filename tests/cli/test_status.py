@@ -1,0 +1,55 @@
+"""``status``: what needs someone, for people, for pipes and for programs."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+
+@pytest.fixture
+def database_url(sqlite_database):
+    """Return the URL of a database: what is asked of it is tried on each kind elsewhere."""
+    return sqlite_database
+
+
+def plain(text):
+    """Return what a terminal shows without its colours."""
+    return re.sub("\x1b\\[[0-9;]*m", "", text)
+
+
+def test_all_is_well(job_factory, ask, terminal, database_url):
+    """Of a log that is well one line says so, and the exit is 0."""
+    job_factory()
+
+    assert ask("status").stdout == ""
+    assert {"well": True, "problems": []} == json.loads(ask("status", "--json").stdout)
+    assert "✓ All is well\n✓ finished 1" in plain(terminal("--database", database_url, "status"))
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_what_needs_someone(job_factory, ask, terminal, database_url, columns):
+    """What needs someone is said with its cure and its search, none of it wider than the screen."""
+    job_factory(state="lost", worker="web1:17:3")
+    job_factory(state="dead", dead_reason="retry_lost")
+
+    kinds = [row.split("\t")[0] for row in ask("status", code=1).stdout.splitlines()]
+    assert ["lost", "retries_lost"] == kinds
+    found = json.loads(ask("status", "--json", code=1).stdout)
+    assert (False, ["lost", "retries_lost"]) == (
+        found["well"],
+        [problem["kind"] for problem in found["problems"]],
+    )
+    shown = plain(terminal("--database", database_url, "status", code=1, columns=columns))
+    assert "2 things need you" in shown
+    assert "1 job is lost with its worker web1:17" in " ".join(shown.split())
+    assert "dramatiq-joblog list state:lost" in shown
+    assert max(map(len, shown.splitlines())) <= columns
+
+
+def test_no_database(tmp_path, terminal):
+    """A database that does not answer is exit 3, as of every command."""
+    shown = terminal("--database", "postgresql://ada@127.0.0.1:1/shop", "status", code=3)
+
+    assert "The database does not answer" in plain(shown)

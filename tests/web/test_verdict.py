@@ -1,0 +1,123 @@
+"""The first line of every page: what needs someone, or that all is well."""
+
+from __future__ import annotations
+
+import re
+import time
+from html import unescape
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from pages import opened
+from starlette.testclient import TestClient
+
+from dramatiq_joblog import JobLog
+from dramatiq_joblog.states import ProblemKind
+
+#: Times of a job that has waited for long.
+WAITS = dict.fromkeys(("created_at", "enqueued_at", "updated_at"), 1_700_000_000_000)
+PAGES = ("/", "/jobs", "/dead", "/locks", "/workers", "/actions")
+
+
+@pytest.fixture
+def database_url(sqlite_database):
+    """Return the URL of a database: what is asked of it is tried on each kind elsewhere."""
+    return sqlite_database
+
+
+@pytest.fixture
+def page(joblog):
+    """Return a client of a dashboard that lets everyone in."""
+    with TestClient(opened(joblog), base_url="http://localhost") as asking:
+        yield asking
+
+
+def ago(milliseconds):
+    return int(time.time() * 1000) - milliseconds
+
+
+def verdict(text):
+    """Return the title of a page, and its first line or section as text."""
+    title = text.partition("<title>")[2].partition("</title>")[0]
+    begin = text.index('id="verdict"')
+    end = "</section>" if text.rfind("<section", 0, begin) > text.index("<main") else "</p>"
+    return unescape(title), text[begin : text.index(end, begin)]
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_all_is_well(page, job_factory, path):
+    """A page of a log that is well says so, and nothing of it stands in the tab's title."""
+    job_factory()
+
+    title, first = verdict(page.get(path).text)
+
+    assert "All is well" in first
+    assert "need" not in title
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_what_needs_someone(page, joblog, job_factory, path):
+    """Every page, and its tab's title, says how many things need someone; a link finds the jobs."""
+    job_factory(state="lost", worker="web1:17:3", updated_at=ago(60_000))
+    job_factory(state="enqueued", queue="odd <b>&'mail", **WAITS)
+
+    title, first = verdict(page.get(path).text)
+
+    assert title.startswith("2 need you · ")
+    assert "2 things need you" in first
+    assert "<b>&" not in first
+    links = [unescape(link) for link in re.findall('href="(.*?)"', first)]
+    searches = [parse_qs(urlsplit(link).query)["q"][0] for link in links if "?q=" in link]
+    assert 2 == len(searches)
+    assert [1, 1] == [joblog.search(words).count() for words in searches]
+
+
+def test_many_things(page, job_factory):
+    """Of many things the overview shows seven, other pages three; both say how many more."""
+    for number in range(9):
+        job_factory(state="enqueued", queue=f"q{number}", **WAITS)
+
+    title, first = verdict(page.get("/").text)
+
+    assert title.startswith("9 need you")
+    assert (7, 1) == (first.count('class="cure"'), first.count("and 2 more"))
+    assert "and 6 more" in verdict(page.get("/jobs").text)[1]
+
+
+def test_an_empty_log(page):
+    """A log without jobs teaches how to begin, and has no verdict above that."""
+    assert 'id="verdict"' not in page.get("/").text
+
+
+def test_programs(page, job_factory):
+    """Programs are given the problems: as JSON, by /health, and by kind in /metrics, zeros too."""
+    job_factory(state="lost", worker="web1:17:3")
+
+    for path in ("/overview.json", "/health"):
+        (found,) = page.get(path).json()["problems"]
+        assert ("lost", 1, "state:lost") == (found["kind"], found["count"], found["search"])
+    metrics = page.get("/metrics").text
+    samples = dict(re.findall(r'^joblog_problems\{kind="(\w+)"\} (\S+)$', metrics, re.MULTILINE))
+    assert {*map(str, ProblemKind)} == set(samples)
+    assert ("1.0", "0.0") == (samples["lost"], samples["threads"])
+
+
+def test_a_line_is_asked_for_once(joblog, page, job_factory, asked):
+    """Many who watch one page cost the database no more verdicts than one does."""
+    job_factory()
+    page.get("/jobs")
+    site_asks = []
+    ask = joblog.problems
+    joblog.problems = lambda **options: site_asks.append(options) or ask(**options)
+
+    for _ in range(5):
+        page.get("/locks")
+
+    assert [] == site_asks
+
+
+def test_a_database_without_tables(sqlite_url, tmp_path):
+    """A log whose tables were never made is a sentence, and no page of errors."""
+    log = JobLog(f"{sqlite_url}.other", spool=tmp_path / "spool")
+    assert {"schema"} <= {problem.subject for problem in log.problems()}
+    log.close()
