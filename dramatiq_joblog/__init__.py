@@ -24,7 +24,7 @@ from .locking.needs import Exclusive, Rate, Unique
 from .middleware import JobLogMiddleware, enqueue_once
 from .recording.current import current_job, require_current_job
 from .recording.log_handler import JobContextFilter
-from .schema.models import Action, AlertState, Failure, Job, Line, Lock, Worker
+from .schema.models import Action, AlertState, Deploy, Failure, Job, Line, Lock, Worker
 from .states import DeadReason, Outcome, ProblemKind, State
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "ConfigurationError",
     "DatabaseAwayError",
     "DeadReason",
+    "Deploy",
     "DuplicateJob",
     "Exclusive",
     "Expect",

@@ -94,7 +94,7 @@ if TYPE_CHECKING:
     from .locking.locks import Holder
     from .reading.counts import Count
     from .recording.writer import OnOutage
-    from .schema.models import Action, AlertState, Failure, Line, Lock, Worker
+    from .schema.models import Action, AlertState, Deploy, Failure, Line, Lock, Worker
     from .schema.query import JobQuery
     from .states import State
     from .statistics.profile import Profile
@@ -188,6 +188,7 @@ class JobLog(Cancelling[J], Generic[J]):
         self.Total: Any = self.tables.total
         self.Action: type[Action] = self.tables.action
         self.Mark: Any = self.tables.mark
+        self.Deploy: type[Deploy] = self.tables.deploy
         self.store_args = store_args
         #: Takes secrets out of what is stored.
         self.redactor = Redactor(redact)
@@ -884,6 +885,38 @@ class JobLog(Cancelling[J], Generic[J]):
                 self.Action, what, who=who, jid=jid, key=key, detail=detail
             )
         return action
+
+    @property
+    def marks(self) -> Select[Deploy]:
+        """The moments that something changed, newest first: a select of :class:`Deploy`."""
+        return self.Deploy.select().order_by(self.Deploy.at.desc(), self.Deploy.id.desc())
+
+    def mark(
+        self, name: str, *, at: datetime | int | None = None, who: str | None = None
+    ) -> Deploy:
+        """Mark that something changed, as a new version: charts and problems show it.
+
+        Example:
+          >>> joblog.mark("v412", who="ada").name
+          'v412'
+
+        Parameters:
+          name: What people call it.
+          at: When; an aware datetime or milliseconds since 1970, by default now.
+          who: Who says so.
+
+        Raises:
+          ConfigurationError: If the name is no text, or empty.
+
+        Returns:
+          The :class:`Deploy`.
+        """
+        if not isinstance(name, str) or not name.strip():
+            raise ConfigurationError(f"a mark is named by a text, as 'v412', and not {name!r}")
+        instant = None if at is None else millis_of(at)
+        with transaction(self.database):
+            marked: Deploy = people.mark(self.Deploy, name.strip(), at=instant, who=who)
+        return marked
 
     def dismiss(self, *jids: str, who: str) -> list[str]:
         """Say that dead jobs need no more attention: lists of dead jobs leave them out.

@@ -24,6 +24,8 @@ _HOUR = 3_600_000
 DEFAULT_WINDOWS = (1 * _HOUR, 3 * _HOUR, 24 * _HOUR, 72 * _HOUR, 168 * _HOUR)
 #: As many dead jobs are looked at for how many of them lost their retry.
 _LOOKED_AT = 5_000
+#: Characters of the name of a mark.
+MAX_NAME = 255
 #: As many jobs are changed by one statement.
 _BATCH = 500
 
@@ -84,6 +86,16 @@ def record(
         detail=None if detail is None else clean(detail, MAX_MESSAGE),
     ).execute()
     return action.get_by_id(number)
+
+
+def mark(deploy: Any, name: str, *, at: int | None, who: str | None) -> Any:
+    """Write down that something changed, and return the row."""
+    number = deploy.insert(
+        at=database_now(deploy._meta.database) if at is None else at,
+        name=clean(name, MAX_NAME),
+        who=clean_optional(who) or "unknown",
+    ).execute()
+    return deploy.get_by_id(number)
 
 
 def dismiss(job: Any, jids: Sequence[str]) -> list[str]:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 NEW_FOR, UNSEEN_FOR = DAY, 30 * DAY
 #: Milliseconds of a log's life in which nothing is new, and those until something can rise.
 YOUNG, MIN_PAST = HOUR, 3 * HOUR
+#: Milliseconds after a change in which it may be the reason.
+SOON_AFTER = HOUR
 #: An error that no job is dead of yet is new once so many are retried.
 MIN_RETRIED = 3
 #: An error rises from so many failed runs in an hour on.
@@ -117,6 +119,7 @@ class Trends:
         # Any: peewee's queries are untyped.
         self._job: Any = tables.job
         self._failure: Any = tables.failure
+        self._deploy: Any = tables.deploy
         self._total: Any = tables.total
         self._totals = totals
         self._now = now
@@ -296,10 +299,18 @@ class Trends:
             since,
             one.count,
             f"{cut(error)} is new in {cut(actor)}",
-            f" since {said(since)}: {_fates(one)}.",
+            f" since {said(since)}{self._after(one.since)}: {_fates(one)}.",
             "look at the first traceback; then mend it and run these jobs again, or dismiss them",
             _search_of(pair, one),
         )
+
+    def _after(self, instant: int) -> str:
+        """Say how long after the last change an instant was, if it was soon."""
+        deploy = self._deploy
+        last = deploy.select().where(deploy.at <= instant).order_by(deploy.at.desc()).first()
+        if last is None or instant - to_millis(last.at) > SOON_AFTER:
+            return ""
+        return f", {plain(instant - to_millis(last.at))} after {cut(last.name)}"
 
     @functools.cached_property
     def _rising(self) -> list[tuple[Pair, int, float]]:

@@ -16,6 +16,7 @@ from .import_django import import_django
 from .jobs import list_jobs
 from .limit import limit
 from .locks import locks
+from .mark import mark
 from .prune import prune
 from .schema import migrate
 from .show import show
@@ -37,6 +38,7 @@ COMMANDS = (
     limit,
     list_jobs,
     locks,
+    mark,
     migrate,
     prune,
     requeue,

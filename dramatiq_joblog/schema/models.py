@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Action",
     "AlertState",
+    "Deploy",
     "Failure",
     "InstantField",
     "Job",
@@ -576,6 +577,23 @@ class AlertState(_Row):
 
     class Meta:
         table_name = "joblog_alertstate"
+
+
+class Deploy(_Row):
+    """A moment that something changed, as a new version: what charts are marked with."""
+
+    #: In order of insertion.
+    id = BigAutoField()
+    #: When, by the database's clock unless somebody said when.
+    at: Field[datetime] = InstantField()
+    #: What people call it, as ``v412``.
+    name: Field[str] = NameField(max_length=255)
+    #: Who marked it, as far as it is known.
+    who: Field[str] = NameField(max_length=255)
+
+    class Meta:
+        table_name = "joblog_deploy"
+        indexes = ((("at",), False),)
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ from .models import (
     Action,
     AlertState,
     Bond,
+    Deploy,
     Failure,
     Job,
     Line,
@@ -43,6 +44,7 @@ class Tables(Generic[J]):
     action: type[Action]
     mark: type[Mark]
     alert: type[AlertState]
+    deploy: type[Deploy]
 
     @property
     def database(self) -> Database:
@@ -83,6 +85,7 @@ def bind_tables(
         _bind(Action, prefix, database),
         _bind(Mark, prefix, database),
         _bind(AlertState, prefix, database),
+        _bind(Deploy, prefix, database),
     )
     bond = Bond(tables.failure, tables.line, on_select)
     job.join(bond)

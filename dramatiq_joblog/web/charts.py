@@ -32,6 +32,8 @@ DECADES = {
     36_000_000: "10 h",
     604_800_000: "7 d",
 }
+#: Characters of a mark's name beside its line.
+_LONGEST = 24
 #: Units that the plot is wide, and the heights of its upper and its lower part.
 WIDE, UP, DOWN = 960, 138, 54
 #: So many bars at most.
@@ -112,6 +114,36 @@ def throughput(stats: Any, zone: tzinfo, usual: Sequence[float | None] = ()) -> 
         "counts": stats.counts,
         "usual": line([(index + 0.5) * width for index in range(len(usual))], usual, top, UP),
     }
+
+
+def deploys(marks: Iterable[Any], stats: Any, zone: tzinfo) -> list[dict[str, Any]]:
+    """Place the moments that something changed on the axis of the throughput, oldest first.
+
+    A name that would stand on another is left to the title of its line.
+    """
+    whole = (stats.until - stats.since) / timedelta(milliseconds=1)
+    placed: list[dict[str, Any]] = []
+    free_from = 0.0
+    for mark in sorted(marks, key=lambda mark: (mark.at, mark.id)):
+        share = (mark.at - stats.since) / timedelta(milliseconds=1) / whole
+        if not 0 <= share <= 1:
+            continue
+        before, at = share > 0.5, mark.at.astimezone(zone)
+        room = 1.1 * (len(mark.name[:_LONGEST]) + 8)
+        begin = 100 * share - (room if before else 0)
+        named = begin >= free_from
+        free_from = max(free_from, begin + room) if named else free_from
+        placed.append(
+            {
+                "at": round(100 * share, 2),
+                "x": round(WIDE * share, 1),
+                "name": mark.name,
+                "text": f"{mark.name[:_LONGEST]}, {at:%H:%M}" if named else "",
+                "anchor": "end" if before else "start",
+                "told": f"{mark.name}, {at:%d %b %H:%M}, by {mark.who}",
+            }
+        )
+    return placed
 
 
 def hit(

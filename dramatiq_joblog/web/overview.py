@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Job types that stand here; the others have a page.
 MOST_TYPES = 8
+#: So many changes are marked at most, the last ones.
+MARKS = 40
 #: So many jobs are looked through for one fact about them.
 FEW = 5_000
 
@@ -53,11 +55,14 @@ def overview(visit: Visit) -> Response:
     found = past(visit, period)
     stats = None if found is None else found.now
     oldest = visit.rows("the oldest", lambda: log.oldest(limit=5))
+    changed = log.Deploy.at >= period.since, log.Deploy.at <= period.end
+    changes = visit.rows("the marks", lambda: log.marks.where(*changed).limit(MARKS))
     if visit.wants_json:
         return visit.json(
             {
                 "range": period.name,
                 "states": visit.counts(),
+                "marks": [mark.as_dict() for mark in changes],
                 "problems": [problem.as_dict() for problem in visit.problems()],
                 "oldest": [visit.as_dict(job) for job in oldest],
                 "stats": None if stats is None else charts.plain(stats),
@@ -74,6 +79,7 @@ def overview(visit: Visit) -> Response:
         "more_types": max(0, len(types) - MOST_TYPES),
         "compared": found is not None and bool(found.before),
         "was_text": last_week(period, visit.zone),
+        "deploys": [] if stats is None else charts.deploys(changes, stats, visit.zone),
         "axis": charts.STRIP_AXIS,
         "marks": charts.STRIP_MARKS,
         "errors": [] if found is None else _errors(found, period),

@@ -1,0 +1,59 @@
+"""``mark``: a moment that something changed, for charts and comparisons."""
+
+from __future__ import annotations
+
+import click
+
+from dramatiq_joblog.reading.search import instant
+
+from .app import NOTHING, Session, command
+from .confirm import myself
+from .style import age, exact, line
+from .table import Column
+
+#: As many are shown.
+_SHOWN = 50
+
+
+@command(
+    "mark",
+    "Mark a new version, or another change.",
+    examples=[
+        ("mark v412", "as the last step of a deploy"),
+        ('mark "new feed" --at 14:05', "one that was forgotten"),
+        ("mark", "the marks there are, newest first"),
+    ],
+)
+@click.argument("name", required=False)
+@click.option("--at", metavar="TIME", help="When it was: 14:05, 30m ago as 30m, or a date.")
+@click.option("--who", help="Who did it; by default you.")
+def mark(session: Session, *, name: str | None, at: str | None, who: str | None) -> None:
+    """Mark that something changed, as a new version: the page's charts show it, and problems do.
+
+    Without NAME it shows the marks there are.
+    """
+    joblog, screen = session.joblog, session.screen
+    if name is not None:
+        moment = None if at is None else instant(at, joblog.now())
+        marked = joblog.mark(name, at=moment, who=who or myself())
+        if session.json:
+            screen.json(marked.as_dict())
+        else:
+            screen.write(f"{line(marked.name)} is marked at {exact(marked.at)}.")
+        return
+    rows = list(joblog.marks.limit(_SHOWN))
+    if session.json:
+        screen.json([row.as_dict() for row in rows])
+    elif rows:
+        now = joblog.now()
+        screen.table(
+            [
+                Column("Mark", lambda row: row.name, keep=9, least=12),
+                Column("At", lambda row: exact(row.at), keep=8),
+                Column("Age", lambda row: age(row.at, now), keep=5, right=True, seen_only=True),
+                Column("Who", lambda row: row.who, keep=6, least=8),
+            ],
+            rows,
+        )
+    if not rows:
+        raise click.exceptions.Exit(NOTHING)
