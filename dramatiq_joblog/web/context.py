@@ -231,7 +231,7 @@ class Visit:
             "problem": None,
             "section": section,
             "site": site,
-            "verdict": None,
+            "needs": None,
             "who": self.access.who,
             "zone": self.zone,
             "zone_text": zone_text(self.local_now),
@@ -241,7 +241,7 @@ class Visit:
         if section:
             self._say_what_was_done()
             if section != "confirm":
-                context["verdict"] = verdict_of(self.problems(), self.link, self.now)
+                context["needs"] = verdict_of(self.problems(), self.link, self.now)
             context["json_url"] = self._json_url()
         html = site.templates.get_template(template).render(context | facts)
         return Response(

@@ -16,7 +16,7 @@ from dramatiq_joblog.states import ProblemKind
 
 #: Times of a job that has waited for long.
 WAITS = dict.fromkeys(("created_at", "enqueued_at", "updated_at"), 1_700_000_000_000)
-PAGES = ("/", "/jobs", "/dead", "/locks", "/workers", "/actions")
+PAGES = ("/", "/jobs", "/types", "/queues", "/dead", "/locks", "/workers", "/actions")
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def ago(milliseconds):
 def verdict(text):
     """Return the title of a page, and its first line or section as text."""
     title = text.partition("<title>")[2].partition("</title>")[0]
-    begin = text.index('id="verdict"')
+    begin = text.index('id="needs"')
     end = "</section>" if text.rfind("<section", 0, begin) > text.index("<main") else "</p>"
     return unescape(title), text[begin : text.index(end, begin)]
 
@@ -86,7 +86,7 @@ def test_many_things(page, job_factory):
 
 def test_an_empty_log(page):
     """A log without jobs teaches how to begin, and has no verdict above that."""
-    assert 'id="verdict"' not in page.get("/").text
+    assert 'id="needs"' not in page.get("/").text
 
 
 def test_programs(page, job_factory):

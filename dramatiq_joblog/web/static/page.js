@@ -281,7 +281,7 @@
       else if (old.dataset.live === "run") updateRun(old, other);
       else if (old.dataset.live === "table") updateTable(old, other);
       else if (!old.contains(document.activeElement) || old.matches("a")) copyInto(old, other);
-      if (old.id === "banners" || old.id === "verdict") old.className = other?.className || "";
+      if (old.id === "banners" || old.id === "needs") old.className = other?.className || "";
     }
     const runs = $("#runs");
     for (const run of all("details[id]", fresh.getElementById("runs") || fresh.createElement("i"))) {
