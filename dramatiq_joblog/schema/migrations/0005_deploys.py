@@ -8,7 +8,6 @@ from peewee import BigAutoField, BigIntegerField, CharField, Model
 
 from dramatiq_joblog.database.dialects import dialect_of
 
-
 #: Where its model stands among those of the log.
 _PLACE = 9
 
