@@ -22,6 +22,7 @@ from .access import CSRF_FIELD, LIVE, Gate, begin_session, check_csrf, end_sessi
 from .assets import asset
 from .context import Visit
 from .door import Door
+from .sending import packed
 from .state import Site
 
 if TYPE_CHECKING:
@@ -213,12 +214,16 @@ async def _in_a_thread(visit: Visit, answer: Callable[[Visit], Response]) -> Res
     """Answer on one of the page's own threads; with 503 if none is free, or has it in time."""
     try:
         return await visit.site.threads.run(
-            partial(visit.run, answer), within=(visit.patience + _LATER) / 1000
+            partial(_packed, visit, answer), within=(visit.patience + _LATER) / 1000
         )
     except BusyError:
         return visit.busy()
     except UnansweredError:
         return visit.no_answer()
+
+
+def _packed(visit: Visit, answer: Callable[[Visit], Response]) -> Response:
+    return packed(visit.request, visit.run(answer))
 
 
 async def _lives(_: Request) -> Response:

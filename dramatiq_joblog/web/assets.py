@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import PlainTextResponse, Response
 
+from .sending import packed
+
 if TYPE_CHECKING:
     from starlette.requests import Request
 
@@ -37,8 +39,11 @@ def asset(request: Request) -> Response:
         return PlainTextResponse("There is no such file.", 404)
     current = request.path_params["version"] == version()
     keep = "public, max-age=31536000, immutable" if current else "no-cache"
-    return Response(
-        files[name].read_bytes(),
-        media_type=_TYPES[name.rpartition(".")[2]],
-        headers={"cache-control": keep},
+    return packed(
+        request,
+        Response(
+            files[name].read_bytes(),
+            media_type=_TYPES[name.rpartition(".")[2]],
+            headers={"cache-control": keep},
+        ),
     )

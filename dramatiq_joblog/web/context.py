@@ -18,6 +18,7 @@ from dramatiq_joblog.states import State
 
 from .access import ALL, CSRF_FIELD, METRICS
 from .links import Links
+from .sending import is_known, tagged
 from .verdict import verdict_of
 from .zones import COOKIE, zone_of, zone_text
 
@@ -244,12 +245,14 @@ class Visit:
                 context["needs"] = verdict_of(self.problems(), self.link, self.now)
             context["json_url"] = self._json_url()
         html = site.templates.get_template(template).render(context | facts)
-        return Response(
-            html,
-            status_code,
-            media_type="text/html; charset=utf-8",
-            headers={"vary": "accept, cookie"},
-        )
+        headers = {"vary": "accept, cookie"}
+        if live:
+            # Who looks on sends it back, and gets nothing where nothing has changed.
+            html, headers["etag"] = tagged(html)
+            headers["joblog-now"] = str(context["now_ms"])
+            if is_known(self.request, headers["etag"]):
+                return Response(status_code=304, headers=headers)
+        return Response(html, status_code, media_type="text/html; charset=utf-8", headers=headers)
 
     def sorry(self, code: int, heading: str, text: str) -> Response:
         """Answer that it cannot be done, and why, in the form that was asked for."""

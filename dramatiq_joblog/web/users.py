@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.states import ACTIVE, FINAL, Outcome, State
 
@@ -51,7 +52,7 @@ def user(visit: Visit) -> Response:
         newest = visit.joblog.jobs.for_user(name).order_by(visit.joblog.Job.created_at.desc())
         last = next(iter(visit.rows(None, lambda: newest.limit(1))), None)
     waits = _waits(visit, rows)
-    by_state = Counter(str(row.state) for row in rows)
+    axis = _axis(period)
     facts = {
         "user": name,
         "words": word("user", name),
@@ -59,16 +60,26 @@ def user(visit: Visit) -> Response:
         "ranges": list(RANGES),
         "cells": _cells(visit, name, period, rows, waits, capped=capped) if rows else [],
         "verdict": _verdict(rows, visit.now),
-        "lanes": _lanes(rows, waits, period),
-        "grid": _grid(period, visit),
+        "lanes": _lanes(rows, waits, axis),
+        "grid": _grid(axis, visit),
         "rows": [JobRow(row, visit.now) for row in _unfinished_first(rows)[:LISTED]],
         "total": len(rows),
         "capped": capped,
-        "by_state": by_state,
         "last": None if last is None else JobRow(last, visit.now),
     }
     heading = f"User {brief(name)}"
     return visit.page("user.html", heading, facts, live=True, section="jobs")
+
+
+def _axis(period: Period) -> Period:
+    """Return the time that is drawn: it moves on in steps that can be seen, not at every look."""
+    step = max(60_000, period.length // 500)
+    past = -to_millis(period.end) % step
+    return replace(
+        period,
+        since=period.since + past * _MS,
+        until=period.end + past * _MS,
+    )
 
 
 def _jobs(visit: Visit, name: str, period: Period) -> tuple[list[Any], bool]:
@@ -254,7 +265,7 @@ def _bar(job: Any, waited: Sequence[tuple[datetime, datetime]], period: Period) 
     if job.state in FINAL:
         end = job.finished_at or job.updated_at
     else:
-        end = period.end if job.state != State.DELAYED else sent
+        end = period.now if job.state != State.DELAYED else sent
     start = job.started_at if job.started_at is not None else end
     state = str(job.state)
     x, w = _place(start, end, period)

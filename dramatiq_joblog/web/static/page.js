@@ -207,6 +207,7 @@
   const every = Number(body.dataset.every || 0);
   const live = $("#live"), ago = $("#live-ago"), pause = $("#pause");
   let fetched = Date.now(), silent = 0, paused = false, asking = false, timer = 0, waiting = [];
+  let tag = body.dataset.etag || "";
 
   const look = (state, word) => {
     live.classList.toggle("off", state === "off");
@@ -324,13 +325,23 @@
       const url = new URL(location.href);
       const open = all("table.jobs tr[id]:not([data-final])").map((row) => row.id.slice(4));
       if (open.length) url.searchParams.set("watch", open.slice(0, 200).join(","));
-      const answer = await fetch(url, { headers: { accept: "text/html" }, credentials: "same-origin", redirect: "error", signal: AbortSignal.timeout(9000) });
+      const headers = { accept: "text/html" };
+      if (tag) headers["if-none-match"] = `W/"${tag}"`;
+      const answer = await fetch(url, { headers, cache: "no-store", credentials: "same-origin", redirect: "error", signal: AbortSignal.timeout(9000) });
+      if (answer.status === 304) {
+        offset = Number(answer.headers.get("joblog-now")) - Date.now();
+        fetched = Date.now();
+        silent = 0;
+        if (!paused) look("on", "Live");
+        return;
+      }
       if (!answer.ok && answer.status !== 503) throw new Error(String(answer.status));
       const text = await answer.text();
       if (answer.status === 503) throw new Error("503");
       if (paused) return;
       const fresh = new DOMParser().parseFromString(text, "text/html");
       offset = Number(fresh.body.dataset.now) - Date.now();
+      tag = fresh.body.dataset.etag || "";
       fetched = Date.now();
       silent = 0;
       look("on", "Live");
