@@ -80,7 +80,7 @@ if TYPE_CHECKING:
 
     from dramatiq import Broker, Message
 
-    from .admin.audit import DeadGroup
+    from .admin.audit import DeadGroup, DeadMessage
     from .admin.doctor import Finding
     from .admin.problem import Problem
     from .admin.retention import Keep
@@ -626,6 +626,22 @@ class JobLog(Cancelling[J], Generic[J]):
         with checked_out(self.database):
             return people.dead_groups(self.Job, windows, _now()) if windows else []
 
+    def dead_messages(
+        self, window: int, *, among: int = 1_000
+    ) -> dict[tuple[str | None, str], list[DeadMessage]]:
+        """Group the jobs of :meth:`dead_groups` by what their errors' messages have in common.
+
+        Parameters:
+          window: Milliseconds before now.
+          among: How many of those that died last are looked at.
+
+        Returns:
+          By error and actor, the most frequent message first.
+        """
+        window = count_asked("window", window, most=MAX_MILLIS)
+        with checked_out(self.database):
+            return people.dead_messages(self.Job, window, _now(), count_asked("among", among))
+
     def dead_series(self, window: int, *, step: int) -> dict[tuple[str | None, str], list[int]]:
         """Tell when the jobs of :meth:`dead_groups` became dead.
 
@@ -836,12 +852,15 @@ class JobLog(Cancelling[J], Generic[J]):
         self,
         jid: str,
         *,
+        arguments: Mapping[str, Any] | None = None,
         who: str | None = None,
         broker: Broker | None = None,
         timeout: int = DEFAULT_TIMEOUT,
     ) -> Message[Any]:
         """Run a job again, as :meth:`requeue` does, in a coroutine."""
-        return await self._aside.run(lambda: self.requeue(jid, who=who, broker=broker), timeout)
+        return await self._aside.run(
+            lambda: self.requeue(jid, arguments=arguments, who=who, broker=broker), timeout
+        )
 
     async def cancel_async(
         self,
@@ -1041,7 +1060,12 @@ class JobLog(Cancelling[J], Generic[J]):
         return self.sender
 
     def requeue(
-        self, jid: str, *, who: str | None = None, broker: Broker | None = None
+        self,
+        jid: str,
+        *,
+        arguments: Mapping[str, Any] | None = None,
+        who: str | None = None,
+        broker: Broker | None = None,
     ) -> Message[Any]:
         """Run a job again: send a new message with the same actor, arguments and options.
 
@@ -1050,6 +1074,8 @@ class JobLog(Cancelling[J], Generic[J]):
 
         Parameters:
           jid: A job that is finished, dead or skipped.
+          arguments: Values in place of those that it was sent with, by the names of the actor's
+            parameters; the others stay as they are.
           who: Who wants it, for ``joblog.actions``.
           broker: Where to send it; by default where this process declared its actor.  If
             several brokers have one of this name and this queue, it is the one that declared an
@@ -1062,7 +1088,8 @@ class JobLog(Cancelling[J], Generic[J]):
         Returns:
           The new message.
         """
-        return self.checked_sender(jid).requeue(self.get(jid), who=who, broker=broker)
+        sender = self.checked_sender(jid)
+        return sender.requeue(self.get(jid), who=who, broker=broker, arguments=arguments)
 
     def requeue_all(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -156,6 +158,57 @@ def dead_groups(job: Any, windows: Iterable[int], now: int) -> list[DeadGroup]:
         # One that was deleted in between is told of next time.
         if number in rows
     ]
+
+
+@dataclass(frozen=True)
+class DeadMessage:
+    """Dead jobs whose errors say the same but for numbers, ids and what stands in quotes."""
+
+    #: The message, with ``*`` in the place of what differs: a search finds it.
+    pattern: str
+    #: How many of the jobs that were looked at.
+    count: int
+
+
+#: What differs between messages that say the same, in the order in which it is looked for.
+_DIFFERS = re.compile(
+    r"""(?x)
+    "[^"\n]*" | '[^'\n]*' | \u201c[^\u201d\n]*\u201d
+    | \b[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}\b
+    | \b0x[0-9a-fA-F]+\b
+    | \b(?=[0-9a-fA-F]*\d)[0-9a-fA-F]{8,}\b
+    | \d+(?:[.,:]\d+)*
+    """
+)
+
+
+def pattern_of(message: str) -> str:
+    """Return what messages of the same kind have in common, with ``*`` for what differs.
+
+    Example:
+      >>> pattern_of('feed 7 of "kiosk24" has no rows')
+      'feed * of * has no rows'
+    """
+    line = message.strip().partition("\n")[0][:200]
+    return re.sub(r"\*(?:[\s,;]*\*)+", "*", _DIFFERS.sub("*", line))
+
+
+def dead_messages(
+    job: Any, window: int, now: int, limit: int
+) -> dict[tuple[str | None, str], list[DeadMessage]]:
+    """Group the newest dead jobs of each error and actor by what their messages have in common."""
+    newest = (
+        job.select(job.error_type, job.actor, job.error_message)
+        .where(*open_dead(job, now - window))
+        .order_by(job.finished_at.desc())
+        .limit(limit)
+    )
+    found: dict[tuple[str | None, str], Counter[str]] = {}
+    for error_type, actor, message in newest.tuples():
+        found.setdefault((error_type, actor), Counter())[pattern_of(message or "")] += 1
+    return {
+        key: [DeadMessage(*pair) for pair in counts.most_common()] for key, counts in found.items()
+    }
 
 
 def dead_series(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import dramatiq.broker
@@ -15,6 +15,7 @@ from dramatiq_joblog.errors import (
     DuplicateJob,
     RequeueError,
 )
+from dramatiq_joblog.payload.parameters import parameters_of
 from dramatiq_joblog.payload.sanitize import fit_name, fold_jid
 from dramatiq_joblog.states import CANCELLABLE, FINAL, State
 
@@ -119,11 +120,22 @@ class Sender:
         )
         return self._readers[broker].row(broker, message)
 
-    def requeue(self, job: Any, *, who: str | None, broker: Broker | None) -> Message[Any]:
+    def requeue(
+        self,
+        job: Any,
+        *,
+        who: str | None,
+        broker: Broker | None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> Message[Any]:
         """Send one job again; see :meth:`JobLog.requeue`."""
         brokers = self.brokers(job.jid, broker)
         self.check(job)
         sent = self._arguments.restore(job)
+        if arguments:
+            home = _home(job, brokers)
+            name = _declared(job.actor, home.actors) or job.actor
+            sent = with_arguments(job.jid, sent, arguments, home.get_actor(name).fn)
         where, message = self.message(job, sent, brokers, self.known_targets([sent]))
         try:
             message = where.enqueue(message)
@@ -257,6 +269,32 @@ class Sender:
         except DatabaseAwayError as e:
             # It is sent: whoever is told otherwise sends it twice.
             self._logger.warning("Job %s runs again as %s, unmarked: %s", job.jid, jid, e)
+
+
+def with_arguments(jid: str, sent: Sent, arguments: Mapping[str, Any], function: Any) -> Sent:
+    """Return what a message said with some of its arguments changed, checked against its actor.
+
+    Raises:
+      RequeueError: If the actor has no parameter of a name, or cannot be called so.
+    """
+    parameters = parameters_of(function)
+    args, kwargs = list(sent.args), dict(sent.kwargs)
+    names = parameters.positional if parameters.known else ()
+    for name, value in arguments.items():
+        if name in names and names.index(name) < len(args):
+            args[names.index(name)] = value
+        elif name in kwargs or (parameters.known and parameters.accepts(name)):
+            kwargs[name] = value
+        else:
+            raise RequeueError(
+                jid, f"its actor takes no argument {name!r}; use one of {parameters}"
+            )
+    if parameters.known and not parameters.guessed:
+        try:
+            parameters.signature.bind(*args, **kwargs)
+        except TypeError as e:
+            raise RequeueError(jid, f"its actor cannot be called so: {e}") from e
+    return replace(sent, args=args, kwargs=kwargs)
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: The keys of a search that are times, and those that are options too.
 TIMES = ("ended", "overdue", "since", "until")
-OPTIONS = tuple(sorted(set(KEYS) - {"args", "dismissed", "id", "lines", "reason"}))
+OPTIONS = tuple(sorted(set(KEYS) - {"args", "dismissed", "family", "id", "lines", "reason"}))
 
 
 class Words(click.ParamType):  # type: ignore[type-arg]

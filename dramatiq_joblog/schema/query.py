@@ -76,6 +76,9 @@ def _quoted(meta: Any) -> str:
 #: As many jobs are looked at for a page whose conditions no index answers.
 LOOK = 20_000
 
+#: Columns by which the newest jobs can be put in order.
+COMPARABLE = ("attempt", "duration", "queue_time")
+
 _CURSOR = re.compile(r"(-?[0-9]{1,19})-([0-9]{1,19})")
 
 
@@ -306,6 +309,34 @@ class JobQuery(Select[J]):
         if end is not None and not more:
             return Page(rows, newer, cursor_of(end), end.created_at)
         return Page(rows, newer, cursor_of(rows[-1]) if more else None)
+
+    def greatest(self, name: str, *, limit: int = 50, among: int = 2_000) -> list[J]:
+        """Ask for the jobs with the greatest values of a column, of so many of the newest.
+
+        It costs the same however large the log is.
+
+        Parameters:
+          name: The column: ``"duration"``, ``"queue_time"`` or ``"attempt"``.
+          limit: How many jobs at most.
+          among: How many of the newest are compared.
+
+        Raises:
+          SearchError: If the column is another, or a number is none.
+        """
+        if name not in COMPARABLE:
+            raise SearchError(f"{shown(name)} is no order: use one of {', '.join(COMPARABLE)}")
+        job, limit = self._job, count_asked("limit", limit)
+        query: Any = self
+        end = self._end_of_look(None)
+        if end is not None:
+            query = query.where(job.created_at >= end.created_at)
+        field = getattr(job, name)
+        newest = query.order_by(job.created_at.desc(), job.id.desc()).select(job.id, field)
+        values = newest.limit(count_asked("among", among)).tuples()
+        known = [(value, number) for number, value in values if value is not None]
+        ids = [number for _, number in sorted(known, reverse=True)[:limit]]
+        rows = {row.id: row for row in job.select().where(job.id.in_(ids))} if ids else {}
+        return [rows[number] for number in ids if number in rows]
 
     def _end_of_look(self, before: str | None) -> Any:
         """Return the last job that a page after *before* looks at, or None if all may be."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from dramatiq.logging import get_logger
 from starlette.responses import RedirectResponse
@@ -17,11 +19,13 @@ from dramatiq_joblog.errors import (
     RequeueError,
     RequeueInterruptedError,
 )
+from dramatiq_joblog.payload.secret_texts import REDACTED
 from dramatiq_joblog.reading.display import exact, number
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import CANCELLABLE, State
 
 from .formats import plain_duration, short
+from .named import arguments_of, signature_of
 from .presenters import JobRow
 
 if TYPE_CHECKING:
@@ -46,15 +50,22 @@ _STATES = {
     "requeue": (State.DEAD, State.FINISHED, State.SKIPPED),
     "dismiss": (State.DEAD,),
     "cancel": CANCELLABLE,
+    "rerun": (State.LOST,),
 }
 #: How it is asked for, of one or of many, and why others are left alone.
 _ASKED = {
     "requeue": ("Run {} again", "they have not ended; what does not run can be cancelled first"),
     "dismiss": ("Dismiss {}", "they are not dead"),
     "cancel": ("Cancel {}", "they run, or have ended"),
+    "rerun": ("Cancel and run {} again", "they are not lost"),
 }
 #: What its button says of one.
-_BUTTONS = {"requeue": "Run again", "dismiss": "Dismiss", "cancel": "Cancel it"}
+_BUTTONS = {
+    "requeue": "Run again",
+    "dismiss": "Dismiss",
+    "cancel": "Cancel it",
+    "rerun": "Cancel and run again",
+}
 
 
 @dataclass
@@ -71,6 +82,12 @@ class Question:
     keep: str = "Keep as it is"
     key: str = ""
     look: str = "go"
+    #: The jobs that it is about.
+    jids: list[str] = field(default_factory=list)
+    #: Whether one of them may be done first, to see how that goes.
+    one_first: bool = False
+    #: What may be changed: name, value as JSON, and whether it is the actor's default.
+    arguments: list[tuple[str, str, bool]] = field(default_factory=list)
     #: Whether there is nothing to do.
     none: bool = False
     #: Whether it is asked why: not, ``optional`` or ``required``.
@@ -85,6 +102,8 @@ def confirm(visit: Visit) -> Response:
         return visit.sorry(403, "Not allowed", "You may look here, and nothing else.")
     if what == "unlock":
         question = _ask_unlock(visit)
+    elif what == "change":
+        question = _ask_change(visit)
     elif what in _STATES:
         question = _ask_jobs(visit, what)
     else:
@@ -100,24 +119,37 @@ def do(visit: Visit, form: FormData) -> Response:
     back = visit.link.local(str(form.get("back", "")))
     if what == "unlock":
         return _unlock(visit, form, back)
+    if what == "change":
+        return _change(visit, form)
     if what not in _STATES:
         return visit.sorry(404, "Not here", f"There is nothing called {what!r} to do.")
     jids, words = _texts(form, "jid"), _texts(form, "q")
     if not jids and not words:
         return visit.sorry(400, "Nothing is selected", "Select a job first.")
+    but = set(_texts(form, "but"))
     jids = jids[:MOST] or [job.jid for job in _matching(visit, what, words).jobs]
+    jids = [jid for jid in jids if jid not in but]
+    if form.get("first") and len(jids) > 1:
+        return _one_first(visit, what, jids, words, back)
+    return _do_to(visit, what, jids, _reason(form), back)
+
+
+def _do_to(visit: Visit, what: str, jids: list[str], reason: str, back: str) -> Response:
+    """Do something to some jobs."""
     if what == "dismiss":
-        done = visit.joblog.dismiss(*jids, who=visit.who)
-        return _say(visit, what, back, len(done), len(jids) - len(done))
+        dismissed = visit.joblog.dismiss(*jids, who=visit.who)
+        return _say(visit, what, back, len(dismissed), len(jids) - len(dismissed))
     if what == "cancel":
-        done, refused = _cancel(visit, jids, _reason(form))
+        done, refused = _cancel(visit, jids, reason)
+    elif what == "rerun":
+        done, refused = _rerun(visit, jids, reason)
     else:
         done, refused = _requeue(visit, jids)
-        if len(jids) == 1 and done:
-            back = visit.link("job", jid=done[0])
     if len(jids) == 1 and refused:
         heading = "Not cancelled" if what == "cancel" else "Not run again"
         return visit.sorry(409, heading, next(iter(refused.values())))
+    if len(jids) == 1 and done and what != "cancel":
+        back = visit.link("job", jid=done[0])
     return _say(visit, what, back, len(done), len(refused))
 
 
@@ -152,6 +184,104 @@ def _requeue(visit: Visit, jids: Sequence[str]) -> tuple[list[str], dict[str, st
     return sent, refused
 
 
+def _rerun(visit: Visit, jids: Sequence[str], reason: str) -> tuple[list[str], dict[str, str]]:
+    """Give lost jobs up and run them again; return the new jids, and the reasons of those refused.
+
+    One that cannot be sent again stays cancelled, and can be run again like any dead job.
+    """
+    cancelled, refused = _cancel(visit, jids, reason or "to run it again")
+    if not cancelled:
+        return [], refused
+    done, others = _requeue(visit, cancelled)
+    return done, refused | others
+
+
+def _one_first(visit: Visit, what: str, jids: list[str], words: list[str], back: str) -> Response:
+    """Run one of several jobs again, and lead to it with an offer for the others."""
+    first, rest = jids[0], jids[1:]
+    done, refused = _rerun(visit, [first], "") if what == "rerun" else _requeue(visit, [first])
+    if refused or not done:
+        return visit.sorry(409, "Not run again", next(iter(refused.values()), "It is gone."))
+    visit.site.forget()
+    fields = [("back", back)]
+    if words:
+        fields += [("q", text) for text in words] + [("but", first)]
+    else:
+        fields += [("jid", jid) for jid in rest[:MOST_IN_ADDRESS]]
+    then = f"{visit.link('confirm', what=what)}?{urlencode(fields)}"
+    href = visit.link("job", jid=done[0], then=then, rest=len(rest))
+    return RedirectResponse(href, 303)
+
+
+#: Jobs that an address names at most.
+MOST_IN_ADDRESS = 100
+
+
+def _ask_change(visit: Visit) -> Question | None:
+    """Ask with which arguments a job is run again."""
+    jid = visit.query.get("jid", "")
+    job = visit.joblog.get(jid)
+    shown = arguments_of(job, signature_of(visit, job))
+    fields = [
+        (name, "" if value == REDACTED else _as_json(value), is_default)
+        for name, value, is_default in shown["pairs"]
+    ]
+    able = job.state in _STATES["requeue"]
+    known = signature_of(visit, job) is not None
+    effects = [("retrying", "It is sent anew, as a new job, with what stands here.")]
+    if not known:
+        effects.append(("waiting", "This process does not know its actor, and checks nothing."))
+    if job.withheld is not None and job.sealed is None:
+        able, effects = False, [("skipped", f"It cannot be: {_NOT_KEPT}.")]
+    elif not able:
+        effects = [("skipped", f"It cannot be: {_ASKED['requeue'][1]}.")]
+    return Question(
+        what="change",
+        title=f"Run {job.job_type or job.actor} again with other arguments?",
+        button="Run again",
+        note='values are JSON: 7, "text", true, null',
+        back=visit.link("job", jid=jid),
+        fields=[("jid", jid)],
+        effects=effects,
+        arguments=fields if able else [],
+        none=not able,
+    )
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        # A default of the actor's that JSON has no word for.
+        return ""
+
+
+def _change(visit: Visit, form: FormData) -> Response:
+    """Run a job again with the arguments that a form changed."""
+    jid = str(form.get("jid", ""))
+    job = visit.joblog.get(jid)
+    changed: dict[str, Any] = {}
+    for name, value, _ in arguments_of(job, signature_of(visit, job))["pairs"]:
+        given = form.get(f"arg-{name}")
+        if not isinstance(given, str) or not given.strip():
+            continue
+        try:
+            new = json.loads(given)
+        except ValueError:
+            text = f'{name} is no JSON: write a text in quotes, as "{given[:40]}".'
+            return visit.sorry(400, "Not run again", text)
+        if new != value or type(new) is not type(value):
+            changed[name] = new
+    try:
+        message = visit.joblog.requeue(
+            jid, arguments=changed, who=visit.who, broker=visit.site.broker
+        )
+    except JobLogError as e:
+        return visit.sorry(409, "Not run again", str(e))
+    visit.site.forget()
+    return RedirectResponse(visit.link("job", jid=message.message_id, done="requeue", n=1), 303)
+
+
 def _write_down(visit: Visit, what: str, done: list[str], refused: dict[str, str]) -> None:
     """Write down what could not be done, unless that is all there is to say."""
     if refused and (done or len(refused) > 1):
@@ -170,18 +300,18 @@ def _say(visit: Visit, what: str, back: str, done: int, refused: int) -> Respons
 
 def _ask_jobs(visit: Visit, what: str) -> Question:
     given = visit.query
-    jids, words = given.getlist("jid"), given.getlist("q")
+    jids, words, but = given.getlist("jid"), given.getlist("q"), given.getlist("but")
     fields: list[tuple[str, Any]] = [("jid", jid) for jid in jids[:MOST]]
     looked_back_to = None
     if jids:
         found = _by_jid(visit, jids[:MOST])
     else:
-        fields = [("q", text) for text in words]
+        fields = [("q", text) for text in words] + [("but", jid) for jid in but]
         matching = _matching(visit, what, words)
         found, looked_back_to = matching.jobs, matching.looked_back_to
     asked, why = _ASKED[what]
-    fit = [job for job in found if job.state in _STATES[what]]
-    again = what == "requeue"
+    fit = [job for job in found if job.state in _STATES[what] and job.jid not in but]
+    again = what in {"requeue", "rerun"}
     able = [job for job in fit if not again or job.withheld is None or job.sealed is not None]
     gone = len(fit) - len(able)
     capped = len(jids) > MOST or (not jids and len(found) >= MOST)
@@ -192,7 +322,7 @@ def _ask_jobs(visit: Visit, what: str) -> Question:
     elif looked_back_to is not None:
         text = f"Older than {exact(looked_back_to)} was not searched, and is not taken."
         effects.append(("waiting", f"{text} A narrower search, as of one job type, reaches it."))
-    left = len(found) - len(fit)
+    left = sum(job.state not in _STATES[what] for job in found)
     if left:
         effects.append(("skipped", f"{number(left)} are left alone: {why}."))
     name = able[0].job_type or able[0].actor if len(able) == 1 else some
@@ -205,7 +335,9 @@ def _ask_jobs(visit: Visit, what: str) -> Question:
         fields=fields,
         effects=effects if able else _nothing(looked_back_to, _NOT_KEPT if gone else why),
         none=not able,
-        reason="optional" if able and what == "cancel" else "",
+        jids=[job.jid for job in able],
+        one_first=again and len(able) > 1,
+        reason="optional" if able and what in {"cancel", "rerun"} else "",
     )
 
 
@@ -231,7 +363,10 @@ def _effects(what: str, able: list[Any], gone: int) -> list[tuple[str, str]]:
             effects.append(("lost", "Code that runs where the log cannot see it is not stopped."))
         return effects
     effects = [("retrying", "Each is sent anew with the same arguments, as a new job.")]
-    others = sum(job.state != State.DEAD for job in able)
+    if what == "rerun":
+        effects.insert(0, ("skipped", "Each is cancelled first: what it holds is free."))
+        effects.append(("lost", "Code that runs where the log cannot see it is not stopped."))
+    others = sum(job.state not in {State.DEAD, State.LOST} for job in able)
     if others:
         effects.append(("waiting", f"{number(others)} of them did not die: they run twice."))
     if gone:

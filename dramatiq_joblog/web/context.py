@@ -41,6 +41,7 @@ PROBLEMS_WITHIN = 2_000
 
 _DONE = {
     "requeue": ("Nothing was run again.", "1 job runs again.", "{} jobs run again."),
+    "rerun": ("Nothing was run again.", "1 job runs again.", "{} jobs run again."),
     "dismiss": ("Nothing was dismissed.", "1 job is dismissed.", "{} jobs are dismissed."),
     "cancel": ("Nothing was cancelled.", "1 job is cancelled.", "{} jobs are cancelled."),
     "unlock": (
@@ -188,7 +189,7 @@ class Visit:
             return self._say(403, self.access.reason)
         return self.sorry(403, "Not for you", self.access.reason)
 
-    def to(self, name: str, **values: Any) -> Response:
+    def to(self, name: str, /, **values: Any) -> Response:
         """Answer with another page."""
         return RedirectResponse(self.link(name, **values), 303)
 

@@ -37,12 +37,23 @@ def dead(visit: Visit) -> Response:
         ),
         {},
     )
+    messages: dict[Any, list[Any]] = visit.part(
+        "their messages",
+        lambda: visit.site.keep(
+            f"messages {window}", lambda: log.dead_messages(WINDOWS[window]), times=3
+        ),
+        {},
+    )
     if visit.wants_json:
         told = [_plain_group(group, series) for group in groups]
         return visit.json({"window": window, "step": step, "groups": told})
     groups = [group for group in groups if any(group.counts.values())]
     total = sum(group.counts[WINDOWS[window]] for group in groups)
     rows = [_group(visit, group, window, series) for group in groups[:MOST_GROUPS]]
+    young = _is_young(visit)
+    for row, group in zip(rows, groups, strict=False):
+        row["flag"] = "" if young else _flag(group)
+        row["patterns"] = _patterns(visit, messages.get((group.error_type, group.actor), []), row)
     deeds = visit.rows("the actions", lambda: log.actions.limit(5))
     facts = {
         "window": window,
@@ -53,6 +64,47 @@ def dead(visit: Visit) -> Response:
         "rows": [deed(row) for row in deeds],
     }
     return visit.page("dead.html", "Dead", facts, live=True, section="dead")
+
+
+#: Messages of one error that are shown, and milliseconds of a day.
+_MOST_PATTERNS, _DAY = 3, 86_400_000
+
+
+def _is_young(visit: Visit) -> bool:
+    """Return whether the log is too young to know what is new."""
+    job = visit.joblog.Job
+    first = visit.rows(
+        None, lambda: job.select(job.created_at).order_by(job.created_at).limit(1).tuples()
+    )
+    return not first or to_millis(visit.now) - to_millis(first[0][0]) < 2 * _DAY
+
+
+def _flag(group: Any) -> str:
+    """Say whether an error is new within a day, or died three times as often as before it."""
+    today, week = group.counts[WINDOWS["24h"]], group.counts[WINDOWS["7d"]]
+    if today and today == week:
+        return "new"
+    return "rising" if today >= 3 and today >= 3 * (week - today) / 6 else ""
+
+
+def _patterns(visit: Visit, messages: list[Any], row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the kinds of messages of a group; none if all of them say the very same."""
+    if len(messages) < 2 and not any("*" in each.pattern for each in messages):
+        return []
+    return [
+        {
+            "text": each.pattern.replace("*", "\u2026") or "no message",
+            "count": each.count,
+            "href": visit.link("jobs", q=f"{row['q']} {quoted(each.pattern)}"),
+        }
+        for each in messages[:_MOST_PATTERNS]
+    ]
+
+
+def quoted(pattern: str) -> str:
+    """Write a text of a search; a quote, which no text can hold, is any text there."""
+    plain = pattern.replace('"', "*").strip("* ")
+    return f'"{plain}"' if plain else ""
 
 
 def _plain_group(group: Any, series: dict[Any, list[int]]) -> dict[str, Any]:

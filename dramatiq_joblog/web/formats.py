@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
@@ -157,6 +158,72 @@ def _spell(term: Term) -> str:
     return minus + (f'"{term.value}"' if quoted else term.value)
 
 
+_PLACE = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+)(?:, in (?P<where>.+))?$')
+_INSTALLED = re.compile(r"(?:site|dist)-packages[/\\]([^/\\]+)")
+_OF_PYTHON = re.compile(r"[/\\]lib[/\\]python[\d.]+[/\\]|^<frozen")
+
+
+@dataclass
+class Frame:
+    """One line of a traceback that was run, and the text that stands below it."""
+
+    file: str
+    line: str
+    where: str
+    code: str = ""
+
+
+@dataclass
+class Stretch:
+    """Some frames of one package that are shown or folded together, or a text between them."""
+
+    #: The package of a library; empty for the application's own code.
+    package: str = ""
+    frames: list[Frame] = field(default_factory=list)
+    #: A line that is no frame: the class of the error, and what it says.
+    error: str = ""
+    text: str = ""
+
+
+def stretches(whole: str) -> list[Stretch]:
+    """Read a traceback as its own frames, those of libraries, and errors; all of it is text."""
+    found: list[Stretch] = []
+    code: list[str] | None = None
+    for line in visible(whole).rstrip().splitlines():
+        if line == "Traceback (most recent call last):":
+            code = None
+        elif place := _PLACE.match(line):
+            frame = Frame(place["file"], place["line"], place["where"] or "")
+            package = _package(frame.file)
+            if not found or found[-1].package != package or not found[-1].frames:
+                found.append(Stretch(package))
+            found[-1].frames.append(frame)
+            code = []
+        elif code is not None and line.startswith("    "):
+            if not set(line) <= set(" ~^"):
+                frame = found[-1].frames[-1]
+                frame.code += ("\n" if frame.code else "") + line[4:]
+        elif line.strip():
+            code = None
+            error = _ERROR.match(line) if not line.startswith(" ") else None
+            if error is not None and (not found or not found[-1].text):
+                found.append(
+                    Stretch(error=error[1], text=(error[2] or "").removeprefix(":") + "\n")
+                )
+            elif found and not found[-1].frames:
+                found[-1].text += line + "\n"
+            else:
+                found.append(Stretch(text=line + "\n"))
+    return found
+
+
+def _package(file: str) -> str:
+    installed = _INSTALLED.search(file)
+    if installed is not None:
+        return installed[1].removesuffix(".py")
+    return "Python" if _OF_PYTHON.search(file) else ""
+
+
 FILTERS = {
     "ago": ago,
     "argument": argument,
@@ -170,5 +237,6 @@ FILTERS = {
     "plain_duration": plain_duration,
     "short": short,
     "spaced": spaced,
+    "stretches": stretches,
     "traceback": traceback,
 }

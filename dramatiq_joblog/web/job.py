@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from dramatiq.logging import get_logger
 from markupsafe import Markup
 
-from dramatiq_joblog.errors import JobNotFound
-from dramatiq_joblog.schema.query import word
+from dramatiq_joblog.errors import JobNotFound, SearchError
+from dramatiq_joblog.schema.query import cursor_of, word
 from dramatiq_joblog.states import FINAL, State
 
 from .common import waiters
 from .formats import ago, duration, plain_duration, text
+from .history import history
+from .named import arguments_of, signature_of
 from .presenters import JobRow, places, sent_at, share_of
 from .timeline_svg import Run, draw, runs_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
     from starlette.responses import Response
@@ -27,18 +30,6 @@ if TYPE_CHECKING:
 
 #: Lines, relatives and actions that are shown at most.
 MOST_LINES, MOST_RELATIVES, MOST_ACTIONS = 500, 100, 50
-_VERBS = {
-    "requeue": "ran it again",
-    "dismiss": "dismissed it",
-    "cancel": "cancelled it",
-    "unlock": "unlocked",
-    "prune": "pruned",
-}
-
-
-def _verb(deed: Any) -> str:
-    verb = _VERBS.get(deed.what, str(deed.what))
-    return f"{verb}, which {deed.detail}" if deed.what == "cancel" and deed.detail else verb
 
 
 def job(visit: Visit) -> Response:
@@ -67,18 +58,22 @@ def job(visit: Visit) -> Response:
     place = None
     if found.state == State.WAITING and found.section:
         place = places({found.section: waiters(visit, found.section)}).get(found.jid)
-    row = JobRow(found, visit.now, place)
+    row = JobRow(found, visit.now, place, seen=visit.access.sees_arguments)
     facts = {
         "row": row,
+        "then": visit.link.local(visit.query["then"]) if visit.query.get("then") else None,
+        "rest": visit.query.get("rest", ""),
         "name_words": word("type" if found.job_type else "actor", row.name),
         "dismissed": found.dismissed_at is not None,
         "job_links": _job_links(visit, found),
         "facts": _facts(visit, found, row),
         "timeline": draw(found, failures, visit.now),
         "runs": _runs(runs, lines, visit.now),
-        **_sent_and_noted(found, seen=visit.access.sees_arguments),
+        **_sent_and_noted(visit, found),
+        **_walk(visit, found),
+        "button": _button(found, family),
         "family": _tree(found, family, visit.now),
-        "history": _history(visit, found, deeds),
+        "history": history(visit, found, failures, family, deeds),
     }
     return visit.page("job.html", row.name, facts, live=True, section="jobs")
 
@@ -179,11 +174,24 @@ def _runs(runs: Sequence[Run], lines: Sequence[Any], now: datetime) -> list[dict
                 "open": run.number in {first_failed, len(runs)},
                 "lines": [_line(row, run) for row in lines if _belongs(row, run, runs)],
                 "traceback": traceback,
+                "same_as": _same_as(run, runs),
                 "error": "" if traceback else text,
                 "note": _note(run, is_last=run is runs[-1]),
             }
         )
     return told
+
+
+def _same_as(run: Run, runs: Sequence[Run]) -> int | None:
+    """Return the number of an earlier run with the same traceback, or None."""
+    if run.failure is None or not run.failure.traceback:
+        return None
+    for other in runs:
+        if other.number >= run.number:
+            return None
+        if other.failure is not None and other.failure.traceback == run.failure.traceback:
+            return other.number
+    return None
 
 
 def _silence(run: Run) -> str:
@@ -230,26 +238,62 @@ def _progress(found: Any) -> dict[str, Any] | None:
     return {"share": share_of(progress), "text": told}
 
 
-def _sent_and_noted(found: Any, *, seen: bool) -> dict[str, Any]:
-    if not seen:
+def _sent_and_noted(visit: Visit, found: Any) -> dict[str, Any]:
+    if not visit.access.sees_arguments:
         hidden = {"pairs": [], "redacted": 0, "text": "You may not see the arguments of jobs."}
         return {"progress": None, "arguments": hidden, "meta": []}
     return {
         "progress": _progress(found),
-        "arguments": _arguments(found),
+        "arguments": arguments_of(found, signature_of(visit, found)),
         "meta": sorted((found.meta or {}).items()) if isinstance(found.meta, dict) else [],
     }
 
 
-def _arguments(found: Any) -> dict[str, Any]:
-    args = found.args if isinstance(found.args, list) else []
-    kwargs = found.kwargs if isinstance(found.kwargs, dict) else {}
-    pairs = [(str(index), value) for index, value in enumerate(args)] + list(kwargs.items())
-    kept = found.args is not None or found.kwargs is not None
+def _walk(visit: Visit, found: Any) -> dict[str, Any]:
+    """Return the list that one came from, and its jobs before and after this one."""
+    words = visit.query.get("q", "")
+    nothing = {"list_words": None, "list_href": None, "newer": None, "older": None}
+    if not words and "list" not in visit.query:
+        return nothing
+    try:
+        query = visit.search(words)
+    except SearchError:
+        return nothing
+    at = cursor_of(found)
+    none: list[Any] = []
+    after = visit.part(None, lambda: query.page(limit=1, after=at).jobs, none, timeout=500)
+    before = visit.part(None, lambda: query.page(limit=1, before=at).jobs, none, timeout=500)
+    kept = {"q": words} if words else {"list": 1}
+
+    def to(jobs: Sequence[Any]) -> str | None:
+        return visit.link("job", jid=jobs[0].jid, **kept) if jobs else None
+
     return {
-        "pairs": pairs,
-        "redacted": sum(str(value).count("[redacted]") for _, value in pairs),
-        "text": "It was sent without any." if kept else "The log keeps no arguments of this job.",
+        "list_words": words,
+        "list_href": visit.link("jobs", q=words),
+        "newer": to(after),
+        "older": to(before),
+    }
+
+
+def _button(found: Any, family: Sequence[Any]) -> dict[str, Any]:
+    """Return which button is filled, and which stand beside it: what would work in its state."""
+    dead = [
+        each
+        for each in family
+        if each.state == State.DEAD and each.parent_jid == found.jid and each.replayed_by is None
+        if each.dismissed_at is None
+    ]
+    again = "Run again" if found.state == State.DEAD else "Run this job again"
+    return {
+        "again": again if found.state in FINAL else None,
+        "again_filled": found.state == State.DEAD and not dead,
+        "lost": found.state == State.LOST,
+        "dead_children": len(dead),
+        "dead_query": urlencode([("jid", each.jid) for each in dead]),
+        "dead_text": "Run the dead child again"
+        if len(dead) == 1
+        else f"Run the {len(dead)} dead children again",
     }
 
 
@@ -284,24 +328,3 @@ def _node(row: Any, found: Any, now: datetime) -> dict[str, Any]:
         "here": row.jid == found.jid,
         "children": [],
     }
-
-
-def _history(visit: Visit, found: Any, deeds: Iterable[Any]) -> list[tuple[datetime, Any]]:
-    link = Markup('<a class="link mono" href="{}">{}</a>')
-
-    def to(jid: str) -> Markup:
-        return link.format(visit.link("job", jid=jid), jid[:8])
-
-    told: list[tuple[datetime, Any]] = []
-    sent = Markup("sent") if found.parent_jid is None else Markup("sent by ") + to(found.parent_jid)
-    if found.replay_of:
-        sent = sent + Markup(", runs ") + to(found.replay_of) + Markup(" again")
-    told.append((sent_at(found), sent))
-    if found.started_at is not None:
-        told.append((found.started_at, "last run began"))
-    told += [(deed.at, Markup("{} {}").format(deed.who, _verb(deed))) for deed in deeds]
-    if found.replayed_by:
-        told.append((found.updated_at, Markup("run again by ") + to(found.replayed_by)))
-    if found.finished_at is not None and found.state in FINAL:
-        told.append((found.finished_at, f"became {found.state}"))
-    return sorted(told, key=lambda pair: pair[0])

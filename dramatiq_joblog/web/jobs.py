@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from dramatiq_joblog.errors import SearchError
 from dramatiq_joblog.reading import search
 from dramatiq_joblog.reading.counts import DEFAULT_CAP, Count
-from dramatiq_joblog.schema.query import word
+from dramatiq_joblog.reading.display import number
+from dramatiq_joblog.schema.query import COMPARABLE, Page, word
 from dramatiq_joblog.states import CANCELLABLE, FINAL, State
 
 from .common import PER_PAGE, waiters
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 
     from .context import Visit
 
+#: The tabs in the order in which people are needed.
+_TABS = (
+    *(State.DEAD, State.LOST, State.RETRYING, State.STARTED, State.WAITING),
+    *(State.ENQUEUED, State.DELAYED, State.FINISHED, State.SKIPPED),
+)
+#: Of so many of the newest jobs the greatest are found.
+SORTED = 2_000
 #: Milliseconds that a search may take to be counted: a page without figures is one too.
 COUNTING = 60
 
@@ -32,7 +40,8 @@ def jobs(visit: Visit) -> Response:
     try:
         terms = search.parse(words)
         query = visit.search(words)
-        page = visit.part("the jobs", lambda: query.page(limit=PER_PAGE, **_place(visit)), None)
+        sort = _sort(visit)
+        page = visit.part("the jobs", lambda: _page(visit, query, sort), None)
     except SearchError as e:
         return _not_understood(visit, words, e)
     found = [] if page is None else page.jobs
@@ -61,9 +70,30 @@ def jobs(visit: Visit) -> Response:
         "newer": page and page.newer and visit.link.here(after=page.newer, before=None),
         "older": page and page.older and visit.link.here(before=page.older, after=None),
         "pager_text": _pager_text(len(found), page, visit),
+        "sort": sort,
+        "list_query": {"q": words} if words else {"list": 1},
         "matching": _matching(words, terms, counts),
     }
     return visit.page("jobs.html", "Jobs", facts, live=True, section="jobs")
+
+
+def _sort(visit: Visit) -> str:
+    """Return the column that the list is in the order of; empty for the newest first.
+
+    Raises:
+      SearchError: If it is no such column.
+    """
+    sort = visit.query.get("sort", "")
+    if sort and sort not in COMPARABLE:
+        raise SearchError(f"sort={sort!r} is not offered: use one of {', '.join(COMPARABLE)}")
+    return sort
+
+
+def _page(visit: Visit, query: Any, sort: str) -> Page[Any]:
+    if not sort:
+        page: Page[Any] = query.page(limit=PER_PAGE, **_place(visit))
+        return page
+    return Page(query.greatest(sort, limit=PER_PAGE, among=SORTED), None, None)
 
 
 def _place(visit: Visit) -> dict[str, str | None]:
@@ -74,10 +104,12 @@ def _place(visit: Visit) -> dict[str, str | None]:
 def _not_understood(visit: Visit, words: str, error: SearchError) -> Response:
     if visit.wants_json:
         return visit.json({"error": str(error)}, 400)
-    facts = {
+    facts: dict[str, Any] = {
         **dict.fromkeys(("newer", "older", "matching", "pager_text")),
         **dict.fromkeys(("rows", "others"), ()),
         "words": words,
+        "sort": "",
+        "list_query": {},
         "problem": str(error),
         "tabs": _tabs(visit, [], visit.counts()),
     }
@@ -96,7 +128,8 @@ def _rows(visit: Visit, found: Iterable[Any]) -> list[JobRow]:
     keys = {job.section for job in found if job.state == State.WAITING and job.section}
     lines = {key: waiters(visit, key) for key in sorted(keys)[:5]}
     number_of = places(lines)
-    return [JobRow(job, visit.now, number_of.get(job.jid)) for job in found]
+    seen = visit.access.sees_arguments
+    return [JobRow(job, visit.now, number_of.get(job.jid), seen=seen) for job in found]
 
 
 def _counts(visit: Visit, terms: Sequence[search.Term]) -> dict[Any, Any]:
@@ -133,7 +166,7 @@ def _tabs(
             "href": visit.link("jobs", q=spell(kept)),
         }
 
-    return [tab(None, _sum(counts)), *(tab(str(state), counts.get(state)) for state in State)]
+    return [tab(None, _sum(counts)), *(tab(str(state), counts.get(state)) for state in _TABS)]
 
 
 def _sum(counts: dict[Any, Any]) -> Any:
@@ -147,6 +180,9 @@ def _sum(counts: dict[Any, Any]) -> Any:
 def _pager_text(shown: int, page: Any, visit: Visit) -> str:
     if page is None:
         return ""
+    if sort := visit.query.get("sort"):
+        column = sort.replace("_", " ")
+        return f"{shown} jobs, greatest {column} first, of the newest {number(SORTED)}"
     text = f"{shown} job{'s' * (shown != 1)}, newest first"
     if page.looked_back_to is not None:
         # No index answers this search: so far was looked for one page.

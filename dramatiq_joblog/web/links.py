@@ -83,7 +83,7 @@ class Links:
     def here(self, **changes: Any) -> str:
         """Return the link to this page with another query; None takes a value away."""
         query = {k: v for k, v in (self._query | changes).items() if v not in {None, ""}}
-        for own in ("done", "n", "not", "theme", "watch"):
+        for own in ("done", "n", "not", "rest", "then", "theme", "watch"):
             query.pop(own, None)
         path = self.root + quote(self.path)
         return path + ("?" + urlencode(query) if query else "")

@@ -36,9 +36,13 @@ class JobRow:
       job: The row of the log.
       now: The time that everything on the page is told from.
       place: Where it stands in line, if it waits and that is known.
+      seen: Whether who looks may see what jobs report of themselves.
     """
 
-    def __init__(self, job: Any, now: datetime, place: int | None = None) -> None:
+    def __init__(
+        self, job: Any, now: datetime, place: int | None = None, *, seen: bool = False
+    ) -> None:
+        self._seen = seen
         self._job = job
         self._now = now
         self._place = place
@@ -99,13 +103,49 @@ class JobRow:
     @property
     def share(self) -> int | None:
         """How much of it is done, in percent, if it runs and told so."""
-        return share_of(self._job.progress) if self._job.state == State.STARTED else None
+        return share_of(self._progress) if self._job.state == State.STARTED else None
+
+    @property
+    def _progress(self) -> dict[str, Any]:
+        progress = self._job.progress
+        return progress if self._seen and isinstance(progress, dict) else {}
 
     @property
     def why(self) -> str:
         """One short reason for being where it is."""
         tell = getattr(self, f"_why_{self.state}", None)
         return tell() if tell is not None else ""
+
+    @property
+    def told(self) -> tuple[str, str]:
+        """The reason in words: the error's class, if it is one, and the rest."""
+        job = self._job
+        message = _first_line(self.error_message)
+        if job.state == State.DEAD and self.error_type:
+            dismissed = "dismissed" * (job.dismissed_at is not None)
+            cancelled = "cancelled" * (job.dead_reason == DeadReason.CANCELLED)
+            how = ", ".join(filter(None, (dismissed, cancelled)))
+            return self.error_type, f"{message} ({how})" if how else message
+        if job.state == State.RETRYING and self.error_type:
+            due = (
+                self.due if self.due.startswith("overdue") else f"next {self.due}" * bool(self.due)
+            )
+            return self.error_type, "; ".join(filter(None, (message, due)))
+        if job.state == State.FINISHED:
+            return "", _first_line(str(self._progress.get("text") or ""))
+        if job.state == State.STARTED:
+            return "", self._running()
+        if job.state == State.DELAYED:
+            return "", self.due if self.due.startswith("overdue") else f"due {self.due}"
+        return "", self.why
+
+    def _running(self) -> str:
+        progress = self._progress
+        done, total = progress.get("done"), progress.get("total")
+        counted = f"{done} of {total}" if done is not None and total is not None else ""
+        return " \u00b7 ".join(
+            filter(None, (counted, _first_line(str(progress.get("text") or ""))))
+        )
 
     @property
     def reason(self) -> str:
@@ -129,7 +169,7 @@ class JobRow:
         return key if self._place is None else f"{key}, {ordinal(self._place)} in line"
 
     def _why_started(self) -> str:
-        progress = self._job.progress if isinstance(self._job.progress, dict) else {}
+        progress = self._progress
         share = share_of(progress)
         return f"{share} %" if share is not None else str(progress.get("text") or "")
 
@@ -157,6 +197,12 @@ class JobRow:
             return ""
         left = (self._job.eta - self._now) / timedelta(milliseconds=1)
         return f"in {rough(left)}" if left >= 0 else f"overdue {rough(-left)}"
+
+
+def _first_line(text: str | None) -> str:
+    """Return the first line of a text, cut where nobody reads on."""
+    line = (text or "").strip().partition("\n")[0]
+    return line if len(line) <= 300 else f"{line[:300]}\u2026"
 
 
 def sent_at(job: Any) -> datetime:

@@ -99,7 +99,7 @@ def queues(visit: Visit) -> Response:
         "threads": [_thread(job, visit.now, usual) for job in running[:MOST_THREADS]],
         "busy": len(running),
         "oldest": [
-            JobRow(job, visit.now)
+            JobRow(job, visit.now, seen=visit.access.sees_arguments)
             for job in sorted(active, key=_due_since)
             if job.queue == only and _is_due(job, now)
         ][:20],

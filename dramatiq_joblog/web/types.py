@@ -88,10 +88,16 @@ def one_type(visit: Visit) -> Response:
         raise JobNotFound(name)
     if was is not None and not was.ended:
         was = None
+    if key == "actor" and (profile is None or not profile.ended):
+        newest = visit.joblog.jobs.of_actor(name).order_by(visit.joblog.Job.created_at.desc())
+        typed = next((row.job_type for row in visit.rows(None, lambda: newest.limit(1))), None)
+        if typed:
+            # Its jobs go by their type.
+            return visit.to("type", name=typed, **period.query())
     words = word(key or "type", name)
-    newest = _Newest(visit, name, key, period)
+    looked = _Newest(visit, name, key, period)
     if visit.wants_json:
-        return visit.json(_plain(name, profile, newest))
+        return visit.json(_plain(name, profile, looked))
     few = profile is not None and profile.ended < LEAST
     errors = [] if profile is None else _errors(visit, name, profile, was, period, words)
     facts = {
@@ -100,11 +106,11 @@ def one_type(visit: Visit) -> Response:
         "period": period,
         "ranges": list(RANGES),
         "profile": profile,
-        "cells": [] if profile is None else _cells(profile, was, newest, words, period),
+        "cells": [] if profile is None else _cells(profile, was, looked, words, period),
         "verdict": None if profile is None else _verdict(profile, was, errors),
         "chart": None
         if profile is None
-        else charts.latency(profile, was, visit.zone, newest.dots if few else ()),
+        else charts.latency(profile, was, visit.zone, looked.dots if few else ()),
         "high": charts.HIGH,
         "low": charts.LOW,
         "hist": None
@@ -116,7 +122,7 @@ def one_type(visit: Visit) -> Response:
         "marks": charts.STRIP_MARKS,
         "errors": errors,
         "failed": sum(row["count"] for row in errors),
-        "newest": newest,
+        "newest": looked,
         "was_text": last_week(period, visit.zone),
         "was": was,
     }

@@ -62,7 +62,10 @@ def user(visit: Visit) -> Response:
         "verdict": _verdict(rows, visit.now),
         "lanes": _lanes(rows, waits, axis),
         "grid": _grid(axis, visit),
-        "rows": [JobRow(row, visit.now) for row in _unfinished_first(rows)[:LISTED]],
+        "rows": [
+            JobRow(row, visit.now, seen=visit.access.sees_arguments)
+            for row in _unfinished_first(rows)[:LISTED]
+        ],
         "total": len(rows),
         "capped": capped,
         "last": None if last is None else JobRow(last, visit.now),

@@ -121,7 +121,7 @@ def test_the_list_tells_jobs_that_ran(page, lived):
     html = page.get("/jobs").text
 
     for jid in lived.values():
-        assert f'href="/jobs/{jid}"' in html
+        assert f'href="/jobs/{jid}?list=1"' in html
     assert html.count('<tr id="job-') == 3
 
 
@@ -170,7 +170,7 @@ def test_a_job_tells_its_runs(page, lived):
 
     assert html.count('<details class="run"') == 2
     assert "raise <b>" not in html
-    assert "<em>ValueError</em>" in html
+    assert '<b class="s-dead">ValueError</b>' in html
     assert '<span class="redact"' in html
     assert "s3cr3t" not in html
     assert "Run 2, dead" in html

@@ -477,11 +477,49 @@
         : new FormData(event.target);
       url.search = new URLSearchParams(fields).toString();
       ask(url);
+    } else if (event.target.dataset.jids && !button?.name) {
+      event.preventDefault();
+      inBatches(event.target, button);
     } else if (event.target.closest("#ask")) {
       // Once is enough.
       setTimeout(() => { if (button) button.disabled = true; });
     }
   });
+
+  // Many jobs: some at a time, so that one sees how far it is and can stop it
+
+  const inBatches = async (form, button) => {
+    const jids = form.dataset.jids.split(" "), some = 25;
+    const place = $("[data-batch]", form), bar = $("progress", place), text = $("span", place);
+    const keep = $("[data-keep]", form);
+    let done = 0, refused = 0, at = 0, stopped = false;
+    place.hidden = false;
+    for (const other of all("button", form)) other.disabled = true;
+    keep.textContent = "Stop";
+    keep.removeAttribute("data-keep");
+    keep.addEventListener("click", (event) => { event.preventDefault(); stopped = true; }, { once: true });
+    while (at < jids.length && !stopped) {
+      const data = new FormData(form);
+      for (const name of ["q", "jid", "but"]) data.delete(name);
+      for (const jid of jids.slice(at, at + some)) data.append("jid", jid);
+      try {
+        const answer = await fetch(form.action, { method: "POST", body: new URLSearchParams(data), headers: { accept: "application/json" }, credentials: "same-origin" });
+        if (answer.ok) { const said = await answer.json(); done += said.done; refused += said.refused; }
+        else if (answer.status === 409) refused += jids.slice(at, at + some).length;
+        else throw new Error(String(answer.status));
+      } catch (error) { text.textContent = `Stopped after ${at} of ${jids.length}: no answer.`; say(text.textContent); return; }
+      at += some;
+      bar.value = Math.min(at, jids.length);
+      text.textContent = `${Math.min(at, jids.length)} of ${jids.length}`;
+    }
+    say(text.textContent);
+    const url = new URL(form.elements.back.value, location.href);
+    const what = form.action.split("/").at(-1);
+    url.searchParams.set("done", what === "rerun" ? "requeue" : what);
+    url.searchParams.set("n", done);
+    url.searchParams.set("not", refused);
+    location.href = url;
+  };
 
   // Copying
 
@@ -507,6 +545,13 @@
     const button = event.target.closest("[data-copy], [data-copy-of]");
     if (!button) return;
     copy(button.dataset.copy ?? document.getElementById(button.dataset.copyOf).textContent, button);
+  });
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-unfold]");
+    if (!button) return;
+    const folds = all("details.lib", button.closest(".trace")), open = folds.some((fold) => !fold.open);
+    for (const fold of folds) fold.open = open;
   });
 
   // The search: finished words become chips, the one being typed is completed
@@ -670,7 +715,7 @@
     U: () => at() && press("[data-do=unlock]", at()),
     y: () => { const jid = (at() || $(".job-head"))?.dataset.jid; if (jid) copy(jid, $(".copy")); },
     e: () => { const runs = all("details.run"), open = runs.some((run) => !run.open); for (const run of runs) run.open = open; },
-    u: () => { const crumb = all(".crumb a").at(0); if (crumb) location.href = crumb.href; },
+    u: () => { const crumb = all(".crumb a").at($(".walk") ? -1 : 0); if (crumb) location.href = crumb.href; },
     p: togglePause,
     ".": letIn,
     t: toggleTheme,

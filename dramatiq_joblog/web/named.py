@@ -1,0 +1,54 @@
+"""The arguments of a job by the names that its actor gives them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import dramatiq.broker
+
+from dramatiq_joblog.payload.parameters import parameters_of
+
+if TYPE_CHECKING:
+    from .context import Visit
+
+_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def signature_of(visit: Visit, found: Any) -> inspect.Signature | None:
+    """Return the signature of a job's actor, if this process knows it and it names arguments."""
+    broker = visit.site.broker or dramatiq.broker.global_broker
+    actor = None if broker is None else broker.actors.get(found.actor)
+    if actor is None:
+        return None
+    parameters = parameters_of(actor.fn)
+    return parameters.signature if parameters.known else None
+
+
+def arguments_of(found: Any, signature: inspect.Signature | None) -> dict[str, Any]:
+    """Return arguments by the names that the actor gives them, its defaults at the end."""
+    args = found.args if isinstance(found.args, list) else []
+    kwargs = found.kwargs if isinstance(found.kwargs, dict) else {}
+    names = (
+        []
+        if signature is None
+        else [p.name for p in signature.parameters.values() if p.kind in _BY_PLACE]
+    )
+    pairs = [
+        (names[index] if index < len(names) else str(index), value, False)
+        for index, value in enumerate(args)
+    ]
+    pairs += [(name, value, False) for name, value in kwargs.items()]
+    given = {name for name, _, _ in pairs}
+    kept = found.args is not None or found.kwargs is not None
+    if signature is not None and kept:
+        pairs += [
+            (p.name, p.default, True)
+            for p in signature.parameters.values()
+            if p.default is not p.empty and p.name not in given
+        ]
+    return {
+        "pairs": pairs,
+        "redacted": sum(str(value).count("[redacted]") for _, value, _ in pairs),
+        "text": "It was sent without any." if kept else "The log keeps no arguments of this job.",
+    }
