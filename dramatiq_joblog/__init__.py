@@ -1,4 +1,4 @@
-"""The life of every Dramatiq job, in SQL: see what ran, find what broke, decide by it."""
+"""A job log for Dramatiq, in SQL: see what ran, find out why it failed, decide what runs next."""
 
 from .admin.problem import Problem
 from .alerts.notice import Notice

@@ -1,4 +1,4 @@
-"""The README's Python blocks run, one after the other, and show what they say."""
+"""The Python blocks of the README and of the pages that go on from it run, in order."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from pathlib import Path
 import dramatiq
 import pytest
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+#: Pages whose blocks go on from those of the README, in this order.
+PAGES = [DOCS / f"{name}.md" for name in ("query", "columns", "fields", "deploy")]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def blocks():
-    """Return each Python block with the number of its line in the README."""
-    text = README.read_text()
+def blocks(path):
+    """Return each Python block of a page with the number of its line."""
+    text = path.read_text()
     return [(text.count("\n", 0, m.start()) + 2, m.group(1)) for m in BLOCK.finditer(text)]
 
 
-def run_examples(block, line, namespace):
+def run_examples(path, block, line, namespace):
     """Run a block of ``>>>`` examples as a doctest."""
-    examples = doctest.DocTestParser().get_doctest(block, namespace, "README.md", str(README), line)
+    parser = doctest.DocTestParser()
+    examples = parser.get_doctest(block, namespace, path.name, str(path), line)
     # The block's own names stay for the next one.
     examples.globs = namespace
     out = []
@@ -35,37 +40,61 @@ def test_every_block_runs(tmp_path, monkeypatch, redis_url, worker, eventually):
     """The blocks run in order in an empty folder; a worker takes what they send to Redis."""
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "readme"}
-    found = blocks()
-    assert len(found) >= 8
     started = False
-    for line, block in found:
-        if block.startswith(">>>"):
-            if not started:
-                broker = dramatiq.get_broker()
-                broker.emit_after("process_boot")
-                with worker(broker):
-                    joblog = namespace["joblog"]
-                    eventually(joblog.jobs.in_state("finished", "dead").offset(1).exists)
-                started = True
-            run_examples(block, line, namespace)
-        else:
-            code = block.replace("RedisBroker()", f"RedisBroker(url={redis_url!r})")
-            exec(compile("\n" * (line - 1) + code, str(README), "exec"), namespace)
-    for name in ("joblog", "checked", "shop"):
+    for path in (README, *PAGES):
+        found = blocks(path)
+        assert found, path
+        for line, block in found:
+            if block.startswith(">>>"):
+                if not started:
+                    broker = dramatiq.get_broker()
+                    broker.emit_after("process_boot")
+                    with worker(broker):
+                        joblog = namespace["joblog"]
+                        eventually(joblog.jobs.in_state("finished", "dead").offset(1).exists)
+                    started = True
+                run_examples(path, block, line, namespace)
+            else:
+                code = block.replace("RedisBroker()", f"RedisBroker(url={redis_url!r})")
+                exec(compile("\n" * (line - 1) + code, str(path), "exec"), namespace)
+    for name in ("joblog", "checked", "shop", "tidy"):
         namespace[name].close()
     broker.close()
     broker.client.connection_pool.disconnect()
 
 
-def test_local_links_lead_somewhere():
-    """A link to a file or a heading of the project has its target."""
-    text = README.read_text()
-    headings = {
+def test_the_first_page_begins_as_the_readme():
+    """The site's first page shows the README's first example and its result, which are tried."""
+    of_readme = [block for _, block in blocks(README)]
+    setup, result = (block for _, block in blocks(DOCS / "index.md"))
+    assert setup == of_readme[0]
+    shown = "".join(block.rstrip("\n") + "\n" for block in of_readme if block.startswith(">>>"))
+    assert result.split() == shown.split()
+
+
+def test_the_readme_is_short():
+    """The README has at most 200 lines."""
+    assert len(README.read_text().splitlines()) <= 200
+
+
+def headings(path):
+    """Return the anchors of a page's headings, as the site and repositories make them."""
+    return {
         re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
-        for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        for heading in re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
     }
-    for target in re.findall(r"\]\(([^)]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in headings
-        elif not target.startswith("http"):
-            assert (README.parent / target).exists()
+
+
+@pytest.mark.parametrize(
+    "path", [README, *sorted(DOCS.rglob("*.md"))], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_local_links_lead_somewhere(path):
+    """A link to a file or a heading of the project has its target."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if target.startswith(("http:", "https:")):
+            continue
+        name, _, anchor = target.partition("#")
+        page = path.parent / name if name else path
+        assert page.exists(), target
+        if anchor:
+            assert anchor in headings(page), target
