@@ -32,6 +32,7 @@ from dramatiq_joblog.recording import mounts
 
 if TYPE_CHECKING:
     import psutil
+    from prepared import Command
 
 ROOT = Path(__file__).parent.parent
 SUPPORT = ROOT / "tests" / "support"
@@ -462,7 +463,7 @@ _WORKER = re.compile(r"\[PID (\d+)\] \[[^]]*\] \[dramatiq\.WorkerProcess")
 class WorkerProcess:
     """A real ``dramatiq`` command, its worker processes and what they print."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Command
     path: Path
 
     @property
@@ -487,19 +488,49 @@ class WorkerProcess:
         return sorted((c for c in children if c.pid in pids), key=lambda c: c.create_time())
 
 
+#: Where worker processes find their modules, and milliseconds until an idle one looks again
+#: whether there is something to do, or whether it is to end.
+_OF_WORKERS = {
+    "PYTHONPATH": os.pathsep.join([str(SUPPORT), str(ROOT)]),
+    "dramatiq_worker_timeout": "100",
+}
+
+
+@pytest.fixture(scope="session")
+def prepared(request):
+    """Return a function that starts ``python -m dramatiq``, from one that has imported it.
+
+    It is None where that cannot be done.
+    """
+    import prepared
+    import servers
+
+    if prepared.why_not():
+        yield None
+        return
+    made = []
+
+    def start(arguments, **kwargs):
+        if not made:
+            made.append(prepared.Prepared(servers.launch, os.environ | _OF_WORKERS))
+        return made[0].start(arguments, **kwargs)
+
+    yield start
+    for each in made:
+        each.stop()
+
+
 @pytest.fixture
-def run_worker_process(request, tmp_path, eventually):
+def run_worker_process(request, tmp_path, eventually, prepared):
     """Return a context manager that runs ``python -m dramatiq`` on a module.
 
     Modules are found in `tests/support` and in the project's folder.  With *gevent* it is the
     command of that name.  *env* is added to the environment and *args* to the command.  It is
     stopped by SIGTERM at the end; the test fails if anything CRITICAL was printed, except lines
     that contain *expects_critical*.  One that *dies* of what it finds may do so before it is
-    ready.
+    ready.  A *fresh* one has imported nothing before it begins.
     """
     import servers
-
-    folders = os.pathsep.join([str(SUPPORT), str(ROOT)])
 
     @contextlib.contextmanager
     def run(
@@ -512,20 +543,26 @@ def run_worker_process(request, tmp_path, eventually):
         expects_critical=None,
         dies=False,
         gevent=False,
+        fresh=False,
     ):
         path = tmp_path / f"worker-{uuid.uuid4().hex[:8]}.log"
         counts = ["--processes", str(processes), "--threads", str(threads)]
         script = [str(Path(sys.executable).with_name("dramatiq-gevent"))]
         command = script if gevent else [sys.executable, "-m", "dramatiq"]
+        arguments = [module, *counts, *args]
+        environment = os.environ | _OF_WORKERS | (env or {})
         with path.open("wb") as log:
-            process = servers.launch(
-                [*command, module, *counts, *args],
-                on_parent_death=signal.SIGTERM,
-                cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": folders} | (env or {}),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+            if gevent or fresh or prepared is None:
+                process = servers.launch(
+                    [*command, *arguments],
+                    on_parent_death=signal.SIGTERM,
+                    cwd=ROOT,
+                    env=environment,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            else:
+                process = prepared(arguments, folder=ROOT, environment=environment, output=log)
         running = WorkerProcess(process, path)
 
         def ready():
@@ -557,7 +594,7 @@ def run_worker_process(request, tmp_path, eventually):
     return run
 
 
-def _terminate(process: subprocess.Popen[bytes]) -> None:
+def _terminate(process: subprocess.Popen[bytes] | Command) -> None:
     process.terminate()
     try:
         process.wait(timeout=30)

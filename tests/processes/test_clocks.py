@@ -50,7 +50,7 @@ def test_a_worker_an_hour_off(
         return joblog.Job.get(joblog.Job.jid == jid).state if joblog.jobs.exists() else None
 
     with run_worker_process(
-        "skewed_worker", env=environment, expects_critical="exited unexpectedly"
+        "skewed_worker", env=environment, expects_critical="exited unexpectedly", fresh=True
     ) as first:
         # Others look at the log meanwhile, and nobody takes it to be gone.
         again = send("breaks_once")
@@ -65,7 +65,7 @@ def test_a_worker_an_hour_off(
     with run_worker_process("victim_worker", env=environment, args=["--queues", "other"]):
         eventually(lambda: state(waits) == "lost", timeout=30)
     (tmp_path / "go").touch()
-    with run_worker_process("skewed_worker", env=environment):
+    with run_worker_process("skewed_worker", env=environment, fresh=True):
         eventually(lambda: state(waits) == "finished", timeout=30)
 
     jobs = {jid: joblog.get(jid) for jid in (again, waits)}
