@@ -26,7 +26,7 @@ def test_a_worker_counts_and_prunes_by_itself(make_broker, worker, database_url,
             "updated_at": 0,
             "finished_at": int(time.time() * 1000) - 3 * HOUR + number,
         }
-        for number in range(1200)
+        for number in range(600)
     ]
     with log.database.connection_context():
         for start in range(0, len(rows), 300):
@@ -42,7 +42,7 @@ def test_a_worker_counts_and_prunes_by_itself(make_broker, worker, database_url,
         eventually(lambda: log.jobs.count() == 1, timeout=60)
         eventually(lambda: not log.Lock.select().where(log.Lock.owner.is_null(False)).exists())
     total = log.Total
-    assert 1200 == sum(
+    assert 600 == sum(
         row.count for row in total.select().where(total.span == HOUR, total.gone == 0)
     )
     log.close()

@@ -70,9 +70,11 @@ expected = None
     ("setup", "send"),
     [
         pytest.param(TELEMETRY, IN_A_SPAN, id="opentelemetry"),
-        pytest.param(TELEMETRY, NOT_TRACED, id="opentelemetry-outside"),
+        pytest.param(TELEMETRY, NOT_TRACED, id="opentelemetry-outside", marks=pytest.mark.full),
         pytest.param(SENTRY, IN_A_TRANSACTION, id="sentry"),
-        pytest.param("import sentry_sdk", NOT_TRACED, id="sentry-not-set-up"),
+        pytest.param(
+            "import sentry_sdk", NOT_TRACED, id="sentry-not-set-up", marks=pytest.mark.full
+        ),
         pytest.param("", NOT_TRACED + "assert 'sentry_sdk' not in sys.modules", id="none"),
     ],
 )

@@ -41,7 +41,7 @@ def tables(joblog):
 @pytest.mark.new_database
 def test_processes_boot_at_once(database_url):
     """Processes that boot together on an empty database all succeed."""
-    number = 8 if tiers.whole() else 3
+    number = 8 if tiers.whole() else 2
     boots = [
         subprocess.Popen(
             [sys.executable, "-c", BOOT, database_url, f"j{n}"],

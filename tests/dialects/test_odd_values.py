@@ -9,6 +9,7 @@ from collections import OrderedDict
 
 import dramatiq
 import pytest
+import tiers
 from dramatiq import Message
 from dramatiq.common import current_millis
 from dramatiq.errors import Retry
@@ -45,10 +46,14 @@ def put(broker, **attributes):
     return message
 
 
-def odd_messages():
-    """Yield the attributes of messages, each of them odd in one thing."""
-    for name, value in itertools.product(OPTIONS, ODD):
-        yield {"options": {name: value}}
+def odd_messages(every):
+    """Yield the attributes of messages, each of them odd in one thing.
+
+    Of what options may hold it is *every* so many, so that each value and each option is there.
+    """
+    for (i, name), (j, value) in itertools.product(enumerate(OPTIONS), enumerate(ODD)):
+        if (i + j) % every == 0:
+            yield {"options": {name: value}}
     for value in ODD:
         yield {"args": (value,)}
         yield {"kwargs": {"value": value}}
@@ -82,7 +87,8 @@ def working(joblog, make_broker, worker):
 def test_odd_messages_are_logged_and_run(joblog, database_url, working):
     """Each message that is odd in one thing has its outcome, and everything can be asked then."""
     broker, run = working
-    sent = [put(broker, **attributes) for attributes in odd_messages()]
+    every = 1 if tiers.whole() or "sqlite" in database_url else 4
+    sent = [put(broker, **attributes) for attributes in odd_messages(every)]
 
     ran = run()
 
@@ -280,7 +286,10 @@ def test_odd_rows_are_shown(joblog, database_url, job_factory):
     """Of a row that anyone wrote all is shown that can be."""
     states = ("dead", "started", "retrying", "waiting", "delayed", "finished", "lost")
     param = joblog.database.param
-    for (column, value), state in zip(ODD_ROWS * 2, itertools.cycle(states), strict=False):
+    # How a row is shown does not depend on the database.
+    is_sqlite = "sqlite" in database_url
+    rows = ODD_ROWS * (2 if tiers.whole() or is_sqlite else 1)
+    for (column, value), state in zip(rows, itertools.cycle(states), strict=False):
         number = job_factory(state=state, section="k", error_type="E", worker="h:1:2").id
         joblog.database.execute_sql(
             f"UPDATE joblog_job SET {column} = {param} WHERE id = {param}", (value, number)
@@ -289,8 +298,7 @@ def test_odd_rows_are_shown(joblog, database_url, job_factory):
     for state in ("dead", "retried"):
         joblog.Failure.create(jid=job_factory(jid=state, state="dead").jid, **failure)
 
-    # How a row is shown does not depend on the database.
-    ask_everything(joblog, database_url, some=40 if "sqlite" in database_url else 8)
+    ask_everything(joblog, database_url, some=40 if is_sqlite else 8)
     assert 10 == len(joblog.cancel_all(joblog.jobs, limit=10).cancelled)
     assert joblog.dismiss(*(job.jid for job in joblog.jobs), who="ada")
 

@@ -183,7 +183,11 @@ def test_a_story_that_is_killed(tmp_path, eventually):
             {"REDIS_URL": "redis://127.0.0.1:1/0"},
             "no Redis answers at REDIS_URL=redis://127.0.0.1:1",
         ),
-        ({"JOBLOG_DATABASE": "jobs.db"}, "'jobs.db' begins with no known database"),
+        pytest.param(
+            {"JOBLOG_DATABASE": "jobs.db"},
+            "'jobs.db' begins with no known database",
+            marks=pytest.mark.full,
+        ),
         (
             {"JOBLOG_DATABASE": "postgresql://ada:secret@127.0.0.1:1/x"},
             "is the database up, and may this user create tables?",

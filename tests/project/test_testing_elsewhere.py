@@ -233,7 +233,13 @@ def test_django_on_sqlite(run_pytest, tmp_path):
     assert not _tables(tmp_path / "dev.sqlite3")
 
 
-@pytest.mark.parametrize("tests", [MEMORY_TESTS, UNMARKED_TESTS], ids=["memory", "unmarked"])
+@pytest.mark.parametrize(
+    "tests",
+    [
+        pytest.param(MEMORY_TESTS, id="memory"),
+        pytest.param(UNMARKED_TESTS, id="unmarked", marks=pytest.mark.full),
+    ],
+)
 def test_django_without_a_test_database_for_the_log(run_pytest, tmp_path, tests):
     """A test database that the log cannot reach, or that nobody made, is refused with the cure."""
     pytest.importorskip("pytest_django")

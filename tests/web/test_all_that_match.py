@@ -7,17 +7,20 @@ from pages import opened
 from starlette.testclient import TestClient
 
 from dramatiq_joblog import JobLog
-from dramatiq_joblog.schema.query import LOOK
+from dramatiq_joblog.schema import query
 from dramatiq_joblog.web import actions
 
 #: A search that no index answers.
 WORDS = "needle"
 START = 1_700_000_000_000
+#: How many jobs one page looks at here.
+LOOK = 500
 
 
 @pytest.fixture
-def log(sqlite_url):
+def log(sqlite_url, monkeypatch):
     """Return a log with three old jobs that match, more others than one page looks at, and one."""
+    monkeypatch.setattr(query, "LOOK", LOOK)
     log = JobLog(sqlite_url)
     log.create_tables()
     matches = (0, 1, 2, LOOK + 10)
