@@ -1,18 +1,36 @@
 """``python -m dramatiq_joblog``, and what the command ``dramatiq-joblog`` runs."""
 
+import contextlib
 import sys
-
-try:
-    from .cli import main
-except ModuleNotFoundError as e:
-    if e.name not in ("click", "rich"):
-        raise
-    sys.exit(
-        f"dramatiq-joblog needs {e.name}, which is not installed: "
-        "pip install 'dramatiq-joblog[cli]'"
-    )
+from collections.abc import Iterator
 
 __all__ = ["main"]
+
+
+@contextlib.contextmanager
+def _naming_what_is_missing() -> Iterator[None]:
+    """End with the command that installs it where an extra is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as e:
+        if e.name not in ("click", "rich"):
+            raise
+        sys.exit(
+            f"dramatiq-joblog needs {e.name}, which is not installed: "
+            "pip install 'dramatiq-joblog[cli]'"
+        )
+
+
+with _naming_what_is_missing():
+    from .cli import main as _main
+
+
+def main() -> None:
+    """Run the command line, and end the process."""
+    # Most of it is imported as it is called.
+    with _naming_what_is_missing():
+        _main()
+
 
 if __name__ == "__main__":
     main()

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
 import os
 import re
-import sys
-import traceback
-from pathlib import Path
+from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import click
-from peewee import PeeweeException
+from click.shell_completion import CompletionItem
 
-from dramatiq_joblog import (
-    CancelError,
-    ConfigurationError,
-    DatabaseAwayError,
-    JobLog,
-    JobLogError,
-    JobNotFound,
-    LockNotAcquired,
-)
-from dramatiq_joblog.database.dialects import dialect_of
-from dramatiq_joblog.database.url import describe
-from dramatiq_joblog.errors import RequeueError
 from dramatiq_joblog.payload.secret_texts import scrub
-from dramatiq_joblog.reading.search import KEYS
-
-from .table import Screen
+from dramatiq_joblog.reading.keys import KEYS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from click.shell_completion import CompletionItem
+    from dramatiq_joblog import JobLog
+
+    from .table import Screen
 
 PROGRAM = "dramatiq-joblog"
 
@@ -56,12 +43,6 @@ _NEGATED = re.compile(rf"^-(?=(?:{'|'.join(KEYS)}):)")
 _EXAMPLES = f"""\
 {PROGRAM} --database sqlite:///jobs.db list state:dead since:1d
 {PROGRAM} --app shop.jobs:joblog requeue 4e1b9c70"""
-
-# What the databases say when the log's tables, or columns of them, are missing.
-_NO_TABLE = re.compile(
-    r"no such table|relation .* does not exist|table .* doesn't exist", re.IGNORECASE
-)
-_NO_COLUMN = re.compile(r"no such column|column .* does not exist|unknown column", re.IGNORECASE)
 
 
 class Refusal(click.ClickException):
@@ -105,7 +86,8 @@ class Session:
     @functools.cached_property
     def screen(self) -> Screen:
         """Standard output."""
-        return Screen()
+        screen: Screen = importlib.import_module(f"{__package__}.table").Screen()
+        return screen
 
     @functools.cached_property
     def joblog(self) -> JobLog:
@@ -115,7 +97,7 @@ class Session:
           Refusal: If none is named, or it cannot be used.
         """
         joblog = self.new_joblog
-        file = dialect_of(joblog.database).file_of(joblog.database)
+        file = _opening().file_of(joblog)
         if file is not None and not file.exists():
             raise Refusal(
                 f"there is no file {str(file)!r}; to make a new log there: {self.cure('migrate')}",
@@ -138,13 +120,15 @@ class Session:
         if self.app and self.database:
             raise Refusal("--app and --database name two logs; give one of them")
         if self.app:
-            return _log_of(self.app)
+            named: JobLog = _opening().log_of(self.app)
+            return named
         url = self.database or os.environ.get("JOBLOG_DATABASE")
         if not url:
             raise Refusal(
                 "which log? Give --database URL or --app module:joblog, or set JOBLOG_DATABASE"
             )
-        return JobLog(url)
+        opened: JobLog = _opening().open_log(url)
+        return opened
 
     def cure(self, command: str) -> str:
         """Return a command for the same log, as it is typed."""
@@ -154,72 +138,31 @@ class Session:
             return f"{PROGRAM} --database {scrub(self.database)} {command}"
         return f"{PROGRAM} {command}"
 
+    @contextlib.contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Raise what goes wrong with the log in the block as a :class:`Refusal`."""
+        try:
+            yield
+        except (click.ClickException, click.exceptions.Abort, click.exceptions.Exit):
+            raise
+        except Exception as e:
+            raise self.refusal(e) from e
+
     def refusal(self, error: Exception) -> Refusal:
-        """Return what to say of an error of the log or of its database."""
-        text = " ".join(str(error).split("\n")[0].split())
-        if isinstance(error, DatabaseAwayError | PeeweeException):
-            if _NO_TABLE.search(text):
-                return Refusal(
-                    f"the log's tables are not there; make them with: {self.cure('migrate')}", AWAY
-                )
-            if _NO_COLUMN.search(text):
-                return Refusal(
-                    f"the log's tables are of an older version ({text}); bring them up to date "
-                    f"with: {self.cure('migrate')}",
-                    AWAY,
-                )
-            where = ""
-            if "new_joblog" in self.__dict__:
-                where = f"{describe(self.new_joblog.database)} "
-            return Refusal(f"the log's database {where}cannot be asked: {text}", AWAY)
-        if isinstance(error, CancelError | JobNotFound | LockNotAcquired | RequeueError):
-            return Refusal(text, NOTHING)
-        return Refusal(text, USAGE if isinstance(error, ValueError) else AWAY)
+        """Return what to say of an error of the log or of its database.
+
+        Raises:
+          Exception: The error itself, if it is of neither.
+        """
+        opened = vars(self).get("new_joblog")
+        place = "" if opened is None else f"{opened.name} "
+        refusal: Refusal = _opening().refusal_of(error, place, self.cure("migrate"))
+        return refusal
 
 
-def _log_of(app: str) -> JobLog:
-    """Import the application's module and return its log, as ``dramatiq`` finds its brokers."""
-    module_name, _, name = app.partition(":")
-    name = name or "joblog"
-    if not re.fullmatch(r"[\w.]+", module_name) or not re.fullmatch(r"[\w.]+", name):
-        raise Refusal(f"--app {app!r} is not of the form module:name, as shop.jobs:joblog")
-    sys.path.insert(0, str(Path.cwd()))
-    module = _import(module_name)
-    try:
-        value = functools.reduce(getattr, name.split("."), module)
-    except AttributeError:
-        logs = [key for key, v in vars(module).items() if isinstance(v, JobLog)]
-        hint = f"its logs are {', '.join(logs)}" if logs else "it has no log"
-        raise Refusal(f"--app {app}: the module {module_name} has no {name!r}; {hint}") from None
-    if not isinstance(value, JobLog):
-        raise Refusal(f"--app {app}: that is a {type(value).__name__}, and no JobLog")
-    return value
-
-
-def _import(module_name: str) -> Any:
-    try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as e:
-        if e.name and (module_name == e.name or module_name.startswith(f"{e.name}.")):
-            raise Refusal(
-                f"--app: there is no module {e.name!r}, in {Path.cwd()} or installed"
-            ) from None
-        raise _broken(module_name, e) from e
-    except SystemExit as e:
-        raise Refusal(f"--app: importing {module_name} ended with: {e.code}") from e
-    except Exception as e:
-        raise _broken(module_name, e) from e
-
-
-def _broken(module_name: str, error: Exception) -> Refusal:
-    """Say where a module of the user's own fails: that is for them to repair, not for us."""
-    where = ""
-    if frames := traceback.extract_tb(error.__traceback__):
-        where = f" ({frames[-1].filename}, line {frames[-1].lineno})"
-    text = " ".join(str(error).split())
-    return Refusal(
-        f"--app: importing {module_name} failed with {type(error).__name__}: {text}{where}"
-    )
+def _opening() -> Any:
+    """Return the module that opens logs: it needs what is slow to import, and help does not."""
+    return importlib.import_module(f"{__package__}.opening")
 
 
 def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -287,8 +230,53 @@ class Command(click.Command):
                 formatter.write(f"{'':{formatter.current_indent}}{PROGRAM} {arguments}\n")
 
 
+class Commands(MutableMapping[str, click.Command]):
+    """Commands by name, each imported when it is asked for.
+
+    Parameters:
+      known: For each name the module of this package, the command in it, and what it does.
+    """
+
+    def __init__(self, known: Mapping[str, tuple[str, str, str]]) -> None:
+        self._known = known
+        self._loaded: dict[str, click.Command] = {}
+
+    def __getitem__(self, name: str) -> click.Command:
+        """Return a command, which is imported if it was not."""
+        if name not in self._loaded:
+            module, attribute, _ = self._known[name]
+            self._loaded[name] = getattr(
+                importlib.import_module(f"{__package__}.{module}"), attribute
+            )
+        return self._loaded[name]
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        """Add a command of somebody else's."""
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        """Forget a command of somebody else's."""
+        del self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(dict.fromkeys([*self._known, *self._loaded]))
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(list(iter(self)))
+
+    def effect(self, name: str) -> str:
+        """Return what a command does; it is not imported for that."""
+        if name in self._known:
+            return self._known[name][2]
+        return self._loaded[name].get_short_help_str()
+
+
 class Program(click.Group):
     """All commands; what goes wrong in one is said in a sentence."""
+
+    commands: Commands
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -317,13 +305,25 @@ class Program(click.Group):
         """Run the command."""
         session = ctx.ensure_object(Session)
         try:
-            return super().invoke(ctx)
+            with session.refusing():
+                return super().invoke(ctx)
         except click.UsageError as e:
             raise Refusal(_sentence(e)) from e
-        except (JobLogError, PeeweeException, ConfigurationError) as e:
-            raise session.refusal(e) from e
         except KeyboardInterrupt:
             raise click.exceptions.Exit(INTERRUPTED) from None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what each command does; none is imported for that."""
+        rows = [(name, self.commands.effect(name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands that begin so, and how an option may go on."""
+        names = [name for name in self.list_commands(ctx) if name.startswith(incomplete)]
+        found = [CompletionItem(name, help=self.commands.effect(name)) for name in names]
+        # Not Group's own, which imports every command for its help.
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write examples and the exit codes."""

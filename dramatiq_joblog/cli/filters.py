@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from dramatiq_joblog import JobLogError
-from dramatiq_joblog.reading.search import KEYS
+from dramatiq_joblog.reading.keys import KEYS
 
 from .app import MINUS, Refusal, Session
 
@@ -63,10 +62,11 @@ class Value(click.ParamType):  # type: ignore[type-arg]
 
 
 def _values(ctx: click.Context, key: str, prefix: str) -> list[str]:
+    session = ctx.ensure_object(Session)
     try:
-        with ctx:
-            found = ctx.ensure_object(Session).joblog.complete(key, prefix, limit=30)
-    except (click.ClickException, JobLogError):
+        with ctx, session.refusing():
+            found = session.joblog.complete(key, prefix, limit=30)
+    except click.ClickException:
         # Nobody wants to read a sentence in place of a completion.
         return []
     return [value for value, _ in found]

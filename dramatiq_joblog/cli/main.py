@@ -1,4 +1,4 @@
-"""All commands together."""
+"""All commands together, each imported when it is called."""
 
 from __future__ import annotations
 
@@ -6,55 +6,43 @@ import sys
 
 import click
 
-from .actions import cancel, dismiss, requeue
-from .alerts import alerts, expect
-from .app import PROGRAM, Program
-from .audit import actions, unlock
-from .doctor import doctor
-from .export import export
-from .import_django import import_django
-from .jobs import list_jobs
-from .limit import limit
-from .locks import locks
-from .mark import mark
-from .prune import prune
-from .schema import migrate
-from .show import show
-from .stats import stats
-from .status import status
-from .tail import tail
-from .web import web
-from .workers import workers
+from .app import PROGRAM, Commands, Program
 
-COMMANDS = (
-    actions,
-    alerts,
-    cancel,
-    dismiss,
-    doctor,
-    expect,
-    export,
-    import_django,
-    limit,
-    list_jobs,
-    locks,
-    mark,
-    migrate,
-    prune,
-    requeue,
-    show,
-    stats,
-    status,
-    tail,
-    unlock,
-    web,
-    workers,
-)
+#: For each command its module, its name there and what it does: help imports none of them.
+_COMMANDS = {
+    "actions": ("audit", "actions", "Show what people did."),
+    "alerts": ("alerts", "alerts", "Show what people hear of, and whether that works."),
+    "cancel": ("actions", "cancel", "Give up jobs that do not run."),
+    "dismiss": ("actions", "dismiss", "Say that dead jobs need no more attention."),
+    "doctor": ("doctor", "doctor", "Look for what is wrong with the log."),
+    "expect": ("alerts", "expect", "Show which jobs run regularly, for Expect()."),
+    "export": ("export", "export", "Write jobs as JSON lines or CSV."),
+    "import-django-dramatiq": (
+        "import_django",
+        "import_django",
+        "Take over the tasks of django_dramatiq.",
+    ),
+    "limit": ("limit", "limit", "Set the limit of a key, while jobs run."),
+    "list": ("jobs", "list_jobs", "Show jobs, newest first."),
+    "locks": ("locks", "locks", "Show who holds which key, and who waits."),
+    "mark": ("mark", "mark", "Mark a new version, or another change."),
+    "migrate": ("schema", "migrate", "Make the tables, or bring them up to date."),
+    "prune": ("prune", "prune", "Delete jobs that ended long ago."),
+    "requeue": ("actions", "requeue", "Run jobs again, as new jobs."),
+    "show": ("show", "show", "Show all of one job."),
+    "stats": ("stats", "stats", "Show how many, how long, what fails."),
+    "status": ("status", "status", "Show what needs someone; exit 1 if anything does."),
+    "tail": ("tail", "tail", "Show what happens, while it happens."),
+    "unlock": ("audit", "unlock", "Free a section whose holder is gone."),
+    "web": ("web", "web", "Serve the page of the log."),
+    "workers": ("workers", "workers", "Show the worker processes."),
+}
 
 
 @click.group(
     PROGRAM,
     cls=Program,
+    commands=Commands(_COMMANDS),
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96},
 )
@@ -67,10 +55,6 @@ def program(context: click.Context) -> None:
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-
-
-for one in COMMANDS:
-    program.add_command(one)
 
 
 def main() -> None:

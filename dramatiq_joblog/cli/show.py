@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from dramatiq_joblog import JobLogError, JobNotFound
+from dramatiq_joblog import JobNotFound
 from dramatiq_joblog.reading.timeline import timeline
 from dramatiq_joblog.states import Outcome
 
@@ -33,11 +33,12 @@ class Jid(click.ParamType):  # type: ignore[type-arg]
     ) -> list[CompletionItem]:
         """Return the jids of the newest jobs."""
         try:
-            with ctx:
-                joblog = ctx.ensure_object(Session).joblog
+            session = ctx.ensure_object(Session)
+            with ctx, session.refusing():
+                joblog = session.joblog
                 jobs = joblog.jobs.limit(20) if not incomplete else _begin_with(joblog, incomplete)
                 return [CompletionItem(j.jid, help=f"{j.state} {kind(j)}") for j in jobs]
-        except (click.ClickException, JobLogError):
+        except click.ClickException:
             return []
 
 

@@ -195,7 +195,8 @@ def test_an_import_is_read_in_full(source, name):
 
 def test_importing_has_no_effect():
     """Importing the package reads no environment, opens nothing and starts nothing."""
-    assert _effects_of("dramatiq_joblog", ROOT) == []
+    for module in ("dramatiq_joblog", "dramatiq_joblog.middleware"):
+        assert _effects_of(module, ROOT) == []
 
 
 def test_an_effect_of_importing_is_seen(tmp_path):

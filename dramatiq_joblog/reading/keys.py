@@ -1,0 +1,30 @@
+"""The words that a search may have before a colon; imports nothing, as completion needs them."""
+
+from __future__ import annotations
+
+#: What may stand before a colon, and what it means; in the order in which people want them.
+KEYS: dict[str, str] = {
+    "id": "a whole jid",
+    "state": "enqueued, delayed, waiting, started, retrying, lost, finished, dead, skipped, "
+    "in_progress for started and retrying, or active for all that have not ended",
+    "type": "the job type",
+    "actor": "the actor's name",
+    "user": "the user's id",
+    "queue": "the queue's name",
+    "error": "the class of the last error",
+    "worker": "a host, host:pid or host:pid:thread of the last run",
+    "section": "the key of its critical section",
+    "since": "created at or after: 30m, 2h, 1d, 2w ago, today, yesterday, 14:05, or "
+    "2026-11-24T12:00",
+    "until": "created before, alike",
+    "ended": "became finished, dead or skipped at or after, alike, or within 14:05..14:10",
+    "overdue": "delayed, retrying or waiting, and due for longer than 5m, 1h",
+    "duration": "how long its last run took: >10s, <=500ms, or 1s..5s",
+    "queue_time": "how long it waited before its first run, alike",
+    "attempt": "the number of its last attempt: 3, >2, or 2..4",
+    "reason": "why it is dead or was skipped: retries_exhausted, cancelled, ...",
+    "args": "a part of its arguments; args.order.city: is the value of one, by name",
+    "lines": "a part of a line that it logged",
+    "family": "the jid of a family's first job: it, and all that were sent from it on",
+    "dismissed": "yes or no: whether someone said that a dead job needs no more attention",
+}
