@@ -30,8 +30,8 @@ from dramatiq_joblog import (
     Unique,
     current_job,
     enqueue_once,
-    middleware,
 )
+from dramatiq_joblog.broker import refusals
 from dramatiq_joblog.recording.transitions import Event
 
 
@@ -540,7 +540,7 @@ def test_whatever_fails_it_does_not_run_unguarded(
     joblog, broker, worker, eventually, monkeypatch, caplog, policy
 ):
     """A fault in the log itself never lets a job run without its section; it comes back."""
-    monkeypatch.setattr(middleware, "AWAY_DELAY", 50)
+    monkeypatch.setattr(refusals, "AWAY_DELAY", 50)
     runs, taken = [], []
     take_all = joblog.transitions.locks.take_all
 

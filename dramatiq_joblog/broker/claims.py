@@ -1,0 +1,162 @@
+"""Uniqueness at ``send()``: the key of a message is taken before it goes to the broker."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dramatiq import Broker, group
+from dramatiq.logging import get_logger
+
+from dramatiq_joblog.errors import (
+    DatabaseAwayError,
+    DuplicateJob,
+    JobLogError,
+    SectionUnknownError,
+)
+from dramatiq_joblog.locking.locks import UNIQUE as UNIQUE_KIND
+from dramatiq_joblog.locking.locks import Claim
+from dramatiq_joblog.payload.sanitize import fold_jid
+from dramatiq_joblog.recording.newest import SENDING, keeps_newest
+
+from .messages import DUPLICATE, UNIQUE
+
+if TYPE_CHECKING:
+    from dramatiq import Message
+
+    from .sending import Enqueue
+
+#: Milliseconds that a uniqueness is held for a message that is on its way to the broker.
+_ON_ITS_WAY = 60_000
+
+_logger = get_logger(__name__)
+
+
+class _Claimed(NamedTuple):
+    """A key that was taken for a message which is being sent."""
+
+    claim: Claim
+    #: Milliseconds that it is for, once the message is sent.
+    ttl: int
+    #: The job that it was taken from, as this one is newer.
+    former: str | None
+
+
+class Claims:
+    """The keys of unique messages that are being sent.
+
+    Parameters:
+      joblog: The log, which has the keys.
+    """
+
+    def __init__(self, joblog: Any) -> None:
+        self._joblog = joblog
+        #: What the message that this thread sends has taken.
+        self._local = threading.local()
+        #: What stands around the ``enqueue`` of brokers whose sends are watched.
+        self._watched: weakref.WeakKeyDictionary[Broker, Enqueue] = weakref.WeakKeyDictionary()
+
+    def enqueue_of(self, broker: Broker) -> Enqueue | None:
+        """Return what stands around a broker's ``enqueue``; None if its sends are not watched."""
+        return self._watched.get(broker)
+
+    def take(self, message: Message[Any]) -> None:
+        """Take the key that a message is unique by, before it is sent."""
+        unique = message.options[UNIQUE]
+        self._joblog.refuse_behind_transaction(unique["key"])
+        # A group is run again, or its member's delay is over.
+        was_duplicate = message.options.pop(DUPLICATE, None) is not None
+        is_newest = keeps_newest(unique)
+        for_good = unique["until"] is None and not is_newest
+        ttl = unique["ttl"] if for_good else min(unique["ttl"], _ON_ITS_WAY)
+        owner, former = fold_jid(message.message_id), None
+        process = SENDING if is_newest else None
+        claim = Claim(UNIQUE_KIND, unique["key"], owner, None, ttl, process=process)
+        try:
+            holder = self._joblog.claim(claim)
+            if holder is not None and is_newest and self._joblog.take_place(claim, holder.owner):
+                former, holder = holder.owner, None
+        except Exception as e:
+            # Dramatiq would swallow it, and send what may be a duplicate.
+            raise SectionUnknownError(f"key {unique['key']!r} may not be unique: {e}") from e
+        if holder is None:
+            self._local.claimed = _Claimed(claim, unique["ttl"], former)
+        elif was_duplicate or _is_sent_with_others():
+            # An error would be swallowed, or keep the rest of a group from being sent: its row
+            # says it instead.
+            message.options[DUPLICATE] = f"the key {unique['key']!r} is held by job {holder.owner}"
+        else:
+            raise DuplicateJob(unique["key"], holder.owner)
+
+    def watch(self, broker: Broker) -> None:
+        """Free the key of a message that could not be sent: no hook is called then."""
+        if broker in self._watched:
+            return
+        enqueue = broker.enqueue
+
+        @functools.wraps(enqueue)
+        def watched(message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+            # A hook may send another message while this one is on its way.
+            outer = getattr(self._local, "claimed", None)
+            self._local.claimed = None
+            try:
+                sent = enqueue(message, delay=delay)
+                self._confirm(self._local.claimed)
+            except BaseException:
+                self._give_back(self._local.claimed)
+                raise
+            else:
+                return sent
+            finally:
+                self._local.claimed = outer
+
+        self._watched[broker] = watched
+        broker.enqueue = watched  # type: ignore[method-assign]
+
+    def _confirm(self, claimed: _Claimed | None) -> None:
+        """Give the key of a message its whole time: the broker has it, whatever becomes of us."""
+        if claimed is None:
+            return
+        claim, former = claimed.claim, claimed.former
+        locks, newest = self._joblog.transitions.locks, self._joblog.newest
+
+        def confirm() -> None:
+            locks.confirm(claim.key, claim.owner, claimed.ttl)
+            if former is not None:
+                newest.give_way(claim.key, claim.owner, former)
+
+        try:
+            if claim.ttl < claimed.ttl or claim.process is not None:
+                self._joblog.writer.call(confirm)
+        except JobLogError as e:
+            # It is confirmed with its row, and by its start; the message is sent already.
+            _logger.warning("Key %r is held for %d ms at first: %s", claim.key, claim.ttl, e)
+
+    def _give_back(self, claimed: _Claimed | None) -> None:
+        if claimed is None:
+            return
+        claim, former = claimed.claim, claimed.former
+        locks, newest = self._joblog.transitions.locks, self._joblog.newest
+
+        def give_back() -> None:
+            if former is None:
+                locks.release(claim.kind, claim.key, claim.owner, None)
+            else:
+                newest.give_back(claim.key, claim.owner, former, claimed.ttl)
+
+        try:
+            self._joblog.writer.call(give_back)
+        except DatabaseAwayError as e:
+            _logger.warning("Key %r stays held for %d ms: %s", claim.key, claim.ttl, e)
+
+
+def _is_sent_with_others() -> bool:
+    """Tell whether a group is being sent, or a hook is at work in which errors are swallowed."""
+    codes = Broker.emit_after.__code__, group.run.__code__
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code not in codes:
+        frame = frame.f_back
+    return frame is not None

@@ -1,0 +1,133 @@
+"""What becomes of a message that may not run now: skipped, rejected, put back or failed."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from dramatiq.logging import get_logger
+from dramatiq.middleware import GroupCallbacks, MiddlewareError, SkipMessage
+
+from dramatiq_joblog.errors import SectionTakenError, SectionUnknownError
+from dramatiq_joblog.recording.writer import AWAY_DELAY
+from dramatiq_joblog.states import State
+
+from .messages import DELAY_SUFFIX, WAITS
+from .outcome_log import tell
+from .requeue import GROUP
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dramatiq import Broker
+    from dramatiq.broker import MessageProxy
+
+    from dramatiq_joblog.locking.admission import Refusal
+    from dramatiq_joblog.recording.transitions import Event
+
+    from .runs import Runs
+    from .verdict import Run
+
+_logger = get_logger(__name__)
+
+
+class Refusals:
+    """Turns messages away, each in the way that its start was answered.
+
+    Parameters:
+      runs: Where a run that is refused is noted.
+      filled: Called with the delay queue that a message was put into.
+      outcome_log: Whether those that are skipped are logged as well.
+      user_column: The column of a job's user.
+    """
+
+    def __init__(
+        self, runs: Runs, filled: Callable[[str], None], *, outcome_log: bool, user_column: str
+    ) -> None:
+        self._runs = runs
+        self._filled = filled
+        self._outcome_log = outcome_log
+        self._user_column = user_column
+
+    def reject(self, broker: Broker, message: MessageProxy, error: Exception) -> None:
+        """Let a job be dead whose message could not be run rightly at any time."""
+        run = self._runs.new(broker, message)
+        run.exception = error
+        message.fail()
+        raise SkipMessage(str(error))
+
+    def refuse(self, broker: Broker, message: MessageProxy, run: Run, start: Event) -> None:
+        """Skip, reject, put back or fail a message that may not run now."""
+        refusal = start.refusal
+        taken = None if refusal is None else str(refusal)
+        if refusal is not None and start.found is None:
+            # The run fails like any other.
+            raise SectionTakenError(refusal.need.key, refusal.why)
+        run.refused = True
+        delay = start.delay
+        if delay is None and start.is_begin and start.found is None:
+            # Nobody knows whether its section is free: it never runs unguarded.
+            delay = AWAY_DELAY
+        if delay is not None:
+            self.put_back(broker, message, delay, refusal)
+            raise SkipMessage(taken or "it comes back: its section is not free for certain")
+        if start.gave_way:
+            # As of any other duplicate: the newer one does its work.
+            count_as_done(broker, message)
+        if taken is None:
+            _logger.info(
+                "Job %s is %s already: this copy of its message is not run.",
+                message.message_id,
+                start.found,
+            )
+            keep_its_result(message)
+        if start.found == State.DEAD:
+            # If its rejection was lost with its worker, to the dead letters with it.
+            message.fail()
+        if self._outcome_log and taken:
+            row = {**start.row, "state": start.found, "skip_reason": taken}
+            tell(row, self._user_column)
+        raise SkipMessage(taken or f"the job log knows this job as {start.found} already")
+
+    def put_back(
+        self, broker: Broker, message: MessageProxy, delay: int, refusal: Refusal | None = None
+    ) -> None:
+        """Enqueue a copy; it must be in the broker before this one is acknowledged."""
+        waits = True if refusal is None else refusal.need.key
+        while True:
+            try:
+                broker.enqueue(message.copy(options={WAITS: waits}), delay=delay)
+            except MiddlewareError:
+                raise
+            except Exception as e:  # noqa: BLE001
+                # Brokers raise the errors of their clients' as well as the host's own.
+                _logger.warning("A waiting job cannot be put back yet: %s", e)
+                time.sleep(1.0)
+            else:
+                break
+        self._filled(f"{message.queue_name}{DELAY_SUFFIX}")
+        keep_its_result(message)
+
+
+def count_as_done(broker: Broker, message: MessageProxy) -> None:
+    """Count a duplicate as done where its group counts its members: another does its work.
+
+    Raises:
+      SectionUnknownError: It could not be counted, and is retried.
+    """
+    last = message.options
+    while (target := last.get("pipe_target")) is not None:
+        # Of a pipeline nothing follows; the group counts by the last of it.
+        last = target["options"]
+    member = message.copy(options={name: last.get(name) for name in GROUP})
+    for middleware in broker.middleware:
+        if isinstance(middleware, GroupCallbacks):
+            try:
+                middleware.after_process_message(broker, member)
+            except Exception as e:
+                raise SectionUnknownError(f"a duplicate is not counted in its group: {e}") from e
+
+
+def keep_its_result(message: MessageProxy) -> None:
+    """Let ``Results`` store nothing for a copy that is dropped: the job's result is another's."""
+    message.options["store_results"] = False
