@@ -17,6 +17,7 @@ from dramatiq_joblog.payload.sanitize import LEFT_OUT, document, is_plain, messa
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from inspect import Signature
 
     from dramatiq import Broker
 
@@ -261,6 +262,21 @@ def _why(kept: Document, sent: Any) -> str | None:
     if kept.note is None and type(get_encoder()) is not JSONEncoder and not is_plain(sent):
         return "arguments that JSON cannot hold are kept as JSON has them"
     return kept.note
+
+
+def signature_of(actor_name: str, broker: Broker | None = None) -> Signature | None:
+    """Return an actor's signature, if it is declared and names its positional arguments.
+
+    Parameters:
+      actor_name: The actor.
+      broker: Where it is declared; by default the one that this process has, if any.
+    """
+    broker = dramatiq.broker.global_broker if broker is None else broker
+    actor = None if broker is None else broker.actors.get(actor_name)
+    if actor is None:
+        return None
+    parameters = parameters_of(actor.fn)
+    return parameters.signature if parameters.known else None
 
 
 def positional_names(broker: Broker | None = None) -> dict[str, tuple[str, ...]]:

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 from dramatiq.logging import get_logger
 from starlette.responses import RedirectResponse
 
+from dramatiq_joblog.broker.arguments import signature_of
 from dramatiq_joblog.errors import (
     CancelError,
     JobLogError,
@@ -25,7 +26,7 @@ from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import CANCELLABLE, State
 
 from .formats import plain_duration, short
-from .named import arguments_of, signature_of
+from .named import arguments_of
 from .presenters import JobRow
 
 if TYPE_CHECKING:
@@ -221,13 +222,13 @@ def _ask_change(visit: Visit) -> Question | None:
     """Ask with which arguments a job is run again."""
     jid = visit.query.get("jid", "")
     job = visit.joblog.get(jid)
-    shown = arguments_of(job, signature_of(visit, job))
+    shown = arguments_of(job, signature_of(job.actor, visit.site.broker))
     fields = [
         (name, "" if value == REDACTED else _as_json(value), is_default)
         for name, value, is_default in shown["pairs"]
     ]
     able = job.state in _STATES["requeue"]
-    known = signature_of(visit, job) is not None
+    known = signature_of(job.actor, visit.site.broker) is not None
     effects = [("retrying", "It is sent anew, as a new job, with what stands here.")]
     if not known:
         effects.append(("waiting", "This process does not know its actor, and checks nothing."))
@@ -261,7 +262,7 @@ def _change(visit: Visit, form: FormData) -> Response:
     jid = str(form.get("jid", ""))
     job = visit.joblog.get(jid)
     changed: dict[str, Any] = {}
-    for name, value, _ in arguments_of(job, signature_of(visit, job))["pairs"]:
+    for name, value, _ in arguments_of(job, signature_of(job.actor, visit.site.broker))["pairs"]:
         given = form.get(f"arg-{name}")
         if not isinstance(given, str) or not given.strip():
             continue

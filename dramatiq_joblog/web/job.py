@@ -9,14 +9,16 @@ from urllib.parse import urlencode
 from dramatiq.logging import get_logger
 from markupsafe import Markup
 
+from dramatiq_joblog.broker.arguments import signature_of
 from dramatiq_joblog.errors import JobNotFound, SearchError
 from dramatiq_joblog.schema.query import cursor_of, word
 from dramatiq_joblog.states import FINAL, State
 
 from .common import waiters
+from .family import MOST, Family
 from .formats import ago, duration, plain_duration, text
 from .history import history
-from .named import arguments_of, signature_of
+from .named import arguments_of
 from .presenters import JobRow, places, sent_at, share_of
 from .timeline_svg import Run, draw, runs_of
 
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
 
     from .context import Visit
 
-#: Lines, relatives and actions that are shown at most.
-MOST_LINES, MOST_RELATIVES, MOST_ACTIONS = 500, 100, 50
+#: Lines and actions that are shown at most.
+MOST_LINES, MOST_ACTIONS = 500, 50
 
 
 def job(visit: Visit) -> Response:
@@ -41,6 +43,7 @@ def job(visit: Visit) -> Response:
     if visit.access.sees_arguments:
         lines = visit.rows("the log lines", lambda: found.lines.limit(MOST_LINES))
     family = visit.part("the family", lambda: _family(visit, found), [found])
+    relatives = Family(found, family, visit.now)
     deeds = visit.rows(
         "the actions", lambda: log.actions.where(log.Action.jid == found.jid).limit(50)
     )
@@ -71,8 +74,9 @@ def job(visit: Visit) -> Response:
         "runs": _runs(runs, lines, visit.now),
         **_sent_and_noted(visit, found),
         **_walk(visit, found),
-        "button": _button(found, family),
-        "family": _tree(found, family, visit.now),
+        "button": _button(found, relatives.dead()),
+        "family": relatives.drawn(),
+        "dead_below": _dead_below(relatives, found),
         "history": history(visit, found, failures, family, deeds),
     }
     return visit.page("job.html", row.name, facts, live=True, section="jobs")
@@ -98,7 +102,7 @@ def _family(visit: Visit, found: Any) -> list[Any]:
     root = found.root_jid or found.jid
     # Not by one condition with OR, for which a database may walk all jobs in their order.
     related = list(log.jobs.where(row.jid == root))
-    related += list(log.jobs.where(row.root_jid == root).order_by(row.id).limit(MOST_RELATIVES))
+    related += list(log.jobs.where(row.root_jid == root).order_by(row.id).limit(MOST))
     replays = [jid for jid in (found.replay_of, found.replayed_by) if jid]
     if replays:
         related += list(log.jobs.where(row.jid.in_(replays)))
@@ -244,7 +248,7 @@ def _sent_and_noted(visit: Visit, found: Any) -> dict[str, Any]:
         return {"progress": None, "arguments": hidden, "meta": []}
     return {
         "progress": _progress(found),
-        "arguments": arguments_of(found, signature_of(visit, found)),
+        "arguments": arguments_of(found, signature_of(found.actor, visit.site.broker)),
         "meta": sorted((found.meta or {}).items()) if isinstance(found.meta, dict) else [],
     }
 
@@ -276,14 +280,27 @@ def _walk(visit: Visit, found: Any) -> dict[str, Any]:
     }
 
 
-def _button(found: Any, family: Sequence[Any]) -> dict[str, Any]:
+def _dead_below(relatives: Family, found: Any) -> dict[str, Any] | None:
+    """Return what is dead among all that a job led to: the newest of them, and how many."""
+    dead, all_ = relatives.dead(), relatives.descendants()
+    if not dead:
+        return None
+    newest = max(dead, key=lambda row: row.finished_at or row.updated_at)
+    what = "children" if all(row.parent_jid == found.jid for row in all_) else "descendants"
+    number = len(dead)
+    return {
+        "text": f"{number} of its {len(all_)} {what} {'is' if number == 1 else 'are'} dead.",
+        "jid": newest.jid,
+        "name": newest.job_type or newest.actor,
+        "error": newest.error_type or "",
+        "message": (newest.error_message or "").partition("\n")[0][:200],
+        "words": f"family:{found.root_jid or found.jid} state:dead",
+        "number": number,
+    }
+
+
+def _button(found: Any, dead: Sequence[Any]) -> dict[str, Any]:
     """Return which button is filled, and which stand beside it: what would work in its state."""
-    dead = [
-        each
-        for each in family
-        if each.state == State.DEAD and each.parent_jid == found.jid and each.replayed_by is None
-        if each.dismissed_at is None
-    ]
     again = "Run again" if found.state == State.DEAD else "Run this job again"
     return {
         "again": again if found.state in FINAL else None,
@@ -294,37 +311,4 @@ def _button(found: Any, family: Sequence[Any]) -> dict[str, Any]:
         "dead_text": "Run the dead child again"
         if len(dead) == 1
         else f"Run the {len(dead)} dead children again",
-    }
-
-
-def _tree(found: Any, family: Sequence[Any], now: datetime) -> dict[str, Any]:
-    nodes = {row.jid: _node(row, found, now) for row in family}
-    roots: list[dict[str, Any]] = []
-    for row in family:
-        parent = nodes.get(row.parent_jid) if row.parent_jid != row.jid else None
-        (roots if parent is None else parent["children"]).append(nodes[row.jid])
-    more = "+" if len(family) >= MOST_RELATIVES else ""
-    return {"roots": roots, "size": len(family), "text": f"{len(family)}{more} jobs"}
-
-
-def _node(row: Any, found: Any, now: datetime) -> dict[str, Any]:
-    shown = JobRow(row, now)
-    text = plain_duration(shown.duration)
-    if row.state == State.DEAD:
-        text = shown.error_type or shown.reason
-    elif row.state == State.STARTED:
-        text = f"running {text}"
-    elif row.state not in FINAL:
-        text = shown.why
-    if row.replay_of == found.jid:
-        text = f"runs it again, {text}"
-    elif found.replay_of == row.jid:
-        text = f"this runs it again, {text}"
-    return {
-        "jid": row.jid,
-        "name": shown.name,
-        "state": shown.state,
-        "text": text,
-        "here": row.jid == found.jid,
-        "children": [],
     }

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _PATHS = {
     "actions": "/actions",
+    "compare": "/compare",
     "complete": "/complete",
     "confirm": "/confirm/{what}",
     "dead": "/dead",

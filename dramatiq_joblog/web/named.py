@@ -3,26 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
-
-import dramatiq.broker
-
-from dramatiq_joblog.payload.parameters import parameters_of
-
-if TYPE_CHECKING:
-    from .context import Visit
+from typing import Any
 
 _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
-def signature_of(visit: Visit, found: Any) -> inspect.Signature | None:
-    """Return the signature of a job's actor, if this process knows it and it names arguments."""
-    broker = visit.site.broker or dramatiq.broker.global_broker
-    actor = None if broker is None else broker.actors.get(found.actor)
-    if actor is None:
-        return None
-    parameters = parameters_of(actor.fn)
-    return parameters.signature if parameters.known else None
 
 
 def arguments_of(found: Any, signature: inspect.Signature | None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ _MOST = 24
 _MIDDLE, _FULL, _THIN = 20, 7, 1.5
 _MS = timedelta(milliseconds=1)
 #: Milliseconds between two lines of an axis.
-_STEPS = (
+STEPS = (
     *(1, 2, 5, 10, 20, 50, 100, 200, 500),
     *(1000, 2000, 5000, 10_000, 15_000, 30_000),
     *(60_000, 120_000, 300_000, 600_000, 900_000, 1_800_000),
@@ -134,7 +134,7 @@ def draw(job: Any, failures: Sequence[Any], now: datetime) -> Lifeline:
     end = max((span.end for span in spans), default=begin)
     total = max(1.0, (end - begin) / _MS)
     length = total * 1.001
-    step = next((s for s in _STEPS if total / s <= 8), total / 4)
+    step = next((s for s in STEPS if total / s <= 8), total / 4)
     lines = [n * step for n in range(int(total / step) + 1)]
     bars = [_bar(span, job, begin, length) for span in _folded(spans)]
     for above, below in itertools.pairwise(bars):

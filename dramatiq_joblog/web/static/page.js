@@ -249,6 +249,14 @@
     }
     old.open = open;
   };
+  const updateFolds = (old, fresh) => {
+    if (old.contains(document.activeElement) || old.matches(":hover")) return;
+    const open = all("details", old).map((fold) => fold.open);
+    if (old.innerHTML === fresh.innerHTML) return;
+    old.innerHTML = fresh.innerHTML;
+    const folds = all("details", old);
+    if (folds.length === open.length) folds.forEach((fold, index) => { fold.open = open[index]; });
+  };
   const updateTable = (old, fresh) => {
     const rows = all("tr[id]", fresh), own = all("tr[id]", old);
     const same = own.length && rows.length === own.length &&
@@ -279,6 +287,7 @@
         const below = other.closest("table[hidden]");
         if (below) old.classList.toggle("gone", all("table.jobs tbody tr", fresh).length < 50);
       }
+      else if (old.dataset.live === "run" && old.matches("section")) updateFolds(old, other);
       else if (old.dataset.live === "run") updateRun(old, other);
       else if (old.dataset.live === "table") updateTable(old, other);
       else if (!old.contains(document.activeElement) || old.matches("a")) copyInto(old, other);
@@ -686,7 +695,7 @@
 
   // Keys
 
-  const go = { o: "/", j: "/jobs", y: "/types", d: "/dead", q: "/queues", l: "/locks", w: "/workers", a: "/actions" };
+  const go = { o: "/", c: "/compare", j: "/jobs", y: "/types", d: "/dead", q: "/queues", l: "/locks", w: "/workers", a: "/actions" };
   let before = "";
   const press = (selector, from = document) => { const found = $(selector, from); found?.click(); return Boolean(found); };
   const act = (what) => {

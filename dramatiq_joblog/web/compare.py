@@ -1,0 +1,194 @@
+"""What changed: a time against one before it, the most surprising first."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from dramatiq_joblog.errors import SearchError
+from dramatiq_joblog.schema.query import word
+from dramatiq_joblog.statistics.changes import Change, changes
+from dramatiq_joblog.statistics.series import Percentiles
+
+from . import charts
+from .common import RANGES
+from .formats import percent, plain_duration
+from .periods import WEEK, Period, moment, period_of
+from .unusual import last_week, times
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+
+    from .context import Visit
+
+#: Lines that are shown at most, and things that are as usual.
+MOST, USUAL = 40, 12
+_DAY = 86_400_000
+#: A factor is drawn up to this.
+_MOST_FACTOR = 16.0
+_HIGH = 120
+
+
+def compare(visit: Visit) -> Response:
+    """Answer with what changed against the same time of another day, or of last week."""
+    period = period_of(visit)
+    against = _against(visit, period)
+    log, keep = visit.joblog, visit.site.keep
+    back = _DAY if against == "yesterday" else WEEK
+
+    def ask(since: Any, until: Any) -> Any:
+        return log.stats(since=since, until=until, by="name")
+
+    now = visit.part(
+        "the time",
+        lambda: keep(
+            f"stats {period.key}", lambda: ask(period.since, period.until), times=period.times
+        ),
+        None,
+    )
+    none: list[Any] = []
+    before = visit.part(
+        "the time before",
+        lambda: keep(
+            f"compared {against} {period.key}",
+            lambda: [ask(*period.ago(n * back)) for n in (1, 2)],
+            times=150,
+        ),
+        none,
+    )
+    before = [stats for stats in before if stats.groups]
+    found = changes(now, before) if now is not None and before else []
+    if visit.wants_json:
+        return visit.json({"against": against, "changes": [vars(change) for change in found]})
+    facts = {
+        "period": period,
+        "ranges": list(RANGES),
+        "against": against,
+        "choices": [("yesterday", "the day before"), ("week", last_week(period, visit.zone))],
+        "now_text": moment(period.since, period.end, visit.zone),
+        "was_text": moment(*period.ago(back), visit.zone),
+        "rows": [_row(change, period) for change in found[:MOST]],
+        "more": max(0, len(found) - MOST),
+        "usual": _usual(now, before, found),
+        "chart": None if now is None else _chart(now, before, visit.zone),
+        "compared": bool(before),
+        "high": _HIGH,
+    }
+    return visit.page("compare.html", "What changed", facts, live=True, section="overview")
+
+
+def _against(visit: Visit, period: Period) -> str:
+    given = visit.query.get("with", "week")
+    if given not in {"week", "yesterday"}:
+        raise SearchError(f"with={given!r} is not offered: use week or yesterday")
+    if given == "yesterday" and period.length > _DAY:
+        return "week"
+    return given
+
+
+#: The shape of each kind of change, and what it is called.
+_LOOKS = {
+    "duration": ("started", "p95"),
+    "queue_time": ("enqueued", "in its queue, p95"),
+    "failed": ("dead", "failed runs"),
+    "jobs": ("list", "jobs"),
+    "error": ("dead", "runs"),
+    "new": ("list", "jobs"),
+    "silent": ("delayed", "jobs"),
+}
+
+
+def _row(change: Change, period: Period) -> dict[str, Any]:
+    look, what = _LOOKS[change.kind]
+    factor = change.factor
+    flag = "" if factor is not None else "silent" if change.kind == "silent" else "new"
+    share = 0.0
+    if factor:
+        log = math.log(factor) / math.log(_MOST_FACTOR)
+        share = max(-1.0, min(1.0, log))
+    elif flag:
+        share = -1.0 if flag == "silent" else 1.0
+    words = ""
+    if change.kind == "error":
+        words = f"{word('error', change.name or '*')} {word('actor', change.actor)} {period.words}"
+    return {
+        "name": change.name or "no error",
+        "actor": change.actor,
+        "kind": change.kind,
+        "what": what,
+        "look": look,
+        "is_worse": change.is_worse,
+        "before": _value(change, change.before),
+        "now": _value(change, change.now),
+        "factor": ""
+        if not factor
+        else times(factor)
+        if factor >= 1
+        else f"\u00f7 {1 / factor:.1f}",
+        "flag": flag,
+        "x": round(50 + 50 * share, 1),
+        "cut": abs(share) >= 1,
+        "words": words,
+    }
+
+
+def _factor(factor: float | None) -> str:
+    if not factor:
+        return ""
+    return times(factor) if factor >= 1 else f"\u00f7 {1 / factor:.1f}"
+
+
+def _value(change: Change, value: float) -> str:
+    if change.kind in {"duration", "queue_time"}:
+        return plain_duration(value)
+    if change.kind == "failed":
+        return percent(value)
+    return f"{value:,.0f}".replace(",", "\u202f") if value >= 10 else f"{value:.2g}"
+
+
+def _usual(now: Any, before: list[Any], found: list[Change]) -> list[tuple[str, str, str]]:
+    """Return what is as it was, so that one can see that it was looked at."""
+    if now is None or not before:
+        return []
+    changed = {(change.name, change.kind) for change in found}
+    was = {group.name: group for group in before[0].groups}
+    rows = []
+    for group in now.groups:
+        if (group.name, "duration") in changed or group.name not in was:
+            continue
+        p95 = Percentiles.of(group.durations).p95
+        earlier = Percentiles.of(was[group.name].durations).p95
+        if p95 is not None and earlier is not None:
+            rows.append((f"{group.name}, p95", plain_duration(earlier), plain_duration(p95)))
+    return rows[:USUAL]
+
+
+def _ended(stats: Any) -> list[int]:
+    names = ("finished", "dead", "skipped")
+    rows = zip(*(stats.series[name] for name in names), strict=True)
+    return [sum(row) for row in rows]
+
+
+def _chart(now: Any, before: list[Any], zone: Any) -> dict[str, Any]:
+    """Draw how many jobs ended over both times, an hour of each over the same hour."""
+    lines = []
+    for stats in (now, *before[:1]):
+        numbers, size = _ended(stats), charts.bars_of(len(stats.times))
+        sums = [sum(numbers[at : at + size]) for at in range(0, len(numbers), size)]
+        hours = stats.step * size / 3_600_000
+        lines.append([value / hours for value in sums])
+    # The last bar is still filling.
+    lines[0][-1:] = []
+    top = charts.nice(max((max(values, default=0) for values in lines), default=0))
+    paths = []
+    for values, whole in zip(lines, (len(lines[0]) + 1, len(lines[-1])), strict=False):
+        width = charts.WIDE / max(1, whole)
+        xs = [(index + 0.5) * width for index in range(len(values))]
+        paths.append(charts.line(xs, values, top, _HIGH))
+    return {
+        "now": paths[0],
+        "was": paths[1] if len(paths) > 1 else "",
+        "top": top,
+        "counts": [sum(_ended(stats)) for stats in (now, *before[:1])],
+        "axis": charts.time_axis(now.times, now.step, zone),
+    }

@@ -1,0 +1,134 @@
+"""A family as one waterfall, and what changed between two times."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta, timezone
+from html import unescape
+
+import pytest
+from pages import opened
+from starlette.testclient import TestClient
+
+from dramatiq_joblog.statistics.changes import ABOVE, surprise
+
+
+@pytest.fixture
+def page(joblog):
+    """Return a client of a dashboard."""
+    with TestClient(opened(joblog), base_url="http://localhost") as asking:
+        yield asking
+
+
+@pytest.fixture
+def family(joblog, job_factory):
+    """Return a log with a family of three generations, of which one leaf is dead."""
+    now = datetime.now(timezone.utc)
+
+    def at(second, length, **more):
+        begin = now - timedelta(minutes=5) + timedelta(seconds=second)
+        end = begin + timedelta(seconds=length)
+        times = {"created_at": begin, "enqueued_at": begin, "started_at": begin}
+        job_factory(**times, finished_at=end, duration=1000 * length, **more)
+
+    at(0, 5, jid="root", job_type="sync")
+    for number in range(20):
+        kin = {"parent_jid": "root", "root_jid": "root"}
+        at(5 + number, 10, jid=f"child-{number}", job_type="load", **kin)
+    kin = {"parent_jid": "child-3", "root_jid": "root"}
+    dead = {"state": "dead", "error_type": "FeedError", "error_message": "no rows"}
+    at(60, 5, jid="leaf-dead", job_type="mail", **kin, **dead)
+    at(70, 90, jid="leaf-last", job_type="mail", **kin)
+    return joblog
+
+
+def test_a_family_is_one_waterfall(page, family):
+    """A job's page draws all that it led to on one axis, counted by state, with the dead lifted."""
+    html = page.get("/jobs/root").text
+    drawn = html[html.index('id="family"') : html.index('id="timeline"')]
+    assert "21 of 22 done" in drawn
+    assert len(re.findall(r'<a href="/jobs/child-\d+"', drawn)) >= 20
+    assert 'href="/jobs/leaf-dead"' in drawn
+    assert "1 of its 22 descendants is dead." in html
+    path = unescape(re.sub(r"<[^>]+>", "", drawn[drawn.index('class="path"') :]))
+    assert path.index("sync") < path.index("child-3") < path.index("leaf-las")
+
+
+def test_a_dead_leaf_is_told_to_every_ancestor(page, family):
+    """A dead job is said on the page of every job that it comes from, and of no other."""
+    for jid, said in (("root", True), ("child-3", True), ("child-4", False), ("leaf-last", False)):
+        assert ("is dead." in page.get(f"/jobs/{jid}").text) is said
+    html = page.get("/jobs/child-3").text
+    assert "Run the dead child again" in html
+    assert 'aria-current="true">load' in html
+
+
+def test_all_of_a_group_is_a_search(page, family):
+    """What a group of a family leaves out is a search that finds the whole group."""
+    html = page.get("/jobs/root").text
+    href = unescape(re.search(r'class="link more" href="([^"]+)"', html)[1])
+    found = page.get(href, headers={"accept": "application/json"}).json()["jobs"]
+    assert len(found) == 20
+
+
+def test_odd_families(page, joblog, job_factory):
+    """A family whose first job is gone, and one that goes in a circle, are drawn as well."""
+    job_factory(jid="orphan", parent_jid="gone", root_jid="gone")
+    job_factory(jid="own", parent_jid="own", root_jid="own")
+    job_factory(jid="a", parent_jid="b", root_jid="a")
+    job_factory(jid="b", parent_jid="a", root_jid="a")
+    for jid in ("orphan", "own", "a", "b"):
+        assert page.get(f"/jobs/{jid}").status_code == 200
+
+
+@pytest.fixture
+def changed(joblog, job_factory):
+    """Return a log in which something changed since a week ago."""
+    now = datetime.now(timezone.utc)
+
+    def add(days, name, count, duration, **more):
+        for number in range(count):
+            at = now - timedelta(days=days, minutes=5 + number)
+            times = {"created_at": at, "enqueued_at": at, "started_at": at, "finished_at": at}
+            job_factory(job_type=name, duration=duration, **times, **more)
+
+    for days in (7, 14):
+        add(days, "slow", 40, 1_000)
+        add(days, "same", 40, 1_000)
+        add(days, "silent", 40, 1_000)
+    add(0, "slow", 40, 8_000)
+    add(0, "same", 40, 1_000)
+    add(0, "new", 5, 1_000)
+    add(0, "slow", 2, 1_000, state="dead", error_type="FeedError", actor="load")
+    return joblog
+
+
+def test_what_changed(page, changed):
+    """What was not there before and what is slower comes first, and what is as usual is named."""
+    found = page.get("/compare", headers={"accept": "application/json"}).json()["changes"]
+    kinds = {(change["kind"], change["name"]) for change in found}
+    assert kinds >= {
+        ("silent", "silent"),
+        ("new", "new"),
+        ("error", "FeedError"),
+        ("duration", "slow"),
+    }
+    assert not {name for _, name in kinds} & {"same"}
+    assert all(change["surprise"] >= ABOVE for change in found[:3])
+    html = page.get("/compare").text
+    assert html.index("FeedError") < html.index("As usual")
+    assert "same, p95" in html[html.index("As usual") :]
+
+
+def test_a_time_that_is_no_choice(page, joblog):
+    """Another time to compare with than those that are offered is refused with a sentence."""
+    assert page.get("/compare", params={"with": "never"}).status_code == 400
+    assert "nothing to compare with" in page.get("/compare").text
+
+
+@pytest.mark.parametrize(
+    ("now", "before"), [(0, [1.0]), (1, []), (1, [0.0, 0.0]), (float("1e300"), [1e-300])]
+)
+def test_surprise_of_odd_numbers(now, before):
+    """Whatever is compared, surprise is a number that is not below zero."""
+    assert surprise(now, before, 10) >= 0
