@@ -20,8 +20,9 @@ from .admin.cancel import Cancelling
 from .admin.doctor import DEFAULT_TIMEOUT as DOCTORS_TIMEOUT
 from .admin.doctor import Doctor
 from .admin.maintenance import INTERVAL, Chores
+from .admin.queues import queues as queues_of
 from .admin.retention import DEFAULT_BATCH, Retention
-from .admin.standstill import MAX_UNSERVED
+from .admin.standstill import MAX_UNSERVED, Standstill
 from .alerts.alerting import DEFAULT_EVERY, Alerting
 from .alerts.learning import regular_types
 from .alerts.on_dead import DeadCaller
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
     from .admin.audit import DeadGroup, DeadMessage
     from .admin.doctor import Finding
     from .admin.problem import Problem
+    from .admin.queues import Queue
     from .admin.retention import Keep
     from .alerts.learning import Regular
     from .alerts.notifiers import Notify
@@ -446,6 +448,18 @@ class JobLog(Cancelling[J], Generic[J]):
         """
         with checked_out(self.database):
             return regular_types(self.tables, self.transitions.locks.now())
+
+    def queues(self) -> list[Queue]:
+        """Return the queues with jobs that are due, or with workers, the worst off first.
+
+        Example:
+          >>> [(queue.name, queue.due, queue.state) for queue in joblog.queues()]
+          []
+        """
+        self._settle()
+        with checked_out(self.database):
+            standstill = Standstill(self.Job, self.Worker, self.Lock, patience=0)
+            return queues_of(standstill, self.now())
 
     @property
     def own_fields(self) -> dict[str, Any]:

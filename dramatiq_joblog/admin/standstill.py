@@ -90,6 +90,11 @@ class Standstill:
         """The worker processes."""
         return look_at(self._job, self._worker)
 
+    def due(self) -> dict[str, list[Standing]]:
+        """Return the jobs that could run now, by queue; with a patience of 0."""
+        states = (State.ENQUEUED, State.DELAYED, State.RETRYING)
+        return _by_name(one for state in states for one in self._standing(state, self._patience))
+
     def workers(self) -> Look:
         """Look for runs whose process is gone, and that nobody has marked as lost."""
         fleet = self.fleet

@@ -15,6 +15,7 @@ __all__ = [
     "escaped_json",
     "exact",
     "number",
+    "percent",
     "relative",
     "rough",
     "split_duration",
@@ -37,6 +38,19 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def number(value: int, *, capped: bool = False) -> str:
     """Return ``10 000``, or ``10 000+`` for a count that stopped there."""
     return f"{value:,}".replace(",", _NARROW_SPACE) + ("+" if capped else "")
+
+
+def percent(share: float) -> str:
+    """Return a share of 1 in percent, with one decimal where that says more.
+
+    Example:
+      >>> percent(0.0), percent(0.109), percent(1.0), percent(0.0004)
+      ('0 %', '10.9 %', '100 %', '<0.1 %')
+    """
+    if 0 < share < 0.001:
+        return "<0.1 %"
+    plain = f"{100 * share:.1f}".removesuffix(".0")
+    return f"{plain} %"
 
 
 def rough(milliseconds: float) -> str:

@@ -6,15 +6,16 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.errors import SearchError
+from dramatiq_joblog.reading.compared import WHAT, amount, times
 from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.statistics.changes import Change, changes
 from dramatiq_joblog.statistics.series import Percentiles
 
 from . import charts
 from .common import RANGES
-from .formats import percent, plain_duration
+from .formats import plain_duration
 from .periods import WEEK, Period, moment, period_of
-from .unusual import last_week, times
+from .unusual import last_week
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -86,20 +87,19 @@ def _against(visit: Visit, period: Period) -> str:
     return given
 
 
-#: The shape of each kind of change, and what it is called.
+#: The shape of each kind of change.
 _LOOKS = {
-    "duration": ("started", "p95"),
-    "queue_time": ("enqueued", "in its queue, p95"),
-    "failed": ("dead", "failed runs"),
-    "jobs": ("list", "jobs"),
-    "error": ("dead", "runs"),
-    "new": ("list", "jobs"),
-    "silent": ("delayed", "jobs"),
+    "duration": "started",
+    "queue_time": "enqueued",
+    "failed": "dead",
+    "jobs": "list",
+    "error": "dead",
+    "new": "list",
+    "silent": "delayed",
 }
 
 
 def _row(change: Change, period: Period) -> dict[str, Any]:
-    look, what = _LOOKS[change.kind]
     factor = change.factor
     flag = "" if factor is not None else "silent" if change.kind == "silent" else "new"
     share = 0.0
@@ -115,11 +115,11 @@ def _row(change: Change, period: Period) -> dict[str, Any]:
         "name": change.name or "no error",
         "actor": change.actor,
         "kind": change.kind,
-        "what": what,
-        "look": look,
+        "what": WHAT[change.kind],
+        "look": _LOOKS[change.kind],
         "is_worse": change.is_worse,
-        "before": _value(change, change.before),
-        "now": _value(change, change.now),
+        "before": amount(change, change.before),
+        "now": amount(change, change.now),
         "factor": ""
         if not factor
         else times(factor)
@@ -136,14 +136,6 @@ def _factor(factor: float | None) -> str:
     if not factor:
         return ""
     return times(factor) if factor >= 1 else f"\u00f7 {1 / factor:.1f}"
-
-
-def _value(change: Change, value: float) -> str:
-    if change.kind in {"duration", "queue_time"}:
-        return plain_duration(value)
-    if change.kind == "failed":
-        return percent(value)
-    return f"{value:,.0f}".replace(",", "\u202f") if value >= 10 else f"{value:.2g}"
 
 
 def _usual(now: Any, before: list[Any], found: list[Change]) -> list[tuple[str, str, str]]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from dramatiq_joblog.reading.story import sent_at
 from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.states import ACTIVE, FINAL, State
 
 from .formats import plain_duration
-from .presenters import JobRow, sent_at
+from .presenters import JobRow
 from .timeline_svg import STEPS, tick
 
 if TYPE_CHECKING:

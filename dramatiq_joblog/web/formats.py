@@ -92,16 +92,8 @@ def brief(value: Any) -> str:
 
 
 def percent(share: float) -> str:
-    """Write a share of 1 in percent, with one decimal where that says more.
-
-    Example:
-      >>> percent(0.0), percent(0.109), percent(1.0), percent(0.0004)
-      ('0\u00a0%', '10.9\u00a0%', '100\u00a0%', '<0.1\u00a0%')
-    """
-    if 0 < share < 0.001:
-        return "<0.1\u00a0%"
-    plain = f"{100 * share:.1f}".removesuffix(".0")
-    return f"{plain}\u00a0%"
+    """Write a share of 1 in percent: ``10.9 %``."""
+    return display.percent(share).translate(_NO_BREAK)
 
 
 def short(jid: str) -> str:

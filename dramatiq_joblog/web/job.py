@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from dramatiq_joblog.broker.arguments import signature_of
 from dramatiq_joblog.errors import JobNotFound, SearchError
+from dramatiq_joblog.reading.story import sent_at
 from dramatiq_joblog.schema.query import cursor_of, word
 from dramatiq_joblog.states import FINAL, State
 
@@ -19,7 +20,7 @@ from .family import MOST, Family
 from .formats import ago, duration, plain_duration, text
 from .history import history
 from .named import arguments_of
-from .presenters import JobRow, places, sent_at, share_of
+from .presenters import JobRow, places, share_of
 from .timeline_svg import Run, draw, runs_of
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from dramatiq_joblog.reading.story import sent_at
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.states import FINAL, State
@@ -13,7 +14,7 @@ from . import charts
 from .common import RANGES
 from .formats import percent, plain_duration
 from .periods import period_of
-from .presenters import JobRow, sent_at
+from .presenters import JobRow
 from .unusual import last_week, past, type_rows
 from .verdict import summary
 

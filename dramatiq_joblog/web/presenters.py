@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.broker.messages import DELAY_SUFFIX
+from dramatiq_joblog.reading.story import sent_at
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.schema.query import user_field, word
 from dramatiq_joblog.states import CANCELLABLE, FINAL, DeadReason, State
@@ -203,12 +204,6 @@ def _first_line(text: str | None) -> str:
     """Return the first line of a text, cut where nobody reads on."""
     line = (text or "").strip().partition("\n")[0]
     return line if len(line) <= 300 else f"{line[:300]}\u2026"
-
-
-def sent_at(job: Any) -> datetime:
-    """Return when a job was first sent, as far as it is known."""
-    at: datetime = job.enqueued_at or job.created_at
-    return at
 
 
 def user_of(job: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.broker.messages import DELAY_SUFFIX
 from dramatiq_joblog.reading.counts import Count
+from dramatiq_joblog.reading.story import sent_at
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.states import ACTIVE, State
@@ -18,7 +19,7 @@ from . import charts
 from .common import RANGES
 from .formats import plain_duration
 from .periods import Period
-from .presenters import JobRow, WorkerRow, sent_at
+from .presenters import JobRow, WorkerRow
 from .unusual import past
 
 if TYPE_CHECKING:

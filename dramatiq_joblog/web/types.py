@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.errors import JobNotFound
+from dramatiq_joblog.reading.compared import times
 from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.states import FINAL, State
 from dramatiq_joblog.statistics.changes import LEAST, SMALLEST, USUAL, surprise
@@ -17,7 +18,7 @@ from .common import RANGES
 from .formats import percent, plain_duration
 from .periods import WEEK, period_of
 from .presenters import user_of
-from .unusual import last_week, past, times, type_rows
+from .unusual import last_week, past, type_rows
 
 if TYPE_CHECKING:
     from starlette.responses import Response

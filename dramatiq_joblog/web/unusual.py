@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from dramatiq_joblog.reading.compared import told
 from dramatiq_joblog.statistics.changes import Change, changes
 from dramatiq_joblog.statistics.series import Percentiles
 
 from . import charts
-from .formats import percent, plain_duration
 from .periods import WEEK
 
 if TYPE_CHECKING:
@@ -107,30 +107,6 @@ def _row(name: str, group: Any, changed: Sequence[Change], found: Past) -> dict[
         "is_worse": bool(worse),
         "compared": bool(found.before),
     }
-
-
-def told(change: Change) -> tuple[str, str]:
-    """Write a change: what of it matters, and what it was."""
-    factor = change.factor or 0.0
-    if change.kind == "silent":
-        return "silent", f"usually {round(change.before)} in this time"
-    if change.kind == "new":
-        return "new", "no jobs in the weeks before"
-    if change.kind == "queue_time":
-        waits = f"waits {plain_duration(change.now)}" if factor > 1 else "waits less"
-        return waits, f"in its queue, usually {plain_duration(change.before)}"
-    if change.kind == "failed":
-        return f"{percent(change.now)} fail", f"usually {percent(change.before)}"
-    if change.kind == "jobs":
-        how = f"{times(factor)} as many" if factor > 1 else f"{times(1 / factor)} fewer"
-        return "", f"{how} jobs"
-    how = f"{times(factor)} slower" if factor > 1 else f"{times(1 / factor)} faster"
-    return how, f"usually {plain_duration(change.before)}"
-
-
-def times(factor: float) -> str:
-    """Write how many times as much something is."""
-    return f"{factor:.1f} \u00d7" if factor < 10 else f"{factor:.0f} \u00d7"
 
 
 def last_week(period: Period, zone: Any) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from dramatiq_joblog.reading.story import sent_at
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.states import ACTIVE, FINAL, Outcome, State
@@ -15,7 +16,7 @@ from . import charts
 from .common import RANGES
 from .formats import brief, percent, plain_duration
 from .periods import WEEK, Period, period_of
-from .presenters import JobRow, sent_at
+from .presenters import JobRow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,0 +1,70 @@
+"""The queues as the log knows them: what is due in each, since when, and who takes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from .standstill import Standstill
+
+#: Milliseconds from which on a job that is due is late.
+LATE = 60_000
+
+
+@dataclass(frozen=True)
+class Queue:
+    """One queue with jobs that are due, or with workers."""
+
+    name: str
+    #: How many jobs could run now; of each state the oldest 20,000 are looked at.
+    due: int
+    #: Since when the first of them could; None if none is due.
+    since: datetime | None
+    #: Threads of the live workers that consume it, which may consume others too.
+    threads: int
+    #: Jobs that those workers run, whichever queue they are of.
+    running: int
+    #: Milliseconds that the first of them has waited.
+    age: int | None
+
+    @property
+    def state(self) -> str:
+        """``no worker``, ``behind``, ``busy``, ``keeps up`` or ``idle``."""
+        if not self.threads:
+            return "no worker" if self.due else "idle"
+        if self.age is not None and self.age > LATE:
+            return "behind"
+        if self.running >= self.threads:
+            return "busy"
+        return "keeps up" if self.due or self.running else "idle"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        since = None
+        if self.since is not None:
+            since = self.since.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return {
+            "name": self.name,
+            "state": self.state,
+            "due": self.due,
+            "since": since,
+            "threads": self.threads,
+            "running": self.running,
+        }
+
+
+def queues(standstill: Standstill, now: datetime) -> list[Queue]:
+    """Return the queues, that which is worst off first; with a connection open."""
+    fleet, due = standstill.fleet, standstill.due()
+    found = []
+    for name in dict.fromkeys([*due, *fleet.threads]):
+        some = due.get(name, ())
+        since = min((one.since for one in some), default=None)
+        age = None if since is None else max(0, round((now - since).total_seconds() * 1000))
+        count = sum(one.count for one in some)
+        found.append(Queue(name, count, since, fleet.threads[name], fleet.running[name], age))
+    order = ["no worker", "behind", "busy", "keeps up", "idle"]
+    return sorted(found, key=lambda queue: (order.index(queue.state), -queue.due, queue.name))
