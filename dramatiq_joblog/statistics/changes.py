@@ -111,8 +111,10 @@ def _of_one(
     if many and count >= LEAST:
         smooth = [_failed(each, never=0.5) for each in many]
         for change in _compared("failed", name, _failed(group, never=0.5), smooth, count):
-            before = median(_failed(each) for each in many)
-            yield replace(change, before=before, now=_failed(group))
+            before, share = median(_failed(each) for each in many), _failed(group)
+            # Of other numbers of jobs, none of which failed, none is as many as before.
+            if before or share:
+                yield replace(change, before=before, now=share)
     if any(rates):
         yield from _compared("jobs", name, float(count), [r * length for r in rates], count)
 

@@ -1,0 +1,252 @@
+"""``diff`` and ``types``: what is not as it was, and how each job type does."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.text import Text
+
+from dramatiq_joblog.reading.compared import WHAT, amount, times, told
+from dramatiq_joblog.reading.display import percent
+from dramatiq_joblog.reading.search import instant
+from dramatiq_joblog.states import State
+from dramatiq_joblog.statistics.changes import Change, changes
+
+from .app import NOTHING, Refusal, Session, command
+from .style import QUIET, TITLE, aligned, colour, line, number
+from .table import Column
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dramatiq_joblog import JobLog
+    from dramatiq_joblog.statistics.series import Group, Stats
+
+    from .table import Screen
+
+#: How far back the same hours are, by name.
+_BACK = {"yesterday": timedelta(days=1), "week": timedelta(weeks=1)}
+#: Earlier times that are compared with, so that it is seen how much they vary.
+_TIMES = 2
+#: Changes that are shown.
+_SHOWN = 40
+
+
+@command(
+    "diff",
+    "Show what changed between two times.",
+    examples=[
+        ("diff yesterday", "the last 24 hours against the 24 before"),
+        ("diff week --since 3h", "the last three hours against the same a week ago"),
+        ("diff v412", "since a mark, against as long before it"),
+        ("diff 14:05", "since a time, against as long before it"),
+    ],
+)
+@click.argument("against", default="week", metavar="[yesterday|week|MARK|TIME]")
+@click.option(
+    "--since", default="24h", show_default=True, metavar="TIME", help="Begin, with a day or week."
+)
+@click.option("--until", metavar="TIME", help="End, alike; by default now.")
+def diff(session: Session, *, against: str, since: str, until: str | None) -> None:
+    """Show what is not as it was: job types by count, failures, duration and queue time; errors.
+
+    The most surprising comes first, against the same hours yesterday or a week ago; or from a
+    mark or a time on, against as long before it.  Exit 1 if there is nothing to compare with.
+    In a pipe: kind, name, actor, before, now, factor.
+    """
+    joblog, screen = session.joblog, session.screen
+    begin, end, shifts = _periods(joblog, against, since, until)
+    now = joblog.stats(since=begin, until=end, by="name")
+    earlier = [joblog.stats(since=begin - s, until=end - s, by="name") for s in shifts]
+    before = [stats for stats in earlier if stats.groups]
+    found = changes(now, before) if before else []
+    if session.json:
+        screen.json(
+            {
+                "since": begin.isoformat(),
+                "until": end.isoformat(),
+                "against": [(begin - shifts[0]).isoformat(), (end - shifts[0]).isoformat()],
+                "compared": bool(before),
+                "changes": [asdict(change) for change in found],
+            }
+        )
+    elif before:
+        _show_changes(
+            screen, found, _spelled(begin, end), _spelled(begin - shifts[0], end - shifts[0])
+        )
+    if not before:
+        if not session.json:
+            click.echo(
+                "there is nothing to compare with: no job ended in the time before", err=True
+            )
+        raise click.exceptions.Exit(NOTHING)
+
+
+def _periods(
+    joblog: JobLog, against: str, since: str, until: str | None
+) -> tuple[datetime, datetime, list[timedelta]]:
+    """Return begin and end of the time, and how far back those are that it is compared with."""
+    now = joblog.now()
+    end = now if until is None else instant(until, now)
+    if against in _BACK:
+        begin = instant(since, now)
+        if begin >= end:
+            raise Refusal(f"--since {since} is not before --until {until or 'now'}")
+        # Of a time that is longer than a day, the days before it.
+        back = _BACK[against] * max(1, -((begin - end) // _BACK[against]))
+        return begin, end, [back * (number_ + 1) for number_ in range(_TIMES)]
+    begin = _moment(joblog, against, now)
+    if begin >= end:
+        raise Refusal(f"{against!r} is not before {until or 'now'}: nothing has passed since")
+    return begin, end, [(end - begin) * (number_ + 1) for number_ in range(_TIMES)]
+
+
+def _moment(joblog: JobLog, text: str, now: datetime) -> datetime:
+    """Return when a mark was made, or the time that a text says."""
+    mark = joblog.marks.where(joblog.Deploy.name == text).first()
+    if mark is not None:
+        at: datetime = mark.at
+        return at
+    return instant(text, now)
+
+
+def _spelled(begin: datetime, end: datetime) -> str:
+    form = (
+        "%H:%M"
+        if end - begin <= timedelta(days=1) and begin.date() == end.date()
+        else "%d %b %H:%M"
+    )
+    return f"{begin:%d %b %H:%M} to {end:{form}} UTC"
+
+
+def _show_changes(screen: Screen, found: Sequence[Change], now: str, before: str) -> None:
+    if screen.live:
+        screen.write(("What changed", TITLE), (f"  {now}", QUIET))
+        screen.write((f"against {before}", QUIET))
+        screen.write()
+    if not found:
+        if screen.live:
+            screen.write("All is as usual.")
+        return
+    screen.table(
+        [
+            Column("What", lambda c: WHAT[c.kind], lambda c: c.kind, keep=8),
+            Column("Name", _name, lambda c: c.name, keep=9, least=14),
+            Column("Actor", lambda c: line(c.actor), keep=4, least=8),
+            Column("Before", lambda c: amount(c, c.before), lambda c: c.before, keep=6, right=True),
+            Column("Now", lambda c: amount(c, c.now), lambda c: c.now, keep=7, right=True),
+            Column("Factor", _factor, lambda c: c.factor, keep=5, right=True),
+        ],
+        found[:_SHOWN],
+    )
+    if len(found) > _SHOWN and screen.live:
+        screen.write((f"{len(found) - _SHOWN} more", QUIET))
+
+
+def _name(change: Change) -> Text:
+    return Text(line(change.name or "no error"), colour(State.DEAD) if change.is_worse else "")
+
+
+def _factor(change: Change) -> str:
+    if not change.factor:
+        return "silent" if change.kind == "silent" else "new"
+    return times(change.factor) if change.factor >= 1 else f"÷ {1 / change.factor:.1f}"
+
+
+@command(
+    "types",
+    "Show how each job type does, against a week ago.",
+    examples=[
+        ("types", "the last 24 hours, the least usual first"),
+        ("types --since 1h", "the last hour"),
+    ],
+)
+@click.option("--since", default="24h", show_default=True, metavar="TIME", help="Begin: 1h, 2d.")
+@click.option("--until", metavar="TIME", help="End, alike; by default now.")
+def types(session: Session, *, since: str, until: str | None) -> None:
+    """Show each job type: how many jobs ended, how many runs failed, how long they took.
+
+    What is worst against the same hours of last week comes first.  Jobs without a type stand
+    under their actor's name.
+    """
+    joblog, screen = session.joblog, session.screen
+    begin, end, shifts = _periods(joblog, "week", since, until)
+    now = joblog.stats(since=begin, until=end, by="name")
+    earlier = [joblog.stats(since=begin - s, until=end - s, by="name") for s in shifts]
+    before = [stats for stats in earlier if stats.groups]
+    rows = _types(now, before)
+    if session.json:
+        screen.json([row.as_dict() for row in rows])
+    else:
+        screen.table(
+            [
+                Column("Job type", lambda r: line(r.name or "none"), keep=20, least=14),
+                Column("Ended", lambda r: number(r.ended), lambda r: r.ended, keep=15, right=True),
+                Column("Failed", _failed, lambda r: r.failed, keep=17, right=True),
+                Column("p50", lambda r: aligned(r.p50), lambda r: r.p50, keep=14, right=True),
+                Column("p95", lambda r: aligned(r.p95), lambda r: r.p95, keep=18, right=True),
+                Column("Was", lambda r: aligned(r.was), lambda r: r.was, keep=13, right=True),
+                Column("Against last week", _told, lambda r: r.told, keep=16, least=20),
+            ],
+            rows,
+        )
+    if not rows:
+        raise click.exceptions.Exit(NOTHING)
+
+
+class _Type:
+    """One job type as it is shown."""
+
+    def __init__(self, name: str, group: Group | None, was: Group | None) -> None:
+        self.name = name
+        counts = {} if group is None else group.counts
+        self.ended = sum(counts.get(outcome, 0) for outcome in ("finished", "dead", "skipped"))
+        failed = counts.get("dead", 0) + counts.get("retried", 0)
+        ran = counts.get("finished", 0) + failed
+        #: The share of its runs that failed; None if none ended.
+        self.failed = failed / ran if ran else None
+        self.p50 = None if group is None else group.duration.p50
+        self.p95 = None if group is None else group.duration.p95
+        self.was = None if was is None else was.duration.p95
+        self.told = ""
+        self.is_worse = False
+        self.surprise = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        return {key: value for key, value in vars(self).items() if key != "surprise"}
+
+
+def _types(now: Stats, before: Sequence[Stats]) -> list[_Type]:
+    groups = {group.name: group for group in now.groups}
+    was = {group.name: group for group in before[0].groups} if before else {}
+    changed: dict[str, list[Change]] = {}
+    for change in changes(now, before) if before else ():
+        if change.kind != "error":
+            changed.setdefault(change.name, []).append(change)
+    rows = []
+    for name in dict.fromkeys([*groups, *changed]):
+        row = _Type(name, groups.get(name), was.get(name))
+        worse = [change for change in changed.get(name, ()) if change.is_worse]
+        some = worse or changed.get(name, [])
+        row.told = "; ".join(", ".join(filter(None, told(change))) for change in some[:2])
+        row.is_worse = bool(worse)
+        row.surprise = max((change.surprise for change in worse), default=0.0)
+        rows.append(row)
+    return sorted(rows, key=lambda row: (-row.surprise, -row.ended, row.name))
+
+
+def _failed(row: _Type) -> Text:
+    if row.failed is None:
+        return Text()
+    return Text(percent(row.failed), colour(State.DEAD) if row.failed else QUIET)
+
+
+def _told(row: _Type) -> Text:
+    text = Text(line(row.told or "as usual"), "" if row.told else QUIET)
+    if row.is_worse:
+        text.stylize(colour(State.DEAD))
+    return text

@@ -1,0 +1,106 @@
+"""``logs``: what a job logged, also while it does so."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.text import Text
+
+from dramatiq_joblog.states import FINAL, State
+
+from .app import NOTHING, Session, command
+from .show import Jid, find
+from .style import QUIET, line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dramatiq_joblog import JobLog
+
+    from .table import Screen
+
+#: Lines that are read at once.
+_BATCH = 500
+#: Lines with smaller numbers may be committed after those with greater ones.
+_DISORDER = 200
+
+
+@command(
+    "logs",
+    "Show what a job logged; with -f, while it does so.",
+    examples=[
+        ("logs 4e1b9c70", "all its lines, of all its runs"),
+        ("logs 4e1b9c70 -f", "and those to come, until it has ended"),
+    ],
+)
+@click.argument("jid", type=Jid())
+@click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended, or Ctrl-C.")
+@click.option(
+    "--every",
+    default=500,
+    show_default=True,
+    type=click.IntRange(50),
+    metavar="MS",
+    help="With -f, milliseconds between two looks.",
+)
+def logs(session: Session, *, jid: str, follow: bool, every: int) -> None:
+    """Show the lines that a job logged, of all its runs.
+
+    Those of INFO and above are kept, or as its actor's log_lines says.  With -f it goes on
+    until the job has ended; exit 1 then if it did not finish.  In a pipe: time, level, attempt,
+    text; with --json a document a line.
+    """
+    joblog, screen = session.joblog, session.screen
+    job = find(joblog, jid)
+    lines = _Lines(joblog, job.jid)
+    state = job.state
+    while True:
+        for row in lines.fresh():
+            _show(screen, row, as_json=session.json)
+        screen.console.file.flush()
+        if not follow or state in FINAL:
+            break
+        time.sleep(every / 1000)
+        # Before its last lines, which are looked for once more.
+        state = joblog.get(job.jid).state
+    if follow and state != State.FINISHED:
+        raise click.exceptions.Exit(NOTHING)
+
+
+class _Lines:
+    """The lines of one job that were not shown yet."""
+
+    def __init__(self, joblog: JobLog, jid: str) -> None:
+        # Any: a bound model.
+        self._line: Any = joblog.Line
+        self._jid = jid
+        self._shown: set[int] = set()
+
+    def fresh(self) -> Iterator[Any]:
+        """Yield them in the order in which they were written."""
+        line_ = self._line
+        after = max(self._shown, default=0) - _DISORDER
+        while True:
+            mine = line_.select().where(line_.jid == self._jid, line_.id > after)
+            rows = list(mine.order_by(line_.id).limit(_BATCH))
+            fresh = [row for row in rows if row.id not in self._shown]
+            self._shown.update(row.id for row in fresh)
+            yield from sorted(fresh, key=lambda row: (row.attempt, row.time, row.number))
+            if len(rows) < _BATCH:
+                return
+            after = rows[-1].id
+
+
+def _show(screen: Screen, row: Any, *, as_json: bool) -> None:
+    if as_json:
+        screen.json(row.as_dict())
+        return
+    at = f"{row.time:%H:%M:%S}.{row.time.microsecond // 1000:03}"
+    if not screen.live:
+        whole = row.as_dict()["time"]
+        screen.raw(f"{whole}\t{row.level or '-'}\t{row.attempt}\t{line(row.text)}")
+        return
+    before = f"{at} {row.level.lower():<8} "
+    screen.hanging(Text.assemble((before, QUIET), line(row.text)), len(before))

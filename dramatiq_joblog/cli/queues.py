@@ -1,0 +1,67 @@
+"""``queues``: what piles up, and who takes it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from dramatiq_joblog.states import State
+
+from .app import NOTHING, Session, command
+from .style import age, colour, number
+from .table import Column
+
+if TYPE_CHECKING:
+    from dramatiq_joblog.admin.queues import Queue
+
+import click
+
+#: The colour that each kind of queue has.
+_COLOURS = {"no worker": State.DEAD, "behind": State.WAITING, "busy": State.STARTED}
+
+
+@command(
+    "queues",
+    "Show what piles up in which queue, and who takes it.",
+    examples=[
+        ("queues", "all queues, the worst off first"),
+        ("queues --json | jq '.[] | select(.state == \"no worker\")'", "for programs"),
+    ],
+)
+def queues(session: Session) -> None:
+    """Show the queues with jobs that are due, or with workers, the worst off first.
+
+    A queue is behind if a job has been due in it for more than a minute.  Threads may take from
+    several queues.  Exit 1 if nothing is known of any.
+    """
+    joblog, screen = session.joblog, session.screen
+    found = joblog.queues()
+    if session.json:
+        screen.json([queue.as_dict() for queue in found])
+    elif found:
+        now = joblog.now()
+        screen.table(
+            [
+                Column("Queue", lambda q: q.name, keep=9, least=12),
+                Column("State", _state, lambda q: q.state, keep=8),
+                Column("Due", lambda q: number(q.due), lambda q: q.due, keep=7, right=True),
+                Column(
+                    "Oldest",
+                    lambda q: age(q.since, now),
+                    lambda q: q.as_dict()["since"],
+                    keep=6,
+                    right=True,
+                ),
+                Column("Running", lambda q: number(q.running), lambda q: q.running, right=True),
+                Column("Threads", lambda q: number(q.threads), lambda q: q.threads, right=True),
+            ],
+            found,
+        )
+    if not found:
+        raise click.exceptions.Exit(NOTHING)
+
+
+def _state(queue: Queue) -> Text:
+    known = _COLOURS.get(queue.state)
+    return Text(queue.state, "" if known is None else colour(known))
