@@ -95,6 +95,8 @@ class ProblemKind(_Text):
     LOST = "lost"
     #: Jobs are dead because the broker refused their retry.
     RETRIES_LOST = "retries_lost"
+    #: A job that was expected to finish did not: see :class:`Expect`.
+    MISSED = "missed"
     #: An error that was not seen for a month.
     NEW_ERROR = "new_error"
     #: An error that is several times as frequent as usual.

@@ -41,6 +41,8 @@ MAX_SPOOLED = 60
 DEFAULT_TIMEOUT = 5_000
 #: Milliseconds that the server may be silent beyond that.
 _SILENT = 1_000
+#: As many missing jobs are said at most.
+_MOST_MISSED = 100
 
 _UNKNOWN_CURE = (
     "call create_tables() on the log if tables or columns are missing; look at what else the "
@@ -56,6 +58,7 @@ class Doctor:
       broker: The broker that has the log's middleware, if that is to be looked at too.
       patience: Milliseconds that jobs may wait for a worker, or for a thread.
       lost_for: Milliseconds that a job may be lost.
+      expected: Whether expected jobs are looked for.
       timeout: Milliseconds that all questions to the database may take together.
     """
 
@@ -67,12 +70,14 @@ class Doctor:
         patience: int = MAX_UNSERVED,
         lost_for: int = 0,
         timeout: int = DEFAULT_TIMEOUT,
+        expected: bool = True,
     ) -> None:
         self._joblog = joblog
         self._broker = broker
         self._database: Any = joblog.database
         self._dialect = dialect_of(joblog.database)
         self._timeout = timeout
+        self._asks_for_expected = expected
         self._deadline = 0.0
         self._checks = DatabaseChecks(joblog.tables)
         self._standstill = Standstill(
@@ -82,7 +87,7 @@ class Doctor:
     @classmethod
     def for_findings(cls, joblog: Any, broker: Any) -> Doctor:
         """Return one that says what has stood still for long, and leaves the rest its time."""
-        return cls(joblog, broker, lost_for=MAX_LOST)
+        return cls(joblog, broker, lost_for=MAX_LOST, expected=False)
 
     def findings(self) -> list[Finding]:
         """Return all that was looked at, in an order that does not change."""
@@ -133,6 +138,7 @@ class Doctor:
             "overdue": standstill.overdue,
             "lost": standstill.lost,
             "retries": self._retries,
+            **({"expected": self._expected} if self._asks_for_expected else {}),
             "errors": self._errors,
             "types": self._types,
         }
@@ -232,6 +238,25 @@ class Doctor:
             "state:dead reason:retry_lost",
         )
         return Look("retries", well, (problem,))
+
+    def _expected(self) -> Look:
+        """Look for expected jobs that did not run, as the workers that look at the rules know."""
+        state = self._joblog.tables.alert
+        rows = state.select().where(state.is_open, state.expects.is_null(False)).limit(_MOST_MISSED)
+        problems = [
+            seen(
+                ProblemKind.MISSED,
+                row.expects,
+                row.since or row.seen_at,
+                1,
+                f"a job of type {cut(row.expects)!r} is missing",
+                f", which should have finished by {said(row.since or row.seen_at)}.",
+                "look whether what sends it runs, and what became of the last one",
+                row.search or "",
+            )
+            for row in rows
+        ]
+        return Look("expected", "no expected job is missing", tuple(problems))
 
     def _spools(self) -> Look:
         waiting = self._joblog.spool.files()

@@ -90,6 +90,7 @@ class Ledger:
                 "summary": sight.summary,
                 "jids": list(sight.jids),
                 "search": sight.search or None,
+                "expects": sight.expects,
                 "subjects": sorted(sight.subjects),
                 "since": to_millis(row.since) if row and row.is_open and row.since else since,
             }

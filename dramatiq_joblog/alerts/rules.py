@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from dramatiq_joblog.schema.query import JobQuery
     from dramatiq_joblog.schema.tables import Tables
 
+#: The kinds of problems that are alerts unless others are named: an expected job is one already.
+_PROBLEMS = tuple(kind.value for kind in ProblemKind if kind != ProblemKind.MISSED)
 #: Counting stops here: a notice then says "or more".
 MOST = 1_000
 #: As many jobs are named in a notice.
@@ -50,6 +52,8 @@ class Sight:
     jids: tuple[str, ...] = ()
     #: Words that find them.
     search: str = ""
+    #: The type of jobs of which one should have finished.
+    expects: str | None = None
     #: What it is about: a notice is due at once if there is something new.
     subjects: frozenset[str] = frozenset()
 
@@ -207,7 +211,7 @@ class ProblemAlert:
         by_kind: dict[str, list[Problem]] = {}
         for problem in asked.problems():
             by_kind.setdefault(problem.kind.value, []).append(problem)
-        wanted = self.kinds or tuple(kind.value for kind in ProblemKind)
+        wanted = self.kinds or _PROBLEMS
         return [self._sight(str(kind), by_kind.get(kind, [])) for kind in wanted]
 
     def _sight(self, kind: str, problems: Sequence[Problem]) -> Sight:
@@ -295,6 +299,7 @@ class Expect:
                 since=now,
                 jids=tuple(row.jid for row in rows),
                 search=f'type:"{self.job_type}"',
+                expects=self.job_type,
             )
         ]
 

@@ -555,6 +555,8 @@ class AlertState(_Row):
     jids: Field[list[str] | None] = JsonField(null=True)
     #: Words of a search that finds the jobs.
     search: Field[str | None] = ProseField(null=True)
+    #: The type of jobs of which one should have finished; None for other alerts.
+    expects: Field[str | None] = NameField(max_length=255, null=True)
     #: What it is about, beside jobs.
     subjects: Field[list[str] | None] = JsonField(null=True)
     #: The notice that is to be sent: ``opened``, ``repeated`` or ``resolved``.

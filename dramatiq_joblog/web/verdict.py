@@ -25,6 +25,7 @@ MOST, NAMED = 7, 3
 _LOOKS = {
     ProblemKind.LOST: ("lost", "lost"),
     ProblemKind.RETRIES_LOST: ("dead", "dead"),
+    ProblemKind.MISSED: ("delayed", "delayed"),
     ProblemKind.NEW_ERROR: ("dead", "dead"),
     ProblemKind.RISING_ERROR: ("dead", "dead"),
     ProblemKind.FAILING: ("dead", "dead"),

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from dramatiq_joblog import Alert, JobLog
+from dramatiq_joblog import Alert, Expect, JobLog
 from dramatiq_joblog.alerts import alerting, ledger, notifiers
 from dramatiq_joblog.alerts.ledger import Known, next_notice
 
@@ -220,6 +220,27 @@ def test_a_notifier_that_hangs(make_log, job_factory, notices, monkeypatch):
 def test_the_next_notice(known, is_open, notice):
     """What is said follows from what was said, and from what is seen."""
     assert next_notice(known, is_open=is_open, now=9 * HOUR + 1) == notice
+
+
+def test_a_missed_job_is_a_problem(make_log, notices, joblog):
+    """An expected job that did not run is a problem for everybody, and is not alerted twice."""
+    rules = Alert.problems(), Expect("nightly", every=1_000, grace=0)
+    log = make_log(*rules, notify=notices.append)
+    log.alerting.round()
+    state = log.tables.alert
+    state.update(first_seen_at=0).where(state.name == "expected: nightly").execute()
+    log.alerting.round()
+    log.alerting.round()
+
+    assert [(notice.name, notice.event) for notice in notices] == [("expected: nightly", "opened")]
+    [problem] = joblog.problems()
+    assert (problem.kind, problem.subject, problem.search) == (
+        "missed",
+        "nightly",
+        'type:"nightly"',
+    )
+    assert "a job of type 'nightly' is missing" in problem.text
+    assert {finding.name for finding in joblog.doctor() if not finding.ok} == set()
 
 
 @pytest.mark.every_database

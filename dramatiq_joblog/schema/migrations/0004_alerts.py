@@ -31,6 +31,7 @@ def up(migrator: Any, database: Any) -> None:
         summary = TextField(null=True)
         jids = TextField(null=True)
         search = TextField(null=True)
+        expects = CharField(max_length=255, null=True)
         subjects = TextField(null=True)
         pending = CharField(max_length=16, null=True)
         tries = IntegerField()
