@@ -16,7 +16,7 @@ from dramatiq.common import dq_name, xq_name
 QUEUES = ("default", "other", "stories")
 
 
-def connect(url, *, namespace, middleware=None, impatient=False):
+def connect(url, *, namespace, middleware=None, impatient=False, redis_options=None):
     """Return a broker of the server at *url*; only Redis has a *namespace*.
 
     With *impatient*, Redis gives a killed worker's messages to another at once and not after a
@@ -25,6 +25,7 @@ def connect(url, *, namespace, middleware=None, impatient=False):
     if url.startswith("amqp"):
         return RabbitmqBroker(url=url, middleware=middleware)
     options = {"heartbeat_timeout": 1000, "maintenance_chance": 1_000_000} if impatient else {}
+    options |= redis_options or {}
     return RedisBroker(url=url, namespace=namespace, middleware=middleware, **options)
 
 

@@ -3,7 +3,7 @@ r"""Chaos: kill, pause and cut everything, then hold the log against the jobs' o
     python tests/support/chaos.py [--jobs N] [--kills N] [--outages N] [--database sqlite] \
         [--seed N]
 
-Real Redis, PostgreSQL or SQLite, several worker processes of eight threads.  Each fault comes
+Real brokers and databases, several worker processes of eight threads.  Each fault comes
 from the printed seed.  In the end all must have ended, and every job's row is held against what
 the job itself wrote down; the table tells jobs, faults of each kind, and wrong rows.
 """
@@ -28,13 +28,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import brokers
 import dramatiq
+import fleet
 import peewee
 import psycopg
+import pymysql
 import redis
 import servers
 from chaos_check import Findings, check
-from dramatiq.brokers.redis import RedisBroker
 from proxy import Proxy
 
 from dramatiq_joblog import JobLog, JobLogMiddleware
@@ -42,6 +44,7 @@ from dramatiq_joblog.states import FINAL
 
 HERE = Path(__file__).resolve().parent
 KEYS = 128
+START = {"mariadb": servers.start_mysql, "postgresql": servers.start_postgres}
 #: Jobs that may be sent before the faults have come so far: there is always work.
 AHEAD = 300
 #: Seconds that the rest may take once all was sent.
@@ -57,12 +60,17 @@ class Worker:
     environment: dict[str, str]
     log: Path
     module: str = "chaos_worker"
+    #: A host with processes of its own that it is on; None for this one.
+    host: str | None = None
     process: subprocess.Popen = None
 
     def start(self):
+        command = [sys.executable, "-m", "dramatiq", self.module, "-p", "1", "-t", "8"]
+        if self.host is not None:
+            command = fleet.on_host(self.host, command)
         with self.log.open("ab") as output:
             self.process = servers.launch(
-                [sys.executable, "-m", "dramatiq", self.module, "-p", "1", "-t", "8"],
+                command,
                 on_parent_death=signal.SIGKILL,
                 cwd=HERE,
                 env=os.environ | self.environment,
@@ -80,7 +88,12 @@ class Worker:
 
     def terminate(self):
         self.signal(signal.SIGCONT)
-        self.process.terminate()
+        pid = self.process.pid
+        if self.host is not None:
+            # What made the host ignores it.
+            [pid] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGTERM)
 
     def join(self):
         """Wait until it has ended after :meth:`terminate`."""
@@ -100,8 +113,12 @@ class Chaos:
     processes: int = 4
     acks: str = "auto"
     module: str = "chaos_worker"
+    #: ``redis`` or ``rabbit``.
+    kind: str = "redis"
     #: Whether Redis is restarted, and keeps its messages.
     durable: bool = True
+    #: Whether every second worker is on a host of its own.
+    hosts: bool = False
     faults: Counter = field(default_factory=Counter)
 
     def __enter__(self):
@@ -111,47 +128,56 @@ class Chaos:
         self.over = threading.Event()
         #: One for each thread, so that what one does changes nothing for the others.
         self.dice = {name: random.Random(f"{self.seed}-{name}") for name in ("fast", "slow")}
-        self.redis = servers.start_redis(durable=self.durable)
-        self.redis_proxy, redis_url = behind_proxy(self.redis.url)
-        self.postgres = self.proxy = None
+        self.message_server = self._start_broker()
+        self.broker_proxy, broker_url = behind_proxy(self.message_server.url)
+        self.server = self.proxy = None
         self.path = self.folder / "jobs.db"
         url = self.url = f"sqlite:///{self.path}"
-        if self.database == "postgresql":
-            self.postgres = servers.start_postgres()
-            self.url = self.postgres.url
+        if self.database != "sqlite":
+            self.server = START[self.database]()
+            self.url = self.server.url
             self.proxy, url = behind_proxy(self.url)
         self.joblog = JobLog(self.url, spool=self.folder / "unused")
         self.joblog.create_tables()
         # The sender is logged as well: its rows of enqueued jobs meet the same outages.
         self.sender = JobLog(url, spool=self.folder / "spool")
-        self.broker = RedisBroker(url=self.redis.url, namespace="chaos")
+        self.broker = brokers.connect(self.message_server.url, namespace="chaos")
         self.broker.add_middleware(JobLogMiddleware(self.sender))
         self.broker.declare_queue("default")
         environment = {
             "CHAOS_DATABASE": url,
             "CHAOS_FOLDER": str(self.folder),
             "CHAOS_ACKS": self.acks,
-            "CHAOS_REDIS": redis_url,
+            "CHAOS_BROKER": broker_url,
         }
         self.workers = [
-            Worker(environment, self.folder / "logs" / f"worker-{n}.log", self.module)
+            Worker(
+                environment,
+                self.folder / "logs" / f"worker-{n}.log",
+                self.module,
+                host="another" if self.hosts and n % 2 else None,
+            )
             for n in range(self.processes)
         ]
         for worker in self.workers:
             worker.start()
         return self
 
+    def _start_broker(self):
+        if self.kind == "rabbit":
+            return servers.start_rabbitmq()
+        return servers.start_redis(durable=self.durable)
+
     def __exit__(self, *_):
         for worker in self.workers:
             worker.kill()
         for log in (self.joblog, self.sender):
             log.close()
-        self.broker.close()
-        self.broker.client.connection_pool.disconnect()
-        for proxy in (self.proxy, self.redis_proxy):
+        brokers.disconnect(self.broker)
+        for proxy in (self.proxy, self.broker_proxy):
             if proxy is not None:
                 proxy.close()
-        for server in (self.postgres, self.redis):
+        for server in (self.server, self.message_server):
             if server is not None:
                 server.stop()
         self.over.set()
@@ -192,8 +218,8 @@ class Chaos:
         time.sleep(dice.uniform(0.1, 1.0))
 
     def cut(self, dice):
-        """Cut every connection to the database, or to Redis."""
-        dice.choice([self.proxy or self.redis_proxy, self.redis_proxy]).cut()
+        """Cut every connection to the database, or to the broker."""
+        dice.choice([self.proxy or self.broker_proxy, self.broker_proxy]).cut()
         time.sleep(dice.uniform(0.1, 0.6))
 
     def pause(self, dice):
@@ -205,9 +231,11 @@ class Chaos:
 
     def outage(self, dice):
         """Take the log's database away for a while."""
-        ways = ["refuse", "hang", "restart", "stop", "read_only", "lock"]
-        if self.postgres is None:
-            ways = ["lock"]
+        ways = ["lock"]
+        if self.server is not None:
+            ways += ["refuse", "hang", "restart", "stop"]
+        if self.database == "postgresql":
+            ways.append("read_only")
         way = dice.choice(ways)
         with getattr(self, f"_{way}")():
             time.sleep(dice.uniform(0.5, 6.0))
@@ -227,22 +255,22 @@ class Chaos:
 
     @contextlib.contextmanager
     def _restart(self):
-        self.postgres.restart()
+        self.server.restart()
         yield
-        self.ask_postgres("SELECT 1")
+        self.ask_server("SELECT 1")
 
     @contextlib.contextmanager
     def _stop(self):
-        self.postgres.process.send_signal(self.postgres.stop_signal)
-        self.postgres.process.wait(timeout=30)
+        self.server.process.send_signal(self.server.stop_signal)
+        self.server.process.wait(timeout=30)
         yield
-        self.postgres.process = self.postgres.again()
-        self.ask_postgres("SELECT 1")
+        self.server.process = self.server.again()
+        self.ask_server("SELECT 1")
 
     @contextlib.contextmanager
     def _read_only(self):
         for value in ("on", "off"):
-            self.ask_postgres(
+            self.ask_server(
                 f"ALTER SYSTEM SET default_transaction_read_only = {value}",
                 "SELECT pg_reload_conf()",
             )
@@ -251,9 +279,14 @@ class Chaos:
 
     @contextlib.contextmanager
     def _lock(self):
-        if self.postgres is not None:
+        if self.database == "postgresql":
             with psycopg.connect(self.url, options="-c default_transaction_read_only=off") as other:
                 other.execute("LOCK TABLE joblog_job IN ACCESS EXCLUSIVE MODE")
+                yield
+            return
+        if self.database == "mariadb":
+            with contextlib.closing(self._connect()) as other:
+                other.cursor().execute("LOCK TABLES joblog_job WRITE")
                 yield
             return
         other = sqlite3.connect(self.path, isolation_level=None, timeout=60)
@@ -262,26 +295,31 @@ class Chaos:
         other.execute("COMMIT")
         other.close()
 
-    def ask_postgres(self, *statements):
-        """Wait until PostgreSQL answers."""
+    def ask_server(self, *statements):
+        """Wait until the database's server answers."""
         while True:
             try:
-                with psycopg.connect(self.url, autocommit=True) as connection:
+                with contextlib.closing(self._connect()) as connection:
                     for statement in statements:
-                        connection.execute(statement)
-            except psycopg.OperationalError:
+                        connection.cursor().execute(statement)
+            except (psycopg.OperationalError, pymysql.MySQLError):
                 time.sleep(0.1)  # it is only just starting
             else:
                 return
 
+    def _connect(self):
+        if self.database == "postgresql":
+            return psycopg.connect(self.url, autocommit=True)
+        return pymysql.connect(**servers.mysql_options(self.url), autocommit=True)
+
     def redis_away(self, dice):
         """Restart Redis, which keeps its messages, or refuse its connections for a while."""
         if dice.random() < 0.5:
-            self.redis.restart()
+            self.message_server.restart()
             return
-        self.redis_proxy.refuse()
+        self.broker_proxy.refuse()
         time.sleep(dice.uniform(0.2, 3.0))
-        self.redis_proxy.resume()
+        self.broker_proxy.resume()
 
     def run(self, jobs, faults):
         """Send *jobs* while all *faults* come: quick ones and long ones beside each other."""
@@ -341,7 +379,8 @@ class Chaos:
                 if worker.process.poll() is not None:
                     worker.start()
             # A server that was only just started may not answer yet.
-            with contextlib.suppress(peewee.PeeweeException, redis.RedisError):
+            away = peewee.PeeweeException, redis.RedisError, dramatiq.BrokerError
+            with contextlib.suppress(*away):
                 left = self.left(jobs)
                 if not left:
                     break
@@ -364,8 +403,11 @@ class Chaos:
         """Return what has not ended yet, by where it is."""
         self.joblog.release()
         spools = len(list((self.folder / "spool").glob("*.spool")))
-        queues = ("chaos:default.msgs", "chaos:default.DQ.msgs")
-        messages = sum(self.broker.client.hlen(queue) for queue in queues)
+        if self.kind == "rabbit":
+            messages = sum(self.broker.get_queue_message_counts("default")[:2])
+        else:
+            queues = ("chaos:default.msgs", "chaos:default.DQ.msgs")
+            messages = sum(self.broker.client.hlen(queue) for queue in queues)
         ended = self.joblog.Job.select().where(self.joblog.Job.state.in_(list(FINAL))).count()
         left = {"jobs": jobs - ended, "messages": messages, "spools": spools}
         return {name: number for name, number in left.items() if number}
@@ -416,7 +458,9 @@ def table_of(chaos: Chaos, jobs: int, found: Findings, seconds: float) -> str:
 def main() -> int:
     """Run it, and return 0 if no row is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--database", choices=["postgresql", "sqlite"], default="postgresql")
+    parser.add_argument(
+        "--database", choices=["mariadb", "postgresql", "sqlite"], default="postgresql"
+    )
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--outages", type=int, default=6)

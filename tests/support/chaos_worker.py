@@ -14,8 +14,8 @@ import threading
 import time
 from pathlib import Path
 
+import brokers
 import dramatiq
-from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import CurrentMessage
 
 from dramatiq_joblog import Exclusive, JobLog, JobLogMiddleware, current_job
@@ -26,12 +26,11 @@ FOLDER = Path(os.environ["CHAOS_FOLDER"])
 LEASE, HEARTBEAT_TIMEOUT = 4_000, 4_000
 
 joblog = JobLog(os.environ["CHAOS_DATABASE"], spool=FOLDER / "spool")
-broker = RedisBroker(
-    url=os.environ["CHAOS_REDIS"],
+broker = brokers.connect(
+    os.environ["CHAOS_BROKER"],
     namespace="chaos",
     # A killed worker's messages come back soon, not after a minute.
-    heartbeat_timeout=3_000,
-    maintenance_chance=200_000,
+    redis_options={"heartbeat_timeout": 3_000, "maintenance_chance": 200_000},
 )
 broker.add_middleware(CurrentMessage())
 broker.add_middleware(

@@ -77,6 +77,16 @@ def ip(command: str) -> None:
     subprocess.run(["ip", *command.split()], check=True, capture_output=True)
 
 
+def on_host(name: str, command: list[str]) -> list[str]:
+    """Return a command that runs another on a host with its own name and processes.
+
+    It has the network of this one.
+    """
+    namespaces = ["--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    named = ["sh", "-c", f'hostname {name} && exec "$@"', "sh"]
+    return [shutil.which("unshare") or "unshare", *namespaces, *named, *command]
+
+
 class Host:
     """A host that runs a worker process of *module* until it is killed.
 
@@ -85,15 +95,26 @@ class Host:
       module: What its worker runs.
       folder: Its disk.
       env: More for its environment.
+      processes: As many worker processes of that module.
+      threads: The threads of each.
     """
 
-    def __init__(self, number: int, module: str, folder: Path, env: dict[str, str]) -> None:
+    def __init__(
+        self,
+        number: int,
+        module: str,
+        folder: Path,
+        env: dict[str, str],
+        *,
+        processes: int = 1,
+        threads: int = 1,
+    ) -> None:
         self.name = f"host{number}"
         self._link = f"to-{self.name}"
         disk = folder / self.name
         disk.mkdir()
         self.log = disk / "log"
-        worker = f"{sys.executable} -m dramatiq {module} --processes 1 --threads 1"
+        worker = f"{sys.executable} -m dramatiq {module} -p {processes} -t {threads}"
         wired = disk / "wired"
         script = (
             f"hostname {self.name} && until [ -e {wired} ]; do sleep 0.05; done "

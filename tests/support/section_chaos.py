@@ -1,11 +1,12 @@
 r"""Chaos in critical sections: jobs that check each other, while all is killed, paused and cut.
 
-    python tests/support/section_chaos.py [--database sqlite] [--jobs N] [--kills N] [--pauses N] \
-        [--cancels N] [--seed N]
+    python tests/support/section_chaos.py [--database sqlite] [--broker rabbit] [--jobs N] \
+        [--kills N] [--pauses N] [--cancels N] [--limits N] [--seed N]
 
-Several worker processes of eight threads, a real Redis, PostgreSQL or SQLite, few keys; retries,
-redeliveries and two copies of one message.  Never may two be in a section, but for one that was
-paused for longer than its lease: that one is told so by ``lease_lost``.
+Several worker processes of eight threads, on two hosts if that can be; real brokers and
+databases, few keys; retries, redeliveries and two copies of one message, rates, several keys,
+locks by hand, limits that are set, waiters whose messages nobody has.  Never may two be in a
+section, but for one that was paused for longer than its lease: ``lease_lost`` says so to it.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dramatiq
+import fleet
 import peewee
 from chaos import Chaos
 from chaos_check import Findings, read_records
 
 from dramatiq_joblog import JobLogError
+from dramatiq_joblog.recording.heartbeat import HOST
 from dramatiq_joblog.states import FINAL
 
 KEYS = ("alpha", "beta", "gamma")
@@ -72,16 +75,44 @@ class SectionChaos(Chaos):
     def cancel(self, dice):
         """Cancel a job that waits, if there is one."""
         with contextlib.suppress(peewee.PeeweeException, JobLogError):
-            waiting = [job.jid for job in self.joblog.jobs.waiting().limit(20)]
+            real = self.joblog.Job.actor != "nobody"
+            waiting = [job.jid for job in self.joblog.jobs.waiting().where(real).limit(20)]
             if waiting:
                 self.joblog.cancel(dice.choice(waiting), who="chaos")
         self.joblog.release()
 
+    def limit(self, dice):
+        """Pause a key for a while, or let half as many start by a rate."""
+        key = dice.choice([*KEYS, *(f"{key}-rate" for key in KEYS)])
+        number = 0 if key in KEYS else dice.choice([0, 2])
+        for each in (number, None):
+            while True:
+                try:
+                    self.joblog.set_limit(key, each, who="chaos")
+                except (peewee.PeeweeException, JobLogError):
+                    # It is only just away.
+                    time.sleep(0.2)
+                else:
+                    break
+            time.sleep(dice.uniform(0.3, 2.0) if each is not None else 0)
+        self.joblog.release()
+
+    def absent(self, dice):
+        """Let a row wait that was there first, and whose message nobody has."""
+        row = {"jid": f"absent-{dice.random()}", "actor": "nobody", "queue": "default"}
+        instants = dict.fromkeys(("enqueued_at", "created_at", "updated_at", "waiting_since"), 1)
+        key = dice.choice(KEYS)
+        eta = int(time.time() * 1000) + dice.choice([-60_000, 3_000])
+        row |= instants | {"attempt": 1, "state": "waiting", "section": key, "eta": eta}
+        with contextlib.suppress(peewee.PeeweeException):
+            self.joblog.Job.insert(row).execute()
+        self.joblog.release()
+
     def restart(self, dice):
         """Restart the database."""
-        if self.postgres is not None:
-            self.postgres.restart()
-            self.ask_postgres("SELECT 1")
+        if self.server is not None:
+            self.server.restart()
+            self.ask_server("SELECT 1")
 
     def _inside(self, dice):
         """Return a worker that is in a section now."""
@@ -90,7 +121,8 @@ class SectionChaos(Chaos):
             try:
                 lock, worker = self.joblog.Lock, self.joblog.Worker
                 held = lock.select(lock.process).where(lock.process.is_null(False))
-                pids = [row.pid for row in worker.select().where(worker.process.in_(held))]
+                rows = worker.select().where(worker.process.in_(held), worker.host == HOST)
+                pids = [row.pid for row in rows]
             except peewee.PeeweeException:
                 # It was restarted.
                 self.joblog.close()
@@ -191,7 +223,7 @@ def _check_fences(found: Findings, inside: list[Stay]) -> None:
 
 
 def _check_rows(found: Findings, chaos: SectionChaos, jobs: int) -> None:
-    rows = list(chaos.joblog.jobs)
+    rows = list(chaos.joblog.jobs.where(chaos.joblog.Job.actor != "nobody"))
     if len(rows) != jobs:
         found.add("number of rows", f"{len(rows)} instead of {jobs}")
     for job in rows:
@@ -216,7 +248,7 @@ def _wrong(job):
     fails = job.args[2] if job.actor in RETRIED else 0
     state = "finished" if fails < 4 else "dead"
     if job.state == "skipped" and job.actor == "optional":
-        if not re.search("is held by|is free by now|is kept for job", job.skip_reason):
+        if not re.search("is held by|is free by now|is kept for job|is paused", job.skip_reason):
             yield f"{job.jid} was skipped without a word: {job.skip_reason}"
     elif job.state != state:
         yield f"{job.jid}, {job.actor}: {job.state} ({job.dead_reason}) instead of {state}"
@@ -226,9 +258,12 @@ def _wrong(job):
         yield f"{job.jid} still waits"
 
 
-def run(folder: Path, database: str, jobs: int, faults: dict[str, int], seed: int):
+def run(
+    folder: Path, database: str, jobs: int, faults: dict[str, int], seed: int, kind: str = "redis"
+):
     """Run it; return what was found and what happened."""
-    with SectionChaos(folder, database, seed) as chaos:
+    hosts = fleet.why_not() is None
+    with SectionChaos(folder, database, seed, kind=kind, hosts=hosts) as chaos:
         chaos.run(jobs, faults)
         chaos.drain(jobs)
         chaos.joblog.close()
@@ -236,7 +271,7 @@ def run(folder: Path, database: str, jobs: int, faults: dict[str, int], seed: in
         failure = chaos.joblog.Failure
         outcomes = Counter(row.outcome for row in failure.select(failure.outcome))
         inside = stays(folder)
-    numbers = {"jobs": jobs, "copies": chaos.copies} | dict(chaos.faults)
+    numbers = {"jobs": jobs, "copies": chaos.copies, "hosts": 1 + hosts} | dict(chaos.faults)
     numbers |= {f"runs {name}": number for name, number in sorted(outcomes.items())}
     numbers |= {"stays in a section": len(inside), "leases lost": sum(s.lost for s in inside)}
     return found, numbers
@@ -245,17 +280,23 @@ def run(folder: Path, database: str, jobs: int, faults: dict[str, int], seed: in
 def main() -> int:
     """Run it, and return 0 if no two were in a section that should not have been."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--database", choices=["postgresql", "sqlite"], default="postgresql")
+    kinds = ["mariadb", "postgresql", "sqlite"]
+    parser.add_argument("--database", choices=kinds, default="postgresql")
+    parser.add_argument("--broker", choices=["rabbit", "redis"], default="redis")
     parser.add_argument("--jobs", type=int, default=3000)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--pauses", type=int, default=5)
     parser.add_argument("--cancels", type=int, default=10)
+    parser.add_argument("--limits", type=int, default=5)
+    parser.add_argument("--absent", type=int, default=5)
     parser.add_argument("--outages", type=int, default=2)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     args = parser.parse_args()
     print(f"seed {args.seed}")
     faults = {
+        "absent": args.absent,
         "cancel": args.cancels,
+        "limit": args.limits,
         "kill": args.kills,
         "pause": args.pauses,
         "outage": args.outages,
@@ -263,8 +304,8 @@ def main() -> int:
     }
     folder = Path(tempfile.mkdtemp(prefix="joblog-sections-"))
     began = time.monotonic()
-    found, numbers = run(folder, args.database, args.jobs, faults, args.seed)
-    print(f"{args.database}, {time.monotonic() - began:.0f} s, in {folder}")
+    found, numbers = run(folder, args.database, args.jobs, faults, args.seed, args.broker)
+    print(f"{args.database}, {args.broker}, {time.monotonic() - began:.0f} s, in {folder}")
     for name, number in (numbers | {"wrong": found.count}).items():
         print(f"  {name:20}{number:>8}")
     for kind, texts in found.wrong.items():

@@ -235,9 +235,12 @@ def start_postgres(*, fsync: bool = False, address: str = LOCAL) -> Server:
     return server
 
 
-def start_mysql() -> Server:
-    """Return the MySQL or MariaDB of JOBLOG_TEST_MYSQL, or start a MariaDB."""
-    if MYSQL_URL:
+def start_mysql(*, address: str = LOCAL) -> Server:
+    """Return the MySQL or MariaDB of JOBLOG_TEST_MYSQL, or start a MariaDB.
+
+    One that listens at another *address* is started in any case.
+    """
+    if MYSQL_URL and address == LOCAL:
         try:
             version = _mysql_version(MYSQL_URL)
         except pymysql.MySQLError as e:
@@ -265,7 +268,7 @@ def start_mysql() -> Server:
             shutil.rmtree(data, ignore_errors=True)
             _run(command, folder, user)
         settings = {
-            "bind-address": "127.0.0.1",
+            "bind-address": address,
             "datadir": data,
             "innodb-buffer-pool-size": "64M",
             "innodb-flush-log-at-trx-commit": 0,
@@ -275,6 +278,9 @@ def start_mysql() -> Server:
             "socket": folder / "socket",
         }
         options = [f"--{name}={value}" for name, value in settings.items()]
+        if address != LOCAL:
+            # Its users may come from this host alone.
+            options.append("--skip-grant-tables")
         command = [server_path, "--no-defaults", "--skip-name-resolve", *options]
 
         def start() -> subprocess.Popen[bytes]:
@@ -284,7 +290,7 @@ def start_mysql() -> Server:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    url = f"mysql://root@127.0.0.1:{port}/mysql"
+    url = f"mysql://root@{address}:{port}/mysql"
     server = Server("MariaDB", server_path, url, process, folder, again=start)
     server.name = _first_answer(server, lambda: _mysql_version(url), pymysql.MySQLError)
     return server
