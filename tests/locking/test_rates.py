@@ -8,7 +8,7 @@ import time
 import dramatiq
 import pytest
 
-from dramatiq_joblog import ConfigurationError, Exclusive, Rate
+from dramatiq_joblog import ConfigurationError, Exclusive, Rate, current_job
 from dramatiq_joblog.locking.needs import RATE, Need
 
 
@@ -130,18 +130,18 @@ def test_never_more_than_the_limit(joblog, broker, worker, eventually):
 
     @dramatiq.actor(exclusive=Rate("shop:{shop}", 3, per=300))
     def sync(shop, n):
-        began.append((time.monotonic(), n))
+        began.append((current_job().jid, time.time()))
 
     with worker(broker, worker_threads=4):
         for n in range(10):
             sync.send(1, n)
         eventually(lambda: joblog.jobs.finished().count() == 10)
 
-    times = sorted(at for at, _ in began)
-    # A body begins a little later than its start, and not always by as much.
-    assert all(later - first > 0.3 - 0.1 for first, later in zip(times, times[3:], strict=False))
-    assert times[-1] - times[0] < 3 * 0.3 + 1.5
-    starts = sorted(job.started_at for job in joblog.jobs)
+    # Of a start it is known that it lies between the time on its row and that of its body.
+    starts = [(joblog.get(jid).started_at.timestamp(), body) for jid, body in began]
+    for first, _ in starts:
+        within = [body for start, body in starts if start >= first and body < first + 0.295]
+        assert len(within) <= 3
     assert 10 == len(starts)
     assert 0 == joblog.locks.count()
 
@@ -212,7 +212,7 @@ def test_each_run_is_a_start(joblog, broker, worker, eventually):
     """A retry counts as well, and waits for its turn before newcomers."""
     order = []
 
-    @dramatiq.actor(exclusive=Rate("key", 1, per=400), min_backoff=10, max_backoff=20)
+    @dramatiq.actor(exclusive=Rate("key", 1, per=2_000), min_backoff=10, max_backoff=20)
     def work(name):
         order.append(name)
         if order == ["fails"]:

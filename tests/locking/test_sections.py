@@ -869,8 +869,8 @@ def test_for_a_time_from_its_send_on(joblog, broker, worker):
         lambda: None, actor_name="work", unique=Unique("key", until=None, ttl=60_000)
     )
     message = work.send_with_options(delay=100)
-    expires = joblog.Lock.get().expires_at
+    expires = joblog.Lock.get(joblog.Lock.kind == "unique").expires_at
     with worker(broker):
         broker.join("default")
     assert "finished" == joblog.get(message.message_id).state
-    assert expires == joblog.Lock.get().expires_at
+    assert expires == joblog.Lock.get(joblog.Lock.kind == "unique").expires_at

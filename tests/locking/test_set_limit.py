@@ -71,7 +71,7 @@ def test_a_pause_that_ends(joblog, broker, worker, eventually):
     work = dramatiq.actor(
         lambda: None, actor_name="work", exclusive=Exclusive("key", on_conflict="wait")
     )
-    joblog.set_limit("key", 0, until=joblog.now() + timedelta(milliseconds=800))
+    joblog.set_limit("key", 0, until=joblog.now() + timedelta(seconds=3))
     with worker(broker):
         message = work.send()
         eventually(lambda: joblog.get(message.message_id).state == "waiting")
@@ -84,7 +84,7 @@ def test_a_retry_of_a_job_that_holds_it(joblog, broker, worker, eventually):
     """A pause holds for the retry of a job that keeps the key between its runs, too."""
     runs = []
 
-    @dramatiq.actor(exclusive="key", min_backoff=300, max_backoff=350, max_retries=1)
+    @dramatiq.actor(exclusive="key", min_backoff=2_000, max_backoff=2_100, max_retries=1)
     def work():
         runs.append(1)
         if len(runs) == 1:
