@@ -48,8 +48,9 @@ from .errors import (
     SearchError,
 )
 from .locking.by_hand import HeldByHand
+from .locking.leases import Claim
 from .locking.limits import check_limit_set, said_of
-from .locking.locks import Claim, fold_key
+from .locking.locks import fold_key
 from .locking.needs import DEFAULT_TTL, SECTION
 from .locking.turn import Turn
 from .payload.encryption import Seal

@@ -17,8 +17,8 @@ from dramatiq_joblog.errors import (
     JobLogError,
     SectionUnknownError,
 )
+from dramatiq_joblog.locking.leases import Claim
 from dramatiq_joblog.locking.locks import UNIQUE as UNIQUE_KIND
-from dramatiq_joblog.locking.locks import Claim
 from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.recording.newest import SENDING, keeps_newest
 

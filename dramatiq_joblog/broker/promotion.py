@@ -65,8 +65,18 @@ class _Held:
     consumer: Any
     #: As it lies in the consumer's queue.
     item: Any
+    jid: str
     #: What it waits for, by the limit of the running code.
     need: Need
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """What was found of an item of a delay queue: to read a message takes its time."""
+
+    item: Any
+    #: None for one that waits for no key.
+    held: _Held | None
 
 
 class Waker(threading.Thread):
@@ -89,11 +99,17 @@ class Waker(threading.Thread):
         self._consumers: list[Any] = []
         #: What waits here: by key, and by jid.
         self._waiting: dict[str, dict[str, _Held]] = {}
+        #: What these wait for, alike.
+        self._needs: dict[str, set[Need]] = {}
+        #: What lies in the delay queues, by the identity of each item.
+        self._seen: dict[int, _Seen] = {}
         self._scan_due = self._attend_due = self._try_due = 0.0
         #: What callables have said for the limits of keys.
         self._heard: dict[str, int] = {}
         #: When the rate of a key is looked at again; monotonic, in seconds.
         self._rates_due: dict[str, float] = {}
+        #: What it has cost to put messages forward since the last pause, in seconds of this thread.
+        self._moving = 0.0
         #: Queues in which a message has just been put that this process can take at once.
         self._filled: set[str] = set()
 
@@ -108,8 +124,12 @@ class Waker(threading.Thread):
 
     def look(self, keys: Iterable[str]) -> None:
         """Look now, if somebody waits here for one of *keys*, which may be free."""
-        if not self._waiting.keys().isdisjoint(keys):
+        if self.waits_for(keys):
             self._wanted.set()
+
+    def waits_for(self, keys: Iterable[str]) -> bool:
+        """Tell whether somebody waits here for one of *keys*."""
+        return not self._waiting.keys().isdisjoint(keys)
 
     def heard(self, need: Need) -> None:
         """Take what a callable has said for a limit: nobody asks it for those that wait."""
@@ -137,13 +157,14 @@ class Waker(threading.Thread):
             self._wanted.wait(pause)
             self._wanted.clear()
             # Of this thread alone: what others take meanwhile is no reason to look less often.
-            began = time.thread_time()
+            began, self._moving = time.thread_time(), 0.0
             try:
                 self._take_filled()
                 self._scan()
                 self._attend(connection)
                 self._wake(connection)
-                pause = max(TICK / 1000, REST * (time.thread_time() - began))
+                looking = time.thread_time() - began - self._moving
+                pause = max(TICK / 1000, REST * looking)
             except DatabaseAwayError as e:
                 self._logger.debug("Nobody is brought forward: %s", e)
                 pause = AGAIN / 1000
@@ -164,20 +185,31 @@ class Waker(threading.Thread):
             return
         began = time.thread_time()
         waiting: dict[str, dict[str, _Held]] = {}
+        needs: dict[str, set[Need]] = {}
+        seen: dict[int, _Seen] = {}
         for consumer in list(self._consumers):
             if consumer.queue_name.endswith(DELAY_SUFFIX):
                 for item in _items_of(consumer.delay_queue):
-                    message = _message_of(item)
-                    need = need_in(self._broker, message)
-                    if need is not None:
-                        mine = waiting.setdefault(need.key, {})
-                        mine[fold_jid(message.message_id)] = _Held(consumer, item, need)
-        self._waiting = waiting
+                    what = self._seen.get(id(item))
+                    if what is None or what.item is not item:
+                        what = self._read(consumer, item)
+                    seen[id(item)] = what
+                    if (held := what.held) is not None:
+                        waiting.setdefault(held.need.key, {})[held.jid] = held
+                        needs.setdefault(held.need.key, set()).add(held.need)
+        self._waiting, self._needs, self._seen = waiting, needs, seen
         for known in (self._heard, self._rates_due):
             for key in known.keys() - waiting.keys():
                 known.pop(key, None)
         rest = REST * (time.thread_time() - began)
         self._scan_due = time.monotonic() + max(SCAN_EVERY / 1000, rest)
+
+    def _read(self, consumer: Any, item: Any) -> _Seen:
+        message = _message_of(item)
+        need = need_in(self._broker, message)
+        if need is None:
+            return _Seen(item, None)
+        return _Seen(item, _Held(consumer, item, fold_jid(message.message_id), need))
 
     def _attend(self, connection: Connection) -> None:
         """Say that this process has the messages of those that wait here."""
@@ -188,10 +220,12 @@ class Waker(threading.Thread):
         waiters = self._joblog.transitions.locks.waiters
         for jids in _parts(sorted(held)):
             connection.ask(functools.partial(waiters.attend, jids))
-            for jid in connection.ask(functools.partial(waiters.settled, jids)):
-                # Its start tells what becomes of it.
-                self._put_forward(held[jid])
+            settled = connection.ask(functools.partial(waiters.settled, jids))
+            # Their starts say what becomes of them.
+            self._put_forward([held[jid] for jid in settled])
         self._attend_due = now + ATTEND_EVERY / 1000
+        # Read them anew: what they wait for is as the running code says.
+        self._seen = {}
 
     def _wake(self, connection: Connection) -> None:
         """Put those forward that may come in now."""
@@ -199,7 +233,7 @@ class Waker(threading.Thread):
             # Others may want the connection meanwhile.
             connection.close()
         locks = self._joblog.transitions.locks
-        for keys in _parts(list(self._waiting)):
+        for keys in _parts([key for key, mine in self._waiting.items() if mine]):
             used = connection.ask(functools.partial(locks.usage, keys))
             for key in keys:
                 free = self._free(connection, key, used.get(key, Usage()))
@@ -210,11 +244,7 @@ class Waker(threading.Thread):
                     self._put_owners(connection, key, usage.kept)
         if time.monotonic() >= self._try_due:
             self._try_due = time.monotonic() + ATTEND_EVERY / 1000
-            asked = [
-                k
-                for k, mine in self._waiting.items()
-                if any(h.need.is_asked for h in mine.values())
-            ]
+            asked = [k for k, needs in self._needs.items() if any(need.is_asked for need in needs)]
             for key in random.sample(asked, min(len(asked), MAX_TRIED)):
                 # Its callable may say more by now: the next one's start asks it.
                 self._put_next(connection, key, {SECTION: 1, RATE: 1})
@@ -222,8 +252,7 @@ class Waker(threading.Thread):
     def _free(self, connection: Connection, key: str, used: Usage) -> dict[str, int]:
         """Return how many of a key may come in now, by the kind of what they wait for."""
         free = {SECTION: 0, RATE: 0}
-        needs = {held.need for held in self._waiting[key].values()}
-        for need in needs:
+        for need in self._needs[key]:
             limit = self._heard.get(key, need.limit) if need.is_asked else need.limit
             limit = limit if used.limit_set is None else used.limit_set
             if need.kind == SECTION:
@@ -243,10 +272,10 @@ class Waker(threading.Thread):
     def _put_owners(self, connection: Connection, key: str, kept: int) -> None:
         """Put those forward for whom a slot is kept, and that a pause had kept out."""
         mine, locks = self._waiting[key], self._joblog.transitions.locks
-        for job in connection.ask(functools.partial(locks.waiters.next_of, key, kept)):
-            owns = functools.partial(locks.owns, key, job.jid)
-            if job.jid in mine and job.section == key and connection.ask(owns):
-                self._put_forward(mine[job.jid])
+        for jid, is_own in connection.ask(functools.partial(locks.waiters.next_of, key, kept)):
+            owns = functools.partial(locks.owns, key, jid)
+            if jid in mine and is_own and connection.ask(owns):
+                self._put_forward([mine[jid]])
 
     def _put_next(self, connection: Connection, key: str, free: dict[str, int]) -> None:
         """Put those forward that are next in the line of a key, and whose messages are here."""
@@ -254,34 +283,52 @@ class Waker(threading.Thread):
         most = min(max(free.values()), MAX_FORWARD)
         waiters = self._joblog.transitions.locks.waiters
         line = connection.ask(functools.partial(waiters.next_of, key, most))
-        for place, job in enumerate(line):
-            held = mine.get(job.jid)
+        turns = []
+        for place, (jid, is_own) in enumerate(line):
+            held = mine.get(jid)
             # One that waits for another key comes in by that; this one is kept for it.
-            if held is not None and job.section == key and place < free[held.need.kind]:
-                self._put_forward(held)
+            if held is not None and is_own and place < free[held.need.kind]:
+                turns.append(held)
+        self._put_forward(turns)
 
-    def _put_forward(self, held: _Held) -> None:
-        """Do what the host does with a message whose time has come."""
-        consumer, item = held.consumer, held.item
-        queue = consumer.delay_queue
-        if not _take_out(queue, item):
-            return
-        held_back = _message_of(item)
+    def _put_forward(self, some: Sequence[_Held]) -> None:
+        """Do what the host does with messages whose time has come."""
+        began = time.thread_time()
+        for held in some:
+            # Whatever becomes of it: if it stays here, it is seen again.
+            self._waiting[held.need.key].pop(held.jid, None)
+        consumers = {id(held.consumer): held.consumer for held in some}
+        for consumer in consumers.values():
+            mine = [held for held in some if held.consumer is consumer]
+            queue = consumer.delay_queue
+            out = _take_out(queue, [held.item for held in mine])
+            left = [held for held in mine if id(held.item) in out]
+            try:
+                while left:
+                    self._move(left[0])
+                    left.pop(0)
+            finally:
+                for held in left:
+                    with contextlib.suppress(ValueError):
+                        queue.task_done()
+                    queue.put(held.item)
+        self._moving += time.thread_time() - began
+
+    def _move(self, held: _Held) -> None:
+        """Put a message that was taken out of its delay queue into the queue of its actor."""
+        held_back = _message_of(held.item)
         message = held_back.copy(queue_name=q_name(held_back.queue_name))
         message.options.pop("eta", None)
-        try:
-            with moving():
-                self._broker.enqueue(message)
-        except BaseException:
-            with contextlib.suppress(ValueError):
-                queue.task_done()
-            queue.put(item)
-            raise
-        consumer.post_process_message(held_back)
-        queue.task_done()
+        with moving():
+            self._broker.enqueue(message)
+        held.consumer.post_process_message(held_back)
+        held.consumer.delay_queue.task_done()
         self._take(message.queue_name)
 
     def _take_filled(self) -> None:
+        if self._filled:
+            # What was put back is looked after at once.
+            self._scan_due = 0.0
         while self._filled:
             self._take(self._filled.pop())
 
@@ -311,15 +358,15 @@ def _items_of(queue: Any) -> list[Any]:
         return list(queue.queue)
 
 
-def _take_out(queue: Any, item: Any) -> bool:
-    """Take an item out of a priority queue, wherever it is; return whether it was there."""
+def _take_out(queue: Any, items: Sequence[Any]) -> set[int]:
+    """Take items out of a priority queue, wherever they are; return the identities of these."""
+    wanted = {id(item) for item in items}
     with _mutex_of(queue):
-        for index, other in enumerate(queue.queue):
-            if other is item:
-                del queue.queue[index]
-                heapq.heapify(queue.queue)
-                return True
-    return False
+        out = {id(other) for other in queue.queue} & wanted
+        if out:
+            queue.queue[:] = [other for other in queue.queue if id(other) not in out]
+            heapq.heapify(queue.queue)
+    return out
 
 
 def _mutex_of(queue: Any) -> Any:

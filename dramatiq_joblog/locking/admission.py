@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .locks import Claim, Held, Holder, describe_holder
+from .leases import Claim, Held
+from .locks import Holder, describe_holder
 from .needs import RATE, SECTION
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Admission:
         else:
             # Everybody comes to the same keys in the same order, so that no two wait for each
             # other: until the end of the transaction nobody else changes anything about them.
-            for need in sorted(needs, key=lambda need: (need.key, need.kind)):
+            for need in sorted(needs, key=in_order):
                 if need.kind == RATE:
                     self._locks.rates.keep_others_out(need.key)
                 else:
@@ -111,12 +112,11 @@ class Admission:
         for need in sorted(needs, key=_in_line):
             if need.kind == RATE:
                 if not self._start(need, run, place):
-                    return self._rate_refusal(need, run, place, reserved)
+                    return self.refusal(need, run, place, reserved)
             else:
-                claim = claim_of(need, run)
-                lease = self._locks.take_in_turn(claim, place)
+                lease = self._locks.take_in_turn(claim_of(need, run), place)
                 if lease is None:
-                    return self._section_refusal(need, claim, place, reserved)
+                    return self.refusal(need, run, place, reserved)
                 leases[need.key] = lease
             reserved.append(need.key)
         return Held([leases[need.key] for need in needs if need.key in leases])
@@ -129,33 +129,34 @@ class Admission:
         ahead = self._locks.waiters.count_ahead(need.key, run.jid, place, most=free)
         return ahead < free and self._locks.rates.take(need) > 0
 
-    def _rate_refusal(
-        self, need: Need, run: Newcomer, place: Place, reserved: list[str]
+    def refusal(
+        self, need: Need, run: Newcomer, place: Place, reserved: Sequence[str] = ()
     ) -> Refusal:
+        """Return what keeps a job from what it needs, and those keys that are kept for it."""
         limit = self._locks.limits.get(need.key)
         if need.limit < 1:
             return Refusal(need, _paused(limit), reserved=tuple(reserved))
-        # Its starts may be of before the database's clock went back.
-        self._locks.bound(RATE, need.key)
-        room = self._locks.rates.room(need)
-        waiter = self._locks.waiters.first_ahead(need.key, run.jid, place)
-        if waiter is not None:
-            holder = Holder(waiter.jid, waiter.waiting_since, None)
-            return Refusal(need, describe_holder(holder), holder, tuple(reserved))
-        why = f"is used up: {need.limit} in {need.lasts} ms, the next in {room.due or 0} ms"
-        return Refusal(need, why if limit is None else f"{why} ({limit})", None, tuple(reserved))
-
-    def _section_refusal(
-        self, need: Need, claim: Claim, place: Place, reserved: list[str]
-    ) -> Refusal:
-        limit = self._locks.limits.get(need.key)
-        if claim.limit < 1:
-            return Refusal(need, _paused(limit), reserved=tuple(reserved))
-        holder = self._locks.blocker(claim, place)
-        why = describe_holder(holder)
+        if need.kind == RATE:
+            holder, why = self._before_its_start(need, run, place)
+        else:
+            holder = self._locks.blocker(claim_of(need, run), place)
+            why = describe_holder(holder)
         if limit is not None:
             why = f"{why} ({limit})"
         return Refusal(need, why, holder, tuple(reserved))
+
+    def _before_its_start(
+        self, need: Need, run: Newcomer, place: Place
+    ) -> tuple[Holder | None, str]:
+        """Return the job that comes before one in the line of a rate, or when it may start."""
+        # Its starts may be of before the database's clock went back.
+        self._locks.bound(RATE, need.key)
+        waiter = self._locks.waiters.first_ahead(need.key, run.jid, place)
+        if waiter is not None:
+            holder = Holder(waiter.jid, waiter.waiting_since, None)
+            return holder, describe_holder(holder)
+        due = self._locks.rates.room(need).due or 0
+        return None, f"is used up: {need.limit} in {need.lasts} ms, the next in {due} ms"
 
 
 def claim_of(need: Need, run: Newcomer) -> Claim:
@@ -170,6 +171,11 @@ def claim_of(need: Need, run: Newcomer) -> Claim:
         limit=need.limit,
         reenter=run.reenter,
     )
+
+
+def in_order(need: Need) -> tuple[bool, str]:
+    """Return the order in which everybody comes to keys: the sections, and then the rates."""
+    return need.kind == RATE, need.key
 
 
 def _in_line(need: Need) -> tuple[bool, int, str]:

@@ -15,7 +15,7 @@ from dramatiq.logging import get_logger
 from dramatiq_joblog.database.timeouts import in_event_loop
 from dramatiq_joblog.errors import ConfigurationError, JobLogError, LockNotAcquired
 
-from .locks import Claim, describe_holder
+from .locks import describe_holder
 from .needs import SECTION
 from .waiters import Place
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from .locks import Lease, Locks
+    from .leases import Claim, Lease
+    from .locks import Locks
 
     T = TypeVar("T")
     H = TypeVar("H", bound="HeldByHand")

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from peewee import SQL
+
 from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.payload.values import MAX_INT
 from dramatiq_joblog.schema.models import to_millis
@@ -81,12 +84,17 @@ class Limits:
 
     def __init__(self, lock: Any) -> None:
         self._lock = lock
+        self._of = Compiled(lock._meta.database, self._selecting)
 
     def of(self, keys: Sequence[str]) -> dict[str, int]:
         """Return the limits that stand for *keys*; those without one are left out."""
+        return {key: int(limit) for key, limit in self._of.execute(keys).fetchall()}
+
+    def _selecting(self, keys: Sequence[str]) -> Any:
         lock = self._lock
-        rows = self._standing().where(lock.key.in_(list(keys))).select(lock.key, lock.fence)
-        return dict(rows.tuples())
+        live = lock.expires_at > database_now(lock._meta.database)
+        rows = lock.select(lock.key, lock.fence)
+        return rows.where(SQL(f"kind = '{LIMIT}'"), lock.key.in_(keys), live)
 
     def get(self, key: str) -> LimitSet | None:
         """Return the limit that stands for a key, or None."""

@@ -1,12 +1,12 @@
-"""Critical sections and uniqueness: who may hold a key, decided by a unique index alone.
+"""Critical sections and uniqueness: who may hold a key, and who does.
 
-A key has a row for each of its slots.  A slot is free if nobody owns it, or if its lease has
-run out by the database's clock.  The statements here are part of their caller's transaction.
+The statements here are part of their caller's transaction; :mod:`.slots` has those that take a
+key.
 """
 
 from __future__ import annotations
 
-import threading
+import itertools
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,9 +20,11 @@ from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.payload.secret_texts import scrub_key
 from dramatiq_joblog.schema.models import to_millis
 
+from .leases import Claim, Lease, Leases
 from .limits import LIMIT, Limits
 from .needs import RATE, SECTION
 from .rates import Rates
+from .slots import FLOOR, slots_of
 from .waiters import WAIT, Waiters
 
 if TYPE_CHECKING:
@@ -38,28 +40,9 @@ KEEP_IDLE = 24 * 3600 * 1000
 #: Milliseconds that any statement on keys takes at most, and much more.
 SETTLED = 600_000
 
-UNIQUE, FLOOR = "unique", "floor"
+UNIQUE = "unique"
 #: Kinds of rows that are of no use once their time is over.
 EXPIRING = (LIMIT, RATE, WAIT)
-
-
-@dataclass
-class Claim:
-    """Who wants to hold what."""
-
-    kind: str
-    key: str
-    owner: str
-    token: str | None
-    ttl: int
-    process: str | None = None
-    limit: int = 1
-    #: Whether the run of the same owner that holds it is known to be over.
-    reenter: bool = False
-    #: Whether it is taken by hand: then its owner may hold other slots of the key as well.
-    by_hand: bool = False
-    #: Whether who wanted it does not wait for an answer any more: then it is not taken.
-    given_up: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,71 +65,6 @@ class Usage(NamedTuple):
     limit_set: int | None = None
 
 
-class Lease:
-    """A key that is held by this process, for as long as it is renewed."""
-
-    def __init__(
-        self,
-        key: str,
-        token: str,
-        fence: int,
-        lasts: int,
-        began: float,
-        *,
-        by_hand: bool = False,
-    ) -> None:
-        #: The key.
-        self.key = key
-        #: Names this holding of the key, and no other.
-        self.token = token
-        #: A number that grows with each holder of the key, for stores that check it.
-        self.fence = fence
-        #: Milliseconds from one renewal until nobody may rely on it any more.
-        self.lasts = lasts
-        #: Monotonic, in seconds; counted from before the statement that took it.
-        self.deadline = began + lasts / 1000
-        #: Whether it was taken by hand: then it may outlast the workers of the process.
-        self.by_hand = by_hand
-        #: Whether another has it.
-        self.gone = False
-
-    def extend(self, began: float) -> None:
-        """Note that it was renewed by a statement that began then; monotonic, in seconds."""
-        self.deadline = began + self.lasts / 1000
-
-    def lose(self) -> None:
-        """Note that another has it."""
-        self.gone = True
-
-    @property
-    def lost(self) -> bool:
-        """Whether another may hold the key by now: this process was paused for too long."""
-        return self.gone or time.monotonic() > self.deadline
-
-
-class Held:
-    """What a run holds: a lease of each of its sections; none, if it needs none."""
-
-    def __init__(self, leases: Sequence[Lease]) -> None:
-        #: One for each section, in the order of declaration.
-        self.leases = tuple(leases)
-
-    @property
-    def fence(self) -> int | None:
-        """The fence of its section: of the first that was declared, if it has several."""
-        return self.leases[0].fence if self.leases else None
-
-    @property
-    def fences(self) -> dict[str, int]:
-        """The fences of all its sections, by their keys."""
-        return {lease.key: lease.fence for lease in self.leases}
-
-    @property
-    def lost(self) -> bool:
-        """Whether another may be in one of its sections by now."""
-        return any(lease.lost for lease in self.leases)
-
-
 class Locks:
     """The statements on the table of keys.
 
@@ -165,13 +83,13 @@ class Locks:
         self.rates = Rates(lock)
         self.database: Database = lock._meta.database
         self._now: str = database_now(self.database).sql
-        self._table = f'"{lock._meta.table_name}"'
-        #: Whether an upsert can neither be guarded nor return anything.
-        self._in_steps = not dialect_of(self.database).guards_upserts
+        self._slots = slots_of(lock)
+        self._is_live = self._slots.is_live
+        #: Whether an update returns what it wrote, and locks no row that it leaves alone.
+        self._updates_well = dialect_of(self.database).guards_upserts
         self._usage = Compiled(self.database, self._asking_usage)
-        self._guard = threading.Lock()
-        #: What this process holds, by token: a run may have several keys.
-        self._leases: dict[str, list[Lease]] = {}
+        #: What this process holds.
+        self.leases = Leases()
         #: Called with the milliseconds within which a lease that was taken must be renewed.
         self.renew_within: Callable[[int], None] = _nobody
         #: Called with the keys of sections that may have become free: that is committed.
@@ -189,7 +107,7 @@ class Locks:
         if claim.given_up:
             return None
         began = time.monotonic()
-        fence = self._take_first(claim) if claim.limit == 1 else self._take_any(claim)
+        fence = self._slots.take(claim)
         return None if fence is None else self._hold(claim, fence, began)
 
     def take_in_turn(self, claim: Claim, place: Place) -> Lease | None:
@@ -216,18 +134,17 @@ class Locks:
         """Take those keys of *claims*, all different and with one slot, that are free.
 
         Returns:
-          The leases of those that were taken, by token.
+          The leases of those that were taken, by key.
         """
-        began = time.monotonic()
         if not claims:
             return {}
-        claims = sorted(claims, key=lambda claim: claim.key)
-        fences = self._upsert(claims, 0, f"({self._lowest()})", "held.last_fence + 1")
-        return {
-            str(claim.token): self._hold(claim, fences[claim.token], began)
-            for claim in claims
-            if claim.token in fences
-        }
+        began = time.monotonic()
+        fences = self._slots.take_all(claims)
+        return {c.key: self._hold(c, fences[c.key], began) for c in claims if c.key in fences}
+
+    def alone_with(self, claim: Claim) -> None:
+        """Keep others from the key until the transaction ends."""
+        self._slots.alone_with(claim)
 
     def taken(self, claim: Claim) -> Lease | None:
         """Return the lease of a claim that was met before; None if another has the key by now."""
@@ -264,7 +181,7 @@ class Locks:
         too_long = [lock.expires_at > most]
         if key is not None:
             too_long += [lock.kind == kind, lock.key == key]
-        if self._in_steps and not lock.select(lock.id).where(*too_long).exists():
+        if not self._updates_well and not lock.select(lock.id).where(*too_long).exists():
             # An update locks each row that it looks at, also those that it leaves alone.
             return
         lock.update(expires_at=most).where(*too_long).execute()
@@ -331,21 +248,17 @@ class Locks:
 
     def forget(self, token: str | None) -> None:
         """Renew a lease no longer."""
-        if token is not None:
-            with self._guard:
-                self._leases.pop(token, None)
+        self.leases.forget(token)
 
     def forget_all(self) -> None:
         """Renew nothing: this process was forked from the one that holds it."""
-        self._guard = threading.Lock()
-        self._leases = {}
+        self.leases = Leases()
         self.process = self.gone_after = None
         self.freed = _nothing
 
     def detach(self, process: str) -> None:
         """Let what was taken by hand live by its lease alone: the process's workers have ended."""
-        with self._guard:
-            tokens = [t for t, leases in self._leases.items() if leases[0].by_hand]
+        tokens = [t for t, leases in self.leases.all().items() if leases[0].by_hand]
         if self.process == process:
             self.process = self.gone_after = None
         if tokens:
@@ -355,8 +268,7 @@ class Locks:
 
     def renew(self) -> None:
         """Renew all that this process holds, in one statement."""
-        with self._guard:
-            leases = {token: list(some) for token, some in self._leases.items()}
+        leases = self.leases.all()
         if not leases:
             return
         began = time.monotonic()
@@ -368,20 +280,17 @@ class Locks:
             lock.token.in_(list(leases)),
         )
         renewal = lock.update(expires_at=expires).where(*mine)
-        if self._in_steps:
+        if self._updates_well:
+            rows = renewal.returning(lock.token, lock.key).execute()
+        else:
             renewal.execute()
             rows = lock.select(lock.token, lock.key).where(*mine)
-        else:
-            rows = renewal.returning(lock.token, lock.key).execute()
         renewed = {(row.token, row.key) for row in rows}
-        for token, some in leases.items():
-            for lease in some:
-                if (token, lease.key) in renewed:
-                    lease.extend(began)
-                else:
-                    lease.lose()
-            if all(lease.gone for lease in some):
-                self.forget(token)
+        for each in itertools.chain.from_iterable(leases.values()):
+            if (each.token, each.key) in renewed:
+                each.extend(began)
+            else:
+                self.leases.lose(each)
 
     def owns(self, key: str, owner: str) -> bool:
         """Tell whether a section is held for *owner*, whose lease is not over."""
@@ -466,163 +375,13 @@ class Locks:
         lasts = min(claim.ttl, self.gone_after or claim.ttl)
         lease = Lease(claim.key, claim.token or "", fence, lasts, began, by_hand=claim.by_hand)
         if claim.token is not None and claim.kind == SECTION:
-            with self._guard:
-                others = [x for x in self._leases.get(claim.token, ()) if x.key != claim.key]
-                self._leases[claim.token] = [*others, lease]
+            self.leases.add(lease)
             self.renew_within(lasts // 3)
         return lease
 
     def _rows(self, kind: str, key: str) -> Any:
         lock = self.lock
         return lock.select().where(lock.kind == kind, lock.key == key)
-
-    def _is_live(self) -> Any:
-        lock = self.lock
-        return lock.owner.is_null(False) & (lock.expires_at > database_now(self.database))
-
-    def _take_first(self, claim: Claim) -> int | None:
-        """Take the only slot of a key, and return its fence."""
-        fences = self._upsert([claim], 0, f"({self._lowest()})", "held.last_fence + 1")
-        return fences.get(claim.token)
-
-    def _take_any(self, claim: Claim) -> int | None:
-        """Take one of several slots of a key, and return its fence."""
-        fence = self.alone_with(claim) + 1
-        lock = self.lock
-        rows = list(self._rows(claim.kind, claim.key).select(lock, self._is_live().alias("live")))
-        own = [row.slot for row in rows if row.owner == claim.owner and not claim.by_hand]
-        taken = {row.slot for row in rows if row.live}
-        free = [slot for slot in range(claim.limit) if slot not in taken]
-        if len(taken) >= claim.limit:
-            # Held with a higher limit, perhaps.
-            free = []
-        for slot in own or free:
-            if self._upsert([claim], slot, str(fence), str(fence)):
-                top = lock.update(last_fence=fence)
-                top.where(lock.kind == claim.kind, lock.key == claim.key, lock.slot == 0).execute()
-                return fence
-        return None
-
-    def alone_with(self, claim: Claim) -> int:
-        """Keep others from the key until the transaction ends; return its last fence."""
-        if self._in_steps:
-            return self._lock_slot(claim, 0)
-        text = f"""
-            INSERT INTO {self._table} AS held
-                (kind, "key", slot, ttl, fence, last_fence, acquired_at)
-            SELECT ?, ?, 0, ?, lowest.fence - 1, lowest.fence - 1, {self._now}
-            FROM ({self._lowest()}) AS lowest WHERE true
-            ON CONFLICT (kind, "key", slot) DO UPDATE SET last_fence = held.last_fence
-            RETURNING last_fence
-        """
-        [(last,)] = self._execute(text, (claim.kind, claim.key, claim.ttl))
-        return int(last)
-
-    def _lowest(self) -> str:
-        """Return the select of the first fence that a new key may have."""
-        return (
-            f"SELECT coalesce(max(fence), 0) + 1 AS fence FROM {self._table} AS floor "
-            f"WHERE floor.kind = '{FLOOR}'"
-        )
-
-    def _upsert(
-        self, claims: Sequence[Claim], slot: int, first: str, again: str
-    ) -> dict[str | None, int]:
-        """Take a slot of each key where it is free: the unique index decides.
-
-        Returns:
-          The fences of those that were taken, by token.
-        """
-        if self._in_steps:
-            fences = {}
-            for claim in claims:
-                self._lock_slot(claim, slot)
-                if claim.limit == 1 and self._is_held_beyond(claim):
-                    continue
-                fence = self._take_locked(claim, slot, again)
-                if fence is not None:
-                    fences[claim.token] = fence
-            return fences
-        row = f"(?, ?, ?, ?, ?, ?, ?, {first}, {first}, {self._now}, {self._now} + ?)"
-        text = f"""
-            INSERT INTO {self._table} AS held (kind, "key", slot, owner, token, process, ttl,
-                fence, last_fence, acquired_at, expires_at)
-            VALUES {", ".join([row] * len(claims))}
-            ON CONFLICT (kind, "key", slot) DO UPDATE SET
-                owner = excluded.owner, token = excluded.token, process = excluded.process,
-                ttl = excluded.ttl, fence = {again}, last_fence = {again},
-                acquired_at = excluded.acquired_at, expires_at = excluded.expires_at
-            WHERE (held.owner IS NULL OR held.expires_at <= {self._now}
-                OR (held.owner = excluded.owner AND (held.token IS NULL OR ?)))
-                {self._alone if all(claim.limit == 1 for claim in claims) else ""}
-            RETURNING token, fence
-        """
-        values: list[Any] = []
-        for c in claims:
-            values += [c.kind, c.key, slot, c.owner, c.token, c.process, c.ttl, c.ttl]
-        rows = self._execute(text, (*values, any(claim.reenter for claim in claims)))
-        return {token: int(fence) for token, fence in rows}
-
-    @property
-    def _alone(self) -> str:
-        """Return the condition that nobody holds a key by a higher limit than one."""
-        return f"""AND NOT EXISTS (
-            SELECT 1 FROM {self._table} AS other WHERE other.kind = held.kind
-                AND other."key" = held."key" AND other.slot > 0
-                AND (other.owner <> excluded.owner OR other.token IS NOT NULL)
-                AND other.expires_at > {self._now})"""
-
-    def _is_held_beyond(self, claim: Claim) -> bool:
-        """Tell whether another holds a key by a higher limit than one."""
-        lock = self.lock
-        # What is kept for its owner's next run keeps nobody else's place.
-        other = (lock.owner != claim.owner) | lock.token.is_null(False)
-        others = self._rows(claim.kind, claim.key).where(lock.slot > 0, other, self._is_live())
-        return bool(others.exists())
-
-    def _lock_slot(self, claim: Claim, slot: int) -> int:
-        """Make the row of a slot if there is none, lock it, and return its last fence."""
-        lock = self.lock
-        row = self._rows(claim.kind, claim.key).where(lock.slot == slot).for_update()
-        found = row.get_or_none()
-        if found is None:
-            [(lowest,)] = self._execute(self._lowest(), ())
-            text = f"""
-                INSERT INTO {self._table}
-                    (kind, "key", slot, ttl, fence, last_fence, acquired_at)
-                VALUES (?, ?, ?, ?, ?, ?, {self._now}) ON DUPLICATE KEY UPDATE slot = slot
-            """
-            last = lowest - 1
-            self._execute(text, (claim.kind, claim.key, slot, claim.ttl, last, last))
-            found = row.get()
-        return int(found.last_fence)
-
-    def _take_locked(self, claim: Claim, slot: int, again: str) -> int | None:
-        """Take a slot whose row is locked, if it is free, and return its fence."""
-        # From left to right: the last fence is set after it was read.
-        text = f"""
-            UPDATE {self._table} AS held SET
-                owner = ?, token = ?, process = ?, ttl = ?, fence = {again},
-                last_fence = {again}, acquired_at = {self._now}, expires_at = {self._now} + ?
-            WHERE kind = ? AND "key" = ? AND slot = ? AND (
-                owner IS NULL OR expires_at <= {self._now}
-                OR (owner = ? AND (token IS NULL OR ?)))
-        """
-        who = (claim.owner, claim.token, claim.process, claim.ttl, claim.ttl)
-        where = (claim.kind, claim.key, slot, claim.owner, claim.reenter)
-        if not self._cursor(text, (*who, *where)).rowcount:
-            return None
-        taken = self._rows(claim.kind, claim.key).where(self.lock.slot == slot).get()
-        return int(taken.fence)
-
-    def _execute(self, text: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        return list(self._cursor(text, values).fetchall())
-
-    def _cursor(self, text: str, values: tuple[Any, ...]) -> Any:
-        text = text.replace("?", self.database.param)
-        if self._in_steps:
-            text = text.replace('"', "`")
-        return self.database.execute_sql(text, values)
 
 
 def describe_holder(holder: Holder | None) -> str:

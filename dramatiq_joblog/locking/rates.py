@@ -15,21 +15,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peewee import fn
+from peewee import SQL, fn
 
 from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.database.dialects import dialect_of
+from dramatiq_joblog.database.upsert import Rule
 from dramatiq_joblog.schema.models import to_millis
 
 from .needs import RATE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from peewee import Database
 
     from .needs import Need
 
-#: As many rows are written by one statement.
-_AT_ONCE = 500
+#: Without parameters, for statements that are compiled.
+_OF_RATES, _IS_HEAD = SQL(f"kind = '{RATE}'"), SQL("slot = 0")
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,20 @@ class Rates:
 
     def __init__(self, lock: Any) -> None:
         self._lock = lock
-        self._database: Database = lock._meta.database
-        self._dialect = dialect_of(self._database)
+        database: Database = lock._meta.database
+        self._database = database
+        self._dialect = dialect_of(database)
+        self._now = database_now(database)
+        self._heads = Compiled(database, self._selecting_head)
+        self._heads_locked = Compiled(
+            database, lambda values: self._dialect.lock(self._selecting_head(values))
+        )
+        self._starts = Compiled(database, self._selecting_starts)
+        columns = "fence", "ttl", "acquired_at", "expires_at"
+        sets = {name: f"excluded.{name}" for name in columns}
+        self._ring = self._dialect.upsert(
+            Rule(lock, "start", ("kind", "key", "slot"), "1 = 1", sets, {})
+        )
 
     def room(self, need: Need) -> Room:
         """Return how many may start now by a rate."""
@@ -86,33 +102,48 @@ class Rates:
         """Let nobody else start by a key until the transaction ends."""
         self._head_locked(key)
 
+    def window(self, need: Need) -> Window:
+        """Keep others out as :meth:`keep_others_out` does, and return what may be meanwhile."""
+        return Window(self, need, self._head_locked(need.key))
+
     def take(self, need: Need, count: int = 1) -> int:
         """Begin up to *count* starts, and return how many may be."""
-        head = self._head_locked(need.key)
+        window = self.window(need)
+        free = window.room(count)
+        window.take(free)
+        return free
+
+    def _free(self, need: Need, head: _Head, most: int) -> int:
+        """Return how many may start now: *most*, if it is more."""
         if need.limit < 1:
             return 0
-        if need.limit > head.size:
-            self._grow(need.key, head, need.limit)
-        known = self._known(need, head, count)
-        taken = 0
-        while taken < count:
-            number = head.last + taken + 1 - need.limit
+        known = self._known(need, head, most)
+        free = 0
+        while free < most:
+            number = head.last + free + 1 - need.limit
             if number > head.last or self._due(need, head, number, known) > 0:
                 break
-            taken += 1
-        if taken:
-            self._write(need, head, taken)
-        return taken
+            free += 1
+        return free
 
     def _known(self, need: Need, head: _Head, count: int) -> dict[int, int]:
         """Return when the starts were that decide on the next *count*, by their numbers."""
         first = head.last + 1 - need.limit
-        numbers = range(max(1, first), min(head.last, first + count - 1) + 1)
-        if not numbers:
+        return self._starts_of(
+            need.key, head, range(max(1, first), min(head.last, first + count - 1) + 1)
+        )
+
+    def _starts_of(self, key: str, head: _Head, numbers: Sequence[int]) -> dict[int, int]:
+        """Return when those of *numbers* were that the ring knows."""
+        if not numbers or not head.size:
             return {}
-        slots = [_slot_of(number, head.size) for number in numbers]
-        rows = self._rows(need.key).where(self._lock.slot.in_(slots))
-        return {int(row.fence): _when(row) for row in rows}
+        slots = {_slot_of(number, head.size) for number in numbers}
+        return dict(self._starts.execute([key, *sorted(slots)]).fetchall())
+
+    def _selecting_starts(self, values: Sequence[Any]) -> Any:
+        lock = self._lock
+        rows = lock.select(lock.fence, lock.expires_at - lock.ttl)
+        return rows.where(_OF_RATES, lock.key == values[0], lock.slot.in_(values[1:]))
 
     def _due(
         self, need: Need, head: _Head, number: int, known: dict[int, int] | None = None
@@ -121,9 +152,7 @@ class Rates:
         if number < 1:
             return 0
         if known is None:
-            slot = _slot_of(number, head.size)
-            rows = self._rows(need.key).where(self._lock.slot == slot)
-            known = {int(row.fence): _when(row) for row in rows}
+            known = self._starts_of(need.key, head, [number])
         when = known.get(number)
         if when is None:
             # Of before the ring grew: each start since was as far from it as the rate then said.
@@ -141,26 +170,25 @@ class Rates:
         return 0 if first is None else _when(first)
 
     def _write(self, need: Need, head: _Head, count: int) -> None:
-        rows = [
-            self._row(need.key, head.last + n, head.size, need.lasts, head.now)
-            for n in range(1, count + 1)
-        ]
-        # With more starts at once than the ring has rows the last of them stay.
-        self._put(rows[-head.size :])
+        if need.limit > head.size:
+            self._grow(need.key, head, need.limit)
         head.last += count
+        # With more starts at once than the ring has rows the last of them stay.
+        first = head.last + 1 - min(count, head.size)
+        lasts, now = need.lasts, head.now
+        self._ring.write(
+            [_row(need.key, n, head.size, lasts, now) for n in range(first, head.last + 1)]
+        )
         lock = self._lock
-        shortest = min(head.shortest, need.lasts)
         head_row = lock.kind == RATE, lock.key == need.key, lock.slot == 0
-        expires = fn.coalesce(lock.expires_at, 0)
-        greatest = self._dialect.greatest
-        latest = head.now + need.lasts
+        latest = self._dialect.greatest(fn.coalesce(lock.expires_at, 0), now + lasts)
         (
             lock.update(
                 last_fence=head.last,
                 fence=head.size,
-                ttl=shortest,
-                acquired_at=head.now,
-                expires_at=greatest(expires, latest),
+                ttl=min(head.shortest, lasts),
+                acquired_at=now,
+                expires_at=latest,
             )
             .where(*head_row)
             .execute()
@@ -168,46 +196,33 @@ class Rates:
 
     def _grow(self, key: str, head: _Head, size: int) -> None:
         """Let the ring know of more starts."""
+        if not head.size:
+            head.size = size
+            return
         lock = self._lock
         ring = lock.kind == RATE, lock.key == key, lock.slot > 0
         rows = list(lock.select().where(*ring, lock.fence > head.last - head.size))
         lock.delete().where(*ring).execute()
         head.size = size
-        self._put([self._row(key, r.fence, size, r.ttl, _when(r)) for r in rows])
-
-    def _row(self, key: str, number: int, size: int, lasts: int, when: int) -> dict[str, Any]:
-        return {
-            "kind": RATE,
-            "key": key,
-            "slot": _slot_of(number, size),
-            "fence": number,
-            "last_fence": 0,
-            "ttl": lasts,
-            "acquired_at": when,
-            "expires_at": when + lasts,
-        }
-
-    def _put(self, rows: list[dict[str, Any]]) -> None:
-        lock = self._lock
-        preserved = [lock.fence, lock.ttl, lock.acquired_at, lock.expires_at]
-        target = [lock.kind, lock.key, lock.slot] if self._dialect.guards_upserts else []
-        for start in range(0, len(rows), _AT_ONCE):
-            some = lock.insert_many(rows[start : start + _AT_ONCE])
-            some.on_conflict(conflict_target=target or None, preserve=preserved).execute()
+        self._ring.write([_row(key, int(r.fence), size, r.ttl, _when(r)) for r in rows])
 
     def _head(self, key: str, *, locked: bool = False) -> _Head | None:
-        lock, now = self._lock, database_now(self._database)
-        rows = self._rows(key).where(lock.slot == 0)
         waits = locked and not self._dialect.writes_alone
+        heads = self._heads_locked if waits else self._heads
+        found = heads.execute([key]).fetchone()
+        if found is None:
+            return None
+        head = _Head(*map(int, found))
         if waits:
-            rows = rows.for_update()
-        found = rows.select(lock.last_fence, lock.fence, lock.ttl, now.alias("now")).tuples()
-        head = next((_Head(*map(int, row)) for row in found), None)
-        if waits and head is not None:
             # The time of before it waited for the row is not that of the start.
-            ((instant,),) = self._database.execute_sql(f"SELECT {now.sql}").fetchall()
+            ((instant,),) = self._database.execute_sql(f"SELECT {self._now.sql}").fetchall()
             head.now = int(instant)
         return head
+
+    def _selecting_head(self, values: Sequence[str]) -> Any:
+        lock, (key,) = self._lock, values
+        rows = lock.select(lock.last_fence, lock.fence, lock.ttl, self._now)
+        return rows.where(_OF_RATES, lock.key == key, _IS_HEAD)
 
     def _head_locked(self, key: str) -> _Head:
         """Return the head of a key, which nobody else changes until the transaction ends."""
@@ -224,12 +239,50 @@ class Rates:
         return lock.select().where(lock.kind == RATE, lock.key == key)
 
 
+class Window:
+    """How many may start by a rate: nobody else changes that until the transaction ends.
+
+    Parameters:
+      rates: The statements on starts.
+      need: The rate.
+      head: The state of its key.
+    """
+
+    def __init__(self, rates: Rates, need: Need, head: _Head) -> None:
+        self._rates = rates
+        self._need = need
+        self._head = head
+
+    def room(self, most: int) -> int:
+        """Return how many may start now: *most*, if it is more."""
+        return self._rates._free(self._need, self._head, most)
+
+    def take(self, count: int) -> None:
+        """Begin so many starts, for which there must be room."""
+        if count:
+            self._rates._write(self._need, self._head, count)
+
+
 #: The window of a key without a start.
 _LONGEST = 10**15
 
 
 def _slot_of(number: int, size: int) -> int:
     return 1 + number % size
+
+
+def _row(key: str, number: int, size: int, lasts: int, when: int) -> dict[str, Any]:
+    """Return the row of a start, in a ring of *size* rows."""
+    return {
+        "kind": RATE,
+        "key": key,
+        "slot": _slot_of(number, size),
+        "fence": number,
+        "last_fence": 0,
+        "ttl": lasts,
+        "acquired_at": when,
+        "expires_at": when + lasts,
+    }
 
 
 def _when(row: Any) -> int:

@@ -11,7 +11,7 @@ from dramatiq_joblog.database.checkout import in_transaction
 from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.errors import DatabaseAwayError
 
-from .locks import Claim
+from .leases import Claim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

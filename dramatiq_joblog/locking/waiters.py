@@ -70,20 +70,52 @@ class Waiters:
         self._lock = lock
         self._database: Database = job._meta.database
         self._disputed = Compiled(self._database, self._selecting_disputed)
+        self._kept = Compiled(self._database, self._selecting_kept)
+        self._line = Compiled(self._database, self._selecting_line)
+        self._attend = Compiled(self._database, self._attending)
+        self._still_open = Compiled(self._database, self._selecting_open)
 
     def all_of(self, key: str) -> Any:
         """Return a select of the jobs that wait for a key, the one that is next first."""
-        job, lock = self.job, self._lock
+        # Asked first: seldom is there one, and then the line costs more to find.
+        return self._all_of(key, self._kept_for(key))
+
+    def _all_of(self, key: str, kept: Sequence[str]) -> Any:
+        job = self.job
         of_key = job.section == key
-        kept = lock.select(lock.owner).where(lock.kind == WAIT, lock.key == key)
-        if kept.exists():
-            # Asked first: seldom is there one, and then the line costs more to find.
+        if kept:
             of_key |= job.jid.in_(kept)
         return job.select().where(self._is_waiting(), of_key).order_by(*self._order())
 
-    def next_of(self, key: str, count: int) -> list[Any]:
-        """Return the *count* living waiters of a key that come in next."""
-        return list(self.all_of(key).where(self._is_alive()).limit(count))
+    def next_of(self, key: str, count: int) -> list[tuple[str, bool]]:
+        """Return the *count* living waiters of a key that come in next.
+
+        Returns:
+          The jid of each, and whether it is this key that it waits for.
+        """
+        kept = self._kept_for(key)
+        if not kept:
+            return [(jid, True) for (jid,) in self._line.execute([key, count]).fetchall()]
+        job = self.job
+        rows = self._all_of(key, kept).where(self._is_alive()).select(job.jid, job.section)
+        return [(jid, section == key) for jid, section in rows.limit(count).tuples()]
+
+    def line(self, key: str, most: int) -> list[str]:
+        """Return the jids of the living waiters of a key, the one that is next first."""
+        return [jid for jid, _ in self.next_of(key, most)]
+
+    def _selecting_line(self, values: Sequence[Any]) -> Any:
+        job, (key, most) = self.job, values
+        of_key = job.select(job.jid).where(self._is_waiting(), job.section == key)
+        return of_key.where(self._is_alive()).order_by(*self._order()).limit(most)
+
+    def _kept_for(self, key: str) -> list[str]:
+        """Return the jobs for which a key is kept while they wait for another."""
+        return [jid for (jid,) in self._kept.execute([key]).fetchall()]
+
+    def _selecting_kept(self, values: Sequence[str]) -> Any:
+        lock = self._lock
+        return lock.select(lock.owner).where(SQL(f"kind = '{WAIT}'"), lock.key == values[0])
 
     def first_ahead(self, key: str, jid: str, place: Place) -> Any:
         """Return the first living waiter that comes before the one at *place*, or None."""
@@ -121,16 +153,21 @@ class Waiters:
 
     def attend(self, jids: Sequence[str]) -> None:
         """Say that this process has the messages of these waiters, and looks after them."""
-        job, until = self.job, database_now(self._database) + ATTENDED
-        job.update(eta=until).where(job.jid.in_(jids), self._is_waiting()).execute()
+        self._attend.execute(jids)
 
     def settled(self, jids: Sequence[str]) -> list[str]:
         """Return those of *jids* that wait for nothing any more: cancelled, or ended by a copy."""
+        still_waiting = {jid for (jid,) in self._still_open.execute(jids).fetchall()}
+        return [jid for jid in jids if jid not in still_waiting]
+
+    def _attending(self, jids: Sequence[str]) -> Any:
+        job, until = self.job, SQL(f"{database_now(self._database).sql} + {ATTENDED}")
+        return job.update(eta=until).where(job.jid.in_(jids), self._is_waiting())
+
+    def _selecting_open(self, jids: Sequence[str]) -> Any:
         job = self.job
         still_open = job.state.not_in(literal_states(FINAL))
-        rows = job.select(job.jid).where(job.jid.in_(jids), still_open)
-        still_waiting = {jid for (jid,) in rows.tuples()}
-        return [jid for jid in jids if jid not in still_waiting]
+        return job.select(job.jid).where(job.jid.in_(jids), still_open)
 
     def _ahead(self, key: str, jid: str, place: Place) -> Any:
         job = self.job

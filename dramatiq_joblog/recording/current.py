@@ -17,7 +17,7 @@ from .log_lines import Lines
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from dramatiq_joblog.locking.locks import Held
+    from dramatiq_joblog.locking.leases import Held
     from dramatiq_joblog.payload.redaction import Redactor
 
     from .log_lines import Batch

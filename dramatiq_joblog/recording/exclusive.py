@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.locking.admission import Admission, Refusal, claim_of
-from dramatiq_joblog.locking.locks import Held
+from dramatiq_joblog.locking.leases import Held
 from dramatiq_joblog.locking.needs import SECTION
-from dramatiq_joblog.locking.waiters import ATTENDED, COMES_BACK, Place
+from dramatiq_joblog.locking.waiters import Place
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import FINAL, STARTABLE, DeadReason, Start, State
 
 from .heartbeat import has_ended
 from .newest import Newest, keeps_newest
-from .transitions import freed_by, keys_of
+from .rated import Rated
+from .transitions import KEPT_AT_START, freed_by, keys_of
+from .waits import end_waits, fresh_waiters, policy_of, put_off
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from dramatiq_joblog.locking.needs import Need
-
-    from .transitions import Event, Transitions
+    from .transitions import Event, Known, Transitions
 
 #: Milliseconds until a copy of a message comes back whose job may be running.
 COPY_DELAY = 5_000
@@ -40,6 +39,7 @@ class Sections:
         self._locks = transitions.locks
         self._newest = Newest(transitions)
         self._admission = Admission(transitions.locks, transitions.atomic)
+        self._rated = Rated(transitions)
 
     def write(self, events: Sequence[Event]) -> None:
         """Write *events*, which are of different jobs, and answer the starts among them.
@@ -84,7 +84,7 @@ class Sections:
     def _begin_all(self, begins: Sequence[Event]) -> None:
         try:
             with self.transitions.atomic():
-                left = self._begin_undisputed(sorted(begins, key=keys_of))
+                left = self._begin_together(sorted(begins, key=keys_of))
             for together in _together(left):
                 with self.transitions.atomic():
                     for event in together:
@@ -95,29 +95,61 @@ class Sections:
                 self._locks.forget(event.row["token"])
             raise
 
-    def _begin_undisputed(self, begins: Sequence[Event]) -> list[Event]:
-        """Begin the runs whose section nobody else wants, all in the same few statements.
+    def _begin_together(self, begins: Sequence[Event]) -> list[Event]:
+        """Answer those starts that can be answered together, in a few statements for all.
 
         Returns:
           The others.
         """
         rows = self.transitions.locked_all([event.jid for event in begins])
+        self._begin_undisputed(begins, rows)
+        self._rated.begin(begins, rows)
+        return [event for event in begins if not event.granted and event.delay is None]
+
+    def _begin_undisputed(self, begins: Sequence[Event], rows: Mapping[str, Known]) -> None:
+        """Begin the runs whose sections nobody else wants."""
+        simple = [event for event in begins if _is_simple(event)]
+        # One that waits for several keys may have others kept for it.
+        single = [event for event in simple if len(event.needs) == 1]
+        waiters = fresh_waiters(self.transitions, single, rows)
         plain: dict[str, Event] = {}
-        for event in begins:
-            if _is_simple(event) and self._is_plain(event, rows.get(event.jid)):
-                plain.setdefault(event.needs[0].key, event)
-        disputed = self._locks.waiters.disputed(list(plain)) if plain else set()
-        wanted = [event for key, event in plain.items() if key not in disputed]
-        leases = self._locks.take_all([claim_of(e.needs[0], e.run) for e in wanted])
-        begun = [event for event in wanted if event.row["token"] in leases]
-        written = self.transitions.begin_all(begun)
+        for event in simple:
+            keys = [need.key for need in event.needs]
+            if not plain.keys().isdisjoint(keys):
+                continue
+            if event.jid in waiters or self._is_plain(event, rows.get(event.jid)):
+                plain |= dict.fromkeys(keys, event)
+        if plain:
+            wanted = {e.jid: e for e in plain.values()}.values()
+            shut = self._shut(plain, waiters)
+            self._begin_those([event for event in wanted if event.jid not in shut], rows)
+
+    def _shut(self, plain: Mapping[str, Event], waiters: set[str]) -> set[str]:
+        """Return the jobs whose keys others want: those of *waiters* only if they are not next."""
+        locks = self._locks
+        disputed = locks.waiters.disputed(list(plain))
+        limited = locks.limits.of(list(disputed)) if disputed else {}
+        shut = set()
+        for key in disputed:
+            jid = plain[key].jid
+            if key in limited or jid not in waiters or locks.waiters.line(key, 1) != [jid]:
+                shut.add(jid)
+        return shut
+
+    def _begin_those(self, events: Sequence[Event], rows: Mapping[str, Known]) -> None:
+        """Begin those of *events*, which need keys of their own, that get all of them."""
+        leases = self._locks.take_all([claim_of(n, e.run) for e in events for n in e.needs])
+        whole = [e for e in events if all(need.key in leases for need in e.needs)]
+        written = self.transitions.write_rows(whole)
+        begun = [event for event in whole if event.jid in written]
         for event in begun:
-            if event.jid in written:
-                event.granted, event.lease = True, Held([leases[event.row["token"]]])
-            else:
-                # Its row was only just made, by another run.
+            event.granted = True
+            event.lease = Held([leases[need.key] for need in event.needs])
+        for event in events:
+            if not event.granted and any(need.key in leases for need in event.needs):
+                # Another has one of its keys, or its row was only just made by another run.
                 self._admission.release(event.needs, event.run)
-        return [event for event in begins if not event.granted]
+        end_waits(self.transitions, begun, rows)
 
     def _is_plain(self, event: Event, row: Any) -> bool:
         """Tell whether a run may begin without a look at what was before."""
@@ -220,7 +252,7 @@ class Sections:
         event.refusal = refusal
         now = self._locks.now()
         since = now if place.since is None else place.since
-        policy, left = _policy(refusal.need, place, now - since)
+        policy, left = policy_of(refusal.need, place, now - since)
         timed_out = left is not None and left <= 0
         if policy == "retry":
             event.found = None
@@ -229,7 +261,10 @@ class Sections:
             values["started_at"] = to_millis(row.started_at) if _has_run(row) else None
             values["section"] = refusal.need.key
             if policy == "wait":
-                values |= self._waiting(event, row, now, left) | {"waiting_since": since}
+                values |= put_off(event, since, now, left)
+                if row is not None:
+                    # What an earlier run left stays to be read.
+                    values |= {name: getattr(row, name) for name in KEPT_AT_START}
             else:
                 values |= {"eta": None, "finished_at": now}
                 values |= _dropped(policy, str(refusal), timed_out=timed_out)
@@ -242,28 +277,12 @@ class Sections:
             self._locks.waiters.leave([need.key for need in event.needs], event.jid)
             self._locks.waiters.keep(refusal.reserved, event.jid)
 
-    @staticmethod
-    def _waiting(event: Event, row: Any, now: int, left: int | None) -> dict[str, Any]:
-        """Put a run off, and return the columns of a job that waits."""
-        # It is put forward once its section is free; by itself it comes only now and then.
-        delay = round(COMES_BACK * random.uniform(0.8, 1.0))  # noqa: S311
-        for latest in (left, event.comes_back_within):
-            delay = delay if latest is None else min(delay, latest)
-        event.delay = max(1, delay)
-        values = {"state": State.WAITING.value, "eta": now + min(event.delay, ATTENDED)}
-        if row is not None:
-            # What an earlier run left stays to be read.
-            for name in ("duration", "error_message", "error_type"):
-                values[name] = getattr(row, name)
-        return values
-
 
 def _is_simple(event: Event) -> bool:
-    """Tell whether all that a run needs is a section that one at a time may be in."""
-    needs = event.needs
-    if keeps_newest(event.unique):
+    """Tell whether all that a run needs are sections that one at a time may be in."""
+    if not event.needs or keeps_newest(event.unique):
         return False
-    return len(needs) == 1 and needs[0].kind == SECTION and needs[0].limit == 1
+    return all(need.kind == SECTION and need.limit == 1 for need in event.needs)
 
 
 def _together(events: Sequence[Event]) -> Iterator[list[Event]]:
@@ -275,15 +294,6 @@ def _together(events: Sequence[Event]) -> Iterator[list[Event]]:
     single = [event for event in events if len(event.needs) <= 1]
     if single:
         yield single
-
-
-def _policy(need: Need, place: Place, waited: int) -> tuple[str, int | None]:
-    """Return what becomes of a job that does not come in, and how long it may wait yet."""
-    if need.on_conflict == "wait" and need.wait_for is not None:
-        left = need.wait_for - waited
-        return ("wait" if left > 0 else need.on_timeout), left
-    # What is half done is neither dropped nor fails: it waits, whatever its policy.
-    return ("wait" if place.begun else need.on_conflict), None
 
 
 def _dropped(policy: str, taken: str, *, timed_out: bool) -> dict[str, Any]:

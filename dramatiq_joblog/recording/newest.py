@@ -15,7 +15,7 @@ from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import STARTABLE, State
 
 if TYPE_CHECKING:
-    from dramatiq_joblog.locking.locks import Claim
+    from dramatiq_joblog.locking.leases import Claim
 
     from .transitions import Event, Transitions
 

@@ -18,8 +18,9 @@ from peewee import SQL, Value, fn
 from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.database.upsert import Portion, Rule, is_one_statement, write_all
-from dramatiq_joblog.locking.admission import Newcomer
-from dramatiq_joblog.locking.locks import UNIQUE, Claim, Locks
+from dramatiq_joblog.locking.admission import Newcomer, in_order
+from dramatiq_joblog.locking.leases import Claim
+from dramatiq_joblog.locking.locks import UNIQUE, Locks
 from dramatiq_joblog.locking.needs import SECTION, Need, needs_of
 from dramatiq_joblog.locking.release import freeing
 from dramatiq_joblog.payload.sanitize import fold_jid
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from peewee import Database
 
     from dramatiq_joblog.locking.admission import Refusal
-    from dramatiq_joblog.locking.locks import Held
+    from dramatiq_joblog.locking.leases import Held
     from dramatiq_joblog.schema.tables import Tables
 
 #: Milliseconds that two clocks may differ: what a question and its answer take.
@@ -72,6 +73,8 @@ class Known(NamedTuple):
     dead_reason: str | None
     #: Whether it waits, and since when: in milliseconds.
     waiting_since: int | None
+    #: When its last run began, if one did: in milliseconds.
+    started_at: int | None
 
 
 @dataclass(slots=True)
@@ -213,7 +216,7 @@ _REPLACED = (
     "token",
 )
 #: What a beginning run leaves as the last one left it.
-_KEPT_AT_START = ("duration", "error_type", "error_message")
+KEPT_AT_START = ("duration", "error_type", "error_message")
 #: Set once.
 _FIRST = (
     "enqueued_at",
@@ -252,7 +255,7 @@ _REPLACES = {
     **{column: f"excluded.{column}" for column in _REPLACED},
     **{
         column: f"CASE WHEN excluded.state = 'started' THEN job.{column} ELSE excluded.{column} END"
-        for column in _KEPT_AT_START
+        for column in KEPT_AT_START
     },
     # What could not be stored may be by now.
     "note": (
@@ -365,6 +368,7 @@ class Transitions:
         self._lines = self._dialect.upsert(_line_rule(line))
         self._freeing = freeing(lock)
         self._locked_all = Compiled(self.database, self._locking)
+        self._ran_before = Compiled(self.database, self._selecting_ends)
         self._own_fields = [
             f for f in self.job._meta.sorted_fields if f.name not in Job._meta.fields
         ]
@@ -580,8 +584,8 @@ class Transitions:
         select = job.select(*(getattr(job, name) for name in Known._fields))
         return self._dialect.lock(select.where(job.jid.in_(jids)).order_by(job.jid))
 
-    def begin_all(self, events: Sequence[Event]) -> set[str]:
-        """Write the starts of runs that may begin, and return the jobs that did."""
+    def write_rows(self, events: Sequence[Event]) -> set[str]:
+        """Write events in the transaction that is open, and return the jobs that they were of."""
         return self._write_all(events) if events else set()
 
     def locked(self, jid: str) -> Any:
@@ -621,6 +625,9 @@ class Transitions:
     def _ended(self, event: Event, row: Any) -> str | None:
         """Return how a run of the same delivery ended; None if none did, as far as is known."""
         attempt, token = event.row["attempt"], event.row["token"]
+        if row.token is None and row.state in STARTABLE and attempt >= row.attempt:
+            # No run of it was ever.
+            return None
         stamped = token.startswith(_STAMPED)
         if same_delivery(row.token, token):
             may_run = row.state in OPEN or row.state == State.WAITING
@@ -637,6 +644,15 @@ class Transitions:
             # A dead letter that is put back as it is carries the stamp too.
             return None
         return ended
+
+    def ran_before(self, jids: Sequence[str]) -> set[str]:
+        """Return those of *jids* of which the end of an earlier run is kept."""
+        return {jid for (jid,) in self._ran_before.execute(jids).fetchall()}
+
+    def _selecting_ends(self, jids: Sequence[str]) -> Any:
+        failure = self.failure
+        ends = ", ".join(f"'{outcome}'" for outcome in sorted(_STATES_AFTER))
+        return failure.select(failure.jid).where(failure.jid.in_(jids), SQL(f"outcome IN ({ends})"))
 
     def _kept_end(self, jid: str, token: str) -> tuple[int, str | None]:
         """Return the attempt and the end of an earlier run of the delivery of *token*."""
@@ -885,10 +901,10 @@ def _held(event: Event, key: str) -> dict[str, Any]:
     return {"key": key, "owner": event.jid, "token": event.row["token"]}
 
 
-def keys_of(event: Event) -> tuple[str, str]:
+def keys_of(event: Event) -> tuple[bool, str, str]:
     """Return the keys that an event is about, for an order that all processes keep."""
-    needs = event.needs
-    return (needs[0].key if needs else "", (event.unique or {}).get("key", ""))
+    unique = (event.unique or {}).get("key", "")
+    return (*in_order(event.needs[0]), unique) if event.needs else (False, "", unique)
 
 
 def _ended_before(state: str, attempt: int, new_attempt: int) -> str | None:

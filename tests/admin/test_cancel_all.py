@@ -9,7 +9,8 @@ from playhouse.test_utils import count_queries
 
 from dramatiq_joblog import CancelInterruptedError
 from dramatiq_joblog.admin import cancel
-from dramatiq_joblog.locking.locks import SECTION, UNIQUE, Claim
+from dramatiq_joblog.locking.leases import Claim
+from dramatiq_joblog.locking.locks import SECTION, UNIQUE
 
 NOW = 1_800_000_000_000
 

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dramatiq_joblog import CancelError, DuplicateJob, Exclusive, JobNotFound, Unique, enqueue_once
-from dramatiq_joblog.locking.locks import Claim
+from dramatiq_joblog.locking.leases import Claim
 from dramatiq_joblog.locking.needs import SECTION
 from dramatiq_joblog.recording.heartbeat import Heartbeat
 from dramatiq_joblog.recording.transitions import Event

@@ -20,7 +20,8 @@ from dramatiq_joblog import (
     LockNotAcquired,
     Unique,
 )
-from dramatiq_joblog.locking.locks import UNIQUE, Claim, Lease
+from dramatiq_joblog.locking.leases import Claim, Lease
+from dramatiq_joblog.locking.locks import UNIQUE
 from dramatiq_joblog.locking.needs import SECTION, key_maker
 from dramatiq_joblog.locking.release import freeing
 from dramatiq_joblog.recording.heartbeat import Heartbeat

@@ -15,7 +15,7 @@ from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.connection import Connection
 from dramatiq_joblog.database.dialects.mysql import is_away
 from dramatiq_joblog.errors import DatabaseAwayError
-from dramatiq_joblog.locking.locks import Claim
+from dramatiq_joblog.locking.leases import Claim
 from dramatiq_joblog.locking.needs import SECTION
 from dramatiq_joblog.recording.transitions import Event
 

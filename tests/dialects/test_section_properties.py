@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 from peewee import MySQLDatabase
 
 from dramatiq_joblog import Exclusive
-from dramatiq_joblog.locking.locks import Claim
+from dramatiq_joblog.locking.leases import Claim
 from dramatiq_joblog.locking.needs import SECTION
 from dramatiq_joblog.recording.exclusive import Sections
 from dramatiq_joblog.recording.heartbeat import Heartbeat

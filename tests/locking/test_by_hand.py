@@ -131,7 +131,7 @@ def test_a_coroutine_that_is_cancelled(joblog, eventually, when):
     joblog.transitions.locks.take = take
     joblog.writer.flush()
     assert not joblog.locks.exists()
-    assert {} == joblog.transitions.locks._leases
+    assert not joblog.transitions.locks.leases
 
 
 def test_a_commit_whose_answer_is_lost(joblog, monkeypatch):
@@ -155,7 +155,7 @@ def test_a_commit_whose_answer_is_lost(joblog, monkeypatch):
     joblog.writer.flush()
     monkeypatch.undo()
     assert lost
-    assert {} == joblog.transitions.locks._leases
+    assert not joblog.transitions.locks.leases
     with joblog.lock("key"):
         pass
 

@@ -8,7 +8,7 @@ import dramatiq
 import pytest
 
 from dramatiq_joblog import DuplicateJob, Exclusive, LockNotAcquired
-from dramatiq_joblog.locking.locks import Claim
+from dramatiq_joblog.locking.leases import Claim
 from dramatiq_joblog.locking.needs import SECTION
 from dramatiq_joblog.recording.heartbeat import Heartbeat
 

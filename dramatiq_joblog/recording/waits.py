@@ -1,0 +1,73 @@
+"""Jobs that wait for what they need: how one is put off, and how its wait ends."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+from dramatiq_joblog.locking.waiters import ATTENDED, COMES_BACK
+from dramatiq_joblog.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from dramatiq_joblog.locking.needs import Need
+    from dramatiq_joblog.locking.waiters import Place
+
+    from .transitions import Event, Known, Transitions
+
+
+def policy_of(need: Need, place: Place, waited: int) -> tuple[str, int | None]:
+    """Return what becomes of a job that does not come in, and how long it may wait yet."""
+    if need.on_conflict == "wait" and need.wait_for is not None:
+        left = need.wait_for - waited
+        return ("wait" if left > 0 else need.on_timeout), left
+    # What is half done is neither dropped nor fails: it waits, whatever its policy.
+    return ("wait" if place.begun else need.on_conflict), None
+
+
+def put_off(event: Event, since: int, now: int, left: int | None) -> dict[str, Any]:
+    """Put a run off, and return the columns of a job that waits.
+
+    Parameters:
+      event: Its start.
+      since: When the job began to wait, in milliseconds.
+      now: The database's time, in milliseconds.
+      left: Milliseconds that it may wait yet; None for as long as it takes.
+    """
+    # It is put forward once its turn has come; by itself it comes only now and then.
+    delay = round(COMES_BACK * random.uniform(0.8, 1.0))  # noqa: S311
+    for latest in (left, event.comes_back_within):
+        delay = delay if latest is None else min(delay, latest)
+    event.delay = max(1, delay)
+    eta = now + min(event.delay, ATTENDED)
+    return {"state": State.WAITING.value, "eta": eta, "waiting_since": since}
+
+
+def waits_afresh(event: Event, row: Known | None) -> bool:
+    """Tell whether a job waits and has never begun: of it only its place in the line matters."""
+    if row is None or row.state != State.WAITING or row.waiting_since is None or event.replayed:
+        return False
+    is_first_attempt = row.attempt == event.row["attempt"] == 1
+    return is_first_attempt and row.started_at is None and row.token != event.row["token"]
+
+
+def fresh_waiters(
+    transitions: Transitions, events: Iterable[Event], rows: Mapping[str, Known]
+) -> set[str]:
+    """Return the jobs of those of *events* that wait and have never begun."""
+    waiters = [event.jid for event in events if waits_afresh(event, rows.get(event.jid))]
+    # The delivery of one that has ended before may be a repetition.
+    return {*waiters} - transitions.ran_before(waiters) if waiters else set()
+
+
+def end_waits(transitions: Transitions, events: Sequence[Event], rows: Mapping[str, Known]) -> None:
+    """End the waits of those jobs among *events* that waited, and have begun now."""
+    waited = [
+        (event.row, row.waiting_since)
+        for event in events
+        if (row := rows.get(event.jid)) is not None and row.waiting_since is not None
+    ]
+    if waited:
+        now = transitions.locks.now()
+        transitions.end_waiting_all([(row, min(since, now)) for row, since in waited], now)
