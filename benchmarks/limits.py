@@ -1,8 +1,10 @@
-"""What limits cost: a rate on one key, many keys with few jobs each, three keys a job.
+"""What sections and limits cost a job, beside the same jobs without.
 
-A worker of eight threads on a real Redis, with the log on SQLite and on PostgreSQL; each kind of
-job beside the same number of jobs without a limit, in turn.  The rate is never used up, so that
-what is measured is what it costs to count.
+A worker process of eight threads on a real Redis, with the log on each kind of database, and jobs
+that do nothing: in a section of their own, by a rate on one key, with many keys and a few jobs of
+each, with three keys a job.  Processor time is that of the process that works, and that of the
+jobs without a limit is taken off; at the end a rate is used up all the time, and it is shown how
+much of it was reached.
 
     python benchmarks/limits.py [--rounds 3] [--jobs 1000] [--keys 10000] [--database sqlite]
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import statistics
 import sys
 import tempfile
@@ -28,6 +31,9 @@ import servers  # noqa: E402
 
 from dramatiq_joblog import Exclusive, JobLog, JobLogMiddleware, Rate  # noqa: E402
 
+#: A rate that is used up: so many starts a second.
+TIGHT = 200
+
 
 class Bench:
     """A log, a broker and an actor for each kind of limit, on one database."""
@@ -40,33 +46,37 @@ class Bench:
         self.broker.add_middleware(JobLogMiddleware(self.joblog))
         dramatiq.set_broker(self.broker)
         several = [Exclusive(f"{name}:{{n}}", on_conflict="wait") for name in "abc"]
-        kinds = {
+        self.kinds = {
             "plain": None,
-            "a rate of 1,000 a second": Rate("all", 1_000, per=1_000),
+            "a section of its own": Exclusive("{n}", on_conflict="wait"),
+            # One that this machine does not use up: what it costs to count.
+            "a rate on one key": Rate("all", 10_000, per=1_000),
             f"{keys} keys, few jobs each": Exclusive("{key}", on_conflict="wait"),
             "three keys a job": several,
+            "used up": Rate("tight", TIGHT, per=1_000),
         }
         self.actors = {
             name: dramatiq.actor(_nothing, actor_name=f"kind-{number}", exclusive=need)
-            for number, (name, need) in enumerate(kinds.items())
+            for number, (name, need) in enumerate(self.kinds.items())
         }
 
-    def rate(self, name: str, jobs: int) -> float:
-        """Return how many jobs of a kind are drained in a second."""
+    def drain(self, name: str, jobs: int) -> tuple[float, float]:
+        """Return how many jobs of a kind are done in a second, and milliseconds of CPU a job."""
         done = self.joblog.jobs.of_actor(self.actors[name].actor_name).finished()
         wanted = done.count() + jobs
         for n in range(jobs):
             self.actors[name].send(f"{uuid.uuid4().hex}", n % self.keys)
         self.joblog.writer.flush()
         worker = dramatiq.Worker(self.broker, worker_threads=8)
-        began = time.monotonic()
+        began, spent = time.monotonic(), time.process_time()
         worker.start()
         try:
             self.broker.join("default", interval=5)
             while done.clone().count() < wanted:
                 # Those that wait come in later.
-                time.sleep(0.005)
-            return jobs / (time.monotonic() - began)
+                time.sleep(0.05)
+            took = time.monotonic() - began
+            return jobs / took, 1000 * (time.process_time() - spent) / jobs
         finally:
             worker.stop()
 
@@ -81,17 +91,25 @@ def _nothing(n: str, key: int) -> None:
 
 def measure(bench: Bench, rounds: int, jobs: int) -> None:
     """Print what each kind costs a job beside the same without."""
-    rates: dict[str, list[float]] = {name: [] for name in bench.actors}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in bench.actors}
+    used_up = found.pop("used up")
     for _ in range(rounds):
-        for name, found in rates.items():
-            found.append(bench.rate(name, jobs))
-    plain = statistics.median(rates["plain"])
-    print(f"  {'plain':30}{plain:8.0f}/s")
-    for name, found in rates.items():
+        for name, figures in found.items():
+            figures.append(bench.drain(name, jobs))
+    used_up.append(bench.drain("used up", jobs))
+    plain, plain_cpu = map(statistics.median, zip(*found["plain"], strict=True))
+    print(f"  {'plain':30}{plain:8.0f}/s        {plain_cpu:6.2f} ms of a core a job")
+    for name, figures in found.items():
         if name != "plain":
-            middle = statistics.median(found)
-            more = 1000 / middle - 1000 / plain
-            print(f"  {name:30}{middle:8.0f}/s {middle / plain:6.2f} {more:6.2f} ms a job more")
+            rate, cpu = map(statistics.median, zip(*figures, strict=True))
+            print(
+                f"  {name:30}{rate:8.0f}/s {rate / plain:6.2f} {cpu - plain_cpu:6.2f} ms of a core "
+                f"a job more; {1000 / rate - 1000 / plain:6.2f} ms more"
+            )
+    # As many as the limit begin at once, before any waits.
+    seconds = jobs / used_up[0][0]
+    reached = (jobs - TIGHT) / seconds
+    print(f"  a rate of {TIGHT}/s that is used up: {reached:.0f}/s behind the first {TIGHT}")
 
 
 def main() -> None:
@@ -100,26 +118,29 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1_000)
     parser.add_argument("--keys", type=int, default=10_000)
-    parser.add_argument("--database", choices=["both", "postgresql", "sqlite"], default="both")
+    kinds = ["sqlite", "postgresql", "mariadb"]
+    parser.add_argument("--database", choices=kinds, nargs="+", default=kinds)
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     redis_server = servers.start_redis()
-    started = []
-    with tempfile.TemporaryDirectory() as folder:
-        databases = {"SQLite": f"sqlite:///{folder}/jobs.db"}
-        if args.database != "sqlite":
-            postgres = servers.start_postgres(fsync=True)
-            started.append(postgres)
-            databases[postgres.name] = postgres.url
-        if args.database == "postgresql":
-            del databases["SQLite"]
-        for name, url in databases.items():
+    start = {
+        "postgresql": lambda: servers.start_postgres(fsync=True),
+        "mariadb": servers.start_mysql,
+    }
+    for database in args.database:
+        with tempfile.TemporaryDirectory() as folder:
+            server = start[database]() if database in start else None
+            url = f"sqlite:///{folder}/jobs.db" if server is None else server.url
+            name = "SQLite" if server is None else server.name
             bench = Bench(redis_server.url, url, args.keys)
-            print(f"{name}, {redis_server.name}, {args.rounds} rounds of {args.jobs} jobs")
+            load = os.getloadavg()[0]
+            print(f"{name}, {redis_server.name}, {args.rounds} rounds of {args.jobs} jobs", end="")
+            print(f", load {load:.1f}", flush=True)
             measure(bench, args.rounds, args.jobs)
             bench.close()
-    for server in (redis_server, *started):
-        server.stop()
+            if server is not None:
+                server.stop()
+    redis_server.stop()
 
 
 if __name__ == "__main__":

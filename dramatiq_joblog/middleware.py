@@ -62,7 +62,7 @@ from .recording.heartbeat import DEFAULT_HEARTBEAT, DEFAULT_HEARTBEAT_TIMEOUT
 from .recording.log_handler import capture
 from .recording.log_lines import check_level
 from .recording.progress import Reports
-from .recording.transitions import Event
+from .recording.transitions import Event, freed_by
 from .states import State
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from .broker.messages import AnyMessage
     from .broker.plan import Plan
     from .joblog import JobLog
+    from .recording.writer import Receipt
 
 #: Milliseconds until a job comes back whose section was lost before it began.
 _AT_ONCE = 250
@@ -402,8 +403,7 @@ class JobLogMiddleware(Middleware):
         running.set(None)
         self.joblog.release()
         if self._acks is not None and self._acks.takes(broker, message):
-            # Its acknowledgement sees to it that it is written.
-            self._acks.after(self.joblog.writer.ride(event), message)
+            self._acks.after(self._hand_over(event), message)
         else:
             try:
                 self.joblog.writer.write(event)
@@ -414,6 +414,13 @@ class JobLogMiddleware(Middleware):
             tell(event.row, self._messages.user_column)
         # An error holds on to all that its frames hold on to.
         run.exception = run.skipped_error = None
+
+    def _hand_over(self, event: Event) -> Receipt:
+        """Hand over the end of a run whose acknowledgement sees to it that it is written."""
+        if self._waker is not None and self._waker.waits_for(freed_by(event)):
+            # Not with what comes next, but now: the next job may come in.
+            return self.joblog.writer.put(event, awaited=True)
+        return self.joblog.writer.ride(event)
 
     # The process
 

@@ -1,9 +1,10 @@
-"""A worker whose jobs stand in line for one section."""
+"""A worker whose jobs stand in line for one section, and write down how long each was inside."""
 
 from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import brokers
 import dramatiq
@@ -22,5 +23,14 @@ def later():
 
 
 @dramatiq.actor(exclusive=Exclusive("line", on_conflict="wait"))
-def in_line(milliseconds):
+def in_line(milliseconds, folder=None):
+    """Be inside for a while; with a folder, one that has seen its file ``go``."""
+    began = time.monotonic()
+    if folder is None:
+        time.sleep(milliseconds / 1000)
+        return
+    while not (Path(folder) / "go").exists():
+        time.sleep(0.02)
     time.sleep(milliseconds / 1000)
+    with (Path(folder) / f"stays-{os.getpid()}-{os.uname().nodename}").open("a") as file:
+        file.write(f"{began} {time.monotonic()}\n")
