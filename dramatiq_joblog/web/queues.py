@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .context import Visit
 
 #: Jobs that have not ended which are looked at, of each state, and the newest of all jobs.
-MOST_ACTIVE, NEWEST = 5_000, 6_000
+MOST_ACTIVE, NEWEST = 2_000, 5_000
 #: Workers and threads that are shown.
 MOST_WORKERS, MOST_THREADS = 200, 40
 #: What is drawn: an hour, in bars of a minute.
@@ -85,6 +85,8 @@ def queues(visit: Visit) -> Response:
     due = sum(queue.due for queue in ordered)
     rows = [_row(queue, now) for queue in ordered]
     top = max((charts.flow_top(each) for q in ordered for each in (q.came, q.went)), default=0)
+    waiting = [row for row in active if row.queue == only and _is_due(row, now)]
+    waiting.sort(key=_due_since)
     facts = {
         "only": only,
         "rows": rows,
@@ -97,13 +99,14 @@ def queues(visit: Visit) -> Response:
             [visit.now - timedelta(minutes=BARS - n) for n in range(BARS)], _MINUTE, visit.zone
         ),
         "high": _HIGH,
-        "threads": [_thread(job, visit.now, usual) for job in running[:MOST_THREADS]],
+        "threads": [
+            _thread(job, visit.now, usual) for job in _whole(visit, running[:MOST_THREADS])
+        ],
         "busy": len(running),
         "oldest": [
             JobRow(job, visit.now, seen=visit.access.sees_arguments)
-            for job in sorted(active, key=_due_since)
-            if job.queue == only and _is_due(job, now)
-        ][:20],
+            for job in _whole(visit, waiting[:20])
+        ],
     }
     title = f"Queue {only}" if only is not None else "Queues"
     return visit.page("queues.html", title, facts, live=True, section="queues")
@@ -112,16 +115,26 @@ def queues(visit: Visit) -> Response:
 def _active(visit: Visit) -> list[Any]:
     """Return the jobs that have not ended, the oldest of each state first."""
     log, job = visit.joblog, visit.joblog.Job
+    columns = job.jid, job.queue, job.state, job.eta, job.enqueued_at, job.created_at
 
     def ask() -> list[Any]:
         found: list[Any] = []
         for state in ACTIVE:
             query = log.jobs.in_state(state).order_by(job.created_at).limit(MOST_ACTIVE)
-            found.extend(query)
+            found.extend(query.select(*columns).namedtuples())
         return found
 
     none: list[Any] = []
     return visit.part("the jobs in queues", lambda: visit.site.keep("active", ask), none)
+
+
+def _whole(visit: Visit, rows: list[Any]) -> list[Any]:
+    """Return the rows of some jobs with all of their columns, in the same order."""
+    job = visit.joblog.Job
+    jids = [row.jid for row in rows]
+    found = visit.rows(None, lambda: visit.joblog.jobs.where(job.jid.in_(jids))) if jids else []
+    by_jid = {row.jid: row for row in found}
+    return [by_jid[jid] for jid in jids if jid in by_jid]
 
 
 def _is_due(job: Any, now: int) -> bool:
@@ -157,9 +170,8 @@ def _add_workers(visit: Visit, known: dict[str, Queue]) -> list[WorkerRow]:
     found = visit.rows("the workers", lambda: alive.limit(MOST_WORKERS))
     names = [each.process for each in found]
     job = visit.joblog.Job
-    started = visit.rows(
-        None, lambda: visit.joblog.jobs.started().where(job.process.in_(names)).limit(MOST_ACTIVE)
-    )
+    runs_of_them = visit.joblog.jobs.started().where(job.process.in_(names)).limit(MOST_ACTIVE)
+    started = visit.rows(None, lambda: runs_of_them) if names else []
     busy: Counter[str] = Counter(each.process for each in started)
     rows = []
     for each in found:

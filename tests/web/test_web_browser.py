@@ -18,7 +18,10 @@ from dramatiq_joblog import JobLog
 
 pytestmark = pytest.mark.full
 
-PAGES = ("/", "/jobs", "/dead", "/locks", "/workers", "/actions")
+PAGES = (
+    *("/", "/jobs", "/types", "/types/import", "/users/5", "/compare", "/dead", "/queues"),
+    *("/locks", "/workers", "/actions", "/zone"),
+)
 NOON = datetime(2026, 11, 3, 12, tzinfo=timezone.utc)
 #: The widths at which the drawing was measured.
 WIDTHS = (360, 390, 700, 901, 1000, 1101, 1201, 1280, 1600)
@@ -34,7 +37,7 @@ FAULTS = """() => {
   for (const e of document.querySelectorAll("svg[role=img]"))
     if (!e.getAttribute("aria-label")) faults.push("a picture without words");
   for (const e of document.querySelectorAll("svg:not([role=img])"))
-    if (!e.closest("[aria-hidden=true], [role=img]"))
+    if (!e.closest("[aria-hidden=true], [role=img]") && !e.matches("[role=group][aria-label]"))
       faults.push("an unnamed svg: " + e.outerHTML.slice(0, 90));
   const ids = [...document.querySelectorAll("[id]")].map((e) => e.id);
   for (const id of ids)
@@ -377,7 +380,7 @@ def test_a_dead_job_is_run_again_and_lives(log, shop, worker, run, serve, open_p
     page = open_page(serve(opened(log, every=200)) + "/jobs?q=state:dead")
     page.locator("table.jobs .type a").click()
     expect(page.locator("details.run")).to_have_count(2)
-    expect(page.locator("details.run[open] pre").first).to_contain_text("feed of 5 is closed")
+    expect(page.locator("details.run[open] .err").first).to_contain_text("feed of 5 is closed")
     old = page.url
     page.get_by_role("link", name="Run again").click()
     dialog = page.locator("dialog#ask")
@@ -505,7 +508,8 @@ def test_every_key_is_on_the_sheet(log, run, serve, open_page):
     page.keyboard.press("?")
     expect(page.locator("dialog#keys")).to_be_visible()
     page.keyboard.press("Escape")
-    for key, path in (("d", "/dead"), ("l", "/locks"), ("w", "/workers"), ("a", "/actions")):
+    paths = {"d": "/dead", "l": "/locks", "w": "/workers", "a": "/actions", "c": "/compare"}
+    for key, path in {**paths, "y": "/types", "q": "/queues"}.items():
         page.keyboard.press("g")
         page.keyboard.press(key)
         page.wait_for_url(address + path)
@@ -517,12 +521,56 @@ def test_every_key_is_on_the_sheet(log, run, serve, open_page):
     page.keyboard.press("k")
     jid = page.locator("tr.at").get_attribute("data-jid")
     page.keyboard.press("Enter")
-    page.wait_for_url(f"{address}/jobs/{jid}")
+    page.wait_for_url(f"{address}/jobs/{jid}?list=1")
     page.keyboard.press("e")
     page.keyboard.press("u")
     page.wait_for_url(address + "/jobs")
     page.keyboard.press("Tab")
     expect(page.locator(".jump")).to_be_focused()
+
+
+def test_keys_of_one_letter_can_be_turned_off(log, run, serve, open_page):
+    """Keys of one letter do nothing once they are turned off, and `?` turns them on again."""
+    run(2)
+    address = serve(opened(log, every=60_000))
+    page = open_page(address + "/jobs")
+    page.keyboard.press("?")
+    page.get_by_role("checkbox", name="Keys of one letter").uncheck()
+    page.get_by_role("button", name="Close").click()
+    page.keyboard.press("j")
+    expect(page.locator("tr.at")).to_have_count(0)
+    page.reload()
+    page.keyboard.press("j")
+    expect(page.locator("tr.at")).to_have_count(0)
+    page.keyboard.press("?")
+    page.get_by_role("checkbox", name="Keys of one letter").check()
+    page.get_by_role("button", name="Close").click()
+    page.keyboard.press("j")
+    expect(page.locator("tr.at")).to_have_count(1)
+
+
+def test_a_chart_by_keys_and_by_dragging(log, run, serve, open_page):
+    """Arrows move on a chart and its legend reads, `v` is a table, and a drag picks a time."""
+    run(5)
+    address = serve(opened(log, every=60_000))
+    page = open_page(address + "/?range=1h")
+    page.locator("#throughput .bar-a").last.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#throughput [data-moment]")).to_contain_text(" to ")
+    page.keyboard.press("v")
+    expect(page.locator("#throughput .chart-table tbody tr")).not_to_have_count(0)
+    page.keyboard.press("v")
+    expect(page.locator("#throughput .chart-table")).to_have_count(0)
+    bars = page.locator("#throughput .bar-a .hit")
+    first, last = bars.nth(3).bounding_box(), bars.nth(9).bounding_box()
+    page.mouse.move(first["x"] + 2, first["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(last["x"] + 2, last["y"] + 40, steps=8)
+    page.mouse.up()
+    page.wait_for_url("**/?since=*until=*")
+    page.locator("#throughput .bar-a").last.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/jobs?q=ended*")
 
 
 def test_the_theme_is_the_systems_until_chosen(log, serve, open_page):
@@ -565,7 +613,7 @@ def test_without_a_script_all_can_be_read(log, run, serve, open_page):
     page.locator("input[name=q]").press("Enter")
     page.wait_for_url("**/jobs?q=state%3Adead")
     page.locator("table.jobs .type a").click()
-    expect(page.locator("details.run pre").first).to_be_visible()
+    expect(page.locator("details.run .frames").first).to_be_visible()
     page.get_by_role("link", name="Run again").click()
     expect(page.get_by_role("heading", name="Run import again?")).to_be_visible()
     expect(page.get_by_role("button", name="Run again")).to_be_enabled()

@@ -696,7 +696,14 @@
   // Keys
 
   const go = { o: "/", c: "/compare", j: "/jobs", y: "/types", d: "/dead", q: "/queues", l: "/locks", w: "/workers", a: "/actions" };
-  let before = "";
+  let before = "", letters = true;
+  try { letters = localStorage.getItem("joblog-keys") !== "off"; } catch { /* private */ }
+  const lettersBox = $("#letters");
+  lettersBox.checked = letters;
+  lettersBox.addEventListener("change", () => {
+    letters = lettersBox.checked;
+    try { localStorage.setItem("joblog-keys", letters ? "on" : "off"); } catch { /* private */ }
+  });
   const press = (selector, from = document) => { const found = $(selector, from); found?.click(); return Boolean(found); };
   const act = (what) => {
     const picked = rows().some((row) => box(row)?.checked);
@@ -724,7 +731,7 @@
     U: () => at() && press("[data-do=unlock]", at()),
     y: () => { const jid = (at() || $(".job-head"))?.dataset.jid; if (jid) copy(jid, $(".copy")); },
     e: () => { const runs = all("details.run"), open = runs.some((run) => !run.open); for (const run of runs) run.open = open; },
-    u: () => { const crumb = all(".crumb a").at($(".walk") ? -1 : 0); if (crumb) location.href = crumb.href; },
+    u: () => { const list = $(".walk")?.dataset.list || $(".crumb a")?.href; if (list) location.href = list; },
     p: togglePause,
     ".": letIn,
     t: toggleTheme,
@@ -735,6 +742,8 @@
     if (event.ctrlKey || event.altKey || event.metaKey || $("dialog[open]")) return;
     if (event.target.closest("input:not([type=checkbox]), textarea, select")) return;
     const key = event.key;
+    // Who speaks to the machine turns off what one letter does; "?" is how to turn it on again.
+    if (!letters && key.length === 1 && key !== "?") return;
     if (key === "Enter" && event.target.closest("a, button, summary, input")) return;
     if (before === "g" && go[key]) { before = ""; location.href = root + go[key]; return; }
     before = key;
