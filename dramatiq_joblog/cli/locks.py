@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
+from dramatiq_joblog.database.checkout import checked_out
 from dramatiq_joblog.locking.limits import said_of
+from dramatiq_joblog.locking.locks import fold_key
 from dramatiq_joblog.states import State
 
 from .app import NOTHING, Refusal, Session, command
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from dramatiq_joblog import JobLog
+    from dramatiq_joblog.locking.rates import Used
+    from dramatiq_joblog.locking.waiters import Line
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,9 @@ class Held:
 def locks(session: Session, *, key: str | None) -> None:
     """Show the keys that are held: holder, lease, fence, and who waits.
 
-    With KEY only that one, and those that wait for it in the order in which they will
-    get it.
+    Below them are the keys that jobs wait for, and since when, how much of each rate is
+    used, and the limits that were set.  With KEY only that one, and those that wait for
+    it in the order in which they will get it.
     """
     joblog = session.joblog
     now = joblog.now()
@@ -53,10 +58,17 @@ def locks(session: Session, *, key: str | None) -> None:
     if session.json:
         session.screen.json([_document(h) for h in found])
     else:
-        session.screen.table(_columns(now), found)
-        if key is not None and session.screen.live:
-            _write_waiters(session, found, now)
-        _write_limits(session, key)
+        if found or not session.screen.live:
+            session.screen.table(_columns(now), found)
+        more = session.screen.live and any(
+            [
+                _write_waiters(session, key, now),
+                _write_rates(session, key, now),
+                _write_limits(session, key),
+            ]
+        )
+        if more:
+            return
     if not found:
         raise Refusal("no key is held" if key is None else f"nobody holds {key!r}", NOTHING)
 
@@ -127,17 +139,53 @@ def _milliseconds(instant: datetime, now: datetime) -> int:
     return round((now - instant).total_seconds() * 1000)
 
 
-def _write_limits(session: Session, key: str | None) -> None:
-    """Write the limits that people have set, below the keys that are held."""
+def _write_limits(session: Session, key: str | None) -> bool:
+    """Write the limits that people have set, and return whether there are any."""
     limits = [each for each in session.joblog.limits if key in (None, each.key)]
-    if limits and session.screen.live:
+    if limits:
         session.screen.title("Limits that were set")
-        for each in limits:
-            session.screen.fit(Text(f"{line(each.key)}  {said_of(each)}, by {line(each.who)}"))
+    for each in limits:
+        session.screen.fit(Text(f"{line(each.key)}  {said_of(each)}, by {line(each.who)}"))
+    return bool(limits)
 
 
-def _write_waiters(session: Session, found: list[Held], now: datetime) -> None:
-    waiters = found[0].waiters if found else []
+def _write_rates(session: Session, key: str | None, now: datetime) -> bool:
+    """Write how much of each rate is used, and return whether there are any."""
+    joblog = session.joblog
+    with checked_out(joblog.database):
+        rates = joblog.transitions.locks.rates.used(None if key is None else fold_key(key))
+    if rates:
+        session.screen.title("Starts by rates")
+        columns: list[Column[Used]] = [
+            Column("Key", lambda used: used.key, keep=10, least=16),
+            Column("Started", lambda used: number(used.started), keep=7, right=True),
+            Column("Within", lambda used: aligned(used.per), keep=6, right=True),
+            Column("The last", lambda used: f"{age(used.last, now)} ago", keep=8, right=True),
+        ]
+        session.screen.table(columns, rates)
+    return bool(rates)
+
+
+def _write_waiters(session: Session, key: str | None, now: datetime) -> bool:
+    """Write who waits: for one key each job, else each key; return whether anybody does."""
+    if key is not None:
+        return _write_line(session, key, now)
+    joblog = session.joblog
+    with checked_out(joblog.database):
+        lines = joblog.transitions.locks.waiters.lines()
+    if lines:
+        session.screen.title("Waiting")
+        columns: list[Column[Line]] = [
+            Column("Key", lambda waiting: waiting.key, keep=10, least=16),
+            Column("Jobs", lambda waiting: number(waiting.jobs), keep=5, right=True),
+            Column("The first for", lambda waiting: age(waiting.since, now), keep=8, right=True),
+        ]
+        session.screen.table(columns, lines)
+    return bool(lines)
+
+
+def _write_line(session: Session, key: str, now: datetime) -> bool:
+    waiters = list(session.joblog.waiters(key))
     if waiters:
         session.screen.title("Waiting, in order")
     for place, job in enumerate(waiters, 1):
@@ -149,3 +197,4 @@ def _write_waiters(session: Session, found: list[Held], now: datetime) -> None:
                 f"{line(kind(job))}  for {age(job.waiting_since, now)}",
             )
         )
+    return bool(waiters)

@@ -27,6 +27,7 @@ from .needs import RATE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from peewee import Database
 
@@ -43,6 +44,18 @@ class Room:
     free: int
     #: Milliseconds until one more may, if none may now; None if nobody knows when.
     due: int | None = None
+
+
+@dataclass(frozen=True)
+class Used:
+    """How much of the rate of a key was used."""
+
+    key: str
+    #: How many have started within the last *per* milliseconds.
+    started: int
+    per: int
+    #: When the last of them started.
+    last: datetime
 
 
 @dataclass
@@ -97,6 +110,19 @@ class Rates:
         recent = lock.fence.between(head.last + 1 - need.limit, head.last)
         ring = self._rows(need.key).where(lock.slot > 0, recent, within)
         return Room(need.limit - int(ring.select(fn.count(lock.id)).scalar()))
+
+    def used(self, key: str | None = None) -> list[Used]:
+        """Return how much of the rates was used lately, or of that of one key, by their keys."""
+        lock = self._lock
+        heads = lock.select().where(_OF_RATES, _IS_HEAD, lock.last_fence > 0)
+        if key is not None:
+            heads = heads.where(lock.key == key)
+        found = []
+        for head in heads.order_by(lock.key):
+            recent = lock.expires_at - lock.ttl > self._now - head.ttl
+            ring = self._rows(head.key).where(lock.slot > 0, recent)
+            found.append(Used(head.key, ring.count(), int(head.ttl), head.acquired_at))
+        return found
 
     def keep_others_out(self, key: str) -> None:
         """Let nobody else start by a key until the transaction ends."""

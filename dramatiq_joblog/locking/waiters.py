@@ -11,9 +11,9 @@ place in those that it has come to the head of: they are kept for it meanwhile.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peewee import SQL
+from peewee import SQL, fn
 
 from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.compiled import Compiled
@@ -24,6 +24,7 @@ from .limits import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from peewee import Database
 
@@ -57,6 +58,15 @@ class Place:
 NEWCOMER = Place()
 
 
+class Line(NamedTuple):
+    """The jobs that wait for one key."""
+
+    key: str
+    jobs: int
+    #: Since when the one waits that waits longest.
+    since: datetime
+
+
 class Waiters:
     """The questions on who waits for a key.
 
@@ -86,6 +96,14 @@ class Waiters:
         if kept:
             of_key |= job.jid.in_(kept)
         return job.select().where(self._is_waiting(), of_key).order_by(*self._order())
+
+    def lines(self) -> list[Line]:
+        """Return the lines of all keys that jobs wait for, by their keys."""
+        job = self.job
+        counts = job.select(job.section, fn.count(job.id), fn.min(job.waiting_since))
+        waiting = counts.where(self._is_waiting(), job.section.is_null(False))
+        rows = waiting.group_by(job.section).order_by(job.section).tuples()
+        return [Line(name, int(count), since) for name, count, since in rows]
 
     def next_of(self, key: str, count: int) -> list[tuple[str, bool]]:
         """Return the *count* living waiters of a key that come in next.

@@ -1,0 +1,42 @@
+"""The screen of ``locks``: who holds, who waits since when, how much of a rate is used."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from dramatiq_joblog.locking.needs import RATE, Need
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+def put_in_line(job_factory, jid, key):
+    now = time.time_ns() // 1_000_000
+    waits = {"section": key, "waiting_since": now - 90_000, "eta": now + 60_000}
+    job_factory(jid=jid, state="waiting", started_at=None, finished_at=None, **waits)
+
+
+def test_who_waits_and_what_is_used(joblog, job_factory, terminal, database_url):
+    """Keys that nobody holds are shown too: if jobs wait for them, or start by them."""
+    for n in range(3):
+        put_in_line(job_factory, f"job-{n}", "shopify:7")
+    joblog.set_limit("erp", 2, who="ada")
+    with joblog.database.connection_context(), joblog.database.atomic():
+        rate = Need(RATE, "shopify:7", 40, "wait", None, "dead", 60_000)
+        joblog.transitions.locks.rates.take(rate, 37)
+
+    shown = terminal("--database", database_url, "locks")
+    for text in ("Waiting", "shopify:7", "Starts by rates", "37", "erp  2, by ada"):
+        assert text in shown
+    shown = terminal("--database", database_url, "locks", "shopify:7")
+    assert "  3  " in shown
+    assert "job-2" in shown
+    assert "erp" not in shown
+
+
+def test_nothing_to_show(joblog, terminal, database_url):
+    """A key that nobody holds, waits for or starts by is no key to show."""
+    assert "nobody holds 'nothing'" in terminal(
+        "--database", database_url, "locks", "nothing", code=1
+    )
