@@ -609,7 +609,7 @@ def eventually():
     It returns what *predicate* returned once that is true.
     """
 
-    def wait(predicate, timeout=15):
+    def wait(predicate, timeout=30):
         deadline = time.monotonic() + timeout
         while not (value := predicate()):
             if time.monotonic() > deadline:

@@ -269,7 +269,8 @@ class Stories:
         self.ran = []
         self.entered, self.go = threading.Event(), threading.Event()
 
-        @dramatiq.actor(max_retries=3, min_backoff=500, max_backoff=600, rerun=rerun)
+        # So long, that it is given up before it is due on a busy machine too.
+        @dramatiq.actor(max_retries=3, min_backoff=2_000, max_backoff=2_100, rerun=rerun)
         def work(*, breaks=False):
             self.ran.append("work")
             if breaks:

@@ -214,7 +214,7 @@ def test_waiters_beside_a_stream_of_newcomers(joblog, broker, worker, eventually
 
     options = {"max_retries": 1000 * (policy == "retry"), "min_backoff": 5, "max_backoff": 10}
     waits = dramatiq.actor(
-        stay, actor_name="waits", exclusive=Exclusive("key", on_conflict="wait", wait_for=30_000)
+        stay, actor_name="waits", exclusive=Exclusive("key", on_conflict="wait", wait_for=60_000)
     )
     hurries = dramatiq.actor(
         stay, actor_name="hurries", exclusive=Exclusive("key", on_conflict=policy), **options
@@ -239,7 +239,7 @@ def test_waiters_beside_a_stream_of_newcomers(joblog, broker, worker, eventually
             waiting = [job.jid for job in joblog.jobs.waiting().order_by(*since)]
         for thread in threads:
             thread.start()
-        eventually(lambda: joblog.jobs.of_actor("waits").finished().count() == 6, timeout=25)
+        eventually(lambda: joblog.jobs.of_actor("waits").finished().count() == 6, timeout=50)
         done.set()
         for thread in threads:
             thread.join()
