@@ -446,6 +446,10 @@ def worker():
 
     @contextlib.contextmanager
     def run(broker, **options):
+        if type(broker).__name__ == "RabbitmqBroker":
+            import brokers
+
+            brokers.make_queues(broker)
         running = dramatiq.Worker(broker, **{"worker_timeout": 100, "worker_threads": 4} | options)
         running.start()
         try:
