@@ -13,7 +13,7 @@ def write(log, jid):
     """Write a job that was sent, and one that a mark tells of; return the job as it stands."""
     row = {"jid": jid, "actor": "work", "queue": "default", "attempt": 1, "state": "enqueued"}
     log.writer.write(Event("enqueue", row | {"enqueued_at": 0, "created_at": 0, "updated_at": 0}))
-    log.writer.call(lambda: log.transitions.note_late({60_000}))
+    log.writer.call(lambda: log.totals.marks.note_late({60_000}))
     return log.get(jid)
 
 
