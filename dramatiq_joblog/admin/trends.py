@@ -413,7 +413,8 @@ class Trends:
         return count_rows(job, failure, begin, end, span)
 
     def _is_many(self, query: Any) -> bool:
-        return bool(query.limit(1).offset(_UNCOUNTED).tuples().exists())
+        # Not exists(): in older versions of peewee it forgets the offset.
+        return query.limit(1).offset(_UNCOUNTED).scalar() is not None
 
 
 def _counted(pair: Pair) -> Pair:
