@@ -41,9 +41,11 @@ test: has-dev ## Run the first tier of the tests, with real servers and processe
 test-all: has-dev ## Run the whole suite: each database, broker and place, chaos, a browser; about 20 minutes
 	@$(IN_VENV) -m pytest --all --numprocesses auto --dist worksteal $(ARGS)
 
-chaos: has-dev ## Kill and cut everything for minutes, on PostgreSQL and SQLite; ARGS="--jobs 20000 --seed 7"
+chaos: has-dev ## Kill and cut everything for minutes, with sections and limits, on each database; ARGS="--jobs 20000 --seed 7"
 	@$(IN_VENV) tests/support/chaos.py --database postgresql $(ARGS)
 	@$(IN_VENV) tests/support/chaos.py --database sqlite $(ARGS)
+	@$(IN_VENV) tests/support/section_chaos.py --database postgresql $(ARGS)
+	@$(IN_VENV) tests/support/section_chaos.py --database mariadb --broker rabbit $(ARGS)
 
 scale: has-dev ## Ask a log of ten million jobs, on PostgreSQL, and of one million, on SQLite; ten minutes, 10 GB
 	@$(IN_VENV) benchmarks/scale.py
