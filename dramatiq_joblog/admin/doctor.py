@@ -6,6 +6,7 @@ Everything is only read, within a time; what cannot be known in it is wrong too.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from datetime import datetime, timedelta, timezone
@@ -16,7 +17,7 @@ from peewee import PeeweeException
 from dramatiq_joblog.database.checkout import checked_out
 from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.dialects import dialect_of
-from dramatiq_joblog.database.timeouts import bounded, cut_after
+from dramatiq_joblog.database.timeouts import bounded, cut_after, lent_within
 from dramatiq_joblog.errors import DatabaseAwayError, QueryTimeout
 from dramatiq_joblog.payload.secret_texts import scrub
 from dramatiq_joblog.recording.heartbeat import HOST
@@ -108,10 +109,10 @@ class Doctor:
     def _looks(self) -> Iterator[Look]:
         self._deadline = time.monotonic() + self._timeout / 1000
         try:
-            with (
-                checked_out(self._database),
-                cut_after(self._database, self._timeout + _SILENT),
-            ):
+            with contextlib.ExitStack() as stack:
+                with lent_within(self._database, self._timeout):
+                    stack.enter_context(checked_out(self._database))
+                stack.enter_context(cut_after(self._database, self._timeout + _SILENT))
                 yield self._connection()
                 for name, look in self._questions().items():
                     yield self._within_time(name, look)

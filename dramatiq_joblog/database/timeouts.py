@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peewee import DatabaseError
 
@@ -78,6 +78,35 @@ def cut_after(database: Database, timeout: int) -> Iterator[None]:
         yield
         return
     watch = threading.Timer(timeout / 1000, cut, (database.connection(),))
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
+
+
+@contextlib.contextmanager
+def lent_within(database: Any, timeout: int) -> Iterator[None]:
+    """Have a pool lend a connection in the block, and give up those that are silent for so long.
+
+    A pool asks the server whether a connection that idled is still good, and a frozen server
+    never answers.  Any: a pool has what a database has not.
+
+    Parameters:
+      database: Where the block connects to.
+      timeout: Milliseconds.
+    """
+    idle = [entry[-1] for entry in getattr(database, "_connections", ())]
+    if not idle or not database.is_closed() or dialect_of(database).file_of(database) is not None:
+        yield
+        return
+
+    def give_up() -> None:
+        for raw in idle:
+            cut(raw)
+
+    watch = threading.Timer(timeout / 1000, give_up)
     watch.daemon = True
     watch.start()
     try:
