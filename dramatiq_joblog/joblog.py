@@ -278,7 +278,8 @@ class JobLog(Cancelling[J], Generic[J]):
 
     def waiters(self, key: str) -> JobQuery[J]:
         """Return the jobs that wait for a section of *key*, the one that is next first."""
-        query: JobQuery[J] = self.transitions.locks.waiters.all_of(fold_key(key))
+        with checked_out(self.database):
+            query: JobQuery[J] = self.transitions.locks.waiters.all_of(fold_key(key))
         return query
 
     def lock(
