@@ -118,7 +118,7 @@ class Doctor:
                     yield self._within_time(name, look)
         except (DatabaseAwayError, PeeweeException) as e:
             yield _unanswered(
-                f"{self._joblog.name} cannot be asked: {scrub(str(e).strip())}",
+                f"{self._joblog.name} is unavailable: {scrub(str(e).strip())}",
                 "start the database, or correct its address, user, password or rights; until "
                 "then events are handled as on_outage says",
             )

@@ -573,7 +573,7 @@ class Writer:
         self._limited.log(
             logging.ERROR,
             "unavailable",
-            "The job log's database cannot be asked: %s. Events are %s until it can. %s",
+            "The job log's database is unavailable: %s. Until it is back, events are %s. %s",
             error,
             f"kept in {self._spool.folder}" if self._policy == "spool" else "dropped",
             error.cure,
@@ -594,7 +594,7 @@ class Writer:
         self._limited.log(
             logging.ERROR,
             "unavailable",
-            "The job log's database still cannot be asked: %s. %s",
+            "The job log's database is still unavailable: %s. %s",
             str(error).strip(),
             cure,
         )
@@ -602,7 +602,7 @@ class Writer:
     def _answer(self, call: _Call) -> None:
         try:
             if self._probe is not None:
-                raise DatabaseAwayError("the job log's database cannot be asked now")  # noqa: TRY301
+                raise DatabaseAwayError("the job log's database is unavailable")  # noqa: TRY301
             call.result = self._connection.ask(lambda: self._in_transaction(call.function))
         except Exception as e:  # noqa: BLE001
             # It is the caller's.

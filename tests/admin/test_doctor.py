@@ -51,7 +51,7 @@ def test_no_database(tmp_path):
     found = joblog.doctor()
 
     assert ["connection", "spools"] == [f.name for f in found]
-    assert "cannot be asked" in found[0].text
+    assert "is unavailable" in found[0].text
     assert "refused" in found[0].text
     assert "hunter2" not in repr(found)
 

@@ -556,7 +556,7 @@ def test_a_send_never_fails_for_the_log(tmp_path, make_broker, worker, caplog):
         broker.join("default")
 
     assert [1] == runs
-    assert "cannot be asked: unable to open database file" in caplog.text
+    assert "is unavailable: unable to open database file" in caplog.text
     assert 3 == joblog.writer.lost
     joblog.close()
 

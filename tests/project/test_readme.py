@@ -1,19 +1,26 @@
-"""The Python blocks of the README and of the pages that go on from it run, in order."""
+"""The blocks of the README and of the pages that go on from it run; links lead somewhere."""
 
 from __future__ import annotations
 
 import doctest
 import re
+import shlex
 from pathlib import Path
 
 import dramatiq
 import pytest
 
+from dramatiq_joblog.cli.app import PROGRAM
+from dramatiq_joblog.cli.main import program
+from dramatiq_joblog.reading import search
+
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 #: Pages whose blocks go on from those of the README, in this order.
-PAGES = [DOCS / f"{name}.md" for name in ("query", "columns", "fields", "deploy")]
+PAGES = [
+    DOCS / f"{name}.md" for name in ("query", "columns", "fields", "oncall", "deploy", "security")
+]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -75,6 +82,27 @@ def test_the_first_page_begins_as_the_readme():
 def test_the_readme_is_short():
     """The README has at most 200 lines."""
     assert len(README.read_text().splitlines()) <= 200
+
+
+COMMANDS = [
+    (str(path.relative_to(ROOT)), command)
+    for path in (README, *sorted(DOCS.rglob("*.md")))
+    for command in re.findall(r"^\$ .*?\b(dramatiq-joblog [^|].*)$", path.read_text(), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_a_command_is_understood(page, command):
+    """Each command line that a page shows has known commands, options and words of a search."""
+    words = shlex.split(re.split(r" [|>] |\)$", command, maxsplit=1)[0], comments=True)[1:]
+    if not {"--help", "--version"}.isdisjoint(words):
+        return
+    at = next(i for i, word in enumerate(words) if word in program.commands)
+    command = program.commands[words[at]]
+    with program.make_context(PROGRAM, words[:at]):
+        context = command.make_context(words[at], words[at + 1 :])
+    with context:
+        search.parse(" ".join(context.params.get("words", ())))
 
 
 def headings(path):

@@ -392,6 +392,6 @@ def test_no_password_is_logged(postgres_server, tmp_path, caplog, away):
         raised.append("".join(traceback.format_exception(error.value)))
     said = [*caplog.messages, *raised, repr(joblog.doctor()), joblog.name, repr(joblog)]
     assert joblog.writer.away
-    assert "cannot be asked" in caplog.text
+    assert "is unavailable" in caplog.text
     assert password not in "\n".join(said)
     joblog.close()
