@@ -56,11 +56,12 @@ bench: has-dev ## Measure the log beside bare Dramatiq and its peers, on all cor
 
 check: lint test ## Run all that a change must pass: format, lint, types, tests
 
-lint: has-dev ## Check format, lint and types; change nothing
+lint: has-dev ## Check format, lint, types and the words of prose; change nothing
 	@$(IN_VENV) -m ruff format --check .
 	@$(IN_VENV) -m ruff check .
 	@$(IN_VENV) -m mypy
 	@$(IN_VENV) -m basedpyright
+	@$(IN_VENV) .ci/words
 
 fix: has-dev ## Format, and repair what the linter can
 	@$(IN_VENV) -m ruff check --fix .

@@ -28,7 +28,7 @@ class JobLogError(DramatiqError):
 
 
 class DatabaseAwayError(JobLogError):
-    """Raised when the log's database cannot be asked now; it may be able to later."""
+    """Raised when the log's database is unavailable; it may be back later."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

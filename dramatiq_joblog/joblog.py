@@ -131,7 +131,7 @@ class JobLog(Cancelling[J], Generic[J]):
         delete what is older, one process at a time; totals are kept.
       keep_types: For some job types other times, by state or one for all, and None for ever:
         ``{"audit": None}``.
-      on_outage: What becomes of events while the database is away: ``"spool"`` keeps them on
+      on_outage: What becomes of events while the database is unavailable: ``"spool"`` keeps them on
         this host's disk and replays them, ``"block"`` makes jobs wait, ``"drop"`` counts them.
       redact: What is taken out of stored arguments and ``meta`` beside passwords, tokens and
         the like: more names; or a callable that is given a name and its value and returns what
@@ -211,7 +211,7 @@ class JobLog(Cancelling[J], Generic[J]):
         )
         #: What the log does for itself.
         self.chores = Chores(self.totals, retention, self.transitions.locks)
-        #: What this host keeps while the database is away.
+        #: What this host keeps while the database is unavailable.
         folder = Path(spool) if spool is not None else _default_spool(self.Job)
         # A job may change the process's folder later.
         self.spool = Spool(folder.absolute())
@@ -288,7 +288,7 @@ class JobLog(Cancelling[J], Generic[J]):
         """Hold a key until the end of the block; it is renewed for as long as that takes.
 
         In a coroutine it is ``async with joblog.lock(...)``, which blocks no event loop.
-        Whoever holds it does not come in a second time: a block inside the block waits for
+        Its holder does not come in a second time: a block inside the block waits for
         itself.  Jobs that wait longer for the key come in first.
 
         Example:
@@ -307,7 +307,7 @@ class JobLog(Cancelling[J], Generic[J]):
           ConfigurationError: Inside a transaction of the same database: nobody else could see
             what was done under the lock before it is free again.  With *wait*, and not by
             ``async with``, inside a running event loop.
-          DatabaseAwayError: If the database cannot be asked.
+          DatabaseAwayError: If the database is unavailable.
         """
         locks = self.transitions.locks
 
@@ -391,8 +391,9 @@ class JobLog(Cancelling[J], Generic[J]):
     def doctor(self, broker: Any = None) -> list[Finding]:
         """Look for what is wrong with the log now: its database, its workers, its files.
 
-        It only reads, asks some dozen questions, and does not raise when the database is away.
-        All that was looked at is in it, also what is well; :meth:`problems` is what needs someone.
+        It only reads, in some dozen questions, and does not raise when the database is
+        unavailable.  All that was looked at is in it, also what is well; :meth:`problems` is what
+        needs someone.
 
         Example:
           >>> all(finding.ok for finding in joblog.doctor())
@@ -544,7 +545,7 @@ class JobLog(Cancelling[J], Generic[J]):
 
         Parameters:
           query: The jobs; by default all.
-          cap: Where counting stops; ``count.capped`` tells that there are more.
+          cap: Where counting stops; ``count.capped`` says that there are more.
 
         Returns:
           A count for every state, in the order of their lives.
@@ -659,7 +660,7 @@ class JobLog(Cancelling[J], Generic[J]):
             return people.dead_messages(self.Job, window, _now(), count_asked("among", among))
 
     def dead_series(self, window: int, *, step: int) -> dict[tuple[str | None, str], list[int]]:
-        """Tell when the jobs of :meth:`dead_groups` became dead.
+        """Return when the jobs of :meth:`dead_groups` became dead.
 
         Parameters:
           window: Milliseconds before now.
@@ -1206,7 +1207,7 @@ class JobLog(Cancelling[J], Generic[J]):
     # The log itself
 
     def now(self) -> datetime:
-        """Return the database's time: leases and signs of life are told by it."""
+        """Return the database's time: leases and heartbeats go by it."""
         text = f"SELECT {database_now(self.database).sql}"
         with checked_out(self.database):
             ((now,),) = self.database.execute_sql(text).fetchall()

@@ -96,7 +96,7 @@ class JobLogMiddleware(Middleware):
         any broker can; ``"handed"``, on a thread of ours, many in one round trip, as only a
         ``RedisBroker`` can; ``"auto"``, handed if the broker can, and plain if not.
       lines: From which level on the lines that jobs log are kept; False for none.
-      heartbeat: Milliseconds between two signs of life of a worker process.
+      heartbeat: Milliseconds between two heartbeats of a worker process.
       heartbeat_timeout: Milliseconds without one after which the process is taken to be gone,
         and the jobs it ran to be lost.
       outcome_log: Whether each run that ends is logged as well, by the logger
@@ -282,7 +282,7 @@ class JobLogMiddleware(Middleware):
                 count_as_done(broker, message)
                 raise SkipMessage(text_of(options[DUPLICATE]))
             options.pop(WAITS, None)
-            # Whoever sent it may not know of sections.
+            # Its sender may not know of sections.
             self._messages.bind(broker, message, begins=True)
             if MALFORMED in options:
                 self._refusals.reject(
@@ -425,7 +425,7 @@ class JobLogMiddleware(Middleware):
     # The process
 
     def before_worker_boot(self, broker: Broker, worker: Any) -> None:
-        """Begin to give signs of life, before the first job."""
+        """Begin the heartbeat, before the first job."""
         self._refuse_twins(broker)
         if self._acks is None:
             self._check_acks(broker)

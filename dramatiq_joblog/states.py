@@ -49,7 +49,7 @@ class DeadReason(_Text):
     #: It failed and was to be retried, but the retry could not be enqueued: it is gone from the
     #: broker, and only a new run of it brings its work back.
     RETRY_LOST = "retry_lost"
-    #: Either of the two above, in rows that were written before these were told apart.
+    #: Either of the two above, in rows that were written before these were distinguished.
     NOT_RETRIED = "not_retried"
     #: It raised what its ``throws`` option names.
     THROWS = "throws"
@@ -184,7 +184,7 @@ def judge_start(
     ``rerun=False`` one that has finished never runs again, whatever is delivered.
 
     *late* is a run that began before what the row shows, and is only written now.  Of a job
-    that was *cancelled* nothing begins, as whoever did it meant this very message; also with
+    that was *cancelled* nothing begins, as it was meant for this very message; also with
     *rerun*.
     """
     if cancelled:

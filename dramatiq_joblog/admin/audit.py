@@ -20,7 +20,7 @@ from dramatiq_joblog.statistics.rollups import span_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-#: Milliseconds of an hour, in which the windows of dead jobs are told.
+#: Milliseconds of an hour, in which the windows of dead jobs are given.
 _HOUR = 3_600_000
 #: The windows that dead jobs are counted in: 1 and 3 hours, 1, 3 and 7 days.
 DEFAULT_WINDOWS = (1 * _HOUR, 3 * _HOUR, 24 * _HOUR, 72 * _HOUR, 168 * _HOUR)
@@ -109,7 +109,7 @@ def dismiss(job: Any, jids: Sequence[str]) -> list[str]:
         open_ones = some, job.state == State.DEAD, job.dismissed_at.is_null()
         found = [row.jid for row in job.select(job.jid).where(*open_ones).order_by(job.jid)]
         for jid in found:
-            # One by one: who is told that it was dismissed is who dismissed it.
+            # One by one: who hears that it was dismissed is who dismissed it.
             mine = job.jid == jid, job.state == State.DEAD, job.dismissed_at.is_null()
             if job.update(dismissed_at=now).where(*mine).execute():
                 dismissed.append(jid)
@@ -155,7 +155,7 @@ def dead_groups(job: Any, windows: Iterable[int], now: int) -> list[DeadGroup]:
             message=rows[number].error_message,
         )
         for error_type, actor, last, number, *numbers in groups
-        # One that was deleted in between is told of next time.
+        # One that was deleted in between is counted next time.
         if number in rows
     ]
 

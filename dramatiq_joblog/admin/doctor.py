@@ -357,7 +357,7 @@ def _unanswered(text: str, cure: str) -> Look:
 
 
 def _is_behind(problems: Sequence[Problem]) -> bool:
-    """Tell whether the tables are not those of this version, from which the rest follows."""
+    """Return whether the tables are not those of this version, from which the rest follows."""
     return any((p.kind, p.subject) == (ProblemKind.DATABASE, "schema") for p in problems)
 
 

@@ -51,11 +51,11 @@ class Fleet:
     unseen: bool = False
 
     def consumes(self, queue: str) -> bool:
-        """Tell whether a live worker takes jobs from a queue, as far as is known."""
+        """Return whether a live worker takes jobs from a queue, as far as is known."""
         return self.unseen or queue in self.threads
 
     def is_busy(self, queue: str) -> bool:
-        """Tell whether all threads that could run the jobs of a queue are busy."""
+        """Return whether all threads that could run the jobs of a queue are busy."""
         return 0 < self.threads[queue] <= self.running[queue]
 
 
@@ -116,7 +116,7 @@ def _sort_others(fleet: Fleet, runs: dict[str, tuple[int, int]], worker: Any) ->
     """Say of runs whose process is none of those that live what became of it."""
     known = worker.select().where(worker.process.in_(list(runs)[:500])) if runs else ()
     for row in known:
-        # It was taken to be gone as this run began: whoever does that marks the run as well.
+        # It was taken to be gone as this run began: the process that does so marks the run as well.
         runs.pop(row.process)
     for process, (count, at) in runs.items():
         fleet.unknown.append(Runs(process, count, instant_of(at)))

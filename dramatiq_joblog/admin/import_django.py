@@ -87,14 +87,14 @@ def import_django_dramatiq(
       table: Their table.
       user_from: The parameter that holds the user of each job that has it, before the actors' own
         *job_user*; of actors that are not declared here only a keyword argument is found.
-      progress: Told after each batch how many tasks were read.
+      progress: Called after each batch with how many tasks were read.
 
     Returns:
       How many jobs were written, by state.
 
     Raises:
       ConfigurationError: If there is no such table, or it cannot be read.
-      peewee.DatabaseError: If the log's own tables cannot be asked.
+      peewee.DatabaseError: If the log's own tables cannot be read.
     """
     written: Counter[str] = Counter()
     read = 0
@@ -197,7 +197,7 @@ def _columns_of(
 def _job_of(
     task: _Task, joblog: Imported, user_from: str | None
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return a task as a row of a job, and as a failed run if it told of one."""
+    """Return a task as a row of a job, and as a failed run if it had one."""
     redactor = joblog.redactor
     message = json.loads(bytes(task.message_data))
     options = message.get("options", {})

@@ -1,7 +1,7 @@
 """What a log does for itself beside the jobs: it counts them, and deletes the old ones.
 
 One process at a time does it, on a thread and a connection of its own that exist only
-meanwhile; whoever comes first after a minute is over.
+meanwhile; the first to come after a minute is over.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Chores:
                         return
                     began = time.monotonic()
         except DatabaseAwayError as e:
-            # The database is away, or busy: the next round will do it.
+            # The database is unavailable, or busy: the next round will do it.
             text = "The job log's chores are put off: %s"
             self._limited.log(logging.WARNING, "put off", text, str(e).strip())
         except Exception:  # noqa: BLE001 - it is logged

@@ -279,7 +279,7 @@ class Trends:
         return sums
 
     def _has_rows_before(self, pair: Pair, edge: int) -> bool:
-        """Tell whether a job that was sent before an instant failed so, as far as one looks."""
+        """Return whether a job that was sent before an instant failed so, as far as one looks."""
         job, (error, actor) = self._job, pair
         before = (
             job.select(job.actor)
@@ -465,7 +465,7 @@ _PARTS = ((0.5, 1.25), (0.95, 2.1))
 
 
 def _is_slower(now: Histogram, then: Histogram) -> bool:
-    """Tell whether jobs take longer than they did, by more than chance would have it."""
+    """Return whether jobs take longer than they did, by more than chance would have it."""
     if min(now.count, then.count) < MIN_JOBS:
         return False
     low, high = (max(1, then.percentile(share) or 0) for share in (0.16, 0.84))
@@ -481,7 +481,7 @@ def _is_slower(now: Histogram, then: Histogram) -> bool:
 
 
 def _fails_more(now: _Type, then: _Type) -> bool:
-    """Tell whether more of the runs fail than did, by more than chance would have it."""
+    """Return whether more of the runs fail than did, by more than chance would have it."""
     if min(now.runs, then.runs) < MIN_JOBS or now.failed < MIN_RISEN:
         return False
     more = now.share - then.share

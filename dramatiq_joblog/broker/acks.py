@@ -165,7 +165,7 @@ class HandedAcks:
     # From worker threads
 
     def takes(self, broker: Broker, message: MessageProxy) -> bool:
-        """Tell whether the acknowledgement of *message* will be handed over.
+        """Return whether the acknowledgement of *message* will be handed over.
 
         None is while someone stands in for the broker's own command, as an instrumentation does.
         """
@@ -248,7 +248,7 @@ class HandedAcks:
                     sent.sent.release()
 
     def _is_kept(self, ack: _Ack) -> bool:
-        """Tell whether an outcome is kept; otherwise the message is left to be delivered again."""
+        """Return whether an outcome is kept; otherwise the message will be delivered again."""
         error = ack.committed.error if ack.committed is not None else None
         if error is not None:
             self._logger.error("Message %s is not acknowledged: %s", ack.message_id, error)
@@ -274,7 +274,7 @@ class HandedAcks:
             try:
                 acks = self._try(acks)
             except Exception as e:  # noqa: BLE001
-                # Whatever it is: what is given up is run again by whoever has no log.
+                # Whatever it is: what is given up is run again where there is no log.
                 self._stuck = True
                 self._commit()
                 self._logger.warning(
@@ -368,7 +368,7 @@ class _HandingConsumer(Consumer):
 
 
 def _hears(middleware: Any, how: str) -> bool:
-    """Tell whether a middleware wants to know of acknowledgements, or of rejections."""
+    """Return whether a middleware wants to know of acknowledgements, or of rejections."""
     name = f"after_{how}"
     own = getattr(type(middleware), name, None)
     return own is not getattr(Middleware, name) or name in vars(middleware)

@@ -146,7 +146,7 @@ class Arguments:
                 # The user's own callable may need the real value.
                 return _digested(key, found)
             if is_literal:
-                # Whoever sent the message may have put it there.
+                # The sender may have put it there.
                 return _digested(key, [text for text in found if len(text) >= MIN_RECOGNISED])
         return key
 
@@ -255,7 +255,7 @@ def _documents(
 
 
 def _why(kept: Document, sent: Any) -> str | None:
-    """Tell why a document is not what was sent; None if it is."""
+    """Return why a document is not what was sent; None if it is."""
     if kept.redacted:
         return _REDACTED
     # What JSON changes without a word, other encoders may not: tuples, keys that are numbers.

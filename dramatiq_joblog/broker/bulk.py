@@ -146,7 +146,7 @@ class BulkRequeue:
             # Brokers raise many kinds when they are unavailable; the next would fare no better.
             broken = e
         finally:
-            # Also when the process is told to stop: what was sent is noted.
+            # Also when the process is to stop: what was sent is noted.
             sent, unsent = self._sort(batch, sending)
             try:
                 self._note(sent)

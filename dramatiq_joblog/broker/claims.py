@@ -154,7 +154,7 @@ class Claims:
 
 
 def _is_sent_with_others() -> bool:
-    """Tell whether a group is being sent, or a hook is at work in which errors are swallowed."""
+    """Return whether a group is being sent, or a hook is at work in which errors are swallowed."""
     codes = Broker.emit_after.__code__, group.run.__code__
     frame = inspect.currentframe()
     while frame is not None and frame.f_code not in codes:

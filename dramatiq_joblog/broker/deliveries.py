@@ -5,7 +5,7 @@ a broker has no such name, a stamp of ours travels with the message, renewed at 
 
 A delayed message is enqueued twice: with its delay, and once that is over, by the thread that
 held it back.  That is a move of one delivery.  A worker that is killed between the move and the
-acknowledgement makes the move happen again, and only the first name tells that the second copy
+acknowledgement makes the move happen again, and only the first name shows that the second copy
 is a repetition.
 """
 

@@ -34,7 +34,7 @@ def label(name: str, value: Any) -> Any:
     try:
         return reader[0](value)
     except Exception:  # noqa: BLE001
-        # Whatever it is, the actor's own value stands, and the note tells.
+        # Whatever it is, the actor's own value stands, and the note says so.
         return None
 
 

@@ -124,11 +124,11 @@ def _key_option(broker: Broker, message: AnyMessage) -> str | None:
 
 
 def is_given(key: Any) -> bool:
-    """Return whether an option asks for a key; what cannot be asked for its truth does."""
+    """Return whether an option asks for a key; what has no truth of its own does."""
     try:
         return bool(key)
     except Exception:  # noqa: BLE001
-        # Its own code is at fault, and whoever makes the key says so.
+        # Its own code is at fault, and the maker of the key says so.
         return True
 
 
@@ -156,7 +156,7 @@ def eta_of(message: Any) -> int | None:
 
 
 def throws(broker: Broker, message: AnyMessage, error: BaseException | None) -> bool:
-    """Tell whether *error* is one that a message's job is not retried after."""
+    """Return whether *error* is one that a message's job is not retried after."""
     wanted = option(broker, message, "throws")
     try:
         return error is not None and bool(wanted) and isinstance(error, wanted)
@@ -403,7 +403,7 @@ class Messages:
         try:
             lines_level = check_level(level, "log_lines")
         except ConfigurationError:
-            # Who sends it is told; a label never decides whether a job runs.
+            # Its sender gets an error; a label never decides whether a job runs.
             lines_level = self._lines_level
         return Plan(
             is_logged=is_logged(broker, message),
@@ -621,7 +621,7 @@ def need_in(broker: Broker, message: AnyMessage) -> Need | None:
 
 
 def _is_of_another(bound: Any, message: Any) -> bool:
-    """Tell whether what a message is bound to was made for the message that it was copied from."""
+    """Return whether what a message is bound to was made for the message it is a copy of."""
     made_for = bound.get(BOUND_FOR) if isinstance(bound, dict) else None
     return made_for is not None and made_for != message.message_id
 
@@ -650,7 +650,7 @@ _UNREADABLE = " cannot be read"
 
 
 def _is_malformed(options: Mapping[str, Any]) -> bool:
-    """Tell whether a message says by a word of ours that its section is not known."""
+    """Return whether a message says by a word of ours that its section is not known."""
     text = options[MALFORMED]
     names = SECTION, "exclusive"
     return (
@@ -661,7 +661,7 @@ def _is_malformed(options: Mapping[str, Any]) -> bool:
 
 
 def _is_duplicate(options: Mapping[str, Any]) -> bool:
-    """Tell whether a message says by a word of ours that another one has its key."""
+    """Return whether a message says by a word of ours that another one has its key."""
     return isinstance(options[DUPLICATE], str) and options.get(UNIQUE) is not None
 
 
@@ -671,7 +671,7 @@ def _note(options: dict[str, Any], text: str) -> None:
 
 
 def is_fit_bond(kind: Any, value: Any, actor: Any, *, made: bool) -> bool:
-    """Tell whether an option says what a job needs, or is unique by, in a way that can be used.
+    """Return whether an option says what a job needs, or is unique by, in a way that can be used.
 
     Parameters:
       kind: :class:`Exclusive`, for all that a job needs, or :class:`Unique`.
@@ -710,7 +710,7 @@ def _made_key(kind: Any, entry: dict[str, Any]) -> str:
 
 
 def is_near(value: Any, kept: Any) -> bool:
-    """Tell whether a value was kept as it was, but for a fraction of a millisecond."""
+    """Return whether a value was kept as it was, but for a fraction of a millisecond."""
     if isinstance(value, float) and isinstance(kept, int):
         return abs(value - kept) < 1
     return is_same(value, kept)

@@ -62,7 +62,7 @@ class Plan:
     row: Mapping[str, Any] | None = None
     #: Whether a user is read from each message.
     has_user: bool = False
-    #: Tells whether a name is a secret's; None if arguments are not kept, or not by names alone.
+    #: Says whether a name is a secret's; None if arguments are not kept, or not by names alone.
     is_secret: Callable[[str], bool] | None = None
 
 

@@ -128,7 +128,7 @@ class Waker(threading.Thread):
             self._wanted.set()
 
     def waits_for(self, keys: Iterable[str]) -> bool:
-        """Tell whether somebody waits here for one of *keys*."""
+        """Return whether somebody waits here for one of *keys*."""
         return not self._waiting.keys().isdisjoint(keys)
 
     def heard(self, need: Need) -> None:
@@ -347,7 +347,7 @@ class Waker(threading.Thread):
 
 
 def _is_polled(broker: Any) -> bool:
-    """Tell whether a broker's consumers sleep between two looks, and nothing wakes them."""
+    """Return whether a broker's consumers sleep between two looks, and nothing wakes them."""
     redis = sys.modules.get("dramatiq.brokers.redis")
     return redis is not None and isinstance(broker, redis.RedisBroker)
 

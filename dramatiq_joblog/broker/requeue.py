@@ -267,7 +267,7 @@ class Sender:
         try:
             self._joblog.writer.call(mark)
         except DatabaseAwayError as e:
-            # It is sent: whoever is told otherwise sends it twice.
+            # It is sent: a caller that gets an error would send it twice.
             self._logger.warning("Job %s runs again as %s, unmarked: %s", job.jid, jid, e)
 
 

@@ -99,7 +99,7 @@ class Sending:
 
 
 def _is_of_one(error: Exception, message: Message[Any]) -> bool:
-    """Tell whether an error is about one message, and not about its broker or the log."""
+    """Return whether an error is about one message, and not about its broker or the log."""
     if isinstance(error, DatabaseAwayError):
         return False
     if isinstance(error, _OF_ONE):
@@ -122,7 +122,7 @@ class _Collector:
 
     def __init__(self, broker: Any, pipeline: Any) -> None:
         self._broker = broker
-        #: The messages, each with what tells the middleware that it is enqueued.
+        #: The messages, each with the call that says it is enqueued.
         self.enqueued: list[tuple[Message[Any], Callable[[], None]]] = []
         # The host's own code makes the command, and the middleware sees its own broker.
         dispatch = functools.partial(broker.scripts["dispatch"], client=pipeline)
@@ -136,13 +136,13 @@ class _Collector:
         type(self._broker).enqueue(self._copy, message)
 
     def _note(self, signal: str, message: Message[Any], *rest: Any) -> None:
-        """Keep what is to be told once the message is enqueued."""
+        """Keep what is to be called once the message is enqueued."""
         emit = functools.partial(self._broker.emit_after, signal, message, *rest)
         self.enqueued.append((message, emit))
 
 
 def can_pipeline(broker: Broker, ours: Enqueue | None = None) -> bool:
-    """Tell whether messages of a broker may be enqueued in one round trip.
+    """Return whether messages of a broker may be enqueued in one round trip.
 
     *ours* is the ``enqueue`` that the log's middleware put around the broker's own: it looks
     after keys that messages take, which these do not.
@@ -166,5 +166,5 @@ def can_pipeline(broker: Broker, ours: Enqueue | None = None) -> bool:
 
 
 def _is_unique(broker: Broker, message: Message[Any]) -> bool:
-    """Tell whether a message takes a key as it is sent, which ``enqueue`` looks after."""
+    """Return whether a message takes a key as it is sent, which ``enqueue`` looks after."""
     return UNIQUE in message.options or bool(option(broker, message, "unique"))

@@ -78,7 +78,7 @@ class Run:
     start: Event | None = None
 
     def note_end(self, exception: BaseException | None) -> None:
-        """Note how the body ended; it may be told twice."""
+        """Note how the body ended; it may be noted twice."""
         self.exception = exception
         self._stop()
         if exception is not None and raised_before_body(exception):
@@ -135,13 +135,13 @@ def verdict(
     *,
     rejected: bool,
 ) -> Event:
-    """Tell how a run ended, from what its hooks noted and from what becomes of its message."""
+    """Decide how a run ended, from what its hooks noted and from what becomes of its message."""
     instant = now()
     row = run.row | {"updated_at": instant, "duration": run.duration, "eta": None}
     outcome = _outcome(broker, message, run, row, rejected=rejected)
     error = run.exception
     if error is None and row.get("dead_reason") == DeadReason.UNKNOWN_ACTOR:
-        # Dramatiq before 2.0 does not tell.
+        # Dramatiq before 2.0 does not say.
         error = getattr(message, "_exception", None) or ActorNotFound(message.actor_name)
     if error is not None:
         row["error_type"] = fit_name(type(error).__name__)
@@ -173,7 +173,7 @@ def verdict(
 
 
 def _told(live: LiveRun, note: str | None) -> dict[str, Any]:
-    """Return what a job told of itself: no oddity of it costs the outcome."""
+    """Return what a job noted about itself: no oddity of it costs the outcome."""
     told: dict[str, Any] = {}
     try:
         if live.told is not None:
@@ -255,7 +255,7 @@ def _gone_reason(message: AnyMessage, run: Run) -> DeadReason:
 
 
 def raised_before_body(error: BaseException) -> bool:
-    """Tell whether *error* came from a middleware's hook, so that the actor was not called."""
+    """Return whether *error* came from a middleware's hook, so that the actor was not called."""
     # The worker's own frame comes first, and what it called comes next; deeper ones may be
     # those of a message that the actor was sending.
     called = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][1:2]
@@ -263,7 +263,7 @@ def raised_before_body(error: BaseException) -> bool:
 
 
 def _emits(frame: FrameType) -> bool:
-    """Tell whether a frame is that of a broker which calls its middleware, perhaps its own way."""
+    """Return whether a frame is that of a broker that calls its middleware, in any way."""
     name = Broker.emit_before.__name__
     return frame.f_code.co_name == name and isinstance(_first_argument(frame), Broker)
 
@@ -306,7 +306,7 @@ def _traceback(error: BaseException, formatted: Any) -> str:
 
 
 def _is_traceback_of(error: BaseException, text: Any) -> bool:
-    """Tell whether what ``Retries`` noted in this run is the whole traceback of its error.
+    """Return whether what ``Retries`` noted in this run is the whole traceback of its error.
 
     It costs as much to write as all else that the log does with a job.
     """

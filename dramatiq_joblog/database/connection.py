@@ -63,7 +63,7 @@ class Connection:
         The connection is opened if it is not, and closed after any error.
 
         Raises:
-          DatabaseAwayError: If the database cannot be asked now.
+          DatabaseAwayError: If the database is unavailable.
         """
         if self._database.is_closed():
             try:
@@ -143,7 +143,7 @@ class Connection:
                 self._watchdog.start()
 
     def is_watched(self) -> bool:
-        """Tell its watchdog whether there is something to look after; it ends if there is not."""
+        """Let its watchdog know whether there is something to watch; it ends if there is not."""
         with self._watching:
             if self._raw is None:
                 self._watchdog = None

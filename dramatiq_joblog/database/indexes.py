@@ -38,7 +38,7 @@ class _Wanted:
     partial: bool
 
     def is_served_by(self, other: Any) -> bool:
-        """Tell whether an index of the same table does the same."""
+        """Return whether an index of the same table does the same."""
         if self.columns is None or self.partial:
             # Perhaps with a number, as the name was another's.
             return re.fullmatch(rf"{re.escape(self.name)}(_\d+)?", other.name) is not None

@@ -1,7 +1,7 @@
 """Statements of PostgreSQL that are prepared once, and then run in one call of libpq.
 
 psycopg sends a statement, waits for its answer and fetches that in steps, before each of which
-another thread may take the interpreter.  Whoever waits for a commit waits for them all.
+another thread may take the interpreter.  A thread that waits for a commit waits for them all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from peewee import Database
 
-#: Where peewee tells of statements.
+#: Where peewee logs statements.
 _logger = logging.getLogger("peewee")
 
 #: As many are prepared on a connection at most: the server keeps the plan of each.
@@ -78,7 +78,7 @@ def _numbered(text: str) -> bytes:
 
 
 def _is_able(connection: Any) -> bool:
-    """Tell whether this is a connection of psycopg 3 that may prepare and wait."""
+    """Return whether this is a connection of psycopg 3 that may prepare and wait."""
     if not hasattr(connection, "pgconn") or connection.prepare_threshold is None:
         return False
     gevent = sys.modules.get("gevent.monkey")

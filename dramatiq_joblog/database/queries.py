@@ -84,7 +84,7 @@ class _LentSelect(_Lent):
             return int(super().count(database, clear_limit))
 
     def exists(self, database: Database | None = None) -> bool:
-        """Tell whether there is a row; see peewee."""
+        """Return whether there is a row; see peewee."""
         database = self._bound_to(database)
         with checked_out(database):
             return bool(super().exists(database))

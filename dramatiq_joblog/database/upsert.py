@@ -29,7 +29,7 @@ class Rule:
     #: The bound model.
     model: Any
     alias: str
-    #: The columns of the unique index that decides; the first names the row for whoever asks.
+    #: The columns of the unique index that decides; the first names the row for those who ask.
     key: tuple[str, ...]
     #: The row that is there changes only if this holds.
     guard: str
@@ -132,7 +132,7 @@ class Portion(NamedTuple):
 
 
 def is_one_statement(portions: Sequence[Portion]) -> bool:
-    """Tell whether :func:`write_all` writes *portions* in one statement."""
+    """Return whether :func:`write_all` writes *portions* in one statement."""
     wanted = [portion for portion in portions if portion.rows]
     if any(len(portion.rows) > portion.part.max_rows for portion in wanted):
         return False

@@ -75,7 +75,7 @@ def check_parameters(kind: str, named: Mapping[str, str]) -> None:
 
 
 def has_psycopg3() -> bool:
-    """Tell whether peewee has found psycopg 3."""
+    """Return whether peewee has found psycopg 3."""
     # Any: which drivers there are is known only now.
     found: Any = peewee
     return found.psycopg is not None

@@ -1,4 +1,4 @@
-"""Arguments that are kept encrypted, for whoever has the key."""
+"""Arguments that are kept encrypted, for those who have the key."""
 
 from __future__ import annotations
 

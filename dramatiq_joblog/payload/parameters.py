@@ -43,7 +43,7 @@ class Parameters:
         return tuple(p.name for p in named if p.kind not in keyword)
 
     def accepts(self, name: str) -> bool:
-        """Tell whether an argument of this name can be found in a message."""
+        """Return whether an argument of this name can be found in a message."""
         parameters = self.signature.parameters
         more = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
         return (name in parameters and name != more) or (more is not None and self.known)
@@ -75,7 +75,7 @@ def parameters_of(function: Any) -> Parameters:
 
 
 def is_opaque(signature: inspect.Signature) -> bool:
-    """Tell whether a signature takes positional arguments, and names none of them."""
+    """Return whether a signature takes positional arguments, and names none of them."""
     kinds = [p.kind for p in signature.parameters.values()]
     return inspect.Parameter.VAR_POSITIONAL in kinds and all(kind in _VARIADIC for kind in kinds)
 
@@ -89,7 +89,7 @@ def _signature(function: Any) -> inspect.Signature:
 
 
 def _is_wrapper(function: Any, signature: inspect.Signature) -> bool:
-    """Tell a wrapper from a function that is meant to take any number of arguments."""
+    """Distinguish a wrapper from a function that is meant to take any number of arguments."""
     return len(signature.parameters) > 1 or any(_held(function))
 
 

@@ -1,6 +1,6 @@
 """What must not be kept: passwords, tokens and the like, in values of any shape.
 
-What a value is called tells more than what it looks like, so names decide; of texts, only what
+The name of a value says more than its form, so names decide; of texts, only what
 has a form that nothing else has is taken out.
 """
 
@@ -180,7 +180,7 @@ class Redactor:
         if fields is not None:
             kept = self._mapping(fields)
             return value if kept is fields else kept
-        # It is kept as its text, that may tell what it holds.
+        # It is kept as its text, which may show what it holds.
         text = as_text(value)
         scrubbed = self.text(text)
         return value if scrubbed is text else scrubbed
@@ -345,7 +345,7 @@ def _unknown(actor_name: str) -> Sequence[str]:  # noqa: ARG001 - nothing is kno
 
 
 def digest(secret: Any) -> str:
-    """Return what stands for a secret where equal ones must be told from others."""
+    """Return what stands for a secret where equal ones must be distinguished from others."""
     return digest_of(secret if isinstance(secret, str) else as_text(secret))
 
 

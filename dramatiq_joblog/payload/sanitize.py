@@ -79,7 +79,7 @@ def clean_optional(text: Any, limit: int | None = 255) -> str | None:
 def fit_name(name: Any, limit: int = MAX_NAME) -> str | None:
     """Return a name as it can be stored, or None for None.
 
-    Of one that is longer than *limit* the end is a digest, so that two are told apart, and each
+    Of one that is longer than *limit* the end is a digest, so that two are distinguished, and each
     is found by the whole.
     """
     text = clean_optional(name, None)
@@ -92,7 +92,7 @@ def fit_name(name: Any, limit: int = MAX_NAME) -> str | None:
 def fold_jid(jid: Any) -> str:
     """Return the text of *jid*, or the same short stand-in for the same too long one.
 
-    Every key is made fit by this, so that what is stored is found, and two are told apart.
+    Every key is made fit by this, so that what is stored is found, and two are distinguished.
     """
     text = _UNSTORABLE.sub("\ufffd", text_of(jid))
     if len(text) <= MAX_JID:
@@ -175,7 +175,7 @@ def write_json(value: Any) -> tuple[str, str | None]:
 
 
 def read_json(text: Any) -> Any:
-    """Read a document, whoever wrote it; what is none is given back as its text.
+    """Read a document of any writer; what is none is given back as its text.
 
     NaN and the infinities, which are no JSON, are read as texts, and half a surrogate pair as
     the sign for what cannot be shown.
@@ -190,7 +190,7 @@ def read_json(text: Any) -> Any:
 
 
 def is_plain(value: Any, *, exactly: bool = True) -> bool:
-    """Tell whether JSON gives a value back as it is; the value's own code is not asked.
+    """Return whether JSON gives a value back as it is; the value's own code is not asked.
 
     Parameters:
       value: Anything that JSON was made of.
@@ -216,7 +216,7 @@ def is_plain(value: Any, *, exactly: bool = True) -> bool:
 
 
 def _may_be_unfit(text: str) -> bool:
-    """Tell whether JSON text needs a look: half a pair may be in it, or it may be too deep."""
+    """Return whether JSON text needs a look: half a pair may be in it, or it may be too deep."""
     return "\\ud" in text or "\\uD" in text or text.count("[") + text.count("{") > MAX_DEPTH
 
 

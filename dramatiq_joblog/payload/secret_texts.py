@@ -56,7 +56,7 @@ _PROSE = ("auth", "cookie", "pin", "session", "token", "tokens")
 
 
 def digest_of(text: str) -> str:
-    """Return what stands for a secret where equal ones must be told from others."""
+    """Return what stands for a secret where equal ones must be distinguished from others."""
     hashed = hashlib.sha256(b"dramatiq_joblog:" + text.encode(errors="surrogatepass"))
     return f"sha256:{hashed.hexdigest()[:20]}"
 
@@ -77,8 +77,8 @@ def scrub(text: str) -> str:
     """Take passwords out of URLs, and bearer tokens and private keys out of a text.
 
     Example:
-      >>> scrub("postgresql://joe:hunter2@db/shop is away")
-      'postgresql://joe:[redacted]@db/shop is away'
+      >>> scrub("postgresql://joe:hunter2@db/shop is down")
+      'postgresql://joe:[redacted]@db/shop is down'
 
     Returns:
       The text itself if there is nothing to take out.
@@ -188,5 +188,5 @@ def _end_of_plain_value(text: str, start: int) -> int:
 
 
 def _changed(text: str, new: str) -> str:
-    """Return the text itself if it is the same, so that a change can be told by identity."""
+    """Return the text itself if it is the same, so that a change can be seen by identity."""
     return text if new == text else new

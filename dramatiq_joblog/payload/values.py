@@ -85,7 +85,7 @@ def shown(value: Any, limit: int = 60) -> str:
 
 
 def is_same(value: Any, kept: object) -> bool:
-    """Tell whether a value was kept as it was; its own ``==`` is not asked."""
+    """Return whether a value was kept as it was; its own ``==`` is not asked."""
     return value is kept or (type(value) is type(kept) and bool(value == kept))
 
 

@@ -59,7 +59,7 @@ def by_state(query: JobQuery[Any], cap: int) -> dict[State, Count]:
 
 
 def complete(model: Any, key: str, prefix: str, limit: int) -> list[str]:
-    """Return values of *key* that begin with *prefix*, the most frequent of late first."""
+    """Return values of *key* that begin with *prefix*, the most frequent recently first."""
     if key == "state":
         known = [*map(str, State), *GROUPS]
     elif key == "dismissed":

@@ -419,7 +419,7 @@ def _matches(expression: Any, value: str, field: Any) -> Any:
     value = clean(re.sub(r"\*+", "*", value), MAX_SEARCH)
     pattern = "%".join(re.sub(r"([!%_])", r"!\1", part) for part in value.split("*"))
     if not dialect_of(field.model._meta.database).folds_case:
-        # Its columns tell cases apart, and so does its LIKE.
+        # Its columns distinguish cases, and so does its LIKE.
         expression, pattern = fn.LOWER(expression), pattern.lower()
     # An escape that needs no escape itself, on any database.
     return Expression(

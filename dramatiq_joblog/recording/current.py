@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Characters kept of a text that tells of progress.
+#: Characters kept of a text of progress.
 MAX_TEXT = 1_000
 
 
@@ -185,9 +185,9 @@ class CurrentJob:
         self._run.add_line(time.time_ns() // 1_000_000, name, self.actor, text_of(text))
 
     def progress(self, done: float, total: float | None = None, text: str | None = None) -> None:
-        """Tell how far the job is; it costs nearly nothing, so call it as often as you like.
+        """Report how far the job is; it costs nearly nothing, so call it as often as you like.
 
-        The last word of all jobs of the process goes out with its sign of life, every five
+        The last word of all jobs of the process goes out with its heartbeat, every five
         seconds by default, and with the outcome.
 
         Example:
@@ -203,7 +203,7 @@ class CurrentJob:
     def track(
         self, iterable: Iterable[T], total: float | None = None, text: str | None = None
     ) -> Iterator[T]:
-        """Go through *iterable*, telling how far the job is.
+        """Go through *iterable*, reporting how far the job is.
 
         Example:
           >>> for row in current_job().track(rows, text="reading prices"):

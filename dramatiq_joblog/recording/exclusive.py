@@ -152,7 +152,7 @@ class Sections:
         end_waits(self.transitions, begun, rows)
 
     def _is_plain(self, event: Event, row: Any) -> bool:
-        """Tell whether a run may begin without a look at what was before."""
+        """Return whether a run may begin without a look at what was before."""
         if row is None:
             return True
         if event.replayed:
@@ -226,7 +226,7 @@ class Sections:
         return Place(_has_begun(event, row), since)
 
     def _is_over(self, row: Any, event: Event) -> bool:
-        """Tell whether the open run of a job is over, or knows itself that it may be taken for."""
+        """Return whether the open run of a job is over, or may be considered so by itself."""
         keys = [need.key for need in event.needs if need.kind == SECTION]
         if not keys:
             # It keeps nobody out, also not another run of its own job.
@@ -279,7 +279,7 @@ class Sections:
 
 
 def _is_simple(event: Event) -> bool:
-    """Tell whether all that a run needs are sections that one at a time may be in."""
+    """Return whether all that a run needs are sections that one at a time may be in."""
     if not event.needs or keeps_newest(event.unique):
         return False
     return all(need.kind == SECTION and need.limit == 1 for need in event.needs)
@@ -309,7 +309,7 @@ def _dropped(policy: str, taken: str, *, timed_out: bool) -> dict[str, Any]:
 
 
 def _has_run(row: Any) -> bool:
-    """Tell whether a job that goes on was in its body before, and did not come to its end."""
+    """Return whether a job that goes on was in its body before, and did not come to its end."""
     if row is None or row.started_at is None or row.state in FINAL:
         return False
     # A run that ended well, and enqueued its own message again, left nothing half done.
@@ -317,7 +317,7 @@ def _has_run(row: Any) -> bool:
 
 
 def _has_begun(event: Event, row: Any) -> bool:
-    """Tell whether a run goes on with what an earlier one has begun."""
+    """Return whether a run goes on with what an earlier one has begun."""
     if row is None:
         # The log does not know; a retry is not dropped on a suspicion.
         return bool(event.row["attempt"] > 1)

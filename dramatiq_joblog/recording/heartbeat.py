@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from peewee import Database
 
-#: Milliseconds between two signs of life of a process.
+#: Milliseconds between two heartbeats of a process.
 DEFAULT_HEARTBEAT = 5_000
 #: Milliseconds without one after which a process is taken to be gone.
 DEFAULT_HEARTBEAT_TIMEOUT = 30_000
@@ -39,14 +39,14 @@ HOST = clean(socket.gethostname(), 128)
 
 
 class Heartbeat:
-    """The sign of life of one process, and its eye on the others.
+    """The heartbeat of one process, and its eye on the others.
 
     Its methods are called on the writer's thread.
 
     Parameters:
       job: The bound job model.
       worker: The bound worker model.
-      timeout: Milliseconds without a sign of life after which this process is taken to be gone.
+      timeout: Milliseconds without a heartbeat after which this process is taken to be gone.
       ended: Called with the name of a process that has certainly ended.
       clock_went_back: Called once the database's clock went back.
     """
@@ -70,7 +70,7 @@ class Heartbeat:
         self.threads = 0
         self.queues: set[str] = set()
         self._database: Database = worker._meta.database
-        #: When the last sign of life was given, and since when none was left out; monotonic.
+        #: When the last heartbeat was written, and since when none was left out; monotonic.
         self._last: float | None = None
         self._listening_since = float("-inf")
 
@@ -93,7 +93,7 @@ class Heartbeat:
         if not renewed:
             self._appear()
         if self._last is not None and began - self._last > self.timeout / 2000:
-            # While the database was away nobody could give a sign of life.
+            # While the database was unavailable no heartbeat could be written.
             self._listening_since = began
         self._last = began
         self._sweep(round(min((began - self._listening_since) * 1000, _LONG)))
@@ -198,12 +198,12 @@ def here() -> str:
 
 
 def is_gone(worker: Any) -> bool:
-    """Tell whether a worker's process is known to be gone, by its row or by this host."""
+    """Return whether a worker's process is known to be gone, by its row or by this host."""
     return worker.swept_at is not None or has_ended(worker)
 
 
 def has_ended(worker: Any) -> bool:
-    """Tell whether a worker's process has certainly ended, and is not only silent."""
+    """Return whether a worker's process has certainly ended, and is not only silent."""
     if worker.ended_at is not None:
         return True
     if (worker.host, worker.boot_id) != (HOST, _boot_id()) or worker.boot_id is None:

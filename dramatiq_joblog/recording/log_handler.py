@@ -118,7 +118,7 @@ def _text_of(record: LogRecord) -> str:
     try:
         text = record.getMessage()
     except Exception as e:  # noqa: BLE001
-        # Arguments that do not fit: other handlers tell of it, and the job goes on.
+        # Arguments that do not fit: other handlers report it, and the job goes on.
         text = f"{record.msg} % {type(record.args).__name__}: {message_of(e)}"
     if record.exc_info and record.exc_info[1] is not None:
         text += "\n" + _formatter.formatException(record.exc_info)

@@ -59,7 +59,7 @@ class _Line(NamedTuple):
 class Batch:
     """Lines to write."""
 
-    #: The rows, with the one that tells how many are left out.
+    #: The rows, with the one that says how many are left out.
     lines: list[dict[str, Any]]
     #: The jid and the token of lines that are to go, and their first and last number.
     forget: tuple[str, str, int, int] | None
@@ -149,7 +149,7 @@ class Lines:
                 self._left_out_to = out.number
 
     def take(self) -> Batch | None:
-        """Return what is not written yet, or None; it is told by :meth:`done` that it is."""
+        """Return what is not written yet, or None; call :meth:`done` once it is."""
         with self._lock:
             if self.count == self._written:
                 return None

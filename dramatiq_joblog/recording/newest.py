@@ -26,7 +26,7 @@ GAVE_WAY = "gave way"
 
 
 def keeps_newest(unique: dict[str, Any] | None) -> bool:
-    """Tell whether a message is unique in such a way that the newest is kept."""
+    """Return whether a message is unique in such a way that the newest is kept."""
     return unique is not None and unique.get("keep") == "last"
 
 

@@ -1,4 +1,4 @@
-"""What running jobs tell meanwhile: their log lines and their progress, for all of a process."""
+"""What running jobs report meanwhile: their log lines and their progress, for all of a process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .current import LiveRun
     from .transitions import Transitions
 
-#: As many jobs are told of in one statement.
+#: As many jobs are reported in one statement.
 _BATCH = 100
 
 

@@ -63,7 +63,7 @@ class Rated:
         return groups
 
     def _is_new(self, event: Event, row: Known | None) -> bool:
-        """Tell whether nothing was before that a start must look at."""
+        """Return whether nothing was before that a start must look at."""
         if event.replayed or event.row["attempt"] > 1:
             return False
         if row is None:
@@ -128,7 +128,7 @@ class Rated:
 
 
 def _needs_a_rate(event: Event) -> bool:
-    """Tell whether all that a run needs is a rate."""
+    """Return whether all that a run needs is a rate."""
     return [need.kind for need in event.needs] == [RATE] and not keeps_newest(event.unique)
 
 

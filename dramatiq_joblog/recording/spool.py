@@ -84,7 +84,7 @@ class Spool:
                 self._own = None
                 return
             yield chunk
-            # Only now: whoever could not write it begins with it again.
+            # Only now: a process that could not write it begins with it again.
             self._own.advance(end)
 
     def left_behind(self) -> Iterator[list[Event]]:
@@ -213,7 +213,7 @@ class _File:
                 values.pop(answer, None)
             return Event(**values, replayed=True)
         except (AttributeError, TypeError, ValueError):
-            # The end of a process in the middle of a line: nobody was told it was kept.
+            # The end of a process in the middle of a line: nobody relies on it.
             self._logger.warning("%s has a line that is no event: %.80r", self.path, line)
             return None
 

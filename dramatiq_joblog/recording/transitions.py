@@ -335,7 +335,7 @@ def new_token(delivery: str | None, *, stamped: bool = False) -> str:
 
 
 def same_delivery(token: str | None, other: str) -> bool:
-    """Tell whether two runs were of one delivery, so that the second is a redelivery."""
+    """Return whether two runs were of one delivery, so that the second is a redelivery."""
     return token is not None and token[:_MARK] == other[:_MARK]
 
 
@@ -539,7 +539,7 @@ class Transitions:
         job.update(interruptions=fn.NULLIF(count, 0)).where(job.jid == jid).execute()
 
     def _lose(self, events: Sequence[Event]) -> None:
-        """Mark runs as lost that are only told now, and whose process is gone."""
+        """Mark runs as lost that are only reported now, and whose process is gone."""
         if events:
             job, tokens = self.job, [event.row["token"] for event in events]
             job.update(state=State.LOST).where(
@@ -638,7 +638,7 @@ class Transitions:
         else:
             of, ended = self._kept_end(event.jid, token)
         if ended is None or of != attempt:
-            # Whoever counts its retries anew has put it back on purpose.
+            # Code that counts its retries anew has put it back on purpose.
             return None
         if ended == State.DEAD and stamped and not event.redelivered:
             # A dead letter that is put back as it is carries the stamp too.
@@ -667,9 +667,9 @@ class Transitions:
         return (0, None) if found is None else (found.attempt, ends[found.outcome])
 
     def _is_late(self, event: Event, row: Any) -> bool:
-        """Tell whether a start that was kept on disk is of before what the row tells."""
+        """Return whether a start that was kept on disk is of before what the row shows."""
         if row.state in FINAL:
-            # A row that was copied from elsewhere may not tell.
+            # A row that was copied from elsewhere may not say.
             ended = row.finished_at or row.updated_at
             return bool(event.row["started_at"] < to_millis(ended))
         if event.cut_off:
@@ -876,7 +876,7 @@ def _order_of(event: Event) -> tuple[int, str]:
 
 
 def _began_before(run: dict[str, Any], row: Any) -> bool:
-    """Tell whether a run began before that of a row; within a millisecond attempts tell."""
+    """Return whether a run began before that of a row; within a millisecond attempts decide."""
     began = to_millis(row.started_at), row.attempt
     return bool((run["started_at"], run["attempt"]) < began)
 

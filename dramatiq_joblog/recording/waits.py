@@ -45,7 +45,7 @@ def put_off(event: Event, since: int, now: int, left: int | None) -> dict[str, A
 
 
 def waits_afresh(event: Event, row: Known | None) -> bool:
-    """Tell whether a job waits and has never begun: of it only its place in the line matters."""
+    """Return whether a job waits and has never begun: of it only its place in the line matters."""
     if row is None or row.state != State.WAITING or row.waiting_since is None or event.replayed:
         return False
     is_first_attempt = row.attempt == event.row["attempt"] == 1

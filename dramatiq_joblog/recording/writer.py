@@ -4,7 +4,7 @@ Worker threads hand it events and wait for the commit; it takes all that is wait
 writes it as one transaction and wakes the waiters.  One thread that waits costs one commit,
 and eight that wait still cost one.  What nobody waits for rides along with what comes next.
 
-While the database is away, events go where the log's policy says, and nobody waits for it.
+While the database is unavailable, events go where the log's policy says, and nobody waits for it.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ if TYPE_CHECKING:
     from .repair import Repair
     from .spool import Spool
 
-#: Milliseconds that a batch is tried for before the database is taken to be away.
+#: Milliseconds that a batch is tried for before the database is considered unavailable.
 DEFAULT_RETRY_FOR = 2_000
 #: As many events are written in one transaction at most.
 MAX_BATCH = 500
 
-#: Milliseconds until a job with a section comes back while the database is away; about.
+#: Milliseconds until a job with a section comes back while the database is unavailable; about.
 AWAY_DELAY = 3_000
 
 #: Seconds that the writer goes on at most when its process ends, and those of a last try.
@@ -67,7 +67,7 @@ SOON = 50
 
 #: Milliseconds between two looks for what processes that died kept on this host.
 ADOPT_EVERY = 10_000
-#: What becomes of events while the database is away.
+#: What becomes of events while the database is unavailable.
 OnOutage: TypeAlias = Literal["spool", "block", "drop"]
 POLICIES: tuple[str, ...] = get_args(OnOutage)
 
@@ -112,9 +112,9 @@ class Writer:
 
     Parameters:
       sections: The statements of the log.
-      spool: Where events go while the database is away.
+      spool: Where events go while the database is unavailable.
       on_outage: One of :data:`POLICIES`.
-      retry_for: Milliseconds to try a batch before the database is taken to be away.
+      retry_for: Milliseconds to try a batch before the database is considered unavailable.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class Writer:
 
     @property
     def away(self) -> bool:
-        """Whether the database is taken to be away."""
+        """Whether the database is considered unavailable."""
         return self._probe is not None
 
     def put(self, event: Event, *, awaited: bool = False) -> Receipt:
@@ -191,7 +191,7 @@ class Writer:
     def ride(self, event: Event) -> Receipt:
         """Hand over *event*, to be written with what comes next, or at the next :meth:`wake`.
 
-        Whoever calls this sees to it that one of them comes: that costs the thread no turn.
+        The caller must ensure that one of them follows; this call does not wake the thread.
 
         Returns:
           A receipt as :meth:`put` does.
@@ -260,7 +260,7 @@ class Writer:
     def every(self, interval: int, chore: Callable[[], None]) -> None:
         """Call *chore* on the writer's thread, now and every *interval* milliseconds.
 
-        It may use the database, and is left out while that is away.
+        It may use the database, and is left out while that is unavailable.
         """
         self._chores.append(_Chore(interval / 1000, chore))
         self.wake()
@@ -279,7 +279,7 @@ class Writer:
         """Return what *function* returns on the writer's thread, where it may use the database.
 
         Raises:
-          DatabaseAwayError: If the database cannot be asked now.
+          DatabaseAwayError: If the database is unavailable.
           JobLogError: If the writer failed.
         """
         call = _Call(function)
@@ -337,7 +337,7 @@ class Writer:
                 thread = threading.Thread(
                     target=self._run, name="dramatiq_joblog writer", daemon=True
                 )
-                # Known once it runs: whoever closes the log meanwhile could not wait for it.
+                # Known once it runs: a thread that closes the log meanwhile could not wait for it.
                 thread.start()
                 self._thread = thread
                 if not self._ends_with_process:
@@ -363,7 +363,7 @@ class Writer:
         """Do what there is to do; return False at the end of the thread."""
         tickets: list[Receipt] = []
         try:
-            # Whoever hands over a start meanwhile wakes us in any case.
+            # A thread that hands over a start meanwhile wakes us in any case.
             self._asleep_until = math.inf
             pause = self._pause()
             self._asleep_until = math.inf if pause is None else time.monotonic() + pause
@@ -428,7 +428,7 @@ class Writer:
 
     def _take(self, pause: float | None, tickets: list[Receipt]) -> None:
         """Add all that waits to *tickets*; wait for the first of it, *pause* seconds at most."""
-        # In this order: whoever comes too late for the last look rings.
+        # In this order: a thread that comes too late for the last look rings.
         self._bell.acquire(blocking=False)
         self._idle = rung = True
         self._drain(tickets)
@@ -447,7 +447,7 @@ class Writer:
 
     def _pause(self) -> float | None:
         """Return the seconds until there is something to do without being asked."""
-        # While the database is away, chores are left out, and the probe wakes us.
+        # While the database is unavailable, chores are left out, and the probe wakes us.
         dues = [chore.due for chore in self._chores] if self._probe is None else []
         if self._soon:
             dues.append(self._soon[0][0])
@@ -482,7 +482,7 @@ class Writer:
                     )
 
     def _write(self, events: Sequence[Event]) -> None:
-        """Write a batch; while the database is away, keep it by the log's policy."""
+        """Write a batch; while the database is unavailable, keep it by the log's policy."""
         if self._probe is not None:
             self._keep(events)
             return
@@ -567,7 +567,7 @@ class Writer:
             note = {"note": repair.note(refused)}
             self._connection.ask(lambda: self._transitions.fill(repair.event, note))
 
-    # While the database is away
+    # While the database is unavailable
 
     def _leave(self, error: DatabaseAwayError) -> None:
         self._limited.log(

@@ -199,7 +199,7 @@ class StateField(NameField):
 
 
 class _UserIdAccessor(FieldAccessor):
-    """Gives a row the id as it was sent: two ids may have one text, and another column tells."""
+    """Gives a row the id as it was sent: ids may share a text, and another column says which."""
 
     def __get__(self, instance: Any, instance_type: Any = None) -> Any:
         value = super().__get__(instance, instance_type)  # type: ignore[no-untyped-call]
@@ -214,7 +214,7 @@ class _UserIdAccessor(FieldAccessor):
 
 
 class UserIdField(CharField):
-    """A user's id of any kind, kept as text: ``7`` and ``"7"`` are the same to whoever asks.
+    """A user's id of any kind, kept as text: ``7`` and ``"7"`` are the same to those who ask.
 
     A row has it as it was sent, as `user_is_text` says so; in a select without that column, and
     in rows of versions that had none, a whole number is an ``int``.
@@ -239,7 +239,7 @@ class UserIdField(CharField):
 
 
 def is_text_of_number(value: Any) -> bool:
-    """Tell whether a user's id is a text whose column reads like that of a number."""
+    """Return whether a user's id is a text whose column reads like that of a number."""
     return isinstance(value, str) and _number_of(text_of(value)) is not None
 
 
@@ -292,7 +292,7 @@ def user_asked(field: Any, user: Any) -> Any:
 
 
 def _is_row(key: Any) -> bool:
-    """Tell whether what is given for an id is an object of the application's own instead."""
+    """Return whether what is given for an id is an object of the application's own instead."""
     # Any: the methods of a class are compared.
     kind: Any = type(key)
     if kind is object:

@@ -80,7 +80,7 @@ class Bond:
 
 
 class _Row(LentModel):
-    """A row that can be told as plain values."""
+    """A row that can be given as plain values."""
 
     #: Columns that are the log's own business.
     _own: ClassVar[frozenset[str]] = frozenset({"id"})
@@ -197,7 +197,7 @@ class Job(_Row, metaclass=_JobBase):
     waiting_since: Field[datetime | None] = InstantField(null=True)
     #: What the job noted about itself.
     meta: Field[dict[str, Any] | None] = JsonField(null=True)
-    #: The last progress that the job told.
+    #: The last progress that the job reported.
     progress: Field[dict[str, Any] | None] = JsonField(null=True)
     #: The job that sent this one.
     parent_jid: Field[str | None] = KeyField(max_length=MAX_JID, null=True)
@@ -324,7 +324,7 @@ class Failure(_Row):
     outcome: Field[str] = NameField(max_length=16)
     #: When it started.
     started_at: Field[datetime | None] = InstantField(null=True)
-    #: When it ended; for an interrupted run, the last sign of life of its worker.
+    #: When it ended; for an interrupted run, the last heartbeat of its worker.
     finished_at: Field[datetime | None] = InstantField(null=True)
     #: Milliseconds it took.
     duration: Field[int | None] = BigNumberField(null=True)
@@ -366,17 +366,17 @@ class Worker(_Row):
     host: Field[str] = NameField(max_length=255)
     #: Its number there.
     pid: Field[int] = NumberField()
-    #: Tells one boot of the host from another, where the system has such a thing.
+    #: Distinguishes one boot of the host from another, where the system has such a thing.
     boot_id: Field[str | None] = NameField(max_length=64, null=True)
     #: How many jobs it runs at once.
     threads: Field[int] = NumberField()
     #: Names of the queues it takes jobs from.
     queues: Field[list[str] | None] = JsonField(null=True)
-    #: Milliseconds without a sign of life after which it is taken to be gone.
+    #: Milliseconds without a heartbeat after which it is taken to be gone.
     timeout: Field[int] = NumberField()
     #: When it appeared, by the database's clock, as all its times.
     started_at: Field[datetime] = InstantField()
-    #: Its last sign of life.
+    #: Its last heartbeat.
     heartbeat_at: Field[datetime] = InstantField()
     #: Milliseconds that its host's clock was ahead of the database's then.
     skew: Field[int | None] = BigNumberField(null=True)
@@ -446,7 +446,7 @@ class Line(_Row):
     number: Field[int] = NumberField()
     #: When it was logged.
     time: Field[datetime] = InstantField()
-    #: Name of its level, as ``INFO``; empty for the line that tells how many are left out.
+    #: Name of its level, as ``INFO``; empty for the line that says how many are left out.
     level: Field[str] = NameField(max_length=16)
     #: Name of its logger.
     logger: Field[str] = NameField(max_length=255)
@@ -535,7 +535,7 @@ class Action(_Row):
 
 
 class AlertState(_Row):
-    """What is known of one alert: whether it is open, and what people were told of it."""
+    """What is known of one alert: whether it is open, and what people heard of it."""
 
     #: In order of appearance.
     id = BigAutoField()
@@ -644,7 +644,7 @@ def add_indexes(model: Any) -> None:
 
 def _add_index(model: Any, name: str, *fields: Any, where: str | None = None) -> None:
     if where is not None and not dialect_of(model._meta.database).has_partial_indexes:
-        # It has no partial indexes: there it is of all rows, and tells their states apart.
+        # It has no partial indexes: there it is of all rows, and distinguishes their states.
         first, *others = fields
         if where.startswith("state "):
             fields = (first, model.state, *others)

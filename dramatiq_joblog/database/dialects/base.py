@@ -153,7 +153,7 @@ class Dialect(ABC):
         """Have the table of a bound model made so that it holds what the model says."""
 
     def tell_apart(self, model: Any) -> None:  # noqa: B027
-        """Have a table that is there tell texts apart as elsewhere."""
+        """Have a table that is there distinguish texts as elsewhere."""
 
     @abstractmethod
     def is_index(self, model: Any, name: str) -> bool:

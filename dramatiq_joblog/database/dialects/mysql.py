@@ -113,7 +113,7 @@ class MySQL(Dialect):
     def migrating(self, database: Any) -> Iterator[None]:
         """Take a named lock, as each statement is committed by itself.
 
-        Whoever comes after a process that was killed in the midst finds what it made, and makes
+        Anyone who comes after a process that was killed in the midst finds what it made, and makes
         the rest.
         """
         name = "concat('dramatiq_joblog ', md5(database()))"
@@ -175,7 +175,7 @@ class MySQL(Dialect):
 
 
 def is_away(number: int) -> bool:
-    """Tell by an error's number a database that cannot be asked now from one that refuses."""
+    """Distinguish, by the error's number, an unavailable database from one that refuses."""
     return number in _AWAY or 2000 <= number < 3000
 
 

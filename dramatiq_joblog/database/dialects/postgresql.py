@@ -139,7 +139,7 @@ class PostgreSQL(Dialect):
 
 
 def is_behind_pooler(database: Any) -> bool:
-    """Tell whether this thread's connection to PostgreSQL goes through PgBouncer or the like.
+    """Return whether this thread's connection to PostgreSQL goes through PgBouncer or the like.
 
     A pooler names a process of its own in its greeting, as the server's may be another for each
     transaction.  Any: the drivers' own connection.
@@ -151,7 +151,7 @@ def is_behind_pooler(database: Any) -> bool:
 
 
 def prepares(database: Any) -> bool:
-    """Tell whether psycopg prepares statements on connections to PostgreSQL that ask.
+    """Return whether psycopg prepares statements on connections to PostgreSQL that ask.
 
     Any: the drivers' own connection.
     """

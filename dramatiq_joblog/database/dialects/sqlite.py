@@ -173,7 +173,7 @@ class SQLite(Dialect):
 
 
 class CountedUpsert(Upsert):
-    """Writes rows and looks only at their number, where that tells enough.
+    """Writes rows and looks only at their number, where that is enough.
 
     To fetch rows from SQLite's statement its file would stay locked, with a turn of the
     interpreter for each of them: as long as all else in the process takes.
@@ -187,7 +187,7 @@ class CountedUpsert(Upsert):
         return {row[first] for row in rows if self._stands(row)}
 
     def _stands(self, row: Mapping[str, Any]) -> bool:
-        """Tell whether a row is as it was to be: by this statement, or the same one before."""
+        """Return whether a row is as it was to be: by this statement, or the same one before."""
         replaces = self.rule.replaces.items()
         columns = [*self.rule.key, *(name for name, text in replaces if text == f"excluded.{name}")]
         same = " AND ".join(f'"{name}" IS {self.database.param}' for name in columns)
