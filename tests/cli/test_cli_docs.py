@@ -53,8 +53,8 @@ def test_a_command_has_help_and_examples(name):
         assert effect
         words = shlex.split(re.split(r" [|>] ", arguments)[0])
         at = words.index(name)
-        with program.make_context(PROGRAM, words[:at]), command.make_context(name, words[at + 1 :]):
-            pass
+        with program.make_context(PROGRAM, words[:at]) as parent:
+            command.make_context(name, words[at + 1 :], parent=parent).close()
 
 
 def test_each_line_of_help_fits():

@@ -99,9 +99,11 @@ def test_a_command_is_understood(page, command):
         return
     at = next(i for i, word in enumerate(words) if word in program.commands)
     command = program.commands[words[at]]
-    with program.make_context(PROGRAM, words[:at]):
-        context = command.make_context(words[at], words[at + 1 :])
-    with context:
+    # Within the program's context, as click keeps the names of a command's --help.
+    with (
+        program.make_context(PROGRAM, words[:at]) as parent,
+        command.make_context(words[at], words[at + 1 :], parent=parent) as context,
+    ):
         search.parse(" ".join(context.params.get("words", ())))
 
 
