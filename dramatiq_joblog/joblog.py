@@ -955,7 +955,7 @@ class JobLog(Cancelling[J], Generic[J]):
         return marked
 
     def dismiss(self, *jids: str, who: str) -> list[str]:
-        """Say that dead jobs need no more attention: lists of dead jobs leave them out.
+        """Mark dead jobs as handled: lists of dead jobs leave them out.
 
         Each is recorded as an action.
 

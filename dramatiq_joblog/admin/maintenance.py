@@ -1,4 +1,4 @@
-"""What a log does for itself beside the jobs: it counts them, and deletes the old ones.
+"""Background maintenance: roll up totals, and prune old jobs.
 
 One process at a time does it, on a thread and a connection of its own that exist only
 meanwhile; the first to come after a minute is over.
