@@ -232,15 +232,17 @@ def test_a_missed_job_is_a_problem(make_log, notices, joblog):
     log.alerting.round()
     log.alerting.round()
 
-    assert [(notice.name, notice.event) for notice in notices] == [("expected: nightly", "opened")]
-    [problem] = joblog.problems()
+    # The tests' PostgreSQL does not sync its disk, which is a problem of its own.
+    mine = [(notice.name, notice.event) for notice in notices if notice.name != "settings"]
+    assert mine == [("expected: nightly", "opened")]
+    [problem] = [found for found in joblog.problems() if found.kind != "settings"]
     assert (problem.kind, problem.subject, problem.search) == (
         "missed",
         "nightly",
         'type:"nightly"',
     )
     assert "a job of type 'nightly' is missing" in problem.text
-    assert {finding.name for finding in joblog.doctor() if not finding.ok} == set()
+    assert {finding.name for finding in joblog.doctor() if not finding.ok} <= {"durability"}
 
 
 @pytest.mark.every_database
