@@ -140,7 +140,8 @@ def _cells(
     sections = len({row.section for row in rows if row.jid in waits})
     more = "+" if capped else ""
     words = word("user", name)
-    in_time = f"{words} since:{charts.iso(period.since)}"
+    # By its name, where it has one: the same page is the same a second later.
+    in_time = f"{words} since:{period.name or charts.iso(period.since)}"
     in_time += f" until:{charts.iso(period.end)}" if period.until else ""
 
     def cell(text: str, value: Any, note: str, query: str) -> dict[str, Any]:
