@@ -227,6 +227,19 @@ def postgres_server(request):
     return _shared_server(request, "PostgreSQL")
 
 
+@pytest.fixture
+def postgres(request):
+    """Return a PostgreSQL of the test's own, which it may freeze."""
+    import servers
+
+    with _or_skip(request, "PostgreSQL"):
+        server = servers.start_postgres()
+    request.config.stash[_BACKENDS]["PostgreSQL"] = f"{server.name} ({server.origin})"
+    yield server
+    server.thaw()
+    server.stop()
+
+
 @pytest.fixture(scope="session")
 def mysql_server(request):
     """Return a MariaDB server, or a MySQL server that is named, which no test may stop."""
@@ -366,6 +379,21 @@ def joblog(request, database_url):
         log.create_tables()
     yield log
     log.close()
+
+
+@pytest.fixture
+def appear(joblog):
+    """Return a function that makes a live worker process appear, and returns its heartbeat."""
+    from dramatiq_joblog.recording.heartbeat import Heartbeat
+
+    def make(*queues, threads=2):
+        heartbeat = Heartbeat(joblog.Job, joblog.Worker, timeout=60_000)
+        heartbeat.queues, heartbeat.threads = set(queues), threads
+        heartbeat.beat()
+        joblog.release()
+        return heartbeat
+
+    return make
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from datetime import timezone
 import pytest
 
 from dramatiq_joblog import JobLog, Problem
-from dramatiq_joblog.recording.heartbeat import Heartbeat
 from dramatiq_joblog.states import ProblemKind
 
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
@@ -65,19 +64,6 @@ def dies(ended):
     def make(number, before, error="FeedError", **overrides):
         died = {"state": "dead", "dead_reason": "retries_exhausted", "error_type": error}
         ended(number, before, **died | overrides)
-
-    return make
-
-
-@pytest.fixture
-def appear(joblog):
-    """Return a function that makes a live worker process appear, and returns its heartbeat."""
-
-    def make(*queues, threads=2):
-        heartbeat = Heartbeat(joblog.Job, joblog.Worker, timeout=60_000)
-        heartbeat.queues, heartbeat.threads = set(queues), threads
-        heartbeat.beat()
-        return heartbeat
 
     return make
 

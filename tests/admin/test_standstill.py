@@ -10,7 +10,6 @@ import pytest
 
 from dramatiq_joblog import JobLog
 from dramatiq_joblog.recording import mounts
-from dramatiq_joblog.recording.heartbeat import Heartbeat
 
 HOUR = 3_600_000
 
@@ -26,19 +25,6 @@ def wrong(joblog):
 
 def ago(milliseconds):
     return int(time.time() * 1000) - milliseconds
-
-
-@pytest.fixture
-def appear(joblog):
-    """Return a function that makes a live worker process appear, and returns its heartbeat."""
-
-    def make(*queues, threads=2):
-        heartbeat = Heartbeat(joblog.Job, joblog.Worker, timeout=60_000)
-        heartbeat.queues, heartbeat.threads = set(queues), threads
-        heartbeat.beat()
-        return heartbeat
-
-    return make
 
 
 @pytest.mark.parametrize("state", ["delayed", "retrying", "waiting"])

@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import threading
 import time
 
 import dramatiq
-import psutil
 import pytest
-import servers
 
 from dramatiq_joblog import (
     CancelError,
@@ -55,38 +52,18 @@ class Pulse:
 
 
 @pytest.fixture
-def postgres():
-    """Return a PostgreSQL of the test's own, which it may freeze."""
-    try:
-        server = servers.start_postgres()
-    except servers.ServerMissingError as e:
-        pytest.skip(str(e))
-    yield server
-    freeze(server, signal.SIGCONT)
-    server.stop()
-
-
-def freeze(server, number):
-    """Send a signal to a server and all its processes."""
-    main = psutil.Process(server.process.pid)
-    for process in [*main.children(recursive=True), main]:
-        with contextlib.suppress(ProcessLookupError):  # one that has ended since it was listed
-            os.kill(process.pid, number)
-
-
-@pytest.fixture
 def frozen(postgres):
     """Return a log whose database is frozen, with an event that its writer cannot write."""
     log = JobLog(postgres.url, on_outage="drop")
     log.create_tables()
     assert log.jobs.count() == 0
     log.writer.call(lambda: None)
-    freeze(postgres, signal.SIGSTOP)
+    postgres.freeze()
     now = int(time.time() * 1000)
     row = {"jid": "a", "actor": "work", "queue": "q", "state": "enqueued", "attempt": 1}
     log.writer.put(Event("enqueue", row | {"enqueued_at": now, "created_at": now}))
     yield log
-    freeze(postgres, signal.SIGCONT)
+    postgres.thaw()
     log.close()
 
 
@@ -152,7 +129,7 @@ def test_waiting_outlives_a_frozen_database(frozen, postgres):
     with pytest.raises(WaitTimeout, match="did not answer"):
         frozen.wait("c", timeout=100)
 
-    freeze(postgres, signal.SIGCONT)
+    postgres.thaw()
     now = int(time.time() * 1000)
     frozen.Job.create(
         jid="b", actor="a", queue="q", state="dead", attempt=1, created_at=now, updated_at=now

@@ -114,7 +114,7 @@ def test_tables_of_an_older_version(joblog, ask):
         (
             ["--database", "postgresql://ada:secret@127.0.0.1:1/x", "locks"],
             3,
-            "cannot be asked: connection failed",
+            "is unavailable: connection failed",
         ),
         (["--app", "nosuch.place:joblog", "locks"], 2, "there is no module 'nosuch'"),
         (["--app", "a b", "locks"], 2, "is not of the form module:name"),

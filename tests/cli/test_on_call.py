@@ -9,8 +9,6 @@ import time
 
 import pytest
 
-from dramatiq_joblog.recording.heartbeat import Heartbeat
-
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
 
 
@@ -33,20 +31,6 @@ def plain(text):
 def why(ask):
     """Return a function that returns the reason of a job, as a pipe sees it."""
     return lambda jid: ask("why", jid).stdout.splitlines()[0]
-
-
-@pytest.fixture
-def appear(joblog):
-    """Return a function that makes a live worker process appear, and returns its heartbeat."""
-
-    def make(*queues, threads=2):
-        heartbeat = Heartbeat(joblog.Job, joblog.Worker, timeout=60_000)
-        heartbeat.queues, heartbeat.threads = set(queues), threads
-        heartbeat.beat()
-        joblog.release()
-        return heartbeat
-
-    return make
 
 
 def test_why_it_has_not_run(job_factory, why, appear):

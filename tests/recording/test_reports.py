@@ -102,9 +102,9 @@ def test_track(joblog, broker, worker):
     @dramatiq.actor
     def work():
         track = current_job().track
-        seen.extend(current_job()._run.told for _ in track("abc"))
-        seen.extend(current_job()._run.told for _ in track(iter([1]), text="reading"))
-        seen.extend(current_job()._run.told for _ in track((n for n in range(2)), total=2))
+        seen.extend(current_job()._run.reported for _ in track("abc"))
+        seen.extend(current_job()._run.reported for _ in track(iter([1]), text="reading"))
+        seen.extend(current_job()._run.reported for _ in track((n for n in range(2)), total=2))
 
     message = work.send()
     with worker(broker):

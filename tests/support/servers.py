@@ -108,6 +108,23 @@ class Server:
         self.process.wait(timeout=30)
         self.process = self.again()
 
+    def freeze(self) -> None:
+        """Stop all its processes where they are, as a host that hangs does."""
+        self._signal_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let its processes go on."""
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        import psutil
+
+        main = psutil.Process(self.process.pid)
+        for process in [*main.children(recursive=True), main]:
+            # One may have ended since it was listed.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+
     def stop(self) -> None:
         """Stop the process that was started for it, and remove its data."""
         if self.process is not None:

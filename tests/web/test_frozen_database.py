@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import threading
 import time
 
 import httpx2 as httpx
-import psutil
 import pytest
 import servers
 import uvicorn
@@ -23,26 +21,6 @@ from dramatiq_joblog.web import dashboard
 
 #: Requests that nobody waits for, as those of impatient people.
 IMPATIENT = 45
-
-
-@pytest.fixture
-def postgres():
-    """Return a PostgreSQL of the test's own, which it may freeze."""
-    try:
-        server = servers.start_postgres()
-    except servers.ServerMissingError as e:
-        pytest.skip(str(e))
-    yield server
-    freeze(server, signal.SIGCONT)
-    server.stop()
-
-
-def freeze(server, number):
-    """Send a signal to a server and all its processes."""
-    main = psutil.Process(server.process.pid)
-    for process in [*main.children(recursive=True), main]:
-        with contextlib.suppress(ProcessLookupError):  # one that has ended since it was listed
-            os.kill(process.pid, number)
 
 
 @pytest.fixture
@@ -82,7 +60,7 @@ def impatient(address):
 def test_a_frozen_database_does_not_take_the_host_along(postgres, host, eventually):
     """The host's endpoints answer as before, health says 503 soon, and all comes back."""
     assert httpx.get(f"{host}/joblog/health").status_code == 200
-    freeze(postgres, signal.SIGSTOP)
+    postgres.freeze()
     visits = [
         threading.Thread(target=impatient, args=(f"{host}/joblog/jobs",)) for _ in range(IMPATIENT)
     ]
@@ -97,7 +75,7 @@ def test_a_frozen_database_does_not_take_the_host_along(postgres, host, eventual
     assert ["the host's own"] * 5 == own
     assert health.status_code == page.status_code == 503
 
-    freeze(postgres, signal.SIGCONT)
+    postgres.thaw()
     eventually(lambda: httpx.get(f"{host}/joblog/health", timeout=15).status_code == 200, 60)
     assert httpx.get(f"{host}/joblog/jobs", timeout=30).status_code == 200
 
