@@ -1,7 +1,7 @@
 """What is known of each alert, in a table: it survives restarts, and the death of who sends.
 
 Each step is one guarded statement.  A notice is noted before it is sent, and its try before it
-is made: whoever dies between two steps leaves a notice that is sent again, later each time.
+is made: a process that dies between two steps leaves a notice that is sent again, later each time.
 """
 
 from __future__ import annotations

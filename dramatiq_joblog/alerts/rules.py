@@ -82,7 +82,7 @@ class Rule(Protocol):
         """Who hears of it, if not all do: what ``notify`` may be."""
 
     def check(self, job: Any) -> None:
-        """Raise a ConfigurationError if it cannot be asked of this job model."""
+        """Raise a ConfigurationError if this job model cannot answer it."""
 
     def look(self, asked: Asked, now: int, first_seen: int) -> list[Sight]:
         """Return what is seen now.
@@ -237,7 +237,7 @@ class ProblemAlert:
 class Expect:
     """Somebody hears of it when no job of a type has finished for too long.
 
-    It needs no schedule: a job of that type must finish every so often, whoever sends it.
+    It needs no schedule: a job of that type must finish every so often, from any sender.
 
     Example:
       >>> Expect("nightly report", every=86_400_000, grace=3_600_000).name
@@ -334,7 +334,7 @@ def check_rules(rules: Iterable[Any], job: Any) -> tuple[Rule, ...]:
     """Return the rules of a log.
 
     Raises:
-      ConfigurationError: If one is none, cannot be asked, or has the name of another.
+      ConfigurationError: If one is none, makes no sense, or has the name of another.
     """
     checked: dict[str, Rule] = {}
     for rule in rules:

@@ -149,7 +149,7 @@ class Following(Generic[J]):
         listener: Follower[J] = Follower(self._jid, inbox)
         try:
             while True:
-                # Again after a fork: whoever watched it is in the other process.
+                # Again after a fork: the thread that watched it is in the other process.
                 self._watcher.add(listener)
                 try:
                     news = inbox.get(patience.left(listener))

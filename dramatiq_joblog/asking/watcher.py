@@ -161,7 +161,7 @@ class _Watch(Generic[J]):
             return [listener for listener in newcomers if listener in self._listeners]
 
     def _look_patiently(self, listeners: Sequence[Listener[J]]) -> float | None:
-        """Look, and return the seconds until the next look; None if the database is away."""
+        """Look, and return the seconds until the next look; None if it is unavailable."""
         began = time.monotonic()
         try:
             self._look(listeners)

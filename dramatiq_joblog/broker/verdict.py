@@ -176,8 +176,8 @@ def _told(live: LiveRun, note: str | None) -> dict[str, Any]:
     """Return what a job noted about itself: no oddity of it costs the outcome."""
     told: dict[str, Any] = {}
     try:
-        if live.told is not None:
-            told["progress"] = json.dumps(progress_of(live.told, live.redactor))
+        if live.reported is not None:
+            told["progress"] = json.dumps(progress_of(live.reported, live.redactor))
         noted = live.meta
         if noted is not None and (type(noted) is not dict or noted):
             meta = document(noted, live.redactor)

@@ -114,7 +114,7 @@ def _send_one(joblog: JobLog, jid: str) -> tuple[str, str]:
     except Exception as e:
         # Each broker raises kinds of its own.
         text = line(joblog.redactor.error(message_of(e)))
-        raise Refusal(f"the application's broker cannot be asked: {text}", AWAY) from e
+        raise Refusal(f"the application's broker is unavailable: {text}", AWAY) from e
 
 
 def _send(
@@ -164,7 +164,7 @@ def _refuse(what: str, refused: dict[str, str]) -> None:
 
 @command(
     "dismiss",
-    "Say that dead jobs need no more attention.",
+    "Mark dead jobs as handled.",
     examples=[
         ("dismiss 4e1b9c70", "a dead job that needs no more attention"),
         ("dismiss --error MissingSeriesError until:7d", "all dead ones of an error and a time"),
@@ -181,7 +181,7 @@ def dismiss(
     limit: int,
     yes: bool,
 ) -> None:
-    """Say that dead jobs need no more attention: lists of dead jobs leave them out.
+    """Mark dead jobs as handled: lists of dead jobs leave them out.
 
     WORDs are jids, or beginnings of them, or else words of a search.  Nothing is deleted,
     and who did it is kept: see actions.

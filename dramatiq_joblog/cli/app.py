@@ -33,7 +33,7 @@ _EXIT_CODES = """\
 0    done
 1    nothing was found, something could not be done, or doctor found a fault
 2    the command line cannot be understood, or was not confirmed
-3    the log's database cannot be asked
+3    the log's database is unavailable
 130  ended by Ctrl-C"""
 
 #: Stands for the hyphen before a word of a search, that no option may begin with.

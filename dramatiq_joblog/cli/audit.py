@@ -75,14 +75,14 @@ def unlock(
 
 @command(
     "actions",
-    "Show what people did.",
+    "Show the audit log.",
     examples=[("actions", "who ran what again, dismissed or unlocked it, and why")],
 )
 @click.option(
     "--limit", "-n", default=50, show_default=True, type=click.IntRange(1), help="At most."
 )
 def actions(session: Session, *, limit: int) -> None:
-    """Show what people did to jobs and sections, newest first."""
+    """Show what was done to jobs and sections by hand, newest first."""
     joblog = session.joblog
     rows = list(joblog.actions.limit(limit))
     if session.json:

@@ -93,7 +93,7 @@ def error(row: Any, style: str = QUIET) -> Text:
 
 
 def progress(told: Mapping[str, Any] | None, width: int = _BAR) -> Text:
-    """Return the progress that a job told: a bar and a share, or how much is done."""
+    """Return the progress that a job reported: a bar and a share, or how much is done."""
     if not told or not isinstance(told, dict):
         return Text()
     done, total, text = told.get("done"), told.get("total"), line(told.get("text") or "")

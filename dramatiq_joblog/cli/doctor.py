@@ -25,7 +25,7 @@ from .style import QUIET, TITLE, line, shape
 def doctor(session: Session) -> None:
     """Look for what is wrong with the log now: its database, its workers, its files.
 
-    It only reads.  Each thing that was looked at is told, and for a fault its cure.
+    It only reads.  It reports each thing that it looked at, and for a fault its cure.
     """
     joblog = session.joblog
     broker = getattr(joblog.sender, "broker", None)

@@ -199,7 +199,7 @@ def _label(span: Span) -> Text:
 
 
 def runs(screen: Screen, failures: Sequence[Any], *, every: bool) -> None:
-    """Tell each run that failed."""
+    """Show each run that failed."""
     if not failures:
         return
     screen.title("Failed runs", "oldest first" if len(failures) > 1 else "")
@@ -232,7 +232,7 @@ def _traceback(screen: Screen, text: str) -> None:
 
 
 def lines(screen: Screen, logged: Sequence[Any]) -> None:
-    """Tell what it logged."""
+    """Show what it logged."""
     if not logged:
         return
     screen.title("Log lines")

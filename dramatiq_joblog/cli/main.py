@@ -10,11 +10,11 @@ from .app import PROGRAM, Commands, Program
 
 #: For each command its module, its name there and what it does: help imports none of them.
 _COMMANDS = {
-    "actions": ("audit", "actions", "Show what people did."),
+    "actions": ("audit", "actions", "Show the audit log."),
     "alerts": ("alerts", "alerts", "Show what people hear of, and whether that works."),
     "cancel": ("actions", "cancel", "Give up jobs that do not run."),
     "diff": ("changes", "diff", "Show what changed between two times."),
-    "dismiss": ("actions", "dismiss", "Say that dead jobs need no more attention."),
+    "dismiss": ("actions", "dismiss", "Mark dead jobs as handled."),
     "doctor": ("doctor", "doctor", "Look for what is wrong with the log."),
     "expect": ("alerts", "expect", "Show which jobs run regularly, for Expect()."),
     "export": ("export", "export", "Write jobs as JSON lines or CSV."),

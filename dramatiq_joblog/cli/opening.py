@@ -63,7 +63,7 @@ def refusal_of(error: Exception, place: str, cure: str) -> Refusal:
                 f"with: {cure}",
                 AWAY,
             )
-        return Refusal(f"the log's database {place}cannot be asked: {text}", AWAY)
+        return Refusal(f"the log's database {place}is unavailable: {text}", AWAY)
     if isinstance(error, CancelError | JobNotFound | LockNotAcquired | RequeueError):
         return Refusal(text, NOTHING)
     if not isinstance(error, JobLogError):

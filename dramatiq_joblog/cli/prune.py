@@ -65,7 +65,7 @@ def prune(session: Session, *, batch: int, dry_run: bool, keep: tuple[str, ...],
     """Delete jobs that ended long ago, with their failed runs and log lines.
 
     Only finished, dead and skipped jobs go, in small batches beside running workers.
-    What stats tells of them stays.  The application's keep_types hold in any case.
+    What stats shows of them stays.  The application's keep_types hold in any case.
     """
     joblog = session.joblog
     if not keep and session.app is None:

@@ -37,7 +37,7 @@ _GRID = (
 #: What is drawn over time, and what stands for it.
 _DRAWN = {"finished": "finished", "skipped": "skipped", "retried": "retried", "dead": "dead"}
 _SPARKS = "▁▂▃▄▅▆▇█"
-#: Cells of a line over time, of that of an error, and errors that are told.
+#: Cells of a line over time, of that of an error, and errors that are shown.
 _CELLS, _FEW, _ERRORS = 48, 24, 10
 
 
@@ -56,7 +56,7 @@ _CELLS, _FEW, _ERRORS = 48, 24, 10
     type=click.Choice(GROUPED_BY),
     default="job_type",
     show_default=True,
-    help="What times are told by.",
+    help="What times are shown by.",
 )
 @click.option(
     "--since", default="24h", show_default=True, metavar="TIME", help="Begin: 1h, 2d, or a date."

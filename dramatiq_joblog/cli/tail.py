@@ -80,7 +80,7 @@ def tail(
 ) -> None:
     """Show what happens to jobs, a line for each new state, until Ctrl-C (exit 130).
 
-    A job that passes through several states between two looks is told once, as it is then.
+    A job that passes through several states between two looks is shown once, as it is then.
     With --json each line is a document: {"job": {...}}, or {"line": {...}} for what a job logs.
     """
     joblog = session.joblog
@@ -117,7 +117,7 @@ class Changes:
         self._joblog = joblog
         self._query = query
         self._first: int | None = first
-        #: What was told, by the job's number: it is told again if it differs.
+        #: What was shown, by the job's number: it is shown again if it differs.
         self._told: dict[int, tuple[Any, ...]] = {}
 
     def look(self) -> Iterator[tuple[datetime, str, Any]]:

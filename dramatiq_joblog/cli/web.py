@@ -64,7 +64,7 @@ def web(
     on as a cookie.  To run jobs again from the page the application is needed: --app.
     """
     joblog = session.joblog
-    # A select, so that what is wrong with the database is told here and not on the page.
+    # A select, so that what is wrong with the database is said here and not on the page.
     joblog.jobs.first()
     joblog.release()
     page, uvicorn = _needed("dramatiq_joblog.web"), _needed("uvicorn")

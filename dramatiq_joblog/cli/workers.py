@@ -39,7 +39,7 @@ class Process:
 )
 @click.option("--all", "with_ended", is_flag=True, help="Also show those that ended lately.")
 def workers(session: Session, *, with_ended: bool) -> None:
-    """Show the worker processes: host, last sign of life, what they run."""
+    """Show the worker processes: host, last heartbeat, what they run."""
     joblog = session.joblog
     now = joblog.now()
     found = [p for p in processes(joblog, now) if with_ended or p.status != "ended"]

@@ -58,7 +58,7 @@ class Step(Part, Protocol):
     def step(self, rows: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
         """Return the text that writes those of *rows* that are *where*, and its parameter.
 
-        It calls them ``told``.
+        It calls them ``given``.
         """
 
 
@@ -167,7 +167,7 @@ def _write_joined(portions: Sequence[Portion]) -> set[str]:
     steps, values = [], []
     for number, portion in enumerate(portions):
         part = cast("Step", portion.part)
-        follows = f"WHERE told.{part.named_by} IN (SELECT name FROM step_0)"
+        follows = f"WHERE given.{part.named_by} IN (SELECT name FROM step_0)"
         text, value = part.step(portion.rows, follows if portion.follows else "")
         steps.append(f"step_{number} (name) AS ({text})")
         values.append(value)

@@ -293,7 +293,7 @@ class Locks:
                 self.leases.lose(each)
 
     def owns(self, key: str, owner: str) -> bool:
-        """Tell whether a section is held for *owner*, whose lease is not over."""
+        """Return whether a section is held for *owner*, whose lease is not over."""
         lock = self.lock
         held = self._rows(SECTION, key).where(lock.owner == owner, self._is_live())
         return bool(held.exists())
@@ -401,8 +401,8 @@ def fold_key(key: str) -> str:
 
 
 def _nobody(milliseconds: int) -> None:
-    """Stand in for whoever renews."""
+    """Do nothing: nobody renews."""
 
 
 def _nothing(keys: set[str]) -> None:
-    """Stand in for whoever looks after those that wait."""
+    """Do nothing: nobody looks after those that wait."""

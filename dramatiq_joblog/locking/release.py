@@ -75,10 +75,10 @@ class SteppingFreeing(Freeing):
             UPDATE "{table}" SET {", ".join(f"{name} = NULL" for name in _NOTHING)} WHERE id IN (
                 SELECT held.id FROM "{table}" AS held
                 JOIN json_to_recordset({self.database.param}::json)
-                    AS told ("key" text, owner text, token text)
-                ON held.kind = '{SECTION}' AND held."key" = told."key"
-                    AND held.owner = told.owner
-                    AND (held.token IS NULL OR held.token = told.token)
+                    AS given ("key" text, owner text, token text)
+                ON held.kind = '{SECTION}' AND held."key" = given."key"
+                    AND held.owner = given.owner
+                    AND (held.token IS NULL OR held.token = given.token)
                 {where} ORDER BY held."key" FOR UPDATE OF held
             ) RETURNING "key"
         """

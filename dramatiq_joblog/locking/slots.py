@@ -158,7 +158,7 @@ class _Slot(NamedTuple):
     last_fence: int
 
     def is_free_for(self, claim: Claim) -> bool:
-        """Tell whether a claim may take it."""
+        """Return whether a claim may take it."""
         if not self.live:
             return True
         return self.owner == claim.owner and (self.token is None or claim.reenter)

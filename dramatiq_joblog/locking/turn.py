@@ -42,7 +42,7 @@ class Turn:
         """Take the turn within *wait* milliseconds, and give it back at the end of the block.
 
         Yields:
-          What renews it when that is due, and tells whether it holds; None if another has it.
+          What renews it when that is due, and returns whether it holds; None if another has it.
         """
         me = secrets.token_hex(8)
         deadline = time.monotonic() + wait / 1000

@@ -55,8 +55,8 @@ class LiveRun:
         "lines_level",
         "message_id",
         "redactor",
+        "reported",
         "root_jid",
-        "told",
     )
 
     def __init__(
@@ -78,7 +78,7 @@ class LiveRun:
         self.lines_level = lines_level
         self._start = start
         #: Its last progress.
-        self.told: tuple[Any, Any, Any] | None = None
+        self.reported: tuple[Any, Any, Any] | None = None
         self._written: tuple[Any, Any, Any] | None = None
         # What few runs need: made at the first ask, for whichever thread comes first.
         self._jobs: dict[int, CurrentJob] = {}
@@ -112,7 +112,7 @@ class LiveRun:
     @property
     def news(self) -> tuple[Any, Any, Any] | None:
         """Its last progress, if the log does not know of it; see :meth:`note_written`."""
-        return None if self.told is self._written else self.told
+        return None if self.reported is self._written else self.reported
 
     def note_written(self, progress: tuple[Any, Any, Any]) -> None:
         """Note that the log knows of a progress."""
@@ -198,7 +198,7 @@ class CurrentJob:
           total: How much there is; None if nobody knows.
           text: What is being done.
         """
-        self._run.told = (done, total, text)
+        self._run.reported = (done, total, text)
 
     def track(
         self, iterable: Iterable[T], total: float | None = None, text: str | None = None
@@ -279,9 +279,9 @@ def require_current_job() -> CurrentJob:
     return job
 
 
-def progress_of(told: tuple[Any, Any, Any], redactor: Redactor) -> dict[str, Any]:
+def progress_of(reported: tuple[Any, Any, Any], redactor: Redactor) -> dict[str, Any]:
     """Return a progress as it is kept."""
-    done, total, text = told
+    done, total, text = reported
     return {
         "done": as_number(done),
         "total": as_number(total),

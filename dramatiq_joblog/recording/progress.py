@@ -48,27 +48,27 @@ class Reports:
             for run in runs
             if run.lines is not None and (batch := run.lines.take()) is not None
         ]
-        told = [(run, news) for run in runs if (news := run.news) is not None]
-        if not batches and not told:
+        reported = [(run, news) for run in runs if (news := run.news) is not None]
+        if not batches and not reported:
             return
         with self._transitions.atomic():
             self._transitions.insert_lines([batch for _, batch in batches])
-            for start in range(0, len(told), _BATCH):
-                self._write_progress(told[start : start + _BATCH])
+            for start in range(0, len(reported), _BATCH):
+                self._write_progress(reported[start : start + _BATCH])
         for lines, batch in batches:
             lines.done(batch)
-        for run, progress in told:
+        for run, progress in reported:
             run.note_written(progress)
 
-    def _write_progress(self, told: list[tuple[LiveRun, Any]]) -> None:
+    def _write_progress(self, reported: list[tuple[LiveRun, Any]]) -> None:
         model = self._transitions.job
         values = [
-            (run.jid, json.dumps(progress_of(progress, run.redactor))) for run, progress in told
+            (run.jid, json.dumps(progress_of(progress, run.redactor))) for run, progress in reported
         ]
         progress = Case(model.jid, values, model.progress)
         # Only of runs that are still the job's: a late word changes nothing.
         model.update(progress=progress, updated_at=time.time_ns() // 1_000_000).where(
             model.jid.in_([jid for jid, _ in values]),
-            model.token.in_([run.token for run, _ in told]),
+            model.token.in_([run.token for run, _ in reported]),
             model.state.in_(literal_states(OPEN)),
         ).execute()

@@ -164,7 +164,7 @@ class Gate:
         return await self._ask_at(self._door, request)
 
     async def _ask_at(self, door: Door, request: Request) -> Access | Response:
-        """Let in whoever has a session, or brings the key in the address or as a bearer token."""
+        """Let in who has a session, or brings the key in the address or as a bearer token."""
         if door.knows(request.cookies.get(door.cookie, "")):
             return Access(ALL, door.name or "key")
         in_address = request.query_params.get(KEY) if request.method == "GET" else None
@@ -336,5 +336,5 @@ def _set_cookie(
 
 
 def is_page(headers: MutableHeaders) -> bool:
-    """Tell whether an answer is a page, and no asset or data."""
+    """Return whether an answer is a page, and no asset or data."""
     return headers.get("content-type", "").startswith("text/html")

@@ -44,7 +44,7 @@ def waiters(visit: Visit, key: str) -> list[Any]:
 
 
 def deed(row: Any) -> dict[str, Any]:
-    """Tell what a person did, as lists of actions do."""
+    """Say what a person did, as lists of actions do."""
     verbs = {
         "cancel": "cancelled",
         "dismiss": "dismissed",

@@ -302,7 +302,7 @@ class Visit:
         return self.joblog.search(words, now=self.local_now, broker=self.site.broker)
 
     def _nav(self, *, counted: bool) -> list[tuple[str, str, str, Any]]:
-        """Return the pages; a page that tells an error asks the database nothing."""
+        """Return the pages; a page that shows an error asks the database nothing."""
         dead = locks = workers = None
         if counted:
             dead = self.counts().get(State.DEAD)

@@ -97,7 +97,7 @@ def percent(share: float) -> str:
 
 
 def short(jid: str) -> str:
-    """Return enough of a jid to tell it from its neighbours."""
+    """Return enough of a jid to distinguish it from its neighbours."""
     return jid[:8]
 
 

@@ -212,7 +212,7 @@ def _note(run: Run, *, is_last: bool) -> str:
 
 
 def _belongs(line: Any, run: Run, runs: Sequence[Run]) -> bool:
-    """Tell whether a line was written in a run: by its token, else by its time."""
+    """Return whether a line was written in a run: by its token, else by its time."""
     token = run.failure.token if run.failure is not None else None
     if token is not None:
         return bool(line.token == token)

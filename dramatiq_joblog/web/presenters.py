@@ -35,7 +35,7 @@ class JobRow:
 
     Parameters:
       job: The row of the log.
-      now: The time that everything on the page is told from.
+      now: The time that everything on the page is counted from.
       place: Where it stands in line, if it waits and that is known.
       seen: Whether who looks may see what jobs report of themselves.
     """
@@ -103,7 +103,7 @@ class JobRow:
 
     @property
     def share(self) -> int | None:
-        """How much of it is done, in percent, if it runs and told so."""
+        """How much of it is done, in percent, if it runs and reported so."""
         return share_of(self._progress) if self._job.state == State.STARTED else None
 
     @property
@@ -213,7 +213,7 @@ def user_of(job: Any) -> Any:
 
 
 def share_of(progress: Any) -> int | None:
-    """Return how much is done, in percent; None if that is not told."""
+    """Return how much is done, in percent; None if that is not reported."""
     if not isinstance(progress, dict):
         return None
     done, total = progress.get("done"), progress.get("total")
@@ -242,7 +242,7 @@ class LockRow:
       job: The job that holds it; None if a block of a program does.
       waiters: The jobs that wait for it, in order; None for a further slot of the same key.
       slots: How many slots of the key are held.
-      now: The time that everything on the page is told from.
+      now: The time that everything on the page is counted from.
     """
 
     def __init__(
@@ -311,7 +311,7 @@ class WorkerRow:
         self.words = word("worker", f"{worker.host}:{worker.pid}")
         self.seen: datetime = worker.heartbeat_at
         self.threads: int = worker.threads
-        # Each has one for what is delayed beside it, of which nobody needs to be told.
+        # Each has one for what is delayed beside it, which nobody needs to see.
         queues = [name for name in worker.queues or () if not name.endswith(DELAY_SUFFIX)]
         self.queues = ", ".join(queues)
         self.look, self.shape, self.word = self._look(worker, now)

@@ -103,7 +103,7 @@ def metrics(visit: Visit) -> Response:
 
 
 class _Scrape(Collector):
-    """What is told at one scrape."""
+    """What one scrape shows."""
 
     def __init__(self, families: Sequence[Metric]) -> None:
         self._families = families
@@ -130,7 +130,7 @@ def _problems(problems: Sequence[Problem]) -> Metric:
 
 
 def _schema(log: Any) -> str:
-    """Tell whether the tables are of this version."""
+    """Return whether the tables are of this version."""
     missing, ahead = compare(log.database, log.Job)
     return "behind" if missing else "ahead" if ahead else "current"
 

@@ -55,7 +55,7 @@ def status(
       authorize: Is called with each request and the :class:`Job` that it asks for, and returns
         whether it may see it; or a Response to send instead.  It may raise Starlette's or
         FastAPI's ``HTTPException``.  An async callable is awaited, any other is called in a
-        thread.  Without one whoever knows a jid may see how it is doing.
+        thread.  Without one anyone who knows a jid may see how it is doing.
     """
     return Starlette(
         routes=[
@@ -76,7 +76,7 @@ def _endpoint(
         except JobNotFound:
             return _refusal(404, "There is no such job.")
         except DatabaseAwayError:
-            return _refusal(503, "The job log cannot be asked now.", {"retry-after": "5"})
+            return _refusal(503, "The job log is unavailable now.", {"retry-after": "5"})
         if authorize is not None:
             try:
                 decision = await decision_of(authorize, request, job)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: Units that the plot is wide, and the least that a bar is.
 WIDTH, LEAST = 1200, 5
-#: So many bars are drawn at most; of more, those in the middle are told as one.
+#: At most this many bars are drawn; of more, those in the middle are shown as one.
 _MOST = 24
 #: The middle of a row, and half the height of a full and of a thin bar.
 _MIDDLE, _FULL, _THIN = 20, 7, 1.5
@@ -185,13 +185,13 @@ def _detail(span: Span, job: Any) -> str:
         "waiting": job.section or "",
         "back-off": "before the next attempt",
         "nobody": "until the broker gives it back",
-        "folded": "they are told below",
+        "folded": "they are listed below",
     }
     return details[span.kind]
 
 
 def _folded(spans: list[Span]) -> list[Span]:
-    """Tell the middle of a long life as one stretch."""
+    """Show the middle of a long life as one stretch."""
     if len(spans) <= _MOST:
         return spans
     keep = _MOST // 2

@@ -186,7 +186,7 @@ class JsonUpsert(Upsert):
     def _select(self, columns: tuple[str, ...], where: str) -> str:
         head, tail = self._around(columns)
         source = (
-            f'json_populate_recordset(NULL::"{self.table}", {self.database.param}::json) AS told'
+            f'json_populate_recordset(NULL::"{self.table}", {self.database.param}::json) AS given'
         )
         return f"{head} SELECT {names(columns)} FROM {source} {where} {tail}"
 
