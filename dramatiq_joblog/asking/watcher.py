@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from dramatiq.logging import get_logger
 from peewee import fn
 
-from dramatiq_joblog.database.compiled import Compiled
+from dramatiq_joblog.database.compiled import Compiled, padded
 from dramatiq_joblog.database.connection import Connection
 from dramatiq_joblog.database.limited_log import LimitedLog
 from dramatiq_joblog.errors import DatabaseAwayError, JobLogError, JobNotFound
@@ -205,7 +205,7 @@ class _Watch(Generic[J]):
     ) -> tuple[dict[str, tuple[Any, ...]], dict[str, J]]:
         """Return what is seen of each job, and the rows of those that somebody wants."""
         job = self._job
-        found = self._glance.execute(_padded(jids)).fetchall()
+        found = self._glance.execute(padded(jids)).fetchall()
         seen = {jid: (state, updated_at, root) for jid, state, updated_at, root in found}
         wanted = [
             jid
@@ -277,12 +277,6 @@ def _failed(error: Exception) -> JobLogError:
     failed = JobLogError(f"the log could not look for jobs: {type(error).__name__}: {error}")
     failed.__cause__ = error
     return failed
-
-
-def _padded(jids: Sequence[str]) -> list[str]:
-    """Return *jids* with the last repeated, so that statements of few lengths are kept."""
-    length = 1 << (len(jids) - 1).bit_length()
-    return [*jids, *[jids[-1]] * (length - len(jids))]
 
 
 def _parts(jids: Iterable[str], most: int) -> Iterator[list[str]]:

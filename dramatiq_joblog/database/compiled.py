@@ -6,12 +6,14 @@ ones all the time.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from peewee import Database
+
+T = TypeVar("T")
 
 
 class Compiled:
@@ -36,3 +38,9 @@ class Compiled:
             text, _ = self._make(values).sql()
             self._texts[len(values)] = text
         return self._database.execute_sql(text, values)
+
+
+def padded(values: Sequence[T]) -> list[T]:
+    """Return *values*, of which there is one, with the last repeated: few lengths are compiled."""
+    length = 1 << (len(values) - 1).bit_length()
+    return [*values, *[values[-1]] * (length - len(values))]

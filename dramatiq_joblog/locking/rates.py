@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from peewee import SQL, fn
 
 from dramatiq_joblog.database.clock import database_now
-from dramatiq_joblog.database.compiled import Compiled
+from dramatiq_joblog.database.compiled import Compiled, padded
 from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.database.upsert import Rule
 from dramatiq_joblog.schema.models import to_millis
@@ -68,6 +68,8 @@ class _Head:
     size: int
     #: The shortest window of any start, in milliseconds.
     shortest: int
+    #: When the last start is out of the longest window of any; 0 if there was none.
+    until: int
     now: int
 
 
@@ -89,7 +91,7 @@ class Rates:
             database, lambda values: self._dialect.lock(self._selecting_head(values))
         )
         self._starts = Compiled(database, self._selecting_starts)
-        columns = "fence", "ttl", "acquired_at", "expires_at"
+        columns = "fence", "last_fence", "ttl", "acquired_at", "expires_at"
         sets = {name: f"excluded.{name}" for name in columns}
         self._ring = self._dialect.upsert(
             Rule(lock, "start", ("kind", "key", "slot"), "1 = 1", sets, {})
@@ -163,8 +165,8 @@ class Rates:
         """Return when those of *numbers* were that the ring knows."""
         if not numbers or not head.size:
             return {}
-        slots = {_slot_of(number, head.size) for number in numbers}
-        return dict(self._starts.execute([key, *sorted(slots)]).fetchall())
+        slots = sorted({_slot_of(number, head.size) for number in numbers})
+        return dict(self._starts.execute([key, *padded(slots)]).fetchall())
 
     def _selecting_starts(self, values: Sequence[Any]) -> Any:
         lock = self._lock
@@ -202,23 +204,9 @@ class Rates:
         # With more starts at once than the ring has rows the last of them stay.
         first = head.last + 1 - min(count, head.size)
         lasts, now = need.lasts, head.now
-        self._ring.write(
-            [_row(need.key, n, head.size, lasts, now) for n in range(first, head.last + 1)]
-        )
-        lock = self._lock
-        head_row = lock.kind == RATE, lock.key == need.key, lock.slot == 0
-        latest = self._dialect.greatest(fn.coalesce(lock.expires_at, 0), now + lasts)
-        (
-            lock.update(
-                last_fence=head.last,
-                fence=head.size,
-                ttl=min(head.shortest, lasts),
-                acquired_at=now,
-                expires_at=latest,
-            )
-            .where(*head_row)
-            .execute()
-        )
+        head.shortest, head.until = min(head.shortest, lasts), max(head.until, now + lasts)
+        starts = [_row(need.key, n, head.size, lasts, now) for n in range(first, head.last + 1)]
+        self._ring.write([_head_row(need.key, head), *starts])
 
     def _grow(self, key: str, head: _Head, size: int) -> None:
         """Let the ring know of more starts."""
@@ -247,7 +235,8 @@ class Rates:
 
     def _selecting_head(self, values: Sequence[str]) -> Any:
         lock, (key,) = self._lock, values
-        rows = lock.select(lock.last_fence, lock.fence, lock.ttl, self._now)
+        until = fn.coalesce(lock.expires_at, SQL("0"))
+        rows = lock.select(lock.last_fence, lock.fence, lock.ttl, until, self._now)
         return rows.where(_OF_RATES, lock.key == key, _IS_HEAD)
 
     def _head_locked(self, key: str) -> _Head:
@@ -295,6 +284,20 @@ _LONGEST = 10**15
 
 def _slot_of(number: int, size: int) -> int:
     return 1 + number % size
+
+
+def _head_row(key: str, head: _Head) -> dict[str, Any]:
+    """Return the row of a ring's head."""
+    return {
+        "kind": RATE,
+        "key": key,
+        "slot": 0,
+        "fence": head.size,
+        "last_fence": head.last,
+        "ttl": head.shortest,
+        "acquired_at": head.now,
+        "expires_at": head.until,
+    }
 
 
 def _row(key: str, number: int, size: int, lasts: int, when: int) -> dict[str, Any]:

@@ -369,6 +369,7 @@ class Transitions:
         self._freeing = freeing(lock)
         self._locked_all = Compiled(self.database, self._locking)
         self._ran_before = Compiled(self.database, self._selecting_ends)
+        self._wait_no_longer = Compiled(self.database, self._ending_waits)
         self._own_fields = [
             f for f in self.job._meta.sorted_fields if f.name not in Job._meta.fields
         ]
@@ -801,9 +802,11 @@ class Transitions:
         if not waiters:
             return
         self.insert_failures([_waited(waiter, since, now) for waiter, since in waiters])
+        self._wait_no_longer.execute([waiter["jid"] for waiter, _ in waiters])
+
+    def _ending_waits(self, jids: Sequence[str]) -> Any:
         job = self.job
-        jids = [waiter["jid"] for waiter, _ in waiters]
-        job.update(waiting_since=None).where(job.jid.in_(jids)).execute()
+        return job.update(waiting_since=SQL("NULL")).where(job.jid.in_(jids))
 
     def rehearse(self) -> None:
         """Ask for all that writing needs, its tables, columns and rights, and change nothing.

@@ -133,10 +133,6 @@ class Dialect(ABC):
           steps: Keys of objects and, as digits, places in lists.
         """
 
-    def greatest(self, *values: Any) -> Any:
-        """Return the expression for the greatest of several values, none of which is NULL."""
-        return fn.greatest(*values)
-
     def remainder(self, value: Any, divisor: int) -> Any:
         """Return the expression for what is left of a division."""
         return fn.MOD(value, divisor)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peewee import SQL, NodeList, OperationalError, fn
+from peewee import SQL, NodeList, OperationalError
 
 from dramatiq_joblog.database.backoff import FIRST_PAUSE, rest
 from dramatiq_joblog.database.upsert import Upsert
@@ -149,10 +149,6 @@ class SQLite(Dialect):
             ),
             parens=True,
         )
-
-    def greatest(self, *values: Any) -> Any:
-        """Write MAX, which is that of one row where there are several values."""
-        return fn.max(*values)
 
     def remainder(self, value: Any, divisor: int) -> Any:
         """Write a percent sign: it has no MOD for sure."""
