@@ -20,7 +20,7 @@ from dramatiq.middleware import (
 
 from .broker.acks import ACKS, HandedAcks, why_not
 from .broker.claims import Claims
-from .broker.deliveries import hold, only_moves, stamp
+from .broker.deliveries import hold, is_move, only_moves, stamp
 from .broker.labels import STARTS
 from .broker.messages import (
     DELAY_SUFFIX,
@@ -236,6 +236,9 @@ class JobLogMiddleware(Middleware):
             return
         plan = self._messages.plan(broker, message)
         if not plan.is_logged:
+            return
+        if is_move() and message.options.get(WAITS) is not None:
+            # It waits, as its row says, until its start says what becomes of it.
             return
         self._runs.note_sent(message)
         row = self._messages.row(broker, message, plan)

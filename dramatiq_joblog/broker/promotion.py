@@ -7,15 +7,15 @@ next forward once its section is free.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import heapq
+import itertools
 import logging
 import random
 import sys
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.common import q_name
@@ -27,10 +27,9 @@ from dramatiq_joblog.errors import DatabaseAwayError
 from dramatiq_joblog.locking.locks import Usage
 from dramatiq_joblog.locking.needs import RATE, SECTION
 from dramatiq_joblog.locking.waiters import ATTEND_EVERY
-from dramatiq_joblog.payload.sanitize import fold_jid
 
 from .deliveries import moving
-from .messages import DELAY_SUFFIX, need_in
+from .held import HeldMessages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.locking.needs import Need
     from dramatiq_joblog.recording.log import Written
+
+    from .held import Held
 
 #: Milliseconds between two looks whether the sections of what waits here are free.
 TICK = 50
@@ -58,27 +59,6 @@ MAX_FORWARD = 200
 RATE_EVERY = 1_000
 
 
-@dataclasses.dataclass(frozen=True)
-class _Held:
-    """A message that waits in this process."""
-
-    consumer: Any
-    #: As it lies in the consumer's queue.
-    item: Any
-    jid: str
-    #: What it waits for, by the limit of the running code.
-    need: Need
-
-
-@dataclasses.dataclass(frozen=True)
-class _Seen:
-    """What was found of an item of a delay queue: to read a message takes its time."""
-
-    item: Any
-    #: None for one that waits for no key.
-    held: _Held | None
-
-
 class Waker(threading.Thread):
     """Looks after the messages that wait in this process.
 
@@ -95,14 +75,8 @@ class Waker(threading.Thread):
         self._limited = LimitedLog(self._logger)
         self._wanted = threading.Event()
         self._stopped = False
-        #: The host's threads that take messages from queues, delay queues among them.
-        self._consumers: list[Any] = []
-        #: What waits here: by key, and by jid.
-        self._waiting: dict[str, dict[str, _Held]] = {}
-        #: What these wait for, alike.
-        self._needs: dict[str, set[Need]] = {}
-        #: What lies in the delay queues, by the identity of each item.
-        self._seen: dict[int, _Seen] = {}
+        #: What waits here.
+        self._held = HeldMessages(broker)
         self._scan_due = self._attend_due = self._try_due = 0.0
         #: What callables have said for the limits of keys.
         self._heard: dict[str, int] = {}
@@ -110,17 +84,18 @@ class Waker(threading.Thread):
         self._rates_due: dict[str, float] = {}
         #: What it has cost to put messages forward since the last pause, in seconds of this thread.
         self._moving = 0.0
-        #: Queues in which a message has just been put that this process can take at once.
-        self._filled: set[str] = set()
+        #: Queues in which messages have just been put that this process can take at once, and how
+        #: many.
+        self._filled: Counter[str] = Counter()
 
     def attach(self, consumer: Any) -> None:
         """Look after what a thread of the host's takes from its queue."""
-        self._consumers.append(consumer)
+        self._held.consumers.append(consumer)
 
     def detach(self, consumer: Any) -> None:
         """Leave what waits in a thread of the host's to the broker."""
-        if consumer in self._consumers:
-            self._consumers.remove(consumer)
+        if consumer in self._held.consumers:
+            self._held.consumers.remove(consumer)
 
     def look(self, keys: Iterable[str]) -> None:
         """Look now, if somebody waits here for one of *keys*, which may be free."""
@@ -129,17 +104,17 @@ class Waker(threading.Thread):
 
     def waits_for(self, keys: Iterable[str]) -> bool:
         """Return whether somebody waits here for one of *keys*."""
-        return not self._waiting.keys().isdisjoint(keys)
+        return self._held.waits_for(keys)
 
     def heard(self, need: Need) -> None:
         """Take what a callable has said for a limit: nobody asks it for those that wait."""
-        if need.key in self._waiting:
+        if self._held.waits_for([need.key]):
             self._heard[need.key] = need.limit
             self._rates_due.pop(need.key, None)
 
     def filled(self, queue_name: str) -> None:
         """Take at once what was put in a queue, if this process does that."""
-        self._filled.add(queue_name)
+        self._filled[queue_name] += 1
         self._wanted.set()
 
     def stop(self) -> None:
@@ -184,39 +159,19 @@ class Waker(threading.Thread):
         if time.monotonic() < self._scan_due:
             return
         began = time.thread_time()
-        waiting: dict[str, dict[str, _Held]] = {}
-        needs: dict[str, set[Need]] = {}
-        seen: dict[int, _Seen] = {}
-        for consumer in list(self._consumers):
-            if consumer.queue_name.endswith(DELAY_SUFFIX):
-                for item in _items_of(consumer.delay_queue):
-                    what = self._seen.get(id(item))
-                    if what is None or what.item is not item:
-                        what = self._read(consumer, item)
-                    seen[id(item)] = what
-                    if (held := what.held) is not None:
-                        waiting.setdefault(held.need.key, {})[held.jid] = held
-                        needs.setdefault(held.need.key, set()).add(held.need)
-        self._waiting, self._needs, self._seen = waiting, needs, seen
+        self._held.look()
         for known in (self._heard, self._rates_due):
-            for key in known.keys() - waiting.keys():
+            for key in known.keys() - self._held.keys:
                 known.pop(key, None)
         rest = REST * (time.thread_time() - began)
         self._scan_due = time.monotonic() + max(SCAN_EVERY / 1000, rest)
 
-    def _read(self, consumer: Any, item: Any) -> _Seen:
-        message = _message_of(item)
-        need = need_in(self._broker, message)
-        if need is None:
-            return _Seen(item, None)
-        return _Seen(item, _Held(consumer, item, fold_jid(message.message_id), need))
-
     def _attend(self, connection: Connection) -> None:
         """Say that this process has the messages of those that wait here."""
         now = time.monotonic()
-        if now < self._attend_due or not self._waiting:
+        held = self._held.all() if now >= self._attend_due else {}
+        if not held:
             return
-        held = {jid: each for mine in self._waiting.values() for jid, each in mine.items()}
         waiters = self._joblog.transitions.locks.waiters
         for jids in _parts(sorted(held)):
             connection.ask(functools.partial(waiters.attend, jids))
@@ -224,16 +179,15 @@ class Waker(threading.Thread):
             # Their starts say what becomes of them.
             self._put_forward([held[jid] for jid in settled])
         self._attend_due = now + ATTEND_EVERY / 1000
-        # Read them anew: what they wait for is as the running code says.
-        self._seen = {}
+        self._held.look_anew()
 
     def _wake(self, connection: Connection) -> None:
         """Put those forward that may come in now."""
-        if not self._waiting:
+        if not self._held.keys:
             # Others may want the connection meanwhile.
             connection.close()
         locks = self._joblog.transitions.locks
-        for keys in _parts([key for key, mine in self._waiting.items() if mine]):
+        for keys in _parts(list(self._held.keys)):
             used = connection.ask(functools.partial(locks.usage, keys))
             for key in keys:
                 free = self._free(connection, key, used.get(key, Usage()))
@@ -244,7 +198,8 @@ class Waker(threading.Thread):
                     self._put_owners(connection, key, usage.kept)
         if time.monotonic() >= self._try_due:
             self._try_due = time.monotonic() + ATTEND_EVERY / 1000
-            asked = [k for k, needs in self._needs.items() if any(need.is_asked for need in needs)]
+            held = self._held
+            asked = [k for k in held.keys if any(need.is_asked for need in held.needs(k))]
             for key in random.sample(asked, min(len(asked), MAX_TRIED)):
                 # Its callable may say more by now: the next one's start asks it.
                 self._put_next(connection, key, {SECTION: 1, RATE: 1})
@@ -252,7 +207,7 @@ class Waker(threading.Thread):
     def _free(self, connection: Connection, key: str, used: Usage) -> dict[str, int]:
         """Return how many of a key may come in now, by the kind of what they wait for."""
         free = {SECTION: 0, RATE: 0}
-        for need in self._needs[key]:
+        for need in self._held.needs(key):
             limit = self._heard.get(key, need.limit) if need.is_asked else need.limit
             limit = limit if used.limit_set is None else used.limit_set
             if need.kind == SECTION:
@@ -271,7 +226,7 @@ class Waker(threading.Thread):
 
     def _put_owners(self, connection: Connection, key: str, kept: int) -> None:
         """Put those forward for whom a slot is kept, and that a pause had kept out."""
-        mine, locks = self._waiting[key], self._joblog.transitions.locks
+        mine, locks = self._held.of(key), self._joblog.transitions.locks
         for jid, is_own in connection.ask(functools.partial(locks.waiters.next_of, key, kept)):
             owns = functools.partial(locks.owns, key, jid)
             if jid in mine and is_own and connection.ask(owns):
@@ -279,7 +234,7 @@ class Waker(threading.Thread):
 
     def _put_next(self, connection: Connection, key: str, free: dict[str, int]) -> None:
         """Put those forward that are next in the line of a key, and whose messages are here."""
-        mine = self._waiting[key]
+        mine = self._held.of(key)
         most = min(max(free.values()), MAX_FORWARD)
         waiters = self._joblog.transitions.locks.waiters
         line = connection.ask(functools.partial(waiters.next_of, key, most))
@@ -291,58 +246,53 @@ class Waker(threading.Thread):
                 turns.append(held)
         self._put_forward(turns)
 
-    def _put_forward(self, some: Sequence[_Held]) -> None:
+    def _put_forward(self, some: Sequence[Held]) -> None:
         """Do what the host does with messages whose time has come."""
         began = time.thread_time()
-        for held in some:
-            # Whatever becomes of it: if it stays here, it is seen again.
-            self._waiting[held.need.key].pop(held.jid, None)
-        consumers = {id(held.consumer): held.consumer for held in some}
-        for consumer in consumers.values():
-            mine = [held for held in some if held.consumer is consumer]
-            queue = consumer.delay_queue
-            out = _take_out(queue, [held.item for held in mine])
-            left = [held for held in mine if id(held.item) in out]
+        for consumer in {id(held.consumer): held.consumer for held in some}.values():
+            left = self._held.take_out([held for held in some if held.consumer is consumer])
             try:
                 while left:
                     self._move(left[0])
                     left.pop(0)
             finally:
-                for held in left:
-                    with contextlib.suppress(ValueError):
-                        queue.task_done()
-                    queue.put(held.item)
+                self._held.put_back(left)
+        self._take_filled()
         self._moving += time.thread_time() - began
 
-    def _move(self, held: _Held) -> None:
+    def _move(self, held: Held) -> None:
         """Put a message that was taken out of its delay queue into the queue of its actor."""
-        held_back = _message_of(held.item)
+        held_back = held.message
         message = held_back.copy(queue_name=q_name(held_back.queue_name))
         message.options.pop("eta", None)
         with moving():
             self._broker.enqueue(message)
         held.consumer.post_process_message(held_back)
         held.consumer.delay_queue.task_done()
-        self._take(message.queue_name)
+        self._filled[message.queue_name] += 1
 
     def _take_filled(self) -> None:
+        """Take what was put in queues, as far as this process has threads at leisure."""
         if self._filled:
             # What was put back is looked after at once.
             self._scan_due = 0.0
         while self._filled:
-            self._take(self._filled.pop())
+            self._take(*self._filled.popitem())
 
-    def _take(self, queue_name: str) -> None:
-        """Take a message from a queue that the host's idle thread looks at only now and then."""
-        consumer = next((c for c in self._consumers if c.queue_name == queue_name), None)
+    def _take(self, queue_name: str, count: int) -> None:
+        """Take messages from a queue that the host's idle thread looks at only now and then."""
+        consumer = next((c for c in self._held.consumers if c.queue_name == queue_name), None)
         if consumer is None or consumer.paused or not _is_polled(self._broker):
             return
         if not consumer.work_queue.empty():
-            # There is no thread at leisure to run it.
+            # There is no thread at leisure to run them.
             return
-        taker = self._broker.consume(queue_name, prefetch=1, timeout=1)
-        message = next(taker, None)
-        if message is not None:
+        # The host takes twice as many as it has threads.
+        most = max(1, min(count, consumer.prefetch // 2))
+        taker = self._broker.consume(queue_name, prefetch=most, timeout=1)
+        for message in itertools.islice(taker, most):
+            if message is None:
+                break
             consumer.handle_message(message)
 
 
@@ -350,33 +300,6 @@ def _is_polled(broker: Any) -> bool:
     """Return whether a broker's consumers sleep between two looks, and nothing wakes them."""
     redis = sys.modules.get("dramatiq.brokers.redis")
     return redis is not None and isinstance(broker, redis.RedisBroker)
-
-
-def _items_of(queue: Any) -> list[Any]:
-    """Return what lies in a priority queue."""
-    with _mutex_of(queue):
-        return list(queue.queue)
-
-
-def _take_out(queue: Any, items: Sequence[Any]) -> set[int]:
-    """Take items out of a priority queue, wherever they are; return the identities of these."""
-    wanted = {id(item) for item in items}
-    with _mutex_of(queue):
-        out = {id(other) for other in queue.queue} & wanted
-        if out:
-            queue.queue[:] = [other for other in queue.queue if id(other) not in out]
-            heapq.heapify(queue.queue)
-    return out
-
-
-def _mutex_of(queue: Any) -> Any:
-    # Those of gevent have none: there nobody comes in between.
-    return getattr(queue, "mutex", None) or contextlib.nullcontext()
-
-
-def _message_of(item: Any) -> Any:
-    # A tuple before dramatiq 2.
-    return item[-1] if isinstance(item, tuple) else item.message
 
 
 def _parts(values: Sequence[str]) -> list[Sequence[str]]:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import queue
 import threading
+from dataclasses import asdict
 
 import dramatiq
 import pytest
+from dramatiq.broker import MessageProxy
 
 from dramatiq_joblog import Exclusive
+from dramatiq_joblog.broker.held import HeldMessages
+from dramatiq_joblog.broker.messages import SECTION, WAITS
+
+
+class Consumer:
+    """A thread of the host's that holds messages back, as far as it is looked at."""
+
+    def __init__(self, queue_name):
+        self.queue_name = queue_name
+        self.delay_queue = queue.PriorityQueue()
 
 
 @pytest.mark.parametrize("kind", ["stub", "redis"])
@@ -80,3 +93,57 @@ def test_a_message_that_could_not_be_put_forward(
 
     assert 2 == len(faults)
     assert "was not brought forward" in caplog.text
+
+
+def test_a_waiter_that_is_put_forward_is_written_once_more(
+    joblog, make_broker, worker, eventually, monkeypatch
+):
+    """Nothing is written of a waiting job on its way back to a worker, but its start."""
+    broker = make_broker("stub", "last", joblog=joblog)
+    actor = dramatiq.actor(exclusive=Exclusive("key", on_conflict="wait"))(lambda: None)
+    kinds, put = [], joblog.writer._submit
+
+    def submit(event, **how):
+        kinds.append(getattr(event, "kind", None))
+        return put(event, **how)
+
+    with worker(broker):
+        with joblog.lock("key"):
+            message = actor.send()
+            eventually(lambda: joblog.get(message.message_id).state == "waiting")
+            monkeypatch.setattr(joblog.writer, "_submit", submit)
+        eventually(lambda: joblog.get(message.message_id).state == "finished")
+
+    assert ["start", "end"] == [kind for kind in kinds if kind is not None]
+
+
+def test_what_is_held_is_known_as_it_comes_and_goes(joblog, make_broker):
+    """Each look knows of what has come to a delay queue and what has left it, and no more."""
+    broker = make_broker("stub", "last", joblog=joblog)
+    actor = dramatiq.actor(exclusive=Exclusive("{n}", on_conflict="wait"))(lambda n: None)
+    consumer = Consumer("default.DQ")
+    held = HeldMessages(broker)
+    held.consumers.append(consumer)
+
+    def put(n):
+        options = {WAITS: f"key {n}", SECTION: asdict(Exclusive(f"key {n}", on_conflict="wait"))}
+        message = MessageProxy(actor.message_with_options(args=(n,), **options))
+        consumer.delay_queue.put((n, message))
+        return message
+
+    put(1), put(2)
+    held.look()
+    assert {"key 1", "key 2"} == {*held.keys}
+    [first] = held.of("key 1").values()
+    assert [first] == held.take_out([first])
+    assert not held.waits_for(["key 1"])
+    held.look()
+    assert ["key 2"] == [*held.keys]
+    held.put_back([first])
+    put(3)
+    held.look()
+    assert {"key 1", "key 2", "key 3"} == {*held.keys}
+    consumer.delay_queue = queue.PriorityQueue()
+    held.look()
+    assert not held.keys
+    assert not held.needs("key 2")

@@ -1,0 +1,186 @@
+"""The messages that wait for a key in this process: as they lie in the host's delay queues."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dramatiq_joblog.payload.sanitize import fold_jid
+
+from .messages import DELAY_SUFFIX, need_in
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    from dramatiq import Broker
+
+    from dramatiq_joblog.locking.needs import Need
+
+
+@dataclass(frozen=True)
+class Held:
+    """A message that waits in this process."""
+
+    #: The host's thread that holds it back.
+    consumer: Any
+    #: As it lies in the consumer's queue.
+    item: Any
+    jid: str
+    #: What it waits for, by the limit of the running code.
+    need: Need
+
+    @property
+    def message(self) -> Any:
+        """The message."""
+        return _message_of(self.item)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was found of an item of a delay queue: to read a message takes its time."""
+
+    #: Kept, so that no other has its identity.
+    item: Any
+    #: None for one that waits for no key.
+    held: Held | None
+
+
+class HeldMessages:
+    """Knows what waits in this process, as it was when somebody looked last.
+
+    It belongs to the thread that looks; others may ask :meth:`waits_for`.
+
+    Parameters:
+      broker: The broker that the messages are of.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        #: The host's threads that take messages from queues, delay queues among them.
+        self.consumers: list[Any] = []
+        self._is_stale = False
+        self._forget()
+
+    def _forget(self) -> None:
+        #: What lies in the delay queues, by the identity of each item.
+        self._seen: dict[int, _Seen] = {}
+        #: What waits: by key, and by jid.
+        self._waiting: dict[str, dict[str, Held]] = {}
+        #: What these wait for, alike, and how many do.
+        self._needs: dict[str, Counter[Need]] = {}
+
+    def waits_for(self, keys: Iterable[str]) -> bool:
+        """Return whether somebody waits here for one of *keys*."""
+        waiting = self._waiting
+        return any(key in waiting for key in keys)
+
+    @property
+    def keys(self) -> Collection[str]:
+        """The keys that are waited for."""
+        return self._waiting.keys()
+
+    def of(self, key: str) -> Mapping[str, Held]:
+        """Return what waits for a key, by the jids."""
+        return self._waiting.get(key, {})
+
+    def all(self) -> dict[str, Held]:
+        """Return all that waits, by the jids."""
+        return {jid: each for mine in self._waiting.values() for jid, each in mine.items()}
+
+    def needs(self, key: str) -> Collection[Need]:
+        """Return what those that wait for a key want of it."""
+        return self._needs.get(key, {}).keys()
+
+    def look(self) -> None:
+        """See what has come, and what has left."""
+        if self._is_stale:
+            self._is_stale = False
+            self._forget()
+        queues = [c for c in list(self.consumers) if c.queue_name.endswith(DELAY_SUFFIX)]
+        lying = {id(item): (c, item) for c in queues for item in _items_of(c.delay_queue)}
+        for number in self._seen.keys() - lying.keys():
+            self._remove(self._seen.pop(number).held)
+        for number in lying.keys() - self._seen.keys():
+            consumer, item = lying[number]
+            held = self._read(consumer, item)
+            self._seen[number] = _Seen(item, held)
+            if held is not None:
+                self._waiting.setdefault(held.need.key, {})[held.jid] = held
+                self._needs.setdefault(held.need.key, Counter())[held.need] += 1
+
+    def look_anew(self) -> None:
+        """Read all messages again at the next look: the running code may say other limits."""
+        self._is_stale = True
+
+    def take_out(self, some: Sequence[Held]) -> list[Held]:
+        """Take messages of one consumer out of its queue, and return those that were still there.
+
+        Each is to be settled with :meth:`done`, or given to :meth:`put_back`.
+        """
+        for held in some:
+            # Whatever becomes of it: if it stays here, it is seen again.
+            if self._seen.pop(id(held.item), None) is not None:
+                self._remove(held)
+        out = _take_out(some[0].consumer.delay_queue, [held.item for held in some])
+        return [held for held in some if id(held.item) in out]
+
+    def put_back(self, some: Iterable[Held]) -> None:
+        """Put messages back that were taken out."""
+        for held in some:
+            queue = held.consumer.delay_queue
+            with contextlib.suppress(ValueError):
+                queue.task_done()
+            queue.put(held.item)
+
+    def _read(self, consumer: Any, item: Any) -> Held | None:
+        message = _message_of(item)
+        need = need_in(self._broker, message)
+        if need is None:
+            return None
+        return Held(consumer, item, fold_jid(message.message_id), need)
+
+    def _remove(self, held: Held | None) -> None:
+        if held is None:
+            return
+        key = held.need.key
+        mine, needs = self._waiting.get(key, {}), self._needs[key]
+        if mine.get(held.jid) is held:
+            # A copy of its message may have come meanwhile.
+            del mine[held.jid]
+            if not mine:
+                del self._waiting[key]
+        needs[held.need] -= 1
+        if not needs[held.need]:
+            del needs[held.need]
+            if not needs:
+                del self._needs[key]
+
+
+def _items_of(queue: Any) -> list[Any]:
+    """Return what lies in a priority queue."""
+    with _mutex_of(queue):
+        return list(queue.queue)
+
+
+def _take_out(queue: Any, items: Sequence[Any]) -> set[int]:
+    """Take items out of a priority queue, wherever they are; return the identities of these."""
+    wanted = {id(item) for item in items}
+    with _mutex_of(queue):
+        out = {id(other) for other in queue.queue} & wanted
+        if out:
+            queue.queue[:] = [other for other in queue.queue if id(other) not in out]
+            heapq.heapify(queue.queue)
+    return out
+
+
+def _mutex_of(queue: Any) -> Any:
+    # Those of gevent have none: there nobody comes in between.
+    return getattr(queue, "mutex", None) or contextlib.nullcontext()
+
+
+def _message_of(item: Any) -> Any:
+    # A tuple before dramatiq 2.
+    return item[-1] if isinstance(item, tuple) else item.message
