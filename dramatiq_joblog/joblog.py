@@ -65,7 +65,7 @@ from .recording.newest import Newest
 from .recording.spool import Spool
 from .recording.transitions import Transitions
 from .recording.writer import POLICIES, Writer
-from .schema.fields import millis_of
+from .schema.fields import instant_of, millis_of
 from .schema.migrations import migrate
 from .schema.models import Job
 from .schema.query import J, count_asked
@@ -561,6 +561,7 @@ class JobLog(Cancelling[J], Generic[J]):
         since: datetime,
         until: datetime | None = None,
         by: GroupedBy = "job_type",
+        at_most: int | None = None,
     ) -> Stats:
         """Return what became of the jobs that ended in a time, in steps that suit its length.
 
@@ -573,6 +574,9 @@ class JobLog(Cancelling[J], Generic[J]):
           until: Its end; by default now.
           by: What the groups are: ``"job_type"``, ``"actor"``, or ``"name"`` for the job type, and
             the actor where there is none.
+          at_most: How many rows of each kind are counted where no worker has counted them yet; all
+            of them by default.  Where there are more, the newest are, and the answer's
+            ``known_since`` says since when.
 
         Raises:
           SearchError: If *by* is nothing to group by, or the time ends before it begins.
@@ -586,17 +590,26 @@ class JobLog(Cancelling[J], Generic[J]):
         begin, end, step = _steps_of(since, until)
         with checked_out(self.database):
             sums = self.totals.sums(step, begin, end, by)
-            for cell in self._not_counted(begin, end, step):
+            cells, known_since = self._not_counted(begin, end, step, at_most)
+            for cell in cells:
                 sums.add(cell, by)
-        return stats.make(sums, begin, end, step)
+        return stats.make(sums, begin, end, step, known_since)
 
-    def profile(self, name: str, *, since: datetime, until: datetime | None = None) -> Profile:
+    def profile(
+        self,
+        name: str,
+        *,
+        since: datetime,
+        until: datetime | None = None,
+        at_most: int | None = None,
+    ) -> Profile:
         """Return how the jobs of one type did in a time, step by step, as :meth:`stats` has it.
 
         Parameters:
           name: The job type; or the actor, for its jobs that have no type.
           since: Begin of the time; aware.
           until: Its end; by default now.
+          at_most: As :meth:`stats` has it.
 
         Raises:
           SearchError: If the time ends before it begins.
@@ -606,15 +619,22 @@ class JobLog(Cancelling[J], Generic[J]):
         begin, end, step = _steps_of(since, until)
         with checked_out(self.database):
             cells = self.totals.read_of(name, step, begin, end)
-            cells += [c for c in self._not_counted(begin, end, step) if c.name == name]
-        return make_profile(name, cells, begin, end, step)
+            others, known_since = self._not_counted(begin, end, step, at_most)
+            cells += [cell for cell in others if cell.name == name]
+        return make_profile(name, cells, begin, end, step, known_since=known_since)
 
-    def _not_counted(self, begin: int, end: int, step: int) -> list[Cell]:
-        """Count what no totals have yet of a time."""
+    def _not_counted(
+        self, begin: int, end: int, step: int, at_most: int | None
+    ) -> tuple[list[Cell], datetime | None]:
+        """Count what no totals have yet of a time, and return since when that is complete."""
+        at_most = None if at_most is None else count_asked("at_most", at_most)
         counted = self.totals.counted()
-        return self.totals.since_counted(
-            begin if counted is None else max(begin, counted), end, step
-        )
+        first = begin if counted is None else max(begin, counted)
+        known = first
+        if at_most is not None and end - first > stats.SOON_COUNTED:
+            known = self.totals.few_since(first, end, at_most)
+        cells = self.totals.since_counted(known, end, step)
+        return cells, instant_of(known) if known > first else None
 
     def oldest(self, limit: int = 5) -> list[J]:
         """Return the jobs that have waited longest for a run that is due, the oldest first."""

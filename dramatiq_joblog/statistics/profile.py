@@ -42,6 +42,8 @@ class Profile:
     errors: Counter[str] = field(default_factory=Counter)
     #: Names of its actors, that with most jobs first.
     actors: list[str] = field(default_factory=list)
+    #: Since when it is complete; None if all of it is.
+    known_since: datetime | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -63,7 +65,15 @@ class Profile:
         return whole
 
 
-def make_profile(name: str, cells: Iterable[Cell], begin: int, end: int, step: int) -> Profile:
+def make_profile(
+    name: str,
+    cells: Iterable[Cell],
+    begin: int,
+    end: int,
+    step: int,
+    *,
+    known_since: datetime | None = None,
+) -> Profile:
     """Make the profile of a time from what was counted in it."""
     steps = max(0, end - begin) // step
     profile = Profile(
@@ -74,6 +84,7 @@ def make_profile(name: str, cells: Iterable[Cell], begin: int, end: int, step: i
         times=[instant_of(at) for at in range(begin, end, step)],
         series={outcome: [0] * steps for outcome in OUTCOMES},
         durations=[Histogram() for _ in range(steps)],
+        known_since=known_since,
     )
     actors: Counter[str] = Counter()
     for cell in cells:

@@ -325,6 +325,23 @@ class Totals:
                 sums.queue_times.setdefault(text, Histogram()).merge(queue_times or {})
         return sums
 
+    def few_since(self, begin: int, end: int, rows: int) -> int:
+        """Return since when a time can be counted from so many rows of each kind; *begin* if all.
+
+        An index has each kind in order, so that no more rows are passed.
+        """
+        job, failure = self._job, self._failure
+        ends = [
+            (job.finished_at, job.state.in_(literal_states([state]))) for state in sorted(FINAL)
+        ]
+        for at, *where in (*ends, (failure.finished_at,)):
+            within = at >= begin, at < end
+            newest = at.model.select(at).where(*where, *within).order_by(at.desc())
+            one_more = newest.limit(1).offset(rows).scalar()
+            if one_more is not None:
+                begin = max(begin, to_millis(one_more) + 1)
+        return begin
+
     def since_counted(self, begin: int, end: int, span: int) -> list[Cell]:
         """Count what was not counted yet, from the rows, in spans of one length."""
         return count_rows(self._job, self._failure, begin, end, span) if begin < end else []

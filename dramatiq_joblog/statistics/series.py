@@ -29,6 +29,8 @@ OUTCOMES = (
 GroupedBy: TypeAlias = Literal["job_type", "actor", "name"]
 GROUPED_BY: tuple[str, ...] = get_args(GroupedBy)
 
+#: Milliseconds in which a worker has counted what ended, and far more.
+SOON_COUNTED = 10 * MINUTE
 #: Up to which length of time which steps are drawn.
 _STEPS = ((6 * HOUR, MINUTE), (3 * DAY, QUARTER), (14 * DAY, HOUR))
 
@@ -104,6 +106,9 @@ class Stats:
     groups: list[Group]
     #: What failed, the most frequent first.
     errors: list[ErrorCount]
+    #: Since when it is complete: no totals have what ended before, and it was too much to be
+    #: counted.  None if all of it is.
+    known_since: datetime | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -116,7 +121,7 @@ def step_of(length: int) -> int:
     return next((step for longest, step in _STEPS if length <= longest), DAY)
 
 
-def make(sums: Sums, begin: int, end: int, step: int) -> Stats:
+def make(sums: Sums, begin: int, end: int, step: int, known_since: datetime | None = None) -> Stats:
     """Make the statistics of a time from what was counted in it."""
     steps = (end - begin) // step
 
@@ -147,6 +152,7 @@ def make(sums: Sums, begin: int, end: int, step: int) -> Stats:
         series=series,
         groups=sorted(groups.values(), key=lambda g: (-sum(g.counts.values()), g.name)),
         errors=_errors(sums, begin, step, steps),
+        known_since=known_since,
     )
 
 

@@ -9,6 +9,8 @@ from dramatiq_joblog.errors import SearchError
 if TYPE_CHECKING:
     from .context import Visit
 
+#: Rows of each kind that a page counts itself, where no worker has counted them yet.
+COUNTED_AT_MOST = 10_000
 #: Rows on one page.
 PER_PAGE = 50
 

@@ -12,7 +12,7 @@ from dramatiq_joblog.statistics.changes import Change, changes
 from dramatiq_joblog.statistics.series import Percentiles
 
 from . import charts
-from .common import RANGES
+from .common import COUNTED_AT_MOST, RANGES
 from .formats import plain_duration
 from .periods import WEEK, Period, moment, period_of
 from .unusual import last_week
@@ -38,7 +38,7 @@ def compare(visit: Visit) -> Response:
     back = _DAY if against == "yesterday" else WEEK
 
     def ask(since: Any, until: Any) -> Any:
-        return log.stats(since=since, until=until, by="name")
+        return log.stats(since=since, until=until, by="name", at_most=COUNTED_AT_MOST)
 
     now = visit.part(
         "the time",
@@ -57,7 +57,9 @@ def compare(visit: Visit) -> Response:
         ),
         none,
     )
-    before = [stats for stats in before if stats.groups]
+    visit.whole(now)
+    # Half of a time is nothing to compare with.
+    before = [stats for stats in before if stats.groups and stats.known_since is None]
     found = changes(now, before) if now is not None and before else []
     if visit.wants_json:
         return visit.json({"against": against, "changes": [vars(change) for change in found]})

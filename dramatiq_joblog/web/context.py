@@ -28,11 +28,14 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from dramatiq_joblog.admin.problem import Problem
+    from dramatiq_joblog.statistics.profile import Profile
+    from dramatiq_joblog.statistics.series import Stats
 
     from .access import Access
     from .state import Site
 
 T = TypeVar("T")
+F = TypeVar("F", bound="Stats | Profile | None")
 
 #: Milliseconds in which a program hears whether it is well, and in which anybody gets an answer.
 HEALTH_WITHIN, ANSWER_WITHIN = 3_500, 8_000
@@ -174,6 +177,17 @@ class Visit:
         """Return the rows of a query, or none if the database takes too long for them."""
         none: list[Any] = []
         return self.part(what, lambda: list(ask()), none)
+
+    def whole(self, figures: F) -> F:
+        """Return figures of a time, and say since when they are complete if they are not."""
+        since = None if figures is None else figures.known_since
+        if since is not None and "older totals" not in self.missing:
+            self.missing.add("older totals")
+            self.banners.append(
+                f"What ended before {since.astimezone(self.zone):%d %b %H:%M} is not counted yet; "
+                "charts and figures begin there. A worker counts it, some minutes at a time."
+            )
+        return figures
 
     # Answering
 

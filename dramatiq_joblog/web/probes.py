@@ -20,6 +20,7 @@ from dramatiq_joblog.schema.migrations import compare
 from dramatiq_joblog.states import IN_PROGRESS, ProblemKind, State
 from dramatiq_joblog.statistics.histogram import BOUNDS
 
+from .common import COUNTED_AT_MOST
 from .presenters import WorkerRow
 
 if TYPE_CHECKING:
@@ -66,9 +67,15 @@ def metrics(visit: Visit) -> Response:
     oldest = visit.rows("the oldest", lambda: log.oldest(limit=1))
     stats = visit.part(
         "the histograms",
-        lambda: visit.site.keep("metrics", lambda: log.stats(since=_BEGIN), times=15),
+        lambda: visit.site.keep(
+            "metrics", lambda: log.stats(since=_BEGIN, at_most=COUNTED_AT_MOST), times=15
+        ),
         None,
     )
+    if stats is not None and stats.known_since is not None:
+        # A counter of a part would fall as the rest is counted.
+        visit.whole(stats)
+        stats = None
     retries = visit.part("the lost retries", log.retries_lost, None)
     refused: list[tuple[dict[str, str], float]] = [] if retries is None else [({}, retries)]
     age = 0.0

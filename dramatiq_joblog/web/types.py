@@ -14,7 +14,7 @@ from dramatiq_joblog.statistics.changes import LEAST, SMALLEST, USUAL, surprise
 from dramatiq_joblog.statistics.series import Percentiles
 
 from . import charts
-from .common import RANGES
+from .common import COUNTED_AT_MOST, RANGES
 from .formats import percent, plain_duration
 from .periods import WEEK, period_of
 from .unusual import last_week, past, type_rows
@@ -72,7 +72,9 @@ def one_type(visit: Visit) -> Response:
         "the charts",
         lambda: keep(
             f"profile {name} {period.key}",
-            lambda: log.profile(name, since=period.since, until=period.until),
+            lambda: log.profile(
+                name, since=period.since, until=period.until, at_most=COUNTED_AT_MOST
+            ),
             times=period.times,
         ),
         None,
@@ -81,14 +83,15 @@ def one_type(visit: Visit) -> Response:
         None,
         lambda: keep(
             f"profile was {name} {period.key}",
-            lambda: log.profile(name, since=since, until=until),
+            lambda: log.profile(name, since=since, until=until, at_most=COUNTED_AT_MOST),
             times=150,
         ),
         None,
     )
     if key is None and (profile is None or not profile.ended):
         raise JobNotFound(name)
-    if was is not None and not was.ended:
+    visit.whole(profile)
+    if was is not None and (not was.ended or was.known_since is not None):
         was = None
     if key == "actor" and (profile is None or not profile.ended):
         newest = visit.joblog.jobs.of_actor(name).order_by(visit.joblog.Job.created_at.desc())
@@ -331,14 +334,16 @@ def _errors(  # noqa: PLR0917 - one list needs all of these
 ) -> list[dict[str, Any]]:
     total = sum(profile.errors.values()) + profile.counts["interrupted"]
 
-    def known() -> set[str]:
+    def known() -> set[str] | None:
         # In whole days and hours, so that none of them is part of the time itself.
         hour = period.since.replace(minute=0, second=0, microsecond=0)
         day = hour.replace(hour=0)
-        profiles = (
-            visit.joblog.profile(name, since=day - timedelta(days=UNSEEN), until=day),
-            visit.joblog.profile(name, since=day, until=hour),
-        )
+        profiles = [
+            visit.joblog.profile(name, since=since, until=until, at_most=COUNTED_AT_MOST)
+            for since, until in ((day - timedelta(days=UNSEEN), day), (day, hour))
+        ]
+        if any(profile.known_since is not None for profile in profiles):
+            return None
         return {error for profile in profiles for error in profile.errors}
 
     seen = visit.part(

@@ -11,6 +11,7 @@ from dramatiq_joblog.statistics.changes import Change, changes
 from dramatiq_joblog.statistics.series import Percentiles
 
 from . import charts
+from .common import COUNTED_AT_MOST
 from .periods import WEEK
 
 if TYPE_CHECKING:
@@ -44,21 +45,22 @@ def past(visit: Visit, period: Period) -> Past | None:
     log, keep = visit.joblog, visit.site.keep
 
     def now() -> Any:
-        return log.stats(since=period.since, until=period.until, by="name")
+        return log.stats(since=period.since, until=period.until, by="name", at_most=COUNTED_AT_MOST)
 
     def before() -> list[Any]:
         found = []
         for week in range(1, WEEKS + 1):
             since, until = period.ago(week * WEEK)
-            stats = log.stats(since=since, until=until, by="name")
-            if stats.groups:
+            stats = log.stats(since=since, until=until, by="name", at_most=COUNTED_AT_MOST)
+            # Half of a time is nothing to compare with.
+            if stats.groups and stats.known_since is None:
                 found.append(stats)
         return found
 
     stats = visit.part(
         "the charts", lambda: keep(f"stats {period.key}", now, times=period.times), None
     )
-    if stats is None:
+    if visit.whole(stats) is None:
         return None
     # What is over changes no more: it is asked for anew so that it moves along.
     none: list[Any] = []

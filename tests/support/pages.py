@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
+import threading
 
 import pytest
+import uvicorn
 
 from dramatiq_joblog.web import dashboard
 
@@ -36,3 +39,16 @@ def chromium():
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@contextlib.contextmanager
+def served(app):
+    """Serve an application on a free port, and return its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        settings = uvicorn.Config(app, log_level="critical", ws="none", lifespan="off")
+        server = uvicorn.Server(settings)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        yield f"http://localhost:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(timeout=10)

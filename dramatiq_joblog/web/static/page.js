@@ -31,7 +31,7 @@
   };
   $("[data-theme-toggle]")?.addEventListener("click", toggleTheme);
 
-  // Times, told from the server's clock
+  // Times, by the server's clock
 
   let offset = Number(body.dataset.now) - Date.now();
   const now = () => Date.now() + offset;
