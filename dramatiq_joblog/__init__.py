@@ -28,7 +28,17 @@ if TYPE_CHECKING:
     from .middleware import JobLogMiddleware, enqueue_once
     from .recording.current import current_job, require_current_job
     from .recording.log_handler import JobContextFilter
-    from .schema.models import Action, AlertState, Deploy, Failure, Job, Line, Lock, Worker
+    from .schema.models import (
+        Action,
+        AlertState,
+        Deploy,
+        Failure,
+        Job,
+        Line,
+        Lock,
+        SavedSearch,
+        Worker,
+    )
     from .states import DeadReason, Outcome, ProblemKind, State
 
 __all__ = [
@@ -63,6 +73,7 @@ __all__ = [
     "Rate",
     "RequeueError",
     "RequeueInterruptedError",
+    "SavedSearch",
     "SearchError",
     "State",
     "Unique",
@@ -107,6 +118,7 @@ _MODULES = {
     "Rate": ".locking.needs",
     "RequeueError": ".errors",
     "RequeueInterruptedError": ".errors",
+    "SavedSearch": ".schema.models",
     "SearchError": ".errors",
     "State": ".states",
     "Unique": ".locking.needs",

@@ -57,7 +57,7 @@ from .payload.encryption import Seal
 from .payload.redaction import Redactor
 from .payload.sanitize import clean_optional, fold_jid
 from .payload.values import MAX_INT, MAX_MILLIS
-from .reading import counts, search
+from .reading import counts, saved, search
 from .recording.current import running
 from .recording.exclusive import Sections
 from .recording.heartbeat import here
@@ -96,8 +96,18 @@ if TYPE_CHECKING:
     from .locking.limits import LimitSet
     from .locking.locks import Holder
     from .reading.counts import Count
+    from .reading.search import Term
     from .recording.writer import OnOutage
-    from .schema.models import Action, AlertState, Deploy, Failure, Line, Lock, Worker
+    from .schema.models import (
+        Action,
+        AlertState,
+        Deploy,
+        Failure,
+        Line,
+        Lock,
+        SavedSearch,
+        Worker,
+    )
     from .schema.query import JobQuery
     from .states import State
     from .statistics.profile import Profile
@@ -489,6 +499,7 @@ class JobLog(Cancelling[J], Generic[J]):
         or else a part of an actor, a job type or an error.  ``state:dead`` leaves out what was
         dismissed, unless ``dismissed:`` says otherwise.  Words that no index answers, as
         ``duration:``, ``args:`` and ``lines:``, look through some thousand jobs for each page.
+        ``saved:name`` stands for the words that :meth:`save_search` keeps under a name.
 
         Example:
           >>> [job.jid for job in joblog.search("state:dead since:1h").page(limit=20).jobs]
@@ -504,7 +515,7 @@ class JobLog(Cancelling[J], Generic[J]):
         Raises:
           SearchError: If the words cannot be understood; its text says what to write.
         """
-        terms = search.parse(text)
+        terms = self.terms_of(text)
         query = self.jobs
         if len(terms) == 1 and terms[0].key is None and not terms[0].negated:
             this = query.where(self.Job.jid == fold_jid(terms[0].value))
@@ -514,6 +525,60 @@ class JobLog(Cancelling[J], Generic[J]):
         if any((term.key or "").startswith("args.") for term in terms):
             names = positional_names(broker)
         return search.narrow(query, terms, now=now, names=names)
+
+    @property
+    def searches(self) -> Select[SavedSearch]:
+        """The searches that people saved, by name: a select of :class:`SavedSearch`."""
+        model = self.tables.search
+        return model.select().order_by(model.name)
+
+    def save_search(self, name: str, words: str, *, who: str | None = None) -> SavedSearch:
+        """Save words under a name, for everyone who uses the log; the words it had are replaced.
+
+        Example:
+          >>> joblog.save_search("dead imports", "state:dead type:import", who="ada").words
+          'state:dead type:import'
+          >>> joblog.search('saved:"dead imports" since:1d').count()
+          0
+
+        Parameters:
+          name: What people call it; at most 80 characters.
+          words: The words, as :meth:`search` understands them.
+          who: Who saves it.
+
+        Raises:
+          SearchError: If the words or the name cannot be understood.
+
+        Returns:
+          The :class:`SavedSearch`.
+        """
+        terms = search.parse(words)
+        if not terms or any(term.key == "saved" for term in terms):
+            raise SearchError("save the words of a search, as 'state:dead type:import'")
+        self.search(words)
+        with transaction(self.database):
+            row: SavedSearch = saved.save(self.tables.search, name, words.strip(), who)
+        return row
+
+    def delete_search(self, name: str) -> bool:
+        """Delete a saved search, and return whether there was one of that name.
+
+        Raises:
+          SearchError: If it is no name.
+        """
+        return saved.delete(self.tables.search, name)
+
+    def terms_of(self, text: str) -> list[Term]:
+        """Return the words of a search, with those of saved searches in the place of their names.
+
+        Raises:
+          SearchError: If they cannot be understood.
+        """
+
+        def words_of(name: str) -> str:
+            return saved.words_of(self.tables.search, name)
+
+        return search.expand(search.parse(text), words_of)
 
     def complete(
         self, key: str, prefix: str = "", *, limit: int = 8
@@ -531,8 +596,12 @@ class JobLog(Cancelling[J], Generic[J]):
           Values, each with the number of its jobs where that is known.
         """
         limit = count_asked("limit", limit)
-        with checked_out(self.database):
-            values = counts.complete(self.Job, key, prefix, limit)
+        if key == "saved":
+            names = [row.name for row in self.searches.limit(saved.MOST)]
+            values = [name for name in names if name.lower().startswith(prefix.lower())][:limit]
+        else:
+            with checked_out(self.database):
+                values = counts.complete(self.Job, key, prefix, limit)
         if key != "state":
             return [(value, None) for value in values]
         by_state: Any = self.counts()

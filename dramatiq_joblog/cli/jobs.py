@@ -32,6 +32,7 @@ _WIDE = 160
         ("list --state dead --type reconciliation --since 1h", "the same, as options"),
         ("list user:7 -state:finished", "what is left to do, or went wrong, for one user"),
         ('list timeout since:2026-11-24T07:00 until:"2026-11-24 08:00"', "by text and by time"),
+        ('list --saved "dead imports" since:1d', "a saved search, narrowed further"),
         ("list state:dead | cut -f1", "whole jids, one a line"),
     ],
 )

@@ -32,6 +32,7 @@ _COMMANDS = {
     "prune": ("prune", "prune", "Delete jobs that ended long ago."),
     "queues": ("queues", "queues", "Show what piles up in which queue, and who takes it."),
     "requeue": ("actions", "requeue", "Run jobs again, as new jobs."),
+    "searches": ("searches", "searches", "Show saved searches; save or delete one."),
     "show": ("show", "show", "Show all of one job."),
     "stats": ("stats", "stats", "Show how many, how long, what fails."),
     "status": ("status", "status", "Show what needs someone; exit 1 if anything does."),

@@ -26,5 +26,6 @@ KEYS: dict[str, str] = {
     "args": "a part of its arguments; args.order.city: is the value of one, by name",
     "lines": "a part of a line that it logged",
     "family": "the jid of a family's first job: it, and all that were sent from it on",
+    "saved": "the name of a saved search, whose words it stands for",
     "dismissed": "yes or no: whether someone said that a dead job needs no more attention",
 }

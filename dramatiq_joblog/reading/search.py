@@ -25,7 +25,7 @@ from dramatiq_joblog.states import DUE, GROUPS, State
 from . import amounts, keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from dramatiq_joblog.schema.query import J, JobQuery
 
@@ -99,6 +99,30 @@ def parse(text: str) -> list[Term]:
             raise SearchError(f"the search has more than {MAX_TERMS} words: use fewer")
         position = found.end()
     return terms
+
+
+def expand(terms: Iterable[Term], words_of: Callable[[str], str]) -> list[Term]:
+    """Return *terms* with the words of saved searches in the place of their names.
+
+    Parameters:
+      terms: The words.
+      words_of: Returns the words of a saved search.
+
+    Raises:
+      SearchError: If one is not known, is left out by a minus, or names another one.
+    """
+    found: list[Term] = []
+    for term in terms:
+        if term.key != "saved":
+            found.append(term)
+            continue
+        if term.negated:
+            raise SearchError(f"-saved:{term.value} is not understood: write its words")
+        inner = parse(words_of(term.value))
+        if any(one.key == "saved" for one in inner):
+            raise SearchError(f"saved:{term.value} has another saved search in it: save its words")
+        found += inner
+    return found
 
 
 def instant(text: str, now: datetime | None = None) -> datetime:
@@ -288,6 +312,7 @@ class _Reader:
             "family": self._family,
             "overdue": self._overdue,
             "dismissed": self._dismissed,
+            "saved": self._saved,
         }
 
     def condition(self, term: Term) -> Any:
@@ -387,6 +412,9 @@ class _Reader:
     def _overdue(self, value: str) -> Any:
         due = self._job.state.in_(literal_states(DUE))
         return due & (self._job.eta <= instant(value, self._now))
+
+    def _saved(self, value: str) -> Any:
+        raise SearchError(f"saved:{value} needs the searches of a log: ask joblog.search()")
 
     def _dismissed(self, value: str) -> Any:
         if value not in {"yes", "no"}:

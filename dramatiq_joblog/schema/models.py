@@ -56,6 +56,7 @@ __all__ = [
     "Line",
     "Lock",
     "Mark",
+    "SavedSearch",
     "StateField",
     "Total",
     "UserIdField",
@@ -596,6 +597,24 @@ class Deploy(_Row):
     class Meta:
         table_name = "joblog_deploy"
         indexes = ((("at",), False),)
+
+
+class SavedSearch(_Row):
+    """Words of a search that somebody saved under a name, for everyone."""
+
+    #: In order of insertion.
+    id = BigAutoField()
+    #: What people call it.
+    name: Field[str] = KeyField(max_length=80, unique=True)
+    #: The words.
+    words: Field[str] = ProseField()
+    #: Who saved it, as far as it is known.
+    who: Field[str] = NameField(max_length=255)
+    #: When, by the database's clock.
+    at: Field[datetime] = InstantField()
+
+    class Meta:
+        table_name = "joblog_savedsearch"
 
 
 def _plain(value: Any) -> Any:

@@ -19,6 +19,7 @@ from .models import (
     Line,
     Lock,
     Mark,
+    SavedSearch,
     Total,
     Worker,
     add_indexes,
@@ -45,6 +46,7 @@ class Tables(Generic[J]):
     mark: type[Mark]
     alert: type[AlertState]
     deploy: type[Deploy]
+    search: type[SavedSearch]
 
     @property
     def database(self) -> Database:
@@ -86,6 +88,7 @@ def bind_tables(
         _bind(Mark, prefix, database),
         _bind(AlertState, prefix, database),
         _bind(Deploy, prefix, database),
+        _bind(SavedSearch, prefix, database),
     )
     bond = Bond(tables.failure, tables.line, on_select)
     job.join(bond)

@@ -30,7 +30,7 @@ from .named import arguments_of
 from .presenters import JobRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import datetime
 
     from starlette.datastructures import FormData
@@ -118,10 +118,14 @@ def do(visit: Visit, form: FormData) -> Response:
     """Do what a form says, and go back to where it was asked for."""
     what = visit.request.path_params["what"]
     back = visit.link.local(str(form.get("back", "")))
-    if what == "unlock":
-        return _unlock(visit, form, back)
-    if what == "change":
-        return _change(visit, form)
+    others: dict[str, Callable[[], Response]] = {
+        "change": lambda: _change(visit, form),
+        "forget": lambda: _forget_search(visit, form),
+        "save": lambda: _save_search(visit, form),
+        "unlock": lambda: _unlock(visit, form, back),
+    }
+    if what in others:
+        return others[what]()
     if what not in _STATES:
         return visit.sorry(404, "Not here", f"There is nothing called {what!r} to do.")
     jids, words = _texts(form, "jid"), _texts(form, "q")
@@ -133,6 +137,19 @@ def do(visit: Visit, form: FormData) -> Response:
     if form.get("first") and len(jids) > 1:
         return _one_first(visit, what, jids, words, back)
     return _do_to(visit, what, jids, _reason(form), back)
+
+
+def _save_search(visit: Visit, form: FormData) -> Response:
+    """Save the words of a search under a name."""
+    words = str(form.get("q", ""))
+    visit.joblog.save_search(str(form.get("name", "")), words, who=visit.who)
+    return visit.to("jobs", q=words)
+
+
+def _forget_search(visit: Visit, form: FormData) -> Response:
+    """Delete a saved search, and stay where its words are."""
+    visit.joblog.delete_search(str(form.get("name", "")))
+    return visit.to("jobs", q=str(form.get("q", "")))
 
 
 def _do_to(visit: Visit, what: str, jids: list[str], reason: str, back: str) -> Response:

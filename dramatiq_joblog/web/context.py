@@ -12,7 +12,6 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from dramatiq_joblog.database.checkout import checked_out
 from dramatiq_joblog.database.timeouts import cut_after
 from dramatiq_joblog.errors import DatabaseAwayError, JobNotFound, QueryTimeout, SearchError
-from dramatiq_joblog.reading import search
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import State
 
@@ -308,12 +307,21 @@ class Visit:
         Raises:
           SearchError: If they cannot be understood, or ask for what may not be seen.
         """
-        hidden = not self.access.sees_arguments
-        if hidden and any(_is_of_arguments(term.key) for term in search.parse(words)):
+        if not self.may_ask(words):
             raise SearchError(
                 "You may not see the arguments of jobs, so args: and lines: find none."
             )
         return self.joblog.search(words, now=self.local_now, broker=self.site.broker)
+
+    def may_ask(self, words: str) -> bool:
+        """Return whether a search asks for nothing that may not be seen.
+
+        Raises:
+          SearchError: If it cannot be understood.
+        """
+        if self.access.sees_arguments:
+            return True
+        return not any(_is_of_arguments(term.key) for term in self.joblog.terms_of(words))
 
     def _nav(self, *, counted: bool) -> list[tuple[str, str, str, Any]]:
         """Return the pages; a page that shows an error asks the database nothing."""

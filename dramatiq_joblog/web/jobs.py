@@ -8,6 +8,7 @@ from dramatiq_joblog.errors import SearchError
 from dramatiq_joblog.reading import search
 from dramatiq_joblog.reading.counts import DEFAULT_CAP, Count
 from dramatiq_joblog.reading.display import number
+from dramatiq_joblog.reading.saved import MAX_NAME, MOST
 from dramatiq_joblog.schema.query import COMPARABLE, Page, word
 from dramatiq_joblog.states import CANCELLABLE, FINAL, State
 
@@ -70,9 +71,11 @@ def jobs(visit: Visit) -> Response:
         "newer": page and page.newer and visit.link.here(after=page.newer, before=None),
         "older": page and page.older and visit.link.here(before=page.older, after=None),
         "pager_text": _pager_text(len(found), page, visit),
+        "longest": MAX_NAME,
         "sort": sort,
         "list_query": {"q": words} if words else {"list": 1},
         "matching": _matching(words, terms, counts),
+        "saved": _saved(visit, words),
     }
     return visit.page("jobs.html", "Jobs", facts, live=True, section="jobs")
 
@@ -108,12 +111,30 @@ def _not_understood(visit: Visit, words: str, error: SearchError) -> Response:
         **dict.fromkeys(("newer", "older", "matching", "pager_text")),
         **dict.fromkeys(("rows", "others"), ()),
         "words": words,
+        "longest": MAX_NAME,
         "sort": "",
         "list_query": {},
         "problem": str(error),
         "tabs": _tabs(visit, [], visit.counts()),
+        "saved": _saved(visit, words),
     }
     return visit.page("jobs.html", "Jobs", facts, section="jobs", status_code=400)
+
+
+def _saved(visit: Visit, words: str) -> list[dict[str, Any]]:
+    """Return the saved searches, and which of them this one is."""
+    found = visit.rows(None, lambda: visit.joblog.searches.limit(MOST))
+    return [
+        {
+            "name": row.name,
+            "words": row.words,
+            "who": row.who,
+            "is_here": row.words == words,
+            "href": visit.link("jobs", q=row.words),
+        }
+        for row in found
+        if visit.may_ask(row.words)
+    ]
 
 
 def _by_ids(visit: Visit, numbers: Sequence[int]) -> list[Any]:

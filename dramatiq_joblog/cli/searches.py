@@ -1,0 +1,71 @@
+"""``searches``: the searches that people saved under a name."""
+
+from __future__ import annotations
+
+import click
+
+from .app import NOTHING, Refusal, Session, command
+from .confirm import myself
+from .filters import Words, text_of
+from .style import age, line
+from .table import Column
+
+
+@command(
+    "searches",
+    "Show saved searches; save or delete one.",
+    examples=[
+        ("searches", "the saved searches there are"),
+        ('searches --save "dead imports" state:dead type:import', "save one, for everyone"),
+        ('searches --delete "dead imports"', "nobody needs it any more"),
+    ],
+)
+@click.argument("words", nargs=-1, type=Words(), metavar="[WORD]...")
+@click.option("--save", metavar="NAME", help="Save the WORDs under this name.")
+@click.option("--delete", metavar="NAME", help="Delete the saved search of this name.")
+def searches(
+    session: Session, *, words: tuple[str, ...], save: str | None, delete: str | None
+) -> None:
+    """Show the saved searches; with --save and WORDs, save one, and with --delete, delete one.
+
+    They are the same for everyone who uses the log, on the page too.  In a search,
+    saved:NAME stands for the words.
+    """
+    joblog, screen = session.joblog, session.screen
+    if save is not None and delete is not None:
+        raise Refusal("use either --save or --delete")
+    if words and save is None:
+        raise Refusal("name the search of these words by --save NAME")
+    if save is not None:
+        row = joblog.save_search(save, text_of(words, {}), who=myself())
+        if session.json:
+            screen.json(row.as_dict())
+        else:
+            screen.write(f"{line(row.name)} is saved: {line(row.words)}")
+        return
+    if delete is not None:
+        if not joblog.delete_search(delete):
+            raise Refusal(f"there is no saved search {delete!r}", NOTHING)
+        screen.write(f"{line(delete)} is deleted.")
+        return
+    _show(session)
+
+
+def _show(session: Session) -> None:
+    joblog, screen = session.joblog, session.screen
+    rows = list(joblog.searches)
+    if session.json:
+        screen.json([row.as_dict() for row in rows])
+    elif rows:
+        now = joblog.now()
+        screen.table(
+            [
+                Column("Search", lambda row: row.name, keep=9, least=12),
+                Column("Words", lambda row: row.words, keep=8, least=16),
+                Column("Who", lambda row: row.who, keep=6, least=8),
+                Column("Age", lambda row: age(row.at, now), keep=5, right=True),
+            ],
+            rows,
+        )
+    if not rows:
+        raise click.exceptions.Exit(NOTHING)
