@@ -36,6 +36,7 @@ from .broker.worker_process import WorkerProcess
 from .database.checkout import checked_out, transaction
 from .database.clock import database_now
 from .database.dialects import dialect_of
+from .database.django_alias import DjangoAlias
 from .database.timeouts import bounded, refuse_event_loop
 from .database.url import describe, open_database
 from .errors import (
@@ -169,7 +170,7 @@ class JobLog(Cancelling[J], Generic[J]):
 
     def __init__(
         self,
-        database: DatabaseURL | Database,
+        database: DatabaseURL | Database | DjangoAlias,
         *,
         model: type[J] = Job,  # type: ignore[assignment]
         job_types: Any = None,
@@ -189,6 +190,8 @@ class JobLog(Cancelling[J], Generic[J]):
         #: The peewee database.
         self.database: Database = open_database(database)
         self._owned = not isinstance(database, Database)
+        #: Which of Django's databases it is, if it was made by :meth:`from_django`.
+        self.django_alias = database.alias if isinstance(database, DjangoAlias) else None
         #: The models of its tables.
         self.tables: Tables[J] = bind_tables(model, self.database, on_select=self._write_own_start)
         #: The job model, bound to the database.
@@ -261,6 +264,32 @@ class JobLog(Cancelling[J], Generic[J]):
         self._watcher = Watcher(self.tables)
         self._aside = Aside(self.database)
         locks.renew_within = lambda within: self.writer.at_least_every(within, locks.renew)
+
+    @classmethod
+    def from_django(
+        cls,
+        alias: str = "default",
+        *,
+        model: type[J] = Job,  # type: ignore[assignment]
+        **options: Any,
+    ) -> JobLog[J]:
+        """Return a log in one of Django's databases, by its settings: nothing stands twice.
+
+        Its connections are its own: what it writes is no part of Django's transactions.
+
+        Example:
+          >>> joblog = JobLog.from_django("default")  # doctest: +SKIP
+
+        Parameters:
+          alias: The name of the database in ``DATABASES``: of SQLite, PostgreSQL, MySQL or
+            MariaDB.
+          model: The job model, as for :class:`JobLog`.
+          options: All other options of :class:`JobLog`.
+
+        Raises:
+          ConfigurationError: If there is no such alias, or the log cannot use its engine.
+        """
+        return cls(DjangoAlias(alias), model=model, **options)
 
     @property
     def jobs(self) -> JobQuery[J]:
@@ -1424,6 +1453,7 @@ def moved(
     there: JobLog[Any] = JobLog(database, model=model, store_args=log.store_args, spool=spool)
     there.redactor, there.seal = log.redactor, log.seal
     there._job_types = log._job_types
+    there.django_alias = log.django_alias
     if isinstance(database, Database):
         there._owned = log._owned
     before = vars(log).copy()

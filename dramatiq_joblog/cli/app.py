@@ -59,10 +59,17 @@ class Refusal(click.ClickException):
 
 
 class Session:
-    """One call of the program: which log it asks, and how it answers."""
+    """One call of the program: which log it asks, and how it answers.
 
-    def __init__(self) -> None:
+    Parameters:
+      opened: Returns the log, where a program has one of its own; None where options name it.
+      program: How the program is called, for the commands that it names.
+    """
+
+    def __init__(self, opened: Callable[[], JobLog] | None = None, program: str = PROGRAM) -> None:
         self._options: dict[str, Any] = {}
+        self._opened = opened
+        self._program = program
 
     def remember(self, option: str, value: Any) -> None:
         """Note an option that stands before or after any command."""
@@ -122,6 +129,8 @@ class Session:
         if self.app:
             named: JobLog = _opening().log_of(self.app)
             return named
+        if self._opened is not None and not self.database:
+            return self._opened()
         url = self.database or os.environ.get("JOBLOG_DATABASE")
         if not url:
             raise Refusal(
@@ -133,10 +142,10 @@ class Session:
     def cure(self, command: str) -> str:
         """Return a command for the same log, as it is typed."""
         if self.app:
-            return f"{PROGRAM} --app {self.app} {command}"
+            return f"{self._program} --app {self.app} {command}"
         if self.database:
-            return f"{PROGRAM} --database {scrub(self.database)} {command}"
-        return f"{PROGRAM} {command}"
+            return f"{self._program} --database {scrub(self.database)} {command}"
+        return f"{self._program} {command}"
 
     @contextlib.contextmanager
     def refusing(self) -> Iterator[None]:

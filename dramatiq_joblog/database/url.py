@@ -17,6 +17,7 @@ from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.payload.secret_texts import REDACTED
 
 from .dialects import dialect_of
+from .django_alias import DjangoAlias
 from .url_parameters import check_parameters, has_psycopg3, options_of
 
 #: What peewee needs for each kind of database, and how to install it.
@@ -66,14 +67,16 @@ class SecretURL(Protocol):
 DatabaseURL: TypeAlias = str | ParsedURL | RenderedURL | SecretURL
 
 
-def open_database(database: DatabaseURL | Database) -> Database:
-    """Return the database that is named by a URL, or the one that was given; nothing is opened.
+def open_database(database: DatabaseURL | Database | DjangoAlias) -> Database:
+    """Return the database that is named, or the one that was given; nothing is opened.
 
     Raises:
       ConfigurationError: If it cannot be used.
     """
     if isinstance(database, Database):
         return _checked(database)
+    if isinstance(database, DjangoAlias):
+        return _checked(database.open())
     url = _text_of(database)
     if url is None:
         plain = database is None or isinstance(database, int)

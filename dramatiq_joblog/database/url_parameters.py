@@ -42,7 +42,7 @@ def options_of(kind: str) -> dict[str, Any]:
     if kind == "mysql":
         # An update counts the rows that it found, as elsewhere: CLIENT.FOUND_ROWS.
         options = _POOL | {"client_flag": 2, "connect_timeout": 5}
-        if "program_name" in _parameters_of_driver(kind):
+        if "program_name" in parameters_of_driver(kind):
             options["program_name"] = APPLICATION
         return options
     # Not application_name: the URL's and that of PGAPPNAME are asked first.
@@ -58,7 +58,7 @@ def check_parameters(kind: str, named: Mapping[str, str]) -> None:
     Raises:
       ConfigurationError: If a parameter is not known, or the pool is too small.
     """
-    of_driver = _parameters_of_driver(kind)
+    of_driver = parameters_of_driver(kind)
     known = {*_POOL, *_OF_PEEWEE[kind], *of_driver}
     for name, value in named.items():
         if name not in known and (kind == "sqlite" or of_driver):
@@ -81,7 +81,7 @@ def has_psycopg3() -> bool:
     return found.psycopg is not None
 
 
-def _parameters_of_driver(kind: str) -> set[str]:
+def parameters_of_driver(kind: str) -> set[str]:
     """Return what a driver takes, or nothing where it does not say."""
     found: Any = peewee
     if kind == "mysql" and getattr(found.mysql, "__name__", "") == "pymysql":

@@ -133,6 +133,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         config.stash[_guards].close()
 
 
+def has_test_databases(request: pytest.FixtureRequest) -> bool:
+    """Return whether pytest-django makes test databases in this run."""
+    return _databases in request.config.stash
+
+
 @contextlib.contextmanager
 def moved_to_test_database(request: pytest.FixtureRequest, database: Database) -> Iterator[bool]:
     """Have *database* be Django's test database, if it is one of Django's.
@@ -154,15 +159,15 @@ def moved_to_test_database(request: pytest.FixtureRequest, database: Database) -
         return
     if not databases.has_moved(alias):
         raise ConfigurationError(
-            f"the log with a model of your own lives in Django's database {alias!r}, and "
-            "pytest-django has made no test database in its place, as no test asks for it: mark "
-            "this test with pytest.mark.django_db"
+            f"the log lives in Django's database {alias!r}, and pytest-django has made no test "
+            "database in its place, as no test asks for it: mark this test with "
+            "pytest.mark.django_db"
         )
     there = databases.address(alias)
     if there.kind == "sqlite" and "mode=memory" in there.name:
         raise ConfigurationError(
-            f"Django's test database {alias!r} is in memory, where the log with a model of your "
-            "own cannot reach it: give it a file, as DATABASES"
+            f"Django's test database {alias!r} is in memory, where the log cannot reach it: "
+            "give it a file, as DATABASES"
             f'["{alias}"]["TEST"] = {{"NAME": BASE_DIR / "test.sqlite3"}} in the settings'
         )
     _close(database)

@@ -19,7 +19,7 @@ from dramatiq_joblog.middleware import JobLogMiddleware
 from dramatiq_joblog.schema.models import Job
 
 from .broker import JobLogBroker, JobLogWorker, is_left
-from .django import moved_to_test_database
+from .django import has_test_databases, moved_to_test_database
 from .guard import refusing, why_not_here
 
 if TYPE_CHECKING:
@@ -46,12 +46,13 @@ def joblog(
     """Return your log, moved to a SQLite file of this test; a new one if your broker has none.
 
     A log with a job model of your own stays on its database, where the tables are that its
-    foreign keys lead to; under pytest-django it is moved to Django's test database.
+    foreign keys lead to; under pytest-django it is moved to Django's test database, as is a log
+    that was made by ``JobLog.from_django()``.
     """
     stack = _middleware_of(joblog_app_broker)
     app_log = next((m.joblog for m in stack if isinstance(m, JobLogMiddleware)), None)
     spool = tmp_path / "spool"
-    if app_log is None or not _has_own_model(app_log):
+    if app_log is None or not (_has_own_model(app_log) or _is_of_django(app_log, request)):
         url = f"sqlite:///{tmp_path / 'joblog.db'}"
         with (
             contextlib.nullcontext(JobLog(url, spool=spool))
@@ -110,6 +111,10 @@ def joblog_worker(joblog: JobLog[Any], joblog_broker: JobLogBroker) -> JobLogWor
     return JobLogWorker(joblog, joblog_broker)
 
 
+def _is_of_django(log: JobLog[Any], request: pytest.FixtureRequest) -> bool:
+    return log.django_alias is not None and has_test_databases(request)
+
+
 def _has_own_model(log: JobLog[Any]) -> bool:
     return bool(log.Job.__module__ != Job.__module__)
 
@@ -126,8 +131,7 @@ def _bound_again(model: Any) -> Iterator[None]:
 
 def _empty(log: JobLog[Any]) -> None:
     """Delete what an earlier test left in the log's tables."""
-    models = (log.Failure, log.Line, log.Lock, log.Worker, log.Total, log.Action, log.Mark, log.Job)
-    for model in models:
+    for model in log.tables:
         model.delete().execute()
 
 

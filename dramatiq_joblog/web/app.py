@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from datetime import timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,7 @@ def dashboard(
     login: tuple[str, str] | None = None,
     metrics_token: str | None = None,
     read_only: bool = False,
+    time_zone: str = "UTC",
     timeout: int = DEFAULT_TIMEOUT,
     title: str = "joblog",
 ) -> Starlette:
@@ -82,6 +84,8 @@ def dashboard(
       metrics_token: Programs that give it as a bearer token may read ``/metrics`` and
         ``/health``, and nothing else.
       read_only: Nobody may run again, dismiss, cancel or unlock, whatever *authorize* says.
+      time_zone: The zone that times are shown in until someone chooses another, as
+        ``"Europe/Berlin"``.
       timeout: Milliseconds that the database may take for one part of a page.
       title: The name of the page.
 
@@ -96,6 +100,8 @@ def dashboard(
             raise ConfigurationError(
                 f"{name}={value!r} must be a whole number of milliseconds, at least 100"
             )
+    if time_zone != "UTC" and zones.zone_of(time_zone) is timezone.utc:
+        raise ConfigurationError(f"time_zone={time_zone!r} is no time zone; as 'Europe/Berlin'")
     site = Site(
         joblog=joblog,
         broker=broker,
@@ -103,6 +109,7 @@ def dashboard(
         every=every,
         job_links=job_links,
         door=door,
+        time_zone=time_zone,
         timeout=timeout,
         title=title,
     )

@@ -74,7 +74,7 @@ class Visit:
         self.query = request.query_params
         self.now = datetime.now(timezone.utc)
         #: The zone that times of the day are shown in.
-        self.zone = zone_of(request.cookies.get(COOKIE))
+        self.zone = zone_of(request.cookies.get(COOKIE) or site.time_zone)
         #: Whether data is asked for, by the path or by the header.
         self.wants_json = self.link.path.endswith(".json") or self.prefers_json
         #: What the page says above all: what is missing, what was done.

@@ -54,6 +54,7 @@ class Site:
     environment: str | None
     every: int
     job_links: Callable[[Any], Any] | None
+    time_zone: str
     timeout: int
     title: str
     version: str = field(default_factory=lambda: importlib.metadata.version("dramatiq-joblog"))

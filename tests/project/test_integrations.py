@@ -167,7 +167,6 @@ def test_django(run_in, eventually):
     write("django")
     port = servers.free_port()
     run("-m", "django", "migrate")
-    run("-c", "from shop.jobs import joblog; joblog.create_tables()")
     here = f"http://127.0.0.1:{port}"
 
     serve = ("django", "runserver", "--noreload", str(port))

@@ -28,11 +28,12 @@ LAYERS = (
     ("__init__", "importing"),
     ("testing", "web"),
     ("cli",),
+    ("django",),
     ("__main__",),
 )
 
 #: What may use all of the host; the rest takes only these from it.
-BROKER_SIDE = {"broker", "joblog", "middleware", "testing"}
+BROKER_SIDE = {"broker", "django", "joblog", "middleware", "testing"}
 HOST_HELPERS = {"dramatiq.errors", "dramatiq.logging", "dramatiq.middleware.MiddlewareError"}
 
 #: peewee's names for the kinds of databases: only the dialects look at these.

@@ -1,0 +1,10 @@
+"""The log at home in Django: its settings, its migrations, its commands, its page and its admin.
+
+``INSTALLED_APPS += ["dramatiq_joblog.django"]``; nothing of it is imported by the rest of the
+package, which does not need Django.
+"""
+
+from .conf import get_joblog
+from .middleware import JobLogMiddleware
+
+__all__ = ["JobLogMiddleware", "get_joblog"]

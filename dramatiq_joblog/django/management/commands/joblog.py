@@ -1,0 +1,55 @@
+"""``manage.py joblog ...``: the whole command line, for the project's log."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from dramatiq_joblog.cli.app import Session
+from dramatiq_joblog.cli.main import program
+from dramatiq_joblog.django.conf import discover_actors, get_joblog
+
+if TYPE_CHECKING:
+    from dramatiq_joblog.joblog import JobLog
+
+
+class Command(BaseCommand):
+    """See what jobs ran, find what broke, run it again."""
+
+    help = "See what jobs ran, find what broke, run it again: manage.py joblog --help."
+    # Each command says what is wrong with the log; some are for when something is.
+    requires_system_checks = ()
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        """Run the command line, and end the process with its exit code."""
+        name = f"{Path(argv[0]).name} {argv[1]}"
+        program.main(argv[2:], prog_name=name, obj=Session(_log, name))
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Take all that follows, for ``call_command("joblog", "list", "state:dead")``."""
+        parser.add_argument("arguments", nargs=argparse.REMAINDER)
+
+    def handle(self, *_: Any, arguments: list[str], **__: Any) -> None:
+        """Run one command.
+
+        Raises:
+          CommandError: If it does not end well.
+        """
+        session = Session(_log, "manage.py joblog")
+        try:
+            program.main([*arguments], "manage.py joblog", obj=session, standalone_mode=False)
+        except click.exceptions.Exit as e:
+            if e.exit_code:
+                raise CommandError(f"it ended with {e.exit_code}", returncode=e.exit_code) from e
+        except click.ClickException as e:
+            raise CommandError(e.message, returncode=e.exit_code) from e
+
+
+def _log() -> JobLog[Any]:
+    """Return the project's log, with its actors: jobs are run again by them."""
+    discover_actors()
+    return get_joblog()

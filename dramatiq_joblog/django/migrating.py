@@ -1,0 +1,76 @@
+"""Django's migrations of the log's tables: each runs the log's own, on Django's connection.
+
+Both keep one table of versions, the log's: ``manage.py migrate`` and ``dramatiq-joblog migrate``
+may come in any order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.db import connections, migrations, router
+
+from dramatiq_joblog.database.borrowed import borrowed
+from dramatiq_joblog.database.checkout import checked_out
+from dramatiq_joblog.schema.migrations import compare, migrate
+
+from .conf import get_joblog
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def migration(*, after: str | None = None, state: Sequence[Any] = ()) -> type[migrations.Migration]:
+    """Return a migration that brings the log's tables to the version of this code.
+
+    Parameters:
+      after: The name of the migration before it.
+      state: What Django is to know of the models from then on.
+    """
+    needs = [] if after is None else [("joblog", after)]
+    steps: list[Any] = [migrations.RunPython(forwards, migrations.RunPython.noop)]
+    if state:
+        steps.append(migrations.SeparateDatabaseAndState(state_operations=[*state]))
+
+    class Migration(migrations.Migration):
+        # The log's own begin their transactions, which those of SQLite must.
+        atomic = False
+        initial = after is None
+        dependencies = needs
+        operations = steps
+
+    return Migration
+
+
+def forwards(_: Any, schema_editor: Any) -> None:
+    """Bring the tables to this version, if they belong to the database of the connection."""
+    bring(schema_editor.connection.alias)
+
+
+def bring_own_columns(using: str, **told: Any) -> None:
+    """After Django's migrations, make the columns that a job model of one's own has got since."""
+    # ``flush`` sends the signal too, after each test.
+    if "plan" in told:
+        bring(using)
+
+
+def bring(alias: str) -> None:
+    """Run the log's migrations on Django's connection, if its database is this one."""
+    log = get_joblog()
+    if alias != log.django_alias or not router.allow_migrate(alias, "joblog"):
+        return
+    connection = connections[alias]
+    connection.ensure_connection()
+    database = borrowed(log.database, connection.connection)
+    with database.bind_ctx([*log.tables], bind_refs=False, bind_backrefs=False):
+        try:
+            with checked_out(database):
+                migrate(log.tables)
+        finally:
+            database.close()
+
+
+def missing(log: Any) -> list[str]:
+    """Return the versions that the tables of a log lack."""
+    with checked_out(log.database):
+        return compare(log.database, log.Job)[0]

@@ -1,0 +1,5 @@
+"""Alerts."""
+
+from dramatiq_joblog.django.migrating import migration
+
+Migration = migration(after="0003_index_names")

@@ -1,0 +1,5 @@
+"""Deployments."""
+
+from dramatiq_joblog.django.migrating import migration
+
+Migration = migration(after="0004_alerts")

@@ -1,0 +1,209 @@
+"""A project of two apps: its own tests, its move from AdminMiddleware, and what serves it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import servers
+
+pytest.importorskip("django_dramatiq")
+
+PROJECT = Path(__file__).parents[1] / "support" / "django_project"
+PACKAGE = Path(__file__).parents[2] / "dramatiq_joblog"
+ENGINES = {"sqlite": "sqlite3", "postgresql": "postgresql", "mysql": "mysql"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a copy of the project, outside of the reach of our own conftest.py."""
+    return shutil.copytree(PROJECT, tmp_path / "shop_project")
+
+
+@pytest.fixture
+def project(folder):
+    """Return a function that runs a Python command in the project, and returns what it prints."""
+
+    def run(*command, code=0, **variables):
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=folder,
+            env=environment(folder) | variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert code == done.returncode, done.stdout + done.stderr
+        return done.stdout + done.stderr if code else done.stdout
+
+    return run
+
+
+def environment(folder):
+    """Return the environment of the project's processes, on the stub broker and a SQLite file."""
+    return os.environ | {
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": str(folder),
+        "SHOP_BROKER": "dramatiq.brokers.stub.StubBroker",
+        "SHOP_DIR": str(folder),
+    }
+
+
+def settings_of(url):
+    """Return what Django's DATABASES has for a URL."""
+    parts = urlsplit(url)
+    engine = ENGINES[parts.scheme.partition("+")[0]]
+    return {
+        "ENGINE": f"django.db.backends.{engine}",
+        "NAME": parts.path.strip("/"),
+        "USER": unquote(parts.username or ""),
+        "PASSWORD": unquote(parts.password or ""),
+        "HOST": parts.hostname or "",
+        "PORT": parts.port or "",
+        "TEST": {},
+    }
+
+
+def run_suite(project, folder, **variables):
+    """Run the project's own tests, which say what they show."""
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--ds=shop.settings")
+    said = project(*command, "suite/shop_suite.py", **variables)
+    assert " passed" in said
+    assert "skipped" not in said
+
+
+def test_the_suite(project, folder):
+    """The project's pytest-django tests pass in Django's test database, with our fixtures."""
+    run_suite(project, folder)
+
+    assert not (folder / "shop.sqlite3").exists()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("server", ["postgres_url", "mysql_url"])
+def test_the_suite_on_a_server(project, folder, request, server):
+    """The same on a server's database."""
+    url = request.getfixturevalue(server)
+    run_suite(project, folder, SHOP_DATABASE=json.dumps(settings_of(url)))
+
+
+def test_the_move_from_admin_middleware(project):
+    """Step by step, as the documents say: beside it, its table copied, and in its place."""
+    project("manage.py", "migrate", SHOP_STEP="before")
+    before = json.loads(project("work.py", SHOP_STEP="before"))
+    assert {"tasks": 3} == before
+
+    project("manage.py", "migrate", SHOP_STEP="both")
+    both = json.loads(project("work.py", SHOP_STEP="both"))
+    assert {"tasks": 6, "jobs": 3, "dead": 1, "of ada": 3} == both
+    copied = project(
+        "manage.py",
+        *("joblog", "import-django-dramatiq", "--user-from", "customer"),
+        SHOP_STEP="both",
+    )
+    assert "3 jobs written: 1 dead, 2 finished" in copied
+
+    after = json.loads(project("work.py"))
+    assert {"tasks": 6, "jobs": 9, "dead": 3, "of ada": 9} == after
+
+
+@pytest.mark.full
+def test_either_way_to_migrate(project):
+    """Django's migrations and the log's own keep one table of versions, in any order."""
+    lacking = project("manage.py", "check", "--database", "default", "--fail-level=WARNING", code=1)
+    assert "0006_searches did not run" in lacking
+    project("manage.py", "joblog", "migrate")
+    project("manage.py", "check", "--database", "default", "--fail-level=WARNING")
+    assert "Applying joblog.0006_searches... OK" in project("manage.py", "migrate")
+
+    project("manage.py", "joblog", "migrate")
+    project("manage.py", "migrate", "--check")
+
+
+def test_each_version_of_the_schema_is_a_migration_of_django():
+    """Who adds a version adds a migration of Django's of the same name."""
+    ours, theirs = (
+        sorted(path.stem for path in (PACKAGE / folder / "migrations").glob("0*.py"))
+        for folder in ("schema", "django")
+    )
+    assert ours == theirs
+
+
+def ask(url, **headers):
+    """Return the status, the headers and the text of an answer; None while nobody answers."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=10)
+    try:
+        connection.request("GET", parts.path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.headers, answer.read().decode()
+    except OSError:
+        return None
+    finally:
+        connection.close()
+
+
+#: Makes a user of the staff, and prints the key of a session.
+SIGN_IN = """
+from django.contrib.auth.models import User
+from django.test import Client
+client = Client()
+client.force_login(User.objects.create_superuser("mira"))
+print(client.cookies["sessionid"].value)
+"""
+
+
+@pytest.mark.full
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(("manage.py", "runserver", "--noreload", "{}"), id="runserver"),
+        pytest.param(("-m", "uvicorn", "shop.asgi:application", "--port={}"), id="asgi"),
+        pytest.param(
+            ("-m", "gunicorn", "shop.wsgi", "--preload", "--threads=4", "--bind=127.0.0.1:{}"),
+            id="gunicorn-preload",
+        ),
+    ],
+)
+def test_what_serves_the_page(project, folder, eventually, command):
+    """The page answers under whatever serves Django, also after a fork, to who has signed in."""
+    module = command[1] if command[0] == "-m" else None
+    if module is not None:
+        pytest.importorskip(module)
+    project("manage.py", "migrate")
+    session = project("manage.py", "shell", "-c", SIGN_IN).split()[-1]
+    port = servers.free_port()
+    here = f"http://127.0.0.1:{port}"
+    with (folder / "server.log").open("wb") as log:
+        process = servers.launch(
+            [sys.executable, *(part.format(port) for part in command)],
+            on_parent_death=signal.SIGTERM,
+            cwd=folder,
+            env=environment(folder) | {"DJANGO_SETTINGS_MODULE": "shop.settings"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        eventually(lambda: ask(f"{here}/joblog/live") is not None, timeout=60)
+        status, headers, _ = ask(f"{here}/joblog/")
+        assert (303, "/admin/login/?next=/joblog/") == (status, headers["location"])
+        assert 301 == ask(f"{here}/joblog")[0]
+        with ThreadPoolExecutor(8) as threads:
+            asked = [f"{here}/joblog/", f"{here}/joblog/jobs", f"{here}/joblog/overview.json"] * 4
+            answers = list(threads.map(lambda u: ask(u, Cookie=f"sessionid={session}"), asked))
+        assert {200} == {status for status, _, _ in answers}
+        assert "mira" in answers[0][2]
+    finally:
+        process.terminate()
+        process.wait(timeout=30)

@@ -1,0 +1,1 @@
+"""The second app: what they buy, and the jobs of it."""
