@@ -106,10 +106,12 @@ class HeldMessages:
         for number in lying.keys() - self._seen.keys():
             consumer, item = lying[number]
             held = self._read(consumer, item)
-            self._seen[number] = _Seen(item, held)
-            if held is not None:
-                self._waiting.setdefault(held.need.key, {})[held.jid] = held
-                self._needs.setdefault(held.need.key, Counter())[held.need] += 1
+            if held is None:
+                self._seen[number] = _Seen(item, None)
+            elif held.jid not in self.of(held.need.key):
+                # A copy of a message that is known is read again once that has left.
+                self._seen[number] = _Seen(item, held)
+                self._add(held)
 
     def look_anew(self) -> None:
         """Read all messages again at the next look: the running code may say other limits."""
@@ -142,21 +144,23 @@ class HeldMessages:
             return None
         return Held(consumer, item, fold_jid(message.message_id), need)
 
+    def _add(self, held: Held) -> None:
+        key = held.need.key
+        self._waiting.setdefault(key, {})[held.jid] = held
+        self._needs.setdefault(key, Counter())[held.need] += 1
+
     def _remove(self, held: Held | None) -> None:
         if held is None:
             return
         key = held.need.key
-        mine, needs = self._waiting.get(key, {}), self._needs[key]
-        if mine.get(held.jid) is held:
-            # A copy of its message may have come meanwhile.
-            del mine[held.jid]
-            if not mine:
-                del self._waiting[key]
-        needs[held.need] -= 1
-        if not needs[held.need]:
+        mine, needs = self._waiting[key], self._needs[key]
+        del mine[held.jid]
+        if not mine:
+            del self._waiting[key], self._needs[key]
+        elif needs[held.need] > 1:
+            needs[held.need] -= 1
+        else:
             del needs[held.need]
-            if not needs:
-                del self._needs[key]
 
 
 def _items_of(queue: Any) -> list[Any]:

@@ -145,18 +145,22 @@ class Rates:
         """Return how many may start now: *most*, if it is more."""
         if need.limit < 1:
             return 0
-        known = self._known(need, head, most)
-        free = 0
+        free, some = 0, _LOOKED_AT
         while free < most:
-            number = head.last + free + 1 - need.limit
-            if number > head.last or self._due(need, head, number, known) > 0:
-                break
-            free += 1
+            # Mostly the first that is not due is among the first few.
+            some = min(some, most - free)
+            known = self._known(need, head, free, some)
+            first = head.last + free + 1 - need.limit
+            for number in range(first, first + some):
+                if number > head.last or self._due(need, head, number, known) > 0:
+                    return free
+                free += 1
+            some *= 4
         return free
 
-    def _known(self, need: Need, head: _Head, count: int) -> dict[int, int]:
-        """Return when the starts were that decide on the next *count*, by their numbers."""
-        first = head.last + 1 - need.limit
+    def _known(self, need: Need, head: _Head, after: int, count: int) -> dict[int, int]:
+        """Return when the starts were that decide on *count* *after* the next so many."""
+        first = head.last + after + 1 - need.limit
         return self._starts_of(
             need.key, head, range(max(1, first), min(head.last, first + count - 1) + 1)
         )
@@ -280,6 +284,8 @@ class Window:
 
 #: The window of a key without a start.
 _LONGEST = 10**15
+#: As many starts are looked at first when many want to begin.
+_LOOKED_AT = 16
 
 
 def _slot_of(number: int, size: int) -> int:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .transitions import Event, Known, Transitions
 
 #: As many of those that wait for a key are looked at, at least.
-_LEAST = 64
+_LEAST = 16
 
 
 class Rated:
