@@ -9,8 +9,9 @@ import click
 from rich.text import Text
 
 from dramatiq_joblog.database.checkout import checked_out
-from dramatiq_joblog.locking.limits import said_of
+from dramatiq_joblog.locking.limits import LIMIT, said_of
 from dramatiq_joblog.locking.locks import fold_key
+from dramatiq_joblog.locking.needs import RATE
 from dramatiq_joblog.states import State
 
 from .app import NOTHING, Refusal, Session, command
@@ -19,11 +20,17 @@ from .style import QUIET, age, aligned, bar, colour, line, mark, number, safe, s
 from .table import Column
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import datetime
 
     from dramatiq_joblog import JobLog
+    from dramatiq_joblog.locking.limits import LimitSet
     from dramatiq_joblog.locking.rates import Used
     from dramatiq_joblog.locking.waiters import Line
+
+
+#: The kind of a key that jobs wait for, beside those of rows.
+WAITING = "waiting"
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,16 @@ class Held:
     row: Any
     holder: Any
     waiters: list[Any]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What there is to know of all keys, or of one."""
+
+    held: list[Held]
+    lines: list[Line]
+    rates: list[Used]
+    limits: list[LimitSet]
 
 
 @command(
@@ -52,25 +69,29 @@ def locks(session: Session, *, key: str | None) -> None:
     used, and the limits that were set.  With KEY only that one, and those that wait for
     it in the order in which they will get it.
     """
-    joblog = session.joblog
-    now = joblog.now()
-    found = held(joblog, key)
+    now = session.joblog.now()
+    known = _look(session.joblog, key)
     if session.json:
-        session.screen.json([_document(h) for h in found])
+        session.screen.json(list(_documents(session.joblog, known)))
+    elif session.screen.live:
+        _show(session, known, key, now)
     else:
-        if found or not session.screen.live:
-            session.screen.table(_columns(now), found)
-        more = session.screen.live and any(
-            [
-                _write_waiters(session, key, now),
-                _write_rates(session, key, now),
-                _write_limits(session, key),
-            ]
-        )
-        if more:
-            return
-    if not found:
+        _write(session, known)
+    if not any((known.held, known.lines, known.rates, known.limits)):
         raise Refusal("no key is held" if key is None else f"nobody holds {key!r}", NOTHING)
+
+
+def _look(joblog: JobLog, key: str | None) -> _Known:
+    key = None if key is None else fold_key(key)
+    with checked_out(joblog.database):
+        lines = joblog.transitions.locks.waiters.lines()
+        rates = joblog.transitions.locks.rates.used(key)
+    return _Known(
+        held(joblog, key),
+        [each for each in lines if key in (None, each.key)],
+        rates,
+        [each for each in joblog.limits if key in (None, each.key)],
+    )
 
 
 def held(joblog: JobLog, key: str | None = None) -> list[Held]:
@@ -83,37 +104,82 @@ def held(joblog: JobLog, key: str | None = None) -> list[Held]:
     return [Held(row, jobs.get(row.owner or ""), waiters[row.key]) for row in rows]
 
 
-def _document(h: Held) -> dict[str, Any]:
-    row: dict[str, Any] = h.row.as_dict()
-    return row | {
-        "holder": None if h.holder is None else {"jid": h.holder.jid, "state": h.holder.state},
-        "waiters": [job.jid for job in h.waiters],
-    }
+def _documents(joblog: JobLog, known: _Known) -> Iterator[dict[str, Any]]:
+    """Yield what programs get: ``kind`` says what each is of its ``key``."""
+    for h in known.held:
+        row: dict[str, Any] = h.row.as_dict()
+        yield row | {
+            "holder": None if h.holder is None else {"jid": h.holder.jid, "state": h.holder.state},
+            "waiters": [job.jid for job in h.waiters],
+        }
+    for each in known.lines:
+        jids = [job.jid for job in joblog.waiters(each.key)]
+        yield {"kind": WAITING, "key": each.key, "since": _iso(each.since), "waiters": jids}
+    for used in known.rates:
+        starts = {"started": used.started, "per": used.per, "last": _iso(used.last)}
+        yield {"kind": RATE, "key": used.key, **starts}
+    for limit in known.limits:
+        yield {"kind": LIMIT, **limit.as_dict()}
+
+
+def _piped(document: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the columns that a pipe gets of a document, of one shape for all kinds."""
+    get = document.get
+    numbers = {RATE: get("started"), LIMIT: get("limit")}
+    return (
+        document["key"],
+        get("owner", get("who")),
+        get("acquired_at") or get("since") or get("last"),
+        get("expires_at", get("until")),
+        get("fence"),
+        numbers.get(document["kind"], len(get("waiters", ()))),
+        get("slot"),
+        document["kind"],
+        get("per"),
+    )
+
+
+def _write(session: Session, known: _Known) -> None:
+    """Write what a pipe gets."""
+    for document in _documents(session.joblog, known):
+        session.screen.fields(_piped(document))
+
+
+def _iso(instant: datetime) -> str:
+    return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _show(session: Session, known: _Known, key: str | None, now: datetime) -> None:
+    if known.held:
+        session.screen.table(_columns(now), known.held)
+    if key is not None:
+        _show_line(session, key, now)
+    else:
+        _show_lines(session, known.lines, now)
+    _show_rates(session, known.rates, now)
+    _show_limits(session, known.limits)
 
 
 def _columns(now: datetime) -> list[Column[Held]]:
     return [
         Column("Key", lambda h: h.row.key, keep=10, least=16),
-        Column("Held by", _holder, lambda h: h.row.owner, keep=9, least=18),
+        Column("Held by", _holder, keep=9, least=18),
         Column(
             "For",
             lambda h: aligned(_milliseconds(h.row.acquired_at, now)),
-            lambda h: h.row.as_dict()["acquired_at"],
             keep=6,
             right=True,
         ),
         Column(
             "Lease left",
             lambda h: _lease(h, now),
-            lambda h: h.row.as_dict()["expires_at"],
             keep=8,
             right=True,
         ),
-        Column("Fence", lambda h: number(h.row.fence), lambda h: h.row.fence, keep=5, right=True),
+        Column("Fence", lambda h: number(h.row.fence), keep=5, right=True),
         Column(
             "Waiting",
             lambda h: number(len(h.waiters)) if h.waiters else "",
-            lambda h: len(h.waiters),
             keep=7,
             right=True,
         ),
@@ -139,21 +205,16 @@ def _milliseconds(instant: datetime, now: datetime) -> int:
     return round((now - instant).total_seconds() * 1000)
 
 
-def _write_limits(session: Session, key: str | None) -> bool:
-    """Write the limits that people have set, and return whether there are any."""
-    limits = [each for each in session.joblog.limits if key in (None, each.key)]
+def _show_limits(session: Session, limits: list[LimitSet]) -> None:
+    """Show the limits that people have set."""
     if limits:
         session.screen.title("Limits that were set")
     for each in limits:
         session.screen.fit(Text(f"{line(each.key)}  {said_of(each)}, by {line(each.who)}"))
-    return bool(limits)
 
 
-def _write_rates(session: Session, key: str | None, now: datetime) -> bool:
-    """Write how much of each rate is used, and return whether there are any."""
-    joblog = session.joblog
-    with checked_out(joblog.database):
-        rates = joblog.transitions.locks.rates.used(None if key is None else fold_key(key))
+def _show_rates(session: Session, rates: list[Used], now: datetime) -> None:
+    """Show how much of each rate is used."""
     if rates:
         session.screen.title("Starts by rates")
         columns: list[Column[Used]] = [
@@ -163,16 +224,10 @@ def _write_rates(session: Session, key: str | None, now: datetime) -> bool:
             Column("The last", lambda used: f"{age(used.last, now)} ago", keep=8, right=True),
         ]
         session.screen.table(columns, rates)
-    return bool(rates)
 
 
-def _write_waiters(session: Session, key: str | None, now: datetime) -> bool:
-    """Write who waits: for one key each job, else each key; return whether anybody does."""
-    if key is not None:
-        return _write_line(session, key, now)
-    joblog = session.joblog
-    with checked_out(joblog.database):
-        lines = joblog.transitions.locks.waiters.lines()
+def _show_lines(session: Session, lines: list[Line], now: datetime) -> None:
+    """Show the keys that jobs wait for."""
     if lines:
         session.screen.title("Waiting")
         columns: list[Column[Line]] = [
@@ -181,10 +236,10 @@ def _write_waiters(session: Session, key: str | None, now: datetime) -> bool:
             Column("The first for", lambda waiting: age(waiting.since, now), keep=8, right=True),
         ]
         session.screen.table(columns, lines)
-    return bool(lines)
 
 
-def _write_line(session: Session, key: str, now: datetime) -> bool:
+def _show_line(session: Session, key: str, now: datetime) -> None:
+    """Show the jobs that wait for one key."""
     waiters = list(session.joblog.waiters(key))
     if waiters:
         session.screen.title("Waiting, in order")
@@ -197,4 +252,3 @@ def _write_line(session: Session, key: str, now: datetime) -> bool:
                 f"{line(kind(job))}  for {age(job.waiting_since, now)}",
             )
         )
-    return bool(waiters)

@@ -99,6 +99,10 @@ class Screen:
             text = _dump(document)
         self.raw(text)
 
+    def fields(self, values: Iterable[Any]) -> None:
+        """Write values as one tab-separated line, as programs get them."""
+        self.raw("\t".join(map(_field, values)))
+
     def raw(self, text: str) -> None:
         """Write a line as it is."""
         self.console.file.write(text + "\n")
@@ -178,8 +182,11 @@ def _text(shown: Text | str) -> Text:
 
 def _plain(column: Column[Any], row: Any) -> str:
     value = column.show(row) if column.value is None else column.value(row)
-    text = value.plain if isinstance(value, Text) else value
-    return "-" if text is None or text == "" else line(text)
+    return _field(value.plain if isinstance(value, Text) else value)
+
+
+def _field(value: Any) -> str:
+    return "-" if value is None or value == "" else line(value)
 
 
 def _dump(document: Any) -> str:

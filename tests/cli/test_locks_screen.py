@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -33,6 +34,38 @@ def test_who_waits_and_what_is_used(joblog, job_factory, terminal, database_url)
     assert "  3  " in shown
     assert "job-2" in shown
     assert "erp" not in shown
+
+
+def test_programs_get_all_of_it(joblog, job_factory, ask):
+    """In a pipe and as JSON there are the held keys, the waiters, the rates and the set limits."""
+    for n in range(2):
+        put_in_line(job_factory, f"job-{n}", "erp")
+    joblog.set_limit("shopify:7", 2, who="ada")
+    with joblog.database.connection_context(), joblog.database.atomic():
+        rate = Need(RATE, "shopify:7", 40, "wait", None, "dead", 60_000)
+        joblog.transitions.locks.rates.take(rate, 3)
+
+    with joblog.lock("mine") as lease:
+        found = json.loads(ask("locks", "--json").stdout)
+        piped = ask("locks").stdout.splitlines()
+    held, waiting, used, limit = found
+    assert ("section", "mine", lease.fence, []) == tuple(
+        held[name] for name in ("kind", "key", "fence", "waiters")
+    )
+    assert ("waiting", "erp", ["job-0", "job-1"]) == tuple(
+        waiting[name] for name in ("kind", "key", "waiters")
+    )
+    assert ("rate", "shopify:7", 3, 60_000) == tuple(
+        used[name] for name in ("kind", "key", "started", "per")
+    )
+    assert ("limit", "shopify:7", 2, "ada") == tuple(
+        limit[name] for name in ("kind", "key", "limit", "who")
+    )
+    rows = [row.split("\t") for row in piped]
+    assert ["section", "waiting", "rate", "limit"] == [row[7] for row in rows]
+    assert ["0", "2", "3", "2"] == [row[5] for row in rows]
+    only = json.loads(ask("locks", "erp", "--json").stdout)
+    assert [("waiting", "erp")] == [(each["kind"], each["key"]) for each in only]
 
 
 def test_nothing_to_show(joblog, terminal, database_url):
