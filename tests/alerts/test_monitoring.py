@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 
 import pytest
 from starlette.testclient import TestClient
@@ -86,3 +88,53 @@ def test_the_dashboard_is_read():
         places |= cells
         assert at["x"] + at["w"] <= 24
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+@pytest.fixture
+def promtool(tmp_path):
+    """Return a function that has Prometheus' own tool check a text, and returns what it says."""
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("no promtool: apt install prometheus")
+
+    def check(what, text):
+        path = tmp_path / "checked"
+        path.write_text(text)
+        # It reads figures from its input alone, and rules from files alone.
+        files = [path] if what == "rules" else []
+        done = subprocess.run(
+            [program, "check", what, *files],
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        said = done.stdout + done.stderr
+        assert 0 == done.returncode, said
+        return said
+
+    return check
+
+
+def test_prometheus_reads_the_rules(promtool):
+    """Prometheus' own tool finds nothing wrong with the rules."""
+    assert "SUCCESS" in promtool("rules", monitoring("prometheus.yml"))
+
+
+def test_prometheus_reads_the_figures(promtool, joblog, job_factory):
+    """Prometheus' own tool finds nothing wrong with the names and the help of the figures."""
+    job_factory(job_type="import", duration=100, queue_time=5)
+    with TestClient(dashboard(joblog, authorize=lambda request: "all")) as client:
+        text = client.get("/metrics").text
+    promtool("metrics", text)
+
+
+def test_prometheus_reads_the_dashboard(promtool):
+    """Prometheus' own tool parses each expression of the dashboard, as that of a rule."""
+    asked = [
+        expression.replace("$__rate_interval", "5m").replace("$__range", "1h")
+        for expression in expressions("grafana.json")
+    ]
+    rules = [{"record": f"joblog:{n}", "expr": each} for n, each in enumerate(asked)]
+    # JSON is YAML.
+    promtool("rules", json.dumps({"groups": [{"name": "board", "rules": rules}]}))

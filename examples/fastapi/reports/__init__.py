@@ -1,0 +1,1 @@
+"""Reports on order: an example of an async application with a job log."""
