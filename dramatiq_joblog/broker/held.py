@@ -114,7 +114,7 @@ class HeldMessages:
                 self._add(held)
 
     def look_anew(self) -> None:
-        """Read all messages again at the next look: the running code may say other limits."""
+        """Read all messages again at the next look: their actors may say other limits by then."""
         self._is_stale = True
 
     def take_out(self, some: Sequence[Held]) -> list[Held]:

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 TICK = 50
 #: Milliseconds between two looks at what waits here.
 SCAN_EVERY = 200
-#: Milliseconds after which each message is read anew: its actor may say another limit by now.
-READ_EVERY = 30_000
 #: A look takes at most this part of a core: the pause after it is so many times as long.
 REST = 20
 #: Milliseconds until a broker that did not take a message is tried again.
@@ -79,7 +77,7 @@ class Waker(threading.Thread):
         self._stopped = False
         #: What waits here.
         self._held = HeldMessages(broker)
-        self._scan_due = self._read_due = self._attend_due = self._try_due = 0.0
+        self._scan_due = self._attend_due = self._try_due = 0.0
         #: What callables have said for the limits of keys.
         self._heard: dict[str, int] = {}
         #: When the rate of a key is looked at again; monotonic, in seconds.
@@ -181,9 +179,7 @@ class Waker(threading.Thread):
             # Their starts say what becomes of them.
             self._put_forward([held[jid] for jid in settled])
         self._attend_due = now + ATTEND_EVERY / 1000
-        if now >= self._read_due:
-            self._read_due = now + READ_EVERY / 1000
-            self._held.look_anew()
+        self._held.look_anew()
 
     def _wake(self, connection: Connection) -> None:
         """Put those forward that may come in now."""
