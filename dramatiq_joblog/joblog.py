@@ -52,7 +52,7 @@ from .locking.by_hand import HeldByHand
 from .locking.leases import Claim
 from .locking.limits import check_limit_set, said_of
 from .locking.locks import fold_key
-from .locking.needs import DEFAULT_TTL, SECTION
+from .locking.needs import DEFAULT_TTL, SECTION, check_by_hand
 from .locking.turn import Turn
 from .payload.encryption import Seal
 from .payload.redaction import Redactor
@@ -343,11 +343,13 @@ class JobLog(Cancelling[J], Generic[J]):
 
         Raises:
           LockNotAcquired: If another holds it, for all that time.
-          ConfigurationError: Inside a transaction of the same database: nobody else could see
-            what was done under the lock before it is free again.  With *wait*, and not by
-            ``async with``, inside a running event loop.
+          ConfigurationError: If a value makes no sense.  On entering the block, inside a
+            transaction of the same database: nobody else could see what was done under the lock
+            before it is free again; and with *wait*, and not by ``async with``, inside a running
+            event loop.
           DatabaseAwayError: If the database is unavailable.
         """
+        check_by_hand(key, limit=limit, ttl=ttl, wait=wait)
         locks = self.transitions.locks
 
         def claim(token: str) -> Claim:

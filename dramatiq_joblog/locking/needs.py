@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import string
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.payload.parameters import parameters_of
+from dramatiq_joblog.payload.values import MAX_INT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +23,9 @@ DEFAULT_TTL = 60_000
 #: Milliseconds that a uniqueness lasts at most, so that a message that vanished does not hold
 #: up others for ever.
 DEFAULT_UNIQUE_TTL = 24 * 3600 * 1000
+#: Milliseconds that anything here may last at most, a hundred years: what is longer is no number
+#: of milliseconds, and the end of it no date that databases and readers know.
+LONGEST = 100 * 366 * 24 * 3600 * 1000
 
 OnConflict: TypeAlias = Literal["skip", "wait", "retry", "fail"]
 OnTimeout: TypeAlias = Literal["dead", "skip", "retry"]
@@ -70,7 +75,7 @@ class Exclusive:
 
     def __post_init__(self) -> None:
         _check_common(self)
-        _check_positive("ttl", self.ttl, 100)
+        _check_whole("ttl", self.ttl, 100, LONGEST)
         _check_one_of("hold", self.hold, get_args(Hold))
 
 
@@ -109,7 +114,7 @@ class Rate:
 
     def __post_init__(self) -> None:
         _check_common(self)
-        _check_positive("per", self.per, 1)
+        _check_whole("per", self.per, 1, LONGEST)
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ class Unique:
         if self.until is not None:
             _check_one_of("until", self.until, get_args(Until))
         _check_one_of("keep", self.keep, get_args(Keep))
-        _check_positive("ttl", self.ttl, 100)
+        _check_whole("ttl", self.ttl, 100, LONGEST)
 
 
 Entry: TypeAlias = Exclusive | Rate
@@ -303,15 +308,16 @@ def limit_asker(limit: Any, function: Any, where: str) -> Callable[..., int]:
             named = _named(parameters.signature, args, kwargs)
             given = named if takes_all else {n: named[n] for n in names if n in named}
             said = limit(**given)
+            number = _whole(said, 0, MAX_INT)
         except Exception as e:
             raise ConfigurationError(
                 f"{where}: its limit could not be asked: {type(e).__name__}: {e}"
             ) from e
-        if not _is_whole(said, 0):
+        if number is None:
             raise ConfigurationError(
-                f"{where}: its limit is {said!r}, and must be a whole number of at least 0"
+                f"{where}: its limit is {said!r}, and must be a whole number of at least 0 and at "
+                f"most {MAX_INT}"
             )
-        number: int = said
         return number
 
     return ask
@@ -339,11 +345,25 @@ def _text_of_key(key: Any) -> str:
 def _check_common(entry: Entry) -> None:
     _check_key(entry.key)
     if not callable(entry.limit):
-        _check_positive("limit", entry.limit, 1)
+        _check_whole("limit", entry.limit, 1, MAX_INT)
     _check_one_of("on_conflict", entry.on_conflict, get_args(OnConflict))
     _check_one_of("on_timeout", entry.on_timeout, get_args(OnTimeout))
     if entry.wait_for is not None:
-        _check_positive("wait_for", entry.wait_for, 0)
+        _check_whole("wait_for", entry.wait_for, 0, LONGEST)
+
+
+def check_by_hand(key: Any, *, limit: Any, ttl: Any, wait: Any) -> None:
+    """Refuse what no lock by hand can be.
+
+    Raises:
+      ConfigurationError: If a value makes no sense.
+    """
+    if not isinstance(key, str) or not key:
+        raise ConfigurationError(f"the key {key!r} is none: a text that is not empty is needed")
+    _check_whole("limit", limit, 1, MAX_INT)
+    _check_whole("ttl", ttl, 100, LONGEST)
+    if wait is not None:
+        _check_whole("wait", wait, 0, LONGEST)
 
 
 def _check_key(key: Any) -> None:
@@ -358,10 +378,16 @@ def _check_one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
         raise ConfigurationError(f"{name}={value!r} is not known; use one of {known}")
 
 
-def _check_positive(name: str, value: Any, least: int) -> None:
-    if not _is_whole(value, least):
-        raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}")
+def _check_whole(name: str, value: Any, least: int, most: int) -> None:
+    if _whole(value, least, most) is None or type(value) is not int:
+        raise ConfigurationError(
+            f"{name}={value!r} must be a whole number of at least {least} and at most {most}"
+        )
 
 
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _whole(value: Any, least: int, most: int) -> int | None:
+    """Return a whole number of any library's as ours; None if it is none, or out of bounds."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        return None
+    number = operator.index(value)
+    return number if least <= number <= most else None

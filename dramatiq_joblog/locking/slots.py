@@ -82,10 +82,10 @@ class Slots:
         rows = list(lock.select(lock, self.is_live().alias("live")).where(*mine))
         own = [row.slot for row in rows if row.owner == claim.owner and not claim.by_hand]
         taken = {row.slot for row in rows if row.live}
-        free = [slot for slot in range(claim.limit) if slot not in taken]
-        if len(taken) >= claim.limit:
-            # Held with a higher limit, perhaps.
-            free = []
+        # Those that are held with a higher limit count too.
+        limit = claim.limit if len(taken) < claim.limit else 0
+        # The limit may be a million, and the first that is free is mostly the one.
+        free = (slot for slot in range(limit) if slot not in taken)
         for slot in own or free:
             if self._upsert([claim], slot, fence):
                 lock.update(last_fence=fence).where(*mine, lock.slot == 0).execute()

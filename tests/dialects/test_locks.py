@@ -79,10 +79,14 @@ def test_keys_that_cannot_be_made(key, text):
         (Exclusive, {"on_conflict": "block"}, "on_conflict='block' is not known"),
         (Exclusive, {"on_timeout": "run"}, "on_timeout='run' is not known"),
         (Exclusive, {"limit": 0}, "limit=0 must be a whole number of at least 1"),
+        (Exclusive, {"limit": 2**31}, "limit=2147483648 must be"),
         (Exclusive, {"ttl": 1.5}, "ttl=1.5 must be a whole number"),
+        (Exclusive, {"ttl": 10**20}, "and at most"),
+        (Exclusive, {"wait_for": 10**20}, "and at most"),
         (Exclusive, {"wait_for": -1}, "wait_for=-1 must be"),
         (Unique, {"until": "dead"}, "until='dead' is not known"),
         (Unique, {"ttl": True}, "ttl=True must be"),
+        (Unique, {"ttl": 10**20}, "and at most"),
     ],
 )
 def test_values_that_make_no_sense(kind, values, text):

@@ -181,3 +181,31 @@ def test_entered_twice(joblog):
         pass
     with lock:
         pass
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "text"),
+    [
+        ("", {}, "the key '' is none"),
+        (None, {}, "the key None is none"),
+        ("key", {"limit": 0}, "limit=0 must be a whole number of at least 1"),
+        ("key", {"limit": True}, "limit=True must be"),
+        ("key", {"ttl": 0}, "ttl=0 must be"),
+        ("key", {"ttl": 10**20}, "and at most"),
+        ("key", {"wait": -1}, "wait=-1 must be"),
+        ("key", {"wait": 1.5}, "wait=1.5 must be"),
+    ],
+)
+def test_values_that_make_no_sense(joblog, key, values, text):
+    """A lock by hand that could never be is refused when it is asked for, with the value."""
+    with pytest.raises(ConfigurationError) as refused:
+        joblog.lock(key, **values)
+    assert text in str(refused.value)
+
+
+def test_a_limit_of_a_billion(joblog):
+    """How high a limit is makes no difference to what a slot costs."""
+    began = time.monotonic()
+    with joblog.lock("key", limit=10**9), joblog.lock("key", limit=10**9):
+        assert [0, 1] == [row.slot for row in joblog.locks.order_by(joblog.Lock.slot)]
+    assert time.monotonic() - began < 10

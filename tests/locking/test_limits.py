@@ -140,6 +140,7 @@ def test_asked_at_each_try(joblog, broker, worker, eventually):
         (lambda: True, "its limit is True, and must be"),
         (lambda: -1, "its limit is -1, and must be"),
         (lambda: 1.0, "its limit is 1.0, and must be"),
+        (lambda: 2**31, "its limit is 2147483648, and must be"),
     ],
 )
 @pytest.mark.parametrize("kind", ["section", "rate"])
@@ -160,6 +161,21 @@ def test_a_limit_that_is_none(joblog, broker, worker, eventually, limit, text, k
     assert text in job.error_message
     assert ("ConfigurationError", 2) == (job.error_type, job.attempt)
     assert [] == ran
+
+
+class Number:
+    """A whole number of another library, as numpy's are."""
+
+    def __index__(self):
+        return 2
+
+
+def test_a_limit_of_another_librarys_numbers(joblog, broker, worker, eventually):
+    """A callable may say a whole number of any kind."""
+    actor = dramatiq.actor(lambda: None, actor_name="work", exclusive=Exclusive("key", Number))
+    with worker(broker):
+        message = actor.send()
+        eventually(lambda: joblog.get(message.message_id).state == "finished")
 
 
 @pytest.mark.parametrize(

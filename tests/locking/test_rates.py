@@ -281,6 +281,8 @@ def test_a_cancelled_waiter(joblog, broker, worker, eventually):
     [
         ({"per": 0}, "per=0 must be a whole number of at least 1"),
         ({"per": 1.5}, "per=1.5 must be"),
+        ({"per": 10**20}, "and at most"),
+        ({"limit": 2**31}, "and at most"),
         ({"limit": -1}, "limit=-1 must be a whole number of at least 1"),
         ({"on_conflict": "drop"}, "on_conflict='drop' is not known"),
         ({"on_timeout": "drop"}, "on_timeout='drop' is not known"),
