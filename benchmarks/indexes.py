@@ -28,7 +28,7 @@ import filling  # noqa: E402
 import servers  # noqa: E402
 
 from dramatiq_joblog import JobLog  # noqa: E402
-from dramatiq_joblog.recording.transitions import Event  # noqa: E402
+from dramatiq_joblog.recording.events import Ended, Started  # noqa: E402
 
 #: Jobs that begin, and end, in one transaction.
 BATCH = 8
@@ -107,21 +107,21 @@ class Measured:
         return Price(*((b - a) / number for a, b in zip(before, after, strict=True)))
 
     def _batches(self, number: int):
-        ending: list[Event] = []
+        ending: list[Ended] = []
         jobs = [next(self._jobs) for _ in range(number)]
         for first in range(0, number, BATCH):
             some = jobs[first : first + BATCH]
-            starts = [self._event("start", job, BEGUN, "started", "started_at") for job in some]
+            starts = [self._event(Started, job, BEGUN, "started", "started_at") for job in some]
             yield starts + ending
             ending = [
-                self._event("end", job, BEGUN + ENDED, "finished", "finished_at") for job in some
+                self._event(Ended, job, BEGUN + ENDED, "finished", "finished_at") for job in some
             ]
         yield ending
 
     @staticmethod
-    def _event(kind: str, job: dict, columns: tuple[str, ...], state: str, at: str) -> Event:
+    def _event(kind, job: dict, columns: tuple[str, ...], state: str, at: str):
         row = {column: job[column] for column in columns}
-        return Event(kind, row | {"state": state, "updated_at": job[at]})
+        return kind(row | {"state": state, "updated_at": job[at]})
 
     def _spent(self) -> tuple[float, float, float]:
         times = self._process.cpu_times()

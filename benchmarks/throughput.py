@@ -33,7 +33,7 @@ sys.path.insert(0, str(HERE.parent / "tests" / "support"))
 import servers  # noqa: E402
 
 from dramatiq_joblog import JobLog  # noqa: E402
-from dramatiq_joblog.recording.transitions import Event  # noqa: E402
+from dramatiq_joblog.recording.events import Enqueued  # noqa: E402
 
 #: Seconds that a run may take.
 DEADLINE = 300
@@ -109,9 +109,7 @@ def create(log: str, database: str, messages: list[dramatiq.Message], *, enqueue
             at = message.message_timestamp
             times = {"enqueued_at": at, "created_at": at, "updated_at": at}
             about = {"jid": message.message_id, "actor": "work", "queue": "default"}
-            joblog.writer.put(
-                Event("enqueue", {**about, **times, "state": "enqueued", "attempt": 1})
-            )
+            joblog.writer.put(Enqueued({**about, **times, "state": "enqueued", "attempt": 1}))
     joblog.close()
 
 

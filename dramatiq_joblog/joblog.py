@@ -263,7 +263,6 @@ class JobLog(Cancelling[J], Generic[J]):
         )
         self._watcher = Watcher(self.tables)
         self._aside = Aside(self.database)
-        locks.renew_within = lambda within: self.writer.at_least_every(within, locks.renew)
 
     @classmethod
     def from_django(
@@ -1186,7 +1185,7 @@ class JobLog(Cancelling[J], Generic[J]):
             after = limits.get(stored)
             detail = f"{said_of(after)} (before: {said_of(before)})"
             self.record("limit", who=who or "", key=stored, detail=detail)
-        self.transitions.locks.freed({stored})
+        self.transitions.locks.freed.note({stored})
 
     # Running jobs again
 
@@ -1409,7 +1408,7 @@ class JobLog(Cancelling[J], Generic[J]):
         if start is None:
             return
         start.drop()
-        committed = self.writer.put(start, awaited=True)
+        committed = self.writer.put(start.event, awaited=True)
         if self._may_wait():
             committed.wait()
 

@@ -58,11 +58,12 @@ from .errors import (
 )
 from .payload.sanitize import text_of
 from .recording.current import LiveRun, running
+from .recording.events import Ended, Enqueued, Started
 from .recording.heartbeat import DEFAULT_HEARTBEAT, DEFAULT_HEARTBEAT_TIMEOUT
 from .recording.log_handler import capture
 from .recording.log_lines import check_level
 from .recording.progress import Reports
-from .recording.transitions import Event, freed_by
+from .recording.transitions import freed_by
 from .states import State
 
 if TYPE_CHECKING:
@@ -73,7 +74,9 @@ if TYPE_CHECKING:
     from .broker.labels import StartWritten
     from .broker.messages import AnyMessage
     from .broker.plan import Plan
+    from .broker.verdict import Run
     from .joblog import JobLog
+    from .locking.leases import Held
     from .recording.writer import Receipt
 
 #: Milliseconds until a job comes back whose section was lost before it began.
@@ -246,7 +249,7 @@ class JobLogMiddleware(Middleware):
             row |= {"state": State.DELAYED.value, "eta": eta_of(message)}
         else:
             row["state"] = State.ENQUEUED.value
-        self.joblog.writer.put(Event("enqueue", row, unique=message.options.get(UNIQUE)))
+        self.joblog.writer.put(Enqueued(row, unique=message.options.get(UNIQUE)))
 
     # Running
 
@@ -301,8 +304,7 @@ class JobLogMiddleware(Middleware):
         row["state"] = State.STARTED.value
         row["started_at"] = instant
         row["queue_time"] = _passed(row["enqueued_at"], instant)
-        start = Event(
-            "start",
+        start = Started(
             row.copy(),
             max_interruptions=plan.max_interruptions,
             redelivered=bool(getattr(message, "redelivered", False)),
@@ -313,14 +315,10 @@ class JobLogMiddleware(Middleware):
         )
         unguarded = start.section is None and start.unique is None
         if plan.starts_soon and unguarded and not start.redelivered:
-            run.start = start
-            self.joblog.writer.put_soon(start)
-        elif not self._is_let_in(start):
-            self._refusals.refuse(broker, message, run, start)
-        elif start.lease is not None and start.lease.lost:
-            # The commit, or the news of it, took longer than the lease: another may be inside.
-            self._refusals.put_back(broker, message, _AT_ONCE)
-            raise SkipMessage("it comes back: its section was lost before it began")
+            run.start = self.joblog.writer.put_soon(start)
+            lease = None
+        else:
+            lease = self._let_in(broker, message, run, start)
         self._runs.open(run)
         if plan.lines_level is not None:
             # A job before this one may have set up logging anew.
@@ -331,7 +329,7 @@ class JobLogMiddleware(Middleware):
             row.get("root_jid") or run.message_id,
             row,
             run.redactor,
-            lease=start.lease,
+            lease=lease,
             lines_level=plan.lines_level,
             start=run.start,
         )
@@ -339,13 +337,22 @@ class JobLogMiddleware(Middleware):
         running.set(live)
         run.began = time.monotonic()
 
-    def _is_let_in(self, start: Event) -> bool:
-        """Commit a start, and return whether its run may go on."""
+    def _let_in(
+        self, broker: Broker, message: MessageProxy, run: Run, start: Started
+    ) -> Held | None:
+        """Commit a start, and return what its run holds, or turn its message away."""
         if self._waker is not None:
             for need in start.needs:
                 if need.is_asked:
                     self._waker.heard(need)
-        return self.joblog.writer.write(start)
+        answer = self.joblog.writer.write(start)
+        if not answer.granted:
+            self._refusals.refuse(broker, message, run, answer, needs_key=start.is_begin)
+        elif answer.lease is not None and answer.lease.lost:
+            # The commit, or the news of it, took longer than the lease: another may be inside.
+            self._refusals.put_back(broker, message, _AT_ONCE)
+            raise SkipMessage("it comes back: its section was lost before it began")
+        return answer.lease
 
     def after_process_message(
         self,
@@ -400,7 +407,6 @@ class JobLogMiddleware(Middleware):
         self._runs.close(run)
         if run.start is not None:
             run.start.drop()
-            event.start = run.start
         if live is not None:
             self._reports.end(live)
         running.set(None)
@@ -418,7 +424,7 @@ class JobLogMiddleware(Middleware):
         # An error holds on to all that its frames hold on to.
         run.exception = run.skipped_error = None
 
-    def _hand_over(self, event: Event) -> Receipt:
+    def _hand_over(self, event: Ended) -> Receipt:
         """Hand over the end of a run whose acknowledgement sees to it that it is written."""
         if self._waker is not None and self._waker.waits_for(freed_by(event)):
             # Not with what comes next, but now: the next job may come in.
@@ -447,7 +453,7 @@ class JobLogMiddleware(Middleware):
             capture.enter()
             self._waker = Waker(self.joblog, broker)
             self._waker.start()
-            self.joblog.worker_process.on_freed(self._waker.look)
+            self.joblog.transitions.locks.freed.listen(self._waker.look)
 
     def after_worker_thread_boot(self, broker: Broker, thread: Any) -> None:
         """Note what is enqueued on a worker's thread; this is it."""
@@ -467,7 +473,7 @@ class JobLogMiddleware(Middleware):
     def before_worker_shutdown(self, broker: Broker, worker: Any) -> None:
         """Write what was handed over."""
         if self._waker is not None and self._workers.are_only(worker):
-            self.joblog.worker_process.off_freed(self._waker.look)
+            self.joblog.transitions.locks.freed.ignore(self._waker.look)
             self._waker.stop()
             self._waker = None
         self.joblog.writer.flush()

@@ -16,13 +16,14 @@ from dramatiq.logging import get_logger
 
 from dramatiq_joblog.database.limited_log import LimitedLog
 from dramatiq_joblog.errors import ConfigurationError, DatabaseAwayError
+from dramatiq_joblog.recording.events import GRANTED, Ended
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import DeadReason, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dramatiq_joblog.recording.transitions import Event
+    from dramatiq_joblog.recording.events import Answer, Answers, Event
 
 #: As many dead jobs wait for a function that is slow; what comes then is logged alone.
 MOST = 10_000
@@ -75,9 +76,10 @@ class DeadCaller:
         self._thread: threading.Thread | None = None
         self._closing = False
 
-    def written(self, events: Sequence[Event]) -> None:
+    def written(self, events: Sequence[Event], answers: Answers) -> None:
         """Take what was committed; on the writer's thread, which does not wait."""
-        deaths = [death for event in events if (death := _death_of(event)) is not None]
+        of_each = (_death_of(event, answers.get(event.jid, GRANTED)) for event in events)
+        deaths = [death for death in of_each if death is not None]
         if not deaths:
             return
         if self._pid != os.getpid():
@@ -146,11 +148,11 @@ class DeadCaller:
         return None
 
 
-def _death_of(event: Event) -> Death | None:
+def _death_of(event: Event, answer: Answer) -> Death | None:
     row = event.row
-    ended = event.kind == "end" and row["state"] == State.DEAD
+    ended = isinstance(event, Ended) and row["state"] == State.DEAD
     # Or a run that was not let in: its job may have died of that, or was dead before.
-    if ended or (event.found == State.DEAD and not event.granted):
+    if ended or (not answer.granted and answer.found == State.DEAD):
         return Death(event.jid, row.get("token"), row.get("updated_at"))
     return None
 

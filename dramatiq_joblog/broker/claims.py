@@ -20,7 +20,8 @@ from dramatiq_joblog.errors import (
 from dramatiq_joblog.locking.leases import Claim
 from dramatiq_joblog.locking.locks import UNIQUE as UNIQUE_KIND
 from dramatiq_joblog.payload.sanitize import fold_jid
-from dramatiq_joblog.recording.newest import SENDING, keeps_newest
+from dramatiq_joblog.recording.events import keeps_newest
+from dramatiq_joblog.recording.newest import SENDING
 
 from .messages import DUPLICATE, UNIQUE
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dramatiq.broker import MessageProxy
 
     from dramatiq_joblog.locking.admission import Refusal
-    from dramatiq_joblog.recording.transitions import Event
+    from dramatiq_joblog.recording.events import Answer
 
     from .runs import Runs
     from .verdict import Run
@@ -56,38 +56,54 @@ class Refusals:
         message.fail()
         raise SkipMessage(str(error))
 
-    def refuse(self, broker: Broker, message: MessageProxy, run: Run, start: Event) -> None:
-        """Skip, reject, put back or fail a message that may not run now."""
-        refusal = start.refusal
+    def refuse(
+        self,
+        broker: Broker,
+        message: MessageProxy,
+        run: Run,
+        answer: Answer,
+        *,
+        needs_key: bool,
+    ) -> None:
+        """Skip, reject, put back or fail a message that may not run now.
+
+        Parameters:
+          broker: The message's broker.
+          message: The message.
+          run: Its run, which does not begin.
+          answer: How its start was answered.
+          needs_key: Whether it needs a key.
+        """
+        refusal = answer.refusal
         taken = None if refusal is None else str(refusal)
-        if refusal is not None and start.found is None:
+        if refusal is not None and answer.found is None:
             # The run fails like any other.
             raise SectionTakenError(refusal.need.key, refusal.why)
         run.refused = True
-        delay = start.delay
-        if delay is None and start.is_begin and start.found is None:
+        delay = answer.delay
+        if delay is None and needs_key and answer.found is None:
             # Nobody knows whether its section is free: it never runs unguarded.
             delay = AWAY_DELAY
         if delay is not None:
             self.put_back(broker, message, delay, refusal)
             raise SkipMessage(taken or "it comes back: its section is not free for certain")
-        if start.gave_way:
+        if answer.gave_way:
             # As of any other duplicate: the newer one does its work.
             count_as_done(broker, message)
         if taken is None:
             _logger.info(
                 "Job %s is %s already: this copy of its message is not run.",
                 message.message_id,
-                start.found,
+                answer.found,
             )
             keep_its_result(message)
-        if start.found == State.DEAD:
+        if answer.found == State.DEAD:
             # If its rejection was lost with its worker, to the dead letters with it.
             message.fail()
         if self._outcome_log and taken:
-            row = {**start.row, "state": start.found, "skip_reason": taken}
+            row = {**run.row, "state": answer.found, "skip_reason": taken}
             tell(row, self._user_column)
-        raise SkipMessage(taken or f"the job log knows this job as {start.found} already")
+        raise SkipMessage(taken or f"the job log knows this job as {answer.found} already")
 
     def put_back(
         self, broker: Broker, message: MessageProxy, delay: int, refusal: Refusal | None = None

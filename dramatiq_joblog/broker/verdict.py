@@ -23,7 +23,8 @@ from dramatiq_joblog.payload.sanitize import (
     message_of,
 )
 from dramatiq_joblog.recording.current import progress_of
-from dramatiq_joblog.recording.transitions import Event, kept_run
+from dramatiq_joblog.recording.events import Ended
+from dramatiq_joblog.recording.transitions import kept_run
 from dramatiq_joblog.states import DeadReason, Outcome, State
 
 from .messages import DELAY_SUFFIX, SECTION, UNIQUE, actor_of, attempt_of, eta_of, now, throws
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from dramatiq_joblog.payload.redaction import Redactor
     from dramatiq_joblog.recording.current import LiveRun
     from dramatiq_joblog.recording.log_lines import Batch
+    from dramatiq_joblog.recording.writer import LateStart
 
     from .deliveries import Delivery
     from .messages import AnyMessage
@@ -75,7 +77,7 @@ class Run:
     refused: bool = False
     ended: bool = False
     #: The run's start, if it is written only if the run lasts.
-    start: Event | None = None
+    start: LateStart | None = None
 
     def note_end(self, exception: BaseException | None) -> None:
         """Note how the body ended; it may be noted twice."""
@@ -134,7 +136,7 @@ def verdict(
     live: LiveRun | None,
     *,
     rejected: bool,
-) -> Event:
+) -> Ended:
     """Decide how a run ended, from what its hooks noted and from what becomes of its message."""
     instant = now()
     row = run.row | {"updated_at": instant, "duration": run.duration, "eta": None}
@@ -161,12 +163,12 @@ def verdict(
     elif outcome is not None and failed is not None:
         kept = _failure(run, row, outcome, failed)
     logged = None if live is None else _logged(live, row)
-    return Event(
-        "end",
+    return Ended(
         row,
         kept,
         lines=None if logged is None else logged.lines,
         forget=None if logged is None else logged.forget,
+        start=None if run.start is None else run.start.event,
         section=message.options.get(SECTION),
         unique=message.options.get(UNIQUE),
     )

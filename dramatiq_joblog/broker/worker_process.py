@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dramatiq_joblog.recording.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from dramatiq_joblog.locking.locks import Locks
     from dramatiq_joblog.recording.writer import Writer
@@ -95,7 +95,6 @@ class WorkerProcess:
         self._upkeep = tuple(upkeep)
         self._workers = Workers()
         self._heartbeat: Heartbeat | None = None
-        self._listeners: tuple[Callable[..., None], ...] = ()
 
     @property
     def name(self) -> str | None:
@@ -125,11 +124,9 @@ class WorkerProcess:
                 ended=self._locks.end_of,
                 clock_went_back=self._locks.bound,
             )
-            self._listeners = ()
         self._describe(self._heartbeat)
         if first:
-            self._locks.process, self._locks.gone_after = self._heartbeat.process, timeout
-            self._locks.freed = self._freed
+            self._locks.attach(self._heartbeat.process, timeout)
             self._writer.every(interval, self._heartbeat.beat)
             self._writer.at_least_every(_CLEANING, self._locks.clean)
             for upkeep, every in self._upkeep:
@@ -152,18 +149,6 @@ class WorkerProcess:
         for upkeep, _ in self._upkeep:
             self._writer.end_chore(upkeep.look, upkeep.stop)
         self._heartbeat = None
-
-    def on_freed(self, listener: Callable[..., None]) -> None:
-        """Call *listener* whenever a section may have become free."""
-        self._listeners = (*self._listeners, listener)
-
-    def off_freed(self, listener: Callable[..., None]) -> None:
-        """Call *listener* no more."""
-        self._listeners = tuple(known for known in self._listeners if known != listener)
-
-    def _freed(self, *what: Any) -> None:
-        for listener in self._listeners:
-            listener(*what)
 
     def _describe(self, heartbeat: Heartbeat) -> None:
         places = self._workers.here.values()

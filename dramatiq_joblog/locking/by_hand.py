@@ -144,7 +144,7 @@ class HeldByHand(contextlib.ContextDecorator):
         wish = self._end()
         with self._abandoned_on_error(wish), self._logged_if_it_stays(wish):
             self._ask(wish.release)
-        self._locks.freed({wish.claim.key})
+        self._locks.freed.note({wish.claim.key})
 
     async def __aenter__(self) -> Lease:
         wish = self._begin()
@@ -160,7 +160,7 @@ class HeldByHand(contextlib.ContextDecorator):
         wish = self._end()
         with self._abandoned_on_error(wish), self._logged_if_it_stays(wish):
             await self._ask_aside(wish.release)
-        self._locks.freed({wish.claim.key})
+        self._locks.freed.note({wish.claim.key})
 
     def _begin(self) -> Wish:
         if self._wish is not None:

@@ -102,6 +102,8 @@ class Leases:
         self._guard = threading.Lock()
         #: A run may have several keys.
         self._of: dict[str, list[Lease]] = {}
+        #: Milliseconds within which each must be renewed; None before there was one.
+        self.renewed_every: int | None = None
 
     def __len__(self) -> int:
         return len(self._of)
@@ -111,6 +113,9 @@ class Leases:
         with self._guard:
             others = [each for each in self._of.get(lease.token, ()) if each.key != lease.key]
             self._of[lease.token] = [*others, lease]
+            # Two renewals may fail before one is lost.
+            every = lease.lasts // 3
+            self.renewed_every = min(every, self.renewed_every or every)
 
     def forget(self, token: str | None) -> None:
         """Renew those of a token no longer."""

@@ -20,6 +20,7 @@ from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.payload.secret_texts import scrub_key
 from dramatiq_joblog.schema.models import to_millis
 
+from .freed import Freed
 from .leases import Claim, Lease, Leases
 from .limits import LIMIT, Limits
 from .needs import RATE, SECTION
@@ -28,7 +29,7 @@ from .slots import FLOOR, slots_of
 from .waiters import WAIT, Waiters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from peewee import Database
@@ -90,14 +91,24 @@ class Locks:
         self._usage = Compiled(self.database, self._asking_usage)
         #: What this process holds.
         self.leases = Leases()
-        #: Called with the milliseconds within which a lease that was taken must be renewed.
-        self.renew_within: Callable[[int], None] = _nobody
-        #: Called with the keys of sections that may have become free: that is committed.
-        self.freed: Callable[[set[str]], None] = _nothing
-        #: Names this process in rows, and the milliseconds of silence after which others take
-        #: it to be gone; None in one that is no worker.
-        self.process: str | None = None
-        self.gone_after: int | None = None
+        #: Who hears of keys that may have become free.
+        self.freed = Freed()
+        self._process: str | None = None
+        self._gone_after: int | None = None
+
+    @property
+    def process(self) -> str | None:
+        """Names this process in rows; None for one that has no worker."""
+        return self._process
+
+    def attach(self, process: str, gone_after: int) -> None:
+        """Hold what is taken from now on for as long as this process lives, which has workers.
+
+        Parameters:
+          process: Names it in rows.
+          gone_after: Milliseconds without a heartbeat after which others take it to be gone.
+        """
+        self._process, self._gone_after = process, gone_after
 
     def take(self, claim: Claim) -> Lease | None:
         """Take a free slot of a key, or the one that its owner has already; None if there is none.
@@ -253,14 +264,14 @@ class Locks:
     def forget_all(self) -> None:
         """Renew nothing: this process was forked from the one that holds it."""
         self.leases = Leases()
-        self.process = self.gone_after = None
-        self.freed = _nothing
+        self._process = self._gone_after = None
+        self.freed.forget()
 
     def detach(self, process: str) -> None:
         """Let what was taken by hand live by its lease alone: the process's workers have ended."""
         tokens = [t for t, leases in self.leases.all().items() if leases[0].by_hand]
-        if self.process == process:
-            self.process = self.gone_after = None
+        if self._process == process:
+            self._process = self._gone_after = None
         if tokens:
             lock = self.lock
             mine = lock.process == process, lock.token.in_(tokens)
@@ -372,11 +383,10 @@ class Locks:
 
     def _hold(self, claim: Claim, fence: int, began: float) -> Lease:
         """Renew a lease from now on."""
-        lasts = min(claim.ttl, self.gone_after or claim.ttl)
+        lasts = min(claim.ttl, self._gone_after or claim.ttl)
         lease = Lease(claim.key, claim.token or "", fence, lasts, began, by_hand=claim.by_hand)
         if claim.token is not None and claim.kind == SECTION:
             self.leases.add(lease)
-            self.renew_within(lasts // 3)
         return lease
 
     def _rows(self, kind: str, key: str) -> Any:
@@ -398,11 +408,3 @@ def describe_holder(holder: Holder | None) -> str:
 def fold_key(key: str) -> str:
     """Return *key* as it is stored: short enough for its column, without a URL's password."""
     return fold_jid(scrub_key(key))
-
-
-def _nobody(milliseconds: int) -> None:
-    """Do nothing: nobody renews."""
-
-
-def _nothing(keys: set[str]) -> None:
-    """Do nothing: nobody looks after those that wait."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dramatiq_joblog.payload.redaction import Redactor
 
     from .log_lines import Batch
-    from .transitions import Event
+    from .writer import LateStart
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class LiveRun:
         *,
         lease: Held | None = None,
         lines_level: int | None = None,
-        start: Event | None = None,
+        start: LateStart | None = None,
     ) -> None:
         self.message_id, self.root_jid, self._actor = message_id, root_jid, actor
         self._row = row
@@ -118,7 +118,7 @@ class LiveRun:
         """Note that the log knows of a progress."""
         self._written = progress
 
-    def take_start(self) -> Event | None:
+    def take_start(self) -> LateStart | None:
         """Return its start if that is not in the log, once."""
         start, self._start = self._start, None
         return start

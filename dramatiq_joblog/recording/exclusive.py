@@ -12,16 +12,18 @@ from dramatiq_joblog.locking.waiters import Place
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import FINAL, STARTABLE, DeadReason, Start, State
 
+from .events import Answer, Ended, Started, keeps_newest
 from .heartbeat import has_ended
-from .newest import Newest, keeps_newest
+from .newest import Newest
 from .rated import Rated
-from .transitions import KEPT_AT_START, freed_by, keys_of
+from .transitions import DEAD_OF_INTERRUPTIONS, KEPT_AT_START, freed_by, keys_of
 from .waits import end_waits, fresh_waiters, policy_of, put_off
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from .transitions import Event, Known, Transitions
+    from .events import Event
+    from .transitions import Known, Transitions
 
 #: Milliseconds until a copy of a message comes back whose job may be running.
 COPY_DELAY = 5_000
@@ -41,34 +43,43 @@ class Sections:
         self._admission = Admission(transitions.locks, transitions.atomic)
         self._rated = Rated(transitions)
 
-    def write(self, events: Sequence[Event]) -> None:
-        """Write *events*, which are of different jobs, and answer the starts among them.
+    def write(self, events: Sequence[Event]) -> dict[str, Answer]:
+        """Write *events*, which are of different jobs.
 
         Everything is committed when this returns.
 
         Raises:
           peewee.DatabaseError: It may be written again.
-        """
-        begins = [e for e in events if e.is_begin]
-        # What ends now frees what begins now.
-        self._write_others([e for e in events if not e.is_begin])
-        freed = {key for event in events for key in freed_by(event)}
-        if freed:
-            self._locks.freed(freed)
-        if begins:
-            self._begin_all(begins)
 
-    def _write_others(self, events: Sequence[Event]) -> None:
+        Returns:
+          What the starts are answered, by their jobs; those that are not in it may go on.
+        """
+        begins: list[Started] = []
+        others: list[Event] = []
+        for event in events:
+            if isinstance(event, Started) and event.is_begin:
+                begins.append(event)
+            else:
+                others.append(event)
+        # What ends now frees what begins now.
+        answers = self._write_others(others)
+        freed = {key for event in others for key in freed_by(event)}
+        if freed:
+            self._locks.freed.note(freed)
+        if begins:
+            answers |= self._begin_all(sorted(begins, key=keys_of))
+        return answers
+
+    def _write_others(self, events: Sequence[Event]) -> dict[str, Answer]:
         """Write what is no start in a section."""
-        dropped = [
-            e for e in events if e.kind == "end" and e.section and not e.row.get("started_at")
-        ]
+        ends = [event for event in events if isinstance(event, Ended)]
+        dropped = [event.jid for event in ends if event.section and not event.row.get("started_at")]
         if not dropped:
-            self.transitions.write(events)
-            return
+            return self.transitions.write(events)
         with self.transitions.atomic():
-            self.transitions.write(events)
-            self._end_waits([event.jid for event in dropped])
+            answers = self.transitions.write(events)
+            self._end_waits(dropped)
+        return answers
 
     def _end_waits(self, jids: Sequence[str]) -> None:
         """End the waits of jobs that were dropped, or failed, before they came in."""
@@ -81,50 +92,46 @@ class Sections:
             waiter = {name: getattr(row, name) for name in ("jid", "attempt", "worker")}
             self.transitions.end_waiting(waiter, to_millis(row.waiting_since), now)
 
-    def _begin_all(self, begins: Sequence[Event]) -> None:
+    def _begin_all(self, begins: Sequence[Started]) -> dict[str, Answer]:
         try:
             with self.transitions.atomic():
-                left = self._begin_together(sorted(begins, key=keys_of))
-            for together in _together(left):
+                answers = self._begin_together(begins)
+            for together in _together([event for event in begins if event.jid not in answers]):
                 with self.transitions.atomic():
-                    for event in together:
-                        self._begin(event)
+                    answers |= {event.jid: self._begin(event) for event in together}
         except BaseException:
             for event in begins:
-                event.unanswer()
                 self._locks.forget(event.row["token"])
             raise
+        return answers
 
-    def _begin_together(self, begins: Sequence[Event]) -> list[Event]:
-        """Answer those starts that can be answered together, in a few statements for all.
-
-        Returns:
-          The others.
-        """
+    def _begin_together(self, begins: Sequence[Started]) -> dict[str, Answer]:
+        """Answer those starts that can be answered together, in a few statements for all."""
         rows = self.transitions.locked_all([event.jid for event in begins])
-        self._begin_undisputed(begins, rows)
-        self._rated.begin(begins, rows)
-        return [event for event in begins if not event.granted and event.delay is None]
+        return self._begin_undisputed(begins, rows) | self._rated.begin(begins, rows)
 
-    def _begin_undisputed(self, begins: Sequence[Event], rows: Mapping[str, Known]) -> None:
+    def _begin_undisputed(
+        self, begins: Sequence[Started], rows: Mapping[str, Known]
+    ) -> dict[str, Answer]:
         """Begin the runs whose sections nobody else wants."""
         simple = [event for event in begins if _is_simple(event)]
         # One that waits for several keys may have others kept for it.
         single = [event for event in simple if len(event.needs) == 1]
         waiters = fresh_waiters(self.transitions, single, rows)
-        plain: dict[str, Event] = {}
+        plain: dict[str, Started] = {}
         for event in simple:
             keys = [need.key for need in event.needs]
             if not plain.keys().isdisjoint(keys):
                 continue
             if event.jid in waiters or self._is_plain(event, rows.get(event.jid)):
                 plain |= dict.fromkeys(keys, event)
-        if plain:
-            wanted = {e.jid: e for e in plain.values()}.values()
-            shut = self._shut(plain, waiters)
-            self._begin_those([event for event in wanted if event.jid not in shut], rows)
+        if not plain:
+            return {}
+        wanted = {e.jid: e for e in plain.values()}.values()
+        shut = self._shut(plain, waiters)
+        return self._begin_those([event for event in wanted if event.jid not in shut], rows)
 
-    def _shut(self, plain: Mapping[str, Event], waiters: set[str]) -> set[str]:
+    def _shut(self, plain: Mapping[str, Started], waiters: set[str]) -> set[str]:
         """Return the jobs whose keys others want: those of *waiters* only if they are not next."""
         locks = self._locks
         disputed = locks.waiters.disputed(list(plain))
@@ -136,88 +143,89 @@ class Sections:
                 shut.add(jid)
         return shut
 
-    def _begin_those(self, events: Sequence[Event], rows: Mapping[str, Known]) -> None:
+    def _begin_those(
+        self, events: Sequence[Started], rows: Mapping[str, Known]
+    ) -> dict[str, Answer]:
         """Begin those of *events*, which need keys of their own, that get all of them."""
         leases = self._locks.take_all([claim_of(n, e.run) for e in events for n in e.needs])
         whole = [e for e in events if all(need.key in leases for need in e.needs)]
         written = self.transitions.write_rows(whole)
-        begun = [event for event in whole if event.jid in written]
-        for event in begun:
-            event.granted = True
-            event.lease = Held([leases[need.key] for need in event.needs])
+        begun = {event.jid: event for event in whole if event.jid in written}
         for event in events:
-            if not event.granted and any(need.key in leases for need in event.needs):
+            if event.jid not in begun and any(need.key in leases for need in event.needs):
                 # Another has one of its keys, or its row was only just made by another run.
                 self._admission.release(event.needs, event.run)
-        end_waits(self.transitions, begun, rows)
+        end_waits(self.transitions, begun.values(), rows)
+        return {
+            jid: Answer(granted=True, lease=Held([leases[need.key] for need in event.needs]))
+            for jid, event in begun.items()
+        }
 
-    def _is_plain(self, event: Event, row: Any) -> bool:
+    def _is_plain(self, event: Started, row: Any) -> bool:
         """Return whether a run may begin without a look at what was before."""
         if row is None:
             return True
         if event.replayed:
             # When its run was, and what became of that of the row, must be known.
             return False
-        may_begin = self.transitions.judge(event, row) is Start.BEGIN
-        event.found = None
+        may_begin = self.transitions.judge(event, row).start is Start.BEGIN
         has_run = row.state in FINAL or (row.state in STARTABLE and row.token is not None)
         return may_begin and not has_run and row.waiting_since is None
 
-    def _begin(self, event: Event) -> None:
+    def _begin(self, event: Started) -> Answer:
         """Begin a run and take its section, or write why not."""
         row = self.transitions.locked(event.jid)
         verdict = self.transitions.judge(event, row)
-        run = replace(event.run, reenter=verdict is Start.TAKE_OVER)
-        if verdict is Start.KNOWN:
+        if verdict.start is Start.REFUSE:
+            return verdict.refused()
+        if verdict.start is Start.KNOWN:
             # It was committed, and the answer did not arrive.
-            event.lease = self._admission.taken(event.needs, run)
-            event.granted = event.lease is not None
-            event.delay = None if event.granted else COPY_DELAY
-        if verdict in (Start.KNOWN, Start.REFUSE):
-            return
-        if verdict is Start.TAKE_OVER:
+            lease = self._admission.taken(event.needs, event.run)
+            if lease is None:
+                return verdict.refused(delay=COPY_DELAY)
+            return Answer(granted=True, lease=lease)
+        reenter = verdict.start is Start.TAKE_OVER
+        if reenter:
             if not self._is_over(row, event):
                 # Two copies of one message never run side by side; this is not for the policy.
-                event.delay = COPY_DELAY
-                return
+                return verdict.refused(delay=COPY_DELAY)
             # Whatever becomes of this run: the one before it is kept.
             if self.transitions.close(event, row):
-                self._admission.release(event.needs, replace(run, token=row.token))
-                return
+                self._admission.release(event.needs, replace(event.run, token=row.token))
+                return DEAD_OF_INTERRUPTIONS
+        return self._come_in(event, row, reenter=reenter)
+
+    def _come_in(self, event: Started, row: Any, *, reenter: bool) -> Answer:
+        """Begin a run that may begin by its job's row, if it gets its keys."""
         place = self._place_of(event, row)
-        if keeps_newest(event.unique) and not place.begun and self._gives_way(event, row):
-            return
-        answer = self._admission.admit(event.needs, run, place)
-        if isinstance(answer, Refusal):
-            self._conflict(event, row, answer, place)
-            return
-        event.granted, event.lease = True, answer
+        if keeps_newest(event.unique) and not place.begun:
+            successor = self._newest.successor(event)
+            if successor is not None:
+                return self._give_way(event, row, *successor)
+        admitted = self._admission.admit(event.needs, replace(event.run, reenter=reenter), place)
+        if isinstance(admitted, Refusal):
+            return self._conflict(event, row, admitted, place)
         self.transitions.put(event, row)
         if place.since is not None:
             self._end_wait(event, place.since, self._locks.now())
+        return Answer(granted=True, lease=admitted)
 
-    def _gives_way(self, event: Event, row: Any) -> bool:
-        """Skip a job that a newer one took the place of, and return whether it is so."""
-        successor = self._newest.successor(event)
-        if successor is None:
-            return False
-        owner, is_sent = successor
+    def _give_way(self, event: Started, row: Any, owner: str, is_sent: bool) -> Answer:
+        """Skip a job that the one of *owner* took the place of, once that is in the broker."""
         if not is_sent:
             # Should that fail, this one is the newest again.
-            event.delay = COPY_DELAY
-            return True
-        event.found, event.gave_way = State.SKIPPED.value, True
+            return Answer(granted=False, delay=COPY_DELAY)
         self.transitions.put(event.as_end(self._newest.skipped(event, owner)), row)
         if row is not None and row.waiting_since is not None:
             self._end_wait(event, to_millis(row.waiting_since), self._locks.now())
-        return True
+        return Answer(granted=False, found=State.SKIPPED.value, gave_way=True)
 
-    def _end_wait(self, event: Event, since: int, now: int) -> None:
+    def _end_wait(self, event: Started, since: int, now: int) -> None:
         self.transitions.end_waiting(event.row, since, now)
         if len(event.needs) > 1:
             self._locks.waiters.leave([need.key for need in event.needs], event.jid)
 
-    def _place_of(self, event: Event, row: Any) -> Place:
+    def _place_of(self, event: Started, row: Any) -> Place:
         """Return the place of a run in the line of its section."""
         since = None if row is None or row.waiting_since is None else to_millis(row.waiting_since)
         if since is not None:
@@ -225,7 +233,7 @@ class Sections:
             since = min(since, self._locks.now())
         return Place(_has_begun(event, row), since)
 
-    def _is_over(self, row: Any, event: Event) -> bool:
+    def _is_over(self, row: Any, event: Started) -> bool:
         """Return whether the open run of a job is over, or may be considered so by itself."""
         keys = [need.key for need in event.needs if need.kind == SECTION]
         if not keys:
@@ -247,28 +255,27 @@ class Sections:
                 return False
         return True
 
-    def _conflict(self, event: Event, row: Any, refusal: Refusal, place: Place) -> None:
+    def _conflict(self, event: Started, row: Any, refusal: Refusal, place: Place) -> Answer:
         """Write what becomes of a run that does not come in."""
-        event.refusal = refusal
         now = self._locks.now()
         since = now if place.since is None else place.since
         policy, left = policy_of(refusal.need, place, now - since)
         timed_out = left is not None and left <= 0
-        if policy == "retry":
-            event.found = None
-        else:
+        found = delay = None
+        if policy != "retry":
             values = event.row | {"queue_time": None, "updated_at": now}
             values["started_at"] = to_millis(row.started_at) if _has_run(row) else None
             values["section"] = refusal.need.key
             if policy == "wait":
-                values |= put_off(event, since, now, left)
+                columns, delay = put_off(event, since, now, left)
+                values |= columns
                 if row is not None:
                     # What an earlier run left stays to be read.
                     values |= {name: getattr(row, name) for name in KEPT_AT_START}
             else:
                 values |= {"eta": None, "finished_at": now}
                 values |= _dropped(policy, str(refusal), timed_out=timed_out)
-            event.found = values["state"]
+            found = values["state"]
             self.transitions.put(event.as_end(values), row)
         if timed_out:
             # Its next attempt may wait as long again.
@@ -276,16 +283,17 @@ class Sections:
         elif policy == "wait" and len(event.needs) > 1:
             self._locks.waiters.leave([need.key for need in event.needs], event.jid)
             self._locks.waiters.keep(refusal.reserved, event.jid)
+        return Answer(granted=False, found=found, refusal=refusal, delay=delay)
 
 
-def _is_simple(event: Event) -> bool:
+def _is_simple(event: Started) -> bool:
     """Return whether all that a run needs are sections that one at a time may be in."""
     if not event.needs or keeps_newest(event.unique):
         return False
     return all(need.kind == SECTION and need.limit == 1 for need in event.needs)
 
 
-def _together(events: Sequence[Event]) -> Iterator[list[Event]]:
+def _together(events: Sequence[Started]) -> Iterator[list[Started]]:
     """Yield runs that may begin in one transaction: keys are come to in the order of their names.
 
     One that needs several has a transaction of its own.
@@ -316,7 +324,7 @@ def _has_run(row: Any) -> bool:
     return row.state not in (State.ENQUEUED, State.DELAYED) or row.error_type is not None
 
 
-def _has_begun(event: Event, row: Any) -> bool:
+def _has_begun(event: Started, row: Any) -> bool:
     """Return whether a run goes on with what an earlier one has begun."""
     if row is None:
         # The log does not know; a retry is not dropped on a suspicion.

@@ -17,17 +17,13 @@ from dramatiq_joblog.states import STARTABLE, State
 if TYPE_CHECKING:
     from dramatiq_joblog.locking.leases import Claim
 
-    from .transitions import Event, Transitions
+    from .events import Started
+    from .transitions import Transitions
 
 #: In place of the process of a key whose message may not be in the broker yet.
 SENDING = "sending"
 #: In place of the token of a run, on the row of a job that gave way: it never begins.
 GAVE_WAY = "gave way"
-
-
-def keeps_newest(unique: dict[str, Any] | None) -> bool:
-    """Return whether a message is unique in such a way that the newest is kept."""
-    return unique is not None and unique.get("keep") == "last"
 
 
 class Newest:
@@ -84,7 +80,7 @@ class Newest:
             waiter = {name: getattr(row, name) for name in ("jid", "attempt", "worker")}
             self._transitions.end_waiting(waiter, to_millis(row.waiting_since), now)
 
-    def successor(self, event: Event) -> tuple[str, bool] | None:
+    def successor(self, event: Started) -> tuple[str, bool] | None:
         """Return whose the key of a start is, and whether that is in the broker; None if its own.
 
         Nobody else takes the key until the transaction ends.
@@ -97,7 +93,7 @@ class Newest:
             return None
         return row.owner, row.process != SENDING
 
-    def skipped(self, event: Event, owner: str) -> dict[str, Any]:
+    def skipped(self, event: Started, owner: str) -> dict[str, Any]:
         """Return the columns of a job that gave way to that of *owner*."""
         now = self._transitions.locks.now()
         return event.row | {

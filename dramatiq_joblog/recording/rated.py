@@ -11,7 +11,7 @@ from dramatiq_joblog.locking.needs import RATE
 from dramatiq_joblog.locking.waiters import Place
 from dramatiq_joblog.states import STARTABLE, Start, State
 
-from .newest import keeps_newest
+from .events import Answer, keeps_newest
 from .waits import end_waits, fresh_waiters, policy_of, put_off
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.locking.needs import Need
 
-    from .transitions import Event, Known, Transitions
+    from .events import Ended, Started
+    from .transitions import Known, Transitions
 
 #: As many of those that wait for a key are looked at, at least.
 _LEAST = 16
@@ -36,23 +37,24 @@ class Rated:
         self._transitions = transitions
         self._locks = transitions.locks
 
-    def begin(self, events: Sequence[Event], rows: Mapping[str, Known]) -> None:
-        """Answer those of *events* that can be answered together; their rows are locked.
-
-        The others are left without an answer.
-        """
+    def begin(self, events: Sequence[Started], rows: Mapping[str, Known]) -> dict[str, Answer]:
+        """Answer those of *events* that can be answered together; their rows are locked."""
         groups = self._groups(events, rows)
         if not groups:
-            return
+            return {}
+        answers: dict[str, Answer] = {}
         limits = self._locks.limits.of(list(groups))
         for key in sorted(groups):
             need = groups[key][0].needs[0]
             limited = replace(need, limit=limits[key]) if key in limits else need
-            self._begin_of_key(limited, groups[key], rows)
+            answers |= self._begin_of_key(limited, groups[key], rows)
+        return answers
 
-    def _groups(self, events: Sequence[Event], rows: Mapping[str, Known]) -> dict[str, list[Event]]:
+    def _groups(
+        self, events: Sequence[Started], rows: Mapping[str, Known]
+    ) -> dict[str, list[Started]]:
         """Return the starts that can be answered together, by their keys."""
-        groups: dict[str, list[Event]] = {}
+        groups: dict[str, list[Started]] = {}
         rated = [event for event in events if _needs_a_rate(event)]
         waiters = fresh_waiters(self._transitions, rated, rows)
         for event in rated:
@@ -62,7 +64,7 @@ class Rated:
                     of_key.append(event)
         return groups
 
-    def _is_new(self, event: Event, row: Known | None) -> bool:
+    def _is_new(self, event: Started, row: Known | None) -> bool:
         """Return whether nothing was before that a start must look at."""
         if event.replayed or event.row["attempt"] > 1:
             return False
@@ -70,11 +72,11 @@ class Rated:
             return True
         if row.state not in STARTABLE or row.token is not None or row.waiting_since is not None:
             return False
-        may_begin = self._transitions.judge(event, row) is Start.BEGIN
-        event.found = None
-        return may_begin
+        return self._transitions.judge(event, row).start is Start.BEGIN
 
-    def _begin_of_key(self, need: Need, events: Sequence[Event], rows: Mapping[str, Known]) -> None:
+    def _begin_of_key(
+        self, need: Need, events: Sequence[Started], rows: Mapping[str, Known]
+    ) -> dict[str, Answer]:
         """Begin those of *events* whose turn it is, and let the others wait."""
         window, waiters = self._locks.rates.window(need), self._locks.waiters
         most = max(_LEAST, 2 * len(events))
@@ -89,50 +91,54 @@ class Rated:
         ahead = set(line[:free])
         in_turn = [event for event in events if event.jid in ahead]
         begun = [*in_turn, *newcomers[: max(0, free - len(line))]]
+        answers: dict[str, Answer] = {}
         if begun:
             window.take(len(begun))
-            self._begin(begun, rows)
+            answers |= self._begin(begun, rows)
         known = {*line, *(event.jid for event in newcomers)} - {event.jid for event in begun}
-        self._put_off(need, [event for event in events if event.jid in known], rows)
+        return answers | self._put_off(need, [e for e in events if e.jid in known], rows)
 
-    def _begin(self, events: Sequence[Event], rows: Mapping[str, Known]) -> None:
+    def _begin(self, events: Sequence[Started], rows: Mapping[str, Known]) -> dict[str, Answer]:
         written = self._transitions.write_rows(events)
         begun = [event for event in events if event.jid in written]
-        for event in begun:
-            event.granted, event.lease = True, Held(())
         end_waits(self._transitions, begun, rows)
+        return {event.jid: Answer(granted=True, lease=Held(())) for event in begun}
 
-    def _put_off(self, need: Need, events: Sequence[Event], rows: Mapping[str, Known]) -> None:
+    def _put_off(
+        self, need: Need, events: Sequence[Started], rows: Mapping[str, Known]
+    ) -> dict[str, Answer]:
         """Let those of *events* wait whose policy and time say so."""
         if not events:
-            return
+            return {}
         now = self._locks.now()
-        waits: list[Event] = []
+        waits: list[Ended] = []
+        delays: dict[str, int] = {}
         for event in events:
             since = min(now, _waits(rows, event) or now)
             policy, left = policy_of(need, Place(since=since), now - since)
             if policy == "wait":
-                values = put_off(event, since, now, left)
+                values, delays[event.jid] = put_off(event, since, now, left)
                 values |= {"queue_time": None, "started_at": None, "updated_at": now}
                 waits.append(event.as_end(event.row | values | {"section": need.key}))
         if not waits:
-            return
+            return {}
         # They wait: nobody reads more than that of what keeps them out.
         refusal = Refusal(need, f"is used up: {need.limit} in {need.lasts} ms, or kept for others")
         written = self._transitions.write_rows(waits)
-        for event in events:
-            if event.jid in written:
-                event.refusal, event.found = refusal, State.WAITING.value
-            else:
-                event.unanswer()
+        found = State.WAITING.value
+        return {
+            jid: Answer(granted=False, found=found, refusal=refusal, delay=delays[jid])
+            for jid in delays
+            if jid in written
+        }
 
 
-def _needs_a_rate(event: Event) -> bool:
+def _needs_a_rate(event: Started) -> bool:
     """Return whether all that a run needs is a rate."""
     return [need.kind for need in event.needs] == [RATE] and not keeps_newest(event.unique)
 
 
-def _waits(rows: Mapping[str, Known], event: Event) -> int | None:
+def _waits(rows: Mapping[str, Known], event: Started) -> int | None:
     """Return since when the job of a start waits, in milliseconds; None for a newcomer."""
     row = rows.get(event.jid)
     return None if row is None else row.waiting_since

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, cast
 from dramatiq_joblog.payload.sanitize import clean
 from dramatiq_joblog.payload.secret_texts import scrub
 
+from .events import Ended
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from .transitions import Event
+    from .events import Event
 
 #: How the note of a row begins that is written in part.  It goes once all is stored after all.
 NOT_STORED = "not stored"
@@ -74,28 +76,28 @@ def repairs(event: Event, own: dict[str, Any], error: Exception) -> Iterator[Rep
       own: The columns of a model of the user's own, and what stands there when nothing is said.
       error: How it was refused.
     """
-    row, failure = event.row, event.failure
+    row = event.row
     filled = {name: row[name] for name, value in own.items() if row.get(name) not in (None, value)}
     row = row | own
-    if event.start is not None:
+    if isinstance(event, Ended) and event.start is not None:
         start = replace(event.start, row=event.start.row | own)
         event = replace(event, start=start)
     if filled:
         # Most often it is one of them, as a foreign key that is not committed yet.
         yield Repair(replace(event, row=row), filled, None, error)
-    if event.lines or event.forget:
+    if isinstance(event, Ended) and (event.lines or event.forget):
         event = replace(event, lines=None, forget=None)
         yield Repair(replace(event, row=row), filled, "log lines", error)
     row = row | dict.fromkeys(name for name in _PAYLOAD if name in row)
     what = "arguments and what the job noted"
     yield Repair(replace(event, row=row), filled, what, error)
     row = {name: value for name, value in row.items() if name in {*_BARE, "note"}} | own
-    if failure is not None:
-        failure = {name: value for name, value in failure.items() if name in _BARE_FAILURE}
-    event = replace(event, row=row, failure=failure)
-    what = "all but the outcome"
+    event, what = replace(event, row=row), "all but the outcome"
+    if isinstance(event, Ended) and event.failure is not None:
+        bare = {name: value for name, value in event.failure.items() if name in _BARE_FAILURE}
+        event = replace(event, failure=bare)
     yield Repair(event, filled, what, error)
-    if event.kind == "end":
+    if isinstance(event, Ended):
         # What it holds then runs out by itself.
         event = replace(event, section=None, unique=None)
         yield Repair(event, filled, f"{what}, and what it held", error)

@@ -12,18 +12,20 @@ import json
 import os
 import secrets
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.logging import get_logger
 
 from dramatiq_joblog.payload.sanitize import text_of
 
-from .transitions import Event
+from .events import Ended, Enqueued, Started
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Sequence
     from pathlib import Path
+
+    from .events import Event
 
 #: As many events are replayed at once at most.
 MAX_CHUNK = 200
@@ -96,7 +98,7 @@ class Spool:
             self._logger.info("Replaying the events that %s left.", path)
             with contextlib.closing(file):
                 everything, _ = file.read(limit=-1)
-                ended = {event.row["token"] for event in everything if event.kind == "end"}
+                ended = {event.row["token"] for event in everything if isinstance(event, Ended)}
                 chunk, end = file.read()
                 while chunk:
                     yield [_cut_off(event, ended) for event in chunk]
@@ -119,17 +121,17 @@ class Spool:
             self._own = None
 
 
-#: What is set by who writes an event, also by earlier versions: the next that does sets it anew.
-_ANSWERS = (
-    *("granted", "found", "replayed", "cut_off"),
-    *("lease", "refusal", "holder", "taken", "delay", "gave_way", "_needs"),
-)
+#: The kinds of events, by what they are called in a file.
+_KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in (Enqueued, Started, Ended)}
+#: What is said by who reads an event: it was kept, and its run may have been cut off.
+_OF_READERS = ("replayed", "cut_off")
 
 
 def _cut_off(event: Event, ended: Container[str]) -> Event:
     """Return an event of a process that died: a start whose run did not end was cut off."""
-    cut_off = event.kind == "start" and event.row["token"] not in ended
-    return replace(event, cut_off=cut_off)
+    if isinstance(event, Started) and event.row["token"] not in ended:
+        return replace(event, cut_off=True)
+    return event
 
 
 class _File:
@@ -209,10 +211,12 @@ class _File:
     def _load(self, line: bytes) -> Event | None:
         try:
             values = json.loads(line)
-            for answer in _ANSWERS:
-                values.pop(answer, None)
-            return Event(**values, replayed=True)
-        except (AttributeError, TypeError, ValueError):
+            kind = _KINDS[values["kind"]]
+            # Other versions say more.
+            known = {f.name for f in fields(kind)} - {*_OF_READERS}
+            said = {name: value for name, value in values.items() if name in known}
+            return kind(**said, replayed=True)
+        except (AttributeError, KeyError, TypeError, ValueError):
             # The end of a process in the middle of a line: nobody relies on it.
             self._logger.warning("%s has a line that is no event: %.80r", self.path, line)
             return None
@@ -241,9 +245,9 @@ def _look_at(path: Path) -> Waiting:
 
 
 def _dump(event: Event) -> bytes:
-    kept: dict[str, Any] = asdict(event)
-    for answer in _ANSWERS:
-        kept.pop(answer, None)
+    kept: dict[str, Any] = {"kind": event.kind} | asdict(event)
+    for name in _OF_READERS:
+        kept.pop(name, None)
     # A column of the user's own may hold what JSON has no word for; its text does as well.
     return json.dumps(kept, default=text_of).encode() + b"\n"
 

@@ -10,7 +10,6 @@ import hashlib
 import os
 import random
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peewee import SQL, Value, fn
@@ -18,10 +17,10 @@ from peewee import SQL, Value, fn
 from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.database.upsert import Portion, Rule, is_one_statement, write_all
-from dramatiq_joblog.locking.admission import Newcomer, in_order
+from dramatiq_joblog.locking.admission import in_order
 from dramatiq_joblog.locking.leases import Claim
 from dramatiq_joblog.locking.locks import UNIQUE, Locks
-from dramatiq_joblog.locking.needs import SECTION, Need, needs_of
+from dramatiq_joblog.locking.needs import SECTION
 from dramatiq_joblog.locking.release import freeing
 from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.schema.models import Job, to_millis
@@ -38,8 +37,9 @@ from dramatiq_joblog.states import (
 from dramatiq_joblog.statistics.rollups import LATE
 from dramatiq_joblog.statistics.watermarks import Marks
 
+from .events import GRANTED, Answer, Ended, Enqueued, Started
 from .heartbeat import is_gone
-from .newest import GAVE_WAY, keeps_newest
+from .newest import GAVE_WAY
 from .repair import NOT_STORED
 
 if TYPE_CHECKING:
@@ -47,9 +47,10 @@ if TYPE_CHECKING:
 
     from peewee import Database
 
-    from dramatiq_joblog.locking.admission import Refusal
-    from dramatiq_joblog.locking.leases import Held
+    from dramatiq_joblog.locking.needs import Need
     from dramatiq_joblog.schema.tables import Tables
+
+    from .events import Event
 
 #: Milliseconds that two clocks may differ: what a question and its answer take.
 MAX_SKEW = 1_000
@@ -77,103 +78,22 @@ class Known(NamedTuple):
     started_at: int | None
 
 
-@dataclass(slots=True)
-class Event:
-    """Something that happened to a job, as plain values: column names to what is stored."""
+class Verdict(NamedTuple):
+    """What a start may do, and what it was judged by."""
 
-    #: ``enqueue``, ``start`` or ``end``.
-    kind: str
-    #: The job's row as this event knows it.
-    row: dict[str, Any]
-    #: The row of the run that did not finish, for such an end.
-    failure: dict[str, Any] | None = None
-    #: What the run logged, as rows.
-    lines: list[dict[str, Any]] | None = None
-    #: The jid and token of its lines that are to go, and their first and last number.
-    forget: Sequence[Any] | None = None
-    #: Whether the broker says that it has delivered the message before.
-    redelivered: bool = False
-    #: How many of its runs may lose their worker before it is dead; None for any number.
-    max_interruptions: int | None = None
-    #: Whether a job that has ended may run when its message is only delivered again; False for
-    #: one that never runs again once it has finished.
-    rerun: bool | None = None
-    #: What the job needs before it may run, as its message carries it: see :func:`needs_of`.
-    section: dict[str, Any] | None = None
-    #: For a start in a section: milliseconds within which its message must be looked at again,
-    #: whatever it waits for; None for any time.
-    comes_back_within: int | None = None
-    #: What the job is unique by: ``key``, ``until``, ``ttl`` and ``keep``.
-    unique: dict[str, Any] | None = None
-    #: For an end: the start of its run, if that may not have been written.
-    start: Event | None = field(default=None, compare=False)
-    #: For a start that is written late: whether that is not needed any more.
-    dropped: bool = field(default=False, compare=False)
-    #: For a start: whether the run may go on.  The answer, set by the writer; without one a run
-    #: that has a section may not.
-    granted: bool = field(default=True, compare=False)
-    #: Whether it was kept on disk, so that others may have been written before it.
-    replayed: bool = field(default=False, compare=False)
-    #: For a start that is replayed: its run ended with its process.
-    cut_off: bool = field(default=False, compare=False)
-    #: For a start that may not go on: the state that the job is in now.  Set by the writer.
-    found: str | None = field(default=None, compare=False)
-    #: For a start that needs a key: what it holds, or what keeps it out.  Set by the writer.
-    lease: Held | None = field(default=None, compare=False)
-    refusal: Refusal | None = field(default=None, compare=False)
-    #: For a start that must wait: milliseconds until it may come back.  Set by the writer.
-    delay: int | None = field(default=None, compare=False)
-    #: For a start that may not go on: whether a newer message took its place.  Set by the writer.
-    gave_way: bool = field(default=False, compare=False)
-    #: What *section* says, once it was read.
-    _needs: tuple[Need, ...] | None = field(default=None, init=False, compare=False, repr=False)
+    start: Start
+    #: The state that the job is in, or that it was in after an earlier run of the same delivery.
+    found: str | None = None
+    #: Whether a newer message took its place.
+    gave_way: bool = False
 
-    def __post_init__(self) -> None:
-        if self.kind == "start" and self.is_begin:
-            self.unanswer()
+    def refused(self, *, delay: int | None = None) -> Answer:
+        """Return the answer to a run that may not go on, or not before *delay* milliseconds."""
+        return Answer(granted=False, found=self.found, delay=delay, gave_way=self.gave_way)
 
-    @property
-    def is_begin(self) -> bool:
-        """Whether it is the start of a run that needs a key, or must be the newest with one."""
-        if self.kind != "start":
-            return False
-        return self.section is not None or keeps_newest(self.unique)
 
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        """What the job needs before it may run."""
-        needs = self._needs
-        if needs is None:
-            needs = self._needs = needs_of(self.section)
-        return needs
-
-    @property
-    def run(self) -> Newcomer:
-        """The run, as one that wants what it needs."""
-        return Newcomer(self.jid, self.row["token"], self.row["process"])
-
-    def drop(self) -> None:
-        """Say of a start that is written late that it need not be written any more."""
-        self.dropped = True
-
-    def unanswer(self) -> None:
-        """Take back what was answered to a start that needs a key: it is not committed."""
-        self.granted = self.gave_way = False
-        self.found = self.lease = self.refusal = self.delay = None
-
-    def answer_as(self, other: Event) -> None:
-        """Take the answer to another form of this event."""
-        for name in ("granted", "found", "lease", "refusal", "delay", "gave_way"):
-            setattr(self, name, getattr(other, name))
-
-    def as_end(self, row: dict[str, Any]) -> Event:
-        """Return the end of what was to begin, which holds no section."""
-        return Event("end", row, unique=self.unique)
-
-    @property
-    def jid(self) -> str:
-        """The job."""
-        return str(self.row["jid"])
+#: To a run whose job has lost its worker too often.
+DEAD_OF_INTERRUPTIONS = Answer(granted=False, found=State.DEAD.value)
 
 
 def _in(states: Iterable[State]) -> str:
@@ -386,14 +306,17 @@ class Transitions:
         values = {job._meta.columns[n]: Value(v, converter=False) for n, v in columns.items()}
         job.update(values).where(job.jid == event.jid, mine).execute()
 
-    def write(self, events: Sequence[Event]) -> None:
-        """Write *events*, which are of different jobs, and answer the starts among them.
+    def write(self, events: Sequence[Event]) -> dict[str, Answer]:
+        """Write *events*, which are of different jobs.
 
         Starts in a section are not for this: see :class:`Sections`.  Everything is
         committed when this returns.
 
         Raises:
           peewee.DatabaseError: Nothing was written, or it may be written again.
+
+        Returns:
+          What the starts are answered, by their jobs; those that are not in it may go on.
         """
         # One order of rows for all processes, so that no two batches wait for each other; it is
         # that of sending, which the rows then keep.
@@ -404,23 +327,32 @@ class Transitions:
         else:
             with self.atomic():
                 written = self._write(batch)
+        answers: dict[str, Answer] = {}
         for event in events:
-            if event.kind == "start":
-                event.granted = event.jid in written or self._contest(event)
-            elif event.kind == "end" and event.jid not in written:
+            if event.jid in written:
+                continue
+            if isinstance(event, Started):
+                answers[event.jid] = self._contest(event)
+            elif isinstance(event, Ended):
                 self._end_unknown(event)
-        self._lose([e for e in events if e.cut_off and e.granted])
-        self._note_late([event.row for event in events if event.kind == "end"])
+        begun = [e for e in events if isinstance(e, Started) and e.cut_off]
+        self._lose([e for e in begun if answers.get(e.jid, GRANTED).granted])
+        self._note_late([event.row for event in events if isinstance(event, Ended)])
+        return answers
 
-    def _end_unknown(self, event: Event) -> None:
+    def _end_unknown(self, event: Ended) -> None:
         """Write the end of a run on a row that does not know of its start, if it might begin."""
         with self.atomic():
-            if self._revive(event) or (event.start is not None and self._contest(event.start)):
+            if self._revive(event) or self._begins_late(event.start):
                 self._write_all([event])
             elif event.failure is None and event.row.get("started_at") is not None:
                 self._keep_overtaken(event)
 
-    def _keep_overtaken(self, event: Event) -> None:
+    def _begins_late(self, start: Started | None) -> bool:
+        """Return whether a run whose start was not written yet may begin all the same."""
+        return start is not None and self._contest(start).granted
+
+    def _keep_overtaken(self, event: Ended) -> None:
         """Keep a run that finished after one of another delivery took its place on the row."""
         row = self.locked(event.jid)
         if row is not None and not same_delivery(row.token, event.row["token"]):
@@ -428,7 +360,7 @@ class Transitions:
             # What was taken for an interruption has ended by itself.
             self._recount(event.jid)
 
-    def _revive(self, event: Event) -> bool:
+    def _revive(self, event: Ended) -> bool:
         """Give a cancelled job back to a run that came to its end all the same.
 
         Its worker was only taken to be gone, or could not ask the log.  What really became of
@@ -477,10 +409,10 @@ class Transitions:
             self._note_late(batch.failures)
             self._write_overtaken([e for e in batch.failing if e.jid not in written])
         for event in sorted(batch.holding, key=keys_of):
-            self._hold(event, written=event.kind == "enqueue" or event.jid in written)
+            self._hold(event, written=isinstance(event, Enqueued) or event.jid in written)
         return written
 
-    def _write_overtaken(self, events: Sequence[Event]) -> None:
+    def _write_overtaken(self, events: Sequence[Ended]) -> None:
         """Keep the failures of runs that no longer are their jobs'."""
         if events:
             with self.atomic():
@@ -492,7 +424,7 @@ class Transitions:
     def _hold(self, event: Event, *, written: bool) -> None:
         """Keep what the job holds, or free what it is unique by, as its new state wants it."""
         locks, row = self.locks, event.row
-        if event.kind == "end":
+        if isinstance(event, Ended):
             locks.forget(row["token"])
             if not written:
                 return
@@ -502,11 +434,13 @@ class Transitions:
             locks.keep(need.key, event.jid, row["token"], grace)
         if event.unique is not None:
             key, until = event.unique["key"], event.unique["until"]
-            if event.kind == "enqueue":
+            if isinstance(event, Enqueued):
                 # One that is unique for a time is so from its send on, however it is moved.
                 if until is not None:
                     locks.confirm(key, event.jid, event.unique["ttl"])
-            elif (event.kind == "start" and until == "started") or (final and until is not None):
+            elif (isinstance(event, Started) and until == "started") or (
+                final and until is not None
+            ):
                 locks.release(UNIQUE, key, event.jid, None)
             elif until == "finished" and written:
                 # Its time begins anew, and another may have the key if it was over.
@@ -550,7 +484,7 @@ class Transitions:
     def insert_lines(self, logged: Sequence[Any]) -> None:
         """Insert lines of runs, once each, and delete those that went out of bounds.
 
-        Each of *logged* has ``lines`` and ``forget`` as an :class:`Event` has them.
+        Each of *logged* has ``lines`` and ``forget`` as an :class:`Ended` has them.
         """
         self._forget_lines(logged)
         self._lines.write([row for each in logged for row in each.lines])
@@ -563,17 +497,22 @@ class Transitions:
                 mine = line.jid == jid, line.token == token
                 line.delete().where(*mine, line.number.between(first, last)).execute()
 
-    def _contest(self, event: Event) -> bool:
+    def _contest(self, event: Started) -> Answer:
         """Answer a start that the fast guard did not let through."""
         with self.atomic():
             row = self.locked(event.jid)
             verdict = self.judge(event, row)
-            if verdict is Start.REFUSE and event.cut_off:
-                self.insert_failures([_interruption(event.row, event.row["updated_at"])])
-                self._recount(event.jid)
-            if verdict in (Start.KNOWN, Start.REFUSE):
-                return verdict is Start.KNOWN
-            return self.begin(event, row, verdict)
+            if verdict.start is Start.KNOWN:
+                return GRANTED
+            if verdict.start is Start.REFUSE:
+                if event.cut_off:
+                    self.insert_failures([_interruption(event.row, event.row["updated_at"])])
+                    self._recount(event.jid)
+                return verdict.refused()
+            if verdict.start is Start.TAKE_OVER and self.close(event, row):
+                return DEAD_OF_INTERRUPTIONS
+            self.put(event, row)
+            return GRANTED
 
     def locked_all(self, jids: Sequence[str]) -> dict[str, Known]:
         """Return what there is to know of the rows of several jobs, alike."""
@@ -604,14 +543,12 @@ class Transitions:
         order = fn.COALESCE(job.enqueued_at, 0), job.jid
         return list(self._dialect.lock(job.select().where(job.id.in_(ids)).order_by(*order)))
 
-    def judge(self, event: Event, row: Any) -> Start:
-        """Decide what a start may do, and note on it what it found."""
+    def judge(self, event: Started, row: Any) -> Verdict:
+        """Decide what a start may do, by the job's row or None if it has none."""
         if row is None:
-            return Start.BEGIN
-        ended = self._ended(event, row)
-        event.found = ended or row.state
-        event.gave_way = row.token == GAVE_WAY
-        return judge_start(
+            return Verdict(Start.BEGIN)
+        ended, gave_way = self._ended(event, row), row.token == GAVE_WAY
+        start = judge_start(
             state=row.state,
             attempt=row.attempt,
             token=row.token,
@@ -619,11 +556,12 @@ class Transitions:
             new_token=event.row["token"],
             repeated=ended is not None,
             rerun=event.rerun,
-            cancelled=row.dead_reason == DeadReason.CANCELLED or row.token == GAVE_WAY,
+            cancelled=row.dead_reason == DeadReason.CANCELLED or gave_way,
             late=event.replayed and self._is_late(event, row),
         )
+        return Verdict(start, ended or row.state, gave_way)
 
-    def _ended(self, event: Event, row: Any) -> str | None:
+    def _ended(self, event: Started, row: Any) -> str | None:
         """Return how a run of the same delivery ended; None if none did, as far as is known."""
         attempt, token = event.row["attempt"], event.row["token"]
         if row.token is None and row.state in STARTABLE and attempt >= row.attempt:
@@ -667,7 +605,7 @@ class Transitions:
         found = select.order_by(failure.id.desc()).first()
         return (0, None) if found is None else (found.attempt, ends[found.outcome])
 
-    def _is_late(self, event: Event, row: Any) -> bool:
+    def _is_late(self, event: Started, row: Any) -> bool:
         """Return whether a start that was kept on disk is of before what the row shows."""
         if row.state in FINAL:
             # A row that was copied from elsewhere may not say.
@@ -683,18 +621,10 @@ class Transitions:
             return False
         return _began_before(event.row, row)
 
-    def begin(self, event: Event, row: Any, verdict: Start) -> bool:
-        """Write the start of a run that was judged; return False if the job is dead instead."""
-        if verdict is Start.TAKE_OVER and self.close(event, row):
-            return False
-        self.put(event, row)
-        return True
-
-    def close(self, event: Event, row: Any) -> bool:
+    def close(self, event: Started, row: Any) -> bool:
         """Close the open run of *row*, as interrupted; return whether the job is dead of it."""
         if not row.token or not self._interrupt(row, event):
             return False
-        event.found = State.DEAD.value
         if event.unique is not None and event.unique["until"] is not None:
             self.locks.release(UNIQUE, event.unique["key"], event.jid, None)
         return True
@@ -770,7 +700,7 @@ class Transitions:
         """
         self.insert_failures([_presumed(row, seen) for row, seen in runs])
 
-    def _interrupt(self, row: Any, event: Event) -> bool:
+    def _interrupt(self, row: Any, event: Started) -> bool:
         """Close the open run of *row*; return whether the job is dead of it."""
         token = event.row["token"]
         told = event.redelivered and not token.startswith(_STAMPED)
@@ -843,23 +773,27 @@ class _Batch:
         self.freed: list[dict[str, Any]] = []
         #: The events that have a failure, those whose lines went out of bounds, and those whose
         #: jobs hold a key.
-        self.failing: list[Event] = []
-        self.forgetting: list[Event] = []
+        self.failing: list[Ended] = []
+        self.forgetting: list[Ended] = []
         self.holding: list[Event] = []
         #: Whether a key is held on, which is a statement of its own.
         self._holds_on = False
         self.portions: tuple[Portion, ...] = ()
         for event in events:
-            (self.enqueues if event.kind == "enqueue" else self.runs).append(event.row)
-            if event.failure is not None:
-                self.failing.append(event)
-                self.failures.append(event.failure)
-            if event.lines:
-                self.lines += event.lines
-            if event.forget is not None:
-                self.forgetting.append(event)
+            (self.enqueues if isinstance(event, Enqueued) else self.runs).append(event.row)
+            if isinstance(event, Ended):
+                self._add_end(event)
             if event.section is not None or event.unique is not None:
                 self._add_holding(event)
+
+    def _add_end(self, event: Ended) -> None:
+        if event.failure is not None:
+            self.failing.append(event)
+            self.failures.append(event.failure)
+        if event.lines:
+            self.lines += event.lines
+        if event.forget is not None:
+            self.forgetting.append(event)
 
     def _add_holding(self, event: Event) -> None:
         self.holding.append(event)
@@ -886,7 +820,7 @@ def _began_before(run: dict[str, Any], row: Any) -> bool:
 
 def freed_by(event: Event) -> list[str]:
     """Return the sections that are free once an event is written."""
-    if event.kind != "end":
+    if not isinstance(event, Ended):
         return []
     goes_on = event.row["state"] == State.RETRYING
     return [n.key for n in event.needs if n.kind == SECTION and not (goes_on and n.is_kept)]
@@ -894,7 +828,7 @@ def freed_by(event: Event) -> list[str]:
 
 def _kept(event: Event) -> list[Need]:
     """Return the sections that are kept for the next run of a job."""
-    if event.kind != "end" or event.row["state"] != State.RETRYING:
+    if not isinstance(event, Ended) or event.row["state"] != State.RETRYING:
         return []
     return [need for need in event.needs if need.is_kept]
 

@@ -9,12 +9,13 @@ from dramatiq_joblog.locking.waiters import ATTENDED, COMES_BACK
 from dramatiq_joblog.states import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from dramatiq_joblog.locking.needs import Need
     from dramatiq_joblog.locking.waiters import Place
 
-    from .transitions import Event, Known, Transitions
+    from .events import Started
+    from .transitions import Known, Transitions
 
 
 def policy_of(need: Need, place: Place, waited: int) -> tuple[str, int | None]:
@@ -26,8 +27,8 @@ def policy_of(need: Need, place: Place, waited: int) -> tuple[str, int | None]:
     return ("wait" if place.begun else need.on_conflict), None
 
 
-def put_off(event: Event, since: int, now: int, left: int | None) -> dict[str, Any]:
-    """Put a run off, and return the columns of a job that waits.
+def put_off(event: Started, since: int, now: int, left: int | None) -> tuple[dict[str, Any], int]:
+    """Return the columns of a job that waits, and the milliseconds until it comes back.
 
     Parameters:
       event: Its start.
@@ -39,12 +40,12 @@ def put_off(event: Event, since: int, now: int, left: int | None) -> dict[str, A
     delay = round(COMES_BACK * random.uniform(0.8, 1.0))  # noqa: S311
     for latest in (left, event.comes_back_within):
         delay = delay if latest is None else min(delay, latest)
-    event.delay = max(1, delay)
-    eta = now + min(event.delay, ATTENDED)
-    return {"state": State.WAITING.value, "eta": eta, "waiting_since": since}
+    delay = max(1, delay)
+    eta = now + min(delay, ATTENDED)
+    return {"state": State.WAITING.value, "eta": eta, "waiting_since": since}, delay
 
 
-def waits_afresh(event: Event, row: Known | None) -> bool:
+def waits_afresh(event: Started, row: Known | None) -> bool:
     """Return whether a job waits and has never begun: of it only its place in the line matters."""
     if row is None or row.state != State.WAITING or row.waiting_since is None or event.replayed:
         return False
@@ -53,7 +54,7 @@ def waits_afresh(event: Event, row: Known | None) -> bool:
 
 
 def fresh_waiters(
-    transitions: Transitions, events: Iterable[Event], rows: Mapping[str, Known]
+    transitions: Transitions, events: Iterable[Started], rows: Mapping[str, Known]
 ) -> set[str]:
     """Return the jobs of those of *events* that wait and have never begun."""
     waiters = [event.jid for event in events if waits_afresh(event, rows.get(event.jid))]
@@ -61,7 +62,9 @@ def fresh_waiters(
     return {*waiters} - transitions.ran_before(waiters) if waiters else set()
 
 
-def end_waits(transitions: Transitions, events: Sequence[Event], rows: Mapping[str, Known]) -> None:
+def end_waits(
+    transitions: Transitions, events: Iterable[Started], rows: Mapping[str, Known]
+) -> None:
     """End the waits of those jobs among *events* that waited, and have begun now."""
     waited = [
         (event.row, row.waiting_since)

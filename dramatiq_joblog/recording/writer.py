@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import math
 import multiprocessing.util
@@ -22,7 +21,7 @@ import time
 import weakref
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
 from dramatiq.logging import get_logger
 
@@ -37,17 +36,20 @@ from dramatiq_joblog.database.limited_log import LimitedLog
 from dramatiq_joblog.errors import DatabaseAwayError, JobLogError
 from dramatiq_joblog.payload.secret_texts import scrub
 
-from .repair import repairs, said
-from .transitions import Event
+from .batches import Batches
+from .events import GRANTED, UNANSWERED, Answer, Ended, Event, Started
+from .timetable import Timetable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from peewee import Database
 
+    from .events import Answers
     from .exclusive import Sections
-    from .repair import Repair
     from .spool import Spool
+
+T = TypeVar("T")
 
 #: Milliseconds that a batch is tried for before the database is considered unavailable.
 DEFAULT_RETRY_FOR = 2_000
@@ -83,6 +85,8 @@ class Receipt:
     rides: bool = False
     #: Free once it is committed, or kept by the log's policy, or has failed.
     done: threading.Lock = field(default_factory=threading.Lock)
+    #: For a start, whether and how the run may go on.
+    answer: Answer = GRANTED
     #: Why it is neither: the writer itself failed.
     error: JobLogError | None = None
 
@@ -90,8 +94,8 @@ class Receipt:
         """Wait until the writer is done with it, as for a lock; :attr:`error` says how it went."""
         return self.done.acquire(blocking, timeout)
 
-    def wait(self) -> None:
-        """Wait until it is committed, or kept by the log's policy.
+    def wait(self) -> Answer:
+        """Wait until it is committed, or kept by the log's policy, and return the answer.
 
         Raises:
           JobLogError: If the writer failed.
@@ -99,9 +103,30 @@ class Receipt:
         self.done.acquire()
         if self.error is not None:
             raise self.error
+        return self.answer
 
 
 _STOP = Receipt(None)
+
+
+class LateStart:
+    """A start that is written only if its run lasts.
+
+    Parameters:
+      event: The start.
+      due: When it is written, monotonic, in seconds.
+    """
+
+    __slots__ = ("due", "event", "is_dropped")
+
+    def __init__(self, event: Started, due: float) -> None:
+        self.event = event
+        self.due = due
+        self.is_dropped = False
+
+    def drop(self) -> None:
+        """Say that it need not be written any more."""
+        self.is_dropped = True
 
 
 class Writer:
@@ -133,11 +158,10 @@ class Writer:
         self._retry_for = retry_for
         self._logger = get_logger(__name__, type(self))
         self._limited = LimitedLog(self._logger)
-        self._chores: list[_Chore] = []
-        self._on_written: Callable[[Sequence[Event]], None] | None = None
+        self._timetable = Timetable(self._limited)
+        self._batches = Batches(sections, self._ask)
         self._forget()
-        #: Events that could not be written or kept, since this process began.
-        self.lost = 0
+        self._lost = 0
         writers.add(self)
 
     def _forget(self) -> None:
@@ -158,11 +182,13 @@ class Writer:
         #: Whether the thread sleeps, or is about to, and knows of nothing that must be written.
         self._idle = False
         #: Starts that are written only if their runs last, and when that is; monotonic.
-        self._soon: deque[tuple[float, Event]] = deque()
+        self._soon: deque[LateStart] = deque()
         self._asleep_until = math.inf
         self._thread: threading.Thread | None = None
         self._probe: Probe | None = None
-        self._chores.clear()
+        self._timetable.clear()
+        #: Milliseconds between two renewals that were planned last.
+        self._renewed_every: int | None = None
 
     # From any thread
 
@@ -171,9 +197,17 @@ class Writer:
         """What becomes of events while the database is unavailable: one of :data:`POLICIES`."""
         return self._policy
 
-    def on_written(self, listener: Callable[[Sequence[Event]], None]) -> None:
-        """Call *listener* with what was committed, on the writer's thread: it must not wait."""
-        self._on_written = listener
+    def on_written(self, listener: Callable[[Sequence[Event], Answers], None]) -> None:
+        """Call *listener* with what was committed, and with what the starts were answered.
+
+        It is called on the writer's thread, and must not wait.
+        """
+        self._batches.on_written(listener)
+
+    @property
+    def lost(self) -> int:
+        """Events that could not be written or kept, since this process began."""
+        return self._lost + self._batches.lost
 
     @property
     def away(self) -> bool:
@@ -198,24 +232,24 @@ class Writer:
         """
         return self._submit(event, awaited=False, rides=True)
 
-    def write(self, event: Event) -> bool:
+    def write(self, event: Event) -> Answer:
         """Hand over *event* and wait until it is committed, or kept by the log's policy.
 
         Returns:
-          For a start, whether the run may go on; True otherwise.
+          For a start, whether and how the run may go on.
 
         Raises:
           JobLogError: If the writer failed.
         """
-        self._submit(event).wait()
-        return event.granted
+        return self._submit(event).wait()
 
-    def put_soon(self, start: Event) -> None:
+    def put_soon(self, start: Started) -> LateStart:
         """Write a start within :data:`SOON`, unless it is dropped until then."""
-        due = time.monotonic() + SOON / 1000
-        self._soon.append((due, start))
-        if self._asleep_until > due:
+        late = LateStart(start, time.monotonic() + SOON / 1000)
+        self._soon.append(late)
+        if self._asleep_until > late.due:
             self.wake()
+        return late
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until all that was handed over before is committed, or kept.
@@ -262,18 +296,17 @@ class Writer:
 
         It may use the database, and is left out while that is unavailable.
         """
-        self._chores.append(_Chore(interval / 1000, chore))
+        self._timetable.every(interval, chore)
         self.wake()
 
     def at_least_every(self, interval: int, chore: Callable[[], None]) -> None:
         """Call *chore* every *interval* milliseconds, or as often as was asked for before."""
-        due = time.monotonic() + interval / 1000
-        for known in self._chores:
-            if known.function == chore:
-                known.interval = min(known.interval or interval / 1000, interval / 1000)
-                known.due = min(known.due, due)
-                return
-        self._chores.append(_Chore(interval / 1000, chore, due))
+        self._timetable.at_least_every(interval, chore)
+
+    def end_chore(self, chore: Callable[[], None], last: Callable[[], None]) -> None:
+        """Call *chore* no more, and *last* once."""
+        self._timetable.end(chore, last)
+        self.wake()
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Return what *function* returns on the writer's thread, where it may use the database.
@@ -294,12 +327,6 @@ class Writer:
         Nobody waits for it, and while the database is unavailable it is left out.
         """
         self._submit(_Call(function))
-
-    def end_chore(self, chore: Callable[[], None], last: Callable[[], None]) -> None:
-        """Call *chore* no more, and *last* once."""
-        self._chores[:] = [c for c in self._chores if c.function != chore]
-        self._chores.append(_Chore(None, last))
-        self.wake()
 
     def wake(self) -> None:
         """Make the thread write what there is, and look at its chores and for the database."""
@@ -350,9 +377,8 @@ class Writer:
     # On the writer's thread
 
     def _run(self) -> None:
-        replaying = self._replay_left_behind
-        if not any(chore.function == replaying for chore in self._chores):
-            self._chores.append(_Chore(ADOPT_EVERY / 1000, replaying))
+        if self._replay_left_behind not in self._timetable:
+            self._timetable.every(ADOPT_EVERY, self._replay_left_behind)
         try:
             while self._turn():
                 pass
@@ -362,6 +388,7 @@ class Writer:
     def _turn(self) -> bool:
         """Do what there is to do; return False at the end of the thread."""
         tickets: list[Receipt] = []
+        answers: dict[int, Answer] = {}
         try:
             # A thread that hands over a start meanwhile wakes us in any case.
             self._asleep_until = math.inf
@@ -371,22 +398,33 @@ class Writer:
             self._asleep_until = 0.0
             self._at_hand = {id(t.event): t.event for t in tickets if isinstance(t.event, Event)}
             # Before the events: a process is known before it is seen to run anything.
-            self._do_chores()
+            if self._probe is None:
+                self._timetable.do_due(self._ask)
             if self._probe is not None and self._probe.back.is_set():
                 self._return()
             for wave in _waves([*self._take_starts(), *self._at_hand.values()]):
-                self._write(wave)
+                answers |= _by_identity(wave, self._write(wave))
                 for event in wave:
                     self._at_hand.pop(id(event), None)
             for ticket in tickets:
                 if isinstance(ticket.event, _Call):
                     self._answer(ticket.event)
+            self._plan_renewals()
         except BaseException as e:  # noqa: BLE001
             # Whatever it is: a thread that ended of it would leave all who wait.
             self._fail(tickets, e)
         finally:
-            _release(tickets)
+            _release(tickets, answers)
         return _STOP not in tickets
+
+    def _plan_renewals(self) -> None:
+        """Renew what was taken, as often as the shortest lease of this process wants it."""
+        locks = self._transitions.locks
+        every = locks.leases.renewed_every
+        if every != self._renewed_every:
+            self._renewed_every = every
+            if every is not None:
+                self._timetable.at_least_every(every, locks.renew)
 
     def _fail(self, tickets: Sequence[Receipt], error: BaseException) -> None:
         """Say to all who wait, and to the log, that the writer failed."""
@@ -401,7 +439,7 @@ class Writer:
                 continue
             ticket.error = JobLogError(f"the job log's writer failed: {scrub(str(error))}")
             ticket.error.__cause__ = error
-        self.lost += len(self._at_hand)
+        self._lost += len(self._at_hand)
         self._at_hand = {}
         # Should it go on so, others in this process are to have a turn.
         time.sleep(0.01)
@@ -448,124 +486,47 @@ class Writer:
     def _pause(self) -> float | None:
         """Return the seconds until there is something to do without being asked."""
         # While the database is unavailable, chores are left out, and the probe wakes us.
-        dues = [chore.due for chore in self._chores] if self._probe is None else []
+        due = self._timetable.next_due if self._probe is None else None
         if self._soon:
-            dues.append(self._soon[0][0])
-        return max(0.0, min(dues) - time.monotonic()) if dues else None
+            due = min(self._soon[0].due, math.inf if due is None else due)
+        return None if due is None else max(0.0, due - time.monotonic())
 
     def _take_starts(self) -> list[Event]:
         """Return the starts of runs that have lasted."""
-        starts, now = [], time.monotonic()
-        while self._soon and (self._soon[0][0] <= now or self._soon[0][1].dropped):
-            _, start = self._soon.popleft()
-            if not start.dropped:
-                starts.append(start)
+        starts: list[Event] = []
+        now = time.monotonic()
+        while self._soon and (self._soon[0].due <= now or self._soon[0].is_dropped):
+            late = self._soon.popleft()
+            if not late.is_dropped:
+                starts.append(late.event)
         return starts
 
-    def _do_chores(self) -> None:
-        for chore in list(self._chores):
-            if self._probe is None and chore.due <= time.monotonic():
-                if chore.interval is None:
-                    self._chores.remove(chore)
-                else:
-                    chore.due = time.monotonic() + chore.interval
-                try:
-                    self._connection.ask(chore.function)
-                except DatabaseAwayError as e:
-                    self._logger.debug("A chore of the job log is left out: %s", e)
-                except BaseException:  # noqa: BLE001 - it is logged
-                    self._limited.log(
-                        logging.CRITICAL,
-                        f"chore {chore.function!r}",
-                        "A chore of the job log failed.",
-                        exc_info=True,
-                    )
-
-    def _write(self, events: Sequence[Event]) -> None:
+    def _write(self, events: Sequence[Event]) -> Answers:
         """Write a batch; while the database is unavailable, keep it by the log's policy."""
         if self._probe is not None:
-            self._keep(events)
-            return
+            return self._keep(events)
         if self._dropped:
-            self._drop(events)
-            return
+            return self._drop(events)
         deadline = time.monotonic() + self._retry_for / 1000
         pause = 0.01
         while True:
             try:
-                self._write_now(events)
+                return self._batches.write(events)
             except DatabaseAwayError as e:
                 # A deadlock, a busy file or a restart is over soon.
                 if self._policy != "block" and time.monotonic() > deadline:
                     self._leave(e)
-                    self._keep(events)
-                    return
+                    return self._keep(events)
                 if time.monotonic() > self._ends_by:
-                    self._drop(events)
-                    return
+                    return self._drop(events)
                 time.sleep(pause)
                 pause = min(pause * 2, 0.5)
-            else:
-                return
 
-    def _drop(self, events: Sequence[Event]) -> None:
+    def _drop(self, events: Sequence[Event]) -> Answers:
         """Give up what the database does not take, as the process ends."""
         self._dropped += len(events)
-        self.lost += len(events)
-
-    def _write_now(self, events: Sequence[Event]) -> None:
-        """Write a batch; what is poisoned in it is repaired or set aside."""
-        try:
-            self._connection.ask(lambda: self._sections.write(events))
-        except DatabaseAwayError:
-            raise
-        except Exception as e:  # noqa: BLE001
-            # One poisoned event of any kind never takes its batch with it.
-            if len(events) > 1:
-                for event in events:
-                    self._write_now([event])
-            else:
-                self._repair(events[0], e)
-        else:
-            if self._on_written is not None:
-                self._on_written(events)
-
-    def _repair(self, event: Event, error: Exception) -> None:
-        """Write a poisoned event without what is not needed, saying so on its row."""
-        last = error
-        for repair in repairs(event, self._transitions.own_defaults(), error):
-            written = repair.as_written()
-            try:
-                self._connection.ask(functools.partial(self._sections.write, [written]))
-            except DatabaseAwayError:
-                raise
-            except Exception as e:  # noqa: BLE001
-                # Whatever it is, it must not take the writer or other events with it.
-                last = e
-            else:
-                event.answer_as(written)
-                if self._on_written is not None:
-                    self._on_written([event])
-                self._put_back(repair)
-                self._logger.warning("Job %s was logged in part: %s", event.jid, said(error))
-                return
-        self._give_up([event], last)
-
-    def _put_back(self, repair: Repair) -> None:
-        """Store those columns of an event that the database takes by themselves."""
-        refused: dict[str, Exception] = {}
-        for name, value in repair.columns.items():
-            fill = functools.partial(self._transitions.fill, repair.event, {name: value})
-            try:
-                self._connection.ask(fill)
-            except DatabaseAwayError:
-                raise
-            except Exception as e:  # noqa: BLE001
-                # The note of its row says it.
-                refused[name] = e
-        if repair.columns:
-            note = {"note": repair.note(refused)}
-            self._connection.ask(lambda: self._transitions.fill(repair.event, note))
+        self._lost += len(events)
+        return {event.jid: UNANSWERED for event in _begins(events)}
 
     # While the database is unavailable
 
@@ -603,52 +564,53 @@ class Writer:
         try:
             if self._probe is not None:
                 raise DatabaseAwayError("the job log's database is unavailable")  # noqa: TRY301
-            call.result = self._connection.ask(lambda: self._in_transaction(call.function))
+            call.result = self._ask(lambda: self._in_transaction(call.function))
         except Exception as e:  # noqa: BLE001
             # It is the caller's.
             call.error = e
         call.answered = True
 
+    def _ask(self, function: Callable[[], T]) -> T:
+        """Call what uses the database on the connection that the thread has now."""
+        return self._connection.ask(function)
+
     def _in_transaction(self, function: Callable[[], Any]) -> Any:
         with self._transitions.atomic():
             return function()
 
-    def _keep(self, events: Sequence[Event]) -> None:
-        for event in events:
-            if event.is_begin:
-                # Nobody knows whether its section is free: it comes back later.
-                event.granted = False
-                event.delay = round(AWAY_DELAY * random.uniform(0.5, 1.5))  # noqa: S311
-        events = [part for event in events if event.granted for part in _parts(event)]
-        if not events:
-            return
+    def _keep(self, events: Sequence[Event]) -> Answers:
+        """Keep events by the log's policy; runs that need keys come back later."""
+        # Nobody knows whether their keys are free.
+        away = {event.jid: _come_back() for event in _begins(events)}
+        parts = [part for event in events if event.jid not in away for part in _parts(event)]
+        if not parts:
+            return away
         if self._policy == "drop":
-            self.lost += len(events)
-            return
+            self._lost += len(parts)
+            return away
         pause = 0.1
         while True:
             try:
-                self._spool.append(events)
+                self._spool.append(parts)
             except OSError as e:
                 # Neither the database nor the disk: losing nothing means waiting.
                 self._logger.error("The job log's events cannot be kept either: %s", e)  # noqa: TRY400
                 if time.monotonic() > self._ends_by:
-                    self._drop(events)
-                    return
+                    self._drop(parts)
+                    return away
                 time.sleep(pause)
                 pause = min(pause * 2, 5.0)
                 with contextlib.suppress(DatabaseAwayError):
-                    self._write_now(events)
-                    return
+                    return {**away, **self._batches.write(parts)}
             else:
-                return
+                return away
 
     def _return(self) -> None:
         """Replay what was kept, oldest first, and take up normal work."""
         try:
             for chunk in self._spool.replay():
                 for wave in _waves(chunk):
-                    self._write_now(wave)
+                    self._batches.write(wave)
                 self._let_in()
         except DatabaseAwayError as e:
             self._say_still(e)
@@ -665,6 +627,7 @@ class Writer:
     def _let_in(self) -> None:
         """Keep what has come during a replay, so that nobody waits for the whole of it."""
         tickets: list[Receipt] = []
+        answers: dict[int, Answer] = {}
         try:
             self._take(0.0, tickets)
             if _STOP in tickets:
@@ -673,7 +636,7 @@ class Writer:
             events = [t.event for t in tickets if isinstance(t.event, Event)]
             self._at_hand |= {id(event): event for event in events}
             if events:
-                self._keep(events)
+                answers |= _by_identity(events, self._keep(events))
             for event in events:
                 del self._at_hand[id(event)]
             for ticket in tickets:
@@ -684,21 +647,12 @@ class Writer:
             self._fail(tickets, e)
             raise
         finally:
-            _release(tickets)
+            _release(tickets, answers)
 
     def _replay_left_behind(self) -> None:
         for chunk in self._spool.left_behind():
             for wave in _waves(chunk):
-                self._write_now(wave)
-
-    def _give_up(self, events: Sequence[Event], error: Exception) -> None:
-        self.lost += len(events)
-        self._logger.error(
-            "The job log could not write %d event(s), first of job %s: %s",
-            len(events),
-            events[0].jid,
-            said(error),
-        )
+                self._batches.write(wave)
 
 
 @dataclass(eq=False)
@@ -709,17 +663,6 @@ class _Call:
     result: Any = None
     error: BaseException | None = None
     answered: bool = False
-
-
-@dataclass
-class _Chore:
-    """Something to do now and then."""
-
-    #: Seconds; None to do it once.
-    interval: float | None
-    function: Callable[[], None]
-    #: Monotonic, in seconds.
-    due: float = 0.0
 
 
 def _waves(events: Sequence[Event]) -> Iterator[list[Event]]:
@@ -736,9 +679,26 @@ def _waves(events: Sequence[Event]) -> Iterator[list[Event]]:
 
 def _parts(event: Event) -> list[Event]:
     """Return an end and the start before it that was not written, as events of their own."""
-    if event.start is None:
+    if not isinstance(event, Ended) or event.start is None:
         return [event]
     return [event.start, dataclasses.replace(event, start=None)]
+
+
+def _begins(events: Iterable[Event]) -> list[Started]:
+    """Return the starts of runs that need keys."""
+    return [event for event in events if isinstance(event, Started) and event.is_begin]
+
+
+def _come_back() -> Answer:
+    """Return the answer to a run whose keys cannot be asked for now."""
+    return Answer(granted=False, delay=round(AWAY_DELAY * random.uniform(0.5, 1.5)))  # noqa: S311
+
+
+def _by_identity(events: Iterable[Event], answers: Answers) -> dict[int, Answer]:
+    """Return the answers to *events* by those themselves: a job may have several at once."""
+    if not answers:
+        return {}
+    return {id(event): answers[event.jid] for event in events if event.jid in answers}
 
 
 def locked() -> threading.Lock:
@@ -748,9 +708,11 @@ def locked() -> threading.Lock:
     return lock
 
 
-def _release(tickets: Iterable[Receipt]) -> None:
+def _release(tickets: Iterable[Receipt], answers: Mapping[int, Answer]) -> None:
     for ticket in tickets:
         if ticket is not _STOP:
+            if answers:
+                ticket.answer = answers.get(id(ticket.event), GRANTED)
             ticket.done.release()
 
 

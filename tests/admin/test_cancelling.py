@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from dramatiq_joblog import CancelError, DuplicateJob, Exclusive, JobNotFound, Unique, enqueue_once
 from dramatiq_joblog.locking.leases import Claim
 from dramatiq_joblog.locking.needs import SECTION
+from dramatiq_joblog.recording.events import Ended, Enqueued, Started
 from dramatiq_joblog.recording.heartbeat import Heartbeat
-from dramatiq_joblog.recording.transitions import Event
 from dramatiq_joblog.states import CANCELLABLE, FINAL
 
 NOW = 1_800_000_000_000
@@ -33,11 +33,11 @@ def event(kind, state, token, attempt=1, **columns):
     times = dict.fromkeys(("created_at", "updated_at", "enqueued_at", "started_at"), NOW)
     row = {"jid": "j", "actor": "work", "queue": "default", "state": state, "attempt": attempt}
     ends = {"finished_at": NOW + 5} if state in FINAL else {}
-    return Event(kind, {**row, "token": token, **times, **ends, **columns})
+    return kind({**row, "token": token, **times, **ends, **columns})
 
 
 def start(token, **options):
-    return event("start", "started", token, **options)
+    return event(Started, "started", token, **options)
 
 
 def told(joblog, jid="j"):
@@ -119,14 +119,14 @@ def test_a_job_that_begins_meanwhile(joblog, section):
 
     def begin(jid):
         row = start("t").row | {"jid": jid, "process": None}
-        starts = Event("start", row, section=section and asdict(section) | {"key": jid})
+        starts = Started(row, section=section and asdict(section) | {"key": jid})
         both.wait(10)
-        return joblog.writer.write(starts)
+        return joblog.writer.write(starts).granted
 
     with ThreadPoolExecutor(1) as pool:
         for jid in map(str, range(20)):
             sent = {"jid": jid, "state": "enqueued", "token": None}
-            joblog.writer.write(Event("enqueue", start("t").row | sent))
+            joblog.writer.write(Enqueued(start("t").row | sent))
             begun = pool.submit(begin, jid)
             both.wait(10)
             refused = ""
@@ -151,12 +151,12 @@ def test_nothing_begins_after_it(joblog, data):
     joblog.Failure.delete().execute()
     last = data.draw(st.sampled_from(["finished", "dead", "skipped"]))
     life = [
-        *(start("a"), event("end", "retrying", "a", eta=NOW)),
-        *(start("b", attempt=2), event("end", last, "b", attempt=2)),
+        *(start("a"), event(Ended, "retrying", "a", eta=NOW)),
+        *(start("b", attempt=2), event(Ended, last, "b", attempt=2)),
     ]
     order = data.draw(st.permutations(life + data.draw(st.lists(st.sampled_from(life)))))
     at = data.draw(st.integers(0, len(order)))
-    joblog.transitions.write([event("enqueue", "enqueued", None, started_at=None)])
+    joblog.transitions.write([event(Enqueued, "enqueued", None, started_at=None)])
 
     for each in order[:at]:
         joblog.transitions.write([dataclasses.replace(each, row=dict(each.row))])
@@ -168,11 +168,11 @@ def test_nothing_begins_after_it(joblog, data):
         return
     for each in order[at:]:
         again = dataclasses.replace(each, row=dict(each.row))
-        joblog.transitions.write([again])
+        answers = joblog.transitions.write([again])
         if again.row["state"] == last:
             assert (last, None) == told(joblog)[:2]
             return
-        assert again.kind == "end" or not again.granted
+        assert isinstance(again, Ended) or not answers["j"].granted
         assert ("dead", "cancelled") == told(joblog)[:2]
 
 
@@ -392,7 +392,7 @@ def test_a_run_that_was_only_taken_to_be_gone(joblog, state):
     reason = {"dead": "throws"}.get(state)
 
     for _ in range(2):
-        joblog.transitions.write([event("end", state, "t", dead_reason=reason)])
+        joblog.transitions.write([event(Ended, state, "t", dead_reason=reason)])
 
     assert (state, reason, []) == told(joblog)
     assert (None, "t") == (joblog.get("j").interruptions, joblog.get("j").token)
@@ -404,13 +404,12 @@ def test_a_retry_of_it(joblog):
     joblog.Job.update(state="lost").execute()
     joblog.cancel("j")
 
-    end = event("end", "retrying", "t", eta=NOW + 9)
-    end.failure = {"jid": "j", "token": "t", "attempt": 1, "outcome": "retried"}
-    retry = start("u", attempt=2)
+    failure = {"jid": "j", "token": "t", "attempt": 1, "outcome": "retried"}
+    end = dataclasses.replace(event(Ended, "retrying", "t", eta=NOW + 9), failure=failure)
     joblog.transitions.write([end])
-    joblog.transitions.write([retry])
+    answer = joblog.transitions.write([start("u", attempt=2)])["j"]
 
-    assert (False, "dead") == (retry.granted, retry.found)
+    assert (False, "dead") == (answer.granted, answer.found)
     assert ("dead", "cancelled", ["retried"]) == told(joblog)
 
 
@@ -418,8 +417,10 @@ def test_a_run_that_could_not_ask(joblog, job_factory):
     """A run of a host that was cut off is told of later: then its end stands, not its start."""
     job_factory(jid="j", state="enqueued", finished_at=None, started_at=None)
     joblog.cancel("j")
-    begun, ended = start("t", attempt=1), event("end", "finished", "t")
-    begun.replayed = ended.replayed = True
+    begun, ended = (
+        dataclasses.replace(each, replayed=True)
+        for each in (start("t", attempt=1), event(Ended, "finished", "t"))
+    )
 
     joblog.transitions.write([begun])
     assert CANCELLED == told(joblog)
@@ -448,7 +449,7 @@ def test_what_another_middleware_drops(joblog, job_factory):
     """An end without a run, as of a message that is too old, changes nothing."""
     job_factory(jid="j", state="enqueued", finished_at=None, started_at=None)
     joblog.cancel("j")
-    late = event("end", "dead", "t", dead_reason="age_limit", started_at=None)
+    late = event(Ended, "dead", "t", dead_reason="age_limit", started_at=None)
 
     joblog.transitions.write([late])
 
@@ -471,6 +472,6 @@ def test_totals_follow(joblog):
     joblog.Job.update(finished_at=now - 600_000).execute()  # as if that was long ago
     assert [("dead", 1), ("interrupted", 1)] == counted()
 
-    joblog.transitions.write([event("end", "finished", "t", finished_at=now - 500_000)])
+    joblog.transitions.write([event(Ended, "finished", "t", finished_at=now - 500_000)])
 
     assert [("finished", 1)] == counted()

@@ -12,9 +12,9 @@ from dramatiq.middleware import Retries
 from dramatiq_joblog import JobLog, JobLogMiddleware
 from dramatiq_joblog.admin.doctor import MAX_SPOOLED, MAX_WAIT
 from dramatiq_joblog.errors import ConfigurationError
+from dramatiq_joblog.recording.events import Enqueued
 from dramatiq_joblog.recording.heartbeat import Heartbeat
 from dramatiq_joblog.recording.spool import Spool
-from dramatiq_joblog.recording.transitions import Event
 
 
 def wrong(joblog, broker=None):
@@ -170,7 +170,7 @@ def test_spools(sqlite_url, tmp_path):
     joblog = JobLog(sqlite_url, spool=folder)
     joblog.create_tables()
     other = Spool(folder)
-    other.append([Event("enqueue", {"jid": "a"})])
+    other.append([Enqueued({"jid": "a"})])
     assert "spools" not in wrong(joblog)
 
     [path] = folder.iterdir()

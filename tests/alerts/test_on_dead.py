@@ -103,19 +103,19 @@ def test_a_function_that_fails(database_url, joblog, make_broker, worker, caplog
 
 def test_it_costs_nothing_where_it_is_not_set(joblog):
     """A log without the function has no listener on its writer, and no thread."""
-    assert joblog.writer._on_written is None
+    assert joblog.writer._batches._on_written is None
 
 
 def test_an_end_that_is_written_twice(log, job_factory, deaths, eventually):
     """An end that comes twice is called for once, and one whose job went on is not."""
-    from dramatiq_joblog.recording.transitions import Event
+    from dramatiq_joblog.recording.events import Ended
 
     caller = log._dead_caller
     job = job_factory(state="dead", token="a")
-    end = Event("end", {"jid": job.jid, "token": "a", "state": "dead", "updated_at": 1})
-    stale = Event("end", {"jid": job.jid, "token": "b", "state": "dead", "updated_at": 1})
-    caller.written([end, stale])
-    caller.written([end])
+    end = Ended({"jid": job.jid, "token": "a", "state": "dead", "updated_at": 1})
+    stale = Ended({"jid": job.jid, "token": "b", "state": "dead", "updated_at": 1})
+    caller.written([end, stale], {})
+    caller.written([end], {})
     caller.close()
 
     assert [found.jid for found in deaths] == [job.jid]
@@ -123,10 +123,10 @@ def test_an_end_that_is_written_twice(log, job_factory, deaths, eventually):
 
 def test_too_many(log, job_factory, deaths, monkeypatch, caplog):
     """What a slow function does not keep up with is logged, and not kept without a bound."""
-    from dramatiq_joblog.recording.transitions import Event
+    from dramatiq_joblog.recording.events import Ended
 
     monkeypatch.setattr(on_dead, "MOST", 0)
     row = {"jid": "a", "token": "a", "state": "dead", "updated_at": 1}
-    log._dead_caller.written([Event("end", row)])
+    log._dead_caller.written([Ended(row)], {})
 
     assert "too slow" in caplog.text

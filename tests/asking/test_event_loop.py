@@ -20,7 +20,7 @@ from dramatiq_joblog import (
     WaitTimeout,
     current_job,
 )
-from dramatiq_joblog.recording.transitions import Event
+from dramatiq_joblog.recording.events import Enqueued
 
 #: Seconds that an event loop may stand still for what is ours.
 PAUSE = 0.02
@@ -61,7 +61,7 @@ def frozen(postgres):
     postgres.freeze()
     now = int(time.time() * 1000)
     row = {"jid": "a", "actor": "work", "queue": "q", "state": "enqueued", "attempt": 1}
-    log.writer.put(Event("enqueue", row | {"enqueued_at": now, "created_at": now}))
+    log.writer.put(Enqueued(row | {"enqueued_at": now, "created_at": now}))
     yield log
     postgres.thaw()
     log.close()

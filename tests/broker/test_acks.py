@@ -30,7 +30,7 @@ class Gate:
         if any(event.kind == "end" for event in events):
             self.reached.set()
             assert self.opened.wait(60)
-        self._write(events)
+        return self._write(events)
 
 
 def left(broker):

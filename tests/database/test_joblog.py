@@ -67,13 +67,13 @@ def test_psycopg2_alone(postgres_url):
         import sys
         sys.modules["psycopg"] = None
         from dramatiq_joblog import JobLog
-        from dramatiq_joblog.recording.transitions import Event
+        from dramatiq_joblog.recording.events import Ended, Started
         joblog = JobLog(sys.argv[1])
         joblog.create_tables()
         row = dict(jid="j", actor="work", queue="default", attempt=1, token="t",
                    enqueued_at=0, created_at=0, updated_at=0)
-        assert joblog.writer.write(Event("start", row | {"state": "started", "started_at": 1}))
-        joblog.writer.write(Event("end", row | {"state": "finished", "finished_at": 2}))
+        assert joblog.writer.write(Started(row | {"state": "started", "started_at": 1})).granted
+        joblog.writer.write(Ended(row | {"state": "finished", "finished_at": 2}))
         print(joblog.get("j").state, type(joblog.database.connection()).__module__)
         joblog.close()
     """

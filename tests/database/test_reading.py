@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 
 from dramatiq_joblog import ConfigurationError, JobLog
-from dramatiq_joblog.recording.transitions import Event
+from dramatiq_joblog.recording.events import Enqueued
 
 
 def test_reading_in_an_event_loop(joblog):
@@ -67,7 +67,7 @@ def test_acts_beside_a_busy_writer(busy):
     row = {"actor": "work", "queue": "default", "attempt": 1, "enqueued_at": 0}
     row |= {"created_at": 0, "updated_at": 0}
     for jid in jids:
-        busy.writer.put(Event("enqueue", row | {"jid": jid, "state": "enqueued"}))
+        busy.writer.put(Enqueued(row | {"jid": jid, "state": "enqueued"}))
 
     for jid in jids:
         assert busy.cancel(jid, who="ada").dead_reason == "cancelled"

@@ -16,7 +16,8 @@ from dramatiq_joblog import DatabaseAwayError, JobLog
 from dramatiq_joblog.database.connection import Connection
 from dramatiq_joblog.locking.needs import Exclusive, Rate, bound_to, carried
 from dramatiq_joblog.recording.exclusive import Sections
-from dramatiq_joblog.recording.transitions import Event, new_token
+from dramatiq_joblog.recording.events import GRANTED, Ended, Started
+from dramatiq_joblog.recording.transitions import new_token
 
 url, name = sys.argv[1:]
 joblog, dice = JobLog(url), random.Random(name)
@@ -34,23 +35,23 @@ for number in range(40):
     row = dict.fromkeys(("enqueued_at", "started_at", "created_at", "updated_at"), now)
     row |= {"jid": f"{name}-{number}", "actor": "work", "queue": "default", "attempt": 1}
     row |= {"state": "started", "token": new_token(None), "process": None, "worker": "here"}
-    start = Event("start", row, section=bound_to(entries))
-    ended = Event(
-        "end", row | {"state": "finished", "finished_at": now}, section=start.section
-    )
+    start = Started(row, section=bound_to(entries))
+    ended = Ended(row | {"state": "finished", "finished_at": now}, section=start.section)
+    granted = True
     for event in (start, ended):
         for attempt in range(100):
             try:
-                connection.ask(lambda: sections.write([event]))
+                answers = connection.ask(lambda: sections.write([event]))
+                granted = granted and answers.get(event.jid, GRANTED).granted
                 break
             except (DatabaseAwayError, peewee.PeeweeException) as e:
                 # As the writer does; a busy file is no deadlock.
                 print(e, file=sys.stderr)
                 failed += "database is locked" not in str(e)
                 time.sleep(dice.uniform(0.001, 0.01))
-        if not start.granted:
+        if not granted:
             break
-    came_in += start.granted
+    came_in += granted
 print(came_in, failed)
 """
 

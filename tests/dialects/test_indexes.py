@@ -6,13 +6,13 @@ import pytest
 from peewee import CharField, IntegrityError, Model, MySQLDatabase, SqliteDatabase
 
 from dramatiq_joblog import Job, JobLog
-from dramatiq_joblog.recording.transitions import Event
+from dramatiq_joblog.recording.events import Enqueued
 
 
 def write(log, jid):
     """Write a job that was sent, and one that a mark tells of; return the job as it stands."""
     row = {"jid": jid, "actor": "work", "queue": "default", "attempt": 1, "state": "enqueued"}
-    log.writer.write(Event("enqueue", row | {"enqueued_at": 0, "created_at": 0, "updated_at": 0}))
+    log.writer.write(Enqueued(row | {"enqueued_at": 0, "created_at": 0, "updated_at": 0}))
     log.writer.call(lambda: log.totals.marks.note_late({60_000}))
     return log.get(jid)
 

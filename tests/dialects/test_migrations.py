@@ -15,11 +15,11 @@ from dramatiq_joblog import Job, JobLog
 BOOT = """
 import sys
 from dramatiq_joblog import JobLog
-from dramatiq_joblog.recording.transitions import Event
+from dramatiq_joblog.recording.events import Enqueued
 sys.stdin.readline()
 joblog = JobLog(sys.argv[1])
 joblog.create_tables()
-joblog.writer.write(Event("enqueue", dict(
+joblog.writer.write(Enqueued(dict(
     jid=sys.argv[2], actor="work", queue="default", state="enqueued", attempt=1,
     enqueued_at=0, created_at=0, updated_at=0)))
 joblog.close()

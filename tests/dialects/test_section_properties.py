@@ -22,9 +22,10 @@ from peewee import MySQLDatabase
 from dramatiq_joblog import Exclusive
 from dramatiq_joblog.locking.leases import Claim
 from dramatiq_joblog.locking.needs import SECTION
+from dramatiq_joblog.recording.events import Ended, Started
 from dramatiq_joblog.recording.exclusive import Sections
 from dramatiq_joblog.recording.heartbeat import Heartbeat
-from dramatiq_joblog.recording.transitions import Event, Transitions, new_token
+from dramatiq_joblog.recording.transitions import Transitions, new_token
 
 #: Milliseconds that time leaps when leases run out; and half of what a run trusts its own for.
 LEAP = 1_000_000
@@ -51,8 +52,7 @@ class Process:
         self.heartbeat = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
         self.heartbeat.beat()
         self.locks = self.transitions.locks
-        self.locks.process = self.heartbeat.process
-        self.locks.gone_after = 30_000
+        self.locks.attach(self.heartbeat.process, 30_000)
 
 
 class SectionMachine(RuleBasedStateMachine):
@@ -114,23 +114,23 @@ class SectionMachine(RuleBasedStateMachine):
         columns |= {"attempt": attempt, "token": token, "section": "key"}
         columns["process"] = process.heartbeat.process
         section = self.section | {"on_conflict": policy}
-        event = Event("start", columns, section=section, redelivered=redelivered)
-        process.sections.write([event])
+        event = Started(columns, section=section, redelivered=redelivered)
+        answer = process.sections.write([event])[job]
 
-        if event.granted:
-            self.grant(Held(job, attempt, token, event.lease, process.number))
-        assert event.granted == (event.lease is not None)
+        if answer.granted:
+            self.grant(Held(job, attempt, token, answer.lease, process.number))
+        assert answer.granted == (answer.lease is not None)
         fresh = known is None or known.state in ("waiting", "retrying")
         if fresh and room > 0 and not others_wait:
             # What is free, or whose lease ran out, is had by whoever asks.
-            assert event.granted
+            assert answer.granted
         if room <= 0 and not any(row.owner == job for row in self.in_use()):
-            assert not event.granted
+            assert not answer.granted
         if known is None and others_wait >= room:
             # Nobody who comes new passes those that wait.
-            assert not event.granted
+            assert not answer.granted
         after = self.joblog.Job.get_or_none(self.joblog.Job.jid == job)
-        if known is not None and known.state in ("started", "lost") and not event.granted:
+        if known is not None and known.state in ("started", "lost") and not answer.granted:
             # What was cut off is neither dropped nor fails.
             assert after.state in ("started", "lost", "waiting")
 
@@ -147,7 +147,7 @@ class SectionMachine(RuleBasedStateMachine):
         columns |= dict.fromkeys(("enqueued_at", "started_at", "created_at", "updated_at"), now)
         columns |= {"attempt": held.attempt, "token": held.token, "section": "key"}
         columns |= {"eta": now} if state == "retrying" else {"finished_at": now}
-        self.process(held).sections.write([Event("end", columns, section=self.section)])
+        self.process(held).sections.write([Ended(columns, section=self.section)])
         self.held.remove(held)
         if state == "retrying":
             self.attempts[held.jid] = max(self.attempts[held.jid], held.attempt + 1)

@@ -12,7 +12,7 @@ from itertools import pairwise
 import pytest
 import tiers
 
-from dramatiq_joblog.recording.transitions import Event
+from dramatiq_joblog.recording.events import Ended
 from dramatiq_joblog.statistics.histogram import BOUNDS, Histogram, bucket_of
 from dramatiq_joblog.statistics.rollups import DAY, HOUR, MINUTE, QUARTER, SPANS, level_of
 
@@ -128,7 +128,7 @@ def test_counting_again(joblog, a_day):
         "duration": 5,
         "token": "t",
     }
-    joblog.writer.write(Event("end", late))
+    joblog.writer.write(Ended(late))
 
     joblog.totals.catch_up(now())
 
@@ -197,7 +197,7 @@ def test_counting_beside_load(joblog):
                 "duration": 5,
                 "token": f"{thread}-{number}",
             }
-            joblog.writer.write(Event("end", row))
+            joblog.writer.write(Ended(row))
             number += 1
 
     threads = [threading.Thread(target=load, args=(n,)) for n in range(3)]

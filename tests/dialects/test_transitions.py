@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peewee import MySQLDatabase, PostgresqlDatabase
 
-from dramatiq_joblog.recording.transitions import Event, new_token, same_delivery
+from dramatiq_joblog.recording.events import GRANTED, Ended, Enqueued, Started
+from dramatiq_joblog.recording.transitions import new_token, same_delivery
 from dramatiq_joblog.states import FINAL
 
 JID = "job"
@@ -43,22 +44,26 @@ def failure(token, attempt, outcome):
 
 
 def enqueued(attempt=1, state="enqueued"):
-    return Event("enqueue", row(state, attempt))
+    return Enqueued(row(state, attempt))
 
 
 def start(token, attempt=1, **flags):
-    return Event("start", row("started", attempt, token), **flags)
+    return Started(row("started", attempt, token), **flags)
 
 
 def end(token, attempt=1, state="finished"):
     outcome = {"retrying": "retried", "dead": "dead", "skipped": "skipped"}.get(state)
     failed = failure(token, attempt, outcome) if outcome else None
     extra = {"dead_reason": "retries_exhausted"} if state == "dead" else {}
-    return Event("end", row(state, attempt, token, at=5, **extra), failed)
+    return Ended(row(state, attempt, token, at=5, **extra), failed)
 
 
 def copy(event):
     return dataclasses.replace(event, row=dict(event.row))
+
+
+def failures_of(events):
+    return [e.failure for e in events if isinstance(e, Ended) and e.failure]
 
 
 def life(draw, attempts, first_token):
@@ -84,7 +89,7 @@ def shuffled_lives(draw):
 
     A start that comes by itself after a job's end is another delivery, which runs.
     """
-    events = [dataclasses.replace(e, replayed=e.kind == "start") for e in draw(lives())]
+    events = [dataclasses.replace(e, replayed=isinstance(e, Started)) for e in draw(lives())]
     again = draw(st.lists(st.sampled_from(events), max_size=4))
     return events, draw(st.permutations(events + again))
 
@@ -118,7 +123,7 @@ def test_repeated_events_change_nothing(joblog, events, data):
     last = events[-1].row
     job = told(joblog)
     assert (last["state"], last["attempt"], last["token"]) == (job.state, job.attempt, job.token)
-    failed = [e.failure["token"] for e in events if e.failure]
+    failed = [failed["token"] for failed in failures_of(events)]
     assert failed == [f.token for f in job.failures]
 
 
@@ -164,7 +169,11 @@ def test_every_failed_run_is_kept_once(joblog, lives_and_order):
 
     write_each(joblog, order)
 
-    failed = {e.failure["token"]: e.failure["outcome"] for e in events if e.failure}
+    failed = {
+        e.failure["token"]: e.failure["outcome"]
+        for e in events
+        if isinstance(e, Ended) and e.failure
+    }
     kept = [(f.token, f.outcome) for f in joblog.Failure.select()]
     assert len(kept) == len({token for token, _ in kept})
     assert failed.items() <= dict(kept).items()
@@ -186,10 +195,10 @@ def test_two_workers_on_one_delivery(joblog, data):
     for events in order:
         event = copy(events[taken[id(events)]])
         taken[id(events)] += 1
-        joblog.transitions.write([event])
+        answers = joblog.transitions.write([event])
         job = told(joblog)
-        if event.kind == "start":
-            if event.granted:
+        if isinstance(event, Started):
+            if answers.get(JID, GRANTED).granted:
                 running.append(event.row["token"])
                 assert ("started", event.row["token"]) == (job.state, job.token)
             else:
@@ -214,11 +223,10 @@ def test_takeover_closes_the_open_run(joblog):
     """A redelivered run closes the open one as interrupted; its late end then changes nothing."""
     first, second = new_token("one"), new_token("one")
     joblog.transitions.write([start(first)])
-    again = start(second)
-    joblog.transitions.write([again])
+    answer = joblog.transitions.write([start(second)])[JID]
     joblog.transitions.write([end(first, state="finished")])
 
-    assert again.granted
+    assert answer.granted
     job = told(joblog)
     assert ("started", second) == (job.state, job.token)
     assert [(first, "interrupted", 1)] == [(f.token, f.outcome, f.attempt) for f in job.failures]
@@ -238,9 +246,9 @@ def test_refused_start_tells_the_state(joblog):
     first, late = new_token("one"), start(new_token("one"))
     joblog.transitions.write([start(first)])
     joblog.transitions.write([end(first)])
-    joblog.transitions.write([late])
+    answer = joblog.transitions.write([late])[JID]
 
-    assert (False, "finished") == (late.granted, late.found)
+    assert (False, "finished") == (answer.granted, answer.found)
     assert first == told(joblog).token
 
 
@@ -249,9 +257,8 @@ def test_redelivery_of_a_dead_job(joblog):
     first, again, put_back = new_token("one"), new_token("one"), new_token("two")
     joblog.transitions.write([start(first)])
     joblog.transitions.write([end(first, state="dead")])
-    redelivered, deliberate = start(again), start(put_back)
-    joblog.transitions.write([redelivered])
-    joblog.transitions.write([deliberate])
+    redelivered = joblog.transitions.write([start(again)])[JID]
+    deliberate = joblog.transitions.write([start(put_back)])[JID]
 
     assert (False, True) == (redelivered.granted, deliberate.granted)
     assert ("started", None, None) == (
@@ -274,8 +281,8 @@ def test_tokens_of_one_delivery():
     ("count", "events"),
     [
         (1, [start("a")]),
-        (1, [Event("end", row("finished", 1, "a", jid="x"))]),
-        (1, [Event("start", row("started", 1, f"t{n}", jid=f"j{n}")) for n in range(8)]),
+        (1, [Ended(row("finished", 1, "a", jid="x"))]),
+        (1, [Started(row("started", 1, f"t{n}", jid=f"j{n}")) for n in range(8)]),
         (2, [end("a", state="dead")]),
     ],
 )
@@ -327,17 +334,16 @@ def line(jid, token, number=1):
 def mixed_batch():
     """Return a batch that writes rows of every table."""
     ended, begun = end("a", state="dead"), start("b")
-    ended.lines = [line(JID, "a", 1), line(JID, "a", 2)]
+    ended = dataclasses.replace(ended, lines=[line(JID, "a", 1), line(JID, "a", 2)])
     begun.row["jid"] = "other"
-    return [ended, begun, Event("enqueue", row("enqueued", jid="sent"))]
+    return [ended, begun, Enqueued(row("enqueued", jid="sent"))]
 
 
 def test_rows_of_every_table_in_one_batch(joblog):
     """A batch of runs, failures, lines and what was sent is written whole, and twice is once."""
     for _ in range(2):
-        batch = mixed_batch()
-        joblog.transitions.write(batch)
-        assert batch[1].granted
+        answers = joblog.transitions.write(mixed_batch())
+        assert answers.get("other", GRANTED).granted
 
     states = {job.jid: job.state for job in joblog.jobs}
     assert {JID: "dead", "other": "started", "sent": "enqueued"} == states
@@ -385,8 +391,12 @@ def test_more_lines_than_one_statement_takes(joblog):
     """A batch with any number of lines is written whole."""
     ended = [end("a"), end("b")]
     ended[1].row["jid"] = "other"
-    for event in ended:
-        event.lines = [line(event.jid, event.row["token"], n) for n in range(1, 702)]
+    ended = [
+        dataclasses.replace(
+            each, lines=[line(each.jid, each.row["token"], n) for n in range(1, 702)]
+        )
+        for each in ended
+    ]
     joblog.transitions.write(ended)
 
     assert [701, 701] == [joblog.get(event.jid).lines.count() for event in ended]
@@ -400,11 +410,11 @@ def test_more_lines_than_one_statement_takes(joblog):
 def kept_lives(draw):
     """Draw a life whose runs were kept by two processes, each in order, and any order of these."""
     events = life(draw, draw(st.integers(1, 4)), "run")[1:]
+    events = [dataclasses.replace(event, replayed=True) for event in events]
     spools = [[], []]
     for at, event in enumerate(events):
-        event.replayed = True
-        event.row |= {"updated_at": NOW + at}
-        event.row["started_at"] = NOW + at - (event.kind == "end")
+        event.row["updated_at"] = NOW + at
+        event.row["started_at"] = NOW + at - isinstance(event, Ended)
         if event.row["state"] in FINAL:
             event.row["finished_at"] = NOW + at
     for run in zip(events[::2], events[1::2], strict=True):
@@ -427,7 +437,11 @@ def test_two_spools_in_any_order(joblog, lives_and_order):
     last = events[-1].row
     job = told(joblog)
     assert (last["state"], last["attempt"], last["token"]) == (job.state, job.attempt, job.token)
-    failed = {e.failure["token"]: e.failure["outcome"] for e in events if e.failure}
+    failed = {
+        e.failure["token"]: e.failure["outcome"]
+        for e in events
+        if isinstance(e, Ended) and e.failure
+    }
     assert failed == {f.token: f.outcome for f in job.failures}
     assert job.interruptions is None
 
@@ -499,7 +513,7 @@ def test_a_newer_attempt_told_late_decides(joblog, ends_first):
     joblog.transitions.write([again])
     newer = kept("b", at=10, attempt=2), end("b", attempt=2)
     dead = end("a again", state="dead")
-    dead.row |= {"started_at": NOW + 20, "finished_at": NOW + 30}
+    dead.row.update(started_at=NOW + 20, finished_at=NOW + 30)
     for event in (dead, *newer) if ends_first else (*newer, dead):
         joblog.transitions.write([event])
 
@@ -542,7 +556,7 @@ def test_hosts_with_other_clocks(joblog, ahead):
     joblog.release()
     joblog.transitions.write([enqueued()])
     run = start("a")
-    run.row |= {"started_at": NOW + ahead, "process": "p"}
+    run.row.update(started_at=NOW + ahead, process="p")
     joblog.transitions.write([run])
     assert max(0, ahead) == told(joblog).queue_time
 

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from dramatiq_joblog import Job, JobLog
-from dramatiq_joblog.recording.transitions import Event
+from dramatiq_joblog.recording.events import Ended, Enqueued, Started
 
 NOW = 1_800_000_000_000
 
@@ -67,7 +67,7 @@ def stored(log, **values):
     """Write *values* to a row by an event, as the middleware does, and return the row."""
     fields = log.own_fields
     columns = {fields[name].column_name: fields[name].db_value(v) for name, v in values.items()}
-    log.transitions.write([Event("start", row(1, **columns))])
+    log.transitions.write([Started(row(1, **columns))])
     return log.Job.get()
 
 
@@ -97,7 +97,7 @@ def test_bytes_in_an_own_column(make_log):
 def test_hostile_text(joblog):
     """Quotes, escapes, other alphabets and the look of a parameter are kept as they are."""
     text = "%s ? $1 '\" \\ \\u0041 \u2028 \N{SNOWMAN} \N{GRINNING FACE} \n\t"
-    joblog.transitions.write([Event("start", row(1, error_message=text, args='["\\u0000"]'))])
+    joblog.transitions.write([Started(row(1, error_message=text, args='["\\u0000"]'))])
 
     job = joblog.Job.get()
     assert (text, ["\x00"]) == (job.error_message, job.args)
@@ -109,27 +109,28 @@ def test_a_value_without_a_word(joblog, value):
     if isinstance(joblog.database, peewee.MySQLDatabase) and not isinstance(value, float):
         pytest.skip("pymysql writes the text of whatever it does not know")
     with pytest.raises((TypeError, ValueError, peewee.PeeweeException)):
-        joblog.transitions.write([Event("start", row(1)), Event("start", row(2, actor=value))])
+        joblog.transitions.write([Started(row(1)), Started(row(2, actor=value))])
 
     assert 0 == joblog.Job.select().count()
 
 
 def test_a_large_batch(joblog):
     """A batch of any size is written whole, and its starts are answered."""
-    events = [Event("start", row(n)) for n in range(1234)]
-    joblog.transitions.write(events)
-    late = [Event("start", row(n, token=f"token-{n}")) for n in range(1234)]
-    joblog.transitions.write(late)
+    events = [Started(row(n)) for n in range(1234)]
+    late = [Started(row(n, token=f"token-{n}")) for n in range(1234)]
+    answers = joblog.transitions.write(events)
+    assert [] == [answer for answer in answers.values() if not answer.granted]
+    answers = joblog.transitions.write(late)
 
     assert 1234 == joblog.Job.select().count()
-    assert all(event.granted for event in events + late)
+    assert all(answer.granted for answer in answers.values())
 
 
 def test_columns_that_only_some_rows_carry(joblog):
     """In a batch of unlike rows each keeps what it says, and what it does not say is kept."""
-    joblog.transitions.write([Event("enqueue", row(1, "enqueued", token=None, user_id="7"))])
-    joblog.transitions.write([Event("start", row(1)), Event("start", row(2, user_id="8"))])
-    joblog.transitions.write([Event("start", row(3))])
+    joblog.transitions.write([Enqueued(row(1, "enqueued", token=None, user_id="7"))])
+    joblog.transitions.write([Started(row(1)), Started(row(2, user_id="8"))])
+    joblog.transitions.write([Started(row(3))])
 
     users = {job.jid: job.user_id for job in joblog.Job.select()}
     assert {"job-0001": 7, "job-0002": 8, "job-0003": None} == users
@@ -138,11 +139,11 @@ def test_columns_that_only_some_rows_carry(joblog):
 def test_what_an_end_does_not_say_is_empty(joblog):
     """An end that carries no error and no eta leaves none from the run before."""
     failed = row(1, "retrying", eta=NOW, error_type="ValueError", error_message="no")
-    joblog.transitions.write([Event("end", failed)])
+    joblog.transitions.write([Ended(failed)])
     again = {"attempt": 2, "token": "token-2"}
-    joblog.transitions.write([Event("start", row(1, **again))])
+    joblog.transitions.write([Started(row(1, **again))])
     started = joblog.Job.get()
-    joblog.transitions.write([Event("end", row(1, "finished", finished_at=NOW, **again))])
+    joblog.transitions.write([Ended(row(1, "finished", finished_at=NOW, **again))])
     finished = joblog.Job.get()
 
     assert ("ValueError", None) == (started.error_type, started.eta)
@@ -153,7 +154,7 @@ def test_one_statement_whatever_the_columns(joblog, asked):
     """Rows that carry different columns still make one statement; on MySQL it asks first."""
     joblog.database.connect(reuse_if_open=True)
     with asked() as texts:
-        joblog.transitions.write([Event("start", row(1)), Event("start", row(2, user_id="8"))])
+        joblog.transitions.write([Started(row(1)), Started(row(2, user_id="8"))])
 
     assert (2 if isinstance(joblog.database, peewee.MySQLDatabase) else 1) == len(texts)
 

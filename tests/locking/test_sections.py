@@ -32,7 +32,7 @@ from dramatiq_joblog import (
     enqueue_once,
 )
 from dramatiq_joblog.broker import refusals
-from dramatiq_joblog.recording.transitions import Event
+from dramatiq_joblog.recording.events import Ended, Started
 
 
 @pytest.fixture
@@ -350,7 +350,7 @@ def test_a_lost_run_whose_section_is_taken(joblog, job_factory, policy, attempt)
     row = {"jid": "j", "actor": "work", "queue": "default", "state": "started", "token": "b"}
     row |= {"attempt": attempt, "started_at": 0, "created_at": 0, "updated_at": 0, "process": None}
     row |= {"worker": "w", "section": "key"}
-    joblog.writer.write(Event("start", row, section=section))
+    joblog.writer.write(Started(row, section=section))
 
     job = joblog.get("j")
     assert "waiting" == job.state
@@ -509,15 +509,15 @@ def test_a_lease_that_is_over_before_the_body_begins(joblog, make_broker, worker
         order.append(inside.pop())
 
     def late(event):
-        granted = write(event)
-        if event.row["jid"] == first.message_id and event.lease is not None and not order:
+        answer = write(event)
+        if event.row["jid"] == first.message_id and answer.lease is not None and not order:
             # As when the writer is held up right after its commit, and renews nothing.
             joblog.transitions.locks.forget(event.row["token"])
-            eventually(lambda: event.lease.lost)
+            eventually(lambda: answer.lease.lost)
             section.send("second")
             eventually(lambda: inside == ["second"])
             joblog.writer.write = write
-        return granted
+        return answer
 
     joblog.writer.write = late
     with worker(broker):
@@ -571,13 +571,15 @@ def test_a_start_whose_answer_did_not_arrive(joblog):
     instants = dict.fromkeys(("enqueued_at", "started_at", "created_at", "updated_at"), 1)
     row = {"jid": "job", "actor": "work", "queue": "default", "state": "started", "attempt": 1}
     row |= instants | {"token": "run", "process": None, "worker": "here"}
-    first, again, late = (Event("start", dict(row), section=section) for _ in range(3))
-    for event in (first, again):
-        assert joblog.writer.write(event)
+    start = Started(row, section=section)
+    first, again = (joblog.writer.write(start) for _ in range(2))
+    assert first.granted
+    assert again.granted
     assert first.lease.fence == again.lease.fence == 1
 
     joblog.Lock.update(token="another", owner="another").execute()
-    assert not joblog.writer.write(late)
+    late = joblog.writer.write(start)
+    assert not late.granted
     assert late.delay is not None
 
 
@@ -593,17 +595,17 @@ def test_statements_of_sections(joblog, asked, count):
         row = {"jid": f"job {n}", "actor": "work", "queue": "default", "attempt": 1}
         row |= dict.fromkeys(("enqueued_at", "started_at", "created_at", "updated_at"), now)
         row |= {"token": f"run {n}", "process": None, "worker": "here"}
-        begins.append(Event("start", row | {"state": "started"}, section=section))
+        begins.append(Started(row | {"state": "started"}, section=section))
         ended = row | {"state": "finished", "finished_at": now}
-        ends.append(Event("end", ended, section=section))
+        ends.append(Ended(ended, section=section))
 
     def statements(events):
         with asked() as texts:
-            joblog.writer._sections.write(events)
+            answers = joblog.writer._sections.write(events)
+        assert all(answer.granted for answer in answers.values())
         return [text.lstrip("(").split()[0] for text in texts]
 
     assert ["SELECT", "SELECT", "INSERT", "INSERT"] == statements(begins)
-    assert all(event.granted for event in begins)
     joined = isinstance(joblog.database, peewee.PostgresqlDatabase)
     assert (["WITH"] if joined else ["INSERT", "UPDATE"]) == statements(ends)
     assert [None] * count == [lock.owner for lock in joblog.Lock.select()]
@@ -618,14 +620,14 @@ def test_ends_of_one_batch(joblog):
         row |= dict.fromkeys(("enqueued_at", "started_at", "created_at", "updated_at"), now)
         row |= {"token": token, "process": None, "worker": "here"}
         section = asdict(Exclusive(f"key of {jid}"))
-        return Event(kind, row | more, section=section)
+        return kind(row | more, section=section)
 
     def end(jid, token, state, **more):
-        return event("end", state, jid, token, finished_at=now, **more)
+        return event(Ended, state, jid, token, finished_at=now, **more)
 
     jids = ["ends", "dies", "retries", "other", "stale"]
     for jid in jids:
-        assert joblog.writer.write(event("start", "started", jid, f"run of {jid}"))
+        assert joblog.writer.write(event(Started, "started", jid, f"run of {jid}")).granted
     joblog.Job.update(token="a later run").where(joblog.Job.jid == "stale").execute()
     ends = [
         end("ends", "run of ends", "finished"),

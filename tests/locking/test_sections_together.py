@@ -8,7 +8,8 @@ from dataclasses import asdict
 import pytest
 
 from dramatiq_joblog import Exclusive
-from dramatiq_joblog.recording.transitions import Event, new_token
+from dramatiq_joblog.recording.events import Ended, Started
+from dramatiq_joblog.recording.transitions import new_token
 
 
 class Starts:
@@ -27,18 +28,19 @@ class Starts:
         row |= {"attempt": 1, "state": "started", "process": None, "worker": "here"}
         row |= {"token": new_token(f"delivery {self.number}")}
         more = {"on_conflict": "wait"} | more
-        return Event("start", row, section={"all": [asdict(Exclusive(k, **more)) for k in keys]})
+        return Started(row, section={"all": [asdict(Exclusive(k, **more)) for k in keys]})
 
     def write(self, *events):
         """Write starts together; return the jids of those that began."""
-        self.joblog.writer._sections.write(events)
-        return [event.jid for event in events if event.granted]
+        answers = self.joblog.writer._sections.write(events)
+        self.leases = {jid: answer.lease for jid, answer in answers.items()}
+        return [event.jid for event in events if answers[event.jid].granted]
 
     def end(self, event):
         """Write the end of a run."""
         now = time.time_ns() // 1_000_000
         ended = event.row | {"state": "finished", "finished_at": now}
-        self.joblog.writer._sections.write([Event("end", ended, section=event.section)])
+        self.joblog.writer._sections.write([Ended(ended, section=event.section)])
 
 
 @pytest.fixture
@@ -62,7 +64,8 @@ def test_as_many_statements_for_many(joblog, starts, asked, keys):
         events = [starts.start(*mine) for mine in many]
         with asked() as texts:
             assert number == len(starts.write(*events))
-        assert all(set(mine) == {*e.lease.fences} for mine, e in zip(many, events, strict=True))
+        fences = [{*starts.leases[event.jid].fences} for event in events]
+        assert [{*mine} for mine in many] == fences
         return len(texts)
 
     assert count(1) == count(20)

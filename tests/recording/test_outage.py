@@ -20,7 +20,7 @@ import servers
 from proxy import Proxy
 
 from dramatiq_joblog import JobLog
-from dramatiq_joblog.recording.transitions import Event
+from dramatiq_joblog.recording.events import Enqueued
 
 #: More than are worked on at once.
 JOBS = 40
@@ -227,7 +227,7 @@ def test_a_full_database(make_broker, worker, eventually, tmp_path):
         # The limit belongs to a connection, and the writer opens new ones.
         if limit["pages"] is not None:
             joblog.database.execute_sql(f"PRAGMA max_page_count = {limit['pages']}")
-        write(events)
+        return write(events)
 
     joblog.transitions.write = limited
 
@@ -313,7 +313,7 @@ def test_another_process_replays(tmp_path, eventually):
     row = {"actor": "work", "queue": "default", "state": "enqueued", "attempt": 1}
 
     first = JobLog(url, spool=tmp_path / "spool")
-    event = Event("enqueue", row | {"jid": "a", "created_at": 0, "updated_at": 0})
+    event = Enqueued(row | {"jid": "a", "created_at": 0, "updated_at": 0})
     first.writer.write(event)
     assert first.writer.away
     first.close()
@@ -322,7 +322,7 @@ def test_another_process_replays(tmp_path, eventually):
     (tmp_path / "log").mkdir()
     second = JobLog(url, spool=tmp_path / "spool")
     second.create_tables()
-    second.writer.put(Event("enqueue", event.row | {"jid": "b"}))
+    second.writer.put(Enqueued(event.row | {"jid": "b"}))
     eventually(lambda: second.jobs.count() == 2)
     assert [] == list((tmp_path / "spool").iterdir())
     second.close()
@@ -331,7 +331,7 @@ def test_another_process_replays(tmp_path, eventually):
 FULL = """
     import resource, sys
     from dramatiq_joblog import JobLog
-    from dramatiq_joblog.recording.transitions import Event
+    from dramatiq_joblog.recording.events import Enqueued
 
     joblog = JobLog(sys.argv[1], spool=sys.argv[2])
     joblog.create_tables()
@@ -341,7 +341,7 @@ FULL = """
     row = dict(actor="work", queue="default", state="enqueued", attempt=1)
     row |= dict(created_at=0, updated_at=0, args='["' + "x" * 5000 + '"]')
     for n in range(400):
-        joblog.writer.put(Event("enqueue", row | {"jid": f"j{n}"}))
+        joblog.writer.put(Enqueued(row | {"jid": f"j{n}"}))
     while not joblog.writer.flush(timeout=0.1) and not joblog.writer.away:
         pass
     print("full", flush=True)
@@ -384,7 +384,7 @@ def test_no_password_is_logged(postgres_server, tmp_path, caplog, away):
     url = f"postgresql://nobody:{password}@127.0.0.1:{port}/nowhere"
     caplog.set_level("DEBUG")
     joblog = JobLog(url, spool=tmp_path / "spool")
-    joblog.writer.write(Event("enqueue", {"jid": "a", "state": "enqueued"}))
+    joblog.writer.write(Enqueued({"jid": "a", "state": "enqueued"}))
     raised = []
     for ask in (joblog.create_tables, lambda: joblog.writer.call(print), lambda: joblog.get("a")):
         with pytest.raises(Exception) as error:

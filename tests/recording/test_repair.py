@@ -10,8 +10,8 @@ import pytest
 from peewee import CharField, Check, ForeignKeyField, IntegerField, Model
 
 from dramatiq_joblog import Job, JobLog
+from dramatiq_joblog.recording.events import Ended
 from dramatiq_joblog.recording.repair import repairs
-from dramatiq_joblog.recording.transitions import Event
 
 
 class Person(Model):
@@ -152,7 +152,7 @@ def test_own_columns_are_kept_on_each_rung(joblog):
     row = {"jid": "j", "actor": "a", "queue": "q", "state": "dead", "attempt": 1, "token": "t"}
     row |= dict.fromkeys(("created_at", "updated_at", "enqueued_at", "finished_at"), now)
     row |= {"error_type": "x" * 999, "age": 7, "tenant": "acme", "user_id": 99}
-    joblog.writer.write(Event("end", row, None))
+    joblog.writer.write(Ended(row, None))
 
     job = joblog.get("j")
     assert ("dead", 7, "acme", None) == (job.state, job.age, job.tenant, job.user_id)
@@ -187,7 +187,7 @@ def test_the_last_rung_is_the_outcome(joblog):
         "error_type": "x" * 999,
         "duration": 2**70,
     }
-    joblog.writer.write(Event("end", row, failure, lines=[{"jid": "j", "token": None}]))
+    joblog.writer.write(Ended(row, failure, lines=[{"jid": "j", "token": None}]))
 
     job = joblog.get("j")
     assert ("dead", 1, now) == (job.state, job.attempt, round(job.finished_at.timestamp() * 1000))
@@ -199,7 +199,7 @@ def test_the_last_rung_is_the_outcome(joblog):
 def test_each_rung_leaves_out_more():
     """Nothing that was left out comes back further down, and the names of the job stay."""
     row = {"jid": "j", "state": "dead", "args": "[1]", "own": 1, "other": 2, "error_type": "E"}
-    event = Event("end", row, {"jid": "j", "traceback": "x"}, lines=[{"jid": "j"}], unique={})
+    event = Ended(row, {"jid": "j", "traceback": "x"}, lines=[{"jid": "j"}], unique={})
     error = ValueError("a\x00b")
     rungs = list(repairs(event, {"own": None, "other": None}, error))
     assert all({"own": 1, "other": 2} == rung.columns for rung in rungs)

@@ -11,7 +11,8 @@ import stories
 
 from dramatiq_joblog import JobLogMiddleware, current_job
 from dramatiq_joblog.errors import ConfigurationError
-from dramatiq_joblog.recording.transitions import Event, new_token
+from dramatiq_joblog.recording.events import Ended, Started
+from dramatiq_joblog.recording.transitions import new_token
 from dramatiq_joblog.states import FINAL
 
 NOW = 1_800_000_000_000
@@ -24,9 +25,10 @@ def kinds(joblog):
     write = joblog.transitions.write
 
     def note(events):
-        write(events)
+        answers = write(events)
         # Not before: what finds the file locked is written again.
         seen.extend(event.kind for event in events if event.kind != "enqueue")
+        return answers
 
     joblog.transitions.write = note
     return seen
@@ -39,14 +41,13 @@ def row(state, token, attempt=1, **columns):
 
 
 def start(token, attempt=1, **flags):
-    return Event("start", row("started", token, attempt), **flags)
+    return Started(row("started", token, attempt), **flags)
 
 
 def whole(token, attempt=1, state="finished", **flags):
     """Return an end whose start was not written."""
-    event = Event("end", row(state, token, attempt, finished_at=NOW + 5))
-    event.start = start(token, attempt, **flags)
-    return event
+    begun = start(token, attempt, **flags)
+    return Ended(row(state, token, attempt, finished_at=NOW + 5), start=begun)
 
 
 def told(joblog):
@@ -156,7 +157,7 @@ def test_an_unknown_time(joblog, make_broker):
 def test_an_end_on_a_job_that_was_put_back(joblog):
     """A job that was put back as it was, and whose next run is short, ends as that run did."""
     joblog.transitions.write([start("a")])
-    joblog.transitions.write([Event("end", row("delayed", "a"))])
+    joblog.transitions.write([Ended(row("delayed", "a"))])
     joblog.transitions.write([whole("b")])
 
     assert ("finished", "b", []) == told(joblog)

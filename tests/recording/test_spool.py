@@ -10,12 +10,12 @@ import textwrap
 
 import pytest
 
+from dramatiq_joblog.recording.events import Ended, Started
 from dramatiq_joblog.recording.spool import MAX_CHUNK, Spool
-from dramatiq_joblog.recording.transitions import Event
 
 
-def event(number, kind="end"):
-    return Event(kind, {"jid": f"j{number}", "token": f"t{number}"}, {"outcome": "dead"})
+def event(number):
+    return Ended({"jid": f"j{number}", "token": f"t{number}"}, {"outcome": "dead"})
 
 
 @pytest.fixture
@@ -83,11 +83,11 @@ CHILD = """
     import os, sys
     from pathlib import Path
     from dramatiq_joblog.recording.spool import Spool
-    from dramatiq_joblog.recording.transitions import Event
+    from dramatiq_joblog.recording.events import Ended, Started
     spool = Spool(Path(sys.argv[1]))
     for n in range(3):
-        spool.append([Event("start", {"jid": f"j{n}", "token": f"t{n}"}, None)])
-    spool.append([Event("end", {"jid": "j1", "token": "t1"}, None)])
+        spool.append([Started({"jid": f"j{n}", "token": f"t{n}"})])
+    spool.append([Ended({"jid": "j1", "token": "t1"})])
     print("kept", flush=True)
     sys.stdin.readline()
     os.kill(os.getpid(), 9)
@@ -124,7 +124,7 @@ def test_runs_that_ended_with_their_process(spool, child):
     child.communicate("die\n")
 
     [events] = spool.left_behind()
-    assert [True, False, True, False] == [event.cut_off for event in events]
+    assert [True, False, True] == [event.cut_off for event in events if isinstance(event, Started)]
 
 
 def test_one_at_a_time(folder, spool, child):
@@ -166,7 +166,7 @@ def test_a_full_disk(spool, monkeypatch):
 
 def test_values_that_json_has_no_word_for(spool):
     """A value of a column of the user's own is kept as its text."""
-    spool.append([Event("start", {"jid": "j", "token": "t", "own": b"x"}, None)])
+    spool.append([Started({"jid": "j", "token": "t", "own": b"x"}, None)])
     [[kept]] = spool.replay()
     assert json.dumps(kept.row)
     assert "b'x'" == kept.row["own"]

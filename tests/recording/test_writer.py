@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from dramatiq_joblog import JobLog
-from dramatiq_joblog.recording.transitions import Event
+from dramatiq_joblog.recording.events import Ended, Enqueued, Started
 
 NOW = 1_800_000_000_000
 
@@ -63,13 +63,13 @@ def test_many_waiters_share_a_commit(joblog):
         batches.append(len(events))
         entered.set()
         gate.wait(10)
-        write(events)
+        return write(events)
 
     joblog.transitions.write = slow
     threads = [
         threading.Thread(
             target=joblog.writer.write,
-            args=(Event("start", row(f"j{n}", "started", token=f"{n}")),),
+            args=(Started(row(f"j{n}", "started", token=f"{n}")),),
         )
         for n in range(9)
     ]
@@ -91,14 +91,14 @@ def test_what_rides(joblog):
     """An event that rides costs no commit of its own, and is written at the latest when asked."""
     batches = []
     write = joblog.transitions.write
-    joblog.transitions.write = lambda events: (batches.append(len(events)), write(events))
-    joblog.writer.write(Event("enqueue", row("first")))
+    joblog.transitions.write = lambda events: batches.append(len(events)) or write(events)
+    joblog.writer.write(Enqueued(row("first")))
 
-    riding = joblog.writer.ride(Event("enqueue", row("rides")))
+    riding = joblog.writer.ride(Enqueued(row("rides")))
     assert not riding.acquire(timeout=0.1)
-    joblog.writer.write(Event("enqueue", row("next")))
+    joblog.writer.write(Enqueued(row("next")))
     assert riding.acquire(blocking=False)
-    riding = joblog.writer.ride(Event("enqueue", row("alone")))
+    riding = joblog.writer.ride(Enqueued(row("alone")))
     joblog.writer.wake()
     assert riding.acquire(timeout=30)
 
@@ -111,7 +111,7 @@ def test_rows_keep_the_order_of_sending(joblog):
     names = [f"{n * 7919 % 100}" for n in range(100)]
 
     joblog.transitions.write(
-        [Event("enqueue", row(jid, enqueued_at=NOW + n)) for n, jid in enumerate(names)]
+        [Enqueued(row(jid, enqueued_at=NOW + n)) for n, jid in enumerate(names)]
     )
 
     assert names[::-1] == [job.jid for job in joblog.jobs]
@@ -125,14 +125,14 @@ def test_a_jobs_events_keep_their_order(joblog):
     def slow(events):
         entered.set()
         gate.wait(10)
-        write(events)
+        return write(events)
 
     joblog.transitions.write = slow
-    joblog.writer.put(Event("enqueue", row("other")))
+    joblog.writer.put(Enqueued(row("other")))
     assert entered.wait(10)
-    joblog.writer.put(Event("enqueue", row("j")))
-    joblog.writer.put(Event("start", row("j", "started", token="t")))
-    joblog.writer.put(Event("end", row("j", "finished", token="t", finished_at=NOW)))
+    joblog.writer.put(Enqueued(row("j")))
+    joblog.writer.put(Started(row("j", "started", token="t")))
+    joblog.writer.put(Ended(row("j", "finished", token="t", finished_at=NOW)))
     gate.set()
 
     assert "finished" == joblog.get("j").state
@@ -147,13 +147,13 @@ def test_poison_does_not_take_its_batch(joblog, caplog):
     def slow(events):
         entered.set()
         gate.wait(10)
-        write(events)
+        return write(events)
 
     joblog.transitions.write = slow
-    joblog.writer.put(Event("enqueue", row("first")))
+    joblog.writer.put(Enqueued(row("first")))
     assert entered.wait(10)
     for event in (row("a", args="[1]"), poisoned, row("c", args="[1]")):
-        joblog.writer.put(Event("enqueue", event))
+        joblog.writer.put(Enqueued(event))
     gate.set()
 
     assert ["a", "b", "c", "first"] == jids(joblog)
@@ -169,15 +169,14 @@ def test_poison_in_a_batch_of_every_table(joblog, part):
     for jid in "abc":
         run = {"jid": jid, "token": f"run-{jid}", "attempt": 1}
         line = {"number": 1, "time": NOW, "level": "INFO", "logger": "x", "text": "hello"}
-        ended = Event("end", row(jid, "dead", token=f"run-{jid}", finished_at=NOW))
-        ended.failure, ended.lines = {**run, "outcome": "dead"}, [{**run, **line}]
-        events.append(ended)
+        dead = row(jid, "dead", token=f"run-{jid}", finished_at=NOW)
+        events.append(Ended(dead, {**run, "outcome": "dead"}, [{**run, **line}]))
     too_large = {"row": events[1].row, "failure": events[1].failure, "lines": events[1].lines[0]}
     too_large[part] |= {"max_retries" if part == "row" else "attempt": 2**80}
     gate = threading.Event()
     chore = threading.Thread(target=joblog.writer.call, args=(lambda: gate.wait(10),))
     chore.start()
-    for event in (*events, Event("enqueue", row("sent"))):
+    for event in (*events, Enqueued(row("sent"))):
         joblog.writer.put(event)
     gate.set()
     chore.join()
@@ -195,7 +194,7 @@ def test_tables_that_were_not_made_yet(database_url, caplog, eventually):
     """Without tables events are kept, the cure is named, and they are written once there are."""
     joblog = JobLog(database_url)
     with caplog.at_level(logging.ERROR):
-        joblog.writer.write(Event("start", row("j", "started", token="t")))
+        joblog.writer.write(Started(row("j", "started", token="t")))
     assert joblog.writer.away
     assert "create_tables()" in caplog.text
     joblog.create_tables()
@@ -213,7 +212,7 @@ def test_waits_for_a_locked_file(tmp_path):
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     writing = threading.Thread(
-        target=joblog.writer.write, args=(Event("start", row("j", "started", token="t")),)
+        target=joblog.writer.write, args=(Started(row("j", "started", token="t")),)
     )
     writing.start()
     writing.join(0.2)
@@ -232,7 +231,7 @@ def test_a_deadlock_is_tried_again(postgres_url):
     joblog = JobLog(postgres_url)
     joblog.create_tables()
     for jid in ("a", "b"):
-        joblog.writer.write(Event("enqueue", row(jid)))
+        joblog.writer.write(Enqueued(row(jid)))
     go_on = threading.Event()
     with psycopg.connect(postgres_url) as other:
         # Of the two it is the log that notices.
@@ -241,7 +240,7 @@ def test_a_deadlock_is_tried_again(postgres_url):
         held = threading.Thread(target=joblog.writer.call, args=(lambda: go_on.wait(30),))
         held.start()
         for jid in ("a", "b"):
-            joblog.writer.put(Event("start", row(jid, "started", token=jid)))
+            joblog.writer.put(Started(row(jid, "started", token=jid)))
         go_on.set()
         # Waits for the batch, which waits for this.
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
@@ -262,12 +261,12 @@ def test_a_connection_that_was_cut(postgres_url):
     """A connection that the server cut is replaced, and nothing is lost."""
     joblog = JobLog(postgres_url)
     joblog.create_tables()
-    joblog.writer.write(Event("start", row("a", "started", token="t")))
+    joblog.writer.write(Started(row("a", "started", token="t")))
     joblog.database.execute_sql(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
         "WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
-    joblog.writer.write(Event("start", row("b", "started", token="t")))
+    joblog.writer.write(Started(row("b", "started", token="t")))
 
     assert ["a", "b"] == jids(joblog)
     assert 0 == joblog.writer.lost
@@ -280,7 +279,7 @@ def test_a_senders_transaction(joblog, database_url):
         if not database_url.startswith("sqlite"):
             # In one SQLite file the second to write waits for the first to end.
             joblog.Job.insert(row("mine")).execute()
-        joblog.writer.put(Event("enqueue", row("j")))
+        joblog.writer.put(Enqueued(row("j")))
         assert joblog.writer.flush(timeout=10)
         transaction.rollback()
     assert ["j"] == jids(joblog)
@@ -289,10 +288,10 @@ def test_a_senders_transaction(joblog, database_url):
 SENDER = """
     import sys
     from dramatiq_joblog import JobLog
-    from dramatiq_joblog.recording.transitions import Event
+    from dramatiq_joblog.recording.events import Ended, Enqueued, Event, Started
     joblog = JobLog(sys.argv[1])
     for n in range(200):
-        joblog.writer.put(Event("enqueue", dict(
+        joblog.writer.put(Enqueued(dict(
             jid=f"j{n}", actor="work", queue="default", state="enqueued", attempt=1,
             enqueued_at=0, created_at=0, updated_at=0)))
 """
@@ -311,23 +310,23 @@ def test_rows_survive_the_exit_of_the_sender(joblog, database_url, end):
 
 
 def child(joblog, jid):
-    joblog.writer.put(Event("enqueue", row(jid)))
+    joblog.writer.put(Enqueued(row(jid)))
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_fork(joblog):
     """A forked child of a process that writes has a writer of its own, and harms no other."""
-    joblog.writer.write(Event("enqueue", row("before")))
+    joblog.writer.write(Enqueued(row("before")))
     children = [
         multiprocessing.get_context("fork").Process(target=child, args=(joblog, f"child {n}"))
         for n in range(3)
     ]
     for process in children:
         process.start()
-    joblog.writer.write(Event("enqueue", row("meanwhile")))
+    joblog.writer.write(Enqueued(row("meanwhile")))
     for process in children:
         process.join(30)
-    joblog.writer.write(Event("enqueue", row("after")))
+    joblog.writer.write(Enqueued(row("after")))
 
     assert [0, 0, 0] == [process.exitcode for process in children]
     assert ["after", "before", "child 0", "child 1", "child 2", "meanwhile"] == jids(joblog)
@@ -336,14 +335,14 @@ def test_fork(joblog):
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_bare_fork_that_exits_at_once(joblog):
     """The connections of a parent outlive a child that ends without cleaning up."""
-    joblog.writer.write(Event("enqueue", row("before")))
+    joblog.writer.write(Enqueued(row("before")))
     assert 1 == joblog.jobs.count()
     pid = os.fork()
     if not pid:
         os._exit(0 if joblog.jobs.count() == 1 else 1)
     _, status = os.waitpid(pid, 0)
 
-    joblog.writer.write(Event("enqueue", row("after")))
+    joblog.writer.write(Enqueued(row("after")))
     assert 0 == status
     assert ["after", "before"] == jids(joblog)
 
@@ -361,7 +360,7 @@ def test_two_logs_do_not_meet(sqlite_url, postgres_url):
     for log in logs:
         log.create_tables()
     for n, log in enumerate(logs):
-        log.writer.put(Event("enqueue", row(f"j{n}")))
+        log.writer.put(Enqueued(row(f"j{n}")))
 
     assert [["j0"], ["j1"]] == [jids(log) for log in logs]
     for log in logs:
@@ -370,9 +369,9 @@ def test_two_logs_do_not_meet(sqlite_url, postgres_url):
 
 def test_close_and_go_on(joblog):
     """A closed log opens again by itself."""
-    joblog.writer.put(Event("enqueue", row("a")))
+    joblog.writer.put(Enqueued(row("a")))
     joblog.close()
-    joblog.writer.put(Event("enqueue", row("b")))
+    joblog.writer.put(Enqueued(row("b")))
 
     assert ["a", "b"] == jids(joblog)
 
@@ -383,7 +382,7 @@ def test_a_database_of_the_users_own(tmp_path, eventually):
     joblog = JobLog(database)
     joblog.create_tables()
     with database.connection_context():
-        joblog.writer.write(Event("enqueue", row("a")))
+        joblog.writer.write(Enqueued(row("a")))
         assert not database.is_closed()
     assert database.is_closed()
 

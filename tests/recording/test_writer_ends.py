@@ -14,7 +14,7 @@ import dramatiq
 import pytest
 
 from dramatiq_joblog import JobLog, JobLogError
-from dramatiq_joblog.recording.transitions import Event
+from dramatiq_joblog.recording.events import Enqueued
 
 #: Seconds that nothing here takes, and a hang would.
 LONG = 20
@@ -23,12 +23,12 @@ LONG = 20
 def event(kind, jid, **values):
     """Return an event of a job."""
     row = {"jid": jid, "actor": "work", "queue": "default", "attempt": 1, "token": f"t-{jid}"}
-    return Event(kind, row | {"enqueued_at": 0, "created_at": 0, "updated_at": 0} | values)
+    return kind(row | {"enqueued_at": 0, "created_at": 0, "updated_at": 0} | values)
 
 
 def sent(jid):
     """Return the event of a job that was sent."""
-    return event("enqueue", jid, state="enqueued", token=None)
+    return event(Enqueued, jid, state="enqueued", token=None)
 
 
 #: Writer threads of logs that other tests left open.
@@ -188,7 +188,7 @@ def test_an_outcome_that_was_not_written(log, make_broker, worker, monkeypatch):
         if any(event.kind == "end" for event in events):
             failed.set()
             raise RuntimeError("broken")
-        write(events)
+        return write(events)
 
     @dramatiq.actor
     def work():
@@ -208,12 +208,12 @@ EXIT = """
     import logging, sys
     from dramatiq_joblog import JobLog
     from dramatiq_joblog.recording import writer
-    from dramatiq_joblog.recording.transitions import Event
+    from dramatiq_joblog.recording.events import Enqueued, Event
     writer.Writer.close.__defaults__ = (0.5,)
     logging.basicConfig(format="%(message)s")
     log = JobLog("postgresql://ada@127.0.0.1:1/x", on_outage="block", spool=sys.argv[1])
     for n in range(3):
-        log.writer.put(Event("enqueue", dict(jid=str(n), state="enqueued", attempt=1)))
+        log.writer.put(Enqueued(dict(jid=str(n), state="enqueued", attempt=1)))
 """
 
 

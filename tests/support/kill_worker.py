@@ -58,10 +58,11 @@ def write_or_die(events):
     for kind in ("start", "end"):
         if kind in kinds:
             reached(f"before_{kind}_commit")
-    write(events)
+    answers = write(events)
     for kind in ("start", "end"):
         if kind in kinds:
             reached(f"after_{kind}_commit")
+    return answers
 
 
 joblog.transitions.write = write_or_die

@@ -6,13 +6,12 @@ import multiprocessing
 import sys
 
 from dramatiq_joblog import JobLog
-from dramatiq_joblog.recording.transitions import Event
+from dramatiq_joblog.recording.events import Enqueued
 
 
 def send(url, jid):
     JobLog(url).writer.put(
-        Event(
-            "enqueue",
+        Enqueued(
             {
                 "jid": jid,
                 "actor": "work",
