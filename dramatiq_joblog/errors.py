@@ -76,13 +76,19 @@ class QueryTimeout(JobLogError):
 
 
 class WaitTimeout(JobLogError, TimeoutError):
-    """Raised when a job did not end in the time that somebody waited for it; it goes on."""
+    """Raised when a job, or its family, did not end in the time that somebody waited for it."""
 
-    def __init__(self, jid: str, timeout: int, state: str | None, *, answered: bool) -> None:
-        now = f"it is {state}" if state is not None else "the log has no such job so far"
+    def __init__(
+        self, jid: str, timeout: int, state: str | None, *, answered: bool, family: bool = False
+    ) -> None:
+        what, now = f"job {jid}", f"it is {state}"
+        if family:
+            what, now = f"the family of job {jid}", f"{now} itself, and not all of them have ended"
+        if state is None:
+            now = "the log has no such job so far"
         if not answered:
             now = "the log's database did not answer"
-        super().__init__(f"job {jid} did not end within {timeout} ms: {now}")
+        super().__init__(f"{what} did not end within {timeout} ms: {now}")
         #: The job that was waited for; of several, one that had not ended.
         self.jid = jid
         #: Milliseconds that it was waited for.

@@ -46,7 +46,13 @@ class Patience:
     def over(self, listener: Listener[Any]) -> WaitTimeout:
         """Return the error that says so."""
         state = None if listener.state is None else str(listener.state)
-        return WaitTimeout(listener.jid, self._timeout or 0, state, answered=listener.answered)
+        return WaitTimeout(
+            listener.jid,
+            self._timeout or 0,
+            state,
+            answered=listener.answered,
+            family=isinstance(listener, FamilyListener),
+        )
 
 
 class Waiting(Generic[J]):

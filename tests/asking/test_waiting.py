@@ -360,7 +360,9 @@ def test_a_family(joblog, broker, gated, worker, elsewhere, eventually):
         message = begins.send()
         wait = elsewhere(joblog.wait_family, message.message_id, timeout=10_000)
         joblog.wait(message.message_id, timeout=10_000)
-        with pytest.raises(WaitTimeout, match="it is finished"):
+        with pytest.raises(
+            WaitTimeout, match="family of job .* it is finished itself, and not all"
+        ):
             joblog.wait_family(message.message_id, timeout=0)
         gated.event.set()
         states = [str(job.state) for job in wait()]
