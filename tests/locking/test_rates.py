@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import dramatiq
 import pytest
 
-from dramatiq_joblog import ConfigurationError, Exclusive, Rate, current_job
+from dramatiq_joblog import ConfigurationError, Exclusive, Rate
 from dramatiq_joblog.locking.needs import RATE, Need
+from dramatiq_joblog.locking.rates import Rates
 
 
 @pytest.fixture
@@ -124,25 +124,31 @@ def test_what_is_not_kept(joblog, rates):
 # Jobs
 
 
-def test_never_more_than_the_limit(joblog, broker, worker, eventually):
-    """Jobs start in the order in which they were sent, and never more than the rate allows."""
+def test_never_more_than_the_limit(joblog, broker, worker, eventually, monkeypatch):
+    """By the database's clock never more jobs start within any *per* milliseconds than may."""
+    counted, write = {}, Rates._write
+
+    def noted(rates, need, head, count):
+        write(rates, need, head, count)
+        # By their numbers: what is rolled back is counted again.
+        counted.update(dict.fromkeys(range(head.last + 1 - count, head.last + 1), head.now))
+
+    monkeypatch.setattr(Rates, "_write", noted)
     began = []
 
     @dramatiq.actor(exclusive=Rate("shop:{shop}", 3, per=300))
     def sync(shop, n):
-        began.append((current_job().jid, time.time()))
+        began.append(n)
 
     with worker(broker, worker_threads=4):
         for n in range(10):
             sync.send(1, n)
         eventually(lambda: joblog.jobs.finished().count() == 10)
 
-    # Of a start it is known that it lies between the time on its row and that of its body.
-    starts = [(joblog.get(jid).started_at.timestamp(), body) for jid, body in began]
-    for first, _ in starts:
-        within = [body for start, body in starts if start >= first and body < first + 0.295]
-        assert len(within) <= 3
-    assert 10 == len(starts)
+    starts = [counted[number] for number in range(1, 11)]
+    assert starts == sorted(starts)
+    assert all(after - before >= 300 for before, after in zip(starts, starts[3:], strict=False))
+    assert [*range(10)] == sorted(began)
     assert 0 == joblog.locks.count()
 
 
