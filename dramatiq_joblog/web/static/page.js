@@ -218,15 +218,37 @@
     element.matches(":hover, :focus-within") || element.classList.contains("at") ||
     element.classList.contains("on");
 
+  const narrow = matchMedia("(max-width: 900px)");
   const copyInto = (old, fresh) => {
     for (const { name, value } of [...fresh.attributes]) {
       if (name !== "class" && old.getAttribute(name) !== value) old.setAttribute(name, value);
     }
     for (const { name } of [...old.attributes]) {
-      if (!fresh.hasAttribute(name) && name !== "class") old.removeAttribute(name);
+      if (!fresh.hasAttribute(name) && name !== "class" && name !== "style") old.removeAttribute(name);
     }
     if (old.innerHTML !== fresh.innerHTML) old.innerHTML = fresh.innerHTML;
   };
+  // What stands on the page stays where it is: what would grow scrolls within its place, and what
+  // would shrink leaves its room, until a hand is at the page.
+  const kept = new Set();
+  const steady = (element, change, mayGrow = true) => {
+    const before = element.offsetHeight;
+    change();
+    const after = element.offsetHeight;
+    if (!before || after === before) return;
+    if (after > before && mayGrow) return;
+    kept.add(element);
+    if (after > before) {
+      element.style.maxHeight = `${before}px`;
+      element.style.overflowY = "auto";
+    } else element.style.minHeight = `${before}px`;
+  };
+  const letGo = () => {
+    for (const element of kept) element.removeAttribute("style");
+    kept.clear();
+  };
+  for (const kind of ["pointerdown", "keydown"]) document.addEventListener(kind, letGo);
+
   const updateRow = (old, fresh) => {
     old.classList.remove("gone");
     for (const name of ["data-state", "data-n", "data-final"]) {
@@ -282,15 +304,17 @@
         if (old.dataset.live === "once") old.remove();
         if (old.dataset.live === "row") old.classList.add("gone");
       } else if (old.dataset.live === "row") {
-        updateRow(old, other);
+        if (narrow.matches) steady(old, () => updateRow(old, other), false);
+        else updateRow(old, other);
         // Below a page that is not full there is nothing: this row has left the filter.
         const below = other.closest("table[hidden]");
         if (below) old.classList.toggle("gone", all("table.jobs tbody tr", fresh).length < 50);
       }
-      else if (old.dataset.live === "run" && old.matches("section")) updateFolds(old, other);
+      else if (old.dataset.live === "run" && old.matches("section")) steady(old, () => updateFolds(old, other));
       else if (old.dataset.live === "run") updateRun(old, other);
-      else if (old.dataset.live === "table") updateTable(old, other);
-      else if (!old.contains(document.activeElement) || old.matches("a")) copyInto(old, other);
+      else if (old.dataset.live === "table") steady(old, () => updateTable(old, other));
+      else if (old.matches("a, span")) copyInto(old, other);
+      else if (!old.contains(document.activeElement)) steady(old, () => copyInto(old, other), old.id !== "needs");
       if (old.id === "banners" || old.id === "needs") old.className = other?.className || "";
     }
     const runs = $("#runs");
@@ -310,16 +334,35 @@
     if (!table) { location.reload(); return; }
     button.textContent = `${waiting.length}${waiting.length >= 50 ? "+" : ""} new`;
     button.hidden = false;
-    if (matchMedia("(hover: hover)").matches && scrollY < 8 && !all("tr", table).some(held)) letIn();
+    if (matchMedia("(hover: hover)").matches && scrollY < 8 && !all("tr", table).some(held) && hasRoom(table)) letIn();
+  };
+  // Where the list ends in the window, what stands below it would move.
+  const hasRoom = (table) => {
+    const below = $("#picked .pager")?.getBoundingClientRect().top ?? innerHeight;
+    const high = $("tbody tr", table).offsetHeight * waiting.length;
+    return below >= innerHeight || table.getBoundingClientRect().bottom + high <= below;
   };
   const letIn = () => {
     const tbody = $("table.jobs tbody");
     if (!tbody || !waiting.length) return;
-    for (const row of waiting.reverse()) {
-      const own = document.importNode(row, true);
-      own.classList.add("fresh-in");
-      tbody.prepend(own);
+    // Each row takes what the row above it held, so that no row moves: the new ones are at the end.
+    const number = waiting.length, list = all("tr", tbody);
+    for (let n = 0; n < number; n += 1) {
+      const last = document.createElement("tr");
+      tbody.append(last);
+      list.push(last);
     }
+    const take = (row, other, cells) => {
+      for (const { name } of [...row.attributes]) if (!other.hasAttribute(name)) row.removeAttribute(name);
+      for (const { name, value } of other.attributes) row.setAttribute(name, value);
+      row.replaceChildren(...cells);
+    };
+    for (let n = list.length - 1; n >= number; n -= 1) take(list[n], list[n - number], [...list[n - number].childNodes]);
+    waiting.forEach((row, n) => {
+      take(list[n], row, [...document.importNode(row, true).childNodes]);
+      list[n].classList.add("fresh-in");
+    });
+    anchor = null;
     waiting = [];
     $("#fresh").hidden = true;
     for (const row of all("tr", tbody).slice(200)) row.remove();

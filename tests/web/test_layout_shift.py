@@ -1,0 +1,114 @@
+"""Pages that are looked at while jobs come and go: what stands there stays where it is."""
+
+from __future__ import annotations
+
+import threading
+
+import dramatiq
+import pytest
+from pages import chromium, opened, served
+
+from dramatiq_joblog import JobLog
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
+
+PAGES = (
+    *("/", "/jobs", "/jobs?q=state:dead", "/types", "/types/import", "/users/5", "/compare"),
+    *("/dead", "/queues", "/queues/default", "/locks", "/workers", "/actions"),
+)
+#: Milliseconds that pages are looked at, and between two looks of theirs for what is new.
+LOOKED, EVERY = 12_000, 1_000
+#: What may move in a minute.
+MOST = 0.01
+#: Adds up what moved without a hand having moved it.
+WATCH = """() => {
+  window.moved = { sum: 0, what: [] };
+  new PerformanceObserver((list) => {
+    for (const entry of list.getEntries()) {
+      if (entry.hadRecentInput) continue;
+      moved.sum += entry.value;
+      for (const { node, previousRect: a, currentRect: b } of entry.sources)
+        moved.what.push([entry.value.toFixed(4), (node?.outerHTML || node?.data || "").slice(0, 90),
+          a.x, a.y, a.width, a.height, b.x, b.y, b.width, b.height].join(" "));
+    }
+  }).observe({ type: "layout-shift" });
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Return a headless Chromium."""
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def log(sqlite_url):
+    """Return a log on SQLite."""
+    log = JobLog(sqlite_url)
+    log.create_tables()
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def busy(log, make_broker, worker):
+    """Run jobs, some of which fail, are slow, or wait for each other, until the end of the test."""
+    broker = make_broker(joblog=log)
+    done = threading.Event()
+
+    @dramatiq.actor(job_type="import", job_user="user", max_retries=1, min_backoff=200)
+    def load(user):
+        if user % 3 == 0:
+            raise ConnectionError(f"feed of {user} is closed")
+        done.wait(user % 4 / 10)
+
+    @dramatiq.actor(job_type="mail", job_user="user", exclusive="mail")
+    def mail(user):
+        done.wait(0.05)
+
+    def send(first, count):
+        for user in range(first, first + count):
+            load.send(user % 12)
+            mail.send(user % 7)
+
+    def keep_on():
+        number = 0
+        while not done.wait(0.4):
+            number += 1
+            send(number, 1)
+
+    send(0, 20)
+    with worker(broker):
+        broker.join("default", timeout=20_000, fail_fast=False)
+        log.writer.flush(timeout=10)
+        thread = threading.Thread(target=keep_on, daemon=True)
+        thread.start()
+        yield
+        done.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_moves_by_itself(log, browser, busy, width):
+    """While jobs come in, no page moves by more than a hundredth in a minute."""
+    kind = {"viewport": {"width": width, "height": 900}}
+    if width < 500:
+        kind |= {"has_touch": True, "is_mobile": True}
+    with served(opened(log, every=EVERY)) as address:
+        pages = {}
+        for path in PAGES:
+            page = browser.new_context(**kind).new_page()
+            page.goto(address + path)
+            page.evaluate(WATCH)
+            pages[path] = page
+        pages["/"].wait_for_timeout(LOOKED)
+        moved = {path: page.evaluate("moved") for path, page in pages.items()}
+        for page in pages.values():
+            page.context.close()
+    assert [
+        f"{path}: {found['sum']:.3f}: {line}"
+        for path, found in moved.items()
+        if found["sum"] > MOST
+        for line in found["what"][:8]
+    ] == []
