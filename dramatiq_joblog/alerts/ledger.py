@@ -81,7 +81,12 @@ class Ledger:
         """Write down what was seen, and what is to be said about it."""
         known = Known() if row is None else known_of(row, sight)
         pending = next_notice(known, is_open=sight.is_open, now=now)
-        values: dict[str, Any] = {"is_open": sight.is_open, "pending": pending, "seen_at": now}
+        values: dict[str, Any] = {
+            "is_open": sight.is_open,
+            "pending": pending,
+            "seen_at": now,
+            "expects": sight.expects,
+        }
         if sight.is_open:
             since = sight.since or now
             values |= {
@@ -90,7 +95,6 @@ class Ledger:
                 "summary": sight.summary,
                 "jids": list(sight.jids),
                 "search": sight.search or None,
-                "expects": sight.expects,
                 "subjects": sorted(sight.subjects),
                 "since": to_millis(row.since) if row and row.is_open and row.since else since,
             }

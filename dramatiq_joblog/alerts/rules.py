@@ -279,7 +279,7 @@ class Expect:
         """Return whether one has finished in time; see :class:`Rule`."""
         within = self.every + (self.grace or 0)
         if now - within <= first_seen or self.has_finished(asked.tables, now - within, within):
-            return [Sight(self.name, self.name, is_open=False)]
+            return [Sight(self.name, self.name, is_open=False, expects=self.job_type)]
         job: Any = asked.tables.job
         newest = job.select().where(job.job_type == self.job_type).order_by(job.created_at.desc())
         rows = list(newest.limit(NAMED))

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from dramatiq_joblog.asking.threads import BusyError, UnansweredError
 from dramatiq_joblog.errors import ConfigurationError
 
-from . import actions, compare, dead, job, jobs, overview, queues, types, users, zones
+from . import actions, alerts, compare, dead, job, jobs, overview, queues, types, users, zones
 from . import live as now
 from . import probes as status
 from .access import CSRF_FIELD, LIVE, Gate, begin_session, check_csrf, end_session, try_door
@@ -174,6 +174,8 @@ def _routes(site: Site) -> list[Route]:
         "/workers.json": now.workers,
         "/actions": dead.actions,
         "/actions.json": dead.actions,
+        "/alerts": alerts.alerts,
+        "/alerts.json": alerts.alerts,
         "/compare": compare.compare,
         "/compare.json": compare.compare,
         "/complete": jobs.complete,

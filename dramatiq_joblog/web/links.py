@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _PATHS = {
     "actions": "/actions",
+    "alerts": "/alerts",
     "compare": "/compare",
     "complete": "/complete",
     "confirm": "/confirm/{what}",

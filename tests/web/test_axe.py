@@ -41,6 +41,7 @@ PAGES = {
     "locks": "/locks",
     "workers": "/workers",
     "actions": "/actions",
+    "alerts": "/alerts",
     "the zone": "/zone",
     "an error": "/nope",
     "a family": "/jobs/{family}",
@@ -51,7 +52,10 @@ PAGES = {
     "cancel": "/confirm/cancel?jid={enqueued}",
 }
 #: What there is on a log that has no job yet.
-EMPTY = ("/", "/jobs", "/types", "/dead", "/queues", "/locks", "/workers", "/actions", "/compare")
+EMPTY = (
+    *("/", "/jobs", "/types", "/dead", "/queues", "/locks"),
+    *("/workers", "/actions", "/alerts", "/compare"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.full
 
 PAGES = (
     *("/", "/jobs", "/types", "/types/import", "/users/5", "/compare", "/dead", "/queues"),
-    *("/locks", "/workers", "/actions", "/zone"),
+    *("/locks", "/workers", "/actions", "/alerts", "/zone"),
 )
 NOON = datetime(2026, 11, 3, 12, tzinfo=timezone.utc)
 #: The widths at which the drawing was measured.

@@ -1,0 +1,83 @@
+"""The page of alerts: what is open, what was sent and what was not, what could be expected."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.testclient import TestClient
+
+from dramatiq_joblog import Alert, Expect, JobLog
+from dramatiq_joblog.statistics.rollups import DAY
+from dramatiq_joblog.web import dashboard
+
+
+@pytest.fixture
+def page(database_url, joblog):
+    """Return a function that has a log look at its rules, and returns the page's client."""
+    logs = []
+
+    def make(*rules, notify=None, rounds=1):
+        log = JobLog(database_url, alerts=rules, notify=notify, alerts_every=1_000)
+        logs.append(log)
+        for _ in range(rounds):
+            log.alerting.round()
+        return TestClient(dashboard(log, authorize=lambda request: "read-only"))
+
+    yield make
+    for log in logs:
+        log.close()
+
+
+def test_what_is_open_comes_first(page, job_factory):
+    """An open alert says how many jobs it is about, leads to them, and stands before the others."""
+    job_factory(state="dead", job_type="import", error_type="ValueError")
+    client = page(
+        Alert("all is well", "state:dead type:other"), Alert("<dead>", "state:dead type:import")
+    )
+
+    html = client.get("/alerts").text
+    found = client.get("/alerts.json").json()["alerts"]
+
+    assert "1 of 2 open" in html
+    assert html.index("&lt;dead&gt;") < html.index("all is well")
+    assert 'href="/jobs?q=' in html
+    assert [True, False] == [each["is_open"] for each in found]
+    assert [1, 0] == [each["count"] for each in found]
+
+
+def test_a_notice_that_was_not_sent(page, job_factory):
+    """A notice that could not be sent stands there with the reason."""
+
+    def fail(notice):
+        raise OSError("the <door> is shut")
+
+    job_factory(state="dead", job_type="import")
+    client = page(Alert("dead", "state:dead"), notify=fail)
+
+    html = client.get("/alerts").text
+
+    assert "opened was not sent" in html
+    assert "the &lt;door&gt; is shut" in html
+
+
+def test_without_alerts(page):
+    """A log without rules says how to give it some."""
+    html = page().get("/alerts").text
+
+    assert "No worker has looked at any alert." in html
+    assert 'href="/alerts"' in page().get("/workers").text
+
+
+def test_what_runs_regularly_is_offered(page, joblog, job_factory):
+    """A type that finishes regularly is offered, unless it is expected already."""
+    now = joblog.transitions.locks.now()
+    for days in range(1, 12):
+        at = now - days * DAY
+        job_factory(job_type="tidy", finished_at=at, created_at=at)
+    joblog.totals.catch_up(now)
+
+    def offered(*rules):
+        return [each["job_type"] for each in page(*rules).get("/alerts.json").json()["offered"]]
+
+    assert ["tidy"] == offered()
+    assert "tidy</a> about every " in page().get("/alerts").text
+    assert [] == offered(Expect("tidy", every=DAY))
