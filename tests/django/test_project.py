@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -128,6 +130,86 @@ def test_either_way_to_migrate(project):
 
     project("manage.py", "joblog", "migrate")
     project("manage.py", "migrate", "--check")
+
+
+OWN = """
+from peewee import CharField
+from dramatiq_joblog import Job
+
+
+class ShopJob(Job):
+    shop = CharField(null=True)
+"""
+
+#: Sends a job by the project's log, and prints what Django's and the log's own rows of it are.
+COMPARE = """
+import dramatiq
+from customers.models import Customer
+from orders.tasks import invoice
+from dramatiq_joblog.django import get_joblog
+from dramatiq_joblog.django.models import Job
+ada = Customer.objects.create(name="ada")
+invoice.send_with_options(args=(ada.id,), shop="Graz")
+log = get_joblog()
+log.close()
+ours, theirs = log.jobs.get(), Job.objects.get()
+print(ours.shop, ours.jid == theirs.jid, Job._meta.db_table, Job.objects.for_user(ada).count())
+"""
+
+
+@pytest.mark.full
+def test_a_model_of_ones_own_on_another_alias(project, folder):
+    """The tables, with columns of one's own, are in the alias that is named, and in no other."""
+    (folder / "shop" / "joblog.py").write_text(OWN)
+    with (folder / "shop" / "settings.py").open("a") as settings:
+        settings.write(
+            "DATABASES['jobs'] = DATABASES['default'] | {'NAME': BASE_DIR / 'jobs.sqlite3'}\n"
+            "JOBLOG = {'DATABASE': 'jobs', 'OPTIONS': {'model': 'shop.joblog.ShopJob'}}\n"
+        )
+    project("manage.py", "migrate")
+    project("manage.py", "migrate", "--database", "jobs")
+
+    assert "Graz True shopjob 1" in project("manage.py", "shell", "-c", COMPARE)
+
+    with contextlib.closing(sqlite3.connect(folder / "shop.sqlite3")) as connection:
+        found = connection.execute("SELECT name FROM sqlite_master WHERE name LIKE 'shop%'")
+        assert [] == found.fetchall()
+    # A column that is added later comes with the next migrate.
+    (folder / "shop" / "joblog.py").write_text(OWN + "    town = CharField(null=True)\n")
+    project("manage.py", "migrate", "--database", "jobs")
+    assert "Graz True shopjob 1" not in project("manage.py", "joblog", "list")
+    with contextlib.closing(sqlite3.connect(folder / "jobs.sqlite3")) as connection:
+        columns = [row[1] for row in connection.execute("PRAGMA table_info(shopjob)")]
+    assert {"shop", "town"} <= {*columns}
+
+
+DJANGO_TEST = """
+from customers.models import Customer
+from django.test import TestCase
+from orders.tasks import invoice
+from dramatiq_joblog import ConfigurationError
+from dramatiq_joblog.django.models import Job
+
+
+class ShopTest(TestCase):
+    def test_it(self):
+        ada = Customer.objects.create(name="ada")
+        with self.assertRaisesRegex(ConfigurationError, "run them by pytest"):
+            invoice.send(ada.id)
+        self.assertEqual(Job._meta.db_table, "joblog_job")
+"""
+
+
+@pytest.mark.full
+def test_django_s_own_test_runner(project, folder):
+    """Under manage.py test nothing is written to the database of development: it is refused."""
+    (folder / "orders" / "tests.py").write_text(DJANGO_TEST)
+    project("manage.py", "migrate")
+
+    project("manage.py", "test", "orders")
+
+    with contextlib.closing(sqlite3.connect(folder / "shop.sqlite3")) as connection:
+        assert (0,) == connection.execute("SELECT count(*) FROM joblog_job").fetchone()
 
 
 def test_each_version_of_the_schema_is_a_migration_of_django():
