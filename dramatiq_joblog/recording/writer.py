@@ -690,7 +690,7 @@ def _begins(events: Iterable[Event]) -> list[Started]:
 
 
 def _come_back() -> Answer:
-    """Return the answer to a run whose keys cannot be asked for now."""
+    """Return the answer to a run for whose keys the database is unavailable."""
     return Answer(granted=False, delay=round(AWAY_DELAY * random.uniform(0.5, 1.5)))  # noqa: S311
 
 
