@@ -286,16 +286,18 @@ class Locks:
         lock = self.lock
         expires = database_now(self.database) + lock.ttl
         mine = (
-            lock.kind == SECTION,
-            lock.key.in_(sorted({lease.key for some in leases.values() for lease in some})),
-            lock.token.in_(list(leases)),
+            (lock.kind == SECTION)
+            & lock.key.in_(sorted({lease.key for some in leases.values() for lease in some}))
+            & lock.token.in_(list(leases))
         )
-        renewal = lock.update(expires_at=expires).where(*mine)
+        # As starts lock them that need several.
+        in_order = dialect_of(self.database).in_order(lock, mine, lock.key)
+        renewal = lock.update(expires_at=expires).where(in_order)
         if self._updates_well:
             rows = renewal.returning(lock.token, lock.key).execute()
         else:
             renewal.execute()
-            rows = lock.select(lock.token, lock.key).where(*mine)
+            rows = lock.select(lock.token, lock.key).where(mine)
         renewed = {(row.token, row.key) for row in rows}
         for each in itertools.chain.from_iterable(leases.values()):
             if (each.token, each.key) in renewed:

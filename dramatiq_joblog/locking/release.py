@@ -57,16 +57,17 @@ class Freeing:
 
     def _mine(self, values: Sequence[Any]) -> Any:
         lock, count = self._lock, len(values) // 3
-        return (
+        mine = (
             (lock.kind == SQL(f"'{SECTION}'"))
             & lock.key.in_(values[:count])
             & lock.owner.in_(values[count : 2 * count])
             & (lock.token.is_null() | lock.token.in_(values[2 * count :]))
         )
+        return dialect_of(self.database).in_order(lock, mine, lock.key)
 
 
 class SteppingFreeing(Freeing):
-    """Frees sections in the order of their keys, in which others take them."""
+    """Frees sections as a step of a statement, in the order of their keys as others take them."""
 
     def step(self, rows: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
         """Return the text that frees *rows* as a step of a statement, and its parameter."""
@@ -83,7 +84,3 @@ class SteppingFreeing(Freeing):
             ) RETURNING "key"
         """
         return text, as_json(rows)
-
-    def _mine(self, values: Sequence[Any]) -> Any:
-        lock, mine = self._lock, super()._mine(values)
-        return lock.id.in_(lock.select(lock.id).where(mine).order_by(lock.key).for_update())

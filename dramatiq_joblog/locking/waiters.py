@@ -17,6 +17,7 @@ from peewee import SQL, fn
 
 from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.compiled import Compiled
+from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.schema.query import literal_states
 from dramatiq_joblog.states import FINAL, State
 
@@ -79,6 +80,7 @@ class Waiters:
         self.job = job
         self._lock = lock
         self._database: Database = job._meta.database
+        self._dialect = dialect_of(self._database)
         self._disputed = Compiled(self._database, self._selecting_disputed)
         self._kept = Compiled(self._database, self._selecting_kept)
         self._line = Compiled(self._database, self._selecting_line)
@@ -180,7 +182,9 @@ class Waiters:
 
     def _attending(self, jids: Sequence[str]) -> Any:
         job, until = self.job, SQL(f"{database_now(self._database).sql} + {ATTENDED}")
-        return job.update(eta=until).where(job.jid.in_(jids), self._is_waiting())
+        mine = job.jid.in_(jids) & self._is_waiting()
+        # As their starts lock them, which come meanwhile.
+        return job.update(eta=until).where(self._dialect.in_order(job, mine, job.jid))
 
     def _selecting_open(self, jids: Sequence[str]) -> Any:
         job = self.job

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from peewee import PeeweeException
@@ -84,3 +85,42 @@ def test_a_part_of_a_transaction_is_not_repeated(crossing):
 
     assert 1 == len(tries)
     assert 1 == len(errors)
+
+
+@pytest.mark.parametrize("what", ["waiters", "leases"])
+def test_what_a_process_renews_is_locked_in_order(
+    joblog, database_url, job_factory, eventually, what
+):
+    """A worker that renews what it holds, or looks after, never crosses those who take it."""
+    if not database_url.startswith("postgres"):
+        pytest.skip("an update of another database has no order of its own")
+    names = ["z", "m", "a"]
+    locks, now = joblog.transitions.locks, time.time_ns() // 1_000_000
+    for name in names:
+        job_factory(jid=name, state="waiting", started_at=None, finished_at=None, eta=now)
+    taken = [joblog.lock(name) for name in names]
+    for block in taken:
+        block.__enter__()
+    renew = {"waiters": lambda: locks.waiters.attend(sorted(names)), "leases": locks.renew}[what]
+
+    def renewing():
+        with checked_out(joblog.database):
+            renew()
+
+    other = JobLog(database_url)
+    with other.database.connection_context(), other.database.atomic():
+        rows = other.Job if what == "waiters" else other.Lock
+        column = rows.jid if what == "waiters" else rows.key
+        list(rows.select().where(column == "a").for_update())
+        thread = threading.Thread(target=renewing)
+        thread.start()
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        # In a transaction it would say the same again and again.
+        with joblog.database.connection_context():
+            eventually(lambda: joblog.database.execute_sql(waiting).fetchone() == (1,))
+        # Whoever has this one would wait for us, as we for them.
+        list(rows.select().where(column == "z").for_update())
+    thread.join(30)
+    for block in taken:
+        block.__exit__(None, None, None)
+    other.close()

@@ -96,6 +96,13 @@ class Dialect(ABC):
         """Return a transaction that reads and then writes, which may wait for its turn."""
         return database.atomic()  # type: ignore[no-any-return]
 
+    def in_order(self, model: Any, condition: Any, order: Any) -> Any:
+        """Return the condition of an update that locks its rows in an order, if it can.
+
+        Who locks several rows waits for nobody who locks them in the same order and waits.
+        """
+        return condition
+
     def lock(self, query: Any) -> Any:
         """Return a select whose rows nobody else changes until the transaction ends."""
         return query.for_update()

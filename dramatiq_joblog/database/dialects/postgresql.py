@@ -78,6 +78,11 @@ class PostgreSQL(Dialect):
         if getattr(raw, "prepare_threshold", None) == NEVER:
             raw.prepare_threshold = PREPARE_AFTER
 
+    def in_order(self, model: Any, condition: Any, order: Any) -> Any:
+        """Find the rows first, and lock them in that order."""
+        rows = model.select(model.id).where(condition).order_by(order)
+        return model.id.in_(rows.for_update())
+
     def upsert(self, rule: Rule) -> Upsert:
         """Return what sends rows as one document, where it has words for all their values."""
         plain = all(field.field_type in _PLAIN for field in rule.model._meta.sorted_fields)
