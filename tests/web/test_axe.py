@@ -42,6 +42,7 @@ PAGES = {
     "workers": "/workers",
     "actions": "/actions",
     "alerts": "/alerts",
+    "alerts": "/alerts",
     "the zone": "/zone",
     "an error": "/nope",
     "a family": "/jobs/{family}",
