@@ -33,7 +33,7 @@ from .broker.arguments import positional_names
 from .broker.bulk import BATCH, TURN, BulkRequeue
 from .broker.requeue import chunks
 from .broker.worker_process import WorkerProcess
-from .database.checkout import checked_out, transaction
+from .database.checkout import checked_out, close_idle, transaction
 from .database.clock import database_now
 from .database.dialects import dialect_of
 from .database.django_alias import DjangoAlias
@@ -1387,6 +1387,7 @@ class JobLog(Cancelling[J], Generic[J]):
     def close(self) -> None:
         """Write what is handed over and close connections that idle; the log stays usable.
 
+        What a question still has is closed when that is answered.
         Those who wait for a job get a :class:`JobLogError`.
         A database that was handed in keeps its pool, and what the application opened of it.
         """
@@ -1398,8 +1399,7 @@ class JobLog(Cancelling[J], Generic[J]):
             self._dead_caller.close()
         self.release()
         if self._owned:
-            pool: Any = self.database
-            pool.close_idle()
+            close_idle(self.database)
 
     def _write_own_start(self) -> None:
         """Let the job that runs here be seen in the log, as it asks: its start may be to come."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dramatiq_joblog.database.checkout import checked_out
+from dramatiq_joblog.database.checkout import checked_out, closings
 from dramatiq_joblog.database.timeouts import cut_after
 from dramatiq_joblog.errors import DatabaseAwayError
 from dramatiq_joblog.schema.query import count_asked
@@ -49,8 +49,11 @@ class Aside:
         """
         timeout = count_asked("timeout", timeout, most=_MOST)
 
+        # It may be put before, and begin after, the log is closed.
+        since = closings(self._database)
+
         def ask() -> T:
-            with checked_out(self._database), cut_after(self._database, timeout):
+            with checked_out(self._database, since=since), cut_after(self._database, timeout):
                 return function()
 
         try:

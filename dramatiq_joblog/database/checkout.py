@@ -42,6 +42,8 @@ class _Checkout:
 
     #: What peewee made for it, and for no other.
     opening: list[Any]
+    #: What `closings` returned before.
+    closings: int
     #: How many questions ask on it now.
     questions: int = 0
 
@@ -54,18 +56,34 @@ class _Checkouts(threading.local):
         self.of: WeakKeyDictionary[Database, _Checkout] = WeakKeyDictionary()
         self.thread = threading.get_ident()
 
-    def current(self, database: Database, *, opened: bool) -> _Checkout | None:
+    def current(self, database: Database, *, opened: bool, closings: int) -> _Checkout | None:
         """Return this thread's open connection if it was *opened* for a question, now or before.
 
         Any other was opened by the application.
         """
         if opened:
-            self.of[database] = _Checkout(_opening_of(database))
+            self.of[database] = _Checkout(_opening_of(database), closings)
         checkout = self.of.get(database)
         return checkout if checkout and checkout.opening is _opening_of(database) else None
 
 
 _checkouts = _Checkouts()
+#: How often what idles in each pool was closed.
+_closings: WeakKeyDictionary[Database, int] = WeakKeyDictionary()
+
+
+def closings(database: Database) -> int:
+    """Return how often what idles in a database's pool was closed."""
+    return _closings.get(database, 0)
+
+
+def close_idle(database: Any) -> None:
+    """Close what idles in a pool; what is lent to a question now is closed when it comes back.
+
+    Any: a pool has a method that a database has not.
+    """
+    _closings[database] = closings(database) + 1
+    database.close_idle()
 
 
 def _opening_of(database: Any) -> list[Any]:
@@ -79,8 +97,12 @@ def _opening_of(database: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def checked_out(database: Database) -> Iterator[bool]:
+def checked_out(database: Database, *, since: int | None = None) -> Iterator[bool]:
     """Have a connection for the block; the last of such blocks gives back what one had to open.
+
+    Parameters:
+      database: Where the block asks.
+      since: What `closings` returned when the question was put; now, if None.
 
     Yields:
       Whether it was opened for the block.
@@ -90,8 +112,9 @@ def checked_out(database: Database) -> Iterator[bool]:
     """
     if isinstance(database, Proxy):
         database = database.obj
+    before = closings(database) if since is None else since
     opened = open_connection(database)
-    checkout = _checkouts.current(database, opened=opened)
+    checkout = _checkouts.current(database, opened=opened, closings=before)
     thread, broken = _checkouts.thread, False
     if checkout is not None:
         checkout.questions += 1
@@ -115,8 +138,11 @@ def checked_out(database: Database) -> Iterator[bool]:
                 _give_back(database, checkout, broken=broken)
 
 
-def _give_back(database: Database, checkout: _Checkout, *, broken: bool) -> None:
-    """Close this thread's connection, which nobody asks on now."""
+def _give_back(database: Any, checkout: _Checkout, *, broken: bool) -> None:
+    """Close this thread's connection, which nobody asks on now.
+
+    Any: a pool has a method that a database has not.
+    """
     if not database.is_closed() and checkout.opening is _opening_of(database):
         if database.in_transaction():
             return
@@ -124,6 +150,9 @@ def _give_back(database: Database, checkout: _Checkout, *, broken: bool) -> None
             discard(database)
         else:
             database.close()
+            if checkout.closings != closings(database):
+                # The log was closed meanwhile: nothing would close what its pool keeps now.
+                database.close_idle()
     if _checkouts.of.get(database) is checkout:
         del _checkouts.of[database]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from peewee import SqliteDatabase
 from playhouse.pool import PooledSqliteDatabase
 
 from dramatiq_joblog import JobLog
+from dramatiq_joblog.asking.threads import THREADS
 
 MAKE = {
     "url": "sqlite:///{}".format,
@@ -83,6 +85,46 @@ def test_a_thread_that_forgets(tmp_path):
         thread.join()
 
     assert not log.database._in_use
+    log.close()
+    assert held(path) == 0
+
+
+@pytest.mark.parametrize("coroutines", [0, 1, THREADS + 1])
+def test_a_question_that_outlives_its_log(tmp_path, coroutines):
+    """What is asked while the log is closed leaves nothing open once it is answered."""
+    path = tmp_path / "jobs.db"
+    log = JobLog(f"sqlite:///{path}")
+    log.create_tables()
+    asking, put, closed = threading.Event(), threading.Event(), threading.Event()
+    if not coroutines:
+        put.set()
+
+    def ask():
+        with log.reading(timeout=10_000):
+            assert log.jobs.count() == 0
+            asking.set()
+            assert closed.wait(10)
+
+    async def ask_all():
+        asked = [asyncio.create_task(log.fetch(ask)) for _ in range(coroutines)]
+        # Each is put once it has been begun.
+        await asyncio.sleep(0)
+        put.set()
+        await asyncio.gather(*asked)
+
+    run = (lambda: asyncio.run(ask_all())) if coroutines else ask
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert asking.wait(10)
+    assert put.wait(10)
+    log.close()
+    closed.set()
+    thread.join()
+
+    assert held(path) == 0
+    assert log.jobs.count() == 0
+    # It is in use again, and keeps what it may need soon.
+    assert held(path) == 1
     log.close()
     assert held(path) == 0
 

@@ -42,7 +42,6 @@ PAGES = {
     "workers": "/workers",
     "actions": "/actions",
     "alerts": "/alerts",
-    "alerts": "/alerts",
     "the zone": "/zone",
     "an error": "/nope",
     "a family": "/jobs/{family}",
