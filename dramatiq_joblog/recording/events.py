@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from dramatiq_joblog.locking.needs import Need
 
 
+#: In place of the token of a run, on the row of a job that gave way: it never begins.
+GAVE_WAY = "gave way"
+
+
 @dataclass(frozen=True)
 class Event:
     """Something that happened to a job, as plain values: column names to what is stored."""

@@ -14,6 +14,8 @@ from dramatiq_joblog.locking.locks import UNIQUE
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import STARTABLE, State
 
+from .events import GAVE_WAY
+
 if TYPE_CHECKING:
     from dramatiq_joblog.locking.leases import Claim
 
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 
 #: In place of the process of a key whose message may not be in the broker yet.
 SENDING = "sending"
-#: In place of the token of a run, on the row of a job that gave way: it never begins.
-GAVE_WAY = "gave way"
 
 
 class Newest:

@@ -37,9 +37,8 @@ from dramatiq_joblog.states import (
 from dramatiq_joblog.statistics.rollups import LATE
 from dramatiq_joblog.statistics.watermarks import Marks
 
-from .events import GRANTED, Answer, Ended, Enqueued, Started
+from .events import GAVE_WAY, GRANTED, Answer, Ended, Enqueued, Started
 from .heartbeat import is_gone
-from .newest import GAVE_WAY
 from .repair import NOT_STORED
 
 if TYPE_CHECKING:
