@@ -215,6 +215,7 @@ def test_every_key_is_understood(joblog):
     times = dict.fromkeys(("ended", "overdue", "since", "until"), "1h")
     amounts = {"attempt": "3", "duration": ">1s", "queue_time": ">1s"}
     values = {"state": "dead", "dismissed": "no", **times, **amounts}
+    joblog.save_search("x", "state:dead", who="ada")
     for key in KEYS:
         assert [] == list(joblog.search(f"{key}:{values.get(key, 'x')}"))
         assert isinstance(joblog.complete(key, "x"), list)
