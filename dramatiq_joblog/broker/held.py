@@ -51,7 +51,8 @@ class _Seen:
 class HeldMessages:
     """Knows what waits in this process, as it was when somebody looked last.
 
-    It belongs to the thread that looks; others may ask :meth:`waits_for`.
+    It belongs to the thread that looks; others may ask :meth:`waits_for`, and say whose queues
+    are to be looked at.
 
     Parameters:
       broker: The broker that the messages are of.
@@ -60,7 +61,7 @@ class HeldMessages:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         #: The host's threads that take messages from queues, delay queues among them.
-        self.consumers: list[Any] = []
+        self._consumers: list[Any] = []
         self._is_stale = False
         self._forget()
 
@@ -71,6 +72,19 @@ class HeldMessages:
         self._waiting: dict[str, dict[str, Held]] = {}
         #: What these wait for, alike, and how many do.
         self._needs: dict[str, Counter[Need]] = {}
+
+    def attach(self, consumer: Any) -> None:
+        """Look from now on at what a thread of the host's takes from its queue."""
+        self._consumers.append(consumer)
+
+    def detach(self, consumer: Any) -> None:
+        """Leave what waits in a thread of the host's to the broker."""
+        if consumer in self._consumers:
+            self._consumers.remove(consumer)
+
+    def consumer_of(self, queue_name: str) -> Any:
+        """Return the host's thread that takes messages from a queue; None if none does here."""
+        return next((c for c in self._consumers if c.queue_name == queue_name), None)
 
     def waits_for(self, keys: Iterable[str]) -> bool:
         """Return whether somebody waits here for one of *keys*."""
@@ -99,7 +113,7 @@ class HeldMessages:
         if self._is_stale:
             self._is_stale = False
             self._forget()
-        queues = [c for c in list(self.consumers) if c.queue_name.endswith(DELAY_SUFFIX)]
+        queues = [c for c in list(self._consumers) if c.queue_name.endswith(DELAY_SUFFIX)]
         lying = {id(item): (c, item) for c in queues for item in _items_of(c.delay_queue)}
         for number in self._seen.keys() - lying.keys():
             self._remove(self._seen.pop(number).held)
@@ -120,7 +134,8 @@ class HeldMessages:
     def take_out(self, some: Sequence[Held]) -> list[Held]:
         """Take messages of one consumer out of its queue, and return those that were still there.
 
-        Each is to be settled with :meth:`done`, or given to :meth:`put_back`.
+        Each is to be enqueued where it belongs and marked as done in its queue, or given to
+        :meth:`put_back`.
         """
         for held in some:
             # Whatever becomes of it: if it stays here, it is seen again.

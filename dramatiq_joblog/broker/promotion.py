@@ -90,12 +90,11 @@ class Waker(threading.Thread):
 
     def attach(self, consumer: Any) -> None:
         """Look after what a thread of the host's takes from its queue."""
-        self._held.consumers.append(consumer)
+        self._held.attach(consumer)
 
     def detach(self, consumer: Any) -> None:
         """Leave what waits in a thread of the host's to the broker."""
-        if consumer in self._held.consumers:
-            self._held.consumers.remove(consumer)
+        self._held.detach(consumer)
 
     def look(self, keys: Iterable[str]) -> None:
         """Look now, if somebody waits here for one of *keys*, which may be free."""
@@ -281,7 +280,7 @@ class Waker(threading.Thread):
 
     def _take(self, queue_name: str, count: int) -> None:
         """Take messages from a queue that the host's idle thread looks at only now and then."""
-        consumer = next((c for c in self._held.consumers if c.queue_name == queue_name), None)
+        consumer = self._held.consumer_of(queue_name)
         if consumer is None or consumer.paused or not _is_polled(self._broker):
             return
         if not consumer.work_queue.empty():

@@ -94,7 +94,7 @@ def _postgresql(settings: Mapping[str, Any], alias: str) -> dict[str, Any]:
 
 def _mysql(settings: Mapping[str, Any], alias: str) -> dict[str, Any]:
     options = _without(settings["OPTIONS"], _OF_DJANGO["mysql"] | _OF_MYSQLCLIENT)
-    options = _tls_of(options.pop("ssl_mode", None)) | options
+    options = _tls_of(options.pop("ssl_mode", None), alias) | options
     for theirs, ours in (("passwd", "password"), ("db", "database")):
         if theirs in options:
             options.setdefault(ours, options.pop(theirs))
@@ -110,10 +110,11 @@ def _mysql(settings: Mapping[str, Any], alias: str) -> dict[str, Any]:
     return {**options, "name": settings["NAME"] or options.pop("database", "")}
 
 
-def _tls_of(mode: str | None) -> dict[str, Any]:
+def _tls_of(mode: Any, alias: str) -> dict[str, Any]:
     """Return for pymysql what mysqlclient calls ``ssl_mode``."""
-    ways: dict[str | None, dict[str, Any]] = {
-        None: {},
+    if mode is None:
+        return {}
+    ways: dict[str, dict[str, Any]] = {
         "PREFERRED": {},
         "DISABLED": {"ssl_disabled": True},
         # Encrypted, and not verified.
@@ -121,7 +122,14 @@ def _tls_of(mode: str | None) -> dict[str, Any]:
         "VERIFY_CA": {"ssl_verify_cert": True},
         "VERIFY_IDENTITY": {"ssl_verify_cert": True, "ssl_verify_identity": True},
     }
-    return ways.get(mode and mode.upper(), {})
+    way = ways.get(str(mode).upper())
+    if way is None:
+        # Who asks for a connection that is safe never gets one that is not.
+        raise ConfigurationError(
+            f"DATABASES[{alias!r}] has ssl_mode={mode!r}, which is not known; use one of "
+            f"{', '.join(ways)}"
+        )
+    return way
 
 
 def _without(options: Mapping[str, Any], names: set[str]) -> dict[str, Any]:

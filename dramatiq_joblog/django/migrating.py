@@ -47,10 +47,10 @@ def forwards(_: Any, schema_editor: Any) -> None:
     bring(schema_editor.connection.alias)
 
 
-def bring_own_columns(using: str, **told: Any) -> None:
+def bring_own_columns(using: str, **signal: Any) -> None:
     """After Django's migrations, make the columns that a job model of one's own has got since."""
     # ``flush`` sends the signal too, after each test.
-    if "plan" in told:
+    if "plan" in signal:
         bring(using)
 
 

@@ -3,50 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
+from watching import watched
 
 from dramatiq_joblog import JobLogError, State, WaitTimeout
 from dramatiq_joblog.web import status
-
-
-@pytest.fixture
-def elsewhere():
-    """Return a function that calls another on a thread, and returns what joins it."""
-    threads = []
-
-    def call(function, *args, **kwargs):
-        result = []
-
-        def run():
-            try:
-                result.append(function(*args, **kwargs))
-            except Exception as e:  # noqa: BLE001 - it is the result
-                result.append(e)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        threads.append(thread)
-
-        def join():
-            thread.join(15)
-            assert not thread.is_alive()
-            return result[0]
-
-        return join
-
-    yield call
-    for thread in threads:
-        thread.join(15)
-
-
-def watched(joblog):
-    """Return the jids that somebody waits for."""
-    return [listener.jid for listener in joblog._watcher._watch._listeners]
 
 
 @pytest.mark.parametrize("timeout", [-1, -0.5, "soon", True, float("nan"), float("inf")])

@@ -11,6 +11,7 @@ import threading
 import dramatiq
 import pytest
 from dramatiq import group, pipeline
+from watching import watched
 
 from dramatiq_joblog import (
     ConfigurationError,
@@ -45,41 +46,6 @@ def gated(broker):
     gated.event = event
     yield gated
     event.set()
-
-
-@pytest.fixture
-def elsewhere():
-    """Return a function that calls another on a thread, and returns what joins it."""
-    threads = []
-
-    def call(function, *args, **kwargs):
-        result = []
-
-        def run():
-            try:
-                result.append(function(*args, **kwargs))
-            except Exception as e:  # noqa: BLE001 - it is the result
-                result.append(e)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        threads.append(thread)
-
-        def join():
-            thread.join(15)
-            assert not thread.is_alive()
-            return result[0]
-
-        return join
-
-    yield call
-    for thread in threads:
-        thread.join(15)
-
-
-def watched(joblog):
-    """Return the jids that somebody waits for."""
-    return [listener.jid for listener in joblog._watcher._watch._listeners]
 
 
 @pytest.mark.every_database

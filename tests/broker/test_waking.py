@@ -123,7 +123,7 @@ def test_what_is_held_is_known_as_it_comes_and_goes(joblog, make_broker):
     actor = dramatiq.actor(exclusive=Exclusive("{n}", on_conflict="wait"))(lambda n: None)
     consumer = Consumer("default.DQ")
     held = HeldMessages(broker)
-    held.consumers.append(consumer)
+    held.attach(consumer)
 
     def put(n):
         options = {WAITS: f"key {n}", SECTION: asdict(Exclusive(f"key {n}", on_conflict="wait"))}

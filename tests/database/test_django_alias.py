@@ -127,3 +127,11 @@ def test_what_the_log_cannot_use(databases, alias, settings, text):
     databases(**settings)
     with pytest.raises(ConfigurationError, match=text):
         JobLog.from_django(alias)
+
+
+@pytest.mark.parametrize("mode", ["VERIFY_FULL", "", True])
+def test_mysql_by_a_mode_that_is_not_known(databases, mode):
+    """A connection that was to be encrypted in some other way is refused, and never plain."""
+    databases("mysql", OPTIONS={"ssl_mode": mode})
+    with pytest.raises(ConfigurationError, match=r"ssl_mode=.* is not known; use one of PREFERRED"):
+        JobLog.from_django()

@@ -102,7 +102,10 @@ def test_nothing_moves_by_itself(log, browser, busy, width):
             page.goto(address + path)
             page.evaluate(WATCH)
             pages[path] = page
+        before = pages["/jobs"].inner_text("main")
         pages["/"].wait_for_timeout(LOOKED)
+        # The page was live: otherwise it would be no wonder.
+        assert before != pages["/jobs"].inner_text("main")
         moved = {path: page.evaluate("moved") for path, page in pages.items()}
         for page in pages.values():
             page.context.close()

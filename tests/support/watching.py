@@ -1,0 +1,8 @@
+"""Who waits in this process for jobs of a log."""
+
+from __future__ import annotations
+
+
+def watched(joblog):
+    """Return the jids that somebody waits for."""
+    return [listener.jid for listener in joblog._watcher._watch._listeners]
