@@ -166,6 +166,7 @@ def settle(url, address, log, wanted, eventually):
 
 @pytest.mark.process
 @pytest.mark.full
+@pytest.mark.timeout(400)
 def test_a_death_between_any_two_steps(joblog, database_url, job_factory, receiver, eventually):
     """Whoever is killed before or after a statement or a call, the notice comes once or twice."""
     at = 0

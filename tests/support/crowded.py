@@ -80,9 +80,20 @@ def crowd(joblog, *, many=240):
         joblog.Action.create(
             at=now - n * HOUR, who=str(user), what="requeue", jid=jobs[n]["jid"], detail=LONG
         )
+    _alerts(joblog, now)
     joblog.totals.catch_up(now)
     joblog.release()
     return {"family": family[0]["jid"]} | {str(job["state"]): job["jid"] for job in jobs}
+
+
+def _alerts(joblog, now):
+    state = joblog.tables.alert
+    seen = {"first_seen_at": now - 9 * DAY, "seen_at": now}
+    is_open = {"is_open": True, "since": now - HOUR, "count": 18, "summary": LONG}
+    known = {"sent": "opened", "sent_at": now - HOUR, "search": "state:dead"}
+    waits = {"pending": "repeated", "tries": 3, "error": f"ConnectionError: {LONG}"}
+    state.create(key="dead", name=f"dead jobs of {LONG}", **is_open, **known, **waits, **seen)
+    state.create(key="nightly", name="expected: nightly", expects="nightly", **seen)
 
 
 def _jid(*names):
