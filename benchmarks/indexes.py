@@ -102,7 +102,7 @@ class Measured:
             self.database.execute_sql("CHECKPOINT")
         before = self._spent()
         for batch in batches:
-            self.joblog.transitions.write(batch)
+            self.joblog.core.transitions.write(batch)
         after = self._spent()
         return Price(*((b - a) / number for a, b in zip(before, after, strict=True)))
 

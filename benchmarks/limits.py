@@ -66,7 +66,7 @@ class Bench:
         wanted = done.count() + jobs
         for n in range(jobs):
             self.actors[name].send(f"{uuid.uuid4().hex}", n % self.keys)
-        self.joblog.writer.flush()
+        self.joblog.core.writer.flush()
         worker = dramatiq.Worker(self.broker, worker_threads=8)
         began, spent = time.monotonic(), time.process_time()
         worker.start()

@@ -54,7 +54,7 @@ def drained(url: str, keep: dict, redis_url: str, jobs: int) -> tuple[float, int
     joblog = JobLog(url)
     old = joblog.jobs.count()
     # A minute is over that was not counted: the worker begins with its chores at once.
-    joblog.totals.marks.put("counted", int(time.time() * 1000) - 180_000)
+    joblog.core.totals.marks.put("counted", int(time.time() * 1000) - 180_000)
     process = servers.launch(
         [sys.executable, "-m", "dramatiq", "retention", "--processes", "1", "--threads", "8"],
         on_parent_death=signal.SIGTERM,
@@ -98,7 +98,7 @@ def main() -> None:
             joblog.create_tables()
             joblog.database.connect(reuse_if_open=True)
             filling.fill(joblog, args.old)
-            joblog.totals.catch_up(int(time.time() * 1000))
+            joblog.core.totals.catch_up(int(time.time() * 1000))
             joblog.close()
             ratios = []
             for number in range(args.rounds):

@@ -139,7 +139,7 @@ def questions(joblog: JobLog) -> dict:
         "waiting for a section": lambda: list(joblog.waiters(f"user:{next(users) % 10_000}")),
         "run again": lambda: joblog.requeue(next(dead), broker=broker),
         "a sign of life, and the lost": heartbeat.beat,
-        "count the last minutes": lambda: joblog.totals.catch_up(int(time.time() * 1000)),
+        "count the last minutes": lambda: joblog.core.totals.catch_up(int(time.time() * 1000)),
     }
 
 
@@ -169,7 +169,7 @@ def plan_of(joblog: JobLog, statements: list[tuple]) -> tuple[str, str]:
 def measure(joblog: JobLog, times: int, only: str | None) -> dict[str, tuple]:
     """Ask each question *times*, and return its median in ms, its indexes and whole tables."""
     joblog.database.connect(reuse_if_open=True)
-    joblog.totals.catch_up(int(time.time() * 1000))
+    joblog.core.totals.catch_up(int(time.time() * 1000))
     results = {}
     for name, ask in questions(joblog).items():
         if only and only not in name:
@@ -207,7 +207,7 @@ def prepare(url: str, number: int) -> JobLog:
     joblog.database.connect(reuse_if_open=True)
     seconds = filling.fill(joblog, number)
     began = time.monotonic()
-    joblog.totals.catch_up(int(time.time() * 1000))
+    joblog.core.totals.catch_up(int(time.time() * 1000))
     counted = time.monotonic() - began
     if not isinstance(joblog.database, SqliteDatabase):
         joblog.database.execute_sql("VACUUM ANALYZE")

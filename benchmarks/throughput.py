@@ -109,7 +109,7 @@ def create(log: str, database: str, messages: list[dramatiq.Message], *, enqueue
             at = message.message_timestamp
             times = {"enqueued_at": at, "created_at": at, "updated_at": at}
             about = {"jid": message.message_id, "actor": "work", "queue": "default"}
-            joblog.writer.put(Enqueued({**about, **times, "state": "enqueued", "attempt": 1}))
+            joblog.core.writer.put(Enqueued({**about, **times, "state": "enqueued", "attempt": 1}))
     joblog.close()
 
 

@@ -129,7 +129,7 @@ def fill(url: str, jobs: int) -> None:
     if not joblog.jobs.exists():
         filling.fill(joblog, jobs)
     # As a worker does every minute.
-    joblog.totals.catch_up(int(time.time() * 1000))
+    joblog.core.totals.catch_up(int(time.time() * 1000))
     joblog.close()
 
 

@@ -3,49 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
-import hashlib
-import os
-import tempfile
 import time
 from datetime import datetime, timezone
-from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from peewee import Database, Model, PeeweeException
 
 from .admin import audit as people
-from .admin.cancel import Cancelling
+from .admin.cancel import Cancelled, Cancelling
 from .admin.doctor import DEFAULT_TIMEOUT as DOCTORS_TIMEOUT
 from .admin.doctor import Doctor
-from .admin.maintenance import INTERVAL, Chores
 from .admin.queues import queues as queues_of
-from .admin.retention import DEFAULT_BATCH, Retention
+from .admin.retention import DEFAULT_BATCH
 from .admin.standstill import MAX_UNSERVED, Standstill
-from .alerts.alerting import DEFAULT_EVERY, Alerting
+from .alerts.alerting import DEFAULT_EVERY
 from .alerts.learning import regular_types
-from .alerts.on_dead import DeadCaller
-from .asking.aside import DEFAULT_TIMEOUT, Aside
+from .asking.aside import DEFAULT_TIMEOUT
 from .asking.waiting import Following, wait_for_family, wait_for_jobs
-from .asking.watcher import Watcher
 from .broker.arguments import positional_names
 from .broker.bulk import BATCH, TURN, BulkRequeue
 from .broker.requeue import chunks
-from .broker.worker_process import WorkerProcess
-from .database.checkout import checked_out, close_idle, transaction
+from .core import Core
+from .database.checkout import checked_out, transaction
 from .database.clock import database_now
-from .database.dialects import dialect_of
 from .database.django_alias import DjangoAlias
 from .database.timeouts import bounded, refuse_event_loop
-from .database.url import describe, open_database
+from .database.url import open_database
 from .errors import (
     ConfigurationError,
     DatabaseAwayError,
     JobLogError,
     JobNotFound,
     LockNotAcquired,
-    RequeueError,
     SearchError,
 )
 from .locking.by_hand import HeldByHand
@@ -60,26 +49,21 @@ from .payload.sanitize import clean_optional, fold_jid
 from .payload.values import MAX_INT, MAX_MILLIS
 from .reading import counts, saved, search
 from .recording.current import running
-from .recording.exclusive import Sections
 from .recording.heartbeat import here
-from .recording.newest import Newest
-from .recording.spool import Spool
-from .recording.transitions import Transitions
-from .recording.writer import POLICIES, Writer
+from .schema import models as rows
 from .schema.fields import instant_of, millis_of
 from .schema.migrations import migrate
-from .schema.models import Job
 from .schema.query import J, count_asked
-from .schema.tables import Tables, bind_tables, own_fields
 from .states import FINAL
 from .statistics import series as stats
 from .statistics.profile import make_profile
-from .statistics.rollups import Totals, level_of
-from .statistics.watermarks import Marks
+from .statistics.rollups import level_of
 
 if TYPE_CHECKING:
+    import os
     from collections import Counter
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from dramatiq import Broker, Message
 
@@ -95,20 +79,9 @@ if TYPE_CHECKING:
     from .database.queries import Select
     from .database.url import DatabaseURL
     from .locking.limits import LimitSet
-    from .locking.locks import Holder
     from .reading.counts import Count
     from .reading.search import Term
     from .recording.writer import OnOutage
-    from .schema.models import (
-        Action,
-        AlertState,
-        Deploy,
-        Failure,
-        Line,
-        Lock,
-        SavedSearch,
-        Worker,
-    )
     from .schema.query import JobQuery
     from .states import State
     from .statistics.profile import Profile
@@ -119,7 +92,7 @@ T = TypeVar("T")
 M = TypeVar("M", bound=Model)
 
 
-class JobLog(Cancelling[J], Generic[J]):
+class JobLog(Generic[J]):
     """The log of jobs in one database: where they are asked for, and where they are written.
 
     Making one opens nothing: no connection, no thread, no file.  Two logs, on the same or on
@@ -165,14 +138,11 @@ class JobLog(Cancelling[J], Generic[J]):
         filled, or an alert makes no sense.
     """
 
-    #: What sends its jobs again, for all brokers of the log; the log itself knows none.
-    sender: Sender | None = None
-
     def __init__(
         self,
         database: DatabaseURL | Database | DjangoAlias,
         *,
-        model: type[J] = Job,  # type: ignore[assignment]
+        model: type[J] = rows.Job,  # type: ignore[assignment]
         job_types: Any = None,
         keep: Keep | None = None,
         keep_types: Mapping[str, Keep | int | None] | None = None,
@@ -187,89 +157,77 @@ class JobLog(Cancelling[J], Generic[J]):
         on_dead: Callable[[J], Any] | None = None,
         page_url: str | None = None,
     ) -> None:
-        #: The peewee database.
-        self.database: Database = open_database(database)
-        self._owned = not isinstance(database, Database)
         #: Which of Django's databases it is, if it was made by :meth:`from_django`.
         self.django_alias = database.alias if isinstance(database, DjangoAlias) else None
-        #: The models of its tables.
-        self.tables: Tables[J] = bind_tables(model, self.database, on_select=self._write_own_start)
-        #: The job model, bound to the database.
-        self.Job: type[J] = self.tables.job
-        #: The other models, bound to the database.
-        self.Failure: type[Failure] = self.tables.failure
-        self.Worker: type[Worker] = self.tables.worker
-        self.Lock: type[Lock] = self.tables.lock
-        self.Line: type[Line] = self.tables.line
-        self.Total: Any = self.tables.total
-        self.Action: type[Action] = self.tables.action
-        self.Mark: Any = self.tables.mark
-        self.Deploy: type[Deploy] = self.tables.deploy
-        self.store_args = store_args
-        #: Takes secrets out of what is stored.
-        self.redactor = Redactor(redact)
-        #: Encrypts what is not shown.
-        self.seal = Seal(seal_key) if seal_key is not None else None
-        self._job_types = _texts_of(job_types)
-        self._own_fields = own_fields(self.Job)
-        self.transitions = Transitions(self.tables)
-        marks = Marks(self.tables.mark)
-        #: What ended, counted by spans of time.
-        self.totals = Totals(self.tables, marks)
-        retention = Retention(
-            self.tables,
-            totals=self.totals,
+        own = not isinstance(database, Database)
+        #: What it is made of; for the middleware, the page and the command line.
+        self.core: Core[J] = Core(
+            open_database(database),
+            model=model,
+            owned=own,
+            job_types=_texts_of(job_types),
+            redactor=Redactor(redact),
+            seal=Seal(seal_key) if seal_key is not None else None,
+            store_args=store_args,
+            spool=spool,
+            on_outage=on_outage,
             keep=keep,
             keep_types=keep_types,
-        )
-        #: What the log does for itself.
-        self.chores = Chores(self.totals, retention, self.transitions.locks)
-        #: What this host keeps while the database is unavailable.
-        folder = Path(spool) if spool is not None else _default_spool(self.Job)
-        # A job may change the process's folder later.
-        self.spool = Spool(folder.absolute())
-        #: Where the middleware hands over what happens.
-        self.writer = Writer(
-            Sections(self.transitions),
-            self.spool,
-            on_outage=_one_of(POLICIES, on_outage=on_outage),
-        )
-        #: Who is the newest with a key.
-        self.newest = Newest(self.transitions)
-        locks = self.transitions.locks
-        #: Looks at the rules, and sends notices.
-        self.alerting = Alerting(
-            self,
-            locks,
-            marks,
-            rules=alerts,
+            alerts=alerts,
             notify=notify,
-            every=alerts_every,
-            page=page_url,
+            alerts_every=alerts_every,
+            on_dead=on_dead,
+            page_url=page_url,
         )
-        self._dead_caller: DeadCaller | None = None
-        if on_dead is not None:
-            self._dead_caller = DeadCaller(self.Job, on_dead)
-            self.writer.on_written(self._dead_caller.written)
-        #: This process, while it has workers.
-        self.worker_process = WorkerProcess(
-            self.tables,
-            writer=self.writer,
-            locks=locks,
-            upkeep=[
-                (self.chores, INTERVAL),
-                (self.alerting, max(100, min(alerts_every // 3, 5_000))),
-            ],
-        )
-        self._watcher = Watcher(self.tables)
-        self._aside = Aside(self.database)
+
+    @property
+    def database(self) -> Database:
+        """The peewee database."""
+        return self.core.database
+
+    # The models, bound to the database.
+
+    @property
+    def Job(self) -> type[J]:  # noqa: N802 - it is a class
+        """The job model."""
+        return self.core.tables.job
+
+    @property
+    def Failure(self) -> type[rows.Failure]:  # noqa: N802 - it is a class
+        """The model of runs that did not finish, or were not the last of their job."""
+        return self.core.tables.failure
+
+    @property
+    def Worker(self) -> type[rows.Worker]:  # noqa: N802 - it is a class
+        """The model of worker processes."""
+        return self.core.tables.worker
+
+    @property
+    def Lock(self) -> type[rows.Lock]:  # noqa: N802 - it is a class
+        """The model of keys that are held."""
+        return self.core.tables.lock
+
+    @property
+    def Line(self) -> type[rows.Line]:  # noqa: N802 - it is a class
+        """The model of log lines."""
+        return self.core.tables.line
+
+    @property
+    def Action(self) -> type[rows.Action]:  # noqa: N802 - it is a class
+        """The model of what people did."""
+        return self.core.tables.action
+
+    @property
+    def Deploy(self) -> type[rows.Deploy]:  # noqa: N802 - it is a class
+        """The model of moments that something changed."""
+        return self.core.tables.deploy
 
     @classmethod
     def from_django(
         cls,
         alias: str = "default",
         *,
-        model: type[J] = Job,  # type: ignore[assignment]
+        model: type[J] = rows.Job,  # type: ignore[assignment]
         **options: Any,
     ) -> JobLog[J]:
         """Return a log in one of Django's databases, by its settings: nothing stands twice.
@@ -297,11 +255,11 @@ class JobLog(Cancelling[J], Generic[J]):
         What this process sent before is in it.
         """
         job = self.Job
-        query = job.select().asked_after(self._settle)
+        query = job.select().asked_after(self.core.settle)
         return query.order_by(job.created_at.desc(), job.id.desc())
 
     @property
-    def locks(self) -> Select[Lock]:
+    def locks(self) -> Select[rows.Lock]:
         """The keys that are held now, by sections and by hand: a select of :class:`Lock`.
 
         Each row also has ``lease_left``, the milliseconds until it runs out unless it is
@@ -317,7 +275,7 @@ class JobLog(Cancelling[J], Generic[J]):
     def waiters(self, key: str) -> JobQuery[J]:
         """Return the jobs that wait for a section of *key*, the one that is next first."""
         with checked_out(self.database):
-            query: JobQuery[J] = self.transitions.locks.waiters.all_of(fold_key(key))
+            query: JobQuery[J] = self.core.locks.waiters.all_of(fold_key(key))
         return query
 
     def lock(
@@ -349,7 +307,7 @@ class JobLog(Cancelling[J], Generic[J]):
           DatabaseAwayError: If the database is unavailable.
         """
         check_by_hand(key, limit=limit, ttl=ttl, wait=wait)
-        locks = self.transitions.locks
+        locks = self.core.locks
 
         def claim(token: str) -> Claim:
             self._refuse_in_transaction(key)
@@ -365,7 +323,7 @@ class JobLog(Cancelling[J], Generic[J]):
                 by_hand=True,
             )
 
-        return HeldByHand(locks, self.writer, key, claim, wait or 0)
+        return HeldByHand(locks, self.core.writer, key, claim, wait or 0)
 
     def _refuse_in_transaction(self, key: str) -> None:
         if not self.database.is_closed() and self.database.in_transaction():
@@ -374,59 +332,15 @@ class JobLog(Cancelling[J], Generic[J]):
                 "take the lock first, and begin the transaction inside it"
             )
 
-    def refuse_behind_transaction(self, key: str) -> None:
-        """Refuse to claim a key where the claim would wait for this very thread.
-
-        Raises:
-          ConfigurationError: Inside a transaction of a SQLite database, which one connection at
-            a time may write to.
-        """
-        if dialect_of(self.database).writes_alone and not self._may_wait():
-            raise ConfigurationError(
-                f"a message with the unique key {key!r} is sent inside a transaction of the log's "
-                "SQLite database, for whose end its claim would wait: send it after the "
-                "transaction, or give the log a database file of its own"
-            )
-
-    def claim(self, claim: Claim) -> Holder | None:
-        """Take a key, or return who holds it."""
-        locks = self.transitions.locks
-
-        def take() -> Holder | None:
-            if locks.take(claim) is not None:
-                return None
-            locks.bound(claim.kind, claim.key)
-            return locks.holder(claim.kind, claim.key)
-
-        try:
-            holder: Holder | None = self.writer.call(take)
-        except BaseException:
-            # It may have been taken all the same.
-            claim.given_up = True
-            self.writer.post(lambda: locks.release(claim.kind, claim.key, claim.owner, claim.token))
-            raise
-        return holder
-
-    def take_place(self, claim: Claim, former: str) -> bool:
-        """Take a key from a message that has not begun; return False if it has."""
-        newest, ttl = self.newest, claim.ttl
-        try:
-            taken: bool = self.writer.call(lambda: newest.take_place(claim, former))
-        except BaseException:
-            # It may have been taken all the same.
-            self.writer.post(lambda: newest.give_back(claim.key, claim.owner, former, ttl))
-            raise
-        return taken
-
     @property
-    def workers(self) -> Select[Worker]:
+    def workers(self) -> Select[rows.Worker]:
         """All worker processes that were seen lately, newest first: a select of :class:`Worker`."""
         return self.Worker.select().order_by(self.Worker.id.desc())
 
     @property
     def name(self) -> str:
         """The kind and the name of the database, for people, without its password."""
-        return describe(self.database)
+        return self.core.name
 
     def doctor(self, broker: Any = None) -> list[Finding]:
         """Look for what is wrong with the log now: its database, its workers, its files.
@@ -442,7 +356,7 @@ class JobLog(Cancelling[J], Generic[J]):
         Parameters:
           broker: The broker with the log's middleware, if that is to be looked at too.
         """
-        return Doctor.for_findings(self, broker).findings()
+        return Doctor.for_findings(self.core, broker).findings()
 
     def problems(
         self, *, patience: int = MAX_UNSERVED, timeout: int = DOCTORS_TIMEOUT
@@ -468,16 +382,16 @@ class JobLog(Cancelling[J], Generic[J]):
         """
         patience = count_asked("patience", patience, least=0, most=MAX_MILLIS)
         timeout = count_asked("timeout", timeout, most=MAX_MILLIS)
-        return Doctor(self, patience=patience, timeout=timeout).problems()
+        return self.core.problems(patience=patience, timeout=timeout)
 
     @property
-    def alerts(self) -> Select[AlertState]:
+    def alerts(self) -> Select[rows.AlertState]:
         """What is known of each alert, those that are open first: a select of :class:`AlertState`.
 
         Each row says whether it is open and since when, what was sent last, and what is to be
         sent, with the error of the last try.
         """
-        state = self.tables.alert
+        state = self.core.tables.alert
         return state.select().order_by(state.is_open.desc(), state.name)
 
     def regular(self) -> list[Regular]:
@@ -490,7 +404,7 @@ class JobLog(Cancelling[J], Generic[J]):
           []
         """
         with checked_out(self.database):
-            return regular_types(self.tables, self.transitions.locks.now())
+            return regular_types(self.core.tables, self.core.locks.now())
 
     def queues(self) -> list[Queue]:
         """Return the queues with jobs that are due, or with workers, the worst off first.
@@ -499,15 +413,10 @@ class JobLog(Cancelling[J], Generic[J]):
           >>> [(queue.name, queue.due, queue.state) for queue in joblog.queues()]
           []
         """
-        self._settle()
+        self.core.settle()
         with checked_out(self.database):
             standstill = Standstill(self.Job, self.Worker, self.Lock, patience=0)
             return queues_of(standstill, self.now())
-
-    @property
-    def own_fields(self) -> dict[str, Any]:
-        """The fields that a model of the user's own adds, by name."""
-        return self._own_fields
 
     def get(self, jid: str) -> J:
         """Return the job of *jid*, an instance of the log's job model.
@@ -515,7 +424,7 @@ class JobLog(Cancelling[J], Generic[J]):
         Raises:
           JobNotFound: If the log has none.
         """
-        self._settle()
+        self.core.settle()
         row = self.Job.get_or_none(self.Job.jid == fold_jid(jid))
         if row is None:
             raise JobNotFound(jid)
@@ -557,12 +466,12 @@ class JobLog(Cancelling[J], Generic[J]):
         return search.narrow(query, terms, now=now, names=names)
 
     @property
-    def searches(self) -> Select[SavedSearch]:
+    def searches(self) -> Select[rows.SavedSearch]:
         """The searches that people saved, by name: a select of :class:`SavedSearch`."""
-        model = self.tables.search
+        model = self.core.tables.search
         return model.select().order_by(model.name)
 
-    def save_search(self, name: str, words: str, *, who: str | None = None) -> SavedSearch:
+    def save_search(self, name: str, words: str, *, who: str | None = None) -> rows.SavedSearch:
         """Save words under a name, for everyone who uses the log; the words it had are replaced.
 
         Example:
@@ -587,7 +496,7 @@ class JobLog(Cancelling[J], Generic[J]):
             raise SearchError("save the words of a search, as 'state:dead type:import'")
         self.search(words)
         with transaction(self.database):
-            row: SavedSearch = saved.save(self.tables.search, name, words.strip(), who)
+            row: rows.SavedSearch = saved.save(self.core.tables.search, name, words.strip(), who)
         return row
 
     def delete_search(self, name: str) -> bool:
@@ -596,7 +505,7 @@ class JobLog(Cancelling[J], Generic[J]):
         Raises:
           SearchError: If it is no name.
         """
-        return saved.delete(self.tables.search, name)
+        return saved.delete(self.core.tables.search, name)
 
     def terms_of(self, text: str) -> list[Term]:
         """Return the words of a search, with those of saved searches in the place of their names.
@@ -606,7 +515,7 @@ class JobLog(Cancelling[J], Generic[J]):
         """
 
         def words_of(name: str) -> str:
-            return saved.words_of(self.tables.search, name)
+            return saved.words_of(self.core.tables.search, name)
 
         return search.expand(search.parse(text), words_of)
 
@@ -688,7 +597,7 @@ class JobLog(Cancelling[J], Generic[J]):
             )
         begin, end, step = _steps_of(since, until)
         with checked_out(self.database):
-            sums = self.totals.sums(step, begin, end, by)
+            sums = self.core.totals.sums(step, begin, end, by)
             cells, known_since = self._not_counted(begin, end, step, at_most)
             for cell in cells:
                 sums.add(cell, by)
@@ -717,7 +626,7 @@ class JobLog(Cancelling[J], Generic[J]):
         """
         begin, end, step = _steps_of(since, until)
         with checked_out(self.database):
-            cells = self.totals.read_of(name, step, begin, end)
+            cells = self.core.totals.read_of(name, step, begin, end)
             others, known_since = self._not_counted(begin, end, step, at_most)
             cells += [cell for cell in others if cell.name == name]
         return make_profile(name, cells, begin, end, step, known_since=known_since)
@@ -727,12 +636,12 @@ class JobLog(Cancelling[J], Generic[J]):
     ) -> tuple[list[Cell], datetime | None]:
         """Count what no totals have yet of a time, and return since when that is complete."""
         at_most = None if at_most is None else count_asked("at_most", at_most)
-        counted = self.totals.counted()
+        counted = self.core.totals.counted()
         first = begin if counted is None else max(begin, counted)
         known = first
         if at_most is not None and end - first > stats.SOON_COUNTED:
-            known = self.totals.few_since(first, end, at_most)
-        cells = self.totals.since_counted(known, end, step)
+            known = self.core.totals.few_since(first, end, at_most)
+        cells = self.core.totals.since_counted(known, end, step)
         return cells, instant_of(known) if known > first else None
 
     def oldest(self, limit: int = 5) -> list[J]:
@@ -824,13 +733,13 @@ class JobLog(Cancelling[J], Generic[J]):
           ConfigurationError: If *keep* makes no sense.
           JobLogError: If another process prunes now.
         """
-        self._settle()
+        self.core.settle()
         batch = count_asked("batch", batch)
-        retention = self.chores.retention.but(keep)
+        retention = self.core.chores.retention.but(keep)
         if dry_run:
             with checked_out(self.database):
                 return +retention.count(_now())
-        return self.chores.prune(retention, batch, progress)
+        return self.core.chores.prune(retention, batch, progress)
 
     @contextlib.contextmanager
     def reading(self, *, timeout: int) -> Iterator[None]:
@@ -848,7 +757,7 @@ class JobLog(Cancelling[J], Generic[J]):
           ConfigurationError: Inside a running event loop, whose tasks would share the connection.
         """
         refuse_event_loop("joblog.reading() is used")
-        self._settle()
+        self.core.settle()
         with checked_out(self.database), bounded(self.database, timeout):
             yield
 
@@ -878,11 +787,11 @@ class JobLog(Cancelling[J], Generic[J]):
         Returns:
           The job as it ended: finished, dead or skipped.
         """
-        return wait_for_jobs(self._watcher, [jid], timeout).here()[0][0]
+        return wait_for_jobs(self.core.watcher, [jid], timeout).here()[0][0]
 
     async def wait_async(self, jid: str, *, timeout: int | None = None) -> J:
         """Wait until a job has ended, as :meth:`wait` does, in a coroutine."""
-        return (await wait_for_jobs(self._watcher, [jid], timeout).aside())[0][0]
+        return (await wait_for_jobs(self.core.watcher, [jid], timeout).aside())[0][0]
 
     def wait_all(self, jids: Iterable[str], *, timeout: int | None = None) -> list[J]:
         """Wait until several jobs have ended, as those of a ``group``; see :meth:`wait`.
@@ -897,12 +806,12 @@ class JobLog(Cancelling[J], Generic[J]):
         Returns:
           The jobs, in the order of *jids*.
         """
-        found = wait_for_jobs(self._watcher, list(jids), timeout).here()
+        found = wait_for_jobs(self.core.watcher, list(jids), timeout).here()
         return [job for [job] in found]
 
     async def wait_all_async(self, jids: Iterable[str], *, timeout: int | None = None) -> list[J]:
         """Wait until several jobs have ended, as :meth:`wait_all` does, in a coroutine."""
-        found = await wait_for_jobs(self._watcher, list(jids), timeout).aside()
+        found = await wait_for_jobs(self.core.watcher, list(jids), timeout).aside()
         return [job for [job] in found]
 
     def wait_family(self, jid: str, *, timeout: int | None = None) -> list[J]:
@@ -920,11 +829,11 @@ class JobLog(Cancelling[J], Generic[J]):
         Returns:
           The jobs of the family, oldest first.
         """
-        return wait_for_family(self._watcher, jid, timeout).here()[0]
+        return wait_for_family(self.core.watcher, jid, timeout).here()[0]
 
     async def wait_family_async(self, jid: str, *, timeout: int | None = None) -> list[J]:
         """Wait until a job's whole family has ended, as :meth:`wait_family` does."""
-        return (await wait_for_family(self._watcher, jid, timeout).aside())[0]
+        return (await wait_for_family(self.core.watcher, jid, timeout).aside())[0]
 
     def follow(self, jid: str, *, timeout: int | None = None) -> Following[J]:
         """Follow a job to its end: with ``for`` in a thread, with ``async for`` in a coroutine.
@@ -948,7 +857,7 @@ class JobLog(Cancelling[J], Generic[J]):
           JobLogError: If the log is closed meanwhile.
           ConfigurationError: For ``for`` inside a running event loop, or inside the job itself.
         """
-        return Following(self._watcher, jid, timeout)
+        return Following(self.core.watcher, jid, timeout)
 
     async def get_async(self, jid: str, *, timeout: int = DEFAULT_TIMEOUT) -> J:
         """Return the job of *jid*, as :meth:`get` does, in a coroutine.
@@ -957,7 +866,7 @@ class JobLog(Cancelling[J], Generic[J]):
           jid: The job.
           timeout: Milliseconds to wait for the answer.
         """
-        return await self._aside.run(lambda: self.get(jid), timeout)
+        return await self.core.aside.run(lambda: self.get(jid), timeout)
 
     @overload
     async def fetch(self, asked: Select[M], *, timeout: int = DEFAULT_TIMEOUT) -> list[M]: ...
@@ -982,7 +891,7 @@ class JobLog(Cancelling[J], Generic[J]):
         Raises:
           DatabaseAwayError: If the database is unavailable, or there was no answer in time.
         """
-        return await self._aside.fetch(asked, timeout)
+        return await self.core.aside.fetch(asked, timeout)
 
     async def requeue_async(
         self,
@@ -994,7 +903,7 @@ class JobLog(Cancelling[J], Generic[J]):
         timeout: int = DEFAULT_TIMEOUT,
     ) -> Message[Any]:
         """Run a job again, as :meth:`requeue` does, in a coroutine."""
-        return await self._aside.run(
+        return await self.core.aside.run(
             lambda: self.requeue(jid, arguments=arguments, who=who, broker=broker), timeout
         )
 
@@ -1007,12 +916,12 @@ class JobLog(Cancelling[J], Generic[J]):
         timeout: int = DEFAULT_TIMEOUT,
     ) -> J:
         """Give up a job that does not run, as :meth:`cancel` does, in a coroutine."""
-        return await self._aside.run(lambda: self.cancel(jid, who=who, reason=reason), timeout)
+        return await self.core.aside.run(lambda: self.cancel(jid, who=who, reason=reason), timeout)
 
     # What people do
 
     @property
-    def actions(self) -> Select[Action]:
+    def actions(self) -> Select[rows.Action]:
         """What people did to jobs and keys, newest first: a select of :class:`Action`."""
         return self.Action.select().order_by(self.Action.id.desc())
 
@@ -1024,7 +933,7 @@ class JobLog(Cancelling[J], Generic[J]):
         jid: str | None = None,
         key: str | None = None,
         detail: str | None = None,
-    ) -> Action:
+    ) -> rows.Action:
         """Write down what someone did, and return the :class:`Action`.
 
         Parameters:
@@ -1034,21 +943,16 @@ class JobLog(Cancelling[J], Generic[J]):
           key: The key it was done to.
           detail: Why, and what came of it.
         """
-        detail = None if detail is None else self.redactor.text(detail)
-        with transaction(self.database):
-            action: Action = people.record(
-                self.Action, what, who=who, jid=jid, key=key, detail=detail
-            )
-        return action
+        return self.core.record(what, who=who, jid=jid, key=key, detail=detail)
 
     @property
-    def marks(self) -> Select[Deploy]:
+    def marks(self) -> Select[rows.Deploy]:
         """The moments that something changed, newest first: a select of :class:`Deploy`."""
         return self.Deploy.select().order_by(self.Deploy.at.desc(), self.Deploy.id.desc())
 
     def mark(
         self, name: str, *, at: datetime | int | None = None, who: str | None = None
-    ) -> Deploy:
+    ) -> rows.Deploy:
         """Mark that something changed, as a new version: charts and problems show it.
 
         Example:
@@ -1070,7 +974,7 @@ class JobLog(Cancelling[J], Generic[J]):
             raise ConfigurationError(f"a mark is named by a text, as 'v412', and not {name!r}")
         instant = None if at is None else millis_of(at)
         with transaction(self.database):
-            marked: Deploy = people.mark(self.Deploy, name.strip(), at=instant, who=who)
+            marked: rows.Deploy = people.mark(self.Deploy, name.strip(), at=instant, who=who)
         return marked
 
     def dismiss(self, *jids: str, who: str) -> list[str]:
@@ -1094,7 +998,7 @@ class JobLog(Cancelling[J], Generic[J]):
             dismissed += some
         return dismissed
 
-    def unlock(self, key: str, *, slot: int = 0, fence: int, reason: str, who: str) -> Lock:
+    def unlock(self, key: str, *, slot: int = 0, fence: int, reason: str, who: str) -> rows.Lock:
         """Free a critical section by hand, if it is still held by whom you saw.
 
         The job that holds it is not stopped: it goes on without its lease, and sees
@@ -1117,7 +1021,7 @@ class JobLog(Cancelling[J], Generic[J]):
         if not reason.strip():
             raise JobLogError(f"unlocking {key!r} needs a reason")
         with transaction(self.database):
-            held: Lock | None = people.unlock(self.Lock, fold_jid(key), slot, fence)
+            held: rows.Lock | None = people.unlock(self.Lock, fold_jid(key), slot, fence)
             if held is None:
                 raise LockNotAcquired(
                     key, f"is not held with fence {fence} in slot {slot} any more"
@@ -1135,7 +1039,7 @@ class JobLog(Cancelling[J], Generic[J]):
     def limits(self) -> list[LimitSet]:
         """The limits that people have set and that stand now, by their keys."""
         with checked_out(self.database):
-            return self.transitions.locks.limits.all()
+            return self.core.locks.limits.all()
 
     def set_limit(
         self,
@@ -1169,14 +1073,14 @@ class JobLog(Cancelling[J], Generic[J]):
           ConfigurationError: If a value makes no sense.
         """
         check_limit_set(key, limit)
-        stored, limits = fold_key(key), self.transitions.locks.limits
+        stored, limits = fold_key(key), self.core.locks.limits
         with transaction(self.database):
             before = limits.get(stored)
             if limit is None:
                 limits.remove(stored)
             else:
                 ends = None if until is None else millis_of(until)
-                if ends is not None and ends <= self.transitions.locks.now():
+                if ends is not None and ends <= self.core.locks.now():
                     raise ConfigurationError(
                         f"the limit of {key!r} is to hold until {until}, which is over: name a "
                         "later time, or None"
@@ -1185,15 +1089,105 @@ class JobLog(Cancelling[J], Generic[J]):
             after = limits.get(stored)
             detail = f"{said_of(after)} (before: {said_of(before)})"
             self.record("limit", who=who or "", key=stored, detail=detail)
-        self.transitions.locks.freed.note({stored})
+        self.core.locks.freed.note({stored})
 
-    # Running jobs again
+    # Giving jobs up, and running them again
 
-    def send_by(self, sender: Sender) -> Sender:
-        """Return what sends the log's jobs again: *sender*, if it is the first."""
-        if self.sender is None:
-            self.sender = sender
-        return self.sender
+    def cancel(self, jid: str, *, who: str | None = None, reason: str | None = None) -> J:
+        """Give up a job that does not run: it becomes dead, and its `dead_reason` ``cancelled``.
+
+        It is for what hangs in the log, as the broker has lost its message or its worker is
+        gone, and for what is not wanted any more.  What it holds is free: its section, its place
+        among those that wait, and what it is unique by.  Then it can be run again, dismissed
+        and pruned like any other dead job.
+
+        Should its message come after all, it is not run, also with *rerun*, and goes to the
+        dead letters.  Only the log knows of it: once the job is pruned the message runs, as it
+        does for actors with ``start="soon"``, which do not ask.  A run that was only taken to be
+        gone is not stopped: if it comes to its end, that stands in place of ``cancelled``.
+
+        Example:
+          >>> joblog.cancel(job.jid, who="ada", reason="Redis was flushed").dead_reason
+          'cancelled'
+
+        Parameters:
+          jid: A job that is enqueued, delayed, waiting, retrying or lost; or started, if the
+            process that ran it is known to be gone.
+          who: Who gives it up, for ``joblog.actions``.
+          reason: Why, for ``joblog.actions``.
+
+        Raises:
+          JobNotFound: If the log has no such job.
+          CancelError: If it runs, as the log cannot stop code that runs, or has ended.
+
+        Returns:
+          The job as it is now.
+        """
+        self.core.settle()
+        self._cancelling.one(jid, who, reason)
+        return self.get(jid)
+
+    def cancel_all(
+        self,
+        query: JobQuery[J],
+        *,
+        limit: int = 1000,
+        who: str | None = None,
+        reason: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Cancelled:
+        """Give up the jobs of a query that do not run, oldest first, as :meth:`cancel` does.
+
+        They are given up in batches, each of them in one transaction.
+
+        Example:
+          >>> joblog.cancel_all(joblog.jobs.lost(), reason="Redis was flushed").cancelled
+          []
+
+        Parameters:
+          query: Which jobs; those that run or have ended are left out.
+          limit: How many at most.
+          who: Who gives them up, for ``joblog.actions``.
+          reason: Why, for ``joblog.actions``.
+          progress: Is called after each job, with how many are done and of how many.
+
+        Raises:
+          CancelInterruptedError: If the database became unavailable meanwhile; it has what was
+            done until then, and to repeat the call does the rest.
+
+        Returns:
+          The jids of those that are ``cancelled``, and what was ``refused`` as it began meanwhile:
+          the reasons by jid.
+        """
+        limit = count_asked("limit", limit, least=0)
+        return self._cancelling.all(query, limit, who=who, reason=reason, progress=progress)
+
+    def cancel_named(
+        self,
+        jids: Sequence[str],
+        *,
+        who: str | None = None,
+        reason: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Cancelled:
+        """Give up the jobs of *jids*, as :meth:`cancel_all` does.
+
+        Those that it leaves out, as they run or have ended, are among the refused here.
+
+        Parameters:
+          jids: The jobs.
+          who: Who gives them up, for ``joblog.actions``.
+          reason: Why, for ``joblog.actions``.
+          progress: Is called after each part of them, with how many are done and of how many.
+
+        Raises:
+          CancelInterruptedError: If the database became unavailable meanwhile.
+        """
+        return self._cancelling.named(jids, who=who, reason=reason, progress=progress)
+
+    @property
+    def _cancelling(self) -> Cancelling:
+        return Cancelling(self.core)
 
     def requeue(
         self,
@@ -1224,7 +1218,7 @@ class JobLog(Cancelling[J], Generic[J]):
         Returns:
           The new message.
         """
-        sender = self.checked_sender(jid)
+        sender = self.core.checked_sender(jid)
         return sender.requeue(self.get(jid), who=who, broker=broker, arguments=arguments)
 
     def requeue_all(
@@ -1264,7 +1258,7 @@ class JobLog(Cancelling[J], Generic[J]):
           What was ``sent``, new messages in order, and what was ``refused``: the reasons by jid.
         """
         limit = count_asked("limit", limit, least=0)
-        sender = self.checked_sender("of a query")
+        sender = self.core.checked_sender("of a query")
         brokers = sender.brokers("of a query", broker)
         job = self.Job
         found = query.in_state(*FINAL).where(job.replayed_by.is_null())
@@ -1295,7 +1289,7 @@ class JobLog(Cancelling[J], Generic[J]):
           RequeueError: If this process has no broker to send them by.
           RequeueInterruptedError: If the broker or the database became unavailable.
         """
-        sender = self.checked_sender("that is named")
+        sender = self.core.checked_sender("that is named")
         brokers = sender.brokers("that is named", broker)
         job = self.Job
         found: dict[int, str] = {}
@@ -1309,20 +1303,6 @@ class JobLog(Cancelling[J], Generic[J]):
         result.refused |= {jid: str(JobNotFound(jid)) for jid in unknown}
         return result
 
-    def checked_sender(self, jid: str) -> Sender:
-        """Return what sends the log's jobs again.
-
-        Raises:
-          RequeueError: If this process has no broker to send them by; *jid* is for its text.
-        """
-        if self.sender is None:
-            raise RequeueError(
-                jid,
-                "this process has no broker with a JobLogMiddleware of this log; import the "
-                "module that sets it up (on the command line: --app module:joblog)",
-            )
-        return self.sender
-
     # The log itself
 
     def now(self) -> datetime:
@@ -1335,7 +1315,7 @@ class JobLog(Cancelling[J], Generic[J]):
     @property
     def models(self) -> tuple[Any, ...]:
         """The models of the log's tables, jobs first."""
-        return tuple(self.tables)
+        return tuple(self.core.tables)
 
     def create_tables(self) -> None:
         """Create the tables, or bring them to this version; safe to repeat and to race.
@@ -1346,43 +1326,20 @@ class JobLog(Cancelling[J], Generic[J]):
         """
         try:
             with checked_out(self.database):
-                migrate(self.tables)
+                migrate(self.core.tables)
         except (DatabaseAwayError, PeeweeException) as e:
             kind = DatabaseAwayError if isinstance(e, DatabaseAwayError) else JobLogError
             raise kind(
-                f"the log's tables could not be made on {describe(self.database)}: "
+                f"the log's tables could not be made on {self.name}: "
                 f"{str(e).strip()}; is the database up, and may this user create tables?"
             ) from e
-
-    def check_job_type(self, job_type: Any, where: str) -> str | None:
-        """Return the text of *job_type*.
-
-        *job_type* is a text, a ``str`` enum member, or None; *where* names what declares it,
-        for the error's text.
-
-        Raises:
-          ConfigurationError: If it is none of the log's job types.
-        """
-        if job_type is None:
-            return None
-        if not isinstance(job_type, str):
-            raise ConfigurationError(
-                f"{where} has job_type={job_type!r}: a text or a str enum member is needed"
-            )
-        text = str(job_type.value) if isinstance(job_type, Enum) else job_type
-        if self._job_types is not None and text not in self._job_types:
-            near = difflib.get_close_matches(text, self._job_types, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"use one of {self._job_types}"
-            raise ConfigurationError(f"{where} has the unknown job_type {text!r}; {hint}")
-        return text
 
     def release(self) -> None:
         """Give back a connection that this thread opened itself, if the log made its database.
 
         What the log opens to answer a question it gives back by itself.
         """
-        if self._owned and not self.database.is_closed() and not self.database.in_transaction():
-            self.database.close()
+        self.core.release()
 
     def close(self) -> None:
         """Write what is handed over and close connections that idle; the log stays usable.
@@ -1391,52 +1348,19 @@ class JobLog(Cancelling[J], Generic[J]):
         Those who wait for a job get a :class:`JobLogError`.
         A database that was handed in keeps its pool, and what the application opened of it.
         """
-        self._watcher.close()
-        self.chores.stop()
-        self.alerting.stop()
-        self.writer.close()
-        if self._dead_caller is not None:
-            self._dead_caller.close()
-        self.release()
-        if self._owned:
-            close_idle(self.database)
-
-    def _write_own_start(self) -> None:
-        """Let the job that runs here be seen in the log, as it asks: its start may be to come."""
-        run = running.get()
-        start = None if run is None else run.take_start()
-        if start is None:
-            return
-        start.drop()
-        committed = self.writer.put(start.event, awaited=True)
-        if self._may_wait():
-            committed.wait()
+        self.core.close()
 
     def _bulk(
         self, sender: Sender, brokers: Sequence[Broker], who: str | None, *, repeat: bool = False
     ) -> BulkRequeue:
-        turn = Turn(self.transitions.locks, "requeue", lasts=TURN)
-        return BulkRequeue(self.tables, self.writer, turn, sender, brokers, who=who, repeat=repeat)
+        turn = Turn(self.core.locks, "requeue", lasts=TURN)
+        return BulkRequeue(
+            self.core.tables, self.core.writer, turn, sender, brokers, who=who, repeat=repeat
+        )
 
     def _due(self) -> JobQuery[J]:
         """Select the jobs that could run now, if a worker took them."""
         return self.jobs.enqueued()
-
-    def _settle(self) -> None:
-        if self._owned and not self.database.is_closed() and not self._is_usable():
-            # The server went away and came back: what asks next has a new connection.
-            pool: Any = self.database
-            pool.manual_close()
-        if self._may_wait():
-            self.writer.flush(timeout=2.0)
-
-    def _may_wait(self) -> bool:
-        # Inside a transaction of SQLite the writer would wait for this very thread.
-        return self.database.is_closed() or not self.database.in_transaction()
-
-    def _is_usable(self) -> bool:
-        connection = self.database.connection()
-        return not getattr(connection, "closed", False) and self.database.is_connection_usable()
 
 
 #: Steps of a time that are returned at most.
@@ -1445,42 +1369,19 @@ _MOST_STEPS = 10_000
 
 @contextlib.contextmanager
 def moved(
-    log: JobLog[Any], database: DatabaseURL | Database, *, model: Any = Job, spool: Path
+    log: JobLog[Any], database: DatabaseURL | Database, *, model: Any = rows.Job, spool: Path
 ) -> Iterator[JobLog[Any]]:
     """Have a log on another database for the block, for whatever holds it: for tests.
 
     Its settings stay, and a database that was handed in stays the application's own.
     """
-    there: JobLog[Any] = JobLog(database, model=model, store_args=log.store_args, spool=spool)
-    there.redactor, there.seal = log.redactor, log.seal
-    there._job_types = log._job_types
-    there.django_alias = log.django_alias
-    if isinstance(database, Database):
-        there._owned = log._owned
-    before = vars(log).copy()
-    vars(log).update(vars(there))
+    core = log.core
+    own = core.owned if isinstance(database, Database) else True
+    log.core = core.moved(open_database(database), owned=own, model=model, spool=spool)
     try:
         yield log
     finally:
-        vars(log).clear()
-        vars(log).update(before)
-
-
-def _default_spool(job: Any) -> Path:
-    """Return the folder of this user for this log, the same for all processes of the host."""
-    meta = job._meta
-    database = meta.database
-    place = [str(database.database), str(database.connect_params.get("host")), meta.table_name]
-    if (file := dialect_of(database).file_of(database)) is not None:
-        place[0] = str(file.absolute())
-    digest = hashlib.sha256("\n".join(place).encode()).hexdigest()[:12]
-    state = os.environ.get("XDG_STATE_HOME")
-    try:
-        base = Path(state) if state else Path.home() / ".local" / "state"
-    except RuntimeError:
-        # This user has no home.
-        base = Path(tempfile.gettempdir()) / f"state-of-{os.getuid()}"
-    return base / "dramatiq_joblog" / digest
+        log.core = core
 
 
 def _steps_of(since: datetime, until: datetime | None) -> tuple[int, int, int]:
@@ -1495,13 +1396,6 @@ def _steps_of(since: datetime, until: datetime | None) -> tuple[int, int, int]:
         raise SearchError(f"since={since} is after until={until}: give the earlier one first")
     step = max(stats.step_of(end - begin), level_of(begin, now))
     return begin - begin % step, end - end % -step, step
-
-
-def _one_of(known: tuple[str, ...], **named: str) -> str:
-    [(name, value)] = named.items()
-    if value not in known:
-        raise ConfigurationError(f"{name}={value!r} is not known; use one of {known}")
-    return value
 
 
 def _texts_of(job_types: Any) -> list[str] | None:

@@ -146,11 +146,11 @@ class JobLogMiddleware(Middleware):
         self._outcome_log = outcome_log
         self._start = start
         self._lines_level = check_level(lines, "lines")
-        self._reports = Reports(joblog.transitions)
+        self._reports = Reports(joblog.core.transitions)
         self._waker: Waker | None = None
         self._messages = Messages(joblog, lines_level=self._lines_level, start=start)
-        self._sender = joblog.send_by(Sender(joblog, self._messages.arguments))
-        self._runs = Runs(self._messages, joblog.worker_process)
+        self._sender = joblog.core.send_by(Sender(joblog, self._messages.arguments))
+        self._runs = Runs(self._messages, joblog.core.worker_process)
         self._claims = Claims(joblog)
         self._refusals = Refusals(
             self._runs,
@@ -249,7 +249,7 @@ class JobLogMiddleware(Middleware):
             row |= {"state": State.DELAYED.value, "eta": eta_of(message)}
         else:
             row["state"] = State.ENQUEUED.value
-        self.joblog.writer.put(Enqueued(row, unique=message.options.get(UNIQUE)))
+        self.joblog.core.writer.put(Enqueued(row, unique=message.options.get(UNIQUE)))
 
     # Running
 
@@ -315,7 +315,7 @@ class JobLogMiddleware(Middleware):
         )
         unguarded = start.section is None and start.unique is None
         if plan.starts_soon and unguarded and not start.redelivered:
-            run.start = self.joblog.writer.put_soon(start)
+            run.start = self.joblog.core.writer.put_soon(start)
             lease = None
         else:
             lease = self._let_in(broker, message, run, start)
@@ -345,7 +345,7 @@ class JobLogMiddleware(Middleware):
             for need in start.needs:
                 if need.is_asked:
                     self._waker.heard(need)
-        answer = self.joblog.writer.write(start)
+        answer = self.joblog.core.writer.write(start)
         if not answer.granted:
             self._refusals.refuse(broker, message, run, answer, needs_key=start.is_begin)
         elif answer.lease is not None and answer.lease.lost:
@@ -415,7 +415,7 @@ class JobLogMiddleware(Middleware):
             self._acks.after(self._hand_over(event), message)
         else:
             try:
-                self.joblog.writer.write(event)
+                self.joblog.core.writer.write(event)
             except JobLogError as e:
                 # Dramatiq would swallow any other error, and acknowledge.
                 raise OutcomeNotKeptError(f"the outcome of job {event.jid} is not kept: {e}") from e
@@ -428,8 +428,8 @@ class JobLogMiddleware(Middleware):
         """Hand over the end of a run whose acknowledgement sees to it that it is written."""
         if self._waker is not None and self._waker.waits_for(freed_by(event)):
             # Not with what comes next, but now: the next job may come in.
-            return self.joblog.writer.put(event, awaited=True)
-        return self.joblog.writer.ride(event)
+            return self.joblog.core.writer.put(event, awaited=True)
+        return self.joblog.core.writer.ride(event)
 
     # The process
 
@@ -439,9 +439,9 @@ class JobLogMiddleware(Middleware):
         if self._acks is None:
             self._check_acks(broker)
             if self._how_to_ack != "plain" and why_not(broker) is None:
-                self._acks = HandedAcks(broker, self.joblog.writer.wake)
+                self._acks = HandedAcks(broker, self.joblog.core.writer.wake)
         queues = worker.consumer_whitelist or broker.get_declared_queues()
-        self.joblog.worker_process.enter(
+        self.joblog.core.worker_process.enter(
             worker,
             worker.worker_threads,
             queues,
@@ -449,11 +449,11 @@ class JobLogMiddleware(Middleware):
             timeout=self._heartbeat_timeout,
         )
         if self._workers.add(worker, Place(worker.worker_threads, frozenset(queues))):
-            self.joblog.writer.every(self._heartbeat_interval, self._reports.write)
+            self.joblog.core.writer.every(self._heartbeat_interval, self._reports.write)
             capture.enter()
             self._waker = Waker(self.joblog, broker)
             self._waker.start()
-            self.joblog.transitions.locks.freed.listen(self._waker.look)
+            self.joblog.core.locks.freed.listen(self._waker.look)
 
     def after_worker_thread_boot(self, broker: Broker, thread: Any) -> None:
         """Note what is enqueued on a worker's thread; this is it."""
@@ -473,18 +473,18 @@ class JobLogMiddleware(Middleware):
     def before_worker_shutdown(self, broker: Broker, worker: Any) -> None:
         """Write what was handed over."""
         if self._waker is not None and self._workers.are_only(worker):
-            self.joblog.transitions.locks.freed.ignore(self._waker.look)
+            self.joblog.core.locks.freed.ignore(self._waker.look)
             self._waker.stop()
             self._waker = None
-        self.joblog.writer.flush()
+        self.joblog.core.writer.flush()
 
     def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:
         """Write what was handed over since, and end the heartbeat with the last worker."""
         if self._workers.remove(worker):
-            self.joblog.writer.end_chore(self._reports.write, self._reports.write)
+            self.joblog.core.writer.end_chore(self._reports.write, self._reports.write)
             capture.leave()
-        self.joblog.worker_process.leave(worker)
-        self.joblog.writer.flush()
+        self.joblog.core.worker_process.leave(worker)
+        self.joblog.core.writer.flush()
         if self._acks is not None and not self._acks.flush():
             self.logger.warning(
                 "Acknowledgements could not be sent before the end. Their jobs will be delivered "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any
 
 from peewee import PeeweeException
 
@@ -19,18 +19,13 @@ from dramatiq_joblog.payload.secret_texts import scrub
 from dramatiq_joblog.recording.actions import ManyActions
 from dramatiq_joblog.recording.heartbeat import is_gone
 from dramatiq_joblog.schema.models import to_millis
-from dramatiq_joblog.schema.query import J, count_asked
 from dramatiq_joblog.states import CANCELLABLE, DeadReason, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from peewee import Database
-
-    from dramatiq_joblog.payload.redaction import Redactor
-    from dramatiq_joblog.recording.transitions import Transitions
-    from dramatiq_joblog.schema.models import Action
-    from dramatiq_joblog.schema.query import JobQuery
+    from dramatiq_joblog.recording.log import Written
+    from dramatiq_joblog.schema.query import J, JobQuery
 
 #: Jobs that are given up in one transaction.
 BATCH = 250
@@ -46,101 +41,58 @@ class Cancelled:
     refused: dict[str, str] = field(default_factory=dict)
 
 
-class Cancelling(Generic[J]):
-    """What gives jobs up: a part of :class:`JobLog`."""
+class Cancelling:
+    """Gives up jobs of one log.
 
-    # What the log has.
-    database: Database
-    Job: type[J]
-    get: Callable[[str], J]
-    Action: type[Action]
-    redactor: Redactor
-    _settle: Callable[[], None]
-    transitions: Transitions
+    Parameters:
+      log: Where they are, and what writes there.
+    """
 
-    def cancel(self, jid: str, *, who: str | None = None, reason: str | None = None) -> J:
-        """Give up a job that does not run: it becomes dead, and its `dead_reason` ``cancelled``.
+    def __init__(self, log: Written) -> None:
+        self._log = log
+        # Any: peewee's queries are untyped.
+        self._job: Any = log.tables.job
+        self._transitions = log.transitions
 
-        It is for what hangs in the log, as the broker has lost its message or its worker is
-        gone, and for what is not wanted any more.  What it holds is free: its section, its place
-        among those that wait, and what it is unique by.  Then it can be run again, dismissed
-        and pruned like any other dead job.
-
-        Should its message come after all, it is not run, also with *rerun*, and goes to the
-        dead letters.  Only the log knows of it: once the job is pruned the message runs, as it
-        does for actors with ``start="soon"``, which do not ask.  A run that was only taken to be
-        gone is not stopped: if it comes to its end, that stands in place of ``cancelled``.
-
-        Example:
-          >>> joblog.cancel(job.jid, who="ada", reason="Redis was flushed").dead_reason
-          'cancelled'
-
-        Parameters:
-          jid: A job that is enqueued, delayed, waiting, retrying or lost; or started, if the
-            process that ran it is known to be gone.
-          who: Who gives it up, for ``joblog.actions``.
-          reason: Why, for ``joblog.actions``.
+    def one(self, jid: str, who: str | None, reason: str | None) -> None:
+        """Give up a job.
 
         Raises:
           JobNotFound: If the log has no such job.
-          CancelError: If it runs, as the log cannot stop code that runs, or has ended.
-
-        Returns:
-          The job as it is now.
+          CancelError: If it runs, or has ended.
         """
-        self._settle()
 
         def give_up() -> None:
-            row = self.transitions.locked(fold_jid(jid))
+            row = self._transitions.locked(fold_jid(jid))
             if row is None:
                 raise JobNotFound(jid)
             cancelled, refused = self._give_up([row])
             if not cancelled:
                 raise CancelError(row.jid, refused[row.jid])
-            ManyActions(self.Action, "cancel", who).record(self._details(cancelled, reason))
+            self._actions(who).record(self._details(cancelled, reason))
 
-        in_transaction(self.database, give_up)
-        return self.get(jid)
+        in_transaction(self._log.database, give_up)
 
-    def cancel_all(
+    def all(
         self,
         query: JobQuery[J],
+        limit: int,
         *,
-        limit: int = 1000,
-        who: str | None = None,
-        reason: str | None = None,
+        who: str | None,
+        reason: str | None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Cancelled:
-        """Give up the jobs of a query that do not run, oldest first, as :meth:`cancel` does.
-
-        They are given up in batches, each of them in one transaction.
-
-        Example:
-          >>> joblog.cancel_all(joblog.jobs.lost(), reason="Redis was flushed").cancelled
-          []
-
-        Parameters:
-          query: Which jobs; those that run or have ended are left out.
-          limit: How many at most.
-          who: Who gives them up, for ``joblog.actions``.
-          reason: Why, for ``joblog.actions``.
-          progress: Is called after each job, with how many are done and of how many.
+        """Give up the jobs of a query that do not run, oldest first, in batches.
 
         Raises:
-          CancelInterruptedError: If the database became unavailable meanwhile; it has what was
-            done until then, and to repeat the call does the rest.
-
-        Returns:
-          The jids of those that are ``cancelled``, and what was ``refused`` as it began meanwhile:
-          the reasons by jid.
+          CancelInterruptedError: If the database became unavailable meanwhile.
         """
-        limit = count_asked("limit", limit, least=0)
-        job = self.Job
+        job = self._job
         found = query.in_state(*CANCELLABLE).order_by(job.id).limit(limit)
         columns: Any = found.columns(job.id, job.jid).tuples()
         jids: dict[int, str] = dict(columns)
         result, ids = Cancelled(), list(jids)
-        actions = ManyActions(self.Action, "cancel", who)
+        actions = self._actions(who)
         for start in range(0, len(ids), BATCH):
             some = {number: jids[number] for number in ids[start : start + BATCH]}
             try:
@@ -155,23 +107,15 @@ class Cancelling(Generic[J]):
                     progress(done, len(ids))
         return result
 
-    def cancel_named(
+    def named(
         self,
         jids: Sequence[str],
         *,
-        who: str | None = None,
-        reason: str | None = None,
+        who: str | None,
+        reason: str | None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Cancelled:
-        """Give up the jobs of *jids*, as :meth:`cancel_all` does.
-
-        Those that it leaves out, as they run or have ended, are among the refused here.
-
-        Parameters:
-          jids: The jobs.
-          who: Who gives them up, for ``joblog.actions``.
-          reason: Why, for ``joblog.actions``.
-          progress: Is called after each part of them, with how many are done and of how many.
+        """Give up the jobs of *jids*; those that run or have ended are among the refused.
 
         Raises:
           CancelInterruptedError: If the database became unavailable meanwhile.
@@ -192,12 +136,13 @@ class Cancelling(Generic[J]):
         return result
 
     def _cancel_named(self, jids: Sequence[str], who: str | None, reason: str | None) -> Cancelled:
-        named = self.Job.select().where(self.Job.jid.in_(jids))
-        result = self.cancel_all(named, limit=len(jids), who=who, reason=reason)
+        named = self._job.select().where(self._job.jid.in_(jids))
+        result = self.all(named, len(jids), who=who, reason=reason)
         done = {*result.cancelled, *result.refused}
         for jid in filter(lambda jid: jid not in done, jids):
             try:
-                result.cancelled.append(self.cancel(jid, who=who, reason=reason).jid)
+                self.one(jid, who, reason)
+                result.cancelled.append(jid)
             except CancelError as e:
                 result.refused[jid] = e.reason
             except JobNotFound as e:
@@ -214,13 +159,13 @@ class Cancelling(Generic[J]):
         """Give up jobs, named by id and jid, in one transaction."""
 
         def give_up() -> tuple[list[Any], dict[str, Any], dict[str, str]]:
-            rows = self.transitions.locked_rows(list(jids))
+            rows = self._transitions.locked_rows(list(jids))
             cancelled, refused = self._give_up(rows)
             actions.record(self._details(cancelled, reason))
             return rows, cancelled, refused
 
         try:
-            rows, cancelled, refused = in_transaction(self.database, give_up)
+            rows, cancelled, refused = in_transaction(self._log.database, give_up)
         except PeeweeException as e:
             # One row that the database refuses to change does not keep the others from it.
             if len(jids) > 1:
@@ -234,6 +179,9 @@ class Cancelling(Generic[J]):
         result.refused |= {jid: str(JobNotFound(jid)) for jid in jids.values() if jid not in kept}
         result.refused |= refused
         result.cancelled += [jid for jid in jids.values() if jid in cancelled]
+
+    def _actions(self, who: str | None) -> ManyActions:
+        return ManyActions(self._log.tables.action, "cancel", who)
 
     def _give_up(self, rows: Sequence[Any]) -> tuple[dict[str, Any], dict[str, str]]:
         """Make locked rows dead, and give up what their jobs hold.
@@ -253,7 +201,7 @@ class Cancelling(Generic[J]):
         started = [row for row in rows if row.state == State.STARTED and row.process is not None]
         if not started:
             return
-        job, seen = self.Job, self.transitions.processes_of(started)
+        job, seen = self._job, self._transitions.processes_of(started)
         for row in started:
             if row.process not in seen or is_gone(seen[row.process]):
                 job.update(state=State.LOST).where(job.id == row.id).execute()
@@ -261,7 +209,7 @@ class Cancelling(Generic[J]):
 
     def _end(self, rows: Sequence[Any]) -> None:
         """Make locked rows dead, all of which can be cancelled, and give up what they hold."""
-        job, transitions = self.Job, self.transitions
+        job, transitions = self._job, self._transitions
         now = transitions.locks.now()
         job.update(
             state=State.DEAD,
@@ -281,7 +229,7 @@ class Cancelling(Generic[J]):
 
     def _details(self, cancelled: Mapping[str, Any], reason: str | None) -> dict[str, str]:
         """Return what is written down of jobs that were given up: the state of each, and why."""
-        why = None if reason is None else self.redactor.text(reason)
+        why = None if reason is None else self._log.redactor.text(reason)
         return {
             jid: ": ".join(filter(None, (f"was {row.state}", why)))
             for jid, row in cancelled.items()

@@ -55,7 +55,7 @@ class Doctor:
     """Looks a log over, once.
 
     Parameters:
-      joblog: The log; its module stands above this one.
+      core: The log's parts; their module stands above this one.
       broker: The broker that has the log's middleware, if that is to be looked at too.
       patience: Milliseconds that jobs may wait for a worker, or for a thread.
       lost_for: Milliseconds that a job may be lost.
@@ -65,7 +65,7 @@ class Doctor:
 
     def __init__(
         self,
-        joblog: Any,
+        core: Any,
         broker: Any = None,
         *,
         patience: int = MAX_UNSERVED,
@@ -73,22 +73,26 @@ class Doctor:
         timeout: int = DEFAULT_TIMEOUT,
         expected: bool = True,
     ) -> None:
-        self._joblog = joblog
+        self._core = core
         self._broker = broker
-        self._database: Any = joblog.database
-        self._dialect = dialect_of(joblog.database)
+        self._database: Any = core.database
+        self._dialect = dialect_of(core.database)
         self._timeout = timeout
         self._asks_for_expected = expected
         self._deadline = 0.0
-        self._checks = DatabaseChecks(joblog.tables)
+        self._checks = DatabaseChecks(core.tables)
         self._standstill = Standstill(
-            joblog.Job, joblog.Worker, joblog.Lock, patience=patience, lost_for=lost_for
+            core.tables.job,
+            core.tables.worker,
+            core.tables.lock,
+            patience=patience,
+            lost_for=lost_for,
         )
 
     @classmethod
-    def for_findings(cls, joblog: Any, broker: Any) -> Doctor:
+    def for_findings(cls, core: Any, broker: Any) -> Doctor:
         """Return one that says what has stood still for long, and leaves the rest its time."""
-        return cls(joblog, broker, lost_for=MAX_LOST, expected=False)
+        return cls(core, broker, lost_for=MAX_LOST, expected=False)
 
     def findings(self) -> list[Finding]:
         """Return all that was looked at, in an order that does not change."""
@@ -118,7 +122,7 @@ class Doctor:
                     yield self._within_time(name, look)
         except (DatabaseAwayError, PeeweeException) as e:
             yield _unanswered(
-                f"{self._joblog.name} is unavailable: {scrub(str(e).strip())}",
+                f"{self._core.name} is unavailable: {scrub(str(e).strip())}",
                 "start the database, or correct its address, user, password or rights; until "
                 "then events are handled as on_outage says",
             )
@@ -182,16 +186,16 @@ class Doctor:
         began = time.monotonic()
         version = self._checks.version()
         took = (time.monotonic() - began) * 1000
-        return Look("connection", f"{self._joblog.name} is {version}; it answered in {took:.0f} ms")
+        return Look("connection", f"{self._core.name} is {version}; it answered in {took:.0f} ms")
 
     @functools.cached_property
     def _trends(self) -> Trends:
         text = f"SELECT {database_now(self._database).sql}"
         ((now,),) = self._database.execute_sql(text).fetchall()
-        return Trends(self._joblog.tables, self._joblog.totals, int(now))
+        return Trends(self._core.tables, self._core.totals, int(now))
 
     def _sections(self) -> Look:
-        lock, job = self._joblog.Lock, self._joblog.Job
+        lock, job = self._core.tables.lock, self._core.tables.job
         now = database_now(self._database)
         well = "no section is held by a job that has ended"
         stuck = list(
@@ -223,7 +227,7 @@ class Doctor:
         return Look("sections", well, (problem,))
 
     def _retries(self) -> Look:
-        count, since = retries_lost(self._joblog.Job, time.time_ns() // 1_000_000)
+        count, since = retries_lost(self._core.tables.job, time.time_ns() // 1_000_000)
         well = "no retry was lost in the last week"
         if since is None:
             return Look("retries", well)
@@ -242,7 +246,7 @@ class Doctor:
 
     def _expected(self) -> Look:
         """Look for expected jobs that did not run, as the workers that look at the rules know."""
-        state = self._joblog.tables.alert
+        state = self._core.tables.alert
         rows = state.select().where(state.is_open, state.expects.is_null(False)).limit(_MOST_MISSED)
         problems = [
             seen(
@@ -260,13 +264,13 @@ class Doctor:
         return Look("expected", "no expected job is missing", tuple(problems))
 
     def _spools(self) -> Look:
-        waiting = self._joblog.spool.files()
+        waiting = self._core.spool.files()
         if not waiting:
             return self._place_of_spool()
         oldest = max(file.age for file in waiting)
         text = (
             f"{plural(len(waiting), 'file')} of {sum(file.size for file in waiting)} bytes in "
-            f"{self._joblog.spool.folder}, the oldest for {oldest:.0f} s"
+            f"{self._core.spool.folder}, the oldest for {oldest:.0f} s"
         )
         left = sum(not file.in_use for file in waiting)
         if left:
@@ -287,10 +291,10 @@ class Doctor:
 
     def _place_of_spool(self) -> Look:
         """Look whether what is kept while the database is unavailable would last."""
-        folder = self._joblog.spool.folder
+        folder = self._core.spool.folder
         kind = file_system_of(folder)
         well = f"no events wait on {HOST} to be replayed"
-        if kind in PASSING and self._joblog.writer.policy == "spool" and not self._is_passing():
+        if kind in PASSING and self._core.writer.policy == "spool" and not self._is_passing():
             problem = seen(
                 ProblemKind.SETTINGS,
                 "spool",
@@ -312,7 +316,7 @@ class Doctor:
 
     def _middleware(self) -> Finding:
         ours = [m for m in self._broker.middleware if hasattr(m, "joblog")]
-        mine = [m for m in ours if m.joblog is self._joblog]
+        mine = [m for m in ours if m.joblog.core is self._core]
         add = "call broker.add_middleware(JobLogMiddleware(joblog)) once, before the actors"
         if len(mine) != 1:
             text = "has no JobLogMiddleware of this log" if not mine else "has it more than once"

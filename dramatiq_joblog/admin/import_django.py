@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from peewee import Database
 
-    from dramatiq_joblog.recording.log import Imported
+    from dramatiq_joblog.recording.log import Imported, Log
 
 #: The table of django_dramatiq, as its migrations name it.
 DJANGO_TABLE = "django_dramatiq_task"
@@ -66,7 +66,7 @@ class _Task(NamedTuple):
 
 
 def import_django_dramatiq(
-    joblog: Imported,
+    joblog: Log[Imported],
     source: Database | None = None,
     *,
     table: str = DJANGO_TABLE,
@@ -96,27 +96,28 @@ def import_django_dramatiq(
       ConfigurationError: If there is no such table, or it cannot be read.
       peewee.DatabaseError: If the log's own tables cannot be read.
     """
+    core = joblog.core
     written: Counter[str] = Counter()
     read = 0
     # Before anything is read: the log's tables may be what is missing.
-    joblog.tables.job.select(joblog.tables.job.id).limit(1).execute()
-    for batch in _batches(source or joblog.database, table):
-        jobs = [_job_of(task, joblog, user_from) for task in batch]
-        with transaction(joblog.database):
+    core.tables.job.select(core.tables.job.id).limit(1).execute()
+    for batch in _batches(source or core.database, table):
+        jobs = [_job_of(task, core, user_from) for task in batch]
+        with transaction(core.database):
             known = {
                 job.jid
-                for job in joblog.tables.job.select(joblog.tables.job.jid).where(
-                    joblog.tables.job.jid.in_([job["jid"] for job, _ in jobs])
+                for job in core.tables.job.select(core.tables.job.jid).where(
+                    core.tables.job.jid.in_([job["jid"] for job, _ in jobs])
                 )
             }
             new = [(job, failure) for job, failure in jobs if job["jid"] not in known]
             if new:
-                rows = _alike(joblog.tables.job, [job for job, _ in new])
-                _forget_unknown_users(user_field(joblog.tables.job), rows)
-                joblog.tables.job.insert_many(rows).execute()
+                rows = _alike(core.tables.job, [job for job, _ in new])
+                _forget_unknown_users(user_field(core.tables.job), rows)
+                core.tables.job.insert_many(rows).execute()
             failures = [failure for _, failure in new if failure is not None]
             if failures:
-                joblog.tables.failure.insert_many(failures).execute()
+                core.tables.failure.insert_many(failures).execute()
         written.update(str(job["state"]) for job, _ in new)
         read += len(batch)
         if progress is not None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.payload.redaction import Redactor
     from dramatiq_joblog.payload.sanitize import Document
-    from dramatiq_joblog.recording.log import Kept
+    from dramatiq_joblog.recording.log import Kept, Log
 
 #: Options of one run or of one delivery, or that have columns of their own: a new run starts
 #: without them.
@@ -65,13 +65,13 @@ class Arguments:
       joblog: The log.
     """
 
-    def __init__(self, joblog: Kept) -> None:
+    def __init__(self, joblog: Log[Kept]) -> None:
         self._joblog = joblog
         self._actors: dict[Broker, _Actors] = {}
 
     def columns(self, broker: Broker, message: Any) -> tuple[dict[str, Any], str | None]:
         """Return the columns of a message's arguments and options, and a note for its row."""
-        if not self._joblog.store_args:
+        if not self._joblog.core.store_args:
             return {"withheld": "the log keeps no arguments (store_args=False)"}, None
         actors = self._of(broker)
         names = actors.positional(message.actor_name)
@@ -153,7 +153,7 @@ class Arguments:
     def _of(self, broker: Broker) -> _Actors:
         actors = self._actors.get(broker)
         if actors is None:
-            actors = self._actors[broker] = _Actors(broker, self._joblog.redactor)
+            actors = self._actors[broker] = _Actors(broker, self._joblog.core.redactor)
         return actors
 
     def _secrets(self, broker: Broker, message: Any) -> list[Any]:
@@ -171,7 +171,7 @@ class Arguments:
         """Seal what is not kept as it was sent, or say what could be done about it."""
         if any(text.startswith(LEFT_OUT) for text in columns.values()):
             return {"withheld": why}
-        if self._joblog.seal is None:
+        if self._joblog.core.seal is None:
             return {"withheld": f"{why}; JobLog(seal_key=...) keeps them encrypted too"}
         try:
             # As on its way to the worker: the encoder knows what JSON may not.
@@ -179,7 +179,7 @@ class Arguments:
         except Exception as e:  # noqa: BLE001
             # The user's own encoder: the sender learns of it from the broker.
             return {"withheld": f"{why}, and could not be encoded: {message_of(e)}"[:255]}
-        return {"withheld": why, "sealed": self._joblog.seal.close(data)}
+        return {"withheld": why, "sealed": self._joblog.core.seal.close(data)}
 
     def restore(self, job: Any) -> Sent:
         """Return what a job's message said.
@@ -195,11 +195,11 @@ class Arguments:
             return sent
         if job.sealed is None:
             raise RequeueError(job.jid, job.withheld or "its arguments could not be stored")
-        if self._joblog.seal is None:
+        if self._joblog.core.seal is None:
             raise RequeueError(
                 job.jid, "its arguments are kept encrypted; give JobLog the seal_key of that time"
             )
-        data = self._joblog.seal.open(job.sealed)
+        data = self._joblog.core.seal.open(job.sealed)
         if data is None:
             raise RequeueError(
                 job.jid, "its arguments are kept encrypted, and no key in seal_key opens them"

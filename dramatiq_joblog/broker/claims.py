@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dramatiq import Broker, group
 from dramatiq.logging import get_logger
 
+from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.errors import (
+    ConfigurationError,
     DatabaseAwayError,
     DuplicateJob,
     JobLogError,
@@ -27,6 +29,9 @@ from .messages import DUPLICATE, UNIQUE
 
 if TYPE_CHECKING:
     from dramatiq import Message
+
+    from dramatiq_joblog.locking.locks import Holder
+    from dramatiq_joblog.recording.log import Keyed, Log
 
     from .sending import Enqueue
 
@@ -53,7 +58,7 @@ class Claims:
       joblog: The log, which has the keys.
     """
 
-    def __init__(self, joblog: Any) -> None:
+    def __init__(self, joblog: Log[Keyed]) -> None:
         self._joblog = joblog
         #: What the message that this thread sends has taken.
         self._local = threading.local()
@@ -67,7 +72,7 @@ class Claims:
     def take(self, message: Message[Any]) -> None:
         """Take the key that a message is unique by, before it is sent."""
         unique = message.options[UNIQUE]
-        self._joblog.refuse_behind_transaction(unique["key"])
+        self._refuse_behind_transaction(unique["key"])
         # A group is run again, or its member's delay is over.
         was_duplicate = message.options.pop(DUPLICATE, None) is not None
         is_newest = keeps_newest(unique)
@@ -77,8 +82,8 @@ class Claims:
         process = SENDING if is_newest else None
         claim = Claim(UNIQUE_KIND, unique["key"], owner, None, ttl, process=process)
         try:
-            holder = self._joblog.claim(claim)
-            if holder is not None and is_newest and self._joblog.take_place(claim, holder.owner):
+            holder = self._claim(claim)
+            if holder is not None and is_newest and self._take_place(claim, holder.owner):
                 former, holder = holder.owner, None
         except Exception as e:
             # Dramatiq would swallow it, and send what may be a duplicate.
@@ -91,6 +96,48 @@ class Claims:
             message.options[DUPLICATE] = f"the key {unique['key']!r} is held by job {holder.owner}"
         else:
             raise DuplicateJob(unique["key"], holder.owner)
+
+    def _claim(self, claim: Claim) -> Holder | None:
+        """Take a key, or return who holds it."""
+        core = self._joblog.core
+        locks = core.locks
+
+        def take() -> Holder | None:
+            if locks.take(claim) is not None:
+                return None
+            locks.bound(claim.kind, claim.key)
+            return locks.holder(claim.kind, claim.key)
+
+        try:
+            holder: Holder | None = core.writer.call(take)
+        except BaseException:
+            # It may have been taken all the same.
+            claim.given_up = True
+            core.writer.post(lambda: locks.release(claim.kind, claim.key, claim.owner, claim.token))
+            raise
+        return holder
+
+    def _take_place(self, claim: Claim, former: str) -> bool:
+        """Take a key from a message that has not begun; return False if it has."""
+        core, ttl = self._joblog.core, claim.ttl
+        newest = core.newest
+        try:
+            taken: bool = core.writer.call(lambda: newest.take_place(claim, former))
+        except BaseException:
+            # It may have been taken all the same.
+            core.writer.post(lambda: newest.give_back(claim.key, claim.owner, former, ttl))
+            raise
+        return taken
+
+    def _refuse_behind_transaction(self, key: str) -> None:
+        """Refuse to claim a key where the claim would wait for this very thread."""
+        core = self._joblog.core
+        if dialect_of(core.database).writes_alone and not core.may_wait():
+            raise ConfigurationError(
+                f"a message with the unique key {key!r} is sent inside a transaction of the log's "
+                "SQLite database, for whose end its claim would wait: send it after the "
+                "transaction, or give the log a database file of its own"
+            )
 
     def watch(self, broker: Broker) -> None:
         """Free the key of a message that could not be sent: no hook is called then."""
@@ -122,7 +169,7 @@ class Claims:
         if claimed is None:
             return
         claim, former = claimed.claim, claimed.former
-        locks, newest = self._joblog.transitions.locks, self._joblog.newest
+        locks, newest = self._joblog.core.locks, self._joblog.core.newest
 
         def confirm() -> None:
             locks.confirm(claim.key, claim.owner, claimed.ttl)
@@ -131,7 +178,7 @@ class Claims:
 
         try:
             if claim.ttl < claimed.ttl or claim.process is not None:
-                self._joblog.writer.call(confirm)
+                self._joblog.core.writer.call(confirm)
         except JobLogError as e:
             # It is confirmed with its row, and by its start; the message is sent already.
             _logger.warning("Key %r is held for %d ms at first: %s", claim.key, claim.ttl, e)
@@ -140,7 +187,7 @@ class Claims:
         if claimed is None:
             return
         claim, former = claimed.claim, claimed.former
-        locks, newest = self._joblog.transitions.locks, self._joblog.newest
+        locks, newest = self._joblog.core.locks, self._joblog.core.newest
 
         def give_back() -> None:
             if former is None:
@@ -149,7 +196,7 @@ class Claims:
                 newest.give_back(claim.key, claim.owner, former, claimed.ttl)
 
         try:
-            self._joblog.writer.call(give_back)
+            self._joblog.core.writer.call(give_back)
         except DatabaseAwayError as e:
             _logger.warning("Key %r stays held for %d ms: %s", claim.key, claim.ttl, e)
 

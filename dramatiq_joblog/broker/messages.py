@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from dramatiq.broker import MessageProxy
 
     from dramatiq_joblog.locking.needs import Entry, Need
-    from dramatiq_joblog.recording.log import Typed
+    from dramatiq_joblog.recording.log import Log, Typed
 
     AnyMessage = Message[Any] | MessageProxy
 
@@ -180,7 +180,7 @@ class Messages:
     """
 
     def __init__(
-        self, joblog: Typed, *, lines_level: int | None = None, start: str = "before"
+        self, joblog: Log[Typed], *, lines_level: int | None = None, start: str = "before"
     ) -> None:
         self._joblog = joblog
         self._lines_level = lines_level
@@ -189,8 +189,8 @@ class Messages:
         #: The plans of actors, by the actor and the number of its broker's middleware.
         self._plans: dict[tuple[Any, int], Plan] = {}
         self._logger = get_logger(__name__, type(self))
-        self.user_column: str = user_field(joblog.tables.job).column_name
-        self.own_fields = {name: f for name, f in joblog.own_fields.items() if name != "user"}
+        self.user_column: str = user_field(joblog.core.tables.job).column_name
+        self.own_fields = {name: f for name, f in joblog.core.own_fields.items() if name != "user"}
         #: Names of the actors that were declared.
         self.declared: set[str] = set()
         self._users: dict[str, Callable[[Any], Any]] = {}
@@ -205,7 +205,7 @@ class Messages:
         self.declared.add(actor.actor_name)
         where, options = f"actor {actor.actor_name!r}", actor.options
         self._warn_of_wrapper(actor.fn, where)
-        self._joblog.check_job_type(options.get("job_type"), where)
+        self._joblog.core.check_job_type(options.get("job_type"), where)
         check_labels(options, where)
         if options.get("job_user") is not None:
             self._users[actor.actor_name] = _user_reader(options["job_user"], actor.fn, where)
@@ -222,7 +222,11 @@ class Messages:
     def _warn_of_wrapper(self, function: Any, where: str) -> None:
         """Say that an actor's secrets may not be recognised, if that is so."""
         parameters = parameters_of(function)
-        if not parameters.guessed or not self._joblog.store_args or not self._joblog.redactor.on:
+        if (
+            not parameters.guessed
+            or not self._joblog.core.store_args
+            or not self._joblog.core.redactor.on
+        ):
             return
         found = (
             f"those of the function that it calls, ({parameters}), are taken"
@@ -274,7 +278,7 @@ class Messages:
         if message.options.keys() & _CHECKED:
             sent = options_sent()
             if sent is not None:
-                self._joblog.check_job_type(sent.get("job_type"), where)
+                self._joblog.core.check_job_type(sent.get("job_type"), where)
                 check_labels(sent, where)
             self.fit(broker, message, frozen_only=sent is not None)
         self._bind_to_needs(broker, message, where, begins=begins)
@@ -423,7 +427,7 @@ class Messages:
         dynamic = any(callable(field.default) for field in self.own_fields.values())
         if dynamic or row["note"] is not None:
             return plan
-        redactor = self._joblog.redactor
+        redactor = self._joblog.core.redactor
         names = self.arguments.positional(broker, name)
         by_names = redactor.goes_by_names and not any(map(redactor.is_secret, names))
         reader = self._users.get(name)
@@ -431,7 +435,7 @@ class Messages:
             plan,
             row=row,
             has_user=reader is not None,
-            is_secret=redactor.is_secret if by_names and self._joblog.store_args else None,
+            is_secret=redactor.is_secret if by_names and self._joblog.core.store_args else None,
         )
 
     def row(self, broker: Broker, message: AnyMessage, plan: Plan | None = None) -> dict[str, Any]:
@@ -526,7 +530,7 @@ class Messages:
         notes += odd_labels(options)
         if options.get("job_type") is not None and row["job_type"] is not None:
             try:
-                self._joblog.check_job_type(options["job_type"], "the message")
+                self._joblog.core.check_job_type(options["job_type"], "the message")
             except ConfigurationError as e:
                 notes.append(clean(str(e), 300))
         return notes
@@ -583,7 +587,7 @@ class Messages:
         if value is None:
             reader = self._users.get(message.actor_name)
             value = None if reader is None else reader(message)
-        field = user_field(self._joblog.tables.job)
+        field = user_field(self._joblog.core.tables.job)
         columns = {field.column_name: user_asked(field, value)}
         if isinstance(field, UserIdField) and is_text_of_number(value):
             columns["user_is_text"] = True

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from dramatiq import Broker
 
     from dramatiq_joblog.locking.needs import Need
-    from dramatiq_joblog.recording.log import Written
+    from dramatiq_joblog.recording.log import Log, Written
 
     from .held import Held
 
@@ -67,7 +67,7 @@ class Waker(threading.Thread):
       broker: Where they are put forward.
     """
 
-    def __init__(self, joblog: Written, broker: Broker) -> None:
+    def __init__(self, joblog: Log[Written], broker: Broker) -> None:
         super().__init__(name="dramatiq_joblog waker", daemon=True)
         self._joblog = joblog
         self._broker = broker
@@ -125,7 +125,7 @@ class Waker(threading.Thread):
 
     def run(self) -> None:
         """Look whenever something may have changed, and now and then."""
-        connection = Connection(self._joblog.database)
+        connection = Connection(self._joblog.core.database)
         pause = TICK / 1000
         while not self._stopped:
             self._wanted.wait(pause)
@@ -171,7 +171,7 @@ class Waker(threading.Thread):
         held = self._held.all() if now >= self._attend_due else {}
         if not held:
             return
-        waiters = self._joblog.transitions.locks.waiters
+        waiters = self._joblog.core.locks.waiters
         for jids in _parts(sorted(held)):
             connection.ask(functools.partial(waiters.attend, jids))
             settled = connection.ask(functools.partial(waiters.settled, jids))
@@ -185,7 +185,7 @@ class Waker(threading.Thread):
         if not self._held.keys:
             # Others may want the connection meanwhile.
             connection.close()
-        locks = self._joblog.transitions.locks
+        locks = self._joblog.core.locks
         for keys in _parts(list(self._held.keys)):
             used = connection.ask(functools.partial(locks.usage, keys))
             for key in keys:
@@ -213,7 +213,7 @@ class Waker(threading.Thread):
                 free[SECTION] = max(free[SECTION], limit - used.held)
             elif time.monotonic() >= self._rates_due.get(key, 0.0):
                 ask = functools.partial(
-                    self._joblog.transitions.locks.rates.room,
+                    self._joblog.core.locks.rates.room,
                     dataclasses.replace(need, limit=limit),
                 )
                 room = connection.ask(ask)
@@ -225,7 +225,7 @@ class Waker(threading.Thread):
 
     def _put_owners(self, connection: Connection, key: str, kept: int) -> None:
         """Put those forward for whom a slot is kept, and that a pause had kept out."""
-        mine, locks = self._held.of(key), self._joblog.transitions.locks
+        mine, locks = self._held.of(key), self._joblog.core.locks
         for jid, is_own in connection.ask(functools.partial(locks.waiters.next_of, key, kept)):
             owns = functools.partial(locks.owns, key, jid)
             if jid in mine and is_own and connection.ask(owns):
@@ -235,7 +235,7 @@ class Waker(threading.Thread):
         """Put those forward that are next in the line of a key, and whose messages are here."""
         mine = self._held.of(key)
         most = min(max(free.values()), MAX_FORWARD)
-        waiters = self._joblog.transitions.locks.waiters
+        waiters = self._joblog.core.locks.waiters
         line = connection.ask(functools.partial(waiters.next_of, key, most))
         turns = []
         for place, (jid, is_own) in enumerate(line):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from dramatiq import Broker
 
-    from dramatiq_joblog.recording.log import Written
+    from dramatiq_joblog.recording.log import Log, Written
 
     from .arguments import Arguments, Sent
     from .messages import Messages
@@ -62,7 +62,7 @@ class Sender:
       arguments: Knows what was sent.
     """
 
-    def __init__(self, joblog: Written, arguments: Arguments) -> None:
+    def __init__(self, joblog: Log[Written], arguments: Arguments) -> None:
         self._joblog = joblog
         self._arguments = arguments
         self._readers: dict[Broker, Messages] = {}
@@ -158,7 +158,7 @@ class Sender:
 
     def redacted(self, text: str) -> str:
         """Return an error's text without secrets."""
-        return self._joblog.redactor.error(text)
+        return self._joblog.core.redactor.error(text)
 
     def restored(self, job: Any) -> Sent:
         """Return what a job's message said; see :meth:`Arguments.restore`."""
@@ -202,7 +202,7 @@ class Sender:
     @property
     def is_in_transaction(self) -> bool:
         """Whether this thread is inside a transaction of the log's database."""
-        database = self._joblog.database
+        database = self._joblog.core.database
         return not database.is_closed() and database.in_transaction()
 
     def message(
@@ -250,22 +250,22 @@ class Sender:
         jids = {
             fold_jid(target["message_id"]) for each in sent for target in _targets(each.options)
         }
-        job: Any = self._joblog.tables.job
+        job: Any = self._joblog.core.tables.job
         known: set[str] = set()
         for some in chunks(sorted(jids), _MOST_JIDS):
             known |= {row.jid for row in job.select(job.jid).where(job.jid.in_(some))}
         return known
 
     def _mark(self, job: Any, message: Message[Any], who: str | None) -> None:
-        model: Any = self._joblog.tables.job
+        model: Any = self._joblog.core.tables.job
         jid = fold_jid(message.message_id)
 
         def mark() -> None:
             model.update(replayed_by=jid).where(model.jid == job.jid).execute()
-            self._joblog.record("requeue", who=who or "", jid=job.jid, detail=f"as {jid}")
+            self._joblog.core.record("requeue", who=who or "", jid=job.jid, detail=f"as {jid}")
 
         try:
-            self._joblog.writer.call(mark)
+            self._joblog.core.writer.call(mark)
         except DatabaseAwayError as e:
             # It is sent: a caller that gets an error would send it twice.
             self._logger.warning("Job %s runs again as %s, unmarked: %s", job.jid, jid, e)

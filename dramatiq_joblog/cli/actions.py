@@ -91,7 +91,7 @@ def requeue(
 
 def _check_actors(session: Session) -> None:
     """Refuse to run jobs again without the application's broker and actors."""
-    sender = session.joblog.sender
+    sender = session.joblog.core.sender
     if sender is not None and sender.declares_actors:
         return
     if session.app:
@@ -113,7 +113,7 @@ def _send_one(joblog: JobLog, jid: str) -> tuple[str, str]:
         raise
     except Exception as e:
         # Each broker raises kinds of its own.
-        text = line(joblog.redactor.error(message_of(e)))
+        text = line(joblog.core.redactor.error(message_of(e)))
         raise Refusal(f"the application's broker is unavailable: {text}", AWAY) from e
 
 

@@ -97,12 +97,12 @@ def _rule_of(each: Regular, now: datetime) -> Text:
 def _need_rules(session: Session) -> None:
     if session.app is None:
         raise Refusal("the rules are in your code: name its log by --app module:joblog")
-    if not session.joblog.alerting.rules:
+    if not session.joblog.core.alerting.rules:
         raise Refusal(f"{session.app} has no alerts: give it JobLog(alerts=[...], notify=...)")
 
 
 def _test(session: Session) -> None:
-    results = session.joblog.alerting.test()
+    results = session.joblog.core.alerting.test()
     if session.json:
         session.screen.json(results)
     else:
@@ -118,7 +118,7 @@ def _test(session: Session) -> None:
 
 
 def _watch(session: Session) -> None:
-    alerting = session.joblog.alerting
+    alerting = session.joblog.core.alerting
     session.screen.write(f"Looking at {len(alerting.rules)} rules. Ctrl-C ends it.")
     while True:
         alerting.round()

@@ -28,7 +28,7 @@ def doctor(session: Session) -> None:
     It only reads.  It reports each thing that it looked at, and for a fault its cure.
     """
     joblog = session.joblog
-    broker = getattr(joblog.sender, "broker", None)
+    broker = getattr(joblog.core.sender, "broker", None)
     findings = joblog.doctor(broker)
     screen = session.screen
     if session.json:

@@ -87,7 +87,7 @@ def facts(screen: Screen, joblog: JobLog, job: Any, now: datetime) -> None:
         ("worker", line(job.worker or "")),
         ("section", _section(joblog, job, now)),
         ("progress", progress(job.progress, 20)),
-        *((name, _short(getattr(job, name))) for name in joblog.own_fields if name != "user"),
+        *((name, _short(getattr(job, name))) for name in joblog.core.own_fields if name != "user"),
         ("noted", _short(job.meta)),
         ("options", _short(job.options)),
         ("trace", line(job.trace_id or "")),

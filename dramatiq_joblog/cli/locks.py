@@ -84,8 +84,8 @@ def locks(session: Session, *, key: str | None) -> None:
 def _look(joblog: JobLog, key: str | None) -> _Known:
     key = None if key is None else fold_key(key)
     with checked_out(joblog.database):
-        lines = joblog.transitions.locks.waiters.lines()
-        rates = joblog.transitions.locks.rates.used(key)
+        lines = joblog.core.locks.waiters.lines()
+        rates = joblog.core.locks.rates.used(key)
     return _Known(
         held(joblog, key),
         [each for each in lines if key in (None, each.key)],

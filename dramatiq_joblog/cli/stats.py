@@ -105,7 +105,7 @@ def stats(session: Session, *, by: GroupedBy, since: str, until: str | None) -> 
 
 def _while_counting(joblog: JobLog) -> contextlib.AbstractContextManager[Any]:
     """Show that it takes its time where all is counted from the jobs, and not from totals."""
-    if joblog.totals.counted() is not None:
+    if joblog.core.totals.counted() is not None:
         return contextlib.nullcontext()
     return progress("Counting the jobs, as no worker has done so yet")
 

@@ -42,7 +42,7 @@ class JobLogConfig(AppConfig):
 
 def table_of(log: Any, model: Any) -> str:
     """Return the name of the log's table that a model of Django shows."""
-    ours = {each.__name__: each._meta.table_name for each in log.tables}
+    ours = {each.__name__: each._meta.table_name for each in log.core.tables}
     name: str = ours.get(model.__name__, log.Job._meta.table_name)
     return name
 

@@ -62,10 +62,10 @@ def bring(alias: str) -> None:
     connection = connections[alias]
     connection.ensure_connection()
     database = borrowed(log.database, connection.connection)
-    with database.bind_ctx([*log.tables], bind_refs=False, bind_backrefs=False):
+    with database.bind_ctx([*log.core.tables], bind_refs=False, bind_backrefs=False):
         try:
             with checked_out(database):
-                migrate(log.tables)
+                migrate(log.core.tables)
         finally:
             database.close()
 

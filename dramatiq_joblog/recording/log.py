@@ -1,20 +1,33 @@
-"""What of a log those need who read messages for it, send them again or import jobs."""
+"""What of a log's parts those need who read messages for it, send them again or import jobs."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from peewee import Database
 
+    from dramatiq_joblog.locking.locks import Locks
     from dramatiq_joblog.payload.encryption import Seal
     from dramatiq_joblog.payload.redaction import Redactor
     from dramatiq_joblog.schema.tables import Tables
 
+    from .newest import Newest
     from .transitions import Transitions
     from .writer import Writer
+
+
+C_co = TypeVar("C_co", covariant=True)
+
+
+class Log(Protocol[C_co]):
+    """A log, whose parts may be others at another time: tests have it on their own database."""
+
+    @property
+    def core(self) -> C_co:
+        """What it is made of now."""
 
 
 class Kept(Protocol):
@@ -73,12 +86,39 @@ class Written(Stored, Protocol):
         """The statements on jobs."""
 
     @property
+    def locks(self) -> Locks:
+        """The statements on keys."""
+
+    @property
     def writer(self) -> Writer:
         """Where events are written."""
 
     @property
     def record(self) -> Callable[..., Any]:
         """Writes down what someone did."""
+
+
+class Keyed(Protocol):
+    """Where keys are held, and what takes them."""
+
+    @property
+    def database(self) -> Database:
+        """Where they are."""
+
+    @property
+    def locks(self) -> Locks:
+        """The statements on keys."""
+
+    @property
+    def newest(self) -> Newest:
+        """The statements on keys of which the newest message is kept."""
+
+    @property
+    def writer(self) -> Writer:
+        """Where events are written."""
+
+    def may_wait(self) -> bool:
+        """Return whether this thread may wait for the writer."""
 
 
 class Describing(Protocol):

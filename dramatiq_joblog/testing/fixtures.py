@@ -131,7 +131,7 @@ def _bound_again(model: Any) -> Iterator[None]:
 
 def _empty(log: JobLog[Any]) -> None:
     """Delete what an earlier test left in the log's tables."""
-    for model in log.tables:
+    for model in log.models:
         model.delete().execute()
 
 

@@ -33,11 +33,11 @@ def small_batches(monkeypatch):
 
 def make(joblog, job_factory, jid, state):
     """Insert a job of a kind, and let it hold a section and a key that it is unique by."""
-    locks = joblog.transitions.locks
+    locks = joblog.core.locks
     for kind in (SECTION, UNIQUE):
         token = KINDS[state].get("token") if kind == SECTION else None
         claim = Claim(kind, f"{kind}:{jid}", jid, token, 60_000)
-        joblog.writer.call(lambda claim=claim: locks.take(claim))
+        joblog.core.writer.call(lambda claim=claim: locks.take(claim))
     return job_factory(jid=jid, state=state, **KINDS[state])
 
 

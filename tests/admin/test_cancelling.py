@@ -121,12 +121,12 @@ def test_a_job_that_begins_meanwhile(joblog, section):
         row = start("t").row | {"jid": jid, "process": None}
         starts = Started(row, section=section and asdict(section) | {"key": jid})
         both.wait(10)
-        return joblog.writer.write(starts).granted
+        return joblog.core.writer.write(starts).granted
 
     with ThreadPoolExecutor(1) as pool:
         for jid in map(str, range(20)):
             sent = {"jid": jid, "state": "enqueued", "token": None}
-            joblog.writer.write(Enqueued(start("t").row | sent))
+            joblog.core.writer.write(Enqueued(start("t").row | sent))
             begun = pool.submit(begin, jid)
             both.wait(10)
             refused = ""
@@ -156,10 +156,10 @@ def test_nothing_begins_after_it(joblog, data):
     ]
     order = data.draw(st.permutations(life + data.draw(st.lists(st.sampled_from(life)))))
     at = data.draw(st.integers(0, len(order)))
-    joblog.transitions.write([event(Enqueued, "enqueued", None, started_at=None)])
+    joblog.core.transitions.write([event(Enqueued, "enqueued", None, started_at=None)])
 
     for each in order[:at]:
-        joblog.transitions.write([dataclasses.replace(each, row=dict(each.row))])
+        joblog.core.transitions.write([dataclasses.replace(each, row=dict(each.row))])
     joblog.Job.update(state="lost").where(joblog.Job.state == "started").execute()
     try:
         joblog.cancel("j")
@@ -168,7 +168,7 @@ def test_nothing_begins_after_it(joblog, data):
         return
     for each in order[at:]:
         again = dataclasses.replace(each, row=dict(each.row))
-        answers = joblog.transitions.write([again])
+        answers = joblog.core.transitions.write([again])
         if again.row["state"] == last:
             assert (last, None) == told(joblog)[:2]
             return
@@ -198,10 +198,10 @@ def test_jobs_of_a_query(joblog, job_factory):
 @pytest.mark.parametrize(("state", "kept"), [("retrying", True), ("lost", False)])
 def test_its_section_is_free(joblog, job_factory, state, kept):
     """What a job holds between two runs, or through a worker that is gone, is free for the next."""
-    locks = joblog.transitions.locks
-    taken = joblog.writer.call(lambda: locks.take(Claim(SECTION, "s", "j", "t", 60_000)))
-    joblog.writer.call(lambda: kept and locks.keep("s", "j", "t", 60_000))
-    joblog.writer.call(lambda: locks.take(Claim(SECTION, "s", "other", "u", 60_000, limit=2)))
+    locks = joblog.core.locks
+    taken = joblog.core.writer.call(lambda: locks.take(Claim(SECTION, "s", "j", "t", 60_000)))
+    joblog.core.writer.call(lambda: kept and locks.keep("s", "j", "t", 60_000))
+    joblog.core.writer.call(lambda: locks.take(Claim(SECTION, "s", "other", "u", 60_000, limit=2)))
     job_factory(jid="j", state=state, section="s", token="t", finished_at=None)
     assert ["j", "other"] == sorted(lock.owner for lock in joblog.locks)
 
@@ -385,14 +385,14 @@ def test_the_job_of_a_killed_worker(joblog, victims, eventually, tmp_path):
 @pytest.mark.parametrize("state", ["finished", "dead", "skipped"])
 def test_a_run_that_was_only_taken_to_be_gone(joblog, state):
     """Its end says what really became of the job, and the run is no interruption."""
-    joblog.transitions.write([start("t")])
+    joblog.core.transitions.write([start("t")])
     joblog.Job.update(state="lost").execute()
     joblog.cancel("j")
     assert 1 == joblog.get("j").interruptions
     reason = {"dead": "throws"}.get(state)
 
     for _ in range(2):
-        joblog.transitions.write([event(Ended, state, "t", dead_reason=reason)])
+        joblog.core.transitions.write([event(Ended, state, "t", dead_reason=reason)])
 
     assert (state, reason, []) == told(joblog)
     assert (None, "t") == (joblog.get("j").interruptions, joblog.get("j").token)
@@ -400,14 +400,14 @@ def test_a_run_that_was_only_taken_to_be_gone(joblog, state):
 
 def test_a_retry_of_it(joblog):
     """If the run fails and is to be retried, the job stays given up, and the retry is refused."""
-    joblog.transitions.write([start("t")])
+    joblog.core.transitions.write([start("t")])
     joblog.Job.update(state="lost").execute()
     joblog.cancel("j")
 
     failure = {"jid": "j", "token": "t", "attempt": 1, "outcome": "retried"}
     end = dataclasses.replace(event(Ended, "retrying", "t", eta=NOW + 9), failure=failure)
-    joblog.transitions.write([end])
-    answer = joblog.transitions.write([start("u", attempt=2)])["j"]
+    joblog.core.transitions.write([end])
+    answer = joblog.core.transitions.write([start("u", attempt=2)])["j"]
 
     assert (False, "dead") == (answer.granted, answer.found)
     assert ("dead", "cancelled", ["retried"]) == told(joblog)
@@ -422,9 +422,9 @@ def test_a_run_that_could_not_ask(joblog, job_factory):
         for each in (start("t", attempt=1), event(Ended, "finished", "t"))
     )
 
-    joblog.transitions.write([begun])
+    joblog.core.transitions.write([begun])
     assert CANCELLED == told(joblog)
-    joblog.transitions.write([ended])
+    joblog.core.transitions.write([ended])
 
     assert ("finished", None, []) == told(joblog)
 
@@ -451,7 +451,7 @@ def test_what_another_middleware_drops(joblog, job_factory):
     joblog.cancel("j")
     late = event(Ended, "dead", "t", dead_reason="age_limit", started_at=None)
 
-    joblog.transitions.write([late])
+    joblog.core.transitions.write([late])
 
     assert CANCELLED == told(joblog)
 
@@ -461,17 +461,19 @@ def test_totals_follow(joblog):
     now = int(time.time() * 1000)
 
     def counted():
-        joblog.totals.catch_up(now)
-        minutes = joblog.Total.select().where(joblog.Total.span == 60_000, joblog.Total.count > 0)
+        joblog.core.totals.catch_up(now)
+        minutes = joblog.core.tables.total.select().where(
+            joblog.core.tables.total.span == 60_000, joblog.core.tables.total.count > 0
+        )
         return sorted((row.outcome, row.count) for row in minutes)
 
     times = dict.fromkeys(("started_at", "created_at", "updated_at"), now - 900_000)
-    joblog.transitions.write([start("t", **times)])
+    joblog.core.transitions.write([start("t", **times)])
     joblog.Job.update(state="lost").execute()
     joblog.cancel("j")
     joblog.Job.update(finished_at=now - 600_000).execute()  # as if that was long ago
     assert [("dead", 1), ("interrupted", 1)] == counted()
 
-    joblog.transitions.write([event(Ended, "finished", "t", finished_at=now - 500_000)])
+    joblog.core.transitions.write([event(Ended, "finished", "t", finished_at=now - 500_000)])
 
     assert [("finished", 1)] == counted()

@@ -41,7 +41,7 @@ def test_a_worker_counts_and_prunes_by_itself(make_broker, worker, database_url,
         work.send()
         eventually(lambda: log.jobs.count() == 1, timeout=60)
         eventually(lambda: not log.Lock.select().where(log.Lock.owner.is_null(False)).exists())
-    total = log.Total
+    total = log.core.tables.total
     assert 600 == sum(
         row.count for row in total.select().where(total.span == HOUR, total.gone == 0)
     )

@@ -220,7 +220,7 @@ def test_an_error_that_was_seen_before(joblog, problems, ended, dies, counted):
     dies(1, 5 * DAY)
     dies(1, MINUTE)
     if counted:
-        joblog.totals.catch_up(ago(0))
+        joblog.core.totals.catch_up(ago(0))
         joblog.prune({"dead": 2 * DAY, "finished": 100 * DAY})
     assert {} == problems()
 
@@ -269,7 +269,7 @@ def test_a_rising_error(joblog, problems, dies, counted):
 
     dies(5, MINUTE)
     if counted:
-        joblog.totals.catch_up(ago(0))
+        joblog.core.totals.catch_up(ago(0))
 
     found = problems()
     assert {"rising_error"} == set(found)
@@ -293,7 +293,7 @@ def test_a_slower_type(joblog, problems, ended, counted):
     ended(12, MINUTE, job_type="mail", duration=210)
     ended(12, MINUTE, job_type="import", duration=2_000)
     if counted:
-        joblog.totals.catch_up(ago(0))
+        joblog.core.totals.catch_up(ago(0))
 
     found = problems()
 
@@ -323,7 +323,7 @@ def test_a_type_that_fails_more(joblog, problems, ended, dies, counted):
         dies(1, 5 * DAY, error=f"E{number}")
         dies(1, MINUTE, error=f"E{number}")
     if counted:
-        joblog.totals.catch_up(ago(0))
+        joblog.core.totals.catch_up(ago(0))
 
     found = problems()
 

@@ -123,7 +123,7 @@ def test_a_real_worker_whose_threads_are_busy(joblog, make_broker, worker):
     with worker(broker, worker_threads=1):
         assert begun.wait(10)
         second = work.send().message_id
-        joblog.writer.flush()
+        joblog.core.writer.flush()
         joblog.Job.update(created_at=ago(180_000)).where(joblog.Job.jid == second).execute()
         found = wrong(joblog)
         may_end.set()

@@ -44,7 +44,7 @@ def log(make_log, notices):
 
 def pass_time(joblog, milliseconds):
     """Let what is known of alerts be as old as if so much time had passed."""
-    state = joblog.tables.alert
+    state = joblog.core.tables.alert
     columns = (state.sent_at, state.next_try_at, state.counted_since, state.since)
     earlier = {column: column - milliseconds for column in columns}
     state.update(earlier).execute()
@@ -57,32 +57,32 @@ def events(notices):
 @pytest.mark.every_database
 def test_the_life_of_an_alert(log, job_factory, notices):
     """It is opened once, repeated after an hour, and resolved once, however often it is seen."""
-    assert log.alerting.round()
+    assert log.core.alerting.round()
     job = job_factory(state="dead")
     for _ in range(3):
-        assert log.alerting.round()
+        assert log.core.alerting.round()
     assert events(notices) == ["opened"]
     assert notices[0].jids == [job.jid]
     assert notices[0].count == 1
 
     pass_time(log, HOUR - 60_000)
-    log.alerting.round()
+    log.core.alerting.round()
     assert events(notices) == ["opened"]
     pass_time(log, 60_000)
     for _ in range(2):
-        log.alerting.round()
+        log.core.alerting.round()
     assert events(notices) == ["opened", "repeated"]
     assert notices[0].since > notices[1].since
 
     log.dismiss(job.jid, who="ada")
     for _ in range(3):
-        log.alerting.round()
+        log.core.alerting.round()
     assert events(notices) == ["opened", "repeated", "resolved"]
     [state] = log.alerts
     assert (state.is_open, state.sent, state.pending) == (False, "resolved", None)
 
     job_factory(state="dead")
-    log.alerting.round()
+    log.core.alerting.round()
     assert events(notices)[3:] == ["opened"]
 
 
@@ -90,14 +90,14 @@ def test_a_rule_that_comes_and_goes(log, job_factory, notices):
     """An alert that comes and goes all the time sends so many notices an hour, and no more."""
     job = job_factory(state="dead")
     for _ in range(20):
-        log.alerting.round()
+        log.core.alerting.round()
         log.dismiss(job.jid, who="ada")
-        log.alerting.round()
+        log.core.alerting.round()
         log.Job.update(dismissed_at=None).execute()
     assert len(notices) == ledger.MOST_NOTICES
 
     pass_time(log, HOUR)
-    log.alerting.round()
+    log.core.alerting.round()
     assert len(notices) == ledger.MOST_NOTICES + 1
 
 
@@ -111,7 +111,7 @@ def test_who_hears_of_a_rule(make_log, job_factory, notices):
     )
     job_factory(state="dead")
     job_factory(state="lost", finished_at=None)
-    log.alerting.round()
+    log.core.alerting.round()
 
     assert [notice.name for notice in mine] == ["mine"]
     assert [notice.name for notice in notices] == ["ours"]
@@ -122,7 +122,7 @@ def test_nobody_is_named(make_log, job_factory, caplog):
     log = make_log(Alert("dead", "state:dead"))
     job_factory(state="dead")
     with caplog.at_level(logging.WARNING):
-        log.alerting.round()
+        log.core.alerting.round()
 
     assert "Alert opened: dead" in caplog.text
     assert log.alerts.get().sent == "opened"
@@ -137,15 +137,15 @@ def test_a_notifier_that_fails(make_log, job_factory, notices):
 
     log = make_log(Alert("dead", "state:dead"), notify=fails)
     job_factory(state="dead")
-    log.alerting.round()
-    log.alerting.round()
+    log.core.alerting.round()
+    log.core.alerting.round()
     assert events(notices) == ["opened"]
     state = log.alerts.get()
     assert "ConnectionError" in state.error
     assert "s3cret" not in state.error
     for _ in range(20):
         pass_time(log, ledger.AGAIN_AT_MOST)
-        log.alerting.round()
+        log.core.alerting.round()
     assert events(notices)[: ledger.MOST_TRIES] == ["opened"] * ledger.MOST_TRIES
     assert len(notices) < 2 * ledger.MOST_TRIES + 5
 
@@ -161,13 +161,13 @@ def test_a_notifier_that_recovers(make_log, job_factory, notices):
 
     log = make_log(Alert("dead", "state:dead"), notify=notify)
     job_factory(state="dead")
-    log.alerting.round()
+    log.core.alerting.round()
     broken.clear()
-    log.alerting.round()
+    log.core.alerting.round()
     assert notices == []
     pass_time(log, ledger.AGAIN)
     for _ in range(3):
-        log.alerting.round()
+        log.core.alerting.round()
     assert events(notices) == ["opened"]
 
 
@@ -183,15 +183,15 @@ def test_a_notifier_that_hangs(make_log, job_factory, notices, monkeypatch):
     log = make_log(
         Alert("a", "state:dead", to=hangs), Alert("b", "state:dead"), notify=notices.append
     )
-    log.alerting._bounded = notifiers.Bounded(100)
+    log.core.alerting._bounded = notifiers.Bounded(100)
     job_factory(state="dead")
-    log.alerting.round()
+    log.core.alerting.round()
     assert events(notices) == ["opened"]
     for _ in range(3):
         pass_time(log, ledger.AGAIN_AT_MOST)
-        log.alerting.round()
+        log.core.alerting.round()
     assert len(calls) == 1
-    assert log.alerts.where(log.tables.alert.name == "a").get().error == (
+    assert log.alerts.where(log.core.tables.alert.name == "a").get().error == (
         "an earlier call of this notifier has not ended"
     )
     freed.set()
@@ -226,11 +226,11 @@ def test_a_missed_job_is_a_problem(make_log, notices, joblog):
     """An expected job that did not run is a problem for everybody, and is not alerted twice."""
     rules = Alert.problems(), Expect("nightly", every=1_000, grace=0)
     log = make_log(*rules, notify=notices.append)
-    log.alerting.round()
-    state = log.tables.alert
+    log.core.alerting.round()
+    state = log.core.tables.alert
     state.update(first_seen_at=0).where(state.name == "expected: nightly").execute()
-    log.alerting.round()
-    log.alerting.round()
+    log.core.alerting.round()
+    log.core.alerting.round()
 
     # The tests' PostgreSQL does not sync its disk, which is a problem of its own.
     mine = [(notice.name, notice.event) for notice in notices if notice.name != "settings"]
@@ -261,7 +261,7 @@ def test_twenty_at_once(make_log, job_factory, notices):
 
     def look(log):
         start.wait()
-        done.extend(log.alerting.round() for _ in range(3))
+        done.extend(log.core.alerting.round() for _ in range(3))
 
     threads = [threading.Thread(target=look, args=(log,)) for log in logs]
     for thread in threads:
@@ -283,7 +283,7 @@ def test_a_test_of_the_notifiers(make_log, notices):
         Alert("a", "state:dead", to=fails), Alert("b", "state:dead"), notify=notices.append
     )
 
-    assert log.alerting.test() == {"notify=": None, "a": "ValueError: no"}
+    assert log.core.alerting.test() == {"notify=": None, "a": "ValueError: no"}
     assert events(notices) == ["test"]
     assert log.alerts.count() == 0
 
@@ -291,7 +291,7 @@ def test_a_test_of_the_notifiers(make_log, notices):
 def test_a_rule_that_cannot_be_asked(log, job_factory, notices, monkeypatch, caplog):
     """A rule whose question takes too long changes nothing, and is said in the process's log."""
     job_factory(state="dead")
-    log.alerting.round()
+    log.core.alerting.round()
     monkeypatch.setattr(alerting, "RULE_WITHIN", 1)
     real = Alert.look
 
@@ -300,7 +300,7 @@ def test_a_rule_that_cannot_be_asked(log, job_factory, notices, monkeypatch, cap
             real(self, asked, now, first_seen)
 
     monkeypatch.setattr(Alert, "look", slow)
-    assert log.alerting.round()
+    assert log.core.alerting.round()
 
     assert events(notices) == ["opened"]
     assert "could not be looked at" in caplog.text

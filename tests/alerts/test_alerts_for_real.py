@@ -146,7 +146,7 @@ def look(url, address, *, kill_at=None, rounds=1):
         for number in range(rounds):
             if number:
                 time.sleep(0.05)
-            log.alerting.round()
+            log.core.alerting.round()
     finally:
         Database.execute_sql = execute
         log.close()
@@ -187,7 +187,7 @@ def test_a_death_between_any_two_steps(joblog, database_url, job_factory, receiv
         is_killed(child(lambda died=died: look(database_url, receiver.url, kill_at=died)))
         settle(database_url, receiver.url, joblog, "resolved", eventually)
         assert receiver.of("dead") in (["resolved"], ["resolved", "resolved"]), at
-        joblog.tables.alert.update(counted_since=None, notices=0).execute()
+        joblog.core.tables.alert.update(counted_since=None, notices=0).execute()
         joblog.close()
     assert at > 10
 

@@ -40,11 +40,11 @@ def test_a_notice_by_url(database_url, joblog, job_factory):
         )
         job = job_factory(state="dead")
         receiver.status = 500
-        log.alerting.round()
+        log.core.alerting.round()
         assert "apprise could not send it" in log.alerts.get().error
         receiver.status = 200
-        log.tables.alert.update(next_try_at=0).execute()
-        log.alerting.round()
+        log.core.tables.alert.update(next_try_at=0).execute()
+        log.core.alerting.round()
         assert log.alerts.get().sent == "opened"
         log.close()
 

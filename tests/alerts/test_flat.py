@@ -28,11 +28,11 @@ def test_no_rule_reads_the_whole_table(sqlite_url, rule):
     """SQLite finds the jobs of a rule by an index, and sorts none but those that it found."""
     log = JobLog(sqlite_url, alerts=[rule], alerts_every=1_000)
     log.create_tables()
-    log.alerting.round()
+    log.core.alerting.round()
     # It was watched for long.
-    log.tables.alert.update(first_seen_at=1).execute()
+    log.core.tables.alert.update(first_seen_at=1).execute()
     with count_queries() as counted:
-        log.alerting.round()
+        log.core.alerting.round()
     asked = [query.msg for query in counted.get_queries()]
 
     plans = []

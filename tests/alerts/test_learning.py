@@ -47,7 +47,7 @@ def test_what_is_regular(ends, span, found):
 
 def test_types_that_finish_regularly(joblog, job_factory, ask):
     """They are offered as rules, with how often that was seen; others are not."""
-    now = joblog.transitions.locks.now()
+    now = joblog.core.locks.now()
     for days in range(1, 12):
         at = now - days * DAY
         job_factory(job_type="nightly", finished_at=at, created_at=at)
@@ -55,7 +55,7 @@ def test_types_that_finish_regularly(joblog, job_factory, ask):
         at = now - random.randrange(10 * DAY)
         job_factory(job_type="mail", finished_at=at, created_at=at)
     assert "no type of jobs" in ask("expect", "--learn", code=1).stderr
-    joblog.totals.catch_up(now)
+    joblog.core.totals.catch_up(now)
 
     [regular] = joblog.regular()
     assert (regular.job_type, regular.times) == ("nightly", 11)
@@ -97,7 +97,7 @@ def test_the_state_of_alerts(joblog, job_factory, ask, tmp_path, monkeypatch, da
     assert "NOTICE test notify=" in told
     assert "lost: ValueError: no" in told
     log = sys.modules["alerting_app"].joblog
-    log.alerting.round()
+    log.core.alerting.round()
     rows = {row["name"]: row for row in json.loads(ask("alerts", "--json").stdout)}
     assert (rows["dead"]["is_open"], rows["dead"]["sent"]) == (True, "opened")
     assert (rows["lost"]["sent"], rows["lost"]["error"]) == (None, "ValueError: no")

@@ -26,7 +26,7 @@ def figures(database_url, joblog, job_factory):
     job_factory(job_type="import", state="dead")
     job_factory(job_type="import", state="lost", finished_at=None)
     log = JobLog(database_url, alerts=[Alert("dead", "state:dead")], alerts_every=1_000)
-    log.alerting.round()
+    log.core.alerting.round()
     with TestClient(dashboard(log, authorize=lambda request: "all")) as client:
         text = client.get("/metrics").text
     log.close()

@@ -103,14 +103,14 @@ def test_a_function_that_fails(database_url, joblog, make_broker, worker, caplog
 
 def test_it_costs_nothing_where_it_is_not_set(joblog):
     """A log without the function has no listener on its writer, and no thread."""
-    assert joblog.writer._batches._on_written is None
+    assert joblog.core.writer._batches._on_written is None
 
 
 def test_an_end_that_is_written_twice(log, job_factory, deaths, eventually):
     """An end that comes twice is called for once, and one whose job went on is not."""
     from dramatiq_joblog.recording.events import Ended
 
-    caller = log._dead_caller
+    caller = log.core._dead_caller
     job = job_factory(state="dead", token="a")
     end = Ended({"jid": job.jid, "token": "a", "state": "dead", "updated_at": 1})
     stale = Ended({"jid": job.jid, "token": "b", "state": "dead", "updated_at": 1})
@@ -127,6 +127,6 @@ def test_too_many(log, job_factory, deaths, monkeypatch, caplog):
 
     monkeypatch.setattr(on_dead, "MOST", 0)
     row = {"jid": "a", "token": "a", "state": "dead", "updated_at": 1}
-    log._dead_caller.written([Ended(row)], {})
+    log.core._dead_caller.written([Ended(row)], {})
 
     assert "too slow" in caplog.text

@@ -23,8 +23,8 @@ def seen(joblog):
     """Return a function that looks at one rule, and returns what it saw that is open."""
 
     def look(rule, *, first_seen=0):
-        now = joblog.transitions.locks.now()
-        return [sight for sight in rule.look(joblog, now, first_seen) if sight.is_open]
+        now = joblog.core.locks.now()
+        return [sight for sight in rule.look(joblog.core, now, first_seen) if sight.is_open]
 
     return look
 
@@ -73,7 +73,7 @@ def test_a_log_whose_alerts_make_no_sense(sqlite_url, options, text):
 @pytest.mark.every_database
 def test_counting_what_a_search_finds(seen, job_factory, joblog):
     """Ended jobs count by their end, others as they are; dismissed ones do not count."""
-    now = joblog.transitions.locks.now()
+    now = joblog.core.locks.now()
     job_factory(state="dead", job_type="import", finished_at=now - 2 * HOUR)
     assert seen(Alert("a", "state:dead")) == []
 
@@ -123,7 +123,7 @@ def test_problems(seen, job_factory, joblog):
 def test_expecting_a_job(seen, job_factory, joblog):
     """A job of the type must have finished in time; nothing is missed before that was watched."""
     rule = Expect(Kind.NIGHTLY, every=HOUR, grace=60_000)
-    now = joblog.transitions.locks.now()
+    now = joblog.core.locks.now()
     assert seen(rule, first_seen=now) == []
     [sight] = seen(rule)
     assert "No job of type 'nightly' has finished for 61 minutes" in sight.summary

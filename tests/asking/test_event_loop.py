@@ -57,11 +57,11 @@ def frozen(postgres):
     log = JobLog(postgres.url, on_outage="drop")
     log.create_tables()
     assert log.jobs.count() == 0
-    log.writer.call(lambda: None)
+    log.core.writer.call(lambda: None)
     postgres.freeze()
     now = int(time.time() * 1000)
     row = {"jid": "a", "actor": "work", "queue": "q", "state": "enqueued", "attempt": 1}
-    log.writer.put(Enqueued(row | {"enqueued_at": now, "created_at": now}))
+    log.core.writer.put(Enqueued(row | {"enqueued_at": now, "created_at": now}))
     yield log
     postgres.thaw()
     log.close()
@@ -113,7 +113,7 @@ def test_a_pause_is_measured(frozen):
 
     async def ask():
         async with Pulse() as pulse:
-            frozen.writer.flush(timeout=0.1)
+            frozen.core.writer.flush(timeout=0.1)
             await asyncio.sleep(0.01)
         return pulse.longest
 

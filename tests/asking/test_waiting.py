@@ -100,7 +100,7 @@ def test_a_job_that_is_pruned_meanwhile(joblog, job_factory, elsewhere, eventual
     """Whoever waits for a job whose row goes hears that it is gone."""
     job = job_factory(state="started")
     wait = elsewhere(joblog.wait, job.jid, timeout=10_000)
-    eventually(lambda: next((x.seen for x in joblog._watcher._watch._listeners), None))
+    eventually(lambda: next((x.seen for x in joblog.core.watcher._watch._listeners), None))
     job.delete_instance()
 
     assert isinstance(wait(), JobNotFound)
@@ -125,8 +125,8 @@ def test_nobody_is_asked_for_when_nobody_waits(joblog, job_factory, eventually, 
     monkeypatch.setattr(watcher, "LINGER", 50)
     joblog.wait(job_factory().jid)
 
-    eventually(lambda: joblog._watcher._watch._thread is None)
-    assert joblog._watcher._watch._connection._raw is None
+    eventually(lambda: joblog.core.watcher._watch._thread is None)
+    assert joblog.core.watcher._watch._connection._raw is None
 
 
 @pytest.mark.parametrize("again", ["enqueued", "started"])
@@ -134,7 +134,7 @@ def test_a_dead_job_that_runs_again(joblog, job_factory, elsewhere, eventually, 
     """Of a job that is run again by its own jid the new end is waited for."""
     job = job_factory(state=again, attempt=2)
     wait = elsewhere(joblog.wait, job.jid, timeout=10_000)
-    eventually(lambda: next((x.seen for x in joblog._watcher._watch._listeners), None))
+    eventually(lambda: next((x.seen for x in joblog.core.watcher._watch._listeners), None))
     job.state = "dead"
     job.save()
 
@@ -343,7 +343,7 @@ def test_waiting_in_a_fork(joblog, job_factory, elsewhere, eventually):
     """A child that is forked while its parent waits waits by itself, and harms nobody."""
     job = job_factory(state="started")
     wait = elsewhere(joblog.wait, job.jid, timeout=15_000)
-    eventually(lambda: next((x.seen for x in joblog._watcher._watch._listeners), None))
+    eventually(lambda: next((x.seen for x in joblog.core.watcher._watch._listeners), None))
 
     def child():
         joblog.wait(job.jid, timeout=15_000)

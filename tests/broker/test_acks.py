@@ -23,8 +23,8 @@ class Gate:
 
     def __init__(self, joblog):
         self.opened, self.reached = threading.Event(), threading.Event()
-        self._write = joblog.transitions.write
-        joblog.transitions.write = self._wait
+        self._write = joblog.core.transitions.write
+        joblog.core.transitions.write = self._wait
 
     def _wait(self, events):
         if any(event.kind == "end" for event in events):

@@ -273,7 +273,7 @@ def test_hostile_text(joblog, broker, run, hostile):
     [failure] = job.failures
     assert "ValueError" in failure.traceback
     assert 11_000 > len(job.error_message) >= min(len(hostile), 10_000)
-    assert 0 == joblog.writer.lost
+    assert 0 == joblog.core.writer.lost
 
 
 def test_an_error_without_a_text(joblog, broker, run):
@@ -557,7 +557,7 @@ def test_a_send_never_fails_for_the_log(tmp_path, make_broker, worker, caplog):
 
     assert [1] == runs
     assert "is unavailable: unable to open database file" in caplog.text
-    assert 3 == joblog.writer.lost
+    assert 3 == joblog.core.writer.lost
     joblog.close()
 
 

@@ -47,7 +47,7 @@ def run(joblog, make_broker, worker):
         broker.queues["default"].put(message.encode())
         with worker(broker):
             broker.join("default", fail_fast=False, timeout=20_000)
-        joblog.writer.flush()
+        joblog.core.writer.flush()
         return joblog.get(message.message_id)
 
     yield to_the_end

@@ -215,7 +215,7 @@ def run(other, *, joblog=None, first=False, kind=StubBroker):
 
 def check_rows(joblog, runs):
     """No job is left open, and each run is on a row."""
-    joblog.writer.flush()
+    joblog.core.writer.flush()
     told = Counter()
     for job in joblog.jobs:
         kept = [f for f in job.failures if f.started_at is not None]

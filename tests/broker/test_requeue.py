@@ -297,7 +297,7 @@ def test_many_run_again(joblog, work, run, broken):
     messages = []
     for number in range(4):
         messages.append(work.send(number))
-        joblog.writer.flush()
+        joblog.core.writer.flush()
     long = work.send("x" * 100_000)
     running = joblog.Job.create(
         jid="r", actor="work", queue="mail", state="started", attempt=1, created_at=0, updated_at=0

@@ -146,7 +146,7 @@ def test_each_broker_sends_all_of_them_in_order(joblog, make_broker, dead, small
     result = joblog.requeue_all(joblog.jobs.dead())
 
     assert old == [message.options["joblog_replay_of"] for message in result.sent]
-    joblog.writer.flush()
+    joblog.core.writer.flush()
     assert Counter(old) == replays(joblog)
     assert [] == joblog.requeue_all(joblog.jobs.dead()).sent
 
@@ -159,7 +159,7 @@ def test_a_batch_costs_as_many_statements_as_one_job(joblog, make_broker, dead):
 
     def spent(count, first):
         dead(count, first=first)
-        joblog.writer.flush()
+        joblog.core.writer.flush()
         with count_queries() as counted:
             joblog.requeue_all(joblog.jobs.dead())
         return counted.count
@@ -274,7 +274,7 @@ def test_what_runs_again_meanwhile_is_left_alone(joblog, make_broker, dead, smal
     result = joblog.requeue_all(joblog.jobs.dead(), progress=meddle)
 
     assert [*old[:4], old[5]] == [m.options["joblog_replay_of"] for m in result.sent]
-    joblog.writer.flush()
+    joblog.core.writer.flush()
     assert Counter(old) == replays(joblog)
 
 
@@ -434,7 +434,7 @@ def test_another_that_takes_long(joblog, make_broker, dead, monkeypatch):
     declare()
     dead(1)
 
-    turn = Turn(joblog.transitions.locks, "requeue", lasts=60_000)
+    turn = Turn(joblog.core.locks, "requeue", lasts=60_000)
     with turn.take(), pytest.raises(RequeueError, match="another process runs jobs of this log"):
         joblog.requeue_all(joblog.jobs.dead())
 

@@ -124,7 +124,7 @@ def test_each_story_on_gevent(
 def states_written(joblog):
     """Note each state that a job's row goes through, by jid."""
     seen = {}
-    write = joblog.transitions.write
+    write = joblog.core.transitions.write
 
     def noting(events):
         answers = write(events)
@@ -133,7 +133,7 @@ def states_written(joblog):
             seen.setdefault(event.jid, []).append(str(state))
         return answers
 
-    joblog.transitions.write = noting
+    joblog.core.transitions.write = noting
     return seen
 
 
@@ -149,7 +149,7 @@ def test_states_in_order(joblog, make_broker, worker):
     with worker(broker):
         message = breaks.send_with_options(delay=50)
         broker.join("default", fail_fast=False)
-    joblog.writer.flush()
+    joblog.core.writer.flush()
 
     once_each = [state for state, _ in itertools.groupby(seen[message.message_id])]
     assert ["delayed", "enqueued", "started", "retrying", "started", "dead"] == once_each

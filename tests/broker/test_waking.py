@@ -101,7 +101,7 @@ def test_a_waiter_that_is_put_forward_is_written_once_more(
     """Nothing is written of a waiting job on its way back to a worker, but its start."""
     broker = make_broker("stub", "last", joblog=joblog)
     actor = dramatiq.actor(exclusive=Exclusive("key", on_conflict="wait"))(lambda: None)
-    kinds, put = [], joblog.writer._submit
+    kinds, put = [], joblog.core.writer._submit
 
     def submit(event, **how):
         kinds.append(getattr(event, "kind", None))
@@ -111,7 +111,7 @@ def test_a_waiter_that_is_put_forward_is_written_once_more(
         with joblog.lock("key"):
             message = actor.send()
             eventually(lambda: joblog.get(message.message_id).state == "waiting")
-            monkeypatch.setattr(joblog.writer, "_submit", submit)
+            monkeypatch.setattr(joblog.core.writer, "_submit", submit)
         eventually(lambda: joblog.get(message.message_id).state == "finished")
 
     assert ["start", "end"] == [kind for kind in kinds if kind is not None]

@@ -112,7 +112,7 @@ def test_the_jobs_of_the_second_are_not_lost(joblog, broker_of, start, beats_on,
     other_broker = StubBroker()
     other_broker.add_middleware(JobLogMiddleware(other, heartbeat=BEAT, heartbeat_timeout=TIMEOUT))
     watcher = start(other_broker)
-    other.writer.flush()
+    other.core.writer.flush()
 
     assert "started" == joblog.get(jid).state
     assert [jid] == [lock.owner for lock in joblog.locks]
@@ -126,10 +126,10 @@ def test_a_worker_after_the_last_one(joblog, broker_of, start, beats_on):
     """A worker that starts after all have stopped is a new life, and stopping twice is one end."""
     broker = broker_of()
     first = start(broker)
-    name = joblog.worker_process.name
+    name = joblog.core.worker_process.name
     first.stop()
     first.stop()
-    assert joblog.worker_process.name is None
+    assert joblog.core.worker_process.name is None
 
     start(broker)
 
@@ -218,7 +218,7 @@ def test_a_lock_by_hand_outlasts_the_workers(joblog, broker_of, start, beats_on,
         other_broker = StubBroker()
         other_broker.add_middleware(JobLogMiddleware(other, heartbeat=BEAT))
         watcher = start(other_broker)
-        other.writer.flush()
+        other.core.writer.flush()
 
         assert ["nightly report"] == [lock.key for lock in joblog.locks]
         assert not lease.lost
@@ -245,5 +245,5 @@ def test_the_lines_and_progress_of_the_second_are_kept(joblog, broker_of, start,
     may_end.set()
     broker.join("default")
 
-    joblog.writer.flush()
+    joblog.core.writer.flush()
     assert "after" in [line.text for line in joblog.get(jid).lines]

@@ -266,7 +266,7 @@ def test_numbers(joblog, job_factory, ask, terminal, database_url):
     seen = terminal("--database", database_url, "stats")
     assert "Counting the jobs" in seen
     assert re.search(r"ValueError +\S*load +1 .*·.*█", seen)
-    joblog.totals.catch_up(int(time.time() * 1000))
+    joblog.core.totals.catch_up(int(time.time() * 1000))
     assert "Counting" not in terminal("--database", database_url, "stats")
 
 

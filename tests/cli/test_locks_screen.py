@@ -25,7 +25,7 @@ def test_who_waits_and_what_is_used(joblog, job_factory, terminal, database_url)
     joblog.set_limit("erp", 2, who="ada")
     with joblog.database.connection_context(), joblog.database.atomic():
         rate = Need(RATE, "shopify:7", 40, "wait", None, "dead", 60_000)
-        joblog.transitions.locks.rates.take(rate, 37)
+        joblog.core.locks.rates.take(rate, 37)
 
     shown = terminal("--database", database_url, "locks")
     for text in ("Waiting", "shopify:7", "Starts by rates", "37", "erp  2, by ada"):
@@ -43,7 +43,7 @@ def test_programs_get_all_of_it(joblog, job_factory, ask):
     joblog.set_limit("shopify:7", 2, who="ada")
     with joblog.database.connection_context(), joblog.database.atomic():
         rate = Need(RATE, "shopify:7", 40, "wait", None, "dead", 60_000)
-        joblog.transitions.locks.rates.take(rate, 3)
+        joblog.core.locks.rates.take(rate, 3)
 
     with joblog.lock("mine") as lease:
         found = json.loads(ask("locks", "--json").stdout)

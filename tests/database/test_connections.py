@@ -34,12 +34,16 @@ QUESTIONS = {
     "complete": lambda log: log.complete("actor"),
     "count": lambda log: log.jobs.count(),
     "counts": lambda log: log.counts(),
-    "create": lambda log: log.Mark.create(name="mine", value=1),
+    "create": lambda log: log.core.tables.mark.create(name="mine", value=1),
     "create_tables": lambda log: log.create_tables(),
     "dead_groups": lambda log: log.dead_groups(),
     "dead_series": lambda log: log.dead_series(HOUR, step=60_000),
-    "delete": lambda log: log.Mark.delete().where(log.Mark.name == "none").execute(),
-    "delete_instance": lambda log: log.Mark.create(name="gone", value=1).delete_instance(),
+    "delete": lambda log: (
+        log.core.tables.mark.delete().where(log.core.tables.mark.name == "none").execute()
+    ),
+    "delete_instance": lambda log: log.core.tables.mark.create(
+        name="gone", value=1
+    ).delete_instance(),
     "dicts": lambda log: list(log.jobs.dicts()),
     "dismiss": lambda log: log.dismiss("a", who="ada"),
     "dismiss of a dead one": lambda log: log.dismiss("dead", who="ada"),
@@ -51,7 +55,9 @@ QUESTIONS = {
     "get": lambda log: log.get("a"),
     "get_or_none": lambda log: log.Job.get_or_none(log.Job.jid == "none"),
     "index": lambda log: log.jobs[0],
-    "insert_many": lambda log: log.Mark.insert_many([{"name": "many", "value": 1}]).execute(),
+    "insert_many": lambda log: log.core.tables.mark.insert_many(
+        [{"name": "many", "value": 1}]
+    ).execute(),
     "iterator()": lambda log: list(log.jobs.iterator()),
     "len": lambda log: len(log.jobs),
     "lines": lambda log: list(log.get("a").lines),
@@ -64,7 +70,7 @@ QUESTIONS = {
     "peek": lambda log: log.jobs.peek(n=2),
     "prune": lambda log: log.prune({"finished": HOUR}),
     "prune dry": lambda log: log.prune({"finished": HOUR}, dry_run=True),
-    "raw": lambda log: list(log.Mark.raw("SELECT * FROM joblog_mark")),
+    "raw": lambda log: list(log.core.tables.mark.raw("SELECT * FROM joblog_mark")),
     "record": lambda log: log.record("note", who="ada"),
     "save": lambda log: log.get("a").save(),
     "scalar": lambda log: log.jobs.select(log.Job.jid).scalar(),
@@ -75,7 +81,7 @@ QUESTIONS = {
     "stats": lambda log: log.stats(since=log.get("a").created_at),
     "tuples": lambda log: list(log.jobs.tuples()),
     "union": lambda log: list(log.jobs.dead().order_by() | log.jobs.lost().order_by()),
-    "update": lambda log: log.Mark.update(value=2).execute(),
+    "update": lambda log: log.core.tables.mark.update(value=2).execute(),
     "waiters": lambda log: list(log.waiters("key")),
     "workers": lambda log: list(log.workers),
 }
@@ -134,13 +140,17 @@ def test_a_question_inside_a_transaction(filled):
     # A lock is refused there; pruning and migrating commit as they go.
     for name in sorted({*QUESTIONS} - {"lock", "prune", "create_tables"}):
         with pytest.raises(ZeroDivisionError), filled.database.atomic():  # noqa: PT012
-            filled.Mark.create(name="before", value=1)
+            filled.core.tables.mark.create(name="before", value=1)
             QUESTIONS[name](filled)
             assert filled.database.in_transaction(), name
             raise ZeroDivisionError
         assert filled.database.is_closed() or not filled.database.in_transaction(), name
         filled.database.close()
-        assert not filled.Mark.select().where(filled.Mark.name == "before").exists(), name
+        assert (
+            not filled.core.tables.mark.select()
+            .where(filled.core.tables.mark.name == "before")
+            .exists()
+        ), name
 
 
 def test_a_loop_over_jobs_leaves_nothing_open(filled):
@@ -238,7 +248,7 @@ def test_closing_a_log_on_a_database_of_the_applications(sqlite_url):
     database = SqliteDatabase(sqlite_url.removeprefix("sqlite:///"))
     log = JobLog(database)
     log.create_tables()
-    log.writer.call(log.jobs.count)
+    log.core.writer.call(log.jobs.count)
 
     with database.connection_context():
         with database.atomic():
@@ -299,7 +309,7 @@ def test_a_worker_of_eight_threads_on_a_pool_of_three(small_pool, make_broker, w
             work.send()
         broker.join("default", timeout=60_000)
 
-    small_pool.writer.flush()
+    small_pool.core.writer.flush()
     assert small_pool.jobs.finished().count() == 40
 
 

@@ -72,8 +72,9 @@ def test_psycopg2_alone(postgres_url):
         joblog.create_tables()
         row = dict(jid="j", actor="work", queue="default", attempt=1, token="t",
                    enqueued_at=0, created_at=0, updated_at=0)
-        assert joblog.writer.write(Started(row | {"state": "started", "started_at": 1})).granted
-        joblog.writer.write(Ended(row | {"state": "finished", "finished_at": 2}))
+        started = Started(row | {"state": "started", "started_at": 1})
+        assert joblog.core.writer.write(started).granted
+        joblog.core.writer.write(Ended(row | {"state": "finished", "finished_at": 2}))
         print(joblog.get("j").state, type(joblog.database.connection()).__module__)
         joblog.close()
     """

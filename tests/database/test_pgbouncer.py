@@ -54,7 +54,7 @@ def test_jobs_behind_a_pooler(pooled_log, pooled_url, make_broker, worker):
         for _ in range(60):
             work.send()
         broker.join("default", timeout=60_000)
-    pooled_log.writer.flush()
+    pooled_log.core.writer.flush()
 
     assert pooled_log.jobs.finished().count() == 60
     settings = set()
@@ -91,7 +91,7 @@ def test_a_direct_connection_has_timeouts(postgres_url, psycopg3):
     def timeout():
         return log.database.execute_sql("SHOW statement_timeout").fetchone()[0]
 
-    assert log.writer.call(timeout) == "3s"
+    assert log.core.writer.call(timeout) == "3s"
     with log.database.connection_context():
         assert not is_behind_pooler(log.database)
         assert timeout() == "0"

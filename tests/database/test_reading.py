@@ -67,7 +67,7 @@ def test_acts_beside_a_busy_writer(busy):
     row = {"actor": "work", "queue": "default", "attempt": 1, "enqueued_at": 0}
     row |= {"created_at": 0, "updated_at": 0}
     for jid in jids:
-        busy.writer.put(Enqueued(row | {"jid": jid, "state": "enqueued"}))
+        busy.core.writer.put(Enqueued(row | {"jid": jid, "state": "enqueued"}))
 
     for jid in jids:
         assert busy.cancel(jid, who="ada").dead_reason == "cancelled"

@@ -123,10 +123,10 @@ def test_a_job_that_changes_the_folder(make, tmp_path, monkeypatch):
     other = threading.Thread(target=log.record, args=["note"], kwargs={"who": "ada"})
     other.start()
     other.join()
-    log.writer.call(log.jobs.count)
+    log.core.writer.call(log.jobs.count)
 
     assert log.actions.count() == 2
-    assert log.spool.folder == here / "spool"
+    assert log.core.spool.folder == here / "spool"
     assert {path.name for path in here.iterdir()} >= {"jobs.db"}
     assert list(there.iterdir()) == []
     log.close()

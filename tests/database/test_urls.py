@@ -134,7 +134,7 @@ def test_an_object_that_is_a_url(url):
     assert PASSWORD not in log.name
     assert QUOTED not in log.name
     # It was made here, so that its connections are given back here.
-    assert log._owned
+    assert log.core._owned
 
 
 def test_an_object_of_mysql():

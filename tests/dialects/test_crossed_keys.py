@@ -21,7 +21,7 @@ from dramatiq_joblog.recording.transitions import new_token
 
 url, name = sys.argv[1:]
 joblog, dice = JobLog(url), random.Random(name)
-sections = Sections(joblog.transitions)
+sections = Sections(joblog.core.transitions)
 came_in = failed = 0
 # As the writer has one.
 connection = Connection(joblog.database)

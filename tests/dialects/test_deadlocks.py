@@ -95,7 +95,7 @@ def test_what_a_process_renews_is_locked_in_order(
     if not database_url.startswith("postgres"):
         pytest.skip("an update of another database has no order of its own")
     names = ["z", "m", "a"]
-    locks, now = joblog.transitions.locks, time.time_ns() // 1_000_000
+    locks, now = joblog.core.locks, time.time_ns() // 1_000_000
     for name in names:
         job_factory(jid=name, state="waiting", started_at=None, finished_at=None, eta=now)
     taken = [joblog.lock(name) for name in names]

@@ -12,8 +12,8 @@ from dramatiq_joblog.recording.events import Enqueued
 def write(log, jid):
     """Write a job that was sent, and one that a mark tells of; return the job as it stands."""
     row = {"jid": jid, "actor": "work", "queue": "default", "attempt": 1, "state": "enqueued"}
-    log.writer.write(Enqueued(row | {"enqueued_at": 0, "created_at": 0, "updated_at": 0}))
-    log.writer.call(lambda: log.totals.marks.note_late({60_000}))
+    log.core.writer.write(Enqueued(row | {"enqueued_at": 0, "created_at": 0, "updated_at": 0}))
+    log.core.writer.call(lambda: log.core.totals.marks.note_late({60_000}))
     return log.get(jid)
 
 
@@ -64,7 +64,7 @@ def shop_log(joblog):
     made = []
     yield lambda: made.append(make()) or made[-1]
     for log in made:
-        log.writer.close()
+        log.core.writer.close()
 
 
 def test_the_plain_log_first_and_another_later(joblog, shop_log):
@@ -103,7 +103,7 @@ def test_an_application_with_tables_of_the_same_classes(database_url, first):
             with pytest.raises(IntegrityError):
                 twice(model, **values)
     with pytest.raises(IntegrityError):
-        twice(log.Mark, name="twice", value=1)
+        twice(log.core.tables.mark, name="twice", value=1)
     log.close()
 
 
@@ -128,7 +128,7 @@ def test_an_application_whose_indexes_have_our_names(database_url):
     assert _indexes(log) == before
     assert write(log, "a").state == "enqueued"
     with pytest.raises(IntegrityError):
-        twice(log.Mark, name="twice", value=1)
+        twice(log.core.tables.mark, name="twice", value=1)
     log.close()
 
 
@@ -154,19 +154,22 @@ def test_a_log_from_before(joblog):
 def test_a_log_from_before_whose_keys_were_passed_over(joblog):
     """A log without its unique indexes is a finding, and is mended although rows came twice."""
     with joblog.database.connection_context():
-        _drop(joblog, joblog.Mark, "name")
+        _drop(joblog, joblog.core.tables.mark, "name")
         _drop(joblog, joblog.Job, "jid")
         joblog.database.execute_sql(
             "DELETE FROM joblog_job_migration WHERE name = '0003_index_names'"
         )
-    twice(joblog.Mark, name="late:60000", value=1)
+    twice(joblog.core.tables.mark, name="late:60000", value=1)
 
     (found,) = [finding for finding in joblog.doctor() if finding.name == "schema"]
     assert not found.ok
     joblog.create_tables()
 
     assert write(joblog, "a").state == "enqueued"
-    assert joblog.Mark.select().where(joblog.Mark.name == "late:60000").count() == 1
+    assert (
+        joblog.core.tables.mark.select().where(joblog.core.tables.mark.name == "late:60000").count()
+        == 1
+    )
 
 
 def test_a_key_that_is_missing_is_a_finding(joblog):
@@ -242,7 +245,11 @@ def _drop(log, model, column):
 def _make_old(log):
     """Make the tables of a log as the first version made them."""
     with log.database.connection_context():
-        for model, columns in ((log.Job, "jid"), (log.Mark, "name"), (log.Worker, "process")):
+        for model, columns in (
+            (log.Job, "jid"),
+            (log.core.tables.mark, "name"),
+            (log.Worker, "process"),
+        ):
             table = model._meta.table_name
             log.database.execute_sql(f"DROP INDEX {table}_{columns}")
             former = f"{model.__name__.lower()}_{columns}"

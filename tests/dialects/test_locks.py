@@ -115,7 +115,7 @@ def test_a_lease_is_lost_when_it_was_not_renewed():
 def locks(joblog):
     """Return the statements on an open connection."""
     with joblog.database.connection_context():
-        yield joblog.transitions.locks
+        yield joblog.core.locks
 
 
 def claim(owner, token=None, key="key", **more):
@@ -337,7 +337,7 @@ def test_cleaning(locks):
 def test_the_keys_of_a_process_that_has_ended(joblog):
     """Where this host knows that a process has ended, its keys are free at the next look."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    locks = joblog.transitions.locks
+    locks = joblog.core.locks
     with joblog.database.connection_context():
         other, mine = (
             Heartbeat(joblog.Job, joblog.Worker, timeout=30_000, ended=locks.end_of)

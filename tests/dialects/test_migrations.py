@@ -19,7 +19,7 @@ from dramatiq_joblog.recording.events import Enqueued
 sys.stdin.readline()
 joblog = JobLog(sys.argv[1])
 joblog.create_tables()
-joblog.writer.write(Enqueued(dict(
+joblog.core.writer.write(Enqueued(dict(
     jid=sys.argv[2], actor="work", queue="default", state="enqueued", attempt=1,
     enqueued_at=0, created_at=0, updated_at=0)))
 joblog.close()

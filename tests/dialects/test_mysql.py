@@ -38,7 +38,7 @@ def row(jid, **columns):
 
 def test_case_is_told_apart(log):
     """Jobs and keys that differ by case alone are different."""
-    log.transitions.write([Started(row("a")), Started(row("A"))])
+    log.core.transitions.write([Started(row("a")), Started(row("A"))])
     assert {"a", "A"} == {job.jid for job in log.jobs}
     assert ["A"] == [job.jid for job in log.jobs.where(log.Job.jid == "A")]
 
@@ -53,7 +53,7 @@ def test_long_texts(log):
         {"jid": f"j{n}", "token": "t", "attempt": 1, "outcome": "dead", "traceback": text}
         for n in range(40)
     ]
-    log.transitions.insert_failures(failures)
+    log.core.transitions.insert_failures(failures)
 
     kept = log.Failure.select(peewee.fn.char_length(log.Failure.traceback)).tuples()
     assert [100_000] * 40 == [int(length) for (length,) in kept]
@@ -61,7 +61,7 @@ def test_long_texts(log):
 
 def test_a_row_that_comes_in_between(log):
     """A row that another process inserts after it was asked for is written over by the guard."""
-    upsert = log.transitions._runs
+    upsert = log.core.transitions._runs
     ask, asked = upsert._ask, []
 
     def ask_and_be_late(rows):
@@ -76,7 +76,7 @@ def test_a_row_that_comes_in_between(log):
     upsert._ask = ask_and_be_late
     late = Started(row("j"), redelivered=True)
     # On the writer's own connection, which locks no gaps.
-    answers = log.writer.call(lambda: log.transitions.write([late, Started(row("k"))]))
+    answers = log.core.writer.call(lambda: log.core.transitions.write([late, Started(row("k"))]))
 
     assert [{}, {("j",): False}] == asked
     assert (2, "o") == (log.get("j").attempt, log.get("j").token)
@@ -112,13 +112,13 @@ def test_a_lock_that_another_holds(log):
     """A slot whose row another transaction has locked is waited for, and then told to be busy."""
     take = Claim(SECTION, "key", "me", "t", 60_000)
     with log.database.atomic():
-        log.transitions.locks.take(Claim(SECTION, "key", "other", "o", 60_000))
+        log.core.locks.take(Claim(SECTION, "key", "other", "o", 60_000))
         errors = []
 
         def wait():
             connection = Connection(log.database)
             try:
-                connection.ask(lambda: log.transitions.locks.take(take))
+                connection.ask(lambda: log.core.locks.take(take))
             except DatabaseAwayError as e:
                 errors.append(str(e))
             finally:
@@ -138,7 +138,7 @@ def test_what_the_writer_is_set_to(log):
     """The writer's connection is strict and locks no gaps; a connection of the user's is as was."""
     ask = "SELECT @@sql_mode, @@innodb_lock_wait_timeout"
     before = log.database.execute_sql(ask).fetchone()
-    mode, timeout = log.writer.call(lambda: log.database.execute_sql(ask).fetchone())
+    mode, timeout = log.core.writer.call(lambda: log.database.execute_sql(ask).fetchone())
 
     assert "STRICT_ALL_TABLES" in mode
     assert 3 == timeout
@@ -185,15 +185,15 @@ def test_an_outage(mysql_database, log, eventually, away):
     options = servers.mysql_options(mysql_database)
     proxy = Proxy(options["host"], options["port"])
     far = JobLog(mysql_database.replace(f":{options['port']}/", f":{proxy.port}/"))
-    far.writer.write(Started(row("before")))
+    far.core.writer.write(Started(row("before")))
     getattr(proxy, away)()
 
-    far.writer.write(Started(row("meanwhile")))
-    assert far.writer.away
+    far.core.writer.write(Started(row("meanwhile")))
+    assert far.core.writer.away
     assert ["before"] == [job.jid for job in log.jobs]
     proxy.resume()
 
     eventually(lambda: log.jobs.count() == 2, timeout=30)
-    eventually(lambda: not far.writer.away)
+    eventually(lambda: not far.core.writer.away)
     far.close()
     proxy.close()

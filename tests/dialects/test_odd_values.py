@@ -78,7 +78,7 @@ def working(joblog, make_broker, worker):
     def run():
         with worker(broker):
             broker.join("default", timeout=120_000, fail_fast=False)
-        joblog.writer.flush(timeout=30)
+        joblog.core.writer.flush(timeout=30)
         return ran
 
     return broker, run
@@ -92,7 +92,7 @@ def test_odd_messages_are_logged_and_run(joblog, database_url, working):
 
     ran = run()
 
-    assert joblog.writer.lost == 0
+    assert joblog.core.writer.lost == 0
     jobs = {message.message_id: joblog.get(message.message_id) for message in sent}
     for message in sent:
         job = jobs[message.message_id]
@@ -225,7 +225,7 @@ def test_a_delay_of_ages(joblog, database_url, make_broker):
         pass
 
     message = work.send_with_options(delay=10_000 * 365 * 86_400_000)
-    joblog.writer.flush()
+    joblog.core.writer.flush()
 
     job = joblog.get(message.message_id)
     assert ("delayed", 9999) == (job.state, job.eta.year)

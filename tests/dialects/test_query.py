@@ -90,7 +90,7 @@ def test_a_question_that_is_asked_often_uses_its_index(joblog):
         "actor": joblog.search("actor:unknown").limit(10),
         "error": joblog.search("error:KeyError").limit(10),
         "newest": joblog.jobs.limit(10),
-        "old": joblog.chores.retention._select(rule, (0, 0)).limit(10),
+        "old": joblog.core.chores.retention._select(rule, (0, 0)).limit(10),
         "type": joblog.search("type:unknown").limit(10),
         "types": joblog.search("type:unknown type:unheard").limit(10),
         "user": joblog.search("user:nobody").limit(10),

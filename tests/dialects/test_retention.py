@@ -62,7 +62,7 @@ def test_old_jobs_go(joblog, old_and_new):
 
 def test_a_job_that_is_not_final_never_goes(joblog, job_factory):
     """The statement that deletes lets no job go that is not final, whatever was read before."""
-    retention = joblog.chores.retention.but({"finished": 0})
+    retention = joblog.core.chores.retention.but({"finished": 0})
     [rule] = retention.rules(ago(0))
     again = job_factory(state="started", finished_at=ago(HOUR))
     young = job_factory(finished_at=ago(-HOUR))
@@ -76,7 +76,7 @@ def test_a_job_goes_once_it_is_as_old_as_it_is_kept(joblog, job_factory):
     """A job that ended in this very millisecond is kept for none by a time of 0."""
     job_factory(jid="a", finished_at=1_000)
     job_factory(jid="b", finished_at=1_001)
-    retention = joblog.chores.retention.but({"finished": 500})
+    retention = joblog.core.chores.retention.but({"finished": 500})
     (deleted,) = retention.prune(1_500, 10)
 
     assert {"finished": 1} == deleted
@@ -171,7 +171,7 @@ def test_one_process_at_a_time(joblog, database_url, monkeypatch):
     """While one process prunes another waits, and then says so."""
     monkeypatch.setattr("dramatiq_joblog.admin.maintenance._PATIENCE", 300)
     other = JobLog(database_url)
-    with other.chores._turn() as renew:
+    with other.core.chores._turn() as renew:
         assert renew()
         with pytest.raises(JobLogError, match="another process prunes this log now"):
             joblog.prune()

@@ -47,7 +47,7 @@ class Process:
 
     def __init__(self, joblog, number):
         self.number = number
-        self.transitions = Transitions(joblog.tables)
+        self.transitions = Transitions(joblog.core.tables)
         self.sections = Sections(self.transitions)
         self.heartbeat = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
         self.heartbeat.beat()

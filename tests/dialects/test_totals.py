@@ -26,7 +26,7 @@ def now():
 
 def count_of(joblog, span=None, **wanted):
     """Return how many the totals tell of, in one span or in the finest of everything."""
-    total = joblog.Total
+    total = joblog.core.tables.total
     rows = total.select().where(
         total.gone == 0, *(getattr(total, k) == v for k, v in wanted.items())
     )
@@ -51,7 +51,7 @@ def rows_by_hour(joblog):
 
 
 def totals_by_hour(joblog):
-    total = joblog.Total
+    total = joblog.core.tables.total
     return Counter(
         {
             (
@@ -96,12 +96,12 @@ def a_day(joblog, job_factory):
 
 def test_totals_are_what_the_rows_say(joblog, a_day):
     """Every length of span tells exactly what the rows say, with their times."""
-    assert joblog.totals.catch_up(now())
+    assert joblog.core.totals.catch_up(now())
 
     expected = rows_by_hour(joblog)
     assert expected == totals_by_hour(joblog)
     assert sum(expected.values()) == count_of(joblog, DAY)
-    day = joblog.totals.read(DAY, 0, now())
+    day = joblog.core.totals.read(DAY, 0, now())
     durations = Histogram()
     for cell in day:
         if cell.outcome != "retried":
@@ -112,7 +112,7 @@ def test_totals_are_what_the_rows_say(joblog, a_day):
 
 def test_counting_again(joblog, a_day):
     """Counting again changes nothing, and a late arrival is counted once it is noted."""
-    joblog.totals.catch_up(now())
+    joblog.core.totals.catch_up(now())
     before = totals_by_hour(joblog)
     late = {
         "jid": "late",
@@ -128,21 +128,21 @@ def test_counting_again(joblog, a_day):
         "duration": 5,
         "token": "t",
     }
-    joblog.writer.write(Ended(late))
+    joblog.core.writer.write(Ended(late))
 
-    joblog.totals.catch_up(now())
+    joblog.core.totals.catch_up(now())
 
     after = totals_by_hour(joblog)
     assert {(a_day // HOUR, "send", "finished", ""): 1} == after - before
     assert rows_by_hour(joblog) == after
-    assert {} == joblog.totals.marks.late(9)
-    joblog.totals.catch_up(now())
+    assert {} == joblog.core.totals.marks.late(9)
+    joblog.core.totals.catch_up(now())
     assert after == totals_by_hour(joblog)
 
 
 def test_what_is_deleted_stays_counted(joblog, a_day):
     """Deleted jobs stay in the totals, also where something is counted again later."""
-    joblog.totals.catch_up(now())
+    joblog.core.totals.catch_up(now())
     before, whole = (
         totals_by_hour(joblog),
         joblog.stats(since=datetime.now(timezone.utc) - timedelta(days=9)),
@@ -153,8 +153,8 @@ def test_what_is_deleted_stays_counted(joblog, a_day):
     assert deleted["finished"] > 20
     assert before == totals_by_hour(joblog)
     for minute in range(a_day, a_day + DAY, HOUR):
-        joblog.totals.marks.note_late({minute})
-    joblog.totals.catch_up(now())
+        joblog.core.totals.marks.note_late({minute})
+    joblog.core.totals.catch_up(now())
     assert before == totals_by_hour(joblog)
     again = joblog.stats(since=datetime.now(timezone.utc) - timedelta(days=9))
     assert whole.counts == again.counts
@@ -169,7 +169,7 @@ def test_deleting_in_the_minute_that_is_open(joblog, job_factory):
     assert 1 == joblog.prune({"finished": 0})["finished"]
     job_factory(jid="b", finished_at=now())
     later = now() + 2 * MINUTE
-    joblog.totals.catch_up(later)
+    joblog.core.totals.catch_up(later)
 
     assert 2 == count_of(joblog, outcome="finished")
     assert ["b"] == [job.jid for job in joblog.jobs]
@@ -197,7 +197,7 @@ def test_counting_beside_load(joblog):
                 "duration": 5,
                 "token": f"{thread}-{number}",
             }
-            joblog.writer.write(Ended(row))
+            joblog.core.writer.write(Ended(row))
             number += 1
 
     threads = [threading.Thread(target=load, args=(n,)) for n in range(3)]
@@ -205,11 +205,11 @@ def test_counting_beside_load(joblog):
         thread.start()
     joblog.database.connect(reuse_if_open=True)
     for _ in range(5):
-        joblog.totals.catch_up(now() + MINUTE)
+        joblog.core.totals.catch_up(now() + MINUTE)
     stop.set()
     for thread in threads:
         thread.join()
-    joblog.totals.catch_up(now() + 2 * MINUTE)
+    joblog.core.totals.catch_up(now() + 2 * MINUTE)
 
     assert joblog.jobs.count() == count_of(joblog) > 0
     joblog.release()
@@ -217,13 +217,13 @@ def test_counting_beside_load(joblog):
 
 def test_counting_that_is_broken_off(joblog, a_day):
     """Counting that ends early goes on where it was, and older spans make room."""
-    assert not joblog.totals.catch_up(now(), go_on=lambda: False)
-    while not joblog.totals.catch_up(now(), go_on=iter([True, False, False]).__next__):
+    assert not joblog.core.totals.catch_up(now(), go_on=lambda: False)
+    while not joblog.core.totals.catch_up(now(), go_on=iter([True, False, False]).__next__):
         pass
     assert rows_by_hour(joblog) == totals_by_hour(joblog)
 
-    joblog.totals.catch_up(now() + 40 * DAY)
-    assert {DAY} == {row.span for row in joblog.Total.select()}
+    joblog.core.totals.catch_up(now() + 40 * DAY)
+    assert {DAY} == {row.span for row in joblog.core.tables.total.select()}
     assert sum(rows_by_hour(joblog).values()) == count_of(joblog, DAY)
 
 

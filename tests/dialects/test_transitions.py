@@ -102,7 +102,7 @@ def write_each(joblog, events):
     joblog.Job.delete().execute()
     joblog.Failure.delete().execute()
     for event in events:
-        joblog.transitions.write([copy(event)])
+        joblog.core.transitions.write([copy(event)])
 
 
 property_settings = settings(
@@ -136,7 +136,7 @@ def test_a_finished_row_never_goes_back(joblog, lives_and_order):
     joblog.Failure.delete().execute()
     finished = None
     for event in order:
-        joblog.transitions.write([copy(event)])
+        joblog.core.transitions.write([copy(event)])
         job = told(joblog)
         if finished is not None:
             assert finished == (job.state, job.attempt, job.token, job.finished_at)
@@ -153,7 +153,7 @@ def test_an_older_attempt_never_replaces_a_newer_one(joblog, lives_and_order):
     joblog.Failure.delete().execute()
     highest, before = 0, None
     for event in order:
-        joblog.transitions.write([copy(event)])
+        joblog.core.transitions.write([copy(event)])
         job = told(joblog)
         # A dead or skipped job may be put back by hand, from any attempt.
         if before not in ("dead", "skipped"):
@@ -195,7 +195,7 @@ def test_two_workers_on_one_delivery(joblog, data):
     for events in order:
         event = copy(events[taken[id(events)]])
         taken[id(events)] += 1
-        answers = joblog.transitions.write([event])
+        answers = joblog.core.transitions.write([event])
         job = told(joblog)
         if isinstance(event, Started):
             if answers.get(JID, GRANTED).granted:
@@ -212,8 +212,8 @@ def test_two_workers_on_one_delivery(joblog, data):
 
 def test_a_start_waits_for_no_enqueue_row(joblog):
     """A start is written though its enqueue row comes later, and that changes nothing then."""
-    joblog.transitions.write([start("a")])
-    joblog.transitions.write([enqueued()])
+    joblog.core.transitions.write([start("a")])
+    joblog.core.transitions.write([enqueued()])
 
     assert "started" == told(joblog).state
     assert 1 == joblog.Job.select().count()
@@ -222,9 +222,9 @@ def test_a_start_waits_for_no_enqueue_row(joblog):
 def test_takeover_closes_the_open_run(joblog):
     """A redelivered run closes the open one as interrupted; its late end then changes nothing."""
     first, second = new_token("one"), new_token("one")
-    joblog.transitions.write([start(first)])
-    answer = joblog.transitions.write([start(second)])[JID]
-    joblog.transitions.write([end(first, state="finished")])
+    joblog.core.transitions.write([start(first)])
+    answer = joblog.core.transitions.write([start(second)])[JID]
+    joblog.core.transitions.write([end(first, state="finished")])
 
     assert answer.granted
     job = told(joblog)
@@ -234,9 +234,9 @@ def test_takeover_closes_the_open_run(joblog):
 
 def test_a_presumed_interruption_is_corrected(joblog):
     """A run presumed interrupted that then fails by itself is kept with its own error."""
-    joblog.transitions.write([start("a")])
-    joblog.transitions.write([start("b")])
-    joblog.transitions.write([end("a", state="retrying")])
+    joblog.core.transitions.write([start("a")])
+    joblog.core.transitions.write([start("b")])
+    joblog.core.transitions.write([end("a", state="retrying")])
 
     assert [("a", "retried")] == [(f.token, f.outcome) for f in told(joblog).failures]
 
@@ -244,9 +244,9 @@ def test_a_presumed_interruption_is_corrected(joblog):
 def test_refused_start_tells_the_state(joblog):
     """A start that is refused tells what it found."""
     first, late = new_token("one"), start(new_token("one"))
-    joblog.transitions.write([start(first)])
-    joblog.transitions.write([end(first)])
-    answer = joblog.transitions.write([late])[JID]
+    joblog.core.transitions.write([start(first)])
+    joblog.core.transitions.write([end(first)])
+    answer = joblog.core.transitions.write([late])[JID]
 
     assert (False, "finished") == (answer.granted, answer.found)
     assert first == told(joblog).token
@@ -255,10 +255,10 @@ def test_refused_start_tells_the_state(joblog):
 def test_redelivery_of_a_dead_job(joblog):
     """A dead job is not run again by a redelivery, and is by a new delivery."""
     first, again, put_back = new_token("one"), new_token("one"), new_token("two")
-    joblog.transitions.write([start(first)])
-    joblog.transitions.write([end(first, state="dead")])
-    redelivered = joblog.transitions.write([start(again)])[JID]
-    deliberate = joblog.transitions.write([start(put_back)])[JID]
+    joblog.core.transitions.write([start(first)])
+    joblog.core.transitions.write([end(first, state="dead")])
+    redelivered = joblog.core.transitions.write([start(again)])[JID]
+    deliberate = joblog.core.transitions.write([start(put_back)])[JID]
 
     assert (False, True) == (redelivered.granted, deliberate.granted)
     assert ("started", None, None) == (
@@ -296,7 +296,7 @@ def test_statements_of_a_batch(joblog, asked, count, events):
         count = 1
     count *= 2 if isinstance(joblog.database, MySQLDatabase) else 1
     with asked() as texts:
-        joblog.transitions.write([copy(event) for event in events])
+        joblog.core.transitions.write([copy(event) for event in events])
 
     assert count == len(texts)
 
@@ -342,7 +342,7 @@ def mixed_batch():
 def test_rows_of_every_table_in_one_batch(joblog):
     """A batch of runs, failures, lines and what was sent is written whole, and twice is once."""
     for _ in range(2):
-        answers = joblog.transitions.write(mixed_batch())
+        answers = joblog.core.transitions.write(mixed_batch())
         assert answers.get("other", GRANTED).granted
 
     states = {job.jid: job.state for job in joblog.jobs}
@@ -359,13 +359,13 @@ def test_round_trips_of_a_batch(joblog, tmp_path):
     joblog.database.connect(reuse_if_open=True)
     connection = joblog.database.connection().pgconn
     # The first of its kind is prepared.
-    joblog.transitions.write(mixed_batch())
+    joblog.core.transitions.write(mixed_batch())
     for model in (joblog.Job, joblog.Failure, joblog.Line):
         model.delete().execute()
     trace = tmp_path / "trace"
     with trace.open("w") as file:
         connection.trace(file.fileno())
-        joblog.transitions.write(mixed_batch())
+        joblog.core.transitions.write(mixed_batch())
         connection.untrace()
 
     assert 1 == trace.read_text().count("ReadyForQuery")
@@ -374,12 +374,12 @@ def test_round_trips_of_a_batch(joblog, tmp_path):
 
 def test_an_overtaken_run_in_a_batch(joblog):
     """A run that was taken to be interrupted, and ends beside others, is corrected as if alone."""
-    joblog.transitions.write([start("a")])
-    joblog.transitions.write([start("b")])
+    joblog.core.transitions.write([start("a")])
+    joblog.core.transitions.write([start("b")])
     assert 1 == told(joblog).interruptions
     other = end("c", state="dead")
     other.row["jid"] = other.failure["jid"] = "other"
-    joblog.transitions.write([end("a", state="retrying"), other])
+    joblog.core.transitions.write([end("a", state="retrying"), other])
 
     job = told(joblog)
     assert ("started", "b", None) == (job.state, job.token, job.interruptions)
@@ -397,7 +397,7 @@ def test_more_lines_than_one_statement_takes(joblog):
         )
         for each in ended
     ]
-    joblog.transitions.write(ended)
+    joblog.core.transitions.write(ended)
 
     assert [701, 701] == [joblog.get(event.jid).lines.count() for event in ended]
     assert {"finished"} == {job.state for job in joblog.jobs}
@@ -430,9 +430,9 @@ def test_two_spools_in_any_order(joblog, lives_and_order):
     events, order = lives_and_order
     joblog.Job.delete().execute()
     joblog.Failure.delete().execute()
-    joblog.transitions.write([enqueued()])
+    joblog.core.transitions.write([enqueued()])
     for event in order:
-        joblog.transitions.write([event])
+        joblog.core.transitions.write([event])
 
     last = events[-1].row
     job = told(joblog)
@@ -454,11 +454,11 @@ def kept(token, *, at, attempt=1, cut_off=False):
 
 def test_a_run_that_ended_with_its_process_is_lost(joblog):
     """A run that is told of once its process is gone is lost at once, and is kept."""
-    joblog.transitions.write([kept("a", at=0, cut_off=True)])
+    joblog.core.transitions.write([kept("a", at=0, cut_off=True)])
     assert "lost" == told(joblog).state
 
-    joblog.transitions.write([start("b")])
-    joblog.transitions.write([end("b")])
+    joblog.core.transitions.write([start("b")])
+    joblog.core.transitions.write([end("b")])
     job = told(joblog)
     assert ("finished", ["interrupted"]) == (job.state, [f.outcome for f in job.failures])
 
@@ -468,9 +468,9 @@ def test_a_run_told_late_does_not_close_a_newer_one(joblog, cut_off):
     """A run that began before the one that is going on leaves that alone."""
     now = start("b")
     now.row["started_at"] = NOW + 10
-    joblog.transitions.write([now])
+    joblog.core.transitions.write([now])
     late = kept("a", at=0, cut_off=cut_off)
-    joblog.transitions.write([late])
+    joblog.core.transitions.write([late])
 
     job = told(joblog)
     assert ("started", "b", 1 if cut_off else None) == (job.state, job.token, job.interruptions)
@@ -479,8 +479,8 @@ def test_a_run_told_late_does_not_close_a_newer_one(joblog, cut_off):
 
 def test_a_run_told_late_closes_an_older_one(joblog):
     """A run that began after the one on the row, or whose process is gone, closes that."""
-    joblog.transitions.write([start("a")])
-    joblog.transitions.write([kept("b", at=10)])
+    joblog.core.transitions.write([start("a")])
+    joblog.core.transitions.write([kept("b", at=10)])
     assert "b" == told(joblog).token
 
     gone = {"started_at": 0, "heartbeat_at": 0, "swept_at": 1, "timeout": 1, "threads": 1}
@@ -488,34 +488,34 @@ def test_a_run_told_late_closes_an_older_one(joblog):
     joblog.Job.update(process="gone").execute()
     joblog.release()
     # By the clock of a host that is behind.
-    joblog.transitions.write([kept("c", at=-3_600_000)])
+    joblog.core.transitions.write([kept("c", at=-3_600_000)])
     assert "c" == told(joblog).token
 
 
 @pytest.mark.parametrize("state", ["finished", "dead", "skipped"])
 def test_a_run_told_late_does_not_revive(joblog, state):
     """A run that began before its job ended leaves the end alone; only a later one may begin."""
-    joblog.transitions.write([start("b")])
-    joblog.transitions.write([end("b", state=state)])
-    joblog.transitions.write([kept("a", at=3)])
+    joblog.core.transitions.write([start("b")])
+    joblog.core.transitions.write([end("b", state=state)])
+    joblog.core.transitions.write([kept("a", at=3)])
     assert (state, "b") == (told(joblog).state, told(joblog).token)
 
-    joblog.transitions.write([kept("c", at=6)])
+    joblog.core.transitions.write([kept("c", at=6)])
     assert "c" == told(joblog).token
 
 
 @pytest.mark.parametrize("ends_first", [False, True])
 def test_a_newer_attempt_told_late_decides(joblog, ends_first):
     """An older attempt that ran again, while the log did not know of the newer one, is no end."""
-    joblog.transitions.write([start("a")])
+    joblog.core.transitions.write([start("a")])
     again = start("a again", redelivered=True)
     again.row["started_at"] = NOW + 20
-    joblog.transitions.write([again])
+    joblog.core.transitions.write([again])
     newer = kept("b", at=10, attempt=2), end("b", attempt=2)
     dead = end("a again", state="dead")
     dead.row.update(started_at=NOW + 20, finished_at=NOW + 30)
     for event in (dead, *newer) if ends_first else (*newer, dead):
-        joblog.transitions.write([event])
+        joblog.core.transitions.write([event])
 
     job = told(joblog)
     assert ("finished", 2, "b", None) == (job.state, job.attempt, job.token, job.dead_reason)
@@ -526,13 +526,13 @@ def test_a_newer_attempt_told_late_decides(joblog, ends_first):
 
 def test_a_newer_attempt_that_was_cut_off_is_lost(joblog):
     """A job whose newer attempt ended with its process is lost, though an older one is dead."""
-    joblog.transitions.write([start("a")])
-    joblog.transitions.write([end("a", state="dead")])
-    joblog.transitions.write([kept("b", at=-10, attempt=2, cut_off=True)])
+    joblog.core.transitions.write([start("a")])
+    joblog.core.transitions.write([end("a", state="dead")])
+    joblog.core.transitions.write([kept("b", at=-10, attempt=2, cut_off=True)])
     assert ("lost", 2) == (told(joblog).state, told(joblog).attempt)
 
-    joblog.transitions.write([start("c", 2, redelivered=True)])
-    joblog.transitions.write([end("c", attempt=2)])
+    joblog.core.transitions.write([start("c", 2, redelivered=True)])
+    joblog.core.transitions.write([end("c", attempt=2)])
     job = told(joblog)
     assert ("finished", "c") == (job.state, job.token)
     assert {"a": "dead", "b": "interrupted"} == {f.token: f.outcome for f in job.failures}
@@ -540,10 +540,10 @@ def test_a_newer_attempt_that_was_cut_off_is_lost(joblog):
 
 def test_a_presumed_interruption_is_not_counted(joblog):
     """A run that was taken to be interrupted and ends by itself is not counted as interrupted."""
-    joblog.transitions.write([start("a")])
-    joblog.transitions.write([start("b")])
+    joblog.core.transitions.write([start("a")])
+    joblog.core.transitions.write([start("b")])
     assert 1 == told(joblog).interruptions
-    joblog.transitions.write([end("a", state="retrying")])
+    joblog.core.transitions.write([end("a", state="retrying")])
 
     assert told(joblog).interruptions is None
 
@@ -554,12 +554,12 @@ def test_hosts_with_other_clocks(joblog, ahead):
     worker = {"process": "p", "host": "h", "pid": 1, "timeout": 1, "threads": 1, "skew": ahead}
     joblog.Worker.create(**worker, started_at=NOW, heartbeat_at=NOW + 700)
     joblog.release()
-    joblog.transitions.write([enqueued()])
+    joblog.core.transitions.write([enqueued()])
     run = start("a")
     run.row.update(started_at=NOW + ahead, process="p")
-    joblog.transitions.write([run])
+    joblog.core.transitions.write([run])
     assert max(0, ahead) == told(joblog).queue_time
 
-    joblog.transitions.write([start("b")])
+    joblog.core.transitions.write([start("b")])
     [failure] = told(joblog).failures
     assert 700 == failure.duration

@@ -65,9 +65,9 @@ def make_log(database_url):
 
 def stored(log, **values):
     """Write *values* to a row by an event, as the middleware does, and return the row."""
-    fields = log.own_fields
+    fields = log.core.own_fields
     columns = {fields[name].column_name: fields[name].db_value(v) for name, v in values.items()}
-    log.transitions.write([Started(row(1, **columns))])
+    log.core.transitions.write([Started(row(1, **columns))])
     return log.Job.get()
 
 
@@ -97,7 +97,7 @@ def test_bytes_in_an_own_column(make_log):
 def test_hostile_text(joblog):
     """Quotes, escapes, other alphabets and the look of a parameter are kept as they are."""
     text = "%s ? $1 '\" \\ \\u0041 \u2028 \N{SNOWMAN} \N{GRINNING FACE} \n\t"
-    joblog.transitions.write([Started(row(1, error_message=text, args='["\\u0000"]'))])
+    joblog.core.transitions.write([Started(row(1, error_message=text, args='["\\u0000"]'))])
 
     job = joblog.Job.get()
     assert (text, ["\x00"]) == (job.error_message, job.args)
@@ -109,7 +109,7 @@ def test_a_value_without_a_word(joblog, value):
     if isinstance(joblog.database, peewee.MySQLDatabase) and not isinstance(value, float):
         pytest.skip("pymysql writes the text of whatever it does not know")
     with pytest.raises((TypeError, ValueError, peewee.PeeweeException)):
-        joblog.transitions.write([Started(row(1)), Started(row(2, actor=value))])
+        joblog.core.transitions.write([Started(row(1)), Started(row(2, actor=value))])
 
     assert 0 == joblog.Job.select().count()
 
@@ -118,9 +118,9 @@ def test_a_large_batch(joblog):
     """A batch of any size is written whole, and its starts are answered."""
     events = [Started(row(n)) for n in range(1234)]
     late = [Started(row(n, token=f"token-{n}")) for n in range(1234)]
-    answers = joblog.transitions.write(events)
+    answers = joblog.core.transitions.write(events)
     assert [] == [answer for answer in answers.values() if not answer.granted]
-    answers = joblog.transitions.write(late)
+    answers = joblog.core.transitions.write(late)
 
     assert 1234 == joblog.Job.select().count()
     assert all(answer.granted for answer in answers.values())
@@ -128,9 +128,9 @@ def test_a_large_batch(joblog):
 
 def test_columns_that_only_some_rows_carry(joblog):
     """In a batch of unlike rows each keeps what it says, and what it does not say is kept."""
-    joblog.transitions.write([Enqueued(row(1, "enqueued", token=None, user_id="7"))])
-    joblog.transitions.write([Started(row(1)), Started(row(2, user_id="8"))])
-    joblog.transitions.write([Started(row(3))])
+    joblog.core.transitions.write([Enqueued(row(1, "enqueued", token=None, user_id="7"))])
+    joblog.core.transitions.write([Started(row(1)), Started(row(2, user_id="8"))])
+    joblog.core.transitions.write([Started(row(3))])
 
     users = {job.jid: job.user_id for job in joblog.Job.select()}
     assert {"job-0001": 7, "job-0002": 8, "job-0003": None} == users
@@ -139,11 +139,11 @@ def test_columns_that_only_some_rows_carry(joblog):
 def test_what_an_end_does_not_say_is_empty(joblog):
     """An end that carries no error and no eta leaves none from the run before."""
     failed = row(1, "retrying", eta=NOW, error_type="ValueError", error_message="no")
-    joblog.transitions.write([Ended(failed)])
+    joblog.core.transitions.write([Ended(failed)])
     again = {"attempt": 2, "token": "token-2"}
-    joblog.transitions.write([Started(row(1, **again))])
+    joblog.core.transitions.write([Started(row(1, **again))])
     started = joblog.Job.get()
-    joblog.transitions.write([Ended(row(1, "finished", finished_at=NOW, **again))])
+    joblog.core.transitions.write([Ended(row(1, "finished", finished_at=NOW, **again))])
     finished = joblog.Job.get()
 
     assert ("ValueError", None) == (started.error_type, started.eta)
@@ -154,7 +154,7 @@ def test_one_statement_whatever_the_columns(joblog, asked):
     """Rows that carry different columns still make one statement; on MySQL it asks first."""
     joblog.database.connect(reuse_if_open=True)
     with asked() as texts:
-        joblog.transitions.write([Started(row(1)), Started(row(2, user_id="8"))])
+        joblog.core.transitions.write([Started(row(1)), Started(row(2, user_id="8"))])
 
     assert (2 if isinstance(joblog.database, peewee.MySQLDatabase) else 1) == len(texts)
 
@@ -163,7 +163,7 @@ def test_one_statement_whatever_the_columns(joblog, asked):
 def upsert(postgres_database):
     """Return what writes a log's runs to PostgreSQL."""
     log = JobLog(postgres_database)
-    yield log.transitions._runs
+    yield log.core.transitions._runs
     log.close()
 
 
@@ -212,7 +212,7 @@ def test_a_connection_that_may_not_prepare(postgres_url):
     database = peewee.PostgresqlDatabase(postgres_url, prefer_psycopg3=True, prepare_threshold=None)
     log = JobLog(database)
     log.create_tables()
-    upsert = log.transitions._runs
+    upsert = log.core.transitions._runs
     with database.connection_context():
         assert {"job-0001"} == upsert.write([row(1)])
         made = database.execute_sql("SELECT count(*) FROM pg_prepared_statements").fetchone()

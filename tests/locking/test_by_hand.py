@@ -96,7 +96,7 @@ def test_taken_in_a_loop(joblog):
 def test_a_coroutine_that_is_cancelled(joblog, eventually, when):
     """A coroutine that is cancelled holds nothing, whatever it was about."""
     begun, go = threading.Event(), threading.Event()
-    take = joblog.transitions.locks.take
+    take = joblog.core.locks.take
 
     def slow(claim):
         lease = take(claim)
@@ -122,21 +122,21 @@ def test_a_coroutine_that_is_cancelled(joblog, eventually, when):
         go.set()
 
     if when == "taking":
-        joblog.transitions.locks.take = slow
+        joblog.core.locks.take = slow
     if when == "waiting":
         with joblog.lock("key"):
             asyncio.run(work())
     else:
         asyncio.run(work())
-    joblog.transitions.locks.take = take
-    joblog.writer.flush()
+    joblog.core.locks.take = take
+    joblog.core.writer.flush()
     assert not joblog.locks.exists()
-    assert not joblog.transitions.locks.leases
+    assert not joblog.core.locks.leases
 
 
 def test_a_commit_whose_answer_is_lost(joblog, monkeypatch):
     """A lock that was taken, and that nobody knows of, is not renewed, and is free."""
-    atomic, lost = joblog.transitions.atomic, []
+    atomic, lost = joblog.core.transitions.atomic, []
 
     class Lost:
         def __enter__(self):
@@ -149,13 +149,13 @@ def test_a_commit_whose_answer_is_lost(joblog, monkeypatch):
                 lost.append(True)
                 raise DatabaseAwayError("the answer of a commit is lost")
 
-    monkeypatch.setattr(joblog.transitions, "atomic", Lost)
+    monkeypatch.setattr(joblog.core.transitions, "atomic", Lost)
     with pytest.raises(DatabaseAwayError), joblog.lock("key"):
         pass
-    joblog.writer.flush()
+    joblog.core.writer.flush()
     monkeypatch.undo()
     assert lost
-    assert not joblog.transitions.locks.leases
+    assert not joblog.core.locks.leases
     with joblog.lock("key"):
         pass
 

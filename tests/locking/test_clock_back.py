@@ -21,7 +21,7 @@ def held(joblog):
 
     def hold(key="key", kind=SECTION, ttl=60_000):
         heartbeat = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
-        locks = joblog.transitions.locks
+        locks = joblog.core.locks
         claim = Claim(kind, key, "gone", "token", ttl, process=heartbeat.process)
         with joblog.database.connection_context():
             heartbeat.beat()
@@ -74,7 +74,7 @@ def test_a_heartbeat_of_the_future(joblog, held):
     """A heartbeat of the future counts once, as of now, and all leases are bounded with it."""
     held()
     held("another")
-    locks = joblog.transitions.locks
+    locks = joblog.core.locks
     beat = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000, clock_went_back=locks.bound)
     with joblog.database.connection_context():
         beat.beat()
@@ -110,7 +110,7 @@ def test_doctor_says_so(joblog, held):
 
 def test_what_is_kept_for_a_retry(joblog):
     """A section that is kept until a late retry keeps its time, which is not of a clock."""
-    locks = joblog.transitions.locks
+    locks = joblog.core.locks
     with joblog.database.connection_context():
         locks.take(Claim(SECTION, "key", "job", "token", 1_000))
         locks.keep("key", "job", "token", HOUR)

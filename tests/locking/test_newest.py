@@ -123,7 +123,7 @@ def test_one_whose_row_came_later(joblog, broker, worker, work, eventually):
     first, second = work.message("a", 1), work.message("a", 2)
     broker.enqueue(first)
     broker.enqueue(second)
-    joblog.writer.flush()
+    joblog.core.writer.flush()
     # As if the log had come to know of it only now.
     row = {"state": "enqueued", "token": None, "skip_reason": None, "finished_at": None}
     joblog.Job.update(row).where(joblog.Job.jid == first.message_id).execute()
@@ -154,8 +154,8 @@ def test_one_that_is_on_its_way(joblog, broker, worker, work, eventually, monkey
     first = work.send("a", 1)
     newer = work.message("a", 2)
     with joblog.database.connection_context():
-        newest = joblog.newest
-        claim = joblog.transitions.locks.lock
+        newest = joblog.core.newest
+        claim = joblog.core.locks.lock
         claim.update(owner=newer.message_id, process="sending").where(
             claim.kind == "unique"
         ).execute()

@@ -24,7 +24,7 @@ def broker(joblog, make_broker):
 def rates(joblog):
     """Return the statements on rates, and one connection for them."""
     with joblog.database.connection_context():
-        yield joblog.transitions.locks.rates
+        yield joblog.core.locks.rates
 
 
 def need(limit, per=60_000, key="key"):
@@ -104,7 +104,7 @@ def test_a_clock_that_goes_back(joblog, rates):
     """A start of the future counts for one window from now on, and for no longer."""
     assert 1 == rates.take(need(1))
     pass_time(rates, -3_600_000)
-    joblog.transitions.locks.bound(RATE, "key")
+    joblog.core.locks.bound(RATE, "key")
     assert 0 < rates.room(need(1)).due <= 60_000
     pass_time(rates, 60_000)
     assert 1 == rates.take(need(1))
@@ -113,10 +113,10 @@ def test_a_clock_that_goes_back(joblog, rates):
 def test_what_is_not_kept(joblog, rates):
     """The starts of a key that nobody wants any more are forgotten after a while."""
     rates.take(need(3, 1_000), 3)
-    joblog.transitions.locks.clean()
+    joblog.core.locks.clean()
     assert 4 == joblog.Lock.select().where(joblog.Lock.kind == RATE).count()
     pass_time(rates, 1_000)
-    joblog.transitions.locks.clean(idle=-1)
+    joblog.core.locks.clean(idle=-1)
     assert 0 == joblog.Lock.select().where(joblog.Lock.kind == RATE).count()
     assert 3 == rates.take(need(3, 1_000), 9)
 

@@ -350,7 +350,7 @@ def test_a_lost_run_whose_section_is_taken(joblog, job_factory, policy, attempt)
     row = {"jid": "j", "actor": "work", "queue": "default", "state": "started", "token": "b"}
     row |= {"attempt": attempt, "started_at": 0, "created_at": 0, "updated_at": 0, "process": None}
     row |= {"worker": "w", "section": "key"}
-    joblog.writer.write(Started(row, section=section))
+    joblog.core.writer.write(Started(row, section=section))
 
     job = joblog.get("j")
     assert "waiting" == job.state
@@ -498,7 +498,7 @@ def test_a_lease_that_is_over_before_the_body_begins(joblog, make_broker, worker
     """A run that hears of its section only once another is in it does not begin; it comes back."""
     broker = make_broker("stub", "last", joblog=joblog)
     inside, order, leave = [], [], threading.Event()
-    write = joblog.writer.write
+    write = joblog.core.writer.write
 
     @dramatiq.actor(exclusive=Exclusive("key", on_conflict="wait", ttl=200))
     def section(name):
@@ -512,14 +512,14 @@ def test_a_lease_that_is_over_before_the_body_begins(joblog, make_broker, worker
         answer = write(event)
         if event.row["jid"] == first.message_id and answer.lease is not None and not order:
             # As when the writer is held up right after its commit, and renews nothing.
-            joblog.transitions.locks.forget(event.row["token"])
+            joblog.core.locks.forget(event.row["token"])
             eventually(lambda: answer.lease.lost)
             section.send("second")
             eventually(lambda: inside == ["second"])
-            joblog.writer.write = write
+            joblog.core.writer.write = write
         return answer
 
-    joblog.writer.write = late
+    joblog.core.writer.write = late
     with worker(broker):
         first = section.message("first")
         broker.enqueue(first)
@@ -542,13 +542,13 @@ def test_whatever_fails_it_does_not_run_unguarded(
     """A fault in the log itself never lets a job run without its section; it comes back."""
     monkeypatch.setattr(refusals, "AWAY_DELAY", 50)
     runs, taken = [], []
-    take_all = joblog.transitions.locks.take_all
+    take_all = joblog.core.locks.take_all
 
     def broken(claims):
         taken.append(claims)
         raise ZeroDivisionError("a fault of ours")
 
-    monkeypatch.setattr(joblog.transitions.locks, "take_all", broken)
+    monkeypatch.setattr(joblog.core.locks, "take_all", broken)
 
     @dramatiq.actor(exclusive=Exclusive("key", on_conflict=policy), max_retries=0)
     def work():
@@ -558,7 +558,7 @@ def test_whatever_fails_it_does_not_run_unguarded(
         message = work.send()
         eventually(lambda: len(taken) > 4)
         assert [] == runs
-        monkeypatch.setattr(joblog.transitions.locks, "take_all", take_all)
+        monkeypatch.setattr(joblog.core.locks, "take_all", take_all)
         broker.join("default", timeout=30_000)
 
     assert [1] == runs
@@ -572,13 +572,13 @@ def test_a_start_whose_answer_did_not_arrive(joblog):
     row = {"jid": "job", "actor": "work", "queue": "default", "state": "started", "attempt": 1}
     row |= instants | {"token": "run", "process": None, "worker": "here"}
     start = Started(row, section=section)
-    first, again = (joblog.writer.write(start) for _ in range(2))
+    first, again = (joblog.core.writer.write(start) for _ in range(2))
     assert first.granted
     assert again.granted
     assert first.lease.fence == again.lease.fence == 1
 
     joblog.Lock.update(token="another", owner="another").execute()
-    late = joblog.writer.write(start)
+    late = joblog.core.writer.write(start)
     assert not late.granted
     assert late.delay is not None
 
@@ -601,7 +601,7 @@ def test_statements_of_sections(joblog, asked, count):
 
     def statements(events):
         with asked() as texts:
-            answers = joblog.writer._sections.write(events)
+            answers = joblog.core.writer._sections.write(events)
         assert all(answer.granted for answer in answers.values())
         return [text.lstrip("(").split()[0] for text in texts]
 
@@ -627,7 +627,7 @@ def test_ends_of_one_batch(joblog):
 
     jids = ["ends", "dies", "retries", "other", "stale"]
     for jid in jids:
-        assert joblog.writer.write(event(Started, "started", jid, f"run of {jid}")).granted
+        assert joblog.core.writer.write(event(Started, "started", jid, f"run of {jid}")).granted
     joblog.Job.update(token="a later run").where(joblog.Job.jid == "stale").execute()
     ends = [
         end("ends", "run of ends", "finished"),
@@ -637,8 +637,8 @@ def test_ends_of_one_batch(joblog):
         end("stale", "run of stale", "finished"),
     ]
     # First without what needs several statements on any database.
-    joblog.writer._sections.write([ends[0], *ends[3:]])
-    joblog.writer._sections.write(ends)
+    joblog.core.writer._sections.write([ends[0], *ends[3:]])
+    joblog.core.writer._sections.write(ends)
 
     owners = {lock.key: (lock.owner, lock.token) for lock in joblog.Lock.select()}
     held = [owners[f"key of {jid}"] for jid in jids]

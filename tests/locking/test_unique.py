@@ -65,7 +65,7 @@ def test_a_start_and_a_retry_confirm(joblog, broker, worker, eventually, fails):
             raise ValueError
 
     work.send()
-    joblog.writer.flush()
+    joblog.core.writer.flush()
     joblog.Lock.update(expires_at=joblog.now()).execute()
     joblog.release()
     with worker(broker):
@@ -86,7 +86,7 @@ def test_a_start_takes_no_key_from_another(joblog, broker, worker, eventually):
     """A job whose key has run out, and is another's by now, runs and leaves it to that one."""
     work = dramatiq.actor(lambda: None, actor_name="work", unique="key")
     first = work.send()
-    joblog.writer.flush()
+    joblog.core.writer.flush()
     joblog.Lock.update(expires_at=joblog.now()).execute()
     joblog.release()
     second = work.send_with_options(delay=SLACK)
@@ -105,7 +105,7 @@ def test_a_waiter_confirms(joblog, broker, worker, eventually):
         exclusive=Exclusive("section", on_conflict="wait"),
     )
     work.send()
-    joblog.writer.flush()
+    joblog.core.writer.flush()
     joblog.Lock.update(expires_at=joblog.now()).execute()
     lock = joblog.lock("section")
     lock.__enter__()
@@ -138,7 +138,7 @@ def test_a_copy_with_other_arguments(joblog, broker):
     )
     first = work.send(1)
     broker.enqueue(first.copy(message_id="another", args=(2,)))
-    joblog.writer.flush()
+    joblog.core.writer.flush()
     assert ["unique:1", "unique:2"] == sorted(row.key for row in joblog.Lock.select())
     assert "section:2" == joblog.get("another").section
 
@@ -195,14 +195,14 @@ def test_inside_a_transaction_of_sqlite(tmp_path, make_broker):
         plain.send()
     work.send()
     assert 2 == broker.queues["default"].qsize()
-    assert not joblog.writer.away
+    assert not joblog.core.writer.away
     joblog.close()
     database.close()
 
 
 def test_a_claim_whose_answer_is_lost(joblog, broker, monkeypatch):
     """A key that was taken for a message that is not sent is free, though the answer was lost."""
-    atomic = joblog.transitions.atomic
+    atomic = joblog.core.transitions.atomic
     lost = []
 
     class Lost:
@@ -217,10 +217,10 @@ def test_a_claim_whose_answer_is_lost(joblog, broker, monkeypatch):
                 raise DatabaseAwayError("the answer of a commit is lost")
 
     work = dramatiq.actor(lambda: None, actor_name="work", unique="key")
-    monkeypatch.setattr(joblog.transitions, "atomic", Lost)
+    monkeypatch.setattr(joblog.core.transitions, "atomic", Lost)
     with pytest.raises(Exception, match="the answer of a commit is lost"):
         work.send()
-    joblog.writer.flush()
+    joblog.core.writer.flush()
     monkeypatch.undo()
     assert lost
     work.send()

@@ -64,7 +64,7 @@ def test_a_secret_is_not_kept_and_runs_again_by_its_key_only(log, broker, worker
     log.release()
 
     assert "hunter2" not in repr(job.__data__)
-    if log.seal is None:
+    if log.core.seal is None:
         with pytest.raises(RequeueError, match=r"must not be shown; JobLog\(seal_key=...\)"):
             log.requeue(job.jid)
         return

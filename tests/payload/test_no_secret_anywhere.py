@@ -307,7 +307,7 @@ def test_no_secret_comes_out(log, broker, worker, database_url, tmp_path, caplog
     with worker(broker, worker_threads=2):
         broker.join("default", fail_fast=False)
         for job in log.jobs.in_state("finished", "dead", "skipped"):
-            if log.seal is not None and job.actor in ("login", "tell", "ByClass"):
+            if log.core.seal is not None and job.actor in ("login", "tell", "ByClass"):
                 log.requeue(job.jid, who="ada")
         broker.join("default", fail_fast=False)
     jids = [job.jid for job in log.jobs]
@@ -359,11 +359,11 @@ def test_a_sealed_secret_runs_again(log, broker, worker):
     with worker(broker):
         sent = login.send("ada", secret("again"))
         broker.join("default")
-        if log.seal is not None:
+        if log.core.seal is not None:
             log.requeue(sent.message_id)
             broker.join("default")
 
-    assert [secret("again")] * (1 if log.seal is None else 2) == seen
+    assert [secret("again")] * (1 if log.core.seal is None else 2) == seen
 
 
 def test_the_same_secret_makes_the_same_key(log, broker, worker, eventually):

@@ -39,7 +39,7 @@ def sender(joblog, redis_url):
 
     def send(actor, queue="default"):
         message = broker.enqueue(dramatiq.Message(queue, actor, (), {}, {}))
-        joblog.writer.flush()
+        joblog.core.writer.flush()
         return message.message_id
 
     yield send

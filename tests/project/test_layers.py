@@ -23,6 +23,7 @@ LAYERS = (
     ("admin", "broker"),
     ("asking", "reading"),
     ("alerts",),
+    ("core",),
     ("joblog",),
     ("middleware",),
     ("__init__", "importing"),
@@ -33,7 +34,7 @@ LAYERS = (
 )
 
 #: What may use all of the host; the rest takes only these from it.
-BROKER_SIDE = {"broker", "django", "joblog", "middleware", "testing"}
+BROKER_SIDE = {"broker", "core", "django", "joblog", "middleware", "testing"}
 HOST_HELPERS = {"dramatiq.errors", "dramatiq.logging", "dramatiq.middleware.MiddlewareError"}
 
 #: peewee's names for the kinds of databases: only the dialects look at these.

@@ -132,7 +132,7 @@ def test_the_rehearsal_changes_nothing(joblog, job_factory):
     job_factory(jid="a")
     before = joblog.get("a").as_dict()
 
-    joblog.transitions.rehearse()
+    joblog.core.transitions.rehearse()
 
     assert [before] == [job.as_dict() for job in joblog.jobs]
     assert 0 == joblog.Failure.select().count() == joblog.Lock.select().count()

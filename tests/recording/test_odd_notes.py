@@ -84,7 +84,7 @@ def test_an_outcome_is_kept_whatever_is_noted(joblog, make_broker, worker, value
 
     job = joblog.get(message.message_id)
     assert ("dead" if fails else "finished") == job.state
-    assert 0 == joblog.writer.lost
+    assert 0 == joblog.core.writer.lost
     assert 1 == len(list(job.lines))
     if fails:
         failure = job.failures.get()

@@ -151,9 +151,9 @@ def run_through(joblog, make_broker, worker, leave, eventually):
         for n in range(8, JOBS):
             work.send(n)
         broker.join("default", timeout=60_000)
-        was_away = joblog.writer.away
+        was_away = joblog.core.writer.away
         back()
-        eventually(lambda: not joblog.writer.away, timeout=30)
+        eventually(lambda: not joblog.core.writer.away, timeout=30)
         for n in range(JOBS, JOBS + 8):
             work.send(n)
         broker.join("default")
@@ -221,7 +221,7 @@ def test_a_full_database(make_broker, worker, eventually, tmp_path):
     joblog = JobLog(f"sqlite:///{tmp_path / 'jobs.db'}", spool=tmp_path / "spool")
     joblog.create_tables()
     limit = {"pages": None}
-    write = joblog.transitions.write
+    write = joblog.core.transitions.write
 
     def limited(events):
         # The limit belongs to a connection, and the writer opens new ones.
@@ -229,7 +229,7 @@ def test_a_full_database(make_broker, worker, eventually, tmp_path):
             joblog.database.execute_sql(f"PRAGMA max_page_count = {limit['pages']}")
         return write(events)
 
-    joblog.transitions.write = limited
+    joblog.core.transitions.write = limited
 
     def full():
         [(pages,)] = joblog.database.execute_sql("PRAGMA page_count").fetchall()
@@ -265,7 +265,7 @@ def test_block(proxy, through_proxy, make_broker, worker, eventually):
         work.send(2)
         eventually(broker.queues["default"].empty)
         assert [1] == runs
-        assert not joblog.writer.away
+        assert not joblog.core.writer.away
         proxy.resume()
         broker.join("default")
 
@@ -291,8 +291,8 @@ def test_drop(proxy, through_proxy, make_broker, worker, eventually):
             work.send(n)
         broker.join("default")
         proxy.resume()
-        eventually(lambda: not joblog.writer.away)
-        assert 30 == joblog.writer.lost
+        eventually(lambda: not joblog.core.writer.away)
+        assert 30 == joblog.core.writer.lost
         work.send(10)
         broker.join("default")
 
@@ -314,15 +314,15 @@ def test_another_process_replays(tmp_path, eventually):
 
     first = JobLog(url, spool=tmp_path / "spool")
     event = Enqueued(row | {"jid": "a", "created_at": 0, "updated_at": 0})
-    first.writer.write(event)
-    assert first.writer.away
+    first.core.writer.write(event)
+    assert first.core.writer.away
     first.close()
     assert 1 == len(list((tmp_path / "spool").iterdir()))
 
     (tmp_path / "log").mkdir()
     second = JobLog(url, spool=tmp_path / "spool")
     second.create_tables()
-    second.writer.put(Enqueued(event.row | {"jid": "b"}))
+    second.core.writer.put(Enqueued(event.row | {"jid": "b"}))
     eventually(lambda: second.jobs.count() == 2)
     assert [] == list((tmp_path / "spool").iterdir())
     second.close()
@@ -341,15 +341,15 @@ FULL = """
     row = dict(actor="work", queue="default", state="enqueued", attempt=1)
     row |= dict(created_at=0, updated_at=0, args='["' + "x" * 5000 + '"]')
     for n in range(400):
-        joblog.writer.put(Enqueued(row | {"jid": f"j{n}"}))
-    while not joblog.writer.flush(timeout=0.1) and not joblog.writer.away:
+        joblog.core.writer.put(Enqueued(row | {"jid": f"j{n}"}))
+    while not joblog.core.writer.flush(timeout=0.1) and not joblog.core.writer.away:
         pass
     print("full", flush=True)
     sys.stdin.readline()
     resource.setrlimit(resource.RLIMIT_FSIZE, whole)
-    joblog.writer.flush(timeout=60)
-    while joblog.writer.away:
-        joblog.writer.flush(timeout=1)
+    joblog.core.writer.flush(timeout=60)
+    while joblog.core.writer.away:
+        joblog.core.writer.flush(timeout=1)
     joblog.close()
 """
 
@@ -384,14 +384,18 @@ def test_no_password_is_logged(postgres_server, tmp_path, caplog, away):
     url = f"postgresql://nobody:{password}@127.0.0.1:{port}/nowhere"
     caplog.set_level("DEBUG")
     joblog = JobLog(url, spool=tmp_path / "spool")
-    joblog.writer.write(Enqueued({"jid": "a", "state": "enqueued"}))
+    joblog.core.writer.write(Enqueued({"jid": "a", "state": "enqueued"}))
     raised = []
-    for ask in (joblog.create_tables, lambda: joblog.writer.call(print), lambda: joblog.get("a")):
+    for ask in (
+        joblog.create_tables,
+        lambda: joblog.core.writer.call(print),
+        lambda: joblog.get("a"),
+    ):
         with pytest.raises(Exception) as error:
             ask()
         raised.append("".join(traceback.format_exception(error.value)))
     said = [*caplog.messages, *raised, repr(joblog.doctor()), joblog.name, repr(joblog)]
-    assert joblog.writer.away
+    assert joblog.core.writer.away
     assert "is unavailable" in caplog.text
     assert password not in "\n".join(said)
     joblog.close()

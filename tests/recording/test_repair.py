@@ -67,7 +67,7 @@ def test_only_the_column_is_left_out(joblog, make_broker, worker):
         pass
 
     message = work.send(1, "x")
-    joblog.writer.flush()
+    joblog.core.writer.flush()
     early = joblog.get(message.message_id)
     assert (None, [1, "x"], 7) == (early.user_id, early.args, early.age)
     assert "user" in early.note
@@ -95,7 +95,7 @@ def test_an_outcome_is_kept_whatever_the_columns(joblog, make_broker, worker):
     job = joblog.get(message.message_id)
     assert ("dead", [99], "aaaaa") == (job.state, job.args, job.tenant)
     assert "ValueError" in job.failures.get().traceback
-    assert 0 == joblog.writer.lost
+    assert 0 == joblog.core.writer.lost
 
 
 def test_each_column_by_itself(any_joblog, make_broker, worker):
@@ -108,7 +108,7 @@ def test_each_column_by_itself(any_joblog, make_broker, worker):
         raise ValueError
 
     message = work.send_with_options(age=200, floor=-1, max_retries=0)
-    joblog.writer.flush()
+    joblog.core.writer.flush()
     row = joblog.get(message.message_id)
     assert (None, None, "acme") == (row.age, row.floor, row.tenant)
     assert all(f"column {name} (" in row.note for name in ("age", "floor"))
@@ -133,7 +133,7 @@ def test_a_column_that_fits_by_now(joblog, make_broker, worker):
         pass
 
     message = work.send(1)
-    joblog.writer.flush()
+    joblog.core.writer.flush()
     assert "column user_id" in joblog.get(message.message_id).note
 
     Person.create(id=1, name="ada")
@@ -152,7 +152,7 @@ def test_own_columns_are_kept_on_each_rung(joblog):
     row = {"jid": "j", "actor": "a", "queue": "q", "state": "dead", "attempt": 1, "token": "t"}
     row |= dict.fromkeys(("created_at", "updated_at", "enqueued_at", "finished_at"), now)
     row |= {"error_type": "x" * 999, "age": 7, "tenant": "acme", "user_id": 99}
-    joblog.writer.write(Ended(row, None))
+    joblog.core.writer.write(Ended(row, None))
 
     job = joblog.get("j")
     assert ("dead", 7, "acme", None) == (job.state, job.age, job.tenant, job.user_id)
@@ -187,13 +187,13 @@ def test_the_last_rung_is_the_outcome(joblog):
         "error_type": "x" * 999,
         "duration": 2**70,
     }
-    joblog.writer.write(Ended(row, failure, lines=[{"jid": "j", "token": None}]))
+    joblog.core.writer.write(Ended(row, failure, lines=[{"jid": "j", "token": None}]))
 
     job = joblog.get("j")
     assert ("dead", 1, now) == (job.state, job.attempt, round(job.finished_at.timestamp() * 1000))
     assert ["dead"] == [row.outcome for row in job.failures]
     assert "before" in job.note
-    assert 0 == joblog.writer.lost
+    assert 0 == joblog.core.writer.lost
 
 
 def test_each_rung_leaves_out_more():

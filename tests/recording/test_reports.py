@@ -78,16 +78,16 @@ def test_one_statement_for_all(joblog, broker, worker, asked, go_on):
     for n in range(8):
         work.send(n)
     with worker(broker, worker_threads=8):
-        joblog.writer.end_chore(middleware._reports.write, lambda: None)
+        joblog.core.writer.end_chore(middleware._reports.write, lambda: None)
         told.wait()
-        joblog.writer.flush()
+        joblog.core.writer.flush()
 
         def write():
             with asked() as texts:
                 middleware._reports.write()
             return [text.split()[0] for text in texts]
 
-        first, second = joblog.writer.call(write), joblog.writer.call(write)
+        first, second = joblog.core.writer.call(write), joblog.core.writer.call(write)
         go_on.set()
         broker.join("default")
     assert ["INSERT", "UPDATE"] == [sql for sql in first if sql in ("INSERT", "UPDATE")]
@@ -201,9 +201,9 @@ def test_lines_outlive_an_outage(sqlite_url, make_broker, worker, eventually):
     message = work.send()
     with worker(broker):
         broker.join("default", timeout=60_000)
-        assert log.writer.away
+        assert log.core.writer.away
         log.database.execute_sql("ALTER TABLE away RENAME TO joblog_line")
-        eventually(lambda: not log.writer.away, timeout=30)
+        eventually(lambda: not log.core.writer.away, timeout=30)
     job = log.get(message.message_id)
     assert ["begun"] == [line.text for line in job.lines]
     assert {"done": 1, "total": 1, "text": None} == job.progress

@@ -22,7 +22,7 @@ NOW = 1_800_000_000_000
 def kinds(joblog):
     """Return the kinds of events of jobs that are written, in order."""
     seen = []
-    write = joblog.transitions.write
+    write = joblog.core.transitions.write
 
     def note(events):
         answers = write(events)
@@ -30,7 +30,7 @@ def kinds(joblog):
         seen.extend(event.kind for event in events if event.kind != "enqueue")
         return answers
 
-    joblog.transitions.write = note
+    joblog.core.transitions.write = note
     return seen
 
 
@@ -156,9 +156,9 @@ def test_an_unknown_time(joblog, make_broker):
 
 def test_an_end_on_a_job_that_was_put_back(joblog):
     """A job that was put back as it was, and whose next run is short, ends as that run did."""
-    joblog.transitions.write([start("a")])
-    joblog.transitions.write([Ended(row("delayed", "a"))])
-    joblog.transitions.write([whole("b")])
+    joblog.core.transitions.write([start("a")])
+    joblog.core.transitions.write([Ended(row("delayed", "a"))])
+    joblog.core.transitions.write([whole("b")])
 
     assert ("finished", "b", []) == told(joblog)
 
@@ -166,9 +166,9 @@ def test_an_end_on_a_job_that_was_put_back(joblog):
 def test_an_end_of_a_redelivered_run(joblog):
     """A short run whose message was delivered again closes the open one as interrupted."""
     first, again = new_token("one"), new_token("one")
-    joblog.transitions.write([start(first)])
-    joblog.transitions.write([whole(again)])
-    joblog.transitions.write([whole(again)])
+    joblog.core.transitions.write([start(first)])
+    joblog.core.transitions.write([whole(again)])
+    joblog.core.transitions.write([whole(again)])
 
     assert ("finished", again, ["interrupted"]) == told(joblog)
 
@@ -176,10 +176,10 @@ def test_an_end_of_a_redelivered_run(joblog):
 def test_an_end_on_a_finished_job(joblog):
     """A redelivered run of a job that has ended changes nothing, unless it may run again."""
     first, again, more = (new_token("one") for _ in range(3))
-    joblog.transitions.write([whole(first)])
-    joblog.transitions.write([whole(again, state="dead")])
+    joblog.core.transitions.write([whole(first)])
+    joblog.core.transitions.write([whole(again, state="dead")])
     kept = told(joblog)
-    joblog.transitions.write([whole(more, rerun=True)])
+    joblog.core.transitions.write([whole(more, rerun=True)])
 
     assert ("finished", first, []) == kept
     assert ("finished", more, ["finished"]) == told(joblog)
@@ -188,9 +188,9 @@ def test_an_end_on_a_finished_job(joblog):
 def test_an_end_whose_start_was_written(joblog):
     """An end that carries a start which was written after all counts once."""
     end = whole("a")
-    joblog.transitions.write([end.start])
-    joblog.transitions.write([end])
-    joblog.transitions.write([end])
+    joblog.core.transitions.write([end.start])
+    joblog.core.transitions.write([end])
+    joblog.core.transitions.write([end])
 
     assert ("finished", "a", []) == told(joblog)
 
@@ -200,7 +200,7 @@ def test_short_jobs_while_the_database_is_away(joblog, make_broker, worker, even
     """What is kept of short jobs while the database is away is replayed as it was."""
     broker = make_broker("stub", joblog=joblog, start="soon")
     done = threading.Semaphore(0)
-    joblog.writer.flush()
+    joblog.core.writer.flush()
 
     @dramatiq.actor
     def work():

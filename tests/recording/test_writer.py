@@ -46,7 +46,7 @@ def test_nothing_starts_before_the_first_event(tmp_path):
     before = threading.active_count()
     joblog = JobLog(f"sqlite:///{path}")
 
-    assert joblog.writer.flush()
+    assert joblog.core.writer.flush()
     joblog.close()
 
     assert before == threading.active_count()
@@ -57,7 +57,7 @@ def test_many_waiters_share_a_commit(joblog):
     """Events that wait while a batch is written are written as one, and all are answered."""
     batches = []
     gate, entered = threading.Event(), threading.Event()
-    write = joblog.transitions.write
+    write = joblog.core.transitions.write
 
     def slow(events):
         batches.append(len(events))
@@ -65,10 +65,10 @@ def test_many_waiters_share_a_commit(joblog):
         gate.wait(10)
         return write(events)
 
-    joblog.transitions.write = slow
+    joblog.core.transitions.write = slow
     threads = [
         threading.Thread(
-            target=joblog.writer.write,
+            target=joblog.core.writer.write,
             args=(Started(row(f"j{n}", "started", token=f"{n}")),),
         )
         for n in range(9)
@@ -77,7 +77,7 @@ def test_many_waiters_share_a_commit(joblog):
     assert entered.wait(10)
     for thread in threads[1:]:
         thread.start()
-    while len(joblog.writer._tickets) < 8:
+    while len(joblog.core.writer._tickets) < 8:
         pass
     gate.set()
     for thread in threads:
@@ -90,16 +90,16 @@ def test_many_waiters_share_a_commit(joblog):
 def test_what_rides(joblog):
     """An event that rides costs no commit of its own, and is written at the latest when asked."""
     batches = []
-    write = joblog.transitions.write
-    joblog.transitions.write = lambda events: batches.append(len(events)) or write(events)
-    joblog.writer.write(Enqueued(row("first")))
+    write = joblog.core.transitions.write
+    joblog.core.transitions.write = lambda events: batches.append(len(events)) or write(events)
+    joblog.core.writer.write(Enqueued(row("first")))
 
-    riding = joblog.writer.ride(Enqueued(row("rides")))
+    riding = joblog.core.writer.ride(Enqueued(row("rides")))
     assert not riding.acquire(timeout=0.1)
-    joblog.writer.write(Enqueued(row("next")))
+    joblog.core.writer.write(Enqueued(row("next")))
     assert riding.acquire(blocking=False)
-    riding = joblog.writer.ride(Enqueued(row("alone")))
-    joblog.writer.wake()
+    riding = joblog.core.writer.ride(Enqueued(row("alone")))
+    joblog.core.writer.wake()
     assert riding.acquire(timeout=30)
 
     assert [1, 2, 1] == batches
@@ -110,7 +110,7 @@ def test_rows_keep_the_order_of_sending(joblog):
     """Jobs that are written together are numbered as they were sent."""
     names = [f"{n * 7919 % 100}" for n in range(100)]
 
-    joblog.transitions.write(
+    joblog.core.transitions.write(
         [Enqueued(row(jid, enqueued_at=NOW + n)) for n, jid in enumerate(names)]
     )
 
@@ -120,19 +120,19 @@ def test_rows_keep_the_order_of_sending(joblog):
 def test_a_jobs_events_keep_their_order(joblog):
     """Events of one job that are waiting together are written one after the other."""
     gate, entered = threading.Event(), threading.Event()
-    write = joblog.transitions.write
+    write = joblog.core.transitions.write
 
     def slow(events):
         entered.set()
         gate.wait(10)
         return write(events)
 
-    joblog.transitions.write = slow
-    joblog.writer.put(Enqueued(row("other")))
+    joblog.core.transitions.write = slow
+    joblog.core.writer.put(Enqueued(row("other")))
     assert entered.wait(10)
-    joblog.writer.put(Enqueued(row("j")))
-    joblog.writer.put(Started(row("j", "started", token="t")))
-    joblog.writer.put(Ended(row("j", "finished", token="t", finished_at=NOW)))
+    joblog.core.writer.put(Enqueued(row("j")))
+    joblog.core.writer.put(Started(row("j", "started", token="t")))
+    joblog.core.writer.put(Ended(row("j", "finished", token="t", finished_at=NOW)))
     gate.set()
 
     assert "finished" == joblog.get("j").state
@@ -142,24 +142,24 @@ def test_poison_does_not_take_its_batch(joblog, caplog):
     """An event the database refuses is stored without what it refused; the others as they are."""
     poisoned = row("b", args="[1]", max_retries=2**80)
     gate, entered = threading.Event(), threading.Event()
-    write = joblog.transitions.write
+    write = joblog.core.transitions.write
 
     def slow(events):
         entered.set()
         gate.wait(10)
         return write(events)
 
-    joblog.transitions.write = slow
-    joblog.writer.put(Enqueued(row("first")))
+    joblog.core.transitions.write = slow
+    joblog.core.writer.put(Enqueued(row("first")))
     assert entered.wait(10)
     for event in (row("a", args="[1]"), poisoned, row("c", args="[1]")):
-        joblog.writer.put(Enqueued(event))
+        joblog.core.writer.put(Enqueued(event))
     gate.set()
 
     assert ["a", "b", "c", "first"] == jids(joblog)
     assert [1] == joblog.get("a").args == joblog.get("c").args
     assert "not stored" in joblog.get("b").note
-    assert 0 == joblog.writer.lost
+    assert 0 == joblog.core.writer.lost
 
 
 @pytest.mark.parametrize("part", ["row", "failure", "lines"])
@@ -174,10 +174,10 @@ def test_poison_in_a_batch_of_every_table(joblog, part):
     too_large = {"row": events[1].row, "failure": events[1].failure, "lines": events[1].lines[0]}
     too_large[part] |= {"max_retries" if part == "row" else "attempt": 2**80}
     gate = threading.Event()
-    chore = threading.Thread(target=joblog.writer.call, args=(lambda: gate.wait(10),))
+    chore = threading.Thread(target=joblog.core.writer.call, args=(lambda: gate.wait(10),))
     chore.start()
     for event in (*events, Enqueued(row("sent"))):
-        joblog.writer.put(event)
+        joblog.core.writer.put(event)
     gate.set()
     chore.join()
 
@@ -186,7 +186,7 @@ def test_poison_in_a_batch_of_every_table(joblog, part):
     for jid in "ac":
         job = joblog.get(jid)
         assert (1, 1) == (job.failures.count(), job.lines.count())
-    assert lost == joblog.writer.lost
+    assert lost == joblog.core.writer.lost
 
 
 @pytest.mark.new_database
@@ -194,11 +194,11 @@ def test_tables_that_were_not_made_yet(database_url, caplog, eventually):
     """Without tables events are kept, the cure is named, and they are written once there are."""
     joblog = JobLog(database_url)
     with caplog.at_level(logging.ERROR):
-        joblog.writer.write(Started(row("j", "started", token="t")))
-    assert joblog.writer.away
+        joblog.core.writer.write(Started(row("j", "started", token="t")))
+    assert joblog.core.writer.away
     assert "create_tables()" in caplog.text
     joblog.create_tables()
-    eventually(lambda: not joblog.writer.away)
+    eventually(lambda: not joblog.core.writer.away)
 
     assert "started" == joblog.get("j").state
     joblog.close()
@@ -212,7 +212,7 @@ def test_waits_for_a_locked_file(tmp_path):
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     writing = threading.Thread(
-        target=joblog.writer.write, args=(Started(row("j", "started", token="t")),)
+        target=joblog.core.writer.write, args=(Started(row("j", "started", token="t")),)
     )
     writing.start()
     writing.join(0.2)
@@ -231,16 +231,16 @@ def test_a_deadlock_is_tried_again(postgres_url):
     joblog = JobLog(postgres_url)
     joblog.create_tables()
     for jid in ("a", "b"):
-        joblog.writer.write(Enqueued(row(jid)))
+        joblog.core.writer.write(Enqueued(row(jid)))
     go_on = threading.Event()
     with psycopg.connect(postgres_url) as other:
         # Of the two it is the log that notices.
         other.execute("SET deadlock_timeout = '1min'")
         other.execute("UPDATE joblog_job SET note = 'b' WHERE jid = 'b'")
-        held = threading.Thread(target=joblog.writer.call, args=(lambda: go_on.wait(30),))
+        held = threading.Thread(target=joblog.core.writer.call, args=(lambda: go_on.wait(30),))
         held.start()
         for jid in ("a", "b"):
-            joblog.writer.put(Started(row(jid, "started", token=jid)))
+            joblog.core.writer.put(Started(row(jid, "started", token=jid)))
         go_on.set()
         # Waits for the batch, which waits for this.
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
@@ -249,9 +249,9 @@ def test_a_deadlock_is_tried_again(postgres_url):
                 pass
         other.execute("UPDATE joblog_job SET note = 'a' WHERE jid = 'a'")
     held.join()
-    joblog.writer.flush()
+    joblog.core.writer.flush()
 
-    assert not joblog.writer.away
+    assert not joblog.core.writer.away
     assert 2 == joblog.jobs.started().count()
     assert {"a", "b"} == {job.note for job in joblog.jobs}
     joblog.close()
@@ -261,15 +261,15 @@ def test_a_connection_that_was_cut(postgres_url):
     """A connection that the server cut is replaced, and nothing is lost."""
     joblog = JobLog(postgres_url)
     joblog.create_tables()
-    joblog.writer.write(Started(row("a", "started", token="t")))
+    joblog.core.writer.write(Started(row("a", "started", token="t")))
     joblog.database.execute_sql(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
         "WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
-    joblog.writer.write(Started(row("b", "started", token="t")))
+    joblog.core.writer.write(Started(row("b", "started", token="t")))
 
     assert ["a", "b"] == jids(joblog)
-    assert 0 == joblog.writer.lost
+    assert 0 == joblog.core.writer.lost
     joblog.close()
 
 
@@ -279,8 +279,8 @@ def test_a_senders_transaction(joblog, database_url):
         if not database_url.startswith("sqlite"):
             # In one SQLite file the second to write waits for the first to end.
             joblog.Job.insert(row("mine")).execute()
-        joblog.writer.put(Enqueued(row("j")))
-        assert joblog.writer.flush(timeout=10)
+        joblog.core.writer.put(Enqueued(row("j")))
+        assert joblog.core.writer.flush(timeout=10)
         transaction.rollback()
     assert ["j"] == jids(joblog)
 
@@ -291,7 +291,7 @@ SENDER = """
     from dramatiq_joblog.recording.events import Ended, Enqueued, Event, Started
     joblog = JobLog(sys.argv[1])
     for n in range(200):
-        joblog.writer.put(Enqueued(dict(
+        joblog.core.writer.put(Enqueued(dict(
             jid=f"j{n}", actor="work", queue="default", state="enqueued", attempt=1,
             enqueued_at=0, created_at=0, updated_at=0)))
 """
@@ -310,23 +310,23 @@ def test_rows_survive_the_exit_of_the_sender(joblog, database_url, end):
 
 
 def child(joblog, jid):
-    joblog.writer.put(Enqueued(row(jid)))
+    joblog.core.writer.put(Enqueued(row(jid)))
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_fork(joblog):
     """A forked child of a process that writes has a writer of its own, and harms no other."""
-    joblog.writer.write(Enqueued(row("before")))
+    joblog.core.writer.write(Enqueued(row("before")))
     children = [
         multiprocessing.get_context("fork").Process(target=child, args=(joblog, f"child {n}"))
         for n in range(3)
     ]
     for process in children:
         process.start()
-    joblog.writer.write(Enqueued(row("meanwhile")))
+    joblog.core.writer.write(Enqueued(row("meanwhile")))
     for process in children:
         process.join(30)
-    joblog.writer.write(Enqueued(row("after")))
+    joblog.core.writer.write(Enqueued(row("after")))
 
     assert [0, 0, 0] == [process.exitcode for process in children]
     assert ["after", "before", "child 0", "child 1", "child 2", "meanwhile"] == jids(joblog)
@@ -335,14 +335,14 @@ def test_fork(joblog):
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_bare_fork_that_exits_at_once(joblog):
     """The connections of a parent outlive a child that ends without cleaning up."""
-    joblog.writer.write(Enqueued(row("before")))
+    joblog.core.writer.write(Enqueued(row("before")))
     assert 1 == joblog.jobs.count()
     pid = os.fork()
     if not pid:
         os._exit(0 if joblog.jobs.count() == 1 else 1)
     _, status = os.waitpid(pid, 0)
 
-    joblog.writer.write(Enqueued(row("after")))
+    joblog.core.writer.write(Enqueued(row("after")))
     assert 0 == status
     assert ["after", "before"] == jids(joblog)
 
@@ -360,7 +360,7 @@ def test_two_logs_do_not_meet(sqlite_url, postgres_url):
     for log in logs:
         log.create_tables()
     for n, log in enumerate(logs):
-        log.writer.put(Enqueued(row(f"j{n}")))
+        log.core.writer.put(Enqueued(row(f"j{n}")))
 
     assert [["j0"], ["j1"]] == [jids(log) for log in logs]
     for log in logs:
@@ -369,9 +369,9 @@ def test_two_logs_do_not_meet(sqlite_url, postgres_url):
 
 def test_close_and_go_on(joblog):
     """A closed log opens again by itself."""
-    joblog.writer.put(Enqueued(row("a")))
+    joblog.core.writer.put(Enqueued(row("a")))
     joblog.close()
-    joblog.writer.put(Enqueued(row("b")))
+    joblog.core.writer.put(Enqueued(row("b")))
 
     assert ["a", "b"] == jids(joblog)
 
@@ -382,7 +382,7 @@ def test_a_database_of_the_users_own(tmp_path, eventually):
     joblog = JobLog(database)
     joblog.create_tables()
     with database.connection_context():
-        joblog.writer.write(Enqueued(row("a")))
+        joblog.core.writer.write(Enqueued(row("a")))
         assert not database.is_closed()
     assert database.is_closed()
 

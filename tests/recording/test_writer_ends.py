@@ -64,7 +64,7 @@ def test_closing_beside_senders(log):
     def send(number):
         n = 0
         while not over.is_set():
-            assert log.writer.write(sent(f"{number}-{n}"))
+            assert log.core.writer.write(sent(f"{number}-{n}"))
             n += 1
         return n
 
@@ -89,7 +89,7 @@ def test_closing_beside_senders(log):
 
 def test_closing_from_several_threads(log):
     """A log may be closed twice, and by several threads at once; it stays usable."""
-    log.writer.write(sent("a"))
+    log.core.writer.write(sent("a"))
     threads = [threading.Thread(target=log.close) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -99,28 +99,28 @@ def test_closing_from_several_threads(log):
 
     assert not any(thread.is_alive() for thread in threads)
     assert writers() == []
-    log.writer.write(sent("b"))
+    log.core.writer.write(sent("b"))
     assert {job.jid for job in log.jobs} == {"a", "b"}
 
 
 def test_closing_on_the_writers_own_thread(log, eventually):
     """A chore may close the log that it is a chore of."""
-    log.writer.every(3_600_000, log.writer.close)
+    log.core.writer.every(3_600_000, log.core.writer.close)
 
     eventually(lambda: not writers())
-    log.writer.write(sent("a"))
+    log.core.writer.write(sent("a"))
     assert log.get("a").state == "enqueued"
 
 
 def test_closing_in_the_child_of_a_fork(log):
     """The child of a fork closes what is its own, and the parent goes on."""
-    log.writer.write(sent("a"))
+    log.core.writer.write(sent("a"))
     child = os.fork()
     if child == 0:
         code = 1
         try:
             log.close()
-            log.writer.write(sent("b"))
+            log.core.writer.write(sent("b"))
             log.close()
             code = 0
         finally:
@@ -128,7 +128,7 @@ def test_closing_in_the_child_of_a_fork(log):
     _, status = os.waitpid(child, 0)
 
     assert status == 0
-    log.writer.write(sent("c"))
+    log.core.writer.write(sent("c"))
     assert {job.jid for job in log.jobs} == {"a", "b", "c"}
 
 
@@ -145,19 +145,19 @@ def test_a_writer_that_fails(log, monkeypatch, error):
         def fail(*_):
             raise error
 
-        broken.setattr(log.writer, "_write", fail)
-        broken.setattr(log.writer, "_answer", fail)
+        broken.setattr(log.core.writer, "_write", fail)
+        broken.setattr(log.core.writer, "_answer", fail)
         with pytest.raises(JobLogError, match="the job log's writer failed: broken"):
-            log.writer.write(sent("a"))
+            log.core.writer.write(sent("a"))
         with pytest.raises(JobLogError, match="the job log's writer failed: broken"):
-            log.writer.call(log.jobs.count)
-        receipt = log.writer.put(sent("b"), awaited=True)
+            log.core.writer.call(log.jobs.count)
+        receipt = log.core.writer.put(sent("b"), awaited=True)
         assert receipt.acquire(timeout=LONG)
         assert receipt.error is not None
 
-    assert log.writer.write(sent("c"))
+    assert log.core.writer.write(sent("c"))
     assert [job.jid for job in log.jobs] == ["c"]
-    assert log.writer.lost == 2
+    assert log.core.writer.lost == 2
 
 
 @pytest.mark.expects_critical
@@ -170,11 +170,11 @@ def test_a_chore_that_fails(log, error):
         done.set()
         raise error
 
-    log.writer.every(3_600_000, fail)
+    log.core.writer.every(3_600_000, fail)
 
     assert done.wait(LONG)
-    assert log.writer.write(sent("a"))
-    assert log.writer.flush(timeout=LONG)
+    assert log.core.writer.write(sent("a"))
+    assert log.core.writer.flush(timeout=LONG)
 
 
 @pytest.mark.expects_critical
@@ -182,7 +182,7 @@ def test_an_outcome_that_was_not_written(log, make_broker, worker, monkeypatch):
     """A job whose outcome failed in the writer is not acknowledged."""
     broker = make_broker(joblog=log)
     failed = threading.Event()
-    write = log.writer._write
+    write = log.core.writer._write
 
     def fail_of_ends(events):
         if any(event.kind == "end" for event in events):
@@ -195,7 +195,7 @@ def test_an_outcome_that_was_not_written(log, make_broker, worker, monkeypatch):
         pass
 
     with monkeypatch.context() as broken:
-        broken.setattr(log.writer, "_write", fail_of_ends)
+        broken.setattr(log.core.writer, "_write", fail_of_ends)
         with worker(broker):
             message = work.send()
             assert failed.wait(LONG)
@@ -213,7 +213,7 @@ EXIT = """
     logging.basicConfig(format="%(message)s")
     log = JobLog("postgresql://ada@127.0.0.1:1/x", on_outage="block", spool=sys.argv[1])
     for n in range(3):
-        log.writer.put(Enqueued(dict(jid=str(n), state="enqueued", attempt=1)))
+        log.core.writer.put(Enqueued(dict(jid=str(n), state="enqueued", attempt=1)))
 """
 
 
@@ -233,11 +233,11 @@ def test_the_end_while_the_database_is_unavailable(tmp_path):
 def test_closing_while_the_database_is_unavailable(tmp_path, caplog):
     """A log that is closed so says it too, and is usable afterwards."""
     log = JobLog("postgresql://ada@127.0.0.1:1/x", on_outage="block", spool=tmp_path)
-    log.writer.put(sent("a"))
-    log.writer.put(sent("b"))
+    log.core.writer.put(sent("a"))
+    log.core.writer.put(sent("b"))
     with caplog.at_level(logging.ERROR, "dramatiq_joblog"):
-        log.writer.close(timeout=0.2)
+        log.core.writer.close(timeout=0.2)
 
     assert "2 event(s) of the job log were not written and are lost" in caplog.text
-    assert log.writer.lost == 2
+    assert log.core.writer.lost == 2
     assert writers() == []

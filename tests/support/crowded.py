@@ -81,13 +81,13 @@ def crowd(joblog, *, many=240):
             at=now - n * HOUR, who=str(user), what="requeue", jid=jobs[n]["jid"], detail=LONG
         )
     _alerts(joblog, now)
-    joblog.totals.catch_up(now)
+    joblog.core.totals.catch_up(now)
     joblog.release()
     return {"family": family[0]["jid"]} | {str(job["state"]): job["jid"] for job in jobs}
 
 
 def _alerts(joblog, now):
-    state = joblog.tables.alert
+    state = joblog.core.tables.alert
     seen = {"first_seen_at": now - 9 * DAY, "seen_at": now}
     is_open = {"is_open": True, "since": now - HOUR, "count": 18, "summary": LONG}
     known = {"sent": "opened", "sent_at": now - HOUR, "search": "state:dead"}

@@ -50,7 +50,7 @@ class BeforeTheAcknowledgement(Middleware):
 
 
 joblog = JobLog(os.environ["KILL_DATABASE"])
-write = joblog.transitions.write
+write = joblog.core.transitions.write
 
 
 def write_or_die(events):
@@ -65,7 +65,7 @@ def write_or_die(events):
     return answers
 
 
-joblog.transitions.write = write_or_die
+joblog.core.transitions.write = write_or_die
 send = HandedAcks._try
 
 

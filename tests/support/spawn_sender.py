@@ -10,7 +10,7 @@ from dramatiq_joblog.recording.events import Enqueued
 
 
 def send(url, jid):
-    JobLog(url).writer.put(
+    JobLog(url).core.writer.put(
         Enqueued(
             {
                 "jid": jid,

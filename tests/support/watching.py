@@ -5,4 +5,4 @@ from __future__ import annotations
 
 def watched(joblog):
     """Return the jids that somebody waits for."""
-    return [listener.jid for listener in joblog._watcher._watch._listeners]
+    return [listener.jid for listener in joblog.core.watcher._watch._listeners]

@@ -19,7 +19,7 @@ def page(database_url, joblog):
         log = JobLog(database_url, alerts=rules, notify=notify, alerts_every=1_000)
         logs.append(log)
         for _ in range(rounds):
-            log.alerting.round()
+            log.core.alerting.round()
         return TestClient(dashboard(log, authorize=lambda request: "read-only"))
 
     yield make
@@ -69,11 +69,11 @@ def test_without_alerts(page):
 
 def test_what_runs_regularly_is_offered(page, joblog, job_factory):
     """A type that finishes regularly is offered, unless it is expected already."""
-    now = joblog.transitions.locks.now()
+    now = joblog.core.locks.now()
     for days in range(1, 12):
         at = now - days * DAY
         job_factory(job_type="tidy", finished_at=at, created_at=at)
-    joblog.totals.catch_up(now)
+    joblog.core.totals.catch_up(now)
 
     def offered(*rules):
         return [each["job_type"] for each in page(*rules).get("/alerts.json").json()["offered"]]

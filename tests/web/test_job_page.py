@@ -92,7 +92,7 @@ def sent_jobs(joblog, make_broker, worker, run):
     run(load)
     with worker(broker):
         broker.join("default", timeout=20_000, fail_fast=False)
-    joblog.writer.flush(timeout=10)
+    joblog.core.writer.flush(timeout=10)
     return broker
 
 
@@ -128,7 +128,7 @@ def test_run_again_with_other_arguments(joblog, make_broker, worker):
         changed = fields | {"arg-feed": '"good"', "arg-user_id": "8", "arg-full": ""}
         answer = page.post("/do/change", data=changed)
     assert answer.status_code == 200
-    joblog.writer.flush(timeout=10)
+    joblog.core.writer.flush(timeout=10)
     (new,) = joblog.jobs.where(joblog.Job.replay_of == job.jid)
     assert (new.args, new.kwargs) == ([8], {"feed": "good"})
 
@@ -146,7 +146,7 @@ def test_arguments_are_checked(joblog, make_broker, worker, arguments, text):
     (job,) = joblog.jobs
     with pytest.raises(RequeueError, match=text):
         joblog.requeue(job.jid, arguments=arguments)
-    joblog.writer.flush(timeout=10)
+    joblog.core.writer.flush(timeout=10)
     assert joblog.jobs.count() == 1
 
 
@@ -161,14 +161,14 @@ def test_one_first_and_then_the_rest(joblog, make_broker, worker):
     with TestClient(opened(joblog, broker=broker), base_url="http://localhost") as page:
         asked = page.get("/confirm/requeue", params={"q": "state:dead"})
         answer = page.post("/do/requeue", data=form_of(asked) | {"first": "1"})
-        joblog.writer.flush(timeout=10)
+        joblog.core.writer.flush(timeout=10)
         assert joblog.jobs.where(joblog.Job.replay_of.is_null(False)).count() == 1
         assert "run the other 2 again" in answer.text
         then = unescape(re.search(r'data-ask href="([^"]+)">run the other', answer.text)[1])
         asked = page.get(then)
         assert "Run 2 jobs again?" in asked.text
         page.post("/do/requeue", data=form_of(asked))
-    joblog.writer.flush(timeout=10)
+    joblog.core.writer.flush(timeout=10)
     assert joblog.jobs.where(joblog.Job.replay_of.is_null(False)).count() == 3
 
 
@@ -179,7 +179,7 @@ def test_lost_jobs_in_one_step(joblog, make_broker, worker):
     (job,) = joblog.jobs
     with TestClient(opened(joblog, broker=broker), base_url="http://localhost") as page:
         page.post("/do/rerun", data=form_of(page.get(f"/confirm/rerun?jid={job.jid}")))
-    joblog.writer.flush(timeout=10)
+    joblog.core.writer.flush(timeout=10)
     old = joblog.get(job.jid)
     assert (old.state, old.dead_reason) == ("dead", "cancelled")
     assert joblog.get(old.replayed_by).kwargs == {"feed": "good"}

@@ -81,7 +81,7 @@ def busy(log, make_broker, worker):
     send(0, 20)
     with worker(broker):
         broker.join("default", timeout=20_000, fail_fast=False)
-        log.writer.flush(timeout=10)
+        log.core.writer.flush(timeout=10)
         thread = threading.Thread(target=keep_on, daemon=True)
         thread.start()
         yield

@@ -60,7 +60,7 @@ def test_what_was_counted(joblog, job_factory):
     for minute in range(30):
         at = int(time.time() * 1000) - minute * MINUTE
         job_factory(created_at=at, started_at=at, finished_at=at)
-    joblog.totals.catch_up(int(time.time() * 1000))
+    joblog.core.totals.catch_up(int(time.time() * 1000))
 
     counted = joblog.stats(since=ago(hours=1), at_most=1)
 
@@ -82,7 +82,7 @@ def test_metrics(joblog, many):
     """No counter counts a part: it would fall as the rest is counted."""
     with TestClient(opened(joblog), base_url="http://localhost") as page:
         before = page.get("/metrics").text
-        joblog.totals.catch_up(int(time.time() * 1000))
+        joblog.core.totals.catch_up(int(time.time() * 1000))
 
     with TestClient(opened(joblog), base_url="http://localhost") as page:
         after = page.get("/metrics").text

@@ -35,7 +35,7 @@ def address(sqlite_url, make_broker, worker):
         load.send(user)
     with worker(broker):
         broker.join("default", timeout=20_000, fail_fast=False)
-    log.writer.flush(timeout=10)
+    log.core.writer.flush(timeout=10)
     with served(opened(log, every=60_000)) as at:
         yield at
     log.close()

@@ -18,7 +18,7 @@ def page(joblog, job_factory):
     """Return a client of the dashboard of a log in which nothing happens."""
     job_factory(actor="load", user_id=7, duration=5)
     job_factory(actor="load", user_id=7, state="dead", error_type="KeyError")
-    joblog.totals.catch_up(int(time.time() * 1000))
+    joblog.core.totals.catch_up(int(time.time() * 1000))
     with TestClient(opened(joblog), base_url="http://localhost") as asking:
         yield asking
 

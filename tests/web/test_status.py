@@ -67,14 +67,14 @@ def test_a_job_that_is_not_known(ask, joblog):
     for path in ("/none", "/none/events"):
         assert ask(path, authorize=lambda *args: asked.append(args)).status_code == 404
     assert asked == []
-    assert list(joblog._watcher._watch._listeners) == []
+    assert list(joblog.core.watcher._watch._listeners) == []
 
 
 def test_a_job_that_was_only_just_sent(ask, job_factory, eventually, joblog):
     """A job whose row another process writes a moment later is found."""
 
     def write():
-        eventually(lambda: joblog._watcher._watch._listeners)
+        eventually(lambda: joblog.core.watcher._watch._listeners)
         job_factory(jid="to-come", state="enqueued")
 
     thread = threading.Thread(target=write)
@@ -156,7 +156,7 @@ def test_the_events_of_a_job(ask, joblog, job_factory, eventually):
     job = job_factory(state="started")
 
     def go_on():
-        first = eventually(lambda: next(iter(joblog._watcher._watch._listeners), None))
+        first = eventually(lambda: next(iter(joblog.core.watcher._watch._listeners), None))
         eventually(lambda: first.seen)
         progress = {"done": 1, "total": 1, "text": "<b>"}
         joblog.Job.update(progress=progress, updated_at=1).execute()
@@ -198,7 +198,7 @@ def test_a_stream_that_lasts(ask, job_factory, monkeypatch, joblog):
 
     assert [name for name, _ in events_of(answer.text)] == ["started-1"]
     assert answer.text.count(": alive\n\n") >= 2
-    assert list(joblog._watcher._watch._listeners) == []
+    assert list(joblog.core.watcher._watch._listeners) == []
 
 
 @pytest.fixture
@@ -234,8 +234,8 @@ def test_somebody_who_goes_away(joblog, job_factory, served, eventually):
         # Kept: the stream is closed with what reads it.
         lines = answer.iter_lines()
         assert next(lines) == "id: started-1"
-        assert joblog._watcher._watch._listeners
-    eventually(lambda: not joblog._watcher._watch._listeners)
+        assert joblog.core.watcher._watch._listeners
+    eventually(lambda: not joblog.core.watcher._watch._listeners)
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "integrations" / "progress.md"

@@ -81,7 +81,7 @@ def lived(joblog, make_broker, worker):
     sent = {"finished": load.send(1), "dead": load.send(2, token="s3cr3t"), "skipped": load.send(3)}
     with worker(broker):
         broker.join("default", timeout=20_000, fail_fast=False)
-    joblog.writer.flush(timeout=10)
+    joblog.core.writer.flush(timeout=10)
     return {name: message.message_id for name, message in sent.items()}
 
 

@@ -163,7 +163,7 @@ def run(shop, worker, log):
             shop.mail.send(user)
         with worker(shop):
             shop.join("default", timeout=20_000, fail_fast=False)
-        log.writer.flush(timeout=10)
+        log.core.writer.flush(timeout=10)
 
     return work
 
@@ -400,7 +400,7 @@ def test_a_dead_job_is_run_again_and_lives(log, shop, worker, run, serve, open_p
 def test_a_job_is_given_up(log, shop, worker, serve, open_page):
     """From its page, for a reason, while it does not run; then it is not run by a worker."""
     kept, given_up = (shop.mail.send(user).message_id for user in (1, 2))
-    log.writer.flush(timeout=10)
+    log.core.writer.flush(timeout=10)
     address = serve(opened(log, every=200))
     other = open_page(f"{address}/jobs/{kept}")
     page = open_page(f"{address}/jobs/{given_up}", theme="dark")
@@ -428,7 +428,7 @@ def test_a_job_is_given_up(log, shop, worker, serve, open_page):
 def test_a_job_is_followed_to_its_end(log, shop, worker, serve, open_page):
     """A job's page follows it: its runs, its error and its end come in without a reload."""
     message = shop.load.send(5)
-    log.writer.flush(timeout=10)
+    log.core.writer.flush(timeout=10)
     page = open_page(f"{serve(opened(log, every=200))}/jobs/{message.message_id}")
     expect(page.locator("#state")).to_contain_text("Enqueued")
     expect(page.locator("#runs")).to_contain_text("It has not run yet.")

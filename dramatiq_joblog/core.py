@@ -1,0 +1,328 @@
+"""What a log is made of: its tables, what writes them, and what it does for itself."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import tempfile
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic
+
+from .admin import audit as people
+from .admin.doctor import DEFAULT_TIMEOUT, Doctor
+from .admin.maintenance import INTERVAL, Chores
+from .admin.retention import Retention
+from .admin.standstill import MAX_UNSERVED
+from .alerts.alerting import DEFAULT_EVERY, Alerting
+from .alerts.on_dead import DeadCaller
+from .asking.aside import Aside
+from .asking.watcher import Watcher
+from .broker.worker_process import WorkerProcess
+from .database.checkout import close_idle, transaction
+from .database.dialects import dialect_of
+from .database.url import describe
+from .errors import ConfigurationError, RequeueError
+from .recording.current import running
+from .recording.exclusive import Sections
+from .recording.newest import Newest
+from .recording.spool import Spool
+from .recording.transitions import Transitions
+from .recording.writer import POLICIES, Writer
+from .schema.query import J
+from .schema.tables import Tables, bind_tables, own_fields
+from .statistics.rollups import Totals
+from .statistics.watermarks import Marks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from peewee import Database
+
+    from .admin.problem import Problem
+    from .admin.retention import Keep
+    from .alerts.notifiers import Notify
+    from .alerts.rules import Alert, Expect, ProblemAlert
+    from .broker.requeue import Sender
+    from .locking.locks import Locks
+    from .payload.encryption import Seal
+    from .payload.redaction import Redactor
+    from .schema.models import Action
+
+#: Looks for alerts are made so much more often than they are due, in milliseconds at most.
+_ALERTS_LOOKED_AT = 5_000
+
+
+class Core(Generic[J]):
+    """The parts of one log, for the middleware, the page and the command line.
+
+    Applications use :class:`JobLog`.
+
+    Parameters:
+      database: The peewee database.
+      model: The job model.
+      owned: Whether the log made the database itself, so that its connections are its own.
+      job_types: The texts that ``job_type`` may be; None allows any.
+      redactor: Takes secrets out of what is stored.
+      seal: Encrypts what is not shown, if anything does.
+      store_args: Whether the arguments of jobs are kept.
+      spool: The folder of events that the database could not take; None for this user's.
+      on_outage: What becomes of events while the database is unavailable.
+      keep: Milliseconds that jobs are kept, by final state.
+      keep_types: Other times for some job types.
+      alerts: What people want to hear of.
+      notify: Who hears of it.
+      alerts_every: Milliseconds between two looks.
+      on_dead: Called with each job that is dead for good.
+      page_url: The address of the log's page.
+
+    Raises:
+      ConfigurationError: If something makes no sense.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        model: type[J],
+        owned: bool,
+        job_types: Sequence[str] | None,
+        redactor: Redactor,
+        seal: Seal | None,
+        store_args: bool,
+        spool: str | os.PathLike[str] | None,
+        on_outage: str = "spool",
+        keep: Keep | None = None,
+        keep_types: Mapping[str, Keep | int | None] | None = None,
+        alerts: Iterable[Alert | ProblemAlert | Expect] = (),
+        notify: Notify | None = None,
+        alerts_every: int = DEFAULT_EVERY,
+        on_dead: Callable[[J], Any] | None = None,
+        page_url: str | None = None,
+    ) -> None:
+        if on_outage not in POLICIES:
+            raise ConfigurationError(f"on_outage={on_outage!r} is not known; use one of {POLICIES}")
+        self.database = database
+        self._owned = owned
+        self.tables: Tables[J] = bind_tables(model, database, on_select=self.write_own_start)
+        self.redactor = redactor
+        self.seal = seal
+        self.store_args = store_args
+        self._job_types = job_types
+        #: The fields that a model of the user's own adds, by name.
+        self.own_fields: dict[str, Any] = own_fields(self.tables.job)
+        self.transitions = Transitions(self.tables)
+        marks = Marks(self.tables.mark)
+        #: What ended, counted by spans of time.
+        self.totals = Totals(self.tables, marks)
+        retention = Retention(self.tables, totals=self.totals, keep=keep, keep_types=keep_types)
+        #: What the log does for itself.
+        self.chores = Chores(self.totals, retention, self.locks)
+        #: What this host keeps while the database is unavailable.
+        folder = Path(spool) if spool is not None else _default_spool(self.tables.job)
+        # A job may change the process's folder later.
+        self.spool = Spool(folder.absolute())
+        #: Where the middleware hands over what happens.
+        self.writer = Writer(Sections(self.transitions), self.spool, on_outage=on_outage)
+        #: Who is the newest with a key.
+        self.newest = Newest(self.transitions)
+        #: Looks at the rules, and sends notices.
+        self.alerting = Alerting(
+            self,
+            self.locks,
+            marks,
+            rules=alerts,
+            notify=notify,
+            every=alerts_every,
+            page=page_url,
+        )
+        self._dead_caller: DeadCaller | None = None
+        if on_dead is not None:
+            self._dead_caller = DeadCaller(self.tables.job, on_dead)
+            self.writer.on_written(self._dead_caller.written)
+        looked_at = max(100, min(alerts_every // 3, _ALERTS_LOOKED_AT))
+        #: This process, while it has workers.
+        self.worker_process = WorkerProcess(
+            self.tables,
+            writer=self.writer,
+            locks=self.locks,
+            upkeep=[(self.chores, INTERVAL), (self.alerting, looked_at)],
+        )
+        #: Looks after jobs that are waited for.
+        self.watcher = Watcher(self.tables)
+        #: Answers what is asked in event loops.
+        self.aside = Aside(database)
+        self._sender: Sender | None = None
+
+    def moved(
+        self,
+        database: Database,
+        *,
+        owned: bool,
+        model: type[J],
+        spool: str | os.PathLike[str],
+    ) -> Core[J]:
+        """Return the parts of a log with the same settings on another database, without alerts."""
+        return Core(
+            database,
+            model=model,
+            owned=owned,
+            job_types=self._job_types,
+            redactor=self.redactor,
+            seal=self.seal,
+            store_args=self.store_args,
+            spool=spool,
+        )
+
+    @property
+    def owned(self) -> bool:
+        """Whether the log made its database itself."""
+        return self._owned
+
+    @property
+    def locks(self) -> Locks:
+        """The statements on keys."""
+        return self.transitions.locks
+
+    @property
+    def name(self) -> str:
+        """The kind and the name of the database, for people, without its password."""
+        return describe(self.database)
+
+    def check_job_type(self, job_type: Any, where: str) -> str | None:
+        """Return the text of *job_type*.
+
+        *job_type* is a text, a ``str`` enum member, or None; *where* names what declares it,
+        for the error's text.
+
+        Raises:
+          ConfigurationError: If it is none of the log's job types.
+        """
+        if job_type is None:
+            return None
+        if not isinstance(job_type, str):
+            raise ConfigurationError(
+                f"{where} has job_type={job_type!r}: a text or a str enum member is needed"
+            )
+        text = str(job_type.value) if isinstance(job_type, Enum) else job_type
+        if self._job_types is not None and text not in self._job_types:
+            near = difflib.get_close_matches(text, self._job_types, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"use one of {self._job_types}"
+            raise ConfigurationError(f"{where} has the unknown job_type {text!r}; {hint}")
+        return text
+
+    def problems(
+        self, *, patience: int = MAX_UNSERVED, timeout: int = DEFAULT_TIMEOUT
+    ) -> list[Problem]:
+        """Return what needs someone now, as :meth:`JobLog.problems` does."""
+        return Doctor(self, patience=patience, timeout=timeout).problems()
+
+    def record(
+        self,
+        what: str,
+        *,
+        who: str,
+        jid: str | None = None,
+        key: str | None = None,
+        detail: str | None = None,
+    ) -> Action:
+        """Write down what someone did, as :meth:`JobLog.record` does."""
+        detail = None if detail is None else self.redactor.text(detail)
+        with transaction(self.database):
+            action: Action = people.record(
+                self.tables.action, what, who=who, jid=jid, key=key, detail=detail
+            )
+        return action
+
+    # Who sends jobs again
+
+    @property
+    def sender(self) -> Sender | None:
+        """What sends the log's jobs again; None if this process has no broker of it."""
+        return self._sender
+
+    def send_by(self, sender: Sender) -> Sender:
+        """Return what sends the log's jobs again: *sender*, if it is the first."""
+        if self._sender is None:
+            self._sender = sender
+        return self._sender
+
+    def checked_sender(self, jid: str) -> Sender:
+        """Return what sends the log's jobs again.
+
+        Raises:
+          RequeueError: If this process has no broker to send them by; *jid* is for its text.
+        """
+        if self._sender is None:
+            raise RequeueError(
+                jid,
+                "this process has no broker with a JobLogMiddleware of this log; import the "
+                "module that sets it up (on the command line: --app module:joblog)",
+            )
+        return self._sender
+
+    # Connections
+
+    def settle(self) -> None:
+        """Let what is asked next see what this process handed over before."""
+        if self._owned and not self.database.is_closed() and not self._is_usable():
+            # The server went away and came back: what asks next has a new connection.
+            pool: Any = self.database
+            pool.manual_close()
+        if self.may_wait():
+            self.writer.flush(timeout=2.0)
+
+    def may_wait(self) -> bool:
+        """Return whether this thread may wait for the writer."""
+        # Inside a transaction of SQLite the writer would wait for this very thread.
+        return self.database.is_closed() or not self.database.in_transaction()
+
+    def write_own_start(self) -> None:
+        """Let the job that runs here be seen in the log, as it asks: its start may be to come."""
+        run = running.get()
+        start = None if run is None else run.take_start()
+        if start is None:
+            return
+        start.drop()
+        committed = self.writer.put(start.event, awaited=True)
+        if self.may_wait():
+            committed.wait()
+
+    def release(self) -> None:
+        """Give back a connection that this thread opened itself, if the log made its database."""
+        if self._owned and not self.database.is_closed() and not self.database.in_transaction():
+            self.database.close()
+
+    def close(self) -> None:
+        """Write what is handed over, and end the threads and the connections that idle."""
+        self.watcher.close()
+        self.chores.stop()
+        self.alerting.stop()
+        self.writer.close()
+        if self._dead_caller is not None:
+            self._dead_caller.close()
+        self.release()
+        if self._owned:
+            close_idle(self.database)
+
+    def _is_usable(self) -> bool:
+        connection = self.database.connection()
+        return not getattr(connection, "closed", False) and self.database.is_connection_usable()
+
+
+def _default_spool(job: Any) -> Path:
+    """Return the folder of this user for this log, the same for all processes of the host."""
+    meta = job._meta
+    database = meta.database
+    place = [str(database.database), str(database.connect_params.get("host")), meta.table_name]
+    if (file := dialect_of(database).file_of(database)) is not None:
+        place[0] = str(file.absolute())
+    digest = hashlib.sha256("\n".join(place).encode()).hexdigest()[:12]
+    state = os.environ.get("XDG_STATE_HOME")
+    try:
+        base = Path(state) if state else Path.home() / ".local" / "state"
+    except RuntimeError:
+        # This user has no home.
+        base = Path(tempfile.gettempdir()) / f"state-of-{os.getuid()}"
+    return base / "dramatiq_joblog" / digest
