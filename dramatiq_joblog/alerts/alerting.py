@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
@@ -39,8 +40,11 @@ LEAST_EVERY = 1_000
 TURN = 30_000
 #: Milliseconds that the database has to answer a rule, and all of them.
 RULE_WITHIN, ROUND_WITHIN = 5_000, 60_000
-#: The mark of the last look.
-LOOKED = "alerts looked at"
+#: How the marks begin of the last looks, one for each set of rules: services that share a log may
+#: each have rules of their own, and so have two versions of one while it is deployed.
+LOOKED = "alerts looked at "
+#: Milliseconds after which what nobody has looked at is forgotten.
+FORGET_AFTER = 86_400_000
 _KEY = "alerts"
 
 
@@ -82,13 +86,20 @@ class Alerting:
                 f"{LEAST_EVERY:,}"
             )
         self.every = every
-        self._page = page
+        self._page = _checked_page(page)
         everybody = notifier_of(notify)
         #: Who hears of each rule, by its name.
         self._to: dict[str, Notifier | None] = {
-            rule.name: everybody if rule.to is None else notifier_of(rule.to) for rule in self.rules
+            rule.name: everybody
+            if rule.to is None
+            else notifier_of(rule.to, f"to= of the alert {rule.name!r}")
+            for rule in self.rules
         }
         self._everybody = everybody
+        #: The rules, by what they may see.
+        self._by_key = {key_of(key): rule for rule in self.rules for key in rule.keys}
+        digest = hashlib.sha256("\n".join(sorted(self._by_key)).encode()).hexdigest()
+        self._looked = f"{LOOKED}{digest[:16]}"
         self._ledger = Ledger(asked.tables.alert)
         self._bounded = Bounded()
         self._logger = get_logger(__name__, type(self))
@@ -128,7 +139,7 @@ class Alerting:
                 now = self._locks.now()
                 if renew is None or not self._is_due(now):
                     return False
-                self._marks.put(LOOKED, now)
+                self._marks.put(self._looked, now)
                 with cut_after(self._database, ROUND_WITHIN):
                     self._look_at_rules(now, renew)
                 self._send_due(renew)
@@ -161,7 +172,7 @@ class Alerting:
         return results
 
     def _is_due(self, now: int) -> bool:
-        looked = self._marks.get(LOOKED)
+        looked = self._marks.get(self._looked)
         # A little early rather than late; and if the clock went back, at once.
         return looked is None or now - looked >= self.every - _EARLY or looked > now
 
@@ -170,7 +181,7 @@ class Alerting:
         for rule in self.rules:
             sights = self._look_at(rule, now, rows)
             if sights is None:
-                seen |= {key for key in rows if _is_of(key, rule)}
+                seen |= {*map(key_of, rule.keys)}
                 continue
             for sight in sights:
                 key = key_of(sight.key)
@@ -194,13 +205,13 @@ class Alerting:
 
     def _forget(self, rows: list[AlertState], now: int) -> None:
         """Forget rules that no process has looked at for a day: other versions may have them."""
-        day = 86_400_000
-        self._ledger.forget([row for row in rows if now - _millis(row.seen_at) > day])
+        before = now - FORGET_AFTER
+        self._ledger.forget([row for row in rows if _millis(row.seen_at) < before])
+        self._marks.forget(LOOKED, before)
 
     def _send_due(self, renew: Callable[[], bool]) -> None:
-        rules = {key_of(rule.name): rule for rule in self.rules}
         for row in self._ledger.due(self._locks.now()):
-            rule = rules.get(row.key) or next((r for r in self.rules if _is_of(row.key, r)), None)
+            rule = self._by_key.get(row.key)
             if self._stopped.is_set() or not renew():
                 return
             if rule is not None:
@@ -225,9 +236,19 @@ class Alerting:
 _EARLY = 1_000
 
 
-def _is_of(key: str, rule: Rule) -> bool:
-    """Return whether a key is of a rule, or of one of the kinds that it looks at."""
-    return key == key_of(rule.name) or key.startswith(f"{rule.name}:")
+def _checked_page(page: Any) -> str | None:
+    """Return the address of the log's page.
+
+    Raises:
+      ConfigurationError: If it is none, so that the links of notices would lead nowhere.
+    """
+    if page is None:
+        return None
+    if not isinstance(page, str) or not page.startswith(("http://", "https://")):
+        raise ConfigurationError(
+            f"page_url={page!r} is no address of a page: give one as 'https://shop.example/joblog'"
+        )
+    return page
 
 
 def _millis(instant: Any) -> int:

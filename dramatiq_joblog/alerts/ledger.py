@@ -53,7 +53,7 @@ def next_notice(known: Known, *, is_open: bool, now: int) -> str | None:
             return OPENED if known.tries else None
         if not known.is_open:
             return OPENED
-        late = known.sent_at is not None and now - known.sent_at >= REPEAT_EVERY
+        late = known.sent_at is not None and abs(now - known.sent_at) >= REPEAT_EVERY
         if known.pending is None and (late or known.has_news):
             return REPEATED
         return known.pending
@@ -115,7 +115,9 @@ class Ledger:
     def due(self, now: int) -> list[AlertState]:
         """Return the alerts with a notice that is to be sent now, the longest due first."""
         model = self._model
-        due = model.select().where(model.pending.is_null(False), model.next_try_at <= now)
+        # No notice is put off for longer: the clock went back.
+        at = (model.next_try_at <= now) | (model.next_try_at > now + REPEAT_EVERY)
+        due = model.select().where(model.pending.is_null(False), at)
         return list(due.order_by(model.next_try_at, model.id))
 
     def begin_try(self, row: AlertState, now: int) -> bool:
@@ -191,7 +193,8 @@ def _at(row: AlertState, now: int) -> int:
     """Return when a new notice may be sent: later, once there were many within the hour."""
     if row.counted_since is None or row.notices < MOST_NOTICES:
         return now
-    return max(now, to_millis(row.counted_since) + REPEAT_EVERY)
+    # If the clock went back, it is in the future.
+    return max(now, min(now, to_millis(row.counted_since)) + REPEAT_EVERY)
 
 
 def _counted(row: AlertState, now: int) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from dramatiq_joblog.errors import ConfigurationError, JobLogError
 from dramatiq_joblog.payload.secret_texts import scrub
 
+from .functions import call_function, check_function
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
@@ -43,18 +45,19 @@ class Apprise:
 
     Parameters:
       urls: Where to, as ``slack://...`` or ``mailto://...``.
+      what: Names the option, for errors.
 
     Raises:
       ConfigurationError: If it is not installed, or does not understand one of them.
     """
 
-    def __init__(self, urls: Iterable[str]) -> None:
+    def __init__(self, urls: Iterable[str], what: str) -> None:
         try:
             # Any: it is not installed with the log, and has no types that help.
             self._apprise: Any = importlib.import_module("apprise")
         except ModuleNotFoundError as e:
             raise ConfigurationError(
-                "notify= has URLs, for which apprise is needed: pip install "
+                f"{what} has URLs, for which apprise is needed: pip install "
                 "'dramatiq-joblog[alerts]', or give a callable"
             ) from e
         self._to: Any = self._apprise.Apprise()
@@ -62,7 +65,7 @@ class Apprise:
             # Not the URL itself: it is a secret.
             if not isinstance(url, str) or not self._to.add(url):
                 raise ConfigurationError(
-                    f"URL number {number} of notify= is not understood by apprise; see "
+                    f"URL number {number} of {what} is not understood by apprise; see "
                     "https://appriseit.com for what there is, and whether an extra package is "
                     "needed"
                 )
@@ -88,27 +91,34 @@ class Apprise:
         return known.get(notice.event, kinds.FAILURE)
 
 
-def notifier_of(notify: Any) -> Notifier | None:
+def notifier_of(notify: Any, what: str = "notify=") -> Notifier | None:
     """Return what sends notices; None if nobody is named.
 
     Parameters:
       notify: A callable, a URL, or several URLs.
+      what: Names the option, for errors.
 
     Raises:
-      ConfigurationError: If it is none of these.
+      ConfigurationError: If it is none of these, or could not be called with a notice.
     """
     if notify is None:
         return None
     if callable(notify):
+        check_function(what, notify, "a notice")
         found: Notifier = notify
         return found
     urls = [notify] if isinstance(notify, str) else notify
     if not isinstance(urls, (list, tuple)) or not urls:
         raise ConfigurationError(
-            f"notify= is {type(notify).__name__}: give a callable that takes a notice, a URL of "
+            f"{what} is {type(notify).__name__}: give a callable that takes a notice, a URL of "
             "apprise, or a list of URLs"
         )
-    return Apprise(urls)
+    if any(map(callable, urls)):
+        raise ConfigurationError(
+            f"{what} is a list with a callable in it: give one callable, which may call others, "
+            "or a list of URLs"
+        )
+    return Apprise(urls, what)
 
 
 class Bounded:
@@ -148,6 +158,6 @@ def said(error: BaseException) -> str:
 
 def _call(notifier: Callable[[Notice], Any], notice: Notice, errors: list[BaseException]) -> None:
     try:
-        notifier(notice)
+        call_function(notifier, notice)
     except BaseException as e:  # noqa: BLE001 - it is kept, and said
         errors.append(e)

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from dramatiq.logging import get_logger
 
 from dramatiq_joblog.database.limited_log import LimitedLog
-from dramatiq_joblog.errors import ConfigurationError, DatabaseAwayError
+from dramatiq_joblog.errors import DatabaseAwayError
 from dramatiq_joblog.recording.events import GRANTED, Ended
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import DeadReason, State
+
+from .functions import call_function, check_function
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,17 +53,14 @@ class DeadCaller:
 
     Parameters:
       job: The bound job model.
-      function: It is called with a row, on a thread of its own.
+      function: It is called with a row, on a thread of its own; an async one is run to its end.
 
     Raises:
-      ConfigurationError: If it cannot be called.
+      ConfigurationError: If it cannot be called with a job.
     """
 
     def __init__(self, job: Any, function: Callable[[Any], Any]) -> None:
-        if not callable(function):
-            raise ConfigurationError(
-                f"on_dead={function!r} cannot be called: give a function that takes a job"
-            )
+        check_function("on_dead=", function, "a job")
         self._job = job
         self._function = function
         self._limited = LimitedLog(get_logger(__name__, type(self)))
@@ -129,8 +128,8 @@ class DeadCaller:
         try:
             row = self._row_of(death)
             if row is not None:
-                self._function(row)
-        except Exception:  # noqa: BLE001 - it is logged
+                call_function(self._function, row)
+        except BaseException:  # noqa: BLE001 - it is logged: an exit in it must not end the thread
             text = "on_dead failed for job %s."
             get_logger(__name__, type(self)).exception(text, death.jid)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from peewee import fn
 
+from dramatiq_joblog.broker.arguments import positional_names
 from dramatiq_joblog.errors import ConfigurationError, SearchError
+from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.payload.values import MAX_MILLIS
 from dramatiq_joblog.reading import search
 from dramatiq_joblog.schema.fields import instant_of
@@ -16,7 +19,7 @@ from dramatiq_joblog.states import ACTIVE, FINAL, ProblemKind, State
 from dramatiq_joblog.statistics.rollups import DAY, HOUR, MINUTE, QUARTER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from dramatiq_joblog.admin.problem import Problem
     from dramatiq_joblog.schema.query import JobQuery
@@ -78,6 +81,10 @@ class Rule(Protocol):
         """Names it, and no other of its log."""
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """What its sights may be about: one each, and none that another rule of its log has."""
+
+    @property
     def to(self) -> Any:
         """Who hears of it, if not all do: what ``notify`` may be."""
 
@@ -129,9 +136,14 @@ class Alert:
                 f"the alert {self.name!r} needs the words of a search, as 'state:dead'"
             )
         try:
-            search.parse(self.search)
+            terms = search.parse(self.search)
         except SearchError as e:
             raise ConfigurationError(f"the alert {self.name!r} cannot be looked for: {e}") from e
+        for saved in (term.value for term in terms if term.key == "saved"):
+            raise ConfigurationError(
+                f"the alert {self.name!r} names the saved search {saved!r}, which anybody may "
+                "change or delete: write its words"
+            )
 
     @staticmethod
     def problems(*kinds: str, name: str = "problems", to: Any = None) -> ProblemAlert:
@@ -144,6 +156,11 @@ class Alert:
         """
         return ProblemAlert(name, kinds, to)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What it may see; see :class:`Rule`."""
+        return (self.name,)
+
     def check(self, job: Any) -> None:
         """Raise a ConfigurationError if the words mean nothing in this log."""
         try:
@@ -154,7 +171,8 @@ class Alert:
     def look(self, asked: Asked, now: int, first_seen: int) -> list[Sight]:
         """Return what is seen now; see :class:`Rule`."""
         job: Any = asked.tables.job
-        found = search.narrow(job.select(), search.parse(self.search), now=instant_of(now))
+        terms = search.parse(self.search)
+        found = search.narrow(job.select(), terms, now=instant_of(now), names=positional_names())
         ended = found.where(
             job.state.in_(literal_states(FINAL)), job.finished_at >= now - self.within
         )
@@ -202,6 +220,16 @@ class ProblemAlert:
                     f"the alert {self.name!r} has the unknown kind of problem {kind!r}; use "
                     f"{', '.join(known)}"
                 )
+        kinds = dict.fromkeys(ProblemKind(kind).value for kind in self.kinds or _PROBLEMS)
+        object.__setattr__(self, "kinds", tuple(kinds))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What it may see, each kind by itself; see :class:`Rule`."""
+        return tuple(map(self._key, self.kinds))
+
+    def _key(self, kind: str) -> str:
+        return f"{self.name}:{kind}"
 
     def check(self, job: Any) -> None:
         """Its kinds were checked."""
@@ -211,11 +239,10 @@ class ProblemAlert:
         by_kind: dict[str, list[Problem]] = {}
         for problem in asked.problems():
             by_kind.setdefault(problem.kind.value, []).append(problem)
-        wanted = self.kinds or _PROBLEMS
-        return [self._sight(str(kind), by_kind.get(kind, [])) for kind in wanted]
+        return [self._sight(kind, by_kind.get(kind, [])) for kind in self.kinds]
 
     def _sight(self, kind: str, problems: Sequence[Problem]) -> Sight:
-        key = f"{self.name}:{kind}"
+        key = self._key(kind)
         name = kind.replace("_", " ") if self.name == "problems" else f"{self.name}: {kind}"
         if not problems:
             return Sight(key, name, is_open=False)
@@ -271,6 +298,11 @@ class Expect:
         if self.grace is None:
             object.__setattr__(self, "grace", self.every // 10)
         check_number(self.name, "grace", self.grace, least=0)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What it may see; see :class:`Rule`."""
+        return (self.name,)
 
     def check(self, job: Any) -> None:
         """Its values were checked."""
@@ -336,7 +368,10 @@ def check_rules(rules: Iterable[Any], job: Any) -> tuple[Rule, ...]:
     Raises:
       ConfigurationError: If one is none, makes no sense, or has the name of another.
     """
-    checked: dict[str, Rule] = {}
+    if not isinstance(rules, Iterable) or isinstance(rules, str):
+        raise ConfigurationError(f"alerts= is {rules!r}: give a list of rules")
+    checked: list[Rule] = []
+    taken: set[str] = set()
     for rule in rules:
         if not isinstance(rule, KINDS):
             raise ConfigurationError(
@@ -344,12 +379,16 @@ def check_rules(rules: Iterable[Any], job: Any) -> tuple[Rule, ...]:
             )
         known: Rule = rule
         known.check(job)
-        if known.name in checked:
+        # As they are stored: two names that differ may be one there.
+        keys = {*map(fold_jid, known.keys)}
+        if taken & keys:
             raise ConfigurationError(
-                f"two alerts have the name {known.name!r}: give each a name of its own"
+                f"two alerts have the name {known.name!r}, or names that mean the same: give each "
+                "a name of its own"
             )
-        checked[known.name] = known
-    return tuple(checked.values())
+        taken |= keys
+        checked.append(known)
+    return tuple(checked)
 
 
 def check_name(name: Any) -> None:

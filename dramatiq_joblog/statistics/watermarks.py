@@ -36,6 +36,11 @@ class Marks:
         if not self._mark.update(value=value).where(self._mark.name == name).execute():
             self._insert(name, value)
 
+    def forget(self, prefix: str, before: int) -> None:
+        """Forget the marks whose names begin so and whose number is lower."""
+        mark = self._mark
+        mark.delete().where(mark.name.startswith(prefix), mark.value < before).execute()
+
     def note_late(self, minutes: set[int]) -> None:
         """Mark minutes that must be counted again; milliseconds since 1970."""
         for minute in sorted(minutes):

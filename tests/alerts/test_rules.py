@@ -57,11 +57,11 @@ def test_a_rule_that_makes_no_sense(make, text):
         ({"alerts": [Alert("a", "state:ded")]}, "did you mean dead"),
         ({"alerts": ["state:dead"]}, "use Alert"),
         ({"alerts": [Alert("a", "state:dead"), Alert("a", "state:lost")]}, "two alerts"),
-        ({"alerts": [Alert("a", "state:dead", to=7)]}, "notify= is int"),
+        ({"alerts": [Alert("a", "state:dead", to=7)]}, "to= of the alert 'a' is int"),
         ({"notify": 7}, "notify= is int"),
         ({"notify": []}, "notify= is list"),
         ({"alerts_every": 10}, "alerts_every=10"),
-        ({"on_dead": 7}, "on_dead=7"),
+        ({"on_dead": 7}, "on_dead= is 7"),
     ],
 )
 def test_a_log_whose_alerts_make_no_sense(sqlite_url, options, text):

@@ -1,0 +1,61 @@
+"""Functions of the application's own that the log calls: checked when they are given."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from dramatiq_joblog.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+def check_function(what: str, function: Any, argument: str) -> None:
+    """Refuse a function that could not be called as it will be.
+
+    Parameters:
+      what: Names the option, as ``on_dead=``.
+      function: What was given.
+      argument: Names what it will be given, as ``a job``.
+
+    Raises:
+      ConfigurationError: If it cannot be called with that, or calling it would do nothing.
+    """
+    if not callable(function):
+        raise ConfigurationError(
+            f"{what} is {function!r}, which cannot be called: give a function that takes {argument}"
+        )
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError(
+            f"{what} is the generator {_name(function)}, and to call one does nothing: take the "
+            "yield out of it"
+        )
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        # Some of those that are written in C do not say what they take.
+        return
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise ConfigurationError(
+            f"{what} is {_name(function)}{signature}, which cannot be called with {argument}: let "
+            "it take exactly one argument"
+        ) from None
+
+
+def call_function(function: Callable[[Any], Any], argument: Any) -> None:
+    """Call a function to its end; a coroutine runs in an event loop of its own, on this thread."""
+    result = function(argument)
+    if inspect.isawaitable(result):
+        asyncio.run(_end_of(result))
+
+
+async def _end_of(result: Awaitable[Any]) -> None:
+    await result
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__qualname__", None) or type(function).__name__)

@@ -1,0 +1,428 @@
+"""Alerts with functions, names and rules that nobody thinks of first."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+
+import dramatiq
+import pytest
+
+from dramatiq_joblog import Alert, ConfigurationError, Exclusive, Expect, JobLog
+from dramatiq_joblog.alerts import alerting, ledger
+from dramatiq_joblog.reading import search
+from dramatiq_joblog.states import ProblemKind
+
+HOUR = 3_600_000
+
+
+@pytest.fixture
+def make_log(database_url, joblog):
+    """Return a function that makes another log on the database, as another process has it."""
+    made = []
+
+    def make(*alerts, **options):
+        log = JobLog(database_url, alerts=alerts, **{"alerts_every": 1_000} | options)
+        made.append(log)
+        return log
+
+    yield make
+    for log in made:
+        log.close()
+
+
+class Heard:
+    """What takes things, in several forms."""
+
+    def __init__(self):
+        self.all = []
+
+    async def later(self, thing):
+        """Take it in a coroutine."""
+        await asyncio.sleep(0)
+        self.all.append(thing)
+
+    def __call__(self, thing, *, loud=False):
+        """Take it."""
+        self.all.append(thing)
+
+
+class Later(Heard):
+    """An object that is called asynchronously."""
+
+    async def __call__(self, thing):
+        """Take it in a coroutine."""
+        await self.later(thing)
+
+
+FORMS = {
+    "coroutine": lambda heard: heard.later,
+    "partial of a coroutine": lambda heard: functools.partial(Heard.later, heard),
+    "one that returns a coroutine": lambda heard: functools.partial(lambda f, x: f(x), heard.later),
+    "object": lambda heard: heard,
+    "written in C": lambda heard: heard.all.append,
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_who_is_notified(make_log, job_factory, form):
+    """A notifier may be anything that can be called, and a coroutine is run to its end."""
+    heard = Heard()
+    log = make_log(Alert("dead", "state:dead"), notify=form(heard))
+    job_factory(state="dead")
+    log.alerting.round()
+
+    assert [notice.event for notice in heard.all] == ["opened"]
+    assert log.alerts.get().sent == "opened"
+
+
+def test_an_object_that_is_asynchronous(make_log, job_factory):
+    """An object with an asynchronous call notifies, too."""
+    heard = Later()
+    log = make_log(Alert("dead", "state:dead"), notify=heard)
+    job_factory(state="dead")
+    log.alerting.round()
+
+    assert [notice.event for notice in heard.all] == ["opened"]
+
+
+def test_a_coroutine_that_fails(make_log, job_factory):
+    """What a coroutine raises is why the notice was not sent."""
+
+    async def fails(notice):
+        raise ValueError("no")
+
+    log = make_log(Alert("dead", "state:dead"), notify=fails)
+    job_factory(state="dead")
+    log.alerting.round()
+
+    assert log.alerts.get().error == "ValueError: no"
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+def test_a_function_that_wants_to_end_the_process(
+    make_log, job_factory, make_broker, worker, caplog, error
+):
+    """Even an exit in a function of the application's is a failure of that call and no more."""
+    calls = []
+
+    def leaves(thing):
+        calls.append(thing)
+        raise error
+
+    log = make_log(Alert("dead", "state:dead"), notify=leaves, on_dead=leaves)
+    broker = make_broker("stub", "last", joblog=log)
+    broker.fail_fast_default = False
+
+    @dramatiq.actor(max_retries=0)
+    def dies():
+        raise ValueError
+
+    with worker(broker):
+        for _ in range(2):
+            log.wait(dies.send().message_id, timeout=20_000)
+    log.alerting.round()
+    assert type(error).__name__ in log.alerts.get().error
+    log.close()
+
+    assert len(calls) == 3
+    assert caplog.text.count("on_dead failed for job") == 2
+
+
+def test_an_asynchronous_on_dead(make_log, make_broker, worker):
+    """An asynchronous on_dead is run to its end, for each job."""
+    heard = Heard()
+    log = make_log(on_dead=heard.later)
+    broker = make_broker("stub", "last", joblog=log)
+    broker.fail_fast_default = False
+
+    @dramatiq.actor(max_retries=0)
+    def dies():
+        raise ValueError
+
+    with worker(broker):
+        jids = [dies.send().message_id for _ in range(3)]
+        log.wait_all(jids, timeout=20_000)
+    log.close()
+
+    assert sorted(job.jid for job in heard.all) == sorted(jids)
+
+
+def test_each_end_is_one_call(make_log, make_broker, worker, eventually):
+    """on_dead is called once for each death, whatever it was of, and not for what was cancelled."""
+    heard = Heard()
+    log = make_log(on_dead=heard)
+    broker = make_broker("stub", "last", joblog=log)
+    broker.fail_fast_default = False
+
+    @dramatiq.actor(max_retries=0, time_limit=100)
+    def hangs():
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            time.sleep(0.01)
+
+    @dramatiq.actor(max_age=1)
+    def is_old():
+        pass
+
+    @dramatiq.actor(max_retries=0)
+    def dies():
+        raise ValueError
+
+    waits = Exclusive("held", on_conflict="wait", wait_for=100)
+
+    @dramatiq.actor(exclusive=waits)
+    def waits_too_long():
+        pass
+
+    @dramatiq.actor(exclusive=Exclusive("held"))
+    def is_skipped():
+        pass
+
+    @dramatiq.actor
+    def is_cancelled():
+        pass
+
+    cancelled = is_cancelled.send_with_options(delay=60_000)
+    log.cancel(cancelled.message_id, who="ada")
+    old = is_old.send()
+    eventually(lambda: time.time() * 1000 > old.message_timestamp + 2)
+    with log.lock("held"), worker(broker):
+        dead = [old, hangs.send(), dies.send(), waits_too_long.send()]
+        skipped = is_skipped.send()
+        log.wait_all([m.message_id for m in (*dead, skipped)], timeout=30_000)
+        # Of a job that goes on meanwhile nobody would hear.
+        eventually(lambda: len(heard.all) == 4)
+        again = [log.requeue(dead[2].message_id), broker.enqueue(dead[2])]
+        log.wait(again[0].message_id, timeout=20_000)
+        eventually(lambda: len(heard.all) == 6)
+    log.close()
+
+    reasons = sorted(str(job.dead_reason) for job in heard.all)
+    assert reasons == ["age_limit", *["no_retries"] * 4, "wait_timeout"]
+    ends = [job.jid for job in heard.all]
+    assert ends.count(dead[2].message_id) == 2
+
+
+def takes_nothing():
+    """Take no notice."""
+
+
+def takes_two(one, other):
+    """Take too much."""
+
+
+def yields(notice):
+    """Do nothing when it is called."""
+    yield notice
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"notify": takes_nothing}, r"notify= is takes_nothing\(\), which cannot be called"),
+        ({"notify": takes_two}, "let it take exactly one argument"),
+        ({"notify": yields}, "take the yield out of it"),
+        ({"on_dead": takes_nothing}, r"on_dead= is takes_nothing\(\)"),
+        ({"on_dead": "print"}, "on_dead= is 'print', which cannot be called"),
+        ({"alerts": [Alert("a", "state:dead", to=takes_two)]}, "to= of the alert 'a' is takes_two"),
+        ({"alerts": [Alert("a", "state:dead", to=[print])]}, "to= of the alert 'a' is a list with"),
+        ({"alerts": [Alert("a", "state:dead", to=[])]}, "to= of the alert 'a' is list"),
+        ({"alerts": Alert("a", "state:dead")}, "give a list of rules"),
+        ({"alerts": None}, "alerts= is None"),
+        ({"alerts": "state:dead"}, "give a list of rules"),
+        ({"page_url": "shop.example/joblog"}, "page_url='shop.example/joblog' is no address"),
+        ({"page_url": 7}, "page_url=7"),
+    ],
+)
+def test_what_could_never_work(sqlite_url, options, text):
+    """What could never notify anybody is refused as the log is made, and named."""
+    with pytest.raises(ConfigurationError, match=text):
+        JobLog(sqlite_url, **options)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [Alert.problems(), Alert("problems:lost", "state:lost")],
+        [Alert("problems:lost", "state:lost"), Alert.problems("lost")],
+        [Alert.problems(), Alert.problems()],
+        [Expect("a", every=HOUR), Alert("expected: a", "state:dead")],
+        [Alert("a\x00", "state:dead"), Alert("a\ufffd", "state:dead")],
+    ],
+)
+def test_names_that_mean_the_same(sqlite_url, rules):
+    """Two rules that would write over what is known of each other are refused."""
+    with pytest.raises(ConfigurationError, match="two alerts have the name"):
+        JobLog(sqlite_url, alerts=rules)
+
+
+@pytest.mark.parametrize("name", ["a", "a:b", "n" * 200, "Ünïcödé 💥", "%_'\"\\"])
+@pytest.mark.parametrize("kinds", [("retries_lost", "retries_lost"), (ProblemKind.RETRIES_LOST,)])
+def test_names_of_problems(make_log, job_factory, name, kinds):
+    """Whatever the name of a rule is, what it sees is sent, and resolved."""
+    heard = Heard()
+    log = make_log(Alert.problems(*kinds, name=name), notify=heard)
+    job = job_factory(state="dead", dead_reason="retry_lost", error_type="ConnectionError")
+    log.alerting.round()
+    log.dismiss(job.jid, who="ada")
+    log.alerting.round()
+
+    assert [notice.event for notice in heard.all] == ["opened", "resolved"]
+
+
+def test_a_name_that_begins_as_another(make_log, job_factory):
+    """What is left of a rule that is gone is not sent by one whose name its own begins with."""
+    former, heard = Heard(), Heard()
+    job_factory(state="dead")
+
+    def fails(notice):
+        former(notice)
+        raise ConnectionError
+
+    make_log(Alert("a:b", "state:dead"), notify=fails).alerting.round()
+    log = make_log(Alert("a", "state:lost"), notify=heard)
+    log.tables.alert.update(next_try_at=1).execute()
+    log.alerting.round()
+
+    assert len(former.all) == 1
+    assert heard.all == []
+
+
+@pytest.mark.every_database
+def test_services_with_rules_of_their_own(make_log, job_factory):
+    """Two services that share a log each look at their own rules, however quick the other is."""
+    ours, theirs = Heard(), Heard()
+    one = make_log(Alert("ours", "state:dead"), notify=ours, alerts_every=HOUR)
+    other = make_log(Alert("theirs", "state:dead"), notify=theirs, alerts_every=HOUR)
+    again = make_log(Alert("ours", "state:dead"), notify=ours, alerts_every=HOUR)
+    job_factory(state="dead")
+
+    assert [log.alerting.round() for log in (one, other, again)] == [True, True, False]
+    assert [notice.name for notice in (*ours.all, *theirs.all)] == ["ours", "theirs"]
+
+
+def test_rules_that_nobody_has_any_more(make_log, joblog):
+    """The mark of the last look at rules that are gone goes after a day."""
+    make_log(Alert("former", "state:dead")).alerting.round()
+    mark = joblog.tables.mark
+    mark.update(value=mark.value - alerting.FORGET_AFTER - 1_000).execute()
+    make_log(Alert("now", "state:dead")).alerting.round()
+
+    assert mark.select().where(mark.name.startswith(alerting.LOOKED)).count() == 1
+
+
+def test_a_clock_that_went_back(make_log, job_factory):
+    """What the database's clock, before it was set back, put into the future is not waited for."""
+    heard, broken = Heard(), [True]
+
+    def notify(notice):
+        if broken:
+            raise ConnectionError
+        heard(notice)
+
+    log = make_log(Alert("dead", "state:dead"), notify=notify)
+    job_factory(state="dead")
+    log.alerting.round()
+    broken.clear()
+    state = log.tables.alert
+    state.update(next_try_at=state.next_try_at + 24 * HOUR).execute()
+    log.alerting.round()
+    assert [notice.event for notice in heard.all] == ["opened"]
+
+    later = {state.sent_at: state.sent_at + 24 * HOUR, state.notices: ledger.MOST_NOTICES}
+    state.update({**later, state.counted_since: state.counted_since + 24 * HOUR}).execute()
+    log.alerting.round()
+    row = log.alerts.get()
+    assert row.pending == "repeated"
+    assert (row.next_try_at - row.seen_at).total_seconds() <= 3_600
+
+
+#: A value for each word of a search that needs one of a kind.
+VALUES = {
+    "attempt": ">1",
+    "dismissed": "no",
+    "duration": ">5s",
+    "ended": "2h",
+    "overdue": "5m",
+    "queue_time": "<1h",
+    "since": "2d",
+    "state": "dead",
+    "until": "1m",
+}
+
+
+@pytest.mark.every_database
+@pytest.mark.parametrize(
+    ("minus", "key"),
+    [
+        *(("", key) for key in search.KEYS if key not in {"saved", "args"}),
+        *(("-", key) for key in search.KEYS if key not in {"saved", "args", "since", "until"}),
+    ],
+)
+def test_every_word_of_a_search(make_log, job_factory, key, minus):
+    """A rule may use each word of a search, and finds what the search finds."""
+    words = f"state:dead,lost {minus}{key}:{VALUES.get(key, 'x*' if key != 'user' else '7')}"
+    heard = Heard()
+    log = make_log(Alert("a", words), notify=heard)
+    jobs = [job_factory(state="dead", attempt=2), job_factory(state="lost", finished_at=None)]
+    log.alerting.round()
+
+    found = {job.jid for job in log.search(words)}
+    assert found <= {job.jid for job in jobs}
+    assert {jid for notice in heard.all for jid in notice.jids} == found
+
+
+def test_a_positional_argument(make_log, make_broker, worker):
+    """``args.name`` finds a positional argument by its name, as the search does."""
+    heard = Heard()
+    log = make_log(Alert("a", "state:dead args.account:closed"), notify=heard)
+    broker = make_broker("stub", "last", joblog=log)
+    broker.fail_fast_default = False
+    dramatiq.set_broker(broker)
+
+    @dramatiq.actor(max_retries=0)
+    def reconcile(account):
+        raise ValueError
+
+    with worker(broker):
+        jids = [reconcile.send(account).message_id for account in ("closed", "open")]
+        log.wait_all(jids, timeout=20_000)
+    log.alerting.round()
+
+    assert [notice.jids for notice in heard.all] == [[jids[0]]]
+
+
+def test_a_saved_search():
+    """A rule does not hang on words that somebody may change: a saved search is refused."""
+    with pytest.raises(ConfigurationError, match="names the saved search 'mine', which anybody"):
+        Alert("a", "saved:mine")
+
+
+@pytest.mark.every_database
+def test_an_expected_type_that_nobody_knows(make_log, joblog):
+    """A type of which no job ever was is missed once it was watched for long, and not before."""
+    heard = Heard()
+    rules = Expect("nobody's", every=1_000, grace=0), Expect("t" * 300, every=HOUR, name="long")
+    log = make_log(*rules, notify=heard)
+    log.alerting.round()
+    assert heard.all == []
+    log.tables.alert.update(first_seen_at=0).execute()
+    log.alerting.round()
+    log.alerting.round()
+
+    assert {notice.name for notice in heard.all} == {"expected: nobody's", "long"}
+    assert all("None was sent." in notice.text for notice in heard.all)
+    assert len([p for p in joblog.problems() if p.kind == "missed"]) == 2
+
+
+def test_a_log_without_tables(sqlite_url, caplog):
+    """Rules of a log whose tables are not there yet are put off, with a line that says why."""
+    log = JobLog(sqlite_url, alerts=[Alert("a", "state:dead")], alerts_every=1_000)
+    with caplog.at_level(logging.WARNING):
+        assert not log.alerting.round()
+    log.close()
+
+    assert "put off" in caplog.text
