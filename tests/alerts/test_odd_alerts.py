@@ -72,7 +72,7 @@ def test_who_is_notified(make_log, job_factory, form):
     heard = Heard()
     log = make_log(Alert("dead", "state:dead"), notify=form(heard))
     job_factory(state="dead")
-    log.alerting.round()
+    log.core.alerting.round()
 
     assert [notice.event for notice in heard.all] == ["opened"]
     assert log.alerts.get().sent == "opened"
@@ -83,7 +83,7 @@ def test_an_object_that_is_asynchronous(make_log, job_factory):
     heard = Later()
     log = make_log(Alert("dead", "state:dead"), notify=heard)
     job_factory(state="dead")
-    log.alerting.round()
+    log.core.alerting.round()
 
     assert [notice.event for notice in heard.all] == ["opened"]
 
@@ -96,7 +96,7 @@ def test_a_coroutine_that_fails(make_log, job_factory):
 
     log = make_log(Alert("dead", "state:dead"), notify=fails)
     job_factory(state="dead")
-    log.alerting.round()
+    log.core.alerting.round()
 
     assert log.alerts.get().error == "ValueError: no"
 
@@ -123,7 +123,7 @@ def test_a_function_that_wants_to_end_the_process(
     with worker(broker):
         for _ in range(2):
             log.wait(dies.send().message_id, timeout=20_000)
-    log.alerting.round()
+    log.core.alerting.round()
     assert type(error).__name__ in log.alerts.get().error
     log.close()
 
@@ -266,9 +266,9 @@ def test_names_of_problems(make_log, job_factory, name, kinds):
     heard = Heard()
     log = make_log(Alert.problems(*kinds, name=name), notify=heard)
     job = job_factory(state="dead", dead_reason="retry_lost", error_type="ConnectionError")
-    log.alerting.round()
+    log.core.alerting.round()
     log.dismiss(job.jid, who="ada")
-    log.alerting.round()
+    log.core.alerting.round()
 
     assert [notice.event for notice in heard.all] == ["opened", "resolved"]
 
@@ -282,10 +282,10 @@ def test_a_name_that_begins_as_another(make_log, job_factory):
         former(notice)
         raise ConnectionError
 
-    make_log(Alert("a:b", "state:dead"), notify=fails).alerting.round()
+    make_log(Alert("a:b", "state:dead"), notify=fails).core.alerting.round()
     log = make_log(Alert("a", "state:lost"), notify=heard)
-    log.tables.alert.update(next_try_at=1).execute()
-    log.alerting.round()
+    log.core.tables.alert.update(next_try_at=1).execute()
+    log.core.alerting.round()
 
     assert len(former.all) == 1
     assert heard.all == []
@@ -300,16 +300,16 @@ def test_services_with_rules_of_their_own(make_log, job_factory):
     again = make_log(Alert("ours", "state:dead"), notify=ours, alerts_every=HOUR)
     job_factory(state="dead")
 
-    assert [log.alerting.round() for log in (one, other, again)] == [True, True, False]
+    assert [log.core.alerting.round() for log in (one, other, again)] == [True, True, False]
     assert [notice.name for notice in (*ours.all, *theirs.all)] == ["ours", "theirs"]
 
 
 def test_rules_that_nobody_has_any_more(make_log, joblog):
     """The mark of the last look at rules that are gone goes after a day."""
-    make_log(Alert("former", "state:dead")).alerting.round()
-    mark = joblog.tables.mark
+    make_log(Alert("former", "state:dead")).core.alerting.round()
+    mark = joblog.core.tables.mark
     mark.update(value=mark.value - alerting.FORGET_AFTER - 1_000).execute()
-    make_log(Alert("now", "state:dead")).alerting.round()
+    make_log(Alert("now", "state:dead")).core.alerting.round()
 
     assert mark.select().where(mark.name.startswith(alerting.LOOKED)).count() == 1
 
@@ -325,16 +325,16 @@ def test_a_clock_that_went_back(make_log, job_factory):
 
     log = make_log(Alert("dead", "state:dead"), notify=notify)
     job_factory(state="dead")
-    log.alerting.round()
+    log.core.alerting.round()
     broken.clear()
-    state = log.tables.alert
+    state = log.core.tables.alert
     state.update(next_try_at=state.next_try_at + 24 * HOUR).execute()
-    log.alerting.round()
+    log.core.alerting.round()
     assert [notice.event for notice in heard.all] == ["opened"]
 
     later = {state.sent_at: state.sent_at + 24 * HOUR, state.notices: ledger.MOST_NOTICES}
     state.update({**later, state.counted_since: state.counted_since + 24 * HOUR}).execute()
-    log.alerting.round()
+    log.core.alerting.round()
     row = log.alerts.get()
     assert row.pending == "repeated"
     assert (row.next_try_at - row.seen_at).total_seconds() <= 3_600
@@ -368,7 +368,7 @@ def test_every_word_of_a_search(make_log, job_factory, key, minus):
     heard = Heard()
     log = make_log(Alert("a", words), notify=heard)
     jobs = [job_factory(state="dead", attempt=2), job_factory(state="lost", finished_at=None)]
-    log.alerting.round()
+    log.core.alerting.round()
 
     found = {job.jid for job in log.search(words)}
     assert found <= {job.jid for job in jobs}
@@ -390,7 +390,7 @@ def test_a_positional_argument(make_log, make_broker, worker):
     with worker(broker):
         jids = [reconcile.send(account).message_id for account in ("closed", "open")]
         log.wait_all(jids, timeout=20_000)
-    log.alerting.round()
+    log.core.alerting.round()
 
     assert [notice.jids for notice in heard.all] == [[jids[0]]]
 
@@ -407,11 +407,11 @@ def test_an_expected_type_that_nobody_knows(make_log, joblog):
     heard = Heard()
     rules = Expect("nobody's", every=1_000, grace=0), Expect("t" * 300, every=HOUR, name="long")
     log = make_log(*rules, notify=heard)
-    log.alerting.round()
+    log.core.alerting.round()
     assert heard.all == []
-    log.tables.alert.update(first_seen_at=0).execute()
-    log.alerting.round()
-    log.alerting.round()
+    log.core.tables.alert.update(first_seen_at=0).execute()
+    log.core.alerting.round()
+    log.core.alerting.round()
 
     assert {notice.name for notice in heard.all} == {"expected: nobody's", "long"}
     assert all("None was sent." in notice.text for notice in heard.all)
@@ -422,7 +422,7 @@ def test_a_log_without_tables(sqlite_url, caplog):
     """Rules of a log whose tables are not there yet are put off, with a line that says why."""
     log = JobLog(sqlite_url, alerts=[Alert("a", "state:dead")], alerts_every=1_000)
     with caplog.at_level(logging.WARNING):
-        assert not log.alerting.round()
+        assert not log.core.alerting.round()
     log.close()
 
     assert "put off" in caplog.text
