@@ -20,6 +20,7 @@ from dramatiq_joblog.schema.models import MAX_TOTAL_ERROR, instant_of, to_millis
 from dramatiq_joblog.schema.query import literal_states, word
 from dramatiq_joblog.states import FINAL, DeadReason, ProblemKind, State
 from dramatiq_joblog.statistics.histogram import Histogram
+from dramatiq_joblog.statistics.judging import fails_more, is_slower
 from dramatiq_joblog.statistics.rollups import DAY, FAILED, HOUR, MINUTE, Cell, count_rows
 
 from .audit import open_dead
@@ -44,12 +45,6 @@ SOON_AFTER = HOUR
 MIN_RETRIED = 3
 #: An error rises from so many failed runs in an hour on.
 MIN_RISEN = 3
-#: Jobs of a type that must have ended, now and then, to compare them.
-MIN_JOBS = 10
-#: A type is slower if it takes so many times as long, and so many milliseconds more.
-SLOWER, MIN_SLOWER = 2.0, 100
-#: It fails more often if it does so so many times as often, and so many runs of a hundred more.
-FAILING, MIN_FAILING = 2.0, 0.05
 
 #: As many dead or retrying jobs are looked at, and rows that nobody has counted.
 _LOOK, _UNCOUNTED = 5_000, 2_000
@@ -145,9 +140,10 @@ class Trends:
         problems = []
         for name in sorted(now.keys() & then.keys()):
             mine, before = now[name], then[name]
-            if _is_slower(mine.durations, before.durations):
+            if is_slower(mine.durations, before.durations):
                 problems.append(_slower(name, mine, before, begin))
-            if _fails_more(mine, before) and not mine.actors & known:
+            fails_more_often = fails_more((mine.failed, mine.runs), (before.failed, before.runs))
+            if fails_more_often and not mine.actors & known:
                 problems.append(_failing(name, mine, before, begin))
         return Look("types", well, tuple(problems[: 2 * _MOST]))
 
@@ -457,38 +453,6 @@ def _by_type(cells: Iterable[Cell]) -> dict[str, _Type]:
         elif cell.outcome in FAILED:
             one.failed += cell.count
     return types
-
-
-#: The parts of the jobs that are compared, and how uncertain the time of such a part is: of one
-#: job, in units of the spread of the logarithms.
-_PARTS = ((0.5, 1.25), (0.95, 2.1))
-
-
-def _is_slower(now: Histogram, then: Histogram) -> bool:
-    """Return whether jobs take longer than they did, by more than chance would have it."""
-    if min(now.count, then.count) < MIN_JOBS:
-        return False
-    low, high = (max(1, then.percentile(share) or 0) for share in (0.16, 0.84))
-    spread = max(0.05, math.log(high / low) / 2)
-    few = math.sqrt(1 / now.count + 1 / then.count)
-    for share, factor in _PARTS:
-        before, after = (max(1, h.percentile(share) or 0) for h in (then, now))
-        if after - before < MIN_SLOWER or after < SLOWER * before:
-            continue
-        if math.log(after / before) > 3 * factor * spread * few:
-            return True
-    return False
-
-
-def _fails_more(now: _Type, then: _Type) -> bool:
-    """Return whether more of the runs fail than did, by more than chance would have it."""
-    if min(now.runs, then.runs) < MIN_JOBS or now.failed < MIN_RISEN:
-        return False
-    more = now.share - then.share
-    if more < MIN_FAILING or now.share < FAILING * then.share:
-        return False
-    both = (now.failed + then.failed) / (now.runs + then.runs)
-    return more > 3 * math.sqrt(both * (1 - both) * (1 / now.runs + 1 / then.runs))
 
 
 def _slower(name: str, now: _Type, then: _Type, begin: int) -> Problem:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dramatiq_joblog.database.checkout import checked_out, closings
-from dramatiq_joblog.database.timeouts import cut_after
+from dramatiq_joblog.database.checkout import closings
+from dramatiq_joblog.database.timeouts import answered_within
 from dramatiq_joblog.errors import DatabaseAwayError
 from dramatiq_joblog.schema.query import count_asked
 
@@ -53,7 +53,7 @@ class Aside:
         since = closings(self._database)
 
         def ask() -> T:
-            with checked_out(self._database, since=since), cut_after(self._database, timeout):
+            with answered_within(self._database, timeout, since=since):
                 return function()
 
         try:

@@ -12,6 +12,7 @@ from peewee import DatabaseError
 
 from dramatiq_joblog.errors import ConfigurationError, DatabaseAwayError, QueryTimeout
 
+from .checkout import checked_out
 from .connection import cut
 from .dialects import dialect_of
 
@@ -113,6 +114,29 @@ def lent_within(database: Any, timeout: int) -> Iterator[None]:
         yield
     finally:
         watch.cancel()
+
+
+@contextlib.contextmanager
+def answered_within(
+    database: Database, timeout: int, *, since: int | None = None
+) -> Iterator[None]:
+    """Have a connection for the block, and cut it if the server is silent for too long.
+
+    Neither the pool that lends it nor the server that has gone quiet keeps the thread.
+
+    Parameters:
+      database: Where the block asks.
+      timeout: Milliseconds, for the lending and for the block.
+      since: As for `checked_out`.
+
+    Raises:
+      DatabaseAwayError: If the database is unavailable.
+    """
+    with contextlib.ExitStack() as stack:
+        with lent_within(database, timeout):
+            stack.enter_context(checked_out(database, since=since))
+        stack.enter_context(cut_after(database, timeout))
+        yield
 
 
 def _is_cut(error: BaseException | None) -> bool:

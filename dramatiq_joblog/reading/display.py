@@ -27,8 +27,15 @@ _SECOND, _MINUTE, _HOUR, _DAY = 1000, 60_000, 3_600_000, 86_400_000
 
 _NARROW_SPACE = "\u202f"
 
-# What could move a cursor, ring, or turn the direction of writing.
+# Letters of scripts that are written with joiners and without, and pictures that joiners make one.
+_JOINING = (
+    "\u0620-\u08ff\u0900-\u0dff\u0f00-\u109f\u1780-\u18af\ua8e0-\ua8ff\ufb50-\ufdff\ufe70-\ufefc"
+)
+_PICTURES = "\u2190-\u2bff\ufe0f\U0001f000-\U0001faff"
+# What could move a cursor, ring, or turn the direction of writing; a joiner has its place within
+# those, and nowhere else.
 _INVISIBLE = re.compile(
+    f"(?!(?<=[{_JOINING}])[\u200c\u200d](?=[{_JOINING}])|(?<=[{_PICTURES}])\u200d(?=[{_PICTURES}]))"
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]"
 )
 #: A spreadsheet runs a cell that begins with one of these.

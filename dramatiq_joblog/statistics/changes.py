@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from statistics import median, pstdev
 from typing import TYPE_CHECKING
 
+from .histogram import Histogram
+from .judging import fails_more, is_slower
 from .rollups import ENDS
 
 if TYPE_CHECKING:
@@ -105,18 +107,43 @@ def _of_one(
     for kind in ("duration", "queue_time"):
         current, others = _p95(group, kind), [_p95(each, kind) for each in earlier]
         known = [value for value in others if value is not None]
+        found: list[Change] = []
         if current is not None and known:
-            yield from _compared(kind, name, current, known, count)
-    many = [each for each in earlier if _ended(each) >= LEAST]
-    if many and count >= LEAST:
-        smooth = [_failed(each, never=0.5) for each in many]
-        for change in _compared("failed", name, _failed(group, never=0.5), smooth, count):
-            before, share = median(_failed(each) for each in many), _failed(group)
-            # Of other numbers of jobs, none of which failed, none is as many as before.
-            if before or share:
-                yield replace(change, before=before, now=share)
+            found = list(_compared(kind, name, current, known, count))
+        yield from found
+        if kind == "duration" and not any(change.is_worse for change in found):
+            yield from _slower(group, earlier)
+    yield from _of_failures(name, group, earlier)
     if any(rates):
         yield from _compared("jobs", name, float(count), [r * length for r in rates], count)
+
+
+def _slower(group: Group, earlier: Sequence[Group]) -> Iterable[Change]:
+    """Say what is a problem, although it is too few jobs for the measure, or their times vary."""
+    then = Histogram()
+    for each in earlier:
+        then.merge(each.durations)
+    before, now = (float(max(1, h.percentile(0.95) or 0)) for h in (then, group.durations))
+    if now > before and is_slower(group.durations, then):
+        yield Change("duration", group.name, before, now, USUAL, now / before)
+
+
+def _of_failures(name: str, group: Group, earlier: Sequence[Group]) -> Iterable[Change]:
+    count = _ended(group)
+    many = [each for each in earlier if _ended(each) >= LEAST]
+    found: list[Change] = []
+    if many and count >= LEAST:
+        smooth = [_failed(each, never=0.5) for each in many]
+        found = list(_compared("failed", name, _failed(group, never=0.5), smooth, count))
+        before, share = median(_failed(each) for each in many), _failed(group)
+        # Of other numbers of jobs, none of which failed, none is as many as before.
+        found = [replace(change, before=before, now=share) for change in found if before or share]
+    yield from found
+    now, then = _runs(group), _runs(*earlier)
+    if not any(change.is_worse for change in found) and fails_more(now, then):
+        # Once in the runs of before and one more, where none failed.
+        factor = (now[0] / now[1]) / max(then[0] / then[1], 1 / (then[1] + 1))
+        yield Change("failed", name, then[0] / then[1], now[0] / now[1], USUAL, factor)
 
 
 def _compared(
@@ -156,9 +183,14 @@ def _ended(group: Group | None) -> int:
 
 def _failed(group: Group, *, never: float = 0.0) -> float:
     """Return the share of runs that failed; with *never*, none is so little of one."""
-    bad = group.counts.get("dead", 0) + group.counts.get("retried", 0)
-    ran = bad + group.counts.get("finished", 0)
+    bad, ran = _runs(group)
     return (bad + never) / (ran + 2 * never) if ran or never else 0.0
+
+
+def _runs(*groups: Group) -> tuple[int, int]:
+    """Return how many runs of some groups failed, and how many there were."""
+    failed = sum(group.counts.get(name, 0) for group in groups for name in ("dead", "retried"))
+    return failed, failed + sum(group.counts.get("finished", 0) for group in groups)
 
 
 def _p95(group: Group, kind: str) -> float | None:

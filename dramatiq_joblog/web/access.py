@@ -7,9 +7,9 @@ import functools
 import hmac
 import inspect
 import secrets
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 from dramatiq.logging import get_logger
 from starlette.concurrency import run_in_threadpool
@@ -18,7 +18,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
-from .door import SESSION_FOR, address_of
+from .door import SESSION_FOR, address_of, is_shared
+from .links import Links
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -50,8 +51,11 @@ CSRF_COOKIE = "joblog_csrf"
 KEY = "key"
 #: The name of the field that repeats the cookie.
 CSRF_FIELD = "csrf"
-#: Bytes that a form may have at most: as many jids as a page lets a person pick, and more.
-MAX_BODY = 1_000_000
+#: Bytes that a form may have at most: as many jids as a page lets a person pick, and more; and
+#: any other form, which people send who have not signed in.
+MAX_BODY, MAX_SMALL_BODY = 1_000_000, 20_000
+#: Seconds in which a form must be here.
+BODY_WITHIN = 30.0
 #: The paths that a program with the token for metrics may read, and that of the live probe.
 METRICS, LIVE = ("/metrics", "/health"), "/live"
 
@@ -118,7 +122,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
+        path = Links(request, "").path
         # Anyone may have the assets, as the sign-in page needs them too, and hear that it lives.
         is_open = path.startswith("/static/") or path == LIVE
         access = Access(NONE) if is_open else await self._decide(request, path)
@@ -142,11 +146,15 @@ class Gate:
                     headers.append("set-cookie", _csrf_cookie(request, token))
             await send(message)
 
+        most = MAX_BODY if path.startswith("/do/") else MAX_SMALL_BODY
         try:
-            await self._app(scope, _bounded(receive), send_with_headers)
+            await self._app(scope, _bounded(receive, most), send_with_headers)
         except BodyTooLongError:
-            text = f"A form may have {MAX_BODY} bytes at most; nothing was done."
+            text = f"A form may have {most} bytes at most; nothing was done."
             await PlainTextResponse(text, 413)(scope, receive, send_with_headers)
+        except BodyTooSlowError:
+            text = f"The form was not here within {BODY_WITHIN:g} s; nothing was done."
+            await PlainTextResponse(text, 408)(scope, receive, send_with_headers)
 
     async def _decide(self, request: Request, path: str) -> Access | Response:
         if self._metrics_token is not None and path in METRICS:
@@ -165,9 +173,11 @@ class Gate:
 
     async def _ask_at(self, door: Door, request: Request) -> Access | Response:
         """Let in who has a session, or brings the key in the address or as a bearer token."""
-        if door.knows(request.cookies.get(door.cookie, "")):
-            return Access(ALL, door.name or "key")
         in_address = request.query_params.get(KEY) if request.method == "GET" else None
+        if door.knows(request.cookies.get(door.cookie, "")):
+            if door.by_key and in_address is not None:
+                return _without_key(request)
+            return Access(ALL, door.name or "key")
         given = in_address or _bearer(request)
         if not door.by_key or given is None:
             return Access(NONE, reason="Sign in first.")
@@ -176,10 +186,17 @@ class Gate:
             return Access(NONE, reason=problem.text)
         if in_address is None:
             return Access(ALL, "key")
-        # The key goes out of the address, and so out of the history and out of what is shared.
-        response = RedirectResponse(str(request.url.remove_query_params(KEY)), 303)
+        response = _without_key(request)
         begin_session(request, response, door)
         return response
+
+
+def _without_key(request: Request) -> Response:
+    """Lead to the same page with the key out of its address, of the history, and of what is shared.
+
+    It names no host: behind a proxy this one is not what the browser calls it.
+    """
+    return RedirectResponse(Links(request, "").here(), 303)
 
 
 @dataclass(frozen=True)
@@ -193,12 +210,14 @@ class Problem:
 async def try_door(door: Door, request: Request, name: str, secret: str) -> Problem | None:
     """Try a name and a secret at the door; return why they do not open it, or None."""
     address = address_of(request)
-    if door.attempts.too_many(address):
+    delay = door.attempts.delay
+    # Counted before the answer is known: many tries at the same time are as many.
+    if not door.attempts.begin(address, is_shared=is_shared(request)):
         return Problem("Too many tries from your address. Wait a minute.", 429)
-    await asyncio.sleep(door.attempts.delay)
+    await asyncio.sleep(delay)
     if door.opens(name, secret):
+        door.attempts.take_back(address)
         return None
-    door.attempts.note(address)
     get_logger(__name__).warning("A sign-in to the page from %s failed.", address)
     text = "That is not the key." if door.by_key else "That is not the name and password."
     return Problem(text, 403)
@@ -219,16 +238,27 @@ class BodyTooLongError(Exception):
     """Raised when a request's body goes out of bounds."""
 
 
-def _bounded(receive: Receive) -> Receive:
-    """Return what receives a request, and stops a body that is too long before it is all here."""
-    length = 0
+class BodyTooSlowError(Exception):
+    """Raised when a request's body does not come in time."""
+
+
+def _bounded(receive: Receive, most: int) -> Receive:
+    """Return what receives a request, and stops a body that is too long or too slow."""
+    length, is_whole = 0, False
+    deadline = time.monotonic() + BODY_WITHIN
 
     async def bounded() -> Message:
-        nonlocal length
-        message = await receive()
+        nonlocal length, is_whole
+        if is_whole:
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), deadline - time.monotonic())
+        except (TimeoutError, asyncio.TimeoutError) as e:
+            raise BodyTooSlowError from e
+        is_whole = not message.get("more_body", False)
         if message["type"] == "http.request":
             length += len(message.get("body", b""))
-            if length > MAX_BODY:
+            if length > most:
                 raise BodyTooLongError
         return message
 
@@ -296,16 +326,22 @@ def csrf_token(cookies: Mapping[str, str]) -> str:
 
 def check_csrf(request: Request, given: Any) -> str | None:
     """Return why a form was not sent from this page, or None if it was."""
-    site = request.headers.get("sec-fetch-site")
-    if site is not None and site not in {"same-origin", "none"}:
-        return "The form was sent from another site; nothing was done."
-    origin = request.headers.get("origin", "null")
-    if origin != "null" and urlsplit(origin).netloc != request.headers.get("host"):
+    if not _is_from_here(request):
         return "The form was sent from another site; nothing was done."
     kept = request.cookies.get(CSRF_COOKIE, "")
     if not kept or not hmac.compare_digest(kept.encode(), str(given or "").encode()):
         return "The form is older than this browser's session; nothing was done. Go back, reload."
     return None
+
+
+def _is_from_here(request: Request) -> bool:
+    """Return whether a browser says that a page of ours sent a request, or says nothing."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        # It knows better than a Host that a proxy may have put in the place of its own.
+        return site in {"same-origin", "none"}
+    origin = request.headers.get("origin", "null")
+    return origin == "null" or origin.partition("://")[2] == request.headers.get("host")
 
 
 def _csrf_cookie(request: Request, token: str) -> str:
@@ -329,9 +365,9 @@ def _set_cookie(
         value,
         httponly=True,
         max_age=max_age,
-        path=request.scope.get("root_path") or "/",
+        path=Links(request, "").root or "/",
         samesite=samesite,
-        secure=request.url.scheme == "https",
+        secure=request.scope.get("scheme") == "https",
     )
 
 

@@ -116,7 +116,7 @@ def dashboard(
     gate = Middleware(
         Gate, authorize=authorize, door=door, metrics_token=metrics_token, read_only=read_only
     )
-    return Starlette(
+    app = Starlette(
         routes=_routes(site),
         middleware=[gate],
         exception_handlers={
@@ -124,6 +124,9 @@ def dashboard(
             405: partial(_failed, site),
         },
     )
+    # It would lead to the Host of the request, which a proxy may have put there: see _failed().
+    app.router.redirect_slashes = False
+    return app
 
 
 def _door(authorize: Any, key: str | None, login: tuple[str, str] | None) -> Door | None:
@@ -211,9 +214,9 @@ def _act(site: Site) -> Callable[[Request], Any]:
         visit = Visit(site, request)
         if refusal := visit.refusal():
             return refusal
-        form = await request.form(max_fields=5_000, max_files=0)
         if not visit.access.may_act:
             return visit.sorry(403, "Not allowed", "You may look here, and nothing else.")
+        form = await request.form(max_fields=5_000, max_files=0)
         if problem := check_csrf(request, form.get(CSRF_FIELD)):
             return visit.sorry(403, "Not done", problem)
         return await _in_a_thread(visit, partial(actions.do, form=form))
@@ -256,7 +259,10 @@ def _show_login(site: Site) -> Callable[[Request], Response]:
         visit = Visit(site, request)
         if site.door is None:
             return visit.sorry(404, "No such page", "There is no sign-in on this page.")
-        return visit.page("login.html", "Sign in", {"next": request.query_params.get("next", "")})
+        following = request.query_params.get("next", "")
+        if visit.access.may_read:
+            return RedirectResponse(visit.link.local(following), 303)
+        return visit.page("login.html", "Sign in", {"next": following})
 
     return endpoint
 
@@ -307,4 +313,7 @@ def _failed(site: Site, request: Request, error: Exception) -> Response:
         response = visit.sorry(405, "Not this way", f"{request.method} is not answered here.")
         response.headers.update(getattr(error, "headers", None) or {})
         return response
+    if request.method == "GET" and len(visit.link.path) > 1 and visit.link.path.endswith("/"):
+        target = visit.link.here().replace("/?", "?").rstrip("/")
+        return RedirectResponse(visit.link.local(target), 303)
     return visit.sorry(404, "No such page", f"There is no page {visit.link.path!r}.")

@@ -9,8 +9,7 @@ from dramatiq.logging import get_logger
 from markupsafe import Markup
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from dramatiq_joblog.database.checkout import checked_out
-from dramatiq_joblog.database.timeouts import cut_after
+from dramatiq_joblog.database.timeouts import answered_within
 from dramatiq_joblog.errors import DatabaseAwayError, JobNotFound, QueryTimeout, SearchError
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import State
@@ -109,8 +108,7 @@ class Visit:
     def run(self, answer: Callable[[Visit], Response]) -> Response:
         """Answer with a connection that is given back, and with a page in any case."""
         try:
-            database = self.joblog.database
-            with checked_out(database), cut_after(database, self.patience):
+            with answered_within(self.joblog.database, self.patience):
                 return answer(self)
         except JobNotFound as e:
             return self.sorry(404, "No such job", f"The log has no job {e.jid!r}.")

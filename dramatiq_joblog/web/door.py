@@ -102,24 +102,32 @@ class Attempts:
         self._all: deque[float] = deque()
         self._guard = threading.Lock()
 
-    def too_many(self, address: str) -> bool:
-        """Return whether an address was wrong too often within the last minute."""
-        with self._guard:
-            recent = self._by_address.get(address)
-            if recent is None:
-                return False
-            _forget_old(recent)
-            return len(recent) >= WRONG_AT_MOST
+    def begin(self, address: str, *, is_shared: bool = False) -> bool:
+        """Count a try as a wrong one, until it is taken back; return whether it may be made.
 
-    def note(self, address: str) -> None:
-        """Count a wrong try."""
+        Parameters:
+          address: Where it comes from.
+          is_shared: Whether anybody may come from there: then none of them is stopped.
+        """
         now = time.monotonic()
         with self._guard:
             if address not in self._by_address and len(self._by_address) >= ADDRESSES:
                 self._by_address.clear()
-            self._by_address.setdefault(address, deque(maxlen=WRONG_AT_MOST)).append(now)
+            recent = self._by_address.setdefault(address, deque(maxlen=WRONG_AT_MOST))
+            _forget_old(recent)
+            if len(recent) >= WRONG_AT_MOST and not is_shared:
+                return False
+            recent.append(now)
             self._all.append(now)
             _forget_old(self._all)
+            return True
+
+    def take_back(self, address: str) -> None:
+        """Count a try no longer: it was right."""
+        with self._guard:
+            for tries in (self._by_address.get(address), self._all):
+                if tries:
+                    tries.pop()
 
     @property
     def delay(self) -> float:
@@ -142,6 +150,16 @@ def address_of(request: Request) -> str:
     if forwarded and _is_loopback(host):
         return forwarded[-1].rpartition(",")[2].strip()[:64] or host
     return host
+
+
+def is_shared(request: Request) -> bool:
+    """Return whether all who come through a proxy of this machine come from the same address.
+
+    A proxy that says nothing of itself, or speaks through a socket of Unix, is such a one.
+    """
+    client = request.client
+    known = client is not None and not _is_loopback(client.host)
+    return not known and "x-forwarded-for" not in request.headers
 
 
 def _forget_old(times: deque[float]) -> None:

@@ -46,12 +46,13 @@ class Links:
     """
 
     def __init__(self, request: Request, version: str) -> None:
-        #: What stands before every path, without a slash at its end.
-        self.root: str = request.scope.get("root_path", "").rstrip("/")
+        root: str = request.scope.get("root_path", "").rstrip("/")
+        #: What stands before every path, as addresses have it, without a slash at its end.
+        self.root = quote(root)
         self._version = version
         path: str = request.scope["path"]
         #: The path of this page, from the mount point.
-        self.path = path.removeprefix(self.root) or "/"
+        self.path = path.removeprefix(root) or "/"
         self._query = dict(request.query_params)
 
     def __call__(self, name: str, /, **values: Any) -> str:
@@ -85,9 +86,12 @@ class Links:
     def here(self, **changes: Any) -> str:
         """Return the link to this page with another query; None takes a value away."""
         query = {k: v for k, v in (self._query | changes).items() if v not in {None, ""}}
-        for own in ("done", "n", "not", "rest", "then", "theme", "watch"):
+        for own in ("done", "key", "n", "not", "rest", "then", "theme", "watch"):
             query.pop(own, None)
         path = self.root + quote(self.path)
+        if path.startswith("//"):
+            # A browser takes that for another host.
+            path = "/" + path.lstrip("/")
         return path + ("?" + urlencode(query) if query else "")
 
     @property

@@ -67,7 +67,7 @@ def choose(visit: Visit, form: FormData) -> Response:
         name,
         max_age=_KEPT,
         path=visit.link.root or "/",
-        secure=visit.request.url.scheme == "https",
+        secure=visit.request.scope.get("scheme") == "https",
         httponly=True,
         samesite="lax",
     )

@@ -67,6 +67,22 @@ def test_what_cannot_be_seen_is_shown():
     assert "żółć 漢字 שלום" == display.visible("żółć 漢字 שלום")
 
 
+@pytest.mark.parametrize(
+    "text", ["می\u200cشود", "क्\u200dष", "🧑🏽\u200d🚀", "❤️\u200d🔥", "🏳️\u200d🌈"]
+)
+def test_joiners_stay_where_they_are_written(text):
+    """A joiner within Persian, Hindi or one picture stays, on the terminal and in data as well."""
+    assert text == display.visible(text) == display.escaped_json(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["a\u200db", "a\u200cb", "\u200d", "🚀\u200d", "🚀\u200c🚀", "م\u200d\u200dم"]
+)
+def test_joiners_elsewhere_are_shown(text):
+    """A joiner that joins nothing would make two names look like one."""
+    assert "\\u200" in display.visible(text)
+
+
 def test_a_json_document_means_the_same():
     """A document without invisible characters is read back as what was written."""
     document = display.escaped_json(json.dumps({HOSTILE: [HOSTILE]}, ensure_ascii=False))

@@ -555,7 +555,7 @@
       for (const name of ["q", "jid", "but"]) data.delete(name);
       for (const jid of jids.slice(at, at + some)) data.append("jid", jid);
       try {
-        const answer = await fetch(form.action, { method: "POST", body: new URLSearchParams(data), headers: { accept: "application/json" }, credentials: "same-origin" });
+        const answer = await fetch(form.action, { method: "POST", body: new URLSearchParams(data), headers: { accept: "application/json" }, credentials: "same-origin", mode: "same-origin" });
         if (answer.ok) { const said = await answer.json(); done += said.done; refused += said.refused; }
         else if (answer.status === 409) refused += jids.slice(at, at + some).length;
         else throw new Error(String(answer.status));
