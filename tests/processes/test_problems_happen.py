@@ -6,7 +6,6 @@ import functools
 import os
 import re
 import signal
-import time
 from urllib.parse import urlsplit
 
 import brokers
@@ -17,7 +16,7 @@ from pages import opened
 from proxy import Proxy
 from starlette.testclient import TestClient
 
-from dramatiq_joblog import JobLog, JobLogMiddleware
+from dramatiq_joblog import Exclusive, JobLog, JobLogMiddleware
 from dramatiq_joblog.schema.fields import InstantField
 
 pytestmark = [pytest.mark.process, pytest.mark.full]
@@ -51,6 +50,12 @@ def broker(joblog, real_redis, redis_url):
     broker.add_middleware(JobLogMiddleware(joblog))
     for queue in QUEUES:
         broker.declare_queue(queue)
+    # What is run again is sent by an actor.
+    section = {"holds": {"exclusive": Exclusive("erp", on_conflict="wait")}}
+    for name in ("imports", "holds", "loses_its_retry"):
+        dramatiq.actor(
+            lambda: None, actor_name=name, broker=broker, max_retries=0, **section.get(name, {})
+        )
     yield broker
     broker.client.config_set("maxmemory", 0)
     brokers.disconnect(broker)
@@ -119,7 +124,10 @@ def seen_everywhere(joblog, url, eventually, *expected):
     needs = f"{number} thing{'s' * (number != 1)} need{'s' * (number == 1)} you"
     with TestClient(opened(joblog), base_url="http://localhost") as page:
         for path in PAGES:
-            text = page.get(path).text
+            if (answer := page.get(path)).status_code == 404:
+                # Of a type of which nothing has ended yet.
+                continue
+            text = answer.text
             assert f"<title>{number} need{'s' * (number == 1)} you · " in text, path
             assert needs in text, path
         health = page.get("/health").json()["problems"]
@@ -130,7 +138,8 @@ def seen_everywhere(joblog, url, eventually, *expected):
     lines = commands.ask(url, "status", code=1).stdout.splitlines()
     assert {*expected} == {line.split("\t")[0] for line in lines}
     for problem in found.values():
-        if problem.search:
+        # Of a job that did not run it finds the others of its type.
+        if problem.search and problem.kind != "missed":
             assert problem.count <= joblog.search(problem.search).count()
     return found
 
@@ -186,7 +195,7 @@ def test_messages_that_the_broker_lost(
 
 def test_a_retry_that_the_broker_refuses(joblog, broker, run, send, states, eventually, everywhere):
     """A job whose retry the broker has no memory for is dead, and its retry lost."""
-    with run(expects_critical="exited unexpectedly"):
+    with run(expects_critical="nexpected"):
         jids = send("loses_its_retry")
         eventually(lambda: states(jids) == {"dead"}, timeout=30)
         broker.client.config_set("maxmemory", 0)
@@ -277,7 +286,6 @@ def test_a_job_that_did_not_run(joblog, run, send, everywhere, eventually):
         assert "'nightly'" in found.text
 
 
-@pytest.mark.skipif(os.name != "posix", reason="files have ages there")
 def test_events_that_wait_on_a_disk(
     postgres_database, broker, run_worker_process, redis_url, eventually, tmp_path
 ):
@@ -296,12 +304,14 @@ def test_events_that_wait_on_a_disk(
         ) as running:
             eventually(lambda: asks.workers.count() == 1)
             proxy.refuse()
-            sender.enqueue(dramatiq.Message("default", "holds", (), {}, {}))
+            sender.enqueue(dramatiq.Message("default", "imports", (), {}, {}))
             eventually(lambda: [f for f in asks.spool.files() if f.size], timeout=30)
             kill(running)
         assert "spools" not in kinds(asks)
-        for path in asks.spool.folder.iterdir():
-            os.utime(path, (time.time() - 120,) * 2)
+        for path in [waiting.path for waiting in asks.spool.files()]:
+            # Its name begins with when it was made.
+            made, _, rest = path.name.partition("-")
+            path.rename(path.with_name(f"{int(made) - 2 * MINUTE}-{rest}"))
         found = kinds(asks)
         assert str(asks.spool.folder) in found["spools"].text
         seen_everywhere(asks, postgres_database, eventually, *found)

@@ -69,12 +69,13 @@ def test_no_header_lets_anyone_in(log, mount):
     page = dashboard(log, key=KEY)
     asking = client(Starlette(routes=[Mount(mount, page)]) if mount else page)
 
-    for name in FORGED:
-        for value in VALUES:
-            for path in ("/jobs.json", "/metrics", "/"):
-                answer = asking.get(mount + path, headers={name: value})
-                assert answer.status_code in {303, 401}, (name, value, path)
-                assert "s3cret" not in answer.text
+    sets = [{name: "127.0.0.1"} for name in FORGED]
+    sets += [dict.fromkeys(FORGED, value) for value in VALUES]
+    for headers in sets:
+        for path in ("/jobs.json", "/"):
+            answer = asking.get(mount + path, headers=headers)
+            assert answer.status_code in {303, 401}, (headers, path)
+            assert "s3cret" not in answer.text
 
 
 def test_no_path_leads_past_the_door(log):
@@ -95,10 +96,9 @@ def test_no_path_leads_past_the_door(log):
 def test_odd_methods_are_refused(log, inside, method):
     """A method that a page has not is refused, and changes nothing, for those inside too."""
     outside = client(dashboard(log, key=KEY))
-    for asking, known in ((outside, False), (inside[0], True)):
-        for path in ("/", "/jobs", "/jobs/1", "/locks.json", "/static/x/style.css"):
-            answer = asking.request(method, path)
-            assert answer.status_code in ({405, 404} if known else {401, 405, 404}), path
+    for asking, refused in ((outside, {401}), (inside[0], {404, 405})):
+        for path in ("/", "/jobs", "/jobs/1", "/locks.json", "/nope"):
+            assert asking.request(method, path).status_code in refused, path
     assert log.get("1").state == "dead"
     assert log.actions.count() == 0
 
