@@ -23,7 +23,7 @@ from dramatiq_joblog.locking.leases import Claim
 from dramatiq_joblog.locking.locks import UNIQUE as UNIQUE_KIND
 from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.recording.events import keeps_newest
-from dramatiq_joblog.recording.newest import SENDING
+from dramatiq_joblog.recording.newest import ON_ITS_WAY, SENDING
 
 from .messages import DUPLICATE, UNIQUE
 
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from dramatiq_joblog.recording.log import Keyed, Log
 
     from .sending import Enqueue
-
-#: Milliseconds that a uniqueness is held for a message that is on its way to the broker.
-_ON_ITS_WAY = 60_000
 
 _logger = get_logger(__name__)
 
@@ -77,7 +74,7 @@ class Claims:
         was_duplicate = message.options.pop(DUPLICATE, None) is not None
         is_newest = keeps_newest(unique)
         for_good = unique["until"] is None and not is_newest
-        ttl = unique["ttl"] if for_good else min(unique["ttl"], _ON_ITS_WAY)
+        ttl = unique["ttl"] if for_good else min(unique["ttl"], ON_ITS_WAY)
         owner, former = fold_jid(message.message_id), None
         process = SENDING if is_newest else None
         claim = Claim(UNIQUE_KIND, unique["key"], owner, None, ttl, process=process)
@@ -168,16 +165,16 @@ class Claims:
         """Give the key of a message its whole time: the broker has it, whatever becomes of us."""
         if claimed is None:
             return
-        claim, former = claimed.claim, claimed.former
+        claim, is_newest = claimed.claim, claimed.claim.process == SENDING
         locks, newest = self._joblog.core.locks, self._joblog.core.newest
 
         def confirm() -> None:
             locks.confirm(claim.key, claim.owner, claimed.ttl)
-            if former is not None:
-                newest.give_way(claim.key, claim.owner, former)
+            if is_newest:
+                newest.sent(claim.key, claim.owner)
 
         try:
-            if claim.ttl < claimed.ttl or claim.process is not None:
+            if claim.ttl < claimed.ttl or is_newest:
                 self._joblog.core.writer.call(confirm)
         except JobLogError as e:
             # It is confirmed with its row, and by its start; the message is sent already.

@@ -42,8 +42,10 @@ KEEP_IDLE = 24 * 3600 * 1000
 SETTLED = 600_000
 
 UNIQUE = "unique"
+#: The kind of rows that say which job took the place of another, whose jid is their key.
+FORMER = "former"
 #: Kinds of rows that are of no use once their time is over.
-EXPIRING = (LIMIT, RATE, WAIT)
+EXPIRING = (FORMER, LIMIT, RATE, WAIT)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Usage(NamedTuple):
     kept: int = 0
     #: What someone has set for its limit; None for that of the code.
     limit_set: int | None = None
+    #: The highest fence of those that hold it: another says that it went from one to the next.
+    fence: int = 0
 
 
 class Locks:
@@ -245,7 +249,7 @@ class Locks:
         """Give a uniqueness its whole time: its message is in the broker."""
         lock = self.lock
         (
-            lock.update(ttl=ttl, expires_at=database_now(self.database) + ttl, process=None)
+            lock.update(ttl=ttl, expires_at=database_now(self.database) + ttl)
             .where(lock.kind == UNIQUE, lock.key == key, lock.owner == owner)
             .execute()
         )
@@ -318,12 +322,13 @@ class Locks:
     def usage(self, keys: Sequence[str]) -> dict[str, Usage]:
         """Return how the sections of *keys* are used; those that are free are left out."""
         found: dict[str, Usage] = {}
-        for key, kind, held, running, limit in self._usage.execute(keys).fetchall():
+        for key, kind, held, running, highest in self._usage.execute(keys).fetchall():
             known = found.get(key, Usage())
             if kind == SECTION:
-                found[key] = known._replace(held=held, kept=held - running)
+                kept = held - running
+                found[key] = known._replace(held=held, kept=kept, fence=int(highest))
             else:
-                found[key] = known._replace(limit_set=int(limit))
+                found[key] = known._replace(limit_set=int(highest))
         return found
 
     def _asking_usage(self, keys: Sequence[str]) -> Any:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from .events import Event
+    from .newest import Successor
     from .transitions import Known, Transitions
 
 #: Milliseconds until a copy of a message comes back whose job may be running.
@@ -198,24 +199,28 @@ class Sections:
     def _come_in(self, event: Started, row: Any, *, reenter: bool) -> Answer:
         """Begin a run that may begin by its job's row, if it gets its keys."""
         place = self._place_of(event, row)
-        if keeps_newest(event.unique) and not place.begun:
+        is_newest = keeps_newest(event.unique) and not place.begun
+        if is_newest:
             successor = self._newest.successor(event)
             if successor is not None:
-                return self._give_way(event, row, *successor)
+                return self._give_way(event, row, successor)
         admitted = self._admission.admit(event.needs, replace(event.run, reenter=reenter), place)
         if isinstance(admitted, Refusal):
             return self._conflict(event, row, admitted, place)
         self.transitions.put(event, row)
+        if is_newest:
+            # Its sender may have been killed before it could say so.
+            self._newest.sent((event.unique or {})["key"], event.jid)
         if place.since is not None:
             self._end_wait(event, place.since, self._locks.now())
         return Answer(granted=True, lease=admitted)
 
-    def _give_way(self, event: Started, row: Any, owner: str, is_sent: bool) -> Answer:
-        """Skip a job that the one of *owner* took the place of, once that is in the broker."""
-        if not is_sent:
+    def _give_way(self, event: Started, row: Any, successor: Successor) -> Answer:
+        """Skip a job that another took the place of, once that is in the broker."""
+        if not successor.is_sent:
             # Should that fail, this one is the newest again.
             return Answer(granted=False, delay=COPY_DELAY)
-        self.transitions.put(event.as_end(self._newest.skipped(event, owner)), row)
+        self.transitions.put(event.as_end(self._newest.skipped(event, successor.jid)), row)
         if row is not None and row.waiting_since is not None:
             self._end_wait(event, to_millis(row.waiting_since), self._locks.now())
         return Answer(granted=False, found=State.SKIPPED.value, gave_way=True)

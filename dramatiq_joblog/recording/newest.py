@@ -2,21 +2,29 @@
 
 The key is taken over before the newer message is sent, and the older one gives way once the
 broker has that: until then the older one is put back should it come.
+
+The sender says when the broker has it.  In case it is killed before that, who took whose place is
+kept in a row of its own, which outlives the key: the row, or the start, of the newer job shows
+that it was sent as well.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from peewee import SQL
 
 from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.dialects import dialect_of
-from dramatiq_joblog.locking.locks import UNIQUE
+from dramatiq_joblog.locking.locks import FORMER, UNIQUE
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import STARTABLE, State
 
 from .events import GAVE_WAY
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dramatiq_joblog.locking.leases import Claim
 
     from .events import Started
@@ -24,6 +32,18 @@ if TYPE_CHECKING:
 
 #: In place of the process of a key whose message may not be in the broker yet.
 SENDING = "sending"
+#: Milliseconds that a message may be on its way to the broker.
+ON_ITS_WAY = 60_000
+#: Milliseconds that it is kept who took the place of a job, at least.
+_KEPT = 24 * 3600 * 1000
+
+
+class Successor(NamedTuple):
+    """The job that took the place of another."""
+
+    jid: str
+    #: Whether its message is in the broker, or was.
+    is_sent: bool
 
 
 class Newest:
@@ -54,17 +74,32 @@ class Newest:
             if row is not None and _has_begun(row):
                 self._pass_on(claim.key, claim.owner, former, before.ttl, before.process)
                 return False
+        self._note(former, claim.owner)
         return True
 
     def give_back(self, key: str, owner: str, former: str, ttl: int) -> None:
         """Give a key back to *former*: the newer message could not be sent."""
-        self._pass_on(key, owner, former, ttl, None)
+        process = None if self._is_known(former) else SENDING
+        if self._pass_on(key, owner, former, ttl, process):
+            self._forget([former])
 
-    def give_way(self, key: str, owner: str, former: str) -> None:
-        """Let the job of *former* be skipped, as that of *owner* is newer, and in the broker."""
+    def sent(self, key: str, owner: str) -> None:
+        """Note that the message of *owner* is in the broker: those before it give way."""
+        lock = self._lock
+        sent = lock.update(process=None).where(lock.process == SENDING, lock.owner == owner)
+        sent.where(lock.kind == UNIQUE, lock.key == key).execute()
+        formers = lock.select(lock.key).where(_ARE_FORMERS, lock.owner == owner)
+        for (former,) in list(formers.order_by(lock.key).tuples()):
+            if self._give_way(key, owner, former):
+                self._forget([former])
+            else:
+                sent.where(_ARE_FORMERS, lock.key == former).execute()
+
+    def _give_way(self, key: str, owner: str, former: str) -> bool:
+        """Let the job of *former* be skipped; return False if the log does not know it yet."""
         row = self._transitions.locked(former)
         if row is None or _has_begun(row):
-            return
+            return row is not None
         now = self._transitions.locks.now()
         job = self._job
         skipped = {
@@ -79,9 +114,10 @@ class Newest:
         if row.waiting_since is not None:
             waiter = {name: getattr(row, name) for name in ("jid", "attempt", "worker")}
             self._transitions.end_waiting(waiter, to_millis(row.waiting_since), now)
+        return True
 
-    def successor(self, event: Started) -> tuple[str, bool] | None:
-        """Return whose the key of a start is, and whether that is in the broker; None if its own.
+    def successor(self, event: Started) -> Successor | None:
+        """Return what took the place of the job of a start; None if it is the newest itself.
 
         Nobody else takes the key until the transaction ends.
         """
@@ -89,9 +125,29 @@ class Newest:
         lock = self._lock
         rows = self._dialect.lock(lock.select().where(lock.kind == UNIQUE, lock.key == key))
         row = rows.where(lock.expires_at > database_now(self._database)).first()
-        if row is None or row.owner in (None, event.jid):
-            return None
-        return row.owner, row.process != SENDING
+        if row is not None and row.owner is not None:
+            # The key is free once the newest has begun, or has ended: then only a row of its own
+            # says who took whose place.
+            if row.owner == event.jid:
+                return None
+            return Successor(row.owner, row.process != SENDING or self._is_known(row.owner))
+        return self._later_one(event.jid)
+
+    def _later_one(self, jid: str) -> Successor | None:
+        """Return what took the place of a job whose key is free by now, or None."""
+        lock = self._lock
+        seen, on_its_way = {jid}, None
+        while (row := lock.get_or_none(lock.kind == FORMER, lock.key == jid)) is not None:
+            if row.process != SENDING or self._is_known(row.owner):
+                return Successor(row.owner, is_sent=True)
+            if to_millis(row.acquired_at) + ON_ITS_WAY > self._transitions.locks.now():
+                on_its_way = Successor(row.owner, is_sent=False)
+            # It may never have been sent, and another have taken its place in turn.
+            jid = row.owner
+            if jid in seen:
+                break
+            seen.add(jid)
+        return on_its_way
 
     def skipped(self, event: Started, owner: str) -> dict[str, Any]:
         """Return the columns of a job that gave way to that of *owner*."""
@@ -107,6 +163,29 @@ class Newest:
             "updated_at": now,
         }
 
+    def _note(self, former: str, owner: str) -> None:
+        """Keep that the job of *owner* took the place of *former*, and may not be sent yet."""
+        lock, now = self._lock, database_now(self._database)
+        values = {
+            "owner": owner,
+            "process": SENDING,
+            "fence": 0,
+            "ttl": _KEPT,
+            "acquired_at": now,
+            "expires_at": now + _KEPT,
+        }
+        row = {"kind": FORMER, "key": former, "slot": 0, **values}
+        lock.insert(row).on_conflict_ignore().execute()
+        lock.update(values).where(lock.kind == FORMER, lock.key == former).execute()
+
+    def _forget(self, formers: Sequence[str]) -> None:
+        lock = self._lock
+        lock.delete().where(_ARE_FORMERS, lock.key.in_(formers)).execute()
+
+    def _is_known(self, jid: str) -> bool:
+        """Return whether the log knows a job, which it does once its message was sent."""
+        return bool(self._job.select(self._job.id).where(self._job.jid == jid).exists())
+
     def _mine(self, key: str, owner: str) -> Any:
         lock = self._lock
         return lock.select().where(lock.kind == UNIQUE, lock.key == key, lock.owner == owner)
@@ -116,6 +195,10 @@ class Newest:
         values = {"owner": to, "ttl": ttl, "expires_at": expires, "process": process}
         mine = lock.kind == UNIQUE, lock.key == key, lock.owner == owner
         return bool(lock.update(**values).where(*mine).execute())
+
+
+#: Without parameters.
+_ARE_FORMERS = SQL(f"kind = '{FORMER}'")
 
 
 def _has_begun(row: Any) -> bool:

@@ -395,7 +395,9 @@ class Lock(_Row):
 
     #: In order of appearance.
     id = BigAutoField()
-    #: ``section``, ``unique``, or ``floor`` of the one row that no key's fence falls below.
+    #: ``section`` or ``unique``; other kinds are the log's own: ``rate``, ``limit``, ``wait`` (kept
+    #: for a waiting job), ``former`` (who took a job's place), ``chore``, and ``floor`` of the one
+    #: row that no key's fence falls below.
     kind: Field[str] = NameField(max_length=8)
     #: The key.
     key: Field[str] = KeyField(max_length=MAX_JID)

@@ -1,0 +1,127 @@
+"""What becomes of unique messages whose senders are killed on the way to the broker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import dramatiq
+import pytest
+
+from dramatiq_joblog import DuplicateJob, Unique
+
+SENDER = Path(__file__).parents[1] / "support" / "killed_sender.py"
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def broker(joblog, make_broker):
+    """Return a broker that other processes know."""
+    return make_broker("redis", "last", joblog=joblog)
+
+
+@pytest.fixture
+def send_and_die(database_url, redis_url, broker):
+    """Return a function that sends a message from a process that is killed at a place."""
+
+    def send(place, number, *, until, keep="last", delay=0):
+        arguments = [database_url, redis_url, broker.namespace, place, str(number), str(delay)]
+        environment = os.environ | {"UNIQUE_UNTIL": until or "ttl", "UNIQUE_KEEP": keep}
+        command = [sys.executable, SENDER, *arguments]
+        died = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert -signal.SIGKILL == died.returncode, died.stderr
+
+    return send
+
+
+@pytest.fixture
+def actor_of(broker):
+    """Return a function that declares the actor that the killed sender sends to."""
+
+    def declare(until, keep="last"):
+        done = []
+        unique = Unique("key", until=until, keep=keep)
+        actor = dramatiq.actor(done.append, actor_name="work", unique=unique)
+        return actor, done
+
+    return declare
+
+
+@pytest.mark.parametrize("until", ["started", "finished", None])
+def test_the_newest_is_in_the_broker(
+    joblog, broker, worker, actor_of, send_and_die, eventually, until
+):
+    """One whose newer message is in the broker gives way, though that one's sender was killed.
+
+    Also once the newer one has ended, and the key is free again.
+    """
+    work, done = actor_of(until)
+    older = work.send_with_options(args=(1,), delay=3_000)
+    send_and_die("enqueued", 2, until=until)
+    with worker(broker):
+        eventually(lambda: joblog.jobs.finished().count() == 1)
+        assert "skipped" == eventually(
+            lambda: (state := joblog.get(older.message_id).state) != "delayed" and state
+        )
+        broker.join("default")
+    newer = joblog.jobs.finished().first()
+    assert [2] == done
+    reason = f"it gave way to job {newer.jid}, the newest with the key 'key'"
+    assert reason == joblog.get(older.message_id).skip_reason
+    assert not joblog.Lock.select().where(joblog.Lock.kind == "former").exists()
+
+
+@pytest.mark.parametrize("until", ["started", "finished", None])
+def test_the_newest_was_never_sent(
+    joblog, broker, worker, actor_of, send_and_die, eventually, until, monkeypatch, caplog
+):
+    """One whose newer message never came to the broker runs, once that is known by its time."""
+    monkeypatch.setattr("dramatiq_joblog.recording.exclusive.COPY_DELAY", 200)
+    work, done = actor_of(until)
+    older = work.send(1)
+    send_and_die("claimed", 2, until=until)
+    with worker(broker):
+        # It may still be on its way.
+        eventually(lambda: "was skipped" in caplog.text)
+        assert [] == done
+        past = joblog.now() - timedelta(seconds=61)
+        lock = joblog.Lock
+        lock.update(acquired_at=past).where(lock.kind == "former").execute()
+        lock.update(expires_at=past).where(lock.kind == "unique").execute()
+        joblog.release()
+        eventually(lambda: joblog.get(older.message_id).state == "finished")
+    assert [1] == done
+
+
+def test_a_third_message(joblog, broker, worker, actor_of, send_and_die, eventually):
+    """A message that takes the place of one which was never sent takes that of the one before."""
+    work, done = actor_of("started")
+    older = work.send_with_options(args=(1,), delay=2_000)
+    send_and_die("claimed", 2, until="started")
+    work.send(3)
+    with worker(broker):
+        eventually(lambda: joblog.get(older.message_id).state == "skipped")
+    assert [3] == done
+
+
+@pytest.mark.parametrize("place", ["claimed", "enqueued"])
+def test_the_first_is_kept(joblog, broker, worker, actor_of, send_and_die, eventually, place):
+    """A key whose sender was killed is held for a minute, and then by its job if that is sent."""
+    work, done = actor_of("finished", keep="first")
+    send_and_die(place, 1, until="finished", keep="first")
+    with pytest.raises(DuplicateJob):
+        work.send(2)
+    with worker(broker):
+        if place == "enqueued":
+            eventually(lambda: joblog.jobs.finished().count() == 1)
+        else:
+            joblog.Lock.update(expires_at=joblog.now()).execute()
+            joblog.release()
+        work.send(3)
+        eventually(lambda: 3 in done)
+    assert done == ([1, 3] if place == "enqueued" else [3])
