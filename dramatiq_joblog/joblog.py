@@ -284,8 +284,9 @@ class JobLog(Generic[J]):
         """Hold a key until the end of the block; it is renewed for as long as that takes.
 
         In a coroutine it is ``async with joblog.lock(...)``, which blocks no event loop.
-        Its holder does not come in a second time: a block inside the block waits for
-        itself.  Jobs that wait longer for the key come in first.
+        Its holder does not come in a second time, nor does a job that holds the key itself: both
+        would wait for themselves, and raise at once.  Jobs that wait longer for the key come in
+        first.
 
         Example:
           >>> with joblog.lock("nightly report") as lease:
@@ -299,7 +300,8 @@ class JobLog(Generic[J]):
           wait: Milliseconds to wait for it; None not to wait.
 
         Raises:
-          LockNotAcquired: If another holds it, for all that time.
+          LockNotAcquired: If another holds it, for all that time; or at once, if this block, or
+            the job around it, would wait for itself.
           ConfigurationError: If a value makes no sense.  On entering the block, inside a
             transaction of the same database: nobody else could see what was done under the lock
             before it is free again; and with *wait*, and not by ``async with``, inside a running
@@ -311,16 +313,18 @@ class JobLog(Generic[J]):
 
         def claim(token: str) -> Claim:
             self._refuse_in_transaction(key)
-            run = running.get()
+            run, folded = running.get(), fold_key(key)
+            held = () if run is None or run.lease is None else run.lease.leases
             return Claim(
                 SECTION,
-                fold_key(key),
+                folded,
                 here() if run is None else run.jid,
                 token,
                 ttl,
                 process=locks.process,
                 limit=limit,
                 by_hand=True,
+                of_job=sum(lease.key == folded and not lease.lost for lease in held),
             )
 
         return HeldByHand(locks, self.core.writer, key, claim, wait or 0)

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import copy
 import secrets
+import threading
 import time
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
     H = TypeVar("H", bound="HeldByHand")
+
+#: What blocks around this code hold: the keys as they are stored, and the thread and the task.
+#: Another task or thread may begin with a copy of it, and holds nothing itself.
+_inside: ContextVar[tuple[tuple[str, object], ...]] = ContextVar("joblog_locks", default=())
 
 #: Seconds between two tries; at first, and at most.
 _PAUSE, _PAUSE_AT_MOST = 0.05, 0.5
@@ -54,14 +60,22 @@ class Wish:
     key: str
     #: When to give up; monotonic, in seconds.
     deadline: float
+    #: As many slots of the key are held already by who wants one more.
+    held: int = 0
     #: Those that wait longer come first.
     place: Place = field(default_factory=Place)
     pause: float = _PAUSE
+    #: How many may hold the key, as it was at the last try.
+    limit: int = 1
 
     @property
     def is_over(self) -> bool:
-        """Whether it was tried for long enough."""
-        return time.monotonic() >= self.deadline
+        """Whether it was tried for long enough, or would wait for itself."""
+        return time.monotonic() >= self.deadline or self._is_in_vain
+
+    @property
+    def _is_in_vain(self) -> bool:
+        return 0 < self.limit <= self.held
 
     def next_pause(self) -> float:
         """Return the seconds until the next try."""
@@ -73,7 +87,9 @@ class Wish:
         """Take the key if it is free, and nobody who waits longer wants it."""
         if self.place.since is None:
             self.place = Place(since=self.locks.now())
-        lease = self.locks.take_in_turn(self.locks.limited(self.claim), self.place)
+        claim = self.locks.limited(self.claim)
+        self.limit = claim.limit
+        lease = self.locks.take_in_turn(claim, self.place)
         if lease is not None and lease.lost:
             self.release()
             return None
@@ -91,6 +107,11 @@ class Wish:
             return LockNotAcquired(self.key, f"is paused: {limit}")
         holder = self.locks.blocker(self.locks.limited(self.claim), self.place)
         text = describe_holder(holder)
+        if self._is_in_vain:
+            text += (
+                "; that is this very job, or a block around this one, which would wait for "
+                "itself: take the key once, or with a higher limit"
+            )
         if holder is None:
             return LockNotAcquired(self.key, text)
         return LockNotAcquired(
@@ -138,6 +159,7 @@ class HeldByHand(contextlib.ContextDecorator):
                 if wish.is_over:
                     raise self._ask(wish.refusal)
                 time.sleep(wish.next_pause())
+        _enter(wish.claim.key)
         return lease
 
     def __exit__(self, *exc_info: object) -> None:
@@ -154,6 +176,7 @@ class HeldByHand(contextlib.ContextDecorator):
                 if wish.is_over:
                     raise await self._ask_aside(wish.refusal)
                 await asyncio.sleep(wish.next_pause())
+        _enter(wish.claim.key)
         return lease
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -168,13 +191,16 @@ class HeldByHand(contextlib.ContextDecorator):
                 f"lock {self._key!r} is entered a second time; call joblog.lock() for each block"
             )
         deadline = time.monotonic() + self._wait / 1000
-        self._wish = Wish(self._locks, self._claim(secrets.token_hex(14)), self._key, deadline)
+        claim = self._claim(secrets.token_hex(14))
+        held = claim.of_job + _inside.get().count((claim.key, _here()))
+        self._wish = Wish(self._locks, claim, self._key, deadline, held)
         return self._wish
 
     def _end(self) -> Wish:
         wish, self._wish = self._wish, None
         if wish is None:
             raise ConfigurationError(f"lock {self._key!r} is left, and was not entered")
+        _leave(wish.claim.key)
         # Whatever becomes of the release, the lease then runs out.
         self._locks.forget(wish.claim.token)
         return wish
@@ -215,3 +241,23 @@ class HeldByHand(contextlib.ContextDecorator):
         loop = asyncio.get_running_loop()
         answer: T = await loop.run_in_executor(None, self._asked.call, function)
         return answer
+
+
+def _here() -> object:
+    """Return what names the thread, and the task in it if it is one of asyncio."""
+    task = None
+    if in_event_loop():
+        task = id(asyncio.current_task())
+    return threading.get_ident(), task
+
+
+def _enter(key: str) -> None:
+    _inside.set((*_inside.get(), (key, _here())))
+
+
+def _leave(key: str) -> None:
+    held, mine = list(_inside.get()), (key, _here())
+    # A block may be left by another thread than entered it.
+    if mine in held:
+        held.remove(mine)
+        _inside.set(tuple(held))

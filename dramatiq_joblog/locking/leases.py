@@ -26,6 +26,8 @@ class Claim:
     reenter: bool = False
     #: Whether it is taken by hand: then its owner may hold other slots of the key as well.
     by_hand: bool = False
+    #: As many slots of the key are held by the job around a lock by hand.
+    of_job: int = 0
     #: Whether who wanted it does not wait for an answer any more: then it is not taken.
     given_up: bool = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 
@@ -209,3 +210,57 @@ def test_a_limit_of_a_billion(joblog):
     with joblog.lock("key", limit=10**9), joblog.lock("key", limit=10**9):
         assert [0, 1] == [row.slot for row in joblog.locks.order_by(joblog.Lock.slot)]
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_one_that_would_wait_for_itself(joblog, make_broker, worker, eventually, nested):
+    """A block in a block, or in a job that holds the key, raises at once and says why."""
+    broker = make_broker("stub", "last", joblog=joblog)
+    took = []
+
+    @dramatiq.actor(max_retries=0, exclusive=None if nested else "key")
+    def work():
+        began = time.monotonic()
+        try:
+            with joblog.lock("key") if nested else contextlib.nullcontext():
+                with joblog.lock("other", wait=60_000), joblog.lock("key", limit=2, wait=60_000):
+                    pass
+                with joblog.lock("key", wait=60_000):
+                    pass
+        finally:
+            took.append(time.monotonic() - began)
+
+    with worker(broker):
+        jid = work.send().message_id
+        eventually(lambda: joblog.get(jid).state == "dead")
+        # The block was left: its thread may take the key again, as others may.
+        again = work.send().message_id
+        eventually(lambda: joblog.get(again).state == "dead")
+    for each in (jid, again):
+        assert "LockNotAcquired" == joblog.get(each).error_type
+        assert "would wait for itself" in joblog.get(each).error_message
+        assert each in joblog.get(each).error_message
+    assert max(took) < 10
+    assert not joblog.locks.exists()
+
+
+def test_a_task_of_a_block_waits_for_its_end(joblog):
+    """A task, or a thread, that a block has begun is not the block: it waits until that is left."""
+
+    async def later():
+        async with joblog.lock("key", wait=20_000) as lease:
+            return lease.fence
+
+    async def work():
+        async with joblog.lock("key"):
+            task = asyncio.create_task(later())
+            aside = asyncio.create_task(asyncio.to_thread(_take_later, joblog))
+            await asyncio.sleep(0.2)
+        return await asyncio.gather(task, aside)
+
+    assert {2, 3} == set(asyncio.run(work()))
+
+
+def _take_later(joblog):
+    with joblog.lock("key", wait=20_000) as lease:
+        return lease.fence
