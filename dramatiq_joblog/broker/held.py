@@ -115,6 +115,8 @@ class HeldMessages:
             self._forget()
         queues = [c for c in list(self._consumers) if c.queue_name.endswith(DELAY_SUFFIX)]
         lying = {id(item): (c, item) for c in queues for item in _items_of(c.delay_queue)}
+        if lying.keys() == self._seen.keys():
+            return
         for number in self._seen.keys() - lying.keys():
             self._remove(self._seen.pop(number).held)
         for number in lying.keys() - self._seen.keys():

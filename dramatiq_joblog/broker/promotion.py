@@ -30,6 +30,7 @@ from dramatiq_joblog.locking.waiters import ATTEND_EVERY
 
 from .deliveries import moving
 from .held import HeldMessages
+from .pace import OFTEN, Pace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 
     from .held import Held
 
-#: Milliseconds between two looks whether the sections of what waits here are free.
-TICK = 50
 #: Milliseconds between two looks at what waits here.
 SCAN_EVERY = 200
 #: A look takes at most this part of a core: the pause after it is so many times as long.
@@ -53,6 +52,8 @@ AGAIN = 1_000
 MAX_ASKED = 200
 #: As many keys whose limit a callable says are tried at once at most.
 MAX_TRIED = 20
+#: If this process waits for more keys than that, or one lets more in, it is not asked who is next.
+MAX_NEAR = 8
 #: As many waiters of a key are put forward at once at most.
 MAX_FORWARD = 200
 #: Milliseconds until a rate is looked at again that is used up for longer: its limit may be set.
@@ -77,6 +78,7 @@ class Waker(threading.Thread):
         self._stopped = False
         #: What waits here.
         self._held = HeldMessages(broker)
+        self._pace = Pace()
         self._scan_due = self._attend_due = self._try_due = 0.0
         #: What callables have said for the limits of keys.
         self._heard: dict[str, int] = {}
@@ -99,6 +101,7 @@ class Waker(threading.Thread):
     def look(self, keys: Iterable[str]) -> None:
         """Look now, if somebody waits here for one of *keys*, which may be free."""
         if self.waits_for(keys):
+            self._pace.want(keys)
             self._wanted.set()
 
     def waits_for(self, keys: Iterable[str]) -> bool:
@@ -110,6 +113,7 @@ class Waker(threading.Thread):
         if self._held.waits_for([need.key]):
             self._heard[need.key] = need.limit
             self._rates_due.pop(need.key, None)
+            self._pace.want([need.key])
 
     def filled(self, queue_name: str) -> None:
         """Take at once what was put in a queue, if this process does that."""
@@ -126,7 +130,7 @@ class Waker(threading.Thread):
     def run(self) -> None:
         """Look whenever something may have changed, and now and then."""
         connection = Connection(self._joblog.core.database)
-        pause = TICK / 1000
+        pause = 0.0
         while not self._stopped:
             self._wanted.wait(pause)
             self._wanted.clear()
@@ -138,7 +142,8 @@ class Waker(threading.Thread):
                 self._attend(connection)
                 self._wake(connection)
                 looking = time.thread_time() - began - self._moving
-                pause = max(TICK / 1000, REST * looking)
+                due = min(self._scan_due, self._pace.next_due) - time.monotonic()
+                pause = max(OFTEN / 1000, REST * looking, due)
             except DatabaseAwayError as e:
                 self._logger.debug("Nobody is brought forward: %s", e)
                 pause = AGAIN / 1000
@@ -174,9 +179,16 @@ class Waker(threading.Thread):
         waiters = self._joblog.core.locks.waiters
         for jids in _parts(sorted(held)):
             connection.ask(functools.partial(waiters.attend, jids))
-            settled = connection.ask(functools.partial(waiters.settled, jids))
-            # Their starts say what becomes of them.
-            self._put_forward([held[jid] for jid in settled])
+            waited = connection.ask(functools.partial(waiters.unsettled, jids))
+            # Their starts say what becomes of them.  Those whose time to wait is over come by
+            # themselves, unless the clock of this host or of that which put them back is wrong.
+            self._put_forward(
+                [
+                    held[jid]
+                    for jid in jids
+                    if jid not in waited or _is_over(held[jid].need, waited[jid])
+                ]
+            )
         self._attend_due = now + ATTEND_EVERY / 1000
         self._held.look_anew()
 
@@ -185,16 +197,8 @@ class Waker(threading.Thread):
         if not self._held.keys:
             # Others may want the connection meanwhile.
             connection.close()
-        locks = self._joblog.core.locks
-        for keys in _parts(list(self._held.keys)):
-            used = connection.ask(functools.partial(locks.usage, keys))
-            for key in keys:
-                free = self._free(connection, key, used.get(key, Usage()))
-                if max(free.values()) > 0:
-                    self._put_next(connection, key, free)
-                usage = used.get(key)
-                if usage is not None and usage.kept and free[SECTION] + usage.held > 0:
-                    self._put_owners(connection, key, usage.kept)
+        for keys in _parts(self._pace.due(self._held.keys)):
+            self._look_at(connection, keys)
         if time.monotonic() >= self._try_due:
             self._try_due = time.monotonic() + ATTEND_EVERY / 1000
             held = self._held
@@ -202,6 +206,41 @@ class Waker(threading.Thread):
             for key in random.sample(asked, min(len(asked), MAX_TRIED)):
                 # Its callable may say more by now: the next one's start asks it.
                 self._put_next(connection, key, {SECTION: 1, RATE: 1})
+
+    def _look_at(self, connection: Connection, keys: Sequence[str]) -> None:
+        """Put those forward that may come in now by one of *keys*, and plan the next looks."""
+        locks = self._joblog.core.locks
+        used = connection.ask(functools.partial(locks.usage, keys))
+        for key in keys:
+            usage = used.get(key, Usage())
+            free = self._free(connection, key, usage)
+            if max(free.values()) > 0:
+                self._put_next(connection, key, free)
+            if usage.kept and free[SECTION] + usage.held > 0:
+                self._put_owners(connection, key, usage.kept)
+            if self._pace.asks_who_is_next(key, usage):
+                self._pace.is_near(key, self._is_near(connection, key))
+            self._pace.plan(key, self._rate_due_in(key))
+
+    def _is_near(self, connection: Connection, key: str) -> bool:
+        """Return whether one of those waits here that come in next by a section."""
+        needs = [need for need in self._held.needs(key) if need.kind == SECTION]
+        if not needs:
+            return False
+        most = max(
+            self._heard.get(key, need.limit) if need.is_asked else need.limit for need in needs
+        )
+        if most > MAX_NEAR or len(self._held.keys) > MAX_NEAR:
+            return True
+        waiters, mine = self._joblog.core.locks.waiters, self._held.of(key)
+        line = connection.ask(functools.partial(waiters.line, key, max(1, most)))
+        return any(jid in mine for jid in line)
+
+    def _rate_due_in(self, key: str) -> float | None:
+        """Return the milliseconds until more may start by a rate that is waited for here."""
+        if all(need.kind != RATE for need in self._held.needs(key)):
+            return None
+        return 1000 * (self._rates_due.get(key, 0.0) - time.monotonic())
 
     def _free(self, connection: Connection, key: str, used: Usage) -> dict[str, int]:
         """Return how many of a key may come in now, by the kind of what they wait for."""
@@ -299,6 +338,11 @@ def _is_polled(broker: Any) -> bool:
     """Return whether a broker's consumers sleep between two looks, and nothing wakes them."""
     redis = sys.modules.get("dramatiq.brokers.redis")
     return redis is not None and isinstance(broker, redis.RedisBroker)
+
+
+def _is_over(need: Need, waited: int) -> bool:
+    """Return whether a job has waited for as long as it may."""
+    return need.on_conflict == "wait" and need.wait_for is not None and waited > need.wait_for
 
 
 def _parts(values: Sequence[str]) -> list[Sequence[str]]:

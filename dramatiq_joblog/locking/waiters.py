@@ -175,10 +175,12 @@ class Waiters:
         """Say that this process has the messages of these waiters, and looks after them."""
         self._attend.execute(jids)
 
-    def settled(self, jids: Sequence[str]) -> list[str]:
-        """Return those of *jids* that wait for nothing any more: cancelled, or ended by a copy."""
-        still_waiting = {jid for (jid,) in self._still_open.execute(jids).fetchall()}
-        return [jid for jid in jids if jid not in still_waiting]
+    def unsettled(self, jids: Sequence[str]) -> dict[str, int]:
+        """Return how long those of *jids* wait, in milliseconds, by their jids.
+
+        Those that wait for nothing any more, cancelled or ended by a copy, are left out.
+        """
+        return {jid: int(waited) for jid, waited in self._still_open.execute(jids).fetchall()}
 
     def _attending(self, jids: Sequence[str]) -> Any:
         job, until = self.job, SQL(f"{database_now(self._database).sql} + {ATTENDED}")
@@ -189,7 +191,8 @@ class Waiters:
     def _selecting_open(self, jids: Sequence[str]) -> Any:
         job = self.job
         still_open = job.state.not_in(literal_states(FINAL))
-        return job.select(job.jid).where(job.jid.in_(jids), still_open)
+        waited = SQL(f"coalesce({database_now(self._database).sql} - waiting_since, 0)")
+        return job.select(job.jid, waited).where(job.jid.in_(jids), still_open)
 
     def _ahead(self, key: str, jid: str, place: Place) -> Any:
         job = self.job

@@ -1,0 +1,83 @@
+"""How often keys are looked at that jobs wait for: often by who has the next one, else seldom."""
+
+from __future__ import annotations
+
+import time
+
+import dramatiq
+import pytest
+
+from dramatiq_joblog import Exclusive
+from dramatiq_joblog.broker.pace import OFTEN, SELDOM, Pace
+
+
+@pytest.fixture
+def pace():
+    """Return a pace that knows one key, which has been looked at, and has not moved for long."""
+    pace = Pace()
+    assert ["key"] == pace.due(["key"])
+    pace.asks_who_is_next("key", "mark")
+    pace._keys["key"].moving_until = 0.0
+    return pace
+
+
+def planned(pace):
+    """Return the seconds until the next look."""
+    pace.plan("key")
+    return pace.next_due - time.monotonic()
+
+
+def test_a_key_that_stands_still(pace):
+    """It is looked at often by the process in which the next one waits, and else seldom."""
+    assert pace.asks_who_is_next("key", "mark")
+    pace.is_near("key", False)
+    assert planned(pace) > OFTEN / 1000
+    assert not pace.asks_who_is_next("key", "mark")
+    pace.is_near("key", True)
+    assert planned(pace) <= OFTEN / 1000
+
+
+def test_a_key_that_moves(pace):
+    """It is looked at often for a while once it has gone from one to the next."""
+    pace.is_near("key", False)
+    assert not pace.asks_who_is_next("key", "another")
+    assert planned(pace) <= OFTEN / 1000
+    pace._keys["key"].moving_until = 0.0
+    assert pace.asks_who_is_next("key", "another")
+
+
+def test_a_key_that_others_have_freed(pace):
+    """It is looked at at once, and one that nobody waits for any more is forgotten."""
+    pace.is_near("key", False)
+    pace.plan("key")
+    assert [] == pace.due(["key"])
+    pace.want(["key", "other"])
+    assert ["key"] == pace.due(["key"])
+    assert [] == pace.due([])
+    assert ["key"] == pace.due(["key"])
+
+
+@pytest.mark.parametrize(("within", "most"), [(10, OFTEN), (100, 100), (10_000, SELDOM)])
+def test_what_is_due(pace, within, most):
+    """A key is looked at again when its rate lets more start, though not more often than often."""
+    pace.is_near("key", False)
+    pace.plan("key", within)
+    assert pytest.approx(most / 1000, abs=0.03) == pace.next_due - time.monotonic()
+
+
+def test_a_wait_that_is_over_by_the_database(joblog, make_broker, worker, eventually, monkeypatch):
+    """A job that has waited as long as it may is given up though its message is due much later.
+
+    As on a host whose clock is behind that of the one which put the message back.
+    """
+    monkeypatch.setattr("dramatiq_joblog.broker.promotion.ATTEND_EVERY", 200)
+    broker = make_broker("stub", "last", joblog=joblog)
+    exclusive = Exclusive("key", on_conflict="wait", wait_for=60_000, on_timeout="skip")
+    work = dramatiq.actor(lambda: None, actor_name="work", exclusive=exclusive)
+    with joblog.lock("key"), worker(broker):
+        jid = work.send().message_id
+        eventually(lambda: joblog.get(jid).state == "waiting")
+        job = joblog.Job
+        job.update(waiting_since=1).where(job.jid == jid).execute()
+        joblog.release()
+        eventually(lambda: joblog.get(jid).state == "skipped")
