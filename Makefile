@@ -23,7 +23,7 @@ SUITABLE := import ensurepip, sqlite3, ssl, sys, venv; sys.exit(sys.version_info
 ALONE := $(if $(shell command -v flock),flock $(firstword $(MAKEFILE_LIST)))
 
 .DELETE_ON_ERROR:
-.PHONY: has-example has-dev help bench demo web test test-all scale chaos check lint fix docs wheel clean
+.PHONY: has-example has-dev help bench demo web test test-all scale chaos check lint fix docs picture wheel clean
 
 help: ## Show the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -67,9 +67,14 @@ fix: has-dev ## Format, and repair what the linter can
 	@$(IN_VENV) -m ruff check --fix .
 	@$(IN_VENV) -m ruff format .
 
-docs: has-dev ## Build the site of docs/ into build/site, and refuse a broken link
+docs: has-dev ## Build the site of docs/ into build/site, with the demo, and refuse a broken link
 	@$(IN_VENV) -m pip --disable-pip-version-check install --quiet --editable '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(IN_VENV) -m mkdocs --quiet build
+	@$(IN_VENV) -m example_app.week build/site/demo
+
+picture: has-dev ## Make the moving picture of the README anew, in a real Chromium; a minute
+	@$(IN_VENV) -m pip --disable-pip-version-check install --quiet --editable '.[docs]'
+	@$(IN_VENV) .ci/picture docs/images
 
 wheel: has-dev ## Build the wheel and the source archive into dist/
 	@rm -rf build dist

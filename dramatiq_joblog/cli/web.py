@@ -25,9 +25,17 @@ METRICS_TOKEN = "JOBLOG_METRICS_TOKEN"  # noqa: S105
         ("web", "on http://127.0.0.1:8000, opened by the key that it prints"),
         ("--app shop.jobs:joblog web --port 9000", "with the application, to run jobs again"),
         ("web --host 0.0.0.0 --login mira --read-only", "for others, who must sign in"),
+        ("web --export copy", "as static files, which open without a server"),
     ],
 )
 @click.option("--environment", metavar="WORD", help="A word beside the title, as production.")
+@click.option(
+    "--export",
+    "folder",
+    metavar="FOLDER",
+    type=click.Path(file_okay=False),
+    help="Write the page as static files, with the log as it is now, and end.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
     "--login",
@@ -52,6 +60,7 @@ def web(
     session: Session,
     *,
     environment: str | None,
+    folder: str | None,
     host: str,
     login: str | None,
     metrics_token: str | None,
@@ -62,12 +71,19 @@ def web(
 
     Without --login it prints an address with a key, which opens the page once and then goes
     on as a cookie.  To run jobs again from the page the application is needed: --app.
+
+    With --export nothing is served: the files show one moment to anybody who can read them,
+    the arguments of jobs too.
     """
     joblog = session.joblog
     # A select, so that what is wrong with the database is said here and not on the page.
     joblog.jobs.first()
     joblog.release()
-    page, uvicorn = _needed("dramatiq_joblog.web"), _needed("uvicorn")
+    page = _needed("dramatiq_joblog.web")
+    if folder is not None:
+        _export(session, page, folder, environment)
+        return
+    uvicorn = _needed("uvicorn")
     signing_in, key = None, None
     if login is None:
         key = secrets.token_urlsafe(24)
@@ -92,6 +108,14 @@ def web(
         session.screen.console.file.flush()
         config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=2)
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _export(session: Session, page: Any, folder: str, environment: str | None) -> None:
+    done = page.export(session.joblog, folder, environment=environment)
+    if session.json:
+        session.screen.json({"index": str(done.index), "files": done.files})
+    else:
+        session.screen.write(f"{done.files} files are written. Open {done.index} in a browser.")
 
 
 def _needed(module: str) -> Any:

@@ -19,7 +19,16 @@ from dramatiq_joblog.errors import ConfigurationError
 from . import actions, alerts, compare, dead, job, jobs, overview, queues, types, users, zones
 from . import live as now
 from . import probes as status
-from .access import CSRF_FIELD, LIVE, Gate, begin_session, check_csrf, end_session, try_door
+from .access import (
+    CSRF_FIELD,
+    LIVE,
+    READ_ONLY,
+    Gate,
+    begin_session,
+    check_csrf,
+    end_session,
+    try_door,
+)
 from .assets import asset
 from .context import Visit
 from .door import Door
@@ -39,6 +48,11 @@ DEFAULT_EVERY = 2_000
 DEFAULT_TIMEOUT = 3_000
 #: Milliseconds that an answer may take once the connection is cut.
 _LATER = 1_000
+#: What is said where a copy has no page.
+_NOT_COPIED = (
+    "This is a copy of the page, as it was at one moment: its links lead to some of its pages. "
+    "Searches, older pages and everything that acts need the page itself: dramatiq-joblog web."
+)
 #: Characters that a key or a token has at least.
 MIN_KEY = 16
 
@@ -100,8 +114,7 @@ def dashboard(
             raise ConfigurationError(
                 f"{name}={value!r} must be a whole number of milliseconds, at least 100"
             )
-    if time_zone != "UTC" and zones.zone_of(time_zone) is timezone.utc:
-        raise ConfigurationError(f"time_zone={time_zone!r} is no time zone; as 'Europe/Berlin'")
+    _check_zone(time_zone)
     site = Site(
         joblog=joblog,
         broker=broker,
@@ -116,6 +129,40 @@ def dashboard(
     gate = Middleware(
         Gate, authorize=authorize, door=door, metrics_token=metrics_token, read_only=read_only
     )
+    return _application(site, gate)
+
+
+def frozen_page(
+    joblog: JobLog[Any], *, environment: str | None, time_zone: str, title: str
+) -> Starlette:
+    """Return the page for a copy of it: it does not look for what is new, and nothing acts.
+
+    Raises:
+      ConfigurationError: If the time zone is none.
+    """
+    _check_zone(time_zone)
+    site = Site(
+        joblog=joblog,
+        broker=None,
+        environment=environment,
+        every=DEFAULT_EVERY,
+        job_links=None,
+        door=None,
+        time_zone=time_zone,
+        # Nobody waits for it.
+        timeout=10 * DEFAULT_TIMEOUT,
+        title=title,
+        frozen=True,
+    )
+    gate = Middleware(Gate, authorize=_look_only, door=None, metrics_token=None, read_only=True)
+    return _application(site, gate)
+
+
+def _look_only(_: Request) -> str:
+    return READ_ONLY
+
+
+def _application(site: Site, gate: Middleware) -> Starlette:
     app = Starlette(
         routes=_routes(site),
         middleware=[gate],
@@ -127,6 +174,11 @@ def dashboard(
     # It would lead to the Host of the request, which a proxy may have put there: see _failed().
     app.router.redirect_slashes = False
     return app
+
+
+def _check_zone(time_zone: str) -> None:
+    if time_zone != "UTC" and zones.zone_of(time_zone) is timezone.utc:
+        raise ConfigurationError(f"time_zone={time_zone!r} is no time zone; as 'Europe/Berlin'")
 
 
 def _door(authorize: Any, key: str | None, login: tuple[str, str] | None) -> Door | None:
@@ -308,6 +360,8 @@ def _failed(site: Site, request: Request, error: Exception) -> Response:
     visit = Visit(site, request)
     if refusal := visit.refusal():
         return refusal
+    if site.frozen:
+        return visit.sorry(404, "Not in this copy", _NOT_COPIED)
     code = getattr(error, "status_code", 500)
     if code == 405:
         response = visit.sorry(405, "Not this way", f"{request.method} is not answered here.")

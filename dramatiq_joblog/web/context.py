@@ -222,6 +222,7 @@ class Visit:
     ) -> Response:
         """Answer with a page."""
         site = self.site
+        live = live and not site.frozen
         name = template.removesuffix(".html")
         context: dict[str, Any] = {
             "action": None,

@@ -57,6 +57,8 @@ class Site:
     time_zone: str
     timeout: int
     title: str
+    #: Whether it is copied: a copy shows one moment.
+    frozen: bool = False
     version: str = field(default_factory=lambda: importlib.metadata.version("dramatiq-joblog"))
     assets: str = field(default_factory=assets.version)
     templates: jinja2.Environment = field(default_factory=_templates)
@@ -71,7 +73,7 @@ class Site:
         """
         with self._guard:
             at, value = self._kept.get(name, (0.0, None))
-        if at and time.monotonic() - at < FRESH_FOR * times:
+        if at and (self.frozen or time.monotonic() - at < FRESH_FOR * times):
             kept: T = value
             return kept
         fresh = ask()

@@ -5,7 +5,8 @@
   const $ = (selector, from = document) => from.querySelector(selector);
   const all = (selector, from = document) => [...from.querySelectorAll(selector)];
   const body = document.body;
-  const root = body.dataset.root;
+  // A copy of the page has its links and no paths.
+  const { root, frozen } = body.dataset;
   const say = (text) => { $("#announce").textContent = text; };
   for (const element of all(".js[hidden]")) element.hidden = false;
 
@@ -695,6 +696,7 @@
     };
     const last = () => /(?:^|\s)(-?)(\S*)$/.exec(input.value);
     const suggest = async () => {
+      if (frozen !== undefined) return;
       const number = ++asked;
       const word = last()[2];
       // Until the answer is here, nothing is offered that does not go on from what was typed.
@@ -760,7 +762,7 @@
     return press(`.job-head [data-do=${what}]`) || (row && press(`[data-do=${what}]`, row));
   };
   const keys = {
-    "/": () => { const input = $(".find input:not([type=hidden])"); if (input) input.focus(); else location.href = `${root}/jobs?focus=1`; },
+    "/": () => { const input = $(".find input:not([type=hidden])"); if (input) input.focus(); else if (frozen === undefined) location.href = `${root}/jobs?focus=1`; },
     "?": () => $("#keys").showModal(),
     j: () => move(1),
     k: () => move(-1),
@@ -788,7 +790,7 @@
     // Who speaks to the machine turns off what one letter does; "?" is how to turn it on again.
     if (!letters && key.length === 1 && key !== "?") return;
     if (key === "Enter" && event.target.closest("a, button, summary, input")) return;
-    if (before === "g" && go[key]) { before = ""; location.href = root + go[key]; return; }
+    if (before === "g" && go[key] && frozen === undefined) { before = ""; location.href = root + go[key]; return; }
     before = key;
     const windows = all("[data-windows] a");
     if (/^[1-9]$/.test(key) && windows[Number(key) - 1]) { windows[Number(key) - 1].click(); return; }
