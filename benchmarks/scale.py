@@ -34,9 +34,10 @@ sys.path[:0] = [str(HERE.parent / "tests" / "support"), str(HERE)]
 import filling  # noqa: E402
 import servers  # noqa: E402
 
-from dramatiq_joblog import JobLog, JobLogMiddleware  # noqa: E402
+from dramatiq_joblog import Alert, Expect, JobLog, JobLogMiddleware  # noqa: E402
 from dramatiq_joblog.recording.heartbeat import Heartbeat  # noqa: E402
 
+HOUR, DAY = 3_600_000, 86_400_000
 #: A table that is read whole, in a plan.
 _WHOLE = re.compile(r"(?:Seq Scan on|SCAN) (\w+)(?! USING)")
 _INDEX = re.compile(
@@ -84,6 +85,10 @@ def questions(joblog: JobLog) -> dict:
 
     def page(text):
         return lambda: joblog.search(text() if callable(text) else text).page().jobs
+
+    def look(rule):
+        # As if it had been watched for long.
+        return lambda: rule.look(joblog.core, joblog.core.locks.now(), 0)
 
     middle = job.get_by_id((first + last) // 2)
     older = f"{middle.created_at.timestamp() * 1000:.0f}-{middle.id}"
@@ -138,7 +143,12 @@ def questions(joblog: JobLog) -> dict:
         "children of a job": lambda: list(some().children),
         "waiting for a section": lambda: list(joblog.waiters(f"user:{next(users) % 10_000}")),
         "run again": lambda: joblog.requeue(next(dead), broker=broker),
-        "a sign of life, and the lost": heartbeat.beat,
+        "a heartbeat, and the lost": heartbeat.beat,
+        "an alert: dead of a type": look(Alert("a", "state:dead type:type_03")),
+        "an alert: an error": look(Alert("a", "state:dead error:KeyError", within=7 * DAY)),
+        "an alert: retrying": look(Alert("a", "state:retrying", more_than=50)),
+        "an alert: all problems": look(Alert.problems()),
+        "an expected job": look(Expect("type_03", every=HOUR)),
         "count the last minutes": lambda: joblog.core.totals.catch_up(int(time.time() * 1000)),
     }
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
+from django.db import connections
 
-from dramatiq_joblog.errors import ConfigurationError
+from dramatiq_joblog.database.dialects import dialect_of
+from dramatiq_joblog.errors import ConfigurationError, SectionUnknownError
 from dramatiq_joblog.middleware import JobLogMiddleware as _JobLogMiddleware
 
 from .conf import get_joblog, setting
@@ -48,7 +50,23 @@ class JobLogMiddleware(_JobLogMiddleware):
                 "have another database by now: run them by pytest with the fixture joblog_worker "
                 "or joblog_broker, or leave JobLogMiddleware out of the settings of the tests"
             )
-        super().before_enqueue(broker, message, delay)
+        try:
+            super().before_enqueue(broker, message, delay)
+        except SectionUnknownError as e:
+            if not self._is_held_up():
+                raise
+            raise SectionUnknownError(
+                f"{e}: this thread is inside a transaction of Django's on the same SQLite file, "
+                "which keeps the log from writing: send by transaction.on_commit(), or give the "
+                "log a file of its own by JOBLOG['DATABASE']"
+            ) from e
+
+    def _is_held_up(self) -> bool:
+        """Return whether the log waits for a transaction of Django's that this thread is in."""
+        alias = self.joblog.django_alias
+        if alias is None or not dialect_of(self.joblog.database).writes_alone:
+            return False
+        return bool(connections[alias].in_atomic_block)
 
     def _django_name(self) -> Any:
         """Return what Django calls the log's database now: its test runners rename it."""

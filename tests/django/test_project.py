@@ -289,3 +289,37 @@ def test_what_serves_the_page(project, folder, eventually, command):
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+UNIQUE = """
+import os
+os.environ["DJANGO_SETTINGS_MODULE"] = "shop.other"
+import django
+django.setup()
+from django.core.management import call_command
+call_command("migrate", verbosity=0)
+if os.environ.get("SHOP_TWO"):
+    call_command("migrate", database="jobs", verbosity=0)
+from django.test import Client
+print(Client().get("/unique").content.decode())
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("two", ["", "1"], ids=["one", "two"])
+def test_the_suite_of_another_project(project, folder, two):
+    """A user model of one's own, ATOMIC_REQUESTS, no USE_TZ, and tests in parallel are all well."""
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    command = ("-m", "pytest", "-q", "-n2", "-p", "no:cacheprovider", "--ds=shop.other")
+    said = project(*command, "suite/other_suite.py", SHOP_TWO=two)
+    assert "6 passed" in said
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("two", "has"), [("", "error"), ("1", "jid")], ids=["one", "two"])
+def test_a_unique_job_in_a_transaction(project, two, has):
+    """On the same SQLite file the transaction is named, with the cure; on another all is well."""
+    said = json.loads(project("-c", UNIQUE, SHOP_TWO=two))
+    assert [has] == list(said)
+    if has == "error":
+        assert "transaction.on_commit()" in said[has]
