@@ -146,6 +146,10 @@ class Visit:
             "written when it is back."
         )
 
+    def late(self) -> Response:
+        """Answer that the database takes too long."""
+        return self._away(f"The log's database took longer than {self.site.timeout / 1000:g} s.")
+
     def busy(self) -> Response:
         """Answer that others wait already."""
         return self._away("Too many requests wait for the log's database. Try again in a moment.")

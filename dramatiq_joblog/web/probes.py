@@ -41,10 +41,12 @@ _BEGIN = datetime(2020, 1, 1, tzinfo=timezone.utc)
 def health(visit: Visit) -> Response:
     """Answer whether the database answers, whether its schema fits, who works, and what needs you.
 
-    The status is 200, or 503 if the database does not answer.
+    The status is 200, or 503 if the database does not answer, or not in time.
     """
     log = visit.joblog
     alive, lost = _workers(visit)
+    if visit.missing:
+        return visit.late()
     version = _schema(log)
     return visit.json(
         {

@@ -14,6 +14,7 @@ class Proxy:
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._lost: set[socket.socket] = set()
         self._passing = threading.Event()
         self._passing.set()
         self._listener: socket.socket | None = None
@@ -43,6 +44,10 @@ class Proxy:
             for end in pair:
                 with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
+
+    def lose(self) -> None:
+        """Lose what is connected, and neither end hears of it; new connections pass."""
+        self._lost.update(client for client, _ in self._pairs)
 
     def hang(self) -> None:
         """Neither answer nor fail: take what is sent, and forward nothing."""
@@ -83,6 +88,8 @@ class Proxy:
                     try:
                         data = end.recv(65536)
                         self._passing.wait()
+                        if client in self._lost:
+                            threading.Event().wait()
                         if not data:
                             return
                         other[end].sendall(data)

@@ -72,7 +72,7 @@
     }
     if (ago) ago.textContent = `${rough(Date.now() - fetched)} ago`;
     // However the silence came about: what is shown is old.
-    if (silent && Date.now() - silent > 8000) look("away", "No answer");
+    if (silent && Date.now() - silent > patience) look("away", "No answer");
   };
 
   // Charts: a bar leads to its jobs, its reading stands in the legend, a drag picks a time
@@ -207,6 +207,8 @@
 
   const every = Number(body.dataset.every || 0);
   const live = $("#live"), ago = $("#live-ago"), pause = $("#pause");
+  // With the wait for the next look and for the clock, ten seconds in which nothing came.
+  const patience = 6500;
   let fetched = Date.now(), silent = 0, paused = false, asking = false, timer = 0, waiting = [];
   let tag = body.dataset.etag || "";
 
@@ -401,7 +403,7 @@
       merge(fresh);
       document.title = fresh.title;
     } catch {
-      if (!paused && Date.now() - silent <= 8000) look("away", "Reconnecting");
+      if (!paused && Date.now() - silent <= patience) look("away", "Reconnecting");
     } finally {
       asking = false;
     }
