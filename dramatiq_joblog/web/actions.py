@@ -52,6 +52,7 @@ _STATES = {
     "dismiss": (State.DEAD,),
     "cancel": CANCELLABLE,
     "rerun": (State.LOST,),
+    "now": (State.DELAYED, State.RETRYING),
 }
 #: How it is asked for, of one or of many, and why others are left alone.
 _ASKED = {
@@ -59,6 +60,7 @@ _ASKED = {
     "dismiss": ("Dismiss {}", "they are not dead"),
     "cancel": ("Cancel {}", "they run, or have ended"),
     "rerun": ("Cancel and run {} again", "they are not lost"),
+    "now": ("Run {} now", "they wait for no time of their own"),
 }
 #: What its button says of one.
 _BUTTONS = {
@@ -66,7 +68,10 @@ _BUTTONS = {
     "dismiss": "Dismiss",
     "cancel": "Cancel it",
     "rerun": "Cancel and run again",
+    "now": "Run now",
 }
+#: What cancels jobs, and sends them anew.
+_ANEW = frozenset({"rerun", "now"})
 
 
 @dataclass
@@ -159,7 +164,7 @@ def _do_to(visit: Visit, what: str, jids: list[str], reason: str, back: str) -> 
         return _say(visit, what, back, len(dismissed), len(jids) - len(dismissed))
     if what == "cancel":
         done, refused = _cancel(visit, jids, reason)
-    elif what == "rerun":
+    elif what in _ANEW:
         done, refused = _rerun(visit, jids, reason)
     else:
         done, refused = _requeue(visit, jids)
@@ -203,7 +208,7 @@ def _requeue(visit: Visit, jids: Sequence[str]) -> tuple[list[str], dict[str, st
 
 
 def _rerun(visit: Visit, jids: Sequence[str], reason: str) -> tuple[list[str], dict[str, str]]:
-    """Give lost jobs up and run them again; return the new jids, and the reasons of those refused.
+    """Give jobs up and send them anew; return the new jids, and the reasons of those refused.
 
     One that cannot be sent again stays cancelled, and can be run again like any dead job.
     """
@@ -217,7 +222,7 @@ def _rerun(visit: Visit, jids: Sequence[str], reason: str) -> tuple[list[str], d
 def _one_first(visit: Visit, what: str, jids: list[str], words: list[str], back: str) -> Response:
     """Run one of several jobs again, and lead to it with an offer for the others."""
     first, rest = jids[0], jids[1:]
-    done, refused = _rerun(visit, [first], "") if what == "rerun" else _requeue(visit, [first])
+    done, refused = _rerun(visit, [first], "") if what in _ANEW else _requeue(visit, [first])
     if refused or not done:
         return visit.sorry(409, "Not run again", next(iter(refused.values()), "It is gone."))
     visit.site.forget()
@@ -329,7 +334,7 @@ def _ask_jobs(visit: Visit, what: str) -> Question:
         found, looked_back_to = matching.jobs, matching.looked_back_to
     asked, why = _ASKED[what]
     fit = [job for job in found if job.state in _STATES[what] and job.jid not in but]
-    again = what in {"requeue", "rerun"}
+    again = what == "requeue" or what in _ANEW
     able = [job for job in fit if not again or job.withheld is None or job.sealed is not None]
     gone = len(fit) - len(able)
     capped = len(jids) > MOST or (not jids and len(found) >= MOST)
@@ -355,7 +360,7 @@ def _ask_jobs(visit: Visit, what: str) -> Question:
         none=not able,
         jids=[job.jid for job in able],
         one_first=again and len(able) > 1,
-        reason="optional" if able and what in {"cancel", "rerun"} else "",
+        reason="optional" if able and (what == "cancel" or what in _ANEW) else "",
     )
 
 
@@ -384,8 +389,13 @@ def _effects(what: str, able: list[Any], gone: int) -> list[tuple[str, str]]:
     if what == "rerun":
         effects.insert(0, ("skipped", "Each is cancelled first: what it holds is free."))
         effects.append(("lost", "Code that runs where the log cannot see it is not stopped."))
+    if what == "now":
+        effects = [
+            ("retrying", "Each is sent anew at once with the same arguments, as a new job."),
+            ("skipped", "The one that waits is cancelled: its message, when it comes, is not run."),
+        ]
     others = sum(job.state not in {State.DEAD, State.LOST} for job in able)
-    if others:
+    if others and what not in _ANEW:
         effects.append(("waiting", f"{number(others)} of them did not die: they run twice."))
     if gone:
         effects.append(("dead", f"{number(gone)} more cannot be: {_NOT_KEPT}."))

@@ -43,6 +43,7 @@ PROBLEMS_WITHIN = 2_000
 _DONE = {
     "requeue": ("Nothing was run again.", "1 job runs again.", "{} jobs run again."),
     "rerun": ("Nothing was run again.", "1 job runs again.", "{} jobs run again."),
+    "now": ("Nothing was sent.", "1 job is on its way now.", "{} jobs are on their way now."),
     "dismiss": ("Nothing was dismissed.", "1 job is dismissed.", "{} jobs are dismissed."),
     "cancel": ("Nothing was cancelled.", "1 job is cancelled.", "{} jobs are cancelled."),
     "unlock": (

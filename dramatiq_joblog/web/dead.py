@@ -9,6 +9,7 @@ from dramatiq_joblog.schema.query import word
 
 from . import charts
 from .common import PER_PAGE, RANGES, chosen, deed
+from .verdict import flags_of
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -50,9 +51,11 @@ def dead(visit: Visit) -> Response:
     groups = [group for group in groups if any(group.counts.values())]
     total = sum(group.counts[WINDOWS[window]] for group in groups)
     rows = [_group(visit, group, window, series) for group in groups[:MOST_GROUPS]]
-    young = _is_young(visit)
+    young, flags = _is_young(visit), flags_of(visit.problems())
     for row, group in zip(rows, groups, strict=False):
-        row["flag"] = "" if young else _flag(group)
+        row["flag"] = flags.get(f"{group.error_type} in {group.actor}", "") or (
+            "" if young else _flag(group)
+        )
         row["patterns"] = _patterns(visit, messages.get((group.error_type, group.actor), []), row)
     deeds = visit.rows("the actions", lambda: log.actions.limit(5))
     facts = {

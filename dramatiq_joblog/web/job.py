@@ -307,6 +307,8 @@ def _button(found: Any, dead: Sequence[Any]) -> dict[str, Any]:
         "again": again if found.state in FINAL else None,
         "again_filled": found.state == State.DEAD and not dead,
         "lost": found.state == State.LOST,
+        "now": {State.DELAYED: "Run now", State.RETRYING: "Try now"}.get(found.state, ""),
+        "now_filled": found.state == State.RETRYING and not dead,
         "dead_children": len(dead),
         "dead_query": urlencode([("jid", each.jid) for each in dead]),
         "dead_text": "Run the dead child again"

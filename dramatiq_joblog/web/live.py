@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,17 @@ from .common import PER_PAGE, waiters
 from .presenters import LockRow, WorkerRow
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+    from datetime import datetime
+
     from starlette.responses import Response
 
     from .context import Visit
 
 #: Workers that are shown at most, and hours that one which ended is.
 MOST_WORKERS, SHOWN_ENDED = 100, 1
+#: Waiting jobs that are looked at for keys that are free.
+LOOKED_AT = 500
 
 
 def locks(visit: Visit) -> Response:
@@ -32,9 +38,13 @@ def locks(visit: Visit) -> Response:
         if lock.key not in lines:
             lines[lock.key] = waiters(visit, lock.key)
     limits = visit.rows("the limits", lambda: log.limits)
+    free = _free(visit, lines)
     if visit.wants_json:
-        told = [lock.as_dict() | {"waiters": [w.jid for w in lines[lock.key]]} for lock in held]
-        return visit.json({"locks": told, "limits": [each.as_dict() for each in limits]})
+        rows_ = [lock.as_dict() | {"waiters": [w.jid for w in lines[lock.key]]} for lock in held]
+        waits = [{"key": line.key, "waiters": [w.jid for w in line.jobs]} for line in free]
+        return visit.json(
+            {"locks": rows_, "free": waits, "limits": [each.as_dict() for each in limits]}
+        )
     # The slots of one key stand together, where the first of them was taken.
     first = {lock.key: lock.acquired_at for lock in reversed(held)}
     held.sort(key=lambda lock: (first[lock.key], lock.key, lock.slot))
@@ -45,12 +55,46 @@ def locks(visit: Visit) -> Response:
         line = None if lock.key in seen else lines[lock.key]
         rows.append(LockRow(lock, holders.get(lock.owner), line, slots, visit.now))
         seen.add(lock.key)
-    waiting = sum(len(line) for line in lines.values())
+    waiting = sum(len(line) for line in lines.values()) + sum(len(line.jobs) for line in free)
     some = f"{len(rows)} section{'s' * (len(rows) != 1)} held, "
     sub = f"{some}{waiting} job{'s' * (waiting != 1)} waiting"
     sub *= "the locks" not in visit.missing
-    facts = {"rows": rows, "sub": sub, "limits": [(each, said_of(each)) for each in limits]}
+    facts = {
+        "free": free,
+        "rows": rows,
+        "sub": sub,
+        "limits": [(each, said_of(each)) for each in limits],
+    }
     return visit.page("locks.html", "Locks", facts, live=True, section="locks")
+
+
+@dataclass(frozen=True)
+class Line:
+    """The jobs that wait for a key that nobody holds now."""
+
+    key: str
+    #: The one that is next comes first.
+    jobs: list[Any]
+    since: datetime
+
+
+def _free(visit: Visit, held: Container[str]) -> list[Line]:
+    """Return the keys that jobs wait for and nobody holds: no thread is free, or none may start."""
+    job = visit.joblog.Job
+    oldest = (
+        visit.joblog.jobs.in_state(State.WAITING)
+        .order_by(job.created_at)
+        .limit(LOOKED_AT)
+        .select(job.section)
+        .tuples()
+    )
+    keys = dict.fromkeys(key for (key,) in visit.rows("who waits", lambda: oldest) if key)
+    found = []
+    for key in [key for key in keys if key not in held][:PER_PAGE]:
+        if jobs := waiters(visit, key):
+            since = min(each.waiting_since or each.updated_at for each in jobs)
+            found.append(Line(key, jobs, since))
+    return found
 
 
 def workers(visit: Visit) -> Response:

@@ -16,7 +16,7 @@ from .formats import percent, plain_duration
 from .periods import period_of
 from .presenters import JobRow
 from .unusual import last_week, past, type_rows
-from .verdict import summary
+from .verdict import flags_of, summary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +83,7 @@ def overview(visit: Visit) -> Response:
         "deploys": [] if stats is None else charts.deploys(changes, stats, visit.zone),
         "axis": charts.STRIP_AXIS,
         "marks": charts.STRIP_MARKS,
-        "errors": [] if found is None else _errors(found, period),
+        "errors": [] if found is None else _errors(visit, found, period),
         "summary": summary(stats, period.text),
         "empty": _is_empty(visit),
         "place": log.name,
@@ -93,15 +93,15 @@ def overview(visit: Visit) -> Response:
     return visit.page("overview.html", "Overview", facts, live=True, section="overview")
 
 
-def _errors(found: Past, period: Period) -> list[dict[str, Any]]:
+def _errors(visit: Visit, found: Past, period: Period) -> list[dict[str, Any]]:
     flags = {
-        (change.name, change.actor): "new" if change.factor is None else "rising"
+        f"{change.name} in {change.actor}": "new" if change.factor is None else "rising"
         for change in found.changes
         if change.kind == "error"
-    }
+    } | flags_of(visit.problems())
     rows = charts.errors(found.now, 6)
     for row in rows:
-        row["flag"] = flags.get((row["error_type"], row["actor"]), "")
+        row["flag"] = flags.get(f"{row['error_type']} in {row['actor']}", "")
         row["words"] = f"{word('error', row['error'])} {word('actor', row['actor'])} {period.words}"
     return rows
 

@@ -82,6 +82,12 @@ def verdict_of(problems: Sequence[Problem], link: Links, now: datetime) -> Verdi
     return Verdict(len(problems), [_line(problem, link, now) for problem in problems[:MOST]])
 
 
+def flags_of(problems: Sequence[Problem]) -> dict[str, str]:
+    """Return which errors are new or rise, by ``error in actor``, as the first line says it."""
+    names = {ProblemKind.NEW_ERROR: "new", ProblemKind.RISING_ERROR: "rising"}
+    return {one.subject: names[one.kind] for one in problems if one.kind in names}
+
+
 def _line(problem: Problem, link: Links, now: datetime) -> Line:
     icon, state = _LOOKS.get(problem.kind, ("warn", "dead"))
     age = max(0.0, (now - problem.since) / timedelta(milliseconds=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from urllib.parse import quote
 
 from dramatiq_joblog.states import FINAL, State
 
@@ -45,6 +46,36 @@ FeedError: the feed of shop 4711 is closed
 """
 KEYS = ("nightly", f"user:{USERS[1]}", f"{ARABIC}:{LONG}")
 STATES = tuple(map(str, State))
+#: Every page of such a log; in braces is the state of a job.
+PAGES = {
+    "overview": "/",
+    "a week": "/?range=7d",
+    "jobs": "/jobs",
+    "dead jobs": "/jobs?q=state:dead",
+    "no jobs": "/jobs?q=user:nobody",
+    "no search": "/jobs?q=state:nonsense",
+    "types": "/types",
+    "a type": "/types/import",
+    "a long type": "/types/" + quote(f"type_{LONG}"),
+    "a user": "/users/7",
+    "a user from the right": "/users/" + quote(ARABIC),
+    "what changed": "/compare",
+    "dead": "/dead",
+    "queues": "/queues",
+    "a queue": "/queues/default",
+    "locks": "/locks",
+    "workers": "/workers",
+    "actions": "/actions",
+    "alerts": "/alerts",
+    "the zone": "/zone",
+    "an error": "/nope",
+    "a family": "/jobs/{family}",
+    **{f"a {state} job": f"/jobs/{{{state}}}" for state in STATES},
+    "run again": "/confirm/requeue?jid={dead}",
+    "with other arguments": "/confirm/change?jid={dead}",
+    "dismiss": "/confirm/dismiss?jid={dead}",
+    "cancel": "/confirm/cancel?jid={enqueued}",
+}
 #: What every row has a value for, as rows are inserted together.
 EMPTY = dict.fromkeys(
     (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import quote
 
 import axe_playwright_python
 import crowded
@@ -22,35 +21,6 @@ RUN = """async () => {
     nodes.map((node) => `${id}: ${node.html.slice(0, 120)}: ${node.failureSummary}`));
 }"""
 WIDTHS, THEMES = (390, 1024, 1440, 2560), ("light", "dark")
-PAGES = {
-    "overview": "/",
-    "a week": "/?range=7d",
-    "jobs": "/jobs",
-    "dead jobs": "/jobs?q=state:dead",
-    "no jobs": "/jobs?q=user:nobody",
-    "no search": "/jobs?q=state:nonsense",
-    "types": "/types",
-    "a type": "/types/import",
-    "a long type": "/types/" + quote(f"type_{crowded.LONG}"),
-    "a user": "/users/7",
-    "a user from the right": "/users/" + quote(crowded.ARABIC),
-    "what changed": "/compare",
-    "dead": "/dead",
-    "queues": "/queues",
-    "a queue": "/queues/default",
-    "locks": "/locks",
-    "workers": "/workers",
-    "actions": "/actions",
-    "alerts": "/alerts",
-    "the zone": "/zone",
-    "an error": "/nope",
-    "a family": "/jobs/{family}",
-    **{f"a {state} job": f"/jobs/{{{state}}}" for state in crowded.STATES},
-    "run again": "/confirm/requeue?jid={dead}",
-    "with other arguments": "/confirm/change?jid={dead}",
-    "dismiss": "/confirm/dismiss?jid={dead}",
-    "cancel": "/confirm/cancel?jid={enqueued}",
-}
 #: What there is on a log that has no job yet.
 EMPTY = (
     *("/", "/jobs", "/types", "/dead", "/queues", "/locks"),
@@ -110,12 +80,12 @@ def test_the_overview_on_a_phone(faults, address):
 
 @pytest.mark.full
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", crowded.PAGES)
 def test_every_page(faults, address, name):
     """On each page, in both themes and at each width, axe finds nothing."""
     for theme in THEMES:
         for width in WIDTHS:
-            assert faults(address(PAGES[name]), width, theme) == [], (theme, width)
+            assert faults(address(crowded.PAGES[name]), width, theme) == [], (theme, width)
 
 
 @pytest.mark.full

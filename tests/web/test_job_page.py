@@ -49,11 +49,11 @@ def buttons(page, jid):
     ("state", "beside", "filled"),
     [
         ("enqueued", {"Cancel"}, []),
-        ("delayed", {"Cancel"}, []),
-        ("waiting", {"Cancel"}, []),
+        ("delayed", {"Cancel", "Run now"}, []),
+        ("waiting", {"Cancel", "See the section"}, []),
         ("started", set(), []),
-        ("retrying", {"Cancel"}, []),
-        ("lost", {"Cancel"}, ["Cancel and run again"]),
+        ("retrying", {"Cancel"}, ["Try now"]),
+        ("lost", {"Cancel", "See the worker"}, ["Cancel and run again"]),
         ("dead", {"Dismiss", "With other arguments"}, ["Run again"]),
         ("finished", {"Run this job again", "With other arguments"}, []),
         ("skipped", {"Run this job again", "With other arguments"}, []),
@@ -183,6 +183,37 @@ def test_lost_jobs_in_one_step(joblog, make_broker, worker):
     old = joblog.get(job.jid)
     assert (old.state, old.dead_reason) == ("dead", "cancelled")
     assert joblog.get(old.replayed_by).kwargs == {"feed": "good"}
+
+
+@pytest.mark.parametrize("state", ["delayed", "retrying"])
+def test_not_to_wait_any_longer(joblog, make_broker, eventually, state):
+    """A job that waits for its time runs at once as another, and its message is not run again."""
+    runs = []
+    broker = make_broker(joblog=joblog)
+
+    @dramatiq.actor(max_retries=3, min_backoff=60_000)
+    def load(feed):
+        runs.append(feed)
+        if state == "retrying" and len(runs) == 1:
+            raise ValueError(feed)
+
+    message = load.send_with_options(args=(7,), delay=60_000 if state == "delayed" else None)
+    worker = dramatiq.Worker(broker, worker_timeout=50)
+    worker.start()
+    try:
+        eventually(lambda: joblog.jobs.exists() and joblog.get(message.message_id).state == state)
+        with TestClient(opened(joblog, broker=broker), base_url="http://localhost") as page:
+            asked = page.get(f"/confirm/now?jid={message.message_id}")
+            assert "Run load now?" in asked.text
+            answer = page.post("/do/now", data=form_of(asked))
+        again = joblog.get(message.message_id).replayed_by
+        eventually(lambda: joblog.get(again).state == "finished")
+    finally:
+        worker.stop()
+    old = joblog.get(message.message_id)
+    assert (old.state, old.dead_reason) == ("dead", "cancelled")
+    assert answer.url.path == f"/jobs/{old.replayed_by}"
+    assert runs == [7] * (2 if state == "retrying" else 1)
 
 
 def test_the_list_one_came_from(page, job_factory):

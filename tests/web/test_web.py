@@ -764,3 +764,18 @@ def test_links_of_the_application_stand_on_a_job(joblog, job_factory):
     assert 'href="https://shop.example/7"' in html
     assert "javascript:" not in html
     assert "job_links failed" in broken.text
+
+
+def test_keys_that_are_free_and_waited_for(joblog, page, job_factory):
+    """A key that jobs wait for stands on the page of locks although nobody holds it."""
+    with joblog.lock("held"):
+        for number, key in enumerate(("held", "free", "free")):
+            waits = {"state": "waiting", "section": key, "waiting_since": 1_000 + number}
+            job_factory(jid=f"j{number}", **waits)
+        text = page.get("/locks").text
+        data = page.get("/locks.json").json()
+
+    (free,) = data["free"]
+    assert ("free", ["j1", "j2"]) == (free["key"], free["waiters"])
+    assert "2 jobs, next is" in text
+    assert "1 section held, 3 jobs waiting" in text

@@ -570,7 +570,7 @@
     say(text.textContent);
     const url = new URL(form.elements.back.value, location.href);
     const what = form.action.split("/").at(-1);
-    url.searchParams.set("done", what === "rerun" ? "requeue" : what);
+    url.searchParams.set("done", ["rerun", "now"].includes(what) ? "requeue" : what);
     url.searchParams.set("n", done);
     url.searchParams.set("not", refused);
     location.href = url;
