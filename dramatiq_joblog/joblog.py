@@ -810,12 +810,12 @@ class JobLog(Generic[J]):
         Returns:
           The jobs, in the order of *jids*.
         """
-        found = wait_for_jobs(self.core.watcher, list(jids), timeout).here()
+        found = wait_for_jobs(self.core.watcher, jids, timeout).here()
         return [job for [job] in found]
 
     async def wait_all_async(self, jids: Iterable[str], *, timeout: int | None = None) -> list[J]:
         """Wait until several jobs have ended, as :meth:`wait_all` does, in a coroutine."""
-        found = await wait_for_jobs(self.core.watcher, list(jids), timeout).aside()
+        found = await wait_for_jobs(self.core.watcher, jids, timeout).aside()
         return [job for [job] in found]
 
     def wait_family(self, jid: str, *, timeout: int | None = None) -> list[J]:

@@ -12,20 +12,21 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 
-def check_function(what: str, function: Any, argument: str) -> None:
+def check_function(what: str, function: Any, *arguments: str) -> None:
     """Refuse a function that could not be called as it will be.
 
     Parameters:
       what: Names the option, as ``on_dead=``.
       function: What was given.
-      argument: Names what it will be given, as ``a job``.
+      arguments: Name what it will be given, as ``a job``.
 
     Raises:
       ConfigurationError: If it cannot be called with that, or calling it would do nothing.
     """
+    given = " and ".join(arguments)
     if not callable(function):
         raise ConfigurationError(
-            f"{what} is {function!r}, which cannot be called: give a function that takes {argument}"
+            f"{what} is {function!r}, which cannot be called: give a function that takes {given}"
         )
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise ConfigurationError(
@@ -38,11 +39,12 @@ def check_function(what: str, function: Any, argument: str) -> None:
         # Some of those that are written in C do not say what they take.
         return
     try:
-        signature.bind(None)
+        signature.bind(*arguments)
     except TypeError:
+        exactly = "one argument" if len(arguments) == 1 else f"{len(arguments)} arguments"
         raise ConfigurationError(
-            f"{what} is {_name(function)}{signature}, which cannot be called with {argument}: let "
-            "it take exactly one argument"
+            f"{what} is {_name(function)}{signature}, which cannot be called with {given}: let it "
+            f"take exactly {exactly}"
         ) from None
 
 

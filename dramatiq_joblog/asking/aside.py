@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dramatiq_joblog.database.checkout import closings
 from dramatiq_joblog.database.timeouts import answered_within
-from dramatiq_joblog.errors import DatabaseAwayError
+from dramatiq_joblog.errors import ConfigurationError, DatabaseAwayError
 from dramatiq_joblog.schema.query import count_asked
 
 from .threads import Threads, UnansweredError
@@ -64,5 +66,18 @@ class Aside:
             ) from None
 
     async def fetch(self, asked: Any, timeout: int = DEFAULT_TIMEOUT) -> Any:
-        """Return the rows of a query as a list, or what a function returns."""
+        """Return the rows of a query as a list, or what a function returns.
+
+        Raises:
+          ConfigurationError: If it is neither, or the function is asynchronous.
+        """
+        if not callable(asked) and (isinstance(asked, str) or not isinstance(asked, Iterable)):
+            raise ConfigurationError(
+                f"fetch({asked!r}) has no rows: give a query, as joblog.jobs.dead(), or a function"
+            )
+        if inspect.iscoroutinefunction(asked):
+            raise ConfigurationError(
+                "fetch() calls a function on a thread, and was given an async one: await that "
+                "where you are"
+            )
         return await self.run(asked if callable(asked) else lambda: list(asked), timeout)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Generic
+from uuid import UUID
 
 from dramatiq_joblog.database.timeouts import in_event_loop
 from dramatiq_joblog.errors import ConfigurationError, JobLogError, WaitTimeout
@@ -75,7 +77,7 @@ class Waiting(Generic[J]):
         self._watcher = watcher
         self._kind = kind
         self._patience = Patience(timeout)
-        self._jids = list(map(fold_jid, jids))
+        self._jids = list(map(asked_jid, jids))
         for jid in self._jids:
             refuse_own(jid)
 
@@ -138,7 +140,7 @@ class Following(Generic[J]):
 
     def __init__(self, watcher: Watcher[J], jid: str, timeout: int | None) -> None:
         self._watcher = watcher
-        self._jid = fold_jid(jid)
+        self._jid = asked_jid(jid)
         self._timeout = timeout
         Patience(timeout)
         refuse_own(self._jid)
@@ -188,9 +190,9 @@ class Following(Generic[J]):
             self._watcher.discard(listener)
 
 
-def wait_for_jobs(watcher: Watcher[J], jids: Sequence[str], timeout: int | None) -> Waiting[J]:
+def wait_for_jobs(watcher: Watcher[J], jids: Iterable[str], timeout: int | None) -> Waiting[J]:
     """Return what waits for the ends of jobs."""
-    return Waiting(watcher, Listener, jids, timeout)
+    return Waiting(watcher, Listener, asked_jids(jids), timeout)
 
 
 def wait_for_family(watcher: Watcher[J], jid: str, timeout: int | None) -> Waiting[J]:
@@ -203,6 +205,40 @@ def jobs_of(news: Any) -> list[J]:
     if isinstance(news, JobLogError):
         raise news
     return list(news)
+
+
+def asked_jid(jid: Any) -> str:
+    """Return a jid as rows have it.
+
+    Raises:
+      ConfigurationError: If it is none: a job of that name would never come.
+    """
+    if isinstance(jid, (str, UUID, int)) and not isinstance(jid, bool) and str(jid):
+        return fold_jid(jid)
+    # Not the value itself: a message has arguments, which may be secret.
+    raise ConfigurationError(
+        f"{_kind_of(jid)} is no jid: wait for message.message_id, or for job.jid"
+    )
+
+
+def asked_jids(jids: Any) -> list[Any]:
+    """Return several jids as a list.
+
+    Raises:
+      ConfigurationError: If it is one jid, or none at all.
+    """
+    if isinstance(jids, Iterable) and not isinstance(jids, (str, bytes)):
+        return list(jids)
+    raise ConfigurationError(
+        f"{_kind_of(jids)} is no list of jids: give one, as [m.message_id for m in messages]"
+    )
+
+
+def _kind_of(value: Any) -> str:
+    if value is None or value == "":
+        return repr(value)
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
 
 
 def refuse_own(jid: str) -> None:

@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from dramatiq_joblog.alerts.functions import check_function
 from dramatiq_joblog.asking.threads import BusyError, UnansweredError
 from dramatiq_joblog.errors import ConfigurationError
 
@@ -106,6 +107,10 @@ def dashboard(
     Raises:
       ConfigurationError: If both *authorize* and *login* are given, or a value makes no sense.
     """
+    if authorize is not None:
+        check_function("authorize=", authorize, "a request")
+    if job_links is not None:
+        check_function("job_links=", job_links, "a job")
     door = _door(authorize, key, login)
     if metrics_token is not None and len(metrics_token) < MIN_KEY:
         raise ConfigurationError(f"metrics_token= must have at least {MIN_KEY} characters")

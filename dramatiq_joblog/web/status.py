@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from dramatiq_joblog.alerts.functions import check_function
 from dramatiq_joblog.errors import DatabaseAwayError, JobLogError, JobNotFound, WaitTimeout
 from dramatiq_joblog.states import FINAL
 
@@ -56,7 +57,12 @@ def status(
         whether it may see it; or a Response to send instead.  It may raise Starlette's or
         FastAPI's ``HTTPException``.  An async callable is awaited, any other is called in a
         thread.  Without one anyone who knows a jid may see how it is doing.
+
+    Raises:
+      ConfigurationError: If *authorize* could not be called so.
     """
+    if authorize is not None:
+        check_function("authorize=", authorize, "a request", "a job")
     return Starlette(
         routes=[
             Route("/{jid:path}/events", _endpoint(joblog, authorize, _events), methods=["GET"]),

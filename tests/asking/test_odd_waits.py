@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 
+import dramatiq
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 from watching import watched
 
-from dramatiq_joblog import JobLogError, State, WaitTimeout
+from dramatiq_joblog import ConfigurationError, JobLogError, State, WaitTimeout
 from dramatiq_joblog.web import status
 
 
@@ -101,3 +103,62 @@ def test_the_status_below_a_path(joblog, job_factory, prefix):
         head = client.head(f"{prefix}/{path}")
         assert (200, b"") == (head.status_code, head.content)
     assert 404 == client.head(f"{prefix}/none").status_code
+
+
+@pytest.mark.parametrize("ask", ["wait", "follow", "wait_family"])
+@pytest.mark.parametrize("thing", [None, "", b"a", True, object(), 1.5, ["a"]], ids=repr)
+def test_what_is_no_jid(joblog, ask, thing):
+    """What is no jid is refused at once, and never waited for: no job of that name would come."""
+    with pytest.raises(ConfigurationError, match=r"is no jid: wait for message\.message_id"):
+        list(getattr(joblog, ask)(thing))
+
+
+def test_a_message_or_a_row_in_place_of_its_jid(joblog, job_factory):
+    """A message or a row is refused with what to take of it, and none of its arguments is shown."""
+    message = dramatiq.Message("default", "login", ("hunter2",), {}, {})
+    for thing in (message, job_factory(state="finished")):
+        with pytest.raises(ConfigurationError, match="is no jid") as caught:
+            joblog.wait(thing)
+        assert "hunter2" not in str(caught.value)
+
+
+def test_jids_that_are_no_texts(joblog, job_factory):
+    """Who makes ids of messages may make them of UUIDs or numbers: their rows are found."""
+    for jid in (uuid.uuid4(), 4711):
+        job = job_factory(jid=str(jid), state="finished")
+        assert joblog.wait(jid, timeout=1_000).id == job.id
+        assert [found.id for found in joblog.follow(jid, timeout=1_000)] == [job.id]
+
+
+@pytest.mark.parametrize("things", [None, "abc", b"abc", 7, dramatiq.group([])], ids=repr)
+def test_what_is_no_list_of_jids(joblog, things):
+    """One text is not taken for the list of its letters, and a group is not a list of jids."""
+    with pytest.raises(ConfigurationError, match="is no list of jids"):
+        joblog.wait_all(things)
+    with pytest.raises(ConfigurationError, match="is no list of jids"):
+        asyncio.run(joblog.wait_all_async(things))
+
+
+def test_several_jids_by_whatever_has_them(joblog, job_factory):
+    """Jids may come from any iterable, more than once, or not at all."""
+    jid = job_factory(state="finished").jid
+    assert [job.jid for job in joblog.wait_all(iter([jid, jid]), timeout=1_000)] == [jid, jid]
+    assert joblog.wait_all(set(), timeout=1_000) == []
+
+
+async def nothing():
+    """Return nothing."""
+
+
+@pytest.mark.parametrize("thing", ["SELECT 1", None, 7, nothing], ids=repr)
+def test_what_has_no_rows(joblog, thing):
+    """What is no query and no function is refused, and so is an async function."""
+    with pytest.raises(ConfigurationError, match=r"fetch\("):
+        asyncio.run(joblog.fetch(thing))
+
+
+@pytest.mark.parametrize("authorize", [7, "all", lambda: True, lambda request: True], ids=repr)
+def test_who_could_not_decide(joblog, authorize):
+    """An *authorize* that could not be called is refused as the application is made."""
+    with pytest.raises(ConfigurationError, match="authorize="):
+        status(joblog, authorize)
