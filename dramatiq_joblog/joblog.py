@@ -124,11 +124,11 @@ class JobLog(Generic[J]):
       store_args: Whether the arguments of jobs are kept.
       seal_key: A Fernet key, or several with the newest first: arguments that are not kept as
         they were sent are kept encrypted too, so that their jobs can be run again.
-      alerts: What people want to hear of: :class:`Alert`, ``Alert.problems()`` and
-        :class:`Expect`.  The worker processes look, one of them at a time.
-      notify: Who hears of it: a callable that is given a :class:`Notice`, or URLs of the library
+      alerts: Rules: :class:`Alert`, ``Alert.problems()`` and :class:`Expect`.  The worker
+        processes check them, one process at a time.
+      notify: Who is notified: a callable that is given a :class:`Notice`, or URLs of the library
         apprise, as ``"slack://..."``.  None only logs it.
-      alerts_every: Milliseconds between two looks.
+      alerts_every: Milliseconds between two checks.
       on_dead: Is called with the row of each job that is dead for good, once that is committed,
         on a thread of its own in the process that wrote it; what it raises is logged.
       page_url: The address of the log's page, for the links of notices.

@@ -1,4 +1,4 @@
-"""What people want to hear of: jobs that a search finds, problems, and jobs that did not run."""
+"""Rules: jobs that a search finds, problems, and jobs that did not run."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Asked(Protocol):
 
 
 class Rule(Protocol):
-    """What people want to hear of."""
+    """What is checked, and who is notified."""
 
     @property
     def name(self) -> str:
@@ -86,7 +86,7 @@ class Rule(Protocol):
 
     @property
     def to(self) -> Any:
-        """Who hears of it, if not all do: what ``notify`` may be."""
+        """Who is notified, if not everybody: what ``notify`` may be."""
 
     def check(self, job: Any) -> None:
         """Raise a ConfigurationError if this job model cannot answer it."""
@@ -103,7 +103,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Alert:
-    """Somebody hears of it when a search finds more jobs than there should be.
+    """Notifies when a search finds more jobs than there should be.
 
     Example:
       >>> Alert("dead imports", "state:dead type:import", within=3_600_000).more_than
@@ -112,10 +112,10 @@ class Alert:
     Parameters:
       name: Names the rule, for people.
       search: The words of a search, as ``state:dead type:import,reconciliation``.
-      more_than: So many jobs are well.
+      more_than: Up to so many jobs nobody is notified.
       within: Jobs that have ended count if they did so within so many milliseconds; those that
         have not are counted as they are now.  An hour by default.
-      to: Who hears of it, in place of the log's ``notify``: a callable or URLs.
+      to: Who is notified, in place of the log's ``notify``: a callable or URLs.
 
     Raises:
       ConfigurationError: If a value makes no sense.
@@ -147,12 +147,12 @@ class Alert:
 
     @staticmethod
     def problems(*kinds: str, name: str = "problems", to: Any = None) -> ProblemAlert:
-        """Return a rule of which somebody hears when :meth:`JobLog.problems` finds something.
+        """Return a rule that notifies when :meth:`JobLog.problems` finds something.
 
         Parameters:
           kinds: The kinds of problems, as ``"lost"``; by default all.
           name: Names the rule, for people.
-          to: Who hears of it, in place of the log's ``notify``.
+          to: Who is notified, in place of the log's ``notify``.
         """
         return ProblemAlert(name, kinds, to)
 
@@ -205,7 +205,7 @@ class Alert:
 
 @dataclass(frozen=True)
 class ProblemAlert:
-    """Somebody hears of it when :meth:`JobLog.problems` finds something; see :class:`Alert`."""
+    """Notifies when :meth:`JobLog.problems` finds something; see :class:`Alert`."""
 
     name: str
     kinds: tuple[str, ...]
@@ -262,7 +262,7 @@ class ProblemAlert:
 
 @dataclass(frozen=True)
 class Expect:
-    """Somebody hears of it when no job of a type has finished for too long.
+    """Notifies when no job of a type has finished for too long.
 
     It needs no schedule: a job of that type must finish every so often, from any sender.
 
@@ -274,7 +274,7 @@ class Expect:
       job_type: The type of the jobs.
       every: Milliseconds within which one must finish.
       grace: Milliseconds that it may be late; a tenth of *every* by default.
-      to: Who hears of it, in place of the log's ``notify``.
+      to: Who is notified, in place of the log's ``notify``.
       name: Names the rule, for people.
 
     Raises:

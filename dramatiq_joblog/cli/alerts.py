@@ -1,4 +1,4 @@
-"""``alerts`` and ``expect``: what people hear of, whether that works, and what runs regularly."""
+"""``alerts`` and ``expect``: what is open, what was sent, and what runs regularly."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 
 @command(
     "alerts",
-    "Show what people hear of, and whether that works.",
+    "Show alerts: what is open, what was sent, what failed.",
     examples=[
         ("alerts", "all that is known: what is open, what was sent, what could not be"),
         ("--app shop.jobs:joblog alerts --test", "send a test to all who are notified"),
         ("alerts --prometheus > joblog.yml", "rules for Prometheus, for the figures of the page"),
-        ("--app shop.jobs:joblog alerts --watch", "look at the rules, beside the workers"),
+        ("--app shop.jobs:joblog alerts --watch", "check the rules, in addition to the workers"),
     ],
 )
 @click.option("--grafana", is_flag=True, help="Print a dashboard for Grafana, and do no more.")
 @click.option("--prometheus", is_flag=True, help="Print rules for Prometheus, and do no more.")
 @click.option("--test", is_flag=True, help="Send a test to all who are notified.")
-@click.option("--watch", is_flag=True, help="Look at the rules and send notices, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Check the rules and send notices, until Ctrl-C.")
 def alerts(session: Session, *, grafana: bool, prometheus: bool, test: bool, watch: bool) -> None:
     """Show each alert: whether it is open, what was sent last, and what could not be sent.
 
-    The workers look at the rules.  --watch does so too, for when there may be no worker
-    that lives; one process of all sends.  Both need --app, which has the rules.
+    The workers check the rules.  --watch checks them as well, for when all workers may be
+    gone; one process at a time sends.  --test and --watch need --app, which has the rules.
     """
     if grafana or prometheus:
         name = "grafana.json" if grafana else "prometheus.yml"
@@ -60,13 +60,13 @@ def alerts(session: Session, *, grafana: bool, prometheus: bool, test: bool, wat
     "expect",
     "Show which jobs run regularly, for Expect().",
     examples=[
-        ("expect --learn", "offer rules for the types of jobs that finish regularly"),
+        ("expect --learn", "suggest rules for the job types that finish regularly"),
         ("expect --learn --json", "the same for programs"),
     ],
 )
 @click.option("--learn", is_flag=True, help="Look for what finishes regularly, in the totals.")
 def expect(session: Session, *, learn: bool) -> None:
-    """Offer rules for JobLog(alerts=[...]) that say which jobs must finish how often.
+    """Suggest rules for JobLog(alerts=[...]) that say which jobs must finish how often.
 
     They are learnt from the totals, which outlive the jobs.  Nothing is alerted by
     itself: copy those that matter.
@@ -119,7 +119,7 @@ def _test(session: Session) -> None:
 
 def _watch(session: Session) -> None:
     alerting = session.joblog.core.alerting
-    session.screen.write(f"Looking at {len(alerting.rules)} rules. Ctrl-C ends it.")
+    session.screen.write(f"Checking {len(alerting.rules)} rules. Ctrl-C ends it.")
     while True:
         alerting.round()
         time.sleep(alerting.every / 1000)
@@ -133,7 +133,7 @@ def _show(session: Session) -> None:
     else:
         session.screen.table(_columns(now), found)
     if not found:
-        raise Refusal("no worker has looked at any alert yet", NOTHING)
+        raise Refusal("no worker has checked any alert yet", NOTHING)
 
 
 def _columns(now: datetime) -> list[Column[AlertState]]:

@@ -11,7 +11,7 @@ from .app import PROGRAM, Commands, Program
 #: For each command its module, its name there and what it does: help imports none of them.
 _COMMANDS = {
     "actions": ("audit", "actions", "Show the audit log."),
-    "alerts": ("alerts", "alerts", "Show what people hear of, and whether that works."),
+    "alerts": ("alerts", "alerts", "Show alerts: what is open, what was sent, what failed."),
     "cancel": ("actions", "cancel", "Give up jobs that do not run."),
     "diff": ("changes", "diff", "Show what changed between two times."),
     "dismiss": ("actions", "dismiss", "Mark dead jobs as handled."),

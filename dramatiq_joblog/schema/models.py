@@ -538,7 +538,7 @@ class Action(_Row):
 
 
 class AlertState(_Row):
-    """What is known of one alert: whether it is open, and what people heard of it."""
+    """The state of one alert: whether it is open, and which notices were sent."""
 
     #: In order of appearance.
     id = BigAutoField()

@@ -82,7 +82,7 @@ bare = JobLog({url!r})
 
 def test_the_state_of_alerts(joblog, job_factory, ask, tmp_path, monkeypatch, database_url):
     """The command shows what is open and what was sent, and tries who is notified."""
-    assert "no worker has looked" in ask("alerts", code=1).stderr
+    assert "no worker has checked" in ask("alerts", code=1).stderr
     (tmp_path / "alerting_app.py").write_text(APP.format(url=database_url))
     monkeypatch.syspath_prepend(tmp_path)
     job_factory(state="dead")
