@@ -265,7 +265,12 @@ class Totals:
         current = now - now % MINUTE
         counted = self.counted()
         if counted is None:
-            counted = min(self._first(), current)
+            first = self._first()
+            if first is None:
+                # The next round begins earlier than this, for what is committed late.
+                self.marks.put(self.COUNTED, current)
+                return True
+            counted = min(first, current)
         at = counted - _AGAIN
         while at < current:
             at = self._count_some(at, current, now)
@@ -435,8 +440,8 @@ class Totals:
         for start in range(0, len(rows), 50):
             total.insert_many(rows[start : start + 50]).execute()
 
-    def _first(self) -> int:
-        """Return when the first job ended, or the end of time if none has."""
+    def _first(self) -> int | None:
+        """Return when the first job ended, or None if none has."""
         job, failure = self._job, self._failure
         firsts = [
             job.select(fn.MIN(job.finished_at))
@@ -445,7 +450,7 @@ class Totals:
             for state in FINAL
         ]
         firsts.append(failure.select(failure.finished_at).order_by(failure.id).limit(1).scalar())
-        return min((to_millis(at) for at in firsts if at is not None), default=1 << 62)
+        return min((to_millis(at) for at in firsts if at is not None), default=None)
 
     def _forget(self, now: int) -> None:
         """Delete the spans that longer ones stand for."""

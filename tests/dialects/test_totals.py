@@ -110,6 +110,19 @@ def test_totals_are_what_the_rows_say(joblog, a_day):
     assert Counter(map(bucket_of, rows)) == durations
 
 
+def test_a_log_in_which_nothing_ended(joblog, job_factory, asked):
+    """It is counted in a few statements, and what ended before and is committed late counts."""
+    at = now()
+    joblog.database.connect(reuse_if_open=True)
+    with asked() as texts:
+        assert joblog.totals.catch_up(at)
+    assert len(texts) < 15
+
+    job_factory(finished_at=at - MINUTE)
+    assert joblog.totals.catch_up(at + MINUTE)
+    assert 1 == count_of(joblog)
+
+
 def test_counting_again(joblog, a_day):
     """Counting again changes nothing, and a late arrival is counted once it is noted."""
     joblog.core.totals.catch_up(now())
