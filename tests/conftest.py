@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import logging
 import os
 import platform
@@ -528,32 +529,39 @@ _OF_WORKERS = {
 }
 
 
-@pytest.fixture(scope="session")
-def prepared(request):
-    """Return a function that starts ``python -m dramatiq``, from one that has imported it.
+@contextlib.contextmanager
+def _prepared(module: str, environment):
+    """Yield what starts ``python -m MODULE`` from a process that has imported it.
 
     It is None where that cannot be done.
     """
     import prepared
     import servers
 
-    if prepared.why_not():
+    if prepared.why_not(module):
         yield None
         return
-    made = []
+    made = prepared.Prepared(servers.launch, module, environment)
+    yield made
+    made.stop()
 
-    def start(arguments, **kwargs):
-        if not made:
-            made.append(prepared.Prepared(servers.launch, os.environ | _OF_WORKERS))
-        return made[0].start(arguments, **kwargs)
 
-    yield start
-    for each in made:
-        each.stop()
+@pytest.fixture(scope="session")
+def prepared_workers():
+    """Return what starts ``python -m dramatiq``, or None."""
+    with _prepared("dramatiq", os.environ | _OF_WORKERS) as prepared:
+        yield prepared
+
+
+@pytest.fixture(scope="session")
+def prepared_commands():
+    """Return what starts the command line, or None."""
+    with _prepared("dramatiq_joblog", os.environ | {"PYTHONPATH": ""}) as prepared:
+        yield prepared
 
 
 @pytest.fixture
-def run_worker_process(request, tmp_path, eventually, prepared):
+def run_worker_process(request, tmp_path, eventually, prepared_workers):
     """Return a context manager that runs ``python -m dramatiq`` on a module.
 
     Modules are found in `tests/support` and in the project's folder.  With *gevent* it is the
@@ -583,8 +591,8 @@ def run_worker_process(request, tmp_path, eventually, prepared):
         command = script if gevent else [sys.executable, "-m", "dramatiq"]
         arguments = [module, *counts, *args]
         environment = os.environ | _OF_WORKERS | (env or {})
-        with path.open("wb") as log:
-            if gevent or fresh or prepared is None:
+        with path.open("wb") as log, Path(os.devnull).open("rb") as nothing:
+            if gevent or fresh or prepared_workers is None:
                 process = servers.launch(
                     [*command, *arguments],
                     on_parent_death=signal.SIGTERM,
@@ -594,7 +602,9 @@ def run_worker_process(request, tmp_path, eventually, prepared):
                     stderr=subprocess.STDOUT,
                 )
             else:
-                process = prepared(arguments, folder=ROOT, environment=environment, output=log)
+                process = prepared_workers.start(
+                    arguments, folder=ROOT, environment=environment, files=[nothing, log, log]
+                )
         running = WorkerProcess(process, path)
 
         def ready():
@@ -680,11 +690,19 @@ def asked():
 
 
 @pytest.fixture
-def terminal(tmp_path):
+def cli(tmp_path, prepared_commands):
+    """Return a function that runs the command in an empty folder, as a process of its own."""
+    import commands
+
+    return functools.partial(commands.run, prepared_commands, tmp_path)
+
+
+@pytest.fixture
+def terminal(tmp_path, prepared_commands):
     """Return a function that runs the command on a terminal, and returns what it shows there."""
     import commands
 
-    return functools.partial(commands.on_terminal, tmp_path)
+    return functools.partial(commands.on_terminal, prepared_commands, tmp_path)
 
 
 # The summary
@@ -763,6 +781,12 @@ def pytest_collection_modifyitems(config, items):
         # Of several pytest workers none is to be left with the longest in the end.  The whole
         # suite has too many of them to be run beside each other.
         items.sort(key=lambda item: item.get_closest_marker("process") is None)
+
+
+def pytest_collection_finish():
+    """Have the garbage collector pass over the tests and what they import, which stay."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

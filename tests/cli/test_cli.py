@@ -26,15 +26,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def cli(tmp_path):
-    """Return a function that runs the installed command in an empty folder."""
+def installed(tmp_path):
+    """Return a function that runs the installed command, or another, in an empty folder."""
 
-    def run(*arguments, input="", program=(PROGRAM,), **variables):
+    def run(*arguments, command=(PROGRAM,), **variables):
         return subprocess.run(
-            [*program, *map(str, arguments)],
+            [*command, *map(str, arguments)],
             cwd=tmp_path,
             env=os.environ | {"COLUMNS": "80", "PYTHONPATH": ""} | variables,
-            input=input,
             capture_output=True,
             text=True,
             timeout=60,
@@ -77,14 +76,14 @@ def jobs(joblog, make_broker, worker):
 
 
 @pytest.mark.new_database
-def test_a_log_is_made_and_asked(cli, ask, database_url):
+def test_a_log_is_made_and_asked(installed, ask, database_url):
     """``migrate`` makes the tables, safe to repeat; an empty log has nothing, which is exit 1."""
-    done = cli("migrate", "--database", database_url)
+    done = installed("migrate", "--database", database_url)
     assert (0, "") == (done.returncode, done.stderr)
     assert "up to date" in done.stdout
     assert "up to date" in ask("migrate").stdout
 
-    done = cli("workers", "--json", JOBLOG_DATABASE=database_url)
+    done = installed("workers", "--json", JOBLOG_DATABASE=database_url)
     assert (1, []) == (done.returncode, json.loads(done.stdout))
     for command in ("actions", "list", "locks", "workers"):
         assert "" == ask(command, code=1).stdout
@@ -149,7 +148,7 @@ def test_a_database_without_tables(cli, database_url, tmp_path):
     assert done.stderr.endswith("migrate\n")
 
 
-def test_the_log_of_an_application(cli, tmp_path, sqlite_url):
+def test_the_log_of_an_application(installed, cli, tmp_path, sqlite_url):
     """``--app module:name`` imports a module of the current folder, and tells where it fails."""
     (tmp_path / "shop.py").write_text(
         f"from dramatiq_joblog import JobLog\nlog = JobLog({sqlite_url!r})\n"
@@ -157,7 +156,7 @@ def test_the_log_of_an_application(cli, tmp_path, sqlite_url):
     (tmp_path / "broken.py").write_text("\nimport shop\nshop.prices()\n")
     (tmp_path / "needy.py").write_text("import not_installed\n")
 
-    assert 0 == cli("--app", "shop:log", "migrate").returncode
+    assert 0 == installed("--app", "shop:log", "migrate").returncode
     assert 1 == cli("--app", "shop:log", "locks").returncode
     assert "has no 'joblog'; its logs are log" in cli("--app", "shop", "locks").stderr
     done = cli("--app", "broken", "locks")
@@ -167,19 +166,19 @@ def test_the_log_of_an_application(cli, tmp_path, sqlite_url):
     assert "importing needy failed with ModuleNotFoundError" in cli("--app=needy", "locks").stderr
 
 
-def test_it_runs_as_a_module(cli):
+def test_it_runs_as_a_module(installed):
     """``python -m dramatiq_joblog`` is the same program; alone it shows its help."""
-    done = cli(program=[sys.executable, "-m", "dramatiq_joblog"])
+    done = installed(command=[sys.executable, "-m", "dramatiq_joblog"])
 
     assert 0 == done.returncode
     assert done.stdout.startswith("Usage: dramatiq-joblog ")
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
-def test_a_missing_extra_is_told_with_its_command(cli, tmp_path, missing):
+def test_a_missing_extra_is_told_with_its_command(installed, tmp_path, missing):
     """Without the extra the program names what is missing and the command that installs it."""
     (tmp_path / f"{missing}.py").write_text(f"raise ModuleNotFoundError('gone', name={missing!r})")
-    done = cli("locks", PYTHONPATH=str(tmp_path))
+    done = installed("locks", PYTHONPATH=str(tmp_path))
 
     assert 1 == done.returncode
     assert (
@@ -473,7 +472,7 @@ def test_a_shell_completes(sqlite_url, cli, typed, expected):
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_a_reader_that_has_enough(jobs, cli, database_url, job_factory):
+def test_a_reader_that_has_enough(jobs, database_url, job_factory):
     """A pipe that is closed early is no error worth a word."""
     for _ in range(300):
         job_factory(error_message="x" * 2000, error_type="E", state="dead")

@@ -18,7 +18,7 @@ from dramatiq_joblog.cli.confirm import myself
 
 
 @pytest.fixture
-def shop(tmp_path, database_url, redis_url):
+def shop(tmp_path, database_url, redis_url, cli):
     """Write an application with a real broker; return a function that runs the command for it."""
     (tmp_path / "shop.py").write_text(
         f"""
@@ -38,16 +38,8 @@ def load(number):
 """
     )
 
-    def run(*arguments, code=0, input=None):
-        done = subprocess.run(
-            [PROGRAM, "--app", "shop:joblog", *map(str, arguments)],
-            cwd=tmp_path,
-            input=input,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+    def run(*arguments, code=0, input=""):
+        done = cli("--app", "shop:joblog", *arguments, input=input)
         assert code == done.returncode, done.stdout + done.stderr
         return done
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from click.testing import CliRunner
 
 from dramatiq_joblog.cli.main import program
+
+if TYPE_CHECKING:
+    from prepared import Command, Prepared
 
 #: The installed command.
 PROGRAM = str(Path(sys.executable).parent / "dramatiq-joblog")
@@ -26,7 +32,58 @@ def ask(database_url, *arguments, code=0):
     return done
 
 
-def on_terminal(folder, *arguments, answer="", code=0, columns=80, stdout=None, **variables):
+def start(
+    prepared: Prepared | None, arguments, *, folder, environment, files
+) -> subprocess.Popen[bytes] | Command:
+    """Start the command, from a process that is *prepared* for it if there is one.
+
+    *files* are its standard input, output and error.
+    """
+    if prepared is not None:
+        return prepared.start(arguments, folder=folder, environment=environment, files=files)
+    stdin, stdout, stderr = files
+    return subprocess.Popen(
+        [PROGRAM, *arguments],
+        cwd=folder,
+        env=environment,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+    )
+
+
+def run(
+    prepared: Prepared | None, folder, *arguments, input="", **variables
+) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, in a *folder*, and return what it wrote."""
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+        files[0].write(input.encode())
+        files[0].seek(0)
+        process = start(
+            prepared,
+            [*map(str, arguments)],
+            folder=folder,
+            environment=os.environ | {"COLUMNS": "80", "PYTHONPATH": ""} | variables,
+            files=files,
+        )
+        code = process.wait(timeout=60)
+        for file in files:
+            file.seek(0)
+        _, written, errors = (file.read().decode() for file in files)
+    return subprocess.CompletedProcess(arguments, code, written, errors)
+
+
+def on_terminal(
+    prepared: Prepared | None,
+    folder,
+    *arguments,
+    answer="",
+    code=0,
+    columns=80,
+    stdout=None,
+    **variables,
+):
     """Run the command on a terminal of its own, and return what it shows there.
 
     *answer* is what is typed, and *stdout* a file that its standard output goes to instead.
@@ -35,16 +92,14 @@ def on_terminal(folder, *arguments, answer="", code=0, columns=80, stdout=None, 
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")}
     environment |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"} | variables
-    process = subprocess.Popen(
-        [PROGRAM, *map(str, arguments)],
-        cwd=folder,
-        env=environment,
-        stdin=theirs,
-        stdout=stdout or theirs,
-        stderr=theirs,
-        close_fds=True,
-    )
-    os.close(theirs)
+    with os.fdopen(theirs, "wb", buffering=0) as terminal:
+        process = start(
+            prepared,
+            [*map(str, arguments)],
+            folder=folder,
+            environment=environment,
+            files=[terminal, stdout or terminal, terminal],
+        )
     os.write(ours, answer.encode())
     written = b""
     while True:

@@ -1,8 +1,9 @@
-"""Starts ``dramatiq`` commands from a process that has imported already what they import.
+"""Starts commands from a process that has imported already what they import.
 
-Half of what a worker process costs is importing.  Each command is a process of its own, forked
-before it has a thread or a connection, and runs ``python -m dramatiq`` as if it had been started
-so.  Run as a program this module is that process; `Prepared` starts and asks it.
+Half of what a worker process costs is importing, and nearly all of what the command line costs.
+Each command is a process of its own, forked before it has a thread or a connection, and runs
+``python -m MODULE`` as if it had been started so.  Run as a program this module is the process
+that they come from; `Prepared` starts and asks it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import gc
 import importlib
 import io
 import json
+import locale
 import os
+import pkgutil
 import runpy
 import select
 import signal
@@ -27,12 +30,21 @@ from pathlib import Path
 MOST = 1 << 20
 
 
-def why_not() -> str | None:
-    """Return why commands cannot be started so, or None."""
+#: What commands import, by the module that is run.
+IMPORTS = {
+    "dramatiq": ("brokers", "dramatiq.cli", "dramatiq.worker", "dramatiq_joblog"),
+    "dramatiq_joblog": ("dramatiq_joblog.cli", "psycopg", "pymysql", "rich.progress"),
+}
+
+
+def why_not(module: str) -> str | None:
+    """Return why commands of a *module* cannot be started so, or None."""
     if sys.platform != "linux":
-        return "who ends with its parent is arranged by Linux"
-    # From Python 3.14 on the host's own workers come from another such process.
-    return "workers are not forked" if sys.version_info >= (3, 14) else None
+        return "that a command ends with its parent is arranged by Linux"
+    if module == "dramatiq" and sys.version_info >= (3, 14):
+        # The host's own workers come from another such process.
+        return "workers are not forked"
+    return None
 
 
 class Command:
@@ -51,7 +63,7 @@ class Command:
         """Wait until it ends."""
         code = self._ended_within(timeout)
         if code is None:
-            raise subprocess.TimeoutExpired("dramatiq", timeout)
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
         return code
 
     def terminate(self) -> None:
@@ -72,40 +84,54 @@ class Prepared:
 
     Parameters:
       launch: Starts a program that ends with this one.
+      module: What is run.
       environment: Its environment.
     """
 
-    def __init__(self, launch, environment) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = launch(
-                [sys.executable, str(Path(__file__)), str(theirs.fileno())],
-                on_parent_death=signal.SIGKILL,
-                env=environment,
-                pass_fds=[theirs.fileno()],
-            )
-        self._socket = ours
+    def __init__(self, launch, module: str, environment) -> None:
+        self._launch = launch
+        self._module = module
+        self._environment = environment
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket
 
-    def start(self, arguments, *, folder, environment, output) -> Command:
-        """Start ``python -m dramatiq`` with *arguments*; it writes to the file *output*."""
+    def start(self, arguments, *, folder, environment, files) -> Command:
+        """Start ``python -m MODULE`` with *arguments*.
+
+        *files* are its standard input, output and error.
+        """
+        if self._process is None:
+            self._begin()
         reading, writing = os.pipe()
         try:
             request = json.dumps([arguments, str(folder), dict(environment)])
-            socket.send_fds(self._socket, [request.encode()], [output.fileno(), writing])
+            numbers = [*(file.fileno() for file in files), writing]
+            socket.send_fds(self._socket, [request.encode()], numbers)
         finally:
             os.close(writing)
         return Command(io.FileIO(reading))
 
+    def _begin(self) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = self._launch(
+                [sys.executable, str(Path(__file__)), self._module, str(theirs.fileno())],
+                on_parent_death=signal.SIGKILL,
+                env=self._environment,
+                pass_fds=[theirs.fileno()],
+            )
+
     def stop(self) -> None:
         """End the process; commands that run end with it."""
-        self._socket.close()
-        self._process.wait(timeout=30)
+        if self._process is not None:
+            self._socket.close()
+            self._process.wait(timeout=30)
 
 
 def serve(requests: socket.socket) -> list[str] | None:
     """Fork for each request; return the command's arguments in the fork, and None at the end."""
     while True:
-        request, files, _, _ = socket.recv_fds(requests, MOST, 2)
+        request, files, _, _ = socket.recv_fds(requests, MOST, 4)
         if not request:
             return None
         if os.fork():
@@ -118,12 +144,13 @@ def serve(requests: socket.socket) -> list[str] | None:
             continue
         requests.close()
         end_with_parent(signal.SIGKILL)
-        output, saying = files
+        *standard, saying = files
         if pid := os.fork():
-            os.close(output)
+            for file in standard:
+                os.close(file)
             watch(pid, saying)
         os.close(saying)
-        return become(output, *json.loads(request))
+        return become(standard, *json.loads(request))
 
 
 def watch(pid: int, saying: int) -> None:
@@ -135,19 +162,32 @@ def watch(pid: int, saying: int) -> None:
     os._exit(0)
 
 
-def become(output: int, arguments, folder, environment) -> list[str]:
+def become(files: list[int], arguments, folder, environment) -> list[str]:
     """Be as a process that was started anew."""
     os.setsid()
     end_with_parent(signal.SIGTERM)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(output)
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()
     sys.path[0] = folder
+    open_standard_files()
     return arguments
+
+
+def open_standard_files() -> None:
+    """Open them as Python does, to whom it matters whether one is a terminal."""
+    encoding = locale.getpreferredencoding(False)
+    sys.stdin = open(0, encoding=encoding, closefd=False)  # noqa: SIM115
+    sys.stdout = open(  # noqa: SIM115
+        1, "w", encoding=encoding, closefd=False, buffering=1 if os.isatty(1) else -1
+    )
+    sys.stderr = open(  # noqa: SIM115
+        2, "w", encoding=encoding, errors="backslashreplace", closefd=False, buffering=1
+    )
 
 
 def end_with_parent(number: int) -> None:
@@ -155,15 +195,19 @@ def end_with_parent(number: int) -> None:
     ctypes.CDLL(None).prctl(1, int(number))
 
 
-def import_all() -> None:
+def import_all(module: str) -> None:
     """Import what commands import; this must have no effect, which a test of ours checks."""
-    for name in ("brokers", "dramatiq.cli", "dramatiq.worker", "dramatiq_joblog"):
-        importlib.import_module(name)
+    for name in IMPORTS[module]:
+        imported = importlib.import_module(name)
+        if name.startswith("dramatiq_joblog."):
+            for found in pkgutil.iter_modules(imported.__path__, f"{name}."):
+                importlib.import_module(found.name)
 
 
 if __name__ == "__main__":
-    import_all()
+    name, number = sys.argv[1:]
+    import_all(name)
     gc.freeze()
-    if (command := serve(socket.socket(fileno=int(sys.argv[1])))) is not None:
-        sys.argv = ["dramatiq", *command]
-        runpy.run_module("dramatiq", run_name="__main__", alter_sys=True)
+    if (command := serve(socket.socket(fileno=int(number)))) is not None:
+        sys.argv = [name, *command]
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
