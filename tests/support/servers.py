@@ -17,6 +17,7 @@ import importlib.util
 import json
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -50,6 +51,10 @@ STAND_IN = os.environ.get("JOBLOG_TEST_REDIS") == "stand-in"
 NOT_REAL = "there is no Redis that can be stopped and restarted"
 #: Where a server listens unless a test says otherwise.
 LOCAL = "127.0.0.1"
+#: Where ports are looked for: below those of outgoing connections, on Linux and elsewhere.
+PORTS = range(20_000, 32_000)
+#: What keeps the ports of this process from others.
+_RESERVED: list[socket.socket] = []
 #: Seconds that a server may take until it answers.
 START_TIMEOUT = 60
 
@@ -413,10 +418,35 @@ def _definitions(virtual_hosts: int) -> dict[str, list[dict[str, str]]]:
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a TCP port of 127.0.0.1 that nobody listens on, and that no other test run takes.
+
+    A server listens on it a while later only.  So it is none of those that the system gives to
+    outgoing connections, and this process keeps it from other processes of the tests.
+    """
+    for port in random.SystemRandom().sample(PORTS, 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind((LOCAL, port))
+            except OSError:
+                continue
+        if _reserve(port):
+            return port
+    raise RuntimeError(f"no port between {PORTS[0]} and {PORTS[-1]} is free")
+
+
+def _reserve(port: int) -> bool:
+    """Keep a port from other processes until this one ends; return False if one has it."""
+    if sys.platform != "linux":
+        return True
+    # A name without a file, which goes with the process that has it.
+    reservation = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        reservation.bind(f"\0dramatiq-joblog-tests-port-{port}")
+    except OSError:
+        reservation.close()
+        return False
+    _RESERVED.append(reservation)
+    return True
 
 
 def _redis_client(url: str) -> redis.Redis:

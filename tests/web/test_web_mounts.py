@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -45,12 +44,6 @@ def folder(tmp_path):
     return tmp_path
 
 
-def free_port():
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
 def get(url, **headers):
     """Return the status and the text of an answer; None while nobody answers."""
     try:
@@ -69,7 +62,7 @@ def serve(folder, eventually):
     log = (folder / "log").open("wb")
 
     def start(*command):
-        port = free_port()
+        port = servers.free_port()
         process = servers.launch(
             [sys.executable, "-m", *command, "--port", str(port)],
             on_parent_death=signal.SIGTERM,
