@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,6 +52,9 @@ class KillsItself(Middleware):
     def __init__(self, stage) -> None:
         self.stage = stage
 
+    def after_consumer_thread_boot(self, broker, thread):
+        self.stage.consumers.append(thread)
+
     def after_process_message(self, broker, message, *, result=None, exception=None):
         self.stage.reached("after_the_body", message)
 
@@ -69,6 +73,7 @@ class Stage:
         self.folder = Path(environment["SAME_FOLDER"])
         stack = [KillsItself(self), Retries(min_backoff=10, max_backoff=20), CurrentMessage()]
         stack += [dramatiq.middleware.Callbacks(), dramatiq.middleware.Pipelines()]
+        self.consumers = []
         self.joblog = None
         if environment["SAME_DATABASE"]:
             self.joblog = JobLog(environment["SAME_DATABASE"])
@@ -112,7 +117,21 @@ class Stage:
             ready = Path(os.environ["SAME_READY"])
             while not ready.exists():
                 time.sleep(0.01)
+            self.send_acks()
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def send_acks(self):
+        """Wait until the acknowledgements of other runs are sent.
+
+        With RabbitMQ a thread sends them a moment after the run, so that a death would or would
+        not have a finished job delivered again.
+        """
+        for thread in self.consumers:
+            connection = getattr(thread.consumer, "connection", None)
+            if connection is not None:
+                sent = threading.Event()
+                connection.add_callback_threadsafe(sent.set)
+                sent.wait(10)
 
     def is_first(self, what, key):
         try:
