@@ -132,10 +132,9 @@ def test_a_real_worker_whose_threads_are_busy(joblog, make_broker, worker):
     assert {"threads"} == set(found)
 
 
-def test_the_oldest_are_found_by_an_index(sqlite_url, asked):
+def test_the_oldest_are_found_by_an_index(sqlite_database, asked):
     """Each question reads an index of a state in order, so that a large log costs no more."""
-    joblog = JobLog(sqlite_url)
-    joblog.create_tables()
+    joblog = JobLog(sqlite_database)
     with asked() as texts:
         joblog.doctor()
     questions = [text for text in texts if '"since"' in text and "LIMIT" in text]

@@ -24,10 +24,9 @@ RULES = {
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-def test_no_rule_reads_the_whole_table(sqlite_url, rule):
+def test_no_rule_reads_the_whole_table(sqlite_database, rule):
     """SQLite finds the jobs of a rule by an index, and sorts none but those that it found."""
-    log = JobLog(sqlite_url, alerts=[rule], alerts_every=1_000)
-    log.create_tables()
+    log = JobLog(sqlite_database, alerts=[rule], alerts_every=1_000)
     log.core.alerting.round()
     # It was watched for long.
     log.core.tables.alert.update(first_seen_at=1).execute()

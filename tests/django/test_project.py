@@ -84,6 +84,7 @@ def run_suite(project, folder, **variables):
     assert "skipped" not in said
 
 
+@pytest.mark.full
 def test_the_suite(project, folder):
     """The project's pytest-django tests pass in Django's test database, with our fixtures."""
     run_suite(project, folder)

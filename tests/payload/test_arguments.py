@@ -10,10 +10,9 @@ from dramatiq_joblog import JobLog, RequeueError
 
 
 @pytest.fixture(params=[False, True], ids=["unsealed", "sealed"])
-def log(request, sqlite_url):
+def log(request, sqlite_database):
     """Return a log without and with a key."""
-    log = JobLog(sqlite_url, seal_key=Fernet.generate_key() if request.param else None)
-    log.create_tables()
+    log = JobLog(sqlite_database, seal_key=Fernet.generate_key() if request.param else None)
     yield log
     log.close()
 

@@ -89,10 +89,9 @@ def test_any_number_of_the_same(log):
 
 
 @pytest.fixture
-def log(sqlite_url):
+def log(sqlite_database):
     """Return a log."""
-    log = JobLog(sqlite_url)
-    log.create_tables()
+    log = JobLog(sqlite_database)
     yield log
     log.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -89,20 +90,33 @@ threading.Thread(target=threading.Event().wait, daemon=True).start()
 """
 
 
+@functools.cache
 def modules():
-    """Yield the layer's name, the path and the syntax tree of each module."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        yield parts[0], path, ast.parse(path.read_text())
+    """Return the layer's name, the path and the syntax tree of each module."""
+    paths = sorted(PACKAGE.rglob("*.py"))
+    return [
+        (
+            path.relative_to(PACKAGE).with_suffix("").parts[0],
+            path,
+            ast.parse(path.read_text()),
+        )
+        for path in paths
+    ]
+
+
+@functools.cache
+def imports(tree):
+    """Return what imports in a tree, and in each function of it."""
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def imported(path, tree):
     """Yield each imported name in full, with its node: ``dramatiq_joblog.states.State``."""
     package = path.relative_to(ROOT).parent.parts
-    for node in ast.walk(tree):
+    for node in imports(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             above = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join((*above, *filter(None, [node.module])))
             yield from ((f"{module}.{alias.name}", node) for alias in node.names)

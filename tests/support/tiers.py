@@ -33,7 +33,7 @@ def whole() -> bool:
 
 def examples(number: int) -> int:
     """Return how many examples a property is tried with: *number* in the whole suite."""
-    return number if _Run.whole else max(10, number // 5)
+    return number if _Run.whole else max(10, number // 10)
 
 
 def split(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:

@@ -18,11 +18,10 @@ LOOK = 500
 
 
 @pytest.fixture
-def log(sqlite_url, monkeypatch):
+def log(sqlite_database, monkeypatch):
     """Return a log with three old jobs that match, more others than one page looks at, and one."""
     monkeypatch.setattr(query, "LOOK", LOOK)
-    log = JobLog(sqlite_url)
-    log.create_tables()
+    log = JobLog(sqlite_database)
     matches = (0, 1, 2, LOOK + 10)
     rows = [
         {

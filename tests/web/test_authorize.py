@@ -16,10 +16,9 @@ from dramatiq_joblog.web import dashboard
 
 
 @pytest.fixture
-def joblog(sqlite_url):
+def joblog(sqlite_database):
     """Return a log with its tables, on SQLite: the database is not the point here."""
-    log = JobLog(sqlite_url)
-    log.create_tables()
+    log = JobLog(sqlite_database)
     yield log
     log.close()
 

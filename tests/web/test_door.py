@@ -29,10 +29,9 @@ ROUTES += ("/actions", "/complete", "/confirm/requeue", "/metrics", "/health", "
 
 
 @pytest.fixture
-def log(sqlite_url):
+def log(sqlite_database):
     """Return a log without jobs."""
-    log = JobLog(sqlite_url)
-    log.create_tables()
+    log = JobLog(sqlite_database)
     yield log
     log.close()
 

@@ -20,10 +20,9 @@ def browser():
 
 
 @pytest.fixture
-def address(sqlite_url, make_broker, worker):
+def address(sqlite_database, make_broker, worker):
     """Serve a log in which user 7's import has died, among the jobs of others."""
-    log = JobLog(sqlite_url)
-    log.create_tables()
+    log = JobLog(sqlite_database)
     broker = make_broker(joblog=log)
 
     @dramatiq.actor(job_type="import", job_user="user", max_retries=0)

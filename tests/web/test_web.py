@@ -45,10 +45,9 @@ def page(joblog):
 
 
 @pytest.fixture
-def nothing(sqlite_url):
+def nothing(sqlite_database):
     """Return a log without jobs: what does not depend on the database is tried on one kind."""
-    log = JobLog(sqlite_url)
-    log.create_tables()
+    log = JobLog(sqlite_database)
     yield log
     log.close()
 

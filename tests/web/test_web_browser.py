@@ -124,10 +124,9 @@ def serve():
 
 
 @pytest.fixture
-def log(sqlite_url):
+def log(sqlite_database):
     """Return a log on SQLite."""
-    log = JobLog(sqlite_url)
-    log.create_tables()
+    log = JobLog(sqlite_database)
     yield log
     log.close()
 
