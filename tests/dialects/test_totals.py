@@ -115,11 +115,11 @@ def test_a_log_in_which_nothing_ended(joblog, job_factory, asked):
     at = now()
     joblog.database.connect(reuse_if_open=True)
     with asked() as texts:
-        assert joblog.totals.catch_up(at)
+        assert joblog.core.totals.catch_up(at)
     assert len(texts) < 15
 
     job_factory(finished_at=at - MINUTE)
-    assert joblog.totals.catch_up(at + MINUTE)
+    assert joblog.core.totals.catch_up(at + MINUTE)
     assert 1 == count_of(joblog)
 
 
