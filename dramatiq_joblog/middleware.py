@@ -209,6 +209,8 @@ class JobLogMiddleware(Middleware):
         """Let a message that is held back keep its delivery's name, and be of use to who looks."""
         hold(bare(message))
         self._messages.fit(broker, message)
+        if self._waker is not None and message.options.get(WAITS) is not None:
+            self._waker.expect()
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         """Refuse what the log could not use and duplicates; let a message know its family."""

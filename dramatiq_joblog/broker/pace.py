@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: Milliseconds between two looks at a key of which something may become of the jobs here.
 OFTEN = 50
 #: Milliseconds between two looks at any other.
-SELDOM = 200
+SELDOM = 300
 #: Milliseconds that a key is looked at often after it has moved.
 MOVING = 1_000
 #: Milliseconds after which it is asked again whether the next one waits here.

@@ -30,7 +30,7 @@ from dramatiq_joblog.locking.waiters import ATTEND_EVERY
 
 from .deliveries import moving
 from .held import HeldMessages
-from .pace import OFTEN, Pace
+from .pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -42,8 +42,10 @@ if TYPE_CHECKING:
 
     from .held import Held
 
-#: Milliseconds between two looks at what waits here.
-SCAN_EVERY = 200
+#: Milliseconds between two looks at what waits here, unless something has come; and at least.
+SCAN_EVERY, SCAN_AGAIN = 1_000, 50
+#: Milliseconds after which messages are read again: their actors may say other limits by then.
+READ_EVERY = 30_000
 #: A look takes at most this part of a core: the pause after it is so many times as long.
 REST = 20
 #: Milliseconds until a broker that did not take a message is tried again.
@@ -79,7 +81,11 @@ class Waker(threading.Thread):
         #: What waits here.
         self._held = HeldMessages(broker)
         self._pace = Pace()
-        self._scan_due = self._attend_due = self._try_due = 0.0
+        self._scan_due = self._attend_due = self._read_due = self._try_due = 0.0
+        #: Whether something has come that was not looked at, when that was, and when the next look
+        #: may be.
+        self._came = False
+        self._came_at = self._scan_again = 0.0
         #: What callables have said for the limits of keys.
         self._heard: dict[str, int] = {}
         #: When the rate of a key is looked at again; monotonic, in seconds.
@@ -115,6 +121,13 @@ class Waker(threading.Thread):
             self._rates_due.pop(need.key, None)
             self._pace.want([need.key])
 
+    def expect(self) -> None:
+        """Look soon at what waits here: a message is about to."""
+        self._came_at = time.monotonic()
+        if not self._came:
+            self._came = True
+            self._wanted.set()
+
     def filled(self, queue_name: str) -> None:
         """Take at once what was put in a queue, if this process does that."""
         self._filled[queue_name] += 1
@@ -142,8 +155,8 @@ class Waker(threading.Thread):
                 self._attend(connection)
                 self._wake(connection)
                 looking = time.thread_time() - began - self._moving
-                due = min(self._scan_due, self._pace.next_due) - time.monotonic()
-                pause = max(OFTEN / 1000, REST * looking, due)
+                due = min(self._next_scan, self._pace.next_due) - time.monotonic()
+                pause = max(REST * looking, due)
             except DatabaseAwayError as e:
                 self._logger.debug("Nobody is brought forward: %s", e)
                 pause = AGAIN / 1000
@@ -158,17 +171,25 @@ class Waker(threading.Thread):
                 pause = AGAIN / 1000
         connection.close()
 
+    @property
+    def _next_scan(self) -> float:
+        """When to see again what waits here; monotonic, in seconds."""
+        return self._scan_again if self._came else self._scan_due
+
     def _scan(self) -> None:
         """See what waits here."""
-        if time.monotonic() < self._scan_due:
+        if time.monotonic() < self._next_scan:
             return
         began = time.thread_time()
+        # What is about to be put in the consumer's queue may not be there yet.
+        self._came = self._came_at > time.monotonic() - SCAN_AGAIN / 1000
         self._held.look()
         for known in (self._heard, self._rates_due):
             for key in known.keys() - self._held.keys:
                 known.pop(key, None)
-        rest = REST * (time.thread_time() - began)
-        self._scan_due = time.monotonic() + max(SCAN_EVERY / 1000, rest)
+        now, rest = time.monotonic(), REST * (time.thread_time() - began)
+        self._scan_due = now + max(SCAN_EVERY / 1000, rest)
+        self._scan_again = now + max(SCAN_AGAIN / 1000, rest)
 
     def _attend(self, connection: Connection) -> None:
         """Say that this process has the messages of those that wait here."""
@@ -190,7 +211,9 @@ class Waker(threading.Thread):
                 ]
             )
         self._attend_due = now + ATTEND_EVERY / 1000
-        self._held.look_anew()
+        if now >= self._read_due:
+            self._read_due = now + READ_EVERY / 1000
+            self._held.look_anew()
 
     def _wake(self, connection: Connection) -> None:
         """Put those forward that may come in now."""
@@ -312,8 +335,8 @@ class Waker(threading.Thread):
     def _take_filled(self) -> None:
         """Take what was put in queues, as far as this process has threads at leisure."""
         if self._filled:
-            # What was put back is looked after at once.
-            self._scan_due = 0.0
+            # What was put back is looked after soon.
+            self._came = True
         while self._filled:
             self._take(*self._filled.popitem())
 
