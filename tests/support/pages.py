@@ -20,8 +20,8 @@ def opened(joblog, **settings):
 
 
 @contextlib.contextmanager
-def chromium():
-    """Run a headless Chromium; without one skip, or fail where CI is set."""
+def chromium(*settings):
+    """Run a headless Chromium with *settings*; without one skip, or fail where CI is set."""
     from playwright.sync_api import expect, sync_playwright
 
     path = os.environ.get("CHROMIUM") or next(
@@ -36,7 +36,7 @@ def chromium():
     with sync_playwright() as playwright:
         # A loaded machine is slow, and no test is about how fast it is.
         expect.set_options(timeout=30_000)
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", *settings])
         yield browser
         browser.close()
 

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+from urllib.parse import quote
 
 import httpx2 as httpx
 import pytest
 import servers
+from pages import chromium
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
@@ -398,6 +400,37 @@ def test_a_plain_proxy_opens_nothing(log, tmp_path):
 
     assert refused <= {303, 401, 403}
     assert (200, 200) == (let_in.status_code, again.status_code)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("way", ["the address", "the form"])
+def test_a_browser_behind_a_plain_proxy(log, tmp_path, way):
+    """Through an nginx that hides the host's name, people sign in, act and sign out."""
+    log.Job.create(
+        jid="1", actor="work", queue="default", state="dead", attempt=1, created_at=1,
+        updated_at=1, finished_at=int(time.time() * 1000),
+    )  # fmt: skip
+    resolver = "--host-resolver-rules=MAP jobs.example 127.0.0.1"
+    app = dashboard(log, key=KEY)
+    with serving(app) as port, proxied(port, tmp_path) as front, chromium(resolver) as browser:
+        page = browser.new_page()
+        address = f"http://jobs.example:{front}"
+        if way == "the address":
+            page.goto(f"{address}/jobs/1?key={quote(KEY)}")
+        else:
+            page.goto(f"{address}/jobs/1")
+            page.locator("input[name=password]").fill(KEY)
+            page.locator("form button[type=submit]").click()
+        page.wait_for_url(f"{address}/jobs/1")
+        page.goto(f"{address}/confirm/dismiss?jid=1")
+        page.get_by_role("button", name="Dismiss").click()
+        page.get_by_text("1 job is dismissed.").wait_for()
+        assert page.url.startswith(f"{address}/jobs/1")
+        assert log.get("1").dismissed_at is not None
+        page.get_by_role("button", name="Sign out").click()
+        page.wait_for_url(f"{address}/login")
+        page.goto(f"{address}/jobs/1")
+        assert page.url.startswith(f"{address}/login?")
 
 
 def test_the_command_prints_an_address_with_a_key(log, sqlite_url):
