@@ -556,6 +556,10 @@ def test_a_chart_by_keys_and_by_dragging(log, run, serve, open_page):
     page.locator("#throughput .bar-a").last.focus()
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#throughput [data-moment]")).to_contain_text(" to ")
+    # One line through both plots, at the same moment.
+    crosses = page.locator("#throughput .cross")
+    expect(crosses).to_have_count(2)
+    assert len({c.get_attribute("d").partition(" ")[0] for c in crosses.all()}) == 1
     page.keyboard.press("v")
     expect(page.locator("#throughput .chart-table tbody tr")).not_to_have_count(0)
     page.keyboard.press("v")

@@ -79,6 +79,21 @@
 
   const bars = (chart) => all(".bar-a[data-v]", chart);
   const legendOf = (chart) => $("[data-legend]", chart.closest("section"));
+  // A line through all plots of the same time, where it is read.
+  const cross = (chart, bar) => {
+    const hit = bar && $(".hit", bar);
+    for (const plot of all('svg[viewBox^="0 0 960 "]', chart)) {
+      let line = $(".cross", plot);
+      if (!hit) { line?.remove(); continue; }
+      if (!line) {
+        line = document.createElementNS("http://www.w3.org/2000/svg", "path");
+        line.setAttribute("class", "cross");
+        plot.append(line);
+      }
+      const x = Number(hit.getAttribute("x")) + Number(hit.getAttribute("width")) / 2;
+      line.setAttribute("d", `M${x} 0V${plot.viewBox.baseVal.height}`);
+    }
+  };
   const read = (chart, bar) => {
     const legend = legendOf(chart);
     if (!legend) return;
@@ -89,6 +104,7 @@
     });
     $("[data-moment]", legend).textContent = bar ? bar.dataset.at : "";
     for (const other of bars(chart)) other.classList.toggle("at", other === bar);
+    cross(chart, bar);
   };
   const asTable = (chart) => {
     const section = chart.closest("section");
