@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,8 @@ _LOOKS = {
 }
 #: Cells before the sentence: a shape and a space.
 _INDENT = 2
+#: Words that a shell takes as they are.
+_PLAIN = re.compile(r"[\w@%+=:,./ -]*", re.ASCII)
 
 
 @command(
@@ -81,19 +85,21 @@ def _problem(screen: Screen, problem: Problem, now: datetime) -> None:
     state = _LOOKS.get(problem.kind, State.DEAD)
     title, rest = line(problem.title), line(problem.text)[len(line(problem.title)) :]
     screen.write()
-    text = Text.assemble(shape(state), " ", (title, f"{TITLE} {colour(state)}"), rest)
+    since = age(problem.since, now)
+    # Not behind the command, which people copy.
+    seen = ("" if since == "0 s" else f" {since}", QUIET)
+    text = Text.assemble(shape(state), " ", (title, f"{TITLE} {colour(state)}"), rest, seen)
     screen.hanging(text, _INDENT)
     screen.paragraph(Text(line(problem.cure), QUIET), _INDENT)
     if problem.search:
         words = Text.assemble(("dramatiq-joblog list ", QUIET), _typed(problem.search))
-        since = age(problem.since, now)
-        screen.paragraph(words.append(f"  {since}" if since != "0 s" else "", QUIET), _INDENT)
+        screen.paragraph(words, _INDENT)
 
 
 def _typed(search: str) -> str:
-    """Return the words of a search as a shell takes them."""
+    """Return the words of a search as a shell takes them: names may hold what it would run."""
     plain = line(search)
-    return f"'{plain}'" if '"' in plain or "*" in plain else plain
+    return plain if _PLAIN.fullmatch(plain) else shlex.quote(plain)
 
 
 def _counted(screen: Screen, joblog: JobLog) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 
 import pytest
 
@@ -46,6 +47,21 @@ def test_what_needs_someone(job_factory, ask, terminal, database_url, columns):
     assert "1 job is lost with its worker web1:17" in " ".join(shown.split())
     assert "dramatiq-joblog list state:lost" in shown
     assert max(map(len, shown.splitlines())) <= columns
+
+
+@pytest.mark.parametrize("queue", ["a;b", "$(touch x)", "it's `x`", 'a "b" & c', "a|b>c", "~/*?"])
+def test_a_command_is_safe_to_copy(job_factory, terminal, joblog, database_url, queue):
+    """What a name holds is nothing that a shell would run, and the command finds its jobs."""
+    waits = dict.fromkeys(("created_at", "enqueued_at", "updated_at"), 1_700_000_000_000)
+    job_factory(state="enqueued", queue=queue, **waits)
+
+    shown = plain(terminal("--database", database_url, "status", code=1, columns=200))
+    (line,) = [text for text in shown.splitlines() if "dramatiq-joblog list" in text]
+    words = shlex.split(line)
+    assert ["dramatiq-joblog", "list"] == words[:2]
+    assert 1 == joblog.search(" ".join(words[2:])).count()
+    # Between quotes alone stands what is not plain.
+    assert not re.sub(r"'[^']*'|\\.|\"'\"", "", line).strip(" abcdefghijklmnopqrstuvwxyz:-_")
 
 
 def test_no_database(tmp_path, terminal):
