@@ -22,7 +22,8 @@ from .broker.acks import ACKS, HandedAcks, why_not
 from .broker.claims import Claims
 from .broker.deliveries import hold, is_move, only_moves, stamp
 from .broker.labels import STARTS
-from .broker.messages import (
+from .broker.messages import Messages
+from .broker.options import (
     DELAY_SUFFIX,
     DUPLICATE,
     MALFORMED,
@@ -32,7 +33,6 @@ from .broker.messages import (
     SECTION,
     UNIQUE,
     WAITS,
-    Messages,
     age_left,
     bare,
     eta_of,
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 
     from .broker.acks import Acks
     from .broker.labels import StartWritten
-    from .broker.messages import AnyMessage
+    from .broker.options import AnyMessage
     from .broker.plan import Plan
     from .broker.verdict import Run
     from .joblog import JobLog
@@ -208,7 +208,7 @@ class JobLogMiddleware(Middleware):
     def before_delay_message(self, broker: Broker, message: MessageProxy) -> None:
         """Let a message that is held back keep its delivery's name, and be of use to who looks."""
         hold(bare(message))
-        self._messages.fit(broker, message)
+        self._messages.bonds.fit(broker, message)
         if self._waker is not None and message.options.get(WAITS) is not None:
             self._waker.expect()
 
@@ -229,7 +229,7 @@ class JobLogMiddleware(Middleware):
         if live is not None and is_child and PARENT not in message.options:
             message.options.update({PARENT: live.message_id, ROOT: live.root_jid})
         if plan.is_bound or plan.row is None:
-            is_new = self._messages.bind(broker, message)
+            is_new = self._messages.bonds.bind(broker, message)
             if UNIQUE in message.options and (is_new or DUPLICATE in message.options):
                 self._claims.take(message)
 
@@ -285,13 +285,13 @@ class JobLogMiddleware(Middleware):
         if plan.row is None or plan.is_bound:
             if DUPLICATE in options:
                 # Another producer may have written anything there.
-                self._messages.fit(broker, message)
+                self._messages.bonds.fit(broker, message)
             if options.get(DUPLICATE) is not None:
                 count_as_done(broker, message)
                 raise SkipMessage(text_of(options[DUPLICATE]))
             options.pop(WAITS, None)
             # Its sender may not know of sections.
-            self._messages.bind(broker, message, begins=True)
+            self._messages.bonds.bind(broker, message, begins=True)
             if MALFORMED in options:
                 self._refusals.reject(
                     broker, message, ConfigurationError(text_of(options[MALFORMED]))

@@ -25,7 +25,7 @@ from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.recording.events import keeps_newest
 from dramatiq_joblog.recording.newest import ON_ITS_WAY, SENDING
 
-from .messages import DUPLICATE, UNIQUE
+from .options import DUPLICATE, UNIQUE
 
 if TYPE_CHECKING:
     from dramatiq import Message

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.payload.sanitize import fold_jid
 
-from .messages import DELAY_SUFFIX, need_in
+from .bonds import need_in
+from .options import DELAY_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence

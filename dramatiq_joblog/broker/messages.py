@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import inspect
 import sys
-import time
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dramatiq import Message
-from dramatiq.errors import ActorNotFound
 from dramatiq.logging import get_logger
-from dramatiq.middleware import AgeLimit, Retries
+from dramatiq.middleware import Retries
 
 from dramatiq_joblog.errors import ConfigurationError
-from dramatiq_joblog.locking.locks import fold_key
 from dramatiq_joblog.locking.needs import (
-    Exclusive,
-    Rate,
-    Unique,
-    bound_to,
-    carried,
-    entries_of,
-    key_maker,
-    kind_of,
-    limit_asker,
     main_key,
-    needs_of,
-    paired,
 )
 from dramatiq_joblog.payload.parameters import parameters_of
 from dramatiq_joblog.payload.sanitize import (
@@ -38,136 +24,45 @@ from dramatiq_joblog.payload.sanitize import (
     message_of,
     text_of,
 )
-from dramatiq_joblog.payload.values import MAX_INT, MAX_MILLIS, as_int, as_millis, is_same, shown
+from dramatiq_joblog.payload.values import as_int, as_millis, is_same, shown
 from dramatiq_joblog.recording.log_lines import check_level
 from dramatiq_joblog.recording.transitions import default_of
 from dramatiq_joblog.schema.fields import UserIdField, is_text_of_number, user_asked
 from dramatiq_joblog.schema.query import user_field
 
 from .arguments import Arguments
+from .bonds import Bonds
 from .deliveries import is_move
-from .labels import LABELS, check_labels, label, odd_labels, options_sent
+from .labels import check_labels, odd_labels
+from .options import (
+    DELAY_SUFFIX,
+    NOTE,
+    PARENT,
+    REPLAY_OF,
+    ROOT,
+    SECTION,
+    UNIQUE,
+    actor_of,
+    attempt_of,
+    bare,
+    eta_of,
+    is_logged,
+    key_option,
+    now,
+    option,
+)
 from .plan import Plan, is_plain, plain_arguments
 from .trace import current_trace_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from dramatiq import Actor, Broker
     from dramatiq.broker import MessageProxy
 
-    from dramatiq_joblog.locking.needs import Entry, Need
     from dramatiq_joblog.recording.log import Log, Typed
 
     AnyMessage = Message[Any] | MessageProxy
-
-DELAY_SUFFIX = ".DQ"
-#: Message options of ours, that travel with a message through retries and delays.
-PARENT, ROOT, REPLAY_OF = "joblog_parent", "joblog_root", "joblog_replay_of"
-SECTION, UNIQUE, DUPLICATE = "joblog_section", "joblog_unique", "joblog_duplicate"
-#: What of these was not fit, for its row; and why a job cannot run, as its section is not known.
-NOTE, MALFORMED = "joblog_note", "joblog_malformed"
-#: Of a message that was put back: the key that it waits for.
-WAITS = "joblog_waits"
-#: In what a message is bound to: the message that it was made for.
-BOUND_FOR = "jid"
-
-#: What actors and messages may carry, beside the columns of a model of the user's own.
-OPTIONS = frozenset(
-    {
-        "exclusive",
-        "job_type",
-        "job_user",
-        "log_job",
-        "log_lines",
-        "max_interruptions",
-        "rerun",
-        "start",
-        "unique",
-    }
-)
-
-
-def bare(message: Any) -> Any:
-    """Return the message in a worker's proxy: each look through that costs a call."""
-    return getattr(message, "_message", message)
-
-
-def option(broker: Broker, message: AnyMessage, name: str, default: Any = None) -> Any:
-    """Look *name* up as everywhere in Dramatiq: the message's, the actor's, the default."""
-    message = bare(message)
-    value = label(name, message.options.get(name))
-    if value is None:
-        actor = actor_of(broker, message)
-        value = None if actor is None else actor.options.get(name)
-    return default if value is None else value
-
-
-def actor_of(broker: Broker, message: AnyMessage) -> Any:
-    """Return the actor of a message, or None if it is not declared here."""
-    name = message.actor_name
-    return broker.actors.get(name) if isinstance(name, str) else None
-
-
-def is_logged(broker: Broker, message: AnyMessage) -> bool:
-    """Return whether a message's job has a row: also one that is to have none, and needs a key."""
-    return (
-        bool(option(broker, message, "log_job", default=True))
-        or _key_option(broker, message) is not None
-    )
-
-
-def _key_option(broker: Broker, message: AnyMessage) -> str | None:
-    """Return the name of an option that binds a message's job to a key, if it has one."""
-    names = ("exclusive", "unique")
-    return next((name for name in names if is_given(option(broker, message, name))), None)
-
-
-def is_given(key: Any) -> bool:
-    """Return whether an option asks for a key; what has no truth of its own does."""
-    try:
-        return bool(key)
-    except Exception:  # noqa: BLE001
-        # Its own code is at fault, and the maker of the key says so.
-        return True
-
-
-def age_left(broker: Broker, message: AnyMessage) -> int | None:
-    """Return the milliseconds until ``AgeLimit`` drops a message; None if nothing says that."""
-    # What a subclass does is not known.
-    limit = next((m for m in broker.middleware if type(m) is AgeLimit), None)
-    actor = actor_of(broker, message)
-    if limit is None or actor is None:
-        return None
-    # As there: an actor's None is no limit.
-    given = message.options.get("max_age") or actor.options.get("max_age", limit.max_age)
-    max_age, sent = as_int(given, most=MAX_MILLIS), as_millis(message.message_timestamp)
-    return None if not max_age or sent is None else sent + max_age - now()
-
-
-def attempt_of(message: Any) -> int:
-    """Return the number of a message's attempt, 1 for the first."""
-    return (as_int(message.options.get("retries"), most=MAX_INT - 1) or 0) + 1
-
-
-def eta_of(message: Any) -> int | None:
-    """Return when a message that is held back is due, in milliseconds since 1970."""
-    return as_millis(message.options.get("eta"))
-
-
-def throws(broker: Broker, message: AnyMessage, error: BaseException | None) -> bool:
-    """Return whether *error* is one that a message's job is not retried after."""
-    wanted = option(broker, message, "throws")
-    try:
-        return error is not None and bool(wanted) and isinstance(error, wanted)
-    except TypeError:
-        # Another producer's, that names no class.
-        return False
-
-
-def now() -> int:
-    """Return this host's time, in milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
 
 
 class Messages:
@@ -186,6 +81,8 @@ class Messages:
         self._lines_level = lines_level
         self._start = start
         self.arguments = Arguments(joblog)
+        #: What messages are bound to.
+        self.bonds = Bonds(joblog, self.arguments)
         #: The plans of actors, by the actor and the number of its broker's middleware.
         self._plans: dict[tuple[Any, int], Plan] = {}
         self._logger = get_logger(__name__, type(self))
@@ -209,15 +106,7 @@ class Messages:
         check_labels(options, where)
         if options.get("job_user") is not None:
             self._users[actor.actor_name] = _user_reader(options["job_user"], actor.fn, where)
-        for name, kind in (("exclusive", Exclusive), ("unique", Unique)):
-            wanted = _wanted(kind, options.get(name), where)
-            for each in wanted:
-                key_maker(each.key, actor.fn, where)
-                if not isinstance(each, Unique):
-                    limit_asker(each.limit, actor.fn, where)
-            _refuse_twice([each.key for each in wanted], where)
-            if wanted and options.get("log_job") is False:
-                raise ConfigurationError(f"{where} has {name}, which needs log_job")
+        self.bonds.declare(actor, where)
 
     def _warn_of_wrapper(self, function: Any, where: str) -> None:
         """Say that an actor's secrets may not be recognised, if that is so."""
@@ -249,139 +138,11 @@ class Messages:
         if option(broker, message, "log_job", default=True) or is_move():
             return
         frozen = SECTION in message.options or UNIQUE in message.options
-        if not frozen and (name := _key_option(broker, message)) is not None:
+        if not frozen and (name := key_option(broker, message)) is not None:
             raise ConfigurationError(
                 f"message {message.message_id!r} of actor {message.actor_name!r} has "
                 f"log_job=False and {name}, which needs log_job"
             )
-
-    def bind(self, broker: Broker, message: AnyMessage, *, begins: bool = False) -> bool:
-        """Check a message's options, and make the keys that it is bound to, once.
-
-        A copy of a message under an id of its own is another message.  What an actor's ``send()``
-        sends is refused if it cannot be used; any other message was made elsewhere, and is made
-        fit instead.
-
-        Parameters:
-          broker: Where its actor is declared.
-          message: The message.
-          begins: Whether its job is to begin now, so that callables are asked for their limits.
-
-        Returns:
-          Whether the message was bound to a key that it is unique by just now.
-
-        Raises:
-          ConfigurationError: If they cannot be used, or a key cannot be made.
-        """
-        message = bare(message)
-        where = f"message {message.message_id!r} of actor {message.actor_name!r}"
-        if message.options.keys() & _CHECKED:
-            sent = options_sent()
-            if sent is not None:
-                self._joblog.core.check_job_type(sent.get("job_type"), where)
-                check_labels(sent, where)
-            self.fit(broker, message, frozen_only=sent is not None)
-        self._bind_to_needs(broker, message, where, begins=begins)
-        return self._bind_to_unique(broker, message, where)
-
-    def _bind_to_needs(self, broker: Broker, message: Any, where: str, *, begins: bool) -> None:
-        """Make the keys of what a message's job needs before it may run."""
-        options = message.options
-        bound, own = options.get(SECTION), options.get("exclusive")
-        wanted = _wanted(Exclusive, option(broker, message, "exclusive"), where)
-        is_new = bound is None or _is_of_another(bound, message)
-        if not wanted:
-            if bound is not None and is_new:
-                # Who copied it does not know its actor, so that its keys stay.
-                options[SECTION] = bound | {BOUND_FOR: message.message_id}
-            return
-        if own is not None and any(callable(each.limit) for each in wanted):
-            raise ConfigurationError(
-                f"{where} has a limit of its own that is a callable, which cannot travel with it: "
-                "declare it with the actor, or send a number"
-            )
-        pairs = paired([] if is_new else entries_of(bound), wanted)
-        entries = [self._entry(broker, message, *pair, where, begins=begins) for pair in pairs]
-        _refuse_twice([entry["key"] for entry in entries], where)
-        # Keys are made once; all else is as the code that runs says.
-        made_for = message.message_id if is_new else bound.get(BOUND_FOR)
-        options[SECTION] = bound_to(entries) | ({} if made_for is None else {BOUND_FOR: made_for})
-        if is_new and own is not None:
-            # No encoder need know our classes; a new run of the job makes the same keys.
-            mine = [each | {"key": _literal(each["key"])} for each in entries]
-            options["exclusive"] = mine if len(mine) > 1 else mine[0]
-
-    def _entry(
-        self,
-        broker: Broker,
-        message: Any,
-        wanted: Entry | None,
-        before: dict[str, Any] | None,
-        where: str,
-        *,
-        begins: bool,
-    ) -> dict[str, Any]:
-        """Return an entry that a message is bound to, as it is by the running code."""
-        if wanted is None:
-            # What the code needs no more stays as it was.
-            return before or {}
-        key = self._key(broker, message, wanted.key, where) if before is None else before["key"]
-        limit: Any = wanted.limit
-        if callable(limit):
-            limit = None if before is None else before.get("limit")
-            actor = actor_of(broker, message)
-            if begins and actor is not None:
-                limit = limit_asker(wanted.limit, actor.fn, where)(*message.args, **message.kwargs)
-        return carried(wanted, key, limit)
-
-    def _bind_to_unique(self, broker: Broker, message: Any, where: str) -> bool:
-        """Make the key that a message is unique by; return whether it is a new one."""
-        options = message.options
-        bound = options.get(UNIQUE)
-        if bound is not None and not _is_of_another(bound, message):
-            return False
-        wanted: list[Unique] = _wanted(Unique, option(broker, message, "unique"), where)
-        if not wanted:
-            if bound is None:
-                return False
-            # Who copied it does not know its actor, so that its key stays.
-            options[UNIQUE] = bound | {BOUND_FOR: message.message_id}
-            return True
-        [unique] = wanted
-        try:
-            key = self._key(broker, message, unique.key, where)
-        except ConfigurationError as e:
-            if options_sent() is not None:
-                raise
-            # What is unique by no key is not unique, and runs.
-            _note(options, str(e))
-            return False
-        options[UNIQUE] = asdict(replace(unique, key=key)) | {BOUND_FOR: message.message_id}
-        options.pop(DUPLICATE, None)
-        if options.get("unique") is not None:
-            options["unique"] = asdict(replace(unique, key=_literal(key)))
-        return True
-
-    def fit(self, broker: Broker, message: AnyMessage, *, frozen_only: bool = False) -> None:
-        """Make fit what a message is bound to, in its own options, and note there what was not.
-
-        What is unique by a key that cannot be read is not unique.  A section is its actor's then;
-        of an actor without one the job is dead, as nobody knows whom it is to keep out.
-        """
-        message = bare(message)
-        options, actor, lost = message.options, actor_of(broker, message), ""
-        for each, is_ours in ((MALFORMED, _is_malformed), (DUPLICATE, _is_duplicate)):
-            if each in options and not is_ours(options):
-                _note(options, f"{each}={shown(options.pop(each))} is left aside")
-        for name, frozen, kind in _BONDS:
-            for each in (frozen,) if frozen_only else (frozen, name):
-                if is_fit_bond(kind, options.get(each), actor, made=each == frozen):
-                    continue
-                odd = f"{each}={shown(options.pop(each))}{_UNREADABLE}"
-                _note(options, odd)
-                lost = lost or (odd if kind is Exclusive else "")
-        if lost and SECTION not in options and option(broker, message, "exclusive") is None:
-            options[MALFORMED] = lost
 
     def plan(self, broker: Broker, message: AnyMessage) -> Plan:
         """Return what the log does with a message: its actor's plan, or one of its own."""
@@ -399,7 +160,7 @@ class Messages:
         start = option(broker, message, "start", self._start)
         interruptions = option(broker, message, "max_interruptions")
         is_bound = (
-            _key_option(broker, message) is not None
+            key_option(broker, message) is not None
             or SECTION in message.options
             or UNIQUE in message.options
         )
@@ -477,8 +238,7 @@ class Messages:
         return row
 
     def _row_in_full(self, broker: Broker, message: Any) -> dict[str, Any]:
-        if message.options.keys() & _CHECKED:
-            self.fit(broker, message)
+        self.bonds.check(broker, message)
         options = message.options
         instant = now()
         row: dict[str, Any] = {
@@ -565,22 +325,6 @@ class Messages:
 
         return fill
 
-    def _key(self, broker: Broker, message: AnyMessage, key: Any, where: str) -> str:
-        try:
-            function = broker.get_actor(message.actor_name).fn
-        except ActorNotFound:
-            # A sender that does not know the actor says the key itself.
-            return fold_key(str(key))
-        try:
-            make = key_maker(key, function, where)
-            is_literal = isinstance(key, str) and "{" not in key
-            return fold_key(self.arguments.key(broker, message, make, is_literal=is_literal))
-        except ConfigurationError:
-            raise
-        except Exception as e:
-            text = self.arguments.redactor(broker, message).error(message_of(e))
-            raise ConfigurationError(f"{where}: its key could not be made: {text}") from e
-
     def _user(self, broker: Broker, message: AnyMessage, notes: list[str]) -> dict[str, Any]:
         """Return the columns of the user."""
         value = message.options.get("job_user")
@@ -603,33 +347,6 @@ def _family(options: Mapping[str, Any]) -> dict[str, str]:
     return {c: fold_jid(options[name]) for name, c in columns if options.get(name) is not None}
 
 
-def need_in(broker: Broker, message: AnyMessage) -> Need | None:
-    """Return what a message that was put back waits for, by the limit of the running code."""
-    bound, key = message.options.get(SECTION), message.options.get(WAITS)
-    if key is None:
-        return None
-    try:
-        wanted = _wanted(Exclusive, option(broker, message, "exclusive"), "")
-        for code, entry in paired(entries_of(bound), wanted):
-            # An earlier version does not say for which it waits: it knew of one alone.
-            if entry is not None and (key is True or entry["key"] == key):
-                static = code is not None and not callable(code.limit)
-                says = {"limit": code.limit, "is_asked": False} if code and static else {}
-                [need] = needs_of(entry | says)
-                is_fit = isinstance(need.key, str) and isinstance(need.limit, int)
-                return need if is_fit else None
-    except (AttributeError, ConfigurationError, KeyError, TypeError):
-        # Its start says what becomes of it.
-        return None
-    return None
-
-
-def _is_of_another(bound: Any, message: Any) -> bool:
-    """Return whether what a message is bound to was made for the message it is a copy of."""
-    made_for = bound.get(BOUND_FOR) if isinstance(bound, dict) else None
-    return made_for is not None and made_for != message.message_id
-
-
 def _max_retries(broker: Broker, message: AnyMessage) -> int | None:
     retries = next((m for m in broker.middleware if isinstance(m, Retries)), None)
     if retries is None:
@@ -643,74 +360,6 @@ def _max_retries(broker: Broker, message: AnyMessage) -> int | None:
 
 #: The bits of numbers that a column of a model of the user's own holds, beside the sign.
 _BITS = {"AUTO": 31, "BIGAUTO": 63, "BIGINT": 63, "INT": 31, "SMALLINT": 15}
-#: What a message may be bound to: the option, how it is frozen, and its class.
-_BONDS: tuple[tuple[str, str, Any], ...] = (
-    ("exclusive", SECTION, Exclusive),
-    ("unique", UNIQUE, Unique),
-)
-_CHECKED = LABELS | {"exclusive", "unique", SECTION, UNIQUE, MALFORMED, DUPLICATE}
-#: How it is said that what a message is bound to was not fit.
-_UNREADABLE = " cannot be read"
-
-
-def _is_malformed(options: Mapping[str, Any]) -> bool:
-    """Return whether a message says by a word of ours that its section is not known."""
-    text = options[MALFORMED]
-    names = SECTION, "exclusive"
-    return (
-        isinstance(text, str)
-        and text.endswith(_UNREADABLE)
-        and text.startswith(tuple(f"{name}=" for name in names))
-    )
-
-
-def _is_duplicate(options: Mapping[str, Any]) -> bool:
-    """Return whether a message says by a word of ours that another one has its key."""
-    return isinstance(options[DUPLICATE], str) and options.get(UNIQUE) is not None
-
-
-def _note(options: dict[str, Any], text: str) -> None:
-    """Add to what a message says of itself for its row."""
-    options[NOTE] = "; ".join(filter(None, (clean_optional(options.get(NOTE)), clean(text, 300))))
-
-
-def is_fit_bond(kind: Any, value: Any, actor: Any, *, made: bool) -> bool:
-    """Return whether an option says what a job needs, or is unique by, in a way that can be used.
-
-    Parameters:
-      kind: :class:`Exclusive`, for all that a job needs, or :class:`Unique`.
-      value: The option.
-      actor: The message's actor, if it is declared here.
-      made: Whether its keys must have been made already.
-    """
-    if value is None or (value is False and not made):
-        return True
-    try:
-        if not made:
-            makers = [each.key for each in _wanted(kind, value, "")]
-            return actor is None or all(key_maker(key, actor.fn, "") for key in makers)
-        entries = [value] if kind is Unique else entries_of(value)
-        keys = [_made_key(kind if kind is Unique else kind_of(each), each) for each in entries]
-        return len({*keys}) == len(entries) > 0
-    except Exception:  # noqa: BLE001
-        # Of another shape: a newer version's, or another producer's.
-        return False
-
-
-def _made_key(kind: Any, entry: dict[str, Any]) -> str:
-    """Return the key of an entry that was made.
-
-    Raises:
-      Exception: If it is none, or anything else of the entry cannot be used.
-    """
-    known = {field.name: entry[field.name] for field in fields(kind) if field.name in entry}
-    if kind is not Unique and known.get("limit", 1) in (None, 0):
-        # A callable's answer, or one that it has not given yet.
-        known["limit"] = 1
-    key = kind(**known).key
-    if not isinstance(key, str) or key != fold_key(key):
-        raise ConfigurationError(f"{shown(key)} is no key")
-    return key
 
 
 def is_near(value: Any, kept: Any) -> bool:
@@ -718,45 +367,6 @@ def is_near(value: Any, kept: Any) -> bool:
     if isinstance(value, float) and isinstance(kept, int):
         return abs(value - kept) < 1
     return is_same(value, kept)
-
-
-def _wanted(kind: Any, value: Any, where: str) -> list[Any]:
-    """Return an option's value as all that a job needs, or as the one that it is unique by."""
-    if value is None or value is False:
-        return []
-    if kind is Exclusive and isinstance(value, (list, tuple)):
-        return [each for one in value for each in _wanted_one(kind, one, where)]
-    return _wanted_one(kind, value, where)
-
-
-def _wanted_one(kind: Any, value: Any, where: str) -> list[Any]:
-    if isinstance(value, kind) or (kind is Exclusive and isinstance(value, Rate)):
-        return [value]
-    if isinstance(value, str) or callable(value):
-        return [kind(value)]
-    if isinstance(value, dict):
-        try:
-            return [(Rate if kind is Exclusive and "per" in value else kind)(**value)]
-        except TypeError as e:
-            raise ConfigurationError(f"{where} has {value!r}: {e}") from e
-    more = ", or Rate(...), or a list of them" if kind is Exclusive else ""
-    raise ConfigurationError(
-        f"{where} has {kind.__name__.lower()}={value!r}: a key or {kind.__name__}(...) is needed"
-        f"{more}"
-    )
-
-
-def _refuse_twice(keys: Sequence[Any], where: str) -> None:
-    """Refuse two entries with one key: the job would keep itself out."""
-    texts = [key for key in keys if isinstance(key, str)]
-    for key in texts:
-        if texts.count(key) > 1:
-            raise ConfigurationError(f"{where} needs the key {key!r} twice: give each its own")
-
-
-def _literal(key: str) -> str:
-    """Return the format that makes a key of any arguments."""
-    return key.replace("{", "{{").replace("}", "}}")
 
 
 def _user_reader(job_user: Any, function: Any, where: str) -> Callable[[Any], Any]:

@@ -12,7 +12,7 @@ from dramatiq_joblog.errors import SectionTakenError, SectionUnknownError
 from dramatiq_joblog.recording.writer import AWAY_DELAY
 from dramatiq_joblog.states import State
 
-from .messages import DELAY_SUFFIX, WAITS
+from .options import DELAY_SUFFIX, WAITS
 from .outcome_log import tell
 from .requeue import GROUP
 

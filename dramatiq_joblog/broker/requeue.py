@@ -19,7 +19,7 @@ from dramatiq_joblog.payload.parameters import parameters_of
 from dramatiq_joblog.payload.sanitize import fit_name, fold_jid
 from dramatiq_joblog.states import CANCELLABLE, FINAL, State
 
-from .messages import PARENT, REPLAY_OF, ROOT, now
+from .options import PARENT, REPLAY_OF, ROOT, now
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence

@@ -9,13 +9,14 @@ from dramatiq_joblog.recording.heartbeat import here
 from dramatiq_joblog.recording.transitions import new_token
 
 from .deliveries import delivery_of
-from .messages import bare
+from .options import bare
 from .verdict import OpenRuns, Run
 
 if TYPE_CHECKING:
     from dramatiq import Broker
 
-    from .messages import AnyMessage, Messages
+    from .messages import Messages
+    from .options import AnyMessage
     from .plan import Plan
     from .worker_process import WorkerProcess
 

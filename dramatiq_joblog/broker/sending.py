@@ -20,7 +20,7 @@ from dramatiq.middleware import MiddlewareError
 
 from dramatiq_joblog.errors import DatabaseAwayError
 
-from .messages import UNIQUE, option
+from .options import UNIQUE, option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -27,7 +27,7 @@ from dramatiq_joblog.recording.events import Ended
 from dramatiq_joblog.recording.transitions import kept_run
 from dramatiq_joblog.states import DeadReason, Outcome, State
 
-from .messages import DELAY_SUFFIX, SECTION, UNIQUE, actor_of, attempt_of, eta_of, now, throws
+from .options import DELAY_SUFFIX, SECTION, UNIQUE, actor_of, attempt_of, eta_of, now, throws
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from dramatiq_joblog.recording.writer import LateStart
 
     from .deliveries import Delivery
-    from .messages import AnyMessage
+    from .options import AnyMessage
 
 
 #: Of so many frames of an error at most is a traceback that ``Retries`` writes.

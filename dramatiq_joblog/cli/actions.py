@@ -13,7 +13,7 @@ from dramatiq_joblog import (
     JobLogError,
     RequeueInterruptedError,
 )
-from dramatiq_joblog.broker.messages import REPLAY_OF
+from dramatiq_joblog.broker.options import REPLAY_OF
 from dramatiq_joblog.payload.sanitize import message_of
 from dramatiq_joblog.states import CANCELLABLE, FINAL, State
 

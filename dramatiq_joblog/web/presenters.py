@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from dramatiq_joblog.broker.messages import DELAY_SUFFIX
+from dramatiq_joblog.broker.options import DELAY_SUFFIX
 from dramatiq_joblog.reading.story import sent_at
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.schema.query import user_field, word

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from dramatiq_joblog.broker.messages import DELAY_SUFFIX
+from dramatiq_joblog.broker.options import DELAY_SUFFIX
 from dramatiq_joblog.reading.counts import Count
 from dramatiq_joblog.reading.story import sent_at
 from dramatiq_joblog.schema.models import to_millis

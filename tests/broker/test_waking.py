@@ -12,7 +12,7 @@ from dramatiq.broker import MessageProxy
 
 from dramatiq_joblog import Exclusive
 from dramatiq_joblog.broker.held import HeldMessages
-from dramatiq_joblog.broker.messages import SECTION, WAITS
+from dramatiq_joblog.broker.options import SECTION, WAITS
 
 
 class Consumer:

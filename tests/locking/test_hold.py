@@ -8,7 +8,7 @@ import dramatiq
 import pytest
 
 from dramatiq_joblog import ConfigurationError, Exclusive
-from dramatiq_joblog.broker.messages import SECTION
+from dramatiq_joblog.broker.options import SECTION
 
 
 @pytest.fixture
