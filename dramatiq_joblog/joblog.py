@@ -347,7 +347,7 @@ class JobLog(Generic[J]):
         return self.core.name
 
     def doctor(self, broker: Any = None) -> list[Finding]:
-        """Look for what is wrong with the log now: its database, its workers, its files.
+        """Check the log as it is now: its database, its workers, its files.
 
         It only reads, in some dozen questions, and does not raise when the database is
         unavailable.  All that was looked at is in it, also what is well; :meth:`problems` is what

@@ -200,7 +200,7 @@ def dismiss(
 
 @command(
     "cancel",
-    "Give up jobs that do not run.",
+    "Cancel jobs that are not running.",
     examples=[
         ("cancel 4e1b9c70", "a job whose message is gone, or that is not wanted any more"),
         ('cancel until:1h --reason "Redis was flushed"', "all lost ones older than an hour"),
@@ -209,7 +209,7 @@ def dismiss(
 )
 @filtered
 @_limit
-@click.option("--reason", help="Why; it is kept with who did it.")
+@click.option("--reason", help="The reason, for the audit log.")
 @yes_option
 def cancel(
     session: Session,
@@ -220,7 +220,7 @@ def cancel(
     reason: str | None,
     yes: bool,
 ) -> None:
-    """Give up jobs that do not run: they are dead, and what they hold is free.
+    """Cancel jobs that are not running: they become dead and free what they hold.
 
     WORDs are jids, or beginnings of them, or else words of a search.  Of what a search
     finds only lost jobs are given up, unless state: says otherwise.  Should a message come

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
         ("--app shop.jobs:joblog alerts --watch", "check the rules, in addition to the workers"),
     ],
 )
-@click.option("--grafana", is_flag=True, help="Print a dashboard for Grafana, and do no more.")
-@click.option("--prometheus", is_flag=True, help="Print rules for Prometheus, and do no more.")
-@click.option("--test", is_flag=True, help="Send a test to all who are notified.")
+@click.option("--grafana", is_flag=True, help="Print a dashboard for Grafana, and exit.")
+@click.option("--prometheus", is_flag=True, help="Print rules for Prometheus, and exit.")
+@click.option("--test", is_flag=True, help="Send a test notice to everyone who is notified.")
 @click.option("--watch", is_flag=True, help="Check the rules and send notices, until Ctrl-C.")
 def alerts(session: Session, *, grafana: bool, prometheus: bool, test: bool, watch: bool) -> None:
     """Show each alert: whether it is open, what was sent last, and what could not be sent.
@@ -64,7 +64,7 @@ def alerts(session: Session, *, grafana: bool, prometheus: bool, test: bool, wat
         ("expect --learn --json", "the same for programs"),
     ],
 )
-@click.option("--learn", is_flag=True, help="Look for what finishes regularly, in the totals.")
+@click.option("--learn", is_flag=True, help="Find what finishes regularly, in the totals.")
 def expect(session: Session, *, learn: bool) -> None:
     """Suggest rules for JobLog(alerts=[...]) that say which jobs must finish how often.
 

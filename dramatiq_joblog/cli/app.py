@@ -203,7 +203,7 @@ def _common_options() -> list[click.Option]:
             is_flag=True,
             expose_value=False,
             callback=_remember,
-            help="Answer in JSON.",
+            help="Print JSON.",
         ),
     ]
 

@@ -30,7 +30,7 @@ from .table import Column
     help="That of the holder you saw, as locks shows it: if another holds it by now, nothing "
     "happens.  By default that of who holds it now.",
 )
-@click.option("--reason", help="Why; it is kept with who did it.")
+@click.option("--reason", help="The reason, for the audit log.")
 @click.option("--slot", default=0, show_default=True, help="Which place of the section.")
 @yes_option
 def unlock(

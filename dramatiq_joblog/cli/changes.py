@@ -49,7 +49,7 @@ _SHOWN = 40
 @click.option(
     "--since", default="24h", show_default=True, metavar="TIME", help="Begin, with a day or week."
 )
-@click.option("--until", metavar="TIME", help="End, alike; by default now.")
+@click.option("--until", metavar="TIME", help="End, in the same form; by default now.")
 def diff(session: Session, *, against: str, since: str, until: str | None) -> None:
     """Show what is not as it was: job types by count, failures, duration and queue time; errors.
 
@@ -158,14 +158,14 @@ def _factor(change: Change) -> str:
 
 @command(
     "types",
-    "Show how each job type does, against a week ago.",
+    "Compare each job type with a week ago.",
     examples=[
         ("types", "the last 24 hours, the least usual first"),
         ("types --since 1h", "the last hour"),
     ],
 )
 @click.option("--since", default="24h", show_default=True, metavar="TIME", help="Begin: 1h, 2d.")
-@click.option("--until", metavar="TIME", help="End, alike; by default now.")
+@click.option("--until", metavar="TIME", help="End, in the same form; by default now.")
 def types(session: Session, *, since: str, until: str | None) -> None:
     """Show each job type: how many jobs ended, how many runs failed, how long they took.
 

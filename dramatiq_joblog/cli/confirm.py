@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 yes_option: Callable[[Any], Any] = click.option(
-    "--yes", "-y", is_flag=True, help="Do it without asking."
+    "--yes", "-y", is_flag=True, help="Do not ask for confirmation."
 )
 
 

@@ -15,7 +15,7 @@ from .style import QUIET, TITLE, line, shape
 
 @command(
     "doctor",
-    "Look for what is wrong with the log.",
+    "Check the log, its database and its workers.",
     examples=[
         ("doctor", "look the log over; exit 1 if something is wrong"),
         ("--app shop.jobs:joblog doctor", "with the broker and its middleware"),
@@ -23,7 +23,7 @@ from .style import QUIET, TITLE, line, shape
     ],
 )
 def doctor(session: Session) -> None:
-    """Look for what is wrong with the log now: its database, its workers, its files.
+    """Check the log as it is now: its database, its workers, its files.
 
     It only reads.  It reports each thing that it looked at, and for a fault its cure.
     """

@@ -14,7 +14,7 @@ from .confirm import many, progress
 
 @command(
     "import-django-dramatiq",
-    "Take over the tasks of django_dramatiq.",
+    "Import the tasks of django_dramatiq.",
     examples=[
         ("--app shop.jobs:joblog import-django-dramatiq", "from the log's own database"),
         ("import-django-dramatiq --from postgresql://user@host/shop", "from another one"),

@@ -37,7 +37,11 @@ _WIDE = 160
     ],
 )
 @filtered
-@click.option("--before", metavar="PLACE", help="Go on where a list ended: what it says there.")
+@click.option(
+    "--before",
+    metavar="PLACE",
+    help="Continue where a list ended: the value that it printed there.",
+)
 @click.option(
     "--limit", "-n", default=50, show_default=True, type=click.IntRange(1, 10_000), help="At most."
 )

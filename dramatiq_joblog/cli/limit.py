@@ -18,7 +18,7 @@ _CODE = "code"
 
 @command(
     "limit",
-    "Set the limit of a key, while jobs run.",
+    "Change the limit of a key while jobs run.",
     examples=[
         ("limit erp 0 --until 2h", "pause a key for two hours"),
         ("limit erp 3", "three at once, or that many starts of a rate"),

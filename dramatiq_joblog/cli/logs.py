@@ -29,21 +29,21 @@ _DISORDER = 200
 
 @command(
     "logs",
-    "Show what a job logged; with -f, while it does so.",
+    "Show the log lines of a job; -f follows them.",
     examples=[
         ("logs 4e1b9c70", "all its lines, of all its runs"),
         ("logs 4e1b9c70 -f", "and those to come, until it has ended"),
     ],
 )
 @click.argument("jid", type=Jid())
-@click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended, or Ctrl-C.")
+@click.option("-f", "--follow", is_flag=True, help="Follow until the job has ended, or Ctrl-C.")
 @click.option(
     "--every",
     default=500,
     show_default=True,
     type=click.IntRange(50),
     metavar="MS",
-    help="With -f, milliseconds between two looks.",
+    help="With -f, milliseconds between two checks.",
 )
 def logs(session: Session, *, jid: str, follow: bool, every: int) -> None:
     """Show the lines that a job logged, of all its runs.

@@ -17,7 +17,7 @@ _SHOWN = 50
 
 @command(
     "mark",
-    "Mark a new version, or another change.",
+    "Record a deployment, or another change.",
     examples=[
         ("mark v412", "as the last step of a deploy"),
         ('mark "new feed" --at 14:05', "one that was forgotten"),

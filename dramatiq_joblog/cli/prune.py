@@ -51,7 +51,7 @@ class Keep(click.ParamType):  # type: ignore[type-arg]
     type=click.IntRange(1),
     help="Jobs that are deleted in one transaction.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say how many jobs would go.")
+@click.option("--dry-run", is_flag=True, help="Only count the jobs that would be deleted.")
 @click.option(
     "--keep",
     multiple=True,

@@ -23,7 +23,7 @@ _COLOURS = {"no worker": State.DEAD, "behind": State.WAITING, "busy": State.STAR
 
 @command(
     "queues",
-    "Show what piles up in which queue, and who takes it.",
+    "Show the backlog and the workers of each queue.",
     examples=[
         ("queues", "all queues, the worst off first"),
         ("queues --json | jq '.[] | select(.state == \"no worker\")'", "for programs"),

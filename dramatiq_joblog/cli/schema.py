@@ -10,7 +10,7 @@ from .confirm import progress
 
 @command(
     "migrate",
-    "Make the tables, or bring them up to date.",
+    "Create the tables, or upgrade them.",
     examples=[
         ("--database sqlite:///jobs.db migrate", "make a new log, or bring an old one up to date"),
         ("--app shop.jobs:joblog migrate", "the same with the columns of the application's model"),

@@ -44,7 +44,7 @@ class Jid(click.ParamType):  # type: ignore[type-arg]
 
 @command(
     "show",
-    "Show all of one job.",
+    "Show everything about one job.",
     examples=[
         ("show 4e1b9c70", "a job, by as much of its jid as is needed"),
         ("show 4e1b9c70 --traceback", "with the traceback of every failed run"),
@@ -61,7 +61,7 @@ class Jid(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option("--traceback", is_flag=True, help="Show the traceback of each failed run.")
 def show(session: Session, *, jid: str, lines: int, traceback: bool) -> None:
-    """Show all of one job: how it spent its time, what failed, what it logged, its family.
+    """Show everything about one job: its times, what failed, what it logged, its family.
 
     JID may be the first characters of one; where several jobs begin so, they are listed.
     """

@@ -43,7 +43,7 @@ _CELLS, _FEW, _ERRORS = 48, 24, 10
 
 @command(
     "stats",
-    "Show how many, how long, what fails.",
+    "Show counts, durations and failures.",
     examples=[
         ("stats", "the last 24 hours"),
         ("stats --since 1h", "the last hour"),
@@ -61,7 +61,7 @@ _CELLS, _FEW, _ERRORS = 48, 24, 10
 @click.option(
     "--since", default="24h", show_default=True, metavar="TIME", help="Begin: 1h, 2d, or a date."
 )
-@click.option("--until", metavar="TIME", help="End, alike; by default now.")
+@click.option("--until", metavar="TIME", help="End, in the same form; by default now.")
 def stats(session: Session, *, by: GroupedBy, since: str, until: str | None) -> None:
     """Show how many jobs there are, how long they take, what fails and what waits.
 

@@ -43,7 +43,7 @@ _SENT, _BUSY = (
 
 @command(
     "tail",
-    "Show what happens, while it happens.",
+    "Follow what happens, as it happens.",
     examples=[
         ("tail", "everything, until Ctrl-C"),
         ("tail state:dead state:retrying", "only what fails"),
@@ -58,7 +58,7 @@ _SENT, _BUSY = (
     show_default=True,
     type=click.IntRange(50),
     metavar="MS",
-    help="Milliseconds between two looks.",
+    help="Milliseconds between two checks.",
 )
 @click.option(
     "--limit",
@@ -66,7 +66,7 @@ _SENT, _BUSY = (
     default=10,
     show_default=True,
     type=click.IntRange(0, _BATCH),
-    help="So many of what happened last, to begin with.",
+    help="Begin with this many of the latest events.",
 )
 @click.option("--lines", is_flag=True, help="Also show what the jobs log.")
 def tail(

@@ -34,7 +34,7 @@ METRICS_TOKEN = "JOBLOG_METRICS_TOKEN"  # noqa: S105
     "folder",
     metavar="FOLDER",
     type=click.Path(file_okay=False),
-    help="Write the page as static files, with the log as it is now, and end.",
+    help="Write the page as static files, showing the log as it is now, and exit.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(

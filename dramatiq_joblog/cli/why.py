@@ -30,7 +30,7 @@ _GLYPHS = {"lock": "▪", "list": "·"}
 
 @command(
     "why",
-    "Say why a job is where it is, and how it came there.",
+    "Explain the state of a job, and how it got there.",
     examples=[
         ("why 4e1b9c70", "the reason in words, and all that happened"),
         ("why 4e1b9c70 --json | jq -r .reason", "for programs"),

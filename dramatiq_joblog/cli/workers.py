@@ -37,7 +37,7 @@ class Process:
         ("workers --json", "the same for programs"),
     ],
 )
-@click.option("--all", "with_ended", is_flag=True, help="Also show those that ended lately.")
+@click.option("--all", "with_ended", is_flag=True, help="Also show those that ended recently.")
 def workers(session: Session, *, with_ended: bool) -> None:
     """Show the worker processes: host, last heartbeat, what they run."""
     joblog = session.joblog
