@@ -164,6 +164,23 @@ def test_a_full_disk(spool, monkeypatch):
     assert [1, 3] == numbers(spool.replay())
 
 
+def test_it_outlives_a_power_cut(folder, spool, monkeypatch):
+    """Once events are kept, the disk has all of the file, and the folder's entry of it."""
+    synced, really = {}, os.fsync
+
+    def fsync(descriptor):
+        really(descriptor)
+        synced[os.fstat(descriptor).st_ino] = os.fstat(descriptor).st_size
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    spool.append([event(1)])
+    spool.append([event(2)])
+
+    [path] = folder.iterdir()
+    assert folder.stat().st_ino in synced
+    assert path.stat().st_size == synced[path.stat().st_ino]
+
+
 def test_values_that_json_has_no_word_for(spool):
     """A value of a column of the user's own is kept as its text."""
     spool.append([Started({"jid": "j", "token": "t", "own": b"x"}, None)])
