@@ -200,17 +200,17 @@ def test_a_killed_worker(joblog, victims, eventually, tmp_path):
 @pytest.mark.parametrize(
     "actor", [pytest.param("poison", marks=pytest.mark.full), "bounded_poison"]
 )
-def test_a_poison_pill(joblog, victims, eventually, actor):
+def test_a_poison_pill(joblog, victims, eventually, tmp_path, actor):
     """A job that kills its worker three times is marked; with an option it is dead then."""
     run, send, _ = victims
+    go = tmp_path / "go"
     jid = send(actor)
-    for _ in range(3):
-        with run(expects_critical="exited unexpectedly", dies=True) as process:
-            eventually(lambda: process.process.poll() is not None, timeout=30)
-    if actor == "poison":
-        with run(expects_critical="exited unexpectedly", dies=True) as process:
-            eventually(lambda: process.process.poll() is not None, timeout=30)
-    else:
+    for _ in range(3 if actor == "bounded_poison" else 4):
+        go.unlink(missing_ok=True)
+        with run(expects_critical="exited unexpectedly") as process:
+            go.touch()
+            eventually(lambda process=process: process.process.poll() is not None, timeout=30)
+    if actor == "bounded_poison":
         with run():
             eventually(lambda: joblog.get(jid).state == "dead", timeout=30)
 

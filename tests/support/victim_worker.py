@@ -26,14 +26,21 @@ def waits():
         time.sleep(0.01)
 
 
+def die_once_ready():
+    # The command hangs if a worker of it dies while it starts.
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @dramatiq.actor(max_retries=0)
 def poison():
-    os.kill(os.getpid(), signal.SIGKILL)
+    die_once_ready()
 
 
 @dramatiq.actor(max_retries=0, max_interruptions=3)
 def bounded_poison():
-    os.kill(os.getpid(), signal.SIGKILL)
+    die_once_ready()
 
 
 @dramatiq.actor(queue_name="other")
