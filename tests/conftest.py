@@ -567,8 +567,7 @@ def run_worker_process(request, tmp_path, eventually, prepared_workers):
     Modules are found in `tests/support` and in the project's folder.  With *gevent* it is the
     command of that name.  *env* is added to the environment and *args* to the command.  It is
     stopped by SIGTERM at the end; the test fails if anything CRITICAL was printed, except lines
-    that contain *expects_critical*.  One that *dies* of what it finds may do so before it is
-    ready.  A *fresh* one has imported nothing before it begins.
+    that contain *expects_critical*.  A *fresh* one has imported nothing before it begins.
     """
     import servers
 
@@ -581,7 +580,6 @@ def run_worker_process(request, tmp_path, eventually, prepared_workers):
         env=None,
         args=(),
         expects_critical=None,
-        dies=False,
         gevent=False,
         fresh=False,
     ):
@@ -609,8 +607,6 @@ def run_worker_process(request, tmp_path, eventually, prepared_workers):
 
         def ready():
             if process.poll() is not None:
-                if dies:
-                    return True
                 pytest.fail(f"dramatiq {module} ended at once:\n{running.output}", pytrace=False)
             return running.output.count("Worker process is ready for action.") >= processes
 
@@ -764,10 +760,13 @@ def pytest_unconfigure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Refuse a test that does not state its rule in a docstring; keep those of the run's tier."""
+    """Refuse a test without a docstring, or with a changing name; keep those of the run's tier."""
     for item in items:
         if isinstance(item, pytest.Function) and not item.function.__doc__:
             raise pytest.UsageError(f"{item.nodeid} has no docstring: state its rule in a sentence")
+        if " at 0x" in item.nodeid:
+            # pytest-xdist would find other tests in each of its workers.
+            raise pytest.UsageError(f"{item.nodeid} has an address in its name: give it an id")
     first, others = tiers.split(items)
     for item in items:
         config.stash[_COLLECTED].setdefault(item.path.name, set())

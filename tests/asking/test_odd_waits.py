@@ -106,7 +106,7 @@ def test_the_status_below_a_path(joblog, job_factory, prefix):
 
 
 @pytest.mark.parametrize("ask", ["wait", "follow", "wait_family"])
-@pytest.mark.parametrize("thing", [None, "", b"a", True, object(), 1.5, ["a"]], ids=repr)
+@pytest.mark.parametrize("thing", [None, "", b"a", True, object(), 1.5, ["a"]])
 def test_what_is_no_jid(joblog, ask, thing):
     """What is no jid is refused at once, and never waited for: no job of that name would come."""
     with pytest.raises(ConfigurationError, match=r"is no jid: wait for message\.message_id"):
@@ -130,7 +130,7 @@ def test_jids_that_are_no_texts(joblog, job_factory):
         assert [found.id for found in joblog.follow(jid, timeout=1_000)] == [job.id]
 
 
-@pytest.mark.parametrize("things", [None, "abc", b"abc", 7, dramatiq.group([])], ids=repr)
+@pytest.mark.parametrize("things", [None, "abc", b"abc", 7, dramatiq.group([])])
 def test_what_is_no_list_of_jids(joblog, things):
     """One text is not taken for the list of its letters, and a group is not a list of jids."""
     with pytest.raises(ConfigurationError, match="is no list of jids"):
@@ -150,14 +150,14 @@ async def nothing():
     """Return nothing."""
 
 
-@pytest.mark.parametrize("thing", ["SELECT 1", None, 7, nothing], ids=repr)
+@pytest.mark.parametrize("thing", ["SELECT 1", None, 7, nothing])
 def test_what_has_no_rows(joblog, thing):
     """What is no query and no function is refused, and so is an async function."""
     with pytest.raises(ConfigurationError, match=r"fetch\("):
         asyncio.run(joblog.fetch(thing))
 
 
-@pytest.mark.parametrize("authorize", [7, "all", lambda: True, lambda request: True], ids=repr)
+@pytest.mark.parametrize("authorize", [7, "all", lambda: True, lambda request: True])
 def test_who_could_not_decide(joblog, authorize):
     """An *authorize* that could not be called is refused as the application is made."""
     with pytest.raises(ConfigurationError, match="authorize="):
