@@ -363,6 +363,9 @@ def _sign_out(site: Site) -> Callable[[Request], Any]:
 def _failed(site: Site, request: Request, error: Exception) -> Response:
     """Answer what no route answers, as a page if the sender may see one."""
     visit = Visit(site, request)
+    if visit.link.path.startswith("/static/"):
+        # Anyone may ask for assets, and hear that one is not there.
+        return PlainTextResponse("There is no such file.", 404)
     if refusal := visit.refusal():
         return refusal
     if site.frozen:
