@@ -21,7 +21,7 @@ from urllib.parse import unquote
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from dramatiq_joblog.errors import ConfigurationError
+from dramatiq_joblog.errors import ConfigurationError, DatabaseAwayError
 
 from .app import frozen_page
 
@@ -79,7 +79,7 @@ def export(
 
     Raises:
       ConfigurationError: If the folder is not empty, or a value makes no sense.
-      DatabaseAwayError: If the database is unavailable.
+      DatabaseAwayError: If the database is unavailable, or becomes so meanwhile.
     """
     if isinstance(pages, bool) or not isinstance(pages, int) or pages < 1:
         raise ConfigurationError(f"pages={pages!r} must be a whole number, at least 1")
@@ -118,7 +118,13 @@ class _Copy:
 
     async def _ask(self, link: str) -> bytes:
         """Return what stands behind a link, with links to files."""
-        kind, content = await _get(self._site, self._root, link)
+        status, kind, content = await _get(self._site, self._root, link)
+        if status >= 500:
+            # A copy that shows an error in place of a page is none.
+            raise DatabaseAwayError(
+                f"the page {link} could not be copied, as the log did not answer in time: look at "
+                "what else the database does, and copy again into a new folder"
+            )
         if kind.startswith("text/html"):
             return self._link.sub(self._rewritten, content.decode()).encode()
         return content.replace(self._root.encode(), b"")
@@ -166,8 +172,8 @@ def name_of(link: str, taken: Iterable[str] = ()) -> str:
     return name
 
 
-async def _get(site: Starlette, root: str, link: str) -> tuple[str, bytes]:
-    """Return the kind and the content of what an application answers."""
+async def _get(site: Starlette, root: str, link: str) -> tuple[int, str, bytes]:
+    """Return the status, the kind and the content of what an application answers."""
     path, _, query = link.partition("?")
     scope = {
         "type": "http",
@@ -183,18 +189,19 @@ async def _get(site: Starlette, root: str, link: str) -> tuple[str, bytes]:
         "client": ("127.0.0.1", 0),
         "server": ("localhost", 80),
     }
-    kind, parts = "", []
+    status, kind, parts = 500, "", []
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message: Any) -> None:
-        nonlocal kind
+        nonlocal status, kind
         if message["type"] == "http.response.start":
+            status = message["status"]
             headers = {name.decode().lower(): value.decode() for name, value in message["headers"]}
             kind = headers.get("content-type", "")
         else:
             parts.append(message.get("body", b""))
 
     await site(scope, receive, send)
-    return kind, b"".join(parts)
+    return status, kind, b"".join(parts)

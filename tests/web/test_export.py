@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import html
 import http.server
@@ -13,11 +14,15 @@ from click.testing import CliRunner
 from crowded import crowd
 from pages import chromium
 from playwright.sync_api import expect
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
 
 from dramatiq_joblog import ConfigurationError, JobLog
 from dramatiq_joblog.cli.main import program
+from dramatiq_joblog.errors import DatabaseAwayError
 from dramatiq_joblog.web import export
-from dramatiq_joblog.web.export import MISSING, name_of
+from dramatiq_joblog.web.export import MISSING, _Copy, name_of
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +136,29 @@ def test_values_that_make_no_sense(joblog, tmp_path, options, text):
     with pytest.raises(ConfigurationError, match=text):
         export(joblog, tmp_path / "new", **options)
     assert not (tmp_path / "new").exists()
+
+
+def test_jids_of_all_kinds(joblog, job_factory, tmp_path):
+    """Whatever a jid is, its list leads to a file with its job."""
+    jids = ["a/b", "a b?c#d", "x.json", "\"<&'", "\u05d9\u05d5\u05de\u05df", "CON", "con", "%2F"]
+    for number, jid in enumerate(jids):
+        job_factory(jid=jid, state="dead", error_type=f"Error{number}")
+    done = export(joblog, tmp_path / "new", pages=300)
+    folder = done.index.parent
+    leads = {link for _, link in links_of((folder / "jobs.html").read_text("utf-8"))}
+    pages = [folder / link for link in leads if link.startswith("jobs-")]
+    texts = [path.read_text("utf-8") for path in pages]
+    for number in range(len(jids)):
+        assert any(f"Error{number}" in text and "job-head" in text for text in texts), number
+
+
+def test_a_log_that_stops_answering(tmp_path):
+    """A copy whose log does not answer any more is broken off, and shows no error as a page."""
+    answer = Response("too late", 503)
+    page = Starlette(routes=[Route("/", lambda _: answer)])
+    with pytest.raises(DatabaseAwayError, match="the page / could not be copied"):
+        asyncio.run(_Copy(page, tmp_path, 10).write())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_log_by_the_command(joblog, database_url, tmp_path):
