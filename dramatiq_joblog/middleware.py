@@ -229,7 +229,7 @@ class JobLogMiddleware(Middleware):
         if live is not None and is_child and PARENT not in message.options:
             message.options.update({PARENT: live.message_id, ROOT: live.root_jid})
         if plan.is_bound or plan.row is None:
-            is_new = self._messages.bonds.bind(broker, message)
+            is_new = self._messages.bonds.bind(broker, message, plan.shape)
             if UNIQUE in message.options and (is_new or DUPLICATE in message.options):
                 self._claims.take(message)
 
@@ -291,7 +291,7 @@ class JobLogMiddleware(Middleware):
                 raise SkipMessage(text_of(options[DUPLICATE]))
             options.pop(WAITS, None)
             # Its sender may not know of sections.
-            self._messages.bonds.bind(broker, message, begins=True)
+            self._messages.bonds.bind(broker, message, plan.shape, begins=True)
             if MALFORMED in options:
                 self._refusals.reject(
                     broker, message, ConfigurationError(text_of(options[MALFORMED]))

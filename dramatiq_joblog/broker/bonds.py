@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields, replace
+import re
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.errors import ActorNotFound
@@ -56,8 +57,37 @@ _BONDS: tuple[tuple[str, str, Any], ...] = (
     ("unique", UNIQUE, Unique),
 )
 _CHECKED = LABELS | {"exclusive", "unique", SECTION, UNIQUE, MALFORMED, DUPLICATE}
+#: A key that is stored as it is, in which nothing has to be looked for.
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_.:/+-]{1,190}\Z")
 #: How it is said that what a message is bound to was not fit.
 _UNREADABLE = " cannot be read"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What all plain messages of an actor are bound to, but for their keys, as they carry it."""
+
+    #: What their jobs need; None for nothing.
+    section: Mapping[str, Any] | None = None
+    #: What they are unique by; None for nothing.
+    unique: Mapping[str, Any] | None = None
+
+    def fits(self, message: Any) -> bool:
+        """Return whether a message is bound just so, by keys that were made for itself."""
+        return self._fits(message, SECTION, self.section) and self._fits(
+            message, UNIQUE, self.unique
+        )
+
+    def _fits(self, message: Any, name: str, shape: Mapping[str, Any] | None) -> bool:
+        bound = message.options.get(name)
+        if bound is None or shape is None:
+            return bound is None and shape is None
+        key = bound.get("key") if type(bound) is dict else None
+        if type(key) is not str or _PLAIN_KEY.match(key) is None:
+            return False
+        made = {**shape, "key": key, BOUND_FOR: message.message_id}
+        # Another producer's True is equal to 1, and no number everywhere.
+        return bound == made and [*map(type, bound.values())] == [*map(type, made.values())]
 
 
 class Bonds:
@@ -89,7 +119,25 @@ class Bonds:
             if wanted and options.get("log_job") is False:
                 raise ConfigurationError(f"{where} has {name}, which needs log_job")
 
-    def bind(self, broker: Broker, message: AnyMessage, *, begins: bool = False) -> bool:
+    def shape(self, actor: Actor[Any, Any]) -> Shape | None:
+        """Return what all plain messages of an actor are bound to; None if that varies."""
+        needs = _wanted(Exclusive, actor.options.get("exclusive"), "")
+        uniques: list[Unique] = _wanted(Unique, actor.options.get("unique"), "")
+        if len(needs) > 1 or any(callable(each.limit) for each in needs):
+            return None
+        return Shape(
+            section=carried(needs[0], "", needs[0].limit) if needs else None,
+            unique=_carried(uniques[0], "") if uniques else None,
+        )
+
+    def bind(
+        self,
+        broker: Broker,
+        message: AnyMessage,
+        shape: Shape | None = None,
+        *,
+        begins: bool = False,
+    ) -> bool:
         """Check a message's options, and make the keys that it is bound to, once.
 
         A copy of a message under an id of its own is another message.  What an actor's ``send()``
@@ -99,6 +147,7 @@ class Bonds:
         Parameters:
           broker: Where its actor is declared.
           message: The message.
+          shape: What it is bound to, but for the keys, if its actor's plan says it.
           begins: Whether its job is to begin now, so that callables are asked for their limits.
 
         Returns:
@@ -108,6 +157,8 @@ class Bonds:
           ConfigurationError: If they cannot be used, or a key cannot be made.
         """
         message = bare(message)
+        if shape is not None and shape.fits(message):
+            return False
         where = f"message {message.message_id!r} of actor {message.actor_name!r}"
         if message.options.keys() & _CHECKED:
             sent = options_sent()
@@ -190,10 +241,10 @@ class Bonds:
             # What is unique by no key is not unique, and runs.
             _note(options, str(e))
             return False
-        options[UNIQUE] = asdict(replace(unique, key=key)) | {BOUND_FOR: message.message_id}
+        options[UNIQUE] = _carried(unique, key) | {BOUND_FOR: message.message_id}
         options.pop(DUPLICATE, None)
         if options.get("unique") is not None:
-            options["unique"] = asdict(replace(unique, key=_literal(key)))
+            options["unique"] = _carried(unique, _literal(key))
         return True
 
     def check(self, broker: Broker, message: AnyMessage) -> None:
@@ -358,6 +409,11 @@ def _refuse_twice(keys: Sequence[Any], where: str) -> None:
     for key in texts:
         if texts.count(key) > 1:
             raise ConfigurationError(f"{where} needs the key {key!r} twice: give each its own")
+
+
+def _carried(unique: Unique, key: str) -> dict[str, Any]:
+    """Return what a message is unique by as it carries it."""
+    return {**vars(unique), "key": key}
 
 
 def _literal(key: str) -> str:

@@ -83,8 +83,9 @@ class Messages:
         self.arguments = Arguments(joblog)
         #: What messages are bound to.
         self.bonds = Bonds(joblog, self.arguments)
-        #: The plans of actors, by the actor and the number of its broker's middleware.
-        self._plans: dict[tuple[Any, int], Plan] = {}
+        #: The plans of actors and the options that they were made of, by the actor and the number
+        #: of its broker's middleware.
+        self._plans: dict[tuple[Any, int], tuple[dict[str, Any], Plan]] = {}
         self._logger = get_logger(__name__, type(self))
         self.user_column: str = user_field(joblog.core.tables.job).column_name
         self.own_fields = {name: f for name, f in joblog.core.own_fields.items() if name != "user"}
@@ -151,9 +152,13 @@ class Messages:
         if actor is None or not is_plain(message):
             return self._plan_of(broker, message)
         key = actor, len(broker.middleware)
-        plan = self._plans.get(key)
-        if plan is None:
-            plan = self._plans[key] = self._plan_of_actor(broker, actor)
+        declared, plan = self._plans.get(key, (None, None))
+        if plan is None or declared != actor.options:
+            plan = self._plan_of_actor(broker, actor)
+            self._plans[key] = dict(actor.options), plan
+        if not plan.is_bound and (SECTION in message.options or UNIQUE in message.options):
+            # Another version of its actor, or another producer, has bound it.
+            return self._plan_of(broker, message)
         return plan
 
     def _plan_of(self, broker: Broker, message: Any) -> Plan:
@@ -195,6 +200,7 @@ class Messages:
         return replace(
             plan,
             row=row,
+            shape=self.bonds.shape(actor) if plan.is_bound else None,
             has_user=reader is not None,
             is_secret=redactor.is_secret if by_names and self._joblog.core.store_args else None,
         )
@@ -210,22 +216,9 @@ class Messages:
         message = bare(message)
         if plan is None:
             plan = self.plan(broker, message)
-        if plan.row is None or plan.is_secret is None or plan.is_bound:
+        row = self._plain_row(message, plan)
+        if row is None:
             return self._row_in_full(broker, message)
-        arguments = plain_arguments(message.args, message.kwargs, plan.is_secret)
-        if arguments is None:
-            return self._row_in_full(broker, message)
-        options, instant = message.options, now()
-        row = {**plan.row, **arguments}
-        row["jid"] = message.message_id
-        row["queue"] = message.queue_name.removesuffix(DELAY_SUFFIX)
-        row["attempt"] = options.get("retries", 0) + 1
-        row["enqueued_at"] = message.message_timestamp
-        row["created_at"] = row["updated_at"] = instant
-        if PARENT in options or ROOT in options or REPLAY_OF in options:
-            row |= _family(options)
-        if (trace_id := current_trace_id()) is not None:
-            row["trace_id"] = trace_id
         if plan.has_user:
             notes: list[str] = []
             try:
@@ -235,6 +228,30 @@ class Messages:
                 return self._row_in_full(broker, message)
             if notes:
                 return self._row_in_full(broker, message)
+        return row
+
+    def _plain_row(self, message: Any, plan: Plan) -> dict[str, Any] | None:
+        """Return the columns of a message of which nothing must be looked at more closely."""
+        if plan.row is None or plan.is_secret is None or NOTE in message.options:
+            return None
+        if plan.is_bound and (plan.shape is None or not plan.shape.fits(message)):
+            return None
+        arguments = plain_arguments(message.args, message.kwargs, plan.is_secret)
+        if arguments is None:
+            return None
+        options = message.options
+        row = {**plan.row, **arguments}
+        row["jid"] = message.message_id
+        row["queue"] = message.queue_name.removesuffix(DELAY_SUFFIX)
+        row["attempt"] = options.get("retries", 0) + 1
+        row["enqueued_at"] = message.message_timestamp
+        row["created_at"] = row["updated_at"] = now()
+        if SECTION in options:
+            row["section"] = options[SECTION]["key"]
+        if PARENT in options or ROOT in options or REPLAY_OF in options:
+            row |= _family(options)
+        if (trace_id := current_trace_id()) is not None:
+            row["trace_id"] = trace_id
         return row
 
     def _row_in_full(self, broker: Broker, message: Any) -> dict[str, Any]:

@@ -17,13 +17,18 @@ from .deliveries import STAMP
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-#: What says nothing of what the log does with a message: its delivery, its attempt, its family.
+    from .bonds import Shape
+
+#: What is the same whatever the log does with a message: its delivery, its attempt, its family;
+#: and what it is bound to, which is looked at by itself.
 PLAIN_OPTIONS = frozenset(
     {
         STAMP,
         "joblog_parent",
         "joblog_replay_of",
         "joblog_root",
+        "joblog_section",
+        "joblog_unique",
         "redis_message_id",
         "requeue_timestamp",
         "retries",
@@ -60,6 +65,8 @@ class Plan:
     starts_soon: bool
     #: What is the same on each of its rows; None if too little is.
     row: Mapping[str, Any] | None = None
+    #: What its plain messages are bound to, but for their keys; None if that varies.
+    shape: Shape | None = None
     #: Whether a user is read from each message.
     has_user: bool = False
     #: Says whether a name is a secret's; None if arguments are not kept, or not by names alone.
