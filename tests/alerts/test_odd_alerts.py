@@ -206,6 +206,36 @@ def test_each_end_is_one_call(make_log, make_broker, worker, eventually):
     assert ends.count(dead[2].message_id) == 2
 
 
+def test_a_job_that_lost_too_many_workers(make_log, make_broker, worker, job_factory, eventually):
+    """on_dead is called once for a job that is dead as its worker vanished, and not by copies."""
+    heard = Heard()
+    log = make_log(on_dead=heard)
+    broker = make_broker("stub", "last", joblog=log)
+
+    @dramatiq.actor(max_interruptions=1)
+    def is_poison():
+        raise AssertionError
+
+    @dramatiq.actor
+    def works():
+        pass
+
+    message = is_poison.message()
+    run = {"token": "former", "process": "gone", "worker": "gone:1:1"}
+    job_factory(jid=message.message_id, actor="is_poison", state="started", **run)
+    for _ in range(2):
+        broker.enqueue(message)
+    with worker(broker, worker_threads=1):
+        eventually(lambda: heard.all)
+        # What comes after the copy has come after it.
+        log.wait(works.send().message_id, timeout=20_000)
+    log.close()
+
+    assert [(job.jid, str(job.dead_reason)) for job in heard.all] == [
+        (message.message_id, "interrupted")
+    ]
+
+
 def takes_nothing():
     """Take no notice."""
 
