@@ -50,8 +50,8 @@ def test_what_a_killed_worker_has_begun(
         "BEGUN_BROKER": broker_url,
     }
     broker.declare_queue("default")
-    dies = {"dies": True, "expects_critical": "exited unexpectedly"}
-    with run_worker_process("begun_worker", env=env, **dies) as victim:
+    dies = "exited unexpectedly"
+    with run_worker_process("begun_worker", env=env, expects_critical=dies) as victim:
         begun = send("begun")
         eventually(lambda: ran() == ["begun"], timeout=30)
         [child] = victim.workers
