@@ -42,12 +42,13 @@ class LimitSet:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
-        instants = (None if at is None else at.isoformat() for at in (self.since, self.until))
-        since, until = instants
-        return {"key": self.key, "limit": self.limit, "who": self.who} | {
-            "since": since,
-            "until": until,
-        }
+        until = None if self.until is None else _iso(self.until)
+        said = {"key": self.key, "limit": self.limit, "who": self.who}
+        return said | {"since": _iso(self.since), "until": until}
+
+
+def _iso(instant: datetime) -> str:
+    return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def said_of(limit: LimitSet | None) -> str:

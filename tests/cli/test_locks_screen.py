@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import pytest
@@ -63,6 +64,8 @@ def test_programs_get_all_of_it(joblog, job_factory, ask):
     )
     rows = [row.split("\t") for row in piped]
     assert ["section", "waiting", "rate", "limit"] == [row[7] for row in rows]
+    since = held["acquired_at"], waiting["since"], used["last"], limit["since"]
+    assert all(re.fullmatch(r"[-\d]+T[:\d]+\.\d{3}Z", each) for each in since)
     assert ["0", "2", "3", "2"] == [row[5] for row in rows]
     only = json.loads(ask("locks", "erp", "--json").stdout)
     assert [("waiting", "erp")] == [(each["kind"], each["key"]) for each in only]

@@ -39,9 +39,9 @@ KEYS = ("alpha", "beta", "gamma")
 #: Milliseconds of a lease of the jobs in section_worker.py.
 TTL = 4_000
 ACTORS = ("alone",) * 5 + ("pair",) * 2 + ("both", "limited") * 2
-ACTORS += ("impatient", "optional", "by_hand")
+ACTORS += ("impatient", "optional", "strict", "released", "by_hand")
 #: Those whose jobs are retried for as often as they are told to fail.
-RETRIED = ("alone", "pair", "both")
+RETRIED = ("alone", "pair", "both", "released")
 #: How many of the jobs with a rate start within how many seconds.
 RATE, WINDOW = 5, 0.5
 
@@ -250,7 +250,7 @@ def _wrong(job):
     if job.state == "skipped" and job.actor == "optional":
         if not re.search("is held by|is free by now|is kept for job|is paused", job.skip_reason):
             yield f"{job.jid} was skipped without a word: {job.skip_reason}"
-    elif job.state != state:
+    elif job.state != state and (job.actor, job.dead_reason) != ("strict", "conflict"):
         yield f"{job.jid}, {job.actor}: {job.state} ({job.dead_reason}) instead of {state}"
     if job.actor in RETRIED and job.attempt != min(fails, 3) + 1:
         yield f"{job.jid}, {job.actor}: {job.attempt} attempts, {fails} failures were told"

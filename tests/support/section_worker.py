@@ -76,6 +76,19 @@ def optional(number, key, fails, milliseconds):
     stay(key, current_job(), milliseconds)
 
 
+@dramatiq.actor(exclusive=Exclusive("{key}", on_conflict="fail", ttl=LEASE), **retried)
+def strict(number, key, fails, milliseconds):
+    stay(key, current_job(), milliseconds)
+
+
+@dramatiq.actor(
+    exclusive=Exclusive("{key}", limit=lambda key: 1, on_conflict="wait", ttl=LEASE, hold="run"),
+    **retried,
+)
+def released(number, key, fails, milliseconds):
+    work(number, key, fails, milliseconds)
+
+
 @dramatiq.actor(max_retries=10_000, min_backoff=300, max_backoff=3_000)
 def by_hand(number, key, fails, milliseconds):
     with joblog.lock(key, ttl=LEASE, wait=100) as lease:
