@@ -561,6 +561,7 @@ class Writer:
         )
 
     def _answer(self, call: _Call) -> None:
+        began = time.monotonic()
         try:
             if self._probe is not None:
                 raise DatabaseAwayError("the job log's database is unavailable")  # noqa: TRY301
@@ -568,7 +569,18 @@ class Writer:
         except Exception as e:  # noqa: BLE001
             # It is the caller's.
             call.error = e
+            self._leave_if_silent(e, time.monotonic() - began)
         call.answered = True
+
+    def _leave_if_silent(self, error: Exception, seconds: float) -> None:
+        """Consider the database unavailable if a question took for as long as a batch may.
+
+        Others wait behind it, each of whom would wait for as long in turn.
+        """
+        if not isinstance(error, DatabaseAwayError) or self._policy == "block":
+            return
+        if self._probe is None and seconds > self._retry_for / 1000:
+            self._leave(error)
 
     def _ask(self, function: Callable[[], T]) -> T:
         """Call what uses the database on the connection that the thread has now."""
