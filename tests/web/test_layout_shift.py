@@ -108,9 +108,10 @@ def test_nothing_moves_by_itself(log, browser, busy, width):
         moved = {path: page.evaluate("moved") for path, page in pages.items()}
         for page in pages.values():
             page.context.close()
-    assert [
+    faults = [
         f"{path}: {found['sum']:.3f}: {line}"
         for path, found in moved.items()
         if found["sum"] > MOST
         for line in found["what"][:8]
-    ] == []
+    ]
+    assert not faults, "\n".join(faults)
