@@ -332,8 +332,13 @@
       else if (old.dataset.live === "run" && old.matches("section")) steady(old, () => updateFolds(old, other));
       else if (old.dataset.live === "run") updateRun(old, other);
       else if (old.dataset.live === "table") steady(old, () => updateTable(old, other));
+      else if (old.id === "sub") steady(old, () => copyInto(old, other), !narrow.matches);
       else if (old.matches("a, span")) copyInto(old, other);
-      else if (!old.contains(document.activeElement)) steady(old, () => copyInto(old, other), old.id !== "needs");
+      else if (!old.contains(document.activeElement)) {
+        // On a phone all stands one below the other: what has begun to be read would be pushed away.
+        const mayGrow = old.id !== "needs" && (!narrow.matches || old.offsetHeight < 120);
+        steady(old, () => copyInto(old, other), mayGrow);
+      }
       if (old.id === "banners" || old.id === "needs") old.className = other?.className || "";
     }
     const runs = $("#runs");
