@@ -77,7 +77,7 @@ def requeue(
         _show(session, jobs, "would run again")
         return
     if len(jobs) > 1:
-        confirm(f"{_told(jobs)} will run again", yes=yes)
+        confirm(f"{_counted(jobs)} will run again", yes=yes)
     if len(named) == 1:
         # Why it is refused is all there is to say.
         _show_requeued(session, [_send_one(joblog, named[0].jid)], {})
@@ -158,8 +158,8 @@ def _refuse(what: str, refused: dict[str, str]) -> None:
     """Say why something could not be done, if that is so."""
     if refused:
         reasons = Counter(refused.values()).most_common(3)
-        told = "; ".join(f"{many(count, 'job')}: {line(reason)}" for reason, count in reasons)
-        raise Refusal(f"{what}: {told}", NOTHING)
+        counts = "; ".join(f"{many(count, 'job')}: {line(reason)}" for reason, count in reasons)
+        raise Refusal(f"{what}: {counts}", NOTHING)
 
 
 @command(
@@ -188,7 +188,7 @@ def dismiss(
     """
     joblog = session.joblog
     jobs = _named(session, words, filters) or _found(session, words, filters, limit, "dismissed")
-    confirm(f"{_told(jobs)} will be dismissed", yes=yes or len(jobs) == 1)
+    confirm(f"{_counted(jobs)} will be dismissed", yes=yes or len(jobs) == 1)
     dismissed = joblog.dismiss(*(job.jid for job in jobs), who=myself())
     if session.json:
         session.screen.json({"dismissed": dismissed})
@@ -231,7 +231,7 @@ def cancel(
     able = [job for job in jobs if job.state not in FINAL]
     if able:
         states = ", ".join(f"{number(n)} {s}" for s, n in Counter(j.state for j in able).items())
-        confirm(f"{_told(able)}, {states}, will be dead and not run any more", yes=yes)
+        confirm(f"{_counted(able)}, {states}, will be dead and not run any more", yes=yes)
     cancelled, refused, broken = _cancel(joblog, jobs, reason)
     if session.json:
         session.screen.json({"cancelled": cancelled, "refused": refused})
@@ -292,7 +292,7 @@ def _found(
     return jobs[:limit]
 
 
-def _told(jobs: Sequence[Any]) -> str:
+def _counted(jobs: Sequence[Any]) -> str:
     """Return ``12 jobs (8 reconciliation, 4 import), the oldest 3 d old``."""
     counts = Counter(line(kind(job)) for job in jobs).most_common()
     kinds = ", ".join(f"{number(count)} {name}" for name, count in counts[:4])
@@ -307,4 +307,4 @@ def _show(session: Session, jobs: Sequence[Any], what: str) -> None:
         session.screen.json([job.as_dict() for job in jobs])
         return
     session.screen.table(columns(session.joblog.now()), jobs)
-    click.echo(f"{_told(jobs)} {what}.", err=True)
+    click.echo(f"{_counted(jobs)} {what}.", err=True)

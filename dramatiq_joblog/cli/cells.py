@@ -92,11 +92,15 @@ def error(row: Any, style: str = QUIET) -> Text:
     return text
 
 
-def progress(told: Mapping[str, Any] | None, width: int = _BAR) -> Text:
+def progress(reported: Mapping[str, Any] | None, width: int = _BAR) -> Text:
     """Return the progress that a job reported: a bar and a share, or how much is done."""
-    if not told or not isinstance(told, dict):
+    if not reported or not isinstance(reported, dict):
         return Text()
-    done, total, text = told.get("done"), told.get("total"), line(told.get("text") or "")
+    done, total, text = (
+        reported.get("done"),
+        reported.get("total"),
+        line(reported.get("text") or ""),
+    )
     parts = Text()
     if isinstance(done, int | float) and isinstance(total, int | float) and total > 0:
         parts.append_text(bar(done / total, width, colour(State.STARTED)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
-from dramatiq_joblog.reading.compared import WHAT, amount, times, told
+from dramatiq_joblog.reading.compared import WHAT, amount, in_words, times
 from dramatiq_joblog.reading.display import percent
 from dramatiq_joblog.reading.search import instant
 from dramatiq_joblog.states import State
@@ -189,7 +189,7 @@ def types(session: Session, *, since: str, until: str | None) -> None:
                 Column("p50", lambda r: aligned(r.p50), lambda r: r.p50, keep=14, right=True),
                 Column("p95", lambda r: aligned(r.p95), lambda r: r.p95, keep=18, right=True),
                 Column("Was", lambda r: aligned(r.was), lambda r: r.was, keep=13, right=True),
-                Column("Against last week", _told, lambda r: r.told, keep=16, least=20),
+                Column("Against last week", _said, lambda r: r.said, keep=16, least=20),
             ],
             rows,
         )
@@ -211,7 +211,7 @@ class _Type:
         self.p50 = None if group is None else group.duration.p50
         self.p95 = None if group is None else group.duration.p95
         self.was = None if was is None else was.duration.p95
-        self.told = ""
+        self.said = ""
         self.is_worse = False
         self.surprise = 0.0
 
@@ -232,7 +232,7 @@ def _types(now: Stats, before: Sequence[Stats]) -> list[_Type]:
         row = _Type(name, groups.get(name), was.get(name))
         worse = [change for change in changed.get(name, ()) if change.is_worse]
         some = worse or changed.get(name, [])
-        row.told = "; ".join(", ".join(filter(None, told(change))) for change in some[:2])
+        row.said = "; ".join(", ".join(filter(None, in_words(change))) for change in some[:2])
         row.is_worse = bool(worse)
         row.surprise = max((change.surprise for change in worse), default=0.0)
         rows.append(row)
@@ -245,8 +245,8 @@ def _failed(row: _Type) -> Text:
     return Text(percent(row.failed), colour(State.DEAD) if row.failed else QUIET)
 
 
-def _told(row: _Type) -> Text:
-    text = Text(line(row.told or "as usual"), "" if row.told else QUIET)
+def _said(row: _Type) -> Text:
+    text = Text(line(row.said or "as usual"), "" if row.said else QUIET)
     if row.is_worse:
         text.stylize(colour(State.DEAD))
     return text

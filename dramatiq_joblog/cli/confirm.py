@@ -63,16 +63,16 @@ def progress(what: str, total: int | None = None) -> Iterator[Callable[[int, int
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
-        TextColumn("{task.fields[told]}"),
+        TextColumn("{task.fields[text]}"),
         TimeRemainingColumn(compact=True),
         console=console,
         disable=not console.is_terminal,
         transient=True,
     ) as shown:
-        task = shown.add_task(what, total=total, told="")
+        task = shown.add_task(what, total=total, text="")
 
         def update(done: int, of: int | None = total) -> None:
-            told = number(done) if of is None else f"{number(done)} of {number(of)}"
-            shown.update(task, completed=done, total=of, told=told)
+            text = number(done) if of is None else f"{number(done)} of {number(of)}"
+            shown.update(task, completed=done, total=of, text=text)
 
         yield update

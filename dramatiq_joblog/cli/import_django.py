@@ -54,5 +54,5 @@ def import_django(
         session.screen.json(dict(written))
         return
     total = sum(written.values())
-    told = ", ".join(f"{number} {state}" for state, number in sorted(written.items()))
-    session.screen.write(f"{many(total, 'job')} written{': ' + told if told else ''}.")
+    counts = ", ".join(f"{number} {state}" for state, number in sorted(written.items()))
+    session.screen.write(f"{many(total, 'job')} written{': ' + counts if counts else ''}.")

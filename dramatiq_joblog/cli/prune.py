@@ -79,13 +79,13 @@ def prune(session: Session, *, batch: int, dry_run: bool, keep: tuple[str, ...],
     if not old or dry_run:
         _tell(session, old, "would be deleted" if old else "")
         return
-    confirm(f"{_told(old)} will be deleted", yes=yes)
+    confirm(f"{_counted(old)} will be deleted", yes=yes)
     total = sum(old.values())
     with progress("deleting", total) as update:
         gone = joblog.prune(
             times, batch=batch, progress=lambda counts: update(_jobs(counts), total)
         )
-    joblog.record("prune", who=myself(), detail=_told(gone))
+    joblog.record("prune", who=myself(), detail=_counted(gone))
     _tell(session, gone, "deleted")
 
 
@@ -109,7 +109,7 @@ def _jobs(counts: Mapping[str, int]) -> int:
     return sum(counts.get(state, 0) for state in _STATES)
 
 
-def _told(counts: Mapping[str, int]) -> str:
+def _counted(counts: Mapping[str, int]) -> str:
     """Return ``1 204 finished and 12 dead jobs``, or with what went with them."""
     states = [f"{number(counts[state])} {state}" for state in _STATES if counts.get(state)]
     text = _listed(states) + (" job" if _jobs(counts) == 1 else " jobs") if states else "no jobs"
@@ -128,4 +128,4 @@ def _tell(session: Session, counts: Counter[str], done: str) -> None:
     elif not done:
         session.screen.write("No job is that old.")
     else:
-        session.screen.write(f"{_told(counts)} {done}.")
+        session.screen.write(f"{_counted(counts)} {done}.")

@@ -71,18 +71,18 @@ def stats(session: Session, *, by: GroupedBy, since: str, until: str | None) -> 
     joblog = session.joblog
     begin, end = instant(since), None if until is None else instant(until)
     with _while_counting(joblog):
-        told = joblog.stats(since=begin, until=end, by=by)
+        figures = joblog.stats(since=begin, until=end, by=by)
     counts, oldest = joblog.counts(), joblog.oldest()
     if session.json:
-        session.screen.json(_document(told, counts, oldest))
+        session.screen.json(_document(figures, counts, oldest))
         return
     screen = session.screen
     now = datetime.now(timezone.utc)
     screen.write(("Jobs", "bold"))
     _states(screen, counts)
-    _throughput(screen, told)
-    _groups(screen, told.groups, by)
-    _errors(screen, told.errors)
+    _throughput(screen, figures)
+    _groups(screen, figures.groups, by)
+    _errors(screen, figures.errors)
     if oldest:
         screen.title("Oldest waiting")
         screen.table(
@@ -128,11 +128,11 @@ def _states(screen: Screen, counts: Mapping[State, Any]) -> None:
         screen.fit(text)
 
 
-def _throughput(screen: Screen, told: Stats) -> None:
-    counts = told.counts
-    screen.title("Ended", f"{told.since:%Y-%m-%d %H:%M} to {told.until:%Y-%m-%d %H:%M} UTC")
+def _throughput(screen: Screen, figures: Stats) -> None:
+    counts = figures.counts
+    screen.title("Ended", f"{figures.since:%Y-%m-%d %H:%M} to {figures.until:%Y-%m-%d %H:%M} UTC")
     for outcome in _DRAWN:
-        series = told.series[outcome]
+        series = figures.series[outcome]
         name = mark(outcome)
         name.pad_right(12 - len(name))
         total = (f"{number(counts[outcome]):>8}  ", "" if counts[outcome] else QUIET)
@@ -211,17 +211,17 @@ def _errors(screen: Screen, errors: Sequence[ErrorCount]) -> None:
     )
 
 
-def _document(told: Stats, counts: Mapping[State, Any], oldest: Sequence[Any]) -> dict[str, Any]:
+def _document(figures: Stats, counts: Mapping[State, Any], oldest: Sequence[Any]) -> dict[str, Any]:
     return {
         "counts": {
             str(state): {"count": int(count), "capped": count.capped}
             for state, count in counts.items()
         },
-        "since": _iso(told.since),
-        "until": _iso(told.until),
-        "step": told.step,
-        "times": [_iso(at) for at in told.times],
-        "series": told.series,
+        "since": _iso(figures.since),
+        "until": _iso(figures.until),
+        "step": figures.step,
+        "times": [_iso(at) for at in figures.times],
+        "series": figures.series,
         "groups": [
             {
                 "name": group.name,
@@ -229,9 +229,9 @@ def _document(told: Stats, counts: Mapping[State, Any], oldest: Sequence[Any]) -
                 "queue_time": asdict(group.queue_time),
                 "duration": asdict(group.duration),
             }
-            for group in told.groups
+            for group in figures.groups
         ],
-        "errors": [asdict(error) for error in told.errors],
+        "errors": [asdict(error) for error in figures.errors],
         "oldest": [job.as_dict() for job in oldest],
     }
 

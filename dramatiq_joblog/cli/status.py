@@ -57,8 +57,8 @@ def status(session: Session) -> None:
         screen.json({"well": not problems, "problems": found})
     elif not screen.live:
         for problem in problems:
-            told = problem.as_dict()
-            cells = (told[name] for name in ("kind", "since", "count", "text", "search"))
+            facts = problem.as_dict()
+            cells = (facts[name] for name in ("kind", "since", "count", "text", "search"))
             screen.raw("\t".join(line(cell) or "-" for cell in cells))
     else:
         _show(screen, joblog, problems)

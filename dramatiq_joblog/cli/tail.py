@@ -85,24 +85,26 @@ def tail(
     """
     joblog = session.joblog
     query = select(session, words, filters)
-    teller = _Teller(session.screen, as_json=session.json)
+    writer = _Writer(session.screen, as_json=session.json)
     looks = [Changes(joblog, query, limit).look]
     if lines:
         looks.append(Lines(joblog, query if words or any(filters.values()) else None).look)
     away = False
     while True:
         try:
-            told = sorted((event for look in looks for event in look()), key=lambda event: event[0])
+            events = sorted(
+                (event for look in looks for event in look()), key=lambda event: event[0]
+            )
             away = False
         except (DatabaseAwayError, PeeweeException) as e:
-            if not teller.told:
+            if not writer.has_written:
                 raise
             if not away:
                 click.echo(f"{session.refusal(e).message}; trying again", err=True)
-            away, told = True, []
+            away, events = True, []
             joblog.release()
-        for _, kind_, row in told:
-            teller.tell(kind_, row)
+        for _, kind_, row in events:
+            writer.write(kind_, row)
         time.sleep(every / 1000)
 
 
@@ -118,17 +120,17 @@ class Changes:
         self._query = query
         self._first: int | None = first
         #: What was shown, by the job's number: it is shown again if it differs.
-        self._told: dict[int, tuple[Any, ...]] = {}
+        self._shown: dict[int, tuple[Any, ...]] = {}
 
     def look(self) -> Iterator[tuple[datetime, str, Any]]:
         """Yield what is new, each with its time."""
         since = self._joblog.now() - _LATE
         rows = self._changed(since)
-        told = {row.id: (row.state, row.attempt, row.started_at, row.eta) for row in rows}
-        fresh = [row for row in rows if self._told.get(row.id) != told[row.id]]
+        seen = {row.id: (row.state, row.attempt, row.started_at, row.eta) for row in rows}
+        fresh = [row for row in rows if self._shown.get(row.id) != seen[row.id]]
         if self._first is not None:
             fresh, self._first = self._last(self._first), None
-        self._told = told
+        self._shown = seen
         for row in fresh:
             yield row.updated_at, "job", row
 
@@ -160,7 +162,7 @@ class Lines:
         self._query = query
         last = self._line.select().order_by(self._line.id.desc()).first()
         self._last = 0 if last is None else last.id
-        self._told: set[int] = set(range(max(0, self._last - _DISORDER), self._last + 1))
+        self._shown: set[int] = set(range(max(0, self._last - _DISORDER), self._last + 1))
 
     def look(self) -> Iterator[tuple[datetime, str, Any]]:
         """Yield what is new, each with its time."""
@@ -171,11 +173,11 @@ class Lines:
             .order_by(model.id)
             .limit(_DISORDER + _BATCH)
         )
-        fresh = [row for row in rows if row.id not in self._told]
+        fresh = [row for row in rows if row.id not in self._shown]
         if rows:
             self._last = max(self._last, rows[-1].id)
-        self._told = {row.id for row in rows} | {
-            number for number in self._told if number > self._last - _DISORDER
+        self._shown = {row.id for row in rows} | {
+            number for number in self._shown if number > self._last - _DISORDER
         }
         wanted = self._wanted({row.jid for row in fresh})
         for row in fresh:
@@ -188,18 +190,18 @@ class Lines:
         return {row.jid for row in self._query.where(self._job.jid.in_(jids))}
 
 
-class _Teller:
+class _Writer:
     """Writes what happened, as it happens."""
 
     def __init__(self, screen: Screen, *, as_json: bool) -> None:
         self._screen = screen
         self._json = as_json
         #: Whether anything was written.
-        self.told = False
+        self.has_written = False
 
-    def tell(self, kind_: str, row: Any) -> None:
+    def write(self, kind_: str, row: Any) -> None:
         """Write one line."""
-        self.told = True
+        self.has_written = True
         if self._json:
             self._screen.json({kind_: row.as_dict()})
         elif kind_ == "job":

@@ -48,10 +48,10 @@ def why(session: Session, *, jid: str) -> None:
     deeds = list(joblog.actions.where(joblog.Action.jid == job.jid).limit(_DEEDS))
     events = story(job, list(job.failures), relatives(joblog, job), deeds)
     if session.json:
-        told = [
+        parts = [
             {"at": _iso(event.at), "shape": event.shape, "text": _text(event)} for event in events
         ]
-        screen.json({"jid": job.jid, "state": job.state, "reason": reason, "story": told})
+        screen.json({"jid": job.jid, "state": job.state, "reason": reason, "story": parts})
         return
     now = joblog.now()
     if screen.live:

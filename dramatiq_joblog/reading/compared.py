@@ -33,7 +33,7 @@ def amount(change: Change, value: float) -> str:
     return number(round(value)) if value >= 10 else f"{value:.2g}"
 
 
-def told(change: Change) -> tuple[str, str]:
+def in_words(change: Change) -> tuple[str, str]:
     """Write a change: what of it matters, and what it was."""
     factor = change.factor or 0.0
     if change.kind == "silent":

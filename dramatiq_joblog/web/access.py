@@ -166,7 +166,7 @@ class Gate:
                 decision = await decision_of(self._authorize, request)
             except HTTPException as e:
                 return answer_of(e)
-            return decision if isinstance(decision, Response) else told_access(decision)
+            return decision if isinstance(decision, Response) else access_of(decision)
         if self._door is None:
             return Access(NONE, reason="Nobody may see this page.")
         return await self._ask_at(self._door, request)
@@ -300,17 +300,17 @@ def answer_of(refusal: HTTPException) -> Response:
     return JSONResponse({"detail": detail}, code, headers)
 
 
-def told_access(told: Any) -> Access:
+def access_of(decision: Any) -> Access:
     """Read what a user's ``authorize`` returned: a level, or a level and who it is.
 
     Raises:
       TypeError: If it is neither.
     """
-    level, who = told if isinstance(told, tuple) and len(told) == 2 else (told, "")
+    level, who = decision if isinstance(decision, tuple) and len(decision) == 2 else (decision, "")
     level = NONE if level is None else level
     if level not in LEVELS:
         raise TypeError(
-            f"authorize returned {told!r}; it must return one of {LEVELS} or None, "
+            f"authorize returned {decision!r}; it must return one of {LEVELS} or None, "
             "alone or in a tuple with who it is, or a Response"
         )
     if level == NONE:

@@ -98,11 +98,11 @@ def throughput(stats: Any, zone: tzinfo, usual: Sequence[float | None] = ()) -> 
             if height:
                 down.append((kind, x, round(base, 1), w, height, part))
             base += height
-        told = [number(values[index]) for values in (good, skipped, bad, dead)]
+        figures = [number(values[index]) for values in (good, skipped, bad, dead)]
         names = ("finished", "skipped", "retried", "dead")
-        label = ", ".join(f"{text} {name}" for text, name in zip(told, names, strict=True))
+        label = ", ".join(f"{text} {name}" for text, name in zip(figures, names, strict=True))
         place = index * width, width
-        hits.append(hit(place, at, step, zone=zone, values=told, label=label))
+        hits.append(hit(place, at, step, zone=zone, values=figures, label=label))
     return {
         "up": up,
         "down": down,
@@ -140,7 +140,7 @@ def deploys(marks: Iterable[Any], stats: Any, zone: tzinfo) -> list[dict[str, An
                 "name": mark.name,
                 "text": f"{mark.name[:_LONGEST]}, {at:%H:%M}" if named else "",
                 "anchor": "end" if before else "start",
-                "told": f"{mark.name}, {at:%d %b %H:%M}, by {mark.who}",
+                "label": f"{mark.name}, {at:%d %b %H:%M}, by {mark.who}",
             }
         )
     return placed
@@ -241,7 +241,7 @@ def spark(numbers: Sequence[int], until: datetime, step: int) -> dict[str, Any] 
     return {
         "wide": _SPARK * len(bars),
         "path": "".join(path),
-        "told": f"most {number(top)}, {_moment(at, size * step)}",
+        "label": f"most {number(top)}, {_moment(at, size * step)}",
     }
 
 

@@ -81,7 +81,7 @@ class Visit:
         self.banners: list[str] = []
         #: What did not come in time.
         self.missing: set[str] = set()
-        self._told: dict[str, Any] = {}
+        self._figures: dict[str, Any] = {}
 
     @property
     def local_now(self) -> datetime:
@@ -360,11 +360,11 @@ class Visit:
 
     def _kept(self, name: str, ask: Callable[[], Any]) -> Any:
         """Return a figure of every page, asked for once in a visit, and not by every visit."""
-        if name not in self._told:
-            self._told[name] = self.site.keep(
+        if name not in self._figures:
+            self._figures[name] = self.site.keep(
                 name, lambda: self.part(f"the number of {name}", ask, None)
             )
-        return self._told[name]
+        return self._figures[name]
 
 
 def _is_of_arguments(key: str | None) -> bool:

@@ -46,8 +46,8 @@ def dead(visit: Visit) -> Response:
         {},
     )
     if visit.wants_json:
-        told = [_plain_group(group, series) for group in groups]
-        return visit.json({"window": window, "step": step, "groups": told})
+        rows_ = [_plain_group(group, series) for group in groups]
+        return visit.json({"window": window, "step": step, "groups": rows_})
     groups = [group for group in groups if any(group.counts.values())]
     total = sum(group.counts[WINDOWS[window]] for group in groups)
     rows = [_group(visit, group, window, series) for group in groups[:MOST_GROUPS]]
@@ -166,7 +166,7 @@ def actions(visit: Visit) -> Response:
     found, more = found[:PER_PAGE], len(found) > PER_PAGE
     older = visit.link.here(before=found[-1].id) if more else None
     if visit.wants_json:
-        told = [row.as_dict() for row in found]
-        return visit.json({"actions": told, "older": found[-1].id if more else None})
+        rows_ = [row.as_dict() for row in found]
+        return visit.json({"actions": rows_, "older": found[-1].id if more else None})
     facts = {"rows": [deed(row) for row in found], "older": older}
     return visit.page("actions.html", "Actions", facts, live=not before, section="actions")

@@ -187,7 +187,7 @@ class Family:
     def _single(self, row: Any) -> Row:
         shown = JobRow(row, self._now)
         bars, height = self._packed([row])
-        strong, rest = shown.told
+        strong, rest = shown.said
         return Row(
             *(shown.name, f"{strong} {rest}".strip() or str(row.state), row.state == State.DEAD),
             *(height, bars, (self._ended(row) - sent_at(row)) / _MS),

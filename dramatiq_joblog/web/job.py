@@ -159,7 +159,7 @@ def _runs(runs: Sequence[Run], lines: Sequence[Any], now: datetime) -> list[dict
     shapes = {"retried": "retrying", "interrupted": "lost"}
     failed = [run for run in runs if run.failure is not None]
     first_failed = failed[0].number if failed else None
-    told = []
+    shown = []
     for run in runs:
         failure = run.failure
         text = ""
@@ -167,7 +167,7 @@ def _runs(runs: Sequence[Run], lines: Sequence[Any], now: datetime) -> list[dict
             text = ": ".join(filter(None, (failure.error_type, failure.error_message)))
         end = run.end or (now if run.outcome == "started" else None)
         traceback = failure.traceback if failure is not None else None
-        told.append(
+        shown.append(
             {
                 "id": run.number,
                 "title": f"Run {run.number}",
@@ -184,7 +184,7 @@ def _runs(runs: Sequence[Run], lines: Sequence[Any], now: datetime) -> list[dict
                 "note": _note(run, is_last=run is runs[-1]),
             }
         )
-    return told
+    return shown
 
 
 def _same_as(run: Run, runs: Sequence[Run]) -> int | None:
@@ -239,8 +239,8 @@ def _progress(found: Any) -> dict[str, Any] | None:
     counted = "" if done is None else (f"{done:,}" if isinstance(done, int) else str(done))
     if total is not None:
         counted += f" of {total:,}" if isinstance(total, int) else f" of {total}"
-    told = " \u00b7 ".join(filter(None, (counted.replace(",", "\u202f"), str(text or ""))))
-    return {"share": share_of(progress), "text": told}
+    words = " \u00b7 ".join(filter(None, (counted.replace(",", "\u202f"), str(text or ""))))
+    return {"share": share_of(progress), "text": words}
 
 
 def _sent_and_noted(visit: Visit, found: Any) -> dict[str, Any]:

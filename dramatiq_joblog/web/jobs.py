@@ -238,8 +238,8 @@ def complete(visit: Visit) -> Response:
     if key in {"since", "until", "ended"}:
         spans = ("15m", "1h", "24h", "7d", "today", "yesterday")
         found = [(span, None) for span in spans if span.startswith(prefix)]
-    told = [
+    completions = [
         {"word": word(key, value), "count": count, "capped": getattr(count, "capped", False)}
         for value, count in found
     ]
-    return visit.json({"words": told})
+    return visit.json({"words": completions})

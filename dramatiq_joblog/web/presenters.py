@@ -114,11 +114,11 @@ class JobRow:
     @property
     def why(self) -> str:
         """One short reason for being where it is."""
-        tell = getattr(self, f"_why_{self.state}", None)
-        return tell() if tell is not None else ""
+        reason = getattr(self, f"_why_{self.state}", None)
+        return reason() if reason is not None else ""
 
     @property
-    def told(self) -> tuple[str, str]:
+    def said(self) -> tuple[str, str]:
         """The reason in words: the error's class, if it is one, and the rest."""
         job = self._job
         message = _first_line(self.error_message)

@@ -139,11 +139,11 @@ def draw(job: Any, failures: Sequence[Any], now: datetime) -> Lifeline:
     bars = [_bar(span, job, begin, length) for span in _folded(spans)]
     for above, below in itertools.pairwise(bars):
         above.to_below = below.from_above = True
-    told = ", ".join(f"{bar.title} {plain_duration(bar.duration)}" for bar in bars)
+    counted = ", ".join(f"{bar.title} {plain_duration(bar.duration)}" for bar in bars)
     return Lifeline(
         segments=bars,
         note=_note(spans),
-        label=f"Timeline of the job: {told}",
+        label=f"Timeline of the job: {counted}",
         from_text=f"from {begin:%H:%M:%S} UTC",
         total=(end - begin) / _MS,
         grid=[_x(at, length) for at in lines],
@@ -206,8 +206,8 @@ def _note(spans: Iterable[Span]) -> str:
         return "no run yet"
     workers = {_process(run.worker) for run in runs if run.worker}
     attempts = {run.attempt for run in runs}
-    told = ((runs, "run"), (attempts, "attempt"), (workers, "worker"))
-    return ", ".join(_some(len(of), what) for of, what in told if of)
+    counted = ((runs, "run"), (attempts, "attempt"), (workers, "worker"))
+    return ", ".join(_some(len(of), what) for of, what in counted if of)
 
 
 def _x(milliseconds: float, total: float) -> float:

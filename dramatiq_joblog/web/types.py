@@ -43,7 +43,7 @@ def types(visit: Visit) -> Response:
     found = past(visit, period)
     rows = [] if found is None else type_rows(found)
     if visit.wants_json:
-        names = ("name", "ended", "p95", "failed", "told", "is_worse")
+        names = ("name", "ended", "p95", "failed", "said", "is_worse")
         return visit.json({"types": [{name: row[name] for name in names} for row in rows]})
     facts = {
         "period": period,

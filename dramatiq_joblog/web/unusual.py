@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from dramatiq_joblog.reading.compared import told
+from dramatiq_joblog.reading.compared import in_words
 from dramatiq_joblog.statistics.changes import Change, changes
 from dramatiq_joblog.statistics.series import Percentiles
 
@@ -105,7 +105,7 @@ def _row(name: str, group: Any, changed: Sequence[Change], found: Past) -> dict[
         "p95": None if duration is None else duration.p95,
         "failed": failed / ran if ran else None,
         "is_failing": any(change.kind == "failed" for change in worse),
-        "told": [told(change) for change in (worse or changed)[:2]],
+        "said": [in_words(change) for change in (worse or changed)[:2]],
         "is_worse": bool(worse),
         "compared": bool(found.before),
     }

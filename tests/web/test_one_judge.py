@@ -54,7 +54,7 @@ def test_a_problem_of_a_type_is_no_usual_thing(joblog, ended, ask, kind, number)
         (row,) = [r for r in page.get("/types.json").json()["types"] if r["name"] == "import"]
         changed = page.get("/compare.json?with=week").json()
     assert row["is_worse"]
-    assert row["told"]
+    assert row["said"]
     wanted = {"slower": "duration", "failing": "failed"}[kind]
     assert wanted in json.dumps(changed)
     assert wanted in json.dumps(json.loads(ask("diff", "week", "--json").stdout))

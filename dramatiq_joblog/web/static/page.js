@@ -10,7 +10,7 @@
   const say = (text) => { $("#announce").textContent = text; };
   for (const element of all(".js[hidden]")) element.hidden = false;
 
-  // A note of what was done is told once: not again on a reload.
+  // A note of what was done is shown once: not again on a reload.
   const here = new URL(location.href);
   if (here.searchParams.has("done")) {
     for (const name of ["done", "n", "not"]) here.searchParams.delete(name);
