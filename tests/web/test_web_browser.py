@@ -333,6 +333,7 @@ def test_what_does_not_come_in_time_stays_as_it_was(joblog, database_url, serve,
     )
     page = open_page(serve(opened(joblog, every=200, timeout=200)) + "/jobs")
     row = page.locator("table.jobs tbody tr")
+    expect(page.locator("#tab-enqueued .n")).to_have_text("1")
     with psycopg.connect(database_url) as other:
         other.execute("LOCK TABLE joblog_job IN ACCESS EXCLUSIVE MODE")
         expect(page.locator("#banners")).to_contain_text("took longer than 0.2 s for the jobs")
