@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dramatiq
+import named_servers  # noqa: F401 - before the environment is cleaned for a test
 import pytest
 import tiers
 from dramatiq.brokers.stub import StubBroker

@@ -35,17 +35,10 @@ import pika.exceptions
 import psycopg
 import pymysql
 import redis
+from named_servers import MYSQL_URL, POSTGRES_URL, RABBITMQ_URL, REDIS_URL, STAND_IN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-#: Read once: conftest takes these out of the environment before each test.
-REDIS_URL = os.environ.get("REDIS_URL")
-MYSQL_URL = os.environ.get("JOBLOG_TEST_MYSQL")
-POSTGRES_URL = os.environ.get("JOBLOG_TEST_POSTGRES")
-RABBITMQ_URL = os.environ.get("JOBLOG_TEST_RABBITMQ")
-#: Whether to use the stand-in even where there is a Redis, to see what it is good for.
-STAND_IN = os.environ.get("JOBLOG_TEST_REDIS") == "stand-in"
 
 #: Why a test that stops and restarts Redis is skipped.
 NOT_REAL = "there is no Redis that can be stopped and restarted"
