@@ -77,6 +77,9 @@ class Site:
             kept: T = value
             return kept
         fresh = ask()
+        if fresh is None:
+            # It did not come in time: what was known last stands, under the banner that says so.
+            fresh = value
         with self._guard:
             if len(self._kept) >= KEPT_AT_MOST:
                 self._kept.clear()
