@@ -82,12 +82,9 @@ class Runs:
 
     def working_on(self, message: AnyMessage) -> list[Run]:
         """Return the runs here, on any thread, whose job goes on with what was enqueued now."""
-        runs = self._open.of(message.message_id)
         mine = self.current(message)
-        if mine is not None and not mine.ended and mine not in runs:
-            runs.append(mine)
-        if not runs:
-            return runs
+        # Another copy of the message may be at work on another thread: that is another run.
+        runs = [mine] if mine is not None and not mine.ended else self._open.of(message.message_id)
         # A message that was moved twice is no other than the one at work.
         name = delivery_of(message).name
         return [run for run in runs if name is None or run.delivery.name != name]

@@ -1,0 +1,39 @@
+"""A second copy of a message, while its job is at work in the same process."""
+
+from __future__ import annotations
+
+import threading
+
+import dramatiq
+import pytest
+
+from dramatiq_joblog import Exclusive
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@pytest.mark.parametrize("on_conflict", ["wait", "retry", "skip", "fail"])
+def test_a_copy_that_finds_its_job_at_work(joblog, make_broker, worker, eventually, on_conflict):
+    """What becomes of a copy says nothing of how its job's own run ends."""
+    broker = make_broker("stub", joblog=joblog)
+    inside, leave = threading.Event(), threading.Event()
+
+    @dramatiq.actor(exclusive=Exclusive("key", on_conflict=on_conflict), min_backoff=60_000)
+    def work():
+        inside.set()
+        assert leave.wait(20)
+
+    with worker(broker, worker_threads=2):
+        message = work.send()
+        assert inside.wait(20)
+        copy = message.copy(options={"joblog_delivery": ["another", None]})
+        broker.queues["default"].put(copy.encode())
+        eventually(lambda: broker.queues["default"].unfinished_tasks == 1)
+        leave.set()
+        ends = eventually(lambda: _state_after("started", joblog, message))
+        assert ends == "finished"
+
+
+def _state_after(state, joblog, message):
+    now = joblog.get(message.message_id).state
+    return now if now != state else None
