@@ -10,7 +10,7 @@ import threading
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from dramatiq.logging import get_logger
 
@@ -32,9 +32,22 @@ if TYPE_CHECKING:
     T = TypeVar("T")
     H = TypeVar("H", bound="HeldByHand")
 
-#: What blocks around this code hold: the keys as they are stored, and the thread and the task.
-#: Another task or thread may begin with a copy of it, and holds nothing itself.
-_inside: ContextVar[tuple[tuple[str, object], ...]] = ContextVar("joblog_locks", default=())
+
+class _Block(NamedTuple):
+    """A block around this code, and what it holds."""
+
+    #: Of the log that has the key: another log's of the same name is another.
+    locks: Locks
+    #: As it is stored.
+    key: str
+    #: The thread and the task.
+    where: object
+    lease: Lease | None = None
+
+
+#: The blocks around this code.  Another task or thread may begin with a copy of it, and holds
+#: nothing itself.
+_inside: ContextVar[tuple[_Block, ...]] = ContextVar("joblog_locks", default=())
 
 #: Seconds between two tries; at first, and at most.
 _PAUSE, _PAUSE_AT_MOST = 0.05, 0.5
@@ -159,7 +172,7 @@ class HeldByHand(contextlib.ContextDecorator):
                 if wish.is_over:
                     raise self._ask(wish.refusal)
                 time.sleep(wish.next_pause())
-        _enter(wish.claim.key)
+        _enter(_Block(self._locks, wish.claim.key, _here(), lease))
         return lease
 
     def __exit__(self, *exc_info: object) -> None:
@@ -176,7 +189,7 @@ class HeldByHand(contextlib.ContextDecorator):
                 if wish.is_over:
                     raise await self._ask_aside(wish.refusal)
                 await asyncio.sleep(wish.next_pause())
-        _enter(wish.claim.key)
+        _enter(_Block(self._locks, wish.claim.key, _here(), lease))
         return lease
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -192,7 +205,7 @@ class HeldByHand(contextlib.ContextDecorator):
             )
         deadline = time.monotonic() + self._wait / 1000
         claim = self._claim(secrets.token_hex(14))
-        held = claim.of_job + _inside.get().count((claim.key, _here()))
+        held = claim.of_job + _held_around(_Block(self._locks, claim.key, _here()))
         self._wish = Wish(self._locks, claim, self._key, deadline, held)
         return self._wish
 
@@ -200,7 +213,7 @@ class HeldByHand(contextlib.ContextDecorator):
         wish, self._wish = self._wish, None
         if wish is None:
             raise ConfigurationError(f"lock {self._key!r} is left, and was not entered")
-        _leave(wish.claim.key)
+        _leave(_Block(self._locks, wish.claim.key, _here()))
         # Whatever becomes of the release, the lease then runs out.
         self._locks.forget(wish.claim.token)
         return wish
@@ -251,13 +264,21 @@ def _here() -> object:
     return threading.get_ident(), task
 
 
-def _enter(key: str) -> None:
-    _inside.set((*_inside.get(), (key, _here())))
+def _enter(block: _Block) -> None:
+    _inside.set((*_inside.get(), block))
 
 
-def _leave(key: str) -> None:
-    held, mine = list(_inside.get()), (key, _here())
+def _held_around(block: _Block) -> int:
+    """Return how many blocks around this code hold what *block* wants."""
+    return sum(
+        each[:3] == block[:3] and each.lease is not None and not each.lease.lost
+        for each in _inside.get()
+    )
+
+
+def _leave(block: _Block) -> None:
+    held = _inside.get()
     # A block may be left by another thread than entered it.
-    if mine in held:
-        held.remove(mine)
-        _inside.set(tuple(held))
+    at = next((n for n in range(len(held) - 1, -1, -1) if held[n][:3] == block[:3]), None)
+    if at is not None:
+        _inside.set((*held[:at], *held[at + 1 :]))

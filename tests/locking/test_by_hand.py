@@ -12,7 +12,7 @@ import pytest
 from dramatiq.middleware import default_middleware
 from dramatiq.middleware.asyncio import AsyncIO
 
-from dramatiq_joblog import ConfigurationError, DatabaseAwayError, LockNotAcquired
+from dramatiq_joblog import ConfigurationError, DatabaseAwayError, JobLog, LockNotAcquired
 
 
 def test_in_two_coroutines(joblog):
@@ -264,3 +264,46 @@ def test_a_task_of_a_block_waits_for_its_end(joblog):
 def _take_later(joblog):
     with joblog.lock("key", wait=20_000) as lease:
         return lease.fence
+
+
+def test_the_key_of_another_log(joblog, tmp_path):
+    """A key of another log in a block is another key: it is waited for like any other."""
+    other = JobLog(f"sqlite:///{tmp_path}/other.db")
+    other.create_tables()
+    holds, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with other.lock("key"):
+            holds.set()
+            assert leave.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert holds.wait(20)
+    with joblog.lock("key"):
+        threading.Timer(0.3, leave.set).start()
+        with other.lock("key", wait=20_000):
+            pass
+    thread.join(20)
+    other.close()
+
+
+def test_a_block_that_has_lost_its_lease(joblog, eventually):
+    """A block whose lease was lost holds nothing: one inside it waits for the key's holder."""
+    holds, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with joblog.lock("key", wait=20_000):
+            holds.set()
+            assert leave.wait(20)
+
+    with joblog.lock("key", ttl=300) as lease:
+        thread = threading.Thread(target=hold)
+        thread.start()
+        joblog.unlock("key", fence=lease.fence, reason="stuck", who="ada")
+        eventually(lambda: lease.lost)
+        assert holds.wait(20)
+        threading.Timer(0.3, leave.set).start()
+        with joblog.lock("key", wait=20_000):
+            pass
+    thread.join(20)

@@ -70,7 +70,7 @@ def send(broker, joblog):
             broker.enqueue(dramatiq.Message(queue, actor, (), {}, options), delay=delay)
             for _ in range(number)
         ]
-        joblog.writer.flush()
+        joblog.core.writer.flush()
         return [message.message_id for message in messages]
 
     return send
@@ -100,7 +100,7 @@ def states(joblog):
 
 def later(joblog, milliseconds):
     """Let time pass: what happened so far happened so much earlier, and was not counted."""
-    tables = joblog.tables
+    tables = joblog.core.tables
     for model in (tables.job, tables.failure, tables.line, tables.action):
         fields = [f for f in model._meta.sorted_fields if isinstance(f, InstantField)]
         # No peewee expression: of an instant and a number it would make an instant.
@@ -305,15 +305,15 @@ def test_events_that_wait_on_a_disk(
             eventually(lambda: asks.workers.count() == 1)
             proxy.refuse()
             sender.enqueue(dramatiq.Message("default", "imports", (), {}, {}))
-            eventually(lambda: [f for f in asks.spool.files() if f.size], timeout=30)
+            eventually(lambda: [f for f in asks.core.spool.files() if f.size], timeout=30)
             kill(running)
         assert "spools" not in kinds(asks)
-        for path in [waiting.path for waiting in asks.spool.files()]:
+        for path in [waiting.path for waiting in asks.core.spool.files()]:
             # Its name begins with when it was made.
             made, _, rest = path.name.partition("-")
             path.rename(path.with_name(f"{int(made) - 2 * MINUTE}-{rest}"))
         found = kinds(asks)
-        assert str(asks.spool.folder) in found["spools"].text
+        assert str(asks.core.spool.folder) in found["spools"].text
         seen_everywhere(asks, postgres_database, eventually, *found)
 
         (tmp_path / "go").touch()
