@@ -8,26 +8,11 @@ import threading
 
 import pytest
 
-from dramatiq_joblog import Alert, Expect, JobLog
+from dramatiq_joblog import Alert, Expect
 from dramatiq_joblog.alerts import alerting, ledger, notifiers
 from dramatiq_joblog.alerts.ledger import Known, next_notice
 
 HOUR = 3_600_000
-
-
-@pytest.fixture
-def make_log(database_url, joblog):
-    """Return a function that makes another log on the database, as another process has it."""
-    made = []
-
-    def make(*alerts, **options):
-        log = JobLog(database_url, alerts=alerts, **{"alerts_every": 1_000} | options)
-        made.append(log)
-        return log
-
-    yield make
-    for log in made:
-        log.close()
 
 
 @pytest.fixture

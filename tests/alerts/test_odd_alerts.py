@@ -18,21 +18,6 @@ from dramatiq_joblog.states import ProblemKind
 HOUR = 3_600_000
 
 
-@pytest.fixture
-def make_log(database_url, joblog):
-    """Return a function that makes another log on the database, as another process has it."""
-    made = []
-
-    def make(*alerts, **options):
-        log = JobLog(database_url, alerts=alerts, **{"alerts_every": 1_000} | options)
-        made.append(log)
-        return log
-
-    yield make
-    for log in made:
-        log.close()
-
-
 class Heard:
     """What takes things, in several forms."""
 
@@ -102,9 +87,7 @@ def test_a_coroutine_that_fails(make_log, job_factory):
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
-def test_a_function_that_wants_to_end_the_process(
-    make_log, job_factory, make_broker, worker, caplog, error
-):
+def test_a_function_that_wants_to_end_the_process(make_log, let_die, caplog, error):
     """Even an exit in a function of the application's is a failure of that call and no more."""
     calls = []
 
@@ -113,16 +96,7 @@ def test_a_function_that_wants_to_end_the_process(
         raise error
 
     log = make_log(Alert("dead", "state:dead"), notify=leaves, on_dead=leaves)
-    broker = make_broker("stub", "last", joblog=log)
-    broker.fail_fast_default = False
-
-    @dramatiq.actor(max_retries=0)
-    def dies():
-        raise ValueError
-
-    with worker(broker):
-        for _ in range(2):
-            log.wait(dies.send().message_id, timeout=20_000)
+    let_die(log, 2)
     log.core.alerting.round()
     assert type(error).__name__ in log.alerts.get().error
     log.close()
@@ -131,20 +105,11 @@ def test_a_function_that_wants_to_end_the_process(
     assert caplog.text.count("on_dead failed for job") == 2
 
 
-def test_an_asynchronous_on_dead(make_log, make_broker, worker):
+def test_an_asynchronous_on_dead(make_log, let_die):
     """An asynchronous on_dead is run to its end, for each job."""
     heard = Heard()
     log = make_log(on_dead=heard.later)
-    broker = make_broker("stub", "last", joblog=log)
-    broker.fail_fast_default = False
-
-    @dramatiq.actor(max_retries=0)
-    def dies():
-        raise ValueError
-
-    with worker(broker):
-        jids = [dies.send().message_id for _ in range(3)]
-        log.wait_all(jids, timeout=20_000)
+    jids = let_die(log, 3)
     log.close()
 
     assert sorted(job.jid for job in heard.all) == sorted(jids)

@@ -72,7 +72,7 @@ def test_a_message_that_no_actor_takes(log, make_broker, worker, deaths, eventua
     assert [job.dead_reason for job in deaths] == ["unknown_actor"]
 
 
-def test_a_function_that_fails(database_url, joblog, make_broker, worker, caplog):
+def test_a_function_that_fails(make_log, let_die, caplog):
     """What the function raises is logged, and the next job is called for; nothing waits for it."""
     calls, gate = [], threading.Event()
 
@@ -82,17 +82,8 @@ def test_a_function_that_fails(database_url, joblog, make_broker, worker, caplog
         calls.append(job)
         raise ZeroDivisionError
 
-    log = JobLog(database_url, on_dead=fails)
-    broker = make_broker("stub", "last", joblog=log)
-    broker.fail_fast_default = False
-
-    @dramatiq.actor(max_retries=0)
-    def dies():
-        raise ValueError
-
-    with worker(broker):
-        jids = [dies.send().message_id for _ in range(3)]
-        log.wait_all(jids, timeout=20_000)
+    log = make_log(on_dead=fails)
+    jids = let_die(log, 3)
     assert calls == []
     gate.set()
     log.close()

@@ -11,6 +11,7 @@ Python, the server of fakeredis stands in for it, in a process of its own.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.metadata
 import importlib.util
@@ -46,8 +47,6 @@ NOT_REAL = "there is no Redis that can be stopped and restarted"
 LOCAL = "127.0.0.1"
 #: Where ports are looked for: below those of outgoing connections, on Linux and elsewhere.
 PORTS = range(20_000, 32_000)
-#: What keeps the ports of this process from others.
-_RESERVED: list[socket.socket] = []
 #: Seconds that a server may take until it answers.
 START_TIMEOUT = 60
 
@@ -438,7 +437,7 @@ def _reserve(port: int) -> bool:
     except OSError:
         reservation.close()
         return False
-    _RESERVED.append(reservation)
+    atexit.register(reservation.close)
     return True
 
 
