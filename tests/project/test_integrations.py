@@ -133,7 +133,7 @@ def test_a_scheduler(run_in, eventually, tmp_path):
     joblog.create_tables()
 
     with running("scheduler") as output:
-        eventually(lambda: "the last one is not done yet" in output.read_text(), timeout=30)
+        eventually(lambda: "the last one has not ended yet" in output.read_text(), timeout=30)
         assert 1 == joblog.jobs.count()
         with running("dramatiq", "jobs", *WORKER):
             eventually(lambda: joblog.jobs.finished().count() >= 2, timeout=30)
