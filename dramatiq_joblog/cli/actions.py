@@ -37,7 +37,12 @@ _MOST = 1_000
 _SHOWN = 20
 
 _limit = click.option(
-    "--limit", "-n", default=_MOST, show_default=True, type=click.IntRange(1), help="At most."
+    "--limit",
+    "-n",
+    default=_MOST,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Change at most this many.",
 )
 
 
@@ -46,8 +51,8 @@ _limit = click.option(
     "Run jobs again, as new jobs.",
     examples=[
         ("--app shop.jobs:joblog requeue 4e1b9c70", "run one job again, with its arguments"),
-        ("--app shop.jobs:joblog requeue type:reconciliation since:1d", "all dead ones of a day"),
-        ("--app shop.jobs:joblog requeue --error Timeout --dry-run", "only say which"),
+        ("--app shop.jobs:joblog requeue type:reconciliation since:1d", "all dead jobs of a day"),
+        ("--app shop.jobs:joblog requeue --error Timeout --dry-run", "only show which"),
     ],
 )
 @filtered
@@ -65,9 +70,9 @@ def requeue(
 ) -> None:
     """Run jobs again, each as a new job with the same arguments and options.
 
-    WORDs are jids, or beginnings of them, or else words of a search.  Of what a search
-    finds only dead jobs run again, unless state: says otherwise, and none that was run
-    again before.  It needs the application, with its broker and actors: --app.
+    WORDs are jids, or their beginnings, or words of a search. Of the jobs that a search finds
+    only dead ones run again, unless state: names others, and none that was run again before. This
+    needs the application with its broker and actors: --app.
     """
     joblog = session.joblog
     _check_actors(session)
@@ -167,7 +172,10 @@ def _refuse(what: str, refused: dict[str, str]) -> None:
     "Mark dead jobs as handled.",
     examples=[
         ("dismiss 4e1b9c70", "a dead job that needs no more attention"),
-        ("dismiss --error MissingSeriesError until:7d", "all dead ones of an error and a time"),
+        (
+            "dismiss --error MissingSeriesError until:7d",
+            "all dead jobs with an error, older than a week",
+        ),
     ],
 )
 @filtered
@@ -183,8 +191,8 @@ def dismiss(
 ) -> None:
     """Mark dead jobs as handled: lists of dead jobs leave them out.
 
-    WORDs are jids, or beginnings of them, or else words of a search.  Nothing is deleted,
-    and who did it is kept: see actions.
+    WORDs are jids, or their beginnings, or words of a search. Nothing is deleted, and the audit
+    log records who did it: see actions.
     """
     joblog = session.joblog
     jobs = _named(session, words, filters) or _found(session, words, filters, limit, "dismissed")
@@ -202,9 +210,9 @@ def dismiss(
     "cancel",
     "Cancel jobs that are not running.",
     examples=[
-        ("cancel 4e1b9c70", "a job whose message is gone, or that is not wanted any more"),
+        ("cancel 4e1b9c70", "a job whose message is gone, or that is no longer wanted"),
         ('cancel until:1h --reason "Redis was flushed"', "all lost ones older than an hour"),
-        ("cancel state:enqueued until:1h --yes", "all that were sent before, without a question"),
+        ("cancel state:enqueued until:1h --yes", "all jobs sent earlier, without asking"),
     ],
 )
 @filtered
@@ -222,9 +230,9 @@ def cancel(
 ) -> None:
     """Cancel jobs that are not running: they become dead and free what they hold.
 
-    WORDs are jids, or beginnings of them, or else words of a search.  Of what a search
-    finds only lost jobs are given up, unless state: says otherwise.  Should a message come
-    after all, it is not run.  What runs is refused: the log cannot stop code.
+    WORDs are jids, or their beginnings, or words of a search. Of the jobs that a search finds
+    only lost ones are cancelled, unless state: names others. If a message comes after all, it
+    does not run. Running jobs are refused: the log cannot stop code.
     """
     joblog = session.joblog
     jobs = _named(session, words, filters) or _found(session, words, filters, limit, "cancelled")

@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     "alerts",
     "Show alerts: what is open, what was sent, what failed.",
     examples=[
-        ("alerts", "all that is known: what is open, what was sent, what could not be"),
-        ("--app shop.jobs:joblog alerts --test", "send a test to all who are notified"),
-        ("alerts --prometheus > joblog.yml", "rules for Prometheus, for the figures of the page"),
+        ("alerts", "open alerts, what was sent, what could not be sent"),
+        ("--app shop.jobs:joblog alerts --test", "send a test notice"),
+        (
+            "alerts --prometheus > joblog.yml",
+            "alerting rules for Prometheus, for the page's metrics",
+        ),
         ("--app shop.jobs:joblog alerts --watch", "check the rules, in addition to the workers"),
     ],
 )
@@ -39,8 +42,8 @@ if TYPE_CHECKING:
 def alerts(session: Session, *, grafana: bool, prometheus: bool, test: bool, watch: bool) -> None:
     """Show each alert: whether it is open, what was sent last, and what could not be sent.
 
-    The workers check the rules.  --watch checks them as well, for when all workers may be
-    gone; one process at a time sends.  --test and --watch need --app, which has the rules.
+    The workers check the rules. --watch checks them as well, in case all workers are gone; one
+    process at a time sends. --test and --watch need the rules of the application: --app.
     """
     if grafana or prometheus:
         name = "grafana.json" if grafana else "prometheus.yml"
@@ -61,18 +64,18 @@ def alerts(session: Session, *, grafana: bool, prometheus: bool, test: bool, wat
     "Show which jobs run regularly, for Expect().",
     examples=[
         ("expect --learn", "suggest rules for the job types that finish regularly"),
-        ("expect --learn --json", "the same for programs"),
+        ("expect --learn --json", "for programs"),
     ],
 )
-@click.option("--learn", is_flag=True, help="Find what finishes regularly, in the totals.")
+@click.option("--learn", is_flag=True, help="Find job types that finish regularly, in the totals.")
 def expect(session: Session, *, learn: bool) -> None:
-    """Suggest rules for JobLog(alerts=[...]) that say which jobs must finish how often.
+    """Suggest Expect rules for jobs that finish regularly, for JobLog(alerts=[...]).
 
-    They are learnt from the totals, which outlive the jobs.  Nothing is alerted by
-    itself: copy those that matter.
+    They are learnt from the totals, which outlive the jobs. This creates no alerts: copy the
+    rules that you want into your code.
     """
     if not learn:
-        raise Refusal("say --learn: the rules that are in use are among those of alerts")
+        raise Refusal("give --learn; the rules that are in use are shown by alerts")
     found = session.joblog.regular()
     if session.json:
         session.screen.json([each.as_dict() for each in found])
@@ -81,7 +84,7 @@ def expect(session: Session, *, learn: bool) -> None:
         for each in found:
             session.screen.fit(_rule_of(each, now))
     if not found:
-        raise Refusal("no type of jobs was seen to finish regularly", NOTHING)
+        raise Refusal("no job type finishes regularly", NOTHING)
 
 
 def monitoring(name: str) -> str:

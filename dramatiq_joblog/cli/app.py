@@ -187,16 +187,16 @@ def _common_options() -> list[click.Option]:
             metavar="MODULE:NAME",
             expose_value=False,
             callback=_remember,
-            help="The application's log, as shop.jobs:joblog; imported with the current "
-            "folder on the path.",
+            help="The application's log, such as shop.jobs:joblog; imported with the "
+            "current folder on the path.",
         ),
         click.Option(
             ["--database"],
             metavar="URL",
             expose_value=False,
             callback=_remember,
-            help="The log's database, as sqlite:///jobs.db or postgresql://user@host/name; "
-            "by default that of JOBLOG_DATABASE.",
+            help="The log's database, such as sqlite:///jobs.db or "
+            "postgresql://user@host/name; by default JOBLOG_DATABASE.",
         ),
         click.Option(
             ["--json"],

@@ -1,4 +1,4 @@
-"""``actions`` and ``unlock``: what people did, and freeing a section by hand."""
+"""``actions`` and ``unlock``: the audit log, and freeing a section by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .table import Column
     "unlock",
     "Free a section whose holder is gone.",
     examples=[
-        ('unlock finance:42 --reason "web1 burned down"', "after a question"),
+        ('unlock finance:42 --reason "web1 burned down"', "asks first"),
         ('unlock finance:42 --fence 1844 --reason "web1 burned down" --yes', "in a script"),
     ],
 )
@@ -27,29 +27,29 @@ from .table import Column
 @click.option(
     "--fence",
     type=int,
-    help="That of the holder you saw, as locks shows it: if another holds it by now, nothing "
-    "happens.  By default that of who holds it now.",
+    help="The holder's fence, as locks shows it: nothing happens if another holder has the "
+    "section by now.  By default the current holder's.",
 )
 @click.option("--reason", help="The reason, for the audit log.")
-@click.option("--slot", default=0, show_default=True, help="Which place of the section.")
+@click.option("--slot", default=0, show_default=True, help="The slot of the section.")
 @yes_option
 def unlock(
     session: Session, *, key: str, fence: int | None, reason: str | None, slot: int, yes: bool
 ) -> None:
-    """Free a section by hand, whose holder is gone.
+    """Free a section whose holder is gone.
 
-    Its job is not stopped: if it still runs, it goes on beside the next one.  A holder
-    that is only silent frees its section by itself once its lease has run out.
+    This does not stop the holder's job: if it still runs, it continues next to the next job. You
+    do not need this for a worker that was killed: its section is free once its lease has expired.
     """
     joblog = session.joblog
     found = next((h for h in held(joblog, key) if h.row.slot == slot), None)
     if found is None:
         raise Refusal(f"nobody holds {key!r}", NOTHING)
     if fence is None and yes:
-        raise Refusal("with --yes the holder you mean is named by --fence, as locks shows it")
+        raise Refusal("with --yes, name the holder by --fence, as locks shows it")
     if not reason:
         if not sys.stdin.isatty():
-            raise Refusal("unlocking needs a --reason, which is kept")
+            raise Refusal("unlocking needs a --reason, for the audit log")
         reason = click.prompt("Reason", err=True)
     now = joblog.now()
     left = duration((found.row.expires_at - now).total_seconds() * 1000)
@@ -76,13 +76,18 @@ def unlock(
 @command(
     "actions",
     "Show the audit log.",
-    examples=[("actions", "who ran what again, dismissed or unlocked it, and why")],
+    examples=[("actions", "who did what, when, and why")],
 )
 @click.option(
-    "--limit", "-n", default=50, show_default=True, type=click.IntRange(1), help="At most."
+    "--limit",
+    "-n",
+    default=50,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Show at most this many.",
 )
 def actions(session: Session, *, limit: int) -> None:
-    """Show what was done to jobs and sections by hand, newest first."""
+    """Show what people did to jobs and sections, newest first."""
     joblog = session.joblog
     rows = list(joblog.actions.limit(limit))
     if session.json:
@@ -106,4 +111,4 @@ def actions(session: Session, *, limit: int) -> None:
         ]
         session.screen.table(columns, rows)
     if not rows:
-        raise Refusal("nobody has done anything yet", NOTHING)
+        raise Refusal("no action has been recorded yet", NOTHING)

@@ -39,22 +39,27 @@ _SHOWN = 40
     "diff",
     "Show what changed between two times.",
     examples=[
-        ("diff yesterday", "the last 24 hours against the 24 before"),
-        ("diff week --since 3h", "the last three hours against the same a week ago"),
-        ("diff v412", "since a mark, against as long before it"),
-        ("diff 14:05", "since a time, against as long before it"),
+        ("diff yesterday", "the last 24 hours, compared with the 24 before"),
+        ("diff week --since 3h", "the last three hours, compared with the same a week ago"),
+        ("diff v412", "since a mark, compared with as long before it"),
+        ("diff 14:05", "since a time, compared with as long before it"),
     ],
 )
 @click.argument("against", default="week", metavar="[yesterday|week|MARK|TIME]")
 @click.option(
-    "--since", default="24h", show_default=True, metavar="TIME", help="Begin, with a day or week."
+    "--since",
+    default="24h",
+    show_default=True,
+    metavar="TIME",
+    help="Start, with yesterday or week.",
 )
 @click.option("--until", metavar="TIME", help="End, in the same form; by default now.")
 def diff(session: Session, *, against: str, since: str, until: str | None) -> None:
-    """Show what is not as it was: job types by count, failures, duration and queue time; errors.
+    """Show what changed: job types by count, failures, duration and queue time; errors.
 
-    The most surprising comes first, against the same hours yesterday or a week ago; or from a
-    mark or a time on, against as long before it.  Exit 1 if there is nothing to compare with.
+    Compares with the same hours yesterday or a week ago, or the time since a mark or an instant
+    with as long before it; the biggest surprise comes first. Exits with 1 if there is nothing to
+    compare with.
     In a pipe: kind, name, actor, before, now, factor.
     """
     joblog, screen = session.joblog, session.screen
@@ -160,17 +165,19 @@ def _factor(change: Change) -> str:
     "types",
     "Compare each job type with a week ago.",
     examples=[
-        ("types", "the last 24 hours, the least usual first"),
+        ("types", "the last 24 hours, the biggest change first"),
         ("types --since 1h", "the last hour"),
     ],
 )
-@click.option("--since", default="24h", show_default=True, metavar="TIME", help="Begin: 1h, 2d.")
+@click.option(
+    "--since", default="24h", show_default=True, metavar="TIME", help="Start: 1h, 2d ago."
+)
 @click.option("--until", metavar="TIME", help="End, in the same form; by default now.")
 def types(session: Session, *, since: str, until: str | None) -> None:
     """Show each job type: how many jobs ended, how many runs failed, how long they took.
 
-    What is worst against the same hours of last week comes first.  Jobs without a type stand
-    under their actor's name.
+    The type that got worst compared with the same hours of last week comes first. Jobs without a
+    type are listed by their actor's name.
     """
     joblog, screen = session.joblog, session.screen
     begin, end, shifts = _periods(joblog, "week", since, until)

@@ -17,15 +17,15 @@ from .style import QUIET, TITLE, line, shape
     "doctor",
     "Check the log, its database and its workers.",
     examples=[
-        ("doctor", "look the log over; exit 1 if something is wrong"),
-        ("--app shop.jobs:joblog doctor", "with the broker and its middleware"),
-        ("doctor --json", "the same for programs"),
+        ("doctor", "check the log; exit code 1 if something is wrong"),
+        ("--app shop.jobs:joblog doctor", "also check the broker and its middleware"),
+        ("doctor --json", "for programs"),
     ],
 )
 def doctor(session: Session) -> None:
-    """Check the log as it is now: its database, its workers, its files.
+    """Check the log: its database, its workers, its files.
 
-    It only reads.  It reports each thing that it looked at, and for a fault its cure.
+    It changes nothing. It reports the result of each check, and the cure for each fault.
     """
     joblog = session.joblog
     broker = getattr(joblog.core.sender, "broker", None)

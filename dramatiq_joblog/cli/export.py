@@ -1,4 +1,4 @@
-"""``export``: jobs as JSON lines or CSV, however many."""
+"""``export``: jobs as JSON lines or CSV."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ _BATCH = 1_000
     "export",
     "Write jobs as JSON lines or CSV.",
     examples=[
-        ("export state:dead since:7d > dead.jsonl", "JSON, a job a line"),
-        ("export --format csv --output jobs.csv type:import", "a table for a spreadsheet"),
+        ("export state:dead since:7d > dead.jsonl", "JSON, one job per line"),
+        ("export --format csv --output jobs.csv type:import", "a CSV file for a spreadsheet"),
         ("export --failures state:dead | jq .failures[].traceback", "with all failed runs"),
     ],
 )
 @filtered
-@click.option("--failures", is_flag=True, help="Also each job's failed runs; JSON lines only.")
+@click.option("--failures", is_flag=True, help="Include each job's failed runs; JSON lines only.")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["jsonl", "csv"]),
     default="jsonl",
     show_default=True,
-    help="JSON, a document a line; or CSV with a heading.",
+    help="JSON lines, or CSV with a header.",
 )
 @click.option(
     "--output",
     "-o",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="A file; by default standard output.",
+    help="The file to write; by default standard output.",
 )
 def export(
     session: Session,
@@ -63,10 +63,10 @@ def export(
     form: str,
     output: Path | None,
 ) -> None:
-    """Write jobs with all their fields, newest first, however many there are.
+    """Write jobs with all their fields, newest first, without a limit.
 
-    WORDs are those of list.  Times are ISO 8601 in UTC, durations milliseconds.  What was
-    redacted stays so.
+    WORDs are as for list. Times are in ISO 8601 and UTC, durations in milliseconds. Redacted
+    values stay redacted.
     """
     joblog = session.joblog
     if failures and form == "csv":

@@ -1,4 +1,4 @@
-"""``import-django-dramatiq``: take over what another log has kept."""
+"""``import-django-dramatiq``: import the tasks of django_dramatiq."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from .confirm import many, progress
 @click.option(
     "--from", "source", metavar="URL", help="The database with the tasks; by default the log's."
 )
-@click.option("--table", default=DJANGO_TABLE, show_default=True, help="Their table.")
+@click.option("--table", default=DJANGO_TABLE, show_default=True, help="The table of the tasks.")
 @click.option(
     "--user-from",
     metavar="PARAMETER",
-    help="The parameter with the user of each job; by default as the actors say.",
+    help="The parameter with each job's user; by default the actors' job_user.",
 )
 def import_django(
     session: Session, *, source: str | None, table: str, user_from: str | None
 ) -> None:
-    """Copy what the AdminMiddleware of django_dramatiq kept into the log.
+    """Copy the tasks of django_dramatiq's AdminMiddleware into the log.
 
-    Stop the workers first.  It is safe to repeat: a job that the log knows is left as it is.
-    Job types and users are those that the actors' options give, if --app declares them.
+    Stop the workers first. It is safe to repeat: jobs that are already in the log are not
+    changed. Job types and users come from the options of the actors that --app declares.
     """
     joblog = session.joblog
     try:

@@ -30,20 +30,25 @@ _WIDE = 160
         ("list", "the newest jobs"),
         ("list state:dead type:reconciliation since:1h", "words, as in the page's search"),
         ("list --state dead --type reconciliation --since 1h", "the same, as options"),
-        ("list user:7 -state:finished", "what is left to do, or went wrong, for one user"),
+        ("list user:7 -state:finished", "a user's jobs that have not finished"),
         ('list timeout since:2026-11-24T07:00 until:"2026-11-24 08:00"', "by text and by time"),
         ('list --saved "dead imports" since:1d', "a saved search, narrowed further"),
-        ("list state:dead | cut -f1", "whole jids, one a line"),
+        ("list state:dead | cut -f1", "full jids, one per line"),
     ],
 )
 @filtered
 @click.option(
     "--before",
     metavar="PLACE",
-    help="Continue where a list ended: the value that it printed there.",
+    help="Continue a list: the value printed at its end.",
 )
 @click.option(
-    "--limit", "-n", default=50, show_default=True, type=click.IntRange(1, 10_000), help="At most."
+    "--limit",
+    "-n",
+    default=50,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="Show at most this many.",
 )
 def list_jobs(
     session: Session,
@@ -55,12 +60,12 @@ def list_jobs(
 ) -> None:
     """Show jobs, newest first.
 
-    WORDs are those of the page's search: state:dead, type:, user:, actor:, queue:, error:,
-    worker:, section:, since:, until:, id: and bare text; -key:value leaves out, a repeated
-    key is any of its values, * stands for any text.  Times are 30m, 2h, 1d, 2w ago, or
+    WORDs are as in the page's search: state:dead, type:, user:, actor:, queue:, error:,
+    worker:, section:, since:, until:, id: and bare text; -key:value excludes, a repeated key
+    matches any of its values, * matches any text.  Times are 30m, 2h, 1d, 2w ago, or
     dates as 2026-11-24T12:00, in UTC.
 
-    In a pipe each job is a line of 11 values with tabs between: jid, state, type, actor,
+    In a pipe each job is a line of 11 values, separated by tabs: jid, state, type, actor,
     user, attempt, queue time and duration in milliseconds, when, queue, why.
     """
     jobs, older = _search(select(session, words, filters), limit, before)

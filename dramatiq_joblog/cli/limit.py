@@ -1,4 +1,4 @@
-"""``limit``: how many may hold a key at once, or start by it, set while jobs run."""
+"""``limit``: the limit of a key, set while jobs run."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _CODE = "code"
     "Change the limit of a key while jobs run.",
     examples=[
         ("limit erp 0 --until 2h", "pause a key for two hours"),
-        ("limit erp 3", "three at once, or that many starts of a rate"),
-        ("limit erp code", "as the code says again"),
+        ("limit erp 3", "three at once, or three starts per period of a rate"),
+        ("limit erp code", "back to the code's limit"),
     ],
 )
 @click.argument("key")
@@ -30,17 +30,17 @@ _CODE = "code"
 @click.option(
     "--until",
     metavar="TIME",
-    help="How long it holds: 30m, 2h, 1d, or until a date like 2026-11-24T12:00.",
+    help="How long it applies: 30m, 2h, 1d, or until a date such as 2026-11-24T12:00.",
 )
 def limit(session: Session, *, key: str, number: str, until: str | None) -> None:
-    """Set how many may hold a key at once, or start by it, in place of the code's limit.
+    """Set how many jobs may hold a key at once, or start by a rate, overriding the code's limit.
 
-    NUMBER is 0 to pause the key, or "code" to take back what was set.  Those that are
-    inside go on.  Who did it is kept: see actions.
+    NUMBER 0 pauses the key; "code" restores the code's limit. Running jobs continue. The audit
+    log records who did it: see actions.
     """
     joblog = session.joblog
     if number != _CODE and not number.isdecimal():
-        raise Refusal(f"{number!r} is no limit: use a whole number, or {_CODE!r} for the code's")
+        raise Refusal(f"{number!r} is not a limit: use a whole number, or {_CODE!r} for the code's")
     wanted = None if number == _CODE else int(number)
     ends = None if until is None else instant_to_come(until, joblog.now())
     joblog.set_limit(key, wanted, until=ends, who=myself())

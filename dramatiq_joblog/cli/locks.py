@@ -54,20 +54,19 @@ class _Known:
 
 @command(
     "locks",
-    "Show who holds which key, and who waits.",
+    "Show who holds each key, and which jobs wait.",
     examples=[
         ("locks", "all keys that are held now"),
-        ("locks finance:42", "one key, with those that wait for it, in order"),
-        ("locks --json", "the same for programs"),
+        ("locks finance:42", "one key, with the jobs that wait for it, in order"),
+        ("locks --json", "for programs"),
     ],
 )
 @click.argument("key", required=False)
 def locks(session: Session, *, key: str | None) -> None:
-    """Show the keys that are held: holder, lease, fence, and who waits.
+    """Show the keys that are held: holder, lease, fence, and waiting jobs.
 
-    Below them are the keys that jobs wait for, and since when, how much of each rate is
-    used, and the limits that were set.  With KEY only that one, and those that wait for
-    it in the order in which they will get it.
+    Below these are the keys that jobs wait for, the use of each rate, and the limits that were
+    set. With KEY, show only that key, and the jobs that wait for it in order.
     """
     now = session.joblog.now()
     known = _look(session.joblog, key)

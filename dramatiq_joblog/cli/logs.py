@@ -32,7 +32,7 @@ _DISORDER = 200
     "Show the log lines of a job; -f follows them.",
     examples=[
         ("logs 4e1b9c70", "all its lines, of all its runs"),
-        ("logs 4e1b9c70 -f", "and those to come, until it has ended"),
+        ("logs 4e1b9c70 -f", "and new lines, until it has ended"),
     ],
 )
 @click.argument("jid", type=Jid())
@@ -48,9 +48,9 @@ _DISORDER = 200
 def logs(session: Session, *, jid: str, follow: bool, every: int) -> None:
     """Show the lines that a job logged, of all its runs.
 
-    Those of INFO and above are kept, or as its actor's log_lines says.  With -f it goes on
-    until the job has ended; exit 1 then if it did not finish.  In a pipe: time, level, attempt,
-    text; with --json a document a line.
+    Lines of INFO and above are kept, unless the actor's log_lines sets another level. With -f it
+    follows the job until it has ended, and exits with 1 if it did not finish. In a pipe: time,
+    level, attempt, text; with --json one document per line.
     """
     joblog, screen = session.joblog, session.screen
     job = find(joblog, jid)

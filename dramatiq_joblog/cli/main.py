@@ -25,7 +25,7 @@ _COMMANDS = {
     ),
     "limit": ("limit", "limit", "Change the limit of a key while jobs run."),
     "list": ("jobs", "list_jobs", "Show jobs, newest first."),
-    "locks": ("locks", "locks", "Show who holds which key, and who waits."),
+    "locks": ("locks", "locks", "Show who holds each key, and which jobs wait."),
     "logs": ("logs", "logs", "Show the log lines of a job; -f follows them."),
     "mark": ("mark", "mark", "Record a deployment, or another change."),
     "migrate": ("schema", "migrate", "Create the tables, or upgrade them."),
@@ -35,11 +35,11 @@ _COMMANDS = {
     "searches": ("searches", "searches", "Show saved searches; save or delete one."),
     "show": ("show", "show", "Show everything about one job."),
     "stats": ("stats", "stats", "Show counts, durations and failures."),
-    "status": ("status", "status", "Show what needs someone; exit 1 if anything does."),
-    "tail": ("tail", "tail", "Follow what happens, as it happens."),
+    "status": ("status", "status", "Show what needs attention; exit 1 if anything does."),
+    "tail": ("tail", "tail", "Follow jobs live."),
     "types": ("changes", "types", "Compare each job type with a week ago."),
     "unlock": ("audit", "unlock", "Free a section whose holder is gone."),
-    "web": ("web", "web", "Serve the page of the log."),
+    "web": ("web", "web", "Serve the web page."),
     "why": ("why", "why", "Explain the state of a job, and how it got there."),
     "workers": ("workers", "workers", "Show the worker processes."),
 }
@@ -57,7 +57,7 @@ _COMMANDS = {
 def program(context: click.Context) -> None:
     """See what jobs ran, find what broke, run it again.
 
-    The log is named by --database, by --app, or by JOBLOG_DATABASE.
+    Name the log with --database, --app, or JOBLOG_DATABASE.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

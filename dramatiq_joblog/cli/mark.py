@@ -19,18 +19,20 @@ _SHOWN = 50
     "mark",
     "Record a deployment, or another change.",
     examples=[
-        ("mark v412", "as the last step of a deploy"),
-        ('mark "new feed" --at 14:05', "one that was forgotten"),
-        ("mark", "the marks there are, newest first"),
+        ("mark v412", "as the last step of a deployment"),
+        ('mark "new feed" --at 14:05', "a change that was not recorded at the time"),
+        ("mark", "all marks, newest first"),
     ],
 )
 @click.argument("name", required=False)
-@click.option("--at", metavar="TIME", help="When it was: 14:05, 30m ago as 30m, or a date.")
+@click.option(
+    "--at", metavar="TIME", help="When it happened: 14:05, 30m for 30 minutes ago, or a date."
+)
 @click.option("--who", help="Who did it; by default you.")
 def mark(session: Session, *, name: str | None, at: str | None, who: str | None) -> None:
-    """Mark that something changed, as a new version: the page's charts show it, and problems do.
+    """Record that something changed, such as a new version, for charts and problems.
 
-    Without NAME it shows the marks there are.
+    Without NAME it shows all marks.
     """
     joblog, screen = session.joblog, session.screen
     if name is not None:

@@ -39,9 +39,9 @@ class Keep(click.ParamType):  # type: ignore[type-arg]
     "prune",
     "Delete jobs that ended long ago.",
     examples=[
-        ("prune --keep finished=7d --keep dead=90d --dry-run", "only say how many"),
-        ("prune --keep finished=7d --keep dead=90d --yes", "as in a cron job"),
-        ("--app shop.jobs:joblog prune", "by what the application's log keeps"),
+        ("prune --keep finished=7d --keep dead=90d --dry-run", "only count"),
+        ("prune --keep finished=7d --keep dead=90d --yes", "from cron"),
+        ("--app shop.jobs:joblog prune", "with the application's keep"),
     ],
 )
 @click.option(
@@ -49,7 +49,7 @@ class Keep(click.ParamType):  # type: ignore[type-arg]
     default=1000,
     show_default=True,
     type=click.IntRange(1),
-    help="Jobs that are deleted in one transaction.",
+    help="How many jobs to delete per transaction.",
 )
 @click.option("--dry-run", is_flag=True, help="Only count the jobs that would be deleted.")
 @click.option(
@@ -57,15 +57,15 @@ class Keep(click.ParamType):  # type: ignore[type-arg]
     multiple=True,
     type=Keep(),
     metavar="STATE=TIME",
-    help="How long jobs of a final state are kept after their end, as finished=7d; repeatable.  "
-    "Jobs of states that are not named stay.  By default what the application's log says.",
+    help="How long to keep jobs of a final state after their end, as in finished=7d; repeatable.  "
+    "Jobs of other states stay.  By default the application's keep.",
 )
 @yes_option
 def prune(session: Session, *, batch: int, dry_run: bool, keep: tuple[str, ...], yes: bool) -> None:
     """Delete jobs that ended long ago, with their failed runs and log lines.
 
-    Only finished, dead and skipped jobs go, in small batches beside running workers.
-    What stats shows of them stays.  The application's keep_types hold in any case.
+    Only finished, dead and skipped jobs are deleted, in small batches, while workers run. Their
+    totals stay, so stats still includes them. The application's keep_types always apply.
     """
     joblog = session.joblog
     if not keep and session.app is None:

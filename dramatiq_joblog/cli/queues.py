@@ -25,15 +25,15 @@ _COLOURS = {"no worker": State.DEAD, "behind": State.WAITING, "busy": State.STAR
     "queues",
     "Show the backlog and the workers of each queue.",
     examples=[
-        ("queues", "all queues, the worst off first"),
+        ("queues", "all queues, the furthest behind first"),
         ("queues --json | jq '.[] | select(.state == \"no worker\")'", "for programs"),
     ],
 )
 def queues(session: Session) -> None:
-    """Show the queues with jobs that are due, or with workers, the worst off first.
+    """Show the queues with jobs that are due, or with workers, the furthest behind first.
 
-    A queue is behind if a job has been due in it for more than a minute.  Threads may take from
-    several queues.  Exit 1 if nothing is known of any.
+    A queue is behind if a job has been due in it for more than a minute.  Threads may serve
+    several queues. Exits with 1 if no queue is known.
     """
     joblog, screen = session.joblog, session.screen
     found = joblog.queues()

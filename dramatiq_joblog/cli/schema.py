@@ -12,14 +12,14 @@ from .confirm import progress
     "migrate",
     "Create the tables, or upgrade them.",
     examples=[
-        ("--database sqlite:///jobs.db migrate", "make a new log, or bring an old one up to date"),
-        ("--app shop.jobs:joblog migrate", "the same with the columns of the application's model"),
+        ("--database sqlite:///jobs.db migrate", "create a new log, or upgrade an old one"),
+        ("--app shop.jobs:joblog migrate", "with the columns of the application's model"),
     ],
 )
 def migrate(session: Session) -> None:
-    """Make the log's tables, or bring them to this version; nothing is lost.
+    """Create the log's tables, or upgrade them to this version, without losing data.
 
-    It is safe to repeat, to run on several machines at once, and to run beside workers.
+    It is safe to repeat, to run on several machines at once, and to run while workers run.
     """
     joblog = session.new_joblog
     with progress("making the tables"):

@@ -15,9 +15,9 @@ from .table import Column
     "searches",
     "Show saved searches; save or delete one.",
     examples=[
-        ("searches", "the saved searches there are"),
+        ("searches", "all saved searches"),
         ('searches --save "dead imports" state:dead type:import', "save one, for everyone"),
-        ('searches --delete "dead imports"', "nobody needs it any more"),
+        ('searches --delete "dead imports"', "delete one"),
     ],
 )
 @click.argument("words", nargs=-1, type=Words(), metavar="[WORD]...")
@@ -26,10 +26,10 @@ from .table import Column
 def searches(
     session: Session, *, words: tuple[str, ...], save: str | None, delete: str | None
 ) -> None:
-    """Show the saved searches; with --save and WORDs, save one, and with --delete, delete one.
+    """Show the saved searches; save one with --save and WORDs, delete one with --delete.
 
-    They are the same for everyone who uses the log, on the page too.  In a search,
-    saved:NAME stands for the words.
+    Everyone who uses the log shares them, on the page too. In a search, saved:NAME is short for
+    the words.
     """
     joblog, screen = session.joblog, session.screen
     if save is not None and delete is not None:

@@ -46,9 +46,9 @@ class Jid(click.ParamType):  # type: ignore[type-arg]
     "show",
     "Show everything about one job.",
     examples=[
-        ("show 4e1b9c70", "a job, by as much of its jid as is needed"),
+        ("show 4e1b9c70", "a job, by the beginning of its jid"),
         ("show 4e1b9c70 --traceback", "with the traceback of every failed run"),
-        ("show 4e1b9c70 --json", "all of it for programs"),
+        ("show 4e1b9c70 --json", "for programs"),
     ],
 )
 @click.argument("jid", type=Jid())
@@ -57,13 +57,13 @@ class Jid(click.ParamType):  # type: ignore[type-arg]
     default=_LINES,
     show_default=True,
     type=click.IntRange(0),
-    help="Log lines at most, the last ones.",
+    help="Show at most this many log lines, the last ones.",
 )
 @click.option("--traceback", is_flag=True, help="Show the traceback of each failed run.")
 def show(session: Session, *, jid: str, lines: int, traceback: bool) -> None:
     """Show everything about one job: its times, what failed, what it logged, its family.
 
-    JID may be the first characters of one; where several jobs begin so, they are listed.
+    JID may be the beginning of a jid; if it matches several jobs, they are listed.
     """
     joblog = session.joblog
     job = find(joblog, jid)

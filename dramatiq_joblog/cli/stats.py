@@ -56,17 +56,21 @@ _CELLS, _FEW, _ERRORS = 48, 24, 10
     type=click.Choice(GROUPED_BY),
     default="job_type",
     show_default=True,
-    help="What times are shown by.",
+    help="How to group the figures.",
 )
 @click.option(
-    "--since", default="24h", show_default=True, metavar="TIME", help="Begin: 1h, 2d, or a date."
+    "--since",
+    default="24h",
+    show_default=True,
+    metavar="TIME",
+    help="Start: 1h, 2d ago, or a date.",
 )
 @click.option("--until", metavar="TIME", help="End, in the same form; by default now.")
 def stats(session: Session, *, by: GroupedBy, since: str, until: str | None) -> None:
     """Show how many jobs there are, how long they take, what fails and what waits.
 
-    Jobs by state are counted up to 10 000 of each.  What became of jobs in a time outlives
-    them where old ones are pruned.
+    Jobs by state are counted up to 10 000 of each. Figures over time include jobs that were
+    pruned.
     """
     joblog = session.joblog
     begin, end = instant(since), None if until is None else instant(until)

@@ -1,4 +1,4 @@
-"""``status``: what needs someone, in one look."""
+"""``status``: what needs attention."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ _PLAIN = re.compile(r"[\w@%+=:,./ -]*", re.ASCII)
 
 @command(
     "status",
-    "Show what needs someone; exit 1 if anything does.",
+    "Show what needs attention; exit 1 if anything does.",
     examples=[
-        ("status", "all that needs someone now, and its cure"),
-        ("status > /dev/null", "for scripts: exit 1 if anything needs someone"),
+        ("status", "every problem, with its cure"),
+        ("status > /dev/null", "for scripts: exit code 1 if there is a problem"),
         ("status --json | jq '.problems[].kind'", "for programs"),
     ],
 )
 def status(session: Session) -> None:
-    """Show what needs someone now, each thing with its cure and the search that finds its jobs.
+    """Show what needs attention, with the cure and a search for the jobs.
 
-    Exit 1 if there is anything, 3 if the log's database does not answer.  In a pipe: kind, since,
-    count, sentence, search.
+    Exits with 1 if there is a problem, and with 3 if the log's database does not answer. In a
+    pipe: kind, since, count, sentence, search.
     """
     joblog, screen = session.joblog, session.screen
     problems = joblog.problems()

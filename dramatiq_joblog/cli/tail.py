@@ -43,12 +43,12 @@ _SENT, _BUSY = (
 
 @command(
     "tail",
-    "Follow what happens, as it happens.",
+    "Follow jobs live.",
     examples=[
         ("tail", "everything, until Ctrl-C"),
         ("tail state:dead state:retrying", "only what fails"),
         ("tail --lines --user 7", "the jobs of one user, and what they log"),
-        ("tail --json type:import", "a JSON document a line, for programs"),
+        ("tail --json type:import", "one JSON document per line, for programs"),
     ],
 )
 @filtered
@@ -66,7 +66,7 @@ _SENT, _BUSY = (
     default=10,
     show_default=True,
     type=click.IntRange(0, _BATCH),
-    help="Begin with this many of the latest events.",
+    help="Start with this many of the latest events.",
 )
 @click.option("--lines", is_flag=True, help="Also show what the jobs log.")
 def tail(
@@ -78,9 +78,10 @@ def tail(
     limit: int,
     lines: bool,
 ) -> None:
-    """Show what happens to jobs, a line for each new state, until Ctrl-C (exit 130).
+    """Follow jobs: a line for each new state, until Ctrl-C (exit code 130).
 
-    A job that passes through several states between two looks is shown once, as it is then.
+    A job that passes through several states between two checks is shown once, in its latest
+    state.
     With --json each line is a document: {"job": {...}}, or {"line": {...}} for what a job logs.
     """
     joblog = session.joblog

@@ -20,42 +20,44 @@ METRICS_TOKEN = "JOBLOG_METRICS_TOKEN"  # noqa: S105
 
 @command(
     "web",
-    "Serve the page of the log.",
+    "Serve the web page.",
     examples=[
-        ("web", "on http://127.0.0.1:8000, opened by the key that it prints"),
+        ("web", "on http://127.0.0.1:8000, opened with the key that it prints"),
         ("--app shop.jobs:joblog web --port 9000", "with the application, to run jobs again"),
-        ("web --host 0.0.0.0 --login mira --read-only", "for others, who must sign in"),
-        ("web --export copy", "as static files, which open without a server"),
+        ("web --host 0.0.0.0 --login mira --read-only", "for others, with a password"),
+        ("web --export copy", "write static files"),
     ],
 )
-@click.option("--environment", metavar="WORD", help="A word beside the title, as production.")
+@click.option(
+    "--environment", metavar="WORD", help="A label next to the title, such as production."
+)
 @click.option(
     "--export",
     "folder",
     metavar="FOLDER",
     type=click.Path(file_okay=False),
-    help="Write the page as static files, showing the log as it is now, and exit.",
+    help="Write the page as static files, with the current state of the log, and exit.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
     "--login",
     metavar="NAME",
-    help=f"Who may sign in; the password is that of {PASSWORD}, or is asked for.",
+    help=f"The name to sign in with; the password is {PASSWORD}, or is asked for.",
 )
 @click.option(
     "--metrics-token",
     envvar=METRICS_TOKEN,
     metavar="TOKEN",
-    help=f"What opens /metrics and /health to programs; better given as {METRICS_TOKEN}.",
+    help=f"A bearer token for /metrics and /health; better given as {METRICS_TOKEN}.",
 )
 @click.option(
     "--port",
     default=8000,
     show_default=True,
     type=click.IntRange(0, 65_535),
-    help="The port to listen on; 0 for any that is free.",
+    help="The port to listen on; 0 picks a free one.",
 )
-@click.option("--read-only", is_flag=True, help="Nobody may run again, dismiss, cancel or unlock.")
+@click.option("--read-only", is_flag=True, help="Disable all actions.")
 def web(
     session: Session,
     *,
@@ -67,13 +69,13 @@ def web(
     port: int,
     read_only: bool,
 ) -> None:
-    """Serve the page of the log until Ctrl-C.
+    """Serve the web page until Ctrl-C.
 
-    Without --login it prints an address with a key, which opens the page once and then goes
-    on as a cookie.  To run jobs again from the page the application is needed: --app.
+    Without --login it prints an address with a key; opening it signs the browser in. To run jobs
+    again from the page, give the application: --app.
 
-    With --export nothing is served: the files show one moment to anybody who can read them,
-    the arguments of jobs too.
+    With --export it serves nothing and writes files instead. They show everything, including the
+    arguments of jobs, to anybody who can read them.
     """
     joblog = session.joblog
     # A select, so that what is wrong with the database is said here and not on the page.

@@ -32,15 +32,15 @@ _GLYPHS = {"lock": "▪", "list": "·"}
     "why",
     "Explain the state of a job, and how it got there.",
     examples=[
-        ("why 4e1b9c70", "the reason in words, and all that happened"),
+        ("why 4e1b9c70", "the reason in words, and what happened"),
         ("why 4e1b9c70 --json | jq -r .reason", "for programs"),
     ],
 )
 @click.argument("jid", type=Jid())
 def why(session: Session, *, jid: str) -> None:
-    """Say in words why a job is where it is, and show all that happened to it, oldest first.
+    """Explain in words why a job is in its state, and show what happened to it, oldest first.
 
-    JID may be the first characters of one.
+    JID may be the beginning of a jid.
     """
     joblog, screen = session.joblog, session.screen
     job = find(joblog, jid)

@@ -32,14 +32,14 @@ class Process:
     "workers",
     "Show the worker processes.",
     examples=[
-        ("workers", "those that live, and those that have gone silent"),
-        ("workers --all", "those that ended lately too"),
-        ("workers --json", "the same for programs"),
+        ("workers", "the workers that are alive, or silent"),
+        ("workers --all", "also those that ended recently"),
+        ("workers --json", "for programs"),
     ],
 )
 @click.option("--all", "with_ended", is_flag=True, help="Also show those that ended recently.")
 def workers(session: Session, *, with_ended: bool) -> None:
-    """Show the worker processes: host, last heartbeat, what they run."""
+    """Show the worker processes: host, last heartbeat, running jobs."""
     joblog = session.joblog
     now = joblog.now()
     found = [p for p in processes(joblog, now) if with_ended or p.status != "ended"]
@@ -54,7 +54,7 @@ def workers(session: Session, *, with_ended: bool) -> None:
 
 
 def processes(joblog: JobLog, now: datetime) -> list[Process]:
-    """Return the worker processes that were seen lately, newest first."""
+    """Return the worker processes that were seen recently, newest first."""
     job = joblog.Job
     pairs: Any = (
         joblog.jobs.started()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 #: What may stand before a colon, and what it means; in the order in which people want them.
 KEYS: dict[str, str] = {
-    "id": "a whole jid",
+    "id": "a full jid",
     "state": "enqueued, delayed, waiting, started, retrying, lost, finished, dead, skipped, "
-    "in_progress for started and retrying, or active for all that have not ended",
+    "in_progress (started or retrying), or active (not ended)",
     "type": "the job type",
     "actor": "the actor's name",
     "user": "the user's id",
@@ -16,16 +16,16 @@ KEYS: dict[str, str] = {
     "section": "the key of its critical section",
     "since": "created at or after: 30m, 2h, 1d, 2w ago, today, yesterday, 14:05, or "
     "2026-11-24T12:00",
-    "until": "created before, alike",
-    "ended": "became finished, dead or skipped at or after, alike, or within 14:05..14:10",
+    "until": "created before this time",
+    "ended": "ended at or after this time, or within 14:05..14:10",
     "overdue": "delayed, retrying or waiting, and due for longer than 5m, 1h",
-    "duration": "how long its last run took: >10s, <=500ms, or 1s..5s",
-    "queue_time": "how long it waited before its first run, alike",
-    "attempt": "the number of its last attempt: 3, >2, or 2..4",
+    "duration": "the time of the last run: >10s, <=500ms, or 1s..5s",
+    "queue_time": "the wait before the first run: >10s, <=500ms, or 1s..5s",
+    "attempt": "the number of the last attempt: 3, >2, or 2..4",
     "reason": "why it is dead or was skipped: retries_exhausted, cancelled, ...",
-    "args": "a part of its arguments; args.order.city: is the value of one, by name",
-    "lines": "a part of a line that it logged",
-    "family": "the jid of a family's first job: it, and all that were sent from it on",
-    "saved": "the name of a saved search, whose words it stands for",
-    "dismissed": "yes or no: whether someone said that a dead job needs no more attention",
+    "args": "a part of the arguments; args.order.city: is one value, by name",
+    "lines": "a part of a log line",
+    "family": "the jid of a family's first job: all jobs of that family",
+    "saved": "the name of a saved search",
+    "dismissed": "yes or no: whether someone dismissed the dead job",
 }

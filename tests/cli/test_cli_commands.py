@@ -151,7 +151,7 @@ def test_a_limit_is_set(joblog, ask):
     [limit] = joblog.limits
     assert 2 * 3600 == pytest.approx((limit.until - joblog.now()).total_seconds(), abs=60)
     assert '"limit": 3' in ask("limit", "erp", 3, "--json").stdout
-    assert "is no limit" in ask("limit", "erp", "many", code=2).stderr
+    assert "is not a limit" in ask("limit", "erp", "many", code=2).stderr
     assert "which is over" in ask("limit", "erp", 1, "--until", "2020-01-01", code=2).stderr
     assert "The limit of erp is as the code says." in ask("limit", "erp", "code").stdout
     assert [] == joblog.limits
@@ -165,7 +165,7 @@ def test_a_section_is_freed_by_hand(joblog, ask):
         assert "needs a --reason" in ask("unlock", "finance:42", code=2).stderr
         done = ask("unlock", "finance:42", "--reason", "gone", code=2)
         assert "'finance:42' will be taken from" in done.stderr
-        assert "named by --fence" in ask("unlock", "finance:42", "--yes", code=2).stderr
+        assert "name the holder by --fence" in ask("unlock", "finance:42", "--yes", code=2).stderr
         free = ("unlock", "finance:42", "--reason", "it burned", "--yes", "--fence")
         assert "not held with fence 99" in ask(*free, 99, code=1).stderr
         row = ask("locks", "finance:42").stdout.rstrip("\n").split("\t")
