@@ -54,7 +54,7 @@ def test_types_that_finish_regularly(joblog, job_factory, ask):
     for _ in range(20):
         at = now - random.randrange(10 * DAY)
         job_factory(job_type="mail", finished_at=at, created_at=at)
-    assert "no type of jobs" in ask("expect", "--learn", code=1).stderr
+    assert "no job type finishes" in ask("expect", "--learn", code=1).stderr
     joblog.core.totals.catch_up(now)
 
     [regular] = joblog.regular()
@@ -65,7 +65,7 @@ def test_types_that_finish_regularly(joblog, job_factory, ask):
     assert "11 times" in told
     [row] = json.loads(ask("expect", "--learn", "--json").stdout)
     assert row["job_type"] == "nightly"
-    assert "say --learn" in ask("expect", code=2).stderr
+    assert "give --learn" in ask("expect", code=2).stderr
 
 
 APP = """

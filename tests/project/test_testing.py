@@ -209,7 +209,6 @@ def test_the_readme_s_example(folder):
     """The test that the README shows passes for the actors that it shows, with no server."""
     shop = next(block for block in BLOCKS if "def reconcile" in block)
     [tests] = [block for block in BLOCKS if block.startswith("def test_")]
-    shop = shop[: shop.index("reconcile.send")]
     run_pytest(folder, shop=shop, tests=f"from shop import reconcile\n\n{tests}", passed=1)
 
 
