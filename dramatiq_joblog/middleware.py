@@ -58,12 +58,12 @@ from .errors import (
 )
 from .payload.sanitize import text_of
 from .recording.current import LiveRun, running
+from .recording.event_rows import freed_by
 from .recording.events import Ended, Enqueued, Started
 from .recording.heartbeat import DEFAULT_HEARTBEAT, DEFAULT_HEARTBEAT_TIMEOUT
 from .recording.log_handler import capture
 from .recording.log_lines import check_level
 from .recording.progress import Reports
-from .recording.transitions import freed_by
 from .states import State
 
 if TYPE_CHECKING:

@@ -201,7 +201,7 @@ class Cancelling:
         started = [row for row in rows if row.state == State.STARTED and row.process is not None]
         if not started:
             return
-        job, seen = self._job, self._transitions.processes_of(started)
+        job, seen = self._job, self._transitions.interruptions.processes_of(started)
         for row in started:
             if row.process not in seen or is_gone(seen[row.process]):
                 job.update(state=State.LOST).where(job.id == row.id).execute()
@@ -223,8 +223,10 @@ class Cancelling:
             for row in rows
             if row.waiting_since is not None
         ]
-        transitions.end_waiting_all(waiters, now)
-        transitions.interrupt_all([row for row in rows if row.state == State.LOST and row.token])
+        transitions.kept.end_waiting_all(waiters, now)
+        transitions.interruptions.interrupt_all(
+            [row for row in rows if row.state == State.LOST and row.token]
+        )
         transitions.locks.give_up({row.jid: row.token for row in rows})
 
     def _details(self, cancelled: Mapping[str, Any], reason: str | None) -> dict[str, str]:

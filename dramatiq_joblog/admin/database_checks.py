@@ -12,6 +12,7 @@ from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.database.dialects.postgresql import is_behind_pooler, prepares
 from dramatiq_joblog.database.indexes import missing_keys
+from dramatiq_joblog.recording.heartbeat import MAX_SKEW
 from dramatiq_joblog.schema.migrations import compare
 from dramatiq_joblog.states import ProblemKind
 
@@ -20,8 +21,6 @@ from .problem import Look, seen
 if TYPE_CHECKING:
     from dramatiq_joblog.schema.tables import Tables
 
-#: Milliseconds that this host's clock may differ from the database's.
-MAX_SKEW = 1_000
 #: At most as many rows are counted or named; what is beyond is shown as "or more".
 MOST = 1_000
 

@@ -16,7 +16,7 @@ import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dramatiq_joblog.payload.sanitize import text_of
-from dramatiq_joblog.recording.transitions import random_bits
+from dramatiq_joblog.recording.tokens import random_bits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

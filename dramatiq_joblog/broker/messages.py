@@ -26,7 +26,7 @@ from dramatiq_joblog.payload.sanitize import (
 )
 from dramatiq_joblog.payload.values import as_int, as_millis, is_same, shown
 from dramatiq_joblog.recording.log_lines import check_level
-from dramatiq_joblog.recording.transitions import default_of
+from dramatiq_joblog.recording.row_rules import default_of
 from dramatiq_joblog.schema.fields import UserIdField, is_text_of_number, user_asked
 from dramatiq_joblog.schema.query import user_field
 

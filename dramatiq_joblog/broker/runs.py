@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.recording.heartbeat import here
-from dramatiq_joblog.recording.transitions import new_token
+from dramatiq_joblog.recording.tokens import new_token
 
 from .deliveries import delivery_of
 from .options import bare

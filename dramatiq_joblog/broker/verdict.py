@@ -24,7 +24,7 @@ from dramatiq_joblog.payload.sanitize import (
 )
 from dramatiq_joblog.recording.current import progress_of
 from dramatiq_joblog.recording.events import Ended
-from dramatiq_joblog.recording.transitions import kept_run
+from dramatiq_joblog.recording.kept_runs import kept_run
 from dramatiq_joblog.states import DeadReason, Outcome, State
 
 from .options import DELAY_SUFFIX, SECTION, UNIQUE, actor_of, attempt_of, eta_of, now, throws

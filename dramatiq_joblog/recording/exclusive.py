@@ -12,19 +12,22 @@ from dramatiq_joblog.locking.waiters import Place
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import FINAL, STARTABLE, DeadReason, Start, State
 
+from .event_rows import freed_by, keys_of
 from .events import Answer, Ended, Started, keeps_newest
 from .heartbeat import has_ended
 from .newest import Newest
 from .rated import Rated
-from .transitions import DEAD_OF_INTERRUPTIONS, KEPT_AT_START, freed_by, keys_of
+from .row_rules import KEPT_AT_START
+from .transitions import DEAD_OF_INTERRUPTIONS
 from .waits import end_waits, fresh_waiters, policy_of, put_off
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from .events import Event
+    from .judge import Known
     from .newest import Successor
-    from .transitions import Known, Transitions
+    from .transitions import Transitions
 
 #: Milliseconds until a copy of a message comes back whose job may be running.
 COPY_DELAY = 5_000
@@ -91,7 +94,7 @@ class Sections:
         now = self._locks.now()
         for row in list(left):
             waiter = {name: getattr(row, name) for name in ("jid", "attempt", "worker")}
-            self.transitions.end_waiting(waiter, to_millis(row.waiting_since), now)
+            self.transitions.kept.end_waiting(waiter, to_millis(row.waiting_since), now)
 
     def _begin_all(self, begins: Sequence[Started]) -> dict[str, Answer]:
         try:
@@ -169,14 +172,14 @@ class Sections:
         if event.replayed:
             # When its run was, and what became of that of the row, must be known.
             return False
-        may_begin = self.transitions.judge(event, row).start is Start.BEGIN
+        may_begin = self.transitions.judge.verdict(event, row).start is Start.BEGIN
         has_run = row.state in FINAL or (row.state in STARTABLE and row.token is not None)
         return may_begin and not has_run and row.waiting_since is None
 
     def _begin(self, event: Started) -> Answer:
         """Begin a run and take its section, or write why not."""
         row = self.transitions.locked(event.jid)
-        verdict = self.transitions.judge(event, row)
+        verdict = self.transitions.judge.verdict(event, row)
         if verdict.start is Start.REFUSE:
             return verdict.refused()
         if verdict.start is Start.KNOWN:
@@ -191,7 +194,7 @@ class Sections:
                 # Two copies of one message never run side by side; this is not for the policy.
                 return verdict.refused(delay=COPY_DELAY)
             # Whatever becomes of this run: the one before it is kept.
-            if self.transitions.close(event, row):
+            if self.transitions.interruptions.close(event, row):
                 self._admission.release(event.needs, replace(event.run, token=row.token))
                 return DEAD_OF_INTERRUPTIONS
         return self._come_in(event, row, reenter=reenter)
@@ -226,7 +229,7 @@ class Sections:
         return Answer(granted=False, found=State.SKIPPED.value, gave_way=True)
 
     def _end_wait(self, event: Started, since: int, now: int) -> None:
-        self.transitions.end_waiting(event.row, since, now)
+        self.transitions.kept.end_waiting(event.row, since, now)
         if len(event.needs) > 1:
             self._locks.waiters.leave([need.key for need in event.needs], event.jid)
 

@@ -31,6 +31,8 @@ KEEP_ENDED = 7 * 24 * 3600 * 1000
 
 #: Milliseconds that a heartbeat may lie ahead of the database's clock, as others read it.
 MAX_FUTURE = 1_000
+#: Milliseconds that two clocks may differ: what a question and its answer take.
+MAX_SKEW = 1_000
 
 #: Milliseconds; more than any timeout is long.
 _LONG = 10**12

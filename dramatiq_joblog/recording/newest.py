@@ -113,7 +113,7 @@ class Newest:
         job.update(skipped).where(job.jid == former).execute()
         if row.waiting_since is not None:
             waiter = {name: getattr(row, name) for name in ("jid", "attempt", "worker")}
-            self._transitions.end_waiting(waiter, to_millis(row.waiting_since), now)
+            self._transitions.kept.end_waiting(waiter, to_millis(row.waiting_since), now)
         return True
 
     def successor(self, event: Started) -> Successor | None:

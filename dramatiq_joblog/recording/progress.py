@@ -52,7 +52,7 @@ class Reports:
         if not batches and not reported:
             return
         with self._transitions.atomic():
-            self._transitions.insert_lines([batch for _, batch in batches])
+            self._transitions.lines.insert([batch for _, batch in batches])
             for start in range(0, len(reported), _BATCH):
                 self._write_progress(reported[start : start + _BATCH])
         for lines, batch in batches:

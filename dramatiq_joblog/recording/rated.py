@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from dramatiq_joblog.locking.needs import Need
 
     from .events import Ended, Started
-    from .transitions import Known, Transitions
+    from .judge import Known
+    from .transitions import Transitions
 
 #: As many of those that wait for a key are looked at, at least.
 _LEAST = 16
@@ -72,7 +73,7 @@ class Rated:
             return True
         if row.state not in STARTABLE or row.token is not None or row.waiting_since is not None:
             return False
-        return self._transitions.judge(event, row).start is Start.BEGIN
+        return self._transitions.judge.verdict(event, row).start is Start.BEGIN
 
     def _begin_of_key(
         self, need: Need, events: Sequence[Started], rows: Mapping[str, Known]

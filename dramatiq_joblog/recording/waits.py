@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from dramatiq_joblog.locking.waiters import Place
 
     from .events import Started
-    from .transitions import Known, Transitions
+    from .judge import Known
+    from .transitions import Transitions
 
 
 def policy_of(need: Need, place: Place, waited: int) -> tuple[str, int | None]:
@@ -59,7 +60,7 @@ def fresh_waiters(
     """Return the jobs of those of *events* that wait and have never begun."""
     waiters = [event.jid for event in events if waits_afresh(event, rows.get(event.jid))]
     # The delivery of one that has ended before may be a repetition.
-    return {*waiters} - transitions.ran_before(waiters) if waiters else set()
+    return {*waiters} - transitions.kept.ran_before(waiters) if waiters else set()
 
 
 def end_waits(
@@ -73,4 +74,4 @@ def end_waits(
     ]
     if waited:
         now = transitions.locks.now()
-        transitions.end_waiting_all([(row, min(since, now)) for row, since in waited], now)
+        transitions.kept.end_waiting_all([(row, min(since, now)) for row, since in waited], now)

@@ -17,7 +17,7 @@ from dramatiq_joblog.database.connection import Connection
 from dramatiq_joblog.locking.needs import Exclusive, Rate, bound_to, carried
 from dramatiq_joblog.recording.exclusive import Sections
 from dramatiq_joblog.recording.events import GRANTED, Ended, Started
-from dramatiq_joblog.recording.transitions import new_token
+from dramatiq_joblog.recording.tokens import new_token
 
 url, name = sys.argv[1:]
 joblog, dice = JobLog(url), random.Random(name)

@@ -53,7 +53,7 @@ def test_long_texts(log):
         {"jid": f"j{n}", "token": "t", "attempt": 1, "outcome": "dead", "traceback": text}
         for n in range(40)
     ]
-    log.core.transitions.insert_failures(failures)
+    log.core.transitions.kept.insert(failures)
 
     kept = log.Failure.select(peewee.fn.char_length(log.Failure.traceback)).tuples()
     assert [100_000] * 40 == [int(length) for (length,) in kept]
@@ -61,7 +61,7 @@ def test_long_texts(log):
 
 def test_a_row_that_comes_in_between(log):
     """A row that another process inserts after it was asked for is written over by the guard."""
-    upsert = log.core.transitions._runs
+    upsert = log.core.transitions._statements.runs
     ask, asked = upsert._ask, []
 
     def ask_and_be_late(rows):

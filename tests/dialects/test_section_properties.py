@@ -25,7 +25,8 @@ from dramatiq_joblog.locking.needs import SECTION
 from dramatiq_joblog.recording.events import Ended, Started
 from dramatiq_joblog.recording.exclusive import Sections
 from dramatiq_joblog.recording.heartbeat import Heartbeat
-from dramatiq_joblog.recording.transitions import Transitions, new_token
+from dramatiq_joblog.recording.tokens import new_token
+from dramatiq_joblog.recording.transitions import Transitions
 
 #: Milliseconds that time leaps when leases run out; and half of what a run trusts its own for.
 LEAP = 1_000_000

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from peewee import MySQLDatabase, PostgresqlDatabase
 
 from dramatiq_joblog.recording.events import GRANTED, Ended, Enqueued, Started
-from dramatiq_joblog.recording.transitions import new_token, same_delivery
+from dramatiq_joblog.recording.tokens import new_token, same_delivery
 from dramatiq_joblog.states import FINAL
 
 JID = "job"
@@ -304,7 +304,7 @@ def test_statements_of_a_batch(joblog, asked, count, events):
 TOKENS = """
 import os, random
 
-from dramatiq_joblog.recording.transitions import new_token
+from dramatiq_joblog.recording.tokens import new_token
 
 random.seed(1)
 mine = {new_token(None)}

@@ -163,7 +163,7 @@ def test_one_statement_whatever_the_columns(joblog, asked):
 def upsert(postgres_database):
     """Return what writes a log's runs to PostgreSQL."""
     log = JobLog(postgres_database)
-    yield log.core.transitions._runs
+    yield log.core.transitions._statements.runs
     log.close()
 
 
@@ -212,7 +212,7 @@ def test_a_connection_that_may_not_prepare(postgres_url):
     database = peewee.PostgresqlDatabase(postgres_url, prefer_psycopg3=True, prepare_threshold=None)
     log = JobLog(database)
     log.create_tables()
-    upsert = log.core.transitions._runs
+    upsert = log.core.transitions._statements.runs
     with database.connection_context():
         assert {"job-0001"} == upsert.write([row(1)])
         made = database.execute_sql("SELECT count(*) FROM pg_prepared_statements").fetchone()

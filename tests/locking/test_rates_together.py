@@ -11,7 +11,7 @@ import pytest
 from dramatiq_joblog import Exclusive, Rate, Unique
 from dramatiq_joblog.locking.needs import RATE
 from dramatiq_joblog.recording.events import Started
-from dramatiq_joblog.recording.transitions import new_token
+from dramatiq_joblog.recording.tokens import new_token
 
 PER = 60_000
 

@@ -9,7 +9,7 @@ import pytest
 
 from dramatiq_joblog import Exclusive
 from dramatiq_joblog.recording.events import Ended, Started
-from dramatiq_joblog.recording.transitions import new_token
+from dramatiq_joblog.recording.tokens import new_token
 
 
 class Starts:

@@ -12,7 +12,7 @@ import stories
 from dramatiq_joblog import JobLogMiddleware, current_job
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.recording.events import Ended, Started
-from dramatiq_joblog.recording.transitions import new_token
+from dramatiq_joblog.recording.tokens import new_token
 from dramatiq_joblog.states import FINAL
 
 NOW = 1_800_000_000_000

@@ -1,0 +1,138 @@
+"""What a start may do, by what its job's row shows and how earlier runs ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dramatiq_joblog.schema.models import to_millis
+from dramatiq_joblog.states import (
+    FINAL,
+    OPEN,
+    STARTABLE,
+    DeadReason,
+    Start,
+    State,
+    judge_start,
+)
+
+from .events import GAVE_WAY, Answer
+from .heartbeat import is_gone
+from .tokens import is_stamped, same_delivery
+
+if TYPE_CHECKING:
+    from dramatiq_joblog.schema.tables import Tables
+
+    from .events import Started
+    from .kept_runs import KeptRuns
+
+
+class Known(NamedTuple):
+    """What a start in a section is judged by, of the job's row."""
+
+    jid: str
+    state: str
+    attempt: int
+    token: str | None
+    dead_reason: str | None
+    #: Whether it waits, and since when: in milliseconds.
+    waiting_since: int | None
+    #: When its last run began, if one did: in milliseconds.
+    started_at: int | None
+
+
+class Verdict(NamedTuple):
+    """What a start may do, and what it was judged by."""
+
+    start: Start
+    #: The state that the job is in, or that it was in after an earlier run of the same delivery.
+    found: str | None = None
+    #: Whether a newer message took its place.
+    gave_way: bool = False
+
+    def refused(self, *, delay: int | None = None) -> Answer:
+        """Return the answer to a run that may not go on, or not before *delay* milliseconds."""
+        return Answer(granted=False, found=self.found, delay=delay, gave_way=self.gave_way)
+
+
+class Judge:
+    """Judges starts.
+
+    Parameters:
+      tables: The tables.
+      kept: The runs that jobs had before.
+    """
+
+    def __init__(self, tables: Tables[Any], kept: KeptRuns) -> None:
+        # Any: peewee's queries are untyped.
+        self._worker: Any = tables.worker
+        self._kept = kept
+
+    def verdict(self, event: Started, row: Any) -> Verdict:
+        """Decide what a start may do, by the job's row or None if it has none."""
+        if row is None:
+            return Verdict(Start.BEGIN)
+        ended, gave_way = self._ended(event, row), row.token == GAVE_WAY
+        start = judge_start(
+            state=row.state,
+            attempt=row.attempt,
+            token=row.token,
+            new_attempt=event.row["attempt"],
+            new_token=event.row["token"],
+            repeated=ended is not None,
+            rerun=event.rerun,
+            cancelled=row.dead_reason == DeadReason.CANCELLED or gave_way,
+            late=event.replayed and self._is_late(event, row),
+        )
+        return Verdict(start, ended or row.state, gave_way)
+
+    def _ended(self, event: Started, row: Any) -> str | None:
+        """Return how a run of the same delivery ended; None if none did, as far as is known."""
+        attempt, token = event.row["attempt"], event.row["token"]
+        if row.token is None and row.state in STARTABLE and attempt >= row.attempt:
+            # No run of it was ever.
+            return None
+        stamped = is_stamped(token)
+        if same_delivery(row.token, token):
+            may_run = row.state in OPEN or row.state == State.WAITING
+            of, ended = row.attempt, None if may_run else str(row.state)
+        elif event.redelivered and not stamped:
+            # Nobody says of which delivery it is a repetition.
+            return _ended_before(row.state, row.attempt, attempt)
+        else:
+            of, ended = self._kept.end_of_delivery(event.jid, token)
+        if ended is None or of != attempt:
+            # Code that counts its retries anew has put it back on purpose.
+            return None
+        if ended == State.DEAD and stamped and not event.redelivered:
+            # A dead letter that is put back as it is carries the stamp too.
+            return None
+        return ended
+
+    def _is_late(self, event: Started, row: Any) -> bool:
+        """Return whether a start that was kept on disk is of before what the row shows."""
+        if row.state in FINAL:
+            # A row that was copied from elsewhere may not say.
+            ended = row.finished_at or row.updated_at
+            return bool(event.row["started_at"] < to_millis(ended))
+        if event.cut_off:
+            # Of two runs that are over, whichever was first, the row has one already.
+            return True
+        if row.state != State.STARTED:
+            return row.started_at is not None and _began_before(event.row, row)
+        seen = self._worker.get_or_none(self._worker.process == row.process)
+        if seen is not None and is_gone(seen):
+            return False
+        return _began_before(event.row, row)
+
+
+def _began_before(run: dict[str, Any], row: Any) -> bool:
+    """Return whether a run began before that of a row; within a millisecond attempts decide."""
+    began = to_millis(row.started_at), row.attempt
+    return bool((run["started_at"], run["attempt"]) < began)
+
+
+def _ended_before(state: str, attempt: int, new_attempt: int) -> str | None:
+    """Return how a run of *new_attempt*, which is delivered again, has ended, by the row alone."""
+    if state in FINAL or state == State.RETRYING:
+        return str(state) if new_attempt <= attempt else None
+    return State.RETRYING.value if new_attempt < attempt else None
