@@ -27,9 +27,10 @@ from .errors import ConfigurationError, RequeueError
 from .recording.current import running
 from .recording.exclusive import Sections
 from .recording.newest import Newest
+from .recording.outage import POLICIES
 from .recording.spool import Spool
 from .recording.transitions import Transitions
-from .recording.writer import POLICIES, Writer
+from .recording.writer import Writer
 from .schema.query import J
 from .schema.tables import Tables, bind_tables, own_fields
 from .statistics.rollups import Totals

@@ -81,7 +81,7 @@ if TYPE_CHECKING:
     from .locking.limits import LimitSet
     from .reading.counts import Count
     from .reading.search import Term
-    from .recording.writer import OnOutage
+    from .recording.outage import OnOutage
     from .schema.query import JobQuery
     from .states import State
     from .statistics.profile import Profile

@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     from .broker.verdict import Run
     from .joblog import JobLog
     from .locking.leases import Held
-    from .recording.writer import Receipt
+    from .recording.inbox import Receipt
 
 #: Milliseconds until a job comes back whose section was lost before it began.
 _AT_ONCE = 250

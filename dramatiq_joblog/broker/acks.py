@@ -22,7 +22,7 @@ from dramatiq.common import q_name
 from dramatiq.logging import get_logger
 from dramatiq.middleware import Middleware
 
-from dramatiq_joblog.recording.writer import locked
+from dramatiq_joblog.recording.inbox import locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dramatiq import Broker
     from dramatiq.broker import MessageProxy
 
-    from dramatiq_joblog.recording.writer import Receipt
+    from dramatiq_joblog.recording.inbox import Receipt
 
 #: With so many handed over and not sent, worker threads wait for theirs.
 MAX_WAITING = 1_000

@@ -9,7 +9,7 @@ from dramatiq.logging import get_logger
 from dramatiq.middleware import GroupCallbacks, MiddlewareError, SkipMessage
 
 from dramatiq_joblog.errors import SectionTakenError, SectionUnknownError
-from dramatiq_joblog.recording.writer import AWAY_DELAY
+from dramatiq_joblog.recording.outage import AWAY_DELAY
 from dramatiq_joblog.states import State
 
 from .options import DELAY_SUFFIX, WAITS

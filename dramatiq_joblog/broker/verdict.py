@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.payload.redaction import Redactor
     from dramatiq_joblog.recording.current import LiveRun
+    from dramatiq_joblog.recording.inbox import LateStart
     from dramatiq_joblog.recording.log_lines import Batch
-    from dramatiq_joblog.recording.writer import LateStart
 
     from .deliveries import Delivery
     from .options import AnyMessage

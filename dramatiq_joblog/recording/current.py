@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from dramatiq_joblog.locking.leases import Held
     from dramatiq_joblog.payload.redaction import Redactor
 
+    from .inbox import LateStart
     from .log_lines import Batch
-    from .writer import LateStart
 
 T = TypeVar("T")
 

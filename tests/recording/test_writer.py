@@ -77,7 +77,7 @@ def test_many_waiters_share_a_commit(joblog):
     assert entered.wait(10)
     for thread in threads[1:]:
         thread.start()
-    while len(joblog.core.writer._tickets) < 8:
+    while len(joblog.core.writer._inbox._receipts) < 8:
         pass
     gate.set()
     for thread in threads:

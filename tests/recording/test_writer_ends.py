@@ -145,7 +145,7 @@ def test_a_writer_that_fails(log, monkeypatch, error):
         def fail(*_):
             raise error
 
-        broken.setattr(log.core.writer, "_write", fail)
+        broken.setattr(log.core.writer._outage, "write", fail)
         broken.setattr(log.core.writer, "_answer", fail)
         with pytest.raises(JobLogError, match="the job log's writer failed: broken"):
             log.core.writer.write(sent("a"))
@@ -182,7 +182,7 @@ def test_an_outcome_that_was_not_written(log, make_broker, worker, monkeypatch):
     """A job whose outcome failed in the writer is not acknowledged."""
     broker = make_broker(joblog=log)
     failed = threading.Event()
-    write = log.core.writer._write
+    write = log.core.writer._outage.write
 
     def fail_of_ends(events):
         if any(event.kind == "end" for event in events):
@@ -195,7 +195,7 @@ def test_an_outcome_that_was_not_written(log, make_broker, worker, monkeypatch):
         pass
 
     with monkeypatch.context() as broken:
-        broken.setattr(log.core.writer, "_write", fail_of_ends)
+        broken.setattr(log.core.writer._outage, "write", fail_of_ends)
         with worker(broker):
             message = work.send()
             assert failed.wait(LONG)

@@ -1,0 +1,265 @@
+"""What becomes of events while the database is unavailable, until it is back."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import random
+import time
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+from dramatiq.logging import get_logger
+
+from dramatiq_joblog.database.connection import PROBE_AFTER, PROBE_AT_MOST, Probe
+from dramatiq_joblog.errors import DatabaseAwayError
+
+from .events import UNANSWERED, Answer, Ended, Started
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from dramatiq_joblog.database.limited_log import LimitedLog
+
+    from .batches import Batches
+    from .events import Answers, Event
+    from .spool import Spool
+    from .transitions import Transitions
+
+#: What becomes of events while the database is unavailable.
+OnOutage: TypeAlias = Literal["spool", "block", "drop"]
+POLICIES: tuple[str, ...] = get_args(OnOutage)
+
+#: Milliseconds until a job with a section comes back while the database is unavailable; about.
+AWAY_DELAY = 3_000
+
+_logger = get_logger(__name__)
+
+
+class Outage:
+    """Writes batches, and keeps them by the log's policy while the database is unavailable.
+
+    Used by one thread.
+
+    Parameters:
+      transitions: The statements of the log.
+      batches: Writes them.
+      spool: Where events go meanwhile.
+      policy: One of :data:`POLICIES`.
+      retry_for: Milliseconds to try a batch before the database is considered unavailable.
+      limited: Where that is logged.
+      wake: Called once the database seems to be back.
+    """
+
+    def __init__(
+        self,
+        transitions: Transitions,
+        batches: Batches,
+        spool: Spool,
+        *,
+        policy: str,
+        retry_for: int,
+        limited: LimitedLog,
+        wake: Callable[[], None],
+    ) -> None:
+        self.policy = policy
+        self._transitions = transitions
+        self._batches = batches
+        self._spool = spool
+        self._retry_for = retry_for
+        self._limited = limited
+        self._wake = wake
+        self._probe: Probe | None = None
+        #: When what the database does not take is given up, as the process ends; monotonic.
+        self._ends_by = math.inf
+        #: Events that were given up then.
+        self._dropped = 0
+        #: Events that could neither be written nor kept.
+        self.lost = 0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the database is considered unavailable."""
+        return self._probe is not None
+
+    @property
+    def seems_over(self) -> bool:
+        """Whether the database has answered since."""
+        return self._probe is not None and self._probe.back.is_set()
+
+    def end_by(self, when: float) -> None:
+        """Give up at *when*, monotonic, what the database does not take: the process ends."""
+        self._ends_by = when
+
+    def write(self, events: Sequence[Event]) -> Answers:
+        """Write a batch of different jobs, or keep it."""
+        if self._probe is not None:
+            return self.keep(events)
+        if self._dropped:
+            return self._drop(events)
+        deadline = time.monotonic() + self._retry_for / 1000
+        pause = 0.01
+        while True:
+            try:
+                return self._batches.write(events)
+            except DatabaseAwayError as e:
+                # A deadlock, a busy file or a restart is over soon.
+                if self.policy != "block" and time.monotonic() > deadline:
+                    self._begin(e)
+                    return self.keep(events)
+                if time.monotonic() > self._ends_by:
+                    return self._drop(events)
+                time.sleep(pause)
+                pause = min(pause * 2, 0.5)
+
+    def consider(self, error: Exception, seconds: float) -> None:
+        """Consider the database unavailable if a question took for as long as a batch may.
+
+        Others wait behind it, each of whom would wait for as long in turn.
+        """
+        if not isinstance(error, DatabaseAwayError) or self.policy == "block":
+            return
+        if self._probe is None and seconds > self._retry_for / 1000:
+            self._begin(error)
+
+    def keep(self, events: Sequence[Event]) -> Answers:
+        """Keep events by the log's policy; runs that need keys come back later."""
+        # Nobody knows whether their keys are free.
+        away = {event.jid: _come_back() for event in _begins(events)}
+        parts = [part for event in events if event.jid not in away for part in _parts(event)]
+        if not parts:
+            return away
+        if self.policy == "drop":
+            self.lost += len(parts)
+            return away
+        pause = 0.1
+        while True:
+            try:
+                self._spool.append(parts)
+            except OSError as e:
+                # Neither the database nor the disk: losing nothing means waiting.
+                _logger.error("The job log's events cannot be kept either: %s", e)  # noqa: TRY400
+                if time.monotonic() > self._ends_by:
+                    self._drop(parts)
+                    return away
+                time.sleep(pause)
+                pause = min(pause * 2, 5.0)
+                with contextlib.suppress(DatabaseAwayError):
+                    return {**away, **self._batches.write(parts)}
+            else:
+                return away
+
+    def replay(self, between: Callable[[], None]) -> None:
+        """Write what was kept, oldest first, and take up normal work if that goes well.
+
+        Parameters:
+          between: Called after each part of it, so that nobody waits for the whole.
+        """
+        try:
+            for chunk in self._spool.replay():
+                for wave in waves(chunk):
+                    self._batches.write(wave)
+                between()
+        except DatabaseAwayError as e:
+            self._say_still(e)
+            # It answers, and refuses what is written: there is no haste.
+            self._look_for_database(PROBE_AT_MOST)
+        else:
+            self._limited.log(
+                logging.INFO,
+                "back",
+                "The job log's database is back, and all that was kept is in it.",
+            )
+            self._probe = None
+
+    def replay_left_behind(self) -> None:
+        """Write what processes that died have kept on this host."""
+        for chunk in self._spool.left_behind():
+            for wave in waves(chunk):
+                self._batches.write(wave)
+
+    def stop(self) -> None:
+        """Look for the database no more, and say what was given up: the thread ends."""
+        if self._probe is not None:
+            self._probe.stop()
+            self._probe = None
+        self._spool.forget()
+        if self._dropped:
+            _logger.error(
+                "%d event(s) of the job log were not written and are lost: its database was "
+                "unavailable until the end.",
+                self._dropped,
+            )
+        self._ends_by, self._dropped = math.inf, 0
+
+    def forget(self) -> None:
+        """Begin as in a new process, which was forked from this one."""
+        self._spool.forget()
+        self._probe = None
+        self._ends_by, self._dropped = math.inf, 0
+
+    def _begin(self, error: DatabaseAwayError) -> None:
+        self._limited.log(
+            logging.ERROR,
+            "unavailable",
+            "The job log's database is unavailable: %s. Until it is back, events are %s. %s",
+            error,
+            f"kept in {self._spool.folder}" if self.policy == "spool" else "dropped",
+            error.cure,
+        )
+        self._look_for_database(PROBE_AFTER)
+
+    def _look_for_database(self, pause: int) -> None:
+        self._probe = Probe(
+            self._transitions.database,
+            self._wake,
+            rehearse=self._transitions.rehearse,
+            still=self._say_still,
+            pause=pause,
+        )
+
+    def _say_still(self, error: Exception) -> None:
+        cure = error.cure if isinstance(error, DatabaseAwayError) else ""
+        self._limited.log(
+            logging.ERROR,
+            "unavailable",
+            "The job log's database is still unavailable: %s. %s",
+            str(error).strip(),
+            cure,
+        )
+
+    def _drop(self, events: Sequence[Event]) -> Answers:
+        """Give up what the database does not take, as the process ends."""
+        self._dropped += len(events)
+        self.lost += len(events)
+        return {event.jid: UNANSWERED for event in _begins(events)}
+
+
+def waves(events: Sequence[Event]) -> Iterator[list[Event]]:
+    """Split *events* so that no part has one job twice, keeping each job's order."""
+    wave: dict[str, Event] = {}
+    for event in events:
+        if event.jid in wave:
+            yield list(wave.values())
+            wave = {}
+        wave[event.jid] = event
+    if wave:
+        yield list(wave.values())
+
+
+def _parts(event: Event) -> list[Event]:
+    """Return an end and the start before it that was not written, as events of their own."""
+    if not isinstance(event, Ended) or event.start is None:
+        return [event]
+    return [event.start, dataclasses.replace(event, start=None)]
+
+
+def _begins(events: Iterable[Event]) -> list[Started]:
+    """Return the starts of runs that need keys."""
+    return [event for event in events if isinstance(event, Started) and event.is_begin]
+
+
+def _come_back() -> Answer:
+    """Return the answer to a run for whose keys the database is unavailable."""
+    return Answer(granted=False, delay=round(AWAY_DELAY * random.uniform(0.5, 1.5)))  # noqa: S311
