@@ -37,7 +37,7 @@ class Event:
     #: Whether it was kept on disk, so that others may have been written before it.
     replayed: bool = field(default=False, kw_only=True, compare=False)
 
-    @property
+    @cached_property
     def jid(self) -> str:
         """The job."""
         return str(self.row["jid"])

@@ -74,7 +74,6 @@ class Writer:
         on_outage: str = "spool",
         retry_for: int = DEFAULT_RETRY_FOR,
     ) -> None:
-        self._sections = sections
         self._transitions = sections.transitions
         self._database: Database = sections.transitions.database
         self._logger = get_logger(__name__, type(self))

@@ -13,7 +13,7 @@ import pytest
 from dramatiq_joblog import JobLog
 from dramatiq_joblog.database import limited_log
 from dramatiq_joblog.database.limited_log import LimitedLog
-from dramatiq_joblog.recording.writer import Writer
+from dramatiq_joblog.recording.outage import Outage
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def entries(caplog):
 @pytest.fixture
 def looked(monkeypatch):
     """Return an event factory: it is set once the database was looked for so many times more."""
-    say = Writer._say_still
+    say = Outage._say_still
 
     def after(times):
         done, count = threading.Event(), iter(range(1, times + 1))
@@ -43,7 +43,7 @@ def looked(monkeypatch):
             if next(count, times) == times:
                 done.set()
 
-        monkeypatch.setattr(Writer, "_say_still", counting)
+        monkeypatch.setattr(Outage, "_say_still", counting)
         return done
 
     return after
