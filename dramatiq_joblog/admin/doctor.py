@@ -220,8 +220,8 @@ class Doctor:
             len(stuck),
             f"{plural(len(stuck), 'section')} {'is' if len(stuck) == 1 else 'are'} stuck",
             f": held by jobs that have ended, {holding} of them with a lease that lasts: {named}.",
-            "they are free when their lease is over, which was not renewed; joblog.unlock(key) "
-            "frees one now",
+            "free each with dramatiq-joblog unlock KEY --reason ..., or on the page Locks; a lease "
+            "that nobody renews runs out by itself",
             " ".join(dict.fromkeys(f"id:{row.owner}" for row in stuck[:5])),
         )
         return Look("sections", well, (problem,))

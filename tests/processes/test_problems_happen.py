@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from dramatiq_joblog import Exclusive, JobLog, JobLogMiddleware
 from dramatiq_joblog.schema.fields import InstantField
 
-pytestmark = [pytest.mark.process, pytest.mark.full]
+pytestmark = pytest.mark.process
 
 SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000
 PAGES = (
@@ -111,9 +111,9 @@ def later(joblog, milliseconds):
     joblog.release()
 
 
-def kinds(joblog):
+def kinds(joblog, **options):
     """Return what needs someone, by kind."""
-    return {problem.kind.value: problem for problem in joblog.problems()}
+    return {problem.kind.value: problem for problem in joblog.problems(**options)}
 
 
 def seen_everywhere(joblog, url, eventually, *expected):
@@ -159,6 +159,46 @@ def kill(running):
         worker.wait()
 
 
+@pytest.mark.parametrize("another_lives", [False, True], ids=["alone", "beside another"])
+def test_a_worker_is_killed(joblog, run, send, states, eventually, tmp_path, another_lives):
+    """The job of a killed worker is lost, whether or not another worker lives to mark it."""
+    with run() as running:
+        jids = send("runs_on")
+        eventually((tmp_path / "began").exists)
+        assert {} == kinds(joblog)
+        kill(running)
+
+    found = eventually(lambda: kinds(joblog).get("lost"))
+
+    assert jids == [job.jid for job in joblog.search(found.search)]
+    if another_lives:
+        (tmp_path / "go").touch()
+        with run():
+            eventually(lambda: states(jids) == {"finished"}, timeout=60)
+            assert {} == kinds(joblog)
+
+
+def test_queues_and_threads(joblog, run, send, states, eventually, tmp_path):
+    """A queue that no worker consumes, and threads that are all busy, are seen at once."""
+    with run(threads=1, args=["--queues", "default"]):
+        first = send("runs_on")
+        eventually((tmp_path / "began").exists)
+        assert {} == kinds(joblog, patience=0)
+
+        second, other = send("runs_on"), send("elsewhere", queue="other")
+        found = eventually(lambda: len(f := kinds(joblog, patience=0)) == 2 and f)
+
+        assert other == [job.jid for job in joblog.search(found["queues"].search)]
+        assert "'other'" in found["queues"].text
+        assert second == [job.jid for job in joblog.search(found["threads"].search)]
+        # So early it is nobody's concern.
+        assert {} == kinds(joblog)
+        (tmp_path / "go").touch()
+        eventually(lambda: states([*first, *second]) == {"finished"})
+        assert {"queues"} == set(kinds(joblog, patience=0))
+
+
+@pytest.mark.full
 def test_messages_that_the_broker_lost(
     joblog, broker, run, send, states, eventually, everywhere, ask, tmp_path
 ):
@@ -193,6 +233,7 @@ def test_messages_that_the_broker_lost(
         assert ask("doctor").exit_code == 0
 
 
+@pytest.mark.full
 def test_a_retry_that_the_broker_refuses(joblog, broker, run, send, states, eventually, everywhere):
     """A job whose retry the broker has no memory for is dead, and its retry lost."""
     with run(expects_critical="nexpected"):
@@ -206,6 +247,7 @@ def test_a_retry_that_the_broker_refuses(joblog, broker, run, send, states, even
         assert {} == kinds(joblog)
 
 
+@pytest.mark.full
 def test_errors_that_are_new_and_rise(joblog, run, send, states, eventually, everywhere, tmp_path):
     """An error of a deploy is new; the same error a week later, more often than usual, rises."""
     with run():
@@ -229,6 +271,7 @@ def test_errors_that_are_new_and_rise(joblog, run, send, states, eventually, eve
         assert {*more} <= {job.jid for job in joblog.search(found.search)}
 
 
+@pytest.mark.full
 def test_a_type_that_was_faster_a_week_ago(
     joblog, run, send, states, eventually, everywhere, tmp_path
 ):
@@ -250,6 +293,51 @@ def test_a_type_that_was_faster_a_week_ago(
         assert {*slow} == {job.jid for job in joblog.search(found.search)}
 
 
+@pytest.mark.full
+def test_a_type_that_failed_less_a_week_ago(
+    joblog, run, send, states, eventually, everywhere, tmp_path
+):
+    """Jobs of a type of which more fail than a week ago, of what is neither new nor rising."""
+    with run(threads=8):
+        usual = send("imports", 180)
+        eventually(lambda: states(usual) == {"finished"}, timeout=30)
+        (tmp_path / "broken").touch()
+        # So many in an hour that what comes now is no more than usual.
+        usual = send("imports", 9)
+        eventually(lambda: states(usual) == {"dead"})
+        later(joblog, 7 * DAY)
+        broken = send("imports", 8)
+        eventually(lambda: states(broken) == {"dead"})
+        (tmp_path / "broken").unlink()
+        others = send("imports", 4)
+        eventually(lambda: states(others) == {"finished"})
+        found = everywhere("failing")["failing"]
+        assert "import fails more often than a week ago: 67% of 12 runs instead of 5%" in found.text
+        assert {*broken} <= {job.jid for job in joblog.search(found.search)}
+
+
+@pytest.mark.full
+def test_a_section_that_an_ended_job_holds(
+    joblog, run, send, states, eventually, everywhere, tmp_path
+):
+    """A key that a job took by hand and never gave back is stuck until somebody unlocks it."""
+    with run():
+        [holder] = send("never_lets_go")
+        eventually(lambda: states([holder]) == {"finished"})
+        [waits] = send("holds")
+        eventually(lambda: states([waits]) == {"waiting"})
+        found = everywhere("sections")["sections"]
+        assert "'erp'" in found.text
+        assert [holder] == [job.jid for job in joblog.search(found.search)]
+
+        (tmp_path / "go").touch()
+        fence = joblog.locks.get().fence
+        joblog.unlock("erp", fence=fence, reason="its job has ended", who="ada")
+        assert {} == kinds(joblog)
+        eventually(lambda: states([waits]) == {"finished"}, timeout=30)
+
+
+@pytest.mark.full
 def test_a_queue_that_nobody_consumes_any_more(joblog, run, send, eventually, everywhere, tmp_path):
     """Jobs of a queue whose workers were taken away wait, as do those behind busy threads."""
     with run(threads=1, args=["--queues", "default"]):
@@ -270,6 +358,7 @@ def test_a_queue_that_nobody_consumes_any_more(joblog, run, send, eventually, ev
         assert {} == kinds(joblog)
 
 
+@pytest.mark.full
 def test_a_clock_that_is_wrong(joblog, run, everywhere, eventually, redis_url, database_url):
     """A worker whose host's clock is an hour off is a problem as long as it lives."""
     environment = {"SKEWED_BY": str(HOUR), "VICTIM_BROKER": redis_url}
@@ -279,6 +368,7 @@ def test_a_clock_that_is_wrong(joblog, run, everywhere, eventually, redis_url, d
         everywhere("clock")
 
 
+@pytest.mark.full
 def test_a_job_that_did_not_run(joblog, run, send, everywhere, eventually):
     """A job that is expected to finish and did not is missed, until one has."""
     with run(env={"PROBLEM_EXPECTS": "nightly"}):
@@ -286,6 +376,7 @@ def test_a_job_that_did_not_run(joblog, run, send, everywhere, eventually):
         assert "'nightly'" in found.text
 
 
+@pytest.mark.full
 def test_events_that_wait_on_a_disk(
     postgres_database, broker, run_worker_process, redis_url, eventually, tmp_path
 ):

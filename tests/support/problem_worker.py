@@ -20,6 +20,8 @@ joblog = JobLog(
 broker = brokers.connect(os.environ["PROBLEM_BROKER"], namespace="problem", impatient=True)
 broker.add_middleware(JobLogMiddleware(joblog, heartbeat=100, heartbeat_timeout=1000))
 dramatiq.set_broker(broker)
+#: Blocks that nobody leaves.
+entered = []
 
 
 class FeedError(Exception):
@@ -57,9 +59,27 @@ def loses_its_retry():
 @dramatiq.actor(exclusive=Exclusive("erp", on_conflict="wait"), max_retries=0)
 def holds():
     """Hold a section until a file says that it is enough."""
+    run_on()
+
+
+@dramatiq.actor(max_retries=0)
+def runs_on():
+    """Run until a file says that it is enough."""
+    run_on()
+
+
+def run_on():
     (folder / "began").touch()
     while not (folder / "go").exists():
         time.sleep(0.01)
+
+
+@dramatiq.actor(max_retries=0)
+def never_lets_go():
+    """Take a key by hand, for an hour, and end without leaving its block."""
+    lock = joblog.lock("erp", ttl=3_600_000)
+    lock.__enter__()
+    entered.append(lock)
 
 
 @dramatiq.actor(queue_name="other")
