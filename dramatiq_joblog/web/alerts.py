@@ -55,7 +55,7 @@ def alerts(visit: Visit) -> Response:
     if visit.wants_json:
         return visit.json(
             {
-                "alerts": [state.as_dict() for state in found],
+                "alerts": [visit.as_dict(state) for state in found],
                 "offered": [each.as_dict() for each in offered],
             }
         )

@@ -11,9 +11,11 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from dramatiq_joblog.database.timeouts import answered_within
 from dramatiq_joblog.errors import DatabaseAwayError, JobNotFound, QueryTimeout, SearchError
+from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import State
 
+from . import hidden
 from .access import ALL, CSRF_FIELD, METRICS
 from .links import Links
 from .sending import is_known, tagged
@@ -52,10 +54,6 @@ _DONE = {
         "{} keys are unlocked.",
     ),
 }
-
-
-#: What stands in a job of what it was sent, and of what it noted.
-_SENT_AND_NOTED = frozenset({"args", "kwargs", "meta", "progress"})
 
 
 class Visit:
@@ -127,10 +125,21 @@ class Visit:
 
     def as_dict(self, row: Any) -> dict[str, Any]:
         """Return a row as data, without what the sender may not see."""
-        document: dict[str, Any] = row.as_dict()
         if not self.access.sees_arguments:
-            document = {k: v for k, v in document.items() if k not in _SENT_AND_NOTED}
+            return hidden.as_dict(row)
+        document: dict[str, Any] = row.as_dict()
         return document
+
+    def seen(self, row: T) -> T:
+        """Return a row that was read, without what the sender may not see."""
+        if self.access.sees_arguments:
+            return row
+        without: T = hidden.without_arguments(row)
+        return without
+
+    def key(self, key: str) -> str:
+        """Return the key of a section, if the sender may see that."""
+        return key if self.access.sees_arguments else hidden.HIDDEN
 
     @property
     def patience(self) -> int:
@@ -176,9 +185,12 @@ class Visit:
             return default
 
     def rows(self, what: str | None, ask: Callable[[], Iterable[Any]]) -> list[Any]:
-        """Return the rows of a query, or none if the database takes too long for them."""
+        """Return the rows of a query, or none if the database takes too long for them.
+
+        What the sender may not see is not in them.
+        """
         none: list[Any] = []
-        return self.part(what, lambda: list(ask()), none)
+        return [self.seen(row) for row in self.part(what, lambda: list(ask()), none)]
 
     def whole(self, figures: F) -> F:
         """Return figures of a time, and say since when they are complete if they are not."""
@@ -312,9 +324,7 @@ class Visit:
           SearchError: If they cannot be understood, or ask for what may not be seen.
         """
         if not self.may_ask(words):
-            raise SearchError(
-                "You may not see the arguments of jobs, so args: and lines: find none."
-            )
+            raise SearchError(hidden.REFUSAL)
         return self.joblog.search(words, now=self.local_now, broker=self.site.broker)
 
     def may_ask(self, words: str) -> bool:
@@ -325,7 +335,11 @@ class Visit:
         """
         if self.access.sees_arguments:
             return True
-        return not any(_is_of_arguments(term.key) for term in self.joblog.terms_of(words))
+        return not hidden.asks_for_arguments(self.joblog.terms_of(words)) or self._is_jid(words)
+
+    def _is_jid(self, words: str) -> bool:
+        jid = words.strip().strip('"')
+        return bool(self.joblog.jobs.where(self.joblog.Job.jid == fold_jid(jid)).exists())
 
     def _nav(self, *, counted: bool) -> list[tuple[str, str, str, Any]]:
         """Return the pages; a page that shows an error asks the database nothing."""
@@ -351,7 +365,10 @@ class Visit:
     def problems(self) -> list[Problem]:
         """Return what needs someone; it is some seconds old."""
         timeout = min(self.site.timeout, PROBLEMS_WITHIN)
-        return self.site.keep("problems", lambda: self.joblog.problems(timeout=timeout), times=2)
+        found: list[Problem] = self.site.keep(
+            "problems", lambda: self.joblog.problems(timeout=timeout), times=2
+        )
+        return found if self.access.sees_arguments else list(map(hidden.without_keys, found))
 
     def _alive(self) -> int:
         worker = self.joblog.Worker
@@ -365,10 +382,6 @@ class Visit:
                 name, lambda: self.part(f"the number of {name}", ask, None)
             )
         return self._figures[name]
-
-
-def _is_of_arguments(key: str | None) -> bool:
-    return key in {"args", "lines"} or (key or "").startswith("args.")
 
 
 def _prefers_json(accept: str) -> bool:

@@ -37,13 +37,13 @@ MOST_LINES, MOST_ACTIONS = 500, 50
 
 def job(visit: Visit) -> Response:
     """Answer with one job."""
-    found = _find(visit, visit.request.path_params["jid"])
+    found = visit.seen(_find(visit, visit.request.path_params["jid"]))
     log = visit.joblog
     failures = visit.rows("the failed runs", lambda: found.failures)
     lines = []
     if visit.access.sees_arguments:
         lines = visit.rows("the log lines", lambda: found.lines.limit(MOST_LINES))
-    family = visit.part("the family", lambda: _family(visit, found), [found])
+    family = visit.rows("the family", lambda: _family(visit, found)) or [found]
     relatives = Family(found, family, visit.now)
     deeds = visit.rows(
         "the actions", lambda: log.actions.where(log.Action.jid == found.jid).limit(50)
@@ -52,10 +52,10 @@ def job(visit: Visit) -> Response:
         return visit.json(
             {
                 "job": visit.as_dict(found),
-                "failures": [row.as_dict() for row in failures],
-                "lines": [row.as_dict() for row in lines],
+                "failures": [visit.as_dict(row) for row in failures],
+                "lines": [visit.as_dict(row) for row in lines],
                 "family": [visit.as_dict(row) for row in family if row.jid != found.jid],
-                "actions": [row.as_dict() for row in deeds],
+                "actions": [visit.as_dict(row) for row in deeds],
             }
         )
     runs = runs_of(found, failures, visit.now)

@@ -45,7 +45,7 @@ def jobs(visit: Visit) -> Response:
         page = visit.part("the jobs", lambda: _page(visit, query, sort), None)
     except SearchError as e:
         return _not_understood(visit, words, e)
-    found = [] if page is None else page.jobs
+    found = [] if page is None else [visit.seen(job) for job in page.jobs]
     if visit.wants_json:
         return visit.json(
             {
@@ -234,7 +234,11 @@ def complete(visit: Visit) -> Response:
     if not _:
         keys = [k for k in search.KEYS if k.startswith(key.lower())]
         return visit.json({"words": [{"word": f"{k}:", "hint": search.KEYS[k]} for k in keys]})
-    found = visit.part(None, lambda: visit.joblog.complete(key, prefix.strip('"')), [], timeout=500)
+    found: list[tuple[str, Any]] = []
+    if visit.may_ask(f"{key}:x"):
+        found = visit.part(
+            None, lambda: visit.joblog.complete(key, prefix.strip('"')), [], timeout=500
+        )
     if key in {"since", "until", "ended"}:
         spans = ("15m", "1h", "24h", "7d", "today", "yesterday")
         found = [(span, None) for span in spans if span.startswith(prefix)]

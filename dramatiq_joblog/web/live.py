@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,9 @@ LOOKED_AT = 500
 def locks(visit: Visit) -> Response:
     """Answer with the keys that are held, and who waits for them."""
     log = visit.joblog
-    held = visit.rows("the locks", lambda: log.locks.limit(PER_PAGE * 2))
+    none: list[Any] = []
+    # With their keys, which lead to those who wait.
+    held = visit.part("the locks", lambda: list(log.locks.limit(PER_PAGE * 2)), none)
     owners = [lock.owner for lock in held]
     found = visit.rows("the holders", lambda: log.jobs.where(log.Job.jid.in_(owners)))
     holders = {job.jid: job for job in found}
@@ -37,11 +39,18 @@ def locks(visit: Visit) -> Response:
     for lock in held:
         if lock.key not in lines:
             lines[lock.key] = waiters(visit, lock.key)
-    limits = visit.rows("the limits", lambda: log.limits)
+    limits = [
+        replace(limit, key=visit.key(limit.key))
+        for limit in visit.rows("the limits", lambda: log.limits)
+    ]
     free = _free(visit, lines)
     if visit.wants_json:
-        rows_ = [lock.as_dict() | {"waiters": [w.jid for w in lines[lock.key]]} for lock in held]
-        waits = [{"key": line.key, "waiters": [w.jid for w in line.jobs]} for line in free]
+        rows_ = [
+            {"waiters": [w.jid for w in lines[lock.key]]} | visit.as_dict(lock) for lock in held
+        ]
+        waits = [
+            {"key": visit.key(line.key), "waiters": [w.jid for w in line.jobs]} for line in free
+        ]
         return visit.json(
             {"locks": rows_, "free": waits, "limits": [each.as_dict() for each in limits]}
         )
@@ -53,14 +62,16 @@ def locks(visit: Visit) -> Response:
     for lock in held:
         slots = sum(other.key == lock.key for other in held)
         line = None if lock.key in seen else lines[lock.key]
-        rows.append(LockRow(lock, holders.get(lock.owner), line, slots, visit.now))
+        rows.append(
+            LockRow(lock, holders.get(lock.owner), line, slots, visit.now, key=visit.key(lock.key))
+        )
         seen.add(lock.key)
     waiting = sum(len(line) for line in lines.values()) + sum(len(line.jobs) for line in free)
     some = f"{len(rows)} section{'s' * (len(rows) != 1)} held, "
     sub = f"{some}{waiting} job{'s' * (waiting != 1)} waiting"
     sub *= "the locks" not in visit.missing
     facts = {
-        "free": free,
+        "free": [replace(line, key=visit.key(line.key)) for line in free],
         "rows": rows,
         "sub": sub,
         "limits": [(each, said_of(each)) for each in limits],

@@ -243,6 +243,7 @@ class LockRow:
       waiters: The jobs that wait for it, in order; None for a further slot of the same key.
       slots: How many slots of the key are held.
       now: The time that everything on the page is counted from.
+      key: The key as it may be seen.
     """
 
     def __init__(
@@ -252,9 +253,11 @@ class LockRow:
         waiters: Sequence[Any] | None,
         slots: int,
         now: datetime,
+        *,
+        key: str,
     ) -> None:
         self.id: int = lock.id
-        self.key: str = lock.key
+        self.key = key
         self.slot: int = lock.slot
         self.fence: int = lock.fence
         self.ttl: int = lock.ttl
