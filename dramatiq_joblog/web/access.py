@@ -58,6 +58,8 @@ MAX_BODY, MAX_SMALL_BODY = 1_000_000, 20_000
 BODY_WITHIN = 30.0
 #: The paths that a program with the token for metrics may read, and that of the live probe.
 METRICS, LIVE = ("/metrics", "/health"), "/live"
+#: What the paths of links for tickets begin with: who has one needs no other leave.
+TICKETS = "/tickets/"
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Gate:
         request = Request(scope)
         path = Links(request, "").path
         # Anyone may have the assets, as the sign-in page needs them too, and hear that it lives.
-        is_open = path.startswith("/static/") or path == LIVE
+        is_open = path.startswith(("/static/", TICKETS)) or path == LIVE
         access = Access(NONE) if is_open else await self._decide(request, path)
         if isinstance(access, Response):
             # The application's own answer: its page must not get our content policy.

@@ -25,6 +25,7 @@ from dramatiq_joblog.reading.display import exact, number
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import CANCELLABLE, State
 
+from . import tickets
 from .formats import plain_duration, short
 from .named import arguments_of
 from .presenters import JobRow
@@ -124,6 +125,7 @@ def do(visit: Visit, form: FormData) -> Response:
     what = visit.request.path_params["what"]
     back = visit.link.local(str(form.get("back", "")))
     others: dict[str, Callable[[], Response]] = {
+        tickets.WHAT: lambda: tickets.make(visit, form),
         "change": lambda: _change(visit, form),
         "forget": lambda: _forget_search(visit, form),
         "save": lambda: _save_search(visit, form),

@@ -17,13 +17,27 @@ from dramatiq_joblog.alerts.functions import check_function
 from dramatiq_joblog.asking.threads import BusyError, UnansweredError
 from dramatiq_joblog.errors import ConfigurationError
 
-from . import actions, alerts, compare, dead, job, jobs, overview, queues, types, users, zones
+from . import (
+    actions,
+    alerts,
+    compare,
+    dead,
+    job,
+    jobs,
+    overview,
+    queues,
+    tickets,
+    types,
+    users,
+    zones,
+)
 from . import live as now
 from . import probes as status
 from .access import (
     CSRF_FIELD,
     LIVE,
     READ_ONLY,
+    TICKETS,
     Gate,
     begin_session,
     check_csrf,
@@ -248,6 +262,7 @@ def _routes(site: Site) -> list[Route]:
         *(Route(path, _read(site, ask), methods=["GET"]) for path, ask in reads.items()),
         Route("/do/{what}", _act(site), methods=["POST"]),
         Route("/zone", _set_zone(site), methods=["POST"]),
+        Route(f"{TICKETS}{{token}}", _show_ticket(site), methods=["GET"]),
         Route("/login", _show_login(site), methods=["GET"]),
         Route("/login", _sign_in(site), methods=["POST"]),
         Route("/logout", _sign_out(site), methods=["POST"]),
@@ -262,6 +277,13 @@ def _read(site: Site, ask: Callable[[Visit], Response]) -> Callable[[Request], A
         if refusal := visit.refusal():
             return refusal
         return await _in_a_thread(visit, ask)
+
+    return endpoint
+
+
+def _show_ticket(site: Site) -> Callable[[Request], Any]:
+    async def endpoint(request: Request) -> Response:
+        return await _in_a_thread(Visit(site, request), tickets.show)
 
     return endpoint
 

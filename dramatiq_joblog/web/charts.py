@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datetime import datetime, tzinfo
 
 _HOUR, _DAY = 3_600_000, 86_400_000
+_WEEK = timedelta(weeks=1)
 #: The lines of a log scale, in milliseconds, and how they are called.
 DECADES = {
     1: "1 ms",
@@ -65,18 +66,19 @@ class Hit:
     label: str
 
 
-def throughput(stats: Any, zone: tzinfo, usual: Sequence[float | None] = ()) -> dict[str, Any]:
+def throughput(stats: Any, zone: tzinfo, before: Any = None) -> dict[str, Any]:
     """Draw jobs by outcome over time: what went well above, what failed below on its own scale.
 
     Parameters:
       stats: What became of the jobs.
       zone: The zone that times are shown in.
-      usual: How many jobs ended in each bar of the week before; empty if that is not known.
+      before: The same of the week before, or None.
     """
     times, step, series = _gathered(stats)
+    usual = [] if before is None else _went_well(before, times, step)
     good, skipped = series["finished"], series["skipped"]
     bad, dead = series["retried"], series["dead"]
-    top = nice(max((a + b for a, b in zip(good, skipped, strict=True)), default=0))
+    top = nice(max([*usual, *(a + b for a, b in zip(good, skipped, strict=True))], default=0))
     low = nice(max((a + b for a, b in zip(bad, dead, strict=True)), default=0))
     width = WIDE / max(1, len(times))
     gap = min(6.0, width * 0.3)
@@ -101,6 +103,7 @@ def throughput(stats: Any, zone: tzinfo, usual: Sequence[float | None] = ()) -> 
         figures = [number(values[index]) for values in (good, skipped, bad, dead)]
         names = ("finished", "skipped", "retried", "dead")
         label = ", ".join(f"{text} {name}" for text, name in zip(figures, names, strict=True))
+        figures += [number(round(value)) for value in usual[index : index + 1]]
         place = index * width, width
         hits.append(hit(place, at, step, zone=zone, values=figures, label=label))
     return {
@@ -113,19 +116,41 @@ def throughput(stats: Any, zone: tzinfo, usual: Sequence[float | None] = ()) -> 
         "axis": time_axis(times, step, zone),
         "counts": stats.counts,
         "usual": line([(index + 0.5) * width for index in range(len(usual))], usual, top, UP),
+        "usually": round(sum(usual)),
     }
 
 
-def deploys(marks: Iterable[Any], stats: Any, zone: tzinfo) -> list[dict[str, Any]]:
-    """Place the moments that something changed on the axis of the throughput, oldest first.
+def _went_well(before: Any, times: Sequence[datetime], step: int) -> list[float]:
+    """Return how many jobs finished or were skipped a week before each bar.
+
+    Only its hours are known by now: a bar has its part of them.
+    """
+    series = zip(before.series["finished"], before.series["skipped"], strict=True)
+    numbers = [sum(each) for each in series]
+    found = []
+    for at in times:
+        first = (at - _WEEK - before.since) / timedelta(milliseconds=before.step)
+        last = first + step / before.step
+        inside = range(max(0, math.floor(first)), min(len(numbers), math.ceil(last)))
+        found.append(sum(numbers[n] * (min(n + 1, last) - max(n, first)) for n in inside))
+    return found
+
+
+def deploys(marks: Iterable[Any], period: Any, zone: tzinfo) -> list[dict[str, Any]]:
+    """Place the moments that something changed on a time axis, oldest first.
 
     A name that would stand on another is left to the title of its line.
+
+    Parameters:
+      marks: The changes.
+      period: What has ``since`` and ``until`` of the axis.
+      zone: The zone that times are shown in.
     """
-    whole = (stats.until - stats.since) / timedelta(milliseconds=1)
+    whole = (period.until - period.since) / timedelta(milliseconds=1)
     placed: list[dict[str, Any]] = []
     free_from = 0.0
     for mark in sorted(marks, key=lambda mark: (mark.at, mark.id)):
-        share = (mark.at - stats.since) / timedelta(milliseconds=1) / whole
+        share = (mark.at - period.since) / timedelta(milliseconds=1) / whole
         if not 0 <= share <= 1:
             continue
         before, at = share > 0.5, mark.at.astimezone(zone)

@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING, Any
 from dramatiq_joblog.errors import SearchError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .context import Visit
+    from .periods import Period
 
 #: Rows of each kind that a page counts itself, where no worker has counted them yet.
 COUNTED_AT_MOST = 10_000
+#: So many changes are marked at most, the last ones.
+MARKS = 40
 #: Rows on one page.
 PER_PAGE = 50
 
@@ -27,16 +32,23 @@ RANGES = {
 DEFAULT_RANGE = "24h"
 
 
-def chosen(visit: Visit, name: str, options: dict[str, int]) -> str:
-    """Return which of some ranges is asked for.
+def chosen(fields: Mapping[str, Any], name: str, options: dict[str, int]) -> str:
+    """Return which of some ranges an address or a form names.
 
     Raises:
       SearchError: If it is none of them.
     """
-    given = visit.query.get(name, DEFAULT_RANGE)
+    given = str(fields.get(name, DEFAULT_RANGE))
     if given not in options:
         raise SearchError(f"{name}={given!r} is not offered: use one of {', '.join(options)}")
     return given
+
+
+def marks_in(visit: Visit, period: Period) -> list[Any]:
+    """Return the moments that something changed in a time, the newest first."""
+    deploy = visit.joblog.Deploy
+    within = deploy.at >= period.since, deploy.at <= period.end
+    return visit.rows("the marks", lambda: visit.joblog.marks.where(*within).limit(MARKS))
 
 
 def waiters(visit: Visit, key: str) -> list[Any]:
@@ -51,6 +63,7 @@ def deed(row: Any) -> dict[str, Any]:
         "cancel": "cancelled",
         "dismiss": "dismissed",
         "requeue": "ran again",
+        "ticket": "made a link for a ticket",
         "unlock": "unlocked",
     }
     return {
@@ -58,6 +71,7 @@ def deed(row: Any) -> dict[str, Any]:
         "who": row.who or "someone",
         "verb": verbs.get(row.what, str(row.what)),
         "jid": row.jid if row.what != "unlock" else None,
-        "key": row.key,
+        # Of a link the digest is kept, which nobody can read.
+        "key": row.key if row.what != "ticket" else None,
         "detail": row.detail,
     }

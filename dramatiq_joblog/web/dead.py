@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.schema.models import instant_of, to_millis
@@ -24,7 +25,7 @@ MOST_GROUPS = 100
 
 def dead(visit: Visit) -> Response:
     """Answer with the dead jobs by error and actor, over windows of time."""
-    window = chosen(visit, "window", WINDOWS)
+    window = chosen(visit.query, "window", WINDOWS)
     log = visit.joblog
     groups = visit.rows(
         "the groups",
@@ -45,6 +46,8 @@ def dead(visit: Visit) -> Response:
         ),
         {},
     )
+    if not visit.access.sees_arguments:
+        groups, messages = [replace(group, message=None) for group in groups], {}
     if visit.wants_json:
         rows_ = [_plain_group(group, series) for group in groups]
         return visit.json({"window": window, "step": step, "groups": rows_})
@@ -166,7 +169,7 @@ def actions(visit: Visit) -> Response:
     found, more = found[:PER_PAGE], len(found) > PER_PAGE
     older = visit.link.here(before=found[-1].id) if more else None
     if visit.wants_json:
-        rows_ = [row.as_dict() for row in found]
+        rows_ = [visit.as_dict(row) for row in found]
         return visit.json({"actions": rows_, "older": found[-1].id if more else None})
     facts = {"rows": [deed(row) for row in found], "older": older}
     return visit.page("actions.html", "Actions", facts, live=not before, section="actions")

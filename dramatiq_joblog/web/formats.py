@@ -216,11 +216,17 @@ def _package(file: str) -> str:
     return "Python" if _OF_PYTHON.search(file) else ""
 
 
+def capitalize_first(text: str) -> str:
+    """Return a text that begins a sentence; names in it stay as they are."""
+    return text[:1].upper() + text[1:]
+
+
 FILTERS = {
     "ago": ago,
     "argument": argument,
     "as_is": as_is,
     "brief": brief,
+    "capitalize_first": capitalize_first,
     "clock": clock,
     "count": count,
     "duration": duration,

@@ -14,6 +14,8 @@ from .common import DEFAULT_RANGE, RANGES, chosen
 from .formats import spaced
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .context import Visit
 
 #: How many times two seconds what is drawn of a range may be old: a bar is a step wide.
@@ -72,10 +74,10 @@ class Period:
         back = milliseconds * _MS
         return self.since - back, self.end - back
 
-    def query(self) -> dict[str, Any]:
-        """Return what stands in an address for it."""
+    def query(self, *, whole: bool = False) -> dict[str, Any]:
+        """Return what stands in an address for it: nothing for the usual one, unless *whole*."""
         if self.name:
-            return {"range": None if self.name == DEFAULT_RANGE else self.name}
+            return {"range": None if self.name == DEFAULT_RANGE and not whole else self.name}
         until = None if self.until is None else _iso(self.until)
         return {"since": _iso(self.since), "until": until}
 
@@ -86,9 +88,18 @@ def period_of(visit: Visit) -> Period:
     Raises:
       SearchError: If it is none.
     """
-    since, until = visit.query.get("since", ""), visit.query.get("until", "")
+    return period_in(visit, visit.query)
+
+
+def period_in(visit: Visit, given: Mapping[str, Any]) -> Period:
+    """Return the time that an address or a form names.
+
+    Raises:
+      SearchError: If it is none.
+    """
+    since, until = str(given.get("since", "")), str(given.get("until", ""))
     if not since and not until:
-        name = chosen(visit, "range", RANGES)
+        name = chosen(given, "range", RANGES)
         begin = visit.now - RANGES[name] * _MS
         return Period(name, begin, None, visit.now, f"the last {spaced(name)}")
     if not since:

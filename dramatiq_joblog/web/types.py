@@ -14,7 +14,7 @@ from dramatiq_joblog.statistics.changes import LEAST, SMALLEST, USUAL, surprise
 from dramatiq_joblog.statistics.series import Percentiles
 
 from . import charts
-from .common import COUNTED_AT_MOST, RANGES
+from .common import COUNTED_AT_MOST, RANGES, marks_in
 from .formats import percent, plain_duration
 from .periods import WEEK, period_of
 from .unusual import last_week, past, type_rows
@@ -116,6 +116,9 @@ def one_type(visit: Visit) -> Response:
         "chart": None
         if profile is None
         else charts.latency(profile, was, visit.zone, looked.dots if few else ()),
+        "deploys": []
+        if profile is None
+        else charts.deploys(marks_in(visit, period), profile, visit.zone),
         "high": charts.HIGH,
         "low": charts.LOW,
         "hist": None
@@ -296,7 +299,7 @@ def _cells(
 
 
 def _rate(value: float) -> str:
-    return f"{value:,.0f}".replace(",", "\u202f") if value >= 10 else f"{value:.3g}"
+    return f"{value:,.0f}".replace(",", "\u202f") if value >= 10 else f"{value:.2g}"
 
 
 def _failed(profile: Any) -> float | None:

@@ -13,7 +13,7 @@ from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.states import ACTIVE, FINAL, Outcome, State
 
 from . import charts
-from .common import RANGES
+from .common import RANGES, marks_in
 from .formats import brief, percent, plain_duration
 from .periods import WEEK, Period, period_of
 from .presenters import JobRow
@@ -40,10 +40,10 @@ def user(visit: Visit) -> Response:
     name = visit.request.path_params["user"]
     visit.wants_json = visit.prefers_json
     period = period_of(visit)
-    rows, capped = _jobs(visit, name, period)
+    rows, capped = jobs_of(visit, name, period)
     if not rows and name.endswith(".json"):
         stem = name.removesuffix(".json")
-        found = _jobs(visit, stem, period)
+        found = jobs_of(visit, stem, period)
         if found[0]:
             name, (rows, capped), visit.wants_json = stem, found, True
     if visit.wants_json:
@@ -52,27 +52,40 @@ def user(visit: Visit) -> Response:
     if not rows:
         newest = visit.joblog.jobs.for_user(name).order_by(visit.joblog.Job.created_at.desc())
         last = next(iter(visit.rows(None, lambda: newest.limit(1))), None)
-    waits = _waits(visit, rows)
-    axis = _axis(period)
+    waits = waits_of(visit, rows)
     facts = {
         "user": name,
         "words": word("user", name),
         "period": period,
         "ranges": list(RANGES),
-        "cells": _cells(visit, name, period, rows, waits, capped=capped) if rows else [],
-        "verdict": _verdict(rows, visit.now),
-        "lanes": _lanes(rows, waits, axis),
-        "grid": _grid(axis, visit),
-        "rows": [
-            JobRow(row, visit.now, seen=visit.access.sees_arguments)
-            for row in _unfinished_first(rows)[:LISTED]
-        ],
+        "cells": cells_of(visit, name, period, rows, waits, capped=capped) if rows else [],
+        "verdict": verdict_of(rows, visit.now),
+        "rows": rows_of(visit, rows),
+        **drawing_of(visit, rows, waits, period),
         "total": len(rows),
         "capped": capped,
         "last": None if last is None else JobRow(last, visit.now),
     }
     heading = f"User {brief(name)}"
     return visit.page("user.html", heading, facts, live=True, section="jobs")
+
+
+def drawing_of(
+    visit: Visit,
+    rows: Sequence[Any],
+    waits: dict[str, list[tuple[datetime, datetime]]],
+    period: Period,
+) -> dict[str, Any]:
+    """Return the jobs of a user on one time axis."""
+    axis = _axis(period)
+    changes = charts.deploys(marks_in(visit, period), replace(axis, until=axis.end), visit.zone)
+    return {"lanes": _lanes(rows, waits, axis), "grid": _grid(axis, visit), "deploys": changes}
+
+
+def rows_of(visit: Visit, rows: Sequence[Any]) -> list[JobRow]:
+    """Return the lines of the list: the dead first, and what has not ended."""
+    seen = visit.access.sees_arguments
+    return [JobRow(row, visit.now, seen=seen) for row in _unfinished_first(rows)[:LISTED]]
 
 
 def _axis(period: Period) -> Period:
@@ -86,7 +99,7 @@ def _axis(period: Period) -> Period:
     )
 
 
-def _jobs(visit: Visit, name: str, period: Period) -> tuple[list[Any], bool]:
+def jobs_of(visit: Visit, name: str, period: Period) -> tuple[list[Any], bool]:
     """Return the newest jobs of a user that were sent in a time, oldest first."""
     job = visit.joblog.Job
     query = visit.joblog.jobs.for_user(name)
@@ -96,7 +109,7 @@ def _jobs(visit: Visit, name: str, period: Period) -> tuple[list[Any], bool]:
     return rows[:MOST_JOBS][::-1], len(rows) > MOST_JOBS
 
 
-def _waits(visit: Visit, rows: Sequence[Any]) -> dict[str, list[tuple[datetime, datetime]]]:
+def waits_of(visit: Visit, rows: Sequence[Any]) -> dict[str, list[tuple[datetime, datetime]]]:
     """Return when jobs waited for a section, by jid."""
     waits: dict[str, list[tuple[datetime, datetime]]] = {}
     jids = [row.jid for row in rows if row.section is not None]
@@ -124,7 +137,7 @@ def _unfinished_first(rows: Sequence[Any]) -> list[Any]:
     return sorted(newest, key=rank)
 
 
-def _cells(
+def cells_of(
     visit: Visit,
     name: str,
     period: Period,
@@ -133,11 +146,13 @@ def _cells(
     *,
     capped: bool,
 ) -> list[dict[str, Any]]:
+    """Return the figures of a user's jobs, each with the search that finds them."""
     states = Counter(row.state for row in rows)
     on_their_way = sum(states[state] for state in ACTIVE)
     waited = sum((b - a) / _MS for times in waits.values() for a, b in times)
     ran = sum(row.duration or 0 for row in rows)
     sections = len({row.section for row in rows if row.jid in waits})
+    sections *= visit.access.sees_arguments
     more = "+" if capped else ""
     words = word("user", name)
     # By its name, where it has one: the same page is the same a second later.
@@ -185,7 +200,7 @@ def _usually(visit: Visit, name: str, period: Period) -> str:
     return f"last week {min(number, MOST_JOBS)}{'+' * (number > MOST_JOBS)}"
 
 
-def _verdict(rows: Sequence[Any], now: datetime) -> dict[str, Any] | None:
+def verdict_of(rows: Sequence[Any], now: datetime) -> dict[str, Any] | None:
     """Say what is missing for the user: what died, is lost, or is not done."""
     dead = [row for row in rows if row.state == State.DEAD and row.dismissed_at is None]
     dead = [row for row in dead if row.replayed_by is None]

@@ -29,6 +29,7 @@ TRICKS = (
     *("/jobs.json;.css", "/live;/jobs.json", "/jobs.json/", "/JOBS.json", "/jobs.json%00"),
     *("/%6aobs.json", "/jobs%2ejson", "/static//jobs.json", "/jobs.json?/static/", "/live%2f"),
     *("/jobs/static/x", "/metrics/", "/health;", "/do/../jobs.json", "/login/../jobs.json"),
+    *("/tickets/../jobs.json", "/tickets/x/../../jobs.json", "/tickets//jobs.json", "/tickets/"),
 )
 #: Methods that nobody uses here.
 METHODS = ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "JUNK")

@@ -620,7 +620,10 @@
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-copy], [data-copy-of]");
     if (!button) return;
-    copy(button.dataset.copy ?? document.getElementById(button.dataset.copyOf).textContent, button);
+    const text = button.dataset.copy;
+    // An address is only here known with its host.
+    const whole = "address" in button.dataset ? new URL(text, location.href).href : text;
+    copy(whole ?? document.getElementById(button.dataset.copyOf).textContent, button);
   });
 
   document.addEventListener("click", (event) => {
@@ -794,6 +797,10 @@
     Enter: () => { const link = at() && ($("td.type a, td.name a, td.q-n a", at()) || $("td a[href*='/jobs/']", at()) || $("td a", at())); if (link) location.href = link.href; },
     "[": () => press("a[rel=prev]"),
     "]": () => press("a[rel=next]"),
+    n: () => {
+      const lines = all("#needs li a[href]:not(.btn), #needs.verdict-line a.link");
+      lines[(lines.indexOf(document.activeElement) + 1) % lines.length]?.focus();
+    },
     r: () => act("requeue"),
     d: () => act("dismiss"),
     U: () => at() && press("[data-do=unlock]", at()),
