@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.errors import SearchError
 from dramatiq_joblog.reading.compared import WHAT, amount, times
 from dramatiq_joblog.schema.query import word
-from dramatiq_joblog.statistics.changes import Change, changes
+from dramatiq_joblog.statistics.changes import SMALLEST, Change, changes
 from dramatiq_joblog.statistics.series import Percentiles
 
 from . import charts
@@ -28,14 +29,22 @@ _DAY = 86_400_000
 #: A factor is drawn up to this.
 _MOST_FACTOR = 16.0
 _HIGH = 120
+#: Days in which the last change is one to compare with, and minutes until there is enough to.
+_LONG_AGO, _JUST_NOW = 30, 5
+#: Characters of its name that are shown.
+_LONGEST = 20
 
 
 def compare(visit: Visit) -> Response:
-    """Answer with what changed against the same time of another day, or of last week."""
+    """Answer with what changed against the same time of another day, or before the last change."""
+    last = _last_change(visit)
     period = period_of(visit)
-    against = _against(visit, period)
+    against = _against(visit, period, last)
+    if against == "change":
+        # As long before it as it is since then.
+        period = Period("", last.at, None, visit.now, moment(last.at, visit.now, visit.zone))
     log, keep = visit.joblog, visit.site.keep
-    back = _DAY if against == "yesterday" else WEEK
+    back = {"yesterday": _DAY, "week": WEEK, "change": period.length}[against]
 
     def ask(since: Any, until: Any) -> Any:
         return log.stats(since=since, until=until, by="name", at_most=COUNTED_AT_MOST)
@@ -67,7 +76,7 @@ def compare(visit: Visit) -> Response:
         "period": period,
         "ranges": list(RANGES),
         "against": against,
-        "choices": [("yesterday", "the day before"), ("week", last_week(period, visit.zone))],
+        "choices": _choices(visit, period, last),
         "now_text": moment(period.since, period.end, visit.zone),
         "was_text": moment(*period.ago(back), visit.zone),
         "rows": [_row(change, period) for change in found[:MOST]],
@@ -80,10 +89,28 @@ def compare(visit: Visit) -> Response:
     return visit.page("compare.html", "What changed", facts, live=True, section="overview")
 
 
-def _against(visit: Visit, period: Period) -> str:
+def _last_change(visit: Visit) -> Any:
+    """Return the last moment that something was marked as changed, or None if that is long ago."""
+    since = visit.now - timedelta(days=_LONG_AGO), visit.now - timedelta(minutes=_JUST_NOW)
+    marks = visit.joblog.marks.where(visit.joblog.Deploy.at.between(*since)).limit(1)
+    return next(iter(visit.rows(None, lambda: marks)), None)
+
+
+def _choices(visit: Visit, period: Period, last: Any) -> list[tuple[str, str]]:
+    """Return what the time can be compared with: a word of the address, and a text."""
+    choices = [("yesterday", "the day before"), ("week", last_week(period, visit.zone))]
+    if last is not None:
+        name = last.name if len(last.name) <= _LONGEST else f"{last.name[: _LONGEST - 1]}\u2026"
+        choices.append(("change", f"before {name}"))
+    return choices
+
+
+def _against(visit: Visit, period: Period, last: Any) -> str:
     given = visit.query.get("with", "week")
-    if given not in {"week", "yesterday"}:
-        raise SearchError(f"with={given!r} is not offered: use week or yesterday")
+    if given not in {"week", "yesterday", "change"}:
+        raise SearchError(f"with={given!r} is not offered: use week, yesterday or change")
+    if given == "change" and last is None:
+        return "week"
     if given == "yesterday" and period.length > _DAY:
         return "week"
     return given
@@ -152,7 +179,9 @@ def _usual(now: Any, before: list[Any], found: list[Change]) -> list[tuple[str, 
             continue
         p95 = Percentiles.of(group.durations).p95
         earlier = Percentiles.of(was[group.name].durations).p95
-        if p95 is not None and earlier is not None:
+        if not p95 or not earlier:
+            continue
+        if 1 / SMALLEST < p95 / earlier < SMALLEST:
             rows.append((f"{group.name}, p95", plain_duration(earlier), plain_duration(p95)))
     return rows[:USUAL]
 

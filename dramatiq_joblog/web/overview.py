@@ -6,17 +6,17 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.reading.story import sent_at
-from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.states import FINAL, State
 
 from . import charts
-from .common import RANGES
+from .common import RANGES, marks_in
 from .formats import percent, plain_duration
 from .periods import period_of
 from .presenters import JobRow
 from .unusual import last_week, past, type_rows
 from .verdict import flags_of, summary
+from .waiting import waiting_now
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 #: Job types that stand here; the others have a page.
 MOST_TYPES = 8
-#: So many changes are marked at most, the last ones.
-MARKS = 40
 #: So many jobs are looked through for one fact about them.
 FEW = 5_000
 
@@ -56,8 +54,7 @@ def overview(visit: Visit) -> Response:
     found = past(visit, period)
     stats = None if found is None else found.now
     oldest = visit.rows("the oldest", lambda: log.oldest(limit=5))
-    changed = log.Deploy.at >= period.since, log.Deploy.at <= period.end
-    changes = visit.rows("the marks", lambda: log.marks.where(*changed).limit(MARKS))
+    changes = marks_in(visit, period)
     if visit.wants_json:
         return visit.json(
             {
@@ -74,8 +71,10 @@ def overview(visit: Visit) -> Response:
         "period": period,
         "ranges": list(RANGES),
         "cells": _cells(visit, oldest, stats, period),
-        "oldest": [_old(job, visit.now) for job in oldest],
-        "chart": None if stats is None else charts.throughput(stats, visit.zone),
+        "waiting": waiting_now(visit),
+        "chart": None
+        if found is None
+        else charts.throughput(found.now, visit.zone, found.before[0] if found.before else None),
         "types": types[:MOST_TYPES],
         "more_types": max(0, len(types) - MOST_TYPES),
         "compared": found is not None and bool(found.before),
@@ -174,19 +173,3 @@ def _notes(visit: Visit, oldest: Sequence[Any], counts: dict[Any, Any]) -> dict[
 
 def _age(job: Any, now: datetime) -> str:
     return plain_duration((now - sent_at(job)) / timedelta(milliseconds=1))
-
-
-def _old(job: Any, now: datetime) -> dict[str, Any]:
-    row = JobRow(job, now)
-    text = row.why
-    if job.state == State.RETRYING:
-        attempts = f" of {row.attempts}" if row.attempts else ""
-        text = f"{row.due}, attempt {row.attempt + 1}{attempts}"
-    return {
-        "jid": row.jid,
-        "name": row.name,
-        "state": row.state,
-        "age": _age(job, now),
-        "since": to_millis(sent_at(job)),
-        "text": text,
-    }

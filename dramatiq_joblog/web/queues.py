@@ -16,7 +16,7 @@ from dramatiq_joblog.states import ACTIVE, State
 from dramatiq_joblog.statistics.series import Percentiles
 
 from . import charts
-from .common import RANGES
+from .common import RANGES, marks_in
 from .formats import plain_duration
 from .periods import Period
 from .presenters import JobRow, WorkerRow
@@ -40,6 +40,8 @@ LATE = 60_000
 #: The height of a queue's depth.
 _HIGH = 60
 _MINUTE = 60_000
+#: As many threads are drawn at most: they stand in one line.
+_SLOTS = 12
 
 
 @dataclass
@@ -87,6 +89,7 @@ def queues(visit: Visit) -> Response:
     top = max((charts.flow_top(each) for q in ordered for each in (q.came, q.went)), default=0)
     waiting = [row for row in active if row.queue == only and _is_due(row, now)]
     waiting.sort(key=_due_since)
+    hour = Period("1h", visit.now - timedelta(milliseconds=WINDOW), visit.now, visit.now, "")
     facts = {
         "only": only,
         "rows": rows,
@@ -98,6 +101,7 @@ def queues(visit: Visit) -> Response:
         "axis": charts.time_axis(
             [visit.now - timedelta(minutes=BARS - n) for n in range(BARS)], _MINUTE, visit.zone
         ),
+        "deploys": charts.deploys(marks_in(visit, hour), hour, visit.zone),
         "high": _HIGH,
         "threads": [
             _thread(job, visit.now, usual) for job in _whole(visit, running[:MOST_THREADS])
@@ -288,7 +292,7 @@ def _row(queue: Queue, now: int) -> dict[str, Any]:
         strong, trend = "", "late, and getting shorter" if growth < -0.05 else "late, and as long"
     elif state == "idle":
         trend = "nothing in the last hour" if not any(queue.came) else "nothing for 15 min"
-    slots = min(16, queue.threads)
+    slots = min(_SLOTS, queue.threads)
     busy = min(queue.running, queue.threads)
     filled = -(-busy * slots // queue.threads) if queue.threads else 0
     return {

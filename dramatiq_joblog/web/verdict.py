@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from dramatiq_joblog.states import ProblemKind
+from dramatiq_joblog.reading.display import number
+from dramatiq_joblog.schema.query import word
+from dramatiq_joblog.states import ProblemKind, State
 
 from .formats import rough
 
@@ -35,6 +37,8 @@ _LOOKS = {
     ProblemKind.SECTIONS: ("lock", "waiting"),
     ProblemKind.SLOWER: ("retrying", "retrying"),
 }
+#: What runs their jobs again: those that wait for a broker are given up first.
+_AGAIN = {ProblemKind.LOST: "rerun", ProblemKind.RETRIES_LOST: "requeue"}
 #: Pages that show what no search finds.
 _PAGES = {ProblemKind.CLOCK: "workers", ProblemKind.SECTIONS: "locks"}
 
@@ -53,6 +57,8 @@ class Line:
     state: str
     since: datetime
     age: str
+    #: What the page can do about it: its name, its text, and where it is asked for.
+    button: tuple[str, str, str] | None
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,18 @@ def _line(problem: Problem, link: Links, now: datetime) -> Line:
         since=problem.since,
         # Since when it is so is not known of what was only seen now.
         age=rough(age) if age >= 1_000 else "",
+        button=_button(problem, link),
     )
+
+
+def _button(problem: Problem, link: Links) -> tuple[str, str, str] | None:
+    """Return what runs the jobs of a problem again, for the kinds that this is the cure of."""
+    what = _AGAIN.get(problem.kind)
+    if what is None or not problem.search or word("state", State.STARTED) in problem.search:
+        return None
+    one = "it" if problem.count == 1 else f"the {number(problem.count)}"
+    href = link("confirm", what=what, q=problem.search, back=link.back)
+    return "requeue", f"Run {one} again", href
 
 
 def _href(problem: Problem, link: Links) -> str:

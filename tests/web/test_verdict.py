@@ -67,7 +67,9 @@ def test_what_needs_someone(page, joblog, job_factory, path):
     assert "2 things need you" in first
     assert "<b>&" not in first
     links = [unescape(link) for link in re.findall('href="(.*?)"', first)]
-    searches = [parse_qs(urlsplit(link).query)["q"][0] for link in links if "?q=" in link]
+    found = [parse_qs(urlsplit(link).query)["q"][0] for link in links if "?q=" in link]
+    # What runs them again asks for the same jobs.
+    searches = list(dict.fromkeys(found))
     assert 2 == len(searches)
     assert [1, 1] == [joblog.search(words).count() for words in searches]
 
