@@ -39,6 +39,8 @@ _EXIT_CODES = """\
 #: Stands for the hyphen before a word of a search, that no option may begin with.
 MINUS = "\N{MINUS SIGN}"
 _NEGATED = re.compile(rf"^-(?=(?:{'|'.join(KEYS)}):)")
+#: A number below 0, which no option begins with either.
+_BELOW_0 = re.compile(r"^-(?=\d)")
 
 _EXAMPLES = f"""\
 {PROGRAM} --database sqlite:///jobs.db list state:dead since:1d
@@ -221,8 +223,15 @@ class Command(click.Command):
         self.params += _common_options()
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the command line; ``-key:value`` is a word of a search, and no option."""
-        return super().parse_args(ctx, [_NEGATED.sub(MINUS, arg) for arg in args])
+        """Read the command line; ``-key:value`` and ``-1`` are arguments, and no options."""
+        valued = [p for p in self.params if isinstance(p, click.Option) and not p.is_flag]
+        names = {name for option in valued for name in option.opts}
+        read = [
+            # What follows such an option is its value.
+            arg if before in names else _BELOW_0.sub(MINUS, _NEGATED.sub(MINUS, arg))
+            for before, arg in zip(["", *args], args, strict=False)
+        ]
+        return super().parse_args(ctx, read)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Return how an option may go on, or a word of a search that begins with a hyphen."""

@@ -6,9 +6,10 @@ import click
 
 from dramatiq_joblog.locking.limits import said_of
 from dramatiq_joblog.locking.locks import fold_key
+from dramatiq_joblog.payload.values import MAX_INT
 from dramatiq_joblog.reading.search import instant_to_come
 
-from .app import Refusal, Session, command
+from .app import MINUS, Refusal, Session, command
 from .confirm import myself
 from .style import line
 
@@ -39,9 +40,7 @@ def limit(session: Session, *, key: str, number: str, until: str | None) -> None
     log records who did it: see actions.
     """
     joblog = session.joblog
-    if number != _CODE and not number.isdecimal():
-        raise Refusal(f"{number!r} is not a limit: use a whole number, or {_CODE!r} for the code's")
-    wanted = None if number == _CODE else int(number)
+    wanted = _read(number)
     ends = None if until is None else instant_to_come(until, joblog.now())
     joblog.set_limit(key, wanted, until=ends, who=myself())
     stored = fold_key(key)
@@ -50,3 +49,18 @@ def limit(session: Session, *, key: str, number: str, until: str | None) -> None
         session.screen.json(None if now is None else now.as_dict())
     else:
         session.screen.write(f"The limit of {line(key)} is {said_of(now)}.")
+
+
+def _read(number: str) -> int | None:
+    """Return the limit that was typed; None for that of the code."""
+    if number == _CODE:
+        return None
+    # What has more digits Python may not read at all.
+    limit = int(number) if number.isdecimal() and len(number) <= len(str(MAX_INT)) else -1
+    if not 0 <= limit <= MAX_INT:
+        typed = number.replace(MINUS, "-")
+        raise Refusal(
+            f"{typed[:40]!r} is not a limit: use a whole number from 0 to {MAX_INT}, where 0 pauses "
+            f"the key, or {_CODE!r} for the code's limit"
+        )
+    return limit

@@ -151,7 +151,10 @@ def test_a_limit_is_set(joblog, ask):
     [limit] = joblog.limits
     assert 2 * 3600 == pytest.approx((limit.until - joblog.now()).total_seconds(), abs=60)
     assert '"limit": 3' in ask("limit", "erp", 3, "--json").stdout
-    assert "is not a limit" in ask("limit", "erp", "many", code=2).stderr
+    for odd in ("many", "-1", "1.5", "-1.5", "", "9" * 5000, 2**31, "\N{SUPERSCRIPT TWO}"):
+        said = ask("limit", "erp", odd, code=2).stderr
+        assert "is not a limit: use a whole number" in said, odd
+        assert 1 == len(said.splitlines())
     assert "which is over" in ask("limit", "erp", 1, "--until", "2020-01-01", code=2).stderr
     assert "The limit of erp is as the code says." in ask("limit", "erp", "code").stdout
     assert [] == joblog.limits
