@@ -154,6 +154,7 @@ class JobLogMiddleware(Middleware):
         self._claims = Claims(joblog)
         self._refusals = Refusals(
             self._runs,
+            self._hold_here,
             self._filled,
             outcome_log=outcome_log,
             user_column=self._messages.user_column,
@@ -289,7 +290,8 @@ class JobLogMiddleware(Middleware):
             if options.get(DUPLICATE) is not None:
                 count_as_done(broker, message)
                 raise SkipMessage(text_of(options[DUPLICATE]))
-            options.pop(WAITS, None)
+            if options.pop(WAITS, None) is not None and self._waker is not None:
+                self._waker.began(message)
             # Its sender may not know of sections.
             self._messages.bonds.bind(broker, message, plan.shape, begins=True)
             if MALFORMED in options:
@@ -352,7 +354,7 @@ class JobLogMiddleware(Middleware):
             self._refusals.refuse(broker, message, run, answer, needs_key=start.is_begin)
         elif answer.lease is not None and answer.lease.lost:
             # The commit, or the news of it, took longer than the lease: another may be inside.
-            self._refusals.put_back(broker, message, _AT_ONCE)
+            self._refusals.send_back(broker, message, _AT_ONCE)
             raise SkipMessage("it comes back: its section was lost before it began")
         return answer.lease
 
@@ -492,6 +494,18 @@ class JobLogMiddleware(Middleware):
                 "Acknowledgements could not be sent before the end. Their jobs will be delivered "
                 "again, and not run again."
             )
+
+    def _hold_here(
+        self, broker: Broker, message: MessageProxy, copy: Message[Any], delay: int
+    ) -> bool:
+        """Keep a message in this process, if it may stay unacknowledged for so long."""
+        acks, waker = self._acks, self._waker
+        if acks is None or waker is None or not acks.takes(broker, message):
+            return False
+        if not waker.hold(copy, delay):
+            return False
+        acks.keep(message)
+        return True
 
     def _filled(self, queue: str) -> None:
         """Look after a delay queue into which a message was put that waits."""

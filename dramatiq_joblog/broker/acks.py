@@ -177,6 +177,13 @@ class HandedAcks:
         """Send the acknowledgement that this thread hands over next once *committed* is free."""
         self._local.next = committed, message
 
+    def keep(self, message: MessageProxy) -> None:
+        """Send no acknowledgement when this thread hands over that of *message* next.
+
+        Its copy goes on in this process, and is acknowledged in its place.
+        """
+        self._local.next = None, message
+
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until all that was handed over before is sent.
 
@@ -206,6 +213,8 @@ class HandedAcks:
         if announced is not message:
             return False
         self._local.next = None, None
+        if committed is None:
+            return True
         wait = how in self.told or self._waiting.qsize() >= MAX_WAITING
         sent = locked() if wait else None
         ack = _Ack(committed, queue_name, message.options["redis_message_id"], sent, how)

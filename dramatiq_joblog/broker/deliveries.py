@@ -54,7 +54,8 @@ def hold(message: Any) -> None:
     name, _ = delivery_of(message)
     if name is None:
         name = f"{message.message_id} {message.options.get('eta')}"
-    message.options[STAMP] = [name, None]
+    # It may go on as it is, under the broker's name that it has.
+    message.options[STAMP] = [name, _own_name(message.options)]
 
 
 def stamp(message: Any) -> None:

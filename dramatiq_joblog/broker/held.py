@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,12 @@ class Held:
     @property
     def message(self) -> Any:
         """The message."""
-        return _message_of(self.item)
+        return message_of(self.item)
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether it lies where it was fetched, and in no delay queue of the broker."""
+        return not self.consumer.queue_name.endswith(DELAY_SUFFIX)
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class HeldMessages:
         self._broker = broker
         #: The host's threads that take messages from queues, delay queues among them.
         self._consumers: list[Any] = []
+        #: Where each holds messages back.
+        self._queues: dict[Any, Any] = {}
         self._is_stale = False
         self._forget()
 
@@ -76,12 +84,14 @@ class HeldMessages:
 
     def attach(self, consumer: Any) -> None:
         """Look from now on at what a thread of the host's takes from its queue."""
+        self._queues[consumer] = consumer.delay_queue
         self._consumers.append(consumer)
 
     def detach(self, consumer: Any) -> None:
         """Leave what waits in a thread of the host's to the broker."""
         if consumer in self._consumers:
             self._consumers.remove(consumer)
+            self._queues.pop(consumer, None)
 
     def consumer_of(self, queue_name: str) -> Any:
         """Return the host's thread that takes messages from a queue; None if none does here."""
@@ -114,8 +124,10 @@ class HeldMessages:
         if self._is_stale:
             self._is_stale = False
             self._forget()
-        queues = [c for c in list(self._consumers) if c.queue_name.endswith(DELAY_SUFFIX)]
-        lying = {id(item): (c, item) for c in queues for item in _items_of(c.delay_queue)}
+        consumers = list(self._consumers)
+        for consumer in consumers:
+            self._keep_left(consumer)
+        lying = {id(item): (c, item) for c in consumers for item in items_of(c.delay_queue)}
         if lying.keys() == self._seen.keys():
             return
         for number in self._seen.keys() - lying.keys():
@@ -144,7 +156,7 @@ class HeldMessages:
             # Whatever becomes of it: if it stays here, it is seen again.
             if self._seen.pop(id(held.item), None) is not None:
                 self._remove(held)
-        out = _take_out(some[0].consumer.delay_queue, [held.item for held in some])
+        out = take_out(some[0].consumer.delay_queue, [held.item for held in some])
         return [held for held in some if id(held.item) in out]
 
     def put_back(self, some: Iterable[Held]) -> None:
@@ -155,8 +167,21 @@ class HeldMessages:
                 queue.task_done()
             queue.put(held.item)
 
+    def _keep_left(self, consumer: Any) -> None:
+        """Keep what the host leaves behind when it loses its connection.
+
+        Redis delivers nothing again to a process that lives.
+        """
+        queue, before = consumer.delay_queue, self._queues.get(consumer)
+        if before is None or queue is before:
+            return
+        self._queues[consumer] = queue
+        if is_polled(self._broker):
+            for item in items_of(before):
+                queue.put(item)
+
     def _read(self, consumer: Any, item: Any) -> Held | None:
-        message = _message_of(item)
+        message = message_of(item)
         need = need_in(self._broker, message)
         if need is None:
             return None
@@ -181,13 +206,13 @@ class HeldMessages:
             del needs[held.need]
 
 
-def _items_of(queue: Any) -> list[Any]:
+def items_of(queue: Any) -> list[Any]:
     """Return what lies in a priority queue."""
     with _mutex_of(queue):
         return list(queue.queue)
 
 
-def _take_out(queue: Any, items: Sequence[Any]) -> set[int]:
+def take_out(queue: Any, items: Sequence[Any]) -> set[int]:
     """Take items out of a priority queue, wherever they are; return the identities of these."""
     wanted = {id(item) for item in items}
     with _mutex_of(queue):
@@ -203,6 +228,13 @@ def _mutex_of(queue: Any) -> Any:
     return getattr(queue, "mutex", None) or contextlib.nullcontext()
 
 
-def _message_of(item: Any) -> Any:
+def is_polled(broker: Any) -> bool:
+    """Return whether a broker's consumers sleep between two looks, and nothing wakes them."""
+    redis = sys.modules.get("dramatiq.brokers.redis")
+    return redis is not None and isinstance(broker, redis.RedisBroker)
+
+
+def message_of(item: Any) -> Any:
+    """Return the message of an item of one of the host's queues."""
     # A tuple before dramatiq 2.
     return item[-1] if isinstance(item, tuple) else item.message

@@ -12,7 +12,6 @@ import functools
 import itertools
 import logging
 import random
-import sys
 import threading
 import time
 from collections import Counter
@@ -28,14 +27,16 @@ from dramatiq_joblog.locking.locks import Usage
 from dramatiq_joblog.locking.needs import RATE, SECTION
 from dramatiq_joblog.locking.waiters import ATTEND_EVERY
 
+from .at_hand import AtHand
 from .deliveries import moving
-from .held import HeldMessages
+from .held import HeldMessages, is_polled, message_of
 from .pace import Pace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from dramatiq import Broker
+    from dramatiq import Broker, Message
+    from dramatiq.broker import MessageProxy
 
     from dramatiq_joblog.locking.needs import Need
     from dramatiq_joblog.recording.log import Log, Written
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 SCAN_EVERY, SCAN_AGAIN = 1_000, 50
 #: Milliseconds after which messages are read again: their actors may say other limits by then.
 READ_EVERY = 30_000
-#: A look takes at most this part of a core: the pause after it is so many times as long.
+#: A look in vain takes at most this part of a core: the pause after it is so many times as long.
 REST = 20
 #: Milliseconds until a broker that did not take a message is tried again.
 AGAIN = 1_000
@@ -80,6 +81,7 @@ class Waker(threading.Thread):
         self._stopped = False
         #: What waits here.
         self._held = HeldMessages(broker)
+        self._at_hand = AtHand(self._held)
         self._pace = Pace()
         self._scan_due = self._attend_due = self._read_due = self._try_due = 0.0
         #: Whether something has come that was not looked at, when that was, and when the next look
@@ -90,8 +92,8 @@ class Waker(threading.Thread):
         self._heard: dict[str, int] = {}
         #: When the rate of a key is looked at again; monotonic, in seconds.
         self._rates_due: dict[str, float] = {}
-        #: What it has cost to put messages forward since the last pause, in seconds of this thread.
-        self._moving = 0.0
+        #: Whether messages were put forward since the last pause: it was no look in vain.
+        self._moved = False
         #: Queues in which messages have just been put that this process can take at once, and how
         #: many.
         self._filled: Counter[str] = Counter()
@@ -128,6 +130,19 @@ class Waker(threading.Thread):
             self._came = True
             self._wanted.set()
 
+    def hold(self, message: Message[Any], delay: int) -> bool:
+        """Hold a message back here that its consumer has not acknowledged, for so long at most.
+
+        Returns:
+          False if that cannot be: it is to be enqueued with that delay, in milliseconds.
+        """
+        return self._at_hand.hold(message, delay)
+
+    def began(self, message: MessageProxy) -> None:
+        """Note that a thread begins to work on a message that has waited."""
+        if keys := self._at_hand.began(message):
+            self.look(keys)
+
     def filled(self, queue_name: str) -> None:
         """Take at once what was put in a queue, if this process does that."""
         self._filled[queue_name] += 1
@@ -148,15 +163,16 @@ class Waker(threading.Thread):
             self._wanted.wait(pause)
             self._wanted.clear()
             # Of this thread alone: what others take meanwhile is no reason to look less often.
-            began, self._moving = time.thread_time(), 0.0
+            began, self._moved = time.thread_time(), False
             try:
                 self._take_filled()
+                self._pass_on()
                 self._scan()
                 self._attend(connection)
                 self._wake(connection)
-                looking = time.thread_time() - began - self._moving
-                due = min(self._next_scan, self._pace.next_due) - time.monotonic()
-                pause = max(REST * looking, due)
+                rest = 0.0 if self._moved else REST * (time.thread_time() - began)
+                due = min(self._next_scan, self._pace.next_due, self._at_hand.next_due)
+                pause = max(rest, due - time.monotonic())
             except DatabaseAwayError as e:
                 self._logger.debug("Nobody is brought forward: %s", e)
                 pause = AGAIN / 1000
@@ -208,7 +224,8 @@ class Waker(threading.Thread):
                     held[jid]
                     for jid in jids
                     if jid not in waited or _is_over(held[jid].need, waited[jid])
-                ]
+                ],
+                self._put,
             )
         self._attend_due = now + ATTEND_EVERY / 1000
         if now >= self._read_due:
@@ -291,7 +308,7 @@ class Waker(threading.Thread):
         for jid, is_own in connection.ask(functools.partial(locks.waiters.next_of, key, kept)):
             owns = functools.partial(locks.owns, key, jid)
             if jid in mine and is_own and connection.ask(owns):
-                self._put_forward([mine[jid]])
+                self._put_forward([mine[jid]], self._put)
 
     def _put_next(self, connection: Connection, key: str, free: dict[str, int]) -> None:
         """Put those forward that are next in the line of a key, and whose messages are here."""
@@ -305,32 +322,58 @@ class Waker(threading.Thread):
             # One that waits for another key comes in by that; this one is kept for it.
             if held is not None and is_own and place < free[held.need.kind]:
                 turns.append(held)
-        self._put_forward(turns)
+        handed, moved = self._at_hand.split(key, turns)
+        self._put_forward(handed, self._at_hand.hand)
+        self._put_forward(moved, self._move)
 
-    def _put_forward(self, some: Sequence[Held]) -> None:
-        """Do what the host does with messages whose time has come."""
-        began = time.thread_time()
+    def _put_forward(self, some: Sequence[Held], put: Callable[[Held], None]) -> None:
+        """Take messages out of their delay queues, and *put* each where it is worked on."""
         for consumer in {id(held.consumer): held.consumer for held in some}.values():
             left = self._held.take_out([held for held in some if held.consumer is consumer])
+            self._moved = self._moved or bool(left)
             try:
                 while left:
-                    self._move(left[0])
+                    put(left[0])
                     left.pop(0)
             finally:
                 self._held.put_back(left)
         self._take_filled()
-        self._moving += time.thread_time() - began
 
     def _move(self, held: Held) -> None:
-        """Put a message that was taken out of its delay queue into the queue of its actor."""
-        held_back = held.message
+        """Do what the host does with a message whose time has come."""
+        queue_name = self._enqueue(held.consumer, held.message)
+        held.consumer.delay_queue.task_done()
+        self._filled[queue_name] += 1
+
+    def _enqueue(self, consumer: Any, held_back: Any) -> str:
+        """Put a message that is held back into the queue of its actor; return that."""
         message = held_back.copy(queue_name=q_name(held_back.queue_name))
         message.options.pop("eta", None)
         with moving():
             self._broker.enqueue(message)
-        held.consumer.post_process_message(held_back)
-        held.consumer.delay_queue.task_done()
-        self._filled[message.queue_name] += 1
+        consumer.post_process_message(held_back)
+        return str(message.queue_name)
+
+    def _pass_on(self) -> None:
+        """Put those into the queues of their actors that no thread here has taken."""
+        late = self._at_hand.take_back()
+        try:
+            while late:
+                consumer, item = late[0]
+                self._enqueue(consumer, message_of(item))
+                consumer.work_queue.task_done()
+                late.pop(0)
+        finally:
+            for consumer, item in late:
+                consumer.work_queue.put(item)
+                consumer.work_queue.task_done()
+
+    def _put(self, held: Held) -> None:
+        """Let one come whose turn is no question of how many may."""
+        if held.is_at_hand:
+            self._at_hand.hand(held)
+        else:
+            self._move(held)
 
     def _take_filled(self) -> None:
         """Take what was put in queues, as far as this process has threads at leisure."""
@@ -343,7 +386,7 @@ class Waker(threading.Thread):
     def _take(self, queue_name: str, count: int) -> None:
         """Take messages from a queue that the host's idle thread looks at only now and then."""
         consumer = self._held.consumer_of(queue_name)
-        if consumer is None or consumer.paused or not _is_polled(self._broker):
+        if consumer is None or consumer.paused or not is_polled(self._broker):
             return
         if not consumer.work_queue.empty():
             # There is no thread at leisure to run them.
@@ -355,12 +398,6 @@ class Waker(threading.Thread):
             if message is None:
                 break
             consumer.handle_message(message)
-
-
-def _is_polled(broker: Any) -> bool:
-    """Return whether a broker's consumers sleep between two looks, and nothing wakes them."""
-    redis = sys.modules.get("dramatiq.brokers.redis")
-    return redis is not None and isinstance(broker, redis.RedisBroker)
 
 
 def _is_over(need: Need, waited: int) -> bool:

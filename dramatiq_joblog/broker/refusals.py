@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dramatiq.logging import get_logger
 from dramatiq.middleware import GroupCallbacks, MiddlewareError, SkipMessage
@@ -12,14 +12,15 @@ from dramatiq_joblog.errors import SectionTakenError, SectionUnknownError
 from dramatiq_joblog.recording.outage import AWAY_DELAY
 from dramatiq_joblog.states import State
 
-from .options import DELAY_SUFFIX, WAITS
+from .deliveries import hold, moving
+from .options import DELAY_SUFFIX, WAITS, bare
 from .outcome_log import tell
 from .requeue import GROUP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dramatiq import Broker
+    from dramatiq import Broker, Message
     from dramatiq.broker import MessageProxy
 
     from dramatiq_joblog.locking.admission import Refusal
@@ -36,15 +37,24 @@ class Refusals:
 
     Parameters:
       runs: Where a run that is refused is noted.
+      hold_here: Keeps a copy of a message in this process for so many milliseconds, in its place;
+        returns whether it does.
       filled: Called with the delay queue that a message was put into.
       outcome_log: Whether those that are skipped are logged as well.
       user_column: The column of a job's user.
     """
 
     def __init__(
-        self, runs: Runs, filled: Callable[[str], None], *, outcome_log: bool, user_column: str
+        self,
+        runs: Runs,
+        hold_here: Callable[[Broker, MessageProxy, Message[Any], int], bool],
+        filled: Callable[[str], None],
+        *,
+        outcome_log: bool,
+        user_column: str,
     ) -> None:
         self._runs = runs
+        self._hold_here = hold_here
         self._filled = filled
         self._outcome_log = outcome_log
         self._user_column = user_column
@@ -108,11 +118,26 @@ class Refusals:
     def put_back(
         self, broker: Broker, message: MessageProxy, delay: int, refusal: Refusal | None = None
     ) -> None:
-        """Enqueue a copy; it must be in the broker before this one is acknowledged."""
+        """Let a message come back after *delay* milliseconds, or once its turn has come."""
         waits = True if refusal is None else refusal.need.key
+        copy = bare(message).copy(options={WAITS: waits})
+        if not self._hold_here(broker, message, copy, delay):
+            # It stays the same delivery: one that is delivered again is a repetition yet.
+            hold(copy)
+            with moving():
+                self._enqueue(broker, copy, delay)
+        keep_its_result(message)
+
+    def send_back(self, broker: Broker, message: MessageProxy, delay: int) -> None:
+        """Let a message come back after *delay* milliseconds whose run was to begin, and ends."""
+        self._enqueue(broker, bare(message).copy(options={WAITS: True}), delay)
+        keep_its_result(message)
+
+    def _enqueue(self, broker: Broker, copy: Message[Any], delay: int) -> None:
+        """Enqueue a copy; it must be in the broker before its message is acknowledged."""
         while True:
             try:
-                broker.enqueue(message.copy(options={WAITS: waits}), delay=delay)
+                broker.enqueue(copy, delay=delay)
             except MiddlewareError:
                 raise
             except Exception as e:  # noqa: BLE001
@@ -121,8 +146,7 @@ class Refusals:
                 time.sleep(1.0)
             else:
                 break
-        self._filled(f"{message.queue_name}{DELAY_SUFFIX}")
-        keep_its_result(message)
+        self._filled(f"{copy.queue_name}{DELAY_SUFFIX}")
 
 
 def count_as_done(broker: Broker, message: MessageProxy) -> None:

@@ -91,6 +91,7 @@ class Rates:
             database, lambda values: self._dialect.lock(self._selecting_head(values))
         )
         self._starts = Compiled(database, self._selecting_starts)
+        self._recent = Compiled(database, self._counting_recent)
         columns = "fence", "last_fence", "ttl", "acquired_at", "expires_at"
         sets = {name: f"excluded.{name}" for name in columns}
         self._ring = self._dialect.upsert(
@@ -107,11 +108,16 @@ class Rates:
         due = self._due(need, head, head.last + 1 - need.limit)
         if due > 0:
             return Room(0, due)
-        lock = self._lock
-        within = lock.expires_at - lock.ttl > head.now - need.lasts
-        recent = lock.fence.between(head.last + 1 - need.limit, head.last)
-        ring = self._rows(need.key).where(lock.slot > 0, recent, within)
-        return Room(need.limit - int(ring.select(fn.count(lock.id)).scalar()))
+        since = head.now - need.lasts
+        values = [need.key, head.last + 1 - need.limit, head.last, since]
+        return Room(need.limit - int(self._recent.execute(values).fetchone()[0]))
+
+    def _counting_recent(self, values: Sequence[Any]) -> Any:
+        lock, (key, first, last, since) = self._lock, values
+        of_ring = _OF_RATES, lock.key == key, lock.slot > SQL("0")
+        numbers = lock.fence >= first, lock.fence <= last
+        within = lock.expires_at - lock.ttl > since
+        return lock.select(fn.count(lock.id)).where(*of_ring, *numbers, within)
 
     def used(self, key: str | None = None) -> list[Used]:
         """Return how much of the rates was used lately, or of that of one key, by their keys."""

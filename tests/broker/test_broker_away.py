@@ -43,14 +43,15 @@ def proxy(redis_url):
 
 
 @pytest.fixture
-def broker(joblog, proxy, redis_url):
+def broker(request, joblog, proxy, redis_url):
     """Return a broker whose Redis is behind the proxy; ``acks`` counts its acknowledgements."""
+    how = getattr(request, "param", "auto")
     broker = RedisBroker(
         url=re.sub(r"//127\.0\.0\.1:\d+", f"//127.0.0.1:{proxy.port}", redis_url),
         namespace="away",
         middleware=[
             Retries(max_retries=2, min_backoff=10, max_backoff=20),
-            JobLogMiddleware(joblog),
+            JobLogMiddleware(joblog, acks=how),
             Acknowledgements(),
         ],
     )
@@ -117,6 +118,8 @@ def test_a_retry_that_cannot_be_enqueued(joblog, broker, proxy, worker, eventual
     assert ("dead", 1, "retry_lost", ["dead"]) == rows(joblog, sent.message_id)
 
 
+# With handed acknowledgements it stays with its consumer, and is not put back.
+@pytest.mark.parametrize("broker", ["plain"], indirect=True)
 @pytest.mark.expects_critical
 def test_a_waiter_that_cannot_be_put_back(
     joblog, broker, proxy, worker, eventually, caplog, critical_guard
