@@ -60,7 +60,7 @@ def _read(number: str) -> int | None:
     if not 0 <= limit <= MAX_INT:
         typed = number.replace(MINUS, "-")
         raise Refusal(
-            f"{typed[:40]!r} is not a limit: use a whole number from 0 to {MAX_INT}, where 0 pauses "
-            f"the key, or {_CODE!r} for the code's limit"
+            f"{typed[:40]!r} is not a limit: use a whole number from 0 to {MAX_INT}, where 0 "
+            f"pauses the key, or {_CODE!r} for the code's limit"
         )
     return limit
