@@ -232,7 +232,7 @@ class JobLog(Generic[J]):
     ) -> JobLog[J]:
         """Return a log in one of Django's databases, by its settings: nothing stands twice.
 
-        Its connections are its own: what it writes is no part of Django's transactions.
+        Its connections are its own: what it writes is not part of Django's transactions.
 
         Example:
           >>> joblog = JobLog.from_django("default")  # doctest: +SKIP
@@ -507,7 +507,7 @@ class JobLog(Generic[J]):
         """Delete a saved search, and return whether there was one of that name.
 
         Raises:
-          SearchError: If it is no name.
+          SearchError: If it is not a name.
         """
         return saved.delete(self.core.tables.search, name)
 
@@ -593,7 +593,7 @@ class JobLog(Generic[J]):
         Raises:
           SearchError: If *by* is nothing to group by, or the time ends before it begins.
           ValueError: If an instant has no time zone.
-          TypeError: If it is no instant.
+          TypeError: If it is not an instant.
         """
         if by not in stats.GROUPED_BY:
             raise SearchError(
@@ -626,7 +626,7 @@ class JobLog(Generic[J]):
         Raises:
           SearchError: If the time ends before it begins.
           ValueError: If an instant has no time zone.
-          TypeError: If it is no instant.
+          TypeError: If it is not an instant.
         """
         begin, end, step = _steps_of(since, until)
         with checked_out(self.database):
@@ -969,7 +969,7 @@ class JobLog(Generic[J]):
           who: Who says so.
 
         Raises:
-          ConfigurationError: If the name is no text, or empty.
+          ConfigurationError: If the name is not a text, or empty.
 
         Returns:
           The :class:`Deploy`.

@@ -400,7 +400,7 @@ def check_name(name: Any) -> None:
 
 
 def check_number(name: str, what: str, value: Any, *, least: int) -> None:
-    """Raise a ConfigurationError if it is no whole number, or out of bounds."""
+    """Raise a ConfigurationError if it is not a whole number, or out of bounds."""
     fits = isinstance(value, int) and not isinstance(value, bool) and least <= value <= MAX_MILLIS
     if not fits:
         raise ConfigurationError(

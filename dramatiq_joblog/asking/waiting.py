@@ -217,7 +217,7 @@ def asked_jid(jid: Any) -> str:
         return fold_jid(jid)
     # Not the value itself: a message has arguments, which may be secret.
     raise ConfigurationError(
-        f"{_kind_of(jid)} is no jid: wait for message.message_id, or for job.jid"
+        f"{_kind_of(jid)} is not a jid: wait for message.message_id, or for job.jid"
     )
 
 
@@ -230,7 +230,7 @@ def asked_jids(jids: Any) -> list[Any]:
     if isinstance(jids, Iterable) and not isinstance(jids, (str, bytes)):
         return list(jids)
     raise ConfigurationError(
-        f"{_kind_of(jids)} is no list of jids: give one, as [m.message_id for m in messages]"
+        f"{_kind_of(jids)} is not a list of jids: give one, as [m.message_id for m in messages]"
     )
 
 

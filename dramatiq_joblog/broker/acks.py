@@ -310,7 +310,7 @@ class HandedAcks:
 class _Ack:
     """An acknowledgement, or a rejection."""
 
-    #: Free once it may be sent; None for a mark that is no acknowledgement.
+    #: Free once it may be sent; None for a mark that is not an acknowledgement.
     committed: Receipt | None
     queue_name: str
     #: The broker's own name of the message.

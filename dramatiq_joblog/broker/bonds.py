@@ -373,7 +373,7 @@ def _made_key(kind: Any, entry: dict[str, Any]) -> str:
         known["limit"] = 1
     key = kind(**known).key
     if not isinstance(key, str) or key != fold_key(key):
-        raise ConfigurationError(f"{shown(key)} is no key")
+        raise ConfigurationError(f"{shown(key)} is not a key")
     return key
 
 

@@ -333,7 +333,7 @@ class Messages:
             if bits is not None and stored is not None:
                 # Some databases would refuse it, and with it the row.
                 if not isinstance(stored, int) or not -(2**bits) <= stored < 2**bits:
-                    raise ValueError(f"{name}={shown(value)} is no number of its column")
+                    raise ValueError(f"{name}={shown(value)} is not a number of its column")
             elif isinstance(stored, str):
                 stored, whole = clean_optional(stored, getattr(field, "max_length", None)), stored
                 if stored != whole:

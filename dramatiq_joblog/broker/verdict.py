@@ -208,7 +208,7 @@ def _outcome(
     if run.requeued is not None:
         # The job goes on, whatever became of this run.
         delayed = run.requeued.queue_name.endswith(DELAY_SUFFIX)
-        # Of one that is no number, the host makes now.
+        # Of one that is not a number, the host makes now.
         eta = eta_of(run.requeued) if delayed else None
         row["eta"] = instant if eta is None else eta
         if failed and attempt_of(run.requeued) > row["attempt"]:

@@ -1,6 +1,6 @@
 """One of Django's databases, as a log's own: its settings stand once, in ``DATABASES``.
 
-The log has connections of its own there: what it writes is no part of Django's transactions.
+The log has connections of its own there: what it writes is not part of Django's transactions.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class DjangoAlias:
 
     def _connection(self) -> Any:
         """Return Django's own object for the alias."""
-        # Django is no dependency: it is here if its settings are.
+        # Django is not a dependency: it is here if its settings are.
         connections = importlib.import_module("django.db").connections
         aliases = list(connections.settings)
         if self.alias not in aliases:

@@ -83,7 +83,7 @@ def open_database(database: DatabaseURL | Database | DjangoAlias) -> Database:
         # Any other repr may show a password.
         shown = repr(database) if plain else f"an object of type {type(database).__name__}"
         raise ConfigurationError(
-            f"{shown} is no database: give a URL, or a peewee Database that is initialised"
+            f"{shown} is not a database: give a URL, or a peewee Database that is initialised"
         )
     return _connect(url)
 

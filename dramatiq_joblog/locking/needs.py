@@ -263,7 +263,7 @@ def key_maker(key: Any, function: Any, where: str) -> Callable[..., str]:
     try:
         fields = [name for _, name, _, _ in string.Formatter().parse(key) if name is not None]
     except ValueError as e:
-        raise ConfigurationError(f"{where} has the key {key!r}, which is no format: {e}") from e
+        raise ConfigurationError(f"{where} has the key {key!r}, which is not a format: {e}") from e
     for name in fields:
         first = name.split(".")[0].split("[")[0]
         if not parameters.accepts(first):

@@ -22,7 +22,7 @@ class Seal:
       keys: A Fernet key, or several: to change it, put the new one before the old.
 
     Raises:
-      ConfigurationError: If one of them is no key, or ``cryptography`` is not installed.
+      ConfigurationError: If one of them is not a key, or ``cryptography`` is not installed.
     """
 
     def __init__(self, keys: str | bytes | Sequence[str | bytes]) -> None:
@@ -41,7 +41,7 @@ class Seal:
         except (TypeError, ValueError) as e:
             # Its text may be a real key with a slip of the pen: it is not shown.
             raise ConfigurationError(
-                f"seal_key is no Fernet key ({e}); make one: {_MAKE_ONE}"
+                f"seal_key is not a Fernet key ({e}); make one: {_MAKE_ONE}"
             ) from None
         self._refused: Any = fernet.InvalidToken
 

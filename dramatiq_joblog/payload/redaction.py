@@ -22,7 +22,7 @@ from .secret_texts import REDACTED, digest_of, fold_name, scrub, scrub_named
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-#: A name is a secret's if it contains one of these, its case and what is no letter left aside.
+#: A name is a secret's if it contains one of these, its case and what is not a letter left aside.
 #: An IBAN and the like are no credentials: they are what such jobs are about.
 _ANYWHERE = (
     "accesskey",
@@ -258,7 +258,7 @@ class Redactor:
 
     def _named(self, name: str, value: Any) -> Any:
         if self.is_secret(name):
-            # That there is none is no secret.
+            # That there is none is not a secret.
             nothing = value is None or type(value) is bool or (type(value) is str and not value)
             return value if nothing else self._instead(value)
         if self._hook is not None:

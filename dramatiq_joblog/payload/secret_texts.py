@@ -69,7 +69,7 @@ def scrub_key(text: str) -> str:
 
 
 def fold_name(name: str) -> str:
-    """Return a name without its case and all that is no letter or digit."""
+    """Return a name without its case and all that is not a letter or digit."""
     return _NO_LETTER.sub("", name).lower()
 
 
@@ -98,7 +98,7 @@ def scrub(text: str) -> str:
 def scrub_named(text: str, is_secret: Callable[[str], bool], *, prose: bool = False) -> str:
     """Scrub a text, and take out what follows the name of a secret in it, as in a ``repr``.
 
-    Of *prose* a word that also means other things is no name before a colon.
+    Of *prose* a word that also means other things is not a name before a colon.
     """
     text = scrub(text)
     if "</" in text:

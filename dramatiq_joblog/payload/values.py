@@ -52,14 +52,14 @@ def as_millis(value: Any) -> int | None:
     A fraction is cut off, and a number written as text is read.
 
     Returns:
-      None for what is no number.
+      None for what is not a number.
     """
     number = _whole(value)
     return None if number is None else int(min(max(number, MIN_MILLIS), MAX_MILLIS))
 
 
 def as_int(value: Any, *, least: int = 0, most: int = MAX_INT) -> int | None:
-    """Return a whole number, the nearest from *least* to *most*; None for what is no number."""
+    """Return a whole number, the nearest from *least* to *most*; None for what is not a number."""
     number = _whole(value)
     return None if number is None else int(min(max(number, least), most))
 
@@ -90,7 +90,7 @@ def is_same(value: Any, kept: object) -> bool:
 
 
 def _whole(value: Any) -> float | None:
-    """Return a whole number, or an infinity; None for what is no number."""
+    """Return a whole number, or an infinity; None for what is not a number."""
     if type(value) is int:
         return value
     try:

@@ -49,7 +49,7 @@ def lasts(key: str, field: Any, text: str) -> Any:
         found = _compared(field, text, milliseconds)
     if found is None:
         raise SearchError(
-            f"{key}:{text} is no duration to compare with: use >10s, <500ms or 1s..5s"
+            f"{key}:{text} is not a duration to compare with: use >10s, <500ms or 1s..5s"
         )
     return found
 
@@ -62,7 +62,7 @@ def counts(key: str, field: Any, text: str) -> Any:
     """
     found = _compared(field, text, _number)
     if found is None:
-        raise SearchError(f"{key}:{text} is no number: use 3, >2 or 2..4")
+        raise SearchError(f"{key}:{text} is not a number: use 3, >2 or 2..4")
     return found
 
 

@@ -24,7 +24,7 @@ def name_of(name: Any) -> str:
     plain = " ".join(name.split()) if isinstance(name, str) else ""
     if not plain or len(plain) > MAX_NAME or '"' in plain:
         raise SearchError(
-            f"{shown(name)} is no name of a saved search: use a text of at most {MAX_NAME} "
+            f"{shown(name)} is not a name of a saved search: use a text of at most {MAX_NAME} "
             "characters, without quotes"
         )
     return clean(plain, MAX_NAME)

@@ -156,8 +156,8 @@ def instant(text: str, now: datetime | None = None) -> datetime:
         )
     except (ValueError, OverflowError) as e:
         raise SearchError(
-            f"{text!r} is no time: use 30m, 2h, 1d or 2w for so long ago, today, yesterday, a time "
-            "like 14:05, or a date like 2026-11-24 or 2026-11-24T12:00Z"
+            f"{text!r} is not a time: use 30m, 2h, 1d or 2w for so long ago, today, yesterday, "
+            "a time like 14:05, or a date like 2026-11-24 or 2026-11-24T12:00Z"
         ) from e
 
 
@@ -188,7 +188,9 @@ def between(text: str, now: datetime | None = None) -> tuple[datetime | None, da
     begin = instant(first, now) if first.strip() else None
     end = instant(last, now) if last.strip() else None
     if (begin is None and end is None) or (begin and end and end < begin):
-        raise SearchError(f"{text!r} is no time from one instant to a later one: use 14:05..14:10")
+        raise SearchError(
+            f"{text!r} is not a time from one instant to a later one: use 14:05..14:10"
+        )
     return begin, end
 
 
@@ -276,7 +278,7 @@ def _term(found: re.Match[str], text: str) -> Term:
         near = difflib.get_close_matches(key, KEYS, n=1)
         hint = f"did you mean {near[0]}:?" if near else f"use one of {', '.join(KEYS)}"
         raise SearchError(
-            f"{key}: in the search {text!r} is no key; {hint} Text with a colon stands in quotes"
+            f"{key}: in the search {text!r} is not a key; {hint} Text with a colon stands in quotes"
         )
     return Term(key, value, found["minus"] is not None)
 
@@ -393,14 +395,14 @@ class _Reader:
             known = [*GROUPS, *map(str, State)]
             near = difflib.get_close_matches(value.lower(), known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"use {', '.join(known)}"
-            raise SearchError(f"state:{value} is no state: {hint}") from None
+            raise SearchError(f"state:{value} is not a state: {hint}") from None
 
     def _user(self, value: str) -> Any:
         field: Any = user_field(self._job)
         target = getattr(field, "rel_field", field)
         if "*" in value and not isinstance(target, (CharField, TextField)):
             raise SearchError(
-                f"user:{value} is no id of a user of this log: * stands in texts only"
+                f"user:{value} is not the id of a user of this log: * stands in texts only"
             )
         if "*" in value:
             return _like(field, value)

@@ -31,9 +31,9 @@ class Span:
     end: datetime
     #: Whether it goes on.
     open: bool = False
-    #: Number of the run, 1 for the first; 0 for what is no run.
+    #: Number of the run, 1 for the first; 0 for what is not a run.
     run: int = 0
-    #: Number of the attempt; 0 for what is no run.
+    #: Number of the attempt; 0 for what is not a run.
     attempt: int = 0
     #: Where it ran: ``host:pid:thread``.
     worker: str | None = None

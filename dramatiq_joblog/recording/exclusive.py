@@ -75,7 +75,7 @@ class Sections:
         return answers
 
     def _write_others(self, events: Sequence[Event]) -> dict[str, Answer]:
-        """Write what is no start in a section."""
+        """Write what is not a start in a section."""
         ends = [event for event in events if isinstance(event, Ended)]
         dropped = [event.jid for event in ends if event.section and not event.row.get("started_at")]
         if not dropped:

@@ -218,7 +218,7 @@ class _File:
             return kind(**said, replayed=True)
         except (AttributeError, KeyError, TypeError, ValueError):
             # The end of a process in the middle of a line: nobody relies on it.
-            self._logger.warning("%s has a line that is no event: %.80r", self.path, line)
+            self._logger.warning("%s has a line that is not an event: %.80r", self.path, line)
             return None
 
     def remove(self) -> None:

@@ -54,7 +54,7 @@ def millis_of(instant: Any) -> int:
 
     Raises:
       ValueError: If a datetime has no time zone.
-      TypeError: If it is no instant.
+      TypeError: If it is not an instant.
     """
     if isinstance(instant, datetime):
         return to_millis(instant)
@@ -63,7 +63,7 @@ def millis_of(instant: Any) -> int:
     millis = None if isinstance(instant, str) else as_millis(instant)
     if millis is None:
         raise TypeError(
-            f"{shown(instant)} is no instant: use an aware datetime, as "
+            f"{shown(instant)} is not an instant: use an aware datetime, as "
             "datetime.now(timezone.utc), a date, or milliseconds since 1970"
         )
     return millis
@@ -85,12 +85,12 @@ class InstantField(BigIntegerField):
 
         Raises:
           ValueError: If a datetime has no time zone.
-          TypeError: If it is no instant.
+          TypeError: If it is not an instant.
         """
         return None if value is None else millis_of(value)
 
     def python_value(self, value: Any) -> datetime | None:
-        """Return an aware UTC datetime, the nearest there is; None for what is no number."""
+        """Return an aware UTC datetime, the nearest there is; None for what is not a number."""
         millis = as_millis(value)
         return None if millis is None else instant_of(millis)
 
@@ -274,9 +274,11 @@ def user_asked(field: Any, user: Any) -> Any:
     """
     key = user_id_of(user)
     if key is None and user is not None:
-        raise SearchError(f"{shown(user)} is no stored user: it has no primary key; save it first")
+        raise SearchError(
+            f"{shown(user)} is not a stored user: it has no primary key; save it first"
+        )
     if _is_row(key):
-        raise SearchError(f"{shown(user)} is no id of a user: give its primary key, as user.id")
+        raise SearchError(f"{shown(user)} is not an id of a user: give its primary key, as user.id")
     target = getattr(field, "rel_field", field)
     try:
         value = target.db_value(key)

@@ -211,7 +211,7 @@ class JobQuery(Select[J]):
         """Jobs in any of *states*.
 
         Raises:
-          ValueError: If one of them is no state.
+          ValueError: If one of them is not a state.
         """
         if not states:
             return self._none()
@@ -249,7 +249,7 @@ class JobQuery(Select[J]):
 
         Raises:
           ValueError: If *instant* has no time zone.
-          TypeError: If it is no instant.
+          TypeError: If it is not an instant.
         """
         return self._narrow(self._job.created_at >= millis_of(instant))
 
@@ -258,7 +258,7 @@ class JobQuery(Select[J]):
 
         Raises:
           ValueError: If *instant* has no time zone.
-          TypeError: If it is no instant.
+          TypeError: If it is not an instant.
         """
         return self._narrow(self._job.created_at < millis_of(instant))
 
@@ -285,7 +285,7 @@ class JobQuery(Select[J]):
           after: The *newer* of a page, or :func:`cursor_of` a job: what has come since.
 
         Raises:
-          SearchError: If *before* or *after* is not from a page, or *limit* is no number of jobs.
+          SearchError: If *before* or *after* is not from a page, or *limit* is out of bounds.
         """
         job, limit = self._job, count_asked("limit", limit)
         query: Any = self
@@ -324,7 +324,7 @@ class JobQuery(Select[J]):
           SearchError: If the column is another, or a number is none.
         """
         if name not in COMPARABLE:
-            raise SearchError(f"{shown(name)} is no order: use one of {', '.join(COMPARABLE)}")
+            raise SearchError(f"{shown(name)} is not an order: use one of {', '.join(COMPARABLE)}")
         job, limit = self._job, count_asked("limit", limit)
         query: Any = self
         end = self._end_of_look(None)
@@ -370,7 +370,7 @@ def _position(cursor: str) -> tuple[int, int]:
     found = _CURSOR.fullmatch(cursor) if isinstance(cursor, str) else None
     at, number = (int(part) for part in found.groups()) if found is not None else (0, -1)
     if found is None or abs(at) > MAX_BIGINT or number > MAX_BIGINT:
-        raise SearchError(f"{shown(cursor)} is no place in a list of jobs: use one of a page")
+        raise SearchError(f"{shown(cursor)} is not a place in a list of jobs: use one of a page")
     return at, number
 
 
@@ -378,7 +378,7 @@ def count_asked(name: str, value: int, *, least: int = 1, most: int = 1_000_000)
     """Return a number that a question was given.
 
     Raises:
-      SearchError: If it is no whole number from *least* to *most*.
+      SearchError: If it is not a whole number from *least* to *most*.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise SearchError(

@@ -123,7 +123,7 @@ def own_fields(model: type[Job]) -> dict[str, Any]:
 
 def _bind_job(model: Any, database: Database) -> Any:
     if not (isinstance(model, type) and issubclass(model, Job)):
-        raise ConfigurationError(f"model={model!r} is no subclass of dramatiq_joblog.Job")
+        raise ConfigurationError(f"model={model!r} is not a subclass of dramatiq_joblog.Job")
     if model is Job:
         # The package's own class stays unbound, so that two logs never meet in it.
         bound: Any = _bind(Job, "joblog", database)

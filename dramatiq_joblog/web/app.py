@@ -197,7 +197,9 @@ def _application(site: Site, gate: Middleware) -> Starlette:
 
 def _check_zone(time_zone: str) -> None:
     if time_zone != "UTC" and zones.zone_of(time_zone) is timezone.utc:
-        raise ConfigurationError(f"time_zone={time_zone!r} is no time zone; as 'Europe/Berlin'")
+        raise ConfigurationError(
+            f"time_zone={time_zone!r} is not a time zone; use one such as 'Europe/Berlin'"
+        )
 
 
 def _door(authorize: Any, key: str | None, login: tuple[str, str] | None) -> Door | None:

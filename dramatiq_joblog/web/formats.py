@@ -172,7 +172,7 @@ class Stretch:
     #: The package of a library; empty for the application's own code.
     package: str = ""
     frames: list[Frame] = field(default_factory=list)
-    #: A line that is no frame: the class of the error, and what it says.
+    #: A line that is not a frame: the class of the error, and what it says.
     error: str = ""
     text: str = ""
 

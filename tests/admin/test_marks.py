@@ -33,7 +33,7 @@ def test_a_mark(joblog):
 
 @pytest.mark.parametrize("name", ["", "  ", None, 412])
 def test_a_mark_without_a_name(joblog, name):
-    """What is no name is refused in a sentence."""
+    """What is not a name is refused in a sentence."""
     with pytest.raises(ConfigurationError, match="a mark is named by a text"):
         joblog.mark(name)
 
@@ -103,4 +103,4 @@ def test_the_command(joblog, ask):
     rows = [row.split("\t") for row in ask("mark").stdout.splitlines()]
 
     assert [("v412",), ("v411", "ci")] == [(rows[0][0],), (rows[1][0], rows[1][-1])]
-    assert "is no time" in ask("mark", "v413", "--at", "soon", code=2).stderr
+    assert "is not a time" in ask("mark", "v413", "--at", "soon", code=2).stderr

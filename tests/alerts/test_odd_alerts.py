@@ -228,7 +228,7 @@ def yields(notice):
         ({"alerts": Alert("a", "state:dead")}, "give a list of rules"),
         ({"alerts": None}, "alerts= is None"),
         ({"alerts": "state:dead"}, "give a list of rules"),
-        ({"page_url": "shop.example/joblog"}, "page_url='shop.example/joblog' is no address"),
+        ({"page_url": "shop.example/joblog"}, "page_url='shop.example/joblog' is not an address"),
         ({"page_url": 7}, "page_url=7"),
     ],
 )

@@ -19,7 +19,7 @@ from dramatiq_joblog.web import status
 @pytest.mark.parametrize("timeout", [-1, -0.5, "soon", True, float("nan"), float("inf")])
 @pytest.mark.parametrize("ask", ["wait", "follow", "wait_all", "wait_family"])
 def test_a_time_that_is_none(joblog, ask, timeout):
-    """A time that is no number of milliseconds is refused at once, and nobody waits."""
+    """A time that is not a number of milliseconds is refused at once, and nobody waits."""
     jids = ["a"] if ask == "wait_all" else "a"
     with pytest.raises((JobLogError, ValueError, TypeError)):
         getattr(joblog, ask)(jids, timeout=timeout)
@@ -108,8 +108,8 @@ def test_the_status_below_a_path(joblog, job_factory, prefix):
 @pytest.mark.parametrize("ask", ["wait", "follow", "wait_family"])
 @pytest.mark.parametrize("thing", [None, "", b"a", True, object(), 1.5, ["a"]])
 def test_what_is_no_jid(joblog, ask, thing):
-    """What is no jid is refused at once, and never waited for: no job of that name would come."""
-    with pytest.raises(ConfigurationError, match=r"is no jid: wait for message\.message_id"):
+    """What is not a jid is refused at once, and never waited for."""
+    with pytest.raises(ConfigurationError, match=r"is not a jid: wait for message\.message_id"):
         list(getattr(joblog, ask)(thing))
 
 
@@ -117,7 +117,7 @@ def test_a_message_or_a_row_in_place_of_its_jid(joblog, job_factory):
     """A message or a row is refused with what to take of it, and none of its arguments is shown."""
     message = dramatiq.Message("default", "login", ("hunter2",), {}, {})
     for thing in (message, job_factory(state="finished")):
-        with pytest.raises(ConfigurationError, match="is no jid") as caught:
+        with pytest.raises(ConfigurationError, match="is not a jid") as caught:
             joblog.wait(thing)
         assert "hunter2" not in str(caught.value)
 
@@ -133,9 +133,9 @@ def test_jids_that_are_no_texts(joblog, job_factory):
 @pytest.mark.parametrize("things", [None, "abc", b"abc", 7, dramatiq.group([])])
 def test_what_is_no_list_of_jids(joblog, things):
     """One text is not taken for the list of its letters, and a group is not a list of jids."""
-    with pytest.raises(ConfigurationError, match="is no list of jids"):
+    with pytest.raises(ConfigurationError, match="is not a list of jids"):
         joblog.wait_all(things)
-    with pytest.raises(ConfigurationError, match="is no list of jids"):
+    with pytest.raises(ConfigurationError, match="is not a list of jids"):
         asyncio.run(joblog.wait_all_async(things))
 
 

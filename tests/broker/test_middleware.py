@@ -526,7 +526,7 @@ def test_a_column_that_cannot_be_filled(tmp_path):
 
 def test_a_model_that_is_no_job(tmp_path):
     """A model that does not come from ``Job`` is refused."""
-    with pytest.raises(ConfigurationError, match=r"no subclass of dramatiq_joblog\.Job"):
+    with pytest.raises(ConfigurationError, match=r"not a subclass of dramatiq_joblog\.Job"):
         JobLog(f"sqlite:///{tmp_path}/j.db", model=Model)
 
 

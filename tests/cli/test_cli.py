@@ -252,12 +252,12 @@ def test_nothing_that_matches_is_exit_1(jobs, ask):
     ("arguments", "text"),
     [
         (["stat:dead"], "did you mean state:?"),
-        (["--state", "ded"], "ded is no state: did you mean dead?"),
-        (["state:x"], "state:x is no state: use active, in_progress, enqueued"),
-        (["--since", "tomorrow"], "'tomorrow' is no time"),
-        (["since:25:61"], "is no time"),
+        (["--state", "ded"], "ded is not a state: did you mean dead?"),
+        (["state:x"], "state:x is not a state: use active, in_progress, enqueued"),
+        (["--since", "tomorrow"], "'tomorrow' is not a time"),
+        (["since:25:61"], "is not a time"),
         (["--limit", "0"], "'--limit'"),
-        (["--before", "x"], "'x' is no place in a list"),
+        (["--before", "x"], "'x' is not a place in a list"),
         (['type:"a'], "quote that is not closed"),
     ],
 )

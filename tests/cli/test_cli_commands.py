@@ -256,7 +256,7 @@ def test_numbers(joblog, job_factory, ask, terminal, database_url):
     assert "✓ finished         4" in text
     assert "\nimport\t4\t1\t" in text
     assert "\nslow\t" in text
-    assert "is no time" in ask("stats", "--since", "soon", code=2).stderr
+    assert "is not a time" in ask("stats", "--since", "soon", code=2).stderr
 
     seen = terminal("--database", database_url, "stats")
     assert "Counting the jobs" in seen
@@ -299,7 +299,7 @@ def test_old_jobs_are_deleted(joblog, job_factory, ask):
 
     assert "how long are jobs kept?" in ask("prune", code=2).stderr
     assert "'waiting=7d' is not understood" in ask("prune", "--keep", "waiting=7d", code=2).stderr
-    assert "is no time" in ask("prune", "--keep", "dead=soon", code=2).stderr
+    assert "is not a time" in ask("prune", "--keep", "dead=soon", code=2).stderr
     assert "3 finished jobs would be deleted." in ask("prune", *week, "--dry-run").stdout
     done = ask("prune", *week, "--keep", "dead=7d", code=2)
     assert "1 dead and 3 finished jobs will be deleted: nobody can be asked" in done.stderr

@@ -72,7 +72,7 @@ def test_programs_get_all_of_it(joblog, job_factory, ask):
 
 
 def test_nothing_to_show(joblog, terminal, database_url):
-    """A key that nobody holds, waits for or starts by is no key to show."""
+    """A key that nobody holds, waits for or starts by is not a key to show."""
     assert "nobody holds 'nothing'" in terminal(
         "--database", database_url, "locks", "nothing", code=1
     )

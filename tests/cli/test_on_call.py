@@ -214,7 +214,7 @@ def test_what_changed_since_a_mark(joblog, slower, ask):
 
     assert ("duration", "import") in [(c["kind"], c["name"]) for c in found["changes"]]
     assert found["against"][1] == found["since"]
-    assert "is no time" in ask("diff", "v413", code=2).stderr
+    assert "is not a time" in ask("diff", "v413", code=2).stderr
     assert "is not before now" in ask("diff", "2999-01-01", code=2).stderr
 
 

@@ -23,16 +23,16 @@ from dramatiq_joblog import ConfigurationError, DatabaseAwayError, Job, JobLog, 
         ("sqlite:///:memory:", "lives in memory"),
         ("sqlite://", "lives in memory"),
         ("postgresql://ada:secret@host:port/x", "cannot be used"),
-        (7, "7 is no database: give a URL, or a peewee Database"),
-        (None, "None is no database"),
-        (DatabaseProxy(), "is no database"),
-        (Database("jobs"), "Database is no database that the log knows: use peewee's"),
+        (7, "7 is not a database: give a URL, or a peewee Database"),
+        (None, "None is not a database"),
+        (DatabaseProxy(), "is not a database"),
+        (Database("jobs"), "Database is not a database that the log knows: use peewee's"),
         (SqliteDatabase(None), "has no name yet: call its init() first"),
         (SqliteDatabase(":memory:"), "use a file, as sqlite:///jobs.db"),
     ],
 )
 def test_a_database_that_cannot_be_used(database, text):
-    """What is no database for a log is refused in one sentence, without its password."""
+    """What is not a database for a log is refused in one sentence, without its password."""
     with pytest.raises(ConfigurationError) as refused:
         JobLog(database)
     assert text in str(refused.value)

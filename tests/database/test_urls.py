@@ -177,7 +177,7 @@ class Settings:
 
 def test_what_is_no_database_is_named_by_its_type():
     """An object that is neither is refused without its repr, which may show a password."""
-    with pytest.raises(ConfigurationError, match="type Settings is no database") as refused:
+    with pytest.raises(ConfigurationError, match="type Settings is not a database") as refused:
         JobLog(Settings())
 
     assert "hunter2" not in str(refused.value)

@@ -61,13 +61,13 @@ def test_keys(expected, key, args, kwargs):
     [
         ("finance:{userid}", "'userid' is none of its parameters (user_id, order)"),
         ("{0}", "'0' is none of its parameters"),
-        ("{user_id", "is no format"),
+        ("{user_id", "is not a format"),
         ("", "a format string or a callable is needed"),
         (7, "a format string or a callable is needed"),
     ],
 )
 def test_keys_that_cannot_be_made(key, text):
-    """A key that names no parameter, or is no key, is refused."""
+    """A key that names no parameter, or is not a key, is refused."""
     with pytest.raises(ConfigurationError, match="actor 'strict'") as refused:
         key_maker(key, strict, "actor 'strict'")
     assert text in str(refused.value)

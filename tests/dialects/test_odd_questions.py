@@ -151,7 +151,7 @@ def test_what_is_no_instant_is_refused(joblog, instant):
 
 @pytest.mark.parametrize("limit", [-1, 0, True, None, "5", 2.0, 10**30, float("nan")])
 def test_a_limit_is_a_number_of_jobs(joblog, limit):
-    """A limit that is no number of jobs is refused wherever one is given."""
+    """A limit that is not a number of jobs is refused wherever one is given."""
     for ask in (
         lambda: joblog.jobs.page(limit=limit),
         lambda: joblog.oldest(limit),
@@ -171,7 +171,7 @@ def test_a_limit_is_a_number_of_jobs(joblog, limit):
 )
 def test_a_cursor_is_one_of_a_page(joblog, cursor):
     """A place in a list that no page gave is refused."""
-    with pytest.raises(SearchError, match="no place in a list"):
+    with pytest.raises(SearchError, match="not a place in a list"):
         joblog.jobs.page(before=cursor)
 
 

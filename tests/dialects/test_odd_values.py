@@ -200,7 +200,7 @@ def test_a_uniqueness_that_cannot_be_read(joblog, working, bond):
 
 @pytest.mark.parametrize("delay", [1.5, 100.25, 10.0])
 def test_a_retry_with_a_fraction(joblog, make_broker, worker, delay):
-    """A retry whose delay is no whole number of milliseconds is logged, and runs."""
+    """A retry whose delay is not a whole number of milliseconds is logged, and runs."""
     broker = make_broker(joblog=joblog)
     runs = []
 

@@ -39,8 +39,8 @@ def test_words(text, terms):
     [
         ('actor:"a', "has a quote that is not closed"),
         ('a "b', "has a quote that is not closed"),
-        ("usr:7", r"usr: .* is no key; did you mean user:\?"),
-        ("http://x", "is no key; use one of id, state, type"),
+        ("usr:7", r"usr: .* is not a key; did you mean user:\?"),
+        ("http://x", "is not a key; use one of id, state, type"),
         ("actor:", "needs a value: the actor's name"),
     ],
 )
@@ -74,8 +74,8 @@ def test_instants(text, expected):
 
 @pytest.mark.parametrize("text", ["last week", "2 fortnights", "99999999999d", "2026-13-01", ""])
 def test_what_is_no_instant(text):
-    """What is no time is refused, with what to write instead."""
-    with pytest.raises(SearchError, match="is no time: use 30m, 2h, 1d or 2w"):
+    """What is not a time is refused, with what to write instead."""
+    with pytest.raises(SearchError, match="is not a time: use 30m, 2h, 1d or 2w"):
         instant(text, NOON)
 
 
@@ -176,10 +176,10 @@ def test_search(found):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("state:gone", "state:gone is no state: use active, in_progress, enqueued"),
+        ("state:gone", "state:gone is not a state: use active, in_progress, enqueued"),
         ("dismissed:perhaps", "use yes or no"),
         ("-since:1h", "use until:"),
-        ("since:soon", "'soon' is no time"),
+        ("since:soon", "'soon' is not a time"),
     ],
 )
 def test_values_that_make_no_sense(joblog, text, says):

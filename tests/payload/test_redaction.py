@@ -56,7 +56,7 @@ def test_names_of_other_things(name):
 
 @pytest.mark.parametrize("nothing", [None, "", True, False])
 def test_that_there_is_none(nothing):
-    """That a password is missing, or is there, is no secret."""
+    """That a password is missing, or is there, is not a secret."""
     assert {"password": nothing} == kept({"password": nothing})
 
 

@@ -81,7 +81,7 @@ def test_what_has_come_since(joblog, job_factory):
 @pytest.mark.parametrize("cursor", ["", "7", "a-b", "1-2-3"])
 def test_a_place_that_is_none(joblog, cursor):
     """A cursor that is from no page is refused."""
-    with pytest.raises(SearchError, match="is no place in a list of jobs"):
+    with pytest.raises(SearchError, match="is not a place in a list of jobs"):
         joblog.jobs.page(before=cursor)
 
 

@@ -103,15 +103,17 @@ def test_levels(run, middleware, actor, message, kept):
 
 @pytest.mark.parametrize("value", ["LOUD", 1.5, "", []])
 def test_an_unknown_level(sqlite_url, make_broker, value):
-    """What is no level is refused where it is said, naming it."""
+    """What is not a level is refused where it is said, naming it."""
     log = JobLog(sqlite_url)
-    with pytest.raises(ConfigurationError, match=r"lines=.* is no level"):
+    with pytest.raises(ConfigurationError, match=r"lines=.* is not a level"):
         JobLogMiddleware(log, lines=value)
     make_broker("stub", "last", joblog=log)
-    with pytest.raises(ConfigurationError, match=r"actor 'work' has log_lines=.* is no level"):
+    with pytest.raises(ConfigurationError, match=r"actor 'work' has log_lines=.* is not a level"):
         dramatiq.actor(lambda: None, actor_name="work", log_lines=value)
     work = dramatiq.actor(lambda: None, actor_name="work")
-    with pytest.raises(ConfigurationError, match=r"of actor 'work' has log_lines=.* is no level"):
+    with pytest.raises(
+        ConfigurationError, match=r"of actor 'work' has log_lines=.* is not a level"
+    ):
         work.send_with_options(log_lines=value)
 
 

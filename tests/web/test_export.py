@@ -129,7 +129,11 @@ def test_a_folder_that_is_in_use(joblog, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [({"pages": 0}, "pages=0"), ({"pages": True}, "pages=True"), ({"time_zone": "X"}, "no time")],
+    [
+        ({"pages": 0}, "pages=0"),
+        ({"pages": True}, "pages=True"),
+        ({"time_zone": "X"}, "not a time"),
+    ],
 )
 def test_values_that_make_no_sense(joblog, tmp_path, options, text):
     """A value that makes no sense is refused, and no folder is made."""

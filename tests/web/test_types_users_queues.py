@@ -136,7 +136,7 @@ def test_a_user(page, lived, job_factory):
 
 
 def test_a_user_who_may_not_be(page, lived):
-    """The id of a user that is no id of this log's users is refused with a sentence."""
+    """The id of a user that is not an id of this log's users is refused with a sentence."""
     assert page.get("/users/" + "9" * 400).status_code in {200, 400}
 
 

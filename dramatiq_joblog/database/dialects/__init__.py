@@ -36,6 +36,6 @@ def dialect_of(database: Database) -> Dialect:
         if isinstance(database, kind):
             return dialect
     raise ConfigurationError(
-        f"{type(database).__name__} is no database that the log knows: use peewee's "
+        f"{type(database).__name__} is not a database that the log knows: use peewee's "
         "SqliteDatabase, PostgresqlDatabase or MySQLDatabase, one of their subclasses, or a URL"
     )

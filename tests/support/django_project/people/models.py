@@ -1,4 +1,4 @@
-"""Who signs in: a user model of the project's own, whose primary key is no number."""
+"""Who signs in: a user model of the project's own, whose primary key is not a number."""
 
 import uuid
 
