@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md names messages that the package really has."""
+"""docs/troubleshooting.md has the messages of the package, and no others."""
 
 from __future__ import annotations
 
@@ -55,3 +55,55 @@ def test_each_message_is_in_the_package():
         if not any(first in text and pattern.search(text) for text in known):
             missing.append(message)
     assert [] == missing
+
+
+#: Errors of a search and of the command line name their own cure, as the page says.
+ELSEWHERE = {"Refusal", "SearchError"}
+#: What a message of the page ends with, what is caught here, and what has no words of its own.
+NOT_SHOWN = {
+    "… cannot be used: …",
+    "… has …",
+    "… has …: …",
+    "… is not a key",
+    "…=… is not a number of its column",
+    "it ended with …",
+    "it holds itself, or is too deep",
+    "of a query",
+    "rows of … were inserted by others at every try",
+}
+
+
+def met():
+    """Yield each message that is raised, or logged as a warning or worse, with its place."""
+    for path in sorted((ROOT / "dramatiq_joblog").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            call = node.exc if isinstance(node, ast.Raise) else node
+            if not isinstance(call, ast.Call) or not call.args:
+                continue
+            name = ast.unparse(call.func).rpartition(".")[2]
+            if isinstance(node, ast.Raise):
+                wanted = name not in ELSEWHERE
+            else:
+                wanted = name in {"warning", "error", "critical", "exception"}
+            text = text_of(call.args[0]) if wanted else None
+            if text and " " in text:
+                yield f"{path.name}:{node.lineno}", " ".join(text.split())
+
+
+def pattern_of(message):
+    """Return what a message of the page looks like in the source."""
+    parts = [part.strip() for part in re.split(r"…|%\.?\d*\w", message)]
+    return re.compile(".*?".join(re.escape(part) for part in parts if part))
+
+
+def test_each_message_that_can_be_met_is_on_the_page():
+    """Every message that the package raises or logs as a warning is on the page."""
+    page = [pattern_of(m) for m in re.findall(r"`([^`]+)`", PAGE.read_text()) if " " in m]
+    found = dict(met())
+    assert len(found) > 150
+    missing = {
+        place: text
+        for place, text in found.items()
+        if text not in NOT_SHOWN and not any(pattern.search(text) for pattern in page)
+    }
+    assert {} == missing
