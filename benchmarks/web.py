@@ -4,6 +4,7 @@ Each page is asked for over HTTP from a real uvicorn in a process of its own: on
 kept, and then many times, as by someone who watches it; charts and counts may be some seconds old.
 
     python benchmarks/web.py [--jobs 1000000] [--times 15] [--keep FOLDER] [--only sqlite]
+                             [--uncounted]
 """
 
 from __future__ import annotations
@@ -122,14 +123,18 @@ def measure(url: str, times: int) -> dict[str, tuple[float, float]]:
         process.wait()
 
 
-def fill(url: str, jobs: int) -> None:
-    """Fill the log if it is empty, and bring its totals up to date."""
+def fill(url: str, jobs: int, *, counted: bool = True) -> None:
+    """Fill the log if it is empty, and bring its totals up to date, or take them away."""
     joblog = JobLog(url)
     joblog.create_tables()
     if not joblog.jobs.exists():
         filling.fill(joblog, jobs)
-    # As a worker does every minute.
-    joblog.core.totals.catch_up(int(time.time() * 1000))
+    if counted:
+        # As a worker does every minute.
+        joblog.core.totals.catch_up(int(time.time() * 1000))
+    else:
+        for model in (joblog.core.tables.total, joblog.core.tables.mark):
+            model.delete().execute()
     joblog.close()
 
 
@@ -139,18 +144,19 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=15)
     parser.add_argument("--keep", type=Path, help="a folder for the SQLite file, to use again")
     parser.add_argument("--only", choices=("sqlite", "postgres"))
+    parser.add_argument("--uncounted", action="store_true", help="without totals")
     arguments = parser.parse_args()
     os.environ.setdefault("XDG_STATE_HOME", tempfile.mkdtemp())
     results = {}
     if arguments.only != "postgres":
         with tempfile.TemporaryDirectory() as folder:
             url = f"sqlite:///{(arguments.keep or Path(folder)) / 'web.db'}"
-            fill(url, arguments.jobs)
+            fill(url, arguments.jobs, counted=not arguments.uncounted)
             results["SQLite"] = measure(url, arguments.times)
     if arguments.only != "sqlite":
         server = servers.start_postgres()
         try:
-            fill(server.url, arguments.jobs)
+            fill(server.url, arguments.jobs, counted=not arguments.uncounted)
             results["PostgreSQL"] = measure(server.url, arguments.times)
         finally:
             server.stop()

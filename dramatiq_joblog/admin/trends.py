@@ -21,7 +21,15 @@ from dramatiq_joblog.schema.query import literal_states, word
 from dramatiq_joblog.states import FINAL, DeadReason, ProblemKind, State
 from dramatiq_joblog.statistics.histogram import Histogram
 from dramatiq_joblog.statistics.judging import fails_more, is_slower
-from dramatiq_joblog.statistics.rollups import DAY, FAILED, HOUR, MINUTE, Cell, count_rows
+from dramatiq_joblog.statistics.rollups import (
+    DAY,
+    FAILED,
+    HOUR,
+    MINUTE,
+    Cell,
+    count_failed,
+    count_rows,
+)
 
 from .audit import open_dead
 from .problem import Look, Problem, cut, jobs, plural, said, seen
@@ -231,10 +239,12 @@ class Trends:
         edge = self._now - NEW_FOR
         edge -= edge % HOUR
         seen = self._counted_before(candidates, edge)
+        left = {pair: one for pair, one in candidates.items() if _counted(pair) not in seen}
+        died = self._died_before(edge) if left else set()
         return {
             pair: one
-            for pair, one in sorted(candidates.items(), key=lambda item: item[1].since)
-            if _counted(pair) not in seen and not self._has_rows_before(pair, edge)
+            for pair, one in sorted(left.items(), key=lambda item: item[1].since)
+            if pair not in died and not self._has_rows_before(pair, edge)
         }
 
     def _counted_before(self, pairs: Iterable[Pair], edge: int) -> set[Pair]:
@@ -270,9 +280,22 @@ class Trends:
                 )
                 .group_by(total.error_type, total.actor)
             )
-            for error, actor, count in query.tuples():
+            # As the driver gives them: they can be many.
+            for error, actor, count in total._meta.database.execute(query):
                 sums[error, actor] += int(count)
         return sums
+
+    def _died_before(self, edge: int) -> set[Pair]:
+        """Return the errors of the newest jobs that died before an instant, from an index alone."""
+        job = self._job
+        before = (
+            job.select(job.error_type.alias("error"), job.actor.alias("actor"))
+            .where(*open_dead(job, 0), job.finished_at < edge)
+            .order_by(job.finished_at.desc())
+            .limit(_LOOK)
+        )
+        pairs = Select([before.alias("died")], [SQL("error"), SQL("actor")]).distinct()
+        return set(job._meta.database.execute(pairs))
 
     def _has_rows_before(self, pair: Pair, edge: int) -> bool:
         """Return whether a job that was sent before an instant failed so, as far as one looks."""
@@ -372,13 +395,12 @@ class Trends:
         if self._is_counted(end):
             return self._sums(parts, pairs)
         sums: Counter[Pair] = Counter()
-        for span, begin, end in parts:
-            cells = self._rows(begin, end, span)
-            if cells is None:
+        for _, begin, end in parts:
+            if self._are_many(begin, end, [State.DEAD]):
                 return None
-            for cell in cells:
-                if cell.outcome in FAILED:
-                    sums[cell.error_type, cell.actor] += cell.count
+            counts = count_failed(self._job, self._failure, begin, end)
+            for (error, actor), count in counts.items():
+                sums[_counted((error, actor))] += count
         return sums
 
     # What was counted
@@ -398,15 +420,19 @@ class Trends:
 
     def _rows(self, begin: int, end: int, span: int) -> list[Cell] | None:
         """Count from the rows, if they are few."""
+        if self._are_many(begin, end, sorted(FINAL)):
+            return None
+        return count_rows(self._job, self._failure, begin, end, span)
+
+    def _are_many(self, begin: int, end: int, states: Iterable[State]) -> bool:
+        """Return whether many jobs ended so in a time, or many runs failed."""
         job, failure = self._job, self._failure
-        for state in sorted(FINAL):
+        for state in states:
             where = job.state.in_(literal_states([state])), job.finished_at >= begin
             if self._is_many(job.select(SQL("1")).where(*where, job.finished_at < end)):
-                return None
+                return True
         where = failure.finished_at >= begin, failure.finished_at < end
-        if self._is_many(failure.select(SQL("1")).where(*where)):
-            return None
-        return count_rows(job, failure, begin, end, span)
+        return self._is_many(failure.select(SQL("1")).where(*where))
 
     def _is_many(self, query: Any) -> bool:
         # Not exists(): in older versions of peewee it forgets the offset.

@@ -146,6 +146,35 @@ def count_rows(job: Any, failure: Any, begin: int, end: int, span: int) -> list[
     return list(cells.values())
 
 
+def count_failed(job: Any, failure: Any, begin: int, end: int) -> Counter[tuple[str, str]]:
+    """Count the runs that failed in a time by their error and actor, from the rows."""
+    dead = (
+        job.select(job.error_type, job.actor, fn.COUNT(SQL("*")))
+        .where(
+            job.state.in_(literal_states([State.DEAD])),
+            job.finished_at >= begin,
+            job.finished_at < end,
+        )
+        .group_by(job.error_type, job.actor)
+    )
+    failed = (
+        failure.select(failure.error_type, job.actor, fn.COUNT(SQL("*")))
+        .join(job, on=(job.jid == failure.jid))
+        .where(
+            is_counted(job, failure),
+            failure.outcome.in_(FAILED),
+            failure.finished_at >= begin,
+            failure.finished_at < end,
+        )
+        .group_by(failure.error_type, job.actor)
+    )
+    counts: Counter[tuple[str, str]] = Counter()
+    for query in (dead, failed):
+        for error, actor, number in job._meta.database.execute(query):
+            counts[error or "", actor] += int(number)
+    return counts
+
+
 def _texts(*parts: str | None) -> tuple[str, str, str, str]:
     actor, job_type, outcome, error_type = (str(part or "") for part in parts)
     return actor, job_type, outcome, error_type

@@ -52,7 +52,7 @@ class Waiting:
 
 def waiting_now(visit: Visit) -> list[Waiting]:
     """Return what waits, that which has waited longest first."""
-    queues = visit.rows("the queues", visit.joblog.queues)
+    queues = visit.rows("the queues", lambda: visit.site.keep("waiting now", visit.joblog.queues))
     found = [_of_queue(visit, queue) for queue in queues if queue.since is not None]
     found += _sections(visit)
     return sorted(found, key=lambda one: one.since)[:MOST]
