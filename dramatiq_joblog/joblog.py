@@ -1,4 +1,4 @@
-"""JobLog: one log, bound to one database."""
+"""JobLog: a log of jobs in one database."""
 
 from __future__ import annotations
 
@@ -93,10 +93,10 @@ M = TypeVar("M", bound=Model)
 
 
 class JobLog(Generic[J]):
-    """The log of jobs in one database: where they are asked for, and where they are written.
+    """A log of jobs in one database.
 
-    Making one opens nothing: no connection, no thread, no file.  Two logs, on the same or on
-    different databases, do not meet.
+    Creating one opens no connection, thread or file.  Several logs, on the same database or on
+    different ones, are independent.
 
     Example:
       >>> joblog = JobLog("sqlite:///jobs.db")
@@ -106,36 +106,37 @@ class JobLog(Generic[J]):
 
     Parameters:
       database: A URL (``sqlite:///jobs.db``, ``postgresql://user@host/name``), or a peewee
-        ``Database``.  A URL may be an object, as SQLAlchemy's or pydantic's, and may name a
-        driver, as ``postgresql+asyncpg://``: the log uses its own.
+        ``Database``.  The URL may be an object of SQLAlchemy or pydantic, and may name a driver,
+        as in ``postgresql+asyncpg://``; the log uses its own driver.
       model: The job model: :class:`Job`, or a subclass of it with columns of your own.
-      job_types: The enum, or the texts, that ``job_type`` may be.  None allows any text.
-      keep: Milliseconds that jobs are kept after their end, by final state, as
-        ``{"finished": 7 * 86_400_000}``; those of other states are kept for ever.  Workers
-        delete what is older, one process at a time; totals are kept.
-      keep_types: For some job types other times, by state or one for all, and None for ever:
-        ``{"audit": None}``.
-      on_outage: What becomes of events while the database is unavailable: ``"spool"`` keeps them on
-        this host's disk and replays them, ``"block"`` makes jobs wait, ``"drop"`` counts them.
-      redact: What is taken out of stored arguments and ``meta`` beside passwords, tokens and
-        the like: more names; or a callable that is given a name and its value and returns what
-        to keep; or False to take out nothing.
-      spool: The folder to keep them in; by default one in the user's state folder.
-      store_args: Whether the arguments of jobs are kept.
-      seal_key: A Fernet key, or several with the newest first: arguments that are not kept as
-        they were sent are kept encrypted too, so that their jobs can be run again.
+      job_types: The allowed job types: an enum, or strings.  None allows any string.
+      keep: Milliseconds to keep jobs after their end, by final state, as in
+        ``{"finished": 7 * 86_400_000}``; jobs of other states are kept forever.  Workers delete
+        older jobs, one process at a time; totals are kept.
+      keep_types: Other times for some job types, by state or for all states; None keeps them
+        forever: ``{"audit": None}``.
+      on_outage: What to do with events while the database is unavailable: ``"spool"`` keeps them
+        on this host's disk and replays them, ``"block"`` makes jobs wait, ``"drop"`` discards and
+        counts them.
+      redact: What to redact in stored arguments and ``meta``, besides passwords, tokens and the
+        like: more names; or a callable that receives a name and its value and returns the value
+        to store; or False to redact nothing.
+      spool: The folder for events during an outage; by default in the user's state folder.
+      store_args: Whether to store the arguments of jobs.
+      seal_key: A Fernet key, or several with the newest first.  Arguments that are not stored as
+        they were sent are also stored encrypted, so that their jobs can be run again.
       alerts: Rules: :class:`Alert`, ``Alert.problems()`` and :class:`Expect`.  The worker
         processes check them, one process at a time.
-      notify: Who is notified: a callable that is given a :class:`Notice`, or URLs of the library
-        apprise, as ``"slack://..."``.  None only logs it.
+      notify: Who is notified: a callable that receives a :class:`Notice`, or URLs of the library
+        apprise, such as ``"slack://..."``.  None only logs notices.
       alerts_every: Milliseconds between two checks.
-      on_dead: Is called with the row of each job that is dead for good, once that is committed,
-        on a thread of its own in the process that wrote it; what it raises is logged.
-      page_url: The address of the log's page, for the links of notices.
+      on_dead: A callable that receives the row of each job that becomes dead.  It is called after
+        the commit, on a separate thread of the process that wrote the row; its errors are logged.
+      page_url: The address of the log's page, for links in notices.
 
     Raises:
-      ConfigurationError: If the database cannot be used, the model's own columns could not be
-        filled, or an alert makes no sense.
+      ConfigurationError: If the database cannot be used, a column of the model could not be
+        filled, or a rule is invalid.
     """
 
     def __init__(
@@ -214,12 +215,12 @@ class JobLog(Generic[J]):
 
     @property
     def Action(self) -> type[rows.Action]:  # noqa: N802 - it is a class
-        """The model of what people did."""
+        """The model of actions of people."""
         return self.core.tables.action
 
     @property
     def Deploy(self) -> type[rows.Deploy]:  # noqa: N802 - it is a class
-        """The model of moments that something changed."""
+        """The model of marks."""
         return self.core.tables.deploy
 
     @classmethod
@@ -230,16 +231,15 @@ class JobLog(Generic[J]):
         model: type[J] = rows.Job,  # type: ignore[assignment]
         **options: Any,
     ) -> JobLog[J]:
-        """Return a log in one of Django's databases, by its settings: nothing stands twice.
+        """Return a log in one of Django's databases, with the settings of that database.
 
-        Its connections are its own: what it writes is not part of Django's transactions.
+        The log uses its own connections, so its writes are not part of Django's transactions.
 
         Example:
           >>> joblog = JobLog.from_django("default")  # doctest: +SKIP
 
         Parameters:
-          alias: The name of the database in ``DATABASES``: of SQLite, PostgreSQL, MySQL or
-            MariaDB.
+          alias: The name of a SQLite, PostgreSQL, MySQL or MariaDB database in ``DATABASES``.
           model: The job model, as for :class:`JobLog`.
           options: All other options of :class:`JobLog`.
 
@@ -250,9 +250,9 @@ class JobLog(Generic[J]):
 
     @property
     def jobs(self) -> JobQuery[J]:
-        """All jobs, newest first: refine it with scopes and with peewee's own methods.
+        """All jobs, newest first; refine the query with scopes and with peewee's own methods.
 
-        What this process sent before is in it.
+        It includes everything that this process has sent before.
         """
         job = self.Job
         query = job.select().asked_after(self.core.settle)
@@ -260,9 +260,9 @@ class JobLog(Generic[J]):
 
     @property
     def locks(self) -> Select[rows.Lock]:
-        """The keys that are held now, by sections and by hand: a select of :class:`Lock`.
+        """The keys that are held now, by jobs and by hand: a select of :class:`Lock`.
 
-        Each row also has ``lease_left``, the milliseconds until it runs out unless it is
+        Each row also has ``lease_left``: the milliseconds until its lease expires unless it is
         renewed, by the database's clock.
         """
         lock, now = self.Lock, database_now(self.database)
@@ -273,7 +273,7 @@ class JobLog(Generic[J]):
         )
 
     def waiters(self, key: str) -> JobQuery[J]:
-        """Return the jobs that wait for a section of *key*, the one that is next first."""
+        """Return the jobs that wait for *key*, next in line first."""
         with checked_out(self.database):
             query: JobQuery[J] = self.core.locks.waiters.all_of(fold_key(key))
         return query
@@ -281,12 +281,12 @@ class JobLog(Generic[J]):
     def lock(
         self, key: str, *, limit: int = 1, ttl: int = DEFAULT_TTL, wait: int | None = None
     ) -> HeldByHand:
-        """Hold a key until the end of the block; it is renewed for as long as that takes.
+        """Hold a key until the end of the block; the lease is renewed meanwhile.
 
-        In a coroutine it is ``async with joblog.lock(...)``, which blocks no event loop.
-        Its holder does not come in a second time, nor does a job that holds the key itself: both
-        would wait for themselves, and raise at once.  Jobs that wait longer for the key come in
-        first.
+        In a coroutine, use ``async with joblog.lock(...)``, which does not block the event loop.
+        The lock is not re-entrant: a second block with the same key, or a block in a job that
+        holds the key, would wait for itself and raises at once.  Jobs that have waited longer for
+        the key come first.
 
         Example:
           >>> with joblog.lock("nightly report") as lease:
@@ -294,18 +294,18 @@ class JobLog(Generic[J]):
           1
 
         Parameters:
-          key: The key, of the same kind as those of ``exclusive``.
-          limit: How many may hold it at once.
-          ttl: Milliseconds that it stays held if this process vanishes.
+          key: The key; ``exclusive`` and locks share their keys.
+          limit: How many holders the key may have at once.
+          ttl: Milliseconds for which it stays held if this process vanishes.
           wait: Milliseconds to wait for it; None not to wait.
 
         Raises:
-          LockNotAcquired: If another holds it, for all that time; or at once, if this block, or
-            the job around it, would wait for itself.
-          ConfigurationError: If a value makes no sense.  On entering the block, inside a
-            transaction of the same database: nobody else could see what was done under the lock
-            before it is free again; and with *wait*, and not by ``async with``, inside a running
-            event loop.
+          LockNotAcquired: If the key is not free in time; or at once, if this block or the job
+            around it would wait for itself.
+          ConfigurationError: If a value is invalid.  Also, on entering the block: inside a
+            transaction of the same database, because others could take the lock before they see
+            what was done under it; and with *wait* inside a running event loop, unless
+            ``async with`` is used.
           DatabaseAwayError: If the database is unavailable.
         """
         check_by_hand(key, limit=limit, ttl=ttl, wait=wait)
@@ -338,7 +338,7 @@ class JobLog(Generic[J]):
 
     @property
     def workers(self) -> Select[rows.Worker]:
-        """All worker processes that were seen lately, newest first: a select of :class:`Worker`."""
+        """Worker processes that were seen recently, newest first: a select of :class:`Worker`."""
         return self.Worker.select().order_by(self.Worker.id.desc())
 
     @property
@@ -347,33 +347,33 @@ class JobLog(Generic[J]):
         return self.core.name
 
     def doctor(self, broker: Any = None) -> list[Finding]:
-        """Check the log as it is now: its database, its workers, its files.
+        """Check the log: its database, its workers, its files.
 
-        It only reads, in some dozen questions, and does not raise when the database is
-        unavailable.  All that was looked at is in it, also what is well; :meth:`problems` is what
-        needs someone.
+        It only reads, in about a dozen queries, and does not raise if the database is
+        unavailable.  The result has every check, including those that passed; see
+        :meth:`problems` for what needs attention.
 
         Example:
           >>> all(finding.ok for finding in joblog.doctor())
           True
 
         Parameters:
-          broker: The broker with the log's middleware, if that is to be looked at too.
+          broker: The broker with the log's middleware, to check it as well.
         """
         return Doctor.for_findings(self.core, broker).findings()
 
     def problems(
         self, *, patience: int = MAX_UNSERVED, timeout: int = DOCTORS_TIMEOUT
     ) -> list[Problem]:
-        """Return what needs someone now, each with its cure; what costs most comes first.
+        """Return what needs attention now, each with its cure, the most serious first.
 
-        That is: jobs that were lost with their worker, queues that no worker consumes, threads
-        that are all busy while jobs wait, overdue jobs, lost retries, errors that are new or rise,
-        job types that fail more often or take longer than a week ago, stuck sections, events that
-        wait on this host's disk, wrong clocks, and what the database has wrong.
+        Problems are: jobs that were lost with their worker, queues that no worker consumes, busy
+        threads while jobs wait, overdue jobs, lost retries, new or rising errors, job types that
+        fail more often or take longer than a week ago, stuck sections, events that wait on this
+        host's disk, wrong clocks, and faults of the database.
 
-        It only reads, from indexes and totals: it costs the same however many jobs there are.  It
-        does not raise when the database is unavailable: that is a problem too.
+        It only reads indexes and totals, so its cost does not grow with the number of jobs.  It
+        does not raise if the database is unavailable: that is a problem too.
 
         Example:
           >>> [problem.text for problem in joblog.problems()]
@@ -381,8 +381,8 @@ class JobLog(Generic[J]):
 
         Parameters:
           patience: Milliseconds that jobs may wait for a worker, or for a free thread.
-          timeout: Milliseconds that all questions may take together; what is not known by then
-            is a problem of its own.
+          timeout: Milliseconds for all queries together; a check that does not finish in time is
+            itself a problem.
         """
         patience = count_asked("patience", patience, least=0, most=MAX_MILLIS)
         timeout = count_asked("timeout", timeout, most=MAX_MILLIS)
@@ -390,18 +390,18 @@ class JobLog(Generic[J]):
 
     @property
     def alerts(self) -> Select[rows.AlertState]:
-        """What is known of each alert, those that are open first: a select of :class:`AlertState`.
+        """The state of each alert, open ones first: a select of :class:`AlertState`.
 
-        Each row says whether it is open and since when, what was sent last, and what is to be
-        sent, with the error of the last try.
+        Each row says whether the alert is open and since when, what was sent last, and what is
+        still to be sent, with the error of the last attempt.
         """
         state = self.core.tables.alert
         return state.select().order_by(state.is_open.desc(), state.name)
 
     def regular(self) -> list[Regular]:
-        """Return the types of jobs that finish regularly, for :class:`Expect`; by name.
+        """Return the job types that finish regularly, by name, to suggest :class:`Expect` rules.
 
-        They are learnt from the totals, and nothing is alerted by itself.
+        They are learnt from the totals.  This creates no alerts.
 
         Example:
           >>> [Expect(each.job_type, every=each.every) for each in joblog.regular()]
@@ -411,7 +411,7 @@ class JobLog(Generic[J]):
             return regular_types(self.core.tables, self.core.locks.now())
 
     def queues(self) -> list[Queue]:
-        """Return the queues with jobs that are due, or with workers, the worst off first.
+        """Return the queues with jobs that are due, or with workers, the furthest behind first.
 
         Example:
           >>> [(queue.name, queue.due, queue.state) for queue in joblog.queues()]
@@ -423,10 +423,10 @@ class JobLog(Generic[J]):
             return queues_of(standstill, self.now())
 
     def get(self, jid: str) -> J:
-        """Return the job of *jid*, an instance of the log's job model.
+        """Return the job with this jid, an instance of the log's job model.
 
         Raises:
-          JobNotFound: If the log has none.
+          JobNotFound: If the log has no such job.
         """
         self.core.settle()
         row = self.Job.get_or_none(self.Job.jid == fold_jid(jid))
@@ -437,12 +437,12 @@ class JobLog(Generic[J]):
     def search(self, text: str, *, now: datetime | None = None, broker: Any = None) -> JobQuery[J]:
         """Select jobs by words, newest first: ``state:dead type:import since:2d timeout``.
 
-        Keys are those of ``search.KEYS``; a repeated key means any of its values, ``-key:value``
-        leaves out, and a value with spaces stands in quotes.  Text without a key is a whole jid,
-        or else a part of an actor, a job type or an error.  ``state:dead`` leaves out what was
-        dismissed, unless ``dismissed:`` says otherwise.  Words that no index answers, as
-        ``duration:``, ``args:`` and ``lines:``, look through some thousand jobs for each page.
-        ``saved:name`` stands for the words that :meth:`save_search` keeps under a name.
+        The keys are ``search.KEYS``.  A repeated key matches any of its values, ``-key:value``
+        excludes, and a value with spaces needs quotes.  Text without a key is a full jid, or a
+        part of an actor, a job type or an error.  ``state:dead`` leaves out dismissed jobs,
+        unless ``dismissed:`` is given.  Words without an index, such as ``duration:``, ``args:``
+        and ``lines:``, check a bounded number of jobs for each page.  ``saved:name`` is short for
+        words that were saved by :meth:`save_search`.
 
         Example:
           >>> [job.jid for job in joblog.search("state:dead since:1h").page(limit=20).jobs]
@@ -450,13 +450,13 @@ class JobLog(Generic[J]):
 
         Parameters:
           text: The words.
-          now: What relative times are counted from; aware, by default this host's time.  A time
-            that names no zone is in that of *now*.
-          broker: Whose actors say what positional arguments are called, for ``args.name:``; by
-            default the one on which this process declared its actors.
+          now: The instant that relative times refer to; aware, by default this host's time.  A
+            time without a zone is in the zone of *now*.
+          broker: The broker whose actors give the names of positional arguments, for
+            ``args.name:``; by default the one on which this process declared its actors.
 
         Raises:
-          SearchError: If the words cannot be understood; its text says what to write.
+          SearchError: If the words cannot be understood; the text says what to write.
         """
         terms = self.terms_of(text)
         query = self.jobs
@@ -476,7 +476,7 @@ class JobLog(Generic[J]):
         return model.select().order_by(model.name)
 
     def save_search(self, name: str, words: str, *, who: str | None = None) -> rows.SavedSearch:
-        """Save words under a name, for everyone who uses the log; the words it had are replaced.
+        """Save a search under a name, for everyone who uses the log; an older one is replaced.
 
         Example:
           >>> joblog.save_search("dead imports", "state:dead type:import", who="ada").words
@@ -485,12 +485,12 @@ class JobLog(Generic[J]):
           0
 
         Parameters:
-          name: What people call it; at most 80 characters.
+          name: Its name, of at most 80 characters.
           words: The words, as :meth:`search` understands them.
           who: Who saves it.
 
         Raises:
-          SearchError: If the words or the name cannot be understood.
+          SearchError: If the words or the name are invalid.
 
         Returns:
           The :class:`SavedSearch`.
@@ -504,15 +504,15 @@ class JobLog(Generic[J]):
         return row
 
     def delete_search(self, name: str) -> bool:
-        """Delete a saved search, and return whether there was one of that name.
+        """Delete a saved search, and return whether it existed.
 
         Raises:
-          SearchError: If it is not a name.
+          SearchError: If the name is invalid.
         """
         return saved.delete(self.core.tables.search, name)
 
     def terms_of(self, text: str) -> list[Term]:
-        """Return the words of a search, with those of saved searches in the place of their names.
+        """Return the words of a search, with saved searches replaced by their words.
 
         Raises:
           SearchError: If they cannot be understood.
@@ -526,17 +526,17 @@ class JobLog(Generic[J]):
     def complete(
         self, key: str, prefix: str = "", *, limit: int = 8
     ) -> list[tuple[str, Count | None]]:
-        """Return how a word of a search may go on: values of *key* that begin with *prefix*.
+        """Complete a word of a search: return values of *key* that begin with *prefix*.
 
-        Values are those of the newest jobs, the most frequent first.
+        The values come from the newest jobs, the most frequent first.
 
         Parameters:
-          key: One of ``search.KEYS``; for any other there is nothing.
-          prefix: What was typed of the value.
-          limit: How many values at most.
+          key: One of ``search.KEYS``; other keys have no values.
+          prefix: The beginning of the value.
+          limit: Return at most this many values.
 
         Returns:
-          Values, each with the number of its jobs where that is known.
+          Values, each with its number of jobs if that is known.
         """
         limit = count_asked("limit", limit)
         if key == "saved":
@@ -553,14 +553,14 @@ class JobLog(Generic[J]):
     def counts(
         self, query: JobQuery[J] | None = None, *, cap: int = counts.DEFAULT_CAP
     ) -> dict[State, Count]:
-        """Count jobs by state, up to *cap* of each, so that a large table costs no more.
+        """Count jobs by state, up to *cap* for each state, so that a large table costs no more.
 
         Parameters:
           query: The jobs; by default all.
-          cap: Where counting stops; ``count.capped`` says that there are more.
+          cap: Where counting stops; then ``count.capped`` is true.
 
         Returns:
-          A count for every state, in the order of their lives.
+          A count for every state, in the order in which jobs pass through them.
         """
         cap = count_asked("cap", cap, most=MAX_INT)
         query = self.jobs if query is None else query
@@ -575,23 +575,23 @@ class JobLog(Generic[J]):
         by: GroupedBy = "job_type",
         at_most: int | None = None,
     ) -> Stats:
-        """Return what became of the jobs that ended in a time, in steps that suit its length.
+        """Return statistics of the jobs that ended in a period, as a series of steps.
 
-        What is older than a few minutes comes from totals, which outlive the jobs; steps are of
-        a minute for six hours and of the last seven hours only, of fifteen minutes for three
-        days, of an hour for two weeks, and else of a day.
+        Figures older than a few minutes come from totals, which outlive the jobs.  A step is a
+        minute for up to six hours (within the last seven hours only), fifteen minutes for up to
+        three days, an hour for up to two weeks, and otherwise a day.
 
         Parameters:
           since: Begin of the time; aware.
           until: Its end; by default now.
-          by: What the groups are: ``"job_type"``, ``"actor"``, or ``"name"`` for the job type, and
-            the actor where there is none.
-          at_most: How many rows of each kind are counted where no worker has counted them yet; all
-            of them by default.  Where there are more, the newest are, and the answer's
-            ``known_since`` says since when.
+          by: How to group: ``"job_type"``, ``"actor"``, or ``"name"`` for the job type, or the
+            actor of jobs without one.
+          at_most: How many rows of each kind to count for the time that no worker has totalled
+            yet; by default all.  If there are more, the newest are counted, and ``known_since``
+            of the result says since when the figures are complete.
 
         Raises:
-          SearchError: If *by* is nothing to group by, or the time ends before it begins.
+          SearchError: If *by* is unknown, or the period ends before it begins.
           ValueError: If an instant has no time zone.
           TypeError: If it is not an instant.
         """
@@ -615,13 +615,13 @@ class JobLog(Generic[J]):
         until: datetime | None = None,
         at_most: int | None = None,
     ) -> Profile:
-        """Return how the jobs of one type did in a time, step by step, as :meth:`stats` has it.
+        """Return the statistics of one job type in a period, in the steps of :meth:`stats`.
 
         Parameters:
-          name: The job type; or the actor, for its jobs that have no type.
+          name: The job type, or the actor for its jobs without a type.
           since: Begin of the time; aware.
           until: Its end; by default now.
-          at_most: As :meth:`stats` has it.
+          at_most: As for :meth:`stats`.
 
         Raises:
           SearchError: If the time ends before it begins.
@@ -638,7 +638,7 @@ class JobLog(Generic[J]):
     def _not_counted(
         self, begin: int, end: int, step: int, at_most: int | None
     ) -> tuple[list[Cell], datetime | None]:
-        """Count what no totals have yet of a time, and return since when that is complete."""
+        """Count what is not in the totals yet, and return since when that is complete."""
         at_most = None if at_most is None else count_asked("at_most", at_most)
         counted = self.core.totals.counted()
         first = begin if counted is None else max(begin, counted)
@@ -649,27 +649,26 @@ class JobLog(Generic[J]):
         return cells, instant_of(known) if known > first else None
 
     def oldest(self, limit: int = 5) -> list[J]:
-        """Return the jobs that have waited longest for a run that is due, the oldest first."""
+        """Return the jobs that are due and have waited longest, the oldest first."""
         oldest = self._due().order_by(self.Job.created_at, self.Job.id)
         return list(oldest.limit(count_asked("limit", limit)))
 
     def retries_lost(self) -> int:
         """Count the jobs of the last week whose retry could not be enqueued.
 
-        The broker has forgotten them: only :meth:`requeue` brings their work back.  Those that
-        were run again or dismissed are not counted, and only the newest 5,000 dead jobs are
-        looked at.
+        Their messages are gone, so they run only if you :meth:`requeue` them.  Jobs that were run
+        again or dismissed are not counted, and only the newest 5,000 dead jobs are checked.
         """
         return people.retries_lost(self.Job, _now())[0]
 
     def dead_groups(self, windows: Iterable[int] = people.DEFAULT_WINDOWS) -> list[DeadGroup]:
-        """Group the dead jobs that nobody dismissed by error and actor.
+        """Group the dead jobs that were not dismissed, by error and actor.
 
         Parameters:
-          windows: The times, in milliseconds before now, to count them in.
+          windows: The periods to count, in milliseconds before now.
 
         Returns:
-          The groups with a job within the longest window; those that died last come first.
+          The groups with a job within the longest window, most recent death first.
         """
         windows = [count_asked("windows", window, most=MAX_MILLIS) for window in windows]
         with checked_out(self.database):
@@ -678,11 +677,11 @@ class JobLog(Generic[J]):
     def dead_messages(
         self, window: int, *, among: int = 1_000
     ) -> dict[tuple[str | None, str], list[DeadMessage]]:
-        """Group the jobs of :meth:`dead_groups` by what their errors' messages have in common.
+        """Group the jobs of :meth:`dead_groups` by the common part of their error messages.
 
         Parameters:
           window: Milliseconds before now.
-          among: How many of those that died last are looked at.
+          among: How many of the most recent deaths to check.
 
         Returns:
           By error and actor, the most frequent message first.
@@ -692,15 +691,15 @@ class JobLog(Generic[J]):
             return people.dead_messages(self.Job, window, _now(), count_asked("among", among))
 
     def dead_series(self, window: int, *, step: int) -> dict[tuple[str | None, str], list[int]]:
-        """Return when the jobs of :meth:`dead_groups` became dead.
+        """Return when the jobs of :meth:`dead_groups` became dead, as a series.
 
         Parameters:
           window: Milliseconds before now.
-          step: Milliseconds of each step; the first begins at a multiple of them since 1970, and
-            the last ends after now.
+          step: Milliseconds per step.  Steps begin at multiples of it since 1970, and the last
+            one ends after now.
 
         Returns:
-          How many in each step, by error and actor.
+          The numbers in each step, by error and actor.
         """
         window = count_asked("window", window, most=MAX_MILLIS)
         step = count_asked("step", step, least=-(-window // _MOST_STEPS), most=MAX_MILLIS)
@@ -716,25 +715,25 @@ class JobLog(Generic[J]):
     ) -> Counter[str]:
         """Delete jobs that ended long ago, with their failures and lines; totals stay.
 
-        Only finished, dead and skipped jobs go.  Worker processes do this by themselves where
-        the log has a *keep*; only one process does it at a time.
+        Only finished, dead and skipped jobs are deleted.  Workers do this automatically if the
+        log has a *keep*; one process does it at a time.
 
         Example:
           >>> joblog.prune({"finished": 7 * 86_400_000}, dry_run=True)
           Counter()
 
         Parameters:
-          keep: Milliseconds that jobs are kept after their end, by final state; by default the
-            log's own.  Its *keep_types* hold in any case.
-          batch: How many jobs are deleted in one transaction.
+          keep: Milliseconds to keep jobs after their end, by final state; by default the log's
+            own.  The log's *keep_types* always apply.
+          batch: How many jobs to delete per transaction.
           dry_run: Only count the jobs.
           progress: Called after each batch with what was deleted so far.
 
         Returns:
-          How many went, by state; also ``failures``, ``lines``, ``workers`` and ``keys``.
+          How many were deleted, by state; also ``failures``, ``lines``, ``workers`` and ``keys``.
 
         Raises:
-          ConfigurationError: If *keep* makes no sense.
+          ConfigurationError: If *keep* is invalid.
           JobLogError: If another process prunes now.
         """
         self.core.settle()
@@ -747,14 +746,14 @@ class JobLog(Generic[J]):
 
     @contextlib.contextmanager
     def reading(self, *, timeout: int) -> Iterator[None]:
-        """Ask within a bound, on one connection that is given back at the end.
+        """Limit the time of queries in the block, which share one connection.
 
         Example:
           >>> with joblog.reading(timeout=2_000):
           ...     page = joblog.search("state:dead").page()
 
         Parameters:
-          timeout: Milliseconds that one question may take.
+          timeout: Milliseconds that one query may take.
 
         Raises:
           QueryTimeout: If one takes longer.
@@ -770,9 +769,8 @@ class JobLog(Generic[J]):
     def wait(self, jid: str, *, timeout: int | None = None) -> J:
         """Wait until a job has ended, and return it.
 
-        A job that was only just sent, of which the log has no row yet, is waited for as well.
-        A job that has ended is returned at once, how long ago that ever was.  All who wait in a
-        process cost one question at a time, however many they are.
+        You can wait for a job that was only just sent and has no row yet.  A job that has already
+        ended is returned at once.  All waits of a process share one query at a time.
 
         Example:
           >>> joblog.wait(message.message_id, timeout=10_000).state
@@ -784,7 +782,7 @@ class JobLog(Generic[J]):
 
         Raises:
           WaitTimeout: If it has not ended by then.
-          JobNotFound: If its row was seen and is gone: it was pruned.
+          JobNotFound: If its row existed and was pruned.
           JobLogError: If the log is closed meanwhile.
           ConfigurationError: Inside a running event loop, or inside the job itself.
 
@@ -798,7 +796,7 @@ class JobLog(Generic[J]):
         return (await wait_for_jobs(self.core.watcher, [jid], timeout).aside())[0][0]
 
     def wait_all(self, jids: Iterable[str], *, timeout: int | None = None) -> list[J]:
-        """Wait until several jobs have ended, as those of a ``group``; see :meth:`wait`.
+        """Wait until several jobs have ended, such as those of a ``group``; see :meth:`wait`.
 
         Parameters:
           jids: The jobs.
@@ -819,9 +817,9 @@ class JobLog(Generic[J]):
         return [job for [job] in found]
 
     def wait_family(self, jid: str, *, timeout: int | None = None) -> list[J]:
-        """Wait until a job's whole family has ended: all that was sent from it, and so on.
+        """Wait until a job's whole family has ended: the first job, and every job sent from it.
 
-        Those of a pipeline are one family, and so is what a job sends as a group.
+        The jobs of a pipeline are one family, and so is a group that a job sends.
 
         Parameters:
           jid: Any job of the family.
@@ -842,9 +840,8 @@ class JobLog(Generic[J]):
     def follow(self, jid: str, *, timeout: int | None = None) -> Following[J]:
         """Follow a job to its end: with ``for`` in a thread, with ``async for`` in a coroutine.
 
-        It yields the job as it is, and again after each change of its state, attempt or
-        progress; the last has ended.  What comes and goes between two looks, some 50 ms, is not
-        seen.
+        It yields the job as it is now, and again after each change of its state, attempt or
+        progress, until it has ended.  Changes between two checks, about 50 ms apart, are merged.
 
         Example:
           >>> for job in joblog.follow(message.message_id, timeout=10_000):
@@ -864,7 +861,7 @@ class JobLog(Generic[J]):
         return Following(self.core.watcher, jid, timeout)
 
     async def get_async(self, jid: str, *, timeout: int = DEFAULT_TIMEOUT) -> J:
-        """Return the job of *jid*, as :meth:`get` does, in a coroutine.
+        """Return the job with this jid, as :meth:`get` does, in a coroutine.
 
         Parameters:
           jid: The job.
@@ -879,7 +876,7 @@ class JobLog(Generic[J]):
     async def fetch(self, asked: Callable[[], T], *, timeout: int = DEFAULT_TIMEOUT) -> T: ...
 
     async def fetch(self, asked: Any, *, timeout: int = DEFAULT_TIMEOUT) -> Any:
-        """Ask in a coroutine: the event loop goes on meanwhile.
+        """Query in a coroutine, without blocking the event loop.
 
         Example:
           >>> async def dead_imports():
@@ -888,8 +885,8 @@ class JobLog(Generic[J]):
           ...     return jobs, counts
 
         Parameters:
-          asked: A query, whose rows come as a list; or a function, which is called on a thread of
-            the log's own and may ask what it likes.
+          asked: A query, whose rows are returned as a list; or a function, which is called on a
+            thread of the log and may send any queries.
           timeout: Milliseconds to wait for the answer.
 
         Raises:
@@ -919,7 +916,7 @@ class JobLog(Generic[J]):
         reason: str | None = None,
         timeout: int = DEFAULT_TIMEOUT,
     ) -> J:
-        """Give up a job that does not run, as :meth:`cancel` does, in a coroutine."""
+        """Give up a job that is not running, as :meth:`cancel` does, in a coroutine."""
         return await self.core.aside.run(lambda: self.cancel(jid, who=who, reason=reason), timeout)
 
     # What people do
@@ -938,10 +935,10 @@ class JobLog(Generic[J]):
         key: str | None = None,
         detail: str | None = None,
     ) -> rows.Action:
-        """Write down what someone did, and return the :class:`Action`.
+        """Record an action of a person, and return the :class:`Action`.
 
         Parameters:
-          what: A verb of at most 32 characters, as ``requeue``.
+          what: A verb of at most 32 characters, such as ``requeue``.
           who: Who did it, as far as it is known.
           jid: The job it was done to.
           key: The key it was done to.
@@ -951,13 +948,13 @@ class JobLog(Generic[J]):
 
     @property
     def marks(self) -> Select[rows.Deploy]:
-        """The moments that something changed, newest first: a select of :class:`Deploy`."""
+        """All marks, newest first: a select of :class:`Deploy`."""
         return self.Deploy.select().order_by(self.Deploy.at.desc(), self.Deploy.id.desc())
 
     def mark(
         self, name: str, *, at: datetime | int | None = None, who: str | None = None
     ) -> rows.Deploy:
-        """Mark that something changed, as a new version: charts and problems show it.
+        """Record that something changed, such as a new version, for charts and problems.
 
         Example:
           >>> joblog.mark("v412", who="ada").name
@@ -984,10 +981,10 @@ class JobLog(Generic[J]):
     def dismiss(self, *jids: str, who: str) -> list[str]:
         """Mark dead jobs as handled: lists of dead jobs leave them out.
 
-        Each is recorded as an action.
+        Each dismissal is recorded as an action.
 
         Parameters:
-          jids: The jobs; those that are not dead, or were dismissed before, are left alone.
+          jids: The jobs; those that are not dead, or already dismissed, are not changed.
           who: Who says so.
 
         Returns:
@@ -1003,16 +1000,16 @@ class JobLog(Generic[J]):
         return dismissed
 
     def unlock(self, key: str, *, slot: int = 0, fence: int, reason: str, who: str) -> rows.Lock:
-        """Free a critical section by hand, if it is still held by whom you saw.
+        """Free a critical section, if the given holder still holds it.
 
-        The job that holds it is not stopped: it goes on without its lease, and sees
-        ``current_job().lease_lost`` at its next renewal; the next job may enter at once.  Be
-        sure that it is gone, or that two at once do no harm.
+        This does not stop the holder's job: it continues without its lease, and sees
+        ``current_job().lease_lost`` at the next renewal, while the next job may start at once.
+        Make sure that the job is gone, or that two jobs at once do no harm.
 
         Parameters:
           key: The section's key.
-          slot: Which of its places.
-          fence: That of the holder; if another holds it by now, nothing happens.
+          slot: Which slot of the section.
+          fence: The holder's fence; if another holder has the section by now, nothing is changed.
           reason: Why; it is recorded.
           who: Who does it.
 
@@ -1020,7 +1017,7 @@ class JobLog(Generic[J]):
           The :class:`Lock` row as it was.
 
         Raises:
-          LockNotAcquired: If that holder does not hold it any more.
+          LockNotAcquired: If that holder no longer holds it.
         """
         if not reason.strip():
             raise JobLogError(f"unlocking {key!r} needs a reason")
@@ -1041,7 +1038,7 @@ class JobLog(Generic[J]):
 
     @property
     def limits(self) -> list[LimitSet]:
-        """The limits that people have set and that stand now, by their keys."""
+        """The limits that people have set and that apply now, by key."""
         with checked_out(self.database):
             return self.core.locks.limits.all()
 
@@ -1053,12 +1050,11 @@ class JobLog(Generic[J]):
         until: datetime | int | None = None,
         who: str | None = None,
     ) -> None:
-        """Set the limit of a key while jobs run, in place of that of the code.
+        """Set the limit of a key while jobs run, overriding the limit in the code.
 
-        It is that of sections, of rates and of locks by hand alike, and holds from the next try
-        on.  Those that are inside go on; with 0 the key is paused, for retries that hold it as
-        well.  What becomes of the others is as their *on_conflict* says: with ``"skip"`` they are
-        skipped.
+        It applies to sections, rates and locks by hand, from the next attempt on.  Running jobs
+        continue.  With 0 the key is paused, also for retries that hold it.  Jobs that cannot
+        enter follow their *on_conflict*: with ``"skip"`` they are skipped.
 
         Example:
           >>> joblog.set_limit("erp", 0, who="ada")
@@ -1068,9 +1064,8 @@ class JobLog(Generic[J]):
 
         Parameters:
           key: The key, as the jobs name it.
-          limit: How many; 0 pauses the key, and None takes back what was set.
-          until: Until when it holds, an aware datetime or milliseconds since 1970; None until it
-            is taken back.
+          limit: The new limit; 0 pauses the key, and None restores the limit in the code.
+          until: When it ends, as an aware datetime or milliseconds since 1970; None for no end.
           who: Who does it, for ``joblog.actions``.
 
         Raises:
@@ -1098,17 +1093,16 @@ class JobLog(Generic[J]):
     # Giving jobs up, and running them again
 
     def cancel(self, jid: str, *, who: str | None = None, reason: str | None = None) -> J:
-        """Give up a job that does not run: it becomes dead, and its `dead_reason` ``cancelled``.
+        """Give up a job that is not running: it becomes dead, with the reason ``cancelled``.
 
-        It is for what hangs in the log, as the broker has lost its message or its worker is
-        gone, and for what is not wanted any more.  What it holds is free: its section, its place
-        among those that wait, and what it is unique by.  Then it can be run again, dismissed
-        and pruned like any other dead job.
+        Use this for a job whose message or worker is gone, and for a job that is no longer
+        wanted.  Everything it holds is freed: its section, its place among waiting jobs, and its
+        unique key.  It can then be run again, dismissed and pruned like any other dead job.
 
-        Should its message come after all, it is not run, also with *rerun*, and goes to the
-        dead letters.  Only the log knows of it: once the job is pruned the message runs, as it
-        does for actors with ``start="soon"``, which do not ask.  A run that was only taken to be
-        gone is not stopped: if it comes to its end, that stands in place of ``cancelled``.
+        If its message comes after all, it does not run, even with *rerun*, and goes to the dead
+        letters.  Only the log remembers this: once the job is pruned the message would run, and
+        actors with ``start="soon"`` do not check.  A run that was wrongly considered gone is not
+        stopped: if it ends, its outcome replaces ``cancelled``.
 
         Example:
           >>> joblog.cancel(job.jid, who="ada", reason="Redis was flushed").dead_reason
@@ -1122,7 +1116,7 @@ class JobLog(Generic[J]):
 
         Raises:
           JobNotFound: If the log has no such job.
-          CancelError: If it runs, as the log cannot stop code that runs, or has ended.
+          CancelError: If it is running, because the log cannot stop code, or has ended.
 
         Returns:
           The job as it is now.
@@ -1140,16 +1134,16 @@ class JobLog(Generic[J]):
         reason: str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Cancelled:
-        """Give up the jobs of a query that do not run, oldest first, as :meth:`cancel` does.
+        """Give up the jobs of a query that are not running, oldest first, as :meth:`cancel` does.
 
-        They are given up in batches, each of them in one transaction.
+        This works in batches, each in one transaction.
 
         Example:
           >>> joblog.cancel_all(joblog.jobs.lost(), reason="Redis was flushed").cancelled
           []
 
         Parameters:
-          query: Which jobs; those that run or have ended are left out.
+          query: The jobs; those that are running or have ended are left out.
           limit: How many at most.
           who: Who gives them up, for ``joblog.actions``.
           reason: Why, for ``joblog.actions``.
@@ -1157,11 +1151,11 @@ class JobLog(Generic[J]):
 
         Raises:
           CancelInterruptedError: If the database became unavailable meanwhile; it has what was
-            done until then, and to repeat the call does the rest.
+            done so far, and repeating the call does the rest.
 
         Returns:
-          The jids of those that are ``cancelled``, and what was ``refused`` as it began meanwhile:
-          the reasons by jid.
+          The jids of the ``cancelled`` jobs, and the reasons, by jid, why others were
+          ``refused``.
         """
         limit = count_asked("limit", limit, least=0)
         return self._cancelling.all(query, limit, who=who, reason=reason, progress=progress)
@@ -1174,9 +1168,9 @@ class JobLog(Generic[J]):
         reason: str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Cancelled:
-        """Give up the jobs of *jids*, as :meth:`cancel_all` does.
+        """Give up the jobs with these jids, as :meth:`cancel_all` does.
 
-        Those that it leaves out, as they run or have ended, are among the refused here.
+        Jobs that are running or have ended are among the refused.
 
         Parameters:
           jids: The jobs.
@@ -1203,17 +1197,16 @@ class JobLog(Generic[J]):
     ) -> Message[Any]:
         """Run a job again: send a new message with the same actor, arguments and options.
 
-        The new job's ``replay_of`` is the old one's jid, and the old one's ``replayed_by`` the
-        new one's.  The message is enqueued before that is written.
+        The new job's ``replay_of`` is the old jid, and the old job's ``replayed_by`` is the new
+        one.  The message is enqueued before this is written.
 
         Parameters:
           jid: A job that is finished, dead or skipped.
-          arguments: Values in place of those that it was sent with, by the names of the actor's
-            parameters; the others stay as they are.
+          arguments: New values for some arguments, by the names of the actor's parameters; the
+            others stay as they were sent.
           who: Who wants it, for ``joblog.actions``.
-          broker: Where to send it; by default where this process declared its actor.  If
-            several brokers have one of this name and this queue, it is the one that declared an
-            actor last.
+          broker: Where to send it; by default the broker on which this process declared the
+            actor.  If several brokers have it, the one that declared an actor last.
 
         Raises:
           JobNotFound: If the log has no such job.
@@ -1236,9 +1229,9 @@ class JobLog(Generic[J]):
     ) -> Requeued:
         """Run the jobs of a query again, oldest first, as :meth:`requeue` does.
 
-        Jobs that have not ended, and those that were run again already, are left out.  They are
-        sent in batches, each in one round trip where the broker can, and noted together.  One
-        process of a log does so at a time; another waits for it.
+        Jobs that have not ended, or were already run again, are left out.  Jobs are sent in
+        batches, each in one round trip if the broker can, and recorded together.  One process of
+        a log does this at a time; others wait.
 
         Example:
           >>> joblog.requeue_all(joblog.jobs.dead().of_actor("index"), limit=100).sent
@@ -1252,14 +1245,15 @@ class JobLog(Generic[J]):
           progress: Is called after each job, with how many are done and of how many.
 
         Raises:
-          RequeueError: If this process has no broker to send them by, or another process runs
-            jobs again for long.
-          RequeueInterruptedError: If it broke off, as when the broker or the database is
-            unavailable; its ``sent`` and ``refused`` are those until then.  To repeat the call
+          RequeueError: If this process has no broker to send them with, or another process is
+            still running jobs again.
+          RequeueInterruptedError: If it stopped because the broker or the database became
+            unavailable; it has what was ``sent`` and ``refused`` so far.  Repeating the call
             sends those that are ``left``.
 
         Returns:
-          What was ``sent``, new messages in order, and what was ``refused``: the reasons by jid.
+          The new messages that were ``sent``, in order, and the reasons, by jid, why others were
+          ``refused``.
         """
         limit = count_asked("limit", limit, least=0)
         sender = self.core.checked_sender("of a query")
@@ -1278,15 +1272,15 @@ class JobLog(Generic[J]):
         repeat: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> Requeued:
-        """Run the jobs of *jids* again, as :meth:`requeue_all` does.
+        """Run the jobs with these jids again, as :meth:`requeue_all` does.
 
-        Those that cannot be run again, or are not known, are among the refused.
+        Jobs that cannot be run again, or are unknown, are among the refused.
 
         Parameters:
           jids: The jobs.
           who: Who wants it, for ``joblog.actions``.
           broker: Where to send them; by default where this process declared their actors.
-          repeat: Whether those that were run again before are run once more.
+          repeat: Whether to include jobs that were already run again.
           progress: Is called after each job, with how many are done and of how many.
 
         Raises:
@@ -1310,7 +1304,7 @@ class JobLog(Generic[J]):
     # The log itself
 
     def now(self) -> datetime:
-        """Return the database's time: leases and heartbeats go by it."""
+        """Return the database's time, which leases and heartbeats use."""
         text = f"SELECT {database_now(self.database).sql}"
         with checked_out(self.database):
             ((now,),) = self.database.execute_sql(text).fetchall()
@@ -1322,11 +1316,13 @@ class JobLog(Generic[J]):
         return tuple(self.core.tables)
 
     def create_tables(self) -> None:
-        """Create the tables, or bring them to this version; safe to repeat and to race.
+        """Create the tables, or upgrade them to this version.
+
+        It is safe to repeat, and to run in several processes at once.
 
         Raises:
           DatabaseAwayError: If the database is unavailable.
-          JobLogError: If it refuses.
+          JobLogError: If the database refuses.
         """
         try:
             with checked_out(self.database):
@@ -1339,18 +1335,18 @@ class JobLog(Generic[J]):
             ) from e
 
     def release(self) -> None:
-        """Give back a connection that this thread opened itself, if the log made its database.
+        """Return this thread's connection to the pool, if the log made its database.
 
-        What the log opens to answer a question it gives back by itself.
+        Connections that the log opens for a query are returned automatically.
         """
         self.core.release()
 
     def close(self) -> None:
-        """Write what is handed over and close connections that idle; the log stays usable.
+        """Write all pending events and close idle connections; the log stays usable.
 
-        What a question still has is closed when that is answered.
-        Those who wait for a job get a :class:`JobLogError`.
-        A database that was handed in keeps its pool, and what the application opened of it.
+        A connection in use is closed when its query ends.  Waits raise a :class:`JobLogError`.  A
+        database that was passed in keeps its pool, and the connections that the application
+        opened.
         """
         self.core.close()
 
