@@ -1,4 +1,4 @@
-"""What can go wrong, one class for each thing a caller would handle differently."""
+"""The errors of this package: one class for each case that a caller would handle differently."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class DatabaseAwayError(JobLogError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
-        #: Whether it is the log's tables, or columns of them, that are missing.
+        #: Whether tables or columns of the log are missing.
         self.no_tables = _NO_TABLES.search(message) is not None
-        #: Whether it is a right to read or write them.
+        #: Whether a right to read or write them is missing.
         self.no_right = _NO_RIGHT.search(message) is not None
 
     @property
     def cure(self) -> str:
-        """What to do about it, in one sentence; empty if it may pass by itself."""
+        """What to do about it, in one sentence; empty if it may go away by itself."""
         if self.no_tables:
             return "Call create_tables() on the log."
         if self.no_right:
@@ -51,7 +51,7 @@ class DatabaseAwayError(JobLogError):
 
 
 class JobNotFound(JobLogError):
-    """Raised when the log has no job of the given jid."""
+    """Raised when the log has no job with the given jid."""
 
     def __init__(self, jid: str) -> None:
         super().__init__(f"the log has no job {jid!r}")
@@ -60,23 +60,23 @@ class JobNotFound(JobLogError):
 
 
 class SearchError(JobLogError, ValueError):
-    """Raised when a search, or a time in it, cannot be understood; its text says what to write."""
+    """Raised when a search, or a time in it, cannot be understood; the text says what to write."""
 
 
 class QueryTimeout(JobLogError):
-    """Raised when a question took longer than its reader wants to wait."""
+    """Raised when a query took longer than allowed by :meth:`JobLog.reading`."""
 
     def __init__(self, timeout: int) -> None:
         super().__init__(
             f"the log's database did not answer within {timeout} ms; ask for less, as for a "
             "shorter time or one job type"
         )
-        #: Milliseconds that it was given.
+        #: The limit, in milliseconds.
         self.timeout = timeout
 
 
 class WaitTimeout(JobLogError, TimeoutError):
-    """Raised when a job, or its family, did not end in the time that somebody waited for it."""
+    """Raised when a job, or its family, did not end within the time to wait."""
 
     def __init__(
         self, jid: str, timeout: int, state: str | None, *, answered: bool, family: bool = False
@@ -89,11 +89,11 @@ class WaitTimeout(JobLogError, TimeoutError):
         if not answered:
             now = "the log's database did not answer"
         super().__init__(f"{what} did not end within {timeout} ms: {now}")
-        #: The job that was waited for; of several, one that had not ended.
+        #: The job; of several, one that had not ended.
         self.jid = jid
-        #: Milliseconds that it was waited for.
+        #: How long the call waited, in milliseconds.
         self.timeout = timeout
-        #: The state that it was seen in last; None if it was not seen.
+        #: The last state that was seen; None if the job was not found.
         self.state = state
 
 
@@ -109,9 +109,9 @@ class RequeueError(JobLogError):
 
 
 class RequeueInterruptedError(JobLogError):
-    """Raised when many jobs were to be run again, and that broke off with some of them sent.
+    """Raised when running many jobs again stopped after some of them were sent.
 
-    To repeat the call runs those that are left, and none twice.
+    Repeating the call runs those that are left, and none twice.
     """
 
     def __init__(
@@ -121,13 +121,13 @@ class RequeueInterruptedError(JobLogError):
             f"{len(sent):,} jobs run again, {len(refused):,} were refused, and {left:,} are left, "
             f"from job {jid} on: {cause}. Repeat it to run those that are left; none runs twice."
         )
-        #: The job that it broke off at: nobody knows whether its new message was taken.
+        #: The job at which it stopped: it is unknown whether its new message was accepted.
         self.jid = jid
         #: The new messages that were sent, in order.
         self.sent = list(sent)
         #: Why a job could not be run again, by its jid.
         self.refused = dict(refused)
-        #: How many jobs are left: that one, and those after it.
+        #: How many jobs are left: that job and those after it.
         self.left = left
         #: What the broker or the database said.
         self.why = cause
@@ -145,9 +145,9 @@ class CancelError(JobLogError):
 
 
 class CancelInterruptedError(DatabaseAwayError):
-    """Raised when many jobs were to be cancelled, and the database became unavailable meanwhile.
+    """Raised when the database became unavailable while many jobs were being cancelled.
 
-    To repeat the call cancels those that are left.
+    Repeating the call cancels those that are left.
     """
 
     def __init__(
@@ -157,21 +157,21 @@ class CancelInterruptedError(DatabaseAwayError):
             f"{len(cancelled):,} jobs are cancelled, {len(refused):,} were refused, and {left:,} "
             f"are left as they were: {cause}. Repeat it to cancel those that are left."
         )
-        #: The jids of those that are cancelled, in order.
+        #: The jids of the cancelled jobs, in order.
         self.cancelled = list(cancelled)
         #: Why a job could not be cancelled, by its jid.
         self.refused = dict(refused)
-        #: How many jobs are left as they were.
+        #: How many jobs were not cancelled.
         self.left = left
         #: What the database said.
         self.why = cause
 
 
 class LockNotAcquired(JobLogError, RateLimitExceeded):
-    """Raised when a key is held by another.
+    """Raised when another job or lock holds a key.
 
-    It is a ``RateLimitExceeded``, so that an actor that does not catch it is retried without
-    an error in the worker's log.
+    It is a ``RateLimitExceeded``: if an actor does not catch it, the job is retried without an
+    error in the worker's log.
     """
 
     def __init__(
@@ -186,35 +186,35 @@ class LockNotAcquired(JobLogError, RateLimitExceeded):
         super().__init__(f"lock {key!r} {holder}")
         #: The key.
         self.key = key
-        #: The jid of the job that holds it, or ``host:pid:thread`` of one taken by hand outside
-        #: of jobs; None if it has become free in the meantime.
+        #: The jid of the job that holds the key, or ``host:pid:thread`` for a lock by hand
+        #: outside of jobs; None if the key has become free in the meantime.
         self.owner = owner
-        #: When its holder took it, an aware UTC datetime.
+        #: When the holder took it, an aware UTC datetime.
         self.since = since
-        #: When it is free at the latest if its holder vanishes; a living one renews it.
+        #: When the lease expires; a live holder renews it.
         self.until = until
 
 
 class SectionTakenError(LockNotAcquired, MiddlewareError):
-    """Raised in place of a job's body when its section is taken and its policy is to retry."""
+    """Raised instead of running a job whose section is taken, if its policy is to retry."""
 
 
 class SectionUnknownError(DatabaseAwayError, MiddlewareError):
-    """Raised when it cannot be known whether a key is free.
+    """Raised when the log cannot find out whether a key is free.
 
-    In place of a job's body for its section, and by ``send()`` for what a message is unique by.
+    It is raised instead of running a job with a section, and by ``send()`` for a unique message.
     """
 
 
 class OutcomeNotKeptError(JobLogError, MiddlewareError):
-    """Raised in place of an acknowledgement whose job's outcome the log could not keep.
+    """Raised instead of an acknowledgement if the log could not store the job's outcome.
 
     The message stays with the broker, and is delivered again.
     """
 
 
 class DuplicateJob(JobLogError, MiddlewareError):
-    """Raised by ``send()`` when another job holds the key that a message is unique by."""
+    """Raised by ``send()`` when another job holds the message's unique key."""
 
     def __init__(self, key: str, jid: str) -> None:
         super().__init__(f"the key {key!r} is held by job {jid}; this message was not sent")
@@ -225,8 +225,8 @@ class DuplicateJob(JobLogError, MiddlewareError):
 
 
 class ConfigurationError(JobLogError, MiddlewareError, ValueError):
-    """Raised when the log, an actor or a message is declared in a way that cannot work.
+    """Raised when the log, an actor or a message is configured in a way that cannot work.
 
-    It is a ``MiddlewareError`` because Dramatiq swallows anything else that is raised
-    while an actor is declared.
+    It is a ``MiddlewareError`` because Dramatiq swallows all other errors while an actor is
+    declared.
     """

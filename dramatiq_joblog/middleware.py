@@ -1,7 +1,7 @@
 """JobLogMiddleware: Dramatiq's hooks, read as the life of a job.
 
-The verdict on a run is taken in ``before_ack`` and ``before_nack``: only there is it known
-whether a failed job was retried, wherever the middleware stands in the broker's list.
+The outcome of a run is decided in ``before_ack`` and ``before_nack``: only then is it known
+whether a failed job was retried, whatever the middleware's position in the broker's list.
 """
 
 from __future__ import annotations
@@ -84,34 +84,34 @@ _AT_ONCE = 250
 
 
 class JobLogMiddleware(Middleware):
-    """Writes each job's life to a log.
+    """A Dramatiq middleware that writes each job's life to a log.
 
     A job's start is committed before its body runs, and its outcome before its message is
-    acknowledged.  Its place in the broker's list does not matter; it must be added before
-    the actors that use its options are declared.
+    acknowledged.  Add the middleware before declaring actors that use its options; its position
+    in the broker's list does not matter.
 
     Example:
       >>> broker.add_middleware(JobLogMiddleware(joblog))
 
     Parameters:
       joblog: The log to write to.
-      acks: How acknowledgements wait for the commit: ``"plain"``, on the worker's thread, as
-        any broker can; ``"handed"``, on a thread of ours, many in one round trip, as only a
-        ``RedisBroker`` can; ``"auto"``, handed if the broker can, and plain if not.
-      lines: From which level on the lines that jobs log are kept; False for none.
+      acks: How acknowledgements are sent after the commit: ``"plain"``, by each worker thread,
+        with any broker; ``"handed"``, by a separate thread, many in one round trip, with a
+        ``RedisBroker`` only; ``"auto"``, handed if the broker supports it, otherwise plain.
+      lines: The lowest level of log lines to keep; False for none.
       heartbeat: Milliseconds between two heartbeats of a worker process.
-      heartbeat_timeout: Milliseconds without one after which the process is taken to be gone,
-        and the jobs it ran to be lost.
-      outcome_log: Whether each run that ends is logged as well, by the logger
-        ``dramatiq_joblog.outcome``, with its columns as fields of the record.
-      start: When the start is written: ``"before"`` the body, always; or ``"soon"``, once the
-        run has lasted for 50 milliseconds or the job asks the log anything, and otherwise only
-        with the outcome.  A job that is exclusive or unique, or has *max_interruptions*, has
-        its start written before in any case.
+      heartbeat_timeout: Milliseconds without a heartbeat after which the process is considered
+        gone, and its running jobs lost.
+      outcome_log: Whether to log the end of each run as well, to the logger
+        ``dramatiq_joblog.outcome``, with its columns as attributes of the record.
+      start: When to write the start: always ``"before"`` the body; or ``"soon"``, once the run
+        has lasted for 50 milliseconds or the job queries the log, and otherwise together with the
+        outcome.  For jobs that are exclusive, unique, or have *max_interruptions*, the start is
+        always written before the body.
 
     Raises:
-      ConfigurationError: If an option has no known value; when a worker boots or an actor is
-        declared, if ``"handed"`` was asked of a broker that cannot.
+      ConfigurationError: If an option's value is unknown; when a worker boots or an actor is
+        declared, if the broker does not support ``acks="handed"``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a job can be, and how it may change: the words of the log, without any I/O."""
+"""The states, reasons and outcomes of jobs, and the rules for transitions, without any I/O."""
 
 from __future__ import annotations
 
@@ -17,68 +17,68 @@ class _Text(str, Enum):
 
 
 class State(_Text):
-    """Where a job stands."""
+    """The state of a job."""
 
-    #: The broker has it and nothing has run.
+    #: The broker has the message, and no run has begun.
     ENQUEUED = "enqueued"
-    #: The broker has it and holds it back until ``eta``.
+    #: The broker holds the message back until ``eta``.
     DELAYED = "delayed"
-    #: Its critical section is taken; it comes back at ``eta``.
+    #: Its critical section is taken; it runs once that is free.
     WAITING = "waiting"
-    #: A run is going on.
+    #: A run is in progress.
     STARTED = "started"
-    #: The last run failed and the next is due at ``eta``.
+    #: The last run failed, and the next is due at ``eta``.
     RETRYING = "retrying"
-    #: The worker that ran it is gone and no new run has begun.
+    #: The worker of its run is gone, and no new run has begun.
     LOST = "lost"
     #: Done.  Final.
     FINISHED = "finished"
     #: It will not run again by itself; ``dead_reason`` says why.  Final.
     DEAD = "dead"
-    #: Dropped on purpose; ``skip_reason`` says by what.  Final.
+    #: Dropped on purpose; ``skip_reason`` says by what and why.  Final.
     SKIPPED = "skipped"
 
 
 class DeadReason(_Text):
     """Why a job will not run again by itself."""
 
-    #: It failed more often than it may be retried.
+    #: It failed more often than ``max_retries`` allows.
     RETRIES_EXHAUSTED = "retries_exhausted"
     #: It failed, and its options or the broker's middleware allow no retry.
     NO_RETRIES = "no_retries"
-    #: It failed and was to be retried, but the retry could not be enqueued: it is gone from the
-    #: broker, and only a new run of it brings its work back.
+    #: It failed, and its retry could not be enqueued: its message is gone, and it runs only if it
+    #: is requeued.
     RETRY_LOST = "retry_lost"
-    #: Either of the two above, in rows that were written before these were distinguished.
+    #: One of the two above, in rows that were written before 0.1.0.
     NOT_RETRIED = "not_retried"
-    #: It raised what its ``throws`` option names.
+    #: It raised an error that its ``throws`` option names.
     THROWS = "throws"
-    #: It was older than its ``max_age`` before it could run.
+    #: It reached its ``max_age`` before it could run.
     AGE_LIMIT = "age_limit"
     #: No actor of its name is declared on the worker.
     UNKNOWN_ACTOR = "unknown_actor"
-    #: Someone aborted it, by ``dramatiq_abort``.
+    #: Someone aborted it with ``dramatiq_abort``.
     ABORTED = "aborted"
     #: Too many of its runs lost their worker: a suspected poison pill.
     INTERRUPTED = "interrupted"
-    #: Its critical section was taken and its policy is to fail.
+    #: Its critical section was taken, and its policy is to fail.
     CONFLICT = "conflict"
-    #: It waited for its critical section as long as it may.
+    #: It waited for its critical section for as long as ``wait_for`` allows.
     WAIT_TIMEOUT = "wait_timeout"
-    #: Someone gave it up while it did not run: see :meth:`JobLog.cancel`.
+    #: Someone cancelled it while it was not running: see :meth:`JobLog.cancel`.
     CANCELLED = "cancelled"
 
 
 class Outcome(_Text):
-    """How a run ended that is not the last of its job, or that did not finish."""
+    """How a run ended, if it did not finish or is not the last run of its job."""
 
-    #: It finished, and its job has run again since, or is to: its message was enqueued again.
+    #: It finished, and its message was enqueued again.
     FINISHED = "finished"
     #: It raised, and a retry was enqueued.
     RETRIED = "retried"
     #: It raised, and the job is dead.
     DEAD = "dead"
-    #: Its worker vanished, or a newer run took its place.
+    #: Its worker vanished, or a newer run replaced it.
     INTERRUPTED = "interrupted"
     #: The actor dropped the job by raising ``SkipMessage``.
     SKIPPED = "skipped"
@@ -87,41 +87,41 @@ class Outcome(_Text):
 
 
 class ProblemKind(_Text):
-    """What can be wrong with a log and its jobs; what costs most comes first."""
+    """The kinds of problems of a log and its jobs, the most serious first."""
 
-    #: The database does not answer in time, or its tables are not those of this version.
+    #: The database does not answer in time, or its tables do not match this version.
     DATABASE = "database"
     #: Jobs were lost with their worker, and have not run again.
     LOST = "lost"
     #: Jobs are dead because the broker refused their retry.
     RETRIES_LOST = "retries_lost"
-    #: A job that was expected to finish did not: see :class:`Expect`.
+    #: An expected job did not finish: see :class:`Expect`.
     MISSED = "missed"
-    #: An error that was not seen for a month.
+    #: An error that did not occur for a month.
     NEW_ERROR = "new_error"
     #: An error that is several times as frequent as usual.
     RISING_ERROR = "rising_error"
-    #: Jobs wait in a queue that no live worker consumes, or for long in one that some do.
+    #: Jobs wait in a queue without live workers, or for long in one that has some.
     QUEUES = "queues"
     #: Jobs wait while all threads that could run them are busy.
     THREADS = "threads"
-    #: The time of delayed, retrying or waiting jobs has passed, and they do not run.
+    #: Delayed, retrying or waiting jobs are past their time and do not run.
     OVERDUE = "overdue"
     #: Sections are held by jobs that have ended.
     SECTIONS = "sections"
-    #: A type of jobs fails more often than a week ago.
+    #: A job type fails more often than a week ago.
     FAILING = "failing"
-    #: A type of jobs takes longer than a week ago.
+    #: A job type takes longer than a week ago.
     SLOWER = "slower"
-    #: Events lie on this host's disk although the database answers.
+    #: Events are still on this host's disk although the database answers.
     SPOOLS = "spools"
     #: A clock is wrong.
     CLOCK = "clock"
-    #: The database's settings may cost commits, or hinder readers.
+    #: Settings of the database may lose commits, or block readers.
     SETTINGS = "settings"
 
 
-#: Nothing follows these but a deliberate new run.
+#: Final states: only a deliberate new run follows.
 FINAL = frozenset({State.FINISHED, State.DEAD, State.SKIPPED})
 
 #: A final state, as a member or as its text.
@@ -129,19 +129,19 @@ FinalState: TypeAlias = Literal[
     "finished", "dead", "skipped", State.FINISHED, State.DEAD, State.SKIPPED
 ]
 
-#: A retryable job that has failed for now still keeps others out.
+#: A job that waits for its retry is still in progress.
 IN_PROGRESS = (State.STARTED, State.RETRYING)
 
-#: States of jobs that have not ended: a run of them is going on or may come.
+#: States of jobs that have not ended.
 ACTIVE = tuple(state for state in State if state not in FINAL)
 
-#: Names of several states at once, for people.
+#: Names for groups of states.
 GROUPS: dict[str, tuple[State, ...]] = {"active": ACTIVE, "in_progress": IN_PROGRESS}
 
-#: States of jobs that can be cancelled: nothing of them runs, as far as is known.
+#: States of jobs that can be cancelled, because they are not running.
 CANCELLABLE = (State.ENQUEUED, State.DELAYED, State.WAITING, State.RETRYING, State.LOST)
 
-#: States in which the next run is due at a time.
+#: States with a next run at a known time.
 DUE = (State.DELAYED, State.RETRYING, State.WAITING)
 
 #: States a run may begin from, whatever the attempt.
@@ -152,11 +152,11 @@ OPEN = (State.STARTED, State.LOST)
 
 
 class Start(Enum):
-    """What becomes of a run that wants to begin on a row that says otherwise."""
+    """What a run may do when it begins, given the row of its job."""
 
-    #: The row already shows this run: the event came twice.
+    #: The row already shows this run: the event arrived twice.
     KNOWN = "known"
-    #: Begin, closing the open run on the row as interrupted.
+    #: Begin, and close the open run of the row as interrupted.
     TAKE_OVER = "take over"
     #: Begin.
     BEGIN = "begin"
@@ -178,14 +178,13 @@ def judge_start(
 ) -> Start:
     """Decide what a run may do that begins while its job's row is in *state*.
 
-    A message runs as often as it was enqueued, as it does without a log.  Only one whose
-    delivery is *repeated* is not run: a run of that very delivery has ended, and its
-    acknowledgement was lost.  With *rerun* a job that has ended runs then too; with
-    ``rerun=False`` one that has finished never runs again, whatever is delivered.
+    A message runs as often as it was enqueued, with or without the log.  Only a *repeated*
+    delivery does not run: a run of the same delivery has ended, and its acknowledgement was lost.
+    With *rerun* it runs even if its job has ended; with ``rerun=False`` a job that has finished
+    never runs again.
 
-    *late* is a run that began before what the row shows, and is only written now.  Of a job
-    that was *cancelled* nothing begins, as it was meant for this very message; also with
-    *rerun*.
+    *late* means that the run began before what the row shows, and is only written now.  A job
+    that was *cancelled* does not run, even with *rerun*, because this very message was cancelled.
     """
     if cancelled:
         return Start.REFUSE

@@ -1,4 +1,4 @@
-"""``current_job()``: what an actor may know and say about its own run."""
+"""``current_job()``: what an actor can know and report about its own run."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class LiveRun:
 
 
 class CurrentJob:
-    """The job whose actor is running."""
+    """The running job, as its actor sees it."""
 
     __slots__ = ("_run", "actor", "attempt", "jid", "meta", "root_jid")
 
@@ -158,21 +158,21 @@ class CurrentJob:
         self.root_jid = root_jid
         #: Name of its actor.
         self.actor = actor
-        #: Whatever the actor wants to keep with its row: stored, as JSON, with the outcome.
+        #: Anything that the actor wants to keep with its row; stored as JSON with the outcome.
         self.meta: dict[str, Any] = {}
 
     @property
     def token(self) -> str:
-        """Names this run of the job, and no other."""
+        """The unique id of this run."""
         return self._run.token
 
     @property
     def lease(self) -> Held | None:
-        """What the job holds of its critical sections, if it has one."""
+        """The lease of the job's critical sections, if it has any."""
         return self._run.lease
 
     def log(self, text: str, *, level: str | int = "INFO") -> None:
-        """Keep a line with this job, whatever ``logging`` is set up to do.
+        """Keep a log line with this job, whatever the configuration of ``logging``.
 
         Example:
           >>> current_job().log("12 rows had no price")
@@ -185,17 +185,17 @@ class CurrentJob:
         self._run.add_line(time.time_ns() // 1_000_000, name, self.actor, text_of(text))
 
     def progress(self, done: float, total: float | None = None, text: str | None = None) -> None:
-        """Report how far the job is; it costs nearly nothing, so call it as often as you like.
+        """Report how far the job is; it is cheap enough for the innermost loop.
 
-        The last word of all jobs of the process goes out with its heartbeat, every five
-        seconds by default, and with the outcome.
+        The latest progress is written with the process's heartbeat, every five seconds by
+        default, and with the outcome.
 
         Example:
           >>> current_job().progress(12, 40, "reading prices")
 
         Parameters:
           done: How much is done.
-          total: How much there is; None if nobody knows.
+          total: How much there is in total; None if unknown.
           text: What is being done.
         """
         self._run.reported = (done, total, text)
@@ -203,7 +203,7 @@ class CurrentJob:
     def track(
         self, iterable: Iterable[T], total: float | None = None, text: str | None = None
     ) -> Iterator[T]:
-        """Go through *iterable*, reporting how far the job is.
+        """Iterate over *iterable*, reporting the job's progress.
 
         Example:
           >>> for row in current_job().track(rows, text="reading prices"):
@@ -225,7 +225,7 @@ class CurrentJob:
     def fence(self) -> int | None:
         """A number that grows with each holder of the job's section, for stores that check it.
 
-        Of the section that was declared first, if it has several; see :attr:`fences`.
+        If the job has several sections, it is that of the first; see :attr:`fences`.
         """
         lease = self.lease
         return None if lease is None else lease.fence
@@ -238,7 +238,7 @@ class CurrentJob:
 
     @property
     def lease_lost(self) -> bool:
-        """Whether another job may be in one of its sections: this one was paused for too long."""
+        """Whether another job may hold one of its sections: this job was paused for too long."""
         lease = self.lease
         return lease is not None and lease.lost
 
@@ -248,7 +248,7 @@ running: ContextVar[LiveRun | None] = ContextVar("dramatiq_joblog_current", defa
 
 
 def current_job() -> CurrentJob | None:
-    """Return the job that runs here, or None outside an actor or in one that is not logged.
+    """Return the running job; None outside of actors, or if the job is not logged.
 
     Example:
       >>> current_job() is None
@@ -259,10 +259,10 @@ def current_job() -> CurrentJob | None:
 
 
 def require_current_job() -> CurrentJob:
-    """Return the job that runs here; in the body of an actor there is always one.
+    """Return the running job, or raise if there is none.
 
-    Use it in place of :func:`current_job` where there must be a job: type checkers know that
-    it is never None.
+    Use it instead of :func:`current_job` in the body of an actor: type checkers know that it
+    never returns None.
 
     Example:
       >>> require_current_job().meta["rows"] = 12

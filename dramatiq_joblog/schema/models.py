@@ -129,14 +129,14 @@ class _JobBase(ModelBase):
 class Job(_Row, metaclass=_JobBase):
     """One job: one message, through all its runs.
 
-    Subclass it to add columns of your own; the subclass gets its own table.
+    Subclass it to add your own columns; the subclass gets its own table.
 
     Example:
       >>> class ShopJob(Job):
       ...     user = ForeignKeyField(User, backref="jobs", null=True)
     """
 
-    #: The log's own key, in order of insertion.
+    #: The primary key, in order of insertion.
     id = BigAutoField()
     #: Dramatiq's ``message_id``: the same through every retry, delay and redelivery.
     jid: Field[str] = KeyField(max_length=MAX_JID, unique=True)
@@ -146,19 +146,19 @@ class Job(_Row, metaclass=_JobBase):
     queue: Field[str] = NameField(max_length=255)
     #: What kind of work it is, or None.
     job_type: Field[str | None] = NameField(max_length=255, null=True)
-    #: Whom the job works for, or None.
+    #: The user for whom the job works, or None.
     user_id: Field[int | str | None] = UserIdField(max_length=MAX_JID, null=True)
-    #: True for a user's id that is a text and reads like a whole number; None for any other.
+    #: True if the user's id was sent as a string that reads like a whole number; otherwise None.
     user_is_text = BooleanField(null=True)
-    #: Where the job stands.
+    #: The state of the job.
     state: Field[State | str] = StateField(max_length=16)
     #: Number of the current or last attempt; 1 for the first.
     attempt: Field[int] = NumberField()
-    #: How often it may be retried; None if nothing says so.
+    #: How often it may be retried; None if there is no limit.
     max_retries: Field[int | None] = NumberField(null=True)
     #: How many of its runs lost their worker; None if none did.
     interruptions: Field[int | None] = NumberField(null=True)
-    #: When it runs next, in the states that have a next run.
+    #: When it is due to run next, in states with a next run.
     eta: Field[datetime | None] = InstantField(null=True)
     #: When it was first sent.
     enqueued_at: Field[datetime | None] = InstantField(null=True)
@@ -166,13 +166,13 @@ class Job(_Row, metaclass=_JobBase):
     started_at: Field[datetime | None] = InstantField(null=True)
     #: When it became finished, dead or skipped; None before.
     finished_at: Field[datetime | None] = InstantField(null=True)
-    #: When its row was made.
+    #: When the row was created.
     created_at: Field[datetime] = InstantField()
-    #: When its row last changed.
+    #: When the row last changed.
     updated_at: Field[datetime] = InstantField()
-    #: Milliseconds the last ended run took.
+    #: How long the last ended run took, in milliseconds.
     duration: Field[int | None] = BigNumberField(null=True)
-    #: Milliseconds between being sent and the first run.
+    #: How long the job waited before its first run, in milliseconds.
     queue_time: Field[int | None] = BigNumberField(null=True)
     #: Class of the last error; None once the job has finished.
     error_type: Field[str | None] = NameField(max_length=255, null=True)
@@ -180,13 +180,13 @@ class Job(_Row, metaclass=_JobBase):
     error_message: Field[str | None] = ProseField(null=True)
     #: Why the job is dead, a :class:`DeadReason`.
     dead_reason: Field[str | None] = NameField(max_length=32, null=True)
-    #: What skipped the job.
+    #: What skipped the job, and why.
     skip_reason: Field[str | None] = ProseField(null=True)
     #: ``host:pid:thread`` of the last run.
     worker: Field[str | None] = NameField(max_length=255, null=True)
-    #: The process of the last run, a :class:`Worker`'s.
+    #: The process of the last run: :attr:`Worker.process`.
     process: Field[str | None] = NameField(max_length=16, null=True)
-    #: The current or last run: only its holder may end it.
+    #: The id of the current or last run: only that run may end the job.
     token: Field[str | None] = NameField(max_length=32, null=True)
     #: Positional arguments.
     args: Field[list[Any] | None] = JsonField(null=True)
@@ -194,9 +194,9 @@ class Job(_Row, metaclass=_JobBase):
     kwargs: Field[dict[str, Any] | None] = JsonField(null=True)
     #: The key of its critical section.
     section: Field[str | None] = KeyField(max_length=MAX_JID, null=True)
-    #: Since when it waits for its section, by the database's clock; None when it does not.
+    #: Since when it has been waiting for its section, by the database's clock; otherwise None.
     waiting_since: Field[datetime | None] = InstantField(null=True)
-    #: What the job noted about itself.
+    #: What the job stored about itself.
     meta: Field[dict[str, Any] | None] = JsonField(null=True)
     #: The last progress that the job reported.
     progress: Field[dict[str, Any] | None] = JsonField(null=True)
@@ -204,21 +204,21 @@ class Job(_Row, metaclass=_JobBase):
     parent_jid: Field[str | None] = KeyField(max_length=MAX_JID, null=True)
     #: The first job of its family.
     root_jid: Field[str | None] = KeyField(max_length=MAX_JID, null=True)
-    #: The job that this one runs again.
+    #: The job that this one repeats.
     replay_of: Field[str | None] = KeyField(max_length=MAX_JID, null=True)
-    #: The newest job that runs this one again.
+    #: The newest job that repeats this one.
     replayed_by: Field[str | None] = KeyField(max_length=MAX_JID, null=True)
-    #: The options of its message that a new run of it needs.
+    #: The message options that a new run needs.
     options: Field[dict[str, Any] | None] = JsonField(null=True)
-    #: Why `args`, `kwargs` and `options` are not as they were sent; None if they are.
+    #: Why `args`, `kwargs` and `options` differ from what was sent; None if they do not.
     withheld: Field[str | None] = NameField(max_length=255, null=True)
-    #: The message as it was sent, encrypted; only where something is withheld.
+    #: The message as it was sent, encrypted; only if something is withheld.
     sealed: Field[str | None] = ProseField(null=True)
-    #: The trace that it belongs to, where one is known.
+    #: The id of its trace, if there is one.
     trace_id: Field[str | None] = NameField(max_length=64, null=True)
-    #: When someone said that this dead job needs no more attention.
+    #: When someone dismissed this dead job.
     dismissed_at: Field[datetime | None] = InstantField(null=True)
-    #: What could not be stored as it was, and what was stored in its place.
+    #: What could not be stored as it was, and what was stored instead.
     note: Field[str | None] = ProseField(null=True)
 
     class Meta:
@@ -248,7 +248,7 @@ class Job(_Row, metaclass=_JobBase):
 
     @property
     def failures(self) -> Select[Failure]:
-        """The runs that did not finish, and those before the last, oldest first.
+        """The runs that did not finish, and finished runs before the last, oldest first.
 
         A select of :class:`Failure`.
         """
@@ -257,7 +257,7 @@ class Job(_Row, metaclass=_JobBase):
 
     @property
     def children(self) -> JobQuery[Self]:
-        """The jobs that were sent from within this one, oldest first."""
+        """The jobs that this job sent, oldest first."""
         job: Any = type(self)
         # By the root too, as that has an index.
         mine = job.root_jid == (self.root_jid or self.jid), job.parent_jid == self.jid
@@ -266,7 +266,7 @@ class Job(_Row, metaclass=_JobBase):
 
     @property
     def parent(self) -> Self | None:
-        """The job that sent this one; None if none did, or the log has forgotten it."""
+        """The job that sent this one; None if there is none, or it was pruned."""
         job: Any = type(self)
         if self.parent_jid is None:
             return None
@@ -275,7 +275,7 @@ class Job(_Row, metaclass=_JobBase):
 
     @property
     def root(self) -> Self | None:
-        """The first job of its family, itself if none sent it; None if that is forgotten."""
+        """The first job of its family, or the job itself; None if it was pruned."""
         job: Any = type(self)
         if self.root_jid is None:
             return self
@@ -284,7 +284,7 @@ class Job(_Row, metaclass=_JobBase):
 
     @property
     def family(self) -> JobQuery[Self]:
-        """The first job of its family and all that were sent from it on, oldest first."""
+        """All jobs of its family, oldest first: the first job, and every job that comes from it."""
         job: Any = type(self)
         root = self.root_jid or self.jid
         query: JobQuery[Self] = job.select().where((job.jid == root) | (job.root_jid == root))
@@ -292,7 +292,7 @@ class Job(_Row, metaclass=_JobBase):
 
     @property
     def lines(self) -> Select[Line]:
-        """What all its runs logged, in order: a select of :class:`Line`."""
+        """The log lines of all its runs, in order: a select of :class:`Line`."""
         model = _bond_of(self).line
         return _in_order(model.select().where(model.jid == self.jid))
 
@@ -308,9 +308,9 @@ def _bond_of(row: Any) -> Bond:
 
 
 class Failure(_Row):
-    """One run that did not finish, or after which its job went on.
+    """One run that did not finish, or that was not the last run of its job.
 
-    A run that finished is here once its message was enqueued again: during the run, or later.
+    A finished run is here if its message was enqueued again, during the run or later.
     """
 
     #: In order of insertion.
@@ -319,7 +319,7 @@ class Failure(_Row):
     jid: Field[str] = KeyField(max_length=MAX_JID)
     #: The run.
     token: Field[str] = NameField(max_length=32)
-    #: Number of the attempt that the run was.
+    #: Number of the attempt.
     attempt: Field[int] = NumberField()
     #: How it ended, an :class:`Outcome`.
     outcome: Field[str] = NameField(max_length=16)
@@ -327,13 +327,13 @@ class Failure(_Row):
     started_at: Field[datetime | None] = InstantField(null=True)
     #: When it ended; for an interrupted run, the last heartbeat of its worker.
     finished_at: Field[datetime | None] = InstantField(null=True)
-    #: Milliseconds it took.
+    #: How long it took, in milliseconds.
     duration: Field[int | None] = BigNumberField(null=True)
     #: Class of the error.
     error_type: Field[str | None] = NameField(max_length=255, null=True)
     #: Text of the error.
     error_message: Field[str | None] = ProseField(null=True)
-    #: The whole traceback, without any variables.
+    #: The traceback, without variables.
     traceback: Field[str | None] = ProseField(null=True)
     #: ``host:pid:thread``.
     worker: Field[str | None] = NameField(max_length=255, null=True)
@@ -351,7 +351,7 @@ class Failure(_Row):
 
     @property
     def lines(self) -> Select[Line]:
-        """What this run logged, in order: a select of :class:`Line`."""
+        """The log lines of this run, in order: a select of :class:`Line`."""
         model = _bond_of(self).line
         return _in_order(model.select().where(model.jid == self.jid, model.token == self.token))
 
@@ -361,27 +361,27 @@ class Worker(_Row):
 
     #: In order of appearance.
     id = BigAutoField()
-    #: Names the process, and no other before or after it.
+    #: The unique id of the process.
     process: Field[str] = NameField(max_length=16, unique=True)
     #: Name of its host.
     host: Field[str] = NameField(max_length=255)
-    #: Its number there.
+    #: Its process id on that host.
     pid: Field[int] = NumberField()
-    #: Distinguishes one boot of the host from another, where the system has such a thing.
+    #: The id of the host's boot, if the system has one.
     boot_id: Field[str | None] = NameField(max_length=64, null=True)
     #: How many jobs it runs at once.
     threads: Field[int] = NumberField()
-    #: Names of the queues it takes jobs from.
+    #: The names of its queues.
     queues: Field[list[str] | None] = JsonField(null=True)
-    #: Milliseconds without a heartbeat after which it is taken to be gone.
+    #: Milliseconds without a heartbeat after which it is considered gone.
     timeout: Field[int] = NumberField()
-    #: When it appeared, by the database's clock, as all its times.
+    #: When it started, by the database's clock, like all its times.
     started_at: Field[datetime] = InstantField()
     #: Its last heartbeat.
     heartbeat_at: Field[datetime] = InstantField()
-    #: Milliseconds that its host's clock was ahead of the database's then.
+    #: How far its host's clock was ahead of the database's, in milliseconds.
     skew: Field[int | None] = BigNumberField(null=True)
-    #: When it said that it ended; None while it works, or if it vanished.
+    #: When it ended; None while it works, or if it vanished.
     ended_at: Field[datetime | None] = InstantField(null=True)
     #: When its open runs were marked as lost; None while it lives.
     swept_at: Field[datetime | None] = InstantField(null=True)
@@ -443,7 +443,7 @@ class Line(_Row):
     jid: Field[str] = KeyField(max_length=MAX_JID)
     #: The run.
     token: Field[str] = NameField(max_length=32)
-    #: Number of the attempt that the run was.
+    #: Number of the attempt.
     attempt: Field[int] = NumberField()
     #: Number of the line within its run.
     number: Field[int] = NumberField()

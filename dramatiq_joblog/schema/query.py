@@ -84,7 +84,7 @@ _CURSOR = re.compile(r"(-?[0-9]{1,19})-([0-9]{1,19})")
 
 @dataclass(frozen=True)
 class Page(Generic[J]):
-    """Some jobs of a query, newest first, and how to come to the others."""
+    """One page of a query, newest first, with cursors for the next pages."""
 
     #: The jobs.
     jobs: list[J]
@@ -92,8 +92,8 @@ class Page(Generic[J]):
     newer: str | None
     #: What ``page(before=...)`` takes for the older ones; None if there are none.
     older: str | None
-    #: How far back was looked, if that is not as far as the jobs go: then a page may have few
-    #: jobs, or none, and older ones after all.
+    #: How far back the page searched, if it did not reach the oldest job: it may then have few
+    #: jobs or none, although older ones exist.
     looked_back_to: datetime | None = None
 
 
@@ -103,9 +103,10 @@ def cursor_of(job: Any) -> str:
 
 
 class JobQuery(Select[J]):
-    """A select of jobs: peewee's own, with scopes that chain with each other and with it.
+    """A peewee select of jobs, with scopes that chain with each other and with peewee's methods.
 
-    Nothing is sent to the database until it is iterated, counted or asked ``exists()``.
+    Nothing is sent to the database until it is iterated, or ``count()`` or ``exists()`` is
+    called.
 
     Example:
       >>> financial = joblog.jobs.in_progress().of_type("import").for_user(7)
@@ -149,7 +150,7 @@ class JobQuery(Select[J]):
         return query
 
     def enqueued(self) -> JobQuery[J]:
-        """Jobs that wait in the broker."""
+        """Jobs whose message is in the broker and that have not run."""
         return self.in_state(State.ENQUEUED)
 
     def delayed(self) -> JobQuery[J]:
@@ -161,11 +162,11 @@ class JobQuery(Select[J]):
         return self.in_state(State.WAITING)
 
     def started(self) -> JobQuery[J]:
-        """Jobs with a run going on."""
+        """Jobs with a run in progress."""
         return self.in_state(State.STARTED)
 
     def retrying(self) -> JobQuery[J]:
-        """Jobs that failed for now."""
+        """Jobs that failed and wait for their retry."""
         return self.in_state(State.RETRYING)
 
     def lost(self) -> JobQuery[J]:
@@ -185,7 +186,7 @@ class JobQuery(Select[J]):
         return self.in_state(State.SKIPPED)
 
     def in_progress(self) -> JobQuery[J]:
-        """Jobs that are started or retrying: those that keep others out."""
+        """Jobs that are started or retrying."""
         return self.in_state(*IN_PROGRESS)
 
     def active(self) -> JobQuery[J]:
@@ -193,9 +194,9 @@ class JobQuery(Select[J]):
         return self.in_state(*ACTIVE)
 
     def by_state(self) -> dict[State, int]:
-        """Return how many there are in each state, those states left out that have none.
+        """Return the number of jobs in each state that has any.
 
-        It looks at every job of the query.
+        It counts every job of the query.
 
         Example:
           >>> joblog.jobs.of_actor("none").by_state()
@@ -218,16 +219,17 @@ class JobQuery(Select[J]):
         return self._narrow(self._job.state.in_(literal_states(states)))
 
     def of_type(self, *types: str) -> JobQuery[J]:
-        """Jobs of any of these job types, given as text or ``str`` enum members."""
+        """Jobs of any of these job types, given as strings or ``str`` enum members."""
         return self._any_of(self._job.job_type, types)
 
     def for_user(self, user: Any) -> JobQuery[J]:
-        """Jobs of one user, given as the id, or as the row of a peewee or a Django model.
+        """Jobs of one user, given as an id, or as a row of a peewee or Django model.
 
-        An id is found whether it was sent as a number or as a text; None finds jobs of nobody.
+        An id matches whether it was sent as a number or as a string; None matches jobs without a
+        user.
 
         Raises:
-          SearchError: If it cannot be the id of a user, as an object without a primary key.
+          SearchError: If it cannot be a user's id, such as an object without a primary key.
         """
         field: Any = user_field(self._job)
         return self._narrow(field == user_asked(field, user))
@@ -241,11 +243,11 @@ class JobQuery(Select[J]):
         return self._any_of(self._job.queue, names)
 
     def excluding(self, jid: str) -> JobQuery[J]:
-        """All but one job: in an actor, its own."""
+        """All jobs except one: usually the job that asks."""
         return self._narrow(self._job.jid != jid)
 
     def since(self, instant: datetime | date) -> JobQuery[J]:
-        """Jobs created at or after *instant*, which must be aware; a date begins in UTC.
+        """Jobs created at or after *instant*, which must be aware; a date begins at midnight UTC.
 
         Raises:
           ValueError: If *instant* has no time zone.
@@ -254,7 +256,7 @@ class JobQuery(Select[J]):
         return self._narrow(self._job.created_at >= millis_of(instant))
 
     def until(self, instant: datetime | date) -> JobQuery[J]:
-        """Jobs created before *instant*, which must be aware; a date begins in UTC.
+        """Jobs created before *instant*, which must be aware; a date begins at midnight UTC.
 
         Raises:
           ValueError: If *instant* has no time zone.
@@ -263,7 +265,7 @@ class JobQuery(Select[J]):
         return self._narrow(self._job.created_at < millis_of(instant))
 
     def dismissed(self) -> JobQuery[J]:
-        """Jobs that someone said need no more attention."""
+        """Jobs that someone dismissed."""
         return self._narrow(self._job.dismissed_at.is_null(False))
 
     def undismissed(self) -> JobQuery[J]:
@@ -273,11 +275,11 @@ class JobQuery(Select[J]):
     def page(
         self, *, limit: int = 50, before: str | None = None, after: str | None = None
     ) -> Page[J]:
-        """Ask for some of the jobs, newest first, by when they were created.
+        """Return one page of jobs, newest first by creation.
 
-        It costs the same on every page: nothing is counted or passed over.  The query's own
-        order is not used.  Of a search by what no index answers, as a part of an error, only
-        so many jobs are looked at for one page; see :attr:`Page.looked_back_to`.
+        Every page costs the same, because nothing is counted or skipped.  The query's own order
+        is not used.  For conditions without an index, such as a part of an error, a page checks a
+        bounded number of jobs; see :attr:`Page.looked_back_to`.
 
         Parameters:
           limit: How many jobs at most.
@@ -311,17 +313,17 @@ class JobQuery(Select[J]):
         return Page(rows, newer, cursor_of(rows[-1]) if more else None)
 
     def greatest(self, name: str, *, limit: int = 50, among: int = 2_000) -> list[J]:
-        """Ask for the jobs with the greatest values of a column, of so many of the newest.
+        """Return the jobs with the greatest values of a column, among the newest jobs.
 
-        It costs the same however large the log is.
+        Its cost does not grow with the log.
 
         Parameters:
           name: The column: ``"duration"``, ``"queue_time"`` or ``"attempt"``.
           limit: How many jobs at most.
-          among: How many of the newest are compared.
+          among: How many of the newest jobs to compare.
 
         Raises:
-          SearchError: If the column is another, or a number is none.
+          SearchError: If the column is unknown, or a number is out of bounds.
         """
         if name not in COMPARABLE:
             raise SearchError(f"{shown(name)} is not an order: use one of {', '.join(COMPARABLE)}")
