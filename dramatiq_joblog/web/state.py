@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import threading
 import time
@@ -31,7 +32,9 @@ FRESH_FOR = 2.0
 KEPT_AT_MOST = 200
 
 
+@functools.cache
 def _templates() -> jinja2.Environment:
+    """Return the templates, which are compiled once for all dashboards of a process."""
     environment = jinja2.Environment(
         autoescape=True,
         finalize=text,
