@@ -50,6 +50,7 @@ def left_running(folder):
     return found
 
 
+@pytest.mark.full
 def test_the_story_from_nothing(tmp_path):
     """With no server running the story ends well, shows its tables and leaves nothing running."""
     done = run(tmp_path)

@@ -222,6 +222,7 @@ def on_sqlite(folder, **test):
     return SETTINGS.replace("DATABASE}", f"{database!r}}}") + f"LOG_URL = 'sqlite:///{dev}'\n"
 
 
+@pytest.mark.full
 def test_django_on_sqlite(run_pytest, tmp_path):
     """Jobs and rows go to Django's test database, or nowhere."""
     pytest.importorskip("pytest_django")
@@ -233,11 +234,12 @@ def test_django_on_sqlite(run_pytest, tmp_path):
     assert not _tables(tmp_path / "dev.sqlite3")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "tests",
     [
         pytest.param(MEMORY_TESTS, id="memory"),
-        pytest.param(UNMARKED_TESTS, id="unmarked", marks=pytest.mark.full),
+        pytest.param(UNMARKED_TESTS, id="unmarked"),
     ],
 )
 def test_django_without_a_test_database_for_the_log(run_pytest, tmp_path, tests):

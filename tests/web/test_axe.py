@@ -88,6 +88,7 @@ def faults(browser):
     return find
 
 
+@pytest.mark.full
 def test_the_overview_on_a_phone(faults, address):
     """On the first page, as it is on a phone at night, axe finds nothing."""
     assert faults(address("/"), [390], ["dark"]) == {}

@@ -10,6 +10,7 @@ import re
 import threading
 
 import pytest
+import tiers
 from click.testing import CliRunner
 from crowded import crowd
 from pages import chromium
@@ -31,7 +32,7 @@ def copy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("copy")
     log = JobLog(f"sqlite:///{folder / 'jobs.db'}")
     log.create_tables()
-    jids = crowd(log, many=120)
+    jids = crowd(log, many=120 if tiers.whole() else 40)
     done = export(log, folder / "page", pages=150, title="shop", environment="test")
     log.close()
     return done, jids
@@ -49,14 +50,14 @@ def test_every_link_leads_to_a_file(copy):
     """Each link of each page is relative, and leads to a file of the copy."""
     folder = copy[0].index.parent
     names = {path.name for path in folder.iterdir()}
-    assert len(names) == copy[0].files > 100
+    assert len(names) == copy[0].files > 60
     seen = 0
     for path in folder.glob("*.html"):
         for what, link in links_of(path.read_text("utf-8")):
             name = link.partition("#")[0]
             assert not name or name in names, (path.name, what, link)
             seen += 1
-    assert seen > 5_000
+    assert seen > 1_500
 
 
 def test_nothing_of_the_server_is_left(copy):
@@ -85,6 +86,7 @@ def test_a_job_of_each_state(copy, state):
     assert copy[1][state] in page
 
 
+@pytest.mark.full
 def test_a_copy_in_a_browser(copy):
     """A browser goes from page to page of a copy, from the disk and below a path."""
     folder = copy[0].index.parent
