@@ -66,9 +66,6 @@ _SERVERS = pytest.StashKey[object]()
 #: URLs of databases that have the log's tables already.
 _WITH_TABLES = pytest.StashKey[set[str]]()
 
-#: How many tests that were collected are not of this run's tier.
-_LEFT_OUT = pytest.StashKey[int]()
-
 #: Files whose tests were collected, and the names of those in the first tier.
 _COLLECTED = pytest.StashKey[dict[str, set[str]]]()
 
@@ -716,7 +713,6 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Make the place where the session's backends are noted, and let programs hear Ctrl-C."""
     config.stash[_BACKENDS] = {}
-    config.stash[_LEFT_OUT] = 0
     config.stash[_COLLECTED] = {}
     tiers.choose(whole=config.getoption("--all"))
     _trust_one_authority()
@@ -771,6 +767,12 @@ def pytest_unconfigure(config):
         config.stash[_SERVERS].stop()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc):
+    """Make a test on SQLite alone where the run's tier has no more of it."""
+    tiers.narrow(metafunc)
+
+
 def pytest_collection_modifyitems(config, items):
     """Refuse a test without a docstring, or with a changing name; keep those of the run's tier."""
     for item in items:
@@ -786,7 +788,6 @@ def pytest_collection_modifyitems(config, items):
         config.stash[_COLLECTED][item.path.name].add(item.originalname)
     if others and not config.getoption("--all"):
         items[:] = first
-        config.stash[_LEFT_OUT] = len(others)
         config.hook.pytest_deselected(items=others)
     if hasattr(config, "workerinput") and not tiers.whole():
         # Of several pytest workers none is to be left with the longest in the end.  The whole
@@ -825,7 +826,6 @@ def pytest_sessionfinish(session):
     """Hand a pytest-xdist worker's backends to its controller."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["backends"] = session.config.stash[_BACKENDS]
-        session.config.workeroutput["left_out"] = session.config.stash[_LEFT_OUT]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -833,7 +833,6 @@ def pytest_testnodedown(node, error):
     """Take a pytest-xdist worker's backends."""
     output = getattr(node, "workeroutput", {})
     node.config.stash[_BACKENDS].update(output.get("backends", {}))
-    node.config.stash[_LEFT_OUT] = output.get("left_out", 0)
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -847,9 +846,9 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.section("backends")
     terminalreporter.write_line(f"Python {platform.python_version()}; " + "; ".join(facts))
     _say_what_needs_a_real_redis(terminalreporter)
-    if left_out := config.stash[_LEFT_OUT]:
+    if not config.getoption("--all"):
         terminalreporter.write_line(
-            f"The first tier of the suite: {left_out} tests more run with --all (make test-all)."
+            "The first tier of the suite; --all runs it all (make test-all)."
         )
 
 

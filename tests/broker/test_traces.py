@@ -71,7 +71,7 @@ expected = None
     [
         pytest.param(TELEMETRY, IN_A_SPAN, id="opentelemetry"),
         pytest.param(TELEMETRY, NOT_TRACED, id="opentelemetry-outside", marks=pytest.mark.full),
-        pytest.param(SENTRY, IN_A_TRANSACTION, id="sentry"),
+        pytest.param(SENTRY, IN_A_TRANSACTION, id="sentry", marks=pytest.mark.full),
         pytest.param(
             "import sentry_sdk", NOT_TRACED, id="sentry-not-set-up", marks=pytest.mark.full
         ),

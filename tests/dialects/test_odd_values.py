@@ -88,9 +88,9 @@ def working(joblog, make_broker, worker):
 def test_odd_messages_are_logged_and_run(joblog, database_url, working):
     """Each message that is odd in one thing has its outcome, and everything can be asked then."""
     broker, run = working
-    # In the first tier each of the three has a third of them.
+    # In the first tier each of the three has a sixth of them.
     kind = ("sqlite", "postgresql", "mysql").index(database_url.partition(":")[0])
-    every, first = (1, 0) if tiers.whole() else (3, kind)
+    every, first = (1, 0) if tiers.whole() else (6, kind)
     sent = [put(broker, **attributes) for attributes in odd_messages(every, first)]
 
     ran = run()

@@ -100,6 +100,7 @@ def test_the_suite_on_a_server(project, folder, request, server):
     run_suite(project, folder, SHOP_DATABASE=json.dumps(settings_of(url)))
 
 
+@pytest.mark.full
 def test_the_move_from_admin_middleware(project):
     """Step by step, as the documents say: beside it, its table copied, and in its place."""
     project("manage.py", "migrate", SHOP_STEP="before")

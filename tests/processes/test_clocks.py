@@ -29,7 +29,10 @@ def joblog(database_url):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("ahead", [-HOUR, HOUR], ids=["behind", "ahead"])
+@pytest.mark.parametrize(
+    "ahead",
+    [pytest.param(-HOUR, id="behind", marks=pytest.mark.full), pytest.param(HOUR, id="ahead")],
+)
 def test_a_worker_an_hour_off(
     joblog, database_url, redis_url, run_worker_process, eventually, tmp_path, ahead
 ):

@@ -22,6 +22,7 @@ UNITS = sorted((DEPLOY / "systemd").iterdir())
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
+@pytest.mark.full
 def test_the_tests_of_the_async_application(tmp_path):
     """Its tests with an async client pass, with warnings as errors."""
     copy = shutil.copytree(FASTAPI, tmp_path / "fastapi")

@@ -9,10 +9,8 @@ long.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pytest
+import pytest
 
 DIALECTS = Path(__file__).parents[1] / "dialects"
 
@@ -36,6 +34,25 @@ def examples(number: int) -> int:
     return number if _Run.whole else max(10, number // 10)
 
 
+def narrow(metafunc: pytest.Metafunc) -> None:
+    """Have a test that the first tier has on SQLite alone be made for SQLite alone.
+
+    To make all items, and then leave out two of three, would take as long as many tests.
+    """
+    test = metafunc.definition
+    if not (
+        _Run.whole
+        or "database_url" not in metafunc.fixturenames
+        # Another fixture of this name, with kinds of its own.
+        or hasattr(metafunc.module, "database_url")
+        or any("database_url" in mark.args[0] for mark in test.iter_markers("parametrize"))
+        or _differs(test)
+    ):
+        only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+        # As first of its parameters, as it is where it has all kinds.
+        test.add_marker(only, append=False)
+
+
 def split(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
     """Return the items of the first tier, and the others."""
     on_sqlite = {_function(item) for item in items if _database(item) == "sqlite"}
@@ -46,12 +63,17 @@ def split(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item
         again = (
             _database(item) in {"postgres", "mysql"}
             and _function(item) in on_sqlite
-            and not item.path.is_relative_to(DIALECTS)
-            and not item.get_closest_marker("every_database")
+            and not _differs(item)
         )
         again |= "rabbit" in _values(item) and _function(item) in on_others
         (others if again or item.get_closest_marker("full") else first).append(item)
     return first, others
+
+
+def _differs(item: pytest.Item) -> bool:
+    """Return whether a test shows what differs between databases."""
+    marked = item.get_closest_marker("every_database") is not None
+    return marked or item.path.is_relative_to(DIALECTS)
 
 
 def _function(item: pytest.Item) -> str:
