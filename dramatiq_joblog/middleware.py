@@ -542,12 +542,14 @@ def _is_same_log(one: JobLog, other: JobLog) -> bool:
 def enqueue_once(
     broker: Broker, message: Message[Any], *, delay: int | None = None
 ) -> Message[Any]:
-    """Enqueue a message that is unique, or return the one that is there already.
+    """Enqueue a unique message, unless another job holds its key.
 
-    The quiet way to send: ``actor.send()`` raises :class:`DuplicateJob` instead.
+    It returns where ``actor.send()`` raises :class:`DuplicateJob`.
+
+
 
     Returns:
-      The message; with the jid of the job that holds the key, if there is one.
+      The message; or, if another job holds the key, a copy with that job's jid.
     """
     try:
         return broker.enqueue(message, delay=delay)

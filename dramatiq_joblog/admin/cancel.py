@@ -33,9 +33,9 @@ BATCH = 250
 
 @dataclass
 class Cancelled:
-    """What became of jobs that were to be cancelled."""
+    """The result of cancelling jobs."""
 
-    #: The jids of those that are, in order.
+    #: The jids of the cancelled jobs, in order.
     cancelled: list[str] = field(default_factory=list)
     #: Why a job could not be cancelled, by its jid.
     refused: dict[str, str] = field(default_factory=dict)

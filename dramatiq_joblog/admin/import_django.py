@@ -75,18 +75,18 @@ def import_django_dramatiq(
 ) -> Counter[str]:
     """Copy the tasks of django_dramatiq into the log.
 
-    It is safe to repeat: a job that the log knows is left as it is.  Stop the workers first, so
-    that what is running has ended.
+    It is safe to repeat: jobs that are already in the log are not changed.  Stop the workers
+    first, so that running tasks have ended.
 
-    Where this process has declared a task's actor, its job has the job type, the user and the
-    other columns that the actor's options give it, and positional secrets are known by name.
+    If this process has declared a task's actor, the job gets the job type, the user and the other
+    columns from the actor's options, and positional secrets are recognised by name.
 
     Parameters:
-      joblog: The log, whose tables are there.
-      source: Where the tasks lie; None for the log's own database.
-      table: Their table.
-      user_from: The parameter that holds the user of each job that has it, before the actors' own
-        *job_user*; of actors that are not declared here only a keyword argument is found.
+      joblog: The log; its tables must exist.
+      source: The database with the tasks; None for the log's own.
+      table: The table of the tasks.
+      user_from: The parameter with the user of each job, before the actors' own *job_user*; for
+        actors that are not declared here, only keyword arguments are found.
       progress: Called after each batch with how many tasks were read.
 
     Returns:

@@ -23,19 +23,19 @@ class Problem:
 
     #: What kind of thing.
     kind: ProblemKind
-    #: Which one of its kind, as a queue or an error: the same as long as it lasts.
+    #: Which one of its kind, such as a queue or an error; the same as long as the problem lasts.
     subject: str
     #: Since when, in UTC.
     since: datetime
-    #: How many jobs it is about; of what is about none, how many other things.
+    #: The number of jobs; or of other things, if it is not about jobs.
     count: int
-    #: What was seen, in a few words: the sentence begins with them.
+    #: The first words of the text, as a title.
     title: str
-    #: What was seen, in one sentence.
+    #: The problem, in one sentence.
     text: str
     #: What to do about it.
     cure: str
-    #: Words of a search that finds the jobs; empty if it is about none.
+    #: The words of a search that finds the jobs; empty if it is not about jobs.
     search: str = ""
 
     def as_dict(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ _HEADLINES = {
 
 @dataclass(frozen=True)
 class Notice:
-    """What is said to people about one rule."""
+    """A notice about one rule, as notifiers receive it."""
 
     #: The name of the rule.
     name: str
@@ -28,13 +28,13 @@ class Notice:
     event: Event
     #: What was seen, in a sentence or two.
     summary: str
-    #: How many jobs, or problems, it is about.
+    #: The number of jobs, or problems.
     count: int
-    #: Since when it is so; aware.
+    #: Since when; aware.
     since: datetime
     #: Some of the jobs, the newest first.
     jids: list[str] = field(default_factory=list)
-    #: Words of a search that finds the jobs; empty if none does.
+    #: The words of a search that finds the jobs; empty if there is none.
     search: str = ""
     #: The address of the log's page, if it is known.
     page: str | None = None
@@ -46,7 +46,7 @@ class Notice:
 
     @property
     def link(self) -> str | None:
-        """The address of the page that shows the jobs; None if the page's is not known."""
+        """The address of the page with the jobs; None without ``page_url``."""
         if self.page is None:
             return None
         root = self.page.rstrip("/")

@@ -103,7 +103,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Alert:
-    """Notifies when a search finds more jobs than there should be.
+    """Notifies when a search finds more jobs than it should.
 
     Example:
       >>> Alert("dead imports", "state:dead type:import", within=3_600_000).more_than
@@ -111,10 +111,10 @@ class Alert:
 
     Parameters:
       name: Names the rule, for people.
-      search: The words of a search, as ``state:dead type:import,reconciliation``.
-      more_than: Up to so many jobs nobody is notified.
-      within: Jobs that have ended count if they did so within so many milliseconds; those that
-        have not are counted as they are now.  An hour by default.
+      search: The words of a search, such as ``state:dead type:import,reconciliation``.
+      more_than: Notify only if there are more jobs than this.
+      within: Jobs that have ended count if they ended within this many milliseconds; other jobs
+        count by their current state.  An hour by default.
       to: Who is notified, in place of the log's ``notify``: a callable or URLs.
 
     Raises:
@@ -150,7 +150,7 @@ class Alert:
         """Return a rule that notifies when :meth:`JobLog.problems` finds something.
 
         Parameters:
-          kinds: The kinds of problems, as ``"lost"``; by default all.
+          kinds: The kinds of problems, such as ``"lost"``; by default all.
           name: Names the rule, for people.
           to: Who is notified, in place of the log's ``notify``.
         """
@@ -264,7 +264,7 @@ class ProblemAlert:
 class Expect:
     """Notifies when no job of a type has finished for too long.
 
-    It needs no schedule: a job of that type must finish every so often, from any sender.
+    It needs no schedule, and does not depend on what sends the jobs.
 
     Example:
       >>> Expect("nightly report", every=86_400_000, grace=3_600_000).name
@@ -272,8 +272,8 @@ class Expect:
 
     Parameters:
       job_type: The type of the jobs.
-      every: Milliseconds within which one must finish.
-      grace: Milliseconds that it may be late; a tenth of *every* by default.
+      every: Milliseconds within which a job must finish.
+      grace: Milliseconds by which it may be late; a tenth of *every* by default.
       to: Who is notified, in place of the log's ``notify``.
       name: Names the rule, for people.
 

@@ -35,7 +35,7 @@ class OutcomeFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the fields of the record that are known."""
+        """Return the columns of the record as JSON."""
         fields = {name: getattr(record, name, None) for name in _FIELDS}
         known = {name: value for name, value in fields.items() if value is not None}
         return json.dumps(known, default=str)

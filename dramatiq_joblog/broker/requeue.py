@@ -46,7 +46,7 @@ GROUP = ("group_completion_uuid", "group_completion_callbacks")
 
 @dataclass
 class Requeued:
-    """What became of jobs that were to be run again."""
+    """The result of running jobs again."""
 
     #: The new messages, in order.
     sent: list[Message[Any]] = field(default_factory=list)

@@ -47,11 +47,11 @@ class Lease:
     ) -> None:
         #: The key.
         self.key = key
-        #: Names this holding of the key, and no other.
+        #: The unique id of this lease.
         self.token = token
         #: A number that grows with each holder of the key, for stores that check it.
         self.fence = fence
-        #: Milliseconds from one renewal until nobody may rely on it any more.
+        #: Milliseconds after a renewal at which the lease expires.
         self.lasts = lasts
         #: Monotonic, in seconds; counted from before the statement that took it.
         self.deadline = began + lasts / 1000
@@ -70,7 +70,7 @@ class Lease:
 
     @property
     def lost(self) -> bool:
-        """Whether another may hold the key by now: this process was paused for too long."""
+        """Whether another may hold the key by now, because this process was paused for too long."""
         return self.gone or time.monotonic() > self.deadline
 
 

@@ -25,16 +25,16 @@ FOREVER = 253_402_300_799_000
 
 @dataclass(frozen=True)
 class LimitSet:
-    """A limit that someone has set for a key, in place of that of the code."""
+    """A limit that someone has set for a key, overriding the limit in the code."""
 
     key: str
-    #: How many may hold the key at once, or start within the time of a rate; 0 pauses it.
+    #: How many may hold the key at once, or start within the period of a rate; 0 pauses it.
     limit: int
     #: Who set it.
     who: str
-    #: When it was set, by the database's clock, as the other.
+    #: When it was set, by the database's clock, like *until*.
     since: datetime
-    #: Until when it stands; None until someone takes it back.
+    #: When it ends; None for no end.
     until: datetime | None
 
     def __str__(self) -> str:

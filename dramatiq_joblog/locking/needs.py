@@ -39,27 +39,27 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Exclusive:
-    """A critical section that an actor's jobs run in: at most *limit* of one key at once.
+    """A critical section for an actor's jobs: at most *limit* jobs with the same key at once.
 
     Example:
       >>> Exclusive("finance:{user_id}", on_conflict="wait", wait_for=600_000).limit
       1
 
     Parameters:
-      key: A format string over the actor's parameters, or a callable that is given the job's
+      key: A format string over the actor's parameters, or a callable that receives the job's
         arguments.
-      limit: How many jobs may hold the key at once; or a callable that is given those of the
-        job's arguments that it names, and is asked at each try.
-      on_conflict: What becomes of a job that finds the key held: ``"skip"`` drops it,
-        ``"wait"`` puts it back until the key is free, ``"retry"`` is a failure like any other,
-        ``"fail"`` is its death.
+      limit: How many jobs may hold the key at once; or a callable that receives the job arguments
+        that it names, and is called at each attempt to enter.
+      on_conflict: What happens to a job that finds the key held: ``"skip"`` skips it, ``"wait"``
+        puts it back until the key is free, ``"retry"`` retries it like a failure, ``"fail"``
+        makes it dead.
       wait_for: Milliseconds to wait at most; None for as long as it takes.
-      on_timeout: What becomes of a job that waited too long: ``"dead"``, ``"skip"`` or
+      on_timeout: What happens to a job that waited too long: ``"dead"``, ``"skip"`` or
         ``"retry"``.
-      ttl: Milliseconds that the key stays held if its holder vanishes.  It is renewed while
-        the holder lives, and is no limit on the length of a job.
-      hold: How long a job that is retried holds the key: ``"job"`` keeps it between its runs,
-        ``"run"`` frees it after each.
+      ttl: Milliseconds for which the key stays held if its holder vanishes.  The lease is renewed
+        while the holder is alive, so it does not limit how long a job may run.
+      hold: How long a retried job holds the key: ``"job"`` keeps it between runs, ``"run"``
+        releases it after each run.
 
     Raises:
       ConfigurationError: If a value is not known or makes no sense.
@@ -81,24 +81,23 @@ class Exclusive:
 
 @dataclass(frozen=True)
 class Rate:
-    """A limit on starts: at most *limit* jobs of one key begin within any *per* milliseconds.
+    """A limit on starts: at most *limit* jobs of one key start within any *per* milliseconds.
 
-    By the database's clock, and of all workers together.  Each run is a start: a retry and a
-    redelivery as well.  A job that waits for its turn takes no thread and no retry.
+    It applies across all workers, by the database's clock.  Each run counts as a start, including
+    retries and redeliveries.  A waiting job uses no thread and no retry.
 
     Example:
       >>> Rate("shopify:{shop}", 40, per=60_000).on_conflict
       'wait'
 
     Parameters:
-      key: As that of an :class:`Exclusive`.
-      limit: How many may start; or a callable that is given those of the job's arguments that
-        it names, and is asked at each try.
-      per: Milliseconds within which no more start than that, whenever one begins to count.
-      on_conflict: What becomes of a job that finds the rate used up, as of an
-        :class:`Exclusive`.
+      key: As for :class:`Exclusive`.
+      limit: How many jobs may start; or a callable that receives the job arguments that it names,
+        and is called at each attempt to start.
+      per: The length of the sliding window, in milliseconds.
+      on_conflict: What happens to a job that finds the rate used up, as for :class:`Exclusive`.
       wait_for: Milliseconds to wait at most; None for as long as it takes.
-      on_timeout: What becomes of a job that waited too long, as of an :class:`Exclusive`.
+      on_timeout: What happens to a job that waited too long, as for :class:`Exclusive`.
 
     Raises:
       ConfigurationError: If a value is not known or makes no sense.
@@ -119,7 +118,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Unique:
-    """A key that one message at a time may have, from its ``send()`` on.
+    """A key that only one message may hold at a time, from its ``send()`` on.
 
     Example:
       >>> Unique("import:{user_id}", until="started").ttl
@@ -129,9 +128,9 @@ class Unique:
       key: A format string over the actor's parameters, or a callable that is given the job's
         arguments.
       until: ``"started"`` or ``"finished"``, or None for the whole of *ttl*.
-      ttl: Milliseconds after which the key is not unique any more, in any case.
-      keep: Which message is kept: ``"first"``, so that a second one is refused; or ``"last"``,
-        so that one which has not begun gives way to the newest, and is skipped.
+      ttl: Milliseconds after which the key is free in any case.
+      keep: Which message to keep: ``"first"`` refuses a second one; ``"last"`` skips an older one
+        that has not begun.
 
     Raises:
       ConfigurationError: If a value is not known or makes no sense.

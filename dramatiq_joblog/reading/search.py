@@ -1,7 +1,7 @@
-"""The words of a search: text that people type, read as conditions on jobs.
+"""Searches: text that people type, read as conditions on jobs.
 
-``state:dead type:import -user:7 since:2d timeout`` is the same on the command line, on the
-page and in a program.
+``state:dead type:import -user:7 since:2d timeout`` works on the command line, on the page and in
+code.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def parse(text: str) -> list[Term]:
       [Term(key='actor', value='send mail', negated=True)]
 
     Raises:
-      SearchError: If a key is not known, has no value, or a quote is not closed.
+      SearchError: If a key is unknown or has no value, or a quote is not closed.
     """
     if len(text) > MAX_SEARCH:
         raise SearchError(
@@ -102,7 +102,7 @@ def parse(text: str) -> list[Term]:
 
 
 def expand(terms: Iterable[Term], words_of: Callable[[str], str]) -> list[Term]:
-    """Return *terms* with the words of saved searches in the place of their names.
+    """Return *terms* with saved searches replaced by their words.
 
     Parameters:
       terms: The words.
@@ -126,11 +126,11 @@ def expand(terms: Iterable[Term], words_of: Callable[[str], str]) -> list[Term]:
 
 
 def instant(text: str, now: datetime | None = None) -> datetime:
-    """Read an instant: ``2d`` for so long before *now*, ``yesterday``, ``14:05`` or an ISO date.
+    """Read an instant: ``2d`` before *now*, ``yesterday``, ``14:05`` or an ISO date.
 
-    Units are ms, s, m (minutes), h, d and w.  ``today`` and ``yesterday`` are their first moments,
-    and a time of the day is the last one that has come.  What names no zone is in that of *now*:
-    UTC, unless it is given.
+    Units are ms, s, m (minutes), h, d and w.  ``today`` and ``yesterday`` begin at midnight, and
+    a time of day is its most recent occurrence.  An instant without a zone is in the zone of
+    *now*, by default UTC.
 
     Example:
       >>> instant("2026-11-24")
@@ -177,7 +177,7 @@ def _day(text: str, now: datetime) -> datetime | None:
 
 
 def between(text: str, now: datetime | None = None) -> tuple[datetime | None, datetime | None]:
-    """Read a time: ``14:05..14:10``, either end of which may be left out, or only its begin.
+    """Read a period: ``14:05..14:10``, either end of which may be left out, or only its start.
 
     Raises:
       SearchError: If it is neither, or ends before it begins.
@@ -211,10 +211,9 @@ def narrow(
     now: datetime | None = None,
     names: Mapping[str, Sequence[str]] | None = None,
 ) -> JobQuery[J]:
-    """Narrow *query* by *terms*: repeated keys are any of, different keys are all of.
+    """Narrow *query* by *terms*; a repeated key matches any of its values.
 
-    Dead jobs that were dismissed are left out where ``state:dead`` is asked for, unless a word
-    says otherwise.
+    With ``state:dead``, dismissed jobs are left out unless ``dismissed:`` is given.
 
     Parameters:
       query: The jobs.
@@ -223,7 +222,7 @@ def narrow(
       names: What the positional arguments of actors are called, by the actor's name.
 
     Raises:
-      SearchError: If a value cannot be what its key wants.
+      SearchError: If a value is invalid for its key.
     """
     now = now or datetime.now(timezone.utc)
     reader = _Reader(query.model, now, names or {})

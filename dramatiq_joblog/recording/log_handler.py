@@ -87,10 +87,10 @@ class Capture(logging.Handler):
 
 
 class JobContextFilter(logging.Filter):
-    """Puts ``jid``, ``actor`` and ``attempt`` of the job that runs on each record.
+    """Adds ``jid``, ``actor`` and ``attempt`` of the running job to each record.
 
-    Add it to a handler, whose format may then name them; it lets every record through, and
-    leaves what a record has already.
+    Add it to a handler, whose format may then use these names.  It lets every record through, and
+    does not replace attributes that a record already has.
 
     Example:
       >>> handler = logging.StreamHandler()
@@ -98,7 +98,7 @@ class JobContextFilter(logging.Filter):
       >>> handler.setFormatter(logging.Formatter("%(jid)s %(actor)s %(attempt)s %(message)s"))
 
     Parameters:
-      default: What they are outside a job, or in one that is not logged.
+      default: Their value outside of jobs, or in jobs that are not logged.
     """
 
     def __init__(self, *, default: str | None = None) -> None:

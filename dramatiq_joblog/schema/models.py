@@ -391,34 +391,34 @@ class Worker(_Row):
 
 
 class Lock(_Row):
-    """One slot of a key: of a critical section, or of a uniqueness."""
+    """One slot of a key: of a critical section, or of a unique key."""
 
     #: In order of appearance.
     id = BigAutoField()
-    #: ``section`` or ``unique``; other kinds are the log's own: ``rate``, ``limit``, ``wait`` (kept
-    #: for a waiting job), ``former`` (who took a job's place), ``chore``, and ``floor`` of the one
-    #: row that no key's fence falls below.
+    #: ``section`` or ``unique``.  The other kinds are internal: ``rate``, ``limit``, ``wait``
+    #: (reserved for a waiting job), ``former`` (which job replaced another), ``chore``, and
+    #: ``floor`` (the row with the lowest possible fence).
     kind: Field[str] = NameField(max_length=8)
     #: The key.
     key: Field[str] = KeyField(max_length=MAX_JID)
     #: Its slot, from 0 to the section's limit.
     slot: Field[int] = NumberField()
-    #: The jid of the job that holds it, or ``host:pid:thread`` of one taken by hand outside of
+    #: The jid of the job that holds it, or ``host:pid:thread`` for a lock by hand outside of
     #: jobs; None if it is free.
     owner: Field[str | None] = KeyField(max_length=MAX_JID, null=True)
-    #: The run that holds it; None between two runs of a job that is retried.
+    #: The run that holds it; None between two runs of a retried job.
     token: Field[str | None] = NameField(max_length=32, null=True)
-    #: The process of that run, a :class:`Worker`'s.
+    #: The process of that run: :attr:`Worker.process`.
     process: Field[str | None] = NameField(max_length=16, null=True)
     #: Grows with each holder of the key.
     fence: Field[int] = BigNumberField()
-    #: The highest fence that the key ever gave, whatever the slot; kept on slot 0.
+    #: The highest fence of the key so far, over all slots; stored on slot 0.
     last_fence: Field[int] = BigNumberField(default=0)
-    #: Milliseconds that it stays held after its last renewal.
+    #: How long it stays held after the last renewal, in milliseconds.
     ttl: Field[int] = BigNumberField()
-    #: When it was taken, by the database's clock, as all its times.
+    #: When it was taken, by the database's clock, like all its times.
     acquired_at: Field[datetime | None] = InstantField(null=True)
-    #: When its lease runs out unless it is renewed.
+    #: When its lease expires unless it is renewed.
     expires_at: Field[datetime | None] = InstantField(null=True)
 
     @property
@@ -449,7 +449,7 @@ class Line(_Row):
     number: Field[int] = NumberField()
     #: When it was logged.
     time: Field[datetime] = InstantField()
-    #: Name of its level, as ``INFO``; empty for the line that says how many are left out.
+    #: Name of its level, such as ``INFO``; empty for the line that says how many were left out.
     level: Field[str] = NameField(max_length=16)
     #: Name of its logger.
     logger: Field[str] = NameField(max_length=255)
@@ -467,16 +467,16 @@ def _in_order(lines: Select[Line]) -> Select[Line]:
 
 
 class Total(LentModel):
-    """How many jobs ended in one span of time, in one way: what charts are drawn from.
+    """How many jobs ended with one outcome in one period: the source of charts.
 
     It outlives the jobs that it counts.
     """
 
     #: In order of insertion.
     id = BigAutoField()
-    #: Begin of the span.
+    #: Start of the period.
     at: Field[datetime] = InstantField()
-    #: Milliseconds that the span is long.
+    #: Length of the period, in milliseconds.
     span: Field[int] = BigNumberField()
     #: Name of the actor.
     actor: Field[str] = NameField(max_length=255)
@@ -486,13 +486,13 @@ class Total(LentModel):
     outcome: Field[str] = NameField(max_length=16)
     #: Class of the error, cut; empty if there was none.
     error_type: Field[str] = NameField(max_length=MAX_TOTAL_ERROR)
-    #: 1 for what was deleted since; it is part of the row with 0.
+    #: 1 for the part that was deleted since, which is included in the row with 0.
     gone: Field[int] = NumberField(default=0)
     #: How many.
     count: Field[int] = BigNumberField()
-    #: How many took how long: counts by the number of a bucket.
+    #: A histogram of durations: counts by bucket.
     durations: Field[dict[str, int] | None] = JsonField(null=True)
-    #: How many waited how long before their first run, alike.
+    #: A histogram of queue times, in the same form.
     queue_times: Field[dict[str, int] | None] = JsonField(null=True)
 
     class Meta:
@@ -515,7 +515,7 @@ class Mark(LentModel):
 
 
 class Action(_Row):
-    """Something that a person did to a job or a lock."""
+    """An action of a person on a job or a key."""
 
     #: In order of time.
     id = BigAutoField()
@@ -529,7 +529,7 @@ class Action(_Row):
     jid: Field[str | None] = KeyField(max_length=MAX_JID, null=True)
     #: The key, if it was done to a lock.
     key: Field[str | None] = KeyField(max_length=MAX_JID, null=True)
-    #: Why, and what came of it.
+    #: The reason, and the result.
     detail: Field[str | None] = ProseField(null=True)
 
     class Meta:
@@ -585,13 +585,13 @@ class AlertState(_Row):
 
 
 class Deploy(_Row):
-    """A moment that something changed, as a new version: what charts are marked with."""
+    """A mark: when something changed, such as a new version."""
 
     #: In order of insertion.
     id = BigAutoField()
-    #: When, by the database's clock unless somebody said when.
+    #: When, by the database's clock unless it was given.
     at: Field[datetime] = InstantField()
-    #: What people call it, as ``v412``.
+    #: Its name, such as ``v412``.
     name: Field[str] = NameField(max_length=255)
     #: Who marked it, as far as it is known.
     who: Field[str] = NameField(max_length=255)
@@ -602,7 +602,7 @@ class Deploy(_Row):
 
 
 class SavedSearch(_Row):
-    """Words of a search that somebody saved under a name, for everyone."""
+    """A search that somebody saved under a name, for everyone."""
 
     #: In order of insertion.
     id = BigAutoField()

@@ -87,7 +87,7 @@ class JobLogBroker(StubBroker):
 
 
 class JobLogWorker:
-    """Runs what was sent; what the fixture ``joblog_worker`` is.
+    """Runs the messages that a test sends: the fixture ``joblog_worker``.
 
     Parameters:
       log: The log.
@@ -99,10 +99,10 @@ class JobLogWorker:
         self._broker = broker
 
     def run(self, *, threads: int = 1, limit: int = DEFAULT_LIMIT, timeout: int = 60_000) -> Any:
-        """Run all that was sent, and all that is sent by it, until nothing is left.
+        """Run everything that was sent, and everything that is sent by it, until nothing is left.
 
-        Nothing waits: a delayed message and a retry run as soon as nothing else is left, those
-        that are due first before the others.
+        Nothing waits: delayed messages and retries run once nothing else is left, in the order in
+        which they are due.
 
         Example:
           >>> reconcile.send(8, "closed")
@@ -112,7 +112,7 @@ class JobLogWorker:
 
         Parameters:
           threads: How many jobs run at once.
-          limit: How many delayed messages and retries may run: more do not seem to end.
+          limit: How many delayed messages and retries may run before the call gives up.
           timeout: Milliseconds that jobs may take between two delays.
 
         Raises:

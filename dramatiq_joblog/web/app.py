@@ -88,38 +88,36 @@ def dashboard(
     timeout: int = DEFAULT_TIMEOUT,
     title: str = "joblog",
 ) -> Starlette:
-    """Return the web page of a log, an ASGI application that may be mounted anywhere.
+    """Return the web page of a log: an ASGI application that can be mounted anywhere.
 
-    Nobody is answered without *authorize*, *login* or a key.  Where none of them is given, a
-    key is made, and the server's log says it: the page opens once with ``?key=...`` after its
-    address, and then by a cookie.
+    The page answers nobody without *authorize*, *login* or a key.  If none of them is given, a
+    key is made and written to the server's log: open the page once with ``?key=...`` after its
+    address.
 
     Parameters:
       joblog: The log.
-      authorize: Is called with each request and returns ``"all"``, ``"read-only"`` or None; or
-        a tuple of that and who it is, for the log of actions; or a Response to send instead,
-        such as a redirect to the application's sign-in page.  It may raise Starlette's
-        ``HTTPException``.  Any callable will do: an async one is awaited, any other is called
-        in a thread.
-      broker: Where jobs that are run again are sent; by default where this process declared
-        its actors.
-      environment: A word beside the title, as ``"production"``.
-      every: Milliseconds between two looks for what is new.
-      job_links: Is called with a job, and returns pairs of a text and a link to pages of the
-        application's own.
-      key: A key to come in by, of at least 16 characters; give one where several processes
-        serve the page, as each makes its own otherwise.
+      authorize: A callable that receives each request and returns ``"all"``, ``"read-only"``,
+        ``"without-arguments"`` or None; or a tuple of that and the user's name, for the audit
+        log; or a Response to send instead, such as a redirect to the application's sign-in page.
+        It may raise Starlette's ``HTTPException``.  An async callable is awaited; any other is
+        called in a thread.
+      broker: The broker for jobs that are run again; by default the one on which this process
+        declared its actors.
+      environment: A label next to the title, such as ``"production"``.
+      every: Milliseconds between two updates of a live page.
+      job_links: A callable that receives a job and returns pairs of text and address, for links
+        to pages of your application.
+      key: A key for access, of at least 16 characters.  Give one if several processes serve the
+        page, because otherwise each makes its own.
       login: A name and a password to sign in with.
-      metrics_token: Programs that give it as a bearer token may read ``/metrics`` and
-        ``/health``, and nothing else.
-      read_only: Nobody may run again, dismiss, cancel or unlock, whatever *authorize* says.
-      time_zone: The zone that times are shown in until someone chooses another, as
-        ``"Europe/Berlin"``.
+      metrics_token: A bearer token that opens ``/metrics`` and ``/health``, and nothing else.
+      read_only: Disable all actions, whatever *authorize* returns.
+      time_zone: The default time zone, such as ``"Europe/Berlin"``.
       timeout: Milliseconds that the database may take for one part of a page.
-      title: The name of the page.
+      title: The title of the page.
 
     Raises:
-      ConfigurationError: If both *authorize* and *login* are given, or a value makes no sense.
+      ConfigurationError: If both *authorize* and *login* are given, or a value is invalid.
     """
     if authorize is not None:
         check_function("authorize=", authorize, "a request")

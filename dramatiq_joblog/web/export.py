@@ -64,15 +64,15 @@ def export(
     time_zone: str = "UTC",
     title: str = "joblog",
 ) -> Exported:
-    """Write the page of a log as files, with what it knows now: open ``index.html`` in a browser.
+    """Write the page as static files, with the current state of the log.
 
-    They may be served below any path, and need no server.  Nothing in them acts or searches.
-    They show what the page shows to those who may look: the arguments of jobs too.
+    Open ``index.html`` in a browser, or serve the files under any path.  They have no actions and
+    no search.  They show everything that the level ``"read-only"`` shows, including arguments.
 
     Parameters:
       joblog: The log.
-      folder: Where to; it is made, and must be empty.
-      pages: How many pages at most, from the first one on along its links.
+      folder: The folder to create; if it exists, it must be empty.
+      pages: Write at most this many pages, following links from the first.
       environment: A word beside the title, as ``"production"``.
       time_zone: The zone that times are shown in, as ``"Europe/Berlin"``.
       title: The name of the page.

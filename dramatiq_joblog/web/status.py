@@ -43,20 +43,20 @@ _OF_STREAMS = _HEADERS | {"x-accel-buffering": "no"}
 def status(
     joblog: JobLog[Any], authorize: Callable[[Request, Any], Any] | None = None
 ) -> Starlette:
-    """Return an ASGI application that says how one job is doing, for a front end of your own.
+    """Return an ASGI application that shows one job's progress, for your own front end.
 
     ``GET /{jid}`` answers with JSON: ``jid``, ``state``, whether that is ``final``, and
     ``progress``, as ``{"done": 12, "total": 40, "text": "reading"}`` or null.
     ``GET /{jid}/events`` answers with the same as server-sent events, one for each change; the
-    last is final.  A jid that the log does not know is answered with 404, and 503 says that the
-    database is unavailable.
+    last one is final.  The answer is 404 for an unknown jid, and 503 if the database is
+    unavailable.
 
     Parameters:
       joblog: The log.
-      authorize: Is called with each request and the :class:`Job` that it asks for, and returns
-        whether it may see it; or a Response to send instead.  It may raise Starlette's or
-        FastAPI's ``HTTPException``.  An async callable is awaited, any other is called in a
-        thread.  Without one anyone who knows a jid may see how it is doing.
+      authorize: A callable that receives each request and its :class:`Job`, and returns whether
+        the request may see that job; or a Response to send instead.  It may raise Starlette's or
+        FastAPI's ``HTTPException``.  An async callable is awaited; any other is called in a
+        thread.  Without it, anyone who knows a jid can see that job's progress.
 
     Raises:
       ConfigurationError: If *authorize* could not be called so.
