@@ -24,6 +24,7 @@ from .database.checkout import close_idle, transaction
 from .database.dialects import dialect_of
 from .database.url import describe
 from .errors import ConfigurationError, RequeueError
+from .payload.values import shown
 from .recording.current import running
 from .recording.exclusive import Sections
 from .recording.newest import Newest
@@ -121,7 +122,7 @@ class Core(Generic[J]):
         #: What the log does for itself.
         self.chores = Chores(self.totals, retention, self.locks)
         #: What this host keeps while the database is unavailable.
-        folder = Path(spool) if spool is not None else _default_spool(self.tables.job)
+        folder = _default_spool(self.tables.job) if spool is None else _folder(spool)
         # A job may change the process's folder later.
         self.spool = Spool(folder.absolute())
         #: Where the middleware hands over what happens.
@@ -310,6 +311,12 @@ class Core(Generic[J]):
     def _is_usable(self) -> bool:
         connection = self.database.connection()
         return not getattr(connection, "closed", False) and self.database.is_connection_usable()
+
+
+def _folder(spool: Any) -> Path:
+    if isinstance(spool, (str, os.PathLike)) and str(spool).strip() and "\0" not in str(spool):
+        return Path(spool)
+    raise ConfigurationError(f"spool={shown(spool)} is no folder: give the path of one, or None")
 
 
 def _default_spool(job: Any) -> Path:

@@ -19,7 +19,7 @@ from .admin.standstill import MAX_UNSERVED, Standstill
 from .alerts.alerting import DEFAULT_EVERY
 from .alerts.learning import regular_types
 from .asking.aside import DEFAULT_TIMEOUT
-from .asking.waiting import Following, wait_for_family, wait_for_jobs
+from .asking.waiting import Following, asked_jids, wait_for_family, wait_for_jobs
 from .broker.arguments import positional_names
 from .broker.bulk import BATCH, TURN, BulkRequeue
 from .broker.requeue import chunks
@@ -44,16 +44,24 @@ from .locking.locks import fold_key
 from .locking.needs import DEFAULT_TTL, SECTION, check_by_hand
 from .locking.turn import Turn
 from .payload.encryption import Seal
+from .payload.given import (
+    given_callable,
+    given_flag,
+    given_list,
+    given_mapping,
+    given_optional,
+    given_text,
+)
 from .payload.redaction import Redactor
 from .payload.sanitize import clean_optional, fold_jid
-from .payload.values import MAX_INT, MAX_MILLIS
+from .payload.values import MAX_BIGINT, MAX_INT, MAX_MILLIS
 from .reading import counts, saved, search
 from .recording.current import running
 from .recording.heartbeat import here
 from .schema import models as rows
 from .schema.fields import instant_of, millis_of
 from .schema.migrations import migrate
-from .schema.query import J, count_asked
+from .schema.query import J, count_asked, query_asked
 from .states import FINAL
 from .statistics import series as stats
 from .statistics.profile import make_profile
@@ -90,6 +98,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Model)
+
+#: What a *progress* is called with.
+_OF_PROGRESS = "how many are done, and of how many"
 
 
 class JobLog(Generic[J]):
@@ -169,7 +180,7 @@ class JobLog(Generic[J]):
             job_types=_texts_of(job_types),
             redactor=Redactor(redact),
             seal=Seal(seal_key) if seal_key is not None else None,
-            store_args=store_args,
+            store_args=given_flag("store_args", store_args),
             spool=spool,
             on_outage=on_outage,
             keep=keep,
@@ -274,8 +285,9 @@ class JobLog(Generic[J]):
 
     def waiters(self, key: str) -> JobQuery[J]:
         """Return the jobs that wait for *key*, next in line first."""
+        key = fold_key(given_text("key", key, "the key of a section or of a rate"))
         with checked_out(self.database):
-            query: JobQuery[J] = self.core.locks.waiters.all_of(fold_key(key))
+            query: JobQuery[J] = self.core.locks.waiters.all_of(key)
         return query
 
     def lock(
@@ -539,6 +551,8 @@ class JobLog(Generic[J]):
           Values, each with its number of jobs if that is known.
         """
         limit = count_asked("limit", limit)
+        key = given_text("key", key, "one that a search knows, as 'state'")
+        prefix = given_optional("prefix", prefix) or ""
         if key == "saved":
             names = [row.name for row in self.searches.limit(saved.MOST)]
             values = [name for name in names if name.lower().startswith(prefix.lower())][:limit]
@@ -563,7 +577,7 @@ class JobLog(Generic[J]):
           A count for every state, in the order in which jobs pass through them.
         """
         cap = count_asked("cap", cap, most=MAX_INT)
-        query = self.jobs if query is None else query
+        query = self.jobs if query is None else query_asked(query, self.Job)
         with checked_out(self.database):
             return counts.by_state(query, cap)
 
@@ -628,6 +642,7 @@ class JobLog(Generic[J]):
           ValueError: If an instant has no time zone.
           TypeError: If it is not an instant.
         """
+        name = given_text("name", name, "a job type, or an actor")
         begin, end, step = _steps_of(since, until)
         with checked_out(self.database):
             cells = self.core.totals.read_of(name, step, begin, end)
@@ -670,6 +685,7 @@ class JobLog(Generic[J]):
         Returns:
           The groups with a job within the longest window, most recent death first.
         """
+        windows = given_list("windows", windows, "milliseconds before now")
         windows = [count_asked("windows", window, most=MAX_MILLIS) for window in windows]
         with checked_out(self.database):
             return people.dead_groups(self.Job, windows, _now()) if windows else []
@@ -738,8 +754,9 @@ class JobLog(Generic[J]):
         """
         self.core.settle()
         batch = count_asked("batch", batch)
+        progress = given_callable("progress", progress, "a Counter")
         retention = self.core.chores.retention.but(keep)
-        if dry_run:
+        if given_flag("dry_run", dry_run):
             with checked_out(self.database):
                 return +retention.count(_now())
         return self.core.chores.prune(retention, batch, progress)
@@ -944,6 +961,9 @@ class JobLog(Generic[J]):
           key: The key it was done to.
           detail: Why, and what came of it.
         """
+        what = given_text("what", what, "a verb, as 'requeue'")
+        given_optional("who", who)
+        given_optional("detail", detail)
         return self.core.record(what, who=who, jid=jid, key=key, detail=detail)
 
     @property
@@ -973,7 +993,7 @@ class JobLog(Generic[J]):
         """
         if not isinstance(name, str) or not name.strip():
             raise ConfigurationError(f"a mark is named by a text, as 'v412', and not {name!r}")
-        instant = None if at is None else millis_of(at)
+        instant, who = None if at is None else millis_of(at), given_optional("who", who)
         with transaction(self.database):
             marked: rows.Deploy = people.mark(self.Deploy, name.strip(), at=instant, who=who)
         return marked
@@ -990,6 +1010,7 @@ class JobLog(Generic[J]):
         Returns:
           The jids of those that were dismissed.
         """
+        given_optional("who", who)
         dismissed = []
         for start in range(0, len(jids), 500):
             with transaction(self.database):
@@ -1019,10 +1040,13 @@ class JobLog(Generic[J]):
         Raises:
           LockNotAcquired: If that holder no longer holds it.
         """
-        if not reason.strip():
-            raise JobLogError(f"unlocking {key!r} needs a reason")
+        key = fold_jid(given_text("key", key, "the key of a section"))
+        reason = given_text("reason", reason, "why it is freed by hand").strip()
+        given_optional("who", who)
+        slot = count_asked("slot", slot, least=0, most=MAX_INT)
+        fence = count_asked("fence", fence, most=MAX_BIGINT)
         with transaction(self.database):
-            held: rows.Lock | None = people.unlock(self.Lock, fold_jid(key), slot, fence)
+            held: rows.Lock | None = people.unlock(self.Lock, key, slot, fence)
             if held is None:
                 raise LockNotAcquired(
                     key, f"is not held with fence {fence} in slot {slot} any more"
@@ -1032,7 +1056,7 @@ class JobLog(Generic[J]):
                 who=who,
                 key=held.key,
                 jid=held.owner,
-                detail=f"{reason.strip()} (slot {slot}, fence {fence}, held by {held.owner})",
+                detail=f"{reason} (slot {slot}, fence {fence}, held by {held.owner})",
             )
         return held
 
@@ -1072,6 +1096,7 @@ class JobLog(Generic[J]):
           ConfigurationError: If a value makes no sense.
         """
         check_limit_set(key, limit)
+        given_optional("who", who)
         stored, limits = fold_key(key), self.core.locks.limits
         with transaction(self.database):
             before = limits.get(stored)
@@ -1122,7 +1147,7 @@ class JobLog(Generic[J]):
           The job as it is now.
         """
         self.core.settle()
-        self._cancelling.one(jid, who, reason)
+        self._cancelling.one(jid, given_optional("who", who), given_optional("reason", reason))
         return self.get(jid)
 
     def cancel_all(
@@ -1157,8 +1182,13 @@ class JobLog(Generic[J]):
           The jids of the ``cancelled`` jobs, and the reasons, by jid, why others were
           ``refused``.
         """
-        limit = count_asked("limit", limit, least=0)
-        return self._cancelling.all(query, limit, who=who, reason=reason, progress=progress)
+        return self._cancelling.all(
+            query_asked(query, self.Job),
+            count_asked("limit", limit, least=0),
+            who=given_optional("who", who),
+            reason=given_optional("reason", reason),
+            progress=given_callable("progress", progress, _OF_PROGRESS),
+        )
 
     def cancel_named(
         self,
@@ -1181,7 +1211,12 @@ class JobLog(Generic[J]):
         Raises:
           CancelInterruptedError: If the database became unavailable meanwhile.
         """
-        return self._cancelling.named(jids, who=who, reason=reason, progress=progress)
+        return self._cancelling.named(
+            asked_jids(jids),
+            who=given_optional("who", who),
+            reason=given_optional("reason", reason),
+            progress=given_callable("progress", progress, _OF_PROGRESS),
+        )
 
     @property
     def _cancelling(self) -> Cancelling:
@@ -1215,8 +1250,11 @@ class JobLog(Generic[J]):
         Returns:
           The new message.
         """
+        if arguments is not None:
+            arguments = given_mapping("arguments", arguments, "values by the names of parameters")
         sender = self.core.checked_sender(jid)
-        return sender.requeue(self.get(jid), who=who, broker=broker, arguments=arguments)
+        job, who = self.get(jid), given_optional("who", who)
+        return sender.requeue(job, who=who, broker=broker, arguments=arguments)
 
     def requeue_all(
         self,
@@ -1255,7 +1293,9 @@ class JobLog(Generic[J]):
           The new messages that were ``sent``, in order, and the reasons, by jid, why others were
           ``refused``.
         """
-        limit = count_asked("limit", limit, least=0)
+        query, limit = query_asked(query, self.Job), count_asked("limit", limit, least=0)
+        given_optional("who", who)
+        progress = given_callable("progress", progress, _OF_PROGRESS)
         sender = self.core.checked_sender("of a query")
         brokers = sender.brokers("of a query", broker)
         job = self.Job
@@ -1287,6 +1327,8 @@ class JobLog(Generic[J]):
           RequeueError: If this process has no broker to send them by.
           RequeueInterruptedError: If the broker or the database became unavailable.
         """
+        jids, who = asked_jids(jids), given_optional("who", who)
+        progress = given_callable("progress", progress, _OF_PROGRESS)
         sender = self.core.checked_sender("that is named")
         brokers = sender.brokers("that is named", broker)
         job = self.Job
@@ -1401,7 +1443,8 @@ def _steps_of(since: datetime, until: datetime | None) -> tuple[int, int, int]:
 def _texts_of(job_types: Any) -> list[str] | None:
     if job_types is None:
         return None
-    return [str(getattr(t, "value", t)) for t in job_types]
+    known = given_list("job_types", job_types, "job types, or an Enum of them")
+    return [str(getattr(t, "value", t)) for t in known]
 
 
 def _now() -> int:

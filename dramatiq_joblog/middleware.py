@@ -56,7 +56,10 @@ from .errors import (
     OutcomeNotKeptError,
     SectionUnknownError,
 )
+from .joblog import JobLog
+from .payload.given import given_flag, given_whole
 from .payload.sanitize import text_of
+from .payload.values import shown
 from .recording.current import LiveRun, running
 from .recording.event_rows import freed_by
 from .recording.events import Ended, Enqueued, Started
@@ -75,7 +78,6 @@ if TYPE_CHECKING:
     from .broker.options import AnyMessage
     from .broker.plan import Plan
     from .broker.verdict import Run
-    from .joblog import JobLog
     from .locking.leases import Held
     from .recording.inbox import Receipt
 
@@ -131,6 +133,12 @@ class JobLogMiddleware(Middleware):
         ):
             if value not in known:
                 raise ConfigurationError(f"{name}={value!r} is not known; use one of {known}")
+        if not isinstance(joblog, JobLog):
+            raise ConfigurationError(
+                f"joblog={shown(joblog)} is no log: give a JobLog, as JobLog('sqlite:///jobs.db')"
+            )
+        given_whole("heartbeat", heartbeat)
+        given_whole("heartbeat_timeout", heartbeat_timeout)
         if not 0 < heartbeat < heartbeat_timeout:
             raise ConfigurationError(
                 f"heartbeat={heartbeat!r} and heartbeat_timeout={heartbeat_timeout!r}: both are "
@@ -143,7 +151,7 @@ class JobLogMiddleware(Middleware):
         self._heartbeat_interval = heartbeat
         self._heartbeat_timeout = heartbeat_timeout
         self._workers = Workers()
-        self._outcome_log = outcome_log
+        self._outcome_log = given_flag("outcome_log", outcome_log)
         self._start = start
         self._lines_level = check_level(lines, "lines")
         self._reports = Reports(joblog.core.transitions)

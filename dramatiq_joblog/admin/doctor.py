@@ -315,7 +315,7 @@ class Doctor:
         return file is not None and file_system_of(file.parent) in PASSING
 
     def _middleware(self) -> Finding:
-        ours = [m for m in self._broker.middleware if hasattr(m, "joblog")]
+        ours = [m for m in getattr(self._broker, "middleware", ()) if hasattr(m, "joblog")]
         mine = [m for m in ours if m.joblog.core is self._core]
         add = "call broker.add_middleware(JobLogMiddleware(joblog)) once, before the actors"
         if len(mine) != 1:

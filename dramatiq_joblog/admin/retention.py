@@ -15,6 +15,7 @@ from dramatiq_joblog.database.checkout import in_transaction
 from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.errors import ConfigurationError
+from dramatiq_joblog.payload.given import given_mapping
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.schema.query import literal_states
 from dramatiq_joblog.states import FINAL, FinalState, State
@@ -78,15 +79,18 @@ class Retention:
         self._job: Any = tables.job
         self._totals = totals
         self._database: Database = tables.database
-        self.keep = _checked(keep or {}, "keep")
+        self.keep = _checked({} if keep is None else keep, "keep")
         self.keep_types: dict[str, Any] = {
             str(getattr(job_type, "value", job_type)): _checked(
                 dict.fromkeys(FINAL, value)
                 if value is None or isinstance(value, int)
-                else {**{state.value: kept for state, kept in self.keep.items()}, **value},
+                else {
+                    **{state.value: kept for state, kept in self.keep.items()},
+                    **_times(value, f"keep_types[{job_type!r}]"),
+                },
                 f"keep_types[{job_type!r}]",
             )
-            for job_type, value in (keep_types or {}).items()
+            for job_type, value in _times(keep_types, "keep_types").items()
         }
 
     def but(self, keep: Keep | None) -> Retention:
@@ -270,9 +274,14 @@ def _cells(
     return Cell(*place, error_type, 1), taken
 
 
+def _times(keep: Any, name: str) -> Mapping[Any, Any]:
+    of = "times by job type" if name == "keep_types" else "milliseconds by final state"
+    return {} if keep is None else given_mapping(name, keep, of)
+
+
 def _checked(keep: Mapping[Any, int | None], name: str) -> dict[State, int | None]:
     checked = {}
-    for state, kept in keep.items():
+    for state, kept in _times(keep, name).items():
         if state not in {s.value for s in FINAL}:
             raise ConfigurationError(
                 f"{name} names {str(state)!r}: only finished, dead and skipped jobs can be deleted"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import dramatiq.broker
-from dramatiq import Message
+from dramatiq import Broker, Message
 from dramatiq.logging import get_logger
 from dramatiq.message import generate_unique_id
 
@@ -17,6 +17,7 @@ from dramatiq_joblog.errors import (
 )
 from dramatiq_joblog.payload.parameters import parameters_of
 from dramatiq_joblog.payload.sanitize import fit_name, fold_jid
+from dramatiq_joblog.payload.values import shown
 from dramatiq_joblog.states import CANCELLABLE, FINAL, State
 
 from .options import PARENT, REPLAY_OF, ROOT, now
@@ -24,8 +25,6 @@ from .options import PARENT, REPLAY_OF, ROOT, now
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
     from typing import TypeVar
-
-    from dramatiq import Broker
 
     from dramatiq_joblog.recording.log import Log, Written
 
@@ -150,7 +149,11 @@ class Sender:
         Raises:
           RequeueError: If there is none whose jobs this log has; *jid* is for its text.
         """
-        return self._logged(jid, [broker] if broker is not None else self._known())
+        if broker is None:
+            return self._logged(jid, self._known())
+        if not isinstance(broker, Broker):
+            raise RequeueError(jid, f"broker={shown(broker)} is no broker of Dramatiq")
+        return self._logged(jid, [broker])
 
     def enqueue_of(self, broker: Broker) -> Enqueue | None:
         """Return what the middleware put around a broker's own ``enqueue``, if it did."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.errors import ConfigurationError
@@ -33,6 +34,12 @@ class Seal:
             raise ConfigurationError(
                 "seal_key needs cryptography: pip install 'dramatiq-joblog[crypto]'"
             ) from e
+        # Its value may be a key: it is not shown.
+        if not isinstance(keys, Iterable):
+            raise ConfigurationError(
+                f"seal_key is {type(keys).__name__}: give a Fernet key, or several; make one: "
+                f"{_MAKE_ONE}"
+            )
         keys = [keys] if isinstance(keys, str | bytes) else list(keys)
         if not keys:
             raise ConfigurationError(f"seal_key={keys!r} has no key; make one: {_MAKE_ONE}")

@@ -10,6 +10,7 @@ import copy
 import json
 import re
 import traceback
+from collections.abc import Iterable
 from functools import lru_cache
 from operator import is_
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from dramatiq.logging import get_logger
 from .secret_texts import REDACTED, digest_of, fold_name, scrub, scrub_named
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 #: A name is a secret's if it contains one of these, its case and what is not a letter left aside.
 #: An IBAN and the like are no credentials: they are what such jobs are about.
@@ -95,7 +96,11 @@ class Redactor:
         self._hook = redact if callable(redact) else None
         more: list[str] = []
         if not callable(redact) and redact not in (None, True, False):
-            more = [redact] if isinstance(redact, str) else list(redact)
+            more = [redact] if isinstance(redact, str) else []
+            if isinstance(redact, Iterable) and not isinstance(redact, (str, bytes)):
+                more = list(redact)
+            elif not more:
+                more = [redact]
             if not all(isinstance(name, str) and fold_name(name) for name in more):
                 raise TypeError(f"redact={redact!r}: names, a callable, or False are needed")
         self._more = tuple(fold_name(name) for name in more)

@@ -18,6 +18,7 @@ from peewee import SQL, CharField, Expression, NodeList, TextField, Value, fn
 from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.errors import SearchError
 from dramatiq_joblog.payload.sanitize import clean, fold_jid
+from dramatiq_joblog.payload.values import shown
 from dramatiq_joblog.schema.fields import user_asked
 from dramatiq_joblog.schema.query import literal_states, user_field
 from dramatiq_joblog.states import DUE, GROUPS, State
@@ -81,6 +82,8 @@ def parse(text: str) -> list[Term]:
     Raises:
       SearchError: If a key is unknown or has no value, or a quote is not closed.
     """
+    if not isinstance(text, str):
+        raise SearchError(f"{shown(text)} is no search: write words, as 'state:dead'")
     if len(text) > MAX_SEARCH:
         raise SearchError(
             f"a search of {len(text):,} characters is longer than {MAX_SEARCH:,}: use fewer words"

@@ -212,10 +212,15 @@ class JobQuery(Select[J]):
         """Jobs in any of *states*.
 
         Raises:
-          ValueError: If one of them is not a state.
+          SearchError: If one of them is not a state.
         """
         if not states:
             return self._none()
+        given: tuple[Any, ...] = states
+        for state in given:
+            if not isinstance(state, str) or state not in tuple(State):
+                known = ", ".join(State)
+                raise SearchError(f"{shown(state)} is no state: use some of {known}, one by one")
         return self._narrow(self._job.state.in_(literal_states(states)))
 
     def of_type(self, *types: str) -> JobQuery[J]:
@@ -244,6 +249,7 @@ class JobQuery(Select[J]):
 
     def excluding(self, jid: str) -> JobQuery[J]:
         """All jobs except one: usually the job that asks."""
+        [jid] = _one_by_one((jid,))
         return self._narrow(self._job.jid != jid)
 
     def since(self, instant: datetime | date) -> JobQuery[J]:
@@ -358,7 +364,7 @@ class JobQuery(Select[J]):
 
     def _any_of(self, field: Field, values: tuple[str, ...]) -> JobQuery[J]:
         # The column makes them fit, as it did when they were stored.
-        return self._narrow(field.in_(list(values)))
+        return self._narrow(field.in_(_one_by_one(values)))
 
     def _none(self) -> JobQuery[J]:
         return self._narrow(SQL("1 = 0"))
@@ -366,6 +372,34 @@ class JobQuery(Select[J]):
     def _narrow(self, condition: Any) -> JobQuery[J]:
         query: JobQuery[J] = self.where(condition)
         return query
+
+
+def _one_by_one(values: tuple[Any, ...]) -> list[Any]:
+    """Return values as they were given, none of which is several.
+
+    Raises:
+      SearchError: If one is.
+    """
+    for value in values:
+        if isinstance(value, (list, tuple, set, frozenset, dict)):
+            raise SearchError(f"{shown(value)} is several values in one: give them one by one")
+    return list(values)
+
+
+def query_asked(query: Any, job: type[Model]) -> Any:
+    """Return a query of a log's jobs.
+
+    Raises:
+      SearchError: If it is none, or of another log.
+    """
+    if not isinstance(query, JobQuery):
+        raise SearchError(
+            f"query={shown(query)} is no query of jobs: give one, as joblog.jobs.dead() or "
+            "joblog.search('state:dead')"
+        )
+    if query.model is not job:
+        raise SearchError("query= asks for the jobs of another log: begin it with this log's jobs")
+    return query
 
 
 def _position(cursor: str) -> tuple[int, int]:

@@ -74,7 +74,7 @@ def test_unlocking(joblog):
     with joblog.lock("s:1") as lease:
         with pytest.raises(LockNotAcquired, match="is not held with fence 99 in slot 0 any more"):
             joblog.unlock("s:1", fence=99, reason="stuck", who="ada")
-        with pytest.raises(JobLogError, match="needs a reason"):
+        with pytest.raises(JobLogError, match="give why it is freed by hand"):
             joblog.unlock("s:1", fence=lease.fence, reason=" ", who="ada")
 
         was = joblog.unlock("s:1", fence=lease.fence, reason="stuck", who="ada")

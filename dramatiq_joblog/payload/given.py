@@ -1,0 +1,92 @@
+"""What callers give, refused with a sentence that names it, before anything depends on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dramatiq_joblog.errors import ConfigurationError
+
+from .values import MAX_INT, shown
+
+
+def given_list(name: str, value: Any, of: str) -> list[Any]:
+    """Return several values as a list; one text is not taken for the list of its letters.
+
+    Parameters:
+      name: The parameter.
+      value: What was given.
+      of: What it is a list of.
+
+    Raises:
+      ConfigurationError: If it is no list of anything.
+    """
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
+        return list(value)
+    raise ConfigurationError(f"{name}={shown(value)} is no list: give a list of {of}")
+
+
+def given_mapping(name: str, value: Any, of: str) -> Mapping[Any, Any]:
+    """Return a mapping.
+
+    Raises:
+      ConfigurationError: If it is none.
+    """
+    if isinstance(value, Mapping):
+        return value
+    raise ConfigurationError(f"{name}={shown(value)} is no mapping: give {of}")
+
+
+def given_text(name: str, value: Any, what: str) -> str:
+    """Return a text that says something.
+
+    Raises:
+      ConfigurationError: If it is none, or is empty.
+    """
+    if isinstance(value, str) and value.strip():
+        return value
+    raise ConfigurationError(f"{name}={shown(value)} must be a text: give {what}")
+
+
+def given_optional(name: str, value: Any) -> str | None:
+    """Return a text for people, or None.
+
+    Raises:
+      ConfigurationError: If it is neither.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    raise ConfigurationError(f"{name}={shown(value)} must be a text, or None")
+
+
+def given_whole(name: str, value: Any, *, most: int = MAX_INT) -> int:
+    """Return a whole number of at least 1.
+
+    Raises:
+      ConfigurationError: If it is none.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most:
+        return value
+    raise ConfigurationError(f"{name}={shown(value)} must be a whole number from 1 to {most:,}")
+
+
+def given_flag(name: str, value: Any) -> bool:
+    """Return True or False.
+
+    Raises:
+      ConfigurationError: If it is neither.
+    """
+    if isinstance(value, bool):
+        return value
+    raise ConfigurationError(f"{name}={shown(value)} must be True or False")
+
+
+def given_callable(name: str, value: Any, of: str) -> Any:
+    """Return what can be called, or None.
+
+    Raises:
+      ConfigurationError: If it is neither.
+    """
+    if value is None or callable(value):
+        return value
+    raise ConfigurationError(f"{name}={shown(value)} cannot be called: give a function of {of}")
