@@ -316,7 +316,7 @@ class Core(Generic[J]):
 def _folder(spool: Any) -> Path:
     if isinstance(spool, (str, os.PathLike)) and str(spool).strip() and "\0" not in str(spool):
         return Path(spool)
-    raise ConfigurationError(f"spool={shown(spool)} is no folder: give the path of one, or None")
+    raise ConfigurationError(f"spool={shown(spool)} is not a folder: give the path of one, or None")
 
 
 def _default_spool(job: Any) -> Path:

@@ -7,6 +7,7 @@ import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+from dramatiq import Broker
 from peewee import Database, Model, PeeweeException
 
 from .admin import audit as people
@@ -54,7 +55,7 @@ from .payload.given import (
 )
 from .payload.redaction import Redactor
 from .payload.sanitize import clean_optional, fold_jid
-from .payload.values import MAX_BIGINT, MAX_INT, MAX_MILLIS
+from .payload.values import MAX_BIGINT, MAX_INT, MAX_MILLIS, shown
 from .reading import counts, saved, search
 from .recording.current import running
 from .recording.heartbeat import here
@@ -73,7 +74,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from dramatiq import Broker, Message
+    from dramatiq import Message
 
     from .admin.audit import DeadGroup, DeadMessage
     from .admin.doctor import Finding
@@ -1424,6 +1425,30 @@ def moved(
         yield log
     finally:
         log.core = core
+
+
+def given_log(value: Any) -> JobLog[Any]:
+    """Return a log.
+
+    Raises:
+      ConfigurationError: If it is none.
+    """
+    if isinstance(value, JobLog):
+        return value
+    raise ConfigurationError(
+        f"joblog={shown(value)} is not a log: give a JobLog, as JobLog('sqlite:///jobs.db')"
+    )
+
+
+def given_broker(value: Any) -> Broker | None:
+    """Return a broker, or None.
+
+    Raises:
+      ConfigurationError: If it is neither.
+    """
+    if value is None or isinstance(value, Broker):
+        return value
+    raise ConfigurationError(f"broker={shown(value)} is not a broker of Dramatiq")
 
 
 def _steps_of(since: datetime, until: datetime | None) -> tuple[int, int, int]:

@@ -56,10 +56,9 @@ from .errors import (
     OutcomeNotKeptError,
     SectionUnknownError,
 )
-from .joblog import JobLog
+from .joblog import given_log
 from .payload.given import given_flag, given_whole
 from .payload.sanitize import text_of
-from .payload.values import shown
 from .recording.current import LiveRun, running
 from .recording.event_rows import freed_by
 from .recording.events import Ended, Enqueued, Started
@@ -78,6 +77,7 @@ if TYPE_CHECKING:
     from .broker.options import AnyMessage
     from .broker.plan import Plan
     from .broker.verdict import Run
+    from .joblog import JobLog
     from .locking.leases import Held
     from .recording.inbox import Receipt
 
@@ -133,10 +133,7 @@ class JobLogMiddleware(Middleware):
         ):
             if value not in known:
                 raise ConfigurationError(f"{name}={value!r} is not known; use one of {known}")
-        if not isinstance(joblog, JobLog):
-            raise ConfigurationError(
-                f"joblog={shown(joblog)} is no log: give a JobLog, as JobLog('sqlite:///jobs.db')"
-            )
+        given_log(joblog)
         given_whole("heartbeat", heartbeat)
         given_whole("heartbeat_timeout", heartbeat_timeout)
         if not 0 < heartbeat < heartbeat_timeout:

@@ -152,7 +152,7 @@ class Sender:
         if broker is None:
             return self._logged(jid, self._known())
         if not isinstance(broker, Broker):
-            raise RequeueError(jid, f"broker={shown(broker)} is no broker of Dramatiq")
+            raise RequeueError(jid, f"broker={shown(broker)} is not a broker of Dramatiq")
         return self._logged(jid, [broker])
 
     def enqueue_of(self, broker: Broker) -> Enqueue | None:

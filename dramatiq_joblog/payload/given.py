@@ -23,7 +23,7 @@ def given_list(name: str, value: Any, of: str) -> list[Any]:
     """
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
         return list(value)
-    raise ConfigurationError(f"{name}={shown(value)} is no list: give a list of {of}")
+    raise ConfigurationError(f"{name}={shown(value)} is not a list: give a list of {of}")
 
 
 def given_mapping(name: str, value: Any, of: str) -> Mapping[Any, Any]:
@@ -34,7 +34,7 @@ def given_mapping(name: str, value: Any, of: str) -> Mapping[Any, Any]:
     """
     if isinstance(value, Mapping):
         return value
-    raise ConfigurationError(f"{name}={shown(value)} is no mapping: give {of}")
+    raise ConfigurationError(f"{name}={shown(value)} is not a mapping: give {of}")
 
 
 def given_text(name: str, value: Any, what: str) -> str:

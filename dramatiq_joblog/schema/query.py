@@ -220,7 +220,7 @@ class JobQuery(Select[J]):
         for state in given:
             if not isinstance(state, str) or state not in tuple(State):
                 known = ", ".join(State)
-                raise SearchError(f"{shown(state)} is no state: use some of {known}, one by one")
+                raise SearchError(f"{shown(state)} is not a state: use some of {known}, one by one")
         return self._narrow(self._job.state.in_(literal_states(states)))
 
     def of_type(self, *types: str) -> JobQuery[J]:
@@ -394,7 +394,7 @@ def query_asked(query: Any, job: type[Model]) -> Any:
     """
     if not isinstance(query, JobQuery):
         raise SearchError(
-            f"query={shown(query)} is no query of jobs: give one, as joblog.jobs.dead() or "
+            f"query={shown(query)} is not a query of jobs: give one, as joblog.jobs.dead() or "
             "joblog.search('state:dead')"
         )
     if query.model is not job:

@@ -16,6 +16,8 @@ from starlette.routing import Route
 from dramatiq_joblog.alerts.functions import check_function
 from dramatiq_joblog.asking.threads import BusyError, UnansweredError
 from dramatiq_joblog.errors import ConfigurationError
+from dramatiq_joblog.joblog import given_broker, given_log
+from dramatiq_joblog.payload.given import given_flag, given_optional, given_text, given_whole
 
 from . import (
     actions,
@@ -123,11 +125,16 @@ def dashboard(
         check_function("authorize=", authorize, "a request")
     if job_links is not None:
         check_function("job_links=", job_links, "a job")
+    given_log(joblog)
+    given_broker(broker)
+    given_optional("environment", environment)
+    given_flag("read_only", read_only)
+    given_text("title", title, "the name of the page")
     door = _door(authorize, key, login)
-    if metrics_token is not None and len(metrics_token) < MIN_KEY:
-        raise ConfigurationError(f"metrics_token= must have at least {MIN_KEY} characters")
+    if metrics_token is not None:
+        _check_key("metrics_token", metrics_token)
     for name, value in (("every", every), ("timeout", timeout)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 100:
+        if given_whole(name, value) < 100:
             raise ConfigurationError(
                 f"{name}={value!r} must be a whole number of milliseconds, at least 100"
             )
@@ -193,7 +200,14 @@ def _application(site: Site, gate: Middleware) -> Starlette:
     return app
 
 
-def _check_zone(time_zone: str) -> None:
+def _check_key(name: str, key: Any) -> None:
+    # What it is may be a key with a slip of the pen: it is not shown.
+    if not isinstance(key, str) or len(key) < MIN_KEY:
+        raise ConfigurationError(f"{name}= must be a text of at least {MIN_KEY} characters")
+
+
+def _check_zone(time_zone: Any) -> None:
+    given_text("time_zone", time_zone, "the name of a time zone, as 'Europe/Berlin'")
     if time_zone != "UTC" and zones.zone_of(time_zone) is timezone.utc:
         raise ConfigurationError(
             f"time_zone={time_zone!r} is not a time zone; use one such as 'Europe/Berlin'"
@@ -209,7 +223,11 @@ def _door(authorize: Any, key: str | None, login: tuple[str, str] | None) -> Doo
             f"{' and '.join(names)} are both given; give one: authorize= may ask for a password too"
         )
     if login is not None:
-        if not (len(login) == 2 and all(isinstance(text, str) and text for text in login)):
+        if not (
+            isinstance(login, (tuple, list))
+            and len(login) == 2
+            and all(isinstance(text, str) and text for text in login)
+        ):
             raise ConfigurationError("login= must be a name and a password, neither of them empty")
         return Door(login[1], name=login[0])
     if authorize is not None:
@@ -221,8 +239,7 @@ def _door(authorize: Any, key: str | None, login: tuple[str, str] | None) -> Doo
             "address: ?key=%s",
             key,
         )
-    elif len(key) < MIN_KEY:
-        raise ConfigurationError(f"key= must have at least {MIN_KEY} characters")
+    _check_key("key", key)
     return Door(key)
 
 

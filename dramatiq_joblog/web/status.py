@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from dramatiq_joblog.alerts.functions import check_function
 from dramatiq_joblog.errors import DatabaseAwayError, JobLogError, JobNotFound, WaitTimeout
+from dramatiq_joblog.joblog import given_log
 from dramatiq_joblog.states import FINAL
 
 from .access import answer_of, decision_of
@@ -59,8 +60,9 @@ def status(
         thread.  Without it, anyone who knows a jid can see that job's progress.
 
     Raises:
-      ConfigurationError: If *authorize* could not be called so.
+      ConfigurationError: If *joblog* is not a log, or *authorize* could not be called so.
     """
+    given_log(joblog)
     if authorize is not None:
         check_function("authorize=", authorize, "a request", "a job")
     return Starlette(

@@ -32,7 +32,7 @@ def test_scopes(joblog, job_factory):
 
 def test_an_unknown_state(joblog):
     """A state that is none is refused, not found nowhere."""
-    with pytest.raises(ValueError, match="'done' is no state"):
+    with pytest.raises(ValueError, match="'done' is not a state"):
         joblog.jobs.in_state("done")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dramatiq_joblog import JobLog, JobLogError, JobLogMiddleware
+from dramatiq_joblog.web import dashboard, status
 
 
 class Odd:
@@ -92,7 +93,7 @@ def test_words(joblog, ask):
     """What is no text is no search."""
     for value in [None, *NO_TEXT]:
         given = ("mine", value) if ask == "save_search" else (value,)
-        with pytest.raises(JobLogError, match="is no search"):
+        with pytest.raises(JobLogError, match="is not a search"):
             getattr(joblog, ask)(*given)
 
 
@@ -140,3 +141,23 @@ def test_settings_of_the_middleware(joblog):
     refused(make, "heartbeat", NO_WHOLE)
     refused(make, "heartbeat_timeout", NO_WHOLE)
     refused(make, "outcome_log", NO_FLAG)
+
+
+def test_settings_of_the_page(joblog):
+    """The page says which of its settings it cannot use, and shows no key."""
+
+    def make(**given: Any) -> Any:
+        return dashboard(**{"joblog": joblog} | given)
+
+    refused(make, "joblog", [None, "sqlite:///jobs.db", JobLog])
+    refused(make, "broker", ["redis", 0, Odd()])
+    refused(make, "key", [b"a key of many letters", 10**30, Odd()])
+    refused(make, "metrics_token", [b"a key of many letters", 10**30, Odd()])
+    refused(make, "login", ["ab", {"a": 1, "b": 2}, 0, Odd()])
+    refused(make, "read_only", NO_FLAG)
+    refused(make, "every", NO_WHOLE)
+    refused(make, "timeout", NO_WHOLE)
+    refused(make, "time_zone", [None, *NO_TEXT])
+    refused(make, "title", [None, "", *NO_TEXT])
+    refused(make, "environment", NO_TEXT)
+    refused(status, "joblog", [None, "sqlite:///jobs.db"])

@@ -136,8 +136,8 @@ def test_processes_that_know_the_key_know_each_others_sessions(log):
     ("settings", "text"),
     [
         ({"key": KEY, "login": ("ada", "engine")}, "key= and login= are both given"),
-        ({"key": "short"}, "key= must have at least"),
-        ({"metrics_token": "short"}, "metrics_token= must have at least"),
+        ({"key": "short"}, "key= must be a text of at least"),
+        ({"metrics_token": "short"}, "metrics_token= must be a text of at least"),
         ({"login": ("ada", "")}, "neither of them empty"),
     ],
 )
