@@ -343,11 +343,12 @@ class Visit:
 
     def _nav(self, *, counted: bool) -> list[tuple[str, str, str, Any]]:
         """Return the pages; a page that shows an error asks the database nothing."""
-        dead = locks = workers = None
+        dead = locks = workers = alerts = None
         if counted:
             dead = self.counts().get(State.DEAD)
             locks = self._kept("locks", self.joblog.locks.count)
             workers = self._kept("workers", self._alive)
+            alerts = self._kept("alerts", self._open_alerts)
         return [
             ("overview", "Overview", "n-over", None),
             ("jobs", "Jobs", "n-jobs", None),
@@ -356,6 +357,7 @@ class Visit:
             ("queues", "Queues", "n-queue", None),
             ("locks", "Locks", "lock", locks),
             ("workers", "Workers", "n-work", workers),
+            ("alerts", "Alerts", "n-alert", alerts),
         ]
 
     def counts(self) -> dict[Any, Any]:
@@ -374,6 +376,10 @@ class Visit:
         worker = self.joblog.Worker
         gone = worker.ended_at.is_null(False) | worker.swept_at.is_null(False)
         return int(self.joblog.workers.where(~gone).count())
+
+    def _open_alerts(self) -> int:
+        state = self.joblog.core.tables.alert
+        return int(state.select().where(state.is_open).count())
 
     def _kept(self, name: str, ask: Callable[[], Any]) -> Any:
         """Return a figure of every page, asked for once in a visit, and not by every visit."""

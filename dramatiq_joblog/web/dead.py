@@ -95,6 +95,7 @@ def _flag(group: Any) -> str:
 
 def _patterns(visit: Visit, messages: list[Any], row: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the kinds of messages of a group; none if all of them say the very same."""
+    messages = [each for each in messages if each.pattern.strip("* ") or len(messages) > 1]
     if len(messages) < 2 and not any("*" in each.pattern for each in messages):
         return []
     return [

@@ -174,13 +174,13 @@ def cells_of(
         cell(
             "On their way",
             on_their_way,
-            f"{states[State.STARTED]} running" if on_their_way else "",
+            f"{states[State.STARTED]} running" if states[State.STARTED] else "",
             "state:active",
         ),
         cell("Skipped", states[State.SKIPPED], "", "state:skipped"),
         cell(
             "Waited for sections",
-            plain_duration(waited),
+            plain_duration(waited) if waited else "0",
             f"{sections} section{'s' * (sections != 1)}" if sections else "",
             "",
         ),
