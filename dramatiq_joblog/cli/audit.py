@@ -83,7 +83,7 @@ def unlock(
     "-n",
     default=50,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, 10_000),
     help="Show at most this many.",
 )
 def actions(session: Session, *, limit: int) -> None:
