@@ -42,7 +42,7 @@ from .broker.options import (
     option,
     throws,
 )
-from .broker.outcome_log import tell
+from .broker.outcome_log import log_outcome
 from .broker.promotion import Waker
 from .broker.refusals import Refusals, count_as_done
 from .broker.requeue import Sender
@@ -429,7 +429,7 @@ class JobLogMiddleware(Middleware):
                 # Dramatiq would swallow any other error, and acknowledge.
                 raise OutcomeNotKeptError(f"the outcome of job {event.jid} is not kept: {e}") from e
         if self._outcome_log:
-            tell(event.row, self._messages.user_column)
+            log_outcome(event.row, self._messages.user_column)
         # An error holds on to all that its frames hold on to.
         run.exception = run.skipped_error = None
 

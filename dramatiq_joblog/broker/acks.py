@@ -156,7 +156,7 @@ class HandedAcks:
         self._logger = get_logger(__name__, type(self))
         #: Of what, ``ack`` and ``nack``, a middleware must not hear too early: worker threads
         #: wait for theirs then.
-        self.told: frozenset[str] = frozenset()
+        self._heard: frozenset[str] = frozenset()
         #: The queues whose consumers hand over.
         self._queues: set[str] = set()
         # Every consumer of the broker comes from here, and again after a lost connection.
@@ -199,7 +199,7 @@ class HandedAcks:
 
     def _consume(self, *args: Any, **kwargs: Any) -> Consumer:
         consumer = self._host_consume(*args, **kwargs)
-        self.told = frozenset(
+        self._heard = frozenset(
             how for how in ("ack", "nack") for m in self._broker.middleware if _hears(m, how)
         )
         self._queues.add(consumer.queue_name)
@@ -215,7 +215,7 @@ class HandedAcks:
         self._local.next = None, None
         if committed is None:
             return True
-        wait = how in self.told or self._waiting.qsize() >= MAX_WAITING
+        wait = how in self._heard or self._waiting.qsize() >= MAX_WAITING
         sent = locked() if wait else None
         ack = _Ack(committed, queue_name, message.options["redis_message_id"], sent, how)
         if self._thread is None:

@@ -41,7 +41,7 @@ class OutcomeFormatter(logging.Formatter):
         return json.dumps(known, default=str)
 
 
-def tell(row: Mapping[str, Any], user_column: str) -> None:
+def log_outcome(row: Mapping[str, Any], user_column: str) -> None:
     """Log how a run ended: in a sentence, and by fields of the record.
 
     Parameters:

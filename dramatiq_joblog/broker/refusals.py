@@ -14,7 +14,7 @@ from dramatiq_joblog.states import State
 
 from .deliveries import hold, moving
 from .options import DELAY_SUFFIX, WAITS, bare
-from .outcome_log import tell
+from .outcome_log import log_outcome
 from .requeue import GROUP
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Refusals:
             message.fail()
         if self._outcome_log and taken:
             row = {**run.row, "state": answer.found, "skip_reason": taken}
-            tell(row, self._user_column)
+            log_outcome(row, self._user_column)
         raise SkipMessage(taken or f"the job log knows this job as {answer.found} already")
 
     def put_back(

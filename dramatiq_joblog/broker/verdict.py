@@ -149,7 +149,7 @@ def verdict(
         row["error_type"] = fit_name(type(error).__name__)
         row["error_message"] = _message(run, error)
     if live is not None:
-        row |= _told(live, row.get("note"))
+        row |= _reported_by(live, row.get("note"))
     if run.began is None or (run.skipped_by is not None and not run.skipped_in_actor):
         # The body never ran, whatever was written when another middleware still might let it.
         row |= {"started_at": None, "duration": None, "queue_time": None}
@@ -174,20 +174,20 @@ def verdict(
     )
 
 
-def _told(live: LiveRun, note: str | None) -> dict[str, Any]:
+def _reported_by(live: LiveRun, note: str | None) -> dict[str, Any]:
     """Return what a job noted about itself: no oddity of it costs the outcome."""
-    told: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     try:
         if live.reported is not None:
-            told["progress"] = json.dumps(progress_of(live.reported, live.redactor))
+            columns["progress"] = json.dumps(progress_of(live.reported, live.redactor))
         noted = live.meta
         if noted is not None and (type(noted) is not dict or noted):
             meta = document(noted, live.redactor)
-            told |= {"meta": meta.text, "note": note or meta.note}
+            columns |= {"meta": meta.text, "note": note or meta.note}
     except Exception as e:  # noqa: BLE001
         # An actor may put anything there.
-        told["note"] = note or clean_optional(f"what it noted is not kept: {message_of(e)}")
-    return told
+        columns["note"] = note or clean_optional(f"what it noted is not kept: {message_of(e)}")
+    return columns
 
 
 def _logged(live: LiveRun, row: dict[str, Any]) -> Batch | None:

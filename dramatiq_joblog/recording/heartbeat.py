@@ -87,7 +87,7 @@ class Heartbeat:
                 ended_at=None,
                 swept_at=None,
                 skew=_host_now() - now,
-                **self._told(),
+                **self._load(),
             )
             .where(mine, self.worker.swept_at.is_null())
             .execute()
@@ -104,12 +104,12 @@ class Heartbeat:
         """Say that this process has ended its work."""
         now = database_now(self._database)
         (
-            self.worker.update(heartbeat_at=now, ended_at=now, **self._told())
+            self.worker.update(heartbeat_at=now, ended_at=now, **self._load())
             .where(self.worker.process == self.process)
             .execute()
         )
 
-    def _told(self) -> dict[str, Any]:
+    def _load(self) -> dict[str, Any]:
         """Return what is known once this process has begun to work, after its first beat."""
         return {"threads": self.threads, "queues": sorted(self.queues)}
 
@@ -130,7 +130,7 @@ class Heartbeat:
                 started_at=now,
                 heartbeat_at=now,
                 skew=_host_now() - now,
-                **self._told(),
+                **self._load(),
             ).execute()
         # Once for each process that appears is often enough.
         (

@@ -655,8 +655,8 @@ def add_indexes(model: Any) -> None:
         _add_index(model, name, field, model.created_at, where=has_one)
     # What needs attention, in groups: answered from the index alone.
     dead = f"state IN {literal_states([State.DEAD]).sql} AND dismissed_at IS NULL"
-    told = model.finished_at, model.error_type, model.actor, model.id
-    _add_index(model, "dead", *told, where=dead)
+    grouped = model.finished_at, model.error_type, model.actor, model.id
+    _add_index(model, "dead", *grouped, where=dead)
     # "The newest dead ones", a page of them, and how many there are.
     _add_index(model, "state", model.state, model.created_at)
     # What totals count and what goes when it is old.
