@@ -3,8 +3,8 @@
 A worker process of eight threads on a real Redis, with the log on each kind of database, and jobs
 that do nothing: in a section of their own, by a rate on one key, with many keys and a few jobs of
 each, with three keys a job.  Processor time is that of the process that works, and that of the
-jobs without a limit is taken off; at the end a rate is used up all the time, and it is shown how
-much of it was reached.
+jobs without a limit is taken off; at the end bursts use up a rate, of 200 and of 1,000 a second on
+one key, and it is shown how much of it was reached.
 
     python benchmarks/limits.py [--rounds 3] [--jobs 1000] [--keys 10000] [--database sqlite]
 """
@@ -31,8 +31,8 @@ import servers  # noqa: E402
 
 from dramatiq_joblog import Exclusive, JobLog, JobLogMiddleware, Rate  # noqa: E402
 
-#: A rate that is used up: so many starts a second.
-TIGHT = 200
+#: Rates that are used up, in starts a second, and seconds for which a burst does that.
+TIGHT, FOR = (200, 1_000), 6
 
 
 class Bench:
@@ -53,8 +53,8 @@ class Bench:
             "a rate on one key": Rate("all", 10_000, per=1_000),
             f"{keys} keys, few jobs each": Exclusive("{key}", on_conflict="wait"),
             "three keys a job": several,
-            "used up": Rate("tight", TIGHT, per=1_000),
         }
+        self.kinds |= {_used_up(limit): Rate(f"tight-{limit}", limit, per=1_000) for limit in TIGHT}
         self.actors = {
             name: dramatiq.actor(_nothing, actor_name=f"kind-{number}", exclusive=need)
             for number, (name, need) in enumerate(self.kinds.items())
@@ -86,6 +86,10 @@ class Bench:
         self.joblog.close()
 
 
+def _used_up(limit: int) -> str:
+    return f"a rate of {limit}/s that is used up"
+
+
 def _nothing(n: str, key: int) -> None:
     """Do nothing."""
 
@@ -93,11 +97,10 @@ def _nothing(n: str, key: int) -> None:
 def measure(bench: Bench, rounds: int, jobs: int) -> None:
     """Print what each kind costs a job beside the same without."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in bench.actors}
-    used_up = found.pop("used up")
+    used_up = {limit: found.pop(_used_up(limit)) for limit in TIGHT}
     for _ in range(rounds):
         for name, figures in found.items():
             figures.append(bench.drain(name, jobs))
-    used_up.append(bench.drain("used up", jobs))
     plain, plain_cpu = map(statistics.median, zip(*found["plain"], strict=True))
     print(f"  {'plain':30}{plain:8.0f}/s        {plain_cpu:6.2f} ms of a core a job")
     for name, figures in found.items():
@@ -107,10 +110,15 @@ def measure(bench: Bench, rounds: int, jobs: int) -> None:
                 f"  {name:30}{rate:8.0f}/s {rate / plain:6.2f} {cpu - plain_cpu:6.2f} ms of a core "
                 f"a job more; {1000 / rate - 1000 / plain:6.2f} ms more"
             )
-    # As many as the limit begin at once, before any waits.
-    seconds = jobs / used_up[0][0]
-    reached = (jobs - TIGHT) / seconds
-    print(f"  a rate of {TIGHT}/s that is used up: {reached:.0f}/s behind the first {TIGHT}")
+    for limit in used_up:
+        burst = limit * FOR
+        rate, cpu = bench.drain(_used_up(limit), burst)
+        # As many as the limit begin at once, before any waits.
+        reached = (burst - limit) / (burst / rate)
+        print(
+            f"  {_used_up(limit)}: {reached:.0f}/s behind the first {limit} of {burst}; "
+            f"{cpu - plain_cpu:.2f} ms of a core a job more"
+        )
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.logging import get_logger
@@ -287,7 +288,7 @@ class JobLogMiddleware(Middleware):
     def _begin(self, broker: Broker, message: MessageProxy, plan: Plan) -> None:
         inner = bare(message)
         options = inner.options
-        age = None
+        age, has_waited = None, False
         if plan.row is None or plan.is_bound:
             if DUPLICATE in options:
                 # Another producer may have written anything there.
@@ -295,7 +296,8 @@ class JobLogMiddleware(Middleware):
             if options.get(DUPLICATE) is not None:
                 count_as_done(broker, message)
                 raise SkipMessage(text_of(options[DUPLICATE]))
-            if options.pop(WAITS, None) is not None and self._waker is not None:
+            has_waited = options.pop(WAITS, None) is not None
+            if has_waited and self._waker is not None:
                 self._waker.began(message)
             # Its sender may not know of sections.
             self._messages.bonds.bind(broker, message, plan.shape, begins=True)
@@ -327,6 +329,9 @@ class JobLogMiddleware(Middleware):
             run.start = self.joblog.core.writer.put_soon(start)
             lease = None
         else:
+            self._hear(start)
+            if not has_waited:
+                self._line_up(broker, message, run, start)
             lease = self._let_in(broker, message, run, start)
         self._runs.open(run)
         if plan.lines_level is not None:
@@ -346,14 +351,27 @@ class JobLogMiddleware(Middleware):
         running.set(live)
         run.began = time.monotonic()
 
-    def _let_in(
-        self, broker: Broker, message: MessageProxy, run: Run, start: Started
-    ) -> Held | None:
-        """Commit a start, and return what its run holds, or turn its message away."""
+    def _hear(self, start: Started) -> None:
+        """Let those that wait hear what callables say for the limits of their keys."""
         if self._waker is not None:
             for need in start.needs:
                 if need.is_asked:
                     self._waker.heard(need)
+
+    def _line_up(self, broker: Broker, message: MessageProxy, run: Run, start: Started) -> None:
+        """Let a newcomer go to the end of its line, if that is long, and wait for no answer."""
+        waker = self._waker
+        if waker is None or not start.may_line_up or not waker.has_line(start.needs[0]):
+            return
+        if self._refusals.line_up(broker, message, run, start):
+            receipt = self.joblog.core.writer.put(replace(start, lines_up=True))
+            waker.lines_up(start.jid, receipt)
+            raise SkipMessage(f"it waits: others wait for {start.needs[0].key!r} before it")
+
+    def _let_in(
+        self, broker: Broker, message: MessageProxy, run: Run, start: Started
+    ) -> Held | None:
+        """Commit a start, and return what its run holds, or turn its message away."""
         answer = self.joblog.core.writer.write(start)
         if not answer.granted:
             self._refusals.refuse(broker, message, run, answer, needs_key=start.is_begin)

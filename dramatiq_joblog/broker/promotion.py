@@ -11,10 +11,11 @@ import dataclasses
 import functools
 import itertools
 import logging
+import math
 import random
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.common import q_name
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from dramatiq.broker import MessageProxy
 
     from dramatiq_joblog.locking.needs import Need
+    from dramatiq_joblog.recording.inbox import Receipt
     from dramatiq_joblog.recording.log import Log, Written
 
     from .held import Held
@@ -84,6 +86,9 @@ class Waker(threading.Thread):
         self._at_hand = AtHand(self._held)
         self._pace = Pace()
         self._scan_due = self._attend_due = self._read_due = self._try_due = 0.0
+        #: Those of whom it is not said yet that they are here, and the seconds between two parts.
+        self._unattended: list[str] = []
+        self._attend_every = ATTEND_EVERY / 1000
         #: Whether something has come that was not looked at, when that was, and when the next look
         #: may be.
         self._came = False
@@ -92,6 +97,8 @@ class Waker(threading.Thread):
         self._heard: dict[str, int] = {}
         #: When the rate of a key is looked at again; monotonic, in seconds.
         self._rates_due: dict[str, float] = {}
+        #: Jobs that are to stand in line, and since when that is not known; monotonic, in seconds.
+        self._lining: deque[tuple[str, Receipt, float]] = deque()
         #: Whether messages were put forward since the last pause: it was no look in vain.
         self._moved = False
         #: Queues in which messages have just been put that this process can take at once, and how
@@ -138,6 +145,14 @@ class Waker(threading.Thread):
         """
         return self._at_hand.hold(message, delay)
 
+    def has_line(self, need: Need) -> bool:
+        """Return whether so many jobs wait here for a key that a newcomer stands behind them."""
+        return len(self._held.of(need.key)) >= max(need.limit, 1)
+
+    def lines_up(self, jid: str, receipt: Receipt) -> None:
+        """Follow whether a job that is held here has come to stand in line."""
+        self._lining.append((jid, receipt, time.monotonic()))
+
     def began(self, message: MessageProxy) -> None:
         """Note that a thread begins to work on a message that has waited."""
         if keys := self._at_hand.began(message):
@@ -168,10 +183,13 @@ class Waker(threading.Thread):
                 self._take_filled()
                 self._pass_on()
                 self._scan()
+                self._look_after_line()
                 self._attend(connection)
                 self._wake(connection)
                 rest = 0.0 if self._moved else REST * (time.thread_time() - began)
                 due = min(self._next_scan, self._pace.next_due, self._at_hand.next_due)
+                if self._held.keys:
+                    due = min(due, self._attend_due)
                 pause = max(rest, due - time.monotonic())
             except DatabaseAwayError as e:
                 self._logger.debug("Nobody is brought forward: %s", e)
@@ -207,30 +225,56 @@ class Waker(threading.Thread):
         self._scan_due = now + max(SCAN_EVERY / 1000, rest)
         self._scan_again = now + max(SCAN_AGAIN / 1000, rest)
 
+    def _look_after_line(self) -> None:
+        """Put those forward that did not come to stand in line: their starts say why."""
+        left = []
+        while self._lining and self._lining[0][1].acquire(blocking=False):
+            jid, receipt, since = self._lining.popleft()
+            receipt.done.release()
+            if receipt.error is None and receipt.answer.found is not None:
+                continue
+            held = self._held.all().get(jid)
+            if held is not None:
+                self._put_forward([held], self._put)
+            elif since > time.monotonic() - ATTEND_EVERY / 1000:
+                # It is not seen yet.
+                left.append((jid, receipt, since))
+        self._lining.extend(left)
+
     def _attend(self, connection: Connection) -> None:
-        """Say that this process has the messages of those that wait here."""
+        """Say that this process has the messages of those that wait here, some of them at a time.
+
+        Others come in meanwhile, while there may be thousands of them.
+        """
         now = time.monotonic()
-        held = self._held.all() if now >= self._attend_due else {}
-        if not held:
+        if now < self._attend_due:
+            return
+        held = self._held.all()
+        if not self._unattended:
+            self._unattended = sorted(held)
+            parts = max(1, math.ceil(len(held) / MAX_ASKED))
+            self._attend_every = ATTEND_EVERY / 1000 / parts
+            if now >= self._read_due:
+                self._read_due = now + READ_EVERY / 1000
+                self._held.look_anew()
+        self._attend_due = now + self._attend_every
+        jids = [jid for jid in self._unattended[:MAX_ASKED] if jid in held]
+        self._unattended = self._unattended[MAX_ASKED:]
+        if not jids:
             return
         waiters = self._joblog.core.locks.waiters
-        for jids in _parts(sorted(held)):
-            connection.ask(functools.partial(waiters.attend, jids))
-            waited = connection.ask(functools.partial(waiters.unsettled, jids))
-            # Their starts say what becomes of them.  Those whose time to wait is over come by
-            # themselves, unless the clock of this host or of that which put them back is wrong.
-            self._put_forward(
-                [
-                    held[jid]
-                    for jid in jids
-                    if jid not in waited or _is_over(held[jid].need, waited[jid])
-                ],
-                self._put,
-            )
-        self._attend_due = now + ATTEND_EVERY / 1000
-        if now >= self._read_due:
-            self._read_due = now + READ_EVERY / 1000
-            self._held.look_anew()
+        connection.ask(functools.partial(waiters.attend, jids))
+        waited = connection.ask(functools.partial(waiters.unsettled, jids))
+        # Their starts say what becomes of them.  Those whose time to wait is over come by
+        # themselves, unless the clock of this host or of that which put them back is wrong.
+        self._put_forward(
+            [
+                held[jid]
+                for jid in jids
+                if jid not in waited or _is_over(held[jid].need, waited[jid])
+            ],
+            self._put,
+        )
 
     def _wake(self, connection: Connection) -> None:
         """Put those forward that may come in now."""

@@ -10,6 +10,7 @@ from dramatiq.middleware import GroupCallbacks, MiddlewareError, SkipMessage
 
 from dramatiq_joblog.errors import SectionTakenError, SectionUnknownError
 from dramatiq_joblog.recording.outage import AWAY_DELAY
+from dramatiq_joblog.recording.waits import comes_back
 from dramatiq_joblog.states import State
 
 from .deliveries import hold, moving
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from dramatiq.broker import MessageProxy
 
     from dramatiq_joblog.locking.admission import Refusal
-    from dramatiq_joblog.recording.events import Answer
+    from dramatiq_joblog.recording.events import Answer, Started
 
     from .runs import Runs
     from .verdict import Run
@@ -127,6 +128,16 @@ class Refusals:
             with moving():
                 self._enqueue(broker, copy, delay)
         keep_its_result(message)
+
+    def line_up(self, broker: Broker, message: MessageProxy, run: Run, start: Started) -> bool:
+        """Hold a message here that goes to the end of a line; return False if that cannot be."""
+        [need] = start.needs
+        copy = bare(message).copy(options={WAITS: need.key})
+        if not self._hold_here(broker, message, copy, comes_back(start, need.wait_for)):
+            return False
+        run.refused = True
+        keep_its_result(message)
+        return True
 
     def send_back(self, broker: Broker, message: MessageProxy, delay: int) -> None:
         """Let a message come back after *delay* milliseconds whose run was to begin, and ends."""

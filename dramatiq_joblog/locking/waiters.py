@@ -19,7 +19,7 @@ from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.schema.query import literal_states
-from dramatiq_joblog.states import FINAL, State
+from dramatiq_joblog.states import State
 
 from .limits import LIMIT
 
@@ -85,7 +85,7 @@ class Waiters:
         self._kept = Compiled(self._database, self._selecting_kept)
         self._line = Compiled(self._database, self._selecting_line)
         self._attend = Compiled(self._database, self._attending)
-        self._still_open = Compiled(self._database, self._selecting_open)
+        self._waited = Compiled(self._database, self._selecting_waited)
 
     def all_of(self, key: str) -> Any:
         """Return a select of the jobs that wait for a key, the one that is next first."""
@@ -178,9 +178,9 @@ class Waiters:
     def unsettled(self, jids: Sequence[str]) -> dict[str, int]:
         """Return how long those of *jids* wait, in milliseconds, by their jids.
 
-        Those that wait for nothing any more, cancelled or ended by a copy, are left out.
+        Those that do not wait, or no longer, are left out: cancelled, ended by a copy, at work.
         """
-        return {jid: int(waited) for jid, waited in self._still_open.execute(jids).fetchall()}
+        return {jid: int(waited) for jid, waited in self._waited.execute(jids).fetchall()}
 
     def _attending(self, jids: Sequence[str]) -> Any:
         job, until = self.job, SQL(f"{database_now(self._database).sql} + {ATTENDED}")
@@ -188,11 +188,10 @@ class Waiters:
         # As their starts lock them, which come meanwhile.
         return job.update(eta=until).where(self._dialect.in_order(job, mine, job.jid))
 
-    def _selecting_open(self, jids: Sequence[str]) -> Any:
+    def _selecting_waited(self, jids: Sequence[str]) -> Any:
         job = self.job
-        still_open = job.state.not_in(literal_states(FINAL))
         waited = SQL(f"coalesce({database_now(self._database).sql} - waiting_since, 0)")
-        return job.select(job.jid, waited).where(job.jid.in_(jids), still_open)
+        return job.select(job.jid, waited).where(job.jid.in_(jids), self._is_waiting())
 
     def _ahead(self, key: str, jid: str, place: Place) -> Any:
         job = self.job

@@ -71,6 +71,8 @@ class Started(Event):
     #: For one that needs a key: milliseconds within which its message must be looked at again,
     #: whatever it waits for; None for any time.
     comes_back_within: int | None = None
+    #: Whether it only goes to the end of a line, where its message is held already.
+    lines_up: bool = False
     #: For one that is replayed: its run ended with its process.
     cut_off: bool = field(default=False, compare=False)
 
@@ -78,6 +80,15 @@ class Started(Event):
     def is_begin(self) -> bool:
         """Whether its run needs a key, or must be the newest with one."""
         return self.section is not None or keeps_newest(self.unique)
+
+    @property
+    def may_line_up(self) -> bool:
+        """Whether it may go to the end of a line unasked, as far as its message says."""
+        if len(self.needs) != 1 or self.row["attempt"] > 1 or self.redelivered:
+            return False
+        [need] = self.needs
+        waits = need.on_conflict == "wait" and need.wait_for != 0
+        return waits and not keeps_newest(self.unique)
 
     @property
     def run(self) -> Newcomer:

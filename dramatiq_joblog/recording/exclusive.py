@@ -15,6 +15,7 @@ from dramatiq_joblog.states import FINAL, STARTABLE, DeadReason, Start, State
 from .event_rows import freed_by, keys_of
 from .events import Answer, Ended, Started, keeps_newest
 from .heartbeat import has_ended
+from .in_line import InLine
 from .newest import Newest
 from .rated import Rated
 from .row_rules import KEPT_AT_START
@@ -46,6 +47,7 @@ class Sections:
         self._newest = Newest(transitions)
         self._admission = Admission(transitions.locks, transitions.atomic)
         self._rated = Rated(transitions)
+        self._in_line = InLine(transitions)
 
     def write(self, events: Sequence[Event]) -> dict[str, Answer]:
         """Write *events*, which are of different jobs.
@@ -112,7 +114,10 @@ class Sections:
     def _begin_together(self, begins: Sequence[Started]) -> dict[str, Answer]:
         """Answer those starts that can be answered together, in a few statements for all."""
         rows = self.transitions.locked_all([event.jid for event in begins])
-        return self._begin_undisputed(begins, rows) | self._rated.begin(begins, rows)
+        lined = [event for event in begins if event.lines_up]
+        begins = [event for event in begins if not event.lines_up]
+        answers = self._begin_undisputed(begins, rows) | self._rated.begin(begins, rows)
+        return answers | self._in_line.join(lined, rows)
 
     def _begin_undisputed(
         self, begins: Sequence[Started], rows: Mapping[str, Known]

@@ -37,13 +37,18 @@ def put_off(event: Started, since: int, now: int, left: int | None) -> tuple[dic
       now: The database's time, in milliseconds.
       left: Milliseconds that it may wait yet; None for as long as it takes.
     """
+    delay = comes_back(event, left)
+    eta = now + min(delay, ATTENDED)
+    return {"state": State.WAITING.value, "eta": eta, "waiting_since": since}, delay
+
+
+def comes_back(event: Started, left: int | None) -> int:
+    """Return the milliseconds until the message of a job that waits comes back by itself."""
     # It is put forward once its turn has come; by itself it comes only now and then.
     delay = round(COMES_BACK * random.uniform(0.8, 1.0))  # noqa: S311
     for latest in (left, event.comes_back_within):
         delay = delay if latest is None else min(delay, latest)
-    delay = max(1, delay)
-    eta = now + min(delay, ATTENDED)
-    return {"state": State.WAITING.value, "eta": eta, "waiting_since": since}, delay
+    return max(1, delay)
 
 
 def waits_afresh(event: Started, row: Known | None) -> bool:

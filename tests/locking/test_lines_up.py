@@ -1,0 +1,88 @@
+"""A burst for one key: newcomers go to the end of a long line without asking whether it is free."""
+
+from __future__ import annotations
+
+import dramatiq
+import pytest
+
+from dramatiq_joblog import Exclusive, Rate
+from dramatiq_joblog.recording.in_line import InLine
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def joins(monkeypatch):
+    """Return the jobs that went to the end of a line together, each time that some did."""
+    seen, join = [], InLine.join
+
+    def noted(self, events, rows):
+        if events:
+            seen.append([event.jid for event in events])
+        return join(self, events, rows)
+
+    monkeypatch.setattr(InLine, "join", noted)
+    return seen
+
+
+def burst(joblog, make_broker, need, **options):
+    """Return an actor that needs a key, and the list of its runs."""
+    broker, ran = make_broker("redis", joblog=joblog), []
+
+    @dramatiq.actor(broker=broker, exclusive=need, **options)
+    def work(n):
+        ran.append(n)
+
+    return broker, work, ran
+
+
+@pytest.mark.parametrize(
+    "need",
+    [Exclusive("key", on_conflict="wait"), Rate("key", 100, per=1_000)],
+    ids=["section", "rate"],
+)
+def test_all_run_once(joblog, make_broker, worker, eventually, joins, need):
+    """Those that go to the end of a line unasked wait in it, and run once their turn has come."""
+    broker, work, ran = burst(joblog, make_broker, need)
+    joblog.set_limit("key", 0)
+    with worker(broker):
+        for n in range(150):
+            work.send(n)
+        eventually(lambda: joblog.waiters("key").count() == 150, timeout=30)
+        assert joins
+        joblog.set_limit("key", None)
+        eventually(lambda: joblog.jobs.finished().count() == 150, timeout=40)
+    assert sorted(ran) == list(range(150))
+    outcomes = joblog.Failure.select(joblog.Failure.outcome).distinct().tuples()
+    assert ["waited"] == [str(outcome) for (outcome,) in outcomes]
+
+
+def test_who_may_not_wait(joblog, make_broker, worker, eventually, joins):
+    """One that may wait for no time, or has begun before, is answered as ever."""
+    need = Exclusive("key", on_conflict="wait", wait_for=0, on_timeout="skip")
+    broker, work, ran = burst(joblog, make_broker, need)
+    with worker(broker), joblog.lock("key"):
+        messages = [work.send(n) for n in range(3)]
+        eventually(lambda: joblog.jobs.skipped().count() == len(messages))
+    assert [] == joins
+    assert [] == ran
+
+
+def test_one_that_cannot_stand_in_line(joblog, make_broker, worker, eventually, joins):
+    """A message whose job has ended already does not wait behind others: it is acknowledged."""
+    broker, work, ran = burst(joblog, make_broker, Exclusive("key", on_conflict="wait"))
+    with worker(broker):
+        done = work.send(0)
+        eventually(lambda: joblog.get(done.message_id).state == "finished")
+        with joblog.lock("key"):
+            for n in range(1, 6):
+                work.send(n)
+            eventually(lambda: joblog.waiters("key").count() == 5)
+            queue = f"{broker.namespace}:default"
+            broker.client.hset(f"{queue}.msgs", done.options["redis_message_id"], done.encode())
+            broker.client.rpush(queue, done.options["redis_message_id"])
+            eventually(lambda: [done.message_id] in joins)
+            eventually(lambda: broker.client.hlen(f"{queue}.msgs") == 5)
+        eventually(lambda: len(ran) == 6)
+    assert [0, 1, 2, 3, 4, 5] == ran
+    assert "finished" == joblog.get(done.message_id).state
