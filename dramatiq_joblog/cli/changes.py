@@ -201,7 +201,7 @@ def types(session: Session, *, since: str, until: str | None) -> None:
             rows,
         )
     if not rows:
-        raise click.exceptions.Exit(NOTHING)
+        raise Refusal("no job ended in this time", NOTHING)
 
 
 class _Type:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 _SPANS = 30
 #: Cells of what stands before and after a bar of the timeline.
 _LABEL, _TIME = 34, 10
+#: Cells of a name in the family.
+_NAME = 44
 
 
 def header(screen: Screen, job: Any, now: datetime) -> None:
@@ -204,10 +206,12 @@ def runs(screen: Screen, failures: Sequence[Any], *, every: bool) -> None:
         return
     screen.title("Failed runs", "oldest first" if len(failures) > 1 else "")
     for number_, failure in enumerate(failures, 1):
-        screen.write(
-            mark(failure.outcome),
-            f"  run {number_}, attempt {failure.attempt}  {duration(failure.duration)}",
-            (f"  {line(failure.worker or '')}", QUIET),
+        screen.fit(
+            Text.assemble(
+                mark(failure.outcome),
+                f"  run {number_}, attempt {failure.attempt}  {duration(failure.duration)}",
+                (f"  {line(failure.worker or '')}", QUIET),
+            )
         )
         if text := error(failure):
             screen.paragraph(text, 2)
@@ -274,7 +278,11 @@ def _branches(
 
 def _relative(screen: Screen, job: Any, *, mine: bool) -> Text:
     jid = job.jid[:SHORT_JID] if screen.live else job.jid
-    text = Text.assemble(shape(job.state), " ", (line(kind(job)), TITLE if mine else ""))
+    name = Text(line(kind(job)), TITLE if mine else "")
+    if screen.live:
+        # What follows it says which job it is.
+        name.truncate(_NAME, overflow="ellipsis")
+    text = Text.assemble(shape(job.state), " ", name)
     text.append(f"  {safe(jid)}", QUIET)
     if mine:
         text.append("  this job", QUIET)

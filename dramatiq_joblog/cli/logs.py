@@ -65,6 +65,8 @@ def logs(session: Session, *, jid: str, follow: bool, every: int) -> None:
         time.sleep(every / 1000)
         # Before its last lines, which are looked for once more.
         state = joblog.get(job.jid).state
+    if screen.live and not session.json and not lines.any:
+        screen.write(("It has logged no line that is kept.", QUIET))
     if follow and state != State.FINISHED:
         raise click.exceptions.Exit(NOTHING)
 
@@ -77,6 +79,11 @@ class _Lines:
         self._line: Any = joblog.Line
         self._jid = jid
         self._shown: set[int] = set()
+
+    @property
+    def any(self) -> bool:
+        """Whether any was shown."""
+        return bool(self._shown)
 
     def fresh(self) -> Iterator[Any]:
         """Yield them in the order in which they were written."""

@@ -8,14 +8,13 @@ from rich.text import Text
 
 from dramatiq_joblog.states import State
 
-from .app import NOTHING, Session, command
+from .app import NOTHING, Refusal, Session, command
 from .style import age, colour, number
 from .table import Column
 
 if TYPE_CHECKING:
     from dramatiq_joblog.admin.queues import Queue
 
-import click
 
 #: The colour that each kind of queue has.
 _COLOURS = {"no worker": State.DEAD, "behind": State.WAITING, "busy": State.STARTED}
@@ -59,7 +58,7 @@ def queues(session: Session) -> None:
             found,
         )
     if not found:
-        raise click.exceptions.Exit(NOTHING)
+        raise Refusal("no queue is known: none has a worker, or a job that is due", NOTHING)
 
 
 def _state(queue: Queue) -> Text:

@@ -68,4 +68,4 @@ def _show(session: Session) -> None:
             rows,
         )
     if not rows:
-        raise click.exceptions.Exit(NOTHING)
+        raise Refusal("no search is saved yet", NOTHING)

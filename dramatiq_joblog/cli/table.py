@@ -85,6 +85,15 @@ class Screen:
         if tail:
             self.paragraph(Text(tail.plain.strip()), indent)
 
+    def _indented(self, text: Text, indent: int) -> None:
+        """Write a value behind its name: people get it broken under itself, wherever it must be."""
+        if not self.live or cell_len(text.plain) <= self.width:
+            self.write(text)
+            return
+        name, value = text.divide([indent])
+        for number, part in enumerate(value.wrap(self.console, max(20, self.width - indent))):
+            self.write(name if number == 0 else " " * indent, part)
+
     def fit(self, text: Text) -> None:
         """Write a line, cut at the terminal's edge; whole where there is none."""
         if self.live:
@@ -122,7 +131,8 @@ class Screen:
         known = [(name, value) for name, value in pairs if value]
         width = max((len(name) for name, _ in known), default=0)
         for name, value in known:
-            self.write((f"{name:<{width}}", QUIET), "  ", value)
+            text = Text.assemble((f"{name:<{width}}", QUIET), "  ", value)
+            self._indented(text, width + 2)
 
     def table(self, columns: Sequence[Column[Row]], rows: Sequence[Row]) -> None:
         """Write a table: aligned for people, tab-separated with all columns in a pipe."""
@@ -131,6 +141,9 @@ class Screen:
                 self.raw(
                     "\t".join(_plain(column, row) for column in columns if not column.seen_only)
                 )
+            return
+        if not rows:
+            # A heading of nothing says less than nothing.
             return
         cells = [[_text(column.show(row)) for row in rows] for column in columns]
         titles = [cell_len(column.title) for column in columns]
@@ -165,10 +178,13 @@ def _widths(
     while sum(widths.values()) + _GAP * (len(widths) - 1) > width and len(widths) > 1:
         widths.pop(min(widths, key=lambda i: columns[i].keep))
     left = width - sum(widths.values()) - _GAP * (len(widths) - 1)
-    for i in sorted(widths, key=lambda i: -columns[i].keep):
-        more = min(natural[i] - widths[i], max(0, left))
-        widths[i] += more
-        left -= more
+    cut = sorted((i for i in widths if widths[i] < natural[i]), key=lambda i: -columns[i].keep)
+    while left > 0 and cut:
+        # One cell each in turn: a long name leaves room for the reason behind it.
+        for i in cut[:left]:
+            widths[i] += 1
+        left -= len(cut)
+        cut = [i for i in cut if widths[i] < natural[i]]
     return widths
 
 
