@@ -25,11 +25,13 @@ from dramatiq_joblog.recording.mounts import PASSING, file_system_of
 from dramatiq_joblog.states import FINAL, ProblemKind
 
 from .audit import retries_lost
+from .counted import Counted
 from .database_checks import MOST, DatabaseChecks
+from .error_trends import ErrorTrends
 from .finding import Finding
 from .problem import Look, Problem, cut, in_order, jobs, plural, quoted, said, seen
 from .standstill import MAX_LOST, MAX_UNSERVED, MAX_WAIT, Standstill
-from .trends import Trends
+from .type_trends import look_at_types
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -149,10 +151,10 @@ class Doctor:
         }
 
     def _errors(self) -> Look:
-        return self._trends.errors()
+        return self._error_trends.look()
 
     def _types(self) -> Look:
-        return self._trends.types()
+        return look_at_types(self._ended, self._instant, lambda: self._error_trends.actors)
 
     def _within_time(self, name: str, look: Callable[[], Look]) -> Look:
         left = round((self._deadline - time.monotonic()) * 1000)
@@ -189,10 +191,19 @@ class Doctor:
         return Look("connection", f"{self._core.name} is {version}; it answered in {took:.0f} ms")
 
     @functools.cached_property
-    def _trends(self) -> Trends:
+    def _instant(self) -> int:
+        """The database's time, in milliseconds since 1970."""
         text = f"SELECT {database_now(self._database).sql}"
         ((now,),) = self._database.execute_sql(text).fetchall()
-        return Trends(self._core.tables, self._core.totals, int(now))
+        return int(now)
+
+    @functools.cached_property
+    def _ended(self) -> Counted:
+        return Counted(self._core.tables, self._core.totals, self._instant)
+
+    @functools.cached_property
+    def _error_trends(self) -> ErrorTrends:
+        return ErrorTrends(self._core.tables, self._ended, self._instant)
 
     def _sections(self) -> Look:
         lock, job = self._core.tables.lock, self._core.tables.job
