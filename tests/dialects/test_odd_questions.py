@@ -90,6 +90,7 @@ class Plain:
     id = 7
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("user", [DjangoLike(None), Plain(), object()])
 def test_what_is_no_user_is_refused(joblog, user):
     """What has no primary key that is known is refused, and the cure is said."""
@@ -142,6 +143,7 @@ def test_a_day_is_an_instant(joblog, job_factory):
     assert 0 == joblog.jobs.until(day).count()
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("instant", ["2026-11-24", None, True, float("nan"), [], b"x"])
 def test_what_is_no_instant_is_refused(joblog, instant):
     """Anything else than an instant is refused, and the cure is said."""
@@ -149,6 +151,7 @@ def test_what_is_no_instant_is_refused(joblog, instant):
         joblog.jobs.since(instant)
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("limit", [-1, 0, True, None, "5", 2.0, 10**30, float("nan")])
 def test_a_limit_is_a_number_of_jobs(joblog, limit):
     """A limit that is not a number of jobs is refused wherever one is given."""
@@ -165,6 +168,7 @@ def test_a_limit_is_a_number_of_jobs(joblog, limit):
             ask()
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "cursor",
     ["1" * 20 + "-1", "1-" + "2" * 20, "9223372036854775808-1", "1_0-2", "\uff11-2", 7, b"1-2"],
@@ -218,6 +222,7 @@ def test_an_odd_search_finds_nothing_or_is_refused(joblog, job_factory, text):
     assert len(found) <= 1
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("text", ["word " * 3_000, "x" * 20_000, "type:a " * 101])
 def test_a_search_is_bounded(joblog, text):
     """A search of too many words or characters is refused."""

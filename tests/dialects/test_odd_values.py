@@ -118,6 +118,7 @@ def test_odd_messages_are_logged_and_run(joblog, database_url, working):
         joblog.cancel(sent[0].message_id)
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("label", "value"), [("job_type", 7), ("job_type", []), ("log_lines", "LOUD"), ("start", 7)]
 )
@@ -151,6 +152,7 @@ def test_a_label_does_not_lose_a_retry(joblog, make_broker, worker):
     assert ("finished", 2) == (joblog.get(message.message_id).state, len(runs))
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("bond", [7, [], {"key": 7}, {"limit": 1}, {"key": "k", "limit": "x"}, "x"])
 def test_a_section_that_cannot_be_read(joblog, working, bond):
     """A section that cannot be read makes its own job dead with the reason, and no other."""
@@ -185,6 +187,7 @@ def test_a_section_that_cannot_be_read_of_an_actor_with_one(joblog, make_broker,
     assert "joblog_section" in job.note
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("bond", [7, [], {"key": 7}, {"key": "k", "ttl": "x"}])
 def test_a_uniqueness_that_cannot_be_read(joblog, working, bond):
     """What is unique by a key that cannot be read is not unique, and runs."""
@@ -198,6 +201,7 @@ def test_a_uniqueness_that_cannot_be_read(joblog, working, bond):
     assert "joblog_unique" in job.note
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("delay", [1.5, 100.25, 10.0])
 def test_a_retry_with_a_fraction(joblog, make_broker, worker, delay):
     """A retry whose delay is not a whole number of milliseconds is logged, and runs."""

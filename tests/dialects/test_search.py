@@ -173,6 +173,7 @@ def test_search(found):
     assert dict(SEARCHES) == {text: found(text) for text, _ in SEARCHES}
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -1,9 +1,9 @@
 """The two tiers of the suite: what runs in minutes, and what ``--all`` adds.
 
 The first tier has each test once, on SQLite, and on Redis or the stub broker, where it can; what
-differs between databases (`tests/dialects`, and what is marked `every_database`) on each of them;
-and all but what is marked `full`, which repeats in more places what the first tier shows, or takes
-long.
+differs between databases on each of them (`tests/dialects`, but for what is marked
+`one_database`, and what is marked `every_database` elsewhere); and all but what is marked `full`,
+which repeats in more places what the first tier shows, or takes long.
 """
 
 from __future__ import annotations
@@ -72,8 +72,9 @@ def split(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item
 
 def _differs(item: pytest.Item) -> bool:
     """Return whether a test shows what differs between databases."""
-    marked = item.get_closest_marker("every_database") is not None
-    return marked or item.path.is_relative_to(DIALECTS)
+    if item.path.is_relative_to(DIALECTS):
+        return item.get_closest_marker("one_database") is None
+    return item.get_closest_marker("every_database") is not None
 
 
 def _function(item: pytest.Item) -> str:
