@@ -68,7 +68,7 @@ class QueryTimeout(JobLogError):
 
     def __init__(self, timeout: int) -> None:
         super().__init__(
-            f"the log's database did not answer within {timeout} ms; ask for less, as for a "
+            f"the log's database did not answer within {timeout} ms; query less, for example a "
             "shorter time or one job type"
         )
         #: The limit, in milliseconds.
@@ -85,7 +85,7 @@ class WaitTimeout(JobLogError, TimeoutError):
         if family:
             what, now = f"the family of job {jid}", f"{now} itself, and not all of them have ended"
         if state is None:
-            now = "the log has no such job so far"
+            now = "the log has no such job yet"
         if not answered:
             now = "the log's database did not answer"
         super().__init__(f"{what} did not end within {timeout} ms: {now}")

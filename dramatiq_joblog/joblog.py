@@ -345,8 +345,8 @@ class JobLog(Generic[J]):
     def _refuse_in_transaction(self, key: str) -> None:
         if not self.database.is_closed() and self.database.in_transaction():
             raise ConfigurationError(
-                f"lock {key!r} is taken inside a transaction, whose end nobody would wait for: "
-                "take the lock first, and begin the transaction inside it"
+                f"lock {key!r} is taken inside a transaction, which would end after the lock "
+                "is free: take the lock first, and begin the transaction inside it"
             )
 
     @property
@@ -510,7 +510,7 @@ class JobLog(Generic[J]):
         """
         terms = search.parse(words)
         if not terms or any(term.key == "saved" for term in terms):
-            raise SearchError("save the words of a search, as 'state:dead type:import'")
+            raise SearchError("save the words of a search, such as 'state:dead type:import'")
         self.search(words)
         with transaction(self.database):
             row: rows.SavedSearch = saved.save(self.core.tables.search, name, words.strip(), who)
@@ -612,7 +612,7 @@ class JobLog(Generic[J]):
         """
         if by not in stats.GROUPED_BY:
             raise SearchError(
-                f"by={by!r} is nothing to group by: use one of {', '.join(stats.GROUPED_BY)}"
+                f"by={by!r} is not a way to group: use one of {', '.join(stats.GROUPED_BY)}"
             )
         begin, end, step = _steps_of(since, until)
         with checked_out(self.database):
@@ -993,7 +993,7 @@ class JobLog(Generic[J]):
           The :class:`Deploy`.
         """
         if not isinstance(name, str) or not name.strip():
-            raise ConfigurationError(f"a mark is named by a text, as 'v412', and not {name!r}")
+            raise ConfigurationError(f"a mark needs a name, such as 'v412', and not {name!r}")
         instant, who = None if at is None else millis_of(at), given_optional("who", who)
         with transaction(self.database):
             marked: rows.Deploy = people.mark(self.Deploy, name.strip(), at=instant, who=who)

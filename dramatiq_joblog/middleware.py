@@ -209,7 +209,7 @@ class JobLogMiddleware(Middleware):
         if len(mine) > 1:
             raise ConfigurationError(
                 f"the broker has {len(mine)} JobLogMiddleware of the log {self.joblog.name}: "
-                "each would take the other's runs for its own; add one"
+                "each would mistake the other's runs for its own; add only one"
             )
 
     def before_delay_message(self, broker: Broker, message: MessageProxy) -> None:
@@ -514,8 +514,8 @@ class JobLogMiddleware(Middleware):
         self.joblog.core.writer.flush()
         if self._acks is not None and not self._acks.flush():
             self.logger.warning(
-                "Acknowledgements could not be sent before the end. Their jobs will be delivered "
-                "again, and not run again."
+                "Acknowledgements could not be sent before the end. Their messages will be "
+                "delivered again, and not run again."
             )
 
     def _hold_here(

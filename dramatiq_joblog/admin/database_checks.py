@@ -48,7 +48,7 @@ class DatabaseChecks:
 
     def schema(self) -> Look:
         """Look whether the tables are those of this version."""
-        well = "the tables are of this version"
+        well = "the tables match this version"
         missing, ahead = compare(self._database, self._tables.job)
         if missing:
             return _wrong(
@@ -128,7 +128,8 @@ class DatabaseChecks:
             "clock",
             "",
             f"Clocks differ: {found}.",
-            "synchronise the clocks, as by NTP; states and leases do not depend on them, but "
+            "synchronise the clocks, for example by NTP; states and leases do not depend on "
+            "them, but "
             "started_at, finished_at, eta and queue_time do",
             ProblemKind.CLOCK,
         )
@@ -145,10 +146,10 @@ class DatabaseChecks:
         return _wrong(
             "clock",
             "",
-            f"The database's clock went back: {_many(beats)} heartbeat(s) lie in the future, and "
+            f"The database's clock went back: {_many(beats)} heartbeat(s) are in the future, and "
             f"{_many(leases)} lease(s) last for longer than their ttl.",
-            "keep the database's clock from leaping, as by chrony that slews; workers that live "
-            "bound both within a heartbeat: start one, or joblog.unlock(key) frees a key now",
+            "keep the database's clock from jumping, for example with chrony; live workers "
+            "correct both within a heartbeat: start one, or free a key now with joblog.unlock(key)",
             ProblemKind.CLOCK,
         )
 

@@ -48,8 +48,8 @@ _SILENT = 1_000
 _MOST_MISSED = 100
 
 _UNKNOWN_CURE = (
-    "call create_tables() on the log if tables or columns are missing; look at what else the "
-    "database does if it is slow"
+    "call create_tables() on the log if tables or columns are missing; if the database is slow, "
+    "find out what else it is doing"
 )
 
 
@@ -230,9 +230,10 @@ class Doctor:
             since,
             len(stuck),
             f"{plural(len(stuck), 'section')} {'is' if len(stuck) == 1 else 'are'} stuck",
-            f": held by jobs that have ended, {holding} of them with a lease that lasts: {named}.",
-            "free each with dramatiq-joblog unlock KEY --reason ..., or on the page Locks; a lease "
-            "that nobody renews runs out by itself",
+            f": held by jobs that have ended, {holding} of them with a lease that has not "
+            f"expired: {named}.",
+            "free each with dramatiq-joblog unlock KEY --reason ..., or on the page Locks; a "
+            "lease that is not renewed expires by itself",
             " ".join(dict.fromkeys(f"id:{row.owner}" for row in stuck[:5])),
         )
         return Look("sections", well, (problem,))
@@ -267,7 +268,7 @@ class Doctor:
                 1,
                 f"a job of type {cut(row.expects)!r} is missing",
                 f", which should have finished by {said(row.since or row.seen_at)}.",
-                "look whether what sends it runs, and what became of the last one",
+                "check whether its sender runs, and what happened to the last one",
                 row.search or "",
             )
             for row in rows
@@ -312,10 +313,10 @@ class Doctor:
                 _now(),
                 1,
                 "The spool may not last",
-                f": {folder} lies on {kind}, which {PASSING[kind]}: events kept there "
-                "while the database is unavailable go with it.",
+                f": {folder} is on {kind}, which {PASSING[kind]}: events kept there during "
+                "an outage are lost with it.",
                 "mount a volume there, or name a folder on one by JobLog(spool=...); or set "
-                'on_outage="block", so that nothing is acknowledged that is not committed',
+                'on_outage="block", so that nothing is acknowledged before it is committed',
             )
             return Look("spools", well, (problem,))
         return Look("spools", well)
@@ -351,12 +352,12 @@ class Doctor:
                 "add dramatiq.middleware.Retries, unless that is what you want",
             )
         at = self._broker.middleware.index(mine[0]) + 1
-        return Finding("middleware", True, f"it is number {at} of {len(names)}; any place is good")
+        return Finding("middleware", True, f"it is number {at} of {len(names)}; any position works")
 
 
 def _finding_of(look: Look) -> Finding:
     if look.unknown:
-        text = f"it cannot be known: {look.unknown}"
+        text = f"it could not be checked: {look.unknown}"
         return Finding(look.name, False, text, _UNKNOWN_CURE)
     if not look.problems:
         return Finding(look.name, True, look.well)
@@ -384,7 +385,7 @@ def _unknown_of(looks: Sequence[Look]) -> Problem:
         "unknown",
         _now(),
         len(looks),
-        "Not all can be known",
+        "Not everything could be checked",
         f" of {several}: {looks[0].unknown}.",
         _UNKNOWN_CURE,
     )

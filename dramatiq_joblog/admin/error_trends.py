@@ -230,7 +230,7 @@ class ErrorTrends:
             one.count,
             f"{cut(error)} is new in {cut(actor)}",
             f" since {said(since)}{self._after(one.since)}: {_fates(one)}.",
-            "look at the first traceback; then mend it and run these jobs again, or dismiss them",
+            "look at the first traceback, fix the cause and run these jobs again, or dismiss them",
             _search_of(pair, one),
         )
 

@@ -122,10 +122,10 @@ class Chores:
                     began = time.monotonic()
         except DatabaseAwayError as e:
             # The database is unavailable, or busy: the next round will do it.
-            text = "The job log's chores are put off: %s"
+            text = "The job log's background tasks are put off: %s"
             self._limited.log(logging.WARNING, "put off", text, str(e).strip())
         except Exception:  # noqa: BLE001 - it is logged
-            text = "The job log's chores failed."
+            text = "The job log's background tasks failed."
             self._limited.log(logging.CRITICAL, "failed", text, exc_info=True)
 
     def _rest(self, seconds: float) -> bool:

@@ -164,7 +164,7 @@ class Standstill:
             since,
             count,
             f"{jobs(count)} {_wait(count)} in the queue {quoted(queue)}",
-            f", from which no live worker takes jobs, since {said(since)}.",
+            f", which no live worker consumes, since {said(since)}.",
             f"start workers that consume {quoted(queue)} (dramatiq -Q); if the broker has lost the "
             f"messages, {_CANCEL}",
             f"{word('queue', queue)} {states}",
@@ -177,9 +177,8 @@ class Standstill:
             one.since,
             one.count,
             f"{jobs(one.count)} {_wait(one.count)} in the queue {quoted(one.name)}",
-            f" since {said(one.since)}, although a worker takes jobs from it.",
-            "look whether its workers are too slow for what comes; if the broker has lost the "
-            f"messages, {_CANCEL}",
+            f" since {said(one.since)}, although a worker consumes it.",
+            f"check whether its workers keep up; if the broker has lost the messages, {_CANCEL}",
             f"{word('queue', one.name)} state:enqueued",
         )
 
@@ -239,7 +238,7 @@ class Standstill:
             )
         if len(held) < len(late):
             cures.append(
-                "look at who holds the sections of the waiting jobs (dramatiq-joblog locks); if "
+                "check who holds the sections of the waiting jobs (dramatiq-joblog locks); if "
                 f"they are free, the messages are lost: {_CANCEL} (dramatiq-joblog cancel "
                 "state:waiting overdue:5m)"
             )

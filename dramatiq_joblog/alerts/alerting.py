@@ -199,7 +199,7 @@ class Alerting:
             with bounded(self._database, RULE_WITHIN):
                 return rule.look(self._asked, now, first_seen)
         except JobLogError as e:
-            text = "The alert %r could not be looked at: %s"
+            text = "The alert %r could not be checked: %s"
             self._limited.log(logging.ERROR, rule.name, text, rule.name, e)
             return None
 

@@ -30,8 +30,8 @@ def check_function(what: str, function: Any, *arguments: str) -> None:
         )
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise ConfigurationError(
-            f"{what} is the generator {_name(function)}, and to call one does nothing: take the "
-            "yield out of it"
+            f"{what} is the generator {_name(function)}, and calling it does nothing: remove "
+            "the yield"
         )
     try:
         signature = inspect.signature(function)

@@ -66,8 +66,8 @@ class Apprise:
             if not isinstance(url, str) or not self._to.add(url):
                 raise ConfigurationError(
                     f"URL number {number} of {what} is not understood by apprise; see "
-                    "https://appriseit.com for what there is, and whether an extra package is "
-                    "needed"
+                    "https://appriseit.com for the URLs it knows, and whether an extra package "
+                    "is needed"
                 )
 
     def __call__(self, notice: Notice) -> None:

@@ -62,7 +62,7 @@ class Aside:
             return await self._threads.run(ask, within=(timeout + _LATER) / 1000)
         except UnansweredError:
             raise DatabaseAwayError(
-                f"there was no answer within {timeout} ms; what was begun may be done yet"
+                f"there was no answer within {timeout} ms; a change that was sent may still be made"
             ) from None
 
     async def fetch(self, asked: Any, timeout: int = DEFAULT_TIMEOUT) -> Any:
@@ -77,7 +77,7 @@ class Aside:
             )
         if inspect.iscoroutinefunction(asked):
             raise ConfigurationError(
-                "fetch() calls a function on a thread, and was given an async one: await that "
-                "where you are"
+                "fetch() calls functions on a thread, and cannot call an async one: await it "
+                "directly"
             )
         return await self.run(asked if callable(asked) else lambda: list(asked), timeout)

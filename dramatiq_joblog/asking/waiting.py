@@ -250,7 +250,7 @@ def refuse_own(jid: str) -> None:
     run = running.get()
     if run is not None and run.jid == jid:
         raise ConfigurationError(
-            f"job {jid} would wait for itself, for ever: wait for another job, or from outside"
+            f"job {jid} would wait for itself forever: wait for another job, or from outside"
         )
 
 

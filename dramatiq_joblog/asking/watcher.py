@@ -166,7 +166,7 @@ class _Watch(Generic[J]):
         try:
             self._look(listeners)
         except DatabaseAwayError as e:
-            self._limited.log(logging.WARNING, "unavailable", "Nobody hears of jobs: %s", e)
+            self._limited.log(logging.WARNING, "unavailable", "Waits for jobs get no answer: %s", e)
             return None
         except Exception as e:  # noqa: BLE001
             # It would come again and again: those who wait are to know.

@@ -260,7 +260,7 @@ class HandedAcks:
         """Return whether an outcome is kept; otherwise the message will be delivered again."""
         error = ack.committed.error if ack.committed is not None else None
         if error is not None:
-            self._logger.error("Message %s is not acknowledged: %s", ack.message_id, error)
+            self._logger.error("Message %s could not be acknowledged: %s", ack.message_id, error)
         return error is None
 
     def _gather(self, first: _Ack) -> tuple[list[_Ack], _Ack | None]:

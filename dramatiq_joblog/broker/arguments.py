@@ -197,7 +197,8 @@ class Arguments:
             raise RequeueError(job.jid, job.withheld or "its arguments could not be stored")
         if self._joblog.core.seal is None:
             raise RequeueError(
-                job.jid, "its arguments are kept encrypted; give JobLog the seal_key of that time"
+                job.jid,
+                "its arguments are kept encrypted; give JobLog the seal_key that was used then",
             )
         data = self._joblog.core.seal.open(job.sealed)
         if data is None:

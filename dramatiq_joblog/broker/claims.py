@@ -132,8 +132,8 @@ class Claims:
         if dialect_of(core.database).writes_alone and not core.may_wait():
             raise ConfigurationError(
                 f"a message with the unique key {key!r} is sent inside a transaction of the log's "
-                "SQLite database, for whose end its claim would wait: send it after the "
-                "transaction, or give the log a database file of its own"
+                "SQLite database, and its claim would wait for the end of that transaction: "
+                "send it after the transaction, or give the log its own database file"
             )
 
     def watch(self, broker: Broker) -> None:

@@ -192,7 +192,7 @@ class Waker(threading.Thread):
                     due = min(due, self._attend_due)
                 pause = max(rest, due - time.monotonic())
             except DatabaseAwayError as e:
-                self._logger.debug("Nobody is brought forward: %s", e)
+                self._logger.debug("No waiting job is brought forward: %s", e)
                 pause = AGAIN / 1000
             except Exception:  # noqa: BLE001 - it is logged
                 # They come by themselves, only later.

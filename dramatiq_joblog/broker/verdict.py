@@ -186,7 +186,7 @@ def _reported_by(live: LiveRun, note: str | None) -> dict[str, Any]:
             columns |= {"meta": meta.text, "note": note or meta.note}
     except Exception as e:  # noqa: BLE001
         # An actor may put anything there.
-        columns["note"] = note or clean_optional(f"what it noted is not kept: {message_of(e)}")
+        columns["note"] = note or clean_optional(f"its meta is not kept: {message_of(e)}")
     return columns
 
 

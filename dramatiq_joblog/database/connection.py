@@ -154,7 +154,7 @@ class Connection:
         raw, since = self._raw, self._since
         if raw is None or since is None or time.monotonic() - since < CUT_AFTER / 1000:
             return
-        _logger.warning("The job log's database does not answer: its connection is cut.")
+        _logger.warning("The job log's database does not answer: its connection was closed.")
         cut(raw)
 
 

@@ -45,7 +45,7 @@ def refuse_event_loop(what: str) -> None:
         return
     raise ConfigurationError(
         f"{what} inside a running event loop, all of whose tasks share its thread's connection: "
-        "put the questions into a function, and await asyncio.to_thread(function)"
+        "put the queries into a function, and await asyncio.to_thread(function)"
     )
 
 

@@ -124,14 +124,14 @@ def _connect(url: str) -> Database:
     kind = _SYNONYMS.get(kind, kind)
     if scheme is None or kind not in _DRIVERS:
         raise ConfigurationError(
-            f"{shown} begins with no known database; use sqlite:///file.db, "
+            f"{shown} does not begin with a known database; use sqlite:///file.db, "
             "postgresql://user@host/name or mysql://user@host/name"
         )
     driver = (scheme["driver"] or "").lower()
     if driver in _OTHER_FORMATS:
         raise ConfigurationError(
-            f"{shown} names an encrypted file, which the log cannot open; give a peewee Database "
-            "that can, as SqlCipherDatabase of playhouse.sqlcipher_ext"
+            f"{shown} names an encrypted file, which the log cannot open; give a peewee "
+            "Database that can, such as SqlCipherDatabase of playhouse.sqlcipher_ext"
         )
     try:
         parts = urlsplit(url)
@@ -156,8 +156,8 @@ def _connect(url: str) -> Database:
         raise ConfigurationError(f"{shown} cannot be used: {e}") from e
     if masked:
         raise ConfigurationError(
-            f"{shown} has asterisks in place of its password, as the str of SQLAlchemy's URL has; "
-            "give the URL object itself, or url.render_as_string(hide_password=False)"
+            f"{shown} has asterisks in place of its password, as in the str of SQLAlchemy's "
+            "URL; give the URL object itself, or url.render_as_string(hide_password=False)"
         )
     _require_driver(kind, database)
     check_parameters(kind, named)

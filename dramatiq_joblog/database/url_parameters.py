@@ -70,7 +70,7 @@ def check_parameters(kind: str, named: Mapping[str, str]) -> None:
         if name == "max_connections" and value.isdigit() and 0 < int(value) < _LEAST:
             raise ConfigurationError(
                 f"the database URL has max_connections={value}: the log's writer keeps one "
-                f"connection, and who asks needs another; give at least {_LEAST}"
+                f"connection, and queries need another; give at least {_LEAST}"
             )
 
 

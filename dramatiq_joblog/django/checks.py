@@ -22,7 +22,7 @@ def check_log(**_: Any) -> list[checks.CheckMessage]:
     try:
         log = get_joblog()
     except ConfigurationError as e:
-        return [checks.Error(f"{e}.", hint="Mend the setting JOBLOG.", id="joblog.E001")]
+        return [checks.Error(f"{e}.", hint="Correct the setting JOBLOG.", id="joblog.E001")]
     found: list[checks.CheckMessage] = []
     if log.django_alias is None:
         found.append(
@@ -70,7 +70,7 @@ def check_tables(databases: Sequence[str] | None = None, **_: Any) -> list[check
         return []
     return [
         checks.Warning(
-            f"The log's tables are behind: {', '.join(lacking)} did not run on {log.name}.",
+            f"The log's tables are not up to date: {', '.join(lacking)} did not run on {log.name}.",
             hint=f"Run: manage.py migrate joblog --database {log.django_alias}",
             id="joblog.W003",
         )

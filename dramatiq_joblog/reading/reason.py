@@ -33,17 +33,17 @@ class Around:
 
 #: What each reason for being dead means; the error follows.
 _DEAD = {
-    DeadReason.RETRIES_EXHAUSTED: "It failed as often as it may",
+    DeadReason.RETRIES_EXHAUSTED: "It failed as often as max_retries allows",
     DeadReason.NO_RETRIES: "It failed, and may not be retried",
     DeadReason.RETRY_LOST: "It failed, and the broker refused its retry: run it again",
     DeadReason.NOT_RETRIED: "It failed, and was not retried",
     DeadReason.THROWS: "It raised an error that its actor says needs no retry",
-    DeadReason.AGE_LIMIT: "It was older than its max_age before it could run",
+    DeadReason.AGE_LIMIT: "It reached its max_age before it could run",
     DeadReason.UNKNOWN_ACTOR: "No worker declares its actor",
     DeadReason.ABORTED: "Somebody aborted it",
-    DeadReason.INTERRUPTED: "It lost its worker again and again, and may be what kills it",
+    DeadReason.INTERRUPTED: "Its runs lost their worker again and again: it may be a poison pill",
     DeadReason.CONFLICT: "Another job held its section, and its policy is to fail then",
-    DeadReason.WAIT_TIMEOUT: "It waited for its section as long as it may",
+    DeadReason.WAIT_TIMEOUT: "It waited for its section as long as wait_for allows",
     DeadReason.CANCELLED: "Somebody cancelled it",
 }
 
@@ -73,7 +73,7 @@ def _enqueued(job: Any, around: Around) -> str:
     text = f"It has waited in the queue {job.queue!r} for {_since(sent_at(job), around)}"
     queue = around.queue
     if queue is None or not queue.threads:
-        return f"{text}: no live worker takes jobs from it. Start one (dramatiq -Q {job.queue})."
+        return f"{text}: no live worker consumes it. Start one (dramatiq -Q {job.queue})."
     if queue.running >= queue.threads:
         busy = "its one thread is" if queue.threads == 1 else f"all {queue.threads} threads are"
         return f"{text}: {busy} busy, and {queue.due} jobs are due."
@@ -113,7 +113,7 @@ def _lost(job: Any, around: Around) -> str:
     worker = f" {job.worker.rpartition(':')[0]}" if job.worker else ""
     return (
         f"Its worker{worker} is gone since {_since(job.updated_at, around)}, and the broker has "
-        "not delivered it again. It does so within minutes while a worker lives."
+        "not delivered it again. It does so within minutes while a worker is alive."
     )
 
 

@@ -280,7 +280,7 @@ def _term(found: re.Match[str], text: str) -> Term:
         near = difflib.get_close_matches(key, KEYS, n=1)
         hint = f"did you mean {near[0]}:?" if near else f"use one of {', '.join(KEYS)}"
         raise SearchError(
-            f"{key}: in the search {text!r} is not a key; {hint} Text with a colon stands in quotes"
+            f"{key}: in the search {text!r} is not a key; {hint} Put text with a colon in quotes"
         )
     return Term(key, value, found["minus"] is not None)
 
@@ -404,7 +404,7 @@ class _Reader:
         target = getattr(field, "rel_field", field)
         if "*" in value and not isinstance(target, (CharField, TextField)):
             raise SearchError(
-                f"user:{value} is not the id of a user of this log: * stands in texts only"
+                f"user:{value} is not the id of a user of this log: * works for string ids only"
             )
         if "*" in value:
             return _like(field, value)

@@ -99,8 +99,8 @@ class Interruptions:
             update: dict[str, Any] = {"interruptions": count}
             if count >= SUSPICIOUS:
                 update["note"] = (
-                    f"{count} runs of it lost their worker: it may be a poison pill, that "
-                    "kills the process it runs in"
+                    f"{count} runs of it lost their worker: it may be a poison pill, which "
+                    "kills its process"
                 )
             jids = [jid for jid, known in interruptions.items() if known == count]
             job.update(update).where(job.jid.in_(jids)).execute()

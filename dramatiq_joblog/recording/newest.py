@@ -206,4 +206,4 @@ def _has_begun(row: Any) -> bool:
 
 
 def _reason(key: str, owner: str) -> str:
-    return f"it gave way to job {owner}, the newest with the key {key!r}"
+    return f"it was replaced by job {owner}, the newest with the key {key!r}"

@@ -169,7 +169,7 @@ class Outage:
             self._limited.log(
                 logging.INFO,
                 "back",
-                "The job log's database is back, and all that was kept is in it.",
+                "The job log's database is back, and all events that were kept are written.",
             )
             self._probe = None
 

@@ -89,7 +89,7 @@ def repairs(event: Event, own: dict[str, Any], error: Exception) -> Iterator[Rep
         event = replace(event, lines=None, forget=None)
         yield Repair(replace(event, row=row), filled, "log lines", error)
     row = row | dict.fromkeys(name for name in _PAYLOAD if name in row)
-    what = "arguments and what the job noted"
+    what = "the arguments and what the job stored"
     yield Repair(replace(event, row=row), filled, what, error)
     row = {name: value for name, value in row.items() if name in {*_BARE, "note"}} | own
     event, what = replace(event, row=row), "all but the outcome"

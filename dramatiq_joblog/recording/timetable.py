@@ -85,11 +85,11 @@ class Timetable:
             try:
                 ask(chore.function)
             except DatabaseAwayError as e:
-                _logger.debug("A chore of the job log is left out: %s", e)
+                _logger.debug("A background task of the job log is left out: %s", e)
             except BaseException:  # noqa: BLE001 - it is logged
                 self._limited.log(
                     logging.CRITICAL,
                     f"chore {chore.function!r}",
-                    "A chore of the job log failed.",
+                    "A background task of the job log failed.",
                     exc_info=True,
                 )

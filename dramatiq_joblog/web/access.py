@@ -155,7 +155,7 @@ class Gate:
             text = f"A form may have {most} bytes at most; nothing was done."
             await PlainTextResponse(text, 413)(scope, receive, send_with_headers)
         except BodyTooSlowError:
-            text = f"The form was not here within {BODY_WITHIN:g} s; nothing was done."
+            text = f"The form did not arrive within {BODY_WITHIN:g} s; nothing was done."
             await PlainTextResponse(text, 408)(scope, receive, send_with_headers)
 
     async def _decide(self, request: Request, path: str) -> Access | Response:

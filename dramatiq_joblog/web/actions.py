@@ -106,7 +106,7 @@ def confirm(visit: Visit) -> Response:
     """Answer with the question that stands before an action."""
     what = visit.request.path_params["what"]
     if not visit.access.may_act:
-        return visit.sorry(403, "Not allowed", "You may look here, and nothing else.")
+        return visit.sorry(403, "Not allowed", "You have read-only access.")
     if what == "unlock":
         question = _ask_unlock(visit)
     elif what == "change":
@@ -253,7 +253,7 @@ def _ask_change(visit: Visit) -> Question | None:
     ]
     able = job.state in _STATES["requeue"]
     known = signature_of(job.actor, visit.site.broker) is not None
-    effects = [("retrying", "It is sent anew, as a new job, with what stands here.")]
+    effects = [("retrying", "It is sent again, as a new job, with these arguments.")]
     if not known:
         effects.append(("waiting", "This process does not know its actor, and checks nothing."))
     if job.withheld is not None and job.sealed is None:
@@ -355,7 +355,7 @@ def _ask_jobs(visit: Visit, what: str) -> Question:
         what=what,
         title=f"{asked.format(name)}?" if able else "Nothing to do",
         button=_BUTTONS[what] if len(able) < 2 else asked.format(number(len(able))),
-        note="written down with your name",
+        note="recorded with your name",
         back=visit.link.local(given.get("back", "") or _from(visit, jids)),
         fields=fields,
         effects=effects if able else _nothing(looked_back_to, _NOT_KEPT if gone else why),
@@ -377,7 +377,7 @@ def _nothing(looked_back_to: datetime | None, why: str) -> list[tuple[str, str]]
 def _effects(what: str, able: list[Any], gone: int) -> list[tuple[str, str]]:
     """Say what will become of jobs, and of how many the arguments are gone."""
     if what == "dismiss":
-        return [("skipped", "They leave the lists of what is dead; their rows are kept.")]
+        return [("skipped", "They no longer appear in lists of dead jobs; their rows are kept.")]
     if what == "cancel":
         each = "It" if len(able) == 1 else "Each"
         effects = [
@@ -387,13 +387,13 @@ def _effects(what: str, able: list[Any], gone: int) -> list[tuple[str, str]]:
         if any(job.state == State.LOST for job in able):
             effects.append(("lost", "Code that runs where the log cannot see it is not stopped."))
         return effects
-    effects = [("retrying", "Each is sent anew with the same arguments, as a new job.")]
+    effects = [("retrying", "Each is sent again with the same arguments, as a new job.")]
     if what == "rerun":
         effects.insert(0, ("skipped", "Each is cancelled first: what it holds is free."))
         effects.append(("lost", "Code that runs where the log cannot see it is not stopped."))
     if what == "now":
         effects = [
-            ("retrying", "Each is sent anew at once with the same arguments, as a new job."),
+            ("retrying", "Each is sent again at once with the same arguments, as a new job."),
             ("skipped", "The one that waits is cancelled: its message, when it comes, is not run."),
         ]
     others = sum(job.state not in {State.DEAD, State.LOST} for job in able)
@@ -489,7 +489,7 @@ def _ask_unlock(visit: Visit) -> Question | None:
 def _unlock(visit: Visit, form: FormData, back: str) -> Response:
     reason = _reason(form)
     if not reason:
-        return visit.sorry(400, "A reason is needed", "Say why it is unlocked: it is kept.")
+        return visit.sorry(400, "A reason is needed", "Give the reason; it is recorded.")
     try:
         visit.joblog.unlock(
             str(form.get("key", "")),

@@ -67,8 +67,8 @@ DEFAULT_TIMEOUT = 3_000
 _LATER = 1_000
 #: What is said where a copy has no page.
 _NOT_COPIED = (
-    "This is a copy of the page, as it was at one moment: its links lead to some of its pages. "
-    "Searches, older pages and everything that acts need the page itself: dramatiq-joblog web."
+    "This is a static copy of the page: its links lead to some of its pages. Searches, older "
+    "pages and actions need the page itself: dramatiq-joblog web."
 )
 #: Characters that a key or a token has at least.
 MIN_KEY = 16
@@ -311,7 +311,7 @@ def _act(site: Site) -> Callable[[Request], Any]:
         if refusal := visit.refusal():
             return refusal
         if not visit.access.may_act:
-            return visit.sorry(403, "Not allowed", "You may look here, and nothing else.")
+            return visit.sorry(403, "Not allowed", "You have read-only access.")
         form = await request.form(max_fields=5_000, max_files=0)
         if problem := check_csrf(request, form.get(CSRF_FIELD)):
             return visit.sorry(403, "Not done", problem)

@@ -152,8 +152,8 @@ class Visit:
     def no_answer(self) -> Response:
         """Answer that the database does not."""
         return self._away(
-            "The log's database does not answer. Jobs go on; what happens is kept and "
-            "written when it is back."
+            "The log's database does not answer. Jobs continue; events are kept and written "
+            "once it is back."
         )
 
     def late(self) -> Response:

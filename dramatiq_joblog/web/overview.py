@@ -38,7 +38,7 @@ MEANINGS = (
     ("enqueued", "the broker has it, nothing has run"),
     ("delayed", "the broker holds it back until its time"),
     ("waiting", "its critical section is taken"),
-    ("started", "a run is going on"),
+    ("started", "a run is in progress"),
     ("retrying", "the last run failed, the next is due"),
     ("lost", "the worker that ran it is gone"),
     ("finished", "done"),

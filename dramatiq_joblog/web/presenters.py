@@ -239,7 +239,7 @@ class LockRow:
 
     Parameters:
       lock: The row of the log.
-      job: The job that holds it; None if a block of a program does.
+      job: The job that holds it; None if a lock by hand does.
       waiters: The jobs that wait for it, in order; None for a further slot of the same key.
       slots: How many slots of the key are held.
       now: The time that everything on the page is counted from.

@@ -135,11 +135,11 @@ def _problems(problems: Sequence[Problem]) -> Metric:
     """Return how many things of each kind need someone, those included of which there are none."""
     found = Counter(problem.kind for problem in problems)
     samples = [({"kind": kind.value}, float(found[kind])) for kind in ProblemKind]
-    return _gauge("joblog_problems", "Things that need someone, by kind.", samples)
+    return _gauge("joblog_problems", "Problems that need attention, by kind.", samples)
 
 
 def _schema(log: Any) -> str:
-    """Return whether the tables are of this version."""
+    """Return whether the tables match this version."""
     missing, ahead = compare(log.database, log.Job)
     return "behind" if missing else "ahead" if ahead else "current"
 

@@ -99,7 +99,7 @@ def _why(visit: Visit, keys: Iterable[str]) -> dict[str, str]:
     names = {job.jid: job.job_type or job.actor for job in jobs}
     found: dict[str, str] = {}
     for lock in held:
-        name = names.get(lock.owner, "a block of a program")
+        name = names.get(lock.owner, "a lock by hand")
         found.setdefault(lock.key, f"held by {name} for {_age(lock.acquired_at, visit.now)}")
     for limit in visit.rows(None, lambda: log.limits):
         if limit.limit == 0:

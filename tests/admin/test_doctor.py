@@ -63,7 +63,7 @@ def test_no_tables(database_url):
     found = wrong(joblog)
     assert "0001_initial, " in found["schema"].text
     assert "create_tables()" in found["schema"].cure
-    assert "cannot be known" in found["workers"].text
+    assert "could not be checked" in found["workers"].text
     joblog.close()
 
 
@@ -131,7 +131,7 @@ def test_a_stuck_section(joblog, job_factory):
 
     found = wrong(joblog)["sections"]
     assert "'stuck' by job ended" in found.text
-    assert "1 of them with a lease that lasts" in found.text
+    assert "1 of them with a lease that has not expired" in found.text
     assert "held'" not in found.text
 
 
@@ -146,7 +146,7 @@ def test_jobs_that_wait_for_nobody(joblog, job_factory):
     joblog.release()
 
     text = wrong(joblog)["queues"].text
-    assert "2 jobs wait in the queue 'forgotten', from which no live worker takes jobs" in text
+    assert "2 jobs wait in the queue 'forgotten', which no live worker consumes" in text
     assert "1 job waits in the queue 'served'" in text
     assert "fresh" not in text
 

@@ -34,7 +34,7 @@ def test_a_mark(joblog):
 @pytest.mark.parametrize("name", ["", "  ", None, 412])
 def test_a_mark_without_a_name(joblog, name):
     """What is not a name is refused in a sentence."""
-    with pytest.raises(ConfigurationError, match="a mark is named by a text"):
+    with pytest.raises(ConfigurationError, match="a mark needs a name"):
         joblog.mark(name)
 
 

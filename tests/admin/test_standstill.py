@@ -69,8 +69,7 @@ def test_a_queue_that_nobody_consumes(joblog, job_factory, appear):
 
     assert {"queues"} == set(found)
     assert (
-        "1 job waits in the queue 'reports', from which no live worker takes jobs"
-        in found["queues"].text
+        "1 job waits in the queue 'reports', which no live worker consumes" in found["queues"].text
     )
     assert "default" not in found["queues"].text
     assert "start workers that consume 'reports'" in found["queues"].cure
@@ -81,7 +80,7 @@ def test_a_worker_that_has_ended_consumes_nothing(joblog, job_factory, appear):
     appear("default").end()
     job_factory(state="enqueued", created_at=ago(180_000))
 
-    assert "from which no live worker takes jobs" in wrong(joblog)["queues"].text
+    assert "which no live worker consumes" in wrong(joblog)["queues"].text
 
 
 def test_a_delayed_job_waits_from_its_release(joblog, job_factory, appear):
@@ -197,6 +196,6 @@ def test_a_spool_that_does_not_last(tmp_path, monkeypatch, on_outage, volume, wa
 
     assert warned == ("spools" in found)
     if warned:
-        assert "lies on overlay, which goes with its container" in found["spools"].text
+        assert "is on overlay, which goes with its container" in found["spools"].text
         assert "JobLog(spool=...)" in found["spools"].cure
     joblog.close()

@@ -288,4 +288,4 @@ def test_a_rule_that_cannot_be_asked(log, job_factory, notices, monkeypatch, cap
     assert log.core.alerting.round()
 
     assert events(notices) == ["opened"]
-    assert "could not be looked at" in caplog.text
+    assert "could not be checked" in caplog.text

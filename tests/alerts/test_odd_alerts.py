@@ -219,7 +219,7 @@ def yields(notice):
     [
         ({"notify": takes_nothing}, r"notify= is takes_nothing\(\), which cannot be called"),
         ({"notify": takes_two}, "let it take exactly one argument"),
-        ({"notify": yields}, "take the yield out of it"),
+        ({"notify": yields}, "remove the yield"),
         ({"on_dead": takes_nothing}, r"on_dead= is takes_nothing\(\)"),
         ({"on_dead": "print"}, "on_dead= is 'print', which cannot be called"),
         ({"alerts": [Alert("a", "state:dead", to=takes_two)]}, "to= of the alert 'a' is takes_two"),

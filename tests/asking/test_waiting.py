@@ -82,7 +82,7 @@ def test_waiting_for_a_job_without_a_row(joblog, job_factory, elsewhere, eventua
 
 @pytest.mark.parametrize(
     ("state", "text"),
-    [(None, "the log has no such job so far"), ("lost", "it is lost")],
+    [(None, "the log has no such job yet"), ("lost", "it is lost")],
 )
 def test_a_wait_that_is_over(joblog, job_factory, state, text):
     """A wait that is over says what is known of the job, and is a TimeoutError too."""

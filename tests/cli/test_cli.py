@@ -106,9 +106,9 @@ def test_tables_of_an_older_version(joblog, ask):
         (["lokcs"], 2, "there is no command 'lokcs'; did you mean locks?"),
         (["locks", "--foo"], 2, "no such option"),
         (["--foo"], 2, "no such option"),
-        (["--database", "jobs.db", "locks"], 2, "'jobs.db' begins with no known database"),
+        (["--database", "jobs.db", "locks"], 2, "'jobs.db' does not begin with a known database"),
         (["--database", "sqlite:///no.db", "locks"], 3, "/no.db'; to make"),
-        (["--database", "sqlite:///", "locks"], 2, "lives in memory"),
+        (["--database", "sqlite:///", "locks"], 2, "is in memory"),
         (["--database", "oracle://a:secret@b/c", "locks"], 2, "oracle://a:[redacted]@b/c"),
         (
             ["--database", "postgresql://ada:secret@127.0.0.1:1/x", "locks"],

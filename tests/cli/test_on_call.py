@@ -69,7 +69,10 @@ def test_why_it_waits(joblog, job_factory, why):
         ({"state": "finished", "duration": 3200}, "It is done: it finished"),
         (
             {"state": "dead", "dead_reason": "retries_exhausted", "attempt": 6, "max_retries": 5},
-            r"It failed as often as it may \(6 of 6\): FeedError: row 7. It died 0 s ago",
+            (
+                r"It failed as often as max_retries allows \(6 of 6\): FeedError: row 7. It died 0 "
+                "s ago"
+            ),
         ),
         ({"state": "dead", "dead_reason": "retry_lost"}, "the broker refused its retry"),
         ({"state": "dead", "dead_reason": "something new"}, "It failed: FeedError: row 7"),

@@ -118,7 +118,7 @@ def test_sqlite(databases, tmp_path):
         ("defualt", {}, r"no alias 'defualt'; did you mean 'default'"),
         ("default", {"ENGINE": "django.db.backends.dummy"}, r"engine '.*dummy', which the log"),
         ("default", {"OPTIONS": {"colour": 1}}, r"\['default'\] has the option 'colour'"),
-        ("default", {"engine": "sqlite3", "NAME": ":memory:"}, "lives in memory"),
+        ("default", {"engine": "sqlite3", "NAME": ":memory:"}, "is in memory"),
         ("default", {"engine": "mysql", "OPTIONS": {"read_timeuot": 1}}, "'read_timeuot'"),
     ],
 )

@@ -105,7 +105,7 @@ def test_doctor_says_so(joblog, held):
     held()
     [clock] = [f for f in joblog.doctor() if f.name == "clock"]
     assert not clock.ok
-    assert "1 heartbeat(s) lie in the future, and 1 lease(s) last" in clock.text
+    assert "1 heartbeat(s) are in the future, and 1 lease(s) last" in clock.text
 
 
 def test_what_is_kept_for_a_retry(joblog):

@@ -71,7 +71,7 @@ def test_the_newest_is_in_the_broker(
         broker.join("default")
     newer = joblog.jobs.finished().first()
     assert [2] == done
-    reason = f"it gave way to job {newer.jid}, the newest with the key 'key'"
+    reason = f"it was replaced by job {newer.jid}, the newest with the key 'key'"
     assert reason == joblog.get(older.message_id).skip_reason
     assert not joblog.Lock.select().where(joblog.Lock.kind == "former").exists()
 

@@ -46,7 +46,7 @@ def test_debounce(joblog, broker, worker, work, eventually):
     states = [joblog.get(m.message_id).state for m in sent]
     assert ["skipped"] * 3 + ["delayed"] == states
     for older, newer in itertools.pairwise(sent):
-        reason = f"it gave way to job {newer.message_id}, the newest with the key 'a'"
+        reason = f"it was replaced by job {newer.message_id}, the newest with the key 'a'"
         assert reason == joblog.get(older.message_id).skip_reason
     with worker(broker):
         eventually(lambda: joblog.jobs.finished().count() == 2)
@@ -132,7 +132,7 @@ def test_one_whose_row_came_later(joblog, broker, worker, work, eventually):
         eventually(lambda: joblog.get(first.message_id).state == "skipped")
         eventually(lambda: joblog.get(second.message_id).state == "finished")
     assert [2] == done(work)
-    assert f"it gave way to job {second.message_id}" in joblog.get(first.message_id).skip_reason
+    assert f"it was replaced by job {second.message_id}" in joblog.get(first.message_id).skip_reason
 
 
 def test_a_send_that_fails(joblog, broker, worker, work, eventually, monkeypatch):

@@ -186,7 +186,7 @@ def test_a_story_that_is_killed(tmp_path, eventually):
         ),
         pytest.param(
             {"JOBLOG_DATABASE": "jobs.db"},
-            "'jobs.db' begins with no known database",
+            "'jobs.db' does not begin with a known database",
             marks=pytest.mark.full,
         ),
         (

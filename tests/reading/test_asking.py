@@ -159,7 +159,7 @@ def test_stats(joblog, job_factory):
     assert 6 == sum(
         joblog.stats(since=outside.finished_at, until=NOON + timedelta(minutes=4)).counts.values()
     )
-    with pytest.raises(SearchError, match="by='colour' is nothing to group by"):
+    with pytest.raises(SearchError, match="by='colour' is not a way to group"):
         joblog.stats(since=NOON, by="colour")
 
 

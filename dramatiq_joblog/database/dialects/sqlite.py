@@ -43,8 +43,8 @@ class SQLite(Dialect):
         name = str(database.database)
         if name in ("", ":memory:") or "mode=memory" in name:
             raise ConfigurationError(
-                f"the SQLite database {name!r} lives in memory, where every connection sees "
-                "another one; use a file, as sqlite:///jobs.db"
+                f"the SQLite database {name!r} is in memory, where every connection sees a "
+                "different database; use a file, such as sqlite:///jobs.db"
             )
         if database.server_version < _OLDEST:
             raise ConfigurationError(
