@@ -71,6 +71,12 @@ class Pace:
         """When the next look is due; monotonic, in seconds."""
         return min((state.due for state in self._keys.values()), default=math.inf)
 
+    @property
+    def is_moving(self) -> bool:
+        """Whether a key that is waited for here has moved just now."""
+        now = time.monotonic()
+        return any(state.moving_until > now for state in self._keys.values())
+
     def asks_who_is_next(self, key: str, mark: object) -> bool:
         """Note what a key is like; return whether it is to be asked if the next waits here."""
         state, now = self._keys[key], time.monotonic()

@@ -51,6 +51,8 @@ SCAN_EVERY, SCAN_AGAIN = 1_000, 50
 READ_EVERY = 30_000
 #: A look in vain takes at most this part of a core: the pause after it is so many times as long.
 REST = 20
+#: As long after a key has moved: the next handover is soon.
+REST_MOVING = 5
 #: Milliseconds until a broker that did not take a message is tried again.
 AGAIN = 1_000
 #: As many keys, or jobs, are asked for at once at most.
@@ -99,7 +101,7 @@ class Waker(threading.Thread):
         self._rates_due: dict[str, float] = {}
         #: Jobs that are to stand in line, and since when that is not known; monotonic, in seconds.
         self._lining: deque[tuple[str, Receipt, float]] = deque()
-        #: Whether messages were put forward since the last pause: it was no look in vain.
+        #: Whether messages were put forward by the last look: it was not in vain.
         self._moved = False
         #: Queues in which messages have just been put that this process can take at once, and how
         #: many.
@@ -177,16 +179,13 @@ class Waker(threading.Thread):
         while not self._stopped:
             self._wanted.wait(pause)
             self._wanted.clear()
-            # Of this thread alone: what others take meanwhile is no reason to look less often.
-            began, self._moved = time.thread_time(), False
             try:
                 self._take_filled()
                 self._pass_on()
                 self._scan()
                 self._look_after_line()
                 self._attend(connection)
-                self._wake(connection)
-                rest = 0.0 if self._moved else REST * (time.thread_time() - began)
+                rest = self._wake(connection)
                 due = min(self._next_scan, self._pace.next_due, self._at_hand.next_due)
                 if self._held.keys:
                     due = min(due, self._attend_due)
@@ -276,8 +275,18 @@ class Waker(threading.Thread):
             self._put,
         )
 
-    def _wake(self, connection: Connection) -> None:
-        """Put those forward that may come in now."""
+    def _wake(self, connection: Connection) -> float:
+        """Put those forward that may come in now; return the seconds to rest from that."""
+        # Of this thread alone: what others take meanwhile is no reason to look less often.
+        began, self._moved = time.thread_time(), False
+        self._look_at_all(connection)
+        if self._moved:
+            return 0.0
+        rest = REST_MOVING if self._pace.is_moving else REST
+        return rest * (time.thread_time() - began)
+
+    def _look_at_all(self, connection: Connection) -> None:
+        """Look at those keys whose look is due."""
         if not self._held.keys:
             # Others may want the connection meanwhile.
             connection.close()

@@ -46,6 +46,15 @@ def test_a_key_that_moves(pace):
     assert pace.asks_who_is_next("key", "another")
 
 
+def test_whether_a_key_moves(pace):
+    """A key that has moved just now is known to be moving, and one that stands still is not."""
+    pace.asks_who_is_next("key", "held by one")
+    assert pace.is_moving
+    pace._keys["key"].moving_until = 0.0
+    pace.asks_who_is_next("key", "held by one")
+    assert not pace.is_moving
+
+
 def test_a_key_that_others_have_freed(pace):
     """It is looked at at once, and one that nobody waits for any more is forgotten."""
     pace.is_near("key", False)
