@@ -208,8 +208,12 @@ def _show_limits(session: Session, limits: list[LimitSet]) -> None:
     """Show the limits that people have set."""
     if limits:
         session.screen.title("Limits that were set")
-    for each in limits:
-        session.screen.fit(Text(f"{line(each.key)}  {said_of(each)}, by {line(each.who)}"))
+        columns: list[Column[LimitSet]] = [
+            Column("Key", lambda limit: limit.key, keep=10, least=16),
+            Column("Limit", said_of, keep=9),
+            Column("Set by", lambda limit: line(limit.who), keep=8, least=12),
+        ]
+        session.screen.table(columns, limits)
 
 
 def _show_rates(session: Session, rates: list[Used], now: datetime) -> None:
