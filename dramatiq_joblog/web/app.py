@@ -49,6 +49,7 @@ from .access import (
 from .assets import asset
 from .context import Visit
 from .door import Door
+from .mounts import WholePath
 from .sending import packed
 from .state import Site
 
@@ -189,7 +190,7 @@ def _look_only(_: Request) -> str:
 def _application(site: Site, gate: Middleware) -> Starlette:
     app = Starlette(
         routes=_routes(site),
-        middleware=[gate],
+        middleware=[Middleware(WholePath), gate],
         exception_handlers={
             404: partial(_failed, site),
             405: partial(_failed, site),

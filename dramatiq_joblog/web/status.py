@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -19,6 +20,7 @@ from dramatiq_joblog.joblog import given_log
 from dramatiq_joblog.states import FINAL
 
 from .access import answer_of, decision_of
+from .mounts import WholePath
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -69,7 +71,8 @@ def status(
         routes=[
             Route("/{jid:path}/events", _endpoint(joblog, authorize, _events), methods=["GET"]),
             Route("/{jid:path}", _endpoint(joblog, authorize, _state), methods=["GET"]),
-        ]
+        ],
+        middleware=[Middleware(WholePath)],
     )
 
 
