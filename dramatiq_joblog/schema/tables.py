@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -146,8 +145,8 @@ def _bind(model: Any, prefix: str, database: Database) -> Any:
     """Return *model* bound to the database, as the table of its name behind *prefix*."""
     table = f"{prefix}_{model.__name__.lower()}"
     meta = type("Meta", (), {"table_name": table, "database": database})
-    # The fields that peewee would make itself, by deep copies, which take three times as long.
-    copies = {f.name: copy(f) for f in model._meta.sorted_fields if not f.primary_key}
+    # The fields that peewee would make itself, by deep copies, which take many times as long.
+    copies = {f.name: f.clone() for f in model._meta.sorted_fields if not f.primary_key}
     attributes = {"__module__": model.__module__, "Meta": meta, **copies}
     bound = type(model.__name__, (model,), attributes)
     dialect_of(database).fit(bound)
