@@ -46,8 +46,12 @@ def actor_of(broker):
     def declare(until, keep="last"):
         done = []
         unique = Unique("key", until=until, keep=keep)
-        actor = dramatiq.actor(done.append, actor_name="work", unique=unique)
-        return actor, done
+
+        @dramatiq.actor(unique=unique)
+        def work(value):
+            done.append(value)
+
+        return work, done
 
     return declare
 
