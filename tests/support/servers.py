@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -214,8 +215,7 @@ def start_postgres(*, fsync: bool = False, address: str = LOCAL) -> Server:
             os.chown(folder, *user)
         programs, origin = _find_postgres(folder, user)
         data, port = folder / "data", free_port()
-        choices = ["-U", "joblog", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"]
-        _run([str(programs / "initdb"), "-D", str(data), *choices], folder, user)
+        _run([shutil.which("cp"), "-a", str(_new_cluster(programs, user)), str(data)], folder, user)
         with (data / "pg_hba.conf").open("a") as rules:
             rules.write(f"host all all {address}/24 trust\n")
         settings = {
@@ -247,6 +247,21 @@ def start_postgres(*, fsync: bool = False, address: str = LOCAL) -> Server:
     )
     server.name += f" {_first_answer(server, lambda: _postgres_version(url), psycopg.Error)}"
     return server
+
+
+@functools.cache
+def _new_cluster(programs: Path, user: tuple[int, int]) -> Path:
+    """Return the data of a PostgreSQL that has just been made, to be copied.
+
+    To make it takes longer than most tests.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="joblog-pg-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if any(user):
+        os.chown(folder, *user)
+    choices = ["-U", "joblog", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"]
+    _run([str(programs / "initdb"), "-D", str(folder / "data"), *choices], folder, user)
+    return folder / "data"
 
 
 def start_mysql(*, address: str = LOCAL) -> Server:
