@@ -796,7 +796,7 @@ class JobLog(Generic[J]):
 
         Parameters:
           jid: The job.
-          timeout: Milliseconds to wait; None to wait for ever.
+          timeout: Milliseconds to wait; None to wait forever.
 
         Raises:
           WaitTimeout: If it has not ended by then.
@@ -818,7 +818,7 @@ class JobLog(Generic[J]):
 
         Parameters:
           jids: The jobs.
-          timeout: Milliseconds to wait for all of them; None to wait for ever.
+          timeout: Milliseconds to wait for all of them; None to wait forever.
 
         Raises:
           WaitTimeout: If one has not ended by then.
@@ -841,7 +841,7 @@ class JobLog(Generic[J]):
 
         Parameters:
           jid: Any job of the family.
-          timeout: Milliseconds to wait; None to wait for ever.
+          timeout: Milliseconds to wait; None to wait forever.
 
         Raises:
           WaitTimeout: If one of them has not ended by then.

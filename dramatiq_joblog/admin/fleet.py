@@ -116,7 +116,7 @@ def _sort_others(fleet: Fleet, runs: dict[str, tuple[int, int]], worker: Any) ->
     """Say of runs whose process is none of those that live what became of it."""
     known = worker.select().where(worker.process.in_(list(runs)[:500])) if runs else ()
     for row in known:
-        # It was taken to be gone as this run began: the process that does so marks the run as well.
+        # It was considered gone as this run began: the process that does so marks the run as well.
         runs.pop(row.process)
     for process, (count, at) in runs.items():
         fleet.unknown.append(Runs(process, count, instant_of(at)))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dramatiq_joblog.schema.tables import Tables
     from dramatiq_joblog.statistics.rollups import Totals
 
-#: Milliseconds that jobs are kept after their end, by final state; None for ever.
+#: Milliseconds that jobs are kept after their end, by final state; None forever.
 Keep: TypeAlias = Mapping[FinalState, int | None]
 
 #: Jobs are deleted so many at a time, and failures and lines in statements on so many of them.
@@ -60,7 +60,7 @@ class Retention:
       totals: What outlives the jobs.
       keep: Milliseconds after its end that a job is kept, by final state; without one for
         ever.
-      keep_types: For some job types other times: by state, or one for all, None for ever.
+      keep_types: For some job types other times: by state, or one for all, None forever.
 
     Raises:
       ConfigurationError: If a state is not final, or a time is none.
@@ -288,7 +288,7 @@ def _checked(keep: Mapping[Any, int | None], name: str) -> dict[State, int | Non
             )
         if kept is not None and (isinstance(kept, bool) or not isinstance(kept, int) or kept < 0):
             raise ConfigurationError(
-                f"{name}[{str(state)!r}]={kept!r} must be milliseconds, or None for ever"
+                f"{name}[{str(state)!r}]={kept!r} must be milliseconds, or None forever"
             )
         checked[State(state)] = kept
     return checked

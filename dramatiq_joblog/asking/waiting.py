@@ -29,7 +29,7 @@ MOST = 315_360_000_000
 
 
 class Patience:
-    """How long somebody waits: *timeout* milliseconds, or for ever."""
+    """How long somebody waits: *timeout* milliseconds, or forever."""
 
     def __init__(self, timeout: int | None) -> None:
         if timeout is not None:
@@ -38,7 +38,7 @@ class Patience:
         self._began = time.monotonic()
 
     def left(self, listener: Listener[Any]) -> float | None:
-        """Return the seconds that are left for the next news of a listener; None for ever."""
+        """Return the seconds that are left for the next news of a listener; None forever."""
         if self._timeout is None:
             return None
         # It was not asked yet: that much time it needs.
@@ -64,7 +64,7 @@ class Waiting(Generic[J]):
       watcher: Where their news comes from.
       kind: Listens for the end of a job, or of its family.
       jids: The jobs.
-      timeout: Milliseconds to wait for all of them; None for ever.
+      timeout: Milliseconds to wait for all of them; None forever.
     """
 
     def __init__(

@@ -222,7 +222,7 @@ class HandedAcks:
             self._start()
         self._waiting.put(ack)
         if self._stuck:
-            # Nobody is at leisure to look after it, and its outcome need not wait for the broker.
+            # No thread is free for it, and its outcome need not wait for the broker.
             self._commit()
         if ack.sent is not None:
             self._hurry.set()

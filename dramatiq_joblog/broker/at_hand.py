@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 #: Milliseconds that one is left to threads that do not take it: then it is for any process.
 HANDED_FOR = 500
-#: Milliseconds that threads are then taken to be busy, unless one is seen to be idle.
+#: Milliseconds that threads are then considered busy, unless one is seen to be idle.
 BUSY_FOR = 5_000
 
 
@@ -103,7 +103,7 @@ class AtHand:
         consumer.delay_queue.task_done()
 
     def take_back(self) -> list[tuple[Any, Any]]:
-        """Take those back that no thread takes: as other processes may be at leisure.
+        """Take those back that no thread takes: as other processes may be idle.
 
         Returns:
           The consumer and the item of each.

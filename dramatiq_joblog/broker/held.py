@@ -79,7 +79,7 @@ class HeldMessages:
         self._seen: dict[int, _Seen] = {}
         #: What waits: by key, and by jid.
         self._waiting: dict[str, dict[str, Held]] = {}
-        #: What these wait for, alike, and how many do.
+        #: What these wait for, in the same form, and how many do.
         self._needs: dict[str, Counter[Need]] = {}
 
     def attach(self, consumer: Any) -> None:

@@ -36,7 +36,7 @@ PLAIN_OPTIONS = frozenset(
     }
 )
 
-#: Numbers that every reader of JSON reads alike.
+#: Numbers that every reader of JSON reads in the same way.
 _MAX_NUMBER = 2**53
 #: Instants up to the year 5138, in milliseconds since 1970.
 _MAX_MILLIS = 10**14

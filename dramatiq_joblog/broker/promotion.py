@@ -429,7 +429,7 @@ class Waker(threading.Thread):
             self._move(held)
 
     def _take_filled(self) -> None:
-        """Take what was put in queues, as far as this process has threads at leisure."""
+        """Take what was put in queues, as far as this process has idle threads."""
         if self._filled:
             # What was put back is looked after soon.
             self._came = True
@@ -442,7 +442,7 @@ class Waker(threading.Thread):
         if consumer is None or consumer.paused or not is_polled(self._broker):
             return
         if not consumer.work_queue.empty():
-            # There is no thread at leisure to run them.
+            # There is no idle thread to run them.
             return
         # The host takes twice as many as it has threads.
         most = max(1, min(count, consumer.prefetch // 2))

@@ -112,7 +112,7 @@ class WorkerProcess:
           threads: How many jobs it runs at once.
           queues: The queues that it consumes.
           interval: Milliseconds between two heartbeats.
-          timeout: Milliseconds without one after which the process is taken to be gone.
+          timeout: Milliseconds without one after which the process is considered gone.
         """
         first = self._workers.add(worker, Place(threads, frozenset(queues)))
         if first or self._heartbeat is None:

@@ -84,7 +84,7 @@ def list_jobs(
 def _search(query: JobQuery, limit: int, before: str | None) -> tuple[list[Any], str | None]:
     """Return jobs, newest first, and where older ones begin, if there may be any.
 
-    A page looks back only so far where no index helps; who asks here waits for all of it.
+    A page looks back only so far where no index helps; this command waits for all of it.
     """
     page = query.page(limit=limit, before=before)
     jobs = page.jobs

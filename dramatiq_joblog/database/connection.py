@@ -131,7 +131,7 @@ class Connection:
         self._dialect.prepare(database, STATEMENT_TIMEOUT)
 
     def _watch(self) -> None:
-        """Have a watchdog: a server may be silent for ever."""
+        """Have a watchdog: a server may be silent forever."""
         with self._watching:
             if self._watchdog is None:
                 self._watchdog = threading.Thread(

@@ -28,7 +28,7 @@ _OF_PEEWEE = {
     "postgresql": {"encoding", "isolation_level", "prefer_psycopg3", "prepare_threshold"},
     "mysql": {"mariadb"},
 }
-#: Connections that the smallest pool has: the writer keeps one, and who asks needs another.
+#: Connections that the smallest pool has: the writer keeps one, and queries need another.
 _LEAST = 2
 
 

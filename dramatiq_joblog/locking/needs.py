@@ -21,7 +21,7 @@ SECTION, RATE = "section", "rate"
 #: Milliseconds that a section stays held after the last heartbeat of its holder.
 DEFAULT_TTL = 60_000
 #: Milliseconds that a uniqueness lasts at most, so that a message that vanished does not hold
-#: up others for ever.
+#: up others forever.
 DEFAULT_UNIQUE_TTL = 24 * 3600 * 1000
 #: Milliseconds that anything here may last at most, a hundred years: what is longer is no number
 #: of milliseconds, and the end of it no date that databases and readers know.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 ATTENDED = 10_000
 #: Milliseconds between two times that a process says which waiters it looks after.
 ATTEND_EVERY = 3_000
-#: Milliseconds that a waiter may be late before it is taken to be absent.
+#: Milliseconds that a waiter may be late before it is considered absent.
 PATIENCE = 5_000
 #: Milliseconds after which a waiter's message comes back by itself, at most.
 COMES_BACK = 300_000

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: Milliseconds between two heartbeats of a process.
 DEFAULT_HEARTBEAT = 5_000
-#: Milliseconds without one after which a process is taken to be gone.
+#: Milliseconds without one after which a process is considered gone.
 DEFAULT_HEARTBEAT_TIMEOUT = 30_000
 #: Milliseconds that the row of a process which is gone is kept.
 KEEP_ENDED = 7 * 24 * 3600 * 1000
@@ -48,7 +48,7 @@ class Heartbeat:
     Parameters:
       job: The bound job model.
       worker: The bound worker model.
-      timeout: Milliseconds without a heartbeat after which this process is taken to be gone.
+      timeout: Milliseconds without a heartbeat after which this process is considered gone.
       ended: Called with the name of a process that has certainly ended.
       clock_went_back: Called once the database's clock went back.
     """
@@ -114,7 +114,7 @@ class Heartbeat:
         return {"threads": self.threads, "queues": sorted(self.queues)}
 
     def _appear(self) -> None:
-        """Write this process's row, or revive it: it was taken to be gone while it was paused."""
+        """Write this process's row, or revive it: it was considered gone while it was paused."""
         now = database_now(self._database)
         mine = self.worker.process == self.process
         if self.worker.select().where(mine).exists():

@@ -1,4 +1,4 @@
-"""Tokens of runs: one of its own for each run, and alike for runs of one delivery."""
+"""Tokens of runs: one for each run; runs of one delivery share its beginning."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def new_token(delivery: str | None, *, stamped: bool = False) -> str:
-    """Return a token for a run; those of one *delivery* of the broker begin alike.
+    """Return a token for a run; those of one *delivery* of the broker begin in the same way.
 
     Parameters:
       delivery: The delivery's name, if it has one.

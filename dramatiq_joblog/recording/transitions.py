@@ -146,7 +146,7 @@ class Transitions:
     def _revive(self, event: Ended) -> bool:
         """Give a cancelled job back to a run that came to its end all the same.
 
-        Its worker was only taken to be gone, or could not ask the log.  What really became of
+        Its worker was wrongly considered gone, or could not ask the log.  What really became of
         the job is worth more than that someone gave it up; a retry that follows is not.
         """
         if event.row["state"] not in FINAL or event.row.get("started_at") is None:
@@ -246,7 +246,7 @@ class Transitions:
             return GRANTED
 
     def locked_all(self, jids: Sequence[str]) -> dict[str, Known]:
-        """Return what there is to know of the rows of several jobs, alike."""
+        """Return what there is to know of the rows of several jobs."""
         rows = map(Known._make, self._locked_all.execute(jids).fetchall())
         return {row.jid: row for row in rows}
 

@@ -305,7 +305,7 @@ def _is_row(key: Any) -> bool:
 
 
 class JsonField(TextField):
-    """A JSON document kept as text, so that every database and driver reads it alike."""
+    """A JSON document kept as text, which every database and driver reads in the same way."""
 
     if TYPE_CHECKING:
 

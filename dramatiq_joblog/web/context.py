@@ -1,4 +1,4 @@
-"""One request: who asks, what the database says in time, and how it is answered."""
+"""One request: its visitor, the database's answers in time, and its response."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def test_no_time_at_all(joblog, job_factory):
 
 
 def test_a_jid_that_never_comes(joblog):
-    """Who waits for ever for what never comes can be cancelled, and leaves nothing behind."""
+    """Who waits forever for what never comes can be cancelled, and leaves nothing behind."""
 
     async def ask():
         with pytest.raises(asyncio.TimeoutError):

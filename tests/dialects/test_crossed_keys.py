@@ -59,7 +59,7 @@ print(came_in, failed)
 @pytest.mark.full
 @pytest.mark.process
 def test_four_processes(joblog, database_url):
-    """Four processes that name the same keys in any order never wait for each other for ever."""
+    """Four processes that name the same keys in any order never wait for each other forever."""
     command = [sys.executable, "-c", SCRIPT, database_url]
     processes = [
         subprocess.Popen([*command, str(n)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -243,7 +243,7 @@ def test_a_delay_of_ages(joblog, database_url, make_broker):
 
 
 def test_retries_for_ever(joblog, working):
-    """A job that may be retried for ever keeps its arguments, and None means no limit."""
+    """A job that may be retried forever keeps its arguments, and None means no limit."""
     broker, run = working
     many = put(broker, args=(7,), options={"max_retries": 2**31})
     none = put(broker, args=(7,), options={"max_retries": None})

@@ -100,7 +100,7 @@ def test_batches(joblog, job_factory):
 
 
 def test_job_types_with_times_of_their_own(database_url):
-    """Job types may be kept for ever, longer or shorter than the others."""
+    """Job types may be kept forever, longer or shorter than the others."""
     log = JobLog(
         database_url,
         keep={"finished": 10 * HOUR, "dead": 10 * HOUR},

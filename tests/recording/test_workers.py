@@ -96,7 +96,7 @@ def test_nothing_is_lost_at_once(joblog, heartbeat, job_factory):
 
 
 def test_a_process_that_was_paused_comes_back(joblog, heartbeat, job_factory):
-    """A process that was taken to be gone and was only paused has its runs back."""
+    """A process that was considered gone and was only paused has its runs back."""
     paused, other = heartbeat(), heartbeat()
     paused.beat()
     job_factory(jid="j", state="started", process=paused.process)

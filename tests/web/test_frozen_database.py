@@ -85,7 +85,7 @@ def test_a_frozen_database_does_not_take_the_host_along(postgres, host, eventual
 
 @pytest.fixture
 def gate():
-    """Return an event that is set at the end, so that no thread waits for ever."""
+    """Return an event that is set at the end, so that no thread waits forever."""
     event = threading.Event()
     yield event
     event.set()
