@@ -34,12 +34,15 @@ class InLine:
         self._locks = transitions.locks
 
     def join(self, events: Sequence[Started], rows: Mapping[str, Known]) -> dict[str, Answer]:
-        """Put those of *events* in line of which nothing was before; their rows are locked."""
+        """Put those of *events* in line of which nothing was before; their rows are locked.
+
+        One that waits already, and whose message is delivered again, keeps its place.
+        """
         new: dict[Need, list[Started]] = {}
         for event in events:
             if self.is_new(event, rows.get(event.jid)):
                 new.setdefault(event.needs[0], []).append(event)
-        answers = {event.jid: UNANSWERED for event in events}
+        answers = {event.jid: _as_found(rows.get(event.jid)) for event in events}
         for need, some in new.items():
             answers |= self.put_off(need, some, rows)
         return answers
@@ -87,6 +90,11 @@ def waits_since(rows: Mapping[str, Known], event: Started) -> int | None:
     """Return since when the job of a start waits, in milliseconds; None for a newcomer."""
     row = rows.get(event.jid)
     return None if row is None else row.waiting_since
+
+
+def _as_found(row: Known | None) -> Answer:
+    waits = row is not None and row.state == State.WAITING
+    return Answer(granted=False, found=State.WAITING.value) if waits else UNANSWERED
 
 
 def _taken(need: Need) -> str:

@@ -86,3 +86,28 @@ def test_one_that_cannot_stand_in_line(joblog, make_broker, worker, eventually, 
         eventually(lambda: len(ran) == 6)
     assert [0, 1, 2, 3, 4, 5] == ran
     assert "finished" == joblog.get(done.message_id).state
+
+
+def test_a_waiter_that_is_delivered_again(joblog, make_broker, worker, eventually, joins):
+    """One that waited in a worker that was killed keeps its place, and is asked for nothing."""
+    broker, work, ran = burst(joblog, make_broker, Exclusive("key", on_conflict="wait"))
+    with joblog.lock("key"):
+        with worker(broker):
+            first = work.send(0)
+            eventually(lambda: joblog.waiters("key").count() == 1)
+        # As Redis does with what a killed worker had: it comes behind what is there by then.
+        queue = f"{broker.namespace}:default"
+        assert first.options["redis_message_id"].encode() == broker.client.lpop(queue)
+        with worker(broker):
+            sent = 0
+            while not joins:
+                sent += 1
+                message = work.send(sent)
+                eventually(lambda jid=message.message_id: joblog.get(jid).state == "waiting")
+            broker.client.rpush(queue, first.options["redis_message_id"])
+            eventually(lambda: [first.message_id] in joins)
+            assert joblog.waiters("key").first().jid == first.message_id
+    with worker(broker):
+        eventually(lambda: joblog.jobs.finished().count() == sent + 1)
+    assert list(range(sent + 1)) == sorted(ran)
+    assert 1 == len(list(joblog.get(first.message_id).failures))
