@@ -51,7 +51,7 @@ class Exclusive:
       limit: How many jobs may hold the key at once; or a callable that receives the job arguments
         that it names, and is called at each attempt to enter.
       on_conflict: What happens to a job that finds the key held: ``"skip"`` skips it, ``"wait"``
-        puts it back until the key is free, ``"retry"`` retries it like a failure, ``"fail"``
+        lets it wait until the key is free, ``"retry"`` retries it like a failure, ``"fail"``
         makes it dead.
       wait_for: Milliseconds to wait at most; None for as long as it takes.
       on_timeout: What happens to a job that waited too long: ``"dead"``, ``"skip"`` or
