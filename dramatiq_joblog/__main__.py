@@ -1,4 +1,4 @@
-"""``python -m dramatiq_joblog``, and what the command ``dramatiq-joblog`` runs."""
+"""``python -m dramatiq_joblog``, and the entry point of the command ``dramatiq-joblog``."""
 
 import contextlib
 import sys

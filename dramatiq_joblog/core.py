@@ -1,4 +1,4 @@
-"""What a log is made of: its tables, what writes them, and what it does for itself."""
+"""The parts of a log: its tables, its writer, and its background tasks."""
 
 from __future__ import annotations
 

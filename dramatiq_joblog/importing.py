@@ -1,4 +1,4 @@
-"""The history of another log, brought into this one."""
+"""Imports of other logs."""
 
 from .admin.import_django import import_django_dramatiq
 

@@ -1,1 +1,1 @@
-"""What people and upkeep do to jobs: cancel, prune, audit, import, examine."""
+"""What people and background tasks do to jobs: cancel, prune, audit, import, check."""

@@ -1,4 +1,4 @@
-"""What people do to jobs and keys, and the record of it."""
+"""Actions of people on jobs and keys, and their record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Giving up jobs that do not run: those of which nothing more will come."""
+"""Cancelling jobs that are not running."""
 
 from __future__ import annotations
 

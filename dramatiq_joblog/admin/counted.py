@@ -1,4 +1,4 @@
-"""What has ended in a time: from the totals, or from few rows where nobody has counted."""
+"""What ended in a period: from totals, or from a bounded number of rows not totalled yet."""
 
 from __future__ import annotations
 

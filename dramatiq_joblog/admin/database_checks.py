@@ -1,4 +1,4 @@
-"""What the database itself may have wrong: its tables, its settings, its clock."""
+"""Checks of the database: its tables, its settings, its clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a log, its database and its workers now, each with its cure.
+"""Checks of a log, its database and its workers, each with its cure.
 
 Everything is only read, within a time; what cannot be known in it is wrong too.  Two ask:
 :meth:`Doctor.problems` is what needs someone, and :meth:`Doctor.findings` all that was looked at.

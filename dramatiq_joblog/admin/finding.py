@@ -1,4 +1,4 @@
-"""One thing that was looked at, with its cure."""
+"""The result of one check, with its cure."""
 
 from __future__ import annotations
 

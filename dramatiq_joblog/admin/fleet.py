@@ -1,4 +1,4 @@
-"""The worker processes as the log knows them: who lives, what they consume, and what they run."""
+"""The worker processes: which are alive, what they consume, and what they run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A move from django_dramatiq: what its ``AdminMiddleware`` kept, as rows of the log.
+"""The import of django_dramatiq's tasks, as rows of the log.
 
 Nothing of Django is needed: the table is read as it lies in the database.
 """

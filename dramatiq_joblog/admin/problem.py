@@ -1,4 +1,4 @@
-"""One thing that is wrong now, with its cure; and the words that all of them are said in."""
+"""One problem, with its cure, and the words that all problems share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queues as the log knows them: what is due in each, since when, and who takes it."""
+"""The queues: which jobs are due in each, since when, and which workers serve it."""
 
 from __future__ import annotations
 

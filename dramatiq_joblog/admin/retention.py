@@ -1,4 +1,4 @@
-"""How long jobs are kept: deletes those that are final and old, in bounded batches.
+"""Retention: deletes final, old jobs, in bounded batches.
 
 What is deleted stays in the totals.
 """

@@ -1,4 +1,4 @@
-"""Jobs that have stood still for too long: in queues, past their time, lost, behind busy threads.
+"""Jobs that do not move: in queues, past their time, lost, or behind busy threads.
 
 Each question looks at a bounded number of the oldest jobs of one state, which an index has in
 order: it costs the same however many jobs there are.

@@ -1,1 +1,1 @@
-"""Saying to people that jobs need them: rules, what is known of each, and who is notified."""
+"""Alerts: rules, their state, and notices to people."""

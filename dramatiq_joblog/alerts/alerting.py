@@ -1,4 +1,4 @@
-"""Looks at the rules, and sends what is to be said: one process of the fleet at a time."""
+"""Checks the rules and sends notices, in one process at a time."""
 
 from __future__ import annotations
 

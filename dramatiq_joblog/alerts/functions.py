@@ -1,4 +1,4 @@
-"""Functions of the application's own that the log calls: checked when they are given."""
+"""Checks of functions that the application passes in."""
 
 from __future__ import annotations
 

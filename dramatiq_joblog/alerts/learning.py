@@ -1,4 +1,4 @@
-"""Which types of jobs finish regularly: learnt from the totals, and only offered."""
+"""Job types that finish regularly, learnt from the totals."""
 
 from __future__ import annotations
 

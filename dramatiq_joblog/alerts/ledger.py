@@ -1,4 +1,4 @@
-"""What is known of each alert, in a table: it survives restarts, and the death of who sends.
+"""The state of each alert, in a table that survives restarts and killed senders.
 
 Each step is one guarded statement.  A notice is noted before it is sent, and its try before it
 is made: a process that dies between two steps leaves a notice that is sent again, later each time.

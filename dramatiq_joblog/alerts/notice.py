@@ -1,4 +1,4 @@
-"""What is said to people: one notice, as plain text and as Markdown."""
+"""One notice, as plain text and as Markdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is notified: a callable, or the URLs of the library apprise; each call within a bound."""
+"""Notifiers: callables, or URLs of the library apprise, each call with a time limit."""
 
 from __future__ import annotations
 

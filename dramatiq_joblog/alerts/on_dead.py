@@ -1,4 +1,4 @@
-"""Calls a function of the application's own for each job that died in this process."""
+"""Calls the application's ``on_dead`` for each job that died in this process."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Asking for jobs from outside of them: waiting, following, and from event loops."""
+"""Waiting for jobs, following them, and queries from event loops."""

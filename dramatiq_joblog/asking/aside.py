@@ -1,4 +1,4 @@
-"""Questions of coroutines: asked on threads of our own, so that no event loop stands still."""
+"""Queries from coroutines, run on separate threads so that no event loop blocks."""
 
 from __future__ import annotations
 

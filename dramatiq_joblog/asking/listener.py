@@ -1,4 +1,4 @@
-"""Those who wait for news of a job, in threads and in event loops."""
+"""Listeners for news of a job, in threads and in event loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads of our own: so many and no more, so that those of the host stay its own."""
+"""A bounded pool of threads, separate from those of the host application."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting for jobs to end, and following them on their way."""
+"""Waiting for jobs to end, and following them."""
 
 from __future__ import annotations
 

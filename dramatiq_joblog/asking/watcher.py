@@ -1,4 +1,4 @@
-"""One thread a process and log that looks for what all who wait there want to know.
+"""One thread per process and log that queries for all waits.
 
 A thousand that wait cost one question at a time, of a bounded length each.
 """

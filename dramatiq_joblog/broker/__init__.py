@@ -1,1 +1,1 @@
-"""All that touches Dramatiq's broker: messages, verdicts, acknowledgements, new runs."""
+"""Everything that uses Dramatiq's broker: messages, outcomes, acknowledgements, new runs."""

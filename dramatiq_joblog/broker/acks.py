@@ -1,4 +1,4 @@
-"""Acknowledgements that are handed over: sent after the commit, a whole batch in one round trip.
+"""Acknowledgements that are sent after the commit, a whole batch in one round trip.
 
 The log must hold an acknowledgement, or a rejection, back until its job's outcome is committed.
 Where the broker is known, the worker thread goes on to the next job meanwhile, and a thread of

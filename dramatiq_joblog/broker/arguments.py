@@ -1,4 +1,4 @@
-"""What is kept of a message's arguments and options, and how a new run gets them back."""
+"""What is stored of a message's arguments and options, and how a new run gets them back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages that wait in the process that fetched them, and cost the broker nothing meanwhile.
+"""Messages that wait in the process that fetched them, without costing the broker anything.
 
 They stay unacknowledged, and lie where the host puts a message that has an eta: in the delay queue
 of the consumer that fetched them.  From there they go to the worker threads once their turn has

@@ -1,4 +1,4 @@
-"""Bonds: the keys of what a message's job needs, and of what it is unique by."""
+"""Bonds: the keys that a message's job needs, and its unique key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running many jobs again, in batches: each is sent together, and noted together after that.
+"""Running many jobs again, in batches: each batch is sent, then recorded.
 
 A crash, or a lost answer of the broker, may come between the two.  So a new run has a jid that
 is the same at each try: what the log knows by it was sent, and is only noted.  What it does not

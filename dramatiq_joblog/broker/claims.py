@@ -1,4 +1,4 @@
-"""Uniqueness at ``send()``: the key of a message is taken before it goes to the broker."""
+"""Unique keys at ``send()``: claimed before the message goes to the broker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which delivery of the broker a message is: the same again, or one that was enqueued anew.
+"""Which delivery of the broker a message is: the same again, or a new one.
 
 Redis names each enqueue by ``redis_message_id``, and keeps the name through a redelivery.  Where
 a broker has no such name, a stamp of ours travels with the message, renewed at each enqueue.

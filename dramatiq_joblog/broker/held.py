@@ -1,4 +1,4 @@
-"""The messages that wait for a key in this process: as they lie in the host's delay queues."""
+"""The messages in this process that wait for a key, in the host's delay queues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The labels of a message, made fit: none of them decides whether its job runs.
+"""The labels of a message, made fit to store; none of them decides whether its job runs.
 
 Another producer may send anything under these names.  What cannot be used is left aside, the
 actor's own value stands, and the row's note says so; only what a program sends by its own

@@ -1,4 +1,4 @@
-"""What a message says of its job: its options, its columns, and the keys that it is bound to."""
+"""What a message says about its job: its options, its columns, and its keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options: what messages and actors carry, and how one of them is looked up."""
+"""The options of messages and actors, and how one is looked up."""
 
 from __future__ import annotations
 

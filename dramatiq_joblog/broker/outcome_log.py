@@ -1,4 +1,4 @@
-"""A log record for each run that ends, with its columns as fields: for ELK, Loki and the like."""
+"""A log record for the end of each run, with its columns as attributes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often keys are looked at that jobs wait for in this process.
+"""How often to check the keys that jobs in this process wait for.
 
 A key that stands still is looked at often only by the process that has the job which is next:
 that alone can put it forward.  The others look now and then, and often again once it moves.

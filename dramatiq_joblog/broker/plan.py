@@ -1,4 +1,4 @@
-"""What the log does with the messages of one actor: worked out once, and not for each of them.
+"""What the log does with the messages of one actor, worked out once.
 
 A message that has options of its own, or anything odd about it, is looked at in full instead.
 """

@@ -1,4 +1,4 @@
-"""Bringing the job that waits longest forward, once its section is free.
+"""Brings the job that has waited longest forward once its section is free.
 
 A message that waits lies in the memory of the worker process that took it from the delay queue.
 Each process looks after its own: it says in the log that it has them, and puts the one that is

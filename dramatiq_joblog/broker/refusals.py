@@ -1,4 +1,4 @@
-"""What becomes of a message that may not run now: skipped, rejected, put back or failed."""
+"""What happens to a message that may not run now: skipped, rejected, put back or failed."""
 
 from __future__ import annotations
 

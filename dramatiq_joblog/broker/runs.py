@@ -1,4 +1,4 @@
-"""What each worker thread works on, and what it has enqueued meanwhile."""
+"""What each worker thread is running, and what it has enqueued meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trace a job belongs to, where OpenTelemetry or Sentry is at work; neither is imported."""
+"""The trace of a job, if OpenTelemetry or Sentry is active; neither is imported."""
 
 from __future__ import annotations
 

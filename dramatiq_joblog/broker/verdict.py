@@ -1,4 +1,4 @@
-"""One run of a job on one worker thread, and the verdict on it."""
+"""One run of a job on one worker thread, and its outcome."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process with workers owes a log: its heartbeat and the log's upkeep, once for all of them.
+"""What a worker process does for a log: its heartbeat and background tasks.
 
 A process may have several workers, of one broker or of several; the log takes it to be at work
 from the first that boots to the last that has shut down.

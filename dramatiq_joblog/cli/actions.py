@@ -1,4 +1,4 @@
-"""``requeue``, ``dismiss`` and ``cancel``: what people do about jobs that went wrong."""
+"""``requeue``, ``dismiss`` and ``cancel``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``alerts`` and ``expect``: what is open, what was sent, and what runs regularly."""
+"""``alerts`` and ``expect``: alerts, notices, and jobs that run regularly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every command has in common: the log that it asks, how it refuses, how it is described."""
+"""What all commands share: the log, error messages, help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands say of one row: for people in a cell, for programs as a document."""
+"""The cells of one row: for people as text, for programs as a document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``diff`` and ``types``: what is not as it was, and how each job type does."""
+"""``diff`` and ``types``: what changed, and how each job type does."""
 
 from __future__ import annotations
 

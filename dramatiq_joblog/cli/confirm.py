@@ -1,4 +1,4 @@
-"""Whether something may be done: said with numbers, asked, and taken for granted with --yes."""
+"""Confirmation of an action: its effect with numbers, a question, and ``--yes``."""
 
 from __future__ import annotations
 

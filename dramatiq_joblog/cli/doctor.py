@@ -1,4 +1,4 @@
-"""``doctor``: what is wrong with the log, and its cure."""
+"""``doctor``: checks of the log, with cures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which jobs a command is about: words as in the page's search, or options of the same names."""
+"""The jobs that a command applies to: words of a search, or options of the same names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of what is known of one job, as people see them."""
+"""The parts of one job's details, for people."""
 
 from __future__ import annotations
 

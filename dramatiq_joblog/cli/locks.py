@@ -1,4 +1,4 @@
-"""``locks``: who holds which key, for how long, and who waits for it."""
+"""``locks``: the holder, lease and waiting jobs of each key."""
 
 from __future__ import annotations
 

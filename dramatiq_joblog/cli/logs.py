@@ -1,4 +1,4 @@
-"""``logs``: what a job logged, also while it does so."""
+"""``logs``: the log lines of a job, optionally followed live."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All commands together, each imported when it is called."""
+"""All commands, each imported when it is called."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``mark``: a moment that something changed, for charts and comparisons."""
+"""``mark``: record a change, for charts and comparisons."""
 
 from __future__ import annotations
 

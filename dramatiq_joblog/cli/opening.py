@@ -1,4 +1,4 @@
-"""How commands open a log, and what they say of its errors: help and completion need neither."""
+"""Opening a log, and its errors in sentences; not imported for help and completion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``queues``: what piles up, and who takes it."""
+"""``queues``: the backlog and the workers of each queue."""
 
 from __future__ import annotations
 

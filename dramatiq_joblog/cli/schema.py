@@ -1,4 +1,4 @@
-"""``migrate``: make the log's tables, or bring them up to date."""
+"""``migrate``: create the log's tables, or upgrade them."""
 
 from __future__ import annotations
 

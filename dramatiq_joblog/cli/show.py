@@ -1,4 +1,4 @@
-"""``show``: everything that is known of one job."""
+"""``show``: everything about one job."""
 
 from __future__ import annotations
 

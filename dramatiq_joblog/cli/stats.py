@@ -1,4 +1,4 @@
-"""``stats``: how many, how long, what fails, what waits."""
+"""``stats``: counts, durations, failures, and waiting jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the log looks in a terminal: shapes, colours, numbers and times, without any I/O."""
+"""The style of the terminal output: shapes, colours, numbers and times; no I/O."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the command line writes to: for people on a terminal, for programs in a pipe."""
+"""The output of commands: for people on a terminal, for programs in a pipe."""
 
 from __future__ import annotations
 

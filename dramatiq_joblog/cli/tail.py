@@ -1,4 +1,4 @@
-"""``tail``: what happens to jobs, while it happens."""
+"""``tail``: follow jobs live."""
 
 from __future__ import annotations
 

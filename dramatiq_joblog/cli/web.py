@@ -1,4 +1,4 @@
-"""``web``: the page of the log, served from here."""
+"""``web``: serve the web page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``why``: the reason for which a job is where it is, and how it came there."""
+"""``why``: the reason for a job's state, and its history."""
 
 from __future__ import annotations
 

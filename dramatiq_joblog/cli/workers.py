@@ -1,4 +1,4 @@
-"""``workers``: which processes take jobs, and which are gone."""
+"""``workers``: the worker processes, and which are gone."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What differs between SQLite, PostgreSQL and MySQL; knows no job."""
+"""Connections, URLs, statements and dialects; nothing about jobs."""

@@ -1,4 +1,4 @@
-"""Pauses that grow from try to try."""
+"""Pauses that grow from one attempt to the next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A database of peewee's on a connection that another library has opened, and will close."""
+"""A peewee database on a connection that another library opened and will close."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The database's own clock: the only one that all workers share."""
+"""The database's clock, the only one that all workers share."""
 
 from __future__ import annotations
 

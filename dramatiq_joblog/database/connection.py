@@ -1,4 +1,4 @@
-"""One thread's connection to the log's database: opened when needed, cut when it hangs.
+"""One thread's connection to the database: opened when needed, closed if it hangs.
 
 For the threads of the log's own; those that ask use :mod:`.checkout`.
 """

@@ -1,4 +1,4 @@
-"""The indexes of a table: made where they are missing, and named by their table.
+"""The indexes of a table: created where they are missing, and named after their table.
 
 On PostgreSQL and SQLite the names of indexes are shared by all tables of a database, and one that
 is taken by another table is passed over by ``IF NOT EXISTS``.

@@ -1,4 +1,4 @@
-"""Log entries that would repeat for as long as something is wrong, at most once a minute each."""
+"""Repeated log entries, limited to one a minute each."""
 
 from __future__ import annotations
 

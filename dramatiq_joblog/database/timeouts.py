@@ -1,4 +1,4 @@
-"""Questions with a bound: a reader that waits no longer than it says."""
+"""Queries with a time limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parameters of a database's URL: what holds if it names none, and what it may name."""
+"""The parameters of a database URL: their defaults, and which are allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log at home in Django: its settings, its migrations, its commands, its page and its admin.
+"""The Django app: settings, migrations, commands, page and admin.
 
 ``INSTALLED_APPS += ["dramatiq_joblog.django"]``; nothing of it is imported by the rest of the
 package, which does not need Django.

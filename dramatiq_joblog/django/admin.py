@@ -1,4 +1,4 @@
-"""The log in Django's admin, to be read; and a table of jobs for admin pages of one's own."""
+"""The log in Django's admin, read-only, and a table of jobs for other admin pages."""
 
 from __future__ import annotations
 

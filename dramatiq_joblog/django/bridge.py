@@ -1,4 +1,4 @@
-"""Answers a request of Django by an ASGI application, whatever serves Django.
+"""Answers a Django request with an ASGI application, whatever serves Django.
 
 A loop on a thread of its own runs the application: under WSGI there is none, and a loop for each
 request would be a new one for what an application keeps by its loop.

@@ -1,4 +1,4 @@
-"""The system checks: what would make the log fail, said before it does."""
+"""System checks of the log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How Django reads the log's columns: instants are milliseconds there, documents are text."""
+"""The log's columns for Django: instants are milliseconds, documents are text."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What of a message, an error or a text may be stored: made fit, redacted, encrypted."""
+"""What is stored of messages, errors and texts: converted, shortened, redacted, encrypted."""

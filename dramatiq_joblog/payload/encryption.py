@@ -1,4 +1,4 @@
-"""Arguments that are kept encrypted, for those who have the key."""
+"""Encrypted arguments."""
 
 from __future__ import annotations
 

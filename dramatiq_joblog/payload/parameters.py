@@ -1,4 +1,4 @@
-"""What an actor's parameters are called, also where a class or a decorator stands before them."""
+"""The names of an actor's parameters, also behind a class or a decorator."""
 
 from __future__ import annotations
 

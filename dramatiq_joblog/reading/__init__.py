@@ -1,1 +1,1 @@
-"""What can be asked of a log beside its scopes, and how it is shown."""
+"""Queries besides the scopes, and how their results are shown."""

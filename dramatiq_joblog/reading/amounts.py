@@ -1,4 +1,4 @@
-"""How much a search asks for: ``>10s``, ``<=500ms``, ``2..4``."""
+"""Amounts in a search: ``>10s``, ``<=500ms``, ``2..4``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changes in words: what matters of one, and what it was before."""
+"""Changes in words: the present figure, and the former one."""
 
 from __future__ import annotations
 

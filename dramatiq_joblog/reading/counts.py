@@ -1,4 +1,4 @@
-"""Counts that cost the same however large the table is, and the values that a search may name."""
+"""Counts with a bounded cost, and the values that complete a search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How numbers, durations, instants and odd characters are shown, on the page and the terminal."""
+"""How numbers, durations, instants and odd characters are shown, on the page and in terminals."""
 
 from __future__ import annotations
 

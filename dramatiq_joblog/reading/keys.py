@@ -1,4 +1,4 @@
-"""The words that a search may have before a colon; imports nothing, as completion needs them."""
+"""The keys of a search; imports nothing, because shell completion needs it."""
 
 from __future__ import annotations
 

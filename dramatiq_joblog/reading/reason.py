@@ -1,4 +1,4 @@
-"""Why a job is where it is, in whole sentences; without any I/O."""
+"""The reason for a job's state, in whole sentences; no I/O."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Searches that people saved under a name: the same for everyone who uses the log."""
+"""Saved searches, shared by everyone who uses the log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All that happened to one job, from all tables, in the order of time; without any I/O."""
+"""The history of one job, from all tables, in order of time; no I/O."""
 
 from __future__ import annotations
 

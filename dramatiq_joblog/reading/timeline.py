@@ -1,4 +1,4 @@
-"""How a job spent its time, as spans to draw one below the other; without any I/O."""
+"""How a job spent its time, as spans to draw; no I/O."""
 
 from __future__ import annotations
 

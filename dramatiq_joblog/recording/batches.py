@@ -1,4 +1,4 @@
-"""Batches of events, written so that one that the database refuses never takes others with it."""
+"""Batches of events; an event that the database refuses does not affect the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of a batch of events, and the keys that those leave free or hold on to."""
+"""The rows of a batch of events, and the keys that these free or keep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens to a job, as frozen values, and what the log answers to a start."""
+"""Events of jobs as frozen values, and the log's answers to a start."""
 
 from __future__ import annotations
 

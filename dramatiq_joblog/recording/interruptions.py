@@ -1,4 +1,4 @@
-"""Runs whose worker is gone: closed on the rows of their jobs, and kept as interrupted."""
+"""Runs whose worker is gone: closed, and kept as interrupted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A handler of ``logging`` that gives each line to the job that logs it."""
+"""A ``logging`` handler that assigns each line to the job that logged it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one run logs, until it is written: its first and its last lines, within a bound."""
+"""The log lines of one run until they are written, within a limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which file system a folder lies on, where the system says so."""
+"""The file system of a folder, if the system reports it."""
 
 from __future__ import annotations
 

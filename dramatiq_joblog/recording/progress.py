@@ -1,4 +1,4 @@
-"""What running jobs report meanwhile: their log lines and their progress, for all of a process."""
+"""Progress and log lines of the running jobs of a process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs that wait for what they need: how one is put off, and how its wait ends."""
+"""Jobs that wait for keys: how a wait begins, and how it ends."""
 
 from __future__ import annotations
 

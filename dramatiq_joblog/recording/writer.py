@@ -1,4 +1,4 @@
-"""The group-commit writer: one thread and one connection a process.
+"""The group-commit writer: one thread and one connection per process.
 
 Worker threads hand it events and wait for the commit; it takes all that is waiting,
 writes it as one transaction and wakes the waiters.  One thread that waits costs one commit,

@@ -1,4 +1,4 @@
-"""The tables of one log: its models, bound to its database and to each other."""
+"""The tables of one log: its models, bound to its database."""
 
 from __future__ import annotations
 

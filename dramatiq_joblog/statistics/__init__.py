@@ -1,1 +1,1 @@
-"""How many jobs ended how, counted by spans of time."""
+"""Totals of jobs by outcome and period."""

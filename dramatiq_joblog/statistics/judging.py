@@ -1,4 +1,4 @@
-"""Whether a type of jobs goes worse than it did, by more than chance would have it."""
+"""Whether a job type got worse, by more than chance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the jobs of one type did over a time, step by step."""
+"""Statistics of one job type over a period, step by step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far the log's own chores have come: numbers by name."""
+"""Positions of the background tasks: numbers by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The broker of a test, in memory, and what runs the jobs that it holds."""
+"""The broker of a test, in memory, and the worker that runs its jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people do: each asks first, says what will happen, and is written down."""
+"""Actions of people: confirmed with their effects, and recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of the page: read once, named by their version, kept by browsers for a year."""
+"""The static files of the page: read once, versioned, cached by browsers for a year."""
 
 from __future__ import annotations
 

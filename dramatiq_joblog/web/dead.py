@@ -1,4 +1,4 @@
-"""The dead jobs by error and actor, and what people did."""
+"""The dead jobs by error and actor, and recent actions."""
 
 from __future__ import annotations
 

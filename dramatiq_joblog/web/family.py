@@ -1,4 +1,4 @@
-"""A family of jobs as one waterfall: all that one job led to, on one time axis."""
+"""A family of jobs as one waterfall, on one time axis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How numbers, times and texts are shown: the filters of the templates."""
+"""How numbers, times and texts are shown: the template filters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All that happened to one job, with links to the other jobs in it."""
+"""The history of one job, with links to other jobs in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One job: its life drawn, its runs, its lines, its family, and what people did to it."""
+"""One job: its timeline, runs, log lines, family, and actions on it."""
 
 from __future__ import annotations
 

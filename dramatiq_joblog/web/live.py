@@ -1,4 +1,4 @@
-"""What is going on at this moment: the locks and the workers."""
+"""The current locks and workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mounts under a root path that a proxy cuts off."""
+"""Mounts under a root path that a proxy removes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first page: how it goes now, and how it went over a time."""
+"""The overview: the present state, and charts of a period."""
 
 from __future__ import annotations
 

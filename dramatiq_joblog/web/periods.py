@@ -1,4 +1,4 @@
-"""The time that a page is about: a range up to now, or one that someone picked on a chart."""
+"""The period of a page: a range up to now, or one selected on a chart."""
 
 from __future__ import annotations
 

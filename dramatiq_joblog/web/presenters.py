@@ -1,4 +1,4 @@
-"""What one line of a list says about a job, a lock or a worker."""
+"""The lines of lists of jobs, locks and workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What other programs ask: is it well, and its figures as Prometheus reads them."""
+"""Health checks and Prometheus metrics."""
 
 from __future__ import annotations
 

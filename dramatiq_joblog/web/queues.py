@@ -1,4 +1,4 @@
-"""The queues: what piles up, who takes it, and what the threads are busy with."""
+"""The queues: their backlog, their workers, and what the threads run."""
 
 from __future__ import annotations
 

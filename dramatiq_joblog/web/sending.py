@@ -1,4 +1,4 @@
-"""How an answer is sent: compressed, and not at all where nothing has changed."""
+"""How an answer is sent: compressed, or not at all if nothing has changed."""
 
 from __future__ import annotations
 

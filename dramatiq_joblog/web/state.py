@@ -1,4 +1,4 @@
-"""What one dashboard knows: its log, its settings, and figures that it keeps for a moment."""
+"""The state of one dashboard: its log, its settings, and cached figures."""
 
 from __future__ import annotations
 

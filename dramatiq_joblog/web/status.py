@@ -1,4 +1,4 @@
-"""``status()``: how one job is doing, for an application's own front end."""
+"""``status()``: one job's progress, for an application's own front end."""
 
 from __future__ import annotations
 

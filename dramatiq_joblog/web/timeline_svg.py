@@ -1,4 +1,4 @@
-"""The life of one job, drawn: its spans on one axis, and its runs in words."""
+"""The timeline of one job: its spans on one axis, and its runs in words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The job types: all of them, and how one is doing against its own past."""
+"""The job types: all of them, and one compared with its own past."""
 
 from __future__ import annotations
 

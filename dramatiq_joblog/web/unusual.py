@@ -1,4 +1,4 @@
-"""Job types against their own past: what is worse than usual comes first."""
+"""Job types compared with their own past, the worst change first."""
 
 from __future__ import annotations
 

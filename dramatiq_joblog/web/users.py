@@ -1,4 +1,4 @@
-"""One user: what happened to their jobs, on one time axis."""
+"""One user: their jobs on one time axis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first line of every page: what needs someone, or that all is well."""
+"""The first line of every page: the problems, or that all is well."""
 
 from __future__ import annotations
 

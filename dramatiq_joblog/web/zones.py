@@ -1,4 +1,4 @@
-"""The time zone that someone reads the page in: UTC, unless a cookie names another."""
+"""The time zone of a visitor: UTC, unless a cookie names another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a kind of database must say of itself; the defaults are those of a server."""
+"""What a dialect must define; the defaults are those of a server."""
 
 from __future__ import annotations
 

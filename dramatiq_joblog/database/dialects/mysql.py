@@ -1,4 +1,4 @@
-"""MySQL and MariaDB, and what the log's tables need there to hold the same as elsewhere."""
+"""MySQL and MariaDB."""
 
 from __future__ import annotations
 

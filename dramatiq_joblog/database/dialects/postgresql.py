@@ -1,4 +1,4 @@
-"""PostgreSQL, through psycopg 3 or psycopg2, with a pooler in between or without."""
+"""PostgreSQL, through psycopg 3 or psycopg2, with or without a pooler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SQLite: a file that one connection at a time writes to."""
+"""SQLite, which has one writing connection at a time."""
 
 from __future__ import annotations
 

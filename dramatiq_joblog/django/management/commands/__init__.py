@@ -1,1 +1,1 @@
-"""One command, which has all of the log's own."""
+"""The command ``joblog``."""

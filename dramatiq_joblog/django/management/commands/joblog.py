@@ -1,4 +1,4 @@
-"""``manage.py joblog ...``: the whole command line, for the project's log."""
+"""``manage.py joblog ...``: the command line for the project's log."""
 
 from __future__ import annotations
 
