@@ -197,7 +197,7 @@ class ErrorTrends:
         return seen
 
     def _died_before(self, edge: int) -> set[Pair]:
-        """Return the errors of the newest jobs that died before an instant, from an index alone."""
+        """Return the errors of the newest jobs that died before an instant, by one question."""
         job = self._job
         before = (
             job.select(job.error_type.alias("error"), job.actor.alias("actor"))
