@@ -296,13 +296,13 @@ class Stories:
                 jid = self.cancel(self.work.send(breaks=True), state)
             else:
                 jid = self.waiting()
-            self.eventually(lambda: dead_letters(self.broker) == 1, timeout=30)
+            self.eventually(lambda: dead_letters(self.broker) == 1, timeout=90)
         return jid
 
     def before_a_worker(self, message, state):
         jid = self.cancel(message, state)
         with self.run_worker():
-            self.eventually(lambda: dead_letters(self.broker) == 1, timeout=30)
+            self.eventually(lambda: dead_letters(self.broker) == 1, timeout=90)
         return jid
 
     def waiting(self):

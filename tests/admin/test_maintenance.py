@@ -43,6 +43,8 @@ def test_a_worker_counts_and_prunes_by_itself(make_broker, worker, database_url,
         eventually(lambda: not log.Lock.select().where(log.Lock.owner.is_null(False)).exists())
     total = log.core.tables.total
     assert 600 == sum(
-        row.count for row in total.select().where(total.span == HOUR, total.gone == 0)
+        row.count
+        # The worker's own job may be counted by now.
+        for row in total.select().where(total.span == HOUR, total.gone == 0, total.actor == "a")
     )
     log.close()

@@ -104,6 +104,8 @@ def test_threads_that_are_busy(joblog, broker, worker, eventually, redis_url, sq
     other_log = JobLog(sqlite_database)
     middleware = [*(m() for m in default_middleware), JobLogMiddleware(other_log)]
     other = RedisBroker(url=redis_url, namespace=broker.namespace, middleware=middleware)
+    # As a worker process does when it boots: Dramatiq 1 has middleware that starts here.
+    other.emit_after("process_boot")
     dramatiq.actor(broker=other, actor_name="guarded")(lambda n: ran.append(f"{n} elsewhere"))
     dramatiq.actor(broker=other, actor_name="stay")(lambda: None)
     with worker(broker, worker_threads=1):
