@@ -104,6 +104,9 @@ class Sections:
                 answers = self._begin_together(begins)
             for together in _together([event for event in begins if event.jid not in answers]):
                 with self.transitions.atomic():
+                    if len(together) > 1:
+                        # In the order in which others lock them, and not in that of their keys.
+                        self.transitions.locked_all([event.jid for event in together])
                     answers |= {event.jid: self._begin(event) for event in together}
         except BaseException:
             for event in begins:
