@@ -47,10 +47,10 @@ class Held:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What was found of an item of a delay queue: to read a message takes its time."""
+    """What was found of a message in a delay queue: to read it takes its time."""
 
     #: Kept, so that no other has its identity.
-    item: Any
+    message: Any
     #: None for one that waits for no key.
     held: Held | None
 
@@ -75,7 +75,8 @@ class HeldMessages:
         self._forget()
 
     def _forget(self) -> None:
-        #: What lies in the delay queues, by the identity of each item.
+        #: What lies in the delay queues, by the identity of each message: before dramatiq 2 the
+        #: host makes another item of one whenever it looks whether that is due.
         self._seen: dict[int, _Seen] = {}
         #: What waits: by key, and by jid.
         self._waiting: dict[str, dict[str, Held]] = {}
@@ -127,7 +128,9 @@ class HeldMessages:
         consumers = list(self._consumers)
         for consumer in consumers:
             self._keep_left(consumer)
-        lying = {id(item): (c, item) for c in consumers for item in items_of(c.delay_queue)}
+        lying = {
+            id(message_of(item)): (c, item) for c in consumers for item in items_of(c.delay_queue)
+        }
         if lying.keys() == self._seen.keys():
             return
         for number in self._seen.keys() - lying.keys():
@@ -136,10 +139,10 @@ class HeldMessages:
             consumer, item = lying[number]
             held = self._read(consumer, item)
             if held is None:
-                self._seen[number] = _Seen(item, None)
+                self._seen[number] = _Seen(message_of(item), None)
             elif held.jid not in self.of(held.need.key):
                 # A copy of a message that is known is read again once that has left.
-                self._seen[number] = _Seen(item, held)
+                self._seen[number] = _Seen(held.message, held)
                 self._add(held)
 
     def look_anew(self) -> None:
@@ -154,10 +157,10 @@ class HeldMessages:
         """
         for held in some:
             # Whatever becomes of it: if it stays here, it is seen again.
-            if self._seen.pop(id(held.item), None) is not None:
+            if self._seen.pop(id(held.message), None) is not None:
                 self._remove(held)
         out = take_out(some[0].consumer.delay_queue, [held.item for held in some])
-        return [held for held in some if id(held.item) in out]
+        return [held for held in some if id(held.message) in out]
 
     def put_back(self, some: Iterable[Held]) -> None:
         """Put messages back that were taken out."""
@@ -213,12 +216,12 @@ def items_of(queue: Any) -> list[Any]:
 
 
 def take_out(queue: Any, items: Sequence[Any]) -> set[int]:
-    """Take items out of a priority queue, wherever they are; return the identities of these."""
-    wanted = {id(item) for item in items}
+    """Take items out of a priority queue, wherever they are; return their messages' identities."""
+    wanted = {id(message_of(item)) for item in items}
     with _mutex_of(queue):
-        out = {id(other) for other in queue.queue} & wanted
+        out = {id(message_of(other)) for other in queue.queue} & wanted
         if out:
-            queue.queue[:] = [other for other in queue.queue if id(other) not in out]
+            queue.queue[:] = [other for other in queue.queue if id(message_of(other)) not in out]
             heapq.heapify(queue.queue)
     return out
 
