@@ -111,14 +111,17 @@ def show_conflicts(console: Console, jobs: JobQuery) -> bool:
 
 
 def find_overlaps(runs: list[Any]) -> list[tuple[str, str]]:
-    """Return the pairs of jids of one user of which the second began before the first ended."""
+    """Return the pairs of jids of one user of which the second began before the first ended.
+
+    A time limit may strike while a run writes its end down: nothing can be said of when that was.
+    """
     last: dict[int, Any] = {}
     overlaps = []
     for run in runs:
         before = last.get(run.user_id)
         if before is not None and run.began < before.ended:
             overlaps.append((before.jid, run.jid))
-        if before is None or run.ended > before.ended:
+        if run.ended is not None and (before is None or run.ended > before.ended):
             last[run.user_id] = run
     return overlaps
 
@@ -136,16 +139,21 @@ def differences(jobs: JobQuery) -> list[str]:
     found += [f"{jid} is in the log and never ran" for jid in logged.keys() - told.keys() - silent]
     for jid in told.keys() & logged.keys():
         job, runs = logged[jid], told[jid]
-        says = (ENDS.get(runs[-1].outcome, State.DEAD), runs[-1].attempt)
+        says = (ENDS.get(_outcome(runs[-1]), State.DEAD), runs[-1].attempt)
         if says != (job.state, job.attempt):
             found.append(f"{jid} is {job.state}, {job.attempt}, and says {says[0]}, {says[1]}")
-        failed = [(run.attempt, _error(run.outcome)) for run in runs if run.outcome != "finished"]
+        failed = [(r.attempt, _error(_outcome(r))) for r in runs if _outcome(r) != "finished"]
         # A wait for its section is none of a job's own runs.
         ran = job.failures.where(joblog.Failure.outcome != "waited")
         failures = [(failure.attempt, failure.error_type) for failure in ran]
         if failed != failures:
             found.append(f"{jid} has the failures {failures}, and says {failed}")
     return found
+
+
+def _outcome(run: Any) -> str:
+    # It was about to write down how it ended: only that strikes there.
+    return run.outcome or "TimeLimitExceeded"
 
 
 def _error(outcome: str) -> str:
