@@ -410,7 +410,7 @@ class JobLogMiddleware(Middleware):
 
     def before_ack(self, broker: Broker, message: MessageProxy) -> None:
         """Commit the outcome of a run whose message is about to be acknowledged."""
-        # The delay queue's copy is not a run and no end; it is acknowledged on another thread.
+        # A copy in the delay queue is neither a run nor an end; another thread acknowledges it.
         if not message.queue_name.endswith(DELAY_SUFFIX):
             self._end(broker, message, rejected=False)
             self._runs.forget_sent()

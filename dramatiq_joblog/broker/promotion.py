@@ -227,9 +227,8 @@ class Waker(threading.Thread):
     def _look_after_line(self) -> None:
         """Put those forward that did not come to stand in line: their starts say why."""
         left = []
-        while self._lining and self._lining[0][1].acquire(blocking=False):
+        while self._lining and self._lining[0][1].is_done:
             jid, receipt, since = self._lining.popleft()
-            receipt.done.release()
             if receipt.error is None and receipt.answer.found is not None:
                 continue
             held = self._held.all().get(jid)

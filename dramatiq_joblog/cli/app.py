@@ -359,6 +359,17 @@ def _sentence(error: click.UsageError) -> str:
     return f"{text[:1].lower()}{text[1:]}; see {command} --help"
 
 
+#: How many rows of a list are shown.
+at_most = click.option(
+    "--limit",
+    "-n",
+    default=50,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="Show at most this many.",
+)
+
+
 def command(
     name: str, effect: str, *, examples: Sequence[tuple[str, str]]
 ) -> Callable[[Callable[..., Any]], click.Command]:

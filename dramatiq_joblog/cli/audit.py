@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .app import NOTHING, Refusal, Session, command
+from .app import NOTHING, Refusal, Session, at_most, command
 from .cells import SHORT_JID, kind
 from .confirm import confirm, myself, yes_option
 from .locks import held
@@ -78,14 +78,7 @@ def unlock(
     "Show the audit log.",
     examples=[("actions", "who did what, when, and why")],
 )
-@click.option(
-    "--limit",
-    "-n",
-    default=50,
-    show_default=True,
-    type=click.IntRange(1, 10_000),
-    help="Show at most this many.",
-)
+@at_most
 def actions(session: Session, *, limit: int) -> None:
     """Show what people did to jobs and sections, newest first."""
     joblog = session.joblog

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
-from .app import NOTHING, Refusal, Session, command
+from .app import NOTHING, Refusal, Session, at_most, command
 from .cells import SHORT_JID, attempts, kind, since, took, why
 from .filters import filtered, select, text_of
 from .style import QUIET, age, aligned, line, mark
@@ -42,14 +42,7 @@ _WIDE = 160
     metavar="PLACE",
     help="Continue a list: the value printed at its end.",
 )
-@click.option(
-    "--limit",
-    "-n",
-    default=50,
-    show_default=True,
-    type=click.IntRange(1, 10_000),
-    help="Show at most this many.",
-)
+@at_most
 def list_jobs(
     session: Session,
     *,

@@ -59,15 +59,22 @@ def given_optional(name: str, value: Any) -> str | None:
     raise ConfigurationError(f"{name}={shown(value)} must be a text, or None")
 
 
-def given_whole(name: str, value: Any, *, most: int = MAX_INT) -> int:
-    """Return a whole number of at least 1.
+def is_whole(value: Any, least: int, most: int) -> bool:
+    """Return whether a value is a whole number from *least* to *most*."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def given_whole(name: str, value: Any, *, least: int = 1, most: int = MAX_INT) -> int:
+    """Return a whole number from *least* to *most*.
 
     Raises:
       ConfigurationError: If it is none.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most:
-        return value
-    raise ConfigurationError(f"{name}={shown(value)} must be a whole number from 1 to {most:,}")
+    if is_whole(value, least, most):
+        return int(value)
+    raise ConfigurationError(
+        f"{name}={shown(value)} must be a whole number from {least:,} to {most:,}"
+    )
 
 
 def given_flag(name: str, value: Any) -> bool:

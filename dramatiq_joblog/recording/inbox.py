@@ -57,6 +57,11 @@ class Receipt:
         """Wait until the writer is done with it, as for a lock; :attr:`error` says how it went."""
         return self.done.acquire(blocking, timeout)
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the writer is done with it, for a receipt that nobody waits for."""
+        return not self.done.locked()
+
     def wait(self) -> Answer:
         """Wait until it is committed, or kept by the log's policy, and return the answer.
 

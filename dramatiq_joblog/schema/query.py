@@ -12,6 +12,7 @@ from peewee import SQL, Field, Model, fn
 from dramatiq_joblog.database.queries import Select
 from dramatiq_joblog.database.timeouts import in_event_loop
 from dramatiq_joblog.errors import SearchError
+from dramatiq_joblog.payload.given import is_whole
 from dramatiq_joblog.payload.values import MAX_BIGINT, shown, to_millis
 from dramatiq_joblog.states import ACTIVE, IN_PROGRESS, State
 
@@ -416,7 +417,7 @@ def count_asked(name: str, value: int, *, least: int = 1, most: int = 1_000_000)
     Raises:
       SearchError: If it is not a whole number from *least* to *most*.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+    if not is_whole(value, least, most):
         raise SearchError(
             f"{name}={shown(value)} must be a whole number from {least:,} to {most:,}"
         )

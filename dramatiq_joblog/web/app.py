@@ -49,7 +49,7 @@ from .access import (
 from .assets import asset
 from .context import Visit
 from .door import Door
-from .mounts import WholePath
+from .root_paths import WholePath
 from .sending import packed
 from .state import Site
 
@@ -135,10 +135,7 @@ def dashboard(
     if metrics_token is not None:
         _check_key("metrics_token", metrics_token)
     for name, value in (("every", every), ("timeout", timeout)):
-        if given_whole(name, value) < 100:
-            raise ConfigurationError(
-                f"{name}={value!r} must be a whole number of milliseconds, at least 100"
-            )
+        given_whole(name, value, least=100)
     _check_zone(time_zone)
     site = Site(
         joblog=joblog,

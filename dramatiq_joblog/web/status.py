@@ -20,7 +20,7 @@ from dramatiq_joblog.joblog import given_log
 from dramatiq_joblog.states import FINAL
 
 from .access import answer_of, decision_of
-from .mounts import WholePath
+from .root_paths import WholePath
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
