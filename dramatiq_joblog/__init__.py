@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Job,
         Line,
         Lock,
+        Mute,
         SavedSearch,
         Worker,
     )
@@ -64,6 +65,7 @@ __all__ = [
     "Line",
     "Lock",
     "LockNotAcquired",
+    "Mute",
     "Notice",
     "Outcome",
     "OutcomeFormatter",
@@ -109,6 +111,7 @@ _MODULES = {
     "Line": ".schema.models",
     "Lock": ".schema.models",
     "LockNotAcquired": ".errors",
+    "Mute": ".schema.models",
     "Notice": ".alerts.notice",
     "Outcome": ".states",
     "OutcomeFormatter": ".broker.outcome_log",

@@ -215,10 +215,15 @@ class Core(Generic[J]):
         return text
 
     def problems(
-        self, *, patience: int = MAX_UNSERVED, timeout: int = DEFAULT_TIMEOUT
+        self,
+        *,
+        patience: int = MAX_UNSERVED,
+        timeout: int = DEFAULT_TIMEOUT,
+        muted: bool = False,
     ) -> list[Problem]:
         """Return what needs someone now, as :meth:`JobLog.problems` does."""
-        return Doctor(self, patience=patience, timeout=timeout).problems()
+        found = Doctor(self, patience=patience, timeout=timeout).problems()
+        return found if muted else [problem for problem in found if problem.muted is None]
 
     def record(
         self,

@@ -11,6 +11,7 @@ from dramatiq import Broker
 from peewee import Database, Model, PeeweeException
 
 from .admin import audit as people
+from .admin import mutes
 from .admin.cancel import Cancelled, Cancelling
 from .admin.doctor import DEFAULT_TIMEOUT as DOCTORS_TIMEOUT
 from .admin.doctor import Doctor
@@ -376,7 +377,11 @@ class JobLog(Generic[J]):
         return Doctor.for_findings(self.core, broker).findings()
 
     def problems(
-        self, *, patience: int = MAX_UNSERVED, timeout: int = DOCTORS_TIMEOUT
+        self,
+        *,
+        patience: int = MAX_UNSERVED,
+        timeout: int = DOCTORS_TIMEOUT,
+        muted: bool = False,
     ) -> list[Problem]:
         """Return what needs attention now, each with its cure, the most serious first.
 
@@ -396,10 +401,72 @@ class JobLog(Generic[J]):
           patience: Milliseconds that jobs may wait for a worker, or for a free thread.
           timeout: Milliseconds for all queries together; a check that does not finish in time is
             itself a problem.
+          muted: Return muted problems too; their ``muted`` says who muted them.
         """
         patience = count_asked("patience", patience, least=0, most=MAX_MILLIS)
         timeout = count_asked("timeout", timeout, most=MAX_MILLIS)
-        return self.core.problems(patience=patience, timeout=timeout)
+        muted = given_flag("muted", muted)
+        return self.core.problems(patience=patience, timeout=timeout, muted=muted)
+
+    def mute(
+        self, problem: Problem, *, until: datetime | int, reason: str, who: str | None = None
+    ) -> rows.Mute:
+        """Mute a problem that is known: it needs nobody until a time, or until it gets worse.
+
+        It is back when *until* is over, or when its count has more than doubled.  The page and
+        ``status`` still show it, in grey; metrics and alerts leave it out.
+
+        Example:
+          >>> for problem in joblog.problems():
+          ...     joblog.mute(problem, until=monday, reason="ticket 12", who="ada")
+
+        Parameters:
+          problem: One of :meth:`problems`.
+          until: An aware datetime or milliseconds since 1970, at most 31 days from now.
+          reason: Why; it is recorded with *who* in ``joblog.actions``.
+          who: Who does it.
+
+        Raises:
+          ConfigurationError: If a value makes no sense, or it is a problem of the database.
+
+        Returns:
+          The :class:`Mute`.
+        """
+        problem, ends = mutes.check(problem), millis_of(until)
+        reason = given_text("reason", reason, "why it is muted").strip()
+        given_optional("who", who)
+        now = self.core.locks.now()
+        if not now < ends <= now + mutes.LONGEST:
+            raise ConfigurationError(
+                f"until={shown(until)} is not within the next 31 days: a muted problem must come "
+                "back"
+            )
+        said = f"{reason} ({problem.title}, until {instant_of(ends):%Y-%m-%d %H:%M} UTC)"
+        with transaction(self.database):
+            row = mutes.mute(self.core.tables.mute, problem, until=ends, reason=reason, who=who)
+            self.record("mute", who=who or "", detail=said)
+        return row
+
+    @property
+    def mutes(self) -> Select[rows.Mute]:
+        """What is muted now, that which ends first before others: a select of :class:`Mute`."""
+        found: Select[rows.Mute] = mutes.standing(self.core.tables.mute)
+        return found
+
+    def unmute(self, problem: Problem, *, who: str | None = None) -> bool:
+        """Unmute a problem, and return whether it was muted.
+
+        Parameters:
+          problem: One of ``problems(muted=True)``.
+          who: Who does it, for ``joblog.actions``.
+        """
+        problem = mutes.check(problem)
+        given_optional("who", who)
+        with transaction(self.database):
+            if not mutes.unmute(self.core.tables.mute, problem):
+                return False
+            self.record("unmute", who=who or "", detail=problem.title)
+        return True
 
     @property
     def alerts(self) -> Select[rows.AlertState]:

@@ -24,6 +24,7 @@ from dramatiq_joblog.recording.heartbeat import HOST
 from dramatiq_joblog.recording.mounts import PASSING, file_system_of
 from dramatiq_joblog.states import FINAL, ProblemKind
 
+from . import mutes
 from .audit import retries_lost
 from .counted import Counted
 from .database_checks import MOST, DatabaseChecks
@@ -42,6 +43,8 @@ __all__ = ["MAX_SPOOLED", "MAX_WAIT", "Doctor", "Finding"]
 MAX_SPOOLED = 60
 #: Milliseconds that all questions together may take.
 DEFAULT_TIMEOUT = 5_000
+#: Milliseconds in which what is muted is read, whatever took long before.
+_LEAST = 100
 #: Milliseconds that the server may be silent beyond that.
 _SILENT = 1_000
 #: As many missing jobs are said at most.
@@ -82,6 +85,8 @@ class Doctor:
         self._timeout = timeout
         self._asks_for_expected = expected
         self._deadline = 0.0
+        #: What people muted.
+        self._muted: list[Any] = []
         self._checks = DatabaseChecks(core.tables)
         self._standstill = Standstill(
             core.tables.job,
@@ -104,13 +109,13 @@ class Doctor:
         return found
 
     def problems(self) -> list[Problem]:
-        """Return what is wrong, that which costs most first."""
+        """Return what is wrong, that which costs most first; what is muted says by whom."""
         looks = list(self._looks())
         problems = [problem for look in looks for problem in look.problems]
         unknown = [look for look in looks if look.unknown]
         if unknown and not _is_behind(problems):
             problems.append(_unknown_of(unknown))
-        return in_order(problems)
+        return in_order(mutes.apply(problems, self._muted))
 
     def _looks(self) -> Iterator[Look]:
         self._deadline = time.monotonic() + self._timeout / 1000
@@ -122,6 +127,7 @@ class Doctor:
                 yield self._connection()
                 for name, look in self._questions().items():
                     yield self._within_time(name, look)
+                self._muted = self._mutes()
         except (DatabaseAwayError, PeeweeException) as e:
             yield _unanswered(
                 f"{self._core.name} is unavailable: {scrub(str(e).strip())}",
@@ -183,6 +189,16 @@ class Doctor:
         except PeeweeException:
             raise error from None
         return Look(name, "", unknown=scrub(str(error).strip()))
+
+    def _mutes(self) -> list[Any]:
+        """Return what people muted; nothing if that cannot be known."""
+        left = round((self._deadline - time.monotonic()) * 1000)
+        try:
+            with bounded(self._database, max(left, _LEAST)):
+                return list(mutes.standing(self._core.tables.mute))
+        except (DatabaseAwayError, PeeweeException):
+            # The check of the schema says what is missing.
+            return []
 
     def _connection(self) -> Look:
         began = time.monotonic()

@@ -11,6 +11,8 @@ from dramatiq_joblog.states import ProblemKind
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from dramatiq_joblog.schema.models import Mute
+
 #: As many names are said.
 NAMED = 5
 #: Characters of a name in a sentence.
@@ -37,6 +39,8 @@ class Problem:
     cure: str
     #: The words of a search that finds the jobs; empty if it is not about jobs.
     search: str = ""
+    #: Who muted it, until when and why; None if nobody did.
+    muted: Mute | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
@@ -50,6 +54,7 @@ class Problem:
             "text": self.text,
             "cure": self.cure,
             "search": self.search,
+            "muted": None if self.muted is None else self.muted.as_dict(),
         }
 
 

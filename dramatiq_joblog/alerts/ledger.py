@@ -81,6 +81,8 @@ class Ledger:
         """Write down what was seen, and what is to be said about it."""
         known = Known() if row is None else known_of(row, sight)
         pending = next_notice(known, is_open=sight.is_open, now=now)
+        if sight.is_muted and known.pending != RESOLVED:
+            pending = None
         values: dict[str, Any] = {
             "is_open": sight.is_open,
             "pending": pending,

@@ -59,6 +59,8 @@ class Sight:
     expects: str | None = None
     #: What it is about: a notice is due at once if there is something new.
     subjects: frozenset[str] = frozenset()
+    #: Whether somebody muted what was seen: nobody is notified, not even that it is over.
+    is_muted: bool = False
 
 
 class Asked(Protocol):
@@ -69,8 +71,8 @@ class Asked(Protocol):
         """The log's tables."""
 
     @property
-    def problems(self) -> Callable[[], Sequence[Problem]]:
-        """Returns what needs someone now."""
+    def problems(self) -> Callable[..., Sequence[Problem]]:
+        """Returns what needs someone now, with *muted* what somebody muted too."""
 
 
 class Rule(Protocol):
@@ -237,15 +239,16 @@ class ProblemAlert:
     def look(self, asked: Asked, now: int, first_seen: int) -> list[Sight]:
         """Return what is seen of each kind; see :class:`Rule`."""
         by_kind: dict[str, list[Problem]] = {}
-        for problem in asked.problems():
+        for problem in asked.problems(muted=True):
             by_kind.setdefault(problem.kind.value, []).append(problem)
         return [self._sight(kind, by_kind.get(kind, [])) for kind in self.kinds]
 
-    def _sight(self, kind: str, problems: Sequence[Problem]) -> Sight:
+    def _sight(self, kind: str, found: Sequence[Problem]) -> Sight:
         key = self._key(kind)
         name = kind.replace("_", " ") if self.name == "problems" else f"{self.name}: {kind}"
+        problems = [problem for problem in found if problem.muted is None]
         if not problems:
-            return Sight(key, name, is_open=False)
+            return Sight(key, name, is_open=False, is_muted=bool(found))
         said = [f"{_sentence(problem.text)} {_sentence(problem.cure)}" for problem in problems]
         more = len(problems) - NAMED
         return Sight(

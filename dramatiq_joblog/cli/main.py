@@ -29,6 +29,7 @@ _COMMANDS = {
     "logs": ("logs", "logs", "Show the log lines of a job; -f follows them."),
     "mark": ("mark", "mark", "Record a deployment, or another change."),
     "migrate": ("schema", "migrate", "Create the tables, or upgrade them."),
+    "mute": ("mute", "mute", "Mute a problem that is known, until a time."),
     "prune": ("prune", "prune", "Delete jobs that ended long ago."),
     "queues": ("queues", "queues", "Show the backlog and the workers of each queue."),
     "requeue": ("actions", "requeue", "Run jobs again, as new jobs."),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.text import Text
 
+from dramatiq_joblog.admin.problem import said as said_at
 from dramatiq_joblog.states import ProblemKind, State
 
 from .app import AWAY, NOTHING, Session, command
@@ -45,16 +46,23 @@ _PLAIN = re.compile(r"[\w@%+=:,./ -]*", re.ASCII)
     ],
 )
 def status(session: Session) -> None:
-    """Show what needs attention, with the cure and a search for the jobs.
+    """Show what needs attention, with its kind, the cure and a search for the jobs.
 
     Exits with 1 if there is a problem, and with 3 if the log's database does not answer. In a
-    pipe: kind, since, count, sentence, search.
+    pipe: kind, since, count, sentence, search. What somebody muted (see mute) is no problem.
     """
     joblog, screen = session.joblog, session.screen
-    problems = joblog.problems()
+    known = joblog.problems(muted=True)
+    problems = [problem for problem in known if problem.muted is None]
+    muted = [problem for problem in known if problem.muted is not None]
     if session.json:
-        found = [problem.as_dict() for problem in problems]
-        screen.json({"well": not problems, "problems": found})
+        screen.json(
+            {
+                "well": not problems,
+                "problems": [problem.as_dict() for problem in problems],
+                "muted": [problem.as_dict() for problem in muted],
+            }
+        )
     elif not screen.live:
         for problem in problems:
             facts = problem.as_dict()
@@ -62,6 +70,7 @@ def status(session: Session) -> None:
             screen.raw("\t".join(line(cell) or "-" for cell in cells))
     else:
         _show(screen, joblog, problems)
+        _quiet(screen, muted)
     if any((p.kind, p.subject) == (ProblemKind.DATABASE, "connection") for p in problems):
         raise click.exceptions.Exit(AWAY)
     if problems:
@@ -87,13 +96,25 @@ def _problem(screen: Screen, problem: Problem, now: datetime) -> None:
     screen.write()
     since = age(problem.since, now)
     # Not behind the command, which people copy.
-    seen = ("" if since == "0 s" else f" {since}", QUIET)
+    kind = problem.kind.value
+    seen = (f" ({kind})" if since == "0 s" else f" ({kind}, {since})", QUIET)
     text = Text.assemble(shape(state), " ", (title, f"{TITLE} {colour(state)}"), rest, seen)
     screen.hanging(text, _INDENT)
     screen.paragraph(Text(line(problem.cure), QUIET), _INDENT)
     if problem.search:
         words = Text.assemble(("dramatiq-joblog list ", QUIET), _typed(problem.search))
         screen.paragraph(words, _INDENT)
+
+
+def _quiet(screen: Screen, muted: list[Problem]) -> None:
+    """Say what somebody muted."""
+    if muted:
+        screen.write()
+    for problem in muted:
+        row = problem.muted
+        if row is not None:
+            said = f"{line(problem.title)}: muted by {line(row.who)} until {said_at(row.until)}, "
+            screen.hanging(Text(f"\u2013 {said}{line(row.reason)}", QUIET), _INDENT)
 
 
 def _typed(search: str) -> str:

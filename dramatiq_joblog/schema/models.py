@@ -56,6 +56,7 @@ __all__ = [
     "Line",
     "Lock",
     "Mark",
+    "Mute",
     "SavedSearch",
     "StateField",
     "Total",
@@ -523,7 +524,7 @@ class Action(_Row):
     at: Field[datetime] = InstantField()
     #: Who, as far as it is known.
     who: Field[str] = NameField(max_length=255)
-    #: ``requeue``, ``dismiss``, ``unlock``, ``prune``.
+    #: ``requeue``, ``dismiss``, ``unlock``, ``mute``, ``prune``.
     what: Field[str] = NameField(max_length=32)
     #: The job, if it was done to one.
     jid: Field[str | None] = KeyField(max_length=MAX_JID, null=True)
@@ -617,6 +618,31 @@ class SavedSearch(_Row):
 
     class Meta:
         table_name = "joblog_savedsearch"
+
+
+class Mute(_Row):
+    """A problem that somebody knows of: until a time nobody else is bothered with it."""
+
+    #: In order of insertion.
+    id = BigAutoField()
+    #: The kind of the problem.
+    kind: Field[str] = NameField(max_length=32)
+    #: Which one of its kind.
+    subject: Field[str] = KeyField(max_length=MAX_JID)
+    #: Its title, for people.
+    title: Field[str] = ProseField()
+    #: Its count when it was muted: if it more than doubles, the problem is back.
+    count: Field[int] = BigNumberField()
+    #: When, by the database's clock, and until when.
+    at: Field[datetime] = InstantField()
+    until: Field[datetime] = InstantField()
+    #: Who muted it, as far as it is known, and why.
+    who: Field[str] = NameField(max_length=255)
+    reason: Field[str] = ProseField()
+
+    class Meta:
+        table_name = "joblog_mute"
+        indexes = ((("kind", "subject"), True),)
 
 
 def _plain(value: Any) -> Any:

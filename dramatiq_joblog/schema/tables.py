@@ -19,6 +19,7 @@ from .models import (
     Line,
     Lock,
     Mark,
+    Mute,
     SavedSearch,
     Total,
     Worker,
@@ -47,6 +48,7 @@ class Tables(Generic[J]):
     alert: type[AlertState]
     deploy: type[Deploy]
     search: type[SavedSearch]
+    mute: type[Mute]
 
     @property
     def database(self) -> Database:
@@ -89,6 +91,7 @@ def bind_tables(
         _bind(AlertState, prefix, database),
         _bind(Deploy, prefix, database),
         _bind(SavedSearch, prefix, database),
+        _bind(Mute, prefix, database),
     )
     bond = Bond(tables.failure, tables.line, on_select)
     job.join(bond)

@@ -71,6 +71,18 @@ _BUTTONS = {
     "rerun": "Cancel and run again",
     "now": "Run now",
 }
+#: What is said if what an action is about is gone.
+_NO_HOLDER = ("Nobody holds it", "The key is free, or another holds it by now.")
+_GONE = dict.fromkeys(("mute", "unmute"), ("It is gone", "The log has no such problem any more."))
+#: For how long a problem can be muted, in milliseconds.
+_SPANS = {
+    "1h": ("1 hour", 3_600_000),
+    "8h": ("8 hours", 28_800_000),
+    "1d": ("1 day", 86_400_000),
+    "3d": ("3 days", 259_200_000),
+    "7d": ("7 days", 604_800_000),
+    "30d": ("30 days", 2_592_000_000),
+}
 #: What cancels jobs, and sends them anew.
 _ANEW = frozenset({"rerun", "now"})
 
@@ -99,6 +111,8 @@ class Question:
     none: bool = False
     #: Whether it is asked why: not, ``optional`` or ``required``.
     reason: str = ""
+    #: For how long, to choose from: a word and a text each.
+    spans: Sequence[tuple[str, str]] = ()
     warning: str = ""
 
 
@@ -111,12 +125,14 @@ def confirm(visit: Visit) -> Response:
         question = _ask_unlock(visit)
     elif what == "change":
         question = _ask_change(visit)
+    elif what in {"mute", "unmute"}:
+        question = _ask_mute(visit, what)
     elif what in _STATES:
         question = _ask_jobs(visit, what)
     else:
         return visit.sorry(404, "Not here", f"There is nothing called {what!r} to do.")
     if question is None:
-        return visit.sorry(409, "Nobody holds it", "The key is free, or another holds it by now.")
+        return visit.sorry(409, *_GONE.get(what, _NO_HOLDER))
     return visit.page("confirm.html", question.title, {"question": question}, section="confirm")
 
 
@@ -128,6 +144,8 @@ def do(visit: Visit, form: FormData) -> Response:
         tickets.WHAT: lambda: tickets.make(visit, form),
         "change": lambda: _change(visit, form),
         "forget": lambda: _forget_search(visit, form),
+        "mute": lambda: _mute(visit, form, back),
+        "unmute": lambda: _unmute(visit, form, back),
         "save": lambda: _save_search(visit, form),
         "unlock": lambda: _unlock(visit, form, back),
     }
@@ -501,6 +519,55 @@ def _unlock(visit: Visit, form: FormData, back: str) -> Response:
     except LockNotAcquired:
         return _say(visit, "unlock", back, 0, 0)
     return _say(visit, "unlock", back, 1, 0)
+
+
+def _problem(visit: Visit, kind: Any, subject: Any) -> Any:
+    """Return a problem that is there now; None if it is not."""
+    found = visit.joblog.problems(timeout=visit.site.timeout, muted=True)
+    return next((p for p in found if (p.kind.value, p.subject) == (kind, subject)), None)
+
+
+def _ask_mute(visit: Visit, what: str) -> Question | None:
+    given = visit.query
+    problem = _problem(visit, given.get("kind", ""), given.get("subject", ""))
+    if problem is None:
+        return None
+    mute = what == "mute"
+    effects = [
+        ("skipped", "It no longer counts among what needs you, and alerts leave it out."),
+        ("retrying", "It is back when the time is over, or if it gets more than twice as many."),
+    ]
+    return Question(
+        what=what,
+        title=f"{what.capitalize()} \u201c{problem.title}\u201d?",
+        button=what.capitalize(),
+        note="recorded with your name",
+        back=visit.link.local(given.get("back", "")),
+        fields=[("kind", problem.kind.value), ("subject", problem.subject)],
+        effects=effects if mute else [("dead", "It counts among what needs you again.")],
+        reason="required" if mute else "",
+        spans=[(name, text) for name, (text, _) in _SPANS.items()] if mute else (),
+    )
+
+
+def _mute(visit: Visit, form: FormData, back: str) -> Response:
+    reason, span = _reason(form), _SPANS.get(str(form.get("span", "")))
+    if not reason:
+        return visit.sorry(400, "A reason is needed", "Give the reason; it is recorded.")
+    if span is None:
+        return visit.sorry(400, "Not muted", "Say for how long: a muted problem must come back.")
+    problem = _problem(visit, form.get("kind"), form.get("subject"))
+    if problem is None:
+        return _say(visit, "mute", back, 0, 0)
+    until = to_millis(visit.joblog.now()) + span[1]
+    visit.joblog.mute(problem, until=until, reason=reason, who=visit.who)
+    return _say(visit, "mute", back, 1, 0)
+
+
+def _unmute(visit: Visit, form: FormData, back: str) -> Response:
+    problem = _problem(visit, form.get("kind"), form.get("subject"))
+    done = problem is not None and visit.joblog.unmute(problem, who=visit.who)
+    return _say(visit, "unmute", back, int(done), 0)
 
 
 def _reason(form: FormData) -> str:

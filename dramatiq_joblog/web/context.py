@@ -53,6 +53,8 @@ _DONE = {
         "The key is unlocked.",
         "{} keys are unlocked.",
     ),
+    "mute": ("It is gone by now: nothing is muted.", "The problem is muted.", ""),
+    "unmute": ("It was not muted.", "The problem is not muted any more.", ""),
 }
 
 
@@ -272,7 +274,7 @@ class Visit:
         if section:
             self._say_what_was_done()
             if section != "confirm":
-                context["needs"] = verdict_of(self.problems(), self.link, self.now)
+                context["needs"] = verdict_of(self.all_problems(), self)
             context["json_url"] = self._json_url()
         html = site.templates.get_template(template).render(context | facts)
         headers = {"vary": "accept, cookie"}
@@ -366,9 +368,13 @@ class Visit:
 
     def problems(self) -> list[Problem]:
         """Return what needs someone; it is some seconds old."""
+        return [problem for problem in self.all_problems() if problem.muted is None]
+
+    def all_problems(self) -> list[Problem]:
+        """Return what needs someone, and what somebody muted; it is some seconds old."""
         timeout = min(self.site.timeout, PROBLEMS_WITHIN)
         found: list[Problem] = self.site.keep(
-            "problems", lambda: self.joblog.problems(timeout=timeout), times=2
+            "problems", lambda: self.joblog.problems(timeout=timeout, muted=True), times=2
         )
         return found if self.access.sees_arguments else list(map(hidden.without_keys, found))
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.admin.problem import Problem
 
+    from .context import Visit
     from .links import Links
 
 #: As many are shown whole, and named on one line.
@@ -59,6 +60,10 @@ class Line:
     age: str
     #: What the page can do about it: its name, its text, and where it is asked for.
     button: tuple[str, str, str] | None
+    #: Where it is muted, or unmuted.
+    mute: str
+    #: Who muted it, until when and why; empty if nobody did.
+    muted: str
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ class Verdict:
     count: int
     #: The first of them.
     lines: list[Line]
+    #: Those that somebody muted.
+    muted: list[Line]
 
     @property
     def heading(self) -> str:
@@ -83,9 +90,12 @@ class Verdict:
         return self.count - len(self.lines)
 
 
-def verdict_of(problems: Sequence[Problem], link: Links, now: datetime) -> Verdict:
+def verdict_of(problems: Sequence[Problem], visit: Visit) -> Verdict:
     """Return what the page says of some problems."""
-    return Verdict(len(problems), [_line(problem, link, now) for problem in problems[:MOST]])
+    active = [problem for problem in problems if problem.muted is None]
+    muted = [problem for problem in problems if problem.muted is not None]
+    lines = [_line(problem, visit) for problem in active[:MOST]]
+    return Verdict(len(active), lines, [_line(problem, visit) for problem in muted[:MOST]])
 
 
 def flags_of(problems: Sequence[Problem]) -> dict[str, str]:
@@ -94,9 +104,12 @@ def flags_of(problems: Sequence[Problem]) -> dict[str, str]:
     return {one.subject: names[one.kind] for one in problems if one.kind in names}
 
 
-def _line(problem: Problem, link: Links, now: datetime) -> Line:
+def _line(problem: Problem, visit: Visit) -> Line:
+    link = visit.link
     icon, state = _LOOKS.get(problem.kind, ("warn", "dead"))
-    age = max(0.0, (now - problem.since) / timedelta(milliseconds=1))
+    age = max(0.0, (visit.now - problem.since) / timedelta(milliseconds=1))
+    what = "mute" if problem.muted is None else "unmute"
+    which = {"kind": problem.kind.value, "subject": problem.subject}
     return Line(
         title=problem.title,
         rest=problem.text[len(problem.title) :],
@@ -108,7 +121,20 @@ def _line(problem: Problem, link: Links, now: datetime) -> Line:
         # Since when it is so is not known of what was only seen now.
         age=rough(age) if age >= 1_000 else "",
         button=_button(problem, link),
+        mute=""
+        if problem.kind is ProblemKind.DATABASE
+        else link("confirm", what=what, **which, back=link.back),
+        muted=_muted(problem, visit),
     )
+
+
+def _muted(problem: Problem, visit: Visit) -> str:
+    if problem.muted is None:
+        return ""
+    until = f"{problem.muted.until.astimezone(visit.zone):%a %d %b, %H:%M}"
+    # The reason may name what the rest of the sentence hides.
+    why = f": {problem.muted.reason}" if visit.access.sees_arguments else ""
+    return f"muted by {problem.muted.who} until {until}{why}"
 
 
 def _button(problem: Problem, link: Links) -> tuple[str, str, str] | None:

@@ -183,7 +183,7 @@ def test_the_checks(joblog_broker, settings):
     assert [] == found(include_deployment_checks=False)
     assert [] == found(databases=["default"])
     with connection.cursor() as cursor:
-        cursor.execute("DELETE FROM joblog_job_migration WHERE name LIKE '0006%'")
+        cursor.execute("DELETE FROM joblog_job_migration WHERE name LIKE '0007%'")
     try:
         assert ["joblog.W003"] == found(databases=["default"])
     finally:

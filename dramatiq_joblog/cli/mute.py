@@ -1,0 +1,111 @@
+"""``mute``: a problem that is known, until a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from dramatiq_joblog.admin.problem import said
+from dramatiq_joblog.reading.search import instant_to_come
+from dramatiq_joblog.states import ProblemKind
+
+from .app import NOTHING, Refusal, Session, command
+from .confirm import myself
+from .style import line
+from .table import Column
+
+if TYPE_CHECKING:
+    from dramatiq_joblog import Problem
+
+
+@command(
+    "mute",
+    "Mute a problem that is known, until a time.",
+    examples=[
+        ("mute queues mail --until 1d --reason 'ticket 12'", "nobody needs to hear of it today"),
+        ("mute queues mail --off", "it needs someone again"),
+        ("mute", "what is muted, by whom and until when"),
+    ],
+)
+@click.argument(
+    "kind", required=False, metavar="[KIND]", type=click.Choice([str(kind) for kind in ProblemKind])
+)
+@click.argument("subject", required=False)
+@click.option(
+    "--until",
+    metavar="TIME",
+    help="How long: 2h, 1d, or until a date such as 2026-11-24T12:00; at most 31 days.",
+)
+@click.option("--reason", help="Why; it is recorded.")
+@click.option("--off", is_flag=True, help="Unmute it.")
+def mute(
+    session: Session,
+    *,
+    kind: str | None,
+    subject: str | None,
+    until: str | None,
+    reason: str | None,
+    off: bool,
+) -> None:
+    """Mute the problem of a KIND that status shows, until a time or until it gets worse.
+
+    SUBJECT says which one if there are several of the kind. The problem is back when the time is
+    over, or when its count has more than doubled. Meanwhile status shows it in grey, its exit
+    code is 0 without other problems, and alerts leave it out.
+    """
+    joblog, screen = session.joblog, session.screen
+    if kind is None:
+        _show(session)
+        return
+    if not off and (until is None or reason is None):
+        raise Refusal("say until when, and why: --until 1d --reason 'ticket 12'")
+    problem = _problem(joblog.problems(muted=True), kind, subject)
+    if off:
+        if not joblog.unmute(problem, who=myself()):
+            raise Refusal(f"it is not muted: {line(problem.title)}", NOTHING)
+        screen.write(f"Not muted any more: {line(problem.title)}.")
+        return
+    ends = instant_to_come(str(until), joblog.now())
+    row = joblog.mute(problem, until=ends, reason=str(reason), who=myself())
+    if session.json:
+        screen.json(row.as_dict())
+    else:
+        screen.write(f"Muted until {said(row.until)}: {line(problem.title)}.")
+
+
+def _problem(found: list[Problem], kind: str, subject: str | None) -> Problem:
+    """Return the one problem that was named.
+
+    Raises:
+      Refusal: If there is none, or there are several.
+    """
+    same = [problem for problem in found if problem.kind.value == kind]
+    if subject is not None:
+        same = [problem for problem in same if problem.subject == subject]
+    if not same:
+        named = kind if subject is None else f"{kind} {subject!r}"
+        raise Refusal(f"there is no problem {named} now: see status", NOTHING)
+    if len(same) > 1:
+        names = ", ".join(repr(problem.subject) for problem in same[:5])
+        raise Refusal(f"there are {len(same)} problems of the kind {kind}: name one of {names}")
+    return same[0]
+
+
+def _show(session: Session) -> None:
+    found = list(session.joblog.mutes)
+    if session.json:
+        session.screen.json([row.as_dict() for row in found])
+    elif found:
+        session.screen.table(
+            [
+                Column("Kind", lambda row: row.kind, keep=9, least=8),
+                Column("Subject", lambda row: row.subject or row.title, keep=8, least=12),
+                Column("Until", lambda row: said(row.until), keep=7),
+                Column("Who", lambda row: row.who, keep=6, least=8),
+                Column("Reason", lambda row: row.reason, keep=5, least=12),
+            ],
+            found,
+        )
+    if not found:
+        raise Refusal("no problem is muted", NOTHING)

@@ -1,0 +1,5 @@
+"""Problems that people muted."""
+
+from dramatiq_joblog.django.migrating import migration
+
+Migration = migration(after="0006_searches")
