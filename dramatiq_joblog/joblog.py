@@ -611,7 +611,8 @@ class JobLog(Generic[J]):
         The values come from the newest jobs, the most frequent first.
 
         Parameters:
-          key: One of ``search.KEYS``; other keys have no values.
+          key: One of ``search.KEYS``, or ``args.`` for the names of arguments; other keys have no
+            values.
           prefix: The beginning of the value.
           limit: Return at most this many values.
 
@@ -624,6 +625,9 @@ class JobLog(Generic[J]):
         if key == "saved":
             names = [row.name for row in self.searches.limit(saved.MOST)]
             values = [name for name in names if name.lower().startswith(prefix.lower())][:limit]
+        elif key == "args.":
+            with checked_out(self.database):
+                values = counts.argument_names(self.Job, prefix, limit, positional_names())
         else:
             with checked_out(self.database):
                 values = counts.complete(self.Job, key, prefix, limit)

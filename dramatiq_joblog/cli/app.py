@@ -38,7 +38,7 @@ _EXIT_CODES = """\
 
 #: Stands for the hyphen before a word of a search, that no option may begin with.
 MINUS = "\N{MINUS SIGN}"
-_NEGATED = re.compile(rf"^-(?=(?:{'|'.join(KEYS)}):)")
+_NEGATED = re.compile(rf"^-(?=(?:{'|'.join(KEYS)}):|args\.)")
 #: A number below 0, which no option begins with either.
 _BELOW_0 = re.compile(r"^-(?=\d)")
 

@@ -37,6 +37,10 @@ class Words(click.ParamType):  # type: ignore[type-arg]
         """Return how a word may go on: its key, then the values that the log has."""
         key, colon, prefix = incomplete.partition(":")
         minus = "-" if key.startswith("-") else ""
+        if not colon and key.removeprefix("-").startswith("args."):
+            begin = key.removeprefix("-").removeprefix("args.")
+            names = _values(ctx, "args.", begin)
+            return [CompletionItem(f"{minus}args.{name}:") for name in names]
         if not colon:
             return [
                 CompletionItem(f"{minus}{known}:", help=what)

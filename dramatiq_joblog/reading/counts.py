@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from peewee import SQL, Select, fn
@@ -10,6 +12,8 @@ from dramatiq_joblog.schema.query import literal_states, user_field
 from dramatiq_joblog.states import GROUPS, State
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     from dramatiq_joblog.schema.query import JobQuery
 
 #: Counting stops here.
@@ -24,8 +28,10 @@ _COLUMNS = {
     "type": "job_type",
     "worker": "worker",
 }
-#: Values are looked for among so many of the newest jobs.
-SAMPLE = 3_000
+#: Values are looked for among so many of the newest jobs, and names of arguments among so many.
+SAMPLE, SAMPLE_OF_ARGUMENTS = 3_000, 300
+#: A name that a word of a search can have.
+_NAME = re.compile(r"[^\s:\"\\.]+")
 
 
 class Count(int):
@@ -71,6 +77,37 @@ def complete(model: Any, key: str, prefix: str, limit: int) -> list[str]:
     else:
         known = []
     return [value for value in known if value.lower().startswith(prefix.lower())][:limit]
+
+
+def argument_names(
+    model: Any, prefix: str, limit: int, names: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Return names of arguments that begin with *prefix*, the most frequent recently first.
+
+    Parameters:
+      model: The job model.
+      prefix: The beginning of a name, behind the names that lead to it: ``order.ci``.
+      limit: Return at most this many.
+      names: What the positional arguments of actors are called, by the actor's name.
+    """
+    *path, begin = prefix.split(".")
+    newest = model.select(model.actor, model.args, model.kwargs).order_by(model.id.desc())
+    found: Counter[str] = Counter()
+    for actor, args, kwargs in newest.limit(SAMPLE_OF_ARGUMENTS).tuples():
+        given = zip(names.get(actor, ()), args if isinstance(args, list) else (), strict=False)
+        named = kwargs if isinstance(kwargs, dict) else {}
+        found.update(_names_in({**dict(given), **named}, path))
+    fit = [name for name in found if name.lower().startswith(begin.lower())]
+    # sorted() keeps the order of those that are as frequent.
+    fit = sorted(sorted(fit), key=lambda name: -found[name])[:limit]
+    return [".".join((*path, name)) for name in fit]
+
+
+def _names_in(value: Any, path: Sequence[str]) -> Iterator[str]:
+    """Return the names in a mapping that *path* leads to."""
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return (name for name in (value if isinstance(value, dict) else ()) if _NAME.fullmatch(name))
 
 
 def _recent(model: Any, field: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.errors import SearchError
@@ -231,10 +232,18 @@ def _matching(
 def complete(visit: Visit) -> Response:
     """Answer how a word of a search may go on."""
     key, _, prefix = visit.query.get("word", "").partition(":")
-    if not _:
-        keys = [k for k in search.KEYS if k.startswith(key.lower())]
-        return visit.json({"words": [{"word": f"{k}:", "hint": search.KEYS[k]} for k in keys]})
     found: list[tuple[str, Any]] = []
+    if not _ and key.lower().startswith("args."):
+        if visit.may_ask("args.x:x"):
+            ask = partial(visit.joblog.complete, "args.", key[5:])
+            found = visit.part(None, ask, found, timeout=500)
+        names = [{"word": f"args.{name}:", "hint": "an argument"} for name, _ in found]
+        return visit.json({"words": names})
+    if not _:
+        hints = {f"{k}:": hint for k, hint in search.KEYS.items()}
+        hints["args."] = "an argument by its name"
+        fit = [word for word in hints if word.startswith(key.lower())]
+        return visit.json({"words": [{"word": word, "hint": hints[word]} for word in fit]})
     if visit.may_ask(f"{key}:x"):
         found = visit.part(
             None, lambda: visit.joblog.complete(key, prefix.strip('"')), [], timeout=500

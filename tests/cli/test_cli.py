@@ -439,6 +439,7 @@ def test_only_what_is_asked_for_is_told(joblog, job_factory):
             for typed, expected in [
                 (["list", "--user", ""], {"7"}),
                 (["list", "sta"], {"state:"}),
+                (["list", "-args.fe"], {"-args.feed:"}),
                 (["list", "-type:"], {"-type:reconciliation"}),
                 (["list", "--state", "fin"], {"finished"}),
                 (["tail", "--type", "rec"], {"reconciliation"}),
@@ -455,7 +456,9 @@ def test_a_shell_completes(sqlite_url, cli, typed, expected):
     joblog.create_tables()
     row = {"actor": "w", "queue": "q", "state": "dead", "attempt": 1, "created_at": 1}
     for jid in ("abc", "abd"):
-        joblog.Job.create(jid=jid, job_type="reconciliation", user_id=7, updated_at=1, **row)
+        joblog.Job.create(
+            jid=jid, job_type="reconciliation", user_id=7, updated_at=1, kwargs={"feed": 7}, **row
+        )
     joblog.close()
 
     done = cli(

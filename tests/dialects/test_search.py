@@ -234,4 +234,27 @@ def test_completion(joblog, job_factory):
     assert [("dead", 6), ("delayed", 0)] == sorted(joblog.complete("state", "de"))
     assert [("in_progress", None)] == joblog.complete("state", "in_")
     assert [] == joblog.complete("colour", "")
+
+
+def test_names_of_arguments_are_completed(joblog, job_factory):
+    """Names of arguments are completed from the newest jobs, also those within an argument."""
+    order = {"city": "Rome", "a b": 1, "x:y": 2, "": 3, "count": 2}
+    for kwargs in ({"feed_id": 7, "full": True}, {"feed_id": 8, "order": order}, None):
+        job_factory(args=[1, 2], kwargs=kwargs)
+    job_factory(args={"odd": 1}, kwargs=["odd"])
+
+    def names(prefix, **options):
+        return [name for name, _ in joblog.complete("args.", prefix, **options)]
+
+    assert ["feed_id", "full"] == names("F")
+    assert ["feed_id"] == names("", limit=1)
+    assert ["order.city", "order.count"] == names("order.c")
+    assert [] == names("order.city.x")
+    assert ["feed_id", "full", "order"] == names("")
+    for name in names("order."):
+        assert 0 == joblog.search(f"args.{name}:none").count()
+
+
+def test_values_of_states_are_completed(joblog):
+    """All states are values of ``state:``."""
     assert list(map(str, State)) == [value for value, _ in joblog.complete("state", limit=9)]

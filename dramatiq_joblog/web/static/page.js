@@ -701,7 +701,7 @@
         item.id = `option-${index}`;
         const text = document.createElement("span");
         text.className = "mono";
-        const [, key, value] = /^(\w+:)(.*)$/s.exec(word) || [null, "", word];
+        const [, key, value] = /^([\w.]+:)(.+)$/s.exec(word) || [null, "", word];
         const dim = document.createElement("span");
         dim.className = "dim";
         dim.textContent = key;
@@ -741,7 +741,7 @@
       const word = found[index].word;
       const [, minus, typed] = last();
       input.value = input.value.slice(0, input.value.length - typed.length - minus.length) + minus + word;
-      if (word.endsWith(":")) { suggest(); return; }
+      if (/[:.]$/.test(word)) { suggest(); return; }
       input.value += " ";
       take(false);
       close();
