@@ -25,7 +25,7 @@ def test_all_is_well(job_factory, ask, terminal, database_url):
     job_factory()
 
     assert ask("status").stdout == ""
-    assert {"well": True, "problems": []} == json.loads(ask("status", "--json").stdout)
+    assert {"well": True, "problems": [], "muted": []} == json.loads(ask("status", "--json").stdout)
     assert "✓ All is well\n✓ finished 1" in plain(terminal("--database", database_url, "status"))
 
 
