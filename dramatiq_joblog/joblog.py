@@ -292,6 +292,24 @@ class JobLog(Generic[J]):
             query: JobQuery[J] = self.core.locks.waiters.all_of(key)
         return query
 
+    def lines(self, keys: Iterable[str], *, limit: int = 50) -> dict[str, list[J]]:
+        """Return the jobs that wait for each of some keys, next in line first, in one query.
+
+        Example:
+          >>> joblog.lines(["erp", "bank"])
+          {}
+
+        Parameters:
+          keys: The keys; those that nobody waits for are not in the result.
+          limit: Return at most this many jobs for each key.
+        """
+        limit = count_asked("limit", limit)
+        named = given_list("keys", keys, "keys of sections or of rates")
+        folded = {fold_key(given_text("keys", key, "keys of sections")): key for key in named}
+        with checked_out(self.database):
+            found = self.core.locks.waiters.of_each(list(folded), limit) if folded else {}
+        return {folded[key]: line for key, line in found.items()}
+
     def lock(
         self, key: str, *, limit: int = 1, ttl: int = DEFAULT_TTL, wait: int | None = None
     ) -> HeldByHand:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peewee import SQL, fn
+from peewee import SQL, Select, fn
 
 from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.compiled import Compiled
@@ -91,6 +91,33 @@ class Waiters:
         """Return a select of the jobs that wait for a key, the one that is next first."""
         # Asked first: seldom is there one, and then the line costs more to find.
         return self._all_of(key, self._kept_for(key))
+
+    def of_each(self, keys: Sequence[str], most: int) -> dict[str, list[Any]]:
+        """Return the jobs that wait for each of some keys, the one that is next first.
+
+        It costs as much as one question for all keys, unless some are kept for jobs that wait for
+        another of their keys.  Keys that nobody waits for are left out.
+
+        Parameters:
+          keys: The keys.
+          most: Return at most this many jobs of each.
+        """
+        job, lock = self.job, self._lock
+        lines: dict[str, list[Any]] = {}
+        place = fn.ROW_NUMBER().over(partition_by=[job.section], order_by=list(self._order()))
+        waiting = self._is_waiting(), job.section.in_(keys)
+        ranked = job.select(job.id.alias("number"), place.alias("place")).where(*waiting)
+        first = Select([ranked.alias("ranked")], [SQL("number")]).where(SQL("place") <= most)
+        for row in job.select().where(job.id.in_(first)).order_by(*self._order()):
+            lines.setdefault(row.section, []).append(row)
+        kept: dict[str, list[str]] = {}
+        places = lock.select(lock.key, lock.owner).where(lock.kind == WAIT, lock.key.in_(keys))
+        for key, jid in places.tuples():
+            kept.setdefault(key, []).append(jid)
+        for key, jids in kept.items():
+            if line := list(self._all_of(key, jids).limit(most)):
+                lines[key] = line
+        return lines
 
     def _all_of(self, key: str, kept: Sequence[str]) -> Any:
         job = self.job

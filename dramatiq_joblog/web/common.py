@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dramatiq_joblog.errors import SearchError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from .context import Visit
     from .periods import Period
@@ -57,11 +57,20 @@ def waiters(visit: Visit, key: str) -> list[Any]:
     return visit.rows(f"the line for {key}", lambda: line)
 
 
+def lines(visit: Visit, keys: Iterable[str]) -> dict[str, list[Any]]:
+    """Return the jobs that wait for some sections, the one that is next first."""
+    none: dict[str, list[Any]] = {}
+    found = visit.part("who waits", lambda: visit.joblog.lines(keys, limit=PER_PAGE), none)
+    return {key: [visit.seen(job) for job in line] for key, line in found.items()}
+
+
 def deed(row: Any) -> dict[str, Any]:
     """Say what a person did, as lists of actions do."""
     verbs = {
         "cancel": "cancelled",
         "dismiss": "dismissed",
+        "mute": "muted a problem",
+        "unmute": "unmuted a problem",
         "requeue": "ran again",
         "ticket": "made a link for a ticket",
         "unlock": "unlocked",

@@ -13,7 +13,8 @@ from dramatiq_joblog.reading.saved import MAX_NAME, MOST
 from dramatiq_joblog.schema.query import COMPARABLE, Page, word
 from dramatiq_joblog.states import CANCELLABLE, FINAL, State
 
-from .common import PER_PAGE, waiters
+from .common import PER_PAGE
+from .common import lines as lines_of
 from .formats import count as how_many
 from .formats import spell
 from .presenters import JobRow, places
@@ -148,7 +149,7 @@ def _by_ids(visit: Visit, numbers: Sequence[int]) -> list[Any]:
 def _rows(visit: Visit, found: Iterable[Any]) -> list[JobRow]:
     found = list(found)
     keys = {job.section for job in found if job.state == State.WAITING and job.section}
-    lines = {key: waiters(visit, key) for key in sorted(keys)[:5]}
+    lines = lines_of(visit, sorted(keys)) if keys else {}
     number_of = places(lines)
     seen = visit.access.sees_arguments
     return [JobRow(job, visit.now, number_of.get(job.jid), seen=seen) for job in found]

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from dramatiq_joblog.locking.limits import said_of
 from dramatiq_joblog.states import State
 
-from .common import PER_PAGE, waiters
+from .common import PER_PAGE
+from .common import lines as lines_of
 from .presenters import LockRow, WorkerRow
 
 if TYPE_CHECKING:
-    from collections.abc import Container
     from datetime import datetime
 
     from starlette.responses import Response
@@ -35,18 +35,18 @@ def locks(visit: Visit) -> Response:
     owners = [lock.owner for lock in held]
     found = visit.rows("the holders", lambda: log.jobs.where(log.Job.jid.in_(owners)))
     holders = {job.jid: job for job in found}
-    lines: dict[str, list[Any]] = {}
-    for lock in held:
-        if lock.key not in lines:
-            lines[lock.key] = waiters(visit, lock.key)
+    keys = dict.fromkeys(lock.key for lock in held)
+    others = [key for key in _waiting_for(visit) if key not in keys][:PER_PAGE]
+    lines = lines_of(visit, [*keys, *others])
     limits = [
         replace(limit, key=visit.key(limit.key))
         for limit in visit.rows("the limits", lambda: log.limits)
     ]
-    free = _free(visit, lines)
+    free = [_line_of(key, lines[key]) for key in others if key in lines]
     if visit.wants_json:
         rows_ = [
-            {"waiters": [w.jid for w in lines[lock.key]]} | visit.as_dict(lock) for lock in held
+            {"waiters": [w.jid for w in lines.get(lock.key, ())]} | visit.as_dict(lock)
+            for lock in held
         ]
         waits = [
             {"key": visit.key(line.key), "waiters": [w.jid for w in line.jobs]} for line in free
@@ -61,12 +61,13 @@ def locks(visit: Visit) -> Response:
     rows = []
     for lock in held:
         slots = sum(other.key == lock.key for other in held)
-        line = None if lock.key in seen else lines[lock.key]
+        line = None if lock.key in seen else lines.get(lock.key, [])
         rows.append(
             LockRow(lock, holders.get(lock.owner), line, slots, visit.now, key=visit.key(lock.key))
         )
         seen.add(lock.key)
-    waiting = sum(len(line) for line in lines.values()) + sum(len(line.jobs) for line in free)
+    waiting = sum(len(lines.get(key, ())) for key in keys)
+    waiting += sum(len(line.jobs) for line in free)
     some = f"{len(rows)} section{'s' * (len(rows) != 1)} held, "
     sub = f"{some}{waiting} job{'s' * (waiting != 1)} waiting"
     sub *= "the locks" not in visit.missing
@@ -81,7 +82,7 @@ def locks(visit: Visit) -> Response:
 
 @dataclass(frozen=True)
 class Line:
-    """The jobs that wait for a key that nobody holds now."""
+    """The jobs that wait for a key that nobody holds: no thread is free, or none may start."""
 
     key: str
     #: The one that is next comes first.
@@ -89,8 +90,8 @@ class Line:
     since: datetime
 
 
-def _free(visit: Visit, held: Container[str]) -> list[Line]:
-    """Return the keys that jobs wait for and nobody holds: no thread is free, or none may start."""
+def _waiting_for(visit: Visit) -> list[str]:
+    """Return the keys that jobs wait for, that of the oldest job first."""
     job = visit.joblog.Job
     oldest = (
         visit.joblog.jobs.in_state(State.WAITING)
@@ -99,13 +100,12 @@ def _free(visit: Visit, held: Container[str]) -> list[Line]:
         .select(job.section)
         .tuples()
     )
-    keys = dict.fromkeys(key for (key,) in visit.rows("who waits", lambda: oldest) if key)
-    found = []
-    for key in [key for key in keys if key not in held][:PER_PAGE]:
-        if jobs := waiters(visit, key):
-            since = min(each.waiting_since or each.updated_at for each in jobs)
-            found.append(Line(key, jobs, since))
-    return found
+    rows = visit.rows("who waits", lambda: oldest)
+    return list(dict.fromkeys(key for (key,) in rows if key))
+
+
+def _line_of(key: str, jobs: list[Any]) -> Line:
+    return Line(key, jobs, min(each.waiting_since or each.updated_at for each in jobs))
 
 
 def workers(visit: Visit) -> Response:

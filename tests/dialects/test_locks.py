@@ -274,6 +274,32 @@ def test_waiters_in_order(joblog, job_factory):
     assert ["b"] == [job.jid for job in joblog.waiters("key").offset(1).limit(1)]
 
 
+def test_waiters_of_several_keys(joblog, job_factory, asked):
+    """``lines`` are the waiting jobs of each key as ``waiters`` has them, in as many questions."""
+    for number, key in enumerate(("a", "b", "a", "b", "a")):
+        began = {"started_at": 5} if number == 4 else {}
+        waits = {"waiting_since": 100 - number, "eta": 1, "section": key, **began}
+        job_factory(jid=f"{number}", state="waiting", **waits)
+    job_factory(jid="done", state="finished", section="a", waiting_since=5)
+    job_factory(jid="elsewhere", state="waiting", section="c", waiting_since=5, eta=1)
+    joblog.core.locks.waiters.keep(["b"], "elsewhere")
+    keys = ["a", "b", "nobody"]
+
+    found = joblog.lines(keys)
+
+    jids = {key: [job.jid for job in line] for key, line in found.items()}
+    assert {"a": ["4", "2", "0"], "b": ["elsewhere", "3", "1"]} == jids
+    assert jids == {key: [job.jid for job in joblog.waiters(key)] for key in keys[:2]}
+    first = joblog.lines(keys, limit=1)
+    assert {"a": ["4"], "b": ["elsewhere"]} == {k: [j.jid for j in v] for k, v in first.items()}
+    assert {} == joblog.lines([])
+    with asked() as few:
+        joblog.lines(["a"])
+    with asked() as many:
+        joblog.lines(["a", *map(str, range(100))])
+    assert len(few) == len(many)
+
+
 def test_held_keys_tell_of_their_holders(joblog):
     """``locks`` tells who holds a key, since when, for how long still, and with which fence."""
     with joblog.lock("report", ttl=50_000) as lease:
