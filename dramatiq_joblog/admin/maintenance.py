@@ -16,6 +16,7 @@ from dramatiq.logging import get_logger
 
 from dramatiq_joblog.database.checkout import checked_out
 from dramatiq_joblog.database.limited_log import LimitedLog
+from dramatiq_joblog.database.silence import patient
 from dramatiq_joblog.errors import DatabaseAwayError, JobLogError
 from dramatiq_joblog.locking.turn import Turn
 
@@ -36,6 +37,8 @@ INTERVAL = 10_000
 _TURN = 60_000
 #: Milliseconds that one who prunes by hand waits for another.
 _PATIENCE = 20_000
+#: Milliseconds that one of its statements may take, on a large table and a slow disk.
+_SLOW = 600_000
 #: Of the time that a process prunes by itself, the database rests so many parts to one.
 _REST = 24
 #: Jobs that it deletes at once then: others wait for so long.
@@ -93,7 +96,8 @@ class Chores:
           JobLogError: If another process does so for longer than a turn.
         """
         deleted: Counter[str] = Counter()
-        with checked_out(self._database), self._turn(wait=_PATIENCE) as renew:
+        turn = self._turn(wait=_PATIENCE)
+        with patient(_SLOW), checked_out(self._database), turn as renew:
             if renew is None:
                 raise JobLogError("another process prunes this log now: try again later")
             now = _now()
@@ -109,7 +113,7 @@ class Chores:
     def _round(self) -> None:
         """Count, and delete with rests, until all is done."""
         try:
-            with checked_out(self._database), self._turn() as renew:
+            with patient(_SLOW), checked_out(self._database), self._turn() as renew:
                 if renew is None:
                     return
                 now = _now()

@@ -5,9 +5,6 @@ For the threads of the log's own; those that ask use :mod:`.checkout`.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
 import threading
 import time
 import weakref
@@ -20,6 +17,7 @@ from dramatiq_joblog.errors import DatabaseAwayError
 
 from .checkout import is_unavailable, open_connection, unavailable
 from .dialects import dialect_of
+from .silence import cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,18 +154,6 @@ class Connection:
             return
         _logger.warning("The job log's database does not answer: its connection was closed.")
         cut(raw)
-
-
-def cut(raw: Any) -> None:
-    """Cut a connection: its driver sees an end, and raises in the thread that waits for it.
-
-    Any: a connection of psycopg, psycopg2 or pymysql.
-    """
-    with contextlib.suppress(Exception):
-        # It may be closed by now.
-        number = raw._sock.fileno() if hasattr(raw, "_sock") else raw.fileno()
-        with socket.socket(fileno=os.dup(number)) as end:
-            end.shutdown(socket.SHUT_RDWR)
 
 
 def leave_connections(database: Any) -> Any:

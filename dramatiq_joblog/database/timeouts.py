@@ -13,8 +13,8 @@ from peewee import DatabaseError
 from dramatiq_joblog.errors import ConfigurationError, DatabaseAwayError, QueryTimeout
 
 from .checkout import checked_out
-from .connection import cut
 from .dialects import dialect_of
+from .silence import cut, patient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #: What the databases say of a question that was cut: PostgreSQL, MySQL and MariaDB.
 _CUT_STATE = "57014"
 _CUT_CODES = {3024, 1969}
+#: Milliseconds after which what was not cut in time is.
+_LATER = 2_000
 
 
 def in_event_loop() -> bool:
@@ -60,7 +62,8 @@ def bounded(database: Database, timeout: int) -> Iterator[None]:
       QueryTimeout: If one was cut.
     """
     try:
-        with dialect_of(database).bounded(database, timeout):
+        # A server that still answers cuts it itself.
+        with patient(timeout + _LATER), dialect_of(database).bounded(database, timeout):
             yield
     except (DatabaseAwayError, DatabaseError, sqlite3.OperationalError) as e:
         if _is_cut(e.__cause__ if isinstance(e, DatabaseAwayError) else e):
@@ -135,6 +138,7 @@ def answered_within(
     with contextlib.ExitStack() as stack:
         with lent_within(database, timeout):
             stack.enter_context(checked_out(database, since=since))
+        stack.enter_context(patient(timeout + _LATER))
         stack.enter_context(cut_after(database, timeout))
         yield
 

@@ -11,12 +11,13 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import peewee
 from peewee import Database
-from playhouse.db_url import connect
+from playhouse.db_url import connect, parse
 
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.payload.secret_texts import REDACTED
 
 from .dialects import dialect_of
+from .dialects.pools import POOLS
 from .django_alias import DjangoAlias
 from .url_parameters import check_parameters, has_psycopg3, options_of
 
@@ -90,7 +91,7 @@ def open_database(database: DatabaseURL | Database | DjangoAlias) -> Database:
 
 def describe(database: Database) -> str:
     """Name *database* for people, without its password."""
-    kind = type(database).__name__.replace("Pooled", "").replace("Database", "")
+    kind = re.sub("Pooled|Watched|Database", "", type(database).__name__)
     return f"{kind} {without_password(str(database.database))!r}"
 
 
@@ -144,7 +145,7 @@ def _connect(url: str) -> Database:
         named = dict(parse_qsl(query, keep_blank_values=True))
         # What it names wins.
         options = {k: v for k, v in options_of(kind).items() if k not in named}
-        database = connect(text, unquote_password=True, unquote_user=True, **options)
+        database = _open(kind, text, options)
     except Exception as e:
         # peewee and the drivers raise many kinds for a URL they cannot read.
         if "@" in url or without_password(url) != url:
@@ -165,6 +166,17 @@ def _connect(url: str) -> Database:
         # psycopg2 prepares nothing, and does not know the word.
         database.connect_params.pop("prepare_threshold", None)
     return _checked(database)
+
+
+def _open(kind: str, url: str, options: dict[str, Any]) -> Database:
+    own = POOLS.get(kind)
+    if own is None:
+        found: Database = connect(url, unquote_password=True, unquote_user=True, **options)
+        return found
+    parameters = parse(url, unquote_password=True, unquote_user=True) | options
+    if not parameters.get("database"):
+        raise ValueError("it names no database; add /name after the host")
+    return own(**parameters)
 
 
 def _query_of(query: str, driver: str) -> str:

@@ -42,8 +42,12 @@ def options_of(kind: str) -> dict[str, Any]:
     if kind == "mysql":
         # An update counts the rows that it found, as elsewhere: CLIENT.FOUND_ROWS.
         options = _POOL | {"client_flag": 2, "connect_timeout": 5}
-        if "program_name" in parameters_of_driver(kind):
+        known = parameters_of_driver(kind)
+        if "program_name" in known:
             options["program_name"] = APPLICATION
+        if "defer_connect" in known:
+            # It is watched while it connects.
+            options["defer_connect"] = True
         return options
     # Not application_name: the URL's and that of PGAPPNAME are asked first.
     options = _POOL | {"connect_timeout": 5, "fallback_application_name": APPLICATION}

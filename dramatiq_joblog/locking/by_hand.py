@@ -51,13 +51,15 @@ _inside: ContextVar[tuple[_Block, ...]] = ContextVar("joblog_locks", default=())
 
 #: Seconds between two tries; at first, and at most.
 _PAUSE, _PAUSE_AT_MOST = 0.05, 0.5
+#: Seconds that the database may take for an answer once the time to wait is over.
+_GRACE = 0.5
 
 
 class Asked(Protocol):
     """What asks the database, one question after the other."""
 
-    def call(self, function: Callable[[], Any]) -> Any:
-        """Return what *function* returns, once that is committed."""
+    def call(self, function: Callable[[], Any], within: float | None = None) -> Any:
+        """Return what *function* returns, once that is committed: within so many seconds."""
 
     def post(self, function: Callable[[], Any]) -> None:
         """Call *function* after all that was asked before, and do not wait for it."""
@@ -73,6 +75,8 @@ class Wish:
     key: str
     #: When to give up; monotonic, in seconds.
     deadline: float
+    #: Whether it is waited for.
+    waits: bool = False
     #: As many slots of the key are held already by who wants one more.
     held: int = 0
     #: Those that wait longer come first.
@@ -89,6 +93,14 @@ class Wish:
     @property
     def _is_in_vain(self) -> bool:
         return 0 < self.limit <= self.held
+
+    @property
+    def answered_within(self) -> float | None:
+        """The seconds that the database may take for an answer; None for its own time.
+
+        Who waits for a key waits no longer for a database that is locked, or does not answer.
+        """
+        return max(0.0, self.deadline - time.monotonic()) + _GRACE if self.waits else None
 
     def next_pause(self) -> float:
         """Return the seconds until the next try."""
@@ -168,9 +180,9 @@ class HeldByHand(contextlib.ContextDecorator):
         wish = self._begin()
         lease: Lease | None
         with self._abandoned_on_error(wish):
-            while (lease := self._ask(wish.attempt)) is None:
+            while (lease := self._ask(wish.attempt, wish.answered_within)) is None:
                 if wish.is_over:
-                    raise self._ask(wish.refusal)
+                    raise self._ask(wish.refusal, wish.answered_within)
                 time.sleep(wish.next_pause())
         _enter(_Block(self._locks, wish.claim.key, _here(), lease))
         return lease
@@ -185,9 +197,9 @@ class HeldByHand(contextlib.ContextDecorator):
         wish = self._begin()
         lease: Lease | None
         with self._abandoned_on_error(wish):
-            while (lease := await self._ask_aside(wish.attempt)) is None:
+            while (lease := await self._ask_aside(wish.attempt, wish.answered_within)) is None:
                 if wish.is_over:
-                    raise await self._ask_aside(wish.refusal)
+                    raise await self._ask_aside(wish.refusal, wish.answered_within)
                 await asyncio.sleep(wish.next_pause())
         _enter(_Block(self._locks, wish.claim.key, _here(), lease))
         return lease
@@ -206,7 +218,8 @@ class HeldByHand(contextlib.ContextDecorator):
         deadline = time.monotonic() + self._wait / 1000
         claim = self._claim(secrets.token_hex(14))
         held = claim.of_job + _held_around(_Block(self._locks, claim.key, _here()))
-        self._wish = Wish(self._locks, claim, self._key, deadline, held)
+        waits = self._wait > 0
+        self._wish = Wish(self._locks, claim, self._key, deadline, waits=waits, held=held)
         return self._wish
 
     def _end(self) -> Wish:
@@ -245,14 +258,14 @@ class HeldByHand(contextlib.ContextDecorator):
                 e,
             )
 
-    def _ask(self, function: Callable[[], T]) -> T:
-        answer: T = self._asked.call(function)
+    def _ask(self, function: Callable[[], T], within: float | None = None) -> T:
+        answer: T = self._asked.call(function, within)
         return answer
 
-    async def _ask_aside(self, function: Callable[[], T]) -> T:
+    async def _ask_aside(self, function: Callable[[], T], within: float | None = None) -> T:
         """Ask on another thread, so that the event loop goes on meanwhile."""
         loop = asyncio.get_running_loop()
-        answer: T = await loop.run_in_executor(None, self._asked.call, function)
+        answer: T = await loop.run_in_executor(None, self._asked.call, function, within)
         return answer
 
 

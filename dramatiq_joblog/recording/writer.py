@@ -222,15 +222,23 @@ class Writer:
         self._timetable.end(chore, last)
         self.wake()
 
-    def call(self, function: Callable[[], Any]) -> Any:
+    def call(self, function: Callable[[], Any], within: float | None = None) -> Any:
         """Return what *function* returns on the writer's thread, where it may use the database.
 
+        Parameters:
+          function: It may be called after all, should the time be over before it is done.
+          within: Seconds to wait for it; None for as long as the database may take.
+
         Raises:
-          DatabaseAwayError: If the database is unavailable.
+          DatabaseAwayError: If the database is unavailable, or does not answer in time.
           JobLogError: If the writer failed.
         """
         call = Call(function)
-        self._submit(call).wait()
+        receipt = self._submit(call)
+        if not receipt.acquire(timeout=-1 if within is None else within):
+            raise DatabaseAwayError(f"the database did not answer within {within:.1f} s")
+        if receipt.error is not None:
+            raise receipt.error
         if call.error is not None:
             raise call.error
         return call.result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 import threading
 import time
 
@@ -39,6 +40,30 @@ def test_in_two_coroutines(joblog):
     assert [1, 2, 3] == order
     assert len(ticks) > 10
     assert not joblog.locks.exists()
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["with", "async with"])
+def test_a_file_that_stays_locked(sqlite_database, is_async):
+    """Who waits for a key waits no longer for a file that another process has locked.
+
+    The key is free once the file is.
+    """
+    log = JobLog(sqlite_database)
+    log.jobs.count()
+    other = sqlite3.connect(log.database.database, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+
+    async def enter():
+        async with log.lock("key", wait=100):
+            pass
+
+    with pytest.raises(DatabaseAwayError, match=r"did not answer within 0\.6 s"):
+        asyncio.run(enter()) if is_async else log.lock("key", wait=100).__enter__()
+    other.execute("ROLLBACK")
+    other.close()
+    with log.lock("key", wait=10_000):
+        pass
+    log.close()
 
 
 def test_in_async_actors(joblog, make_broker, worker, eventually):

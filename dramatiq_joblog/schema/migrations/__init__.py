@@ -10,6 +10,7 @@ from playhouse.migrations import Runner
 
 from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.database.indexes import ensure_indexes
+from dramatiq_joblog.database.silence import patient
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +48,8 @@ def migrate(tables: Tables[Any]) -> None:
     """
     job, database, models = tables.job, tables.database, tuple(tables)
     dialect = dialect_of(database)
-    with dialect.migrating(database):
+    # A large table's new index takes its time.
+    with patient(), dialect.migrating(database):
         runner = _Runner(database, job, models)
         ahead = [m.name for m in runner.status() if m.path is None]
         if ahead:

@@ -1,0 +1,128 @@
+"""A server that is silent, as when it is frozen or its network is gone: nobody waits forever."""
+
+from __future__ import annotations
+
+import threading
+import time
+from urllib.parse import urlsplit, urlunsplit
+
+import dramatiq
+import pytest
+from proxy import Proxy
+
+from dramatiq_joblog import DatabaseAwayError, JobLog
+from dramatiq_joblog.database import silence
+
+
+@pytest.fixture(params=["postgres", "mysql"])
+def url(request, database_of):
+    """Return the URL of each kind of server."""
+    return database_of(request.param)
+
+
+@pytest.fixture
+def network(url):
+    """Return a network in front of the server, which can go silent."""
+    parts = urlsplit(url)
+    found = Proxy(parts.hostname, parts.port)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def log(url, network, monkeypatch):
+    """Return a log behind that network, which waits for less than it does."""
+    monkeypatch.setattr(silence, "GREETED_WITHIN", 500)
+    parts = urlsplit(url)
+    behind = parts._replace(netloc=parts.netloc.replace(f":{parts.port}", f":{network.port}"))
+    found = JobLog(f"{urlunsplit(behind)}?connect_timeout=2")
+    yield found
+    network.resume()
+    found.close()
+
+
+CALLS = {
+    "a count": lambda log: log.jobs.count(),
+    "the limits": lambda log: log.limits,
+    "the locks": lambda log: list(log.locks),
+    "a limit that is set": lambda log: log.set_limit("key", 3),
+    "the waiters": lambda log: list(log.waiters("key")),
+    "a job": lambda log: log.get("jid"),
+    "a job that is cancelled": lambda log: log.cancel("jid"),
+    "a lock": lambda log: log.lock("key", wait=100).__enter__(),
+}
+
+
+#: The others are repetitions.
+_FIRST = ("a count", "a lock")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(call, id=name, marks=[] if name in _FIRST else pytest.mark.full)
+        for name, call in CALLS.items()
+    ],
+)
+def test_a_connection_that_was_good(log, network, call):
+    """A call on a connection that has gone silent raises one error; then it works again."""
+    log.jobs.count()
+    network.hang()
+
+    with silence.patient(500), pytest.raises(DatabaseAwayError):
+        call(log)
+
+    network.resume()
+    assert log.jobs.count() == 0
+
+
+def test_who_opens_a_connection_keeps_no_others(log, network):
+    """Threads that open connections fail with the first of them, and not one after the other."""
+    network.hang()
+    errors = []
+
+    def ask():
+        try:
+            log.jobs.count()
+        except DatabaseAwayError as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    # One try of each would take 20 times as long as one.
+    deadline = time.monotonic() + 20
+    for thread in threads:
+        thread.join(deadline - time.monotonic())
+    assert len(errors) == 20
+
+
+def test_jobs_go_on_meanwhile(log, network, make_broker, worker, url):
+    """Jobs run although a thread of theirs waits for a connection to a server that is silent."""
+    broker = make_broker("stub", "last", joblog=log)
+    ran = threading.Event()
+
+    @dramatiq.actor(broker=broker)
+    def ask():
+        with pytest.raises(DatabaseAwayError):
+            log.jobs.count()
+
+    work = dramatiq.actor(ran.set, actor_name="work", broker=broker)
+    with worker(broker):
+        log.jobs.count()
+        network.hang()
+        ask.send()
+        work.send()
+        assert ran.wait(30)
+        network.resume()
+
+
+def test_what_takes_long_is_not_cut(log):
+    """A statement may take as long as its block says, and no longer."""
+    kind = type(log.database).__name__
+    sleep = "SELECT pg_sleep(2)" if "Postgres" in kind else "SELECT sleep(2)"
+    with log.database.connection_context():
+        with silence.patient():
+            log.database.execute_sql(sleep)
+        with silence.patient(500), pytest.raises(DatabaseAwayError, match=r"within 0\.5 s"):
+            log.database.execute_sql(sleep)
