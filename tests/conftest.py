@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import hashlib
 import logging
 import os
 import platform
@@ -13,6 +14,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -546,7 +548,7 @@ def _prepared(module: str, environment):
 
 @pytest.fixture(scope="session")
 def prepared_workers():
-    """Return what starts ``python -m dramatiq``, or None."""
+    """Return what starts ``python -m dramatiq``, or a script that sends, or None."""
     with _prepared("dramatiq", os.environ | _OF_WORKERS) as prepared:
         yield prepared
 
@@ -626,6 +628,31 @@ def run_worker_process(request, tmp_path, eventually, prepared_workers):
         ]
         if faults:
             pytest.fail("the worker process reported:\n" + "\n".join(faults), pytrace=False)
+
+    return run
+
+
+@pytest.fixture
+def run_script(prepared_workers):
+    """Return a function that runs a script of `tests/support` to its end, in its own process."""
+
+    def run(name, *arguments, **variables):
+        script, environment = SUPPORT / name, os.environ | _OF_WORKERS | variables
+        command = [sys.executable, str(script), *map(str, arguments)]
+        if prepared_workers is None:
+            return subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=60, check=False
+            )
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+            process = prepared_workers.start(
+                command[2:], script=script, folder=ROOT, environment=environment, files=files
+            )
+            code = process.wait(timeout=60)
+            for file in files:
+                file.seek(0)
+            _, written, errors = (file.read().decode() for file in files)
+        return subprocess.CompletedProcess(command, code, written, errors)
 
     return run
 
@@ -716,6 +743,8 @@ def pytest_configure(config):
     config.stash[_COLLECTED] = {}
     tiers.choose(whole=config.getoption("--all"))
     _trust_one_authority()
+    # Each page makes a key of its secret, which takes as long as many tests; they have few secrets.
+    hashlib.scrypt = functools.cache(hashlib.scrypt)
     # A shell's background jobs ignore it, and so would all that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _let_threads_exit()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -300,14 +298,13 @@ def test_progress_is_of_all(joblog, make_broker, dead, small_batches):
 @pytest.mark.process
 @pytest.mark.parametrize("after", [1, 3, 4, 6])
 def test_a_crash_between_sending_and_noting(
-    joblog, database_url, redis_url, dead, worker, eventually, after
+    joblog, database_url, redis_url, dead, worker, eventually, run_script, after
 ):
     """After a process is killed the call is repeated, and every job runs once, and only once."""
     old = dead(7)
     joblog.release()
-    command = [sys.executable, str(SUPPORT / "dying_requeue.py"), database_url, redis_url]
-    died = subprocess.run([*command, str(after)], timeout=60, check=False)
-    assert 3 == died.returncode
+    died = run_script("dying_requeue.py", database_url, redis_url, after)
+    assert 3 == died.returncode, died.stderr
     broker = RedisBroker(url=redis_url, middleware=[JobLogMiddleware(joblog)])
     dramatiq.set_broker(broker)
     work = declare()

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from datetime import timedelta
-from pathlib import Path
 
 import dramatiq
 import pytest
 
 from dramatiq_joblog import DuplicateJob, Unique
-
-SENDER = Path(__file__).parents[1] / "support" / "killed_sender.py"
 
 pytestmark = pytest.mark.process
 
@@ -26,14 +20,14 @@ def broker(joblog, make_broker):
 
 
 @pytest.fixture
-def send_and_die(database_url, redis_url, broker):
+def send_and_die(database_url, redis_url, broker, run_script):
     """Return a function that sends a message from a process that is killed at a place."""
 
     def send(place, number, *, until, keep="last", delay=0):
-        arguments = [database_url, redis_url, broker.namespace, place, str(number), str(delay)]
-        environment = os.environ | {"UNIQUE_UNTIL": until or "ttl", "UNIQUE_KEEP": keep}
-        command = [sys.executable, SENDER, *arguments]
-        died = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        arguments = [database_url, redis_url, broker.namespace, place, number, delay]
+        died = run_script(
+            "killed_sender.py", *arguments, UNIQUE_UNTIL=until or "ttl", UNIQUE_KEEP=keep
+        )
         assert -signal.SIGKILL == died.returncode, died.stderr
 
     return send

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import dramatiq
 import peewee
 import pytest
@@ -22,7 +18,6 @@ from dramatiq_joblog import (
 )
 from dramatiq_joblog.locking.needs import DEFAULT_UNIQUE_TTL
 
-SENDER = Path(__file__).parents[1] / "support" / "dying_sender.py"
 #: Milliseconds; as long as the database may take.
 SLACK = 60_000
 
@@ -44,10 +39,9 @@ def is_taken(joblog):
 
 
 @pytest.mark.process
-def test_a_sender_that_dies_at_once(joblog, database_url, redis_url):
+def test_a_sender_that_dies_at_once(joblog, database_url, redis_url, run_script):
     """A key has its whole time once ``send()`` has returned, though its sender dies right then."""
-    command = [sys.executable, SENDER, database_url, redis_url]
-    died = subprocess.run(command, capture_output=True, text=True, check=False)
+    died = run_script("dying_sender.py", database_url, redis_url)
     assert 3 == died.returncode, died.stderr
     assert time_left(joblog) > DEFAULT_UNIQUE_TTL - SLACK
 

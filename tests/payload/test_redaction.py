@@ -152,8 +152,10 @@ def test_long_texts():
         assert kept([text])
 
 
+#: Without a codec, whose characters Hypothesis would first look for in seconds.
+any_text = st.text(st.characters(exclude_categories=["Cs"]))
 any_json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
+    st.none() | st.booleans() | st.integers() | any_text,
     lambda inner: st.lists(inner) | st.dictionaries(st.text("abct_ 1"), inner),
 )
 

@@ -2,8 +2,8 @@
 
 Half of what a worker process costs is importing, and nearly all of what the command line costs.
 Each command is a process of its own, forked before it has a thread or a connection, and runs
-``python -m MODULE`` as if it had been started so.  Run as a program this module is the process
-that they come from; `Prepared` starts and asks it.
+``python -m MODULE``, or a script, as if it had been started so.  Run as a program this module is
+the process that they come from; `Prepared` starts and asks it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOST = 1 << 20
 
 #: What commands import, by the module that is run.
 IMPORTS = {
-    "dramatiq": ("brokers", "dramatiq.cli", "dramatiq.worker", "dramatiq_joblog"),
+    "dramatiq": ("brokers", "dramatiq.cli", "dramatiq.worker", "psycopg", "pymysql"),
     "dramatiq_joblog": ("dramatiq_joblog.cli", "psycopg", "pymysql", "rich.progress"),
 }
 
@@ -84,7 +84,7 @@ class Prepared:
 
     Parameters:
       launch: Starts a program that ends with this one.
-      module: What is run.
+      module: What is run, if no script is named.
       environment: Its environment.
     """
 
@@ -95,8 +95,8 @@ class Prepared:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket
 
-    def start(self, arguments, *, folder, environment, files) -> Command:
-        """Start ``python -m MODULE`` with *arguments*.
+    def start(self, arguments, *, folder, environment, files, script=None) -> Command:
+        """Start ``python -m MODULE``, or a *script*, with *arguments*.
 
         *files* are its standard input, output and error.
         """
@@ -104,7 +104,8 @@ class Prepared:
             self._begin()
         reading, writing = os.pipe()
         try:
-            request = json.dumps([arguments, str(folder), dict(environment)])
+            command = [str(script or self._module), *map(str, arguments)]
+            request = json.dumps([command, str(folder), dict(environment)])
             numbers = [*(file.fileno() for file in files), writing]
             socket.send_fds(self._socket, [request.encode()], numbers)
         finally:
@@ -129,7 +130,7 @@ class Prepared:
 
 
 def serve(requests: socket.socket) -> list[str] | None:
-    """Fork for each request; return the command's arguments in the fork, and None at the end."""
+    """Fork for each request; return the command in the fork, and None at the end."""
     while True:
         request, files, _, _ = socket.recv_fds(requests, MOST, 4)
         if not request:
@@ -162,7 +163,7 @@ def watch(pid: int, saying: int) -> None:
     os._exit(0)
 
 
-def become(files: list[int], arguments, folder, environment) -> list[str]:
+def become(files: list[int], command, folder, environment) -> list[str]:
     """Be as a process that was started anew."""
     os.setsid()
     end_with_parent(signal.SIGTERM)
@@ -173,9 +174,9 @@ def become(files: list[int], arguments, folder, environment) -> list[str]:
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()
-    sys.path[0] = folder
+    sys.path[0] = str(Path(command[0]).parent) if command[0].endswith(".py") else folder
     open_standard_files()
-    return arguments
+    return command
 
 
 def open_standard_files() -> None:
@@ -202,6 +203,10 @@ def import_all(module: str) -> None:
         if name.startswith("dramatiq_joblog."):
             for found in pkgutil.iter_modules(imported.__path__, f"{name}."):
                 importlib.import_module(found.name)
+    # A name of the package is imported when it is asked for.
+    package = importlib.import_module("dramatiq_joblog")
+    for public in package.__all__:
+        getattr(package, public)
 
 
 if __name__ == "__main__":
@@ -209,5 +214,8 @@ if __name__ == "__main__":
     import_all(name)
     gc.freeze()
     if (command := serve(socket.socket(fileno=int(number)))) is not None:
-        sys.argv = [name, *command]
-        runpy.run_module(name, run_name="__main__", alter_sys=True)
+        sys.argv = command
+        if command[0].endswith(".py"):
+            runpy.run_path(command[0], run_name="__main__")
+        else:
+            runpy.run_module(command[0], run_name="__main__", alter_sys=True)

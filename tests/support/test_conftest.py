@@ -16,6 +16,7 @@ from dramatiq.middleware.time_limit import _CtypesTimeoutManager
 from dramatiq_joblog import JobLogMiddleware
 
 ROOT = Path(__file__).parents[2]
+SUPPORT = Path(__file__).parent
 
 GUARDED = """
 import dramatiq, pytest
@@ -190,6 +191,27 @@ def test_eventually_gives_up(eventually):
     """A wait ends as a failure when its time is over."""
     with pytest.raises(pytest.fail.Exception, match="was still 0 after"):
         eventually(lambda: 0, timeout=0.1)
+
+
+def test_a_prepared_process_has_imported_the_package(tmp_path):
+    """What comes from a process that has imported all imports nothing of the package anew."""
+    code = """if True:
+        import sys, prepared
+        prepared.import_all("dramatiq")
+        before = set(sys.modules)
+        from dramatiq_joblog import *
+        import brokers, playhouse, psycopg, pymysql
+        print(sorted(set(sys.modules) - before))
+    """
+    path = os.pathsep.join(map(str, (SUPPORT, ROOT)))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.process
