@@ -28,7 +28,7 @@ class Seal:
 
     def __init__(self, keys: str | bytes | Sequence[str | bytes]) -> None:
         try:
-            # Any: an extra, that no type checker may count on.
+            # Any: an optional extra, so its types may be missing.
             fernet: Any = importlib.import_module("cryptography.fernet")
         except ImportError as e:
             raise ConfigurationError(
@@ -46,7 +46,7 @@ class Seal:
         try:
             self._fernet = fernet.MultiFernet([fernet.Fernet(key) for key in keys])
         except (TypeError, ValueError) as e:
-            # Its text may be a real key with a slip of the pen: it is not shown.
+            # Its text may be a real key with a typo: it is not shown.
             raise ConfigurationError(
                 f"seal_key is not a Fernet key ({e}); make one: {_MAKE_ONE}"
             ) from None
@@ -57,7 +57,7 @@ class Seal:
         return str(self._fernet.encrypt(data).decode())
 
     def open(self, text: str) -> bytes | None:
-        """Return what was encrypted, or None if none of the keys fits."""
+        """Return the decrypted text, or None if none of the keys fits."""
         try:
             return bytes(self._fernet.decrypt(text.encode()))
         except self._refused:

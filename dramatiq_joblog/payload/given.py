@@ -1,4 +1,4 @@
-"""What callers give, refused with a sentence that names it, before anything depends on it."""
+"""Validate arguments of callers; each error names the parameter and the value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .values import MAX_INT, shown
 
 
 def given_list(name: str, value: Any, of: str) -> list[Any]:
-    """Return several values as a list; one text is not taken for the list of its letters.
+    """Return several values as a list; a single string is refused, not split into letters.
 
     Parameters:
       name: The parameter.
@@ -19,7 +19,7 @@ def given_list(name: str, value: Any, of: str) -> list[Any]:
       of: What it is a list of.
 
     Raises:
-      ConfigurationError: If it is no list of anything.
+      ConfigurationError: If it is not a list.
     """
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
         return list(value)
@@ -30,7 +30,7 @@ def given_mapping(name: str, value: Any, of: str) -> Mapping[Any, Any]:
     """Return a mapping.
 
     Raises:
-      ConfigurationError: If it is none.
+      ConfigurationError: If it is not a mapping.
     """
     if isinstance(value, Mapping):
         return value
@@ -38,10 +38,10 @@ def given_mapping(name: str, value: Any, of: str) -> Mapping[Any, Any]:
 
 
 def given_text(name: str, value: Any, what: str) -> str:
-    """Return a text that says something.
+    """Return a text that is not empty.
 
     Raises:
-      ConfigurationError: If it is none, or is empty.
+      ConfigurationError: If it is not a text, or is empty.
     """
     if isinstance(value, str) and value.strip():
         return value
@@ -68,7 +68,7 @@ def given_whole(name: str, value: Any, *, least: int = 1, most: int = MAX_INT) -
     """Return a whole number from *least* to *most*.
 
     Raises:
-      ConfigurationError: If it is none.
+      ConfigurationError: If it is not such a number.
     """
     if is_whole(value, least, most):
         return int(value)
@@ -89,7 +89,7 @@ def given_flag(name: str, value: Any) -> bool:
 
 
 def given_callable(name: str, value: Any, of: str) -> Any:
-    """Return what can be called, or None.
+    """Return a callable, or None.
 
     Raises:
       ConfigurationError: If it is neither.

@@ -1,4 +1,4 @@
-"""The names of an actor's parameters, also behind a class or a decorator."""
+"""The names of an actor's parameters, even behind a class or a decorator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Wrappers within wrappers that are looked through at most.
+#: The most nested wrappers to look through.
 _DEEPEST = 10
 _ANYTHING = inspect.Signature(
     [
@@ -26,8 +26,8 @@ class Parameters:
     """The parameters that an actor's messages fill."""
 
     signature: inspect.Signature
-    #: Whether only the code that it calls says so, or nothing does: a decorator without
-    #: ``functools.wraps`` takes whatever comes.
+    #: Whether the names come only from the wrapped function, or are unknown: a decorator without
+    #: ``functools.wraps`` takes any arguments.
     guessed: bool = False
 
     @property
@@ -37,7 +37,7 @@ class Parameters:
 
     @property
     def positional(self) -> tuple[str, ...]:
-        """Names of the positional parameters in order, one for all of ``*args`` at the end."""
+        """Names of the positional parameters in order, with that of ``*args``, if any, at the end."""
         keyword = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
         named = self.signature.parameters.values()
         return tuple(p.name for p in named if p.kind not in keyword)
@@ -50,7 +50,7 @@ class Parameters:
 
     @property
     def cure(self) -> str:
-        """How parameters that cannot be known are made known, to follow an error's text."""
+        """The end of an error's text: how to make unknown parameters known."""
         return ", as a decorator without functools.wraps hides them" if not self.known else ""
 
     def __str__(self) -> str:
@@ -60,9 +60,9 @@ class Parameters:
 def parameters_of(function: Any) -> Parameters:
     """Return the parameters of an actor's function.
 
-    Those of a ``GenericActor`` are its ``perform``'s.  A function that takes ``*args`` and
-    nothing by name is looked through: if it holds on to a single function with named
-    parameters, as a decorator does, these are taken.
+    Those of a ``GenericActor`` are those of its ``perform``.  If a function takes only
+    ``*args``, and holds a single function with named parameters, as a decorator does, the
+    names of that function are used.
     """
     signature = _signature(function)
     if not is_opaque(signature):
@@ -84,7 +84,7 @@ def _signature(function: Any) -> inspect.Signature:
     try:
         return inspect.signature(function)
     except (TypeError, ValueError):
-        # A function that is not Python's may not say.
+        # A built-in function may have no signature.
         return _ANYTHING
 
 
@@ -94,7 +94,7 @@ def _is_wrapper(function: Any, signature: inspect.Signature) -> bool:
 
 
 def _behind(function: Any, depth: int) -> inspect.Signature | None:
-    """Return the signature of the one function that a wrapper holds on to, or None."""
+    """Return the signature of the one function that a wrapper holds, or None."""
     if not depth:
         return None
     found: dict[str, inspect.Signature] = {}
@@ -105,12 +105,12 @@ def _behind(function: Any, depth: int) -> inspect.Signature | None:
         if signature is not None:
             found[getattr(held, "__name__", "")] = signature
     named = getattr(inspect.unwrap(function), "__name__", "")
-    # Beside the function that it calls, a wrapper may hold others, as one that it reports to.
+    # A wrapper may also hold other functions, such as one that it reports to.
     return found.get(named) or (next(iter(found.values())) if len(found) == 1 else None)
 
 
 def _held(function: Any) -> Iterator[Any]:
-    """Yield the functions that a closure, or an object that is callable, holds on to."""
+    """Yield the functions that a closure or a callable object holds."""
     function = inspect.unwrap(function)
     if isinstance(function, MethodType):
         function = function.__func__
@@ -125,5 +125,5 @@ def _content(cell: Any) -> Any:
     try:
         return cell.cell_contents
     except ValueError:
-        # It is not filled yet.
+        # The cell is still empty.
         return None

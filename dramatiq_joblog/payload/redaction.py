@@ -1,7 +1,7 @@
 """What must not be kept: passwords, tokens and the like, in values of any shape.
 
-The name of a value says more than its form, so names decide; of texts, only what
-has a form that nothing else has is taken out.
+The name of a value says more than its form, so names decide.  From texts, only parts with an
+unmistakable form are removed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .secret_texts import REDACTED, digest_of, fold_name, scrub, scrub_named
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-#: A name is a secret's if it contains one of these, its case and what is not a letter left aside.
-#: An IBAN and the like are no credentials: they are what such jobs are about.
+#: A name marks a secret if it contains one of these; case and non-letters are ignored.
+#: An IBAN and the like are not credentials: they are the data of such jobs.
 _ANYWHERE = (
     "accesskey",
     "apikey",
@@ -50,10 +50,10 @@ _ANYWHERE = (
     "xamzsignature",
     "xgoogsignature",
 )
-#: Or if it ends with one of these, as ``csrf_token``; ``max_tokens`` does not.
+#: Or if it ends with one of these, as ``csrf_token`` does and ``max_tokens`` does not.
 _AT_THE_END = (
     *("auth", "bearer", "jwt", "pwd", "session", "token"),
-    # A pass by itself may be one on board, or on a mountain.
+    # "pass" alone may be a boarding pass, or a mountain pass.
     *("adminpass", "authpass", "databasepass", "dbpass", "ftppass", "hostpass", "httppass"),
     *("imappass", "ldappass", "loginpass", "mailpass", "mqpass", "mypass", "pgpass", "proxypass"),
     *("redispass", "rootpass", "smtppass", "sqlpass", "sshpass", "userpass", "vpnpass"),
@@ -63,18 +63,18 @@ _WHOLE = (
     *("accesstokens", "apitokens", "cvc", "otp", "pass", "pin", "pw", "refreshtokens", "sig"),
     *("tokens", "totp"),
 )
-#: What a mapping calls the name of what it calls the value, as of a header or a variable.
+#: Keys under which a mapping gives the name of its value, as for a header or a variable.
 _NAMES = ("field", "header", "key", "name", "parameterkey", "variable")
 _VALUES = ("parametervalue", "value")
-#: An option of a command whose value comes next.
+#: An option of a command line, whose value is the next word.
 _OPTION = re.compile(r"--?([A-Za-z][\w-]{0,99})\Z")
 
 
-#: A place in a traceback, with its line of code: that assigns to names, and shows no values.
+#: A frame of a traceback, with its line of code, which assigns to names and shows no values.
 _FRAME = re.compile(r"^([ |+-]*File \"[^\n]*\", line \d+, in [^\n]*\n[^\n]*\n?)", re.MULTILINE)
-#: Containers within containers, where one may be too deep to be read.
+#: The depth of nesting from which a value may be too deep to be read.
 _DEEPEST = 50
-#: Characters of a secret from which on it is recognised in a text that does not name it.
+#: The least length of a secret that is recognised in a text that does not name it.
 MIN_RECOGNISED = 6
 
 
@@ -82,8 +82,8 @@ class Redactor:
     """Takes secrets out of what is about to be stored.
 
     Parameters:
-      redact: More names, that are redacted like the known ones; or a callable that is given a
-        name and its value, and returns what to keep of it; or False to redact nothing.
+      redact: Additional names to redact; or a callable that receives a name and its value, and
+        returns the value to store; or False to redact nothing.
 
     Raises:
       TypeError: If it is none of these.
@@ -104,34 +104,33 @@ class Redactor:
             if not all(isinstance(name, str) and fold_name(name) for name in more):
                 raise TypeError(f"redact={redact!r}: names, a callable, or False are needed")
         self._more = tuple(fold_name(name) for name in more)
-        #: Whether a name is a secret's.
+        #: Whether a name marks a secret.
         self.is_secret = lru_cache(maxsize=4096)(self._is_secret)
         self._parameters: Callable[[str], Sequence[str]] = _unknown
         self._instead: Callable[[Any], Any] = _redacted
-        #: Secrets that are known, as they may stand in a text; the longest first.
+        #: Known secrets in each form in which a text may contain them, the longest first.
         self._recognised: tuple[str, ...] = ()
 
     @property
     def goes_by_names(self) -> bool:
-        """Whether the names of values decide, and no callable of the user's own."""
+        """Whether names decide, and not a callable of the user."""
         return self._hook is None
 
     def knowing(self, parameters: Callable[[str], Sequence[str]]) -> Redactor:
-        """Return one that knows messages for what they are, wherever they stand in a value.
+        """Return a redactor that recognises messages anywhere within a value.
 
         Parameters:
-          parameters: Given an actor's name, returns the names of its positional parameters;
-            nothing if it is not known.
+          parameters: Returns the names of the positional parameters of the actor with a given
+            name; nothing if it is unknown.
         """
         other = copy.copy(self)
         other._parameters = parameters
         return other
 
     def recognising(self, secrets: Iterable[Any]) -> Redactor:
-        """Return one that takes these secrets out of texts too, where nothing names them.
+        """Return a redactor that also removes these secrets from texts that do not name them.
 
-        Those of less than :data:`MIN_RECOGNISED` characters are left: they may be a part of
-        anything.
+        Secrets shorter than :data:`MIN_RECOGNISED` are left in: they may be a part of anything.
         """
         forms = {form for secret in secrets for text in texts_in(secret) for form in _forms(text)}
         if not forms or not self.on:
@@ -141,7 +140,7 @@ class Redactor:
         return other
 
     def secrets(self, value: Any, names: Sequence[str] = ()) -> list[Any]:
-        """Return what :meth:`value` would take out by its name."""
+        """Return the values that :meth:`value` would remove because of their names."""
         found: list[Any] = []
         other = copy.copy(self)
         other._instead, other._hook = found.append, None
@@ -152,18 +151,18 @@ class Redactor:
         return found
 
     def disguised(self, value: Any, names: Sequence[str] = ()) -> Any:
-        """Return *value* with a digest in place of each secret: the same for the same secret."""
+        """Return *value* with a digest in place of each secret, equal for equal secrets."""
         other = copy.copy(self)
         other._instead, other._hook = digest, None
         return other.value(value, names)
 
     def value(self, value: Any, names: Sequence[str] = ()) -> Any:
-        """Return *value* as it may be kept; itself if there is nothing to take out.
+        """Return *value* without its secrets; itself if it has none.
 
         Parameters:
           value: Anything.
-          names: Of a list or a tuple: the names of its items; those after the last are of the
-            last.
+          names: For a list or a tuple: the names of its items; the last name is used for all
+            further items.
         """
         if not self.on or value is None or isinstance(value, (int, float)):
             return value
@@ -176,7 +175,7 @@ class Redactor:
         return self._other(value)
 
     def _other(self, value: Any) -> Any:
-        """Return what JSON has no word for as it may be kept."""
+        """Return a value that JSON cannot express, without its secrets."""
         if isinstance(value, (set, frozenset)):
             items = list(value)
             kept_items = self._sequence(items, ())
@@ -185,24 +184,24 @@ class Redactor:
         if fields is not None:
             kept = self._mapping(fields)
             return value if kept is fields else kept
-        # It is kept as its text, which may show what it holds.
+        # It is stored as its text, which may show what it contains.
         text = as_text(value)
         scrubbed = self.text(text)
         return value if scrubbed is text else scrubbed
 
     def text(self, text: str) -> str:
-        """Return a text as it may be kept; itself if there is nothing to take out."""
+        """Return a text without its secrets; itself if it has none."""
         return self._scrubbed(text, prose=False) if self.on else text
 
     def error(self, text: str) -> str:
-        """Return the text of an error as it may be kept.
+        """Return the text of an error without its secrets.
 
-        Of what stands behind a colon less is taken out than in other texts: errors are prose.
+        Fewer values after a colon are removed than from other texts, because errors are prose.
         """
         return self._scrubbed(text, prose=True) if self.on else text
 
     def traceback(self, text: str) -> str:
-        """Return a traceback as it may be kept, with its lines of code."""
+        """Return a traceback without secrets, but with its lines of code."""
         if not self.on:
             return text
         parts = _FRAME.split(text)
@@ -211,7 +210,7 @@ class Redactor:
         return "".join(parts)
 
     def _scrubbed(self, text: str, *, prose: bool) -> str:
-        # Before the names are looked at: a value may go on where a name's value seems to end.
+        # This comes first: a known secret may go on where the value of a name seems to end.
         return scrub_named(self._without_recognised(text), self.is_secret, prose=prose)
 
     def _without_recognised(self, text: str) -> str:
@@ -227,7 +226,7 @@ class Redactor:
         elif values and all(map(_name_of_pair, values)):
             kept = [self._pair(pair) for pair in values]
         else:
-            # An item may be the value of an option before it, as in the words of a command.
+            # An item may be the value of the option before it, as in a command line.
             options = [None, *map(_option, values)]
             kept = [self._item(option, item) for option, item in zip(options, values, strict=False)]
         return values if all(map(is_, kept, values)) else kept
@@ -236,7 +235,7 @@ class Redactor:
         return self.value(item) if option is None else self._named(option, item)
 
     def _pair(self, pair: Sequence[Any]) -> Sequence[Any]:
-        """Return a name and its value, as of a form or a header, as they may be kept."""
+        """Return a pair of a name and its value, as in a form or a header, without a secret."""
         name, item = pair
         kept = [self.value(name), self._named(_name_of_pair(pair), item)]
         return pair if all(map(is_, kept, pair)) else kept
@@ -263,14 +262,14 @@ class Redactor:
 
     def _named(self, name: str, value: Any) -> Any:
         if self.is_secret(name):
-            # That there is none is not a secret.
+            # An empty value is not a secret.
             nothing = value is None or type(value) is bool or (type(value) is str and not value)
             return value if nothing else self._instead(value)
         if self._hook is not None:
             try:
                 return self.value(self._hook(name, value))
             except Exception:  # noqa: BLE001
-                # Whatever it was to take out must not be kept for its fault, nor logged.
+                # If the callable fails, the value must be neither stored nor logged.
                 error = self.recognising([value]).traceback(traceback.format_exc())
                 self._logger.error(  # noqa: TRY400 - its text may hold what it was given
                     "redact=%r failed for %r.\n%s", self._hook, name, error
@@ -289,7 +288,7 @@ class Redactor:
 
 
 class _Elided:
-    """Stands where a value holds itself, as in Python's own ``repr``."""
+    """A placeholder where a value contains itself, as in Python's own ``repr``."""
 
     def __repr__(self) -> str:
         return "[...]"
@@ -299,7 +298,7 @@ _ELIDED = _Elided()
 
 
 def without_loops(value: Any, around: tuple[int, ...] = ()) -> Any:
-    """Return a copy of *value* in which nothing holds itself, or is too deep to be read."""
+    """Return a copy of *value* in which nothing contains itself or is too deep to be read."""
     if not isinstance(value, (dict, list, tuple)):
         return value
     if id(value) in around or len(around) > _DEEPEST:
@@ -311,16 +310,16 @@ def without_loops(value: Any, around: tuple[int, ...] = ()) -> Any:
 
 
 def as_text(value: Any) -> str:
-    """Return the ``repr`` of a value, whatever its own does."""
+    """Return the ``repr`` of a value, or a text that says that it raised."""
     try:
         return repr(value)
     except Exception as e:  # noqa: BLE001
-        # A repr of the user's own may raise anything; the job must not notice.
+        # A user's ``repr`` may raise anything, and the job must not notice.
         return f"<{type(value).__name__} whose repr raised {type(e).__name__}>"
 
 
 def _name_of_pair(pair: Any) -> str:
-    """Return the name that stands in a pair with its value; nothing for what is no such pair."""
+    """Return the name of a pair of a name and a value; nothing if it is not such a pair."""
     if type(pair) not in (list, tuple) or len(pair) != 2:
         return ""
     name = pair[0]
@@ -330,7 +329,7 @@ def _name_of_pair(pair: Any) -> str:
 
 
 def _named_value(values: dict[Any, Any]) -> tuple[str, str] | None:
-    """Return the key of the value whose name the same mapping says, and that name."""
+    """Return the key of a value whose name is in the same mapping, and that name."""
     if not any(isinstance(key, str) and key.lower().endswith("value") for key in values):
         return None
     keys = {fold_name(key): key for key in values if isinstance(key, str)}
@@ -340,7 +339,7 @@ def _named_value(values: dict[Any, Any]) -> tuple[str, str] | None:
 
 
 def _option(item: Any) -> str | None:
-    """Return the name of the option that a word of a command is, if it is one."""
+    """Return the option's name if a word of a command line is an option."""
     match = _OPTION.match(item) if isinstance(item, str) and item[:1] == "-" else None
     return None if match is None else match[1]
 
@@ -350,7 +349,7 @@ def _unknown(actor_name: str) -> Sequence[str]:  # noqa: ARG001 - nothing is kno
 
 
 def digest(secret: Any) -> str:
-    """Return what stands for a secret where equal ones must be distinguished from others."""
+    """Return a digest that replaces a secret where equal secrets must stay equal."""
     return digest_of(secret if isinstance(secret, str) else as_text(secret))
 
 
@@ -359,19 +358,19 @@ def _redacted(secret: Any) -> str:  # noqa: ARG001 - whatever it is
 
 
 def _fields_of_message(value: Any) -> dict[str, Any] | None:
-    """Return what a message holds, or None if it is none."""
+    """Return the fields of a message, or None if the value is not a message."""
     try:
         if isinstance(value.actor_name, str):
             fields = value.asdict()
             return fields if isinstance(fields, dict) else None
     except Exception:  # noqa: BLE001
-        # Objects of the user's own may raise anything, or have no such attributes.
+        # A user's objects may raise anything, or lack these attributes.
         return None
     return None
 
 
 def texts_in(secret: Any) -> Iterator[str]:
-    """Yield the texts of a secret, which may be of many parts."""
+    """Yield the texts within a secret, which may have many parts."""
     if isinstance(secret, dict):
         for item in secret.values():
             yield from texts_in(item)
@@ -385,7 +384,7 @@ def texts_in(secret: Any) -> Iterator[str]:
 
 
 def _forms(text: str) -> set[str]:
-    """Return how a text may stand in another one: as it is, or as it is quoted."""
+    """Return the forms in which one text may contain another: as it is, or quoted."""
     if len(text) < MIN_RECOGNISED or text == REDACTED:
         return set()
     return {

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from .redaction import Redactor
 
-#: A jid longer than this is folded to its digest, so that every database can index it.
+#: A longer jid is replaced by its digest, so that every database can index it.
 MAX_JID = 255
 #: Characters kept of a name, and those of the digest at the end of a longer one.
 MAX_NAME, _END = 255, 16
@@ -24,24 +24,24 @@ MAX_NAME, _END = 255, 16
 MAX_MESSAGE = 10_000
 MAX_TRACEBACK = 100_000
 MAX_DOCUMENT = 64_000
-#: A document that lies deeper in itself than this is kept as text: not every reader takes it.
+#: A document nested deeper than this is stored as text, because not every reader accepts it.
 MAX_DEPTH = 100
-#: A number of more bits is one that Python itself does not read.
+#: A number with more bits is one that Python itself refuses to read.
 _LONG = 14_000
 
 _NO_JSON = "arguments that JSON cannot hold are kept as text"
-#: How a document begins that stands for one that was too long.
+#: The beginning of a document that replaces one that was too long.
 LEFT_OUT = '{"left_out": '
 
 # No database holds NUL in text on PostgreSQL, and no driver encodes a lone surrogate.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-#: What JSON gives back as it is.
+#: Types that JSON returns unchanged.
 _SCALARS = (bool, float, int, str, type(None))
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def clean(text: str, limit: int) -> str:
-    """Return *text* as it can be stored, its middle cut out if it is longer than *limit*."""
+    """Return *text* as it can be stored, without its middle if it is longer than *limit*."""
     if len(text) > limit:
         head, tail = limit // 4, limit - limit // 4
         left_out = len(text) - limit
@@ -50,24 +50,24 @@ def clean(text: str, limit: int) -> str:
 
 
 def clean_redacted(text: str, limit: int, redact: Callable[[str], str]) -> str:
-    """Return *text* as it may be stored: redacted whole, as a secret that is cut is not seen."""
+    """Return *text* redacted, then cut: a secret that is cut first would not be recognised."""
     if len(text) > 10 * limit:
-        # What is next to this cut is in none of what is kept.
+        # This limit is so generous that nothing near its cut is stored.
         text = clean(text, 10 * limit)
     return clean(redact(text), limit)
 
 
 def text_of(value: Any) -> str:
-    """Return the text of any value: an enum member's value, else ``str``, whatever that does."""
+    """Return the text of any value: an enum member's value, otherwise ``str``; never raises."""
     if isinstance(value, Enum):
         value = value.value
     if not isinstance(value, str):
         try:
             value = str(value)
         except Exception:  # noqa: BLE001
-            # Its own code is at fault, which the job must not notice.
+            # The value's own code failed, which the job must not notice.
             value = as_text(value)
-    # A subclass may be anything but a text.
+    # A subclass may override anything.
     return str.__str__(value)
 
 
@@ -79,8 +79,8 @@ def clean_optional(text: Any, limit: int | None = 255) -> str | None:
 def fit_name(name: Any, limit: int = MAX_NAME) -> str | None:
     """Return a name as it can be stored, or None for None.
 
-    Of one that is longer than *limit* the end is a digest, so that two are distinguished, and each
-    is found by the whole.
+    A name longer than *limit* ends in a digest of the whole, so that different names stay
+    different, and each is found by its full text.
     """
     text = clean_optional(name, None)
     if text is None or len(text) <= limit:
@@ -90,9 +90,9 @@ def fit_name(name: Any, limit: int = MAX_NAME) -> str | None:
 
 
 def fold_jid(jid: Any) -> str:
-    """Return the text of *jid*, or the same short stand-in for the same too long one.
+    """Return the text of *jid*, or a digest of it if it is too long.
 
-    Every key is made fit by this, so that what is stored is found, and two are distinguished.
+    Every key goes through this, so that stored keys are found, and different keys stay different.
     """
     text = _UNSTORABLE.sub("\ufffd", text_of(jid))
     if len(text) <= MAX_JID:
@@ -101,11 +101,11 @@ def fold_jid(jid: Any) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """Return an error's text, whatever its own ``__str__`` does."""
+    """Return an error's text, even if its own ``__str__`` raises."""
     try:
         return str.__str__(str(error))
     except Exception as e:  # noqa: BLE001
-        # Its name is still worth keeping.
+        # The name of its class is still worth storing.
         return f"<{type(error).__name__} whose text raised {type(e).__name__}>"
 
 
@@ -114,20 +114,20 @@ class Document(NamedTuple):
 
     #: JSON.
     text: str
-    #: What could not be kept as it was; None if all was.
+    #: What could not be stored as it was; None if everything was.
     note: str | None
-    #: Whether a secret was taken out.
+    #: Whether a secret was removed.
     redacted: bool
 
 
 def document(value: Any, redactor: Redactor, names: Sequence[str] = ()) -> Document:
     """Write *value* as JSON text, without its secrets.
 
-    What JSON has no word for is kept as its ``repr``; what is too long as a note of its size.
+    A value that JSON cannot express is stored as its ``repr``, a too long one as its size.
 
     Parameters:
       value: Anything.
-      redactor: Takes the secrets out.
+      redactor: Removes the secrets.
       names: For positional arguments: the names of their parameters.
     """
     try:
@@ -135,7 +135,7 @@ def document(value: Any, redactor: Redactor, names: Sequence[str] = ()) -> Docum
         text, note = write_json(kept)
         redacted = kept is not value
     except Exception:  # noqa: BLE001
-        # It holds itself, is as deep as if it did, or its own code is at fault.
+        # It contains itself, is nested too deeply, or its own code failed.
         whole, kept = _as_last_resort(value, redactor, names)
         text, note = json.dumps(clean(as_text(kept), MAX_DOCUMENT // 2)), _NO_JSON
         redacted = kept is not whole
@@ -146,26 +146,26 @@ def document(value: Any, redactor: Redactor, names: Sequence[str] = ()) -> Docum
 
 
 def _as_last_resort(value: Any, redactor: Redactor, names: Sequence[str]) -> tuple[Any, Any]:
-    """Return what is left of a value that cannot be written, and that without its secrets."""
+    """Return the text of a value that cannot be written as JSON, whole and without secrets."""
     try:
         whole = without_loops(value)
         return whole, redactor.value(whole, names)
     except Exception as e:  # noqa: BLE001
-        # Not even that: what it holds is not known, so that nothing of it is kept.
+        # Not even that worked: its contents are unknown, so nothing of it is stored.
         whole = f"<{type(value).__name__} that raised {type(e).__name__}>"
         return whole, whole
 
 
 def write_json(value: Any) -> tuple[str, str | None]:
-    """Write *value* as JSON that every reader takes, and a note if it is not as it was.
+    """Write *value* as JSON that every reader accepts, with a note if it had to be changed.
 
     Raises:
-      ValueError: If it holds itself, or is deeper than :data:`MAX_DEPTH`.
+      ValueError: If it contains itself, or is nested deeper than :data:`MAX_DEPTH`.
     """
     try:
         text = json.dumps(value, allow_nan=False)
     except Exception:  # noqa: BLE001
-        # What JSON has no word for, or whose own code is at fault.
+        # JSON cannot express it, or its own code failed.
         text = ""
     if text and not _may_be_unfit(text):
         return text, None
@@ -175,10 +175,10 @@ def write_json(value: Any) -> tuple[str, str | None]:
 
 
 def read_json(text: Any) -> Any:
-    """Read a document of any writer; what is none is given back as its text.
+    """Read a document from any writer; text that is not JSON is returned as it is.
 
-    NaN and the infinities, which are no JSON, are read as texts, and half a surrogate pair as
-    the sign for what cannot be shown.
+    NaN and the infinities, which JSON does not allow, are read as texts, and a lone surrogate
+    as the replacement character.
     """
     if not isinstance(text, str):
         text = bytes(text).decode(errors="replace") if isinstance(text, bytes) else str(text)
@@ -190,12 +190,12 @@ def read_json(text: Any) -> Any:
 
 
 def is_plain(value: Any, *, exactly: bool = True) -> bool:
-    """Return whether JSON gives a value back as it is; the value's own code is not asked.
+    """Return whether JSON returns a value unchanged; none of the value's own code is run.
 
     Parameters:
-      value: Anything that JSON was made of.
-      exactly: Whether the types are to be the same too: what JSON changes without a word, as a
-        tuple, an enum member or a key that is a number, is not plain then.
+      value: Anything that was written as JSON.
+      exactly: Whether types must be the same too.  JSON silently changes a tuple, an enum
+        member, or a key that is a number: then these are not plain.
     """
     if isinstance(value, dict) and (not exactly or type(value) is dict):
         return all(
@@ -216,12 +216,12 @@ def is_plain(value: Any, *, exactly: bool = True) -> bool:
 
 
 def _may_be_unfit(text: str) -> bool:
-    """Return whether JSON text needs a look: half a pair may be in it, or it may be too deep."""
+    """Return whether JSON text must be checked for lone surrogates, or for its depth."""
     return "\\ud" in text or "\\uD" in text or text.count("[") + text.count("{") > MAX_DEPTH
 
 
 def _plain(value: Any, inside: tuple[int, ...]) -> Any:
-    """Return *value* as JSON has it; *inside* are the ids of what it lies in."""
+    """Return *value* in the form that JSON has; *inside* has the ids of its containers."""
     if not isinstance(value, (dict, list, tuple)):
         return _plain_scalar(value)
     if id(value) in inside or len(inside) >= MAX_DEPTH:
@@ -233,7 +233,7 @@ def _plain(value: Any, inside: tuple[int, ...]) -> Any:
 
 
 def _plain_scalar(value: Any) -> Any:
-    """Return what holds nothing as JSON has it."""
+    """Return a scalar in the form that JSON has."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -245,7 +245,7 @@ def _plain_scalar(value: Any) -> Any:
 
 
 def _key(key: Any) -> str:
-    """Return a key of a document as JSON writes it, or as Python does."""
+    """Return a key of a document in JSON's form, or in Python's."""
     if isinstance(key, str):
         return _SURROGATE.sub("\ufffd", key)
     if key is None or isinstance(key, (bool, int, float)):
@@ -254,7 +254,7 @@ def _key(key: Any) -> str:
 
 
 def _finite(text: str) -> float | str:
-    """Read a number, or return the word for one that JSON has no number for."""
+    """Read a number; return NaN and the infinities as text."""
     number = float(text)
     if math.isfinite(number):
         return number

@@ -1,4 +1,4 @@
-"""What must not be kept of a text: what stands beside a secret's name, and what shows its form.
+"""Secrets in texts: values next to the name of a secret, and values with a typical form.
 
 It knows texts only; :mod:`.redaction` knows values.
 """
@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-#: Stands where something was taken out.
+#: Replaces what was removed.
 REDACTED = "[redacted]"
 
 _NO_LETTER = re.compile(r"[\W_]+")
-# A password may hold what it should not, as a slash or a quote; a port may not.
+# A password may contain characters that it should not, such as a slash; a port may not.
 _IN_URL = re.compile(
     r"(://[^\s/:@?#\"']*:)(?:[^\s/?#\"']{1,300}|(?!\d+[/?#])"
     r"(?:[^\s\"']|[\"'](?![\s,:;)\]}>]|$)){1,300})(?=@)"
 )
 #: The same within the query of another.
 _IN_QUOTED_URL = re.compile(r"(%3A%2F%2F[^\s/%&]*%3A)[^\s&/]{1,300}?(?=%40)", re.IGNORECASE)
-#: A token in place of a user's name, as in ``https://x1y2z3...@github.com``.
+#: A token in place of a user name, as in ``https://x1y2z3...@github.com``.
 _TOKEN_IN_URL = re.compile(
     r"(https?://)(?=[^\s/:@?#\"']*\d)[^\s/:@?#\"'%]{16,300}(?=@)", re.IGNORECASE
 )
@@ -37,51 +37,51 @@ _PEM = re.compile(
     r"(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?:(?=-----END [A-Z ]*PRIVATE KEY-----)|$)", re.DOTALL
 )
 #: Where a value follows its name: ``password='x'``, ``"api_key": "x"``, ``?token=x``,
-#: ``'pin' => 1``, ``--password x``; in a document within a document its quotes are escaped.
+#: ``'pin' => 1``, ``--password x``; in a nested document its quotes are escaped.
 _NAMED = re.compile(
     r"(?<![\w.-])(?P<option>--?)?(?P<name>[A-Za-z_][\w.-]{0,99})"
     r"(?:\s*:?=>?\s*|\\*['\"]\s*(?::|=>)\s*|:\s*(?=\S)|(?(option)[ \t]+(?=[^\s-])|(?!)))"
     r"(?:(?:basic|bearer|token) )?",
     re.IGNORECASE,
 )
-#: How a value begins that stands in quotes which are escaped.
+#: The beginning of a value in escaped quotes.
 _ESCAPED = re.compile(r"\\+['\"]")
-#: Where an element begins, as in ``<password>x</password>``.
+#: The start of an element, as in ``<password>x</password>``.
 _ELEMENT = re.compile(r"<([\w:.-]{1,100})(?:\s[^<>]*)?(?<!/)>")
-#: So many kinds of elements that are not closed are no document.
+#: A text with this many kinds of unclosed elements is not a document.
 _MANY = 100
 _OPENING, _CLOSING = "([{<", ")]}>"
-#: What an error's text may say of something else: ``unexpected token: ')'``.
+#: Words that an error's text may use in another sense: ``unexpected token: ')'``.
 _PROSE = ("auth", "cookie", "pin", "session", "token", "tokens")
 
 
 def digest_of(text: str) -> str:
-    """Return what stands for a secret where equal ones must be distinguished from others."""
+    """Return a digest that replaces a secret where equal secrets must stay equal."""
     hashed = hashlib.sha256(b"dramatiq_joblog:" + text.encode(errors="surrogatepass"))
     return f"sha256:{hashed.hexdigest()[:20]}"
 
 
 def scrub_key(text: str) -> str:
-    """Put digests in place of the passwords of URLs in a key, so that it still is that key."""
+    """Replace passwords of URLs in a key by digests, so that equal keys stay equal."""
     if "://" not in text or "@" not in text:
         return text
     return _IN_URL.sub(lambda found: found[1] + digest_of(found[0]), text)
 
 
 def fold_name(name: str) -> str:
-    """Return a name without its case and all that is not a letter or digit."""
+    """Return a name in lower case, with only its letters and digits."""
     return _NO_LETTER.sub("", name).lower()
 
 
 def scrub(text: str) -> str:
-    """Take passwords out of URLs, and bearer tokens and private keys out of a text.
+    """Remove passwords in URLs, bearer tokens and private keys from a text.
 
     Example:
       >>> scrub("postgresql://joe:hunter2@db/shop is down")
       'postgresql://joe:[redacted]@db/shop is down'
 
     Returns:
-      The text itself if there is nothing to take out.
+      The same object if there is nothing to remove.
     """
     if "://" in text and "@" in text:
         text = _changed(text, _IN_URL.sub(rf"\g<1>{REDACTED}", text))
@@ -96,9 +96,9 @@ def scrub(text: str) -> str:
 
 
 def scrub_named(text: str, is_secret: Callable[[str], bool], *, prose: bool = False) -> str:
-    """Scrub a text, and take out what follows the name of a secret in it, as in a ``repr``.
+    """Scrub a text, and also remove what follows the name of a secret, as in a ``repr``.
 
-    Of *prose* a word that also means other things is not a name before a colon.
+    In *prose*, a word that also has other meanings does not count as a name before a colon.
     """
     text = scrub(text)
     if "</" in text:
@@ -109,7 +109,7 @@ def scrub_named(text: str, is_secret: Callable[[str], bool], *, prose: bool = Fa
 
 
 def _without(text: str, places: Iterable[tuple[int, int, str]]) -> str:
-    """Return *text* with others in place of some of its parts; itself if there are none."""
+    """Return *text* with some parts replaced; the same object if there are none."""
     parts: list[str] = []
     taken = 0
     for start, end, instead in places:
@@ -122,7 +122,7 @@ def _without(text: str, places: Iterable[tuple[int, int, str]]) -> str:
 def _values(
     text: str, is_secret: Callable[[str], bool], *, prose: bool
 ) -> Iterator[tuple[int, int, str]]:
-    """Yield where the values of secrets stand, and what is to stand there."""
+    """Yield the places of secret values, and their replacements."""
     taken = 0
     for match in _NAMED.finditer(text):
         start, name = match.end(), match["name"]
@@ -136,9 +136,9 @@ def _values(
 
 
 def _elements(text: str, is_secret: Callable[[str], bool]) -> Iterator[tuple[int, int, str]]:
-    """Yield where what is in the elements of secrets stands in XML, and what is to stand there."""
+    """Yield the places of secret elements' contents in XML, and their replacements."""
     taken = 0
-    # What is not closed once is not closed further on either: one look for each name is enough.
+    # If no closing tag was found once, there is none further on: one search per name is enough.
     unclosed: set[str] = set()
     for match in _ELEMENT.finditer(text):
         name = match[1]
@@ -155,9 +155,9 @@ def _elements(text: str, is_secret: Callable[[str], bool]) -> Iterator[tuple[int
 
 
 def _end_of_value(text: str, start: int) -> tuple[int, str]:
-    """Return where a value ends that begins at *start*, and the quote that it stands in.
+    """Return the end of the value that begins at *start*, and the quote around it.
 
-    Quotes and brackets are one with it.
+    Quotes and brackets belong to the value.
     """
     escaped = _ESCAPED.match(text, start)
     if escaped is not None:
@@ -188,5 +188,5 @@ def _end_of_plain_value(text: str, start: int) -> int:
 
 
 def _changed(text: str, new: str) -> str:
-    """Return the text itself if it is the same, so that a change can be seen by identity."""
+    """Return the original object if nothing changed, so that a change can be seen by identity."""
     return text if new == text else new

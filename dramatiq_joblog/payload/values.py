@@ -1,7 +1,7 @@
 """Numbers and instants of any kind, made fit to be stored.
 
-What comes from a message may be anything that its sender's encoder let pass.  Each function here
-takes any object, never raises, and is the same for what is written, asked for and read.
+A message may contain anything that its sender's encoder accepts.  Each function takes any object
+and never raises, and the same function serves writing, searching and reading.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from .redaction import as_text
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _DAY = 86_400_000
-#: The first and the last instant that are kept, in milliseconds since 1970: a day within those
-#: of ``datetime``, so that every time zone has them.
+#: The first and the last instant that are stored, in milliseconds since 1970: a day inside the
+#: range of ``datetime``, so that they exist in every time zone.
 MIN_MILLIS = -62_135_596_800_000 + _DAY
 MAX_MILLIS = 253_402_300_799_999 - _DAY
-#: The greatest number that a column of whole numbers holds on every database.
+#: The greatest value of an integer column on every database.
 MAX_INT = 2**31 - 1
-#: The greatest that a column of large ones does, as the key of a row.
+#: The greatest value of a big integer column, such as a primary key.
 MAX_BIGINT = 2**63 - 1
-#: As many characters of a number that is a text are read.
+#: How many characters of a number in text form are read.
 _LONGEST = 40
 
 
@@ -42,7 +42,7 @@ def to_millis(instant: datetime) -> int:
 
 
 def start_of(day: date) -> datetime:
-    """Return the instant at which a day begins, in UTC."""
+    """Return midnight UTC of a day."""
     return datetime(day.year, day.month, day.day, tzinfo=timezone.utc)
 
 
@@ -65,27 +65,27 @@ def as_int(value: Any, *, least: int = 0, most: int = MAX_INT) -> int | None:
 
 
 def as_number(value: Any) -> float | None:
-    """Return a number that JSON knows, or None: NumPy's own among others are not."""
+    """Return a number as JSON has it, or None; NumPy's numbers, for example, are converted."""
     try:
         if hasattr(type(value), "__index__"):
             whole = operator.index(value)
-            # Of one that is longer, nobody reads the digits.
+            # Nobody reads the digits of a longer number.
             return whole if whole.bit_length() <= 1024 else None
         number = float(value)
     except Exception:  # noqa: BLE001
-        # Anything may come from an actor, and nothing of it may fail its job.
+        # An actor may pass anything, and nothing may make its job fail.
         return None
     return number if math.isfinite(number) else None
 
 
 def shown(value: Any, limit: int = 60) -> str:
-    """Return a value as a note has it: what Python writes for it, cut."""
+    """Return the ``repr`` of a value for a note, cut."""
     text = as_text(value)
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def is_same(value: Any, kept: object) -> bool:
-    """Return whether a value was kept as it was; its own ``==`` is not asked."""
+    """Return whether a value was stored unchanged; its own ``==`` is not called."""
     return value is kept or (type(value) is type(kept) and bool(value == kept))
 
 
@@ -97,10 +97,10 @@ def _whole(value: Any) -> float | None:
         number = None if isinstance(value, bool) else _read(value)
         return number if number is None or math.isinf(number) else int(number)
     except OverflowError:
-        # A Decimal or a fraction beyond all floats.
+        # A Decimal or a Fraction beyond the range of floats.
         return math.inf if value > 0 else -math.inf
     except Exception:  # noqa: BLE001
-        # Not a number, or something whose own code is at fault.
+        # Not a number, or its own code failed.
         return None
 
 
