@@ -1,6 +1,6 @@
 """The command line: ``dramatiq-joblog``, or ``python -m dramatiq_joblog``.
 
-It asks nothing of the database that a user's code could not ask through ``JobLog``.
+It uses only queries that a user's code could also make through ``JobLog``.
 """
 
 from .main import main

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog import JobLog
 
-#: Jobs that one command changes, at most, unless more are asked for.
+#: The most jobs that one command changes, unless an option allows more.
 _MOST = 1_000
 
-#: Jobs that could not run again and are shown one by one.
+#: How many jobs that could not run again are shown one by one.
 _SHOWN = 20
 
 _limit = click.option(
@@ -84,7 +84,7 @@ def requeue(
     if len(jobs) > 1:
         confirm(f"{_counted(jobs)} will run again", yes=yes)
     if len(named) == 1:
-        # Why it is refused is all there is to say.
+        # For a single job, the reason of the refusal is the whole answer.
         _show_requeued(session, [_send_one(joblog, named[0].jid)], {})
         return
     sent, refused, broken = _send(joblog, jobs, named=bool(named))
@@ -117,7 +117,7 @@ def _send_one(joblog: JobLog, jid: str) -> tuple[str, str]:
     except (JobLogError, PeeweeException):
         raise
     except Exception as e:
-        # Each broker raises kinds of its own.
+        # Each broker raises its own kinds of errors.
         text = line(joblog.core.redactor.error(message_of(e)))
         raise Refusal(f"the application's broker is unavailable: {text}", AWAY) from e
 
@@ -125,8 +125,8 @@ def _send_one(joblog: JobLog, jid: str) -> tuple[str, str]:
 def _send(
     joblog: JobLog, jobs: Sequence[Any], *, named: bool
 ) -> tuple[list[tuple[str, str]], dict[str, str], Exception | None]:
-    """Run jobs again; return old and new jids, why others could not be, and what broke it off."""
-    # What is named is meant, though it was run again before.
+    """Run jobs again; return old and new jids, reasons of refusals, and what interrupted it."""
+    # Jobs named by jid are run again even if they were before.
     jids, broken = [job.jid for job in jobs], None
     with progress("running again", len(jids)) as update:
         try:
@@ -160,7 +160,7 @@ def _show_requeued(
 
 
 def _refuse(what: str, refused: dict[str, str]) -> None:
-    """Say why something could not be done, if that is so."""
+    """Report why something could not be done, if anything could not."""
     if refused:
         reasons = Counter(refused.values()).most_common(3)
         counts = "; ".join(f"{many(count, 'job')}: {line(reason)}" for reason, count in reasons)
@@ -253,9 +253,9 @@ def cancel(
 def _cancel(
     joblog: JobLog, jobs: Sequence[Any], reason: str | None
 ) -> tuple[list[str], dict[str, str], Exception | None]:
-    """Give jobs up; return their jids, why others are not, and what broke it off."""
+    """Cancel jobs; return their jids, the reasons for refusals, and what interrupted it."""
     if len(jobs) == 1:
-        # Why it is refused is all there is to say.
+        # For a single job, the reason of the refusal is the whole answer.
         return [joblog.cancel(jobs[0].jid, who=myself(), reason=reason).jid], {}, None
     jids = [job.jid for job in jobs]
     with progress("cancelling", len(jids)) as update:
@@ -281,7 +281,7 @@ def _named(session: Session, words: Sequence[str], filters: dict[str, Any]) -> l
 def _found(
     session: Session, words: Sequence[str], filters: dict[str, Any], limit: int, what: str
 ) -> list[Any]:
-    """Return the jobs that a search finds and that can be *what*."""
+    """Return the jobs that a search finds and to which *what* can be done."""
     job = session.joblog.Job
     query = select(session, words, filters)
     state_is_said = filters.get("state") or any(word.startswith("state:") for word in words)

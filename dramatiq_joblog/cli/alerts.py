@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         ("--app shop.jobs:joblog alerts --test", "send a test notice"),
         (
             "alerts --prometheus > joblog.yml",
-            "alerting rules for Prometheus, for the page's metrics",
+            "alerting rules for Prometheus, for the dashboard's metrics",
         ),
         ("--app shop.jobs:joblog alerts --watch", "check the rules, in addition to the workers"),
     ],
@@ -88,7 +88,7 @@ def expect(session: Session, *, learn: bool) -> None:
 
 
 def monitoring(name: str) -> str:
-    """Return the text of a file for a monitoring system."""
+    """Return the text of a configuration file for a monitoring system."""
     return (files("dramatiq_joblog") / "alerts" / "monitoring" / name).read_text("utf-8")
 
 

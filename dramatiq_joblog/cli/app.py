@@ -1,4 +1,4 @@
-"""What all commands share: the log, error messages, help."""
+"""The parts that all commands share: the log, error messages, help."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "dramatiq-joblog"
 
-#: Exit codes, beside 0.
+#: Exit codes other than 0.
 NOTHING, USAGE, AWAY, INTERRUPTED = 1, 2, 3, 130
 
 _EXIT_CODES = """\
@@ -36,10 +36,10 @@ _EXIT_CODES = """\
 3    the log's database is unavailable
 130  ended by Ctrl-C"""
 
-#: Stands for the hyphen before a word of a search, that no option may begin with.
+#: Replaces the hyphen before a word of a search, because no option begins with this sign.
 MINUS = "\N{MINUS SIGN}"
 _NEGATED = re.compile(rf"^-(?=(?:{'|'.join(KEYS)}):|args\.)")
-#: A number below 0, which no option begins with either.
+#: A negative number, which is not an option either.
 _BELOW_0 = re.compile(r"^-(?=\d)")
 
 _EXAMPLES = f"""\
@@ -52,7 +52,7 @@ class Refusal(click.ClickException):
 
     def __init__(self, message: str, code: int = USAGE) -> None:
         super().__init__(message)
-        # Click reads it from the instance, and declares it on the class.
+        # Click reads it from the instance, but declares it on the class.
         self.__dict__["exit_code"] = code
 
     def show(self, file: Any = None) -> None:
@@ -61,11 +61,11 @@ class Refusal(click.ClickException):
 
 
 class Session:
-    """One call of the program: which log it asks, and how it answers.
+    """One call of the program: the log that it uses, and the form of its output.
 
     Parameters:
-      opened: Returns the log, where a program has one of its own; None where options name it.
-      program: How the program is called, for the commands that it names.
+      opened: Returns the log, if the program has a fixed one; None if options name it.
+      program: The name of the program, for commands in its texts.
     """
 
     def __init__(self, opened: Callable[[], JobLog] | None = None, program: str = PROGRAM) -> None:
@@ -74,12 +74,12 @@ class Session:
         self._program = program
 
     def remember(self, option: str, value: Any) -> None:
-        """Note an option that stands before or after any command."""
+        """Store an option that may come before or after the command."""
         self._options[option] = value
 
     @property
     def app(self) -> str | None:
-        """``module:name`` of the application's log."""
+        """The application's log, as ``module:name``."""
         return self._options.get("app")
 
     @property
@@ -89,7 +89,7 @@ class Session:
 
     @property
     def json(self) -> bool:
-        """Whether the answer is read by a program."""
+        """Whether to print JSON."""
         return bool(self._options.get("json"))
 
     @functools.cached_property
@@ -142,7 +142,7 @@ class Session:
         return opened
 
     def cure(self, command: str) -> str:
-        """Return a command for the same log, as it is typed."""
+        """Return a command for the same log, as the user would type it."""
         if self.app:
             return f"{self._program} --app {self.app} {command}"
         if self.database:
@@ -151,7 +151,7 @@ class Session:
 
     @contextlib.contextmanager
     def refusing(self) -> Iterator[None]:
-        """Raise what goes wrong with the log in the block as a :class:`Refusal`."""
+        """Raise errors of the log in the block as a :class:`Refusal`."""
         try:
             yield
         except (click.ClickException, click.exceptions.Abort, click.exceptions.Exit):
@@ -160,10 +160,10 @@ class Session:
             raise self.refusal(e) from e
 
     def refusal(self, error: Exception) -> Refusal:
-        """Return what to say of an error of the log or of its database.
+        """Return the message for an error of the log or of its database.
 
         Raises:
-          Exception: The error itself, if it is of neither.
+          Exception: The error itself, if it is neither.
         """
         opened = vars(self).get("new_joblog")
         place = "" if opened is None else f"{opened.name} "
@@ -172,7 +172,7 @@ class Session:
 
 
 def _opening() -> Any:
-    """Return the module that opens logs: it needs what is slow to import, and help does not."""
+    """Return the module that opens logs; its imports are slow, and help does not need them."""
     return importlib.import_module(f"{__package__}.opening")
 
 
@@ -182,7 +182,7 @@ def _remember(context: click.Context, parameter: click.Parameter, value: Any) ->
 
 
 def _common_options() -> list[click.Option]:
-    """Return the options that stand before or after a command, as one likes."""
+    """Return the options that may come before or after a command."""
     return [
         click.Option(
             ["--app"],
@@ -211,10 +211,10 @@ def _common_options() -> list[click.Option]:
 
 
 class Command(click.Command):
-    """A command with the options that all have, and with examples.
+    """A command with the common options, and with examples.
 
     Parameters:
-      examples: What follows the program's name, and what it does.
+      examples: Pairs of arguments and what they do.
     """
 
     def __init__(self, *args: Any, examples: Sequence[tuple[str, str]] = (), **kwargs: Any) -> None:
@@ -223,18 +223,18 @@ class Command(click.Command):
         self.params += _common_options()
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the command line; ``-key:value`` and ``-1`` are arguments, and no options."""
+        """Parse the command line; ``-key:value`` and ``-1`` are arguments, not options."""
         valued = [p for p in self.params if isinstance(p, click.Option) and not p.is_flag]
         names = {name for option in valued for name in option.opts}
         read = [
-            # What follows such an option is its value.
+            # The next argument is the option's value.
             arg if before in names else _BELOW_0.sub(MINUS, _NEGATED.sub(MINUS, arg))
             for before, arg in zip(["", *args], args, strict=False)
         ]
         return super().parse_args(ctx, read)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Return how an option may go on, or a word of a search that begins with a hyphen."""
+        """Return completions of an option, or of a search word that begins with a hyphen."""
         if _NEGATED.match(incomplete):
             arguments = [p for p in self.params if isinstance(p, click.Argument)]
             return [item for p in arguments for item in p.shell_complete(ctx, incomplete)]
@@ -249,10 +249,10 @@ class Command(click.Command):
 
 
 class Commands(MutableMapping[str, click.Command]):
-    """Commands by name, each imported when it is asked for.
+    """Commands by name, each imported when it is needed.
 
     Parameters:
-      known: For each name the module of this package, the command in it, and what it does.
+      known: For each name its module in this package, the command in it, and what it does.
     """
 
     def __init__(self, known: Mapping[str, tuple[str, str, str]]) -> None:
@@ -260,7 +260,7 @@ class Commands(MutableMapping[str, click.Command]):
         self._loaded: dict[str, click.Command] = {}
 
     def __getitem__(self, name: str) -> click.Command:
-        """Return a command, which is imported if it was not."""
+        """Return a command, importing it if necessary."""
         if name not in self._loaded:
             module, attribute, _ = self._known[name]
             self._loaded[name] = getattr(
@@ -269,11 +269,11 @@ class Commands(MutableMapping[str, click.Command]):
         return self._loaded[name]
 
     def __setitem__(self, name: str, command: click.Command) -> None:
-        """Add a command of somebody else's."""
+        """Add a command."""
         self._loaded[name] = command
 
     def __delitem__(self, name: str) -> None:
-        """Forget a command of somebody else's."""
+        """Remove an added command."""
         del self._loaded[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -285,14 +285,14 @@ class Commands(MutableMapping[str, click.Command]):
         return len(list(iter(self)))
 
     def effect(self, name: str) -> str:
-        """Return what a command does; it is not imported for that."""
+        """Return what a command does, without importing it."""
         if name in self._known:
             return self._known[name][2]
         return self._loaded[name].get_short_help_str()
 
 
 class Program(click.Group):
-    """All commands; what goes wrong in one is said in a sentence."""
+    """All commands; their errors are shown as one sentence."""
 
     commands: Commands
 
@@ -301,14 +301,14 @@ class Program(click.Group):
         self.params += _common_options()
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """Read the options that stand before the command."""
+        """Parse the options before the command."""
         try:
             return super().make_context(*args, **kwargs)
         except click.UsageError as e:
             raise Refusal(_sentence(e)) from e
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """Return the command that is named.
+        """Return the named command.
 
         Raises:
           Refusal: If there is none of that name.
@@ -331,16 +331,16 @@ class Program(click.Group):
             raise click.exceptions.Exit(INTERRUPTED) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write what each command does; none is imported for that."""
+        """Write what each command does, without importing any."""
         rows = [(name, self.commands.effect(name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Return the commands that begin so, and how an option may go on."""
+        """Return the commands with this beginning, and completions of an option."""
         names = [name for name in self.list_commands(ctx) if name.startswith(incomplete)]
         found = [CompletionItem(name, help=self.commands.effect(name)) for name in names]
-        # Not Group's own, which imports every command for its help.
+        # Not Group's method, which imports every command for its help.
         return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -359,7 +359,7 @@ def _sentence(error: click.UsageError) -> str:
     return f"{text[:1].lower()}{text[1:]}; see {command} --help"
 
 
-#: How many rows of a list are shown.
+#: The option for the number of rows of a list.
 at_most = click.option(
     "--limit",
     "-n",
@@ -376,9 +376,9 @@ def command(
     """Make a function a command; its first argument is the :class:`Session`.
 
     Parameters:
-      name: What it is called.
+      name: The name of the command.
       effect: What it does, for the list of all commands.
-      examples: What follows the program's name, and what it does.
+      examples: Pairs of arguments and what they do.
     """
 
     def make(function: Callable[..., Any]) -> click.Command:

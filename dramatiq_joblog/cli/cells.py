@@ -14,33 +14,33 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
-#: Characters of a jid that are shown where there is no room for all; a command takes them too.
+#: Characters of a jid that are shown if there is no room for all; commands accept them.
 SHORT_JID = 8
 
 _BAR = 8
 
 
 def kind(job: Any) -> str:
-    """Return what people call a job: its type, else its actor."""
+    """Return the name of a job for people: its type, otherwise its actor."""
     return str(job.job_type or job.actor)
 
 
 def since(job: Any) -> Any:
-    """Return the instant since when a job is what it is."""
+    """Return the instant since which a job is in its state."""
     if job.state == State.STARTED:
         return job.started_at
     return job.finished_at or job.waiting_since or job.updated_at
 
 
 def took(job: Any, now: datetime) -> Any:
-    """Return the milliseconds of the last run, or of the one that goes on; None before."""
+    """Return the milliseconds of the last or current run; None before the first."""
     if job.state == State.STARTED and job.started_at is not None:
         return max(0, round((now - job.started_at).total_seconds() * 1000))
     return job.duration
 
 
 def attempts(job: Any) -> Text:
-    """Return ``2/6``: the attempt, and how many there may be."""
+    """Return the attempt and the number of allowed ones, such as ``2/6``."""
     text = Text(str(job.attempt))
     if job.max_retries is not None:
         text.append(f"/{job.max_retries + 1}", QUIET)
@@ -48,7 +48,7 @@ def attempts(job: Any) -> Text:
 
 
 def why(job: Any, now: datetime) -> Text:
-    """Return the one reason why a job is where it is; nothing for one that is done."""
+    """Return the reason for a job's state; nothing for a finished job."""
     reasons: dict[str, Callable[[], Text]] = {
         State.ENQUEUED: lambda: Text(f"queue {line(job.queue)}", QUIET),
         State.DELAYED: lambda: Text(due(job.eta, now)),
@@ -67,13 +67,13 @@ def why(job: Any, now: datetime) -> Text:
 def _died_of(job: Any) -> Text:
     reason = Text(line(job.dead_reason or ""))
     if job.dead_reason == DeadReason.CANCELLED and job.error_type:
-        # Not of its last error.
+        # The reason is not its last error.
         return Text.assemble(reason, ", ", error(job))
     return error(job) or reason
 
 
 def due(eta: datetime | None, now: datetime) -> str:
-    """Return when a job runs next."""
+    """Return when a job is due to run next."""
     if eta is None:
         return ""
     left = (eta - now).total_seconds() * 1000
@@ -83,7 +83,7 @@ def due(eta: datetime | None, now: datetime) -> str:
 
 
 def error(row: Any, style: str = QUIET) -> Text:
-    """Return class and text of the error of a job or of a run, on one line."""
+    """Return the class and text of a job's or a run's error, on one line."""
     if not row.error_type:
         return Text()
     text = Text(line(row.error_type))
@@ -93,7 +93,7 @@ def error(row: Any, style: str = QUIET) -> Text:
 
 
 def progress(reported: Mapping[str, Any] | None, width: int = _BAR) -> Text:
-    """Return the progress that a job reported: a bar and a share, or how much is done."""
+    """Return a job's progress: a bar with a percentage, or the amount done."""
     if not reported or not isinstance(reported, dict):
         return Text()
     done, total, text = (

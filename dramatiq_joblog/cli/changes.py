@@ -1,4 +1,4 @@
-"""``diff`` and ``types``: what changed, and how each job type does."""
+"""``diff`` and ``types``: what changed, and statistics of each job type."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
     from .table import Screen
 
-#: How far back the same hours are, by name.
+#: How far back the period to compare with is, by name.
 _BACK = {"yesterday": timedelta(days=1), "week": timedelta(weeks=1)}
-#: Earlier times that are compared with, so that it is seen how much they vary.
+#: The number of earlier periods to compare with, which shows how much they vary.
 _TIMES = 2
-#: Changes that are shown.
+#: The most changes that are shown.
 _SHOWN = 40
 
 
@@ -93,14 +93,14 @@ def diff(session: Session, *, against: str, since: str, until: str | None) -> No
 def _periods(
     joblog: JobLog, against: str, since: str, until: str | None
 ) -> tuple[datetime, datetime, list[timedelta]]:
-    """Return begin and end of the time, and how far back those are that it is compared with."""
+    """Return the start and end of the period, and how far back the earlier ones are."""
     now = joblog.now()
     end = now if until is None else instant(until, now)
     if against in _BACK:
         begin = instant(since, now)
         if begin >= end:
             raise Refusal(f"--since {since} is not before --until {until or 'now'}")
-        # Of a time that is longer than a day, the days before it.
+        # For a period longer than a day, the days before it.
         back = _BACK[against] * max(1, -((begin - end) // _BACK[against]))
         return begin, end, [back * (number_ + 1) for number_ in range(_TIMES)]
     begin = _moment(joblog, against, now)
@@ -110,7 +110,7 @@ def _periods(
 
 
 def _moment(joblog: JobLog, text: str, now: datetime) -> datetime:
-    """Return when a mark was made, or the time that a text says."""
+    """Return the time of a mark, or the time that a text names."""
     mark = joblog.marks.where(joblog.Deploy.name == text).first()
     if mark is not None:
         at: datetime = mark.at
@@ -205,7 +205,7 @@ def types(session: Session, *, since: str, until: str | None) -> None:
 
 
 class _Type:
-    """One job type as it is shown."""
+    """One row of the list of job types."""
 
     def __init__(self, name: str, group: Group | None, was: Group | None) -> None:
         self.name = name
@@ -223,7 +223,7 @@ class _Type:
         self.surprise = 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
+        """Return the row as a dict for JSON."""
         return {key: value for key, value in vars(self).items() if key != "surprise"}
 
 

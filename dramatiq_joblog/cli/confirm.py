@@ -24,10 +24,10 @@ yes_option: Callable[[Any], Any] = click.option(
 
 
 def confirm(what: str, *, yes: bool) -> None:
-    """Say what will be done, and ask, unless *yes*.
+    """Show what will be done, and ask for confirmation, unless *yes*.
 
     Raises:
-      Refusal: If it is not wanted, or nobody can be asked.
+      Refusal: If it is not confirmed, or there is no terminal.
     """
     if yes:
         return
@@ -39,11 +39,11 @@ def confirm(what: str, *, yes: bool) -> None:
 
 
 def myself() -> str:
-    """Return who sits here, for the record: ``user@host``."""
+    """Return the name for the audit log: ``user@host``."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError, ImportError):
-        # A user without a name, as in some containers.
+        # A user id without a name, as in some containers.
         name = "unknown"
     return f"{name}@{socket.gethostname()}"
 
@@ -55,9 +55,9 @@ def many(count: int, what: str) -> str:
 
 @contextlib.contextmanager
 def progress(what: str, total: int | None = None) -> Iterator[Callable[[int, int | None], None]]:
-    """Show how *what* goes on, on standard error, if that is a terminal.
+    """Show the progress of *what* on standard error, if that is a terminal.
 
-    What it gives is to be called with how many are done, and of how many.
+    Yields a function to be called with the number done, and the total.
     """
     console = Console(stderr=True, highlight=False)
     with Progress(

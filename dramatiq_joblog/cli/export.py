@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dramatiq_joblog import JobLog
     from dramatiq_joblog.schema.query import JobQuery
 
-#: Jobs that are read at once.
+#: How many jobs are read at once.
 _BATCH = 1_000
 
 
@@ -93,7 +93,7 @@ def export(
 def _shown(
     stack: ExitStack, joblog: JobLog, query: JobQuery, output: Path | None
 ) -> Callable[[int], None]:
-    """Show how it goes on, unless the jobs themselves go to the terminal."""
+    """Show the progress, unless the jobs themselves go to the terminal."""
     if not sys.stderr.isatty() or (output is None and sys.stdout.isatty()):
         return lambda _: None
     counts = joblog.counts(query, cap=100_000).values()

@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.schema.query import JobQuery
 
-#: The keys of a search that are times, and those that are options too.
+#: The keys of a search that take times, and the keys that are also options.
 TIMES = ("ended", "overdue", "since", "until")
 OPTIONS = tuple(sorted(set(KEYS) - {"args", "dismissed", "family", "id", "lines", "reason"}))
 
 
 class Words(click.ParamType):  # type: ignore[type-arg]
-    """A word of a search, completed as the page does."""
+    """A word of a search, completed like in the dashboard."""
 
     name = "word"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the word as it was typed."""
+        """Return the word unchanged."""
         return re.sub(f"^{MINUS}", "-", str(value))
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Return how a word may go on: its key, then the values that the log has."""
+        """Return completions of a word: its key, then values from the log."""
         key, colon, prefix = incomplete.partition(":")
         minus = "-" if key.startswith("-") else ""
         if not colon and key.removeprefix("-").startswith("args."):
@@ -61,7 +61,7 @@ class Value(click.ParamType):  # type: ignore[type-arg]
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Return the values that the log has."""
+        """Return values from the log."""
         return [CompletionItem(value) for value in _values(ctx, self._key, incomplete)]
 
 
@@ -71,7 +71,7 @@ def _values(ctx: click.Context, key: str, prefix: str) -> list[str]:
         with ctx, session.refusing():
             found = session.joblog.complete(key, prefix, limit=30)
     except click.ClickException:
-        # Nobody wants to read a sentence in place of a completion.
+        # An error message would be no use as a completion.
         return []
     return [value for value, _ in found]
 
@@ -101,8 +101,8 @@ def filtered(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def text_of(words: Sequence[str], filters: dict[str, Any]) -> str:
-    """Return words and options as the text of one search."""
-    # A shell takes the quotes of since:"2026-11-24 08:00", and no time has other words in it.
+    """Return the words and options as the text of one search."""
+    # The shell removes the quotes of since:"2026-11-24 08:00"; a time contains no other words.
     parts = [re.sub(rf"^({'|'.join(TIMES)}):([^\"]* [^\"]*)$", r'\1:"\2"', word) for word in words]
     for key, given in filters.items():
         for value in (given,) if isinstance(given, str) else given or ():

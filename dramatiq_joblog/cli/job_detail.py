@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 
     from .table import Screen
 
-#: Spans that are drawn at most, of which the first and the last matter.
+#: The most spans that are drawn; the first and the last ones matter.
 _SPANS = 30
-#: Cells of what stands before and after a bar of the timeline.
+#: Cells for the label before a bar of the timeline, and for the time after it.
 _LABEL, _TIME = 34, 10
 #: Cells of a name in the family.
 _NAME = 44
 
 
 def header(screen: Screen, job: Any, now: datetime) -> None:
-    """Say what it is and how it stands."""
+    """Write the job's name, state and jid."""
     screen.write((line(kind(job)), TITLE))
     text = Text.assemble(mark(job.state), "  ", (safe(job.jid), QUIET))
     if job.eta is not None and job.state not in FINAL:
@@ -57,7 +57,7 @@ def header(screen: Screen, job: Any, now: datetime) -> None:
 
 
 def failing(screen: Screen, job: Any) -> None:
-    """Say why it is dead, skipped or retried."""
+    """Write why it is dead, skipped or retried."""
     reason = job.dead_reason or job.skip_reason
     text = error(job, style="")
     if reason and text:
@@ -70,7 +70,7 @@ def failing(screen: Screen, job: Any) -> None:
 
 
 def facts(screen: Screen, joblog: JobLog, job: Any, now: datetime) -> None:
-    """Say what the log has of it, name by name."""
+    """Write its fields as pairs of a name and a value."""
     attempt = (
         f"{job.attempt} of {job.max_retries + 1}"
         if job.max_retries is not None
@@ -102,12 +102,12 @@ def facts(screen: Screen, joblog: JobLog, job: Any, now: datetime) -> None:
 
 
 def _call(job: Any) -> str:
-    """Return the arguments as a call has them."""
+    """Return the arguments in the form of a call."""
     if job.args is None and job.kwargs is None:
         return ""
     args, kwargs = job.args or [], job.kwargs or {}
     if not isinstance(args, list) or not isinstance(kwargs, dict):
-        # What was too long to keep, or no JSON.
+        # The arguments were too long to store, or are not JSON.
         return f"({line(json.dumps([args, kwargs], ensure_ascii=False))})"
     parts = [_value(value) for value in args]
     parts += [f"{name}={_value(value)}" for name, value in kwargs.items()]
@@ -150,7 +150,7 @@ def _section(joblog: JobLog, job: Any, now: datetime) -> Text:
 
 
 def timeline(screen: Screen, spans: Sequence[Span]) -> None:
-    """Draw how it spent its time."""
+    """Draw a timeline of the job."""
     if not spans:
         return
     begin, end = spans[0].start, max(span.end for span in spans)
@@ -175,7 +175,7 @@ _STROKES = {"back-off": "─", "nobody": "╌"}
 
 
 def _drawn(span: Span, offset: float, share: float, room: int) -> Text:
-    """Return a span's bar at its place: at least one cell."""
+    """Return a span's bar at its position, at least one cell wide."""
     length = max(1, round(share * room))
     start = min(round(offset * room), room - length)
     style = colour(span.state)
@@ -219,7 +219,7 @@ def runs(screen: Screen, failures: Sequence[Any], *, every: bool) -> None:
             _traceback(screen, failure.traceback)
 
 
-# Where packages are installed: for people only the rest of such a path matters.
+# The folder of installed packages: only the rest of such a path matters to people.
 _INSTALLED = re.compile(r'(?<=File ")[^"]*/(?:site|dist)-packages/')
 
 
@@ -229,14 +229,14 @@ def _traceback(screen: Screen, text: str) -> None:
         here = f'File "{Path.cwd()}/'
         frames = [_INSTALLED.sub("…/", one).replace(here, 'File "') for one in frames]
     for number_, one in enumerate(frames, 1):
-        # What matters is where it was, and the last line.
+        # The frames of the user's code and the last line matter most.
         quiet = number_ < len(frames) and (not one.startswith("  File ") or "…/" in one)
         indent = len(one) - len(one.lstrip())
         screen.paragraph(Text(one.strip(), QUIET if quiet else ""), 4 + indent)
 
 
 def lines(screen: Screen, logged: Sequence[Any]) -> None:
-    """Show what it logged."""
+    """Show its log lines."""
     if not logged:
         return
     screen.title("Log lines")
@@ -250,7 +250,7 @@ def lines(screen: Screen, logged: Sequence[Any]) -> None:
 
 
 def family(screen: Screen, job: Any, jobs: Sequence[Any], *, whole: bool) -> None:
-    """Draw the jobs that a job belongs to as a tree: who sent whom."""
+    """Draw a job's family as a tree: each job below the one that sent it."""
     known = {one.jid for one in jobs}
     children: dict[str | None, list[Any]] = {}
     for one in jobs:
@@ -268,7 +268,7 @@ def family(screen: Screen, job: Any, jobs: Sequence[Any], *, whole: bool) -> Non
 def _branches(
     top: Any, children: dict[str | None, list[Any]], stem: str = "", fork: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """Yield a job and all below it, each with the lines that stand before it."""
+    """Yield a job and all jobs below it, each with the lines of the tree before it."""
     yield stem + fork, top
     stem += {"├ ": "│ ", "└ ": "  "}.get(fork, "")
     below = children.get(top.jid, [])
@@ -280,7 +280,7 @@ def _relative(screen: Screen, job: Any, *, mine: bool) -> Text:
     jid = job.jid[:SHORT_JID] if screen.live else job.jid
     name = Text(line(kind(job)), TITLE if mine else "")
     if screen.live:
-        # What follows it says which job it is.
+        # The name is cut, because the jid after it identifies the job.
         name.truncate(_NAME, overflow="ellipsis")
     text = Text.assemble(shape(job.state), " ", name)
     text.append(f"  {safe(jid)}", QUIET)

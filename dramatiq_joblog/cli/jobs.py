@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.schema.query import JobQuery
 
-#: Where a line has room for whole jids.
+#: The width from which a line has room for full jids.
 _WIDE = 160
 
 
@@ -28,7 +28,7 @@ _WIDE = 160
     "Show jobs, newest first.",
     examples=[
         ("list", "the newest jobs"),
-        ("list state:dead type:reconciliation since:1h", "words, as in the page's search"),
+        ("list state:dead type:reconciliation since:1h", "words, as in the dashboard's search"),
         ("list --state dead --type reconciliation --since 1h", "the same, as options"),
         ("list user:7 -state:finished", "a user's jobs that have not finished"),
         ('list timeout since:2026-11-24T07:00 until:"2026-11-24 08:00"', "by text and by time"),
@@ -53,10 +53,10 @@ def list_jobs(
 ) -> None:
     """Show jobs, newest first.
 
-    WORDs are as in the page's search: state:dead, type:, user:, actor:, queue:, error:,
+    WORDs are as in the dashboard's search: state:dead, type:, user:, actor:, queue:, error:,
     worker:, section:, since:, until:, id: and bare text; -key:value excludes, a repeated key
     matches any of its values, * matches any text.  Times are 30m, 2h, 1d, 2w ago, or
-    dates as 2026-11-24T12:00, in UTC.
+    dates such as 2026-11-24T12:00, in UTC.
 
     In a pipe each job is a line of 11 values, separated by tabs: jid, state, type, actor,
     user, attempt, queue time and duration in milliseconds, when, queue, why.
@@ -75,9 +75,9 @@ def list_jobs(
 
 
 def _search(query: JobQuery, limit: int, before: str | None) -> tuple[list[Any], str | None]:
-    """Return jobs, newest first, and where older ones begin, if there may be any.
+    """Return jobs, newest first, and the cursor of older ones, if there may be any.
 
-    A page looks back only so far where no index helps; this command waits for all of it.
+    Without an index, a page of a query only reaches back a limited way; this command goes on.
     """
     page = query.page(limit=limit, before=before)
     jobs = page.jobs

@@ -13,7 +13,7 @@ from .app import MINUS, Refusal, Session, command
 from .confirm import myself
 from .style import line
 
-#: What takes a limit back.
+#: The word that removes a set limit.
 _CODE = "code"
 
 
@@ -52,10 +52,10 @@ def limit(session: Session, *, key: str, number: str, until: str | None) -> None
 
 
 def _read(number: str) -> int | None:
-    """Return the limit that was typed; None for that of the code."""
+    """Return the limit that was typed; None for the limit of the code."""
     if number == _CODE:
         return None
-    # What has more digits Python may not read at all.
+    # Python refuses to read numbers with very many digits.
     limit = int(number) if number.isdecimal() and len(number) <= len(str(MAX_INT)) else -1
     if not 0 <= limit <= MAX_INT:
         typed = number.replace(MINUS, "-")

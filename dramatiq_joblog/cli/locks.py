@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from dramatiq_joblog.locking.waiters import Line
 
 
-#: The kind of a key that jobs wait for, beside those of rows.
+#: The kind of a key that jobs wait for, in addition to the kinds of rows.
 WAITING = "waiting"
 
 
 @dataclass(frozen=True)
 class Held:
-    """A key that is held, its holder if that is a job, and those that wait for it, in order."""
+    """A held key, its holder if that is a job, and the jobs that wait for it, in order."""
 
     row: Any
     holder: Any
@@ -44,7 +44,7 @@ class Held:
 
 @dataclass(frozen=True)
 class _Known:
-    """What there is to know of all keys, or of one."""
+    """Everything known about all keys, or about one."""
 
     held: list[Held]
     lines: list[Line]
@@ -94,7 +94,7 @@ def _look(joblog: JobLog, key: str | None) -> _Known:
 
 
 def held(joblog: JobLog, key: str | None = None) -> list[Held]:
-    """Return the keys that are held, longest first."""
+    """Return the keys that are held, the longest held first."""
     query = joblog.locks
     rows = list(query if key is None else query.where(joblog.Lock.key == key))
     owners = [row.owner for row in rows if row.owner is not None]
@@ -104,7 +104,7 @@ def held(joblog: JobLog, key: str | None = None) -> list[Held]:
 
 
 def _documents(joblog: JobLog, known: _Known) -> Iterator[dict[str, Any]]:
-    """Yield what programs get: ``kind`` says what each is of its ``key``."""
+    """Yield the documents for programs; ``kind`` says what each is about."""
     for h in known.held:
         row: dict[str, Any] = h.row.as_dict()
         yield row | {
@@ -122,7 +122,7 @@ def _documents(joblog: JobLog, known: _Known) -> Iterator[dict[str, Any]]:
 
 
 def _piped(document: dict[str, Any]) -> tuple[Any, ...]:
-    """Return the columns that a pipe gets of a document, of one shape for all kinds."""
+    """Return the columns of a document for a pipe, the same for all kinds."""
     get = document.get
     numbers = {RATE: get("started"), LIMIT: get("limit")}
     return (
@@ -139,7 +139,7 @@ def _piped(document: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _write(session: Session, known: _Known) -> None:
-    """Write what a pipe gets."""
+    """Write the output for a pipe."""
     for document in _documents(session.joblog, known):
         session.screen.fields(_piped(document))
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from .table import Screen
 
-#: Lines that are read at once.
+#: How many lines are read at once.
 _BATCH = 500
-#: Lines with smaller numbers may be committed after those with greater ones.
+#: Lines with lower ids may be committed after lines with higher ones, by up to this many.
 _DISORDER = 200
 
 
@@ -63,7 +63,7 @@ def logs(session: Session, *, jid: str, follow: bool, every: int) -> None:
         if not follow or state in FINAL:
             break
         time.sleep(every / 1000)
-        # Before its last lines, which are looked for once more.
+        # The state is read first, so that the last lines are certainly read after it.
         state = joblog.get(job.jid).state
     if screen.live and not session.json and not lines.any:
         screen.write(("It has logged no line that is kept.", QUIET))
@@ -72,7 +72,7 @@ def logs(session: Session, *, jid: str, follow: bool, every: int) -> None:
 
 
 class _Lines:
-    """The lines of one job that were not shown yet."""
+    """The lines of one job that are not yet shown."""
 
     def __init__(self, joblog: JobLog, jid: str) -> None:
         # Any: a bound model.
@@ -82,11 +82,11 @@ class _Lines:
 
     @property
     def any(self) -> bool:
-        """Whether any was shown."""
+        """Whether any line was shown."""
         return bool(self._shown)
 
     def fresh(self) -> Iterator[Any]:
-        """Yield them in the order in which they were written."""
+        """Yield new lines in the order in which they were written."""
         line_ = self._line
         after = max(self._shown, default=0) - _DISORDER
         while True:

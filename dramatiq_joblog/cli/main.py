@@ -8,7 +8,7 @@ import click
 
 from .app import PROGRAM, Commands, Program
 
-#: For each command its module, its name there and what it does: help imports none of them.
+#: For each command its module, its name there, and what it does, so that help imports none.
 _COMMANDS = {
     "actions": ("audit", "actions", "Show the audit log."),
     "alerts": ("alerts", "alerts", "Show alerts: what is open, what was sent, what failed."),
@@ -40,7 +40,7 @@ _COMMANDS = {
     "tail": ("tail", "tail", "Follow jobs live."),
     "types": ("changes", "types", "Compare each job type with a week ago."),
     "unlock": ("audit", "unlock", "Free a section whose holder is gone."),
-    "web": ("web", "web", "Serve the web page."),
+    "web": ("web", "web", "Serve the dashboard."),
     "why": ("why", "why", "Explain the state of a job, and how it got there."),
     "workers": ("workers", "workers", "Show the worker processes."),
 }
@@ -67,6 +67,6 @@ def program(context: click.Context) -> None:
 def main() -> None:
     """Run the command line, and end the process."""
     for stream in (sys.stdout, sys.stderr):
-        # A terminal of another encoding gets what it has no sign for as a question mark.
+        # A terminal of another encoding shows characters that it lacks as question marks.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     program(prog_name=PROGRAM)

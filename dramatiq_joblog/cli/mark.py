@@ -11,7 +11,7 @@ from .confirm import myself
 from .style import age, exact, line
 from .table import Column
 
-#: As many are shown.
+#: The most marks that are shown.
 _SHOWN = 50
 
 

@@ -1,4 +1,4 @@
-"""Opening a log, and its errors in sentences; not imported for help and completion."""
+"""Opening a log, and messages for its errors; not imported for help and completion."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dramatiq_joblog.database.dialects import dialect_of
 
 from .app import AWAY, NOTHING, USAGE, Refusal
 
-# What the databases say when the log's tables, or columns of them, are missing.
+# The databases' messages when tables of the log, or columns of them, are missing.
 _NO_TABLE = re.compile(
     r"no such table|relation .* does not exist|table .* doesn't exist", re.IGNORECASE
 )
@@ -38,16 +38,16 @@ def open_log(url: str) -> JobLog:
 
 
 def file_of(joblog: JobLog) -> Path | None:
-    """Return the file that a log lies in; None if a server has it."""
+    """Return the file of a log; None if it is on a server."""
     return dialect_of(joblog.database).file_of(joblog.database)
 
 
 def refusal_of(error: Exception, place: str, cure: str) -> Refusal:
-    """Return what to say of an error.
+    """Return the message for an error.
 
     Parameters:
       error: What was raised.
-      place: The database's name, if it is known, and a space.
+      place: The database's name and a space, if the name is known.
       cure: The command that makes the tables.
 
     Raises:
@@ -106,7 +106,7 @@ def _import(module_name: str) -> Any:
 
 
 def _broken(module_name: str, error: Exception) -> Refusal:
-    """Say where a module of the user's own fails: that is for them to repair, not for us."""
+    """Return the message for an error in the user's module, with the place where it failed."""
     where = ""
     if frames := traceback.extract_tb(error.__traceback__):
         where = f" ({frames[-1].filename}, line {frames[-1].lineno})"

@@ -24,7 +24,7 @@ _STATES = tuple(sorted(str(state) for state in FINAL))
 
 
 class Keep(click.ParamType):  # type: ignore[type-arg]
-    """A final state and how long its jobs are kept, as ``finished=7d``."""
+    """A final state, and how long its jobs are kept, such as ``finished=7d``."""
 
     name = "state=time"
 
@@ -73,7 +73,7 @@ def prune(session: Session, *, batch: int, dry_run: bool, keep: tuple[str, ...],
             "how long are jobs kept? Give --keep finished=7d --keep dead=90d, or name the "
             "application's log, which may say so, by --app"
         )
-    # Other states are refused by the log itself.
+    # The log itself refuses other states.
     times: Any = dict(map(_kept, keep)) or None
     old = joblog.prune(times, dry_run=True)
     if not old or dry_run:
@@ -90,7 +90,7 @@ def prune(session: Session, *, batch: int, dry_run: bool, keep: tuple[str, ...],
 
 
 def _kept(text: str) -> tuple[str, int]:
-    """Read ``finished=7d`` as a state and milliseconds."""
+    """Parse ``finished=7d`` into a state and milliseconds."""
     state, equals, time = text.partition("=")
     if not equals or state not in _STATES:
         raise Refusal(
@@ -110,7 +110,7 @@ def _jobs(counts: Mapping[str, int]) -> int:
 
 
 def _counted(counts: Mapping[str, int]) -> str:
-    """Return ``1 204 finished and 12 dead jobs``, or with what went with them."""
+    """Return ``1 204 finished and 12 dead jobs``, or with the rows deleted with them."""
     states = [f"{number(counts[state])} {state}" for state in _STATES if counts.get(state)]
     text = _listed(states) + (" job" if _jobs(counts) == 1 else " jobs") if states else "no jobs"
     others = {"failures": "failed run", "lines": "log line"}

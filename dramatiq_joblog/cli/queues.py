@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dramatiq_joblog.admin.queues import Queue
 
 
-#: The colour that each kind of queue has.
+#: The colour of each kind of queue.
 _COLOURS = {"no worker": State.DEAD, "behind": State.WAITING, "busy": State.STARTED}
 
 

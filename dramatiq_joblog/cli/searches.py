@@ -28,8 +28,8 @@ def searches(
 ) -> None:
     """Show the saved searches; save one with --save and WORDs, delete one with --delete.
 
-    Everyone who uses the log shares them, on the page too. In a search, saved:NAME is short for
-    the words.
+    Everyone who uses the log shares them, also in the dashboard. In a search, saved:NAME is short
+    for the words.
     """
     joblog, screen = session.joblog, session.screen
     if save is not None and delete is not None:

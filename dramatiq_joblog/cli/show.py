@@ -19,12 +19,12 @@ from .style import line, safe
 if TYPE_CHECKING:
     from dramatiq_joblog import JobLog
 
-#: Lines and relatives that are shown at most, unless more are asked for.
+#: The most lines and related jobs that are shown, unless options ask for more.
 _LINES, _RELATIVES = 50, 100
 
 
 class Jid(click.ParamType):  # type: ignore[type-arg]
-    """A jid, or enough of it to be the only one."""
+    """A jid, or a beginning that matches only one job."""
 
     name = "jid"
 
@@ -93,7 +93,7 @@ def show(session: Session, *, jid: str, lines: int, traceback: bool) -> None:
 
 
 def find(joblog: JobLog, jid: str) -> Any:
-    """Return the job of *jid*, or the only one whose jid begins so.
+    """Return the job of *jid*, or the only one whose jid begins with it.
 
     Raises:
       Refusal: If there is none, or more than one.
@@ -113,7 +113,7 @@ def find(joblog: JobLog, jid: str) -> Any:
 
 def _begin_with(joblog: JobLog, prefix: str) -> list[Any]:
     job = joblog.Job
-    # A range, for which the index on jids serves on every database; then what really begins so.
+    # A range uses the index on jids on every database; the results are then checked exactly.
     found = joblog.jobs.where(job.jid >= prefix, job.jid <= f"{prefix}zzzzzzzz").limit(50)
     return [row for row in found if row.jid.startswith(prefix)]
 

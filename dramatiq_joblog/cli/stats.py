@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
     from .table import Screen
 
-#: The columns of the states, as they stand beside each other.
+#: The states, in the columns in which they are shown.
 _GRID = (
     (State.ENQUEUED, State.STARTED, State.FINISHED),
     (State.DELAYED, State.RETRYING, State.DEAD),
     (State.WAITING, State.LOST, State.SKIPPED),
 )
-#: What is drawn over time, and what stands for it.
+#: The outcomes that are drawn over time, and their labels.
 _DRAWN = {"finished": "finished", "skipped": "skipped", "retried": "retried", "dead": "dead"}
 _SPARKS = "▁▂▃▄▅▆▇█"
-#: Cells of a line over time, of that of an error, and errors that are shown.
+#: Cells of a chart line, of that of an error, and the most errors that are shown.
 _CELLS, _FEW, _ERRORS = 48, 24, 10
 
 
@@ -108,7 +108,7 @@ def stats(session: Session, *, by: GroupedBy, since: str, until: str | None) -> 
 
 
 def _while_counting(joblog: JobLog) -> contextlib.AbstractContextManager[Any]:
-    """Show that it takes its time where all is counted from the jobs, and not from totals."""
+    """Show progress, because counting from jobs, without totals, may take long."""
     if joblog.core.totals.counted() is not None:
         return contextlib.nullcontext()
     return progress("Counting the jobs, as no worker has done so yet")
@@ -144,7 +144,7 @@ def _throughput(screen: Screen, figures: Stats) -> None:
 
 
 def _sparks(series: Sequence[int], style: str, width: int = _CELLS) -> Text:
-    """Draw numbers over time, each at its share of the greatest; a dot where there is none."""
+    """Draw numbers over time, each relative to the greatest; a dot for zero."""
     width = min(width, len(series))
     cells = [0] * width
     for i, count in enumerate(series):
@@ -153,7 +153,7 @@ def _sparks(series: Sequence[int], style: str, width: int = _CELLS) -> Text:
     top = len(_SPARKS) - 1
     drawn = Text()
     for count in cells:
-        # Anything at all is more than nothing.
+        # Round up, so that anything above zero is visible.
         drawn.append(_SPARKS[-(-count * top // most)] if count else "·", style if count else QUIET)
     return drawn
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .table import Screen
 
-#: The state whose shape and colour a problem of a kind has.
+#: For each kind of problem, the state whose shape and colour it gets.
 _LOOKS = {
     ProblemKind.LOST: State.LOST,
     ProblemKind.QUEUES: State.ENQUEUED,
@@ -32,7 +32,7 @@ _LOOKS = {
 }
 #: Cells before the sentence: a shape and a space.
 _INDENT = 2
-#: Words that a shell takes as they are.
+#: Words that need no quotes in a shell.
 _PLAIN = re.compile(r"[\w@%+=:,./ -]*", re.ASCII)
 
 
@@ -95,7 +95,7 @@ def _problem(screen: Screen, problem: Problem, now: datetime) -> None:
     title, rest = line(problem.title), line(problem.text)[len(line(problem.title)) :]
     screen.write()
     since = age(problem.since, now)
-    # Not behind the command, which people copy.
+    # Not after the command, which people copy.
     kind = problem.kind.value
     seen = (f" ({kind})" if since == "0 s" else f" ({kind}, {since})", QUIET)
     text = Text.assemble(shape(state), " ", (title, f"{TITLE} {colour(state)}"), rest, seen)
@@ -118,13 +118,13 @@ def _quiet(screen: Screen, muted: list[Problem]) -> None:
 
 
 def _typed(search: str) -> str:
-    """Return the words of a search as a shell takes them: names may hold what it would run."""
+    """Return the words of a search quoted for a shell, which might run parts of a name."""
     plain = line(search)
     return plain if _PLAIN.fullmatch(plain) else shlex.quote(plain)
 
 
 def _counted(screen: Screen, joblog: JobLog) -> None:
-    """Say how many jobs there are."""
+    """Return the number of jobs as a text."""
     counts = joblog.counts()
     text = Text()
     for state, count in counts.items():

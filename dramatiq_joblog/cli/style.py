@@ -32,12 +32,12 @@ __all__ = [
     "shape",
 ]
 
-#: What is not the reader's first concern.
+#: The style of secondary text.
 QUIET = "dim"
 TITLE = "bold"
 
-#: The shape and the colour of each state.  Each colour has a contrast of more than 4 to 1 on
-#: white and on near black alike: a terminal does not say which of them it is.
+#: The shape and the colour of each state.  Each colour has a contrast of more than 4 to 1 both on
+#: white and on near black, because a terminal does not report its background.
 STATES = {
     State.ENQUEUED: ("○", "#687b98"),
     State.DELAYED: ("◷", "#8369d3"),
@@ -62,7 +62,7 @@ OUTCOMES = {
 
 
 def line(text: Any) -> str:
-    """Return *text* on one line, as :func:`safe` besides."""
+    """Return *text* on one line, made :func:`safe`."""
     return " ".join(safe(text).split())
 
 
@@ -78,7 +78,7 @@ def shape(state: str | None) -> Text:
 
 
 def mark(state: str | None) -> Text:
-    """Return shape and word of a state, or of the outcome of a run."""
+    """Return the shape and word of a state, or of the outcome of a run."""
     glyph, style = _of(state)
     return Text(f"{glyph} {line(state)}", style)
 
@@ -97,7 +97,7 @@ def duration(milliseconds: float | None) -> str:
 
 
 def aligned(milliseconds: float | None) -> Text:
-    """Return a duration whose digits end where those of the line above end."""
+    """Return a duration padded so that its digits align with those above."""
     if milliseconds is None:
         return Text()
     figures, unit = display.split_duration(milliseconds)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Row = TypeVar("Row")
 
 _GAP = 2
-#: Cells of what is not written to a terminal, as the lines of a job in a pipe.
+#: The width of output that does not go to a terminal, such as log lines in a pipe.
 _WIDTH = 100
 
 
@@ -29,12 +29,12 @@ class Column(Generic[Row]):
 
     Parameters:
       title: Its heading.
-      show: What people see; a column that is empty in all rows is left out.
-      value: What programs get; what people see by default.
-      keep: Where there is no room for all columns, those with the least of it go first.
-      least: The cells that it needs at least; None if it is never cut.
-      right: Whether it holds numbers or times.
-      seen_only: Whether programs do not get it.
+      show: Returns the value for people; a column that is empty in all rows is left out.
+      value: Returns the value for programs; by default that for people.
+      keep: If there is no room for all columns, those with the lowest number are left out first.
+      least: The least cells that it needs; None if it is never cut.
+      right: Whether it is aligned to the right, as numbers and times are.
+      seen_only: Whether it is left out for programs.
     """
 
     title: str
@@ -47,35 +47,35 @@ class Column(Generic[Row]):
 
 
 class Screen:
-    """Standard output, in the form that fits where it goes to.
+    """Standard output, in the form for a terminal or for a pipe.
 
     Parameters:
-      console: Where to write.
+      console: The output.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, emoji=False, markup=False)
-        #: Whether people look at it.
+        #: Whether it is a terminal.
         self.live = self.console.is_terminal
         #: Cells of a line.
         self.width = self.console.width if self.live else _WIDTH
 
     def write(self, *parts: Text | str | tuple[str, str]) -> None:
         """Write a line, however long it is."""
-        # A part may come from a job: Text never reads markup in it.
+        # A part may come from a job: Text does not interpret markup.
         text = Text.assemble(*parts)
         text.rstrip()
         self.console.print(text, soft_wrap=True)
 
     def paragraph(self, text: Text, indent: int = 0) -> None:
-        """Write a text, which people get broken at words."""
+        """Write a text; on a terminal it is wrapped at words."""
         if self.live:
             self.console.print(Padding(text, (0, 0, 0, indent)))
         else:
             self.write(" " * indent, text)
 
     def hanging(self, text: Text, indent: int) -> None:
-        """Write a text, which people get broken at words, all but its first line indented."""
+        """Write a text; on a terminal it is wrapped at words, with a hanging indent."""
         if not self.live:
             self.write(text)
             return
@@ -86,7 +86,7 @@ class Screen:
             self.paragraph(Text(tail.plain.strip()), indent)
 
     def _indented(self, text: Text, indent: int) -> None:
-        """Write a value behind its name: people get it broken under itself, wherever it must be."""
+        """Write a value after its name; on a terminal it is wrapped below itself."""
         if not self.live or cell_len(text.plain) <= self.width:
             self.write(text)
             return
@@ -95,13 +95,13 @@ class Screen:
             self.write(name if number == 0 else " " * indent, part)
 
     def fit(self, text: Text) -> None:
-        """Write a line, cut at the terminal's edge; whole where there is none."""
+        """Write a line; on a terminal it is cut at the edge."""
         if self.live:
             text.truncate(self.width, overflow="ellipsis")
         self.console.print(text, soft_wrap=True)
 
     def json(self, document: Any) -> None:
-        """Write a JSON document on one line; a list with a line for each of its elements."""
+        """Write a JSON document on one line; a list has a line for each element."""
         if isinstance(document, list) and document:
             text = "[" + ",\n ".join(_dump(element) for element in document) + "]"
         else:
@@ -109,11 +109,11 @@ class Screen:
         self.raw(text)
 
     def fields(self, values: Iterable[Any]) -> None:
-        """Write values as one tab-separated line, as programs get them."""
+        """Write values as one tab-separated line, for programs."""
         self.raw("\t".join(map(_field, values)))
 
     def raw(self, text: str) -> None:
-        """Write a line as it is."""
+        """Write a line unchanged."""
         self.console.file.write(text + "\n")
 
     def title(self, text: str, note: str = "") -> None:
@@ -122,12 +122,12 @@ class Screen:
         self.write((text, TITLE), (f"  {note}" if note else "", QUIET))
 
     def rule(self) -> None:
-        """Draw a hairline, for people."""
+        """Draw a thin line, on a terminal."""
         if self.live:
             self.write(("─" * self.width, QUIET))
 
     def facts(self, pairs: Iterable[tuple[str, Text | str]]) -> None:
-        """Write what is known as pairs of a name and a value, one a line."""
+        """Write pairs of a name and a value, one on each line."""
         known = [(name, value) for name, value in pairs if value]
         width = max((len(name) for name, _ in known), default=0)
         for name, value in known:
@@ -143,7 +143,7 @@ class Screen:
                 )
             return
         if not rows:
-            # A heading of nothing says less than nothing.
+            # No heading for an empty table.
             return
         cells = [[_text(column.show(row)) for row in rows] for column in columns]
         titles = [cell_len(column.title) for column in columns]
@@ -173,14 +173,14 @@ class Screen:
 def _widths(
     columns: Sequence[Column[Any]], natural: list[int], filled: list[int], width: int
 ) -> dict[int, int]:
-    """Return the cells of each column that is shown, by its number."""
+    """Return the width of each column that is shown, by its number."""
     widths = {i: min(natural[i], columns[i].least or natural[i]) for i in filled}
     while sum(widths.values()) + _GAP * (len(widths) - 1) > width and len(widths) > 1:
         widths.pop(min(widths, key=lambda i: columns[i].keep))
     left = width - sum(widths.values()) - _GAP * (len(widths) - 1)
     cut = sorted((i for i in widths if widths[i] < natural[i]), key=lambda i: -columns[i].keep)
     while left > 0 and cut:
-        # One cell each in turn: a long name leaves room for the reason behind it.
+        # One cell each in turn, so that a long name leaves room for the reason after it.
         for i in cut[:left]:
             widths[i] += 1
         left -= len(cut)

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
     from .table import Screen
 
-#: Seconds that a row may come later than its time says: hosts differ, and commits take time.
+#: How much later than its time a row may appear: clocks differ, and commits take time.
 _LATE = timedelta(seconds=10)
-#: Lines with smaller numbers may be committed later than those with greater ones.
+#: Lines with lower ids may be committed after lines with higher ones, by up to this many.
 _DISORDER = 500
-#: Rows that are read at once, at most.
+#: The most rows that are read at once.
 _BATCH = 1_000
 
-#: What nothing has happened to since it was sent, and what something has.
+#: States of jobs that were only sent, and of jobs to which more has happened.
 _SENT, _BUSY = (
     (State.ENQUEUED, State.DELAYED),
     (State.WAITING, State.STARTED, State.RETRYING, State.LOST),
@@ -110,21 +110,21 @@ def tail(
 
 
 class Changes:
-    """The jobs of a query that came into another state since the last look.
+    """The jobs of a query whose state changed since the last check.
 
-    It asks for what is new, for what goes on, and for what has ended: each by an index, so that
-    it costs the same however many jobs there are.
+    It queries new jobs, active jobs and ended jobs, each by an index, so the cost does not grow
+    with the log.
     """
 
     def __init__(self, joblog: JobLog, query: JobQuery, first: int) -> None:
         self._joblog = joblog
         self._query = query
         self._first: int | None = first
-        #: What was shown, by the job's number: it is shown again if it differs.
+        #: What was shown of each job, by its id; a job is shown again if that changed.
         self._shown: dict[int, tuple[Any, ...]] = {}
 
     def look(self) -> Iterator[tuple[datetime, str, Any]]:
-        """Yield what is new, each with its time."""
+        """Yield what is new, with its time."""
         since = self._joblog.now() - _LATE
         rows = self._changed(since)
         seen = {row.id: (row.state, row.attempt, row.started_at, row.eta) for row in rows}
@@ -155,7 +155,7 @@ class Changes:
 
 
 class Lines:
-    """What the jobs of a query logged since the last look; of all jobs if there is no query."""
+    """The log lines of a query's jobs since the last check; of all jobs if there is no query."""
 
     def __init__(self, joblog: JobLog, query: JobQuery | None) -> None:
         self._line = joblog.Line
@@ -166,7 +166,7 @@ class Lines:
         self._shown: set[int] = set(range(max(0, self._last - _DISORDER), self._last + 1))
 
     def look(self) -> Iterator[tuple[datetime, str, Any]]:
-        """Yield what is new, each with its time."""
+        """Yield what is new, with its time."""
         model = self._line
         rows = list(
             model.select()
@@ -192,7 +192,7 @@ class Lines:
 
 
 class _Writer:
-    """Writes what happened, as it happens."""
+    """Writes events as they happen."""
 
     def __init__(self, screen: Screen, *, as_json: bool) -> None:
         self._screen = screen

@@ -1,4 +1,4 @@
-"""``web``: serve the web page."""
+"""``web``: serve the dashboard."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import click
 
 from .app import AWAY, Refusal, Session, command
 
-#: Where the password of --login is read from, if it is set.
+#: The variable with the password for --login.
 PASSWORD = "JOBLOG_PASSWORD"  # noqa: S105
-#: Where --metrics-token is read from, if it is set: a command line is seen by others.
+#: The variable with the metrics token: others can see a command line.
 METRICS_TOKEN = "JOBLOG_METRICS_TOKEN"  # noqa: S105
 
 
 @command(
     "web",
-    "Serve the web page.",
+    "Serve the dashboard.",
     examples=[
         ("web", "on http://127.0.0.1:8000, opened with the key that it prints"),
         ("--app shop.jobs:joblog web --port 9000", "with the application, to run jobs again"),
@@ -36,7 +36,7 @@ METRICS_TOKEN = "JOBLOG_METRICS_TOKEN"  # noqa: S105
     "folder",
     metavar="FOLDER",
     type=click.Path(file_okay=False),
-    help="Write the page as static files, with the current state of the log, and exit.",
+    help="Write the dashboard as static files, with the current state of the log, and exit.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
@@ -69,16 +69,16 @@ def web(
     port: int,
     read_only: bool,
 ) -> None:
-    """Serve the web page until Ctrl-C.
+    """Serve the dashboard until Ctrl-C.
 
     Without --login it prints an address with a key; opening it signs the browser in. To run jobs
-    again from the page, give the application: --app.
+    again from it, give the application: --app.
 
     With --export it serves nothing and writes files instead. They show everything, including the
     arguments of jobs, to anybody who can read them.
     """
     joblog = session.joblog
-    # A select, so that what is wrong with the database is said here and not on the page.
+    # A query, so that an error of the database is reported here and not in the browser.
     joblog.jobs.first()
     joblog.release()
     page = _needed("dramatiq_joblog.web")
@@ -106,7 +106,7 @@ def web(
         if session.json:
             session.screen.json({"url": address})
         else:
-            session.screen.write(f"The page is on {address} until Ctrl-C.")
+            session.screen.write(f"The dashboard is at {address} until Ctrl-C.")
         session.screen.console.file.flush()
         config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=2)
         uvicorn.Server(config).run(sockets=[listener])
@@ -121,7 +121,7 @@ def _export(session: Session, page: Any, folder: str, environment: str | None) -
 
 
 def _needed(module: str) -> Any:
-    """Import what only this command needs, and the extra of its own brings.
+    """Import a module that only this command needs, and that its extra installs.
 
     Raises:
       Refusal: If it is not installed.
@@ -130,7 +130,7 @@ def _needed(module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as e:
         raise Refusal(
-            f"the page needs {e.name}, which is not installed: pip install 'dramatiq-joblog[web]'"
+            f"the dashboard needs {e.name}, which is not installed: pip install 'dramatiq-joblog[web]'"
         ) from None
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .table import Screen
 
-#: What people did that is shown at most.
+#: The most actions that are shown.
 _DEEDS = 50
 _GLYPHS = {"lock": "▪", "list": "·"}
 
@@ -65,7 +65,7 @@ def why(session: Session, *, jid: str) -> None:
 
 
 def _around(joblog: JobLog, job: Any) -> Around:
-    """Ask what a job may wait for, as far as its state wants it."""
+    """Query what a job may be waiting for, depending on its state."""
     now = joblog.now()
     if job.state == State.ENQUEUED:
         queue = next((queue for queue in joblog.queues() if queue.name == job.queue), None)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Process:
-    """A worker process, and what it is doing."""
+    """A worker process, and what it is running."""
 
     row: Any
     status: str

@@ -10,12 +10,12 @@ from .dialects import dialect_of
 
 
 def borrowed(like: Any, raw: Any) -> Any:
-    """Return a database of the kind of *like* whose one connection is *raw*.
+    """Return a database of the same class as *like*, whose only connection is *raw*.
 
-    Any: the drivers' own connection, and peewee's classes, which its stubs do not know.
+    Any: a connection of a driver, and peewee's classes, which its stubs do not know.
 
     Parameters:
-      like: A database of the same kind.
+      like: A database of the class to return.
       raw: An open connection of the driver, in autocommit mode; it is never closed.
     """
     kind = dialect_of(like).kind

@@ -1,7 +1,7 @@
-"""A thread's connection for as long as a question takes, and transactions that wait their turn.
+"""A connection for the duration of a query, and transactions that wait their turn to write.
 
-What had to be opened for a question is given back after it, to the pool or to the server; a
-connection that the application opened in its thread stays as it is.
+A connection that was opened for a query is returned after it, to the pool or to the server.  One
+that the application opened in its thread stays open.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ FREE_WITHIN = 10_000
 
 @dataclass
 class _Checkout:
-    """A connection that was opened for a question."""
+    """A connection that was opened for a query."""
 
-    #: What peewee made for it, and for no other.
+    #: An object of peewee's that identifies this opening of the connection.
     opening: list[Any]
-    #: What `closings` returned before.
+    #: The result of `closings` before it was opened.
     closings: int
-    #: How many questions ask on it now.
+    #: How many blocks use it now.
     questions: int = 0
 
 
 class _Checkouts(threading.local):
-    """The connections of a thread that were opened for questions."""
+    """The connections of a thread that were opened for queries."""
 
     def __init__(self) -> None:
         #: The newest of each database.
@@ -57,7 +57,7 @@ class _Checkouts(threading.local):
         self.thread = threading.get_ident()
 
     def current(self, database: Database, *, opened: bool, closings: int) -> _Checkout | None:
-        """Return this thread's open connection if it was *opened* for a question, now or before.
+        """Return this thread's open connection if it was opened for a query, now or before.
 
         Any other was opened by the application.
         """
@@ -68,29 +68,29 @@ class _Checkouts(threading.local):
 
 
 _checkouts = _Checkouts()
-#: How often what idles in each pool was closed.
+#: How often the idle connections of each pool were closed.
 _closings: WeakKeyDictionary[Database, int] = WeakKeyDictionary()
 
 
 def closings(database: Database) -> int:
-    """Return how often what idles in a database's pool was closed."""
+    """Return how often the idle connections of a database's pool were closed."""
     return _closings.get(database, 0)
 
 
 def close_idle(database: Any) -> None:
-    """Close what idles in a pool; what is lent to a question now is closed when it comes back.
+    """Close a pool's idle connections; those in use are closed when they come back.
 
-    Any: a pool has a method that a database has not.
+    Any: a pool has a method that a plain database does not have.
     """
     _closings[database] = closings(database) + 1
     database.close_idle()
 
 
 def _opening_of(database: Any) -> list[Any]:
-    """Return what is another object each time that this thread opens the database.
+    """Return an object that is a different one each time this thread opens the database.
 
-    The driver's connection may be the same again, as a pool keeps it.  Any: peewee has no public
-    name for it.
+    The driver's connection may be the same one again, because a pool keeps it.  Any: peewee has no
+    public name for it.
     """
     transactions: list[Any] = database._state.transactions
     return transactions
@@ -98,17 +98,17 @@ def _opening_of(database: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def checked_out(database: Database, *, since: int | None = None) -> Iterator[bool]:
-    """Have a connection for the block; the last of such blocks gives back what one had to open.
+    """Hold a connection for the block; the last nested block returns it if it had to be opened.
 
     Parameters:
-      database: Where the block asks.
-      since: What `closings` returned when the question was put; now, if None.
+      database: The database that the block queries.
+      since: The result of `closings` when the query was requested; now, if None.
 
     Yields:
-      Whether it was opened for the block.
+      Whether a connection was opened for the block.
 
     Raises:
-      DatabaseAwayError: If the database is unavailable, at the begin or within the block.
+      DatabaseAwayError: If the database is unavailable, at the start or within the block.
     """
     if isinstance(database, Proxy):
         database = database.obj
@@ -121,7 +121,7 @@ def checked_out(database: Database, *, since: int | None = None) -> Iterator[boo
     try:
         yield opened
     except DatabaseAwayError:
-        # A query of the block has said so.
+        # A query of the block found the connection broken.
         broken = True
         raise
     except PeeweeException as e:
@@ -132,16 +132,16 @@ def checked_out(database: Database, *, since: int | None = None) -> Iterator[boo
     finally:
         if checkout is not None:
             checkout.questions -= 1
-            # A generator may end in a thread that did not begin it: then its own thread's next
-            # question gives the connection back.
+            # A generator may end in another thread than it began in: then the next query of its own
+            # thread returns the connection.
             if checkout.questions == 0 and threading.get_ident() == thread:
                 _give_back(database, checkout, broken=broken)
 
 
 def _give_back(database: Any, checkout: _Checkout, *, broken: bool) -> None:
-    """Close this thread's connection, which nobody asks on now.
+    """Close this thread's connection, which nothing uses now.
 
-    Any: a pool has a method that a database has not.
+    Any: a pool has a method that a plain database does not have.
     """
     if not database.is_closed() and checkout.opening is _opening_of(database):
         if database.in_transaction():
@@ -151,7 +151,7 @@ def _give_back(database: Any, checkout: _Checkout, *, broken: bool) -> None:
         else:
             database.close()
             if checkout.closings != closings(database):
-                # The log was closed meanwhile: nothing would close what its pool keeps now.
+                # The log was closed meanwhile: nothing else would close what its pool keeps.
                 database.close_idle()
     if _checkouts.of.get(database) is checkout:
         del _checkouts.of[database]
@@ -159,10 +159,10 @@ def _give_back(database: Any, checkout: _Checkout, *, broken: bool) -> None:
 
 @contextlib.contextmanager
 def transaction(database: Database) -> Iterator[None]:
-    """Run the block as a transaction that reads and then writes, or as a part of an open one.
+    """Run the block in a transaction that reads and then writes, or as a part of an open one.
 
-    On SQLite it waits for its turn to write before it reads: a lock that is taken after a read
-    cannot be waited for.
+    On SQLite it waits for the write lock before it reads, because a transaction that has read
+    cannot wait for that lock.
 
     Raises:
       DatabaseAwayError: If the database is unavailable, or its file stays locked.
@@ -172,13 +172,13 @@ def transaction(database: Database) -> Iterator[None]:
 
 
 def in_transaction(database: Database, work: Callable[[], T]) -> T:
-    """Return what *work* returns, which is run as :func:`transaction` runs a block.
+    """Run *work* in a :func:`transaction`, and return its result.
 
-    It is run again if the database undid it so that another transaction could go on, as the
-    victim of a deadlock; what is a part of an open transaction is not.
+    It is run again if the database rolled it back in favour of another transaction, as the victim
+    of a deadlock, unless it is a part of an open transaction.
 
     Raises:
-      DatabaseAwayError: If the database is unavailable, or undid it at every try.
+      DatabaseAwayError: If the database is unavailable, or rolled it back at every try.
     """
     tries = 1 if not database.is_closed() and database.in_transaction() else _TRIES
     pause = FIRST_PAUSE
@@ -209,7 +209,7 @@ def open_connection(database: Database) -> bool:
         try:
             return bool(database.connect(reuse_if_open=True))
         except MaxConnectionsExceeded as e:
-            # It is a ValueError, and a pool without a timeout raises it at once.
+            # The pool is full: a ValueError, which a pool without a timeout raises at once.
             if time.monotonic() > deadline:
                 raise DatabaseAwayError(
                     f"no connection of the pool became free within {FREE_WITHIN // 1000} s; "
@@ -221,12 +221,12 @@ def open_connection(database: Database) -> bool:
 
 
 def discard(database: Any) -> None:
-    """Close this thread's connection for good, broken or not, and those that idle in its pool.
+    """Close this thread's connection for good, broken or not, and the idle ones of its pool.
 
-    They went to the same server.  Any: a pool has methods that a database has not.
+    They went to the same server.  Any: a pool has methods that a plain database does not have.
     """
     with contextlib.suppress(Exception):
-        # Drivers raise many kinds when they close what is broken already.
+        # Drivers raise many kinds of errors when they close a broken connection.
         if isinstance(database, PooledDatabase):
             database.manual_close()
             database.close_idle()
@@ -235,22 +235,22 @@ def discard(database: Any) -> None:
 
 
 def unavailable(error: BaseException) -> DatabaseAwayError:
-    """Return what to raise in place of a driver's error."""
+    """Return the error to raise in place of a driver's error."""
     return DatabaseAwayError(scrub(str(error).strip()))
 
 
-#: Where PostgreSQL says that any other event would fare no better: the connection, its rights,
-#: its resources, a deadlock, a lock, a shutdown, a replica, tables that are not there yet.
+#: Classes of PostgreSQL's errors after which any other event would fail as well: connection,
+#: rights, resources, deadlock, lock, shutdown, replica, missing tables.
 _AWAY_CLASSES = ("08", "28", "3D", "40", "53", "55", "57", "58")
 _AWAY_STATES = ("25006", "42501", "42P01", "42703")
-#: What SQLite says of a statement in error; it has one class for that and for what is locked.
+#: SQLite's messages about a wrong statement; its error class is the same as for a locked file.
 _REFUSED_BY_SQLITE = re.compile(
     "syntax error|unrecognized token|incomplete input|no such function|wrong number of arguments"
     "|misuse|ambiguous column|too many"
 )
 
 
-#: What the databases say of a transaction that they undid for another's sake.
+#: The databases' codes for a transaction that was rolled back in favour of another.
 _UNDONE_STATES, _UNDONE_NUMBERS = ("40001", "40P01"), (1020, 1213)
 #: How often such a transaction is tried.
 _TRIES = 5

@@ -1,7 +1,7 @@
-"""Statements that peewee wrote once, for any number of values.
+"""Statements whose SQL peewee generates once, for any number of values.
 
-To write a statement costs it more than most take to run, and the writer's thread asks the same
-ones all the time.
+Generating SQL takes peewee longer than most statements take to run, and the writer's thread runs
+the same ones all the time.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 class Compiled:
-    """A statement whose only parameters are the values that it is made for.
+    """A statement whose only parameters are the given values.
 
     Parameters:
-      database: Where it is asked.
+      database: The database on which it runs.
       make: Makes the query from values, all of which, and nothing else, become its parameters in
         their order.
     """
@@ -28,11 +28,11 @@ class Compiled:
     def __init__(self, database: Database, make: Callable[[Sequence[Any]], Any]) -> None:
         self._database = database
         self._make = make
-        #: The text for each number of values.
+        #: The SQL for each number of values.
         self._texts: dict[int, str] = {}
 
     def execute(self, values: Sequence[Any]) -> Any:
-        """Ask it with *values*, and return the cursor."""
+        """Run it with *values*, and return the cursor."""
         text = self._texts.get(len(values))
         if text is None:
             text, _ = self._make(values).sql()
@@ -41,6 +41,6 @@ class Compiled:
 
 
 def padded(values: Sequence[T]) -> list[T]:
-    """Return *values*, of which there is one, with the last repeated: few lengths are compiled."""
+    """Return *values*, at least one, with the last repeated, so that few lengths are compiled."""
     length = 1 << (len(values) - 1).bit_length()
     return [*values, *[values[-1]] * (length - len(values))]

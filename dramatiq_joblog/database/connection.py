@@ -1,6 +1,6 @@
 """One thread's connection to the database: opened when needed, closed if it hangs.
 
-For the threads of the log's own; those that ask use :mod:`.checkout`.
+For the log's own threads; all others use :mod:`.checkout`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 STATEMENT_TIMEOUT = 3_000
 #: Milliseconds after which a connection that neither answers nor fails is cut.
 CUT_AFTER = 4_000
-#: Milliseconds between two looks whether the database is back; at first, and at most.
+#: Milliseconds between two checks whether the database is back: at first, and at most.
 PROBE_AFTER, PROBE_AT_MOST = 200, 2_000
 
-#: Seconds until a SQLite file that was locked is tried again; at first, and at most.
+#: Seconds until a locked SQLite file is tried again: at first, and at most.
 _BUSY_PAUSE, _BUSY_PAUSE_AT_MOST = 0.0001, 0.005
 
 T = TypeVar("T")
@@ -50,15 +50,15 @@ class Connection:
         self._database = database
         self._dialect = dialect_of(database)
         self._raw: Any = None
-        #: When the question that is being asked was begun, monotonic.
+        #: When the current statement began, monotonic; None if there is none.
         self._since: float | None = None
         self._watchdog: threading.Thread | None = None
         self._watching = threading.Lock()
 
     def ask(self, function: Callable[[], T]) -> T:
-        """Return what *function* returns, which may use the database; it may be called again.
+        """Call *function*, perhaps repeatedly, with an open connection, and return its result.
 
-        The connection is opened if it is not, and closed after any error.
+        The connection is opened if necessary, and closed after any error.
 
         Raises:
           DatabaseAwayError: If the database is unavailable.
@@ -84,7 +84,7 @@ class Connection:
             self._since = None
 
     def _ask_patiently(self, function: Callable[[], T]) -> T:
-        """Call *function*, and again while another process writes to SQLite's file."""
+        """Call *function*, again and again while another process writes to the SQLite file."""
         deadline = time.monotonic() + STATEMENT_TIMEOUT / 1000
         pause = _BUSY_PAUSE
         while True:
@@ -93,12 +93,12 @@ class Connection:
             except (OperationalError, DatabaseAwayError) as e:
                 if not self._is_busy(e) or time.monotonic() > deadline:
                     raise
-            # Its own way of waiting sleeps for longer than a batch takes to be written.
+            # SQLite's own way of waiting sleeps longer than it takes to write a batch.
             time.sleep(pause)
             pause = min(pause * 1.5, _BUSY_PAUSE_AT_MOST)
 
     def _is_busy(self, error: Exception) -> bool:
-        # A query of a model says it as an error of ours, whose cause it is.
+        # A query of a model raises our error, with the driver's as its cause.
         cause = error.__cause__ if isinstance(error, DatabaseAwayError) else error
         return self._dialect.is_busy(cause)
 
@@ -108,14 +108,14 @@ class Connection:
         database: Any = self._database
         try:
             if not database.is_closed():
-                # A pool would keep it, whatever state it is in.
+                # A pool would keep it, in whatever state it is.
                 getattr(database, "manual_close", database.close)()
         except Exception as e:  # noqa: BLE001
             # Drivers raise many kinds when they close what is broken already.
             _logger.debug("Closing a broken connection failed: %s", e)
 
     def leave_to_parent(self) -> Any:
-        """Return the connection of the process that this one was forked from, and forget it."""
+        """Return the parent process's connection after a fork, and forget it."""
         raw, self._raw, self._since, self._watchdog = self._raw, None, None, None
         return raw
 
@@ -129,7 +129,7 @@ class Connection:
         self._dialect.prepare(database, STATEMENT_TIMEOUT)
 
     def _watch(self) -> None:
-        """Have a watchdog: a server may be silent forever."""
+        """Start a watchdog, because a server may be silent forever."""
         with self._watching:
             if self._watchdog is None:
                 self._watchdog = threading.Thread(
@@ -141,14 +141,14 @@ class Connection:
                 self._watchdog.start()
 
     def is_watched(self) -> bool:
-        """Let its watchdog know whether there is something to watch; it ends if there is not."""
+        """Return whether there is still something to watch; otherwise the watchdog ends."""
         with self._watching:
             if self._raw is None:
                 self._watchdog = None
             return self._raw is not None
 
     def cut_if_it_hangs(self) -> None:
-        """Cut the connection if it has been silent for too long."""
+        """Shut the connection down if it has been silent for too long."""
         raw, since = self._raw, self._since
         if raw is None or since is None or time.monotonic() - since < CUT_AFTER / 1000:
             return
@@ -157,10 +157,10 @@ class Connection:
 
 
 def leave_connections(database: Any) -> Any:
-    """Return the connections of the process that this one was forked from, and forget them.
+    """Return the parent process's connections after a fork, and forget them.
 
-    Its locks are made anew: they may be held by threads that are not here.  peewee's own way,
-    ``dispose()``, waits for them, and is not in 4.4.
+    The locks are replaced, because threads that do not exist here may hold them.  peewee's own
+    ``dispose()`` waits for them, and is missing in 4.4.
     """
     left = (
         database._state.conn,
@@ -177,9 +177,9 @@ def leave_connections(database: Any) -> Any:
 
 
 def _watch(reference: weakref.ref[Connection]) -> None:
-    """Look after a connection for as long as there is one.
+    """Watch a connection for as long as it exists.
 
-    The server's own timeouts do not help when it is the network that is gone.
+    The server's own timeouts do not help when the network is gone.
     """
     while True:
         time.sleep(1.0)
@@ -190,14 +190,14 @@ def _watch(reference: weakref.ref[Connection]) -> None:
 
 
 class Probe(threading.Thread):
-    """Looks whether a database is back, on a thread that nobody waits for.
+    """Checks on a daemon thread whether a database is back.
 
     Parameters:
-      database: Where to look.
+      database: The database to check.
       wake: Called once it answers.
-      rehearse: Asks for all that writing needs, and raises if it could not be written.
-      still: Called with what is still wrong, after each look.
-      pause: Milliseconds until the first look.
+      rehearse: Checks everything that writing needs, and raises if writing would fail.
+      still: Called with the error, after each check that failed.
+      pause: Milliseconds until the first check.
     """
 
     def __init__(
@@ -225,14 +225,14 @@ class Probe(threading.Thread):
         self._stopped.set()
 
     def run(self) -> None:
-        """Ask until there is an answer."""
+        """Check until the database answers."""
         connection = Connection(self._database)
         pause = self._pause / 1000
         while not self._stopped.wait(pause):
             try:
                 connection.ask(self._rehearse)
             except Exception as e:  # noqa: BLE001
-                # Drivers raise many kinds while a server goes up or down.
+                # Drivers raise many kinds of errors while a server starts or stops.
                 self._still(e)
                 pause = min(pause * 2, PROBE_AT_MOST / 1000)
             else:

@@ -1,6 +1,6 @@
-"""One of Django's databases, as a log's own: its settings stand once, in ``DATABASES``.
+"""A log in one of Django's databases, with the settings of ``DATABASES``.
 
-The log has connections of its own there: what it writes is not part of Django's transactions.
+The log has its own connections: its writes are not part of Django's transactions.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
     from peewee import Database
 
-#: What Django itself does with its options; drivers do not know them.
+#: Options that Django handles itself; drivers do not know them.
 _OF_DJANGO = {
     "postgresql": {"assume_role", "isolation_level", "pool", "server_side_binding"},
     "mysql": {"isolation_level"},
 }
-#: What only mysqlclient knows, or takes in another form, and the log has no use for.
+#: Options that only mysqlclient knows, or takes in another form, and that the log does not need.
 _OF_MYSQLCLIENT = {"conv", "cursorclass", "use_unicode", "client_flag", "autocommit"}
 _KINDS = "SQLite, PostgreSQL and MySQL or MariaDB"
 
 
 @dataclass(frozen=True)
 class DjangoAlias:
-    """The name of one of Django's databases, as ``DATABASES`` has it."""
+    """The name of one of Django's databases: a key of ``DATABASES``."""
 
     alias: str = "default"
 
@@ -59,8 +59,8 @@ class DjangoAlias:
         return database
 
     def _connection(self) -> Any:
-        """Return Django's own object for the alias."""
-        # Django is not a dependency: it is here if its settings are.
+        """Return Django's connection object for the alias."""
+        # Django is not a dependency; it is installed if its settings are used.
         connections = importlib.import_module("django.db").connections
         aliases = list(connections.settings)
         if self.alias not in aliases:
@@ -71,7 +71,7 @@ class DjangoAlias:
 
 
 def _sqlite(settings: Mapping[str, Any], _: str) -> dict[str, Any]:
-    # Its options say how Django waits and begins; the log has its own ways.
+    # Django's options are about locks and transactions, which the log handles itself.
     return {"name": str(settings["NAME"])}
 
 
@@ -87,7 +87,7 @@ def _postgresql(settings: Mapping[str, Any], alias: str) -> dict[str, Any]:
     options |= {name: value for name, value in given.items() if value}
     name = settings["NAME"]
     if not name and "service" in options:
-        # The service's file names it: an empty name would be taken for one.
+        # The service file names the database: an empty name would count as a name.
         return {**options, "dbname": None, "name": f"service={options['service']}"}
     return {**options, "name": name or "postgres"}
 
@@ -111,7 +111,7 @@ def _mysql(settings: Mapping[str, Any], alias: str) -> dict[str, Any]:
 
 
 def _tls_of(mode: Any, alias: str) -> dict[str, Any]:
-    """Return for pymysql what mysqlclient calls ``ssl_mode``."""
+    """Return pymysql's options for mysqlclient's ``ssl_mode``."""
     if mode is None:
         return {}
     ways: dict[str, dict[str, Any]] = {
@@ -124,7 +124,7 @@ def _tls_of(mode: Any, alias: str) -> dict[str, Any]:
     }
     way = ways.get(str(mode).upper())
     if way is None:
-        # Who asks for a connection that is safe never gets one that is not.
+        # Never give an insecure connection to someone who asked for a secure one.
         raise ConfigurationError(
             f"DATABASES[{alias!r}] has ssl_mode={mode!r}, which is not known; use one of "
             f"{', '.join(ways)}"

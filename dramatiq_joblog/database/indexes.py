@@ -1,7 +1,7 @@
-"""The indexes of a table: created where they are missing, and named after their table.
+"""The indexes of a table: created if they are missing, and named after their table.
 
-On PostgreSQL and SQLite the names of indexes are shared by all tables of a database, and one that
-is taken by another table is passed over by ``IF NOT EXISTS``.
+On PostgreSQL and SQLite index names are unique across all tables, and ``IF NOT EXISTS`` skips an
+index whose name another table has taken.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .dialects import dialect_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Bytes of a name: PostgreSQL cuts what is longer than 63.
+#: Bytes of a name: PostgreSQL cuts names longer than 63.
 _LONGEST = 60
 
 
@@ -30,9 +30,9 @@ class _Wanted:
     #: peewee's, which is untyped.
     index: Any
     name: str
-    #: What peewee called it before names were by the table: by the model's class.
+    #: Its former name, after the model's class, as peewee names indexes by default.
     former_name: str
-    #: None of one that is of expressions.
+    #: None for an index of expressions.
     columns: tuple[str, ...] | None
     unique: bool
     partial: bool
@@ -40,7 +40,7 @@ class _Wanted:
     def is_served_by(self, other: Any) -> bool:
         """Return whether an index of the same table does the same."""
         if self.columns is None or self.partial:
-            # Perhaps with a number, as the name was another's.
+            # Perhaps with a number, because the name was taken.
             return re.fullmatch(rf"{re.escape(self.name)}(_\d+)?", other.name) is not None
         if other.sql is not None and " where " in other.sql.lower():
             return False
@@ -51,7 +51,7 @@ class _Wanted:
 
 
 def ensure_indexes(model: Any) -> None:
-    """Make the indexes that the table of a bound model lacks, and name them by the table."""
+    """Create the indexes that the table of a bound model lacks, named after the table."""
     database, table = model._meta.database, model._meta.table_name
     for wanted in _wanted(model):
         there = database.get_indexes(table, model._meta.schema)
@@ -105,14 +105,14 @@ def _create(model: Any, wanted: _Wanted) -> None:
 
 
 def _rename(model: Any, wanted: _Wanted, serving: list[str]) -> None:
-    """Take the name of a class back from an index: an application's own may want it."""
+    """Rename an index that has the name of a class, which an application's own index may need."""
     database, former = model._meta.database, wanted.former_name
     schema = f'"{model._meta.schema}".' if model._meta.schema else ""
     is_alone, dialect = serving == [former], dialect_of(database)
     may = is_alone and not dialect.is_index(model, wanted.name)
     if may and dialect.rename_index(model, former, wanted.name):
         return
-    # It is there twice, or cannot be renamed.
+    # It exists twice, or cannot be renamed.
     database.execute_sql(f'DROP INDEX {schema}"{former}"')
     if is_alone:
         _create(model, wanted)

@@ -1,7 +1,7 @@
-"""Statements of PostgreSQL that are prepared once, and then run in one call of libpq.
+"""PostgreSQL statements that are prepared once, and then run in one call of libpq.
 
-psycopg sends a statement, waits for its answer and fetches that in steps, before each of which
-another thread may take the interpreter.  A thread that waits for a commit waits for them all.
+psycopg sends a statement, waits for the answer and fetches it in steps.  Before each step another
+thread may take the interpreter lock, and a thread that waits for a commit waits for all of them.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 #: Where peewee logs statements.
 _logger = logging.getLogger("peewee")
 
-#: As many are prepared on a connection at most: the server keeps the plan of each.
+#: The most statements prepared on one connection: the server keeps the plan of each.
 _MOST = 100
 
-#: For each connection that can do it, how the server calls what is prepared there.
+#: The server's names for the prepared statements of each connection that supports them.
 _prepared: MutableMapping[Any, dict[str, bytes]] = weakref.WeakKeyDictionary()
-#: A name is never given twice: what was taken back in part may still have the others.
+#: Names are never reused: after a partial deallocation, some may still exist on the server.
 _unused = itertools.count()
 
 
 def run_prepared(database: Database, text: str, parameters: Sequence[str]) -> list[str]:
-    """Run a statement on this thread's connection, as psycopg does where it cannot be so.
+    """Run a statement on this thread's connection, through psycopg if that is not possible.
 
     Returns:
       The one column that it returns.
@@ -47,7 +47,7 @@ def run_prepared(database: Database, text: str, parameters: Sequence[str]) -> li
     if (
         names is None
         or (text not in names and len(names) >= _MOST)
-        # A transaction could not be saved once its statement turned out to be gone.
+        # If a prepared statement is gone, its transaction has failed and cannot be repaired.
         or connection.pgconn.transaction_status != sys.modules["psycopg"].pq.TransactionStatus.IDLE
     ):
         return [name for (name,) in database.execute_sql(text, parameters).fetchall()]
@@ -57,7 +57,7 @@ def run_prepared(database: Database, text: str, parameters: Sequence[str]) -> li
         try:
             answer = _execute(connection.pgconn, names, text, values)
         except sys.modules["psycopg"].errors.InvalidSqlStatementName:
-            # psycopg takes back all that is prepared once a transaction was rolled back.
+            # psycopg deallocates all prepared statements after a rollback.
             names.clear()
             answer = _execute(connection.pgconn, names, text, values)
     return [answer.get_value(row, 0).decode() for row in range(answer.ntuples)]
@@ -72,7 +72,7 @@ def _execute(pgconn: Any, names: dict[str, bytes], text: str, values: list[bytes
 
 
 def _numbered(text: str) -> bytes:
-    """Return a statement with its parameters as the server calls them."""
+    """Return a statement with numbered parameters, as the server expects them."""
     first, *others = text.split("%s")
     return (first + "".join(f"${n}{part}" for n, part in enumerate(others, 1))).encode()
 
@@ -83,17 +83,17 @@ def _is_able(connection: Any) -> bool:
         return False
     gevent = sys.modules.get("gevent.monkey")
     if gevent is not None and gevent.is_module_patched("select"):
-        # libpq would wait with all the process.
+        # With gevent, waiting in libpq would block the whole process.
         return False
     return bool(connection.autocommit) and connection.info.encoding == "utf-8"
 
 
 def _checked(answer: Any) -> Any:
-    """Return an answer of the server's, or raise the error that it is."""
-    # It is there: the answer came through it.
+    """Return a result of the server, or raise it if it is an error."""
+    # It is imported: the result came through it.
     psycopg = sys.modules["psycopg"]
     if answer.status in (psycopg.pq.ExecStatus.COMMAND_OK, psycopg.pq.ExecStatus.TUPLES_OK):
         return answer
     error = psycopg.errors.error_from_result(answer)
-    # Without a number of the server's it is the connection that has ended.
+    # Without an error code of the server, it is the connection that has ended.
     raise error if error.sqlstate else psycopg.OperationalError(str(error))

@@ -14,7 +14,7 @@ EVERY = 60_000
 
 
 class LimitedLog:
-    """Writes the first entry about a thing, and then at most one a minute, with how many were not.
+    """Logs the first entry about a thing, then at most one a minute, with the number left out.
 
     Parameters:
       logger: Where they are written.
@@ -25,15 +25,15 @@ class LimitedLog:
         self._logger = logger
         self._every = every / 1000
         self._lock = threading.Lock()
-        #: When each thing was last written about, monotonic, and how often it was left out since.
+        #: When each thing was last logged, monotonic, and how many entries were left out since.
         self._last: dict[str, tuple[float, int]] = {}
 
     def log(self, level: int, about: str, text: str, *args: Any, exc_info: Any = None) -> bool:
-        """Write an entry unless there was one about the same thing within the last minute.
+        """Log an entry, unless one about the same thing was logged within the last minute.
 
         Parameters:
           level: That of ``logging``.
-          about: Names the thing; there must be few names, as they are kept.
+          about: Names the thing; there must be few names, because they are kept in memory.
           text: The entry, with *args* as ``logging`` takes them.
           exc_info: As ``logging`` takes it.
 

@@ -1,7 +1,7 @@
-"""Queries that give back the connection that was opened for them, and models that make them.
+"""Queries that return the connection that was opened for them, and the models that make them.
 
-A select is asked whole: its rows are read before the connection goes.  ``iterator()`` reads as
-it goes along, and gives it back at its end.
+All rows of a select are read before the connection is returned.  ``iterator()`` reads rows one by
+one, and returns the connection at its end.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
     from peewee import Database
 
-    # What is mixed into peewee's queries; their types are peewee's own.
+    # The base of the mixins for peewee's queries, whose types are peewee's own.
     _Query: Any = object
 else:
     _Query = object
 
 
 class _Lent(_Query):  # type: ignore[misc]
-    """A query that is executed on a connection of its own, if its thread has none."""
+    """A query that opens a connection if its thread has none, and returns it afterwards."""
 
     # Any: peewee's queries are untyped, as are their results.
 
@@ -49,7 +49,7 @@ class _Lent(_Query):  # type: ignore[misc]
             return result
 
     def about_to_ask(self) -> None:
-        """Do what is to be done before the database is asked, on no connection."""
+        """Prepare for the query, before a connection is opened."""
 
     def _bound_to(self, database: Database | None) -> Database:
         self.about_to_ask()
@@ -62,9 +62,9 @@ class _Lent(_Query):  # type: ignore[misc]
 
 
 class _LentSelect(_Lent):
-    """A select whose terminal methods ask on one connection."""
+    """A select whose terminal methods use one connection."""
 
-    #: The result, once there is one; peewee's.
+    #: peewee's cached result, once there is one.
     _cursor_wrapper: Any
 
     def iterator(self, database: Database | None = None) -> Iterator[Any]:
@@ -108,7 +108,7 @@ class _LentSelect(_Lent):
             return rows
 
     def _let_go(self) -> None:
-        """Forget a result that was read in part: its connection goes."""
+        """Forget a result that was only partly read, because its connection is returned."""
         result = self._cursor_wrapper
         if result is not None and not result.populated:
             self._cursor_wrapper = None
@@ -186,17 +186,17 @@ class _Delete(_Lent, ModelDelete):  # type: ignore[misc]
 
 
 def _as(kind: Any, query: Any) -> Any:
-    """Return *query* as another class of query, as peewee clones one."""
+    """Return *query* as another class of query, in the way peewee clones queries."""
     own = kind.__new__(kind)
     own.__dict__.update(query.__dict__)
     return own
 
 
 class LentModel(Model):
-    """A model whose queries give back the connection that was opened for them."""
+    """A model whose queries return the connection that was opened for them."""
 
     class Meta:
-        # Indexes are named by the table, as two tables may be of classes of one name.
+        # Indexes are named after the table: the classes of two tables may have the same name.
         legacy_table_names = False
 
     # Any: what peewee's own methods take and return.

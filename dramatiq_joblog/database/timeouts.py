@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from peewee import Database
 
-#: What the databases say of a question that was cut: PostgreSQL, MySQL and MariaDB.
+#: The codes for an aborted query: of PostgreSQL, MySQL and MariaDB.
 _CUT_STATE = "57014"
 _CUT_CODES = {3024, 1969}
 #: Milliseconds after which what was not cut in time is.
@@ -29,7 +29,7 @@ _LATER = 2_000
 
 
 def in_event_loop() -> bool:
-    """Return whether this thread runs an event loop now."""
+    """Return whether this thread is running an event loop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -38,10 +38,10 @@ def in_event_loop() -> bool:
 
 
 def refuse_event_loop(what: str) -> None:
-    """Refuse what keeps a thread's connection, or waits, where the thread runs an event loop.
+    """Refuse to hold a connection, or to wait, in a thread that is running an event loop.
 
     Raises:
-      ConfigurationError: If it does; *what* begins the sentence.
+      ConfigurationError: If it is; *what* begins the sentence.
     """
     if not in_event_loop():
         return
@@ -53,13 +53,13 @@ def refuse_event_loop(what: str) -> None:
 
 @contextlib.contextmanager
 def bounded(database: Database, timeout: int) -> Iterator[None]:
-    """Cut each question of the block that takes longer than *timeout* milliseconds.
+    """Abort each query of the block that takes longer than *timeout* milliseconds.
 
-    On PostgreSQL the block is one transaction; on SQLite all of its questions together have
-    the time.
+    On PostgreSQL the block is one transaction; on SQLite the limit applies to all of its queries
+    together.
 
     Raises:
-      QueryTimeout: If one was cut.
+      QueryTimeout: If a query was aborted.
     """
     try:
         # A server that still answers cuts it itself.
@@ -73,10 +73,10 @@ def bounded(database: Database, timeout: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cut_after(database: Database, timeout: int) -> Iterator[None]:
-    """Cut this thread's connection to a server that is silent for *timeout* milliseconds.
+    """Cut this thread's connection if the server is silent for *timeout* milliseconds.
 
-    The server's own timeouts do not help when it is frozen, or when the network is gone.  The
-    driver then raises in this thread, as when the server had gone away.
+    The server's own timeouts do not help if it is frozen, or if the network is gone.  The driver
+    then raises in this thread, as if the server had closed the connection.
     """
     if dialect_of(database).file_of(database) is not None or database.is_closed():
         yield
@@ -92,10 +92,10 @@ def cut_after(database: Database, timeout: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lent_within(database: Any, timeout: int) -> Iterator[None]:
-    """Have a pool lend a connection in the block, and give up those that are silent for so long.
+    """Limit the time that a pool takes, within the block, to check a connection before it lends it.
 
-    A pool asks the server whether a connection that idled is still good, and a frozen server
-    never answers.  Any: a pool has what a database has not.
+    A pool checks with the server whether an idle connection still works, and a frozen server never
+    answers.  Any: a pool has attributes that a plain database does not have.
 
     Parameters:
       database: Where the block connects to.
@@ -123,13 +123,13 @@ def lent_within(database: Any, timeout: int) -> Iterator[None]:
 def answered_within(
     database: Database, timeout: int, *, since: int | None = None
 ) -> Iterator[None]:
-    """Have a connection for the block, and cut it if the server is silent for too long.
+    """Hold a connection for the block, and cut it if the server is silent for too long.
 
-    Neither the pool that lends it nor the server that has gone quiet keeps the thread.
+    Neither the pool nor a silent server can block the thread.
 
     Parameters:
-      database: Where the block asks.
-      timeout: Milliseconds, for the lending and for the block.
+      database: The database that the block queries.
+      timeout: Milliseconds, for getting the connection and for the block.
       since: As for `checked_out`.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Many rows in one statement: inserted, or written over those that are there if a guard lets.
+"""Guarded upserts of many rows in one statement: a row changes only if a condition holds.
 
-The text of a statement is made once for each set of columns that rows carry, and a column
-that none of them carries costs nothing.  Each kind of database takes rows in its own way.
+The SQL is generated once for each set of columns, and a column that no row has costs nothing.
+Each kind of database receives rows in its own way.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rule:
-    """What becomes of a row whose key is in its table already.
+    """What happens to a row whose key already exists in the table.
 
-    Its texts call the row that is there by *alias*, and the one that comes ``excluded``.
+    Its SQL names the existing row by *alias*, and the new row ``excluded``.
     """
 
     #: The bound model.
     model: Any
     alias: str
-    #: The columns of the unique index that decides; the first names the row for those who ask.
+    #: The columns of the unique index that decides; the first one identifies the row for callers.
     key: tuple[str, ...]
-    #: The row that is there changes only if this holds.
+    #: The existing row changes only if this condition holds.
     guard: str
-    #: Columns, and what they are set to whether or not the row that comes carries them.
+    #: Columns, and their new values whether or not the new row has them.
     replaces: Mapping[str, str]
-    #: Columns, and what they are set to if any row of the statement carries them.
+    #: Columns, and their new values if any row of the statement has them.
     fills: Mapping[str, str]
 
 
 class Part(Protocol):
-    """Writes rows to one table; one that is a :class:`Step` too may do it beside others."""
+    """Writes rows to one table; a :class:`Step` can do so within a larger statement."""
 
     database: Database
-    #: The value of a row that names what it is about.
+    #: The column that identifies a row.
     named_by: str
-    #: As many rows go into one statement at most.
+    #: The most rows in one statement.
     max_rows: int
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -56,9 +56,9 @@ class Step(Part, Protocol):
     """Writes rows to one table, or is a step of a statement that writes to several."""
 
     def step(self, rows: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
-        """Return the text that writes those of *rows* that are *where*, and its parameter.
+        """Return the SQL that writes those of *rows* for which *where* holds, and its parameter.
 
-        It calls them ``given``.
+        The SQL names the rows ``given``.
         """
 
 
@@ -69,7 +69,7 @@ class Upsert:
       rule: The rule.
     """
 
-    #: Values of one statement stay far below every database's limit on parameters.
+    #: So a statement has far fewer parameters than every database allows.
     max_rows = 100
 
     def __init__(self, rule: Rule) -> None:
@@ -104,7 +104,7 @@ class Upsert:
         return f"{head} VALUES {', '.join([row_text] * len(rows))} {tail}", values
 
     def _around(self, columns: tuple[str, ...]) -> tuple[str, str]:
-        """Return what stands before the rows, and what behind them."""
+        """Return the SQL before the rows, and after them."""
         around = self._texts.get(columns)
         if around is None:
             rule = self.rule
@@ -123,11 +123,11 @@ class Upsert:
 
 
 class Portion(NamedTuple):
-    """The rows of a batch that go to one table by one rule."""
+    """The rows of a batch for one table, and how they are written."""
 
     part: Part
     rows: Sequence[Mapping[str, Any]]
-    #: Whether only those are written whose name is one that the first portion wrote.
+    #: Whether only rows are written whose key the first portion also wrote.
     follows: bool = False
 
 
@@ -145,10 +145,10 @@ def _is_step(part: Part) -> bool:
 
 
 def write_all(portions: Sequence[Portion]) -> set[str]:
-    """Write the rows of a batch; on PostgreSQL all in one statement, which is one round trip.
+    """Write the rows of a batch; on PostgreSQL in one statement, which is one round trip.
 
     Returns:
-      The names of those that the first portion wrote.
+      The keys of the rows that the first portion wrote.
     """
     first, *others = portions
     wanted = [portion for portion in others if portion.rows]
@@ -181,7 +181,7 @@ def _sorted(columns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return the columns that any of *rows* carries, in one order."""
+    """Return the columns that any of *rows* has, in a fixed order."""
     first, *others = map(tuple, rows)
     if all(columns == first for columns in others):
         return _sorted(first)
@@ -194,18 +194,18 @@ def _getter(columns: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any
 
 
 def values_of(columns: tuple[str, ...], rows: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Return the values of *rows* one after the other; None for a column that one lacks."""
+    """Return the values of *rows* in a flat list; None for a column that a row lacks."""
     count = len(columns)
     if count == 1:
         return [row.get(columns[0]) for row in rows]
     get = _getter(columns)
     values: list[Any] = []
     for row in rows:
-        # As many as there are columns are just these.
+        # A row with as many values as there are columns has exactly these columns.
         values += get(row) if len(row) == count else map(row.get, columns)
     return values
 
 
 def names(columns: Iterable[str]) -> str:
-    """Return *columns* as they stand in a statement."""
+    """Return *columns* as SQL."""
     return ", ".join(f'"{column}"' for column in columns)

@@ -1,6 +1,6 @@
-"""Database URLs in every form that applications have, made into peewee's databases.
+"""Database URLs, in every form that applications use, made into peewee databases.
 
-A password never appears in a text that is made here.
+No text that this module makes contains a password.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SYNONYMS = {"postgres": "postgresql", "mariadb": "mysql"}
 _SCHEME = re.compile(r"(?P<kind>[a-z]\w*)(?:\+(?P<driver>\w+))?://", re.IGNORECASE)
 #: Drivers of other libraries whose files or servers peewee's own cannot use.
 _OTHER_FORMATS = {"pysqlcipher", "sqlcipher"}
-#: Options of a URL that only asyncpg, or SQLAlchemy's use of it, understands.
+#: Options of a URL that only asyncpg, or SQLAlchemy with asyncpg, understands.
 _OF_ASYNCPG = {
     "async_fallback",
     "command_timeout",
@@ -47,7 +47,7 @@ class ParsedURL(Protocol):
 
     @property
     def scheme(self) -> str:
-        """What stands before the colon."""
+        """The part before the colon."""
 
 
 class RenderedURL(Protocol):
@@ -90,20 +90,20 @@ def open_database(database: DatabaseURL | Database | DjangoAlias) -> Database:
 
 
 def describe(database: Database) -> str:
-    """Name *database* for people, without its password."""
+    """Return the name of *database* for people, without its password."""
     kind = re.sub("Pooled|Watched|Database", "", type(database).__name__)
     return f"{kind} {without_password(str(database.database))!r}"
 
 
 def without_password(url: str) -> str:
-    """Return *url*, or a connection string of libpq, without all that may be of its password."""
-    # Where the slashes were forgotten, what stands before the @ is one all the same.
+    """Return *url*, or a connection string of libpq, without anything that may be its password."""
+    # If the slashes are missing, the part before the @ may still be a password.
     url = re.sub(r"(//[^:/@]*:|^[^:/@]*:(?!//)).*(?=@)", rf"\1{REDACTED}", url)
     return _SECRET_OPTION.sub(rf"\1{REDACTED}", url)
 
 
 def _text_of(url: Any) -> str | None:
-    """Return the whole text of a URL object, or None if it is none."""
+    """Return the full text of a URL object, or None if it is not one."""
     if hasattr(url, "render_as_string"):
         text = url.render_as_string(hide_password=False)
     elif hasattr(url, "get_secret_value"):
@@ -139,17 +139,17 @@ def _connect(url: str) -> Database:
         masked = re.fullmatch(r"\*+", unquote(parts.password or "")) is not None
         query = _query_of(parts.query, driver)
         pooled = parts._replace(scheme=f"{kind}+pool", query=query)
-        # Not geturl(), which takes the slashes of sqlite:///jobs.db away.
+        # Not geturl(), which removes the slashes of sqlite:///jobs.db.
         rest = url[scheme.end() :].split("?", maxsplit=1)[0].split("#", maxsplit=1)[0]
         text = f"{pooled.scheme}://{rest}" + (f"?{query}" if query else "")
         named = dict(parse_qsl(query, keep_blank_values=True))
-        # What it names wins.
+        # Parameters of the URL override the defaults.
         options = {k: v for k, v in options_of(kind).items() if k not in named}
         database = _open(kind, text, options)
     except Exception as e:
-        # peewee and the drivers raise many kinds for a URL they cannot read.
+        # peewee and the drivers raise many kinds of errors for a URL that they cannot read.
         if "@" in url or without_password(url) != url:
-            # Their texts quote what they take for a port, which may be of the password.
+            # Their texts quote what they take for a port, which may be a part of the password.
             raise ConfigurationError(
                 f"{shown} cannot be used ({type(e).__name__}); in a password write @ / : ? # % as "
                 "%40 %2F %3A %3F %23 %25, check the port, and write numbers where numbers are meant"
@@ -163,7 +163,7 @@ def _connect(url: str) -> Database:
     _require_driver(kind, database)
     check_parameters(kind, named)
     if not has_psycopg3():
-        # psycopg2 prepares nothing, and does not know the word.
+        # psycopg2 prepares nothing, and does not know this option.
         database.connect_params.pop("prepare_threshold", None)
     return _checked(database)
 
@@ -180,7 +180,7 @@ def _open(kind: str, url: str, options: dict[str, Any]) -> Database:
 
 
 def _query_of(query: str, driver: str) -> str:
-    """Return the options of a URL as the log's own driver understands them."""
+    """Return the options of a URL in the form that the log's driver understands."""
     if driver != "asyncpg":
         return query
     options = []
@@ -193,7 +193,7 @@ def _query_of(query: str, driver: str) -> str:
 
 
 def _require_driver(kind: str, database: Database) -> None:
-    # peewee asks for its driver only when it connects; the names say what it found.
+    # peewee needs the driver only when it connects; these names show whether it was found.
     driver, cure = _DRIVERS[kind]
     found_by_peewee: Any = peewee
     found = {

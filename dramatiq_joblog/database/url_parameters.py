@@ -13,34 +13,35 @@ from dramatiq_joblog.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: What the server shows of our connections, unless the URL or the environment names them.
+#: The name of our connections on the server, unless the URL or the environment sets one.
 APPLICATION = "dramatiq_joblog"
 
-#: How often psycopg sees a statement before it prepares it: connections that ask never do, as
-#: behind PgBouncer what is prepared on one is met on another; the writer's prepares by itself.
+#: How often psycopg runs a statement before it prepares it.  Connections for queries never do,
+#: because behind PgBouncer a prepared statement may be on another connection; the writer
+#: prepares its own.
 NEVER = 2**31
 
-#: The pool; times are seconds, as peewee's are.
+#: Options of the pool; times are in seconds, as in peewee.
 _POOL: dict[str, Any] = {"max_connections": 100, "timeout": 10, "stale_timeout": 300}
-#: What a URL may name beside what its driver takes.
+#: Parameters that a URL may have in addition to those of its driver.
 _OF_PEEWEE = {
     "sqlite": {"check_same_thread", "cached_statements", "detect_types", "uri"},
     "postgresql": {"encoding", "isolation_level", "prefer_psycopg3", "prepare_threshold"},
     "mysql": {"mariadb"},
 }
-#: Connections that the smallest pool has: the writer keeps one, and queries need another.
+#: The least connections of a pool: the writer keeps one, and queries need another.
 _LEAST = 2
 
 
 def options_of(kind: str) -> dict[str, Any]:
-    """Return how to connect to a kind of database, if its URL does not say otherwise."""
+    """Return the default options of a kind of database."""
     if kind == "sqlite":
         return _POOL | {
             "check_same_thread": False,  # the pool hands them on, one thread at a time
             "pragmas": {"busy_timeout": 5000, "synchronous": "normal"},
         }
     if kind == "mysql":
-        # An update counts the rows that it found, as elsewhere: CLIENT.FOUND_ROWS.
+        # CLIENT.FOUND_ROWS: an update counts the rows that it found, as on other databases.
         options = _POOL | {"client_flag": 2, "connect_timeout": 5}
         known = parameters_of_driver(kind)
         if "program_name" in known:
@@ -49,7 +50,7 @@ def options_of(kind: str) -> dict[str, Any]:
             # It is watched while it connects.
             options["defer_connect"] = True
         return options
-    # Not application_name: the URL's and that of PGAPPNAME are asked first.
+    # Not application_name: that of the URL, or PGAPPNAME, has precedence.
     options = _POOL | {"connect_timeout": 5, "fallback_application_name": APPLICATION}
     if has_psycopg3():
         options |= {"prefer_psycopg3": True, "prepare_threshold": NEVER}
@@ -57,7 +58,7 @@ def options_of(kind: str) -> dict[str, Any]:
 
 
 def check_parameters(kind: str, named: Mapping[str, str]) -> None:
-    """Refuse what nobody knows, before a connection fails of it.
+    """Refuse unknown parameters before a connection fails because of them.
 
     Raises:
       ConfigurationError: If a parameter is not known, or the pool is too small.
@@ -80,13 +81,13 @@ def check_parameters(kind: str, named: Mapping[str, str]) -> None:
 
 def has_psycopg3() -> bool:
     """Return whether peewee has found psycopg 3."""
-    # Any: which drivers there are is known only now.
+    # Any: which drivers are installed is known only at run time.
     found: Any = peewee
     return found.psycopg is not None
 
 
 def parameters_of_driver(kind: str) -> set[str]:
-    """Return what a driver takes, or nothing where it does not say."""
+    """Return the parameters of a driver, or nothing if it does not declare them."""
     found: Any = peewee
     if kind == "mysql" and getattr(found.mysql, "__name__", "") == "pymysql":
         return {*inspect.signature(found.mysql.connections.Connection).parameters}

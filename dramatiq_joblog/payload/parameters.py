@@ -37,7 +37,7 @@ class Parameters:
 
     @property
     def positional(self) -> tuple[str, ...]:
-        """Names of the positional parameters in order, with that of ``*args``, if any, at the end."""
+        """Names of the positional parameters in order; the last may be that of ``*args``."""
         keyword = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
         named = self.signature.parameters.values()
         return tuple(p.name for p in named if p.kind not in keyword)

@@ -1,7 +1,7 @@
-"""The columns' types: each makes fit what is stored and what is asked for, and reads what it can.
+"""The columns' types: each converts values that are stored or searched, and reads what it can.
 
-A row may have been written by an older or a newer version, or by hand: no value of it keeps a
-reader from the others.
+A row may have been written by an older or a newer version, or by hand: a value that cannot be read
+must not hide the others.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from dramatiq_joblog.states import State
 
 
 def instant_of(millis: int) -> datetime:
-    """Return the aware UTC datetime of milliseconds since 1970, the nearest that there is."""
+    """Return the aware UTC datetime of milliseconds since 1970, or the nearest one that exists."""
     seconds, rest = divmod(as_millis(millis) or 0, 1000)
     return datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=rest * 1000)
 
 
 def millis_of(instant: Any) -> int:
-    """Return an instant that is given, in milliseconds since 1970.
+    """Return a given instant in milliseconds since 1970.
 
     Parameters:
-      instant: An aware datetime, a date for the begin of that day in UTC, or milliseconds.
+      instant: An aware datetime, a date for the start of that day in UTC, or milliseconds.
 
     Raises:
       ValueError: If a datetime has no time zone.
@@ -70,18 +70,18 @@ def millis_of(instant: Any) -> int:
 
 
 class InstantField(BigIntegerField):
-    """An instant: an aware UTC datetime, kept as milliseconds since 1970.
+    """An instant: an aware UTC datetime, stored as milliseconds since 1970.
 
-    A number reads the same on every database and driver, and whatever the session's time zone.
+    A number reads the same on every database and driver, and in every session time zone.
     """
 
     if TYPE_CHECKING:
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-            """Return a field of what it is declared to hold."""
+            """Return a field, typed by the kind of its values."""
 
     def db_value(self, value: datetime | date | int | None) -> int | None:
-        """Accept an aware datetime, a date for the begin of that day in UTC, or milliseconds.
+        """Accept an aware datetime, a date for the start of that day in UTC, or milliseconds.
 
         Raises:
           ValueError: If a datetime has no time zone.
@@ -90,18 +90,18 @@ class InstantField(BigIntegerField):
         return None if value is None else millis_of(value)
 
     def python_value(self, value: Any) -> datetime | None:
-        """Return an aware UTC datetime, the nearest there is; None for what is not a number."""
+        """Return an aware UTC datetime, the nearest that exists; None for anything but a number."""
         millis = as_millis(value)
         return None if millis is None else instant_of(millis)
 
 
 class NumberField(IntegerField):
-    """A whole number; what is none is read as None."""
+    """A whole number; anything else is read as None."""
 
     if TYPE_CHECKING:
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-            """Return a field of what it is declared to hold."""
+            """Return a field, typed by the kind of its values."""
 
     def python_value(self, value: Any) -> int | None:
         """Return the number."""
@@ -109,12 +109,12 @@ class NumberField(IntegerField):
 
 
 class BigNumberField(BigIntegerField):
-    """A whole number of any size that a database knows; what is none is read as None."""
+    """A big integer; anything else is read as None."""
 
     if TYPE_CHECKING:
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-            """Return a field of what it is declared to hold."""
+            """Return a field, typed by the kind of its values."""
 
     def python_value(self, value: Any) -> int | None:
         """Return the number."""
@@ -124,19 +124,19 @@ class BigNumberField(BigIntegerField):
 
 
 def _read_text(value: Any) -> str | None:
-    """Return the text of a column, whatever a database without types keeps in it."""
+    """Return the text of a column, whatever a database without strict types has stored in it."""
     if value is None or type(value) is str:
         return value
     return value.decode(errors="replace") if isinstance(value, bytes) else text_of(value)
 
 
 class KeyField(CharField):
-    """A text that names something, as a jid: one that is too long is kept as its digest."""
+    """A text that identifies something, such as a jid; too long a text is stored as its digest."""
 
     if TYPE_CHECKING:
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-            """Return a field of what it is declared to hold."""
+            """Return a field, typed by the kind of its values."""
 
     def db_value(self, value: Any) -> str | None:
         """Accept anything that has a text."""
@@ -148,12 +148,12 @@ class KeyField(CharField):
 
 
 class NameField(CharField):
-    """A short text: one that is too long ends in a digest of the whole."""
+    """A short text; if it is too long, it ends in a digest of the whole."""
 
     if TYPE_CHECKING:
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-            """Return a field of what it is declared to hold."""
+            """Return a field, typed by the kind of its values."""
 
     def db_value(self, value: Any) -> str | None:
         """Accept anything that has a text."""
@@ -170,7 +170,7 @@ class ProseField(TextField):
     if TYPE_CHECKING:
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-            """Return a field of what it is declared to hold."""
+            """Return a field, typed by the kind of its values."""
 
     def db_value(self, value: Any) -> str | None:
         """Accept anything that has a text."""
@@ -187,7 +187,7 @@ class StateField(NameField):
     if TYPE_CHECKING:
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-            """Return a field of what it is declared to hold."""
+            """Return a field, typed by the kind of its values."""
 
     def python_value(self, value: Any) -> str | None:
         """Return the member, or the text itself if a newer version wrote it."""
@@ -199,7 +199,7 @@ class StateField(NameField):
 
 
 class _UserIdAccessor(FieldAccessor):
-    """Gives a row the id as it was sent: ids may share a text, and another column says which."""
+    """Returns a row's id as it was sent: 7 and "7" share a text, and another column says which."""
 
     def __get__(self, instance: Any, instance_type: Any = None) -> Any:
         value = super().__get__(instance, instance_type)  # type: ignore[no-untyped-call]
@@ -214,37 +214,37 @@ class _UserIdAccessor(FieldAccessor):
 
 
 class UserIdField(CharField):
-    """A user's id of any kind, kept as text: ``7`` and ``"7"`` are the same to those who ask.
+    """A user's id of any kind, stored as text: a search for ``7`` or ``"7"`` finds both.
 
-    A row has it as it was sent, as `user_is_text` says so; in a select without that column, and
-    in rows of versions that had none, a whole number is an ``int``.
+    A row returns it as it was sent, by means of `user_is_text`.  In a select without that column,
+    and in rows of versions without it, a whole number is an ``int``.
     """
 
     if TYPE_CHECKING:
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-            """Return a field of what it is declared to hold."""
+            """Return a field, typed by the kind of its values."""
 
     accessor_class = _UserIdAccessor
 
     def db_value(self, value: Any) -> str | None:
-        """Accept a number, text, or anything whose ``str`` is the id, as a UUID."""
+        """Accept a number, a text, or anything whose ``str`` is the id, such as a UUID."""
         return None if value is None else fold_jid(user_id_of(value))
 
     def python_value(self, value: Any) -> int | str | None:
-        """Return ``7`` for what was stored from ``7`` or ``"7"``."""
+        """Return ``7`` if ``7`` or ``"7"`` was stored."""
         text = _read_text(value)
         number = _number_of(text)
         return text if number is None else number
 
 
 def is_text_of_number(value: Any) -> bool:
-    """Return whether a user's id is a text whose column reads like that of a number."""
+    """Return whether a user's id is a text that looks like a whole number."""
     return isinstance(value, str) and _number_of(text_of(value)) is not None
 
 
 def _number_of(text: str | None) -> int | None:
-    """Return the number of which *text* is what Python writes."""
+    """Return the number that Python writes as *text*, if there is one."""
     if text is None or len(text) > 40 or not text.removeprefix("-").isascii():
         return None
     if not text.removeprefix("-").isdigit():
@@ -263,14 +263,14 @@ def user_id_of(user: Any) -> Any:
 
 
 def user_asked(field: Any, user: Any) -> Any:
-    """Return a user that is asked for as the column *field* has it.
+    """Return a user to search for, in the form of the column *field*.
 
     Parameters:
       field: The column of users.
       user: An id, or the row of a user.
 
     Raises:
-      SearchError: If it cannot be the id of a user.
+      SearchError: If it cannot be a user's id.
     """
     key = user_id_of(user)
     if key is None and user is not None:
@@ -288,13 +288,13 @@ def user_asked(field: Any, user: Any) -> Any:
     if (isinstance(target, IntegerField) and not is_number and value is not None) or (
         is_number and not -MAX_BIGINT <= value <= MAX_BIGINT
     ):
-        # No column has it, and drivers raise.
+        # No column holds it, and drivers raise.
         raise SearchError(f"{shown(user)} cannot be the id of a user of this log")
     return clean_optional(value, None) if isinstance(value, str) else value
 
 
 def _is_row(key: Any) -> bool:
-    """Return whether what is given for an id is an object of the application's own instead."""
+    """Return whether an object of the application was given instead of an id."""
     # Any: the methods of a class are compared.
     kind: Any = type(key)
     if kind is object:
@@ -305,15 +305,15 @@ def _is_row(key: Any) -> bool:
 
 
 class JsonField(TextField):
-    """A JSON document kept as text, which every database and driver reads in the same way."""
+    """A JSON document, stored as text, which every database and driver reads in the same way."""
 
     if TYPE_CHECKING:
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-            """Return a field of what it is declared to hold."""
+            """Return a field, typed by the kind of its values."""
 
     def db_value(self, value: Any) -> str | None:
-        """Accept anything; what JSON cannot hold is kept as text."""
+        """Accept anything; what JSON cannot express is stored as text."""
         if value is None:
             return None
         try:
@@ -322,5 +322,5 @@ class JsonField(TextField):
             return json.dumps(clean_optional(shown(value, 10_000), None))
 
     def python_value(self, value: Any) -> Any:
-        """Return the document, or the text of what is none."""
+        """Return the document, or the text if it is not JSON."""
         return None if value is None else read_json(value)

@@ -67,31 +67,31 @@ __all__ = [
     "to_millis",
 ]
 
-#: As much of an error's class is in a total: the key of an index of MySQL has no room for more.
+#: Characters of an error's class in a total: an index key of MySQL has no room for more.
 MAX_TOTAL_ERROR = 200
 
 
 @dataclass(frozen=True)
 class Bond:
-    """What rows of jobs and failures know of the other tables of their log."""
+    """Access from rows of jobs and failures to the other tables of their log."""
 
     failure: type[Failure]
     line: type[Line]
-    #: Called as jobs are about to be asked for.
+    #: Called before jobs are queried.
     on_select: Callable[[], None] | None = None
 
 
 class _Row(LentModel):
-    """A row that can be given as plain values."""
+    """A row that can be returned as plain values."""
 
-    #: Columns that are the log's own business.
+    #: Columns that are internal to the log.
     _own: ClassVar[frozenset[str]] = frozenset({"id"})
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the row as JSON can hold it, in the order of its columns.
+        """Return the row as a dict that JSON can hold, in the order of its columns.
 
-        Instants are ISO texts in UTC with milliseconds, and a foreign key is its id.  The log's
-        own numbers and tokens, and what is encrypted, are left out.
+        Instants are ISO texts in UTC with milliseconds, and a foreign key is its id.  Internal
+        numbers and tokens, and encrypted values, are left out.
         """
         meta: Any = self._meta
         return {
@@ -104,14 +104,14 @@ class _Row(LentModel):
         }
 
 
-#: Options of a model that decide what its table is called.
+#: Options of a model that decide its table's name.
 _NAMES_A_TABLE = ("legacy_table_names", "table_function", "table_name")
 
 
 class _JobBase(ModelBase):
-    """Lets a foreign key of a subclass take the place of the inherited column of its id.
+    """Lets a foreign key of a subclass replace the inherited column of its id.
 
-    Its table is named as that of any other model, although its indexes are not.
+    The table is named like that of any other model, although its indexes are not.
     """
 
     def __new__(cls, name: str, bases: tuple[type, ...], attrs: dict[str, Any]) -> Any:
@@ -121,7 +121,7 @@ class _JobBase(ModelBase):
         own = vars(attrs.get("Meta", object))
         functions = [base._meta.table_function for base in bases if hasattr(base, "_meta")]
         if not any(functions) and own.keys().isdisjoint(_NAMES_A_TABLE):
-            # As peewee names the table of any other model of an application.
+            # The name that peewee gives the table of any other model.
             options = {key: value for key, value in own.items() if not key.startswith("__")}
             attrs["Meta"] = type("Meta", (), options | {"table_name": name.lower()})
         return super().__new__(cls, name, bases, attrs)  # type: ignore[no-untyped-call]
@@ -230,12 +230,12 @@ class Job(_Row, metaclass=_JobBase):
 
     @classmethod
     def join(cls, bond: Bond | None) -> None:
-        """Belong to the tables of a log."""
+        """Attach the model to the tables of a log."""
         cls._bond = bond
 
     @classmethod
     def bond(cls) -> Bond | None:
-        """Return what the model was joined to last."""
+        """Return the tables to which the model was attached last."""
         return cls._bond
 
     @classmethod
@@ -260,7 +260,7 @@ class Job(_Row, metaclass=_JobBase):
     def children(self) -> JobQuery[Self]:
         """The jobs that this job sent, oldest first."""
         job: Any = type(self)
-        # By the root too, as that has an index.
+        # The root is a condition too, because it has an index.
         mine = job.root_jid == (self.root_jid or self.jid), job.parent_jid == self.jid
         query: JobQuery[Self] = job.select().where(*mine).order_by(job.id)
         return query
@@ -299,7 +299,7 @@ class Job(_Row, metaclass=_JobBase):
 
 
 def _bond_of(row: Any) -> Bond:
-    """Return what a row knows of the other tables of its log."""
+    """Return a row's access to the other tables of its log."""
     bond: Bond | None = type(row)._bond
     if bond is None:
         raise InterfaceError(
@@ -347,7 +347,7 @@ class Failure(_Row):
 
     @classmethod
     def join(cls, bond: Bond | None) -> None:
-        """Belong to the tables of a log."""
+        """Attach the model to the tables of a log."""
         cls._bond = bond
 
     @property
@@ -502,13 +502,13 @@ class Total(LentModel):
 
 
 class Mark(LentModel):
-    """How far one of the log's own chores has come."""
+    """The position of one background task."""
 
     #: In order of insertion.
     id = BigAutoField()
-    #: What it is about.
+    #: The name of the task.
     name: Field[str] = NameField(max_length=64, unique=True)
-    #: A number: often an instant, in milliseconds since 1970.
+    #: A number; mostly an instant, in milliseconds since 1970.
     value: Field[int] = BigNumberField()
 
     class Meta:
@@ -522,13 +522,13 @@ class Action(_Row):
     id = BigAutoField()
     #: When.
     at: Field[datetime] = InstantField()
-    #: Who, as far as it is known.
+    #: Who did it, as far as it is known.
     who: Field[str] = NameField(max_length=255)
-    #: ``requeue``, ``dismiss``, ``unlock``, ``mute``, ``prune``.
+    #: Such as ``requeue``, ``cancel``, ``dismiss``, ``unlock``, ``limit``, ``mute``, ``prune``.
     what: Field[str] = NameField(max_length=32)
-    #: The job, if it was done to one.
+    #: The job, if it concerned one.
     jid: Field[str | None] = KeyField(max_length=MAX_JID, null=True)
-    #: The key, if it was done to a lock.
+    #: The key, if it concerned a lock or a limit.
     key: Field[str | None] = KeyField(max_length=MAX_JID, null=True)
     #: The reason, and the result.
     detail: Field[str | None] = ProseField(null=True)
@@ -543,15 +543,15 @@ class AlertState(_Row):
 
     #: In order of appearance.
     id = BigAutoField()
-    #: What it is about: the name of its rule, or that and the kind of a problem.
+    #: The name of its rule, with the kind of problem if the rule has several.
     key: Field[str] = KeyField(max_length=MAX_JID, unique=True)
-    #: For people.
+    #: Its name, for people.
     name: Field[str] = NameField(max_length=255)
-    #: Whether it is open, as it was looked at last.
+    #: Whether it was open at the last check.
     is_open = BooleanField(default=False)
     #: Since when it is open; None if it is not.
     since: Field[datetime | None] = InstantField(null=True)
-    #: How many jobs, or other things, it is about.
+    #: The number of jobs, or of other things, that it concerns.
     count: Field[int] = BigNumberField(default=0)
     #: What was seen.
     summary: Field[str | None] = ProseField(null=True)
@@ -559,11 +559,11 @@ class AlertState(_Row):
     jids: Field[list[str] | None] = JsonField(null=True)
     #: Words of a search that finds the jobs.
     search: Field[str | None] = ProseField(null=True)
-    #: The type of jobs of which one should have finished; None for other alerts.
+    #: The job type of which a job should have finished; None for other alerts.
     expects: Field[str | None] = NameField(max_length=255, null=True)
-    #: What it is about, beside jobs.
+    #: What it concerns other than jobs.
     subjects: Field[list[str] | None] = JsonField(null=True)
-    #: The notice that is to be sent: ``opened``, ``repeated`` or ``resolved``.
+    #: The notice that is due: ``opened``, ``repeated`` or ``resolved``.
     pending: Field[str | None] = NameField(max_length=16, null=True)
     #: How often it was tried, when it is tried next, and why the last try failed.
     tries: Field[int] = NumberField(default=0)
@@ -575,7 +575,7 @@ class AlertState(_Row):
     #: Since when notices are counted, and how many there were.
     counted_since: Field[datetime | None] = InstantField(null=True)
     notices: Field[int] = NumberField(default=0)
-    #: When its rule was looked at, by the database's clock, as all its times.
+    #: When its rule was first checked, and last; by the database's clock, like all its times.
     first_seen_at: Field[datetime] = InstantField()
     seen_at: Field[datetime] = InstantField()
 
@@ -646,7 +646,7 @@ class Mute(_Row):
 
 
 def _plain(value: Any) -> Any:
-    """Return *value* as JSON can hold it."""
+    """Return *value* in a form that JSON can hold."""
     if isinstance(value, datetime):
         instant = value.astimezone(timezone.utc) if value.tzinfo else value
         return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -660,38 +660,38 @@ def _plain(value: Any) -> Any:
 
 
 def add_indexes(model: Any) -> None:
-    """Declare the indexes of a job table: each serves a question that is asked often."""
+    """Declare the indexes of a job table, each for a frequent query."""
     meta: Any = model._meta
     # "What is in progress for this user?"  Such rows are few, so the index stays small.  SQLite
-    # uses it only where a query says the very same.
+    # uses it only if the query has exactly this condition.
     active = f"state IN {literal_states(IN_PROGRESS).sql}"
     _add_index(model, "active", meta.combined["user_id"], model.job_type, where=active)
-    # "Who waits for this section, in order?"  Nobody but a waiting job pays for it.
+    # "Which jobs wait for this section, in order?"  Only waiting jobs pay for it.
     waiting = f"state IN {literal_states([State.WAITING]).sql}"
     _add_index(model, "waiting", model.section, model.waiting_since, where=waiting)
-    # "Which jobs did this one send?"  Nobody but a job that another one sent pays for it.
+    # "Which jobs did this one send?"  Only jobs that another job sent pay for it.
     _add_index(model, "family", model.root_jid, where="root_jid IS NOT NULL")
-    # The list of all, and of a time.  Its new entries all stand at its end, so it costs little.
+    # All jobs, or those of a period.  New entries all go to its end, so it costs little.
     _add_index(model, "created", model.created_at)
-    # The lists of one actor, user, job type and error.  Only jobs that have one pay for it.
+    # The lists by actor, user, job type and error.  Only jobs that have one pay for it.
     _add_index(model, "actor", model.actor, model.created_at)
     listed = {"user": meta.combined["user_id"], "type": model.job_type, "error": model.error_type}
     for name, field in listed.items():
         has_one = f'"{field.column_name}" IS NOT NULL'
         _add_index(model, name, field, model.created_at, where=has_one)
-    # What needs attention, in groups: answered from the index alone.
+    # Dead jobs that need attention, in groups: answered from the index alone.
     dead = f"state IN {literal_states([State.DEAD]).sql} AND dismissed_at IS NULL"
     grouped = model.finished_at, model.error_type, model.actor, model.id
     _add_index(model, "dead", *grouped, where=dead)
-    # "The newest dead ones", a page of them, and how many there are.
+    # "The newest dead jobs": a page of them, and their number.
     _add_index(model, "state", model.state, model.created_at)
-    # What totals count and what goes when it is old.
+    # Ended jobs, which totals count and retention deletes.
     _add_index(model, "ended", model.state, model.finished_at, where="finished_at IS NOT NULL")
 
 
 def _add_index(model: Any, name: str, *fields: Any, where: str | None = None) -> None:
     if where is not None and not dialect_of(model._meta.database).has_partial_indexes:
-        # It has no partial indexes: there it is of all rows, and distinguishes their states.
+        # Without partial indexes, the index covers all rows, and begins with the state.
         first, *others = fields
         if where.startswith("state "):
             fields = (first, model.state, *others)

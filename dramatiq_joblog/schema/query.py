@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from .models import Job
 
-    #: The job model of a log: of the package, or of the user's own.
+    #: The job model of a log: the package's, or the user's own.
     J = TypeVar("J", bound=Job, default=Job)
 else:
     from typing import TypeVar
@@ -40,24 +40,24 @@ def user_field(model: type[Model]) -> Field:
 
 
 def word(key: str, value: Any) -> str:
-    """Write one word of a search; a quote, which no word can hold, is any text there."""
+    """Return one word of a search; a quote, which no word can contain, becomes a wildcard."""
     plain = str(value).replace('"', "*")
     return f'{key}:"{plain}"' if re.search(r"\s", plain) or not plain else f"{key}:{plain}"
 
 
 def literal_states(states: Iterable[str]) -> SQL:
-    """Write *states* into the statement itself.
+    """Return *states* as literals of the SQL.
 
-    SQLite uses a partial index only if the condition's values stand in the text.
+    SQLite uses a partial index only if the values of the condition are literals.
     """
     return SQL("(" + ", ".join(f"'{State(state).value}'" for state in states) + ")")
 
 
 def known_jids(model: Any, jids: Sequence[str]) -> frozenset[str]:
-    """Return those of *jids* that there is a job of; at most some hundreds, in one statement.
+    """Return those of *jids* that have a job; at most some hundreds, in one statement.
 
-    They are joined: PostgreSQL compares a row with each value of a long list, unless it knows
-    the values as it plans the statement.
+    They are joined as rows: PostgreSQL compares each row with every value of a long list, unless
+    it knows the values when it plans the statement.
     """
     if not jids:
         return frozenset()
@@ -74,10 +74,10 @@ def _quoted(meta: Any) -> str:
     return str(meta.entity.__sql__(meta.database.get_sql_context()).query()[0])
 
 
-#: As many jobs are looked at for a page whose conditions no index answers.
+#: How many jobs a page checks if no index serves its conditions.
 LOOK = 20_000
 
-#: Columns by which the newest jobs can be put in order.
+#: Columns by which the newest jobs can be sorted.
 COMPARABLE = ("attempt", "duration", "queue_time")
 
 _CURSOR = re.compile(r"(-?[0-9]{1,19})-([0-9]{1,19})")
@@ -89,9 +89,9 @@ class Page(Generic[J]):
 
     #: The jobs.
     jobs: list[J]
-    #: What ``page(after=...)`` takes for the newer ones; None if none are known.
+    #: The cursor for ``page(after=...)``, which returns newer jobs; None if none are known.
     newer: str | None
-    #: What ``page(before=...)`` takes for the older ones; None if there are none.
+    #: The cursor for ``page(before=...)``, which returns older jobs; None if there are none.
     older: str | None
     #: How far back the page searched, if it did not reach the oldest job: it may then have few
     #: jobs or none, although older ones exist.
@@ -99,7 +99,7 @@ class Page(Generic[J]):
 
 
 def cursor_of(job: Any) -> str:
-    """Return where a job stands among all, newest first: for ``page(before=...)`` and *after*."""
+    """Return the cursor of a job, for ``page(before=...)`` and ``page(after=...)``."""
     return f"{to_millis(job.created_at)}-{job.id}"
 
 
@@ -117,15 +117,15 @@ class JobQuery(Select[J]):
 
     # Any: peewee's queries are untyped, and every scope returns its receiver's type.
 
-    #: The same without the conditions that no index answers, if there are any.
+    #: The same query without the conditions that no index serves, if there are any.
     _walked: Any = None
-    #: What is called before the database is asked.
+    #: Called before the query is executed.
     _before: tuple[Callable[[], None], ...] = ()
 
     def asked_after(self, prepare: Callable[[], None]) -> JobQuery[J]:
-        """Return the same, asked after *prepare* was called, which may wait.
+        """Return the same query, executed only after *prepare* was called, which may block.
 
-        That is now; or in an event loop, which must not stand still, as the query is executed.
+        It is called now; in an event loop, which must not block, when the query is executed.
         """
         if not in_event_loop():
             prepare()
@@ -135,23 +135,23 @@ class JobQuery(Select[J]):
         return query
 
     def about_to_ask(self) -> None:
-        """Call what is to be called before the database is asked."""
+        """Call what must be called before the query is executed."""
         before, self._before = self._before, ()
         for prepare in before:
             prepare()
 
     def walking(self, walked: JobQuery[J]) -> JobQuery[J]:
-        """Return the same, whose pages look through the jobs of *walked*.
+        """Return the same query, whose pages check the jobs of *walked*.
 
         Parameters:
-          walked: The query without the conditions that no index answers.
+          walked: The query without the conditions that no index serves.
         """
         query: JobQuery[J] = self.clone()
         query._walked = walked
         return query
 
     def enqueued(self) -> JobQuery[J]:
-        """Jobs whose message is in the broker and that have not run."""
+        """Jobs whose message is in the broker, and no run has begun."""
         return self.in_state(State.ENQUEUED)
 
     def delayed(self) -> JobQuery[J]:
@@ -300,7 +300,7 @@ class JobQuery(Select[J]):
         query: Any = self
         if before is not None:
             at, number = _position(before)
-            # Not a plain OR, from which no database makes one range of an index.
+            # Not a plain OR, which no database turns into one range of an index.
             query = query.where(job.created_at <= at, (job.created_at < at) | (job.id < number))
         if after is not None:
             at, number = _position(after)
@@ -320,7 +320,7 @@ class JobQuery(Select[J]):
         return Page(rows, newer, cursor_of(rows[-1]) if more else None)
 
     def greatest(self, name: str, *, limit: int = 50, among: int = 2_000) -> list[J]:
-        """Return the jobs with the greatest values of a column, among the newest jobs.
+        """Return the jobs with the greatest values in a column, among the newest jobs.
 
         Its cost does not grow with the log.
 
@@ -348,7 +348,7 @@ class JobQuery(Select[J]):
         return [rows[number] for number in ids if number in rows]
 
     def _end_of_look(self, before: str | None) -> Any:
-        """Return the last job that a page after *before* looks at, or None if all may be."""
+        """Return the last job that a page after *before* may check; None if there is no bound."""
         if self._walked is None:
             return None
         job = self._job
@@ -364,7 +364,7 @@ class JobQuery(Select[J]):
         return self.model
 
     def _any_of(self, field: Field, values: tuple[str, ...]) -> JobQuery[J]:
-        # The column makes them fit, as it did when they were stored.
+        # The column converts them, as it did when they were stored.
         return self._narrow(field.in_(_one_by_one(values)))
 
     def _none(self) -> JobQuery[J]:
@@ -376,10 +376,10 @@ class JobQuery(Select[J]):
 
 
 def _one_by_one(values: tuple[Any, ...]) -> list[Any]:
-    """Return values as they were given, none of which is several.
+    """Return the given values, each of which must be a single one.
 
     Raises:
-      SearchError: If one is.
+      SearchError: If one of them is a list.
     """
     for value in values:
         if isinstance(value, (list, tuple, set, frozenset, dict)):
@@ -388,10 +388,10 @@ def _one_by_one(values: tuple[Any, ...]) -> list[Any]:
 
 
 def query_asked(query: Any, job: type[Model]) -> Any:
-    """Return a query of a log's jobs.
+    """Return a query after checking that it selects this log's jobs.
 
     Raises:
-      SearchError: If it is none, or of another log.
+      SearchError: If it is not a query, or is one of another log.
     """
     if not isinstance(query, JobQuery):
         raise SearchError(
@@ -412,7 +412,7 @@ def _position(cursor: str) -> tuple[int, int]:
 
 
 def count_asked(name: str, value: int, *, least: int = 1, most: int = 1_000_000) -> int:
-    """Return a number that a question was given.
+    """Return a number after checking that it is within bounds.
 
     Raises:
       SearchError: If it is not a whole number from *least* to *most*.

@@ -52,8 +52,8 @@ class Tables(Generic[J]):
 
     @property
     def database(self) -> Database:
-        """Where they are."""
-        # Any: of a model peewee's stubs do not know this.
+        """The database of the tables."""
+        # Any: peewee's stubs do not know this attribute.
         meta: Any = self.job._meta
         database: Database = meta.database
         return database
@@ -70,11 +70,11 @@ def bind_tables(
 
     Parameters:
       model: The job model: the package's own, or a subclass of it.
-      database: Where they are.
-      on_select: Called as jobs are about to be asked for.
+      database: The database of the tables.
+      on_select: Called before jobs are queried.
 
     Raises:
-      ConfigurationError: If the model is none, or is bound to another database.
+      ConfigurationError: If it is not such a model, or is bound to another database.
     """
     job = _bind_job(model, database)
     meta: Any = job._meta
@@ -100,13 +100,13 @@ def bind_tables(
 
 
 def own_fields(model: type[Job]) -> dict[str, Any]:
-    """Return the fields that a model of the user's own adds, by name.
+    """Return the fields that a user's own model adds, by name.
 
     Raises:
-      ConfigurationError: If one could not be filled.
+      ConfigurationError: If one of them is required, so that jobs could not be logged.
     """
     base: Any = Job
-    # Any: peewee's own, which its stubs do not know.
+    # Any: peewee's stubs do not know it.
     meta: Any = model._meta
     inherited = {f.name for f in base._meta.sorted_fields}
     own = {f.name: f for f in meta.sorted_fields if f.name not in inherited}
@@ -127,7 +127,7 @@ def _bind_job(model: Any, database: Database) -> Any:
     if not (isinstance(model, type) and issubclass(model, Job)):
         raise ConfigurationError(f"model={model!r} is not a subclass of dramatiq_joblog.Job")
     if model is Job:
-        # The package's own class stays unbound, so that two logs never meet in it.
+        # The package's own class stays unbound, so that two logs never share it.
         bound: Any = _bind(Job, "joblog", database)
         add_indexes(bound)
         return bound
@@ -145,10 +145,10 @@ def _bind_job(model: Any, database: Database) -> Any:
 
 
 def _bind(model: Any, prefix: str, database: Database) -> Any:
-    """Return *model* bound to the database, as the table of its name behind *prefix*."""
+    """Return *model* bound to the database; its table is named *prefix* and its class."""
     table = f"{prefix}_{model.__name__.lower()}"
     meta = type("Meta", (), {"table_name": table, "database": database})
-    # The fields that peewee would make itself, by deep copies, which take many times as long.
+    # Copies of the fields: peewee's own deep copies would take many times as long.
     copies = {f.name: f.clone() for f in model._meta.sorted_fields if not f.primary_key}
     attributes = {"__module__": model.__module__, "Meta": meta, **copies}
     bound = type(model.__name__, (model,), attributes)

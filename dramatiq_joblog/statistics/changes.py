@@ -1,7 +1,7 @@
-"""What is not as it was: the same hours now and before, compared by one measure.
+"""What changed: the same hours now and before, compared by one measure.
 
-Surprise is how many times as large something is, against how much it usually varies, times how
-many jobs say so.  Below :data:`USUAL` it is as usual.
+Surprise is the factor by which something grew, relative to how much it usually varies, weighted by
+the number of jobs.  Below :data:`USUAL` nothing unusual happened.
 """
 
 from __future__ import annotations
@@ -20,48 +20,48 @@ if TYPE_CHECKING:
 
     from .series import ErrorCount, Group, Stats
 
-#: Surprise below this is none, and so is a factor that is smaller.
+#: Changes with less surprise, or with a smaller factor, are left out.
 USUAL, SMALLEST = 1.0, 1.25
-#: Percentiles of fewer jobs say nothing.
+#: Percentiles of fewer jobs mean nothing.
 LEAST = 20
-#: Milliseconds below which nobody minds how many times as long something takes.
+#: Milliseconds below which a change of duration does not matter, whatever its factor.
 NOTHING = {"duration": 50.0, "queue_time": 1000.0}
-#: An error rises from this many runs and this factor on.
+#: An error is rising from this many runs, and from this factor.
 RISING, RISING_FACTOR = 3, 3.0
-#: Above all measures: what is there, or is not, for the first time.
+#: The surprise of something that is new, or that stopped: above all measured ones.
 ABOVE = 1000.0
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that is not as it was."""
+    """One change."""
 
     #: ``duration``, ``queue_time``, ``failed``, ``jobs``, ``error``, ``new`` or ``silent``.
     kind: str
     #: The job type or actor; for an error, its class.
     name: str
-    #: Milliseconds, a share from 0 to 1, or how many; in the time that is compared with, per its
-    #: length.
+    #: Milliseconds, a share from 0 to 1, or a number of jobs or runs scaled to the same length of
+    #: time, in the earlier period.
     before: float
     #: The same, now.
     now: float
-    #: How surprising it is; :data:`ABOVE` and more for what was not there before, or is no more.
+    #: How surprising it is; :data:`ABOVE` or more for something new, or something that stopped.
     surprise: float
-    #: How many times as large it is; None if there is no such number.
+    #: The factor by which it grew; None if there is none.
     factor: float | None = None
-    #: The actor, of an error.
+    #: The actor, for an error.
     actor: str = ""
 
     @property
     def is_worse(self) -> bool:
-        """Whether it is a change for the worse."""
+        """Whether it is worse than before."""
         if self.kind in {"silent", "error"}:
             return self.factor is None or self.factor > 1
         return self.kind in {"duration", "queue_time", "failed"} and (self.factor or 0) > 1
 
 
 def surprise(now: float, before: Sequence[float], jobs: int) -> float:
-    """Return how surprising a number is after those of before; all above zero.
+    """Return how surprising a number is compared with earlier ones; all are above zero.
 
     Example:
       >>> surprise(20, [10, 10], 100) > surprise(11, [10, 10], 100)
@@ -76,7 +76,7 @@ def surprise(now: float, before: Sequence[float], jobs: int) -> float:
 
 
 def changes(now: Stats, before: Sequence[Stats]) -> list[Change]:
-    """Return what changed against the same hours of before, the most surprising first."""
+    """Return the changes compared with the same hours before, the most surprising first."""
     found = [*_of_groups(now, before), *_of_errors(now, before)]
     return sorted(found, key=lambda change: (-change.surprise, change.kind, change.name))
 
@@ -98,7 +98,7 @@ def _of_one(
     if rates and not any(rates) and count:
         yield Change("new", name, 0, count, ABOVE + math.log(1 + count))
         return
-    # Two of three times nothing, and once by chance, is not silence.
+    # A type that also had no jobs in an earlier period has not fallen silent.
     if not count and rates and min(rates) * length >= RISING:
         yield Change("silent", name, usually, 0, 2 * ABOVE + math.log(1 + usually))
         return
@@ -119,7 +119,7 @@ def _of_one(
 
 
 def _slower(group: Group, earlier: Sequence[Group]) -> Iterable[Change]:
-    """Say what is a problem, although it is too few jobs for the measure, or their times vary."""
+    """Add job types that are a problem, although they have few jobs or varying times."""
     then = Histogram()
     for each in earlier:
         then.merge(each.durations)
@@ -136,12 +136,12 @@ def _of_failures(name: str, group: Group, earlier: Sequence[Group]) -> Iterable[
         smooth = [_failed(each, never=0.5) for each in many]
         found = list(_compared("failed", name, _failed(group, never=0.5), smooth, count))
         before, share = median(_failed(each) for each in many), _failed(group)
-        # Of other numbers of jobs, none of which failed, none is as many as before.
+        # Smoothed shares differ with the number of runs, even if none failed.
         found = [replace(change, before=before, now=share) for change in found if before or share]
     yield from found
     now, then = _runs(group), _runs(*earlier)
     if not any(change.is_worse for change in found) and fails_more(now, then):
-        # Once in the runs of before and one more, where none failed.
+        # If none failed before, assume one failure in all earlier runs and one more.
         factor = (now[0] / now[1]) / max(then[0] / then[1], 1 / (then[1] + 1))
         yield Change("failed", name, then[0] / then[1], now[0] / now[1], USUAL, factor)
 
@@ -182,13 +182,13 @@ def _ended(group: Group | None) -> int:
 
 
 def _failed(group: Group, *, never: float = 0.0) -> float:
-    """Return the share of runs that failed; with *never*, none is so little of one."""
+    """Return the share of runs that failed; *never* is used in place of zero failures."""
     bad, ran = _runs(group)
     return (bad + never) / (ran + 2 * never) if ran or never else 0.0
 
 
 def _runs(*groups: Group) -> tuple[int, int]:
-    """Return how many runs of some groups failed, and how many there were."""
+    """Return how many runs of some groups failed, and the number of all runs."""
     failed = sum(group.counts.get(name, 0) for group in groups for name in ("dead", "retried"))
     return failed, failed + sum(group.counts.get("finished", 0) for group in groups)
 

@@ -1,4 +1,4 @@
-"""How many took how long: histograms whose buckets are a tenth wide, and can be added up."""
+"""Histograms of times, with buckets a tenth wide, that can be added up."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ BOUNDS = _bounds()
 
 
 class Histogram(dict[int, int]):
-    """How many took how long: counts by the number of their bucket."""
+    """A histogram of times: counts by bucket number."""
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of times counted."""
         return sum(self.values())
 
     def merge(self, other: dict[Any, int]) -> None:
-        """Add the counts of *other*, whose keys may be text, as JSON has them."""
+        """Add the counts of *other*, whose keys may be texts, as in JSON."""
         for name, number in other.items():
             bucket = int(name)
             self[bucket] = self.get(bucket, 0) + number
 
     def percentile(self, share: float) -> int | None:
-        """Return the milliseconds that *share* of them took at most, as 0.95; None without any.
+        """Return the milliseconds within which *share* of them ended, such as 0.95; None if empty.
 
-        It is right to the width of a bucket, a tenth.
+        It is exact to the width of a bucket, a tenth.
         """
         wanted, seen = share * self.count, 0
         for bucket in sorted(self):
@@ -53,12 +53,12 @@ class Histogram(dict[int, int]):
 
 
 def bucket_of(milliseconds: int) -> int:
-    """Return the number of the bucket that counts a time."""
+    """Return the number of a time's bucket."""
     return bisect_right(BOUNDS, max(0, milliseconds)) - 1
 
 
 def bucket_expression(column: Any) -> Any:
-    """Return the expression for the bucket of a column: no database has logarithms for sure."""
+    """Return the expression for a column's bucket; not every database has logarithms."""
     parts = _TREE.split("?")
     nodes = [SQL(parts[0])]
     for part in parts[1:]:

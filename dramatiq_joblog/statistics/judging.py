@@ -1,4 +1,4 @@
-"""Whether a job type got worse, by more than chance."""
+"""Whether a job type got worse, beyond chance."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .histogram import Histogram
 
-#: Jobs that must have ended, now and then, to compare them.
+#: The least number of ended jobs in each period, to compare them.
 MIN_JOBS = 10
-#: They are slower if they take so many times as long, and so many milliseconds more.
+#: They are slower from this factor, and from this many additional milliseconds.
 SLOWER, MIN_SLOWER = 2.0, 100
-#: They fail more often if so many runs do, so many times as often, and so much of all of them.
+#: They fail more often from this many failed runs, this factor, and this share of all runs.
 MIN_FAILED, FAILING, MIN_FAILING = 3, 2.0, 0.05
 
-#: The parts of the jobs that are compared, and how uncertain the time of such a part is: of one
-#: job, in units of the spread of the logarithms.
+#: The percentiles that are compared, and the uncertainty of each: for one job, in units of the
+#: standard deviation of the logarithms.
 _PARTS = ((0.5, 1.25), (0.95, 2.1))
 
 
 def is_slower(now: Histogram, then: Histogram) -> bool:
-    """Return whether jobs take longer than they did, by more than chance would have it."""
+    """Return whether jobs take longer than before, beyond chance."""
     if min(now.count, then.count) < MIN_JOBS:
         return False
     low, high = (max(1, then.percentile(share) or 0) for share in (0.16, 0.84))
@@ -37,10 +37,10 @@ def is_slower(now: Histogram, then: Histogram) -> bool:
 
 
 def fails_more(now: tuple[int, int], then: tuple[int, int]) -> bool:
-    """Return whether more of the runs fail than did, by more than chance would have it.
+    """Return whether runs fail more often than before, beyond chance.
 
     Parameters:
-      now: How many runs failed, and how many there were.
+      now: The number of failed runs, and of all runs.
       then: The same, before.
     """
     (failed, runs), (failed_then, runs_then) = now, then

@@ -21,33 +21,33 @@ if TYPE_CHECKING:
 
 @dataclass
 class Profile:
-    """What became of the jobs of one type that ended in a time."""
+    """Statistics of the jobs of one type that ended in a period."""
 
     #: The job type, or the actor of jobs without one.
     name: str
-    #: Begin of the first step and end of the last.
+    #: Start of the first step, and end of the last.
     since: datetime
     until: datetime
-    #: Milliseconds that each step is long.
+    #: Length of each step, in milliseconds.
     step: int
-    #: Begin of each step.
+    #: Start of each step.
     times: list[datetime]
-    #: How many, by outcome, in each step.
+    #: The number of runs, by outcome, in each step.
     series: dict[str, list[int]]
     #: How long the last runs of jobs that ended took, in each step.
     durations: list[Histogram]
-    #: How long jobs that ended waited before their first run, in the whole time.
+    #: How long jobs that ended waited before their first run, over the whole period.
     queue_times: Histogram = field(default_factory=Histogram)
     #: How many runs failed, by the class of their error; empty for one without.
     errors: Counter[str] = field(default_factory=Counter)
-    #: Names of its actors, that with most jobs first.
+    #: Names of its actors, the one with most jobs first.
     actors: list[str] = field(default_factory=list)
-    #: Since when it is complete; None if all of it is.
+    #: The time from which it is complete; None if all of it is.
     known_since: datetime | None = None
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many, by outcome."""
+        """The number of runs, by outcome."""
         return {outcome: sum(numbers) for outcome, numbers in self.series.items()}
 
     @property
@@ -58,7 +58,7 @@ class Profile:
 
     @property
     def duration(self) -> Histogram:
-        """How long the last runs took, in the whole time."""
+        """How long the last runs took, over the whole period."""
         whole = Histogram()
         for part in self.durations:
             whole.merge(part)
@@ -74,7 +74,7 @@ def make_profile(
     *,
     known_since: datetime | None = None,
 ) -> Profile:
-    """Make the profile of a time from what was counted in it."""
+    """Make the profile of a period from its totals."""
     steps = max(0, end - begin) // step
     profile = Profile(
         name=name,

@@ -1,9 +1,9 @@
-"""How many jobs ended how, and how long they took: counts by spans of time that outlive the rows.
+"""Totals: counts of jobs by outcome and duration, in spans of time, that outlive the rows.
 
-A minute that is over is counted from the rows, by value: counting it again, after something
-came late, gives what is true then.  Longer spans are sums of shorter ones, and of what is
-older only the longer are kept.  What was deleted since is kept apart, as *gone*, and belongs
-to every later count of its span.
+A minute that is over is counted from the rows, and the count replaces an earlier one: so counting
+again, after a late event, gives the correct result.  Longer spans are sums of shorter ones, and of
+older times only the longer ones are kept.  Deleted rows are counted separately, as *gone*, and
+are a part of every later count of their span.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ if TYPE_CHECKING:
 
 #: Milliseconds of a minute, a quarter of an hour, an hour and a day.
 MINUTE, QUARTER, HOUR, DAY = SPANS = (60_000, 900_000, 3_600_000, 86_400_000)
-#: How far back spans of each length are counted, in milliseconds, and the next longer length.
+#: How far back spans of each length are kept, in milliseconds, and the next longer length.
 _LEVELS = ((MINUTE, 7 * HOUR, QUARTER), (QUARTER, 4 * DAY, HOUR), (HOUR, 15 * DAY, DAY))
-#: How much longer they are kept.
+#: How much longer they are kept in fact.
 _SLACK = DAY
-#: The last minutes are counted again, for what was committed a little late.
+#: The last minutes are counted again, to include events that were committed a little late.
 _AGAIN = 2 * MINUTE
-#: What is later than that is marked by who writes it.
+#: Events later than this are marked by the process that writes them.
 LATE = MINUTE
-#: As many spans are counted before the work is noted.
+#: How many spans are counted before the position is stored.
 _CHUNK = 60
 #: Ends of jobs, and ends of runs that failed.
 ENDS = tuple(sorted(state.value for state in FINAL))
 FAILED = (State.DEAD.value, Outcome.RETRIED.value)
-#: Runs that did not finish and are no end of their job: these failures are counted too.
+#: Runs that did not finish and did not end their job: these failures are counted too.
 COUNTED_FAILURES = (Outcome.RETRIED, Outcome.INTERRUPTED, Outcome.WAITED)
 
 
 @dataclass
 class Cell:
-    """What was counted of one actor, job type, outcome and error in one span.
+    """The counts of one actor, job type, outcome and error in one span.
 
-    The times of all errors are in the one without an error, whatever its count.
+    The times of all errors are in the cell without an error, whatever its count.
     """
 
-    #: Begin of the span, in milliseconds since 1970.
+    #: Start of the span, in milliseconds since 1970.
     at: int
     actor: str
     job_type: str
@@ -68,7 +68,7 @@ class Cell:
     count: int = 0
     durations: Histogram = field(default_factory=Histogram)
     queue_times: Histogram = field(default_factory=Histogram)
-    #: Whether it counts what was deleted since, and is part of another.
+    #: Whether it counts rows deleted since, and is a part of another cell.
     gone: bool = False
 
     def __post_init__(self) -> None:
@@ -81,17 +81,17 @@ class Cell:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What it is about."""
+        """The key of the cell in its span."""
         return (self.actor, self.job_type, self.outcome, self.error_type)
 
 
 @dataclass
 class Sums:
-    """What cells of some time add up to."""
+    """The sums of the cells of a period."""
 
-    #: How many, by begin of the span, by actor or job type, and by outcome.
+    #: Numbers by start of the span, actor or job type, and outcome.
     counts: Counter[tuple[int, str, str]] = field(default_factory=Counter)
-    #: How many failed, by begin of the span, by error and actor.
+    #: Numbers of failed runs by start of the span, error and actor.
     errors: Counter[tuple[int, str, str]] = field(default_factory=Counter)
     #: How long jobs that ended took, and waited, by actor or job type.
     durations: dict[str, Histogram] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class Sums:
 
 
 def _in_long_spans(span: int, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Split a time into parts, each with the longest spans that it is made of."""
+    """Split a period into parts, each with the longest spans that fit."""
     longer = next((other for other in SPANS if other > span), None)
     if longer is None or (first := begin - begin % -longer) >= (last := end - end % longer):
         yield span, begin, end
@@ -119,10 +119,10 @@ def _in_long_spans(span: int, begin: int, end: int) -> Iterator[tuple[int, int, 
 
 
 def count_rows(job: Any, failure: Any, begin: int, end: int, span: int) -> list[Cell]:
-    """Count what ended from *begin* to before *end*, in milliseconds since 1970, from the rows.
+    """Count from the rows what ended from *begin* until before *end*, in milliseconds since 1970.
 
     Returns:
-      What was counted, in spans of one length.
+      The counts, in spans of one length.
     """
     cells: dict[tuple[int, tuple[str, str, str, str]], Cell] = {}
 
@@ -130,7 +130,7 @@ def count_rows(job: Any, failure: Any, begin: int, end: int, span: int) -> list[
         texts = _texts(*key)
         return cells.setdefault((int(at), texts), Cell(int(at), *texts))
 
-    # Two questions: in one, nearly every job would be a group of its own.
+    # Two queries: in a single one, nearly every job would be a group of its own.
     taken = (
         *_jobs(job, job.duration, begin, end, span),
         *_failures(job, failure, begin, end, span),
@@ -138,7 +138,7 @@ def count_rows(job: Any, failure: Any, begin: int, end: int, span: int) -> list[
     for *key, error_type, bucket, number in taken:
         cell_of(*key, error_type).count += number
         if bucket is not None:
-            # Times are kept once for all errors: they are what is dear to read.
+            # Times are stored once for all errors, because they are expensive to read.
             cell_of(*key, None).durations.merge({bucket: number})
     for *key, _, bucket, number in _jobs(job, job.queue_time, begin, end, span):
         if bucket is not None:
@@ -147,7 +147,7 @@ def count_rows(job: Any, failure: Any, begin: int, end: int, span: int) -> list[
 
 
 def count_failed(job: Any, failure: Any, begin: int, end: int) -> Counter[tuple[str, str]]:
-    """Count the runs that failed in a time by their error and actor, from the rows."""
+    """Count from the rows the runs that failed in a period, by error and actor."""
     dead = (
         job.select(job.error_type, job.actor, fn.COUNT(SQL("*")))
         .where(
@@ -181,7 +181,7 @@ def _texts(*parts: str | None) -> tuple[str, str, str, str]:
 
 
 def add_up(cells: Iterable[Cell], span: int) -> list[Cell]:
-    """Add up cells into those of longer spans."""
+    """Add up cells into cells of longer spans."""
     sums: dict[tuple[Any, ...], Cell] = {}
     for cell in cells:
         at = cell.at - cell.at % span
@@ -227,10 +227,10 @@ def _failures(job: Any, failure: Any, begin: int, end: int, span: int) -> Iterat
 
 
 def is_counted(job: Any, failure: Any) -> Any:
-    """Return the expression for the runs that count beside the ends that stand on jobs' rows.
+    """Return the expression for the failures that count in addition to the outcomes on jobs' rows.
 
-    An end that is kept counts as it did when it stood there, and so the job went on with another
-    delivery of its message.
+    An end that is kept counts as it did when it was the job's outcome, before another delivery of
+    its message.
     """
     stands = (failure.token == fn.COALESCE(job.token, "")) & (failure.outcome == job.state)
     counted = [outcome.value for outcome in COUNTED_FAILURES]
@@ -238,12 +238,12 @@ def is_counted(job: Any, failure: Any) -> Any:
 
 
 def span_of(instant: Any, span: int) -> Any:
-    """Return the expression for the begin of the span that an instant is in."""
+    """Return the expression for the start of an instant's span."""
     return instant - dialect_of(instant.model._meta.database).remainder(instant, span)
 
 
 def level_of(at: int, now: int) -> int:
-    """Return the length of the spans that what ended at *at* is counted in."""
+    """Return the length of the spans in which an end at *at* is counted."""
     for span, back, longer in _LEVELS:
         edge = now - back
         if at >= edge - edge % longer:
@@ -257,14 +257,14 @@ def _name_of(total: Any) -> Any:
 
 
 class Totals:
-    """What was counted, and the counting.
+    """Reads the totals, and counts them.
 
     Parameters:
       tables: The log's tables.
-      marks: How far the counting has come.
+      marks: The position of the counting.
     """
 
-    #: The mark before which every minute was counted.
+    #: The name of the mark before which every minute is counted.
     COUNTED = "counted"
 
     def __init__(self, tables: Tables[Any], marks: Marks) -> None:
@@ -276,27 +276,27 @@ class Totals:
         self._database: Database = tables.database
 
     def counted(self) -> int | None:
-        """Return the instant before which all was counted, or None if nothing was."""
+        """Return the instant before which everything is counted, or None if nothing is."""
         return self.marks.get(self.COUNTED)
 
     def catch_up(self, now: int, *, go_on: Callable[[], bool] = lambda: True) -> bool:
-        """Count the minutes that are over and were not counted, and those with late arrivals.
+        """Count the minutes that are over and not yet counted, and those with late events.
 
-        Only one process may do so at a time, as one that prunes is not waited for.
+        Only one process may count at a time, the one that also prunes.
 
         Parameters:
           now: Milliseconds since 1970.
-          go_on: Asked between steps.
+          go_on: Called between steps; counting stops if it returns False.
 
         Returns:
-          Whether all was counted.
+          Whether everything was counted.
         """
         current = now - now % MINUTE
         counted = self.counted()
         if counted is None:
             first = self._first()
             if first is None:
-                # The next round begins earlier than this, for what is committed late.
+                # The next round begins earlier than this, to include what is committed late.
                 self.marks.put(self.COUNTED, current)
                 return True
             counted = min(first, current)
@@ -316,20 +316,20 @@ class Totals:
         return True
 
     def read(self, span: int, begin: int, end: int) -> list[Cell]:
-        """Return what was counted in the spans of one length from *begin* to before *end*."""
+        """Return the counts in the spans of one length from *begin* until before *end*."""
         return self._read(span, begin, end, gone=False)
 
     def read_of(self, name: str, span: int, begin: int, end: int) -> list[Cell]:
-        """Return what was counted of one job type, or of an actor's jobs without one."""
+        """Return the counts of one job type, or of an actor's jobs without a type."""
         total = self._total
         is_type = (total.job_type == name) | ((total.job_type == "") & (total.actor == name))
         return self._read(span, begin, end, is_type, gone=False)
 
     def sums(self, span: int, begin: int, end: int, by: str) -> Sums:
-        """Add up what was counted from *begin* to before *end*, by actor, job type or name.
+        """Add up the counts from *begin* until before *end*, by actor, job type or name.
 
-        The database adds up the counts; the times, which are dear to read, come from spans as
-        long as they can be.
+        The database adds up the counts; the times, which are expensive to read, come from the
+        longest possible spans.
         """
         total = self._total
         name: Any = _name_of(total) if by == "name" else getattr(total, by)
@@ -347,7 +347,7 @@ class Totals:
         errors = total.select(*kinds, fn.SUM(total.count)).where(
             *where(span, begin, end), total.outcome.in_(FAILED)
         )
-        # These can be many thousands of rows: as the driver gives them.
+        # These can be many thousands of rows, so they are read as plain tuples.
         for at, error_type, actor, number in self._database.execute(errors.group_by(*kinds)):
             sums.errors[at, error_type, actor] += int(number)
         for part in _in_long_spans(span, begin, end):
@@ -360,9 +360,9 @@ class Totals:
         return sums
 
     def few_since(self, begin: int, end: int, rows: int) -> int:
-        """Return since when a time can be counted from so many rows of each kind; *begin* if all.
+        """Return from when a limited number of rows of each kind covers a period; *begin* if all.
 
-        An index has each kind in order, so that no more rows are passed.
+        An index has each kind in order, so no more rows are read.
         """
         job, failure = self._job, self._failure
         ends = [
@@ -377,11 +377,11 @@ class Totals:
         return begin
 
     def since_counted(self, begin: int, end: int, span: int) -> list[Cell]:
-        """Count what was not counted yet, from the rows, in spans of one length."""
+        """Count from the rows what is not yet counted, in spans of one length."""
         return count_rows(self._job, self._failure, begin, end, span) if begin < end else []
 
     def add_gone(self, cells: Iterable[Cell], now: int) -> None:
-        """Keep what is deleted in this transaction as part of every later count."""
+        """Store the counts of rows deleted in this transaction, as a part of every later count."""
         by_place: dict[tuple[int, int], list[Cell]] = {}
         for cell in cells:
             span = level_of(cell.at, now)
@@ -395,7 +395,7 @@ class Totals:
             self._roll(span, min(instants), max(instants) + span, gone=True)
 
     def _count_some(self, at: int, current: int, now: int) -> int:
-        """Count some spans of one length from *at* on; return where the next begins."""
+        """Count some spans of one length from *at* on; return the start of the next."""
         span = level_of(at, now)
         begin = end = at - at % span
         while end < min(current, begin + _CHUNK * span) and level_of(end, now) == span:
@@ -404,8 +404,8 @@ class Totals:
         return end
 
     def _count(self, span: int, begin: int, end: int) -> None:
-        """Count spans of one length from the rows, and those that they are part of."""
-        # Not in the transaction, in which others would wait: who counts is who deletes.
+        """Count spans of one length from the rows, and the longer spans that contain them."""
+        # Outside the transaction, which others would wait for; the process that counts deletes.
         cells = count_rows(self._job, self._failure, begin, end, span)
 
         def write() -> None:
@@ -418,7 +418,7 @@ class Totals:
         in_transaction(self._database, write)
 
     def _roll(self, span: int, begin: int, end: int, *, gone: bool) -> None:
-        """Make the longer spans that *begin* to *end* is part of the sums of the shorter ones."""
+        """Set the longer spans that contain *begin* to *end* to the sums of the shorter ones."""
         for shorter, longer in pairwise(SPANS):
             if shorter >= span:
                 begin, end = begin - begin % longer, end - end % -longer
@@ -435,7 +435,7 @@ class Totals:
             *(total.gone == int(gone), *conditions),
         )
         cells = []
-        # A chart reads thousands of rows: as the driver gives them, at a third of the time.
+        # A chart reads thousands of rows: plain tuples take a third of the time.
         for row in self._database.execute(query):
             at, actor, job_type, outcome, error_type, count, durations, queue_times = row
             cell = Cell(at, actor, job_type, outcome, error_type, count, gone=gone)
@@ -446,7 +446,7 @@ class Totals:
         return cells
 
     def _write(self, span: int, begin: int, end: int, cells: Iterable[Cell], *, gone: bool) -> None:
-        """Put *cells* in the place of what the spans of one length say."""
+        """Replace the cells of the spans of one length by *cells*."""
         total = self._total
         total.delete().where(
             total.span == span, total.at >= begin, total.at < end, total.gone == int(gone)
@@ -482,7 +482,7 @@ class Totals:
         return min((to_millis(at) for at in firsts if at is not None), default=None)
 
     def _forget(self, now: int) -> None:
-        """Delete the spans that longer ones stand for."""
+        """Delete the spans that longer ones now cover."""
         total = self._total
         for span, back, longer in _LEVELS:
             edge = now - back - _SLACK

@@ -1,4 +1,4 @@
-"""What became of the jobs of a time: series to draw, percentiles, and what failed most."""
+"""Statistics of a period: series for charts, percentiles, and the most frequent errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from .rollups import Sums
 
-#: How a run can end, as the series are named: first how its job ended, then the others.
+#: The outcomes that name the series: first those that end a job, then the others.
 OUTCOMES = (
     State.FINISHED.value,
     State.SKIPPED.value,
@@ -25,19 +25,19 @@ OUTCOMES = (
     Outcome.INTERRUPTED.value,
     Outcome.WAITED.value,
 )
-#: What there can be groups of.
+#: What groups are formed by.
 GroupedBy: TypeAlias = Literal["job_type", "actor", "name"]
 GROUPED_BY: tuple[str, ...] = get_args(GroupedBy)
 
-#: Milliseconds in which a worker has counted what ended, and far more.
+#: Milliseconds within which a worker has certainly counted what ended.
 SOON_COUNTED = 10 * MINUTE
-#: Up to which length of time which steps are drawn.
+#: The length of the steps, for periods up to each length.
 _STEPS = ((6 * HOUR, MINUTE), (3 * DAY, QUARTER), (14 * DAY, HOUR))
 
 
 @dataclass(frozen=True)
 class Percentiles:
-    """How long some runs took: milliseconds, right to a tenth; None if there were none."""
+    """How long some runs took: milliseconds, exact to a tenth; None if there were none."""
 
     count: int
     p50: int | None
@@ -53,13 +53,13 @@ class Percentiles:
 
 @dataclass
 class Group:
-    """What became of the jobs of one job type, or of one actor."""
+    """Statistics of the jobs of one job type, or of one actor."""
 
-    #: The job type or the actor; empty for jobs without a type, unless they go by their name.
+    #: The job type or the actor; empty for jobs without a type, unless grouped by ``"name"``.
     name: str
-    #: How many, by outcome, in each step of the time.
+    #: The number of runs, by outcome, in each step.
     series: dict[str, list[int]]
-    #: How many, by outcome.
+    #: The number of runs, by outcome.
     counts: dict[str, int] = field(default_factory=dict)
     #: How long the last runs of jobs that ended took.
     durations: Histogram = field(default_factory=Histogram)
@@ -79,50 +79,50 @@ class Group:
 
 @dataclass(frozen=True)
 class ErrorCount:
-    """How many runs failed with one error in one actor."""
+    """The number of runs that failed with one error in one actor."""
 
     error_type: str
     actor: str
     #: Runs that were retried and jobs that are dead.
     count: int
-    #: How many of them in each step of the time.
+    #: Their number in each step.
     series: list[int]
 
 
 @dataclass
 class Stats:
-    """What became of the jobs that ended in a time."""
+    """Statistics of the jobs that ended in a period."""
 
-    #: Begin of the first step and end of the last.
+    #: Start of the first step, and end of the last.
     since: datetime
     until: datetime
-    #: Milliseconds that each step is long.
+    #: Length of each step, in milliseconds.
     step: int
-    #: Begin of each step.
+    #: Start of each step.
     times: list[datetime]
-    #: How many, by outcome (one of :data:`OUTCOMES`), in each step.
+    #: The number of runs, by outcome (one of :data:`OUTCOMES`), in each step.
     series: dict[str, list[int]]
     #: By job type or actor, the one with most jobs first.
     groups: list[Group]
-    #: What failed, the most frequent first.
+    #: The errors, the most frequent first.
     errors: list[ErrorCount]
-    #: Since when it is complete: no totals have what ended before, and it was too much to be
-    #: counted.  None if all of it is.
+    #: The time from which it is complete: earlier ends are in no total, and were too many to be
+    #: counted.  None if all of it is complete.
     known_since: datetime | None = None
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many, by outcome."""
+        """The number of runs, by outcome."""
         return {outcome: sum(numbers) for outcome, numbers in self.series.items()}
 
 
 def step_of(length: int) -> int:
-    """Return the step for a time of *length* milliseconds: some hundreds of them at most."""
+    """Return the step for a period of *length* milliseconds, which has at most some hundreds."""
     return next((step for longest, step in _STEPS if length <= longest), DAY)
 
 
 def make(sums: Sums, begin: int, end: int, step: int, known_since: datetime | None = None) -> Stats:
-    """Make the statistics of a time from what was counted in it."""
+    """Make the statistics of a period from its totals."""
     steps = (end - begin) // step
 
     def empty() -> dict[str, list[int]]:

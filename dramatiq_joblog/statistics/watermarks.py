@@ -11,7 +11,7 @@ from dramatiq_joblog.database.checkout import transaction
 if TYPE_CHECKING:
     from peewee import Database
 
-#: Names of minutes in which something ended that came late.
+#: The prefix of marks for minutes with late events.
 _LATE = "late:"
 
 
@@ -37,7 +37,7 @@ class Marks:
             self._insert(name, value)
 
     def forget(self, prefix: str, before: int) -> None:
-        """Forget the marks whose names begin so and whose number is lower."""
+        """Delete the marks with this prefix and a lower number."""
         mark = self._mark
         mark.delete().where(mark.name.startswith(prefix), mark.value < before).execute()
 
@@ -50,12 +50,12 @@ class Marks:
                 self._insert(name, 1)
 
     def late(self, limit: int) -> dict[int, int]:
-        """Return minutes that must be counted again, each with how often it was marked."""
+        """Return minutes that must be counted again, and how often each was marked."""
         marks = self._mark.select().where(self._mark.name.startswith(_LATE)).limit(limit)
         return {int(mark.name.removeprefix(_LATE)): int(mark.value) for mark in marks}
 
     def clear(self, minute: int, times: int) -> None:
-        """Forget that a minute is late, unless it was marked since."""
+        """Unmark a minute, unless it was marked again since."""
         mark = self._mark
         mark.delete().where(mark.name == f"{_LATE}{minute}", mark.value == times).execute()
 
@@ -64,5 +64,5 @@ class Marks:
             with transaction(self._database):
                 self._mark.insert(name=name, value=value).execute()
         except IntegrityError:
-            # Another process was faster; for a mark that is as good.
+            # Another process was faster, which is just as good for a mark.
             self._mark.update(value=value).where(self._mark.name == name).execute()

@@ -25,10 +25,10 @@ _DIALECTS: tuple[tuple[type[Database], Dialect], ...] = (
 
 
 def dialect_of(database: Database) -> Dialect:
-    """Return the dialect of a database; the one place that asks what kind it is.
+    """Return the dialect of a database; only this function checks its class.
 
     Raises:
-      ConfigurationError: If it is of another kind than these three.
+      ConfigurationError: If it is none of these three.
     """
     if isinstance(database, Proxy):
         database = database.obj

@@ -1,4 +1,4 @@
-"""What a dialect must define; the defaults are those of a server."""
+"""The methods of a dialect; the defaults suit a database server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Weakness(NamedTuple):
-    """Why commits of a database may be lost, or be slow."""
+    """Why commits of a database may be lost, or are slow."""
 
     text: str
     cure: str
@@ -28,146 +28,146 @@ class Weakness(NamedTuple):
 class Dialect(ABC):
     """What differs between kinds of databases.
 
-    It keeps nothing of any database: those are handed in.  Any: a peewee Database, the drivers'
-    own connections, and models, none of which have types that help here.  What does nothing by
-    default (B027) is what one kind alone needs.
+    It stores nothing of any database; each method receives one.  Any: a peewee Database,
+    connections of drivers, and models, none of which have types that help here.  Methods that do
+    nothing by default (B027) are needed by one kind only.
     """
 
-    #: What it is called in a URL.
+    #: Its name in a URL.
     kind: ClassVar[str]
     #: The expression for the database's time, in milliseconds since 1970.
     now: ClassVar[str]
-    #: What commits survive, where :meth:`weakness` finds nothing.
+    #: What commits survive if :meth:`weakness` finds nothing.
     durability: ClassVar[str] = "commits survive a power cut of the server"
-    #: Whether one transaction at a time writes, and no row needs a lock.
+    #: Whether only one transaction writes at a time, so that rows need no locks.
     writes_alone: ClassVar[bool] = False
-    #: Whether one statement can insert a row or, if a guard lets it, change the one that is there,
-    #: and return what it wrote.
+    #: Whether one statement can insert a row or, if a guard holds, update the existing one, and
+    #: return what it wrote.
     guards_upserts: ClassVar[bool] = True
     #: Whether several writes can be the steps of one statement.
     joins_writes: ClassVar[bool] = False
-    #: Whether an index can be of some rows.
+    #: Whether an index can cover only some rows.
     has_partial_indexes: ClassVar[bool] = True
-    #: Whether the names of indexes are shared by all tables.
+    #: Whether index names are unique across all tables.
     shares_index_names: ClassVar[bool] = True
-    #: Whether ILIKE leaves case aside whatever the column.
+    #: Whether ILIKE ignores case for every column.
     folds_case: ClassVar[bool] = True
 
-    #: What a value is cast to that is to be read as a text.
+    #: The type to which a value is cast to read it as text.
     text_type: ClassVar[str] = "TEXT"
-    #: Whether poolers that hand connections on stand in front of its servers.
+    #: Whether connection poolers may be in front of its servers.
     has_poolers: ClassVar[bool] = False
 
-    # What a database is, and whether it can be used.
+    # What the database is, and whether it can be used.
 
     def check(self, database: Any) -> None:  # noqa: B027
-        """Make a database fit for a log before it is opened.
+        """Prepare a database for a log before it is opened.
 
         Raises:
           ConfigurationError: If it cannot be.
         """
 
     def file_of(self, database: Any) -> Path | None:
-        """Return the file that a database is; None if a server has it."""
+        """Return the file of a database; None if it is on a server."""
         return None
 
     @abstractmethod
     def version(self, database: Any) -> str:
-        """Ask for the name and version of what answers, for people."""
+        """Query the server's name and version, for people."""
 
     def weakness(self, database: Any) -> Weakness | None:
-        """Ask why commits may be lost; None if they survive a crash."""
+        """Query why commits may be lost; None if they survive a crash."""
         return None
 
-    # How it is written to.
+    # Writing.
 
     @abstractmethod
     def prepare(self, database: Any, timeout: int) -> None:
-        """Set what a connection of this thread that writes needs.
+        """Configure this thread's connection for writing.
 
-        A statement, or a lock, is waited for *timeout* milliseconds.
+        Statements and locks time out after *timeout* milliseconds.
         """
 
     def begin(self, database: Any) -> AbstractContextManager[Any]:
-        """Return a transaction that writes, or a part of the one that is open."""
+        """Return a transaction that writes, or a savepoint of the open one."""
         return database.atomic()  # type: ignore[no-any-return]
 
     def begin_in_turn(self, database: Any) -> AbstractContextManager[Any]:
-        """Return a transaction that reads and then writes, which may wait for its turn."""
+        """Return a transaction that reads and then writes, and may first wait for its turn."""
         return database.atomic()  # type: ignore[no-any-return]
 
     def in_order(self, model: Any, condition: Any, order: Any) -> Any:
-        """Return the condition of an update that locks its rows in an order, if it can.
+        """Return the condition of an update that locks its rows in a fixed order, if possible.
 
-        Who locks several rows waits for nobody who locks them in the same order and waits.
+        Transactions that lock their rows in the same order cannot deadlock.
         """
         return condition
 
     def lock(self, query: Any) -> Any:
-        """Return a select whose rows nobody else changes until the transaction ends."""
+        """Return a select that locks its rows until the transaction ends."""
         return query.for_update()
 
     def upsert(self, rule: Rule) -> Upsert:
-        """Return what writes rows by a rule."""
+        """Return an object that writes rows by a rule."""
         return Upsert(rule)
 
     def is_busy(self, error: BaseException | None) -> bool:
-        """Return whether an error says that another connection writes, and soon will no more."""
+        """Return whether an error means that another connection is writing, which soon ends."""
         return False
 
     def check_rights(self, database: Any, table: str) -> None:  # noqa: B027
-        """Ask for rights that an empty insert does not need.
+        """Check rights that an empty insert does not need.
 
         Raises:
           peewee.OperationalError: If one is missing.
         """
 
-    # How it is asked.
+    # Querying.
 
     @abstractmethod
     def bounded(self, database: Any, timeout: int) -> AbstractContextManager[None]:
-        """Cut questions of the block that take longer than *timeout* milliseconds."""
+        """Abort queries of the block that take longer than *timeout* milliseconds."""
 
     @abstractmethod
     def text_at(self, field: Any, steps: Sequence[str]) -> Any:
-        """Return the expression for the text that names lead to in a column's JSON document.
+        """Return the expression for the text at a path in a column's JSON document.
 
-        It is NULL if there is none.  A text is itself, a number as it is written, and truth
-        ``true`` or ``false``.  What is no JSON, however it came there, has none.
+        It is NULL if there is nothing.  A text is returned as it is, a number as it is written, and
+        a boolean as ``true`` or ``false``.  Text that is not JSON counts as nothing.
 
         Parameters:
           field: The column.
-          steps: Keys of objects and, as digits, places in lists.
+          steps: Keys of objects, and digits for positions in lists.
         """
 
     def remainder(self, value: Any, divisor: int) -> Any:
-        """Return the expression for what is left of a division."""
+        """Return the expression for the remainder of a division."""
         return fn.MOD(value, divisor)
 
-    # How its tables are made.
+    # Tables.
 
     @contextlib.contextmanager
     def migrating(self, database: Any) -> Iterator[None]:
-        """Keep out every other process that migrates, in a transaction where DDL allows it."""
+        """Exclude other processes that migrate; in a transaction, if DDL allows it."""
         with database.atomic():
             yield
 
     def fit(self, model: Any) -> None:  # noqa: B027
-        """Have the table of a bound model made so that it holds what the model says."""
+        """Adjust a bound model so that its new table can hold what the model declares."""
 
     def tell_apart(self, model: Any) -> None:  # noqa: B027
-        """Have a table that is there distinguish texts as elsewhere."""
+        """Make an existing table distinguish texts as on other databases."""
 
     @abstractmethod
     def is_index(self, model: Any, name: str) -> bool:
-        """Return whether the name of an index of a bound model is taken."""
+        """Return whether the name of an index is taken."""
 
     def rename_index(self, model: Any, former: str, name: str) -> bool:
-        """Rename an index; return False where that cannot be."""
+        """Rename an index; return False if that is not possible."""
         return False
 
 
 def path_of(steps: Sequence[str]) -> Value:
-    """Return the path to a value in a JSON document, for databases that know such."""
+    """Return the path to a value in a JSON document, for databases that have such paths."""
     text = "".join(f"[{step}]" if step.isdigit() else f'."{step}"' for step in steps)
     return Value(f"${text}", converter=False)

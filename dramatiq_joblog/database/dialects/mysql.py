@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.database.upsert import Rule
 
-#: Texts that differ by case alone are different, as elsewhere, and any character fits.
+#: Texts that differ only in case are different, as elsewhere, and any character fits.
 _TABLE = "ENGINE=InnoDB ROW_FORMAT=DYNAMIC DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin"
-#: How texts are compared so that those differ too which differ by trailing spaces: in MariaDB,
-#: and in MySQL from 8.0.17 on.
+#: Collations in which texts that differ only in trailing spaces are different: MariaDB's, and
+#: MySQL's since 8.0.17.
 _UNPADDED = ("utf8mb4_nopad_bin", "utf8mb4_0900_bin")
 #: Seconds to wait for another process that migrates.
 _WAIT = 60
 
-#: Errors that say that any other event would fare no better now: the connection, its rights,
-#: its resources, a deadlock, a lock, a shutdown, a replica, tables that are not there yet.
-#: The client's own errors, of the connection, are numbered from 2000 to 2999.
+#: Errors after which any other event would fail as well: connection, rights, resources, deadlock,
+#: lock, shutdown, replica, missing tables.  The client's own errors, about the connection, have
+#: the numbers 2000 to 2999.
 _AWAY = frozenset(
     {
         *(1020, 1021, 1030, 1040, 1041, 1042, 1043, 1044, 1045, 1049, 1053, 1054, 1114, 1129),
@@ -36,7 +36,7 @@ _AWAY = frozenset(
         *(1226, 1227, 1290, 1317, 1792, 1836, 1927, 1969, 3024, 4031),
     }
 )
-#: The number of MySQL's error for a key that is there already, and how often rows are tried.
+#: MySQL's error number for a duplicate key, and how often rows are tried.
 _DUPLICATE, _TRIES = 1062, 5
 _EXCLUDED = re.compile(r'excluded\."?(\w+)')
 
@@ -45,7 +45,7 @@ class MySQL(Dialect):
     """MySQL and MariaDB."""
 
     kind = "mysql"
-    # Not of NOW(): the hour that comes twice a year in a session's time zone would be ambiguous.
+    # Not from NOW(): the hour that repeats when summer time ends would be ambiguous.
     now = "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(3)) DIV 1000)"
     guards_upserts = False
     has_partial_indexes = False
@@ -54,20 +54,20 @@ class MySQL(Dialect):
     text_type = "CHAR"
 
     def check(self, database: Any) -> None:
-        """Have connections pass every character on.
+        """Make connections use a character set that has every character.
 
-        MySQL's "utf8", which peewee asks for by default before 4.5, has none beyond U+FFFF: it
-        would store an emoji as four other characters.
+        MySQL's "utf8", peewee's default before 4.5, has none beyond U+FFFF: it would store an emoji
+        as four other characters.
         """
         if database.connect_params.get("charset") in ("utf8", "utf8mb3"):
             database.connect_params["charset"] = "utf8mb4"
 
     def version(self, database: Any) -> str:
-        """Ask for the version."""
+        """Query the version."""
         return f"MySQL {_version(database)}"
 
     def prepare(self, database: Any, timeout: int) -> None:
-        """Bound statements and locks, refuse what does not fit, and lock no gaps."""
+        """Limit statements and locks, refuse values that do not fit, and lock no gaps."""
         seconds = max(1, timeout // 1000)
         limit = (
             f"max_statement_time = {seconds}"
@@ -75,22 +75,22 @@ class MySQL(Dialect):
             else f"max_execution_time = {timeout}"
         )
         database.execute_sql(
-            # What does not fit is refused, and not cut in silence.
+            # Values that do not fit are refused, instead of silently cut.
             "SET SESSION sql_mode = 'ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION,"
             "STRICT_ALL_TABLES', "
             f"SESSION innodb_lock_wait_timeout = {seconds}, SESSION lock_wait_timeout = {seconds}, "
             f"SESSION {limit}"
         )
-        # With gaps locked, as is the default, batches would wait for rows that are not theirs.
+        # With gap locks, the default, batches would wait for rows of others.
         database.execute_sql("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
 
     def upsert(self, rule: Rule) -> Upsert:
-        """Return what writes in steps."""
+        """Return an object that writes in steps."""
         return SteppedUpsert(rule)
 
     @contextlib.contextmanager
     def bounded(self, database: Any, timeout: int) -> Iterator[None]:
-        """Bound each question of the block."""
+        """Limit each query of the block."""
         maria = _is_mariadb(database)
         name = "max_statement_time" if maria else "max_execution_time"
         database.execute_sql(f"SET SESSION {name} = {timeout / 1000 if maria else int(timeout)}")
@@ -100,7 +100,7 @@ class MySQL(Dialect):
             database.execute_sql(f"SET SESSION {name} = DEFAULT")
 
     def text_at(self, field: Any, steps: Sequence[str]) -> Any:
-        """Ask what is JSON for the value."""
+        """Extract the value, if the column holds JSON."""
         return NodeList(
             (
                 *(SQL("CASE WHEN JSON_VALID("), field, SQL(") THEN JSON_UNQUOTE(JSON_EXTRACT(")),
@@ -111,10 +111,9 @@ class MySQL(Dialect):
 
     @contextlib.contextmanager
     def migrating(self, database: Any) -> Iterator[None]:
-        """Take a named lock, as each statement is committed by itself.
+        """Take a named lock, because each DDL statement is committed by itself.
 
-        Anyone who comes after a process that was killed in the midst finds what it made, and makes
-        the rest.
+        If a process is killed in the middle, the next one finds what it made, and makes the rest.
         """
         name = "concat('dramatiq_joblog ', md5(database()))"
         ((taken,),) = database.execute_sql(f"SELECT get_lock({name}, {_WAIT})").fetchall()
@@ -126,18 +125,18 @@ class MySQL(Dialect):
             database.execute_sql(f"SELECT release_lock({name})").fetchall()
 
     def fit(self, model: Any) -> None:
-        """Have texts hold any character, and as much as a traceback may have."""
+        """Let text columns hold any character, and a whole traceback."""
         meta = model._meta
         meta.table_settings = meta.table_settings or _TABLE
         for field in meta.sorted_fields:
             if field.field_type == "TEXT":
-                # Its TEXT ends at 64 KiB, which is less than a traceback may have.
+                # Its TEXT holds 64 KiB, which is less than a traceback may have.
                 field.field_type = "LONGTEXT"
 
     def tell_apart(self, model: Any) -> None:
-        """Have the short texts of a table compared as elsewhere: with their trailing spaces.
+        """Make a table compare its short texts as on other databases: with trailing spaces.
 
-        A table that is so already, or is not there, is left as it is.
+        A table that already does so, or does not exist, is left as it is.
         """
         database, table = model._meta.database, model._meta.table_name
         param = database.param
@@ -147,10 +146,10 @@ class MySQL(Dialect):
             _UNPADDED,
         ).fetchall()
         if not known:
-            # An older MySQL, that has no such thing.
+            # An older MySQL, without such a collation.
             return
         ((collation, *_), *_) = known
-        # A foreign key must be compared as what it leads to.
+        # A foreign key must have the collation of the column that it refers to.
         foreign = {field.column_name for field in model._meta.refs}
         columns = database.execute_sql(
             "SELECT column_name, column_type, is_nullable FROM information_schema.columns "
@@ -175,7 +174,7 @@ class MySQL(Dialect):
 
 
 def is_away(number: int) -> bool:
-    """Distinguish, by the error's number, an unavailable database from one that refuses."""
+    """Distinguish by the error number an unavailable database from a refused statement."""
     return number in _AWAY or 2000 <= number < 3000
 
 
@@ -189,17 +188,17 @@ def _is_mariadb(database: Any) -> bool:
 
 
 class SteppedUpsert(Upsert):
-    """Writes rows in steps, as MySQL cannot guard what it writes over.
+    """Writes rows in steps, because MySQL's upsert has no guard.
 
-    The rows that are there are locked, and the guard is asked of them; those that it lets are
-    updated, and what is not there is inserted.
+    Existing rows are locked and checked by the guard.  Those that pass are updated, and missing
+    rows are inserted.
     """
 
-    #: Characters of one statement: of up to four bytes each, they pass every server.
+    #: Characters of one statement: with up to four bytes each, every server accepts them.
     max_length = 500_000
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> set[str]:
-        """Insert or update *rows*, as they do elsewhere in one statement."""
+        """Insert or update *rows*, as one statement does on other databases."""
         written: set[str] = set()
         if rows:
             with self._transaction():
@@ -208,7 +207,7 @@ class SteppedUpsert(Upsert):
         return written
 
     def _transaction(self) -> Any:
-        # A statement that fails undoes itself alone: no savepoint is needed.
+        # A statement that fails rolls back only itself, so no savepoint is needed.
         is_open = self.database.in_transaction()
         return contextlib.nullcontext() if is_open else self.database.atomic()
 
@@ -235,7 +234,7 @@ class SteppedUpsert(Upsert):
             except IntegrityError as e:
                 if e.args[0] != _DUPLICATE:
                     raise
-                # Another process has inserted one of them in between.
+                # Another process inserted one of them in between.
                 continue
             if changed:
                 self._update(changed)
@@ -246,7 +245,7 @@ class SteppedUpsert(Upsert):
         return tuple(row[column] for column in self.rule.key)
 
     def _ask(self, rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], bool]:
-        """Lock the rows that are there, and return whether the guard lets them change."""
+        """Lock existing rows, and return which of them the guard lets change."""
         rule = self.rule
         columns = (*rule.key, *sorted({*_EXCLUDED.findall(rule.guard)} - {*rule.key}))
         source, values = self._source(columns, rows)
@@ -261,7 +260,7 @@ class SteppedUpsert(Upsert):
         sets = {**rule.replaces, **{c: text for c, text in rule.fills.items() if c in carried}}
         mentioned = {column for text in sets.values() for column in _EXCLUDED.findall(text)}
         source, values = self._source((*rule.key, *sorted(mentioned - {*rule.key})), rows)
-        # No value depends on another column that is set here to anything else.
+        # No value depends on another column that this statement changes.
         changes = ", ".join(f'{rule.alias}."{name}" = {text}' for name, text in sets.items())
         self.database.execute_sql(_in_backticks(f"UPDATE {source} SET {changes}"), values)
 
@@ -278,7 +277,7 @@ class SteppedUpsert(Upsert):
     def _source(
         self, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
     ) -> tuple[str, list[Any]]:
-        """Return the table joined to *rows*, which stand first: each is looked up by its key."""
+        """Return *rows* joined to the table; they come first, so each is looked up by its key."""
         rule, param = self.rule, self.database.param
         first = ", ".join(f'{param} AS "{column}"' for column in columns)
         other = f" UNION ALL SELECT {', '.join([param] * len(columns))}"

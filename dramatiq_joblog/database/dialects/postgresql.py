@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.database.upsert import Rule
 
-#: How often the writer's connection sees a statement before it prepares it; psycopg's own.
+#: How often the writer's connection runs a statement before it prepares it; psycopg's default.
 PREPARE_AFTER = 5
 
-# Any number that no one else uses for an advisory lock.
+# A number that nothing else uses for an advisory lock.
 _LOCK = 0x6A6F_626C
 
-#: Kinds of fields whose values PostgreSQL reads from JSON as the driver would send them.
+#: Field types whose values PostgreSQL reads from JSON as the driver would send them.
 _PLAIN = {
     *("AUTO", "BIGAUTO", "BIGINT", "BOOL", "CHAR", "DATE", "DATETIME", "DECIMAL", "DOUBLE"),
     *("FLOAT", "INT", "SMALLINT", "TEXT", "TIME", "UUID", "VARCHAR"),
@@ -44,13 +44,13 @@ class PostgreSQL(Dialect):
     has_poolers = True
 
     def version(self, database: Any) -> str:
-        """Ask for the version, and name the driver."""
+        """Query the version, and name the driver."""
         ((version,),) = database.execute_sql("SELECT version()").fetchall()
         driver = type(database.connection()).__module__.split(".")[0]
         return f"{' '.join(version.split()[:2])} through {driver}"
 
     def weakness(self, database: Any) -> Weakness | None:
-        """Ask which of the settings that make commits durable are off."""
+        """Query which of the settings that make commits durable are off."""
         off = [
             setting
             for setting in ("fsync", "synchronous_commit", "full_page_writes")
@@ -65,11 +65,11 @@ class PostgreSQL(Dialect):
         )
 
     def prepare(self, database: Any, timeout: int) -> None:
-        """Bound statements and locks, and prepare statements, where no pooler is in between."""
+        """Limit statements and locks, and prepare statements, unless a pooler is in between."""
         raw = database.connection()
         if is_behind_pooler(database):
-            # What is set, or prepared, would stay with a connection that others get too: the
-            # watchdog alone bounds what is asked.
+            # Settings and prepared statements would stay on a connection that others use too, so
+            # only the watchdog limits statements.
             if hasattr(raw, "prepare_threshold"):
                 raw.prepare_threshold = None
             return
@@ -79,17 +79,17 @@ class PostgreSQL(Dialect):
             raw.prepare_threshold = PREPARE_AFTER
 
     def in_order(self, model: Any, condition: Any, order: Any) -> Any:
-        """Find the rows first, and lock them in that order."""
+        """Select the rows first, and lock them in that order."""
         rows = model.select(model.id).where(condition).order_by(order)
         return model.id.in_(rows.for_update())
 
     def upsert(self, rule: Rule) -> Upsert:
-        """Return what sends rows as one document, where it has words for all their values."""
+        """Return an object that sends rows as one JSON document, if JSON can express them."""
         plain = all(field.field_type in _PLAIN for field in rule.model._meta.sorted_fields)
         return JsonUpsert(rule) if plain else Upsert(rule)
 
     def check_rights(self, database: Any, table: str) -> None:
-        """Ask whether the numbers of a table's rows may be drawn: that is a right of its own."""
+        """Check the right to use the sequence of a table's ids, which is separate."""
         sequence = f"pg_get_serial_sequence('\"{table}\"', 'id')"
         text = f"SELECT has_sequence_privilege({sequence}, 'USAGE, UPDATE')"
         ((may,),) = database.execute_sql(text).fetchall()
@@ -98,16 +98,16 @@ class PostgreSQL(Dialect):
 
     @contextlib.contextmanager
     def bounded(self, database: Any, timeout: int) -> Iterator[None]:
-        """Bound each question of the block, which is one transaction."""
+        """Limit each query of the block, which is one transaction."""
         with database.atomic():
             ((before,),) = database.execute_sql("SHOW statement_timeout").fetchall()
             database.execute_sql(f"SET LOCAL statement_timeout = {int(timeout)}")
             yield
-            # It may be a part of a transaction that goes on.
+            # It may be a part of a transaction that continues.
             database.execute_sql("SELECT set_config('statement_timeout', %s, true)", (before,))
 
     def text_at(self, field: Any, steps: Sequence[str]) -> Any:
-        """Ask what is JSON for the value; before version 16 what looks as if it were."""
+        """Extract the value if the column holds JSON; before version 16, if it looks like JSON."""
         database = field.model._meta.database
         asks = (getattr(database, "server_version", 0) or 0) >= 160_000
         test = (
@@ -127,7 +127,7 @@ class PostgreSQL(Dialect):
             yield
 
     def is_index(self, model: Any, name: str) -> bool:
-        """Return whether an index, or a table, of this name is there, of whatever table."""
+        """Return whether any index or table of this name exists."""
         meta = model._meta
         text = (
             "SELECT 1 FROM pg_class JOIN pg_namespace AS n ON n.oid = relnamespace "
@@ -146,8 +146,8 @@ class PostgreSQL(Dialect):
 def is_behind_pooler(database: Any) -> bool:
     """Return whether this thread's connection to PostgreSQL goes through PgBouncer or the like.
 
-    A pooler names a process of its own in its greeting, as the server's may be another for each
-    transaction.  Any: the drivers' own connection.
+    A pooler announces a process id of its own, because the server process may change with each
+    transaction.  Any: a connection of a driver.
     """
     raw = database.connection()
     greeted = raw.info.backend_pid
@@ -156,9 +156,9 @@ def is_behind_pooler(database: Any) -> bool:
 
 
 def prepares(database: Any) -> bool:
-    """Return whether psycopg prepares statements on connections to PostgreSQL that ask.
+    """Return whether psycopg prepares statements on the connections that query the log.
 
-    Any: the drivers' own connection.
+    Any: a connection of a driver.
     """
     if not hasattr(database.connection(), "prepare_threshold"):
         # psycopg2 does not.
@@ -168,10 +168,10 @@ def prepares(database: Any) -> bool:
 
 
 class JsonUpsert(Upsert):
-    """Writes rows as one JSON document, whose types PostgreSQL knows by the table.
+    """Writes rows as one JSON document, whose types PostgreSQL takes from the table.
 
-    The text is the same for any number of rows, so that the driver prepares it; lists of
-    values cost it several times as much.
+    The SQL is the same for any number of rows, so the driver can prepare it; lists of values cost
+    several times as much.
     """
 
     max_rows = 1000
@@ -185,7 +185,7 @@ class JsonUpsert(Upsert):
         return self._select(columns, ""), (as_json(rows),)
 
     def step(self, rows: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
-        """Return the text that writes *rows* as a step of a statement, and its parameter."""
+        """Return the SQL that writes *rows* as a step of a statement, and its parameter."""
         return self._select(columns_of(rows), where), as_json(rows)
 
     def _select(self, columns: tuple[str, ...], where: str) -> str:
@@ -197,7 +197,7 @@ class JsonUpsert(Upsert):
 
 
 def _as_text(value: Any) -> str:
-    """Write a value of a column of the user's own that JSON has no word for, and SQL has."""
+    """Write a value of a user's column that SQL can express and JSON cannot."""
     if isinstance(value, (date, time, Decimal, UUID)):
         return str(value)
     raise TypeError(f"{type(value).__name__} {value!r} cannot be stored in a column of text")

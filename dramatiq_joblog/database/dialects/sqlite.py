@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.database.upsert import Rule
 
-#: Milliseconds that a transaction waits for its turn to write.
+#: Milliseconds that a transaction waits for the write lock.
 TURN_WITHIN = 10_000
-#: The oldest version that returns what it writes.
+#: The oldest version that has RETURNING.
 _OLDEST = (3, 35, 0)
-#: It asks whether to go on after so many of its steps, a fraction of a millisecond.
+#: After this many steps of SQLite, a fraction of a millisecond, the time limit is checked.
 _STEPS = 2_000
 
 
@@ -39,7 +39,7 @@ class SQLite(Dialect):
     writes_alone = True
 
     def check(self, database: Any) -> None:
-        """Refuse what is not a file, or too old; and let it be the same file from any folder."""
+        """Refuse databases in memory and old versions; make the file's path absolute."""
         name = str(database.database)
         if name in ("", ":memory:") or "mode=memory" in name:
             raise ConfigurationError(
@@ -52,7 +52,7 @@ class SQLite(Dialect):
                 "is needed"
             )
         if database.database is not None and not name.startswith("file:"):
-            # A job may change the process's folder, and later connections would go there.
+            # A job may change the working directory, and later connections would look there.
             database.database = str(Path(name).absolute())
 
     def file_of(self, database: Any) -> Path | None:
@@ -60,12 +60,12 @@ class SQLite(Dialect):
         return Path(str(database.database))
 
     def version(self, database: Any) -> str:
-        """Ask the file, and return the library's version."""
+        """Query the file, and return the library's version."""
         database.execute_sql("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
         return f"SQLite {sqlite3.sqlite_version}"
 
     def weakness(self, database: Any) -> Weakness | None:
-        """Ask whether readers and writers wait for each other."""
+        """Query whether readers and writers block each other."""
         ((mode,),) = database.execute_sql("PRAGMA journal_mode").fetchall()
         if mode == "wal":
             return None
@@ -76,26 +76,26 @@ class SQLite(Dialect):
         )
 
     def prepare(self, database: Any, timeout: int) -> None:
-        """Have an acknowledged commit survive a killed process.
+        """Make commits survive a killed process.
 
-        A power cut may take the last ones, and never damages the file.
+        A power cut may lose the last ones, but never damages the file.
         """
         for pragma in (
             f"busy_timeout = {timeout}",
             "journal_mode = WAL",
             "synchronous = NORMAL",
-            # We wait ourselves.
+            # The log does its own waiting.
             "busy_timeout = 0",
         ):
             database.execute_sql(f"PRAGMA {pragma}")
 
     def begin(self, database: Any) -> AbstractContextManager[Any]:
-        """Take the file at once: a write lock that is taken late fails instead of waiting."""
+        """Take the write lock at once: taken later, it fails instead of waiting."""
         return database.atomic("IMMEDIATE")  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
     def begin_in_turn(self, database: Any) -> Iterator[None]:
-        """Wait for the file before it is read."""
+        """Wait for the write lock before anything is read."""
         with contextlib.ExitStack() as stack:
             if database.in_transaction():
                 stack.enter_context(database.atomic())
@@ -116,11 +116,11 @@ class SQLite(Dialect):
             pause = rest(pause)
 
     def lock(self, query: Any) -> Any:
-        """Return the select as it is: its transaction writes alone."""
+        """Return the select unchanged: only its transaction writes."""
         return query
 
     def upsert(self, rule: Rule) -> Upsert:
-        """Return what looks at numbers of rows."""
+        """Return an object that only counts the rows that it writes."""
         return CountedUpsert(rule)
 
     def is_busy(self, error: BaseException | None) -> bool:
@@ -129,7 +129,7 @@ class SQLite(Dialect):
 
     @contextlib.contextmanager
     def bounded(self, database: Any, timeout: int) -> Iterator[None]:
-        """Bound all questions of the block together."""
+        """Limit all queries of the block together."""
         deadline = time.monotonic() + timeout / 1000
         connection = database.connection()
         connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
@@ -139,7 +139,7 @@ class SQLite(Dialect):
             connection.set_progress_handler(None, 0)
 
     def text_at(self, field: Any, steps: Sequence[str]) -> Any:
-        """Ask for the type first: there are no words for truth but 1 and 0."""
+        """Check the type first, because SQLite reads booleans as 1 and 0."""
         path = path_of(steps)
         return NodeList(
             (
@@ -151,12 +151,12 @@ class SQLite(Dialect):
         )
 
     def remainder(self, value: Any, divisor: int) -> Any:
-        """Write a percent sign: it has no MOD for sure."""
+        """Use the percent sign: not every build has MOD."""
         return NodeList((value, SQL("%"), SQL(str(divisor))), parens=True)
 
     @contextlib.contextmanager
     def migrating(self, database: Any) -> Iterator[None]:
-        """Have readers and the writer not wait for each other, which stays with the file."""
+        """Switch the file to WAL mode, which is persistent, so readers do not block the writer."""
         database.execute_sql("PRAGMA busy_timeout = 30000")
         database.execute_sql("PRAGMA journal_mode = WAL")
         with self.begin(database):
@@ -169,10 +169,10 @@ class SQLite(Dialect):
 
 
 class CountedUpsert(Upsert):
-    """Writes rows and looks only at their number, where that is enough.
+    """Writes rows and looks only at their number, if that is enough.
 
-    To fetch rows from SQLite's statement its file would stay locked, with a turn of the
-    interpreter for each of them: as long as all else in the process takes.
+    Fetching rows from the statement would keep the file locked while other threads of the process
+    run between any two rows.
     """
 
     def _write_chunk(self, columns: tuple[str, ...], rows: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -183,7 +183,7 @@ class CountedUpsert(Upsert):
         return {row[first] for row in rows if self._stands(row)}
 
     def _stands(self, row: Mapping[str, Any]) -> bool:
-        """Return whether a row is as it was to be: by this statement, or the same one before."""
+        """Return whether a row has the wanted values, from this statement or an earlier try."""
         replaces = self.rule.replaces.items()
         columns = [*self.rule.key, *(name for name, text in replaces if text == f"excluded.{name}")]
         same = " AND ".join(f'"{name}" IS {self.database.param}' for name in columns)

@@ -170,7 +170,7 @@ def up(migrator: Any, database: Any) -> None:
         class Meta:
             table_name = mark
 
-    # The user's column is added with the others of the job model: it may be a foreign key.
+    # The user column is added with the model's own columns, because it may be a foreign key.
     tables = [Job, Failure, Worker, Lock, Line, Total, Action, Mark]
     with database.bind_ctx(tables):
         for table in tables:

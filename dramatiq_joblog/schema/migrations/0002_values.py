@@ -1,4 +1,4 @@
-"""Users' ids come back as sent, and MySQL distinguishes what differs by trailing spaces."""
+"""Users' ids are returned as sent, and MySQL distinguishes texts by trailing spaces."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ def up(migrator: Any, database: Any) -> None:
     table = models[0]._meta.table_name
     if "user_is_text" not in {column.name for column in database.get_columns(table)}:
         migrator.migrate(migrator.add_column(table, "user_is_text", BooleanField(null=True)))
-    # Those that came later are distinguished as they are made.
+    # Later tables are created that way.
     for model in models[:8]:
         dialect_of(database).tell_apart(model)

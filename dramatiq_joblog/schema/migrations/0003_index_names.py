@@ -1,7 +1,8 @@
-"""Unique indexes that were made under the name of a class are there on each log's own tables.
+"""Prepare the tables of each log for unique indexes that are named after the table.
 
-peewee passed over one whose name another table of the database had.  What came twice meanwhile
-would keep it from being made now.  The indexes themselves are made after all migrations.
+peewee named them after the class, and skipped one whose name another table had.  Rows that were
+duplicated meanwhile are deleted, because they would prevent the index.  The indexes themselves are
+created after all migrations.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def up(migrator: Any, database: Any) -> None:
             continue
         quote = database.quote[0]
         columns = ", ".join(f"{quote}{column}{quote}" for column in key)
-        # Through another select: MySQL does not delete from a table that it reads.
+        # Through a nested select: MySQL does not delete from a table that it reads.
         database.execute_sql(
             f"DELETE FROM {quote}{table}{quote} WHERE id NOT IN (SELECT newest FROM "
             f"(SELECT max(id) AS newest FROM {quote}{table}{quote} GROUP BY {columns}) AS kept)"

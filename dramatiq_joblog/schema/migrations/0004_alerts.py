@@ -1,4 +1,4 @@
-"""What is known of each alert stands in a table of its own."""
+"""Add the table with the state of alerts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from peewee import (
 
 from dramatiq_joblog.database.dialects import dialect_of
 
-#: Where its model stands among those of the log.
+#: The position of its model among those of the log.
 _PLACE = 8
 
 

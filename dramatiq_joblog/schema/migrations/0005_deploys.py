@@ -1,4 +1,4 @@
-"""Moments that something changed, as a new version."""
+"""Add the table of marks, such as deployments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from peewee import BigAutoField, BigIntegerField, CharField, Model
 
 from dramatiq_joblog.database.dialects import dialect_of
 
-#: Where its model stands among those of the log.
+#: The position of its model among those of the log.
 _PLACE = 9
 
 

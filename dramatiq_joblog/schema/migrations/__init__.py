@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class _Migrator:
-    """peewee's migrator, with the models of the log whose tables it changes, jobs first."""
+    """peewee's migrator, with the models of the log's tables, jobs first."""
 
-    # Any: peewee's, which has no types.
+    # Any: peewee's migrator has no types.
     def __init__(self, migrator: Any, models: Sequence[Any]) -> None:
         self._migrator = migrator
         self.models = models
@@ -42,9 +42,9 @@ class _Runner(Runner):  # type: ignore[misc]
 
 
 def migrate(tables: Tables[Any]) -> None:
-    """Bring the tables of a log to this version; safe to repeat and to race.
+    """Bring the tables of a log to this version; safe to repeat, and to run in parallel.
 
-    A schema that is newer than this code is left as it is: newer versions only add.
+    A schema that is newer than this code is left as it is: newer versions only add things.
     """
     job, database, models = tables.job, tables.database, tuple(tables)
     dialect = dialect_of(database)
@@ -67,7 +67,7 @@ def migrate(tables: Tables[Any]) -> None:
 
 
 def compare(database: Database, job: Any) -> tuple[list[str], list[str]]:
-    """Return the versions that the schema of a job table lacks, and those that are not known."""
+    """Return the versions that the schema of a job table lacks, and those unknown to this code."""
     runner = _Runner(database, job)
     status = runner.status()
     missing = [m.name for m in status if m.path is not None and not m.applied]
