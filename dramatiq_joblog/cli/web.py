@@ -130,7 +130,8 @@ def _needed(module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as e:
         raise Refusal(
-            f"the dashboard needs {e.name}, which is not installed: pip install 'dramatiq-joblog[web]'"
+            f"the dashboard needs {e.name}, which is not installed: "
+            "pip install 'dramatiq-joblog[web]'"
         ) from None
 
 
