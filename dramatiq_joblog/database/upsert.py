@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard, cast
 
 from .libpq import run_prepared
 
@@ -136,11 +136,12 @@ def is_one_statement(portions: Sequence[Portion]) -> bool:
     wanted = [portion for portion in portions if portion.rows]
     if any(len(portion.rows) > portion.part.max_rows for portion in wanted):
         return False
-    joins = bool(portions[0].rows) and all(_is_step(portion.part) for portion in wanted)
+    joins = bool(portions[0].rows) and all(is_step(portion.part) for portion in wanted)
     return len(wanted) < 2 or joins
 
 
-def _is_step(part: Part) -> bool:
+def is_step(part: Part) -> TypeGuard[Step]:
+    """Return whether *part* can be a step of a statement that does more."""
     return hasattr(part, "step")
 
 

@@ -88,8 +88,9 @@ class Locks:
         self.rates = Rates(lock)
         self.database: Database = lock._meta.database
         self._now: str = database_now(self.database).sql
-        self._slots = slots_of(lock)
-        self._is_live = self._slots.is_live
+        #: The statements that take keys.
+        self.slots = slots_of(lock)
+        self._is_live = self.slots.is_live
         #: Whether an update returns what it wrote, and locks no row that it leaves alone.
         self._updates_well = dialect_of(self.database).guards_upserts
         self._usage = Compiled(self.database, self._asking_usage)
@@ -122,8 +123,8 @@ class Locks:
         if claim.given_up:
             return None
         began = time.monotonic()
-        fence = self._slots.take(claim)
-        return None if fence is None else self._hold(claim, fence, began)
+        fence = self.slots.take(claim)
+        return None if fence is None else self.hold(claim, fence, began)
 
     def take_in_turn(self, claim: Claim, place: Place) -> Lease | None:
         """Take a slot of a section, unless living waiters before *place* want all that are free.
@@ -154,19 +155,19 @@ class Locks:
         if not claims:
             return {}
         began = time.monotonic()
-        fences = self._slots.take_all(claims)
-        return {c.key: self._hold(c, fences[c.key], began) for c in claims if c.key in fences}
+        fences = self.slots.take_all(claims)
+        return {c.key: self.hold(c, fences[c.key], began) for c in claims if c.key in fences}
 
     def alone_with(self, claim: Claim) -> None:
         """Keep others from the key until the transaction ends."""
-        self._slots.alone_with(claim)
+        self.slots.alone_with(claim)
 
     def taken(self, claim: Claim) -> Lease | None:
         """Return the lease of a claim that was met before; None if another has the key by now."""
         began = time.monotonic()
         lock = self.lock
         row = self._rows(claim.kind, claim.key).where(lock.token == claim.token).first()
-        return None if row is None else self._hold(claim, row.fence, began)
+        return None if row is None else self.hold(claim, row.fence, began)
 
     def holder(self, kind: str, key: str) -> Holder | None:
         """Return who holds a key, the first of them."""
@@ -388,8 +389,14 @@ class Locks:
             if len(some) < batch:
                 return
 
-    def _hold(self, claim: Claim, fence: int, began: float) -> Lease:
-        """Renew a lease from now on."""
+    def hold(self, claim: Claim, fence: int, began: float) -> Lease:
+        """Return the lease of a claim that was met, which is renewed from now on.
+
+        Parameters:
+          claim: The claim.
+          fence: Its fence.
+          began: When the statement began that took it, monotonic, in seconds.
+        """
         lasts = min(claim.ttl, self._gone_after or claim.ttl)
         lease = Lease(claim.key, claim.token or "", fence, lasts, began, by_hand=claim.by_hand)
         if claim.token is not None and claim.kind == SECTION:

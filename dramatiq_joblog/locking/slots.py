@@ -14,6 +14,8 @@ from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.database.dialects import dialect_of
 
+from .needs import SECTION
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -113,26 +115,50 @@ class Slots:
           The fences of the keys that were taken.
         """
         first = f"({self._lowest()})" if fence is None else str(fence)
-        again = "held.last_fence + 1" if fence is None else str(fence)
         row = f"(?, ?, ?, ?, ?, ?, ?, {first}, {first}, {self._now}, {self._now} + ?)"
-        text = f"""
-            INSERT INTO {self._table} AS held (kind, "key", slot, owner, token, process, ttl,
-                fence, last_fence, acquired_at, expires_at)
-            VALUES {", ".join([row] * len(claims))}
-            ON CONFLICT (kind, "key", slot) DO UPDATE SET
-                owner = excluded.owner, token = excluded.token, process = excluded.process,
-                ttl = excluded.ttl, fence = {again}, last_fence = {again},
-                acquired_at = excluded.acquired_at, expires_at = excluded.expires_at
-            WHERE (held.owner IS NULL OR held.expires_at <= {self._now}
-                OR (held.owner = excluded.owner AND (held.token IS NULL OR ?)))
-                {self._alone if all(claim.limit == 1 for claim in claims) else ""}
-            RETURNING "key", fence
-        """
+        rows_text = f"VALUES {', '.join([row] * len(claims))}"
+        alone = all(claim.limit == 1 for claim in claims)
+        text = self._writing(rows_text, fence, reenter="?", alone=alone)
+        text += ' RETURNING "key", fence'
         values: list[Any] = []
         for c in claims:
             values += [c.kind, c.key, slot, c.owner, c.token, c.process, c.ttl, c.ttl]
         rows = self._execute(text, (*values, any(claim.reenter for claim in claims)))
         return {key: int(number) for key, number in rows}
+
+    def step(self, given: str, where: str) -> str:
+        """Return the text that takes the only slot of each key of *given*, where that is free.
+
+        It is a step of a statement, and returns ``owner`` and ``fence``.
+
+        Parameters:
+          given: Rows with ``key``, ``owner``, ``token``, ``process`` and ``ttl``; called so.
+          where: The condition for those that may be taken.
+        """
+        rows_text = f"""
+            SELECT '{SECTION}', given."key", 0, given.owner, given.token, given.process, given.ttl,
+                lowest.fence, lowest.fence, {self._now}, {self._now} + given.ttl
+            FROM {given} AS given, ({self._lowest()}) AS lowest
+            WHERE {where} ORDER BY given."key"
+        """
+        text = self._writing(rows_text, None, reenter="false", alone=True)
+        return f"{text} RETURNING owner, fence"
+
+    def _writing(self, rows: str, fence: int | None, *, reenter: str, alone: bool) -> str:
+        """Return the statement that writes *rows* of slots over those that are free."""
+        again = "held.last_fence + 1" if fence is None else str(fence)
+        return f"""
+            INSERT INTO {self._table} AS held (kind, "key", slot, owner, token, process, ttl,
+                fence, last_fence, acquired_at, expires_at)
+            {rows}
+            ON CONFLICT (kind, "key", slot) DO UPDATE SET
+                owner = excluded.owner, token = excluded.token, process = excluded.process,
+                ttl = excluded.ttl, fence = {again}, last_fence = {again},
+                acquired_at = excluded.acquired_at, expires_at = excluded.expires_at
+            WHERE (held.owner IS NULL OR held.expires_at <= {self._now}
+                OR (held.owner = excluded.owner AND (held.token IS NULL OR {reenter})))
+                {self._alone if alone else ""}
+        """
 
     @property
     def _alone(self) -> str:

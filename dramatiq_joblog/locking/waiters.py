@@ -178,6 +178,28 @@ class Waiters:
         rows = self._disputed.execute([*keys, *keys]).fetchall()
         return {key for (key,) in rows}
 
+    def undisputed(self, key: str) -> str:
+        """Return the text of the condition that nothing of :meth:`disputed` is true of a key.
+
+        Parameters:
+          key: Its column, as a statement calls it.
+        """
+        job, lock = self.job, self._lock
+        column = SQL(key)
+        waits = job.select(SQL("1")).where(
+            self._is_waiting(), job.section == column, self._is_alive()
+        )
+        live = lock.expires_at > database_now(self._database)
+        kinds = SQL(f"kind IN ('{LIMIT}', '{WAIT}')")
+        kept = lock.select(SQL("1")).where(kinds, lock.key == column, live)
+        texts = []
+        for select in (waits, kept):
+            text, values = select.sql()
+            if values:
+                raise ValueError(f"the condition has parameters: {values!r}")
+            texts.append(f"NOT EXISTS ({text})")
+        return " AND ".join(texts)
+
     def keep(self, keys: Sequence[str], jid: str) -> None:
         """Keep the place of a waiting job at the head of the lines of *keys*."""
         job, lock = self.job, self._lock

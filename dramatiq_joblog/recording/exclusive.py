@@ -12,6 +12,7 @@ from dramatiq_joblog.locking.waiters import Place
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import FINAL, STARTABLE, DeadReason, Start, State
 
+from .at_once import at_once
 from .event_rows import freed_by, keys_of
 from .events import Answer, Ended, Started, keeps_newest
 from .heartbeat import has_ended
@@ -48,6 +49,7 @@ class Sections:
         self._admission = Admission(transitions.locks, transitions.atomic)
         self._rated = Rated(transitions)
         self._in_line = InLine(transitions)
+        self._at_once = at_once(transitions)
 
     def write(self, events: Sequence[Event]) -> dict[str, Answer]:
         """Write *events*, which are of different jobs.
@@ -100,9 +102,13 @@ class Sections:
 
     def _begin_all(self, begins: Sequence[Started]) -> dict[str, Answer]:
         try:
+            answers = {} if self._at_once is None else self._at_once.begin(begins)
+            left = [event for event in begins if event.jid not in answers]
+            if not left:
+                return answers
             with self.transitions.atomic():
-                answers = self._begin_together(begins)
-            for together in _together([event for event in begins if event.jid not in answers]):
+                answers |= self._begin_together(left)
+            for together in _together([event for event in left if event.jid not in answers]):
                 with self.transitions.atomic():
                     if len(together) > 1:
                         # In the order in which others lock them, and not in that of their keys.

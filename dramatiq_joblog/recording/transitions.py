@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from peewee import Database
 
+    from dramatiq_joblog.database.upsert import Part
     from dramatiq_joblog.schema.tables import Tables
 
     from .events import Event
@@ -65,8 +66,10 @@ class Transitions:
         #: What starts may do.
         self.judge = Judge(tables, self.kept)
         self._dialect = dialect_of(self.database)
+        #: Writes the rows of starts and ends.
+        self.runs: Part = self._dialect.upsert(run_rule(tables.job))
         self._statements = Statements(
-            runs=self._dialect.upsert(run_rule(tables.job)),
+            runs=self.runs,
             enqueues=self._dialect.upsert(enqueue_rule(tables.job)),
             failures=self.kept.upsert,
             lines=self.lines.upsert,

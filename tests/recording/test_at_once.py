@@ -1,0 +1,125 @@
+"""First runs in sections of their own: one statement on PostgreSQL, alike on the others."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import asdict
+
+import psycopg
+import pytest
+
+from dramatiq_joblog import Exclusive, JobLog
+from dramatiq_joblog.recording.events import Started
+
+pytestmark = pytest.mark.every_database
+
+
+@pytest.fixture
+def begin(joblog):
+    """Return a function that writes starts in sections, and returns what each is answered."""
+
+    def write(*starts):
+        answers = joblog.core.writer._batches._sections.write(starts)
+        # Another thread may look next.
+        joblog.release()
+        return [answers[start.jid] for start in starts]
+
+    return write
+
+
+def start(jid, key, **row):
+    """Return the first start of a job."""
+    now = time.time_ns() // 1_000_000
+    values = dict.fromkeys(("enqueued_at", "started_at", "created_at", "updated_at"), now)
+    values |= {"jid": jid, "actor": "work", "queue": "default", "attempt": 1, "state": "started"}
+    values |= {"token": f"run of {jid}", "process": None, "worker": "here"}
+    return Started(values | row, section=asdict(Exclusive(key, on_conflict="wait")))
+
+
+def test_several_begin_together(joblog, begin):
+    """Each gets a fence and a lease, and its row is begun."""
+    answers = begin(*(start(f"job {n}", f"key {n}") for n in range(3)))
+    assert [(True, 1, False)] * 3 == [(a.granted, a.lease.fence, a.lease.lost) for a in answers]
+    assert {"started"} == {job.state for job in joblog.jobs}
+    held = {lock.key: (lock.owner, lock.token) for lock in joblog.locks}
+    assert held == {f"key {n}": (f"job {n}", f"run of job {n}") for n in range(3)}
+    assert 3 == len(joblog.core.locks.leases)
+
+
+def test_two_of_one_key(joblog, begin):
+    """Of two in one batch the first is begun; the other waits, as it would behind any other."""
+    first, second = begin(start("a", "key"), start("b", "key"))
+    assert (True, False) == (first.granted, second.granted)
+    assert ["started", "waiting"] == [joblog.get(jid).state for jid in "ab"]
+
+
+def test_a_key_that_is_held(joblog, begin):
+    """Others are begun beside a job that does not come in, and the key goes on to count."""
+    begin(start("a", "key"))
+    blocked, other = begin(start("b", "key"), start("c", "other"))
+    assert (False, True) == (blocked.granted, other.granted)
+    assert "a" in str(blocked.refusal)
+    joblog.core.locks.release("section", "key", "a", "run of a")
+    # It is first in line now, and newcomers go behind it.
+    newcomer, returned = begin(start("d", "key"), start("b", "key", token="another run of b"))
+    assert (False, True, 2) == (newcomer.granted, returned.granted, returned.lease.fence)
+
+
+def test_a_limit_that_was_set(joblog, begin):
+    """A key that someone has paused lets nobody in."""
+    joblog.set_limit("key", 0)
+    [answer] = begin(start("a", "key"))
+    assert (False, "waiting") == (answer.granted, joblog.get("a").state)
+
+
+@pytest.mark.parametrize(
+    ("found", "granted"),
+    [
+        ({}, True),
+        ({"state": "delayed"}, True),
+        ({"state": "retrying", "token": "before", "attempt": 1}, True),
+        ({"state": "enqueued", "dead_reason": "cancelled"}, False),
+        ({"state": "dead", "dead_reason": "cancelled", "token": None}, False),
+        ({"state": "finished", "token": "before"}, True),
+        ({"state": "enqueued", "attempt": 2}, True),
+        ({"state": "waiting", "waiting_since": 1, "eta": 1}, True),
+    ],
+)
+def test_a_row_that_is_there(joblog, begin, job_factory, found, granted):
+    """A row that shows more than a message that was sent is judged as for any other start."""
+    columns = {"state": "enqueued", "attempt": 1} | found
+    job_factory(jid="a", **columns)
+    [answer] = begin(start("a", "key"))
+    assert granted == answer.granted
+    held = [lock.owner for lock in joblog.locks]
+    assert held == (["a"] if answer.granted else [])
+    assert ("started" == joblog.get("a").state) == answer.granted
+    if answer.granted:
+        # A wait is over once its job has begun.
+        assert joblog.get("a").waiting_since is None
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_a_run_that_another_process_begins_meanwhile(joblog, database_url, begin):
+    """If its row turns out to be another run's, the key is given back, and it is judged anew."""
+    # Its key is made of something else there, so that this one is free.
+    rival = start("a", "other key", token="the rival")
+    answers = []
+    thread = threading.Thread(target=lambda: answers.extend(begin(start("a", "key"))))
+    other = JobLog(database_url)
+    with other.database.atomic():
+        other.Job.insert(rival.row).execute()
+        thread.start()
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        with psycopg.connect(database_url, autocommit=True) as watch:
+            while not watch.execute(waiting).fetchone()[0]:
+                pass
+    thread.join(60)
+    other.close()
+
+    # The rival holds nothing, so that its run is taken to be over.
+    [answer] = answers
+    assert (True, 2) == (answer.granted, answer.lease.fence)
+    assert ["interrupted"] == [run.outcome for run in joblog.get("a").failures]
+    assert 1 == len(joblog.core.locks.leases)
