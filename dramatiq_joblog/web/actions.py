@@ -535,13 +535,13 @@ def _ask_mute(visit: Visit, what: str) -> Question | None:
     mute = what == "mute"
     effects = [
         ("skipped", "It no longer counts among what needs you, and alerts leave it out."),
-        ("retrying", "It is back when the time is over, or if it gets more than twice as many."),
+        ("retrying", "It is back when the time is over, or once its count has more than doubled."),
     ]
     return Question(
         what=what,
         title=f"{what.capitalize()} \u201c{problem.title}\u201d?",
         button=what.capitalize(),
-        note="recorded with your name",
+        note="everyone still sees it, in grey" if mute else "recorded with your name",
         back=visit.link.local(given.get("back", "")),
         fields=[("kind", problem.kind.value), ("subject", problem.subject)],
         effects=effects if mute else [("dead", "It counts among what needs you again.")],

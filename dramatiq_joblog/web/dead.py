@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: The windows that they are counted in, in milliseconds.
 WINDOWS = {name: RANGES[name] for name in ("1h", "3h", "24h", "3d", "7d")}
 #: Groups that are shown: more than this nobody reads, and each costs its part of an answer.
-MOST_GROUPS = 100
+MOST_GROUPS = 50
 
 
 def dead(visit: Visit) -> Response:

@@ -107,4 +107,4 @@ def test_every_page(faults, address, name):
 @pytest.mark.parametrize("path", EMPTY)
 def test_a_log_without_jobs(faults, address, path):
     """On the pages of a log that has no job yet, axe finds nothing."""
-    assert faults(address(None) + path, (390, 1440), THEMES) == {}
+    assert faults(address(None) + path, (390, 1440, 2560), THEMES) == {}
