@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ _LOOKS = ((DAY, 120 * DAY, 5), (HOUR, 15 * DAY, 5), (QUARTER, 4 * DAY, 6), (MINU
 _APART = 3
 #: The longest time between two is so many times the usual one at most.
 _EVEN = 1.6
+#: From this many milliseconds on between two ends, they have a time of the day: the same of this
+#: share of them, and of at least this many.
+_DAILY, _MOSTLY, _LEAST_TIMES = 20 * HOUR, 0.8, 3
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class Regular:
     #: How often that was seen, and the last time, in UTC.
     times: int
     last: datetime
+    #: Milliseconds after midnight in UTC at which it usually finishes, to the quarter of an hour or
+    #: the hour; None if that varies, or it runs more than once a day.
+    usually: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
@@ -47,6 +54,7 @@ class Regular:
             "grace": self.grace,
             "times": self.times,
             "last": last.replace("+00:00", "Z"),
+            "usually": self.usually,
         }
 
 
@@ -59,7 +67,37 @@ def regular_types(tables: Tables[Any], now: int) -> list[Regular]:
             if regular is not None:
                 # The longest spans come first: of two that fit, the longer says less by chance.
                 found.setdefault(job_type, regular)
-    return [found[name] for name in sorted(found)]
+    times = _times_of_day(tables, now, [r.job_type for r in found.values() if r.every >= _DAILY])
+    return [replace(found[name], usually=times.get(name)) for name in sorted(found)]
+
+
+def _times_of_day(tables: Tables[Any], now: int, names: list[str]) -> dict[str, int]:
+    """Return at which time of the day types of jobs usually finish, of those that have one."""
+    times: dict[str, int] = {}
+    for span, back in ((QUARTER, 4 * DAY), (HOUR, 15 * DAY)) if names else ():
+        for job_type, ends in _ends(tables, span, now - back).items():
+            usual = time_of_day(ends, span)
+            if job_type in names and usual is not None:
+                times.setdefault(job_type, usual)
+    return times
+
+
+def time_of_day(ends: Iterable[int], span: int) -> int | None:
+    """Return the time of the day of most ends, in milliseconds, as the begin of a span.
+
+    Example:
+      >>> time_of_day([n * DAY + 2 * HOUR for n in range(9)], HOUR) == 2 * HOUR
+      True
+      >>> time_of_day([n * DAY + n * HOUR for n in range(9)], HOUR) is None
+      True
+    """
+    times = Counter(end % DAY for end in {*ends})
+    if sum(times.values()) < _LEAST_TIMES:
+        return None
+    # One that ends about the full hour is of either hour.
+    around = {at: count + times.get((at + span) % DAY, 0) for at, count in times.items()}
+    best = max(around, key=lambda at: (around[at], -at))
+    return best if around[best] >= _MOSTLY * sum(times.values()) else None
 
 
 def regular_of(job_type: str, ends: Iterable[int], span: int, least: int) -> Regular | None:

@@ -1,16 +1,25 @@
-"""What people are notified of: each alert as it stands, and what runs regularly and is not."""
+"""What people are notified of: each alert as it stands, and what runs regularly."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
+from .common import COUNTED_AT_MOST
 from .formats import rough
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starlette.responses import Response
 
+    from dramatiq_joblog.alerts.learning import Regular
+
     from .context import Visit
+
+#: Days that are shown of what is expected, types that are, and the cells of a day's mark.
+_DAYS, _MOST, _WIDE = 28, 40, 10
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,44 @@ class AlertRow:
         return f"{self.state.pending or 'the notice'} was not sent: {self.state.error}"
 
 
+@dataclass(frozen=True)
+class ExpectedRow:
+    """A type of jobs that is expected, or could be.
+
+    Parameters:
+      name: The type.
+      look: The state of jobs whose shape and colour it has; empty if no alert expects it.
+      word: Whether it is missing, or expected at all.
+      schedule: How often it finishes, and when, as far as that is known.
+      days: Of each of the last days, the last one today, whether one finished.
+      last: The last day that one did.
+      rule: The rule that expects it, to copy.
+    """
+
+    name: str
+    look: str
+    word: str
+    schedule: str
+    days: tuple[bool, ...]
+    last: date | None
+    rule: str
+
+    @property
+    def ticks(self) -> str:
+        """The days on which one finished, as lines."""
+        return "".join(f"M{_WIDE * n + 5} 3V17" for n, ran in enumerate(self.days) if ran)
+
+    @property
+    def dots(self) -> str:
+        """The days on which none did, as points."""
+        return "".join(f"M{_WIDE * n + 5} 10h.01" for n, ran in enumerate(self.days) if not ran)
+
+    @property
+    def label(self) -> str:
+        """The same in words."""
+        return f"finished on {sum(self.days)} of the last {len(self.days)} days"
+
+
 def alerts(visit: Visit) -> Response:
     """Answer with each alert, those that are open first, and what could be expected as well."""
     log = visit.joblog
@@ -63,7 +110,70 @@ def alerts(visit: Visit) -> Response:
     count = sum(state.is_open for state in found)
     facts = {
         "rows": rows,
-        "offered": [(each, rough(each.every)) for each in offered],
+        "expected": _expected(visit, found, regular),
+        "days": _DAYS,
+        "wide": _DAYS * _WIDE,
         "sub": f"{count} of {len(rows)} open" if rows else "",
     }
     return visit.page("alerts.html", "Alerts", facts, live=True, section="alerts")
+
+
+def _expected(visit: Visit, states: Sequence[Any], regular: Sequence[Regular]) -> list[ExpectedRow]:
+    """Return what is expected, that which is missing first, and then what could be."""
+    watched = {state.expects: state for state in states if state.expects}
+    known = {each.job_type: each for each in regular}
+    names = [*watched, *(name for name in known if name not in watched)][:_MOST]
+    days = _days(visit) if names else {}
+    rows = []
+    for name in names:
+        state, each = watched.get(name), known.get(name)
+        look, word = ("", "Not expected") if state is None else ("finished", "On time")
+        if state is not None and state.is_open:
+            look, word = "dead", "Missing"
+        ran = days.get(name, ())
+        ago = next((n for n, one in enumerate(reversed(ran)) if one), None)
+        last = None if ago is None else visit.local_now.date() - timedelta(days=ago)
+        rows.append(
+            ExpectedRow(name, look, word, _schedule(visit, each), tuple(ran), last, _rule(each))
+        )
+    return rows
+
+
+def _days(visit: Visit) -> dict[str, list[bool]]:
+    """Return of each type on which of the last days a job finished."""
+    today = visit.local_now.date()
+    first = datetime.combine(today - timedelta(days=_DAYS - 1), time(), visit.zone)
+    stats = visit.part(
+        "the last days",
+        lambda: visit.site.keep(
+            f"expected {first}",
+            lambda: visit.joblog.stats(since=first, at_most=COUNTED_AT_MOST),
+            times=150,
+        ),
+        None,
+    )
+    found: dict[str, list[bool]] = {}
+    for group in [] if stats is None else stats.groups:
+        days = found[group.name] = [False] * _DAYS
+        for at, count in zip(stats.times, group.series["finished"], strict=True):
+            number = _DAYS - 1 - (today - at.astimezone(visit.zone).date()).days
+            if count and 0 <= number < _DAYS:
+                days[number] = True
+    return found
+
+
+def _schedule(visit: Visit, each: Regular | None) -> str:
+    if each is None:
+        return ""
+    text = f"about every {rough(each.every)}"
+    if each.usually is None:
+        return text
+    midnight = datetime.combine(each.last.astimezone(timezone.utc).date(), time(), timezone.utc)
+    at = midnight + timedelta(milliseconds=each.usually)
+    return f"{text}, usually after {at.astimezone(visit.zone):%H:%M}"
+
+
+def _rule(each: Regular | None) -> str:
+    if each is None:
+        return ""
+    return f"Expect({each.job_type!r}, every={each.every:_}, grace={each.grace:_})"

@@ -10,7 +10,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from dramatiq_joblog.alerts.learning import regular_of
+from dramatiq_joblog.alerts.learning import regular_of, time_of_day
 from dramatiq_joblog.cli.main import program
 from dramatiq_joblog.statistics.rollups import DAY, HOUR, MINUTE, QUARTER
 
@@ -45,6 +45,26 @@ def test_what_is_regular(ends, span, found):
         assert regular.every + regular.grace >= max(gaps)
 
 
+@pytest.mark.parametrize(
+    ("hours", "usual"),
+    [
+        ([2] * 10, 2),
+        # About the full hour, about midnight, and once late.
+        ([1, 2, 2, 1, 1, 2], 1),
+        ([23, 0, 23, 0], 23),
+        ([2] * 9 + [7], 2),
+        # Too few, and at any time.
+        ([2, 2], None),
+        ([2, 5, 9, 14, 20, 23], None),
+    ],
+)
+def test_a_time_of_the_day(hours, usual):
+    """Ends have a time of the day if most of them are within the same two spans."""
+    found = time_of_day([n * DAY + hour * HOUR for n, hour in enumerate(hours)], HOUR)
+
+    assert found == (None if usual is None else usual * HOUR)
+
+
 def test_types_that_finish_regularly(joblog, job_factory, ask):
     """They are offered as rules, with how often that was seen; others are not."""
     now = joblog.core.locks.now()
@@ -63,6 +83,10 @@ def test_types_that_finish_regularly(joblog, job_factory, ask):
     told = ask("expect", "--learn").stdout
     assert "Expect('nightly', every=86_400_000, grace=" in told
     assert "11 times" in told
+    assert regular.usually is not None
+    usually = (now % DAY - regular.usually) % DAY
+    assert 0 <= usually < 2 * QUARTER
+    assert "usually after" in told
     [row] = json.loads(ask("expect", "--learn", "--json").stdout)
     assert row["job_type"] == "nightly"
     assert "give --learn" in ask("expect", code=2).stderr

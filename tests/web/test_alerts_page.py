@@ -79,5 +79,34 @@ def test_what_runs_regularly_is_offered(page, joblog, job_factory):
         return [each["job_type"] for each in page(*rules).get("/alerts.json").json()["offered"]]
 
     assert ["tidy"] == offered()
-    assert "tidy</a> about every " in page().get("/alerts").text
+    html = page().get("/alerts").text
+    assert "tidy</a></td>" in html
+    assert "about every 24" in html
+    assert "h, usually after " in html
+    assert "Expect(&#39;tidy&#39;, every=86_400_000, grace=" in html
+    assert "Not expected" in html
     assert [] == offered(Expect("tidy", every=DAY))
+
+
+def test_what_is_expected(page, joblog, job_factory):
+    """Of an expected type it says on which days one finished, and whether one is missing."""
+    now = joblog.core.locks.now()
+    for days in (3, 4, 5, 5, 60):
+        at = now - days * DAY
+        job_factory(job_type="tidy", finished_at=at, created_at=at)
+    joblog.core.totals.catch_up(now)
+    rule = Expect("tidy", every=DAY)
+    assert "On time" in page(rule).get("/alerts").text
+    state = joblog.core.tables.alert
+    state.update(first_seen_at=now - 9 * DAY).execute()
+    joblog.core.tables.mark.delete().execute()
+
+    html = page(rule).get("/alerts").text
+
+    assert "Missing" in html
+    assert "not regular so far" in html
+    assert "finished on 3 of the last 28 days" in html
+    # The last day is today.
+    drawn = html[html.index('id="expected-') :]
+    assert drawn.index("M225 3V17M235 3V17M245 3V17") < drawn.index("M255 10h.01")
+    assert "Copy its rule" not in html
