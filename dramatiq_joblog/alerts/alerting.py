@@ -32,18 +32,18 @@ if TYPE_CHECKING:
     from .notifiers import Notifier
     from .rules import Asked, Rule, Sight
 
-#: Milliseconds between two looks at the rules, unless others are asked for.
+#: Milliseconds between two checks of the rules, by default.
 DEFAULT_EVERY = 15_000
-#: Milliseconds between two looks at least.
+#: The least milliseconds between two checks.
 LEAST_EVERY = 1_000
-#: Milliseconds that a turn lasts unless it is renewed: another goes on then.
+#: Milliseconds that a turn lasts unless it is renewed; then another process may take over.
 TURN = 30_000
-#: Milliseconds that the database has to answer a rule, and all of them.
+#: Milliseconds for the database to answer one rule, and all rules.
 RULE_WITHIN, ROUND_WITHIN = 5_000, 60_000
-#: How the marks begin of the last looks, one for each set of rules: services that share a log may
-#: each have rules of their own, and so have two versions of one while it is deployed.
+#: The prefix of the marks of the last checks, one for each set of rules: services that share a log
+#: may each have their own rules, and so may two versions of a service while it is deployed.
 LOOKED = "alerts looked at "
-#: Milliseconds after which what nobody has looked at is forgotten.
+#: Milliseconds after which the state of a rule that no process checks is deleted.
 FORGET_AFTER = 86_400_000
 _KEY = "alerts"
 
@@ -53,15 +53,15 @@ class Alerting:
 
     Parameters:
       asked: The log.
-      locks: Where the turn is taken.
-      marks: Where the last look is noted.
-      rules: What people want to hear of.
-      notify: Who hears of it.
-      every: Milliseconds between two looks.
-      page: The address of the log's page.
+      locks: The locks by which a process takes its turn.
+      marks: The table that stores the time of the last check.
+      rules: The rules.
+      notify: Who is notified by default.
+      every: Milliseconds between two checks.
+      page: The address of the dashboard.
 
     Raises:
-      ConfigurationError: If a rule or a notifier makes no sense.
+      ConfigurationError: If a rule or a notifier is invalid.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Alerting:
         self.every = every
         self._page = _checked_page(page)
         everybody = notifier_of(notify)
-        #: Who hears of each rule, by its name.
+        #: The notifier of each rule, by the rule's name.
         self._to: dict[str, Notifier | None] = {
             rule.name: everybody
             if rule.to is None
@@ -96,7 +96,7 @@ class Alerting:
             for rule in self.rules
         }
         self._everybody = everybody
-        #: The rules, by what they may see.
+        #: The rules, by the keys of their alerts.
         self._by_key = {key_of(key): rule for rule in self.rules for key in rule.keys}
         digest = hashlib.sha256("\n".join(sorted(self._by_key)).encode()).hexdigest()
         self._looked = f"{LOOKED}{digest[:16]}"
@@ -108,10 +108,10 @@ class Alerting:
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
 
-    # The log's upkeep
+    # Called by the log's background tasks
 
     def look(self) -> None:
-        """Begin a round if one is due; on the writer's thread, whose connection it asks."""
+        """Begin a round if one is due; called on the writer's thread, with its connection."""
         if not self.rules or (self._thread is not None and self._thread.is_alive()):
             return
         if not self._is_due(self._locks.now()):
@@ -123,13 +123,13 @@ class Alerting:
         self._thread.start()
 
     def stop(self, timeout: float = 15.0) -> None:
-        """End the round that is under way, in *timeout* seconds at most."""
+        """End the current round, within *timeout* seconds."""
         self._stopped.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout)
 
     def round(self) -> bool:
-        """Look at the rules and send what is due, unless another process does; return whether."""
+        """Check the rules and send due notices; return False if another process does."""
         self._stopped.clear()
         return self._round()
 
@@ -154,7 +154,7 @@ class Alerting:
         return True
 
     def test(self) -> dict[str, str | None]:
-        """Send a test to all who are named; return why it failed, or None, by rule."""
+        """Send a test notice to every notifier; return the error, or None, by rule."""
         now = instant_of(time.time_ns() // 1_000_000)
         results: dict[str, str | None] = {}
         by_target: dict[int, str | None] = {}
@@ -173,7 +173,7 @@ class Alerting:
 
     def _is_due(self, now: int) -> bool:
         looked = self._marks.get(self._looked)
-        # A little early rather than late; and if the clock went back, at once.
+        # Rather a little early than late; at once if the clock went back.
         return looked is None or now - looked >= self.every - _EARLY or looked > now
 
     def _look_at_rules(self, now: int, renew: Callable[[], bool]) -> None:
@@ -192,7 +192,7 @@ class Alerting:
         self._forget([row for key, row in rows.items() if key not in seen], now)
 
     def _look_at(self, rule: Rule, now: int, rows: dict[str, AlertState]) -> list[Sight] | None:
-        """Return what a rule sees; None if it could not be looked at."""
+        """Return what a rule finds; None if it could not be checked."""
         row = rows.get(key_of(rule.name))
         first_seen = now if row is None else int(row.first_seen_at.timestamp() * 1000)
         try:
@@ -204,7 +204,7 @@ class Alerting:
             return None
 
     def _forget(self, rows: list[AlertState], now: int) -> None:
-        """Forget rules that no process has looked at for a day: other versions may have them."""
+        """Delete the state of rules that no process has checked for a day."""
         before = now - FORGET_AFTER
         self._ledger.forget([row for row in rows if _millis(row.seen_at) < before])
         self._marks.forget(LOOKED, before)
@@ -232,15 +232,15 @@ class Alerting:
             self._logger.warning("A notice of %r could not be sent: %s", notice.name, error)
 
 
-#: Milliseconds that a look may come early.
+#: Milliseconds by which a check may come early.
 _EARLY = 1_000
 
 
 def _checked_page(page: Any) -> str | None:
-    """Return the address of the log's page.
+    """Return the address of the dashboard.
 
     Raises:
-      ConfigurationError: If it is none, so that the links of notices would lead nowhere.
+      ConfigurationError: If it is not an address, so that the links of notices would not work.
     """
     if page is None:
         return None

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 def check_function(what: str, function: Any, *arguments: str) -> None:
-    """Refuse a function that could not be called as it will be.
+    """Refuse a function that cannot be called with the arguments that it will get.
 
     Parameters:
-      what: Names the option, as ``on_dead=``.
-      function: What was given.
-      arguments: Name what it will be given, as ``a job``.
+      what: The name of the option, such as ``on_dead=``.
+      function: The given function.
+      arguments: Describe the arguments, such as ``a job``.
 
     Raises:
-      ConfigurationError: If it cannot be called with that, or calling it would do nothing.
+      ConfigurationError: If it cannot be called with these, or calling it would do nothing.
     """
     given = " and ".join(arguments)
     if not callable(function):
@@ -36,7 +36,7 @@ def check_function(what: str, function: Any, *arguments: str) -> None:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
-        # Some of those that are written in C do not say what they take.
+        # Some functions written in C have no signature.
         return
     try:
         signature.bind(*arguments)
@@ -49,7 +49,7 @@ def check_function(what: str, function: Any, *arguments: str) -> None:
 
 
 def call_function(function: Callable[[Any], Any], argument: Any) -> None:
-    """Call a function to its end; a coroutine runs in an event loop of its own, on this thread."""
+    """Call a function; if it is async, run it to its end in a new event loop on this thread."""
     result = function(argument)
     if inspect.isawaitable(result):
         asyncio.run(_end_of(result))

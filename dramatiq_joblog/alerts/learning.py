@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.schema.tables import Tables
 
-#: Spans of totals, how far back each is looked at, and how often a type must have finished.
+#: Spans of totals, how far back each is read, and how often a type must have finished.
 _LOOKS = ((DAY, 120 * DAY, 5), (HOUR, 15 * DAY, 5), (QUARTER, 4 * DAY, 6), (MINUTE, 8 * HOUR, 8))
-#: So many spans lie between two ends of what is regular at least: else a finer span says more.
+#: The least spans between two ends of a regular type; if fewer, a finer span is more precise.
 _APART = 3
-#: The longest time between two is so many times the usual one at most.
+#: The longest gap may be at most this many times the usual one.
 _EVEN = 1.6
 #: From this many milliseconds on between two ends, they have a time of the day: the same of this
 #: share of them, and of at least this many.
@@ -35,10 +35,10 @@ class Regular:
     """A type of jobs that finishes regularly."""
 
     job_type: str
-    #: Milliseconds between two ends, and by how many more it was late at most, about.
+    #: Milliseconds between two ends, and about how many more the longest gap took.
     every: int
     grace: int
-    #: How often that was seen, and the last time, in UTC.
+    #: How often it finished, and when last, in UTC.
     times: int
     last: datetime
     #: Milliseconds after midnight in UTC at which it usually finishes, to the quarter of an hour or
@@ -46,7 +46,7 @@ class Regular:
     usually: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
+        """Return it as a dict for JSON."""
         last = self.last.astimezone(timezone.utc).isoformat(timespec="milliseconds")
         return {
             "job_type": self.job_type,
@@ -65,7 +65,7 @@ def regular_types(tables: Tables[Any], now: int) -> list[Regular]:
         for job_type, ends in _ends(tables, span, now - back).items():
             regular = regular_of(job_type, ends, span, least)
             if regular is not None:
-                # The longest spans come first: of two that fit, the longer says less by chance.
+                # The longest spans come first: the longer of two is less likely to fit by chance.
                 found.setdefault(job_type, regular)
     times = _times_of_day(tables, now, [r.job_type for r in found.values() if r.every >= _DAILY])
     return [replace(found[name], usually=times.get(name)) for name in sorted(found)]
@@ -101,7 +101,7 @@ def time_of_day(ends: Iterable[int], span: int) -> int | None:
 
 
 def regular_of(job_type: str, ends: Iterable[int], span: int, least: int) -> Regular | None:
-    """Return what is regular about ends, as begins of spans; None if nothing is."""
+    """Return the regularity of ends, given as starts of spans; None if they are not regular."""
     at = sorted({*ends})
     gaps = [later - earlier for earlier, later in pairwise(at)]
     if len(at) < least:
@@ -114,7 +114,7 @@ def regular_of(job_type: str, ends: Iterable[int], span: int, least: int) -> Reg
 
 
 def _ends(tables: Tables[Any], span: int, since: int) -> dict[str, list[int]]:
-    """Return in which spans jobs of each type finished."""
+    """Return the spans in which jobs of each type finished."""
     total: Any = tables.total
     rows = (
         total.select(total.job_type, total.at)

@@ -1,7 +1,7 @@
 """The state of each alert, in a table that survives restarts and killed senders.
 
-Each step is one guarded statement.  A notice is noted before it is sent, and its try before it
-is made: a process that dies between two steps leaves a notice that is sent again, later each time.
+Each step is one guarded statement.  A notice is stored before it is sent, and each try before it
+is made.  If a process dies between two steps, the notice is sent again, with growing delays.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     from .rules import Sight
 
-#: Milliseconds until an alert that stays open is said again.
+#: Milliseconds until an alert that stays open is repeated.
 REPEAT_EVERY = 3_600_000
-#: Milliseconds until a notice is tried again that could not be sent; at first, and at most.
+#: Milliseconds until a notice that failed is tried again: at first, and at most.
 AGAIN, AGAIN_AT_MOST = 15_000, 900_000
-#: As often is one notice tried.
+#: How often a notice is tried.
 MOST_TRIES = 8
-#: As many notices of one alert are sent within :data:`REPEAT_EVERY`, whatever comes and goes.
+#: The most notices of one alert within :data:`REPEAT_EVERY`, however often it opens.
 MOST_NOTICES = 6
 
 OPENED, REPEATED, RESOLVED = "opened", "repeated", "resolved"
@@ -35,21 +35,21 @@ OPENED, REPEATED, RESOLVED = "opened", "repeated", "resolved"
 
 @dataclass(frozen=True)
 class Known:
-    """What decides about the next notice of an alert."""
+    """The facts that decide about the next notice of an alert."""
 
     is_open: bool = False
     pending: str | None = None
     tries: int = 0
     sent_at: int | None = None
-    #: Whether it is about something that nobody was notified of.
+    #: Whether it concerns something that nobody was notified of.
     has_news: bool = False
 
 
 def next_notice(known: Known, *, is_open: bool, now: int) -> str | None:
-    """Return the notice that is to be sent, by what was known and what is seen now."""
+    """Return the notice to send, by the known state and by what is found now."""
     if is_open:
         if known.pending == RESOLVED:
-            # Nobody heard that it was over, unless that was tried.
+            # If "resolved" was never tried, nobody heard of it, and the alert just stays open.
             return OPENED if known.tries else None
         if not known.is_open:
             return OPENED
@@ -58,13 +58,13 @@ def next_notice(known: Known, *, is_open: bool, now: int) -> str | None:
             return REPEATED
         return known.pending
     if known.is_open:
-        # What was never tried nobody has heard of.
+        # If "opened" was never tried, nobody heard of it, and nothing needs to be resolved.
         return RESOLVED if known.pending != OPENED or known.tries else None
     return known.pending
 
 
 class Ledger:
-    """The table of what is known.
+    """The table of the state of alerts.
 
     Parameters:
       model: The bound model.
@@ -74,11 +74,11 @@ class Ledger:
         self._model = model
 
     def rows(self) -> dict[str, AlertState]:
-        """Return what is known, by key."""
+        """Return the rows, by key."""
         return {row.key: row for row in self._model.select()}
 
     def note(self, sight: Sight, row: AlertState | None, now: int) -> None:
-        """Write down what was seen, and what is to be said about it."""
+        """Store what was found, and the notice that is due."""
         known = Known() if row is None else known_of(row, sight)
         pending = next_notice(known, is_open=sight.is_open, now=now)
         if sight.is_muted and known.pending != RESOLVED:
@@ -110,20 +110,20 @@ class Ledger:
         self._model.update(values).where(*same).execute()
 
     def forget(self, rows: Sequence[AlertState]) -> None:
-        """Forget alerts whose rules are gone."""
+        """Delete alerts whose rules are gone."""
         if rows:
             self._model.delete().where(self._model.id.in_([row.id for row in rows])).execute()
 
     def due(self, now: int) -> list[AlertState]:
-        """Return the alerts with a notice that is to be sent now, the longest due first."""
+        """Return the alerts with a notice due now, the longest due first."""
         model = self._model
-        # No notice is put off for longer: the clock went back.
+        # If it is further in the future than any delay, the clock went back.
         at = (model.next_try_at <= now) | (model.next_try_at > now + REPEAT_EVERY)
         due = model.select().where(model.pending.is_null(False), at)
         return list(due.order_by(model.next_try_at, model.id))
 
     def begin_try(self, row: AlertState, now: int) -> bool:
-        """Note a try before it is made; return False if another made it, or it is not due."""
+        """Store a try before it is made; return False if it is not due, or another made it."""
         again = min(AGAIN << min(row.tries, 20), AGAIN_AT_MOST)
         model, tries = self._model, row.tries + 1
         mine = model.id == row.id, model.pending == row.pending, model.tries == row.tries
@@ -132,15 +132,15 @@ class Ledger:
         return bool(taken)
 
     def sent(self, row: AlertState, now: int) -> None:
-        """Note that a notice was sent."""
+        """Store that a notice was sent."""
         values = {"sent": row.pending, "sent_at": now, "error": None, **_counted(row, now)}
         self._end(row, values)
 
     def failed(self, row: AlertState, now: int, error: str) -> bool:
-        """Note that a try failed; return whether the notice is given up."""
+        """Store that a try failed; return whether the notice is given up."""
         model = self._model
         if row.tries >= MOST_TRIES:
-            # As if it had been sent: the next is not before the next hour.
+            # Treat it as sent: the next one comes at the earliest in an hour.
             self._end(row, {"sent_at": now, "error": error, **_counted(row, now)})
             return True
         model.update(error=error).where(model.id == row.id, model.tries == row.tries).execute()
@@ -149,7 +149,7 @@ class Ledger:
     def _end(self, row: AlertState, values: dict[str, Any]) -> None:
         model = self._model
         values |= {"pending": None, "tries": 0, "next_try_at": None}
-        # Meanwhile it may have been seen otherwise: then that is to be said yet.
+        # The state may have changed meanwhile: then the new notice is still due.
         mine = model.id == row.id, model.pending == row.pending, model.tries == row.tries
         model.update(values).where(*mine).execute()
 
@@ -161,12 +161,12 @@ class Ledger:
 
 
 def key_of(text: str) -> str:
-    """Return a key as the table has it."""
+    """Return a key in the form of the table."""
     return fold_jid(text)
 
 
 def known_of(row: AlertState, sight: Sight) -> Known:
-    """Return what decides about the next notice, of a row of the table."""
+    """Return the facts of a row that decide about the next notice."""
     return Known(
         is_open=bool(row.is_open),
         pending=row.pending,
@@ -177,7 +177,7 @@ def known_of(row: AlertState, sight: Sight) -> Known:
 
 
 def notice_of(row: AlertState, page: str | None) -> Notice:
-    """Return the notice that a row says is to be sent."""
+    """Return the notice that is due according to a row."""
     pending: Any = row.pending
     return Notice(
         name=row.name,
@@ -192,7 +192,7 @@ def notice_of(row: AlertState, page: str | None) -> Notice:
 
 
 def _at(row: AlertState, now: int) -> int:
-    """Return when a new notice may be sent: later, once there were many within the hour."""
+    """Return when a new notice may be sent; later, if there were many within the hour."""
     if row.counted_since is None or row.notices < MOST_NOTICES:
         return now
     # If the clock went back, it is in the future.
@@ -200,7 +200,7 @@ def _at(row: AlertState, now: int) -> int:
 
 
 def _counted(row: AlertState, now: int) -> dict[str, Any]:
-    """Return how many notices there were within the hour, with one more."""
+    """Return the number of notices within the hour, plus one."""
     if row.counted_since is None or now - to_millis(row.counted_since) >= REPEAT_EVERY:
         return {"counted_since": now, "notices": 1}
     return {"notices": row.notices + 1}

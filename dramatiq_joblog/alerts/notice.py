@@ -7,7 +7,7 @@ from datetime import datetime  # noqa: TC003 - a field's type, for those who loo
 from typing import Literal, TypeAlias
 from urllib.parse import quote, urlencode
 
-#: What a notice says of its rule: that it holds now, still holds, or holds no more.
+#: What happened to the rule: it holds now, still holds, or no longer holds.
 Event: TypeAlias = Literal["opened", "repeated", "resolved", "test"]
 
 _HEADLINES = {
@@ -26,7 +26,7 @@ class Notice:
     name: str
     #: ``opened``, ``repeated``, ``resolved``, or ``test``.
     event: Event
-    #: What was seen, in a sentence or two.
+    #: What was found, in a sentence or two.
     summary: str
     #: The number of jobs, or problems.
     count: int
@@ -36,7 +36,7 @@ class Notice:
     jids: list[str] = field(default_factory=list)
     #: The words of a search that finds the jobs; empty if there is none.
     search: str = ""
-    #: The address of the log's page, if it is known.
+    #: The address of the dashboard, if it is known.
     page: str | None = None
 
     @property
@@ -46,7 +46,7 @@ class Notice:
 
     @property
     def link(self) -> str | None:
-        """The address of the page with the jobs; None without ``page_url``."""
+        """The address of the jobs in the dashboard; None without ``page_url``."""
         if self.page is None:
             return None
         root = self.page.rstrip("/")
@@ -81,10 +81,10 @@ class Notice:
 
 
 def _plain(text: str) -> str:
-    """Return *text* so that Markdown shows it as it is."""
+    """Return *text* escaped for Markdown."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|~" else c for c in text)
 
 
 def _code(text: str) -> str:
-    """Return *text* as code."""
+    """Return *text* as a code span."""
     return f"`{text.replace('`', chr(39))}`"

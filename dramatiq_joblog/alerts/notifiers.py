@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
     from .notice import Notice
 
-#: Milliseconds that a notifier may take; it may go on, and nobody waits for it.
+#: Milliseconds that a notifier may take; then it may continue, but nothing waits for it.
 NOTIFY_WITHIN = 10_000
-#: What of an error names a webhook: an address, or the path of one.
+#: The parts of an error that reveal a webhook: an address, or its path.
 _ADDRESS = re.compile(r"(\b[\w+.-]+://|\burl: )\S+")
-#: Characters of an error that are kept.
+#: Characters of an error that are stored.
 _MAX_ERROR = 500
 
 
-#: Who hears of an alert: a callable, a URL of apprise, or several.
+#: Who is notified: a callable, a URL of apprise, or several URLs.
 Notify: TypeAlias = "Callable[[Notice], Any] | str | Sequence[str]"
 
 
@@ -34,7 +34,7 @@ class NotifyError(JobLogError):
 
 
 class Notifier(Protocol):
-    """Sends a notice, and raises if it could not."""
+    """Sends a notice, and raises if that fails."""
 
     def __call__(self, notice: Notice, /) -> Any:
         """Send it."""
@@ -44,16 +44,16 @@ class Apprise:
     """Sends notices to the URLs of the library apprise.
 
     Parameters:
-      urls: Where to, as ``slack://...`` or ``mailto://...``.
-      what: Names the option, for errors.
+      urls: The destinations, such as ``slack://...`` or ``mailto://...``.
+      what: The name of the option, for errors.
 
     Raises:
-      ConfigurationError: If it is not installed, or does not understand one of them.
+      ConfigurationError: If apprise is not installed, or does not understand a URL.
     """
 
     def __init__(self, urls: Iterable[str], what: str) -> None:
         try:
-            # Any: it is not installed with the log, and has no types that help.
+            # Any: an optional extra, without types that help.
             self._apprise: Any = importlib.import_module("apprise")
         except ModuleNotFoundError as e:
             raise ConfigurationError(
@@ -74,7 +74,7 @@ class Apprise:
         """Send a notice to all of them.
 
         Raises:
-          NotifyError: If one did not take it.
+          NotifyError: If one of them failed.
         """
         sent = self._to.notify(
             title=notice.title,
@@ -92,14 +92,14 @@ class Apprise:
 
 
 def notifier_of(notify: Any, what: str = "notify=") -> Notifier | None:
-    """Return what sends notices; None if nobody is named.
+    """Return an object that sends notices; None if *notify* is None.
 
     Parameters:
       notify: A callable, a URL, or several URLs.
-      what: Names the option, for errors.
+      what: The name of the option, for errors.
 
     Raises:
-      ConfigurationError: If it is none of these, or could not be called with a notice.
+      ConfigurationError: If it is none of these, or cannot be called with a notice.
     """
     if notify is None:
         return None
@@ -122,14 +122,14 @@ def notifier_of(notify: Any, what: str = "notify=") -> Notifier | None:
 
 
 class Bounded:
-    """Calls notifiers within a bound; one that hangs is not called again before it ends."""
+    """Calls notifiers with a time limit; one that hangs is not called again until it returns."""
 
     def __init__(self, within: int = NOTIFY_WITHIN) -> None:
         self._within = within
         self._hanging: dict[int, threading.Thread] = {}
 
     def call(self, notifier: Callable[[Notice], Any], notice: Notice) -> str | None:
-        """Send a notice; return why it failed, or None."""
+        """Send a notice; return the error, or None."""
         hanging = self._hanging.get(id(notifier))
         if hanging is not None and hanging.is_alive():
             return "an earlier call of this notifier has not ended"
@@ -137,7 +137,7 @@ class Bounded:
         thread = threading.Thread(
             target=_call, args=(notifier, notice, errors), name="dramatiq_joblog notifier"
         )
-        # It must not keep the process from ending.
+        # It must not prevent the process from ending.
         thread.daemon = True
         thread.start()
         thread.join(self._within / 1000)
@@ -149,7 +149,7 @@ class Bounded:
 
 
 def said(error: BaseException) -> str:
-    """Return an error as a text that may be shown: addresses of webhooks are secrets."""
+    """Return an error as a text without addresses of webhooks, which are secrets."""
     text = str(error).strip()
     if not isinstance(error, NotifyError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.recording.events import Answer, Answers, Event
 
-#: As many dead jobs wait for a function that is slow; what comes then is logged alone.
+#: How many dead jobs may wait for a slow function; further ones are only logged.
 MOST = 10_000
-#: As many are remembered, as an end may be written twice.
+#: How many are remembered, because an end may be written twice.
 REMEMBERED = 1_000
-#: How often a row is asked for, and the seconds between.
+#: How often a row is queried, and the seconds in between.
 _TRIES, _AGAIN = 5, 1.0
-#: Seconds that a process which ends waits for the function.
+#: Seconds that an ending process waits for the function.
 _END_WITHIN = 10.0
 
 
 @dataclass(frozen=True)
 class Death:
-    """An end that was committed, and says that its job is dead."""
+    """A committed end that made its job dead."""
 
     jid: str
     #: The run.
     token: str | None
-    #: When it was written, in milliseconds since 1970: for a job that lost too many workers.
+    #: When it was written, in milliseconds since 1970; for a job that lost too many workers.
     at: int | None
 
 
@@ -53,7 +53,7 @@ class DeadCaller:
 
     Parameters:
       job: The bound job model.
-      function: It is called with a row, on a thread of its own; an async one is run to its end.
+      function: Called with a row, on a separate thread; an async function is run to its end.
 
     Raises:
       ConfigurationError: If it cannot be called with a job.
@@ -67,7 +67,7 @@ class DeadCaller:
         self._begin()
 
     def _begin(self) -> None:
-        """Begin as in a new process."""
+        """Set the state of a new process."""
         self._pid = os.getpid()
         self._deaths: deque[Death] = deque()
         self._known: OrderedDict[Death, None] = OrderedDict()
@@ -76,7 +76,7 @@ class DeadCaller:
         self._closing = False
 
     def written(self, events: Sequence[Event], answers: Answers) -> None:
-        """Take what was committed; on the writer's thread, which does not wait."""
+        """Take what was committed; called on the writer's thread, which does not wait."""
         of_each = (_death_of(event, answers.get(event.jid, GRANTED)) for event in events)
         deaths = [death for death in of_each if death is not None]
         if not deaths:
@@ -98,14 +98,14 @@ class DeadCaller:
                 target=self._run, name="dramatiq_joblog on_dead", daemon=True
             )
             self._thread.start()
-            # Before daemon threads are stopped, and after the writer has written all.
+            # Before daemon threads are stopped, and after the writer has written everything.
             multiprocessing.util.Finalize(
                 self, _close_at_exit, (weakref.ref(self),), exitpriority=90
             )
         self._wanted.set()
 
     def close(self, timeout: float = _END_WITHIN) -> None:
-        """Call the function for those that wait, in *timeout* seconds at most."""
+        """Call the function for the waiting jobs, within *timeout* seconds."""
         thread = self._thread
         if self._pid != os.getpid() or thread is None or thread is threading.current_thread():
             return
@@ -134,7 +134,7 @@ class DeadCaller:
             get_logger(__name__, type(self)).exception(text, death.jid)
 
     def _row_of(self, death: Death) -> Any:
-        """Return the row as it was committed; None if its job has gone on since."""
+        """Return the row as it was committed; None if its job has changed since."""
         for tries in range(_TRIES):
             try:
                 row = self._job.get_or_none(self._job.jid == death.jid)
@@ -150,7 +150,7 @@ class DeadCaller:
 def _death_of(event: Event, answer: Answer) -> Death | None:
     row = event.row
     ended = isinstance(event, Ended) and row["state"] == State.DEAD
-    # Or a run that was not let in: its job may have died of that, or was dead before.
+    # Or a refused start: its job may have died of that, or was dead before.
     if ended or (not answer.granted and answer.found == State.DEAD):
         return Death(event.jid, row.get("token"), row.get("updated_at"))
     return None

@@ -25,46 +25,46 @@ if TYPE_CHECKING:
     from dramatiq_joblog.schema.query import JobQuery
     from dramatiq_joblog.schema.tables import Tables
 
-#: The kinds of problems that are alerts unless others are named: an expected job is one already.
+#: The kinds of problems that are alerts by default; an expected job already has its own alert.
 _PROBLEMS = tuple(kind.value for kind in ProblemKind if kind != ProblemKind.MISSED)
 #: Counting stops here: a notice then says "or more".
 MOST = 1_000
-#: As many jobs are named in a notice.
+#: How many jobs a notice names.
 NAMED = 5
-#: Characters of a rule's name at most.
+#: The most characters of a rule's name.
 MAX_NAME = 200
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What a rule saw."""
+    """What a rule found."""
 
-    #: Names what it is about, and nothing else: the name of the rule, or that and more.
+    #: Its unique key: the name of the rule, with more if the rule has several alerts.
     key: str
-    #: For people.
+    #: Its name, for people.
     name: str
-    #: Whether somebody should hear of it.
+    #: Whether somebody should be notified.
     is_open: bool
-    #: How many jobs, or other things.
+    #: The number of jobs, or of other things.
     count: int = 0
-    #: What was seen, in a sentence or two.
+    #: What was found, in a sentence or two.
     summary: str = ""
-    #: Since when it is so, in milliseconds since 1970; None for now.
+    #: Since when, in milliseconds since 1970; None for now.
     since: int | None = None
     #: Some of the jobs.
     jids: tuple[str, ...] = ()
-    #: Words that find them.
+    #: The words of a search that finds them.
     search: str = ""
-    #: The type of jobs of which one should have finished.
+    #: The job type of which a job should have finished.
     expects: str | None = None
-    #: What it is about: a notice is due at once if there is something new.
+    #: What it concerns: a new entry makes a notice due at once.
     subjects: frozenset[str] = frozenset()
     #: Whether somebody muted what was seen: nobody is notified, not even that it is over.
     is_muted: bool = False
 
 
 class Asked(Protocol):
-    """What rules ask."""
+    """The parts of a log that rules query."""
 
     @property
     def tables(self) -> Tables[Any]:
@@ -76,30 +76,30 @@ class Asked(Protocol):
 
 
 class Rule(Protocol):
-    """What is checked, and who is notified."""
+    """Defines what is checked, and who is notified."""
 
     @property
     def name(self) -> str:
-        """Names it, and no other of its log."""
+        """The name, unique in the log."""
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What its sights may be about: one each, and none that another rule of its log has."""
+        """The keys of its alerts, unique in the log."""
 
     @property
     def to(self) -> Any:
-        """Who is notified, if not everybody: what ``notify`` may be."""
+        """Who is notified instead of the log's ``notify``, in the same forms."""
 
     def check(self, job: Any) -> None:
-        """Raise a ConfigurationError if this job model cannot answer it."""
+        """Raise a ConfigurationError if it cannot be checked with this job model."""
 
     def look(self, asked: Asked, now: int, first_seen: int) -> list[Sight]:
-        """Return what is seen now.
+        """Return what is found now.
 
         Parameters:
-          asked: The log, on a connection whose questions are bounded.
+          asked: The log, on a connection whose queries have a time limit.
           now: The database's time, in milliseconds since 1970.
-          first_seen: When the rule was looked at first.
+          first_seen: When the rule was first checked.
         """
 
 
@@ -120,7 +120,7 @@ class Alert:
       to: Who is notified, in place of the log's ``notify``: a callable or URLs.
 
     Raises:
-      ConfigurationError: If a value makes no sense.
+      ConfigurationError: If a value is invalid.
     """
 
     name: str
@@ -160,18 +160,18 @@ class Alert:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What it may see; see :class:`Rule`."""
+        """The keys of its alerts; see :class:`Rule`."""
         return (self.name,)
 
     def check(self, job: Any) -> None:
-        """Raise a ConfigurationError if the words mean nothing in this log."""
+        """Raise a ConfigurationError if the search is invalid in this log."""
         try:
             search.narrow(job.select(), search.parse(self.search))
         except SearchError as e:
             raise ConfigurationError(f"the alert {self.name!r} cannot be looked for: {e}") from e
 
     def look(self, asked: Asked, now: int, first_seen: int) -> list[Sight]:
-        """Return what is seen now; see :class:`Rule`."""
+        """Return what is found now; see :class:`Rule`."""
         job: Any = asked.tables.job
         terms = search.parse(self.search)
         found = search.narrow(job.select(), terms, now=instant_of(now), names=positional_names())
@@ -227,17 +227,17 @@ class ProblemAlert:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What it may see, each kind by itself; see :class:`Rule`."""
+        """The keys of its alerts, one for each kind; see :class:`Rule`."""
         return tuple(map(self._key, self.kinds))
 
     def _key(self, kind: str) -> str:
         return f"{self.name}:{kind}"
 
     def check(self, job: Any) -> None:
-        """Its kinds were checked."""
+        """Do nothing: its kinds were checked at construction."""
 
     def look(self, asked: Asked, now: int, first_seen: int) -> list[Sight]:
-        """Return what is seen of each kind; see :class:`Rule`."""
+        """Return what is found for each kind; see :class:`Rule`."""
         by_kind: dict[str, list[Problem]] = {}
         for problem in asked.problems(muted=True):
             by_kind.setdefault(problem.kind.value, []).append(problem)
@@ -281,7 +281,7 @@ class Expect:
       name: Names the rule, for people.
 
     Raises:
-      ConfigurationError: If a value makes no sense.
+      ConfigurationError: If a value is invalid.
     """
 
     job_type: str
@@ -304,14 +304,14 @@ class Expect:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What it may see; see :class:`Rule`."""
+        """The keys of its alerts; see :class:`Rule`."""
         return (self.name,)
 
     def check(self, job: Any) -> None:
-        """Its values were checked."""
+        """Do nothing: its values were checked at construction."""
 
     def look(self, asked: Asked, now: int, first_seen: int) -> list[Sight]:
-        """Return whether one has finished in time; see :class:`Rule`."""
+        """Return whether a job has finished in time; see :class:`Rule`."""
         within = self.every + (self.grace or 0)
         if now - within <= first_seen or self.has_finished(asked.tables, now - within, within):
             return [Sight(self.name, self.name, is_open=False, expects=self.job_type)]
@@ -339,7 +339,7 @@ class Expect:
         ]
 
     def has_finished(self, tables: Tables[Any], since: int, within: int) -> bool:
-        """Return whether one has finished since: by rows, or by totals, which outlive them."""
+        """Return whether a job has finished since, by rows or by totals, which outlive the rows."""
         job: Any = tables.job
         rows = job.select(job.id).where(
             job.job_type == self.job_type,
@@ -352,7 +352,7 @@ class Expect:
         spans = [span for span in (MINUTE, QUARTER, HOUR, DAY) if span <= max(MINUTE, within // 8)]
         counted = total.select(total.id).where(
             total.span.in_(spans),
-            # A span that began before is of this time in part.
+            # A span that began earlier may be partly in this period.
             total.at > since - total.span,
             total.job_type == self.job_type,
             total.outcome == State.FINISHED.value,
@@ -361,7 +361,7 @@ class Expect:
         return bool(counted.limit(1).exists())
 
 
-#: What ``alerts=`` may have in it.
+#: What ``alerts=`` may contain.
 KINDS = (Alert, ProblemAlert, Expect)
 
 
@@ -369,7 +369,7 @@ def check_rules(rules: Iterable[Any], job: Any) -> tuple[Rule, ...]:
     """Return the rules of a log.
 
     Raises:
-      ConfigurationError: If one is none, makes no sense, or has the name of another.
+      ConfigurationError: If one is not a rule, is invalid, or has the name of another.
     """
     if not isinstance(rules, Iterable) or isinstance(rules, str):
         raise ConfigurationError(f"alerts= is {rules!r}: give a list of rules")
@@ -382,7 +382,7 @@ def check_rules(rules: Iterable[Any], job: Any) -> tuple[Rule, ...]:
             )
         known: Rule = rule
         known.check(job)
-        # As they are stored: two names that differ may be one there.
+        # In the form of the table, in which two different names may be the same.
         keys = {*map(fold_jid, known.keys)}
         if taken & keys:
             raise ConfigurationError(
@@ -395,7 +395,7 @@ def check_rules(rules: Iterable[Any], job: Any) -> tuple[Rule, ...]:
 
 
 def check_name(name: Any) -> None:
-    """Raise a ConfigurationError if it names no rule."""
+    """Raise a ConfigurationError if it is not a valid name of a rule."""
     if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME:
         raise ConfigurationError(
             f"an alert needs a name of 1 to {MAX_NAME} characters, and has {name!r}"
@@ -418,7 +418,7 @@ def _active_of(found: JobQuery[Any], job: Any) -> Any:
 
 
 def _why(asked: Asked, jids: Sequence[str]) -> str:
-    """Return what is known of the errors of jobs, as a sentence; empty if nothing is."""
+    """Return the errors of jobs as a sentence; empty if there are none."""
     job: Any = asked.tables.job
     if not jids:
         return ""
@@ -434,13 +434,13 @@ def _why(asked: Asked, jids: Sequence[str]) -> str:
 
 
 def _sentence(text: str) -> str:
-    """Return a text as a sentence of its own."""
+    """Return a text as a separate sentence."""
     text = text.strip()
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def span_of(milliseconds: int) -> str:
-    """Return a length of time in words: ``1 hour``, ``36 hours``, ``90 seconds``."""
+    """Return a period in words: ``1 hour``, ``36 hours``, ``90 seconds``."""
     for unit, name in ((DAY, "day"), (HOUR, "hour"), (MINUTE, "minute")):
         if milliseconds % unit == 0:
             number = milliseconds // unit

@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Milliseconds to wait for an answer, unless others are asked for.
+#: Milliseconds to wait for an answer, by default.
 DEFAULT_TIMEOUT = 30_000
-#: Milliseconds that an answer may take once the connection is cut.
+#: Milliseconds that an answer may still take after the connection is cut.
 _LATER = 500
-#: Milliseconds that may be waited for an answer at most: a day.
+#: The most milliseconds to wait for an answer: a day.
 _MOST = 86_400_000
 
 
 class Aside:
-    """Calls functions on threads of a log's own.
+    """Calls functions on threads of the log.
 
     Parameters:
-      database: Where they ask.
+      database: The database that they query.
     """
 
     def __init__(self, database: Database) -> None:
@@ -40,18 +40,18 @@ class Aside:
         self._threads = Threads(waiting=None, name="aside")
 
     async def run(self, function: Callable[[], T], timeout: int = DEFAULT_TIMEOUT) -> T:
-        """Return what *function* returns, which may ask as it likes.
+        """Call *function*, which may query the database, and return its result.
 
         Parameters:
           function: It is called with the context variables of the caller.
-          timeout: Milliseconds to wait for it; a connection that is silent then is cut.
+          timeout: Milliseconds to wait for it; then a silent connection is cut.
 
         Raises:
           DatabaseAwayError: If the database is unavailable, or there was no answer in time.
         """
         timeout = count_asked("timeout", timeout, most=_MOST)
 
-        # It may be put before, and begin after, the log is closed.
+        # It may be requested before, and begin after, the log is closed.
         since = closings(self._database)
 
         def ask() -> T:

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.errors import JobLogError
 
-#: What is put into an inbox: jobs, an error to raise, or None for a look that found nothing new.
+#: What an inbox receives: jobs, an error to raise, or None if a check found nothing new.
 News: TypeAlias = "Sequence[J] | JobLogError | None"
 
 
 class Inbox(Protocol):
-    """Where the news of one listener is put, from the watcher's thread."""
+    """Receives the news of one listener from the watcher's thread."""
 
-    # Any: News of the model's rows.
+    # Any: News about rows of the model.
     def put(self, news: Any) -> None:
         """Add news."""
 
@@ -41,7 +41,7 @@ class ThreadInbox:
         """Return the next news, within *timeout* seconds.
 
         Raises:
-          TimeoutError: If there are none.
+          TimeoutError: If there is none.
         """
         try:
             return self._queue.get(timeout=timeout)
@@ -50,7 +50,7 @@ class ThreadInbox:
 
 
 class LoopInbox:
-    """The inbox of a task, in the event loop that runs as it is made."""
+    """The inbox of a task, in the event loop that is running when it is created."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -58,7 +58,7 @@ class LoopInbox:
 
     def put(self, news: Any) -> None:
         """Add news."""
-        # A loop that was closed raises: nobody listens there any more.
+        # A closed loop raises: nobody listens there any more.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._queue.put_nowait, news)
 
@@ -66,40 +66,40 @@ class LoopInbox:
         """Return the next news, within *timeout* seconds.
 
         Raises:
-          TimeoutError: If there are none.
+          TimeoutError: If there is none.
         """
         try:
             return await asyncio.wait_for(self._queue.get(), timeout)
         except asyncio.TimeoutError:
-            # Before Python 3.11 it is another class.
+            # Before Python 3.11 asyncio has its own TimeoutError.
             raise TimeoutError from None
 
 
 class Listener(Generic[J]):
     """Waits for the end of one job.
 
-    All but its inbox belongs to the watcher's thread; others may read it.
+    Everything except its inbox belongs to the watcher's thread; others may read it.
 
     Parameters:
-      jid: The job, as its row has it.
-      inbox: Where its news is put.
+      jid: The job's jid, in the form of its row.
+      inbox: Receives its news.
     """
 
     def __init__(self, jid: str, inbox: Inbox) -> None:
         self.jid = jid
         self.inbox = inbox
-        #: Whether the database has answered for it.
+        #: Whether the database has answered about it.
         self.answered = False
-        #: The state of the job, and when its row changed, as they were seen last.
+        #: The last known state of the job, and when its row changed.
         self.seen: tuple[Any, Any] | None = None
 
     @property
     def state(self) -> State | str | None:
-        """The state that was seen last; None if there was no row."""
+        """The last known state; None if there was no row."""
         return None if self.seen is None else self.seen[0]
 
     def wants(self, seen: tuple[Any, Any]) -> bool:
-        """Whether the row is to be read that was seen so."""
+        """Whether a row with this state and time must be read."""
         return seen[0] in FINAL
 
     def take(self, job: J) -> None:
@@ -120,7 +120,7 @@ class Follower(Listener[J]):
         return seen != self.seen
 
     def take(self, job: J) -> None:
-        """Take the row of the job, if it shows something new."""
+        """Take the row of the job if it has changed."""
         shows = job.state, job.attempt, job.progress
         if shows != self._shown:
             self._shown = shows
@@ -132,9 +132,9 @@ class FamilyListener(Listener[J]):
 
     def __init__(self, jid: str, inbox: Inbox) -> None:
         super().__init__(jid, inbox)
-        #: The first job of the family; None until the row of the job was seen.
+        #: The first job of the family; None until the job's row was read.
         self.root: str | None = None
 
     def wants(self, seen: tuple[Any, Any]) -> bool:
-        """Whether the row is to be read: that of the whole family is."""
+        """Whether the row must be read; the family is queried as a whole."""
         return False

@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Requests that are answered at once, and that wait for their turn.
+#: How many requests are answered at a time, and how many may wait.
 THREADS, WAITING = 8, 32
 
 
 class BusyError(Exception):
-    """Raised when so many requests wait that another would wait for long."""
+    """Raised when too many requests are already waiting."""
 
 
 class UnansweredError(Exception):
-    """Raised when an answer did not come in time; its thread goes on until it has one."""
+    """Raised when an answer did not come in time; its thread continues until it has one."""
 
 
 class Threads:
-    """Threads that are made when they are needed, in whatever process that is.
+    """Threads that are started when they are needed, in each process.
 
     Parameters:
-      threads: How many there are at most.
-      waiting: How many requests may wait for one; None for any number.
-      name: What the threads are called.
+      threads: The most threads.
+      waiting: How many requests may wait for a thread; None for any number.
+      name: The name of the threads.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Threads:
         self._at_work = 0
 
     async def run(self, function: Callable[[], T], *, within: float | None = None) -> T:
-        """Return what *function* returns on one of the threads, *within* so many seconds, if any.
+        """Call *function* on one of the threads, and return its result *within* so many seconds.
 
         Raises:
           BusyError: If too many wait already.
@@ -61,14 +61,14 @@ class Threads:
         future = executor.submit(contextvars.copy_context().run, function)
         future.add_done_callback(self._done)
         try:
-            # Not cancelled with the wait: what has begun cannot be stopped, and counts.
+            # Not cancelled with the wait: a call that has begun cannot be stopped, and counts.
             return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), within)
         except (TimeoutError, asyncio.TimeoutError) as e:
             future.cancel()
             raise UnansweredError from e
 
     def _of_this_process(self) -> ThreadPoolExecutor:
-        """Return the threads; those of the process that this one was forked from are not here."""
+        """Return this process's threads; after a fork, those of the parent do not exist here."""
         pid = os.getpid()
         if self._executor is None or self._executor[0] != pid:
             self._at_work = 1

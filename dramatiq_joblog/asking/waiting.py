@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
     from .watcher import Watcher
 
-#: Milliseconds that the database has for its first answer, however short the time is.
+#: Milliseconds for the database's first answer, however short the timeout is.
 FIRST_ANSWER = 250
-#: Milliseconds that one may wait at most: ten years.
+#: The most milliseconds to wait: ten years.
 MOST = 315_360_000_000
 
 
 class Patience:
-    """How long somebody waits: *timeout* milliseconds, or forever."""
+    """How long to wait: *timeout* milliseconds, or forever."""
 
     def __init__(self, timeout: int | None) -> None:
         if timeout is not None:
@@ -38,15 +38,15 @@ class Patience:
         self._began = time.monotonic()
 
     def left(self, listener: Listener[Any]) -> float | None:
-        """Return the seconds that are left for the next news of a listener; None forever."""
+        """Return the seconds left for a listener's next news; None for forever."""
         if self._timeout is None:
             return None
-        # It was not asked yet: that much time it needs.
+        # The database was not queried yet, and needs this time.
         least = 0 if listener.answered else FIRST_ANSWER
         return max(0.0, self._began + max(self._timeout, least) / 1000 - time.monotonic())
 
     def over(self, listener: Listener[Any]) -> WaitTimeout:
-        """Return the error that says so."""
+        """Return the error to raise when the time is over."""
         state = None if listener.state is None else str(listener.state)
         return WaitTimeout(
             listener.jid,
@@ -58,11 +58,11 @@ class Patience:
 
 
 class Waiting(Generic[J]):
-    """Waits for jobs, each time for some of them.
+    """Waits for jobs, a bounded number at a time.
 
     Parameters:
-      watcher: Where their news comes from.
-      kind: Listens for the end of a job, or of its family.
+      watcher: The source of their news.
+      kind: The listener: for the end of a job, or of its family.
       jids: The jobs.
       timeout: Milliseconds to wait for all of them; None forever.
     """
@@ -82,14 +82,14 @@ class Waiting(Generic[J]):
             refuse_own(jid)
 
     def here(self) -> list[list[J]]:
-        """Wait in this thread; return what came of each job, in their order."""
+        """Wait in this thread; return the rows of the jobs, in their order."""
         refuse_waiting_in_event_loop("joblog.wait()", "await joblog.wait_async()")
         listeners = [(self._kind(jid, inbox), inbox) for jid, inbox in self._inboxes(ThreadInbox)]
         with self._listening([listener for listener, _ in listeners]):
             return [self._hear(listener, inbox) for listener, inbox in listeners]
 
     async def aside(self) -> list[list[J]]:
-        """Wait in this task; return what came of each job, in their order."""
+        """Wait in this task; return the rows of the jobs, in their order."""
         listeners = [(self._kind(jid, inbox), inbox) for jid, inbox in self._inboxes(LoopInbox)]
         with self._listening([listener for listener, _ in listeners]):
             return [await self._hear_aside(listener, inbox) for listener, inbox in listeners]
@@ -127,13 +127,13 @@ class Waiting(Generic[J]):
 
 
 class Following(Generic[J]):
-    """The changes of one job, as they are seen: for ``for`` and for ``async for``.
+    """The changes of one job as they happen, for ``for`` and ``async for``.
 
-    It begins with the job as it is, and ends after its end; each time it is iterated it begins
-    anew.
+    It begins with the job as it is, and ends after the job has ended.  Each iteration starts from
+    the beginning.
 
     Parameters:
-      watcher: Where its news comes from.
+      watcher: The source of its news.
       jid: The job.
       timeout: Milliseconds to follow it for; None until its end.
     """
@@ -157,7 +157,7 @@ class Following(Generic[J]):
         listener: Follower[J] = Follower(self._jid, inbox)
         try:
             while True:
-                # Again after a fork: the thread that watched it is in the other process.
+                # Again after a fork: the thread that watched it is in the parent process.
                 self._watcher.add(listener)
                 try:
                     news = inbox.get(patience.left(listener))
@@ -191,31 +191,31 @@ class Following(Generic[J]):
 
 
 def wait_for_jobs(watcher: Watcher[J], jids: Iterable[str], timeout: int | None) -> Waiting[J]:
-    """Return what waits for the ends of jobs."""
+    """Return an object that waits for the ends of jobs."""
     return Waiting(watcher, Listener, asked_jids(jids), timeout)
 
 
 def wait_for_family(watcher: Watcher[J], jid: str, timeout: int | None) -> Waiting[J]:
-    """Return what waits for the end of a job and of all its family."""
+    """Return an object that waits for the end of a job and of its whole family."""
     return Waiting(watcher, FamilyListener, [jid], timeout)
 
 
 def jobs_of(news: Any) -> list[J]:
-    """Return the jobs of news, or raise what they are instead."""
+    """Return the jobs of news, or raise the error that came instead."""
     if isinstance(news, JobLogError):
         raise news
     return list(news)
 
 
 def asked_jid(jid: Any) -> str:
-    """Return a jid as rows have it.
+    """Return a jid in the form of the rows.
 
     Raises:
-      ConfigurationError: If it is none: a job of that name would never come.
+      ConfigurationError: If it is not a jid: such a job would never appear.
     """
     if isinstance(jid, (str, UUID, int)) and not isinstance(jid, bool) and str(jid):
         return fold_jid(jid)
-    # Not the value itself: a message has arguments, which may be secret.
+    # Without the value itself: a message has arguments, which may be secret.
     raise ConfigurationError(
         f"{_kind_of(jid)} is not a jid: wait for message.message_id, or for job.jid"
     )
@@ -225,7 +225,7 @@ def asked_jids(jids: Any) -> list[Any]:
     """Return several jids as a list.
 
     Raises:
-      ConfigurationError: If it is one jid, or none at all.
+      ConfigurationError: If it is a single jid, or not a list of jids.
     """
     if isinstance(jids, Iterable) and not isinstance(jids, (str, bytes)):
         return list(jids)
@@ -245,7 +245,7 @@ def refuse_own(jid: str) -> None:
     """Refuse to wait for the job that waits.
 
     Raises:
-      ConfigurationError: If it runs here.
+      ConfigurationError: If it runs in this thread.
     """
     run = running.get()
     if run is not None and run.jid == jid:
@@ -255,10 +255,10 @@ def refuse_own(jid: str) -> None:
 
 
 def refuse_waiting_in_event_loop(what: str, instead: str) -> None:
-    """Refuse to wait in a thread that runs an event loop, which would stand still.
+    """Refuse to wait in a thread that is running an event loop, which would be blocked.
 
     Raises:
-      ConfigurationError: If it does.
+      ConfigurationError: If it is.
     """
     if in_event_loop():
         raise ConfigurationError(

@@ -1,6 +1,6 @@
 """One thread per process and log that queries for all waits.
 
-A thousand that wait cost one question at a time, of a bounded length each.
+A thousand waits share one query at a time, each of a bounded length.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 
     from .listener import Listener
 
-#: Milliseconds between two looks; later, once nothing has happened for a while.
+#: Milliseconds between two checks; more, once nothing has happened for a while.
 TICK, TICK_AT_MOST, FOR_A_WHILE = 50, 100, 5_000
-#: A look takes at most this part of the time: the pause after it is so many times as long.
+#: The pause after a check is at least this many times as long as the check.
 REST = 3
-#: Milliseconds until a database that did not answer is asked again.
+#: Milliseconds until a database that did not answer is queried again.
 AGAIN = 500
-#: Milliseconds that the thread and its connection stay when nobody waits any more.
+#: Milliseconds that the thread and its connection stay after the last wait.
 LINGER = 2_000
-#: As many jobs, or families, are named in one question at most.
+#: The most jobs, or families, in one query.
 MOST_JOBS, MOST_FAMILIES = 512, 100
 
 
 class Watcher(Generic[J]):
-    """Watches jobs for those who wait, in whatever process that is.
+    """Watches jobs for waiting code, in each process.
 
     Parameters:
       tables: The log's tables.
@@ -56,25 +56,25 @@ class Watcher(Generic[J]):
         self._watch = _Watch(tables)
 
     def add(self, listener: Listener[J]) -> None:
-        """Watch a job for a listener, unless that is done already."""
+        """Watch a job for a listener, unless it is already watched."""
         if self._pid != os.getpid():
-            # Its thread is in the process that this one was forked from, and so is its connection.
+            # After a fork: the thread and its connection belong to the parent process.
             _left_to_parents.append(self._watch)
             self._pid, self._watch = os.getpid(), _Watch(self._tables)
         self._watch.add(listener)
 
     def discard(self, listener: Listener[J]) -> None:
-        """Watch it no more."""
+        """Stop watching for a listener."""
         if self._pid == os.getpid():
             self._watch.discard(listener)
 
     def close(self) -> None:
-        """Send away all who wait, and end the thread and its connection."""
+        """End all waits, the thread and its connection."""
         if self._pid == os.getpid():
             self._watch.close()
 
 
-#: They are kept: even to close a parent's connection here would harm it there.
+#: Kept alive, because closing a parent's connection here would break it there.
 _left_to_parents: list[Any] = []
 
 
@@ -93,7 +93,7 @@ class _Watch(Generic[J]):
         self._wanted = threading.Event()
         self._thread: threading.Thread | None = None
         self._closing = False
-        #: When something was heard, or somebody came, last; monotonic.
+        #: When something last happened, or a wait last began; monotonic.
         self._active_at = 0.0
 
     def add(self, listener: Listener[J]) -> None:
@@ -121,7 +121,7 @@ class _Watch(Generic[J]):
             thread.join(timeout=10.0)
         with self._guard:
             self._closing = False
-            # Somebody may have come meanwhile: the log stays usable.
+            # A new wait may have begun meanwhile: the log stays usable.
             self._start()
 
     def _start(self) -> None:
@@ -146,7 +146,7 @@ class _Watch(Generic[J]):
             self._rest(due)
 
     def _take(self, *, everyone: bool) -> list[Listener[J]] | None:
-        """Return those to look for now; None at the end of the thread."""
+        """Return the listeners to check for now; None at the end of the thread."""
         with self._guard:
             newcomers, self._newcomers = self._newcomers, []
             self._wanted.clear()
@@ -161,7 +161,7 @@ class _Watch(Generic[J]):
             return [listener for listener in newcomers if listener in self._listeners]
 
     def _look_patiently(self, listeners: Sequence[Listener[J]]) -> float | None:
-        """Look, and return the seconds until the next look; None if it is unavailable."""
+        """Check; return the seconds until the next check, or None without a database."""
         began = time.monotonic()
         try:
             self._look(listeners)
@@ -169,23 +169,23 @@ class _Watch(Generic[J]):
             self._limited.log(logging.WARNING, "unavailable", "Waits for jobs get no answer: %s", e)
             return None
         except Exception as e:  # noqa: BLE001
-            # It would come again and again: those who wait are to know.
+            # The error would come again and again, so the waiting code is informed.
             for listener in listeners:
                 self._send(listener, _failed(e))
         return self._pause(time.monotonic() - began)
 
     def _pause(self, took: float) -> float:
-        """Return the seconds until the next look at all, after one that *took* so many."""
+        """Return the seconds until the next check, after one that *took* so many."""
         calm = time.monotonic() - self._active_at > FOR_A_WHILE / 1000
         return max((TICK_AT_MOST if calm else TICK) / 1000, REST * took)
 
     def _rest(self, due: float) -> None:
-        """Sleep until then, or until somebody comes."""
+        """Sleep until then, or until a new wait begins."""
         pause = due - time.monotonic() if self._listeners else LINGER / 1000
         self._wanted.wait(max(0.001, pause))
 
     def _look(self, listeners: Sequence[Listener[J]]) -> None:
-        """Ask for what is new of their jobs, and put it into their inboxes."""
+        """Query what is new about their jobs, and put it into their inboxes."""
         by_jid: dict[str, list[Listener[J]]] = {}
         for listener in listeners:
             by_jid.setdefault(listener.jid, []).append(listener)
@@ -203,7 +203,7 @@ class _Watch(Generic[J]):
     def _read(
         self, jids: Sequence[str], by_jid: dict[str, list[Listener[J]]]
     ) -> tuple[dict[str, tuple[Any, ...]], dict[str, J]]:
-        """Return what is seen of each job, and the rows of those that somebody wants."""
+        """Return the state of each job, and the rows that a listener wants."""
         job = self._job
         found = self._glance.execute(padded(jids)).fetchall()
         seen = {jid: (state, updated_at, root) for jid, state, updated_at, root in found}
@@ -216,7 +216,7 @@ class _Watch(Generic[J]):
         return seen, {row.jid: row for row in rows}
 
     def _glancing(self, jids: Sequence[str]) -> Any:
-        """Return the question for what is seen of jobs, which is asked often."""
+        """Return the query for the states of jobs, which runs often."""
         job = self._job
         columns = job.select(job.jid, job.state, job.updated_at, job.root_jid)
         return columns.where(job.jid.in_(jids))
@@ -236,7 +236,7 @@ class _Watch(Generic[J]):
             listener.seen = facts[:2]
 
     def _send(self, listener: Listener[J], error: JobLogError) -> None:
-        """Send an error, after which there is no more."""
+        """Send an error, which ends the wait."""
         self.discard(listener)
         listener.inbox.put(error)
 
@@ -280,7 +280,7 @@ def _failed(error: Exception) -> JobLogError:
 
 
 def _parts(jids: Iterable[str], most: int) -> Iterator[list[str]]:
-    """Split *jids* into lists of a bounded length, in an order that stays."""
+    """Split *jids* into lists of a bounded length, in a stable order."""
     jids = sorted(jids)
     for start in range(0, len(jids), most):
         yield jids[start : start + most]

@@ -1,4 +1,4 @@
-"""The Django app: settings, migrations, commands, page and admin.
+"""The Django app: settings, migrations, commands, dashboard and admin.
 
 ``INSTALLED_APPS += ["dramatiq_joblog.django"]``; nothing of it is imported by the rest of the
 package, which does not need Django.

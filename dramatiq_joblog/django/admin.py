@@ -22,13 +22,13 @@ _COLUMNS = ("state", "actor", "job_type", "user_id", "created_at", "duration", "
 
 @admin.register(Job)
 class JobAdmin(admin.ModelAdmin):
-    """Jobs, newest first; nobody changes one here."""
+    """Jobs, newest first, read-only."""
 
     list_display = _COLUMNS
     list_filter = ("state", ("created_at", admin.DateFieldListFilter), "job_type", "queue", "actor")
     search_fields = ("=jid", "=user_id", "=error_type")
     search_help_text = "A whole jid, a user's id, or the class of an error"
-    # A count of all jobs takes long where there are many.
+    # Counting all jobs takes long in a large log.
     show_full_result_count = False
     fieldsets = (
         (None, {"fields": ("jid", "state", "actor", "job_type", "queue", "user_id", "on_page")}),
@@ -42,15 +42,15 @@ class JobAdmin(admin.ModelAdmin):
     )
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        """Let all be read, and nothing written."""
+        """Make every field read-only."""
         return [*(field.name for field in Job._meta.fields), "on_page", "runs"]
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Refuse: jobs are sent."""
+        """Refuse: jobs are made by sending messages."""
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Refuse: the log alone writes its rows."""
+        """Refuse: only the log writes its rows."""
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -59,7 +59,7 @@ class JobAdmin(admin.ModelAdmin):
 
     @admin.display(description="Page")
     def on_page(self, job: Job) -> Any:
-        """Link to the job on the log's own page, where that is mounted."""
+        """Link to the job in the dashboard, if that is mounted."""
         address = address_of(job)
         return "-" if address is None else format_html('<a href="{}">all of it</a>', address)
 
@@ -75,7 +75,7 @@ class JobAdmin(admin.ModelAdmin):
 
 
 def address_of(job: Job) -> str | None:
-    """Return the address of a job on the log's page, if the project serves that."""
+    """Return the address of a job in the dashboard, if the project serves it."""
     try:
         address: str = reverse("joblog:page", kwargs={"path": f"jobs/{job.jid}"})
     except NoReverseMatch:

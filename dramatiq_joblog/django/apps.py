@@ -1,4 +1,4 @@
-"""What Django calls as it loads the app."""
+"""The app's configuration, which Django calls when it loads the app."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class JobLogConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Connect what Django calls later; nothing is opened."""
+        """Connect the signal handlers; nothing is opened."""
         checks.register(check_log)
         checks.register(check_tables, checks.Tags.database)
         request_finished.connect(give_back, dispatch_uid="dramatiq_joblog")
@@ -33,10 +33,10 @@ class JobLogConfig(AppConfig):
         try:
             log = get_joblog()
         except ConfigurationError:
-            # The check says so.
+            # The system check reports it.
             return
         for model in self.get_models():
-            # The log's own model decides what its tables are called.
+            # The log's own model decides the names of its tables.
             model._meta.db_table = table_of(log, model)
 
 
@@ -48,7 +48,7 @@ def table_of(log: Any, model: Any) -> str:
 
 
 def give_back(**_: Any) -> None:
-    """Give back the connection of the log that this request's thread opened."""
+    """Return the log's connection that this request's thread opened."""
     try:
         log = get_joblog()
     except ConfigurationError:

@@ -1,7 +1,7 @@
 """Answers a Django request with an ASGI application, whatever serves Django.
 
-A loop on a thread of its own runs the application: under WSGI there is none, and a loop for each
-request would be a new one for what an application keeps by its loop.
+An event loop on a separate thread runs the application.  WSGI has no loop, and a new loop for each
+request would break objects that the application binds to its loop.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 
 
 class Bridge:
-    """An ASGI application for Django's views, in whatever process that is.
+    """An ASGI application for Django's views, in each process.
 
     Parameters:
-      application: What answers; its answers are whole, and no streams.
+      application: The application; its responses are complete, not streams.
     """
 
-    # Any: ASGI's own types are those of whatever framework.
+    # Any: the types of ASGI differ between frameworks.
     def __init__(self, application: Any) -> None:
         self._application = application
         self._guard = threading.Lock()
         self._loop: tuple[int, asyncio.AbstractEventLoop] | None = None
 
     def answer(self, request: HttpRequest, path: str, **facts: Any) -> HttpResponse:
-        """Return the application's answer.
+        """Return the application's response.
 
         Parameters:
           request: Django's request.
-          path: What follows the address at which the application is mounted.
-          facts: What is added to the application's scope.
+          path: The path below the address at which the application is mounted.
+          facts: Additional entries of the application's scope.
         """
         body = request.body
         scope = _scope_of(request, path) | facts
@@ -63,7 +63,7 @@ class Bridge:
         return response
 
     def _of_this_process(self) -> asyncio.AbstractEventLoop:
-        """Return the loop; that of the process that this one was forked from does not run here."""
+        """Return this process's loop; after a fork, that of the parent does not run here."""
         with self._guard:
             if self._loop is None or self._loop[0] != os.getpid():
                 loop = asyncio.new_event_loop()
@@ -77,7 +77,7 @@ class Bridge:
 def _scope_of(request: HttpRequest, path: str) -> dict[str, Any]:
     root = request.path.removesuffix(path).rstrip("/")
     address = request.META.get("REMOTE_ADDR")
-    # Django has joined those that came twice.
+    # Django has joined repeated headers.
     headers = [
         (name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
         for name, value in request.headers.items()
@@ -104,7 +104,7 @@ def _copy_headers(response: HttpResponse, headers: Any) -> None:
     for raw_name, raw_value in headers:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
         if name.lower() == "set-cookie":
-            # There may be several, and Django keeps them by name.
+            # There may be several cookies, which Django stores by name.
             response.cookies.load(value)
         else:
             response[name] = value

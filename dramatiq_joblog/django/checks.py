@@ -39,7 +39,7 @@ def _of_broker(log: Any) -> list[checks.CheckMessage]:
     discover_actors()
     broker = dramatiq.broker.global_broker
     if broker is None:
-        # Nothing is sent from here; or its module is yet to be imported.
+        # This process sends nothing, or the broker's module is not imported yet.
         return []
     logs = [m.joblog for m in broker.middleware if isinstance(m, JobLogMiddleware)]
     if any(each is log for each in logs):
@@ -54,11 +54,11 @@ def _of_broker(log: Any) -> list[checks.CheckMessage]:
 
 
 def check_tables(databases: Sequence[str] | None = None, **_: Any) -> list[checks.CheckMessage]:
-    """Return whether the tables are behind, if the log's database is to be looked at."""
+    """Return whether the tables are out of date, if the log's database is to be checked."""
     try:
         log = get_joblog()
     except ConfigurationError:
-        # The other check says so.
+        # The other check reports it.
         return []
     if log.django_alias not in (databases or ()):
         return []

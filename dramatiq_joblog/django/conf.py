@@ -1,6 +1,6 @@
-"""The setting ``JOBLOG``: which log a project has.
+"""The setting ``JOBLOG``, which defines a project's log.
 
-It is read as the broker is made, which is before Django has loaded its models.
+It is read when the broker is made, before Django has loaded its models.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from django.utils.module_loading import autodiscover_modules, import_string
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.joblog import JobLog
 
-#: What the setting may have.
+#: The keys of the setting.
 KEYS = ("DATABASE", "LOG", "MIDDLEWARE", "OPTIONS", "PAGE")
-#: Options of a log that may be named by a dotted path, as settings import nothing.
+#: Options of a log that may be dotted paths, because settings should not import anything.
 _PATHS = ("job_types", "model", "on_dead", "redact")
 
 
 @functools.cache
 def get_joblog() -> JobLog[Any]:
-    """Return the project's log, by the setting ``JOBLOG``; it is made once.
+    """Return the project's log, as the setting ``JOBLOG`` defines it; it is made once.
 
-    Without the setting it is in the database ``default``.
+    Without the setting, it is in the database ``default``.
 
     Raises:
-      ConfigurationError: If the setting makes no sense.
+      ConfigurationError: If the setting is invalid.
     """
     return make_joblog()
 
 
 def make_joblog() -> JobLog[Any]:
-    """Return a new log by the setting ``JOBLOG``, as it is now.
+    """Return a new log, as the setting ``JOBLOG`` now defines it.
 
     Raises:
-      ConfigurationError: If it makes no sense.
+      ConfigurationError: If it is invalid.
     """
     given = setting()
     path = given.get("LOG")
@@ -60,10 +60,10 @@ def make_joblog() -> JobLog[Any]:
 
 
 def setting() -> dict[str, Any]:
-    """Return the setting ``JOBLOG`` as a dictionary; a text alone is the path of a log.
+    """Return the setting ``JOBLOG`` as a dictionary; a single text is the path of a log.
 
     Raises:
-      ConfigurationError: If it has a key that means nothing.
+      ConfigurationError: If it has an unknown key.
     """
     given = getattr(settings, "JOBLOG", None) or {}
     if isinstance(given, str):
@@ -83,16 +83,16 @@ def setting() -> dict[str, Any]:
 def discover_actors() -> None:
     """Import the modules of the project's apps that declare actors, as django_dramatiq does.
 
-    They are called ``tasks``, or as ``DRAMATIQ_AUTODISCOVER_MODULES`` says.
+    Their name is ``tasks``, unless ``DRAMATIQ_AUTODISCOVER_MODULES`` sets others.
     """
     autodiscover_modules(*getattr(settings, "DRAMATIQ_AUTODISCOVER_MODULES", ("tasks",)))
 
 
 def imported(key: str, path: str) -> Any:
-    """Return what a dotted path of the setting names.
+    """Return the object that a dotted path of the setting names.
 
     Raises:
-      ConfigurationError: If there is nothing, or it cannot be imported as early as that.
+      ConfigurationError: If it does not exist, or cannot be imported that early.
     """
     try:
         return import_string(path)

@@ -13,7 +13,7 @@ from dramatiq_joblog.schema.fields import instant_of, millis_of
 
 
 class InstantField(models.DateTimeField):
-    """An instant, kept as milliseconds since 1970; lookups compare it with aware datetimes."""
+    """An instant, stored as milliseconds since 1970; lookups compare it with aware datetimes."""
 
     def get_internal_type(self) -> str:
         """Return the type of the column."""
@@ -35,10 +35,10 @@ class InstantField(models.DateTimeField):
 
 
 class DocumentField(models.TextField):
-    """A JSON document, kept as text."""
+    """A JSON document, stored as text."""
 
     def from_db_value(self, value: Any, *_: Any) -> Any:
-        """Return the document, or the text of what is none."""
+        """Return the document, or the text if it is not JSON."""
         if value is None:
             return None
         try:

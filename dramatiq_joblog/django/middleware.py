@@ -1,4 +1,4 @@
-"""The middleware by a dotted path, as django_dramatiq's settings name theirs."""
+"""The middleware for settings that name it by a dotted path, as django_dramatiq's do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class JobLogMiddleware(_JobLogMiddleware):
       ... }
 
     Parameters:
-      joblog: The log; by default that of the setting ``JOBLOG``.
+      joblog: The log; by default the one of the setting ``JOBLOG``.
       options: Options of :class:`dramatiq_joblog.JobLogMiddleware`; by default those of
         ``JOBLOG["MIDDLEWARE"]``.
 
@@ -43,7 +43,7 @@ class JobLogMiddleware(_JobLogMiddleware):
         self._home = self._django_name()
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
-        """Refuse a message of a test whose job would be written to the database of development."""
+        """Refuse a message of a test whose job would be written to the development database."""
         if self._django_name() != self._home:
             raise ConfigurationError(
                 f"the job of this message would be written to {self.joblog.name}, and the tests "
@@ -62,13 +62,13 @@ class JobLogMiddleware(_JobLogMiddleware):
             ) from e
 
     def _is_held_up(self) -> bool:
-        """Return whether the log waits for a transaction of Django's that this thread is in."""
+        """Return whether the log would wait for a Django transaction that this thread is in."""
         alias = self.joblog.django_alias
         if alias is None or not dialect_of(self.joblog.database).writes_alone:
             return False
         return bool(connections[alias].in_atomic_block)
 
     def _django_name(self) -> Any:
-        """Return what Django calls the log's database now: its test runners rename it."""
+        """Return Django's current name of the log's database, which its test runners change."""
         alias = self.joblog.django_alias
         return None if alias is None else settings.DATABASES[alias].get("NAME")

@@ -1,7 +1,7 @@
 """Django's migrations of the log's tables: each runs the log's own, on Django's connection.
 
-Both keep one table of versions, the log's: ``manage.py migrate`` and ``dramatiq-joblog migrate``
-may come in any order.
+Both use the log's table of versions, so ``manage.py migrate`` and ``dramatiq-joblog migrate`` may
+run in any order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def migration(*, after: str | None = None, state: Sequence[Any] = ()) -> type[mi
 
     Parameters:
       after: The name of the migration before it.
-      state: What Django is to know of the models from then on.
+      state: The operations on Django's state of the models.
     """
     needs = [] if after is None else [("joblog", after)]
     steps: list[Any] = [migrations.RunPython(forwards, migrations.RunPython.noop)]
@@ -33,7 +33,7 @@ def migration(*, after: str | None = None, state: Sequence[Any] = ()) -> type[mi
         steps.append(migrations.SeparateDatabaseAndState(state_operations=[*state]))
 
     class Migration(migrations.Migration):
-        # The log's own begin their transactions, which those of SQLite must.
+        # The log's migrations begin their own transactions, which SQLite requires.
         atomic = False
         initial = after is None
         dependencies = needs
@@ -43,13 +43,13 @@ def migration(*, after: str | None = None, state: Sequence[Any] = ()) -> type[mi
 
 
 def forwards(_: Any, schema_editor: Any) -> None:
-    """Bring the tables to this version, if they belong to the database of the connection."""
+    """Bring the tables to this version, if they are in the database of the connection."""
     bring(schema_editor.connection.alias)
 
 
 def bring_own_columns(using: str, **signal: Any) -> None:
-    """After Django's migrations, make the columns that a job model of one's own has got since."""
-    # ``flush`` sends the signal too, after each test.
+    """After Django's migrations, add new columns of the user's own job model."""
+    # ``flush`` also sends the signal, after each test.
     if "plan" in signal:
         bring(using)
 
@@ -71,6 +71,6 @@ def bring(alias: str) -> None:
 
 
 def missing(log: Any) -> list[str]:
-    """Return the versions that the tables of a log lack."""
+    """Return the versions that a log's tables lack."""
     with checked_out(log.database):
         return compare(log.database, log.Job)[0]

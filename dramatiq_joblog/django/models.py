@@ -1,7 +1,7 @@
-"""The log's jobs and failed runs as models of Django, to be read: the log alone writes them.
+"""The log's jobs and failed runs as read-only Django models.
 
-They are not managed: the log's own migrations make their tables.  Those of an application's own
-job model are called as that model says.
+They are unmanaged: the log's own migrations make their tables.  An application's own job model
+decides the names of its tables.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class LogQuerySet(models.QuerySet):
     """Rows of the log."""
 
     def for_user(self, user: Any) -> LogQuerySet:
-        """Select what was done for a user: a row, or its primary key."""
+        """Select the jobs of a user, given as a row or as its primary key."""
         rows: LogQuerySet = self.filter(user_id=str(user_id_of(user)))
         return rows
 
@@ -30,7 +30,7 @@ _Manager: Any = models.Manager.from_queryset(LogQuerySet)
 
 
 class LogManager(_Manager):
-    """Asks in the log's own database, whatever routers say."""
+    """Queries the log's database, whatever database routers say."""
 
     def get_queryset(self) -> LogQuerySet:
         """Return all rows."""
@@ -40,7 +40,7 @@ class LogManager(_Manager):
 
 
 class ReadOnlyError(TypeError):
-    """Raised when a row of the log is to be changed through Django."""
+    """Raised when a row of the log would be changed through Django."""
 
 
 class LogModel(models.Model):
@@ -52,7 +52,7 @@ class LogModel(models.Model):
         abstract = True
 
     def save(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse: the log alone writes its rows.
+        """Refuse: only the log writes its rows.
 
         Raises:
           ReadOnlyError: Always.
@@ -71,7 +71,7 @@ class LogModel(models.Model):
 
 
 class Job(LogModel):
-    """One job, as :class:`dramatiq_joblog.Job` has it."""
+    """One job; the fields are those of :class:`dramatiq_joblog.Job`."""
 
     id = models.BigAutoField(primary_key=True)
     jid = models.CharField(max_length=255, unique=True)
@@ -123,7 +123,7 @@ class Job(LogModel):
 
 
 class Failure(LogModel):
-    """One run that did not finish, as :class:`dramatiq_joblog.Failure` has it."""
+    """One run that did not finish; the fields are those of :class:`dramatiq_joblog.Failure`."""
 
     id = models.BigAutoField(primary_key=True)
     jid = models.CharField(max_length=255)

@@ -1,4 +1,4 @@
-"""Where the page is: ``path("joblog/", include("dramatiq_joblog.django.urls"))``."""
+"""The URLs of the dashboard: ``path("joblog/", include("dramatiq_joblog.django.urls"))``."""
 
 from django.urls import re_path
 

@@ -1,4 +1,4 @@
-"""The log's page as a view: behind Django's own login, under ASGI, WSGI and ``runserver``."""
+"""The dashboard as a view, behind Django's own login, under ASGI, WSGI and ``runserver``."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponse
     from starlette.requests import Request
 
-#: Where the scope has what Django has decided.
+#: The key of the scope under which Django's decision is passed on.
 _DECISION = "dramatiq_joblog.django.decision"
 
 
-@csrf_exempt  # The page's forms have a token of its own.
+@csrf_exempt  # The dashboard's forms have their own token.
 def page(request: HttpRequest, path: str = "") -> HttpResponse:
-    """Answer with the log's page, if Django's user may see it.
+    """Answer with the dashboard, if Django's user may see it.
 
-    Staff with the permission ``joblog.view_job`` may look, and with ``joblog.change_job`` act;
-    superusers have both.  Who has not signed in is sent to do so.
+    Staff users may look with the permission ``joblog.view_job``, and act with
+    ``joblog.change_job``; superusers have both.  Anonymous visitors are redirected to sign in.
     """
     return _page().answer(request, path, **{_DECISION: _decision(request)})
 
@@ -50,7 +50,7 @@ def _decided(request: Request) -> Any:
 
 
 def _decision(request: HttpRequest) -> Any:
-    """Return a level and who it is; or where to sign in, or None."""
+    """Return a level and the user's name; or the address to sign in, or None."""
     user = getattr(request, "user", None)
     if user is None:
         raise ImproperlyConfigured(
@@ -68,7 +68,7 @@ def _decision(request: HttpRequest) -> Any:
 
 
 def _login_url() -> str:
-    """Return where to sign in: as ``LOGIN_URL`` says, or in the admin if that leads nowhere."""
+    """Return the address to sign in: ``LOGIN_URL``, or the admin's if that does not exist."""
     address: str = resolve_url(settings.LOGIN_URL)
     try:
         resolve(address)

@@ -1,7 +1,7 @@
-"""A pytest plugin: your actors, run in your tests, with their rows to look at.
+"""A pytest plugin that runs your actors in your tests, and returns their rows.
 
-pytest finds it by itself.  Its fixtures move your actors to a broker in memory and your log to
-a SQLite file of the test, and put both back; nothing has to be started or cleared.
+pytest finds it automatically.  Its fixtures move your actors to a broker in memory and your log to
+a SQLite file of the test, and restore both; nothing has to be started or cleared.
 """
 
 from .broker import DEFAULT_LIMIT, JobLogBroker, JobLogWorker

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.joblog import JobLog
 
-#: As many messages are run by one :meth:`JobLogWorker.run` at most.
+#: The most delayed messages and retries that one :meth:`JobLogWorker.run` runs.
 DEFAULT_LIMIT = 1000
 
 
 class JobLogBroker(StubBroker):
-    """A broker in memory that holds delayed messages back until it is asked for them."""
+    """A broker in memory that holds delayed messages back until they are released."""
 
     def __init__(self, middleware: list[Middleware]) -> None:
         super().__init__(middleware)
@@ -38,7 +38,7 @@ class JobLogBroker(StubBroker):
         self._closed = False
 
     def close(self) -> None:
-        """Take nothing more."""
+        """Refuse further messages."""
         self._closed = True
         super().close()
 
@@ -69,7 +69,7 @@ class JobLogBroker(StubBroker):
         return sent
 
     def let_go(self) -> bool:
-        """Enqueue the held message that is due first, as if it were due; False if there is none."""
+        """Enqueue the held message that is due first, whatever its time; False if none is held."""
         with self._lock:
             if not self._held:
                 return False
@@ -123,7 +123,7 @@ class JobLogWorker:
           The rows of the jobs that were sent since the last run, in the order of sending.
         """
         level = logging.root.level
-        # As the host's command does.
+        # As the ``dramatiq`` command does.
         logging.root.setLevel(min(level, logging.INFO))
         worker = dramatiq.Worker(self._broker, worker_timeout=10, worker_threads=threads)
         worker.start()
@@ -140,7 +140,7 @@ class JobLogWorker:
         finally:
             worker.stop()
             logging.root.setLevel(level)
-            # The host's worker leaves a middleware behind, that the next one would be warned of.
+            # Dramatiq's worker leaves a middleware behind, which would make the next one warn.
             self._broker.middleware[:] = [m for m in self._broker.middleware if not is_left(m)]
         return self._rows()
 
@@ -165,5 +165,5 @@ class JobLogWorker:
 
 
 def is_left(middleware: Middleware) -> bool:
-    """Return whether a middleware is what the host's worker leaves behind."""
+    """Return whether a middleware is the one that Dramatiq's worker leaves behind."""
     return type(middleware).__name__ == "_WorkerMiddleware"

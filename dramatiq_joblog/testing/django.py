@@ -1,6 +1,6 @@
-"""Django's test databases under pytest-django: where a log belongs that lives in Django's own.
+"""Moves a log that is in one of Django's databases to Django's test database, under pytest-django.
 
-pytest-django gives the connections of Django other names, and a log's URL was read before.
+pytest-django changes the names of Django's databases after the log's address was read.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SETUP = "django_db_setup"
 
 @dataclass(frozen=True)
 class Address:
-    """Where a database is; two ways to write the same address are equal."""
+    """The address of a database; different ways to write the same address are equal."""
 
     kind: str
     name: str
@@ -41,7 +41,7 @@ class Address:
 
     @classmethod
     def of(cls, kind: str, name: Any, host: Any = None, port: Any = None) -> Address:
-        """Return an address as Django or peewee has it."""
+        """Return the address in Django's or peewee's settings."""
         if kind == "sqlite":
             text = str(name)
             return cls(kind, text if "mode=memory" in text else str(Path(text).resolve()))
@@ -64,31 +64,31 @@ class DjangoDatabases:
     def __init__(self) -> None:
         self._connections: Any = importlib.import_module("django.db").connections
         self._before = {alias: self.address(alias) for alias in self._connections}
-        #: Whether the project itself has said which databases its tests use.
+        #: Whether the project itself has chosen the databases of its tests.
         self.are_chosen = False
 
     def address(self, alias: str) -> Address:
-        """Return where the database of an alias is now."""
+        """Return the current address of an alias's database."""
         connection = self._connections[alias]
         settings = connection.settings_dict
         names = (settings.get(name) for name in ("NAME", "HOST", "PORT"))
         return Address.of(connection.vendor, *names)
 
     def alias_of(self, database: Database) -> str | None:
-        """Return the alias whose database was *database* before the tests; None if none was."""
+        """Return the alias of which *database* was the database before the tests, or None."""
         here = Address.of_peewee(database)
         return next((alias for alias, there in self._before.items() if there == here), None)
 
     def has_moved(self, alias: str) -> bool:
-        """Return whether the tests have another database than that of before."""
+        """Return whether the tests have a different database than before."""
         return self.address(alias) != self._before[alias]
 
     def may_write(self, alias: str) -> bool:
-        """Return whether the project has its tests use the database of before."""
+        """Return whether the project lets its tests use the original database."""
         return self.are_chosen and not self.has_moved(alias)
 
     def why_not(self, broker: Broker) -> str | None:
-        """Return why a message may not be sent by a broker: its job would be written elsewhere."""
+        """Return why a broker must not send a message: its job would go to another database."""
         for log in logs_of(broker):
             alias = self.alias_of(log.database)
             if alias is not None and not self.may_write(alias):
@@ -106,7 +106,7 @@ _guards = pytest.StashKey[contextlib.ExitStack]()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Note where Django's databases are, before the first fixture moves them."""
+    """Store the addresses of Django's databases, before the first fixture moves them."""
     config = session.config
     if not config.pluginmanager.has_plugin("django") or not _is_configured():
         return
@@ -119,7 +119,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, Any, Any]:
-    """Note that a project makes its test databases by a fixture of its own."""
+    """Store that a project makes its test databases with its own fixture."""
     made = yield
     if fixturedef.argname == _SETUP and _databases in request.config.stash:
         own = not fixturedef.func.__module__.startswith("pytest_django")
@@ -128,7 +128,7 @@ def pytest_fixture_setup(
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Let everything be sent again."""
+    """Allow all messages again."""
     if _guards in config.stash:
         config.stash[_guards].close()
 
@@ -140,10 +140,10 @@ def has_test_databases(request: pytest.FixtureRequest) -> bool:
 
 @contextlib.contextmanager
 def moved_to_test_database(request: pytest.FixtureRequest, database: Database) -> Iterator[bool]:
-    """Have *database* be Django's test database, if it is one of Django's.
+    """Switch *database* to Django's test database, if it is one of Django's.
 
     Returns:
-      Whether it is the database of tests alone now.
+      Whether it is now a database that only tests use.
 
     Raises:
       ConfigurationError: If it cannot be.
@@ -180,7 +180,7 @@ def moved_to_test_database(request: pytest.FixtureRequest, database: Database) -
 
 
 def _close(database: Any) -> None:
-    """Close every connection that was made under the former name."""
+    """Close every connection that was opened under the old name."""
     if hasattr(database, "close_all"):
         database.close_all()
     elif not database.is_closed():

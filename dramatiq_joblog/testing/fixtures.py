@@ -1,4 +1,4 @@
-"""The fixtures: an application's log and broker, moved to where a test may do what it likes."""
+"""The fixtures: an application's log and broker, moved to a place that belongs to the test."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def joblog_app_broker() -> Broker | None:
     """Return the broker that your actors are declared on; override it if it is not the global one.
 
-    It is only read.
+    It is never changed.
     """
     return dramatiq.broker.global_broker
 
@@ -43,11 +43,11 @@ def joblog_app_broker() -> Broker | None:
 def joblog(
     request: pytest.FixtureRequest, joblog_app_broker: Broker | None, tmp_path: Path
 ) -> Iterator[JobLog[Any]]:
-    """Return your log, moved to a SQLite file of this test; a new one if your broker has none.
+    """Return your log, moved to a SQLite file of this test; a new log if your broker has none.
 
-    A log with a job model of your own stays on its database, where the tables are that its
-    foreign keys lead to; under pytest-django it is moved to Django's test database, as is a log
-    that was made by ``JobLog.from_django()``.
+    A log with a job model of your own stays on its database, with the tables that its foreign
+    keys refer to.  Under pytest-django it is moved to Django's test database, as is a log that
+    was made by ``JobLog.from_django()``.
     """
     stack = _middleware_of(joblog_app_broker)
     app_log = next((m.joblog for m in stack if isinstance(m, JobLogMiddleware)), None)
@@ -65,7 +65,7 @@ def joblog(
             finally:
                 log.close()
         return
-    # Events that are kept on this host are those of the application's own database.
+    # Spooled events on this host belong to the application's own database.
     app_log.close()
     with (
         moved_to_test_database(request, app_log.database) as is_of_tests,
@@ -85,7 +85,7 @@ def joblog(
 def joblog_broker(joblog: JobLog[Any], joblog_app_broker: Broker | None) -> Iterator[JobLogBroker]:
     """Return the global broker of this test, in memory, with your actors and your middleware.
 
-    A message that another broker would send meanwhile is refused.
+    A message to any other broker is refused meanwhile.
     """
     broker = JobLogBroker(_moved(_middleware_of(joblog_app_broker), joblog))
     before = dramatiq.broker.global_broker
@@ -107,7 +107,7 @@ def joblog_broker(joblog: JobLog[Any], joblog_app_broker: Broker | None) -> Iter
 
 @pytest.fixture
 def joblog_worker(joblog: JobLog[Any], joblog_broker: JobLogBroker) -> JobLogWorker:
-    """Return what runs the jobs that a test sends."""
+    """Return a worker that runs the jobs that a test sends."""
     return JobLogWorker(joblog, joblog_broker)
 
 
@@ -121,7 +121,7 @@ def _has_own_model(log: JobLog[Any]) -> bool:
 
 @contextlib.contextmanager
 def _bound_again(model: Any) -> Iterator[None]:
-    """Give a model back to the log that it was bound to before."""
+    """Bind a model to its previous log again."""
     before = model.bond()
     try:
         yield
@@ -130,7 +130,7 @@ def _bound_again(model: Any) -> Iterator[None]:
 
 
 def _empty(log: JobLog[Any]) -> None:
-    """Delete what an earlier test left in the log's tables."""
+    """Delete the rows that an earlier test left in the log's tables."""
     for model in log.models:
         model.delete().execute()
 
@@ -140,7 +140,7 @@ def _middleware_of(broker: Broker | None) -> Sequence[Middleware]:
 
 
 def _moved(stack: Sequence[Middleware], joblog: JobLog[Any]) -> list[Middleware]:
-    """Return *stack* with the log of the test in the place of its own."""
+    """Return a copy of the middleware *stack* that writes to the log of the test."""
     moved: list[Middleware] = []
     for middleware in stack:
         if isinstance(middleware, JobLogMiddleware):
@@ -148,14 +148,14 @@ def _moved(stack: Sequence[Middleware], joblog: JobLog[Any]) -> list[Middleware]
             lines = False if level is None else level
             moved.append(JobLogMiddleware(joblog, lines=lines, outcome_log=middleware._outcome_log))
         elif isinstance(middleware, Results):
-            # Results need no server either.
+            # Results are kept in memory, without a server.
             results = copy.copy(middleware)
-            # Of the host's older versions it warns of backends that are not installed.
+            # In older versions of Dramatiq, this import warns about missing backends.
             backends = importlib.import_module("dramatiq.results.backends")
             results.backend = backends.StubBackend()
             moved.append(results)
         elif not is_left(middleware) and type(middleware).__name__ != "Prometheus":
-            # The latter counts in files, that a worker process makes when it boots.
+            # Prometheus counts in files, which a worker process makes when it boots.
             moved.append(middleware)
     if not any(isinstance(middleware, JobLogMiddleware) for middleware in moved):
         moved.append(JobLogMiddleware(joblog))

@@ -1,4 +1,4 @@
-"""Messages that a test would really send, or whose jobs it would write where they do not belong."""
+"""Refuses messages that a test would really send, or whose jobs would go to another database."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def refusing(why_not: Callable[[Broker], str | None]) -> Iterator[None]:
-    """Ask *why_not* before each message that any broker enqueues; its answer is the refusal.
+    """Call *why_not* before any broker enqueues a message; a text that it returns is the refusal.
 
-    Every broker emits this signal before it sends, and no other place is common to all of them.
+    Every broker emits this signal before it sends; nothing else is common to all brokers.
     """
     emit = Broker.emit_before
 
@@ -42,9 +42,9 @@ def refusing(why_not: Callable[[Broker], str | None]) -> Iterator[None]:
 
 
 def why_not_here(here: JobLogBroker, joblog: JobLog[Any], broker: Broker) -> str | None:
-    """Return why a message may not be sent by *broker* in a test whose broker is *here*.
+    """Return why *broker* must not send a message in a test whose broker is *here*.
 
-    A stub broker that the test has made for itself may send, if it writes to no other log.
+    A stub broker that the test made itself may send, if it writes to no other log.
     """
     if broker is here:
         return None

@@ -1,4 +1,4 @@
-"""The tables, and the models of Django that read them."""
+"""The tables, and the Django models that read them."""
 
 from django.db import migrations, models
 
@@ -6,7 +6,7 @@ from dramatiq_joblog.django.migrating import migration
 
 
 def _unmanaged(name: str, *permissions: str) -> migrations.CreateModel:
-    """Let Django know of a model; its columns are the log's business."""
+    """Declare a model to Django, without managing its table."""
     options = {
         "managed": False,
         "db_table": f"joblog_{name.lower()}",

@@ -1,4 +1,4 @@
-"""What could not be kept as it was."""
+"""The column for notes on values that could not be stored as sent."""
 
 from dramatiq_joblog.django.migrating import migration
 

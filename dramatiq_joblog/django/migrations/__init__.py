@@ -1,1 +1,1 @@
-"""One for each version of the log's schema, under the same name."""
+"""One migration for each version of the log's schema, with the same name."""

@@ -21,7 +21,7 @@ class Command(BaseCommand):
     """See what jobs ran, find what broke, run it again."""
 
     help = "See what jobs ran, find what broke, run it again: manage.py joblog --help."
-    # Each command says what is wrong with the log; some are for when something is.
+    # Each command reports errors of the log, and some are needed when there are any.
     requires_system_checks = ()
 
     def run_from_argv(self, argv: list[str]) -> None:
@@ -30,14 +30,14 @@ class Command(BaseCommand):
         program.main(argv[2:], prog_name=name, obj=Session(_log, name))
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Take all that follows, for ``call_command("joblog", "list", "state:dead")``."""
+        """Accept all arguments, for ``call_command("joblog", "list", "state:dead")``."""
         parser.add_argument("arguments", nargs=argparse.REMAINDER)
 
     def handle(self, *_: Any, arguments: list[str], **__: Any) -> None:
         """Run one command.
 
         Raises:
-          CommandError: If it does not end well.
+          CommandError: If its exit code is not 0.
         """
         session = Session(_log, "manage.py joblog")
         try:
@@ -50,6 +50,6 @@ class Command(BaseCommand):
 
 
 def _log() -> JobLog[Any]:
-    """Return the project's log, with its actors: jobs are run again by them."""
+    """Return the project's log after importing its actors, which are needed to run jobs again."""
     discover_actors()
     return get_joblog()
