@@ -70,6 +70,7 @@ NOT_SHOWN = {
     "it holds itself, or is too deep",
     "of a query",
     "rows of … were inserted by others at every try",
+    "the condition has parameters: …",
 }
 
 
