@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
@@ -11,6 +9,7 @@ import click
 from rich.text import Text
 
 from dramatiq_joblog.admin.problem import said as said_at
+from dramatiq_joblog.reading.display import shell_word
 from dramatiq_joblog.states import ProblemKind, State
 
 from .app import AWAY, NOTHING, Session, command
@@ -32,8 +31,6 @@ _LOOKS = {
 }
 #: Cells before the sentence: a shape and a space.
 _INDENT = 2
-#: Words that need no quotes in a shell.
-_PLAIN = re.compile(r"[\w@%+=:,./ -]*", re.ASCII)
 
 
 @command(
@@ -102,7 +99,8 @@ def _problem(screen: Screen, problem: Problem, now: datetime) -> None:
     screen.hanging(text, _INDENT)
     screen.paragraph(Text(line(problem.cure), QUIET), _INDENT)
     if problem.search:
-        words = Text.assemble(("dramatiq-joblog list ", QUIET), _typed(problem.search))
+        search = shell_word(problem.search, spaces=True)
+        words = Text.assemble(("dramatiq-joblog list ", QUIET), search)
         screen.paragraph(words, _INDENT)
 
 
@@ -115,12 +113,6 @@ def _quiet(screen: Screen, muted: list[Problem]) -> None:
         if row is not None:
             said = f"{line(problem.title)}: muted by {line(row.who)} until {said_at(row.until)}, "
             screen.hanging(Text(f"\u2013 {said}{line(row.reason)}", QUIET), _INDENT)
-
-
-def _typed(search: str) -> str:
-    """Return the words of a search quoted for a shell, which might run parts of a name."""
-    plain = line(search)
-    return plain if _PLAIN.fullmatch(plain) else shlex.quote(plain)
 
 
 def _counted(screen: Screen, joblog: JobLog) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from datetime import timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ __all__ = [
     "percent",
     "relative",
     "rough",
+    "shell_word",
     "split_duration",
     "spreadsheet_cell",
     "visible",
@@ -89,6 +91,25 @@ def visible(text: Any) -> str:
       'a\\x1b[2Jb'
     """
     return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
+#: Words that a shell takes as they are.
+_PLAIN = re.compile(r"[\w@%+=:,./ -]+", re.ASCII)
+
+
+def shell_word(text: Any, *, spaces: bool = False) -> str:
+    """Return a text quoted for a shell, which might run parts of a name.
+
+    Parameters:
+      text: The text.
+      spaces: Whether plain words stay several words, as those of a search may.
+
+    Example:
+      >>> shell_word("a b"), shell_word("state:dead type:import", spaces=True)
+      ("'a b'", 'state:dead type:import')
+    """
+    plain = " ".join(visible(text).split())
+    return plain if spaces and _PLAIN.fullmatch(plain) else shlex.quote(plain)
 
 
 def escaped_json(document: str) -> str:

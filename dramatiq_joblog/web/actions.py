@@ -25,7 +25,7 @@ from dramatiq_joblog.reading.display import exact, number
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import CANCELLABLE, State
 
-from . import tickets
+from . import commands, tickets
 from .formats import plain_duration, short
 from .named import arguments_of
 from .presenters import JobRow
@@ -111,6 +111,8 @@ class Question:
     none: bool = False
     #: Whether it is asked why: not, ``optional`` or ``required``.
     reason: str = ""
+    #: The same as a command for the terminal, if there is one.
+    command: str = ""
     #: For how long, to choose from: a word and a text each.
     spans: Sequence[tuple[str, str]] = ()
     warning: str = ""
@@ -380,6 +382,7 @@ def _ask_jobs(visit: Visit, what: str) -> Question:
         none=not able,
         jids=[job.jid for job in able],
         one_first=again and len(able) > 1,
+        command=commands.done_by(what, jids=[] if words else jids, words=words) if able else "",
         reason="optional" if able and (what == "cancel" or what in _ANEW) else "",
     )
 
@@ -499,6 +502,7 @@ def _ask_unlock(visit: Visit) -> Question | None:
         fields=[("key", key), ("slot", slot), ("fence", fence)],
         effects=effects,
         keep="Keep",
+        command=commands.unlocks(key, fence),
         reason="required",
         warning=warning,
     )
@@ -546,6 +550,7 @@ def _ask_mute(visit: Visit, what: str) -> Question | None:
         fields=[("kind", problem.kind.value), ("subject", problem.subject)],
         effects=effects if mute else [("dead", "It counts among what needs you again.")],
         reason="required" if mute else "",
+        command=commands.mutes(problem.kind.value, problem.subject, off=not mute),
         spans=[(name, text) for name, (text, _) in _SPANS.items()] if mute else (),
     )
 

@@ -12,7 +12,7 @@ from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.statistics.changes import SMALLEST, Change, changes
 from dramatiq_joblog.statistics.series import Percentiles
 
-from . import charts
+from . import charts, commands
 from .common import COUNTED_AT_MOST, RANGES
 from .formats import plain_duration
 from .periods import WEEK, Period, moment, period_of
@@ -73,6 +73,7 @@ def compare(visit: Visit) -> Response:
     if visit.wants_json:
         return visit.json({"against": against, "changes": [vars(change) for change in found]})
     facts = {
+        "command": commands.compares(last.name if against == "change" else against, visit.query),
         "period": period,
         "ranges": list(RANGES),
         "against": against,

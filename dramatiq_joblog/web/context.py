@@ -15,7 +15,7 @@ from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import State
 
-from . import hidden
+from . import commands, hidden
 from .access import ALL, CSRF_FIELD, METRICS
 from .links import Links
 from .sending import is_known, tagged
@@ -246,6 +246,7 @@ class Visit:
         context: dict[str, Any] = {
             "action": None,
             "banners": self.banners,
+            "command": commands.shown_by(self.link, self.query) if section else "",
             "csrf_field": Markup('<input type="hidden" name="{}" value="{}">').format(
                 CSRF_FIELD, self.request.scope["joblog.csrf"]
             ),

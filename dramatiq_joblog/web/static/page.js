@@ -531,6 +531,7 @@
     if (!question) { location.href = url; return; }
     const dialog = $("#ask");
     dialog.replaceChildren(document.importNode(question, true));
+    for (const element of all(".js[hidden]", dialog)) element.hidden = false;
     dialog.showModal();
     ($("[autofocus]", dialog) || $("button[type=submit]:not(:disabled)", dialog) || $("[data-keep]", dialog)).focus();
   };
