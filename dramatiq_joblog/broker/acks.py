@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 MAX_WAITING = 1_000
 #: As many are sent in one round trip at most.
 MAX_BATCH = 500
-#: Milliseconds that an acknowledgement waits for others, if nobody waits for it.
-GATHER = 8
+#: Milliseconds that an acknowledgement waits for others, if nobody waits for it; and as long as it
+#: waits once more if so many came meanwhile: each round trip costs as much for one as for many.
+GATHER, GATHER_MORE, MANY = 8, 16, 4
 #: Seconds until a round trip that failed is tried again; at first, and at most.
 RETRY_AFTER, RETRY_AT_MOST = 0.1, 5.0
 
@@ -243,13 +244,14 @@ class HandedAcks:
         left: _Ack | None = None
         while True:
             ack = left or self._waiting.get()
-            if not self._hurry.is_set():
-                # Until then most are committed, with the starts of the jobs behind them.
-                self._hurry.wait(GATHER / 1000)
-            self._hurry.clear()
+            # Until then most are committed, with the starts of the jobs behind them.
+            self._hurry.wait(GATHER / 1000)
             if ack.committed is not None and not ack.committed.acquire(blocking=False):
                 self._commit()
                 ack.committed.acquire()
+            if self._waiting.qsize() >= MANY:
+                self._hurry.wait(GATHER_MORE / 1000)
+            self._hurry.clear()
             batch, left = self._gather(ack)
             self._send([a for a in batch if a.committed is not None and self._is_kept(a)])
             for sent in batch:
