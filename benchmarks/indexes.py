@@ -32,7 +32,7 @@ from dramatiq_joblog.recording.events import Ended, Started  # noqa: E402
 
 #: Jobs that begin, and end, in one transaction.
 BATCH = 8
-#: What an event tells of a job that begins, and what more of one that has ended.
+#: The columns of an event of a job that begins, and the others of one that has ended.
 BEGUN = (
     *("jid", "actor", "queue", "job_type", "user_id", "attempt", "max_retries", "enqueued_at"),
     *("started_at", "created_at", "worker", "process", "token", "args", "kwargs"),
@@ -44,7 +44,7 @@ ENDED = ("duration", "finished_at")
 class Price:
     """What a job costs: microseconds of processor time and of the clock, and bytes of WAL.
 
-    SQLite does not tell the last.
+    SQLite does not report the last.
     """
 
     cpu: float

@@ -165,7 +165,7 @@ def plan_of(joblog: JobLog, statements: list[tuple]) -> tuple[str, str]:
         for line in joblog.database.execute_sql(explain + sql, params).fetchall():
             text = str(line[-1])
             for table in _WHOLE.findall(text):
-                # SQLite tells the alias.
+                # SQLite reports the alias.
                 aliases = re.findall(r'"(joblog_\w+)" AS "(\w+)"', sql)
                 names = {alias: name for name, alias in aliases}
                 if names.get(table, table) in {"joblog_job", "joblog_failure"}:

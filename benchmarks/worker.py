@@ -1,4 +1,4 @@
-"""The worker that is measured: ``dramatiq worker`` in this folder, told by its environment.
+"""The worker that is measured: ``dramatiq worker`` in this folder, configured by its environment.
 
 It drains what lies in Redis, with the log, with another's or with none, and at its end leaves
 the processor time that it took.

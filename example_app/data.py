@@ -103,7 +103,7 @@ class Position(Table):
 
 
 class Run(Table):
-    """One run of a job, as the job itself tells it: the log has no part in this."""
+    """One run of a job, recorded by the job itself, without the log."""
 
     jid = CharField(index=True)
     attempt = IntegerField()

@@ -135,7 +135,7 @@ def alone(function: Callable[..., Any]) -> Callable[..., Any]:
     of two that start together at least one sees the other.  Often both do, and both step aside
     for a random while: nobody is next by right, and a job that is always late gives up.  Nor
     does it see what has begun and does not ask; and a worker that was paused between its
-    question and its work goes on, as nothing tells it that its answer is old.
+    question and its work continues, although its answer is old.
     """
 
     @functools.wraps(function)
@@ -254,7 +254,7 @@ async def verify(user_id: int) -> None:
 
 @dramatiq.actor(job_type=JobType.SUPPORT, max_retries=0)
 def complain(feed_id: int | None, user_id: int | None) -> None:
-    """Tell the supplier of a broken row, or the clerk of a wrong sum; some listen."""
+    """Notify the supplier of a broken row, or the clerk of a wrong sum; some react."""
     with on_record(None, finance=False), database.connection_context():
         if feed_id is not None:
             feed = Feed.get_by_id(feed_id)

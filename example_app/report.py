@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 STYLES = {State.FINISHED: "green", State.DEAD: "red", State.SKIPPED: "yellow"}
 
-#: The log's state for the outcome of a job's last run, as the job tells it.
+#: The log's state for the outcome of a job's last run, as the job recorded it.
 ENDS = {"finished": State.FINISHED, "skipped": State.SKIPPED}
 
 
@@ -78,7 +78,7 @@ def _dead(jobs: JobQuery) -> Table:
 
 
 def show_conflicts(console: Console, jobs: JobQuery) -> bool:
-    """Tell how the finance rule worked; return whether it held."""
+    """Print how the finance rule worked; return whether it held."""
     failure = joblog.Failure
     with database.connection_context():
         stepped = Run.select().where(Run.outcome == "stepped aside")
@@ -161,7 +161,7 @@ def _error(outcome: str) -> str:
 
 
 def check(console: Console, jobs: JobQuery) -> bool:
-    """Tell whether the log agrees with the jobs' own record, job by job."""
+    """Print whether the log agrees with the jobs' own record, job by job."""
     found = differences(jobs)
     with database.connection_context():
         runs = Run.select().count()

@@ -42,7 +42,7 @@ ROOT = Path(__file__).parent.parent
 SUPPORT = ROOT / "tests" / "support"
 UNIT = ROOT / "tests" / "unit"
 
-#: What tells our package and our tests where to go; a test sets what it needs.
+#: The environment variables of the package and its tests; a test sets what it needs.
 OUR_VARIABLES = (
     "JOBLOG_DATABASE",
     "JOBLOG_TEST_MYSQL",
@@ -399,7 +399,7 @@ def appear(joblog):
 
 @pytest.fixture
 def job_factory(joblog):
-    """Return a function that inserts a job: finished, unless told otherwise."""
+    """Return a function that inserts a job, finished by default."""
 
     def make(**overrides):
         now = int(time.time() * 1000)
@@ -704,7 +704,7 @@ def asked():
         with count_queries() as counter:
             yield texts
         mine = [record.msg[0] for record in counter.get_queries() if record.thread == thread]
-        # Before peewee 4.5 it also tells of a transaction's begin and end.
+        # Before peewee 4.5 it also logs the beginning and the end of a transaction.
         texts += [text for text in mine if not text.startswith(("BEGIN", "COMMIT"))]
 
     return listing

@@ -78,7 +78,7 @@ def test_a_job_that_does_not_run_is_given_up(joblog, job_factory, make_broker, s
 
 @pytest.mark.parametrize("state", ["started", *sorted(FINAL)])
 def test_what_runs_or_has_ended_is_refused(joblog, job_factory, state):
-    """The reason is told, and nothing is changed or recorded."""
+    """The error has the reason, and nothing is changed or recorded."""
     was = job_factory(jid="j", state=state).as_dict()
     reason = {"started": "it is started, and the log cannot stop code that runs; dramatiq-abort"}
 
@@ -146,7 +146,7 @@ def test_a_job_that_begins_meanwhile(joblog, section):
 )
 @given(data=st.data())
 def test_nothing_begins_after_it(joblog, data):
-    """Whatever comes late, twice or in another order: no run begins, and only an end is told."""
+    """Late, repeated and reordered events: no run begins, and only an end is recorded."""
     joblog.Job.delete().execute()
     joblog.Failure.delete().execute()
     last = data.draw(st.sampled_from(["finished", "dead", "skipped"]))
@@ -414,7 +414,7 @@ def test_a_retry_of_it(joblog):
 
 
 def test_a_run_that_could_not_ask(joblog, job_factory):
-    """A run of a host that was cut off is told of later: then its end stands, not its start."""
+    """A run of a host that was cut off is reported later: its end is kept, and not its start."""
     job_factory(jid="j", state="enqueued", finished_at=None, started_at=None)
     joblog.cancel("j")
     begun, ended = (

@@ -1,4 +1,4 @@
-"""What is wrong with a log, told with its cure."""
+"""The doctor reports each fault of a log, with its cure."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_healthy_log(joblog, database_url, make_broker):
 
 
 def test_no_database(tmp_path):
-    """A database that cannot be asked is a finding, without its password; the rest is told."""
+    """An unavailable database is a finding, without its password; the rest is still reported."""
     url = "postgresql://ada:hunter2@127.0.0.1:1/shop"
     joblog = JobLog(url, spool=tmp_path / "spool")
     found = joblog.doctor()
@@ -58,7 +58,7 @@ def test_no_database(tmp_path):
 
 @pytest.mark.new_database
 def test_no_tables(database_url):
-    """Tables that were never made are told, and how to make them."""
+    """Missing tables are reported, with the command that creates them."""
     joblog = JobLog(database_url)
     found = wrong(joblog)
     assert "0001_initial, " in found["schema"].text
@@ -68,7 +68,7 @@ def test_no_tables(database_url):
 
 
 def test_newer_tables(joblog):
-    """Tables of a newer version are told."""
+    """Tables of a newer version are reported."""
     joblog.database.execute_sql(
         "INSERT INTO joblog_job_migration (name, applied) VALUES ('9999_moon', '2030-01-01')"
     )
@@ -78,7 +78,7 @@ def test_newer_tables(joblog):
 
 @pytest.mark.parametrize("skew", [-3_600_000, 3_600_000])
 def test_a_wrong_clock(joblog, monkeypatch, skew):
-    """A host an hour before or behind its database is told."""
+    """A host whose clock is an hour ahead of or behind the database's is reported."""
     real = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: real() + skew * 1_000_000)
     text = wrong(joblog)["clock"].text
@@ -87,7 +87,7 @@ def test_a_wrong_clock(joblog, monkeypatch, skew):
 
 
 def test_a_worker_with_a_wrong_clock(joblog):
-    """A worker whose host's clock is wrong is told by its host."""
+    """A worker whose host's clock is wrong is reported with the host's name."""
     worker = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
     worker.beat()
     assert "clock" not in wrong(joblog)
@@ -115,13 +115,13 @@ def test_workers_that_are_gone(joblog, job_factory):
 
 
 def test_runs_of_nobody(joblog, job_factory):
-    """A run whose process has no row any more is told."""
+    """A run whose process has no row any more is reported."""
     job_factory(state="started", process="x" * 16)
     assert "1 job is started whose worker process is not known" in wrong(joblog)["workers"].text
 
 
 def test_a_stuck_section(joblog, job_factory):
-    """A section that a finished job holds is told by its key."""
+    """A section that a finished job holds is reported with its key."""
     row = {"kind": "section", "slot": 0, "fence": 1, "ttl": 1, "expires_at": now() + 60_000}
     job_factory(jid="ended")
     job_factory(jid="running", state="started")
@@ -136,7 +136,7 @@ def test_a_stuck_section(joblog, job_factory):
 
 
 def test_jobs_that_wait_for_nobody(joblog, job_factory):
-    """Jobs that wait for long are told by their queue, and whether anyone takes from it."""
+    """Jobs that wait for long are reported by queue, with whether any worker consumes it."""
     served = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
     served.queues = {"served"}
     served.beat()
@@ -152,7 +152,7 @@ def test_jobs_that_wait_for_nobody(joblog, job_factory):
 
 
 def test_lost_retries(joblog, job_factory):
-    """Jobs whose retry was lost are told of until each was run again or dismissed."""
+    """Jobs whose retry was lost are reported until each was run again or dismissed."""
     jids = []
     for reason in ("retry_lost", "no_retries", "not_retried", "retry_lost", "retry_lost"):
         job = job_factory(state="dead", dead_reason=reason)
@@ -165,7 +165,7 @@ def test_lost_retries(joblog, job_factory):
 
 
 def test_spools(sqlite_url, tmp_path):
-    """Events that lie on this host for long are told: how many, how long, and whose they are."""
+    """Old events in this host's spool are reported: how many, how old, and whose they are."""
     folder = tmp_path / "spool"
     joblog = JobLog(sqlite_url, spool=folder)
     joblog.create_tables()
@@ -188,7 +188,7 @@ def test_spools(sqlite_url, tmp_path):
 
 
 def test_middleware(joblog):
-    """A broker without the log's middleware, with two, or with actors from before it is told."""
+    """A broker is reported if it lacks the log's middleware, has two, or has older actors."""
     broker = StubBroker(middleware=[Retries()])
     assert "has no JobLogMiddleware" in wrong(joblog, broker)["middleware"].text
 

@@ -36,7 +36,7 @@ def test_dismissed_jobs(joblog, job_factory):
 
 
 def test_dead_jobs_in_groups(joblog, job_factory):
-    """Dead jobs are counted by error and actor in windows of time, the newest told of."""
+    """Dead jobs are counted by error and actor in windows of time, and the newest is named."""
     now = datetime.now(timezone.utc)
     for jid, error, hours in (
         ("old", "KeyError", 400),

@@ -1,4 +1,4 @@
-"""Notices: opened once, repeated at most hourly, resolved once, whoever sends and dies."""
+"""Notices: opened once, repeated at most hourly, resolved once, whichever process dies."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def settle(url, address, log, wanted, eventually):
 @pytest.mark.full
 @pytest.mark.timeout(400)
 def test_a_death_between_any_two_steps(joblog, database_url, job_factory, receiver, eventually):
-    """Whoever is killed before or after a statement or a call, the notice comes once or twice."""
+    """Whichever process is killed before or after a statement, the notice comes once or twice."""
     at = 0
     killed = True
     while killed:

@@ -122,7 +122,7 @@ def test_a_pause_is_measured(frozen):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX freeze the server")
 def test_waiting_outlives_a_frozen_database(frozen, postgres):
-    """Whoever waits while the database is frozen for long hears of the end once it is back."""
+    """A wait while the database is frozen for long returns the end once it is back."""
     waiting = []
     wait = threading.Thread(target=lambda: waiting.append(frozen.wait("b", timeout=40_000)))
     wait.start()

@@ -50,7 +50,7 @@ def gated(broker):
 
 @pytest.mark.every_database
 def test_waiting_for_a_job_that_goes_on(joblog, broker, gated, worker, elsewhere, eventually):
-    """Whoever waits for a job gets it as it ended, and nobody waits for it any more."""
+    """A wait returns the job as it ended, and then the job is no longer watched."""
     with worker(broker):
         message = gated.send()
         wait = elsewhere(joblog.wait, message.message_id, timeout=10_000)
@@ -97,7 +97,7 @@ def test_a_wait_that_is_over(joblog, job_factory, state, text):
 
 
 def test_a_job_that_is_pruned_meanwhile(joblog, job_factory, elsewhere, eventually):
-    """Whoever waits for a job whose row goes hears that it is gone."""
+    """A wait for a job whose row is deleted raises an error."""
     job = job_factory(state="started")
     wait = elsewhere(joblog.wait, job.jid, timeout=10_000)
     eventually(lambda: next((x.seen for x in joblog.core.watcher._watch._listeners), None))
@@ -107,7 +107,7 @@ def test_a_job_that_is_pruned_meanwhile(joblog, job_factory, elsewhere, eventual
 
 
 def test_closing_the_log(joblog, job_factory, elsewhere, eventually):
-    """Whoever waits as the log is closed hears of it, and the log can be waited on again."""
+    """Closing the log ends its waits with an error, and new waits are possible."""
     wait = elsewhere(joblog.wait, "none")
     follow = elsewhere(lambda: list(joblog.follow("none")))
     eventually(lambda: len(watched(joblog)) == 2)

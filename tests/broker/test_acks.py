@@ -272,7 +272,7 @@ def test_redis_restarts_while_acknowledgements_wait(
     """Acknowledgements that Redis could not take are sent when it is back."""
     server = servers.start_redis(durable=True)
     broker = RedisBroker(url=server.url, namespace=uuid.uuid4().hex)
-    # No sign of life takes the last outcome with it.
+    # No heartbeat writes the last outcome.
     middleware = JobLogMiddleware(joblog, heartbeat=10**6, heartbeat_timeout=10**7)
     broker.add_middleware(middleware)
     dramatiq.set_broker(broker)

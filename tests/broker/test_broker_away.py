@@ -1,4 +1,4 @@
-"""The broker away while jobs run: no wrong state is written, and nothing is told twice."""
+"""The broker is unavailable while jobs run: no wrong state is written, and nothing twice."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def rows(joblog, jid):
 # Consumers that lose their connection say so.
 @pytest.mark.expects_critical
 def test_away_when_the_job_ends(joblog, broker, proxy, worker, eventually, critical_guard):
-    """A job that ends while the broker is away has ended, once, however often it is told."""
+    """A job that ends without a broker has one outcome, however often it is reported."""
     gone, goes_on = threading.Event(), threading.Event()
 
     @dramatiq.actor
@@ -124,7 +124,7 @@ def test_a_retry_that_cannot_be_enqueued(joblog, broker, proxy, worker, eventual
 def test_a_waiter_that_cannot_be_put_back(
     joblog, broker, proxy, worker, eventually, caplog, critical_guard
 ):
-    """A job that finds its section taken while the broker is away is put back once it is there."""
+    """A job that finds its section taken while the broker is unavailable is put back later."""
     held, goes_on = threading.Event(), threading.Event()
 
     @dramatiq.actor(exclusive=Exclusive("key", on_conflict="wait"))

@@ -1,4 +1,4 @@
-"""Names that are too long, or that no database holds, are told apart, found and run again."""
+"""Names that are too long, or that no database holds, are distinguished, found and run again."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def test_job_user_of_a_message(joblog, broker, run):
 
 
 def test_job_user_that_fails(joblog, broker, run):
-    """A callable that raises costs the job nothing but its user, and a note tells why."""
+    """A callable that raises costs the job nothing but its user, and a note says why."""
 
     @dramatiq.actor(job_user=lambda order: order["customer"])
     def works(order):

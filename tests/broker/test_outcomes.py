@@ -20,7 +20,7 @@ def database_url(sqlite_database):
 
 @pytest.fixture
 def told():
-    """Return what the logger was told, as level and document."""
+    """Return what the logger received, as level and document."""
     lines = []
     handler = logging.Handler()
     handler.setFormatter(OutcomeFormatter())
@@ -71,7 +71,7 @@ def test_each_run_is_told(joblog, make_broker, worker, told):
 
 
 def test_a_job_whose_section_is_taken(joblog, make_broker, worker, told):
-    """A job that was dropped before it ran is told too."""
+    """A job that was dropped before it ran is logged too."""
     broker = make_broker("stub", "last", joblog=joblog, outcome_log=True)
     work = dramatiq.actor(lambda: None, actor_name="work", exclusive=Exclusive("one"))
     with joblog.lock("one"):
@@ -84,7 +84,7 @@ def test_a_job_whose_section_is_taken(joblog, make_broker, worker, told):
 
 
 def test_it_is_off(joblog, make_broker, worker, told):
-    """Nothing is told unless it is asked for."""
+    """Nothing is logged by default."""
     broker = make_broker("stub", "last", joblog=joblog)
     dramatiq.actor(lambda: None, actor_name="work").send()
     with worker(broker):

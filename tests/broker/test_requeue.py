@@ -153,7 +153,7 @@ def test_a_job_that_has_not_ended_is_refused(joblog, work, job_factory, state):
     ],
 )
 def test_what_cannot_run_as_it_was_is_refused(joblog, work, job_factory, row, text):
-    """The reason is told, and nothing is sent."""
+    """The error has the reason, and nothing is sent."""
     job = job_factory(**{"args": [], "kwargs": {}} | row)
 
     with pytest.raises(RequeueError, match=text):
@@ -293,7 +293,7 @@ def test_sealed_arguments(database_url, pickled, make_broker, worker):
 
 @on_each_database
 def test_many_run_again(joblog, work, run, broken):
-    """All that match run again, oldest first, once; what cannot is told by its jid."""
+    """All that match run again, oldest first, once; those that cannot are reported by jid."""
     messages = []
     for number in range(4):
         messages.append(work.send(number))
@@ -426,7 +426,7 @@ class TablesVanish(Middleware):
 
 @on_each_database
 def test_a_log_that_goes_away_meanwhile(joblog, make_broker, worker, caplog, eventually):
-    """A job that was sent is told to have been sent, even if it could not be marked."""
+    """A job that was sent is reported as sent, even if it could not be marked."""
     vanish = TablesVanish(joblog)
     broker = make_broker("stub", "last", joblog=joblog, middleware=[Retries(max_retries=0), vanish])
     work = dramatiq.actor(lambda: None, actor_name="work")

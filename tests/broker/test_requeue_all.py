@@ -48,7 +48,7 @@ def dead(job_factory):
 
 
 class Watching(Middleware):
-    """Notes what it is told of each enqueue, and what the broker has by then."""
+    """Records each enqueue, and what the broker has by then."""
 
     def __init__(self):
         self.told = []
@@ -181,7 +181,7 @@ class Refuses(Middleware):
 
 @pytest.mark.parametrize("kind", ["redis", "stub"])
 def test_one_that_cannot_be_sent_does_not_stop_the_others(joblog, make_broker, dead, kind):
-    """An unknown actor, an undeclared queue, a duplicate or a refusal is told by its jid."""
+    """An unknown actor, an undeclared queue, a duplicate or a refusal is reported by jid."""
     broker = make_broker(kind, joblog=joblog, middleware=[Refuses()])
     declare()
     declare("moved", queue_name="nowhere")

@@ -227,7 +227,7 @@ def test_a_lock_by_hand_outlasts_the_workers(joblog, broker_of, start, beats_on,
 
 
 def test_the_lines_and_progress_of_the_second_are_kept(joblog, broker_of, start, beats_on):
-    """What a job logs and tells goes on being written once the other worker has stopped."""
+    """Log lines and progress are still written after the other worker has stopped."""
     broker = broker_of()
     may_end, begun = threading.Event(), threading.Event()
 

@@ -90,7 +90,7 @@ def test_a_log_is_made_and_asked(installed, ask, database_url):
 
 
 def test_tables_of_an_older_version(joblog, ask):
-    """A column that is not there yet is told with the command that adds it."""
+    """A missing column is reported with the command that adds it."""
     joblog.database.execute_sql("ALTER TABLE joblog_job DROP COLUMN note")
     joblog.release()
 
@@ -123,7 +123,7 @@ def test_tables_of_an_older_version(joblog, ask):
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_sentence(tmp_path, monkeypatch, arguments, code, text):
-    """Bad usage is exit 2 and a database that cannot be asked exit 3; no traceback, no password."""
+    """Bad usage is exit 2 and an unavailable database exit 3; no traceback, no password."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     done = CliRunner().invoke(program, arguments)
@@ -139,7 +139,7 @@ def test_what_cannot_be_done_is_said_in_one_sentence(tmp_path, monkeypatch, argu
 
 @pytest.mark.new_database
 def test_a_database_without_tables(cli, database_url, tmp_path):
-    """A database in which there is no log yet is told with the command that makes one."""
+    """A database without a log is reported with the command that makes one."""
     (tmp_path / "joblog.db").touch()
     done = cli("workers", "--database", database_url)
 
@@ -149,7 +149,7 @@ def test_a_database_without_tables(cli, database_url, tmp_path):
 
 
 def test_the_log_of_an_application(installed, cli, tmp_path, sqlite_url):
-    """``--app module:name`` imports a module of the current folder, and tells where it fails."""
+    """``--app module:name`` imports a module of the current folder, and reports where it fails."""
     (tmp_path / "shop.py").write_text(
         f"from dramatiq_joblog import JobLog\nlog = JobLog({sqlite_url!r})\n"
     )
@@ -270,7 +270,7 @@ def test_a_filter_that_is_not_understood(joblog, ask, arguments, text):
 
 
 def test_a_list_goes_on_where_it_ended(joblog, job_factory, ask):
-    """``--before`` takes what a page ended with, and no job is left out or told twice."""
+    """``--before`` takes what a page ended with, and no job is left out or shown twice."""
     made = [job_factory().jid for _ in range(7)]
     listed, place = [], []
     for _ in range(3):
@@ -312,7 +312,7 @@ def test_no_colour_where_none_is_wanted(jobs, terminal, database_url):
 
 
 def test_all_of_a_job(jobs, ask):
-    """A job is told with its error, its times, its runs and the last traceback, whole in a pipe."""
+    """A job is shown with error, times, runs and the last traceback, whole in a pipe."""
     job = jobs["reconcile"]
     text = ask("show", job.jid[:8]).stdout
 
@@ -375,7 +375,7 @@ def states(told):
 
 
 def test_what_happens_is_told_while_it_happens(database_url, joblog, make_broker, worker):
-    """``tail`` tells each job that changes, and what it logs, until SIGINT, which is exit 130."""
+    """``tail`` shows each job that changes, and its log lines, until SIGINT, which is exit 130."""
     broker = make_broker(joblog=joblog)
 
     @dramatiq.actor(max_retries=0)
@@ -405,7 +405,7 @@ def test_what_happens_is_told_while_it_happens(database_url, joblog, make_broker
 
 
 def test_only_what_is_asked_for_is_told(joblog, job_factory):
-    """Words narrow what is told, a job is told once for each state, and old ones are not told."""
+    """Words narrow what is shown; a job is shown once for each state, and old ones are not."""
     old = datetime.now(timezone.utc) - timedelta(hours=1)
     job_factory(jid="old", created_at=old, updated_at=old, finished_at=old)
     changes = Changes(joblog, joblog.search("user:7"), 0)

@@ -77,7 +77,7 @@ def test_jobs_run_again_on_the_applications_broker(shop, joblog, job_factory):
     assert [[0], [1], [2]] == [joblog.get(jid).args for jid in news]
     assert {myself()} == {action.who for action in joblog.actions}
     assert "no job that matches can be run again" in shop("requeue", "type:import", code=1).stderr
-    # Whoever names a job means it.
+    # A job that is named is meant.
     assert "runs dead0 again" in shop("requeue", "dead0").stdout
     joblog.release()
 
@@ -225,7 +225,7 @@ def test_long_work_shows_how_it_goes_on(joblog, job_factory, terminal, database_
 
 
 def test_numbers(joblog, job_factory, ask, terminal, database_url):
-    """``stats`` tells states, throughput, times by type and errors, for people and programs."""
+    """``stats`` shows states, throughput, times by type and errors, for people and programs."""
     for number in range(1, 5):
         job_factory(job_type="import", duration=number * 100, queue_time=5)
     dead(job_factory, "dead0", duration=70, token="t")
@@ -266,7 +266,7 @@ def test_numbers(joblog, job_factory, ask, terminal, database_url):
 
 
 def test_the_doctor_is_asked(joblog, job_factory, ask):
-    """``doctor`` tells what it looked at; a fault has its cure, and is exit 1."""
+    """``doctor`` reports its checks; a fault has its cure, and is exit 1."""
     well = all(finding.ok for finding in joblog.doctor())
     assert "✓ schema " in ask("doctor", code=int(not well)).stdout
 

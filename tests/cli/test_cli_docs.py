@@ -43,7 +43,7 @@ def test_the_documentation_shows_the_help_as_it_is():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_has_help_and_examples(name):
-    """A command tells what it does, all its options, and examples that it understands."""
+    """A command's help says what it does, all its options, and examples that it accepts."""
     command = program.commands[name]
 
     assert command.help

@@ -23,7 +23,7 @@ from dramatiq_joblog.database.url import open_database
     ids=["url", "named in a URL", "of one's own", "a pool of one's own"],
 )
 def test_utf8_has_four_bytes(database):
-    """What MySQL calls "utf8" has no emoji, so "utf8mb4" is used, whoever made the database."""
+    """What MySQL calls "utf8" has no emoji, so "utf8mb4" is used for every database."""
     assert "utf8mb4" == open_database(database).connect_params["charset"]
 
 

@@ -22,7 +22,7 @@ def crossing(joblog, database_url, job_factory):
     jids = [job_factory().jid for _ in range(2)]
     logs = [JobLog(database_url) for _ in range(2)]
     meeting, tries = threading.Barrier(2), []
-    # The first tries only meet: whoever is alone by then goes on.
+    # The first tries only meet; the one that is then alone goes on.
     lock = threading.Lock()
 
     def change(log, order, name, run):
@@ -118,7 +118,7 @@ def test_what_a_process_renews_is_locked_in_order(
         # In a transaction it would say the same again and again.
         with joblog.database.connection_context():
             eventually(lambda: joblog.database.execute_sql(waiting).fetchone() == (1,))
-        # Whoever has this one would wait for us, as we for them.
+        # The holder of this one would wait for us, as we for it.
         list(rows.select().where(column == "z").for_update())
     thread.join(30)
     for block in taken:

@@ -10,7 +10,7 @@ from dramatiq_joblog.recording.events import Enqueued
 
 
 def write(log, jid):
-    """Write a job that was sent, and one that a mark tells of; return the job as it stands."""
+    """Write a job that was sent, and one that has a mark; return the job as it stands."""
     row = {"jid": jid, "actor": "work", "queue": "default", "attempt": 1, "state": "enqueued"}
     log.core.writer.write(Enqueued(row | {"enqueued_at": 0, "created_at": 0, "updated_at": 0}))
     log.core.writer.call(lambda: log.core.totals.marks.note_late({60_000}))

@@ -301,7 +301,7 @@ def test_waiters_of_several_keys(joblog, job_factory, asked):
 
 
 def test_held_keys_tell_of_their_holders(joblog):
-    """``locks`` tells who holds a key, since when, for how long still, and with which fence."""
+    """``locks`` shows who holds a key, since when, for how long still, and with which fence."""
     with joblog.lock("report", ttl=50_000) as lease:
         [row] = joblog.locks
         assert (lease.token, 1, "section") == (row.token, row.fence, row.kind)
@@ -438,7 +438,7 @@ def test_by_hand_in_a_transaction(joblog):
 
 
 def test_by_hand_without_a_database(tmp_path):
-    """Where the database cannot be asked, no key is given."""
+    """While the database is unavailable, no key is given."""
     joblog = JobLog(f"sqlite:///{tmp_path}/missing/jobs.db")
     with pytest.raises(DatabaseAwayError), joblog.lock("report"):
         pass

@@ -109,7 +109,7 @@ def test_no_two_hold_a_key(log):
 
 
 def test_a_lock_that_another_holds(log):
-    """A slot whose row another transaction has locked is waited for, and then told to be busy."""
+    """A slot whose row another transaction has locked is waited for, and then reported as busy."""
     take = Claim(SECTION, "key", "me", "t", 60_000)
     with log.database.atomic():
         log.core.locks.take(Claim(SECTION, "key", "other", "o", 60_000))

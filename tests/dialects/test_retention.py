@@ -84,7 +84,7 @@ def test_a_job_goes_once_it_is_as_old_as_it_is_kept(joblog, job_factory):
 
 
 def test_without_a_time_nothing_goes(joblog, old_and_new):
-    """A log that was told nothing keeps all, and so do states that are not named."""
+    """By default a log keeps everything, and so do states that are not named."""
     assert {} == joblog.prune()
     assert 18 == joblog.jobs.count()
 

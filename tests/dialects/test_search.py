@@ -212,7 +212,7 @@ def test_a_user_of_the_users_own(tmp_path):
 
 
 def test_every_key_is_understood(joblog):
-    """Every key that is told of can be searched by, and completed without an error."""
+    """Every documented key can be searched by, and completed without an error."""
     times = dict.fromkeys(("ended", "overdue", "since", "until"), "1h")
     amounts = {"attempt": "3", "duration": ">1s", "queue_time": ">1s"}
     values = {"state": "dead", "dismissed": "no", **times, **amounts}

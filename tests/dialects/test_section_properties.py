@@ -34,7 +34,7 @@ LEAP = 1_000_000
 
 @dataclasses.dataclass
 class Held:
-    """A run, or a block by hand, that was told that it is in the section."""
+    """A run, or a block by hand, that was let into the section."""
 
     jid: str
     attempt: int
@@ -44,7 +44,7 @@ class Held:
 
 
 class Process:
-    """What one worker process has: statements of its own, and a row with signs of life."""
+    """What one worker process has: statements of its own, and a row with heartbeats."""
 
     def __init__(self, joblog, number):
         self.number = number
@@ -123,7 +123,7 @@ class SectionMachine(RuleBasedStateMachine):
         assert answer.granted == (answer.lease is not None)
         fresh = known is None or known.state in ("waiting", "retrying")
         if fresh and room > 0 and not others_wait:
-            # What is free, or whose lease ran out, is had by whoever asks.
+            # A free slot, or one with an expired lease, goes to the one who asks.
             assert answer.granted
         if room <= 0 and not any(row.owner == job for row in self.in_use()):
             assert not answer.granted
@@ -182,7 +182,7 @@ class SectionMachine(RuleBasedStateMachine):
 
     @rule()
     def leap(self):
-        """Let time pass without any sign of life."""
+        """Let time pass without any heartbeat."""
         lock, worker = self.joblog.Lock, self.joblog.Worker
         lock.update(expires_at=lock.expires_at - LEAP).execute()
         worker.update(heartbeat_at=worker.heartbeat_at - LEAP).execute()

@@ -25,7 +25,7 @@ def now():
 
 
 def count_of(joblog, span=None, **wanted):
-    """Return how many the totals tell of, in one span or in the finest of everything."""
+    """Return how many the totals count, in one span or in the finest of everything."""
     total = joblog.core.tables.total
     rows = total.select().where(
         total.gone == 0, *(getattr(total, k) == v for k, v in wanted.items())
@@ -95,7 +95,7 @@ def a_day(joblog, job_factory):
 
 
 def test_totals_are_what_the_rows_say(joblog, a_day):
-    """Every length of span tells exactly what the rows say, with their times."""
+    """Every length of span has exactly the counts of the rows, with their times."""
     assert joblog.core.totals.catch_up(now())
 
     expected = rows_by_hour(joblog)

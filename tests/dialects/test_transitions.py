@@ -242,7 +242,7 @@ def test_a_presumed_interruption_is_corrected(joblog):
 
 
 def test_refused_start_tells_the_state(joblog):
-    """A start that is refused tells what it found."""
+    """A refused start returns what it found."""
     first, late = new_token("one"), start(new_token("one"))
     joblog.core.transitions.write([start(first)])
     joblog.core.transitions.write([end(first)])
@@ -373,7 +373,7 @@ def test_round_trips_of_a_batch(joblog, tmp_path):
 
 
 def test_an_overtaken_run_in_a_batch(joblog):
-    """A run that was taken to be interrupted, and ends beside others, is corrected as if alone."""
+    """A run that was considered interrupted, and ends beside others, is corrected as if alone."""
     joblog.core.transitions.write([start("a")])
     joblog.core.transitions.write([start("b")])
     assert 1 == told(joblog).interruptions
@@ -403,7 +403,7 @@ def test_more_lines_than_one_statement_takes(joblog):
     assert {"finished"} == {job.state for job in joblog.jobs}
 
 
-# What is told late: events that were kept on disk while the database was away
+# Late events: those that were kept on disk while the database was unavailable
 
 
 @st.composite
@@ -426,7 +426,7 @@ def kept_lives(draw):
 @property_settings
 @given(lives_and_order=kept_lives())
 def test_two_spools_in_any_order(joblog, lives_and_order):
-    """Whichever process tells first, the row is that of the last run, and each failure its own."""
+    """Whichever process reports first, the row shows the last run, and each failure its own."""
     events, order = lives_and_order
     joblog.Job.delete().execute()
     joblog.Failure.delete().execute()
@@ -453,7 +453,7 @@ def kept(token, *, at, attempt=1, cut_off=False):
 
 
 def test_a_run_that_ended_with_its_process_is_lost(joblog):
-    """A run that is told of once its process is gone is lost at once, and is kept."""
+    """A run that is reported after its process is gone is lost at once, and is kept."""
     joblog.core.transitions.write([kept("a", at=0, cut_off=True)])
     assert "lost" == told(joblog).state
 
@@ -539,7 +539,7 @@ def test_a_newer_attempt_that_was_cut_off_is_lost(joblog):
 
 
 def test_a_presumed_interruption_is_not_counted(joblog):
-    """A run that was taken to be interrupted and ends by itself is not counted as interrupted."""
+    """A run that was considered interrupted and ends by itself is not counted as interrupted."""
     joblog.core.transitions.write([start("a")])
     joblog.core.transitions.write([start("b")])
     assert 1 == told(joblog).interruptions

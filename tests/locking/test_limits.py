@@ -41,7 +41,7 @@ def test_a_limit_that_was_raised(joblog, broker, worker, eventually):
 
 @pytest.mark.parametrize("lower", [1, 2])
 def test_a_limit_that_was_lowered(joblog, lower):
-    """A lower limit holds for who comes by it, whoever is inside by a higher one."""
+    """A lower limit applies to jobs that have it, even if jobs with a higher one are inside."""
     blocks = [joblog.lock("key", limit=4) for _ in range(3)]
     for block in blocks:
         block.__enter__()

@@ -1,4 +1,4 @@
-"""One line for all who want a key: who comes in next, whatever their policy and whoever is gone."""
+"""One queue for each key: who enters next, whatever the policies, and even if some are gone."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def broker(joblog, make_broker):
 
 
 class Gate:
-    """An actor's body that stays inside until it is told to go on."""
+    """An actor's body that stays inside until it may go on."""
 
     def __init__(self):
         self.entered = threading.Event()
@@ -474,7 +474,7 @@ def test_a_key_that_cannot_be_made(broker):
 
 
 def test_without_a_database_it_does_not_run(tmp_path, make_broker, worker, eventually):
-    """While the database cannot be asked a job with a section does not run; later it does."""
+    """While the database is unavailable, a job with a section does not run; later it does."""
     folder = tmp_path / "log"
     joblog = JobLog(f"sqlite:///{folder}/jobs.db", spool=tmp_path / "spool")
     broker = make_broker("stub", "last", joblog=joblog)

@@ -84,7 +84,7 @@ class Pair(NamedTuple):
 
 
 class Opaque:
-    """Has the repr that it is told."""
+    """Has the given repr."""
 
     def __init__(self, text):
         self.text = text
@@ -168,7 +168,7 @@ any_json = st.recursive(
 )
 @given(any_json)
 def test_what_has_no_secret_is_kept_as_it_is(value):
-    """What no name and no form tells to be a secret comes back as it was, and not as a copy."""
+    """A value that neither name nor form marks as a secret is returned itself, not a copy."""
     redactor = Redactor()
     assert value is redactor.value(value) or REDACTED in json.dumps(redactor.value(value))
 
@@ -209,7 +209,7 @@ def test_a_hook():
 
 
 def test_a_hook_that_fails(caplog):
-    """What a callable could not judge is not kept, and its fault is told."""
+    """A value whose callable raises is not stored, and the error is logged."""
 
     def broken(name, value):
         raise RuntimeError("no judgement")

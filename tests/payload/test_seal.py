@@ -24,7 +24,7 @@ def test_what_is_closed_is_opened_by_its_key_alone():
 
 @pytest.mark.parametrize("keys", ["secret password", b"", [], ["a" * 44, 7]])
 def test_what_is_no_key_is_refused(sqlite_url, keys):
-    """The refusal tells how to make a key, and does not show what may be one."""
+    """The refusal says how to make a key, and does not show what may be one."""
     with pytest.raises(ConfigurationError, match=r"Fernet.generate_key") as refused:
         JobLog(sqlite_url, seal_key=keys)
 

@@ -68,7 +68,7 @@ def test_a_document_is_json(value):
 
 
 def test_a_document_that_is_too_long():
-    """What is too long is left out, and a note tells how long it was."""
+    """What is too long is left out, and a note says how long it was."""
     text, note, _ = document(["x" * 100_000], PLAIN)
     assert {"left_out": "100004 characters"} == json.loads(text)
     assert "100004 characters" in note

@@ -124,7 +124,7 @@ def play(story):
     for name in "AB":
         story.until(name, "lost")
     assert "started" == story.job("C").state
-    # The host that is cut off ends its run: it can tell nobody, and keeps it.
+    # The host that is cut off ends its run: it cannot report it, and keeps it.
     story.let("A", a)
 
     story.let("C", c)
@@ -162,6 +162,6 @@ def play(story):
 
 
 def is_alive(joblog, host):
-    """Tell whether a host gives signs of life again."""
+    """Return whether a host sends heartbeats again."""
     row = joblog.Worker.get(joblog.Worker.host == host)
     return row.swept_at is None and row.ended_at is None

@@ -48,7 +48,7 @@ class Ended(Middleware):
 
 
 class Runs:
-    """The runs of one job, each of which goes on until it is told to end."""
+    """The runs of one job, each of which goes on until it is to end."""
 
     def __init__(self, *, first_breaks) -> None:
         self.first_breaks = first_breaks
@@ -98,7 +98,7 @@ def test_a_connection_that_drops(
         eventually(lambda: joblog.get(jid).state == "finished")
 
     job = joblog.get(jid)
-    # A run that was taken to be cut off and then fails by itself is kept as that.
+    # A run that was considered cut off and then fails by itself is kept as that.
     outcome, interruptions = ("dead", None) if first_breaks else ("interrupted", 1)
     assert [(first, outcome)] == [(f.token, str(f.outcome)) for f in job.failures]
     assert (second, 1, interruptions) == (job.token, job.attempt, job.interruptions)

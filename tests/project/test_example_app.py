@@ -143,7 +143,7 @@ def test_the_story_on_servers_of_ones_own(tmp_path, postgres_url, redis_url):
 
 @pytest.mark.full
 def test_the_check_can_fail(tmp_path):
-    """A log that differs from the jobs' own record is told from one that does not."""
+    """A log that differs from the jobs' own record is distinguished from one that does not."""
     assert 0 == run(tmp_path).returncode
     check = (
         "import sys; from rich.console import Console; from example_app.jobs import joblog; "

@@ -142,7 +142,7 @@ def test_a_scheduler(run_in, eventually, tmp_path):
 
 @pytest.mark.parametrize("framework", ["fastapi", "flask"])
 def test_a_web_application(run_in, eventually, framework):
-    """An endpoint sends a job, and another one tells its state."""
+    """An endpoint sends a job, and another one returns its state."""
     write, _, running = run_in
     write(framework)
     port = servers.free_port()
@@ -301,7 +301,7 @@ def test_the_tutorial(run_in, eventually, tmp_path):
 
 
 def test_an_abort(run_in, eventually, tmp_path):
-    """A job that is aborted while it runs is dead, and told from one that failed."""
+    """A job that is aborted while it runs is dead, and distinguished from one that failed."""
     write, run, running = run_in
     write("abort")
     joblog = JobLog(f"sqlite:///{tmp_path / 'jobs.db'}")

@@ -240,6 +240,6 @@ def test_a_project_with_nothing(folder):
 
 
 def test_pytest_is_not_imported_by_the_package():
-    """Whoever does not test needs no pytest."""
+    """The package itself does not need pytest."""
     code = "import sys, dramatiq_joblog; sys.exit('pytest' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -69,7 +69,7 @@ def test_a_page_that_looks_no_further(joblog, job_factory, monkeypatch):
 
 
 def test_what_has_come_since(joblog, job_factory):
-    """The place of a job in the list tells what has come since."""
+    """The cursor of a job returns what has come since."""
     known = job_factory(created_at=NOON)
     place = cursor_of(known)
     assert [] == joblog.jobs.page(after=place).jobs
@@ -100,7 +100,7 @@ def test_counts(joblog, job_factory):
 
 
 def test_a_row_as_plain_values(joblog, job_factory):
-    """A job is told as JSON can hold it, without what is the log's own business."""
+    """A job is returned as a dict for JSON, without internal columns."""
     job = job_factory(
         jid="j", created_at=NOON, user_id=7, args=[1, {"a": None}], sealed="x", token="t"
     )
@@ -114,7 +114,7 @@ def test_a_row_as_plain_values(joblog, job_factory):
 
 
 def test_stats(joblog, job_factory):
-    """Jobs that ended are told by outcome and time, by job type, and by what failed."""
+    """Jobs that ended are counted by outcome and time, by job type, and by what failed."""
     for minute, state, error in (
         (0, "finished", None),
         (0, "dead", "KeyError"),

@@ -77,7 +77,7 @@ def test_a_name_for_words(joblog, job_factory):
     ],
 )
 def test_what_is_refused(joblog, name, words):
-    """A name that is none, and words that cannot be asked for, are not saved."""
+    """An invalid name, or an invalid search, is not saved."""
     with pytest.raises(SearchError):
         joblog.save_search(name, words)
     assert 0 == joblog.searches.count()

@@ -118,7 +118,7 @@ def test_a_run_that_another_process_begins_meanwhile(joblog, database_url, begin
     thread.join(60)
     other.close()
 
-    # The rival holds nothing, so that its run is taken to be over.
+    # The rival holds nothing, so that its run is considered over.
     [answer] = answers
     assert (True, 2) == (answer.granted, answer.lease.fence)
     assert ["interrupted"] == [run.outcome for run in joblog.get("a").failures]

@@ -228,7 +228,7 @@ def test_the_host_and_the_log_are_left_out(run):
 
 
 def test_a_chatty_job(run):
-    """Of very many lines the first and the last are kept, and a line tells how many are not."""
+    """Of very many lines the first and the last are kept, and a line says how many are not."""
 
     def work():
         for n in range(20_000):
@@ -255,7 +255,7 @@ def write(batch, rows):
 
 
 def rows_of(steps, *, signs_of_life):
-    """Return what is written of a run: a number is a line of that length, None a sign of life."""
+    """Return what is written of a run: a number is a line of that length, None a heartbeat."""
     lines, rows = Lines("j", "t", 1, str), {}
     for n, step in enumerate(steps):
         if step is not None:

@@ -67,7 +67,7 @@ def through_proxy(proxy, url):
 
 
 class Outages:
-    """Ways for PostgreSQL behind a proxy, and for a SQLite file, to be away and to come back."""
+    """Ways for PostgreSQL behind a proxy, and for a SQLite file, to fail and to come back."""
 
     def __init__(self, proxy=None, path=None, server=None, url=None):
         self.proxy = proxy
@@ -210,7 +210,7 @@ def test_sqlite_away(make_broker, worker, eventually, way, tmp_path):
 
     was_away, _ = run_through(joblog, make_broker, worker, leave, eventually)
 
-    # A file that is moved is still the one that is open: nothing is away then.
+    # A file that is moved is still the one that is open, and still available.
     assert was_away or way == "moved"
     assert expected_rows() == rows(joblog)
     joblog.close()
@@ -378,7 +378,7 @@ def test_no_room_anywhere(tmp_path, sqlite_url):
 
 @pytest.mark.parametrize("away", ["refusing", "wrong password"])
 def test_no_password_is_logged(postgres_server, tmp_path, caplog, away):
-    """Whatever is logged or raised when the database cannot be asked, its password is not in it."""
+    """No log line and no error about an unavailable database contains its password."""
     password = "hunter2-Zx9"
     port = urlsplit(postgres_server.url).port if away == "wrong password" else 1
     url = f"postgresql://nobody:{password}@127.0.0.1:{port}/nowhere"

@@ -1,4 +1,4 @@
-"""What running jobs tell meanwhile."""
+"""What running jobs report: log lines and progress."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def broker(joblog, make_broker):
 
 
 def test_a_long_job_is_heard_of(joblog, broker, worker, eventually, go_on):
-    """While it runs its lines and its last progress go out with the sign of life."""
+    """While a job runs, its lines and its last progress are written with the heartbeat."""
 
     @dramatiq.actor
     def work():
@@ -96,7 +96,7 @@ def test_one_statement_for_all(joblog, broker, worker, asked, go_on):
 
 
 def test_track(joblog, broker, worker):
-    """Going through something tells of it; its length is the total if it has one."""
+    """A loop reports its progress; the total is the length, if there is one."""
     seen = []
 
     @dramatiq.actor
@@ -126,7 +126,7 @@ def test_track(joblog, broker, worker):
     ],
 )
 def test_odd_progress(joblog, broker, worker, told, kept):
-    """Whatever a job tells, a page can draw it."""
+    """Any progress that a job reports can be shown."""
 
     @dramatiq.actor
     def work():
@@ -187,7 +187,7 @@ def test_a_chatty_job_while_it_runs(joblog, broker, worker, eventually, go_on):
 
 
 def test_lines_outlive_an_outage(sqlite_url, make_broker, worker, eventually):
-    """What jobs log while the database is away comes with their outcome, once it is back."""
+    """Lines logged during an outage are written with the outcome, once the database is back."""
     log = JobLog(sqlite_url)
     log.create_tables()
     broker = make_broker("stub", "last", joblog=log, heartbeat=50, heartbeat_timeout=60_000)

@@ -197,7 +197,7 @@ def test_an_end_whose_start_was_written(joblog):
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_short_jobs_while_the_database_is_away(joblog, make_broker, worker, eventually):
-    """What is kept of short jobs while the database is away is replayed as it was."""
+    """Events of short jobs during an outage of the database are replayed as they were."""
     broker = make_broker("stub", joblog=joblog, start="soon")
     done = threading.Semaphore(0)
     joblog.core.writer.flush()

@@ -139,7 +139,7 @@ def test_one_at_a_time(folder, spool, child):
 
 
 def test_a_torn_line(folder, spool, child):
-    """Half a line, that nobody was told was kept, is left out and does no harm."""
+    """Half a line, which nobody relied on, is left out and does no harm."""
     child.communicate("die\n")
     [path] = folder.iterdir()
     with path.open("a") as file:

@@ -22,7 +22,7 @@ def heartbeat(joblog):
 
 
 def silence(joblog, process, milliseconds=60_000):
-    """Make the last sign of life of a process older."""
+    """Make the last heartbeat of a process older."""
     worker = joblog.Worker
     worker.update(heartbeat_at=worker.heartbeat_at - milliseconds).where(
         worker.process == process.process
@@ -30,7 +30,7 @@ def silence(joblog, process, milliseconds=60_000):
 
 
 def test_a_process_appears(joblog, heartbeat):
-    """A process that gives its first sign of life has a row that tells who it is."""
+    """After its first heartbeat a process has a row that says who it is."""
     process = heartbeat()
     process.threads, process.queues = 4, {"default", "mail"}
     process.beat()
@@ -44,7 +44,7 @@ def test_a_process_appears(joblog, heartbeat):
 
 @pytest.mark.parametrize("then", ["beat", "end"])
 def test_a_process_tells_what_it_learned_later(joblog, heartbeat, then):
-    """Threads and queues are told though the first sign of life came before they were known."""
+    """Threads and queues are stored even if the first heartbeat came before they were known."""
     process = heartbeat()
     process.beat()
     process.threads, process.queues = 4, {"default", "mail"}
@@ -55,7 +55,7 @@ def test_a_process_tells_what_it_learned_later(joblog, heartbeat, then):
 
 
 def test_a_sign_of_life_costs_one_statement(joblog, heartbeat, job_factory, asked):
-    """A sign of life is one statement, and a look at the others is one, however many jobs run."""
+    """A heartbeat is one statement, and the check of others is one, however many jobs run."""
     process = heartbeat()
     for other in (process, heartbeat()):
         other.beat()
@@ -140,7 +140,7 @@ def test_a_process_number_that_is_used_again(joblog, heartbeat, job_factory):
 
 
 def test_silence_of_all_is_nobodys(joblog, heartbeat, job_factory):
-    """After an outage, in which nobody could give a sign of life, each has time for one."""
+    """After an outage, during which no process could send a heartbeat, each has time for one."""
     other, first = heartbeat(), heartbeat()
     for process in (other, first):
         process.beat()

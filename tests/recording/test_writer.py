@@ -1,4 +1,4 @@
-"""The group-commit writer: batches, forks, exits, poison, and a database that is away."""
+"""The group-commit writer: batches, forks, exits, poison, and an unavailable database."""
 
 from __future__ import annotations
 

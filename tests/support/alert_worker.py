@@ -1,4 +1,4 @@
-"""A worker that notifies: ``dramatiq alert_worker``, told by its environment."""
+"""A worker that notifies: ``dramatiq alert_worker``, configured by its environment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def post(notice):
 
 
 def dead(job):
-    """Tell the test's receiver of a dead job."""
+    """Notify the test's receiver of a dead job."""
     facts = {"name": "on_dead", "event": job.dead_reason, "jids": [job.jid], "pid": os.getpid()}
     request = urllib.request.Request(os.environ["ALERT_URL"], json.dumps(facts).encode())
     urllib.request.urlopen(request, timeout=5).close()

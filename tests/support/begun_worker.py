@@ -1,4 +1,4 @@
-"""A worker whose jobs wait in a section, told by its environment: ``dramatiq begun_worker``."""
+"""A worker whose jobs wait in a section: ``dramatiq begun_worker``, set by its environment."""
 
 from __future__ import annotations
 

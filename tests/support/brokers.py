@@ -1,4 +1,4 @@
-"""The brokers of the tests: Redis or RabbitMQ, told apart by the URL of the server.
+"""The brokers of the tests: Redis or RabbitMQ, by the URL of the server.
 
 Used by the tests and by the modules that their worker processes run.
 """
@@ -12,7 +12,7 @@ from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.common import dq_name, xq_name
 
-#: Every queue that a test uses on RabbitMQ, where nothing else tells tests apart.
+#: Every queue that a test uses on RabbitMQ, where nothing else separates tests.
 QUEUES = ("default", "other", "stories")
 
 
@@ -37,7 +37,7 @@ def disconnect(broker):
 
 
 def holds(broker, message):
-    """Tell whether a broker has a message that was not acknowledged, while no worker has it.
+    """Return whether a broker has a message that was not acknowledged, while no worker has it.
 
     On RabbitMQ the queue must be this message's alone.
     """

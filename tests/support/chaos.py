@@ -5,7 +5,7 @@ r"""Chaos: kill, pause and cut everything, then hold the log against the jobs' o
 
 Real brokers and databases, several worker processes of eight threads.  Each fault comes
 from the printed seed.  In the end all must have ended, and every job's row is held against what
-the job itself wrote down; the table tells jobs, faults of each kind, and wrong rows.
+the job itself wrote down; the table shows jobs, faults of each kind, and wrong rows.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class Chaos:
     # Jobs
 
     def send(self, number):
-        """Send one job; the driver knows no actor, so what runs is told by its arguments."""
+        """Send one job; the driver knows no actor, so the arguments say what runs."""
         fails = self.random.choice([0, 0, 0, 1, 2, 9])
         milliseconds = self.random.choice([0, 1, 5, 20, 100, 300])
         actor, args = "plain", (number, fails, milliseconds)

@@ -21,7 +21,7 @@ class Findings:
     wrong: dict[str, list[str]] = field(default_factory=dict)
     #: Runs that the jobs wrote down.
     runs: int = 0
-    #: Jobs whose retry could not be enqueued, which the log tells.
+    #: Jobs whose retry could not be enqueued, according to the log.
     gone: int = 0
 
     def add(self, kind, text):
@@ -34,7 +34,7 @@ class Findings:
 
 @dataclass
 class Told:
-    """A run as its job told of it."""
+    """A run as its job recorded it."""
 
     began: dict
     #: How it ended, and when; None if it was killed.
@@ -125,7 +125,7 @@ def check_job(job, failures, told):
 
 
 def check_end(job, told):
-    """Yield in what the end of a job differs from what it was told to do."""
+    """Yield how the end of a job differs from what it was to do."""
     fails = job.args[1]
     expected = ("finished", fails + 1, None)
     if fails >= ATTEMPTS:
@@ -142,9 +142,9 @@ def check_end(job, told):
 
 
 def is_gone(job, told):
-    """Tell whether the retry of a failed run could not be enqueued: Dramatiq then forgets it.
+    """Return whether the retry of a failed run could not be enqueued: Dramatiq then forgets it.
 
-    By the record: the job was told to be dead for that reason, and never ran again.
+    By the record: the job was reported dead for that reason, and never ran again.
     """
     last = max(told, key=lambda run: (run.began["attempt"], run.began["at"]))
     return (
@@ -171,7 +171,7 @@ def check_times(job, told):
 
 
 def check_sections(told, seconds):
-    """Yield who was in a section with another that was not told that its lease was over."""
+    """Yield pairs in one section at once, neither notified that its lease was over."""
     runs = [run for list_ in told.values() for run in list_ if "fence" in run.began]
     ended = {}
     for run in runs:

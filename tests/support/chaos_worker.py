@@ -84,7 +84,7 @@ class Run:
 
 @dramatiq.actor(max_retries=3, min_backoff=20, max_backoff=200)
 def plain(number, fails, milliseconds):
-    """Fail as often as told, after a while."""
+    """Fail as often as the arguments say, after a while."""
     run = Run()
     run.record("began")
     time.sleep(milliseconds / 1000)
@@ -98,7 +98,7 @@ def plain(number, fails, milliseconds):
     exclusive=Exclusive("{key}", on_conflict="wait", ttl=LEASE),
 )
 def guarded(number, fails, milliseconds, key):
-    """Be alone with a key, which a lock of the kernel's tells; it goes with its process."""
+    """Check with a kernel lock, which ends with its process, that no other job has the key."""
     job = current_job()
     run = Run(key=key, fence=job.fence)
     run.record("began")
@@ -106,7 +106,7 @@ def guarded(number, fails, milliseconds, key):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            # One of the two was paused for longer than its lease, and is told so.
+            # One of the two was paused for longer than its lease, and is notified.
             run.record("second")
         time.sleep(milliseconds / 1000)
     # Asked after the file is free: a pause that comes later harms nobody.

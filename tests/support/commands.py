@@ -106,7 +106,7 @@ def on_terminal(
         try:
             some = os.read(ours, 65_536)
         except OSError:
-            # So a terminal's end is told on Linux.
+            # This is how Linux reports the end of a terminal.
             break
         if not some:
             break

@@ -158,7 +158,7 @@ class Host:
         ip(f"link set {self._link} up")
 
     def kill(self) -> None:
-        """Take its power away: whoever talks to it hears nothing more."""
+        """Cut its power: it no longer answers anything."""
         self.cut_off()
         self.stop()
 

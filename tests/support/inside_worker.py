@@ -1,4 +1,4 @@
-"""A worker whose job logs, tells its progress, and waits for a file: ``dramatiq inside_worker``."""
+"""A worker whose job logs, reports progress, and waits for a file: ``dramatiq inside_worker``."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ KEYS = ("alpha", "beta", "gamma")
 TTL = 4_000
 ACTORS = ("alone",) * 5 + ("pair",) * 2 + ("both", "limited") * 2
 ACTORS += ("impatient", "optional", "strict", "released", "by_hand")
-#: Those whose jobs are retried for as often as they are told to fail.
+#: Those whose jobs are retried as often as they are to fail.
 RETRIED = ("alone", "pair", "both", "released")
 #: How many of the jobs with a rate start within how many seconds.
 RATE, WINDOW = 5, 0.5
@@ -138,7 +138,7 @@ class SectionChaos(Chaos):
 
 @dataclass
 class Stay:
-    """One stay in a section, as the job itself tells it."""
+    """One stay in a section, as the job itself recorded it."""
 
     key: str
     fence: int
@@ -186,7 +186,7 @@ def check_beside(found: Findings, inside: list[Stay]) -> None:
     for stay in inside:
         if stay.crowded is None:
             continue
-        # Whoever came later, while this one was paused, was not what it found.
+        # A job that came later, while this one was paused, was not what it found.
         met = [
             other
             for other in inside
@@ -236,7 +236,7 @@ def _check_rows(found: Findings, chaos: SectionChaos, jobs: int) -> None:
 
 
 def _meet(stay: Stay, other: Stay, until: float) -> bool:
-    """Tell whether another was inside between the begin of a stay and an instant."""
+    """Return whether another was inside between the beginning of a stay and an instant."""
     ended = other.ended if other.ended is not None else other.began
     return other.began <= until and stay.began <= ended
 

@@ -51,7 +51,7 @@ PORTS = range(20_000, 32_000)
 #: Seconds that a server may take until it answers.
 START_TIMEOUT = 60
 
-#: Becomes the server: gives up root's rights if told to, asks the kernel for a signal when its
+#: Becomes the server: gives up root's rights if asked to, asks the kernel for a signal when its
 #: parent dies, and runs the command.  The order matters: a change of user forgets the request.
 #: A program of its own, as forking Python code in a process with threads is not safe.
 _LAUNCHER = """
@@ -138,7 +138,7 @@ def launch(
 ) -> subprocess.Popen[bytes]:
     """Start *command* in a session of its own; on Linux it gets a signal when we die.
 
-    *user* is the user and group id to run as; zeros are whoever runs the tests.
+    *user* is the user and group id to run as; zeros are those of the tests.
     """
     numbers = map(str, (os.getpid(), int(on_parent_death), *user))
     launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, *numbers]
@@ -326,7 +326,7 @@ def start_mysql(*, address: str = LOCAL) -> Server:
 
 
 def mysql_options(url: str) -> dict[str, str | int]:
-    """Return what pymysql is told to connect to *url*."""
+    """Return pymysql's arguments to connect to *url*."""
     parts = urlsplit(url)
     return {
         "host": parts.hostname,

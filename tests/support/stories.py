@@ -225,7 +225,7 @@ class Gate(Middleware):
 
 
 class Lag(Middleware):
-    """Makes every hook slow, so that whoever relies on an order by chance is found out."""
+    """Makes every hook slow, so that code that relies on an order by chance fails."""
 
     def __init__(self, seed: int = 0) -> None:
         self._random = random.Random(seed)

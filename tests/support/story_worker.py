@@ -1,4 +1,4 @@
-"""The stories on real worker processes: ``dramatiq story_worker``, told by its environment."""
+"""The stories on real worker processes: ``dramatiq story_worker``, set by its environment."""
 
 from __future__ import annotations
 

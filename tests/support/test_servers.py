@@ -1,4 +1,4 @@
-"""The servers answer, keep away from what is not theirs, and die with whoever started them."""
+"""The servers answer, leave others alone, and end with the process that started them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker to be killed: ``dramatiq victim_worker``, told by its environment."""
+"""A worker to be killed: ``dramatiq victim_worker``, configured by its environment."""
 
 from __future__ import annotations
 

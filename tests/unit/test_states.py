@@ -74,7 +74,7 @@ def test_a_start_seen_twice_is_known(state, rerun):
         (Start.BEGIN, "retrying", {"late": True, "new_attempt": 2}),
         (Start.TAKE_OVER, "started", {"late": True, "new_attempt": 2}),
         (Start.BEGIN, "waiting", {"late": True}),
-        # Whoever cancelled it meant this message.
+        # The cancellation meant this message.
         *((Start.REFUSE, str(s), {"cancelled": True, "rerun": True}) for s in State),
     ],
 )

@@ -116,7 +116,7 @@ def test_threads_are_bounded(gate):
 
 
 def test_an_answer_that_is_late_is_not_waited_for(gate):
-    """Whoever waited long enough gets an error, and the thread is taken until it has ended."""
+    """A request that waited long enough gets an error; its thread is taken until it has ended."""
     threads = Threads(threads=1, waiting=0)
 
     async def ask():

@@ -87,7 +87,7 @@ def test_jobs_without_a_type(page, joblog, job_factory):
 
 
 def test_what_is_not_there(page, joblog, job_factory):
-    """A type or a queue that nobody knows is not found, and a user without jobs is told so."""
+    """An unknown type or queue is not found, and the page of a user without jobs says so."""
     assert page.get("/types/none").status_code == 404
     assert "The log has no job of this user." in page.get("/users/none").text
     assert page.get("/queues/none").status_code == 200

@@ -256,7 +256,7 @@ def test_locks_tell_holder_and_line(page, joblog, job_factory):
 
 
 def test_workers_that_ended_are_not_busy(page, joblog):
-    """A worker that ended is told of without threads that could be busy."""
+    """A worker that ended is shown without threads that could be busy."""
     now = joblog.now()
     for pid, ended in ((1, now), (2, None)):
         joblog.Worker.create(
@@ -740,7 +740,7 @@ def test_what_is_not_known_is_not_told_as_nothing(joblog, job_factory, database_
 
 
 def test_rows_further_down_are_looked_after(page, job_factory):
-    """A page that is live is told of rows that newer ones have pushed off it."""
+    """A live page removes rows that newer ones have pushed off it."""
     first = job_factory(state="started", finished_at=None)
     for _ in range(50):
         job_factory()

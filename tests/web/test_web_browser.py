@@ -624,7 +624,7 @@ def test_without_a_script_all_can_be_read(log, run, serve, open_page):
 
 
 def test_nothing_moves_where_motion_is_unwanted(log, serve, open_page):
-    """Whoever asks for less motion gets none."""
+    """With reduced motion, nothing moves."""
     page = open_page(serve(opened(log)) + "/jobs", reduced_motion="reduce")
 
     assert (
