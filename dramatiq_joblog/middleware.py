@@ -329,17 +329,23 @@ class JobLogMiddleware(Middleware):
             run.start = self.joblog.core.writer.put_soon(start)
             lease = None
         else:
-            self._hear(start)
-            if not has_waited:
-                self._line_up(broker, message, run, start)
+            if start.section is not None:
+                self._hear(start)
+                if not has_waited:
+                    self._line_up(broker, message, run, start)
             lease = self._let_in(broker, message, run, start)
+        self._enter(inner, run, plan, lease)
+
+    def _enter(self, message: Message[Any], run: Run, plan: Plan, lease: Held | None) -> None:
+        """Let the job that begins on this thread be asked for, and follow it."""
         self._runs.open(run)
         if plan.lines_level is not None:
             # A job before this one may have set up logging anew.
             capture.attach()
+        row = run.row
         live = LiveRun(
             run.message_id,
-            inner.actor_name,
+            message.actor_name,
             row.get("root_jid") or run.message_id,
             row,
             run.redactor,
@@ -453,7 +459,8 @@ class JobLogMiddleware(Middleware):
 
     def _hand_over(self, event: Ended) -> Receipt:
         """Hand over the end of a run whose acknowledgement sees to it that it is written."""
-        if self._waker is not None and self._waker.waits_for(freed_by(event)):
+        waker = self._waker
+        if event.section is not None and waker is not None and waker.waits_for(freed_by(event)):
             # Not with what comes next, but now: the next job may come in.
             return self.joblog.core.writer.put(event, awaited=True)
         return self.joblog.core.writer.ride(event)

@@ -77,7 +77,7 @@ class Runs:
 
     def of_delivery(self, message: AnyMessage) -> Run | None:
         """Return the run of this very delivery: an earlier one of the message may be left here."""
-        run = self.current(message)
+        run: Run | None = getattr(self._local, "run", None)
         return run if run is not None and run.given is message else None
 
     def working_on(self, message: AnyMessage) -> list[Run]:

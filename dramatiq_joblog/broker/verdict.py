@@ -163,14 +163,15 @@ def verdict(
     elif outcome is not None and failed is not None:
         kept = _failure(run, row, outcome, failed)
     logged = None if live is None else _logged(live, row)
+    options = message.options
     return Ended(
         row,
         kept,
         lines=None if logged is None else logged.lines,
         forget=None if logged is None else logged.forget,
         start=None if run.start is None else run.start.event,
-        section=message.options.get(SECTION),
-        unique=message.options.get(UNIQUE),
+        section=options.get(SECTION),
+        unique=options.get(UNIQUE),
     )
 
 
