@@ -1,7 +1,7 @@
 """How often to check the keys that jobs in this process wait for.
 
-A key that stands still is looked at often only by the process that has the job which is next:
-that alone can put it forward.  The others look now and then, and often again once it moves.
+A key that stands still is looked at frequently only by the process that has the job which is
+next: that alone can put it forward.  The others look now and then.  All look often once it moves.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: Milliseconds between two looks at a key of which something may become of the jobs here.
+#: Milliseconds between two looks at a key that moves.
 OFTEN = 50
+#: Milliseconds between two looks at one that stands still, whose next job waits here.  A look
+#: costs little, and to wake for it several times as much.
+STILL = 75
 #: Milliseconds between two looks at any other.
-SELDOM = 300
+SELDOM = 500
 #: Milliseconds that a key is looked at often after it has moved.
 MOVING = 1_000
 #: Milliseconds after which it is asked again whether the next one waits here.
-NEAR_FOR = 1_000
+NEAR_FOR = 5_000
 
 
 @dataclass
@@ -93,7 +96,9 @@ class Pace:
     def plan(self, key: str, within: float | None = None) -> None:
         """Plan the next look at a key: within so many milliseconds if something is due then."""
         state, now = self._keys[key], time.monotonic()
-        pause: float = OFTEN if state.near or state.moving_until > now else SELDOM
+        pause: float = STILL if state.near else SELDOM
+        if state.moving_until > now:
+            pause = OFTEN
         if within is not None:
             pause = min(pause, max(OFTEN, within))
         state.due = now + pause / 1000
