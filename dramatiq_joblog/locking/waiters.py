@@ -10,6 +10,7 @@ place in those that it has come to the head of: they are kept for it meanwhile.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -82,8 +83,12 @@ class Waiters:
         self._database: Database = job._meta.database
         self._dialect = dialect_of(self._database)
         self._disputed = Compiled(self._database, self._selecting_disputed)
+        self._is_disputed = Compiled(self._database, self._selecting_is_disputed)
         self._kept = Compiled(self._database, self._selecting_kept)
-        self._line = Compiled(self._database, self._selecting_line)
+        self._line = tuple(
+            Compiled(self._database, functools.partial(self._selecting_line, begun=begun))
+            for begun in (True, False)
+        )
         self._attend = Compiled(self._database, self._attending)
         self._waited = Compiled(self._database, self._selecting_waited)
 
@@ -126,6 +131,24 @@ class Waiters:
             of_key |= job.jid.in_(kept)
         return job.select().where(self._is_waiting(), of_key).order_by(*self._order())
 
+    def _parts(self, key: str) -> tuple[Any, Any]:
+        """Return two selects of those that wait for a key: that have begun before, and others.
+
+        Each is in order.  One select of both would have to be sorted, for each job that comes in.
+        """
+        return self._part(key, begun=True), self._part(key, begun=False)
+
+    def _part(self, key: str, *, begun: bool) -> Any:
+        job = self.job
+        rows = job.select().where(
+            self._is_waiting(), job.section == key, job.started_at.is_null(not begun)
+        )
+        order: tuple[Any, ...] = (job.waiting_since, job.id)
+        if not begun and not self._dialect.skips_nulls:
+            # As the index has them.
+            order = job.started_at, *order
+        return rows.where(self._is_alive()).order_by(*order)
+
     def lines(self) -> list[Line]:
         """Return the lines of all keys that jobs wait for, by their keys."""
         job = self.job
@@ -142,7 +165,12 @@ class Waiters:
         """
         kept = self._kept_for(key)
         if not kept:
-            return [(jid, True) for (jid,) in self._line.execute([key, count]).fetchall()]
+            found: list[tuple[str, bool]] = []
+            for part in self._line:
+                if len(found) < count:
+                    rows = part.execute([key, count - len(found)]).fetchall()
+                    found += [(jid, True) for (jid,) in rows]
+            return found
         job = self.job
         rows = self._all_of(key, kept).where(self._is_alive()).select(job.jid, job.section)
         return [(jid, section == key) for jid, section in rows.limit(count).tuples()]
@@ -151,10 +179,9 @@ class Waiters:
         """Return the jids of the living waiters of a key, the one that is next first."""
         return [jid for jid, _ in self.next_of(key, most)]
 
-    def _selecting_line(self, values: Sequence[Any]) -> Any:
-        job, (key, most) = self.job, values
-        of_key = job.select(job.jid).where(self._is_waiting(), job.section == key)
-        return of_key.where(self._is_alive()).order_by(*self._order()).limit(most)
+    def _selecting_line(self, values: Sequence[Any], *, begun: bool) -> Any:
+        key, most = values
+        return self._part(key, begun=begun).select(self.job.jid).limit(most)
 
     def _kept_for(self, key: str) -> list[str]:
         """Return the jobs for which a key is kept while they wait for another."""
@@ -166,15 +193,28 @@ class Waiters:
 
     def first_ahead(self, key: str, jid: str, place: Place) -> Any:
         """Return the first living waiter that comes before the one at *place*, or None."""
-        return self._ahead(key, jid, place).first()
+        job = self.job
+        for rows in self._ahead(key, jid, place):
+            first = rows.select(job.jid, job.waiting_since).first()
+            if first is not None:
+                return first
+        return None
 
     def count_ahead(self, key: str, jid: str, place: Place, most: int) -> int:
         """Return how many living waiters come before the one at *place*: *most*, if it is more."""
-        rows = self._ahead(key, jid, place).order_by().select(self.job.id).limit(most)
-        return len(rows.tuples())
+        count = 0
+        for rows in self._ahead(key, jid, place):
+            if count < most:
+                some = rows.order_by().select(self.job.id).limit(most - count)
+                count += len(some.tuples())
+        return count
 
     def disputed(self, keys: Sequence[str]) -> set[str]:
         """Return those of *keys* that a living waiter wants, or that someone set a limit for."""
+        if len(keys) == 1:
+            # A long line is not read.
+            ((waited, kept),) = self._is_disputed.execute([*keys, *keys]).fetchall()
+            return {*keys} if waited or kept else set()
         rows = self._disputed.execute([*keys, *keys]).fetchall()
         return {key for (key,) in rows}
 
@@ -242,14 +282,30 @@ class Waiters:
         waited = SQL(f"coalesce({database_now(self._database).sql} - waiting_since, 0)")
         return job.select(job.jid, waited).where(job.jid.in_(jids), self._is_waiting())
 
-    def _ahead(self, key: str, jid: str, place: Place) -> Any:
+    def _ahead(self, key: str, jid: str, place: Place) -> list[Any]:
+        """Return selects of those that come before one at *place*, the first of them first."""
         job = self.job
-        ahead = self.all_of(key).where(job.jid != jid, self._is_alive())
-        begun = job.started_at.is_null(False)
+        kept = self._kept_for(key)
+        if kept:
+            all_of = self._all_of(key, kept).where(self._is_alive())
+            begun, others = (all_of.where(job.started_at.is_null(no)) for no in (False, True))
+        else:
+            begun, others = self._parts(key)
+        longer = job.waiting_since < place.since
         if place.since is not None:
-            longer = job.waiting_since < place.since
-            return ahead.where(begun & longer if place.begun else begun | longer)
-        return ahead.where(begun) if place.begun else ahead
+            parts = [begun.where(longer)] if place.begun else [begun, others.where(longer)]
+        else:
+            parts = [begun] if place.begun else [begun, others]
+        return [rows.where(job.jid != jid) for rows in parts]
+
+    def _selecting_is_disputed(self, keys: Sequence[str]) -> Any:
+        job, lock, (key, again) = self.job, self._lock, keys
+        waiting = job.select(SQL("1")).where(self._is_waiting(), job.section == key)
+        kinds = SQL(f"kind IN ('{LIMIT}', '{WAIT}')")
+        live = lock.expires_at > database_now(self._database)
+        held = lock.select(SQL("1")).where(kinds, lock.key == again, live)
+        asked = fn.EXISTS(waiting.where(self._is_alive())), fn.EXISTS(held)
+        return Select(columns=asked).bind(self._database)
 
     def _selecting_disputed(self, keys: Sequence[str]) -> Any:
         job, lock, half = self.job, self._lock, len(keys) // 2

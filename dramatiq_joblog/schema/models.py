@@ -668,7 +668,7 @@ def add_indexes(model: Any) -> None:
     _add_index(model, "active", meta.combined["user_id"], model.job_type, where=active)
     # "Which jobs wait for this section, in order?"  Only waiting jobs pay for it.
     waiting = f"state IN {literal_states([State.WAITING]).sql}"
-    _add_index(model, "waiting", model.section, model.waiting_since, where=waiting)
+    _add_index(model, "line", model.section, model.started_at, model.waiting_since, where=waiting)
     # "Which jobs did this one send?"  Only jobs that another job sent pay for it.
     _add_index(model, "family", model.root_jid, where="root_jid IS NOT NULL")
     # All jobs, or those of a period.  New entries all go to its end, so it costs little.

@@ -52,6 +52,8 @@ class Dialect(ABC):
     shares_index_names: ClassVar[bool] = True
     #: Whether ILIKE ignores case for every column.
     folds_case: ClassVar[bool] = True
+    #: Whether an index gives rows in the order of a column behind one that is NULL in all of them.
+    skips_nulls: ClassVar[bool] = True
 
     #: The type to which a value is cast to read it as text.
     text_type: ClassVar[str] = "TEXT"

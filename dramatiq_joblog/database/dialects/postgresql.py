@@ -41,6 +41,7 @@ class PostgreSQL(Dialect):
     kind = "postgresql"
     now = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
     joins_writes = True
+    skips_nulls = False
     has_poolers = True
 
     def version(self, database: Any) -> str:

@@ -1,0 +1,5 @@
+"""The index of who waits for a section."""
+
+from dramatiq_joblog.django.migrating import migration
+
+Migration = migration(after="0007_mutes")
