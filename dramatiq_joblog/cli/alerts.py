@@ -94,11 +94,11 @@ def monitoring(name: str) -> str:
 
 def _rule_of(each: Regular, now: datetime) -> Text:
     rule = f"Expect({line(each.job_type)!r}, every={each.every:_}, grace={each.grace:_}),"
-    said = f"  # {each.times} times, the last {ago(each.last, now)}"
+    said = f"{each.times} times, the last {ago(each.last, now)}"
     if each.usually is not None:
         hours, minutes = divmod(each.usually // 60_000, 60)
-        said += f", usually after {hours:02}:{minutes:02} UTC"
-    return Text.assemble(rule, (said, QUIET))
+        said = f"usually after {hours:02}:{minutes:02} UTC, {said}"
+    return Text.assemble(rule, (f"  # {said}", QUIET))
 
 
 def _need_rules(session: Session) -> None:

@@ -12,7 +12,7 @@ from dramatiq_joblog.states import ProblemKind
 
 from .app import NOTHING, Refusal, Session, command
 from .confirm import myself
-from .style import line
+from .style import ago, line
 from .table import Column
 
 if TYPE_CHECKING:
@@ -97,11 +97,12 @@ def _show(session: Session) -> None:
     if session.json:
         session.screen.json([row.as_dict() for row in found])
     elif found:
+        now = session.joblog.now()
         session.screen.table(
             [
                 Column("Kind", lambda row: row.kind, keep=9, least=8),
                 Column("Subject", lambda row: row.subject or row.title, keep=8, least=12),
-                Column("Until", lambda row: said(row.until), keep=7),
+                Column("Ends", lambda row: ago(row.until, now), lambda row: row.until, keep=7),
                 Column("Who", lambda row: row.who, keep=6, least=8),
                 Column("Reason", lambda row: row.reason, keep=5, least=12),
             ],
