@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.errors import SearchError
 from dramatiq_joblog.reading.compared import WHAT, amount, times
-from dramatiq_joblog.schema.query import word
+from dramatiq_joblog.reading.display import number
+from dramatiq_joblog.schema.query import user_field, word
 from dramatiq_joblog.statistics.changes import SMALLEST, Change, changes
 from dramatiq_joblog.statistics.series import Percentiles
 
 from . import charts, commands
-from .common import COUNTED_AT_MOST, RANGES
+from .common import COUNTED_AT_MOST, RANGES, marks_in
 from .formats import plain_duration
 from .periods import WEEK, Period, moment, period_of
 from .unusual import last_week
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starlette.responses import Response
 
     from .context import Visit
@@ -31,6 +35,10 @@ _MOST_FACTOR = 16.0
 _HIGH = 120
 #: Days in which the last change is one to compare with, and minutes until there is enough to.
 _LONG_AGO, _JUST_NOW = 30, 5
+#: Errors whose users are counted, jobs of each that are looked at, and milliseconds for that.
+_MOST_ERRORS, _LOOKED_AT, _COUNTING = 8, 500, 40
+#: What changed so long before the first run of an error may have caused it.
+_SOON = timedelta(minutes=30)
 #: Characters of its name that are shown.
 _LONGEST = 20
 
@@ -80,7 +88,7 @@ def compare(visit: Visit) -> Response:
         "choices": _choices(visit, period, last),
         "now_text": moment(period.since, period.end, visit.zone),
         "was_text": moment(*period.ago(back), visit.zone),
-        "rows": [_row(change, period) for change in found[:MOST]],
+        "rows": _rows(visit, found[:MOST], period, now),
         "more": max(0, len(found) - MOST),
         "usual": _usual(now, before, found),
         "chart": None if now is None else _chart(now, before, visit.zone),
@@ -129,6 +137,48 @@ _LOOKS = {
 }
 
 
+def _rows(visit: Visit, found: Sequence[Change], period: Period, now: Any) -> list[dict[str, Any]]:
+    """Return changes as the page shows them, errors with since when and how many users."""
+    rows = [_row(change, period) for change in found]
+    errors = [row for row in rows if row["words"]][:_MOST_ERRORS]
+    if not errors:
+        return rows
+    series = {(each.error_type, each.actor): each.series for each in now.errors}
+    marks = marks_in(visit, period)
+    for row in errors:
+        if row["flag"]:
+            row["since"] = _since(visit, series.get((row["error"], row["actor"]), ()), now, marks)
+        row["users"] = visit.site.keep(
+            f"users {visit.zone} {row['words']}", partial(_users, visit, row["words"]), times=15
+        )
+    return rows
+
+
+def _since(visit: Visit, numbers: Sequence[int], now: Any, marks: Sequence[Any]) -> str:
+    """Say when the first of some runs was, and after which change."""
+    first = next((n for n, count in enumerate(numbers) if count), None)
+    if first is None:
+        return ""
+    at = now.times[first]
+    local, step = at.astimezone(visit.zone), timedelta(milliseconds=now.step)
+    is_today = local.date() == visit.local_now.date()
+    text = f"{local:%H:%M}" if is_today else f"{local:%d %b %H:%M}"
+    near = [mark.name for mark in marks if at - _SOON <= mark.at < at + step]
+    # The newest comes first.
+    return f"{text}, after {near[0]}" if near else text
+
+
+def _users(visit: Visit, words: str) -> str:
+    """Count the users of the jobs that a search finds, among some of them."""
+    job = visit.joblog.Job
+    found = visit.search(words).limit(_LOOKED_AT).select(user_field(job).alias("user"))
+    rows = visit.part(None, lambda: list(found.tuples()), None, timeout=_COUNTING)
+    if rows is None:
+        return ""
+    users = len({user for (user,) in rows if user is not None})
+    return f"{number(users)}{'+' * (len(rows) >= _LOOKED_AT)}" if users else ""
+
+
 def _row(change: Change, period: Period) -> dict[str, Any]:
     factor = change.factor
     flag = "" if factor is not None else "silent" if change.kind == "silent" else "new"
@@ -159,13 +209,10 @@ def _row(change: Change, period: Period) -> dict[str, Any]:
         "x": round(50 + 50 * share, 1),
         "cut": abs(share) >= 1,
         "words": words,
+        "error": change.name if words else "",
+        "since": "",
+        "users": "",
     }
-
-
-def _factor(factor: float | None) -> str:
-    if not factor:
-        return ""
-    return times(factor) if factor >= 1 else f"\u00f7 {1 / factor:.1f}"
 
 
 def _usual(now: Any, before: list[Any], found: list[Change]) -> list[tuple[str, str, str]]:

@@ -120,6 +120,26 @@ def test_what_changed(page, changed):
     assert "same, p95" in html[html.index("As usual") :]
 
 
+def test_since_when_and_how_many_users(page, changed, job_factory):
+    """A new error says since when, after which mark, and how many users its jobs are of."""
+    now = datetime.now(timezone.utc)
+    for number in range(6):
+        at = now - timedelta(minutes=20 + number)
+        facts = {"state": "dead", "error_type": "OddError", "actor": "send", "job_type": "slow"}
+        job_factory(created_at=at, finished_at=at, user_id=number % 3, **facts)
+    changed.mark("v411", at=now - timedelta(hours=3))
+    changed.mark("v412", at=now - timedelta(minutes=40))
+
+    _, _, table = page.get("/compare").text.partition("Most surprising")
+
+    (odd,) = [row for row in table.split("<tr>") if "OddError" in row]
+    assert re.search(r'class="cp-s mid">[^<]*\d\d:\d\d, after v412</td>', odd)
+    assert 'class="r cp-u nw">3</td>' in odd
+    (slow,) = [row for row in table.split("<tr>") if ">slow</a>, p95" in row]
+    assert 'class="cp-s mid"></td>' in slow
+    assert "v411" not in table
+
+
 def test_a_time_that_is_no_choice(page, joblog):
     """Another time to compare with than those that are offered is refused with a sentence."""
     assert page.get("/compare", params={"with": "never"}).status_code == 400
