@@ -95,7 +95,7 @@ def order_of(event: Event) -> tuple[int, str]:
 
 def freed_by(event: Event) -> list[str]:
     """Return the sections that are free once an event is written."""
-    if not isinstance(event, Ended):
+    if event.section is None or not isinstance(event, Ended):
         return []
     goes_on = event.row["state"] == State.RETRYING
     return [n.key for n in event.needs if n.kind == SECTION and not (goes_on and n.is_kept)]

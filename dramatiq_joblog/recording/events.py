@@ -37,14 +37,20 @@ class Event:
     #: Whether it was kept on disk, so that others may have been written before it.
     replayed: bool = field(default=False, kw_only=True, compare=False)
 
-    @cached_property
+    @property
     def jid(self) -> str:
         """The job."""
-        return str(self.row["jid"])
+        jid: str = self.row["jid"]
+        return jid
 
-    @cached_property
+    @property
     def needs(self) -> tuple[Need, ...]:
         """What the job needs before it may run."""
+        return () if self.section is None else self._needs
+
+    # Before Python 3.12 to look at one takes a lock.
+    @cached_property
+    def _needs(self) -> tuple[Need, ...]:
         return needs_of(self.section)
 
 

@@ -238,6 +238,11 @@ class Outage:
 
 def waves(events: Sequence[Event]) -> Iterator[list[Event]]:
     """Split *events* so that no part has one job twice, keeping each job's order."""
+    if len({event.jid for event in events}) == len(events):
+        # As nearly always.
+        if events:
+            yield list(events)
+        return
     wave: dict[str, Event] = {}
     for event in events:
         if event.jid in wave:

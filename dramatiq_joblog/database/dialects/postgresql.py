@@ -177,6 +177,10 @@ class JsonUpsert(Upsert):
 
     max_rows = 1000
 
+    def __init__(self, rule: Rule) -> None:
+        super().__init__(rule)
+        self._selects: dict[tuple[tuple[str, ...], str], str] = {}
+
     def _write_chunk(self, columns: tuple[str, ...], rows: Sequence[Mapping[str, Any]]) -> set[str]:
         return set(run_prepared(self.database, *self._statement(columns, rows)))
 
@@ -190,11 +194,13 @@ class JsonUpsert(Upsert):
         return self._select(columns_of(rows), where), as_json(rows)
 
     def _select(self, columns: tuple[str, ...], where: str) -> str:
-        head, tail = self._around(columns)
-        source = (
-            f'json_populate_recordset(NULL::"{self.table}", {self.database.param}::json) AS given'
-        )
-        return f"{head} SELECT {names(columns)} FROM {source} {where} {tail}"
+        text = self._selects.get((columns, where))
+        if text is None:
+            head, tail = self._around(columns)
+            rows = f'json_populate_recordset(NULL::"{self.table}", {self.database.param}::json)'
+            text = f"{head} SELECT {names(columns)} FROM {rows} AS given {where} {tail}"
+            self._selects[columns, where] = text
+        return text
 
 
 def _as_text(value: Any) -> str:
