@@ -26,7 +26,7 @@ def stay(name):
         time.sleep(0.01)
 
 
-POLICIES = ("skip", "retry", "fail")
+POLICIES = ("skip", "retry", "fail", "wait")
 actors = {
     policy: dramatiq.actor(
         stay,
