@@ -51,15 +51,16 @@ _inside: ContextVar[tuple[_Block, ...]] = ContextVar("joblog_locks", default=())
 
 #: Seconds between two tries; at first, and at most.
 _PAUSE, _PAUSE_AT_MOST = 0.05, 0.5
-#: Seconds that the database may take for an answer once the time to wait is over.
-_GRACE = 0.5
 
 
 class Asked(Protocol):
     """What asks the database, one question after the other."""
 
-    def call(self, function: Callable[[], Any], within: float | None = None) -> Any:
-        """Return what *function* returns, once that is committed: within so many seconds."""
+    def call(self, function: Callable[[], Any], until: float | None = None) -> Any:
+        """Return what *function* returns, once that is committed.
+
+        A database that is locked is not waited for after *until*, monotonic, in seconds.
+        """
 
     def post(self, function: Callable[[], Any]) -> None:
         """Call *function* after all that was asked before, and do not wait for it."""
@@ -95,12 +96,9 @@ class Wish:
         return 0 < self.limit <= self.held
 
     @property
-    def answered_within(self) -> float | None:
-        """The seconds that the database may take for an answer; None for its own time.
-
-        Who waits for a key waits no longer for a database that is locked, or does not answer.
-        """
-        return max(0.0, self.deadline - time.monotonic()) + _GRACE if self.waits else None
+    def until(self) -> float | None:
+        """How long the database may be locked, as *deadline*; None for its own time."""
+        return self.deadline if self.waits else None
 
     def next_pause(self) -> float:
         """Return the seconds until the next try."""
@@ -180,9 +178,9 @@ class HeldByHand(contextlib.ContextDecorator):
         wish = self._begin()
         lease: Lease | None
         with self._abandoned_on_error(wish):
-            while (lease := self._ask(wish.attempt, wish.answered_within)) is None:
+            while (lease := self._ask(wish.attempt, wish.until)) is None:
                 if wish.is_over:
-                    raise self._ask(wish.refusal, wish.answered_within)
+                    raise self._ask(wish.refusal, wish.until)
                 time.sleep(wish.next_pause())
         _enter(_Block(self._locks, wish.claim.key, _here(), lease))
         return lease
@@ -197,9 +195,9 @@ class HeldByHand(contextlib.ContextDecorator):
         wish = self._begin()
         lease: Lease | None
         with self._abandoned_on_error(wish):
-            while (lease := await self._ask_aside(wish.attempt, wish.answered_within)) is None:
+            while (lease := await self._ask_aside(wish.attempt, wish.until)) is None:
                 if wish.is_over:
-                    raise await self._ask_aside(wish.refusal, wish.answered_within)
+                    raise await self._ask_aside(wish.refusal, wish.until)
                 await asyncio.sleep(wish.next_pause())
         _enter(_Block(self._locks, wish.claim.key, _here(), lease))
         return lease
@@ -258,14 +256,14 @@ class HeldByHand(contextlib.ContextDecorator):
                 e,
             )
 
-    def _ask(self, function: Callable[[], T], within: float | None = None) -> T:
-        answer: T = self._asked.call(function, within)
+    def _ask(self, function: Callable[[], T], until: float | None = None) -> T:
+        answer: T = self._asked.call(function, until)
         return answer
 
-    async def _ask_aside(self, function: Callable[[], T], within: float | None = None) -> T:
+    async def _ask_aside(self, function: Callable[[], T], until: float | None = None) -> T:
         """Ask on another thread, so that the event loop goes on meanwhile."""
         loop = asyncio.get_running_loop()
-        answer: T = await loop.run_in_executor(None, self._asked.call, function, within)
+        answer: T = await loop.run_in_executor(None, self._asked.call, function, until)
         return answer
 
 

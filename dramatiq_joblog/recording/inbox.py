@@ -32,6 +32,8 @@ class Call:
     """Something that a thread wants to be done, and waits for."""
 
     function: Callable[[], Any]
+    #: Until when a locked database is tried again; monotonic, in seconds; None for its own time.
+    until: float | None = None
     result: Any = None
     error: BaseException | None = None
     answered: bool = False

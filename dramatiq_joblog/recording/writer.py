@@ -47,6 +47,9 @@ DEFAULT_RETRY_FOR = 2_000
 #: Seconds that the writer goes on at most when its process ends, and those of a last try.
 END_WITHIN, _LAST_TRY = 30.0, 10.0
 
+#: Seconds that the database may take for an answer once it is no longer waited for.
+ANSWERS_WITHIN = 2.0
+
 #: Milliseconds between two looks for what processes that died kept on this host.
 ADOPT_EVERY = 10_000
 
@@ -222,20 +225,22 @@ class Writer:
         self._timetable.end(chore, last)
         self.wake()
 
-    def call(self, function: Callable[[], Any], within: float | None = None) -> Any:
+    def call(self, function: Callable[[], Any], until: float | None = None) -> Any:
         """Return what *function* returns on the writer's thread, where it may use the database.
 
         Parameters:
-          function: It may be called after all, should the time be over before it is done.
-          within: Seconds to wait for it; None for as long as the database may take.
+          function: It may be called after all, if the database answers too late.
+          until: How long the database may be locked, monotonic, in seconds; it is given a little
+            more time to answer.  None for its own time.
 
         Raises:
           DatabaseAwayError: If the database is unavailable, or does not answer in time.
           JobLogError: If the writer failed.
         """
-        call = Call(function)
+        call = Call(function, until)
         receipt = self._submit(call)
-        if not receipt.acquire(timeout=-1 if within is None else within):
+        within = -1 if until is None else max(0.0, until - time.monotonic()) + ANSWERS_WITHIN
+        if not receipt.acquire(timeout=within):
             raise DatabaseAwayError(f"the database did not answer within {within:.1f} s")
         if receipt.error is not None:
             raise receipt.error
@@ -371,7 +376,7 @@ class Writer:
         try:
             if self._outage.is_on:
                 raise DatabaseAwayError("the job log's database is unavailable")  # noqa: TRY301
-            call.result = self._ask(lambda: self._in_transaction(call.function))
+            call.result = self._ask(_until(call, self._in_transaction))
         except Exception as e:  # noqa: BLE001
             # It is the caller's.
             call.error = e
@@ -409,6 +414,20 @@ class Writer:
             raise
         finally:
             _release(tickets, answers)
+
+
+def _until(call: Call, in_transaction: Callable[[Callable[[], Any]], Any]) -> Callable[[], Any]:
+    """Return what does a call, and does not try it again once its time is over."""
+    tries = 0
+
+    def work() -> Any:
+        nonlocal tries
+        tries += 1
+        if tries > 1 and call.until is not None and time.monotonic() > call.until:
+            raise DatabaseAwayError("the database is locked")
+        return in_transaction(call.function)
+
+    return work
 
 
 def _by_identity(events: Iterable[Event], answers: Answers) -> dict[int, Answer]:
