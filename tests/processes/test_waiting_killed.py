@@ -1,8 +1,12 @@
-"""Jobs that wait in the memory of a worker that is killed: another one runs each of them, once."""
+"""Jobs that wait in the memory of workers: one of those is killed, or a pause runs out.
+
+Each of them runs once.
+"""
 
 from __future__ import annotations
 
 import contextlib
+from datetime import timedelta
 
 import brokers
 import dramatiq
@@ -92,3 +96,21 @@ def test_who_waits_in_a_killed_worker(
         assert ["interrupted"] == [
             run.outcome for run in joblog.get(first).failures if run.outcome != "waited"
         ]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("broker_url", ["redis", "rabbit"], indirect=True)
+def test_a_pause_that_runs_out(joblog, broker_url, folder, start, send, eventually):
+    """Jobs that wait in several processes come in once a pause has run out; nobody sets it back."""
+    ends = joblog.now() + timedelta(seconds=8)
+    joblog.set_limit("key", 0, until=ends)
+    with start(), start():
+        names = ["a", "b", "c", "d"]
+        jids = [send(name) for name in names]
+        for name in names:
+            (folder / f"go-{name}").touch()
+        eventually(lambda: joblog.jobs.waiting().count() == 4, timeout=30)
+        eventually(lambda: joblog.jobs.finished().count() == 4, timeout=60)
+    assert sorted(names) == sorted(ran(folder))
+    assert all(joblog.get(jid).started_at >= ends for jid in jids)
+    assert [] == joblog.limits
