@@ -59,7 +59,7 @@ def test_a_file_that_stays_locked(sqlite_database, is_async):
         async with log.lock("key", wait=100):
             pass
 
-    with pytest.raises(DatabaseAwayError, match="the database (is locked|did not answer)"):
+    with pytest.raises(DatabaseAwayError, match=r"the database (is locked|did not answer)"):
         asyncio.run(enter()) if is_async else log.lock("key", wait=100).__enter__()
     other.execute("ROLLBACK")
     other.close()
