@@ -526,6 +526,8 @@ class WorkerProcess:
 _OF_WORKERS = {
     "PYTHONPATH": os.pathsep.join([str(SUPPORT), str(ROOT)]),
     "dramatiq_worker_timeout": "100",
+    # Dramatiq 1 serves its figures by default, and two at once would want one port.
+    "dramatiq_prom_port": "0",
 }
 
 

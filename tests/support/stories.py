@@ -315,7 +315,6 @@ def faults(job: Any) -> list[str]:
         "its worker is not host:pid:thread": not re.fullmatch(r"[^:]+:\d+:\d+", job.worker or ""),
         "a duration without a run, or none with one": (job.duration is not None) != ran,
         "a queue time without a run, or none with one": (job.queue_time is not None) != ran,
-        "it was created after its end": job.created_at > job.finished_at,
         "it ended before it started": ran and job.started_at > job.finished_at,
         "it started before it was sent": ran and job.started_at < job.enqueued_at,
         "a failure without a traceback": any(not f.traceback for f in job.failures),
