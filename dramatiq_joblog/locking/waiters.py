@@ -237,7 +237,8 @@ class Waiters:
             text, values = select.sql()
             if values:
                 raise ValueError(f"the condition has parameters: {values!r}")
-            texts.append(f"NOT EXISTS ({text})")
+            # PostgreSQL looks this up for each row then, and never reads all that wait instead.
+            texts.append(f"NOT EXISTS ({text} OFFSET 0)")
         return " AND ".join(texts)
 
     def keep(self, keys: Sequence[str], jid: str) -> None:

@@ -92,7 +92,11 @@ class AtOnce:
         return text
 
     def _around(self, writing: str) -> str:
-        """Return the statement whose last step is *writing*."""
+        """Return the statement whose last step is *writing*.
+
+        It is planned once, perhaps while the tables are small: each row is looked up by itself,
+        so that no plan reads a table whole.
+        """
         undisputed = self._locks.waiters.undisputed('given."key"')
         may_take = f"{undisputed} AND given.owner NOT IN (SELECT jid FROM known WHERE NOT is_plain)"
         return f"""
@@ -100,8 +104,11 @@ class AtOnce:
                 SELECT * FROM json_to_recordset({self._runs.database.param}::json)
                     AS each ("key" text, owner text, token text, process text, ttl bigint)
             ), known AS (
-                SELECT jid, {_IS_PLAIN} AS is_plain FROM "{self._job._meta.table_name}"
-                WHERE jid IN (SELECT owner FROM wanted) ORDER BY jid FOR UPDATE
+                SELECT jid, is_plain FROM (SELECT owner FROM wanted ORDER BY owner) AS each,
+                LATERAL (
+                    SELECT jid, {_IS_PLAIN} AS is_plain FROM "{self._job._meta.table_name}"
+                    WHERE jid = each.owner FOR UPDATE
+                ) AS row
             ), taken AS ({self._locks.slots.step("wanted", may_take)}
             ), begun (name) AS ({writing})
             SELECT concat(fence, ' ', (owner IN (SELECT name FROM begun))::int, ' ', owner)

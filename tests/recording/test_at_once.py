@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 import psycopg
 import pytest
+from peewee import SQL
 
 from dramatiq_joblog import Exclusive, JobLog
 from dramatiq_joblog.recording.events import Started
@@ -123,3 +124,27 @@ def test_a_run_that_another_process_begins_meanwhile(joblog, database_url, begin
     assert (True, 2) == (answer.granted, answer.lease.fence)
     assert ["interrupted"] == [run.outcome for run in joblog.get("a").failures]
     assert 1 == len(joblog.core.locks.leases)
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_no_table_is_read_whole(joblog, database_url, begin, asked):
+    """The plan that the server keeps looks each row up by an index, however many there are."""
+    joblog.Job.insert_from(
+        SQL(
+            "SELECT 'jid ' || n, 'work', 'default', 'finished', 1, n, n "
+            "FROM generate_series(1, 5000) AS n"
+        ),
+        [
+            *(joblog.Job.jid, joblog.Job.actor, joblog.Job.queue, joblog.Job.state),
+            *(joblog.Job.attempt, joblog.Job.created_at, joblog.Job.updated_at),
+        ],
+    ).execute()
+    with asked() as texts:
+        begin(start("a", "key"))
+    with psycopg.connect(database_url, autocommit=True) as server:
+        server.execute("ANALYZE")
+        server.execute("SET plan_cache_mode = force_generic_plan")
+        server.execute("PREPARE it AS " + texts[0].replace("%s", "$1", 1).replace("%s", "$2", 1))
+        plan = "\n".join(row for (row,) in server.execute("EXPLAIN EXECUTE it ('[]', '[]')"))
+    assert "Seq Scan on joblog_job" not in plan, plan
+    assert "joblog_job_jid" in plan
