@@ -14,6 +14,7 @@ from playhouse.db_url import schemes
 
 from dramatiq_joblog.errors import ConfigurationError
 
+from .dialects.pools import POOLS
 from .url_parameters import options_of, parameters_of_driver
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class DjangoAlias:
             )
         options = options_of(connection.vendor) | make(settings, self.alias)
         name = options.pop("name")
-        database: Database = schemes[f"{connection.vendor}+pool"](name, **options)
+        own = POOLS.get(connection.vendor)
+        database: Database = (own or schemes[f"{connection.vendor}+pool"])(name, **options)
         return database
 
     def _connection(self) -> Any:
