@@ -17,7 +17,7 @@ from dramatiq_joblog.errors import DatabaseAwayError
 
 from .checkout import is_unavailable, open_connection, unavailable
 from .dialects import dialect_of
-from .silence import cut
+from .silence import Watch, Watched, cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,6 +167,9 @@ def leave_connections(database: Any) -> Any:
         getattr(database, "_connections", None),
         getattr(database, "_in_use", None),
     )
+    if isinstance(database, Watched):
+        # To cut what the parent's threads ask now would cut it there.
+        database.watch = Watch()
     database._state.reset()
     database._lock = threading.RLock()
     if hasattr(database, "_pool_lock"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from urllib.parse import urlsplit, urlunsplit
@@ -126,3 +127,38 @@ def test_what_takes_long_is_not_cut(log):
             log.database.execute_sql(sleep)
         with silence.patient(500), pytest.raises(DatabaseAwayError, match=r"within 0\.5 s"):
             log.database.execute_sql(sleep)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_leaves_what_the_parent_asks(url):
+    """A child never cuts the connection of a statement that ran in its parent when it began."""
+    log = JobLog(url)
+    asked, forked, child_ended = threading.Event(), threading.Event(), threading.Event()
+    answers = []
+
+    def ask():
+        with log.database.connection_context():
+            with log.database.watch.over(log.database.connection(), 1_000):
+                asked.set()
+                assert forked.wait(30)
+            assert child_ended.wait(30)
+            answers.extend(log.database.execute_sql("SELECT 1").fetchall())
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert asked.wait(30)
+    late = time.monotonic() + 2
+    child = os.fork()
+    if child == 0:
+        # As the child's own thread looks once it asks something.
+        while time.monotonic() < late:
+            log.database.watch.look()
+        os._exit(0)
+    forked.set()
+    assert os.waitpid(child, 0) == (child, 0)
+    child_ended.set()
+    thread.join(30)
+    log.close()
+
+    assert [(1,)] == answers
