@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 import time
-import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dramatiq.logging import get_logger
@@ -17,7 +16,7 @@ from dramatiq_joblog.errors import DatabaseAwayError
 
 from .checkout import is_unavailable, open_connection, unavailable
 from .dialects import dialect_of
-from .silence import Watch, Watched, cut
+from .silence import Watch, Watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,10 +49,9 @@ class Connection:
         self._database = database
         self._dialect = dialect_of(database)
         self._raw: Any = None
-        #: When the current statement began, monotonic; None if there is none.
-        self._since: float | None = None
-        self._watchdog: threading.Thread | None = None
-        self._watching = threading.Lock()
+        self._watch = Watch()
+        #: Milliseconds after which it is cut; a file is not silent.
+        self._cut_after = CUT_AFTER if self._dialect.file_of(database) is None else None
 
     def ask(self, function: Callable[[], T]) -> T:
         """Call *function*, perhaps repeatedly, with an open connection, and return its result.
@@ -69,9 +67,9 @@ class Connection:
             except Exception as e:
                 self.close()
                 raise unavailable(e) from e
-        self._since = time.monotonic()
         try:
-            return self._ask_patiently(function)
+            with self._watch.over(self._raw, self._cut_after):
+                return self._ask_patiently(function)
         except PeeweeException as e:
             self.close()
             if is_unavailable(e):
@@ -80,8 +78,6 @@ class Connection:
         except BaseException:
             self.close()
             raise
-        finally:
-            self._since = None
 
     def _ask_patiently(self, function: Callable[[], T]) -> T:
         """Call *function*, again and again while another process writes to the SQLite file."""
@@ -116,44 +112,15 @@ class Connection:
 
     def leave_to_parent(self) -> Any:
         """Return the parent process's connection after a fork, and forget it."""
-        raw, self._raw, self._since, self._watchdog = self._raw, None, None, None
+        raw, self._raw, self._watch = self._raw, None, Watch()
         return raw
 
     def _open(self) -> None:
         database = self._database
         open_connection(database)
         self._raw = database.connection()
-        self._since = time.monotonic()
-        if self._dialect.file_of(database) is None:
-            self._watch()
-        self._dialect.prepare(database, STATEMENT_TIMEOUT)
-
-    def _watch(self) -> None:
-        """Start a watchdog, because a server may be silent forever."""
-        with self._watching:
-            if self._watchdog is None:
-                self._watchdog = threading.Thread(
-                    target=_watch,
-                    args=(weakref.ref(self),),
-                    name="dramatiq_joblog watchdog",
-                    daemon=True,
-                )
-                self._watchdog.start()
-
-    def is_watched(self) -> bool:
-        """Return whether there is still something to watch; otherwise the watchdog ends."""
-        with self._watching:
-            if self._raw is None:
-                self._watchdog = None
-            return self._raw is not None
-
-    def cut_if_it_hangs(self) -> None:
-        """Shut the connection down if it has been silent for too long."""
-        raw, since = self._raw, self._since
-        if raw is None or since is None or time.monotonic() - since < CUT_AFTER / 1000:
-            return
-        _logger.warning("The job log's database does not answer: its connection was closed.")
-        cut(raw)
+        with self._watch.over(self._raw, self._cut_after):
+            self._dialect.prepare(database, STATEMENT_TIMEOUT)
 
 
 def leave_connections(database: Any) -> Any:
@@ -177,19 +144,6 @@ def leave_connections(database: Any) -> Any:
         database._pool_available = threading.Condition(database._pool_lock)
         database._connections, database._in_use = [], {}
     return left
-
-
-def _watch(reference: weakref.ref[Connection]) -> None:
-    """Watch a connection for as long as it exists.
-
-    The server's own timeouts do not help when the network is gone.
-    """
-    while True:
-        time.sleep(1.0)
-        connection = reference()
-        if connection is None or not connection.is_watched():
-            return
-        connection.cut_if_it_hangs()
 
 
 class Probe(threading.Thread):

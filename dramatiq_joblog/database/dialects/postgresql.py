@@ -70,7 +70,7 @@ class PostgreSQL(Dialect):
         raw = database.connection()
         if is_behind_pooler(database):
             # Settings and prepared statements would stay on a connection that others use too, so
-            # only the watchdog limits statements.
+            # only the watch limits statements.
             if hasattr(raw, "prepare_threshold"):
                 raw.prepare_threshold = None
             return
