@@ -292,11 +292,11 @@ class JobLog(Generic[J]):
             query: JobQuery[J] = self.core.locks.waiters.all_of(key)
         return query
 
-    def lines(self, keys: Iterable[str], *, limit: int = 50) -> dict[str, list[J]]:
+    def waiters_by_key(self, keys: Iterable[str], *, limit: int = 50) -> dict[str, list[J]]:
         """Return the jobs that wait for each of some keys, next in line first, in one query.
 
         Example:
-          >>> joblog.lines(["erp", "bank"])
+          >>> joblog.waiters_by_key(["erp", "bank"])
           {}
 
         Parameters:

@@ -60,7 +60,7 @@ def waiters(visit: Visit, key: str) -> list[Any]:
 def lines(visit: Visit, keys: Iterable[str]) -> dict[str, list[Any]]:
     """Return the jobs that wait for some sections, the one that is next first."""
     none: dict[str, list[Any]] = {}
-    found = visit.part("who waits", lambda: visit.joblog.lines(keys, limit=PER_PAGE), none)
+    found = visit.part("who waits", lambda: visit.joblog.waiters_by_key(keys, limit=PER_PAGE), none)
     return {key: [visit.seen(job) for job in line] for key, line in found.items()}
 
 

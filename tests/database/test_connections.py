@@ -82,7 +82,7 @@ QUESTIONS = {
     "tuples": lambda log: list(log.jobs.tuples()),
     "union": lambda log: list(log.jobs.dead().order_by() | log.jobs.lost().order_by()),
     "update": lambda log: log.core.tables.mark.update(value=2).execute(),
-    "lines of keys": lambda log: log.lines(["key"]),
+    "waiters of keys": lambda log: log.waiters_by_key(["key"]),
     "waiters": lambda log: list(log.waiters("key")),
     "workers": lambda log: list(log.workers),
 }

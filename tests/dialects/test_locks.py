@@ -285,18 +285,18 @@ def test_waiters_of_several_keys(joblog, job_factory, asked):
     joblog.core.locks.waiters.keep(["b"], "elsewhere")
     keys = ["a", "b", "nobody"]
 
-    found = joblog.lines(keys)
+    found = joblog.waiters_by_key(keys)
 
     jids = {key: [job.jid for job in line] for key, line in found.items()}
     assert {"a": ["4", "2", "0"], "b": ["elsewhere", "3", "1"]} == jids
     assert jids == {key: [job.jid for job in joblog.waiters(key)] for key in keys[:2]}
-    first = joblog.lines(keys, limit=1)
+    first = joblog.waiters_by_key(keys, limit=1)
     assert {"a": ["4"], "b": ["elsewhere"]} == {k: [j.jid for j in v] for k, v in first.items()}
-    assert {} == joblog.lines([])
+    assert {} == joblog.waiters_by_key([])
     with asked() as few:
-        joblog.lines(["a"])
+        joblog.waiters_by_key(["a"])
     with asked() as many:
-        joblog.lines(["a", *map(str, range(100))])
+        joblog.waiters_by_key(["a", *map(str, range(100))])
     assert len(few) == len(many)
 
 

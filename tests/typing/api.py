@@ -92,7 +92,7 @@ def asks() -> None:
     assert_type(shop.jobs.page().jobs, list[ShopJob])
     assert_type(shop.search("state:dead"), JobQuery[ShopJob])
     assert_type(shop.waiters("key"), JobQuery[ShopJob])
-    assert_type(shop.lines(["key"]), dict[str, list[ShopJob]])
+    assert_type(shop.waiters_by_key(["key"]), dict[str, list[ShopJob]])
     assert_type(shop.oldest(), list[ShopJob])
     assert_type([job.jid for job in shop.jobs], list[str])
     assert_type(shop.Job, type[ShopJob])
