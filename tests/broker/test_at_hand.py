@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import threading
-from urllib.parse import urlsplit
 
 import dramatiq
 import pytest
@@ -71,11 +69,9 @@ def test_a_worker_that_stops(joblog, broker, worker, eventually):
 @pytest.mark.expects_critical
 def test_a_lost_connection(joblog, redis_url, worker, eventually, critical_guard):
     """A job that waits while its worker loses the connection to Redis runs all the same."""
-    parts = urlsplit(redis_url)
-    proxy = Proxy(parts.hostname, parts.port)
-    url = re.sub(r"//127\.0\.0\.1:\d+", f"//127.0.0.1:{proxy.port}", redis_url)
+    proxy = Proxy(redis_url)
     middleware = [*(m() for m in default_middleware), JobLogMiddleware(joblog)]
-    broker = RedisBroker(url=url, namespace="lost", middleware=middleware)
+    broker = RedisBroker(url=proxy.through(redis_url), namespace="lost", middleware=middleware)
     guarded, _ = declare(broker)
     with worker(broker):
         with joblog.lock("key"):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import threading
-from urllib.parse import urlsplit
 
 import dramatiq
 import pytest
@@ -36,8 +34,7 @@ def joblog(sqlite_database):
 @pytest.fixture
 def proxy(redis_url):
     """Return a proxy before Redis."""
-    parts = urlsplit(redis_url)
-    proxy = Proxy(parts.hostname, parts.port)
+    proxy = Proxy(redis_url)
     yield proxy
     proxy.close()
 
@@ -47,7 +44,7 @@ def broker(request, joblog, proxy, redis_url):
     """Return a broker whose Redis is behind the proxy; ``acks`` counts its acknowledgements."""
     how = getattr(request, "param", "auto")
     broker = RedisBroker(
-        url=re.sub(r"//127\.0\.0\.1:\d+", f"//127.0.0.1:{proxy.port}", redis_url),
+        url=proxy.through(redis_url),
         namespace="away",
         middleware=[
             Retries(max_retries=2, min_backoff=10, max_backoff=20),

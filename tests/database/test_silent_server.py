@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from urllib.parse import urlsplit, urlunsplit
 
 import dramatiq
 import pytest
@@ -24,8 +23,7 @@ def url(request, database_of):
 @pytest.fixture
 def network(url):
     """Return a network in front of the server, which can go silent."""
-    parts = urlsplit(url)
-    found = Proxy(parts.hostname, parts.port)
+    found = Proxy(url)
     yield found
     found.close()
 
@@ -34,9 +32,7 @@ def network(url):
 def log(url, network, monkeypatch):
     """Return a log behind that network, which waits for less than it does."""
     monkeypatch.setattr(silence, "GREETED_WITHIN", 500)
-    parts = urlsplit(url)
-    behind = parts._replace(netloc=parts.netloc.replace(f":{parts.port}", f":{network.port}"))
-    found = JobLog(f"{urlunsplit(behind)}?connect_timeout=2")
+    found = JobLog(f"{network.through(url)}?connect_timeout=2")
     yield found
     network.resume()
     found.close()

@@ -7,7 +7,6 @@ import time
 
 import peewee
 import pytest
-import servers
 from proxy import Proxy
 
 from dramatiq_joblog import JobLog
@@ -182,9 +181,8 @@ def test_away(number, away):
 @pytest.mark.parametrize("away", ["refuse", "hang"])
 def test_an_outage(mysql_database, log, eventually, away):
     """While the server refuses or is silent events are kept, and written when it is back."""
-    options = servers.mysql_options(mysql_database)
-    proxy = Proxy(options["host"], options["port"])
-    far = JobLog(mysql_database.replace(f":{options['port']}/", f":{proxy.port}/"))
+    proxy = Proxy(mysql_database)
+    far = JobLog(proxy.through(mysql_database))
     far.core.writer.write(Started(row("before")))
     getattr(proxy, away)()
 

@@ -6,7 +6,6 @@ import functools
 import os
 import re
 import signal
-from urllib.parse import urlsplit
 
 import brokers
 import commands
@@ -381,9 +380,8 @@ def test_events_that_wait_on_a_disk(
     postgres_database, broker, run_worker_process, redis_url, eventually, tmp_path
 ):
     """Events that a killed worker left on its disk wait there until a process replays them."""
-    parts = urlsplit(postgres_database)
-    proxy = Proxy(parts.hostname, parts.port)
-    through = postgres_database.replace(f":{parts.port}", f":{proxy.port}", 1)
+    proxy = Proxy(postgres_database)
+    through = proxy.through(postgres_database)
     asks = JobLog(postgres_database)
     environment = {"PROBLEM_BROKER": redis_url, "PROBLEM_DATABASE": through}
     environment |= {"PROBLEM_FOLDER": str(tmp_path)}

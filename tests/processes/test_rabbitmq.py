@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from urllib.parse import urlsplit
 
 import brokers
 import dramatiq
@@ -17,18 +16,15 @@ from dramatiq_joblog import JobLogMiddleware
 @pytest.fixture
 def proxy(rabbit_url):
     """Return a proxy before RabbitMQ."""
-    parts = urlsplit(rabbit_url)
-    through = Proxy(parts.hostname, parts.port)
-    yield through
-    through.close()
+    found = Proxy(rabbit_url)
+    yield found
+    found.close()
 
 
 @pytest.fixture
 def broker(rabbit_url, proxy, joblog):
     """Return a broker that reaches RabbitMQ through the proxy."""
-    parts = urlsplit(rabbit_url)
-    netloc = parts.netloc.replace(f":{parts.port}", f":{proxy.port}")
-    made = brokers.connect(parts._replace(netloc=netloc).geturl(), namespace="")
+    made = brokers.connect(proxy.through(rabbit_url), namespace="")
     made.add_middleware(JobLogMiddleware(joblog))
     dramatiq.set_broker(made)
     yield made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sqlite3
 import subprocess
@@ -54,8 +53,7 @@ def url(server):
 @pytest.fixture
 def proxy(server):
     """Return a proxy before PostgreSQL."""
-    parts = urlsplit(server.url)
-    proxy = Proxy(parts.hostname, parts.port)
+    proxy = Proxy(server.url)
     yield proxy
     proxy.close()
 
@@ -63,7 +61,7 @@ def proxy(server):
 @pytest.fixture
 def through_proxy(proxy, url):
     """Return the URL of an empty PostgreSQL database behind the proxy."""
-    return re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{proxy.port}", url)
+    return proxy.through(url)
 
 
 class Outages:

@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import os
 import random
-import re
 import shutil
 import signal
 import sqlite3
@@ -26,7 +25,6 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import brokers
 import dramatiq
@@ -415,9 +413,8 @@ class Chaos:
 
 def behind_proxy(url):
     """Return a proxy before a server, and the server's URL through it."""
-    parts = urlsplit(url)
-    proxy = Proxy(parts.hostname, parts.port)
-    return proxy, re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{proxy.port}", url)
+    proxy = Proxy(url)
+    return proxy, proxy.through(url)
 
 
 def run(folder: Path, database: str, jobs: int, faults: dict[str, int], seed: int, **options):

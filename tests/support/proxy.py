@@ -6,13 +6,15 @@ import contextlib
 import select
 import socket
 import threading
+from urllib.parse import urlsplit
 
 
 class Proxy:
-    """Forwards connections to *host* and *port* while it passes; see the methods for the rest."""
+    """Forwards connections to the server of *url* while it passes; see the methods for the rest."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._target = (host, port)
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._target = (parts.hostname, parts.port)
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._lost: set[socket.socket] = set()
         self._passing = threading.Event()
@@ -21,6 +23,11 @@ class Proxy:
         self.port = 0
         self._closed = False
         self.listen()
+
+    def through(self, url: str) -> str:
+        """Return a URL of the server as one that leads through the proxy."""
+        _, port = self._target
+        return url.replace(f":{port}", f":{self.port}", 1)
 
     def listen(self) -> None:
         """Accept connections, at the same port as ever."""

@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit
 
 import httpx2 as httpx
 import psycopg
@@ -39,8 +38,7 @@ PAGES = ("/", "/jobs", "/types", "/queues", "/dead", "/locks", "/workers", "/met
 @pytest.fixture
 def proxy(postgres):
     """Return a network between the page and its database that fails on demand."""
-    parts = urlsplit(postgres.url)
-    proxy = Proxy(parts.hostname, parts.port)
+    proxy = Proxy(postgres.url)
     yield proxy
     proxy.close()
 
@@ -48,8 +46,7 @@ def proxy(postgres):
 @pytest.fixture
 def host(postgres, proxy):
     """Return the address of an application with a page in it, and endpoints of its own."""
-    parts = urlsplit(postgres.url)
-    log = JobLog(postgres.url.replace(f":{parts.port}", f":{proxy.port}", 1))
+    log = JobLog(proxy.through(postgres.url))
     log.create_tables()
 
     def own(request):
