@@ -36,9 +36,11 @@ if TYPE_CHECKING:
 MAX_WAITING = 1_000
 #: As many are sent in one round trip at most.
 MAX_BATCH = 500
-#: Milliseconds that an acknowledgement waits for others, if nobody waits for it; and as long as it
-#: waits once more if so many came meanwhile: each round trip costs as much for one as for many.
-GATHER, GATHER_MORE, MANY = 8, 16, 4
+#: Milliseconds that an acknowledgement waits for others, if nobody waits for it.
+GATHER = 8
+#: If as many came meanwhile, it waits for more, for so many milliseconds: one round trip costs
+#: about the same for one acknowledgement as for many.
+MANY, GATHER_MORE = 4, 16
 #: Seconds until a round trip that failed is tried again; at first, and at most.
 RETRY_AFTER, RETRY_AT_MOST = 0.1, 5.0
 
