@@ -20,8 +20,8 @@ from .alerts.on_dead import DeadCaller
 from .asking.aside import Aside
 from .asking.watcher import Watcher
 from .broker.worker_process import WorkerProcess
+from .database.address import Address
 from .database.checkout import close_idle, transaction
-from .database.dialects import dialect_of
 from .database.url import describe
 from .errors import ConfigurationError, RequeueError
 from .payload.values import shown
@@ -328,9 +328,10 @@ def _default_spool(job: Any) -> Path:
     """Return the folder of this user for this log, the same for all processes of the host."""
     meta = job._meta
     database = meta.database
-    place = [str(database.database), str(database.connect_params.get("host")), meta.table_name]
-    if (file := dialect_of(database).file_of(database)) is not None:
-        place[0] = str(file.absolute())
+    address = Address.of_peewee(database) or Address("", "")
+    # As it is written: of two ways to name one host, or one socket, each has its own.
+    host = str(database.connect_params.get("host"))
+    place = [address.kind, address.name, host, address.port, meta.table_name]
     digest = hashlib.sha256("\n".join(place).encode()).hexdigest()[:12]
     state = os.environ.get("XDG_STATE_HOME")
     try:

@@ -50,6 +50,7 @@ from .broker.requeue import Sender
 from .broker.runs import Runs
 from .broker.verdict import verdict
 from .broker.worker_process import Place, Workers
+from .database.address import Address
 from .errors import (
     ConfigurationError,
     DuplicateJob,
@@ -566,7 +567,9 @@ def _is_same_log(one: JobLog, other: JobLog) -> bool:
     """Return whether two logs write to the same tables."""
     if one is other:
         return True
-    return one.name == other.name and one.Job._meta.table_name == other.Job._meta.table_name
+    if one.Job._meta.table_name != other.Job._meta.table_name:
+        return False
+    return Address.of_peewee(one.database) == Address.of_peewee(other.database)
 
 
 def enqueue_once(

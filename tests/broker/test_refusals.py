@@ -53,6 +53,17 @@ def test_a_second_middleware_of_a_log(joblog, make):
         broker.add_middleware(make(joblog, first))
 
 
+def test_logs_of_one_name_on_two_servers(joblog):
+    """Logs whose databases only have their names in common are not one log."""
+    here = JobLog("postgresql://me@localhost/jobs")
+    broker = StubBroker(middleware=[JobLogMiddleware(joblog), JobLogMiddleware(here)])
+    dramatiq.actor(print, actor_name="early", broker=broker)
+    for far in ("postgresql://me@db.example.com/jobs", "postgresql://me@localhost:5433/jobs"):
+        broker.add_middleware(JobLogMiddleware(JobLog(far)))
+    with pytest.raises(ConfigurationError, match="2 JobLogMiddleware of the log"):
+        broker.add_middleware(JobLogMiddleware(JobLog("postgresql://you@127.0.0.1:5432/jobs")))
+
+
 def test_two_logs(joblog, tmp_path, worker):
     """Two logs on one broker both have each job, however many actors there are."""
     other = JobLog(f"sqlite:///{tmp_path / 'other.db'}")

@@ -10,6 +10,7 @@ import textwrap
 
 import pytest
 
+from dramatiq_joblog import JobLog
 from dramatiq_joblog.recording.events import Ended, Started
 from dramatiq_joblog.recording.spool import MAX_CHUNK, Spool
 
@@ -187,3 +188,21 @@ def test_values_that_json_has_no_word_for(spool):
     [[kept]] = spool.replay()
     assert json.dumps(kept.row)
     assert "b'x'" == kept.row["own"]
+
+
+HERE = "postgresql://me:secret@db.example.com/shop"
+
+
+@pytest.mark.parametrize(
+    ("url", "same"),
+    [
+        ("postgresql://other:word@db.example.com:5432/shop", True),
+        ("postgresql://me:secret@db.example.com:5433/shop", False),
+        ("postgresql://me:secret@replica.example.com/shop", False),
+        ("postgresql://me:secret@db.example.com/other", False),
+        ("mysql://me:secret@db.example.com:5432/shop", False),
+    ],
+)
+def test_each_log_has_a_folder_of_its_own(url, same):
+    """Events of one log are never written to another on the same host, whatever its port."""
+    assert same == (JobLog(HERE).core.spool.folder == JobLog(url).core.spool.folder)
