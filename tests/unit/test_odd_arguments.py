@@ -69,7 +69,7 @@ METHODS: dict[str, tuple[dict[str, list[Any]], dict[str, Any]]] = {
         {"key": [None, "", *NO_TEXT], "reason": [None, " ", *NO_TEXT], "fence": NO_WHOLE},
         {"key": "k", "fence": 1, "reason": "it hangs", "who": "ada"},
     ),
-    "lines": ({"keys": [None, "key", [None], [""], 7]}, {}),
+    "waiters_by_key": ({"keys": [None, "key", [None], [""], 7]}, {}),
     "waiters": ({"key": [None, "", *NO_TEXT]}, {}),
 }
 
