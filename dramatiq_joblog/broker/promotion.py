@@ -47,8 +47,9 @@ if TYPE_CHECKING:
 
 #: Milliseconds between two looks at what waits here, unless something has come; and at least.
 SCAN_EVERY, SCAN_AGAIN = 1_000, 50
-#: Milliseconds after which messages are read again: their actors may say other limits by then.
-READ_EVERY = 30_000
+#: Milliseconds for each waiting message until all are read again, as the limits of their actors
+#: may have changed; and at most.
+READ_EACH, READ_EVERY = 60, 30_000
 #: A look in vain takes at most this part of a core: the pause after it is so many times as long.
 REST = 20
 #: As long after a key has moved: the next handover is soon.
@@ -253,7 +254,7 @@ class Waker(threading.Thread):
             parts = max(1, math.ceil(len(held) / MAX_ASKED))
             self._attend_every = ATTEND_EVERY / 1000 / parts
             if now >= self._read_due:
-                self._read_due = now + READ_EVERY / 1000
+                self._read_due = now + min(READ_EACH * len(held), READ_EVERY) / 1000
                 self._held.look_anew()
         self._attend_due = now + self._attend_every
         jids = [jid for jid in self._unattended[:MAX_ASKED] if jid in held]

@@ -382,7 +382,7 @@ def test_events_that_wait_on_a_disk(
     """Events that a killed worker left on its disk wait there until a process replays them."""
     proxy = Proxy(postgres_database)
     through = proxy.through(postgres_database)
-    asks = JobLog(postgres_database)
+    asks = JobLog(through)
     environment = {"PROBLEM_BROKER": redis_url, "PROBLEM_DATABASE": through}
     environment |= {"PROBLEM_FOLDER": str(tmp_path)}
     sender = brokers.connect(redis_url, namespace="problem")
@@ -396,6 +396,7 @@ def test_events_that_wait_on_a_disk(
             sender.enqueue(dramatiq.Message("default", "imports", (), {}, {}))
             eventually(lambda: [f for f in asks.core.spool.files() if f.size], timeout=30)
             kill(running)
+        proxy.resume()
         assert "spools" not in kinds(asks)
         for path in [waiting.path for waiting in asks.core.spool.files()]:
             # Its name begins with when it was made.
@@ -403,12 +404,10 @@ def test_events_that_wait_on_a_disk(
             path.rename(path.with_name(f"{int(made) - 2 * MINUTE}-{rest}"))
         found = kinds(asks)
         assert str(asks.core.spool.folder) in found["spools"].text
-        seen_everywhere(asks, postgres_database, eventually, *found)
+        seen_everywhere(asks, through, eventually, *found)
 
         (tmp_path / "go").touch()
-        with run_worker_process(
-            "problem_worker", env=environment | {"PROBLEM_DATABASE": postgres_database}
-        ):
+        with run_worker_process("problem_worker", env=environment):
             eventually(lambda: "spools" not in kinds(asks), timeout=30)
     finally:
         asks.close()
