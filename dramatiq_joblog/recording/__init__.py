@@ -1,1 +1,1 @@
-"""How events of jobs become committed rows."""
+"""How job events become committed rows."""

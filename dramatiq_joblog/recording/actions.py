@@ -1,4 +1,4 @@
-"""The record of what someone did to many jobs."""
+"""The audit record of an action on many jobs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class ManyActions:
-    """The records of one thing that someone did to many jobs.
+    """The audit records of one action on many jobs.
 
     Parameters:
       action: The bound model of actions.
-      what: What it was.
-      who: Who did it.
+      what: The name of the action.
+      who: The user who did it.
     """
 
     def __init__(self, action: Any, what: str, who: str | None) -> None:
@@ -29,7 +29,7 @@ class ManyActions:
         self._insert = Compiled(action._meta.database, self._inserting)
 
     def record(self, details: Mapping[str, str]) -> None:
-        """Write down the detail of each job, by its jid."""
+        """Record the detail of each job, by jid."""
         if details:
             known = (self._what, self._who)
             rows = ((*known, fold_jid(j), clean(d, MAX_MESSAGE)) for j, d in details.items())

@@ -1,8 +1,8 @@
-"""First runs whose sections nobody else wants, begun in one statement.
+"""Uncontended first runs in a section, begun in one statement.
 
-Most starts in a section are of this kind.  The statement locks the jobs' rows, takes the keys and
-writes the starts, so that it is one round trip, which is also its transaction.  What it does not
-begin has to be looked at, and is left to :class:`~.exclusive.Sections`.
+Most starts in a section are uncontended.  The statement locks the jobs' rows, acquires the keys and
+writes the starts: one round trip, which is also the transaction.  Starts that it does not begin are
+left to :class:`~.exclusive.Sections`.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from .events import Started
     from .transitions import Transitions
 
-#: Whether a row shows a message that was sent and nothing else.
+#: Whether a row is of a message that was enqueued and has never run.
 _IS_PLAIN = f"""(state IN ({", ".join(f"'{state.value}'" for state in STARTABLE)})
     AND token IS NULL AND attempt = 1 AND waiting_since IS NULL
     AND dead_reason IS DISTINCT FROM '{DeadReason.CANCELLED.value}')"""
 
 
 class AtOnce:
-    """Begins runs in one statement, where the database can write to several tables in one.
+    """Begins runs in one statement, on databases that can write to several tables in one.
 
     Parameters:
-      runs: Writes the rows of runs, as a step of a statement.
+      runs: The step that writes the rows of runs.
       job: The bound job model.
       locks: The statements on keys.
     """
@@ -49,19 +49,19 @@ class AtOnce:
         self._runs = runs
         self._job = job
         self._locks = locks
-        #: The text for each way to write the rows.
+        #: The SQL for each form of the step that writes the rows.
         self._texts: dict[str, str] = {}
 
     def begin(self, events: Sequence[Started]) -> dict[str, Answer]:
-        """Begin those of *events* that can be begun so; everything is committed.
+        """Begin and commit those of *events* that this statement can begin.
 
         Returns:
-          What these are answered, by their jobs.
+          The answers to the starts that began, by jid.
         """
         wanted: dict[str, Started] = {}
         for event in events:
             if _is_first(event):
-                # The statement can take a key once.
+                # The statement can acquire each key only once.
                 wanted.setdefault(event.needs[0].key, event)
         if not wanted:
             return {}
@@ -81,7 +81,7 @@ class AtOnce:
             if is_begun == "1":
                 answers[jid] = Answer(granted=True, lease=Held([lease]))
             else:
-                # Its row was only just made by another run.
+                # Another run has just inserted its row.
                 self._locks.release(SECTION, lease.key, jid, lease.token)
         return answers
 
@@ -92,10 +92,10 @@ class AtOnce:
         return text
 
     def _around(self, writing: str) -> str:
-        """Return the statement whose last step is *writing*.
+        """Return the SQL of the statement whose last step is *writing*.
 
-        It is planned once, perhaps while the tables are small: each row is looked up by itself,
-        so that no plan reads a table whole.
+        Its plan may be cached while the tables are small.  Each row is therefore looked up
+        separately, so that no plan scans a whole table.
         """
         undisputed = self._locks.waiters.undisputed('given."key"')
         may_take = f"{undisputed} AND given.owner NOT IN (SELECT jid FROM known WHERE NOT is_plain)"
@@ -117,13 +117,13 @@ class AtOnce:
 
 
 def at_once(transitions: Transitions) -> AtOnce | None:
-    """Return what begins runs in one statement; None where rows are no step of one."""
+    """Return an :class:`AtOnce`; None if the database has no such statement."""
     runs = transitions.runs
     return AtOnce(runs, transitions.job, transitions.locks) if is_step(runs) else None
 
 
 def _is_first(event: Started) -> bool:
-    """Return whether a start is the first of its message, and needs one section for itself."""
+    """Return whether a start is its message's first, and needs exactly one exclusive section."""
     if len(event.needs) != 1 or event.unique is not None or event.lines_up:
         return False
     [need] = event.needs

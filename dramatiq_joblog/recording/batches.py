@@ -27,7 +27,7 @@ class Batches:
 
     Parameters:
       sections: The statements of the log.
-      ask: Calls a function that uses the database, and raises if that is unavailable.
+      ask: Calls a function that uses the database; raises if the database is unavailable.
     """
 
     def __init__(self, sections: Sections, ask: Callable[[Callable[[], Any]], Any]) -> None:
@@ -35,25 +35,25 @@ class Batches:
         self._transitions = sections.transitions
         self._ask = ask
         self._on_written: Callable[[Sequence[Event], Answers], None] | None = None
-        #: Events that the database took in no form.
+        #: The number of events that the database refused in every form.
         self.lost = 0
 
     def on_written(self, listener: Callable[[Sequence[Event], Answers], None]) -> None:
-        """Call *listener* with what was committed, and with the answers: it must not wait."""
+        """Call *listener* with committed events and their answers; it must not block."""
         self._on_written = listener
 
     def write(self, events: Sequence[Event]) -> dict[str, Answer]:
-        """Write a batch; what is poisoned in it is repaired or set aside.
+        """Write a batch; events that the database refuses are repaired or dropped.
 
         Returns:
-          What the starts are answered, by their jobs; those that are not in it may go on.
+          The answers to starts, by jid; a start without an answer may run.
         """
         try:
             answers: dict[str, Answer] = self._ask(lambda: self._sections.write(events))
         except DatabaseAwayError:
             raise
         except Exception as e:  # noqa: BLE001
-            # One poisoned event of any kind never takes its batch with it.
+            # One poisoned event must never fail the whole batch.
             if len(events) > 1:
                 answers = {}
                 for event in events:
@@ -68,7 +68,7 @@ class Batches:
             self._on_written(events, answers)
 
     def _repair(self, event: Event, error: Exception) -> dict[str, Answer]:
-        """Write a poisoned event without what is not needed, saying so on its row."""
+        """Write a poisoned event without its optional columns, with a note on the row."""
         last = error
         for repair in repairs(event, self._transitions.own_defaults(), error):
             written = repair.as_written()
@@ -78,7 +78,7 @@ class Batches:
             except DatabaseAwayError:
                 raise
             except Exception as e:  # noqa: BLE001
-                # Whatever it is, it must not take the writer or other events with it.
+                # No error may stop the writer or affect other events.
                 last = e
             else:
                 self._note_written([event], answers)
@@ -88,7 +88,7 @@ class Batches:
         return self._give_up(event, last)
 
     def _put_back(self, repair: Repair) -> None:
-        """Store those columns of an event that the database takes by themselves."""
+        """Store the columns of an event that the database accepts one by one."""
         refused: dict[str, Exception] = {}
         for name, value in repair.columns.items():
             fill = functools.partial(self._transitions.fill, repair.event, {name: value})
@@ -97,7 +97,7 @@ class Batches:
             except DatabaseAwayError:
                 raise
             except Exception as e:  # noqa: BLE001
-                # The note of its row says it.
+                # The row's note reports it.
                 refused[name] = e
         if repair.columns:
             note = {"note": repair.note(refused)}

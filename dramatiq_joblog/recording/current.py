@@ -1,4 +1,4 @@
-"""``current_job()``: what an actor can know and report about its own run."""
+"""``current_job()``: what an actor can read and report about its own run."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Characters kept of a text of progress.
+#: The maximum length of a progress text, in characters.
 MAX_TEXT = 1_000
 
 
 class LiveRun:
-    """A run whose body is at work here: what it says, and what the log knows of that.
+    """A run that is executing in this process: its reports, and which of them are stored.
 
     Parameters:
-      message_id: Dramatiq's name of the job.
+      message_id: Dramatiq's ID of the message.
       actor: The name of its actor.
-      root_jid: The first job of its family.
-      row: The columns of the run: its ``jid``, ``token`` and ``attempt``.
-      redactor: Takes secrets out of what it says.
-      lease: What it holds of its section, if it has one.
-      lines_level: From which level on its lines are kept; None for none.
-      start: Its start, for as long as nobody needs to see it in the log.
+      root_jid: The jid of the first job of its family.
+      row: The run's ``jid``, ``token`` and ``attempt``.
+      redactor: Removes secrets from its reports.
+      lease: Its lease of the section, if it has one.
+      lines_level: The lowest level of log lines that are kept; None for none.
+      start: Its start, while that has not been written.
     """
 
     __slots__ = (
@@ -77,27 +77,27 @@ class LiveRun:
         self.lease = lease
         self.lines_level = lines_level
         self._start = start
-        #: Its last progress.
+        #: The last progress reported.
         self.reported: tuple[Any, Any, Any] | None = None
         self._written: tuple[Any, Any, Any] | None = None
-        # What few runs need: made at the first ask, for whichever thread comes first.
+        # Created at first use, because few runs need it; any thread may be first.
         self._jobs: dict[int, CurrentJob] = {}
         self._logs: dict[int, Lines] = {}
         self._closed = False
 
     @property
     def jid(self) -> str:
-        """The job, as the log names it."""
+        """The job's jid in the log."""
         return str(self._row["jid"])
 
     @property
     def token(self) -> str:
-        """The run."""
+        """The token of the run."""
         return str(self._row["token"])
 
     @property
     def job(self) -> CurrentJob:
-        """The run as its actor sees it; most never ask."""
+        """The run as its actor sees it; created at first use."""
         if 0 not in self._jobs:
             row = self._row
             job = CurrentJob(self, self.message_id, row["attempt"], self.root_jid, self._actor)
@@ -106,25 +106,25 @@ class LiveRun:
 
     @property
     def meta(self) -> Any:
-        """What its actor wants to keep; None if it never asked for its job."""
+        """The actor's ``meta``; None if the actor never called :func:`current_job`."""
         return self._jobs[0].meta if self._jobs else None
 
     @property
     def news(self) -> tuple[Any, Any, Any] | None:
-        """Its last progress, if the log does not know of it; see :meth:`note_written`."""
+        """The last progress, if it is not stored yet; see :meth:`note_written`."""
         return None if self.reported is self._written else self.reported
 
     def note_written(self, progress: tuple[Any, Any, Any]) -> None:
-        """Note that the log knows of a progress."""
+        """Note that a progress is stored."""
         self._written = progress
 
     def take_start(self) -> LateStart | None:
-        """Return its start if that is not in the log, once."""
+        """Return the start if it is not in the log; the first call only."""
         start, self._start = self._start, None
         return start
 
     def add_line(self, instant: int, level: str, logger: str, text: str) -> None:
-        """Keep a line, as :meth:`Lines.add` does, unless the run is over."""
+        """Keep a log line, as :meth:`Lines.add` does, unless the run has ended."""
         if self.lines_level is None or self._closed:
             return
         if not self._logs:
@@ -134,11 +134,11 @@ class LiveRun:
 
     @property
     def lines(self) -> Lines | None:
-        """What it logged; None if that is nothing."""
+        """Its log lines; None if it logged nothing."""
         return self._logs.get(0)
 
     def end_lines(self) -> Batch | None:
-        """Keep no more lines, and return what is not written yet."""
+        """Stop keeping lines, and return those not yet written."""
         self._closed = True
         return self._logs[0].end() if self._logs else None
 
@@ -152,13 +152,13 @@ class CurrentJob:
         self._run = run
         #: Dramatiq's ``message_id``.
         self.jid = jid
-        #: Number of this attempt; 1 for the first.
+        #: The number of this attempt, from 1.
         self.attempt = attempt
-        #: The first job of the family that this one was sent in.
+        #: The jid of the first job of its family.
         self.root_jid = root_jid
-        #: Name of its actor.
+        #: The name of its actor.
         self.actor = actor
-        #: Anything that the actor wants to keep with its row; stored as JSON with the outcome.
+        #: Data to keep with the job's row; stored as JSON with the outcome.
         self.meta: dict[str, Any] = {}
 
     @property
@@ -172,7 +172,7 @@ class CurrentJob:
         return self._run.lease
 
     def log(self, text: str, *, level: str | int = "INFO") -> None:
-        """Keep a log line with this job, whatever the configuration of ``logging``.
+        """Keep a log line with this job, independent of the configuration of ``logging``.
 
         Example:
           >>> current_job().log("12 rows had no price")
@@ -185,7 +185,7 @@ class CurrentJob:
         self._run.add_line(time.time_ns() // 1_000_000, name, self.actor, text_of(text))
 
     def progress(self, done: float, total: float | None = None, text: str | None = None) -> None:
-        """Report how far the job is; it is cheap enough for the innermost loop.
+        """Report the job's progress; cheap enough for the innermost loop.
 
         The latest progress is written with the process's heartbeat, every five seconds by
         default, and with the outcome.
@@ -194,8 +194,8 @@ class CurrentJob:
           >>> current_job().progress(12, 40, "reading prices")
 
         Parameters:
-          done: How much is done.
-          total: How much there is in total; None if unknown.
+          done: The amount done.
+          total: The total amount; None if unknown.
           text: What is being done.
         """
         self._run.reported = (done, total, text)
@@ -211,7 +211,7 @@ class CurrentJob:
 
         Parameters:
           iterable: Anything to iterate over.
-          total: How many items it has; by default its length, if it has one.
+          total: The number of items; by default the length of *iterable*, if it has one.
           text: What is being done.
         """
         if total is None:
@@ -223,32 +223,32 @@ class CurrentJob:
 
     @property
     def fence(self) -> int | None:
-        """A number that grows with each holder of the job's section, for stores that check it.
+        """The fencing token of the job's section: a number that grows with each holder.
 
-        If the job has several sections, it is that of the first; see :attr:`fences`.
+        If the job has several sections, the fence of the first; see :attr:`fences`.
         """
         lease = self.lease
         return None if lease is None else lease.fence
 
     @property
     def fences(self) -> dict[str, int]:
-        """The fences of all its sections, by their keys."""
+        """The fences of all its sections, by key."""
         lease = self.lease
         return {} if lease is None else lease.fences
 
     @property
     def lease_lost(self) -> bool:
-        """Whether another job may hold one of its sections: this job was paused for too long."""
+        """Whether a lease has expired, so that another job may hold one of its sections."""
         lease = self.lease
         return lease is not None and lease.lost
 
 
-#: Async actors see it too: Dramatiq copies the context into their event loop.
+#: Set in async actors too: Dramatiq copies the context into their event loop.
 running: ContextVar[LiveRun | None] = ContextVar("dramatiq_joblog_current", default=None)
 
 
 def current_job() -> CurrentJob | None:
-    """Return the running job; None outside of actors, or if the job is not logged.
+    """Return the running job; None outside an actor, or if the job is not logged.
 
     Example:
       >>> current_job() is None
@@ -280,7 +280,7 @@ def require_current_job() -> CurrentJob:
 
 
 def progress_of(reported: tuple[Any, Any, Any], redactor: Redactor) -> dict[str, Any]:
-    """Return a progress as it is kept."""
+    """Return a progress in its stored form: redacted and shortened."""
     done, total, text = reported
     return {
         "done": as_number(done),

@@ -1,4 +1,4 @@
-"""The rows of a batch of events, and the keys that these free or keep."""
+"""The rows of a batch of events, and the keys that the events release or keep."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Statements(NamedTuple):
-    """The statements that rows are written with."""
+    """The statements that write the rows."""
 
     runs: Part
     enqueues: Part
@@ -31,11 +31,11 @@ class Statements(NamedTuple):
 
 
 class EventRows:
-    """The rows of a batch of events, sorted by what becomes of them in one look at each event.
+    """The rows of a batch of events, grouped by the statement that writes them.
 
     Parameters:
-      events: Of different jobs.
-      statements: What they are written with.
+      events: The events, each of a different job.
+      statements: The statements that write them.
     """
 
     def __init__(self, events: Sequence[Event], statements: Statements) -> None:
@@ -43,14 +43,13 @@ class EventRows:
         self.enqueues: list[dict[str, Any]] = []
         self.failures: list[dict[str, Any]] = []
         self.lines: list[dict[str, Any]] = []
-        #: The sections that are free once their runs have ended.
+        #: The sections to release when their runs have ended.
         self.freed: list[dict[str, Any]] = []
-        #: The events that have a failure, those whose lines went out of bounds, and those whose
-        #: jobs hold a key.
+        #: The events with a failure, those with log lines to delete, and those that hold a key.
         self.failing: list[Ended] = []
         self.forgetting: list[Ended] = []
         self.holding: list[Event] = []
-        #: Whether a key is held on, which is a statement of its own.
+        #: Whether a key stays held, which takes a separate statement.
         self._holds_on = False
         for event in events:
             (self.enqueues if isinstance(event, Enqueued) else self.runs).append(event.row)
@@ -83,18 +82,18 @@ class EventRows:
 
     @property
     def is_one_statement(self) -> bool:
-        """Whether it needs no transaction around it."""
+        """Whether a single statement writes all, so that no transaction is needed."""
         return not (self._holds_on or self.forgetting) and is_one_statement(self.portions)
 
 
 def order_of(event: Event) -> tuple[int, str]:
-    """Return the order in which all processes write rows: that of sending."""
+    """Return the sort key by which all processes write rows: the order of sending."""
     row = event.row
     return row.get("enqueued_at") or 0, row["jid"]
 
 
 def freed_by(event: Event) -> list[str]:
-    """Return the sections that are free once an event is written."""
+    """Return the keys of the sections that an event releases."""
     if event.section is None or not isinstance(event, Ended):
         return []
     goes_on = event.row["state"] == State.RETRYING
@@ -102,18 +101,18 @@ def freed_by(event: Event) -> list[str]:
 
 
 def kept_for_retry(event: Event) -> list[Need]:
-    """Return the sections that are kept for the next run of a job."""
+    """Return the sections that stay held for the job's next run."""
     if not isinstance(event, Ended) or event.row["state"] != State.RETRYING:
         return []
     return [need for need in event.needs if need.is_kept]
 
 
 def _held(event: Event, key: str) -> dict[str, Any]:
-    """Return a section that a run holds, for what frees it."""
+    """Return a section held by a run, in the form that releasing takes."""
     return {"key": key, "owner": event.jid, "token": event.row["token"]}
 
 
 def keys_of(event: Event) -> tuple[bool, str, str]:
-    """Return the keys that an event is about, for an order that all processes keep."""
+    """Return the keys of an event, as a sort key that all processes use."""
     unique = (event.unique or {}).get("key", "")
     return (*in_order(event.needs[0]), unique) if event.needs else (False, "", unique)

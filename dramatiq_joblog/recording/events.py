@@ -1,4 +1,4 @@
-"""Events of jobs as frozen values, and the log's answers to a start."""
+"""Job events as frozen values, and the log's answers to a start."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ if TYPE_CHECKING:
     from dramatiq_joblog.locking.needs import Need
 
 
-#: In place of the token of a run, on the row of a job that gave way: it never begins.
+#: Replaces the token on the row of a superseded job, which never runs.
 GAVE_WAY = "gave way"
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a job, as plain values: column names to what is stored."""
+    """Something that happened to a job, as column values."""
 
-    #: Names what happened, where events are kept as text.
+    #: The name of this kind of event in the spool.
     kind: ClassVar[str]
 
-    #: The job's row as this event knows it.
+    #: The columns of the job's row that this event sets, by name.
     row: dict[str, Any]
-    #: What the job needs before it may run, as its message carries it: see :func:`needs_of`.
+    #: The keys that the job needs, as stored in its message; see :func:`needs_of`.
     section: dict[str, Any] | None = field(default=None, kw_only=True)
-    #: What the job is unique by: ``key``, ``until``, ``ttl`` and ``keep``.
+    #: The job's uniqueness: ``key``, ``until``, ``ttl`` (milliseconds) and ``keep``.
     unique: dict[str, Any] | None = field(default=None, kw_only=True)
-    #: Whether it was kept on disk, so that others may have been written before it.
+    #: Whether it comes from the spool, so that later events may have been written first.
     replayed: bool = field(default=False, kw_only=True, compare=False)
 
     @property
     def jid(self) -> str:
-        """The job."""
+        """The job's jid."""
         jid: str = self.row["jid"]
         return jid
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """What the job needs before it may run."""
+        """The keys that the job needs before it may run."""
         return () if self.section is None else self._needs
 
-    # Before Python 3.12 to look at one takes a lock.
+    # Before Python 3.12, reading a cached_property takes a lock.
     @cached_property
     def _needs(self) -> tuple[Need, ...]:
         return needs_of(self.section)
@@ -56,7 +56,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Enqueued(Event):
-    """A message was sent, put back, or is due after its delay."""
+    """A message was sent or requeued, or its delay has ended."""
 
     kind = "enqueue"
 
@@ -67,29 +67,29 @@ class Started(Event):
 
     kind = "start"
 
-    #: Whether the broker says that it has delivered the message before.
+    #: Whether the broker marks the message as redelivered.
     redelivered: bool = False
-    #: How many of its runs may lose their worker before it is dead; None for any number.
+    #: How many runs may be interrupted before the job is dead; None for no limit.
     max_interruptions: int | None = None
-    #: Whether a job that has ended may run when its message is only delivered again; False for
-    #: one that never runs again once it has finished.
+    #: Whether a redelivery may run a job that has ended; False if the job never runs again once
+    #: it has finished.
     rerun: bool | None = None
-    #: For one that needs a key: milliseconds within which its message must be looked at again,
-    #: whatever it waits for; None for any time.
+    #: For a job that needs a key: the maximum delay of its message while it waits, in
+    #: milliseconds; None for no maximum.
     comes_back_within: int | None = None
-    #: Whether it only goes to the end of a line, where its message is held already.
+    #: Whether it only joins the end of a wait queue; this process already holds its message.
     lines_up: bool = False
-    #: For one that is replayed: its run ended with its process.
+    #: For a replayed start: whether its run ended with its process.
     cut_off: bool = field(default=False, compare=False)
 
     @property
     def is_begin(self) -> bool:
-        """Whether its run needs a key, or must be the newest with one."""
+        """Whether its run needs a key, or must be the newest job with its unique key."""
         return self.section is not None or keeps_newest(self.unique)
 
     @property
     def may_line_up(self) -> bool:
-        """Whether it may go to the end of a line unasked, as far as its message says."""
+        """Whether its message allows it to join the end of a wait queue without a check."""
         if len(self.needs) != 1 or self.row["attempt"] > 1 or self.redelivered:
             return False
         [need] = self.needs
@@ -98,57 +98,57 @@ class Started(Event):
 
     @property
     def run(self) -> Newcomer:
-        """The run, as one that wants what it needs."""
+        """The run, as a candidate for the keys that it needs."""
         return Newcomer(self.jid, self.row["token"], self.row["process"])
 
     def as_end(self, row: dict[str, Any]) -> Ended:
-        """Return the end of what was to begin, which holds no section."""
+        """Return an end for a run that does not begin, and holds no section."""
         return Ended(row, unique=self.unique)
 
 
 @dataclass(frozen=True)
 class Ended(Event):
-    """A run has ended, or a job without one."""
+    """A run has ended, or a job that never ran."""
 
     kind = "end"
 
-    #: The row of the run that did not finish.
+    #: The row of a run that did not finish.
     failure: dict[str, Any] | None = None
-    #: What the run logged, as rows.
+    #: The run's log lines, as rows.
     lines: list[dict[str, Any]] | None = None
-    #: The jid and token of its lines that are to go, and their first and last number.
+    #: Log lines to delete: the jid, the token, and the first and last number.
     forget: Sequence[Any] | None = None
-    #: The start of its run, if that may not have been written.
+    #: The start of its run, if it may not have been written.
     start: Started | None = field(default=None, compare=False)
 
 
 def keeps_newest(unique: dict[str, Any] | None) -> bool:
-    """Return whether a message is unique in such a way that the newest is kept."""
+    """Return whether the newest of the messages with this unique key is kept."""
     return unique is not None and unique.get("keep") == "last"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a start is answered, once what follows from it is committed."""
+    """The log's answer to a start, given once its effects are committed."""
 
-    #: Whether the run may go on.
+    #: Whether the run may begin.
     granted: bool
-    #: What a run that may go on holds of the keys that it needs.
+    #: The lease of the keys, if the run may begin and needs any.
     lease: Held | None = None
-    #: The state that the job of one that may not go on is in now.
+    #: The job's current state, if the run may not begin.
     found: str | None = None
-    #: What keeps it out.
+    #: Why the keys were refused.
     refusal: Refusal | None = None
-    #: Milliseconds until its message may come back, if it is to.
+    #: Milliseconds until the message is to be requeued; None if it is not.
     delay: int | None = None
-    #: Whether a newer message took its place.
+    #: Whether a newer message superseded it.
     gave_way: bool = False
 
 
-#: To a run that needs no key.
+#: The answer to a run that needs no key.
 GRANTED = Answer(granted=True)
-#: To a run that needs a key, for as long as nobody knows whether it is free.
+#: The answer to a run that needs a key, while its availability is unknown.
 UNANSWERED = Answer(granted=False)
 
-#: By their jobs.  Starts that are not in it may go on.
+#: Answers by jid.  A start without an answer may run.
 Answers: TypeAlias = "Mapping[str, Answer]"

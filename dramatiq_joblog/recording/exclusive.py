@@ -1,4 +1,4 @@
-"""A start that needs keys: taken with all of them, or what becomes of it without."""
+"""Starts that need keys: begun with all of them, or handled by their policy."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from .newest import Successor
     from .transitions import Transitions
 
-#: Milliseconds until a copy of a message comes back whose job may be running.
+#: Milliseconds until the copy of a message is requeued, if its job may be running.
 COPY_DELAY = 5_000
 
 
 class Sections:
-    """Writes events, and begins those runs that need keys with all of them.
+    """Writes events, and begins runs that need keys once all are acquired.
 
     Parameters:
       transitions: The statements on jobs and on keys.
@@ -52,15 +52,15 @@ class Sections:
         self._at_once = at_once(transitions)
 
     def write(self, events: Sequence[Event]) -> dict[str, Answer]:
-        """Write *events*, which are of different jobs.
+        """Write *events*, each of a different job.
 
         Everything is committed when this returns.
 
         Raises:
-          peewee.DatabaseError: It may be written again.
+          peewee.DatabaseError: The batch may be retried.
 
         Returns:
-          What the starts are answered, by their jobs; those that are not in it may go on.
+          The answers to starts, by jid; a start without an answer may run.
         """
         begins: list[Started] = []
         others: list[Event] = []
@@ -69,7 +69,7 @@ class Sections:
                 begins.append(event)
             else:
                 others.append(event)
-        # What ends now frees what begins now.
+        # Ends first: they release keys that the starts need.
         answers = self._write_others(others)
         freed = {key for event in others for key in freed_by(event)}
         if freed:
@@ -79,7 +79,7 @@ class Sections:
         return answers
 
     def _write_others(self, events: Sequence[Event]) -> dict[str, Answer]:
-        """Write what is not a start in a section."""
+        """Write the events other than starts that need keys."""
         ends = [event for event in events if isinstance(event, Ended)]
         dropped = [event.jid for event in ends if event.section and not event.row.get("started_at")]
         if not dropped:
@@ -90,7 +90,7 @@ class Sections:
         return answers
 
     def _end_waits(self, jids: Sequence[str]) -> None:
-        """End the waits of jobs that were dropped, or failed, before they came in."""
+        """End the waits of jobs that were dropped or failed while waiting."""
         job = self.transitions.job
         left = job.select().where(
             job.jid.in_(jids), job.waiting_since.is_null(False), job.state != State.WAITING
@@ -111,7 +111,7 @@ class Sections:
             for together in _together([event for event in left if event.jid not in answers]):
                 with self.transitions.atomic():
                     if len(together) > 1:
-                        # In the order in which others lock them, and not in that of their keys.
+                        # Lock in the order that all processes use, not in that of the keys.
                         self.transitions.locked_all([event.jid for event in together])
                     answers |= {event.jid: self._begin(event) for event in together}
         except BaseException:
@@ -121,7 +121,7 @@ class Sections:
         return answers
 
     def _begin_together(self, begins: Sequence[Started]) -> dict[str, Answer]:
-        """Answer those starts that can be answered together, in a few statements for all."""
+        """Answer the starts that can share statements."""
         rows = self.transitions.locked_all([event.jid for event in begins])
         lined = [event for event in begins if event.lines_up]
         begins = [event for event in begins if not event.lines_up]
@@ -131,9 +131,9 @@ class Sections:
     def _begin_undisputed(
         self, begins: Sequence[Started], rows: Mapping[str, Known]
     ) -> dict[str, Answer]:
-        """Begin the runs whose sections nobody else wants."""
+        """Begin the runs whose sections are uncontended."""
         simple = [event for event in begins if _is_simple(event)]
-        # One that waits for several keys may have others kept for it.
+        # A waiter for several keys may have some of them reserved.
         single = [event for event in simple if len(event.needs) == 1]
         waiters = fresh_waiters(self.transitions, single, rows)
         plain: dict[str, Started] = {}
@@ -150,7 +150,7 @@ class Sections:
         return self._begin_those([event for event in wanted if event.jid not in shut], rows)
 
     def _shut(self, plain: Mapping[str, Started], waiters: set[str]) -> set[str]:
-        """Return the jobs whose keys others want: those of *waiters* only if they are not next."""
+        """Return the jobs with contended keys; of *waiters*, those that are not next."""
         locks = self._locks
         disputed = locks.waiters.disputed(list(plain))
         limited = locks.limits.of(list(disputed)) if disputed else {}
@@ -164,14 +164,14 @@ class Sections:
     def _begin_those(
         self, events: Sequence[Started], rows: Mapping[str, Known]
     ) -> dict[str, Answer]:
-        """Begin those of *events*, which need keys of their own, that get all of them."""
+        """Begin those of *events*, all with different keys, that acquire all their keys."""
         leases = self._locks.take_all([claim_of(n, e.run) for e in events for n in e.needs])
         whole = [e for e in events if all(need.key in leases for need in e.needs)]
         written = self.transitions.write_rows(whole)
         begun = {event.jid: event for event in whole if event.jid in written}
         for event in events:
             if event.jid not in begun and any(need.key in leases for need in event.needs):
-                # Another has one of its keys, or its row was only just made by another run.
+                # Another job holds one of its keys, or another run has just inserted its row.
                 self._admission.release(event.needs, event.run)
         end_waits(self.transitions, begun.values(), rows)
         return {
@@ -180,24 +180,24 @@ class Sections:
         }
 
     def _is_plain(self, event: Started, row: Any) -> bool:
-        """Return whether a run may begin without a look at what was before."""
+        """Return whether a run may begin without checking earlier runs."""
         if row is None:
             return True
         if event.replayed:
-            # When its run was, and what became of that of the row, must be known.
+            # Its time, and the outcome of the row's run, must be checked.
             return False
         may_begin = self.transitions.judge.verdict(event, row).start is Start.BEGIN
         has_run = row.state in FINAL or (row.state in STARTABLE and row.token is not None)
         return may_begin and not has_run and row.waiting_since is None
 
     def _begin(self, event: Started) -> Answer:
-        """Begin a run and take its section, or write why not."""
+        """Begin a run with its keys, or write why it may not begin."""
         row = self.transitions.locked(event.jid)
         verdict = self.transitions.judge.verdict(event, row)
         if verdict.start is Start.REFUSE:
             return verdict.refused()
         if verdict.start is Start.KNOWN:
-            # It was committed, and the answer did not arrive.
+            # It was committed, but the reply was lost.
             lease = self._admission.taken(event.needs, event.run)
             if lease is None:
                 return verdict.refused(delay=COPY_DELAY)
@@ -205,16 +205,16 @@ class Sections:
         reenter = verdict.start is Start.TAKE_OVER
         if reenter:
             if not self._is_over(row, event):
-                # Two copies of one message never run side by side; this is not for the policy.
+                # Two copies of a message never run at the same time, whatever the policy.
                 return verdict.refused(delay=COPY_DELAY)
-            # Whatever becomes of this run: the one before it is kept.
+            # The earlier run is recorded, whatever happens to this one.
             if self.transitions.interruptions.close(event, row):
                 self._admission.release(event.needs, replace(event.run, token=row.token))
                 return DEAD_OF_INTERRUPTIONS
         return self._come_in(event, row, reenter=reenter)
 
     def _come_in(self, event: Started, row: Any, *, reenter: bool) -> Answer:
-        """Begin a run that may begin by its job's row, if it gets its keys."""
+        """Begin a run that its job's row allows, if it acquires its keys."""
         place = self._place_of(event, row)
         is_newest = keeps_newest(event.unique) and not place.begun
         if is_newest:
@@ -226,16 +226,16 @@ class Sections:
             return self._conflict(event, row, admitted, place)
         self.transitions.put(event, row)
         if is_newest:
-            # Its sender may have been killed before it could say so.
+            # Its sender may have been killed before it recorded that the message was sent.
             self._newest.sent((event.unique or {})["key"], event.jid)
         if place.since is not None:
             self._end_wait(event, place.since, self._locks.now())
         return Answer(granted=True, lease=admitted)
 
     def _give_way(self, event: Started, row: Any, successor: Successor) -> Answer:
-        """Skip a job that another took the place of, once that is in the broker."""
+        """Skip a superseded job, once its successor is in the broker."""
         if not successor.is_sent:
-            # Should that fail, this one is the newest again.
+            # If sending the successor fails, this job is the newest again.
             return Answer(granted=False, delay=COPY_DELAY)
         self.transitions.put(event.as_end(self._newest.skipped(event, successor.jid)), row)
         if row is not None and row.waiting_since is not None:
@@ -248,18 +248,18 @@ class Sections:
             self._locks.waiters.leave([need.key for need in event.needs], event.jid)
 
     def _place_of(self, event: Started, row: Any) -> Place:
-        """Return the place of a run in the line of its section."""
+        """Return a run's position in the wait queue of its section."""
         since = None if row is None or row.waiting_since is None else to_millis(row.waiting_since)
         if since is not None:
-            # It may be of before the database's clock went back.
+            # It may date from before the database's clock was set back.
             since = min(since, self._locks.now())
         return Place(_has_begun(event, row), since)
 
     def _is_over(self, row: Any, event: Started) -> bool:
-        """Return whether the open run of a job is over, or may be considered so by itself."""
+        """Return whether the open run of a job is over, or its lease has expired."""
         keys = [need.key for need in event.needs if need.kind == SECTION]
         if not keys:
-            # It keeps nobody out, also not another run of its own job.
+            # It blocks no one, not even another run of its own job.
             return True
         worker, lock = self.transitions.worker, self._locks.lock
         process = worker.get_or_none(worker.process == row.process) if row.process else None
@@ -270,7 +270,7 @@ class Sections:
             *(lock.owner == row.jid, lock.token == row.token),
         )
         for lease in held:
-            # A run does not trust its lease for longer than its process may be silent.
+            # A run does not rely on its lease for longer than the heartbeat timeout of its process.
             lasts = lease.ttl if process is None else min(lease.ttl, process.timeout)
             renewed_at = to_millis(lease.expires_at) - lease.ttl
             if renewed_at + lasts > self._locks.now():
@@ -278,7 +278,7 @@ class Sections:
         return True
 
     def _conflict(self, event: Started, row: Any, refusal: Refusal, place: Place) -> Answer:
-        """Write what becomes of a run that does not come in."""
+        """Apply the policy to a run whose keys are refused."""
         now = self._locks.now()
         since = now if place.since is None else place.since
         policy, left = policy_of(refusal.need, place, now - since)
@@ -292,7 +292,7 @@ class Sections:
                 columns, delay = put_off(event, since, now, left)
                 values |= columns
                 if row is not None:
-                    # What an earlier run left stays to be read.
+                    # Keep the results of an earlier run readable.
                     values |= {name: getattr(row, name) for name in KEPT_AT_START}
             else:
                 values |= {"eta": None, "finished_at": now}
@@ -300,7 +300,7 @@ class Sections:
             found = values["state"]
             self.transitions.put(event.as_end(values), row)
         if timed_out:
-            # Its next attempt may wait as long again.
+            # The next attempt has the full waiting time again.
             self._end_wait(event, since, now)
         elif policy == "wait" and len(event.needs) > 1:
             self._locks.waiters.leave([need.key for need in event.needs], event.jid)
@@ -309,16 +309,16 @@ class Sections:
 
 
 def _is_simple(event: Started) -> bool:
-    """Return whether all that a run needs are sections that one at a time may be in."""
+    """Return whether a run needs only exclusive sections."""
     if not event.needs or keeps_newest(event.unique):
         return False
     return all(need.kind == SECTION and need.limit == 1 for need in event.needs)
 
 
 def _together(events: Sequence[Started]) -> Iterator[list[Started]]:
-    """Yield runs that may begin in one transaction: keys are come to in the order of their names.
+    """Yield groups of runs that may begin in one transaction; keys are locked in order of name.
 
-    One that needs several has a transaction of its own.
+    A run that needs several keys has a transaction of its own.
     """
     yield from ([event] for event in events if len(event.needs) > 1)
     single = [event for event in events if len(event.needs) <= 1]
@@ -327,7 +327,7 @@ def _together(events: Sequence[Started]) -> Iterator[list[Started]]:
 
 
 def _dropped(policy: str, taken: str, *, timed_out: bool) -> dict[str, Any]:
-    """Return the columns of a job that does not come in, and does not wait."""
+    """Return the columns of a job whose keys are refused, and that does not wait."""
     if policy == "skip":
         return {"state": State.SKIPPED.value, "skip_reason": taken}
     return {
@@ -339,16 +339,16 @@ def _dropped(policy: str, taken: str, *, timed_out: bool) -> dict[str, Any]:
 
 
 def _has_run(row: Any) -> bool:
-    """Return whether a job that goes on was in its body before, and did not come to its end."""
+    """Return whether an earlier run of a job executed its body without finishing."""
     if row is None or row.started_at is None or row.state in FINAL:
         return False
-    # A run that ended well, and enqueued its own message again, left nothing half done.
+    # A run that finished and enqueued its own message again left nothing half done.
     return row.state not in (State.ENQUEUED, State.DELAYED) or row.error_type is not None
 
 
 def _has_begun(event: Started, row: Any) -> bool:
-    """Return whether a run goes on with what an earlier one has begun."""
+    """Return whether a run continues the work of an earlier one."""
     if row is None:
-        # The log does not know; a retry is not dropped on a suspicion.
+        # There is no row, and a retry must not be dropped on suspicion.
         return bool(event.row["attempt"] > 1)
     return _has_run(row)

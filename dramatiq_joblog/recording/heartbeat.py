@@ -1,6 +1,6 @@
-"""Which worker processes live, and what became of the runs of those that do not.
+"""Which worker processes are alive, and the runs lost with those that are not.
 
-A process renews its row by the database's clock, so that no host's clock matters.
+A process renews its row by the database's clock, so that clocks of hosts do not matter.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 
 #: Milliseconds between two heartbeats of a process.
 DEFAULT_HEARTBEAT = 5_000
-#: Milliseconds without one after which a process is considered gone.
+#: Milliseconds without a heartbeat after which a process is considered gone.
 DEFAULT_HEARTBEAT_TIMEOUT = 30_000
-#: Milliseconds that the row of a process which is gone is kept.
+#: Milliseconds that the row of an ended process is kept.
 KEEP_ENDED = 7 * 24 * 3600 * 1000
 
-#: Milliseconds that a heartbeat may lie ahead of the database's clock, as others read it.
+#: Milliseconds that a heartbeat may be ahead of the database's clock when others read it.
 MAX_FUTURE = 1_000
-#: Milliseconds that two clocks may differ: what a question and its answer take.
+#: Milliseconds that two clocks may differ: the time of a round trip.
 MAX_SKEW = 1_000
 
-#: Milliseconds; more than any timeout is long.
+#: Milliseconds; longer than any timeout.
 _LONG = 10**12
 
 HOST = clean(socket.gethostname(), 128)
 
 
 class Heartbeat:
-    """The heartbeat of one process, and its eye on the others.
+    """The heartbeat of one process, and its check of the others.
 
     Its methods are called on the writer's thread.
 
@@ -49,8 +49,8 @@ class Heartbeat:
       job: The bound job model.
       worker: The bound worker model.
       timeout: Milliseconds without a heartbeat after which this process is considered gone.
-      ended: Called with the name of a process that has certainly ended.
-      clock_went_back: Called once the database's clock went back.
+      ended: Called with the name of a process that is known to have ended.
+      clock_went_back: Called when the database's clock was set back.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class Heartbeat:
         self.timeout = timeout
         self._ended = ended
         self._clock_went_back = clock_went_back
-        #: Names this process, and no other before or after it, whatever its number.
+        #: A unique name of this process; process IDs are reused.
         self.process = secrets.token_hex(8)
         self.threads = 0
         self.queues: set[str] = set()
         self._database: Database = worker._meta.database
-        #: When the last heartbeat was written, and since when none was left out; monotonic.
+        #: When the last heartbeat was written, and since when none was missed; monotonic.
         self._last: float | None = None
         self._listening_since = float("-inf")
 
@@ -95,13 +95,13 @@ class Heartbeat:
         if not renewed:
             self._appear()
         if self._last is not None and began - self._last > self.timeout / 2000:
-            # While the database was unavailable no heartbeat could be written.
+            # No process could write heartbeats while the database was unavailable.
             self._listening_since = began
         self._last = began
         self._sweep(round(min((began - self._listening_since) * 1000, _LONG)))
 
     def end(self) -> None:
-        """Say that this process has ended its work."""
+        """Mark this process as ended."""
         now = database_now(self._database)
         (
             self.worker.update(heartbeat_at=now, ended_at=now, **self._load())
@@ -110,11 +110,11 @@ class Heartbeat:
         )
 
     def _load(self) -> dict[str, Any]:
-        """Return what is known once this process has begun to work, after its first beat."""
+        """Return the columns that are known only after the first heartbeat."""
         return {"threads": self.threads, "queues": sorted(self.queues)}
 
     def _appear(self) -> None:
-        """Write this process's row, or revive it: it was considered gone while it was paused."""
+        """Write this process's row, or revive it if the process was paused and considered gone."""
         now = database_now(self._database)
         mine = self.worker.process == self.process
         if self.worker.select().where(mine).exists():
@@ -132,7 +132,7 @@ class Heartbeat:
                 skew=_host_now() - now,
                 **self._load(),
             ).execute()
-        # Once for each process that appears is often enough.
+        # Once per new process is often enough.
         (
             self.worker.delete()
             .where(self.worker.swept_at.is_null(False), self.worker.heartbeat_at < now - KEEP_ENDED)
@@ -145,7 +145,7 @@ class Heartbeat:
         )
 
     def _sweep(self, listening: int) -> None:
-        """Lose the runs of processes that were silent for all the ms that this one listened."""
+        """Mark as lost the runs of processes without a heartbeat in *listening* milliseconds."""
         now = database_now(self._database)
         worker = self.worker
         silent = (worker.heartbeat_at + worker.timeout < now) & (worker.timeout <= listening)
@@ -164,10 +164,10 @@ class Heartbeat:
                 self._ended(other.process)
 
     def _bound(self) -> None:
-        """Let heartbeats of the future count as if they were given now, once.
+        """Set heartbeats in the future to the current time.
 
-        The database's clock went back since: else a process would be taken to live until it has
-        caught up, and all leases to last as long.
+        The database's clock was set back.  Otherwise a process would count as alive, and all leases
+        as valid, until the clock has caught up.
         """
         worker, now = self.worker, database_now(self._database)
         future = worker.heartbeat_at > now + MAX_FUTURE
@@ -177,7 +177,7 @@ class Heartbeat:
 
     def _lose(self, process: str) -> None:
         now = database_now(self._database)
-        # As many as the process had threads: no batch is large.
+        # At most one run per thread of the process, so the batch is small.
         (
             self.job.update(state=State.LOST, updated_at=now)
             .where(self.job.state == State.STARTED, self.job.process == process)
@@ -195,17 +195,17 @@ def _host_now() -> int:
 
 
 def here() -> str:
-    """Name this thread: ``host:pid:thread``."""
+    """Return the name of this thread: ``host:pid:thread``."""
     return f"{HOST}:{os.getpid()}:{threading.get_native_id()}"
 
 
 def is_gone(worker: Any) -> bool:
-    """Return whether a worker's process is known to be gone, by its row or by this host."""
+    """Return whether a process is known to be gone, from its row or from this host."""
     return worker.swept_at is not None or has_ended(worker)
 
 
 def has_ended(worker: Any) -> bool:
-    """Return whether a worker's process has certainly ended, and is not only silent."""
+    """Return whether a process has certainly ended, and is not merely silent."""
     if worker.ended_at is not None:
         return True
     if (worker.host, worker.boot_id) != (HOST, _boot_id()) or worker.boot_id is None:
@@ -220,7 +220,7 @@ def has_ended(worker: Any) -> bool:
 
 
 def _boot_id() -> str | None:
-    """Name this boot of this host, and this set of process numbers, where the system can."""
+    """Return an ID of this boot and PID namespace; None if the system has none."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}:{Path('/proc/self/ns/pid').readlink()}"[:64]

@@ -1,4 +1,4 @@
-"""Newcomers that wait for a key: they go to the end of its line, in a few statements for all."""
+"""New waiters for a key: they join the end of its wait queue, a batch in a few statements."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class InLine:
-    """Lets jobs wait that need one key and nothing else.
+    """Makes jobs wait that need exactly one key.
 
     Parameters:
       transitions: The statements on jobs and on keys.
@@ -34,9 +34,9 @@ class InLine:
         self._locks = transitions.locks
 
     def join(self, events: Sequence[Started], rows: Mapping[str, Known]) -> dict[str, Answer]:
-        """Put those of *events* in line of which nothing was before; their rows are locked.
+        """Enqueue as waiters those of *events* without an earlier run; their rows are locked.
 
-        One that waits already, and whose message is delivered again, keeps its place.
+        A job that already waits, and whose message is redelivered, keeps its position.
         """
         new: dict[Need, list[Started]] = {}
         for event in events:
@@ -48,7 +48,7 @@ class InLine:
         return answers
 
     def is_new(self, event: Started, row: Known | None) -> bool:
-        """Return whether nothing was before that a start must look at."""
+        """Return whether a start has no earlier run or wait to consider."""
         if event.replayed or event.row["attempt"] > 1:
             return False
         if row is None:
@@ -60,7 +60,7 @@ class InLine:
     def put_off(
         self, need: Need, events: Sequence[Started], rows: Mapping[str, Known]
     ) -> dict[str, Answer]:
-        """Let those of *events* wait whose policy and time say so."""
+        """Make those of *events* wait whose policy and remaining time allow it."""
         if not events:
             return {}
         now = self._locks.now()
@@ -75,7 +75,7 @@ class InLine:
                 waits.append(event.as_end(event.row | values | {"section": need.key}))
         if not waits:
             return {}
-        # They wait: nobody reads more than that of what keeps them out.
+        # For a waiter, the details of the refusal are never read.
         refusal = Refusal(need, f"is {_taken(need)}, or kept for others")
         written = self._transitions.write_rows(waits)
         found = State.WAITING.value
@@ -87,7 +87,7 @@ class InLine:
 
 
 def waits_since(rows: Mapping[str, Known], event: Started) -> int | None:
-    """Return since when the job of a start waits, in milliseconds; None for a newcomer."""
+    """Return since when a start's job has waited, in milliseconds; None if it does not wait."""
     row = rows.get(event.jid)
     return None if row is None else row.waiting_since
 

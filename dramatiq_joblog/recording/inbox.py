@@ -1,4 +1,4 @@
-"""What threads hand over to the writer, and how it waits for that."""
+"""The writer's inbox: what other threads submit, and how the writer waits for it."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
     from .events import Answer, Started
 
-#: As many events are written in one transaction at most.
+#: The maximum number of events in one transaction.
 MAX_BATCH = 500
-#: Milliseconds that an event which nobody waits for may wait for others, at most.
+#: Milliseconds that an event without a waiter may wait for others to join its batch.
 RIDE = 20
-#: Milliseconds that a run lasts at least whose start is written by itself, if it is written soon.
+#: Milliseconds after which a deferred start is written if its run has not ended.
 SOON = 50
 
 
 @dataclass(eq=False)
 class Call:
-    """Something that a thread wants to be done, and waits for."""
+    """A function call that a thread submits to the writer, and waits for."""
 
     function: Callable[[], Any]
-    #: Until when a locked database is tried again; monotonic, in seconds; None for its own time.
+    #: Until when a locked database is retried; monotonic seconds; None for its default.
     until: float | None = None
     result: Any = None
     error: BaseException | None = None
@@ -41,31 +41,31 @@ class Call:
 
 @dataclass(eq=False)
 class Receipt:
-    """What was handed over to the writer, and what became of it."""
+    """An item submitted to the writer, and its result."""
 
     event: Event | Call | None
-    #: Whether someone waits for it.
+    #: Whether a thread waits for it.
     awaited: bool = True
-    #: Whether it is written with what comes next, however late that is.
+    #: Whether it is written with the next batch, however late that is.
     rides: bool = False
-    #: Free once it is committed, or kept by the log's policy, or has failed.
+    #: Released once the item is committed, kept by the log's outage policy, or failed.
     done: threading.Lock = field(default_factory=threading.Lock)
-    #: For a start, whether and how the run may go on.
+    #: For a start, whether and how the run may begin.
     answer: Answer = GRANTED
-    #: Why it is neither: the writer itself failed.
+    #: The error, if the writer itself failed.
     error: JobLogError | None = None
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        """Wait until the writer is done with it, as for a lock; :attr:`error` says how it went."""
+        """Wait until the writer is done with it, like a lock; afterwards check :attr:`error`."""
         return self.done.acquire(blocking, timeout)
 
     @property
     def is_done(self) -> bool:
-        """Whether the writer is done with it, for a receipt that nobody waits for."""
+        """Whether the writer is done with it; does not block."""
         return not self.done.locked()
 
     def wait(self) -> Answer:
-        """Wait until it is committed, or kept by the log's policy, and return the answer.
+        """Wait until it is committed, or kept by the log's outage policy, and return the answer.
 
         Raises:
           JobLogError: If the writer failed.
@@ -77,11 +77,11 @@ class Receipt:
 
 
 class LateStart:
-    """A start that is written only if its run lasts.
+    """A deferred start: written only if its run does not end soon.
 
     Parameters:
       event: The start.
-      due: When it is written, monotonic, in seconds.
+      due: When it is written, in monotonic seconds.
     """
 
     __slots__ = ("due", "event", "is_dropped")
@@ -92,70 +92,70 @@ class LateStart:
         self.is_dropped = False
 
     def drop(self) -> None:
-        """Say that it need not be written any more."""
+        """Cancel writing it."""
         self.is_dropped = True
 
 
 class Inbox:
-    """What was handed over to one thread, in the order it came.
+    """A FIFO queue of items submitted to one thread.
 
-    What somebody waits for wakes the thread at once; what nobody waits for, only if the thread
-    knows of nothing that must be done.
+    An item with a waiter wakes the thread at once; one without, only if the thread has nothing
+    else to do.
     """
 
     def __init__(self) -> None:
         self._receipts: deque[Receipt] = deque()
-        #: Free once there is something for the thread to look at.
+        #: Released once there is something for the thread to take.
         self._bell = locked()
-        #: Whether the thread sleeps, or is about to, and knows of nothing that must be written.
+        #: Whether the thread sleeps, or is about to, with nothing left to write.
         self._idle = False
-        #: Starts that are written only if their runs last.
+        #: Deferred starts, in order of their time.
         self._late: deque[LateStart] = deque()
         self._asleep_until = math.inf
 
     def __bool__(self) -> bool:
-        """Whether anything was handed over and not taken yet, late starts left out."""
+        """Whether there are items to take, except late starts."""
         return bool(self._receipts)
 
-    # From any thread
+    # Called from any thread
 
     def add(self, receipt: Receipt) -> None:
-        """Hand over."""
+        """Submit an item."""
         self._receipts.append(receipt)
         if receipt.awaited or (self._idle and not receipt.rides):
             self.ring()
 
     def add_late(self, start: Started) -> LateStart:
-        """Hand over a start that is due in :data:`SOON` milliseconds."""
+        """Submit a start that is due in :data:`SOON` milliseconds."""
         late = LateStart(start, time.monotonic() + SOON / 1000)
         self._late.append(late)
         return late
 
     def oversleeps(self, late: LateStart) -> bool:
-        """Return whether the thread must be woken for *late* to be written in time."""
+        """Return whether the thread must be woken to write *late* in time."""
         return self._asleep_until > late.due
 
     def ring(self) -> None:
-        """Make the thread look at what there is."""
+        """Wake the thread."""
         if self._bell.locked():
-            # Another may ring at the same time.
+            # Another thread may release it at the same time.
             with contextlib.suppress(RuntimeError):
                 self._bell.release()
 
     def count_events(self) -> int:
-        """Return how many events were handed over and not taken yet."""
+        """Return the number of events that were submitted and not taken yet."""
         return sum(isinstance(receipt.event, Event) for receipt in list(self._receipts))
 
-    # On the thread that they are for
+    # Called on the receiving thread
 
     def take(self, due: float | None, receipts: list[Receipt]) -> None:
-        """Add all that waits to *receipts*.
+        """Move all submitted items to *receipts*.
 
         Parameters:
-          due: Until when to wait for the first of it, monotonic, in seconds; None for any time.
-          receipts: Where they are added, also should this fail half way.
+          due: Until when to wait for the first item, in monotonic seconds; None for no limit.
+          receipts: Receives the items, even if this call fails half way.
         """
-        # A thread that hands over a late start meanwhile wakes us in any case.
+        # From here on, a thread that submits a late start always wakes this one.
         self._asleep_until = math.inf
         if self._late:
             due = min(self._late[0].due, math.inf if due is None else due)
@@ -164,11 +164,11 @@ class Inbox:
         self._asleep_until = 0.0
 
     def wake_for_all(self) -> None:
-        """Have every late start wake the thread from here on: nobody looks when they are due."""
+        """From now on, let every late start wake the thread; its due time is not checked."""
         self._asleep_until = math.inf
 
     def take_late(self) -> list[Event]:
-        """Return the starts of runs that have lasted."""
+        """Return the deferred starts that are due."""
         starts: list[Event] = []
         now = time.monotonic()
         while self._late and (self._late[0].due <= now or self._late[0].is_dropped):
@@ -178,8 +178,8 @@ class Inbox:
         return starts
 
     def _wait(self, pause: float | None, receipts: list[Receipt]) -> None:
-        """Add all that waits; wait for the first of it, *pause* seconds at most."""
-        # In this order: a thread that comes too late for the last look rings.
+        """Move all items; wait for the first for at most *pause* seconds."""
+        # In this order: a thread that submits after the last check releases the lock.
         self._bell.acquire(blocking=False)
         self._idle = rung = True
         self._drain(receipts)
@@ -191,14 +191,14 @@ class Inbox:
         self._idle = False
 
     def _drain(self, receipts: list[Receipt]) -> None:
-        """Add all that is there now."""
+        """Move all items without waiting."""
         with contextlib.suppress(IndexError):
             while len(receipts) < MAX_BATCH:
                 receipts.append(self._receipts.popleft())
 
 
 def locked() -> threading.Lock:
-    """Return a lock that is taken already."""
+    """Return a lock that is already acquired."""
     lock = threading.Lock()
     lock.acquire()
     return lock

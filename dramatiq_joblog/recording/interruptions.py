@@ -1,4 +1,4 @@
-"""Runs whose worker is gone: closed, and kept as interrupted."""
+"""Runs whose worker is gone: closed and recorded as interrupted."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from .events import Started
     from .kept_runs import KeptRuns
 
-#: A job that lost its worker this often may be what kills it.
+#: A job with this many interrupted runs may itself be killing its workers.
 SUSPICIOUS = 3
 
 
 class Interruptions:
-    """Closes runs whose worker is gone, as part of their caller's transaction.
+    """Closes runs whose worker is gone, in the caller's transaction.
 
     Parameters:
       tables: The tables.
-      kept: Where such runs are kept.
+      kept: Stores such runs.
       locks: The statements on keys.
     """
 
@@ -44,7 +44,7 @@ class Interruptions:
         self._locks = locks
 
     def close(self, event: Started, row: Any) -> bool:
-        """Close the open run of *row*, as interrupted; return whether the job is dead of it."""
+        """Close the open run of *row* as interrupted; return whether that makes the job dead."""
         if not row.token or not self._interrupt(row, event):
             return False
         if event.unique is not None and event.unique["until"] is not None:
@@ -52,13 +52,13 @@ class Interruptions:
         return True
 
     def _interrupt(self, row: Any, event: Started) -> bool:
-        """Close the open run of *row*; return whether the job is dead of it."""
+        """Close the open run of *row*; return whether that makes the job dead."""
         token = event.row["token"]
         reported = event.redelivered and not is_stamped(token)
         if not reported and not same_delivery(row.token, token):
             seen = self.processes_of([row]).get(row.process)
             if seen is not None and not is_gone(seen):
-                # Its message was enqueued again while it runs: it has lost nothing.
+                # Its message was enqueued again while it runs, so nothing was lost.
                 self._presume_interrupted([(row, seen)])
                 return False
         interruptions, limit = self.interrupt(row), event.max_interruptions
@@ -75,11 +75,11 @@ class Interruptions:
         return True
 
     def interrupt(self, row: Any) -> int:
-        """Close the open run of a locked row; return how many of its runs lost their worker."""
+        """Close the open run of a locked row; return the job's number of interrupted runs."""
         return self.interrupt_all([row])[row.jid]
 
     def interrupt_all(self, rows: Sequence[Any]) -> dict[str, int]:
-        """Close the open runs of locked rows; return how many runs of each lost their worker."""
+        """Close the open runs of locked rows; return each job's number of interrupted runs."""
         if not rows:
             return {}
         job, failure = self._job, self._run
@@ -107,7 +107,7 @@ class Interruptions:
         return interruptions
 
     def processes_of(self, rows: Sequence[Any]) -> dict[str, Any]:
-        """Return the rows of the processes that jobs ran in, by name, as far as they are known."""
+        """Return the known rows of the processes that jobs ran in, by process name."""
         worker = self._worker
         names = {row.process for row in rows if row.process}
         if not names:
@@ -115,26 +115,26 @@ class Interruptions:
         return {seen.process: seen for seen in worker.select().where(worker.process.in_(names))}
 
     def _presume_interrupted(self, runs: Sequence[tuple[Any, Any]]) -> None:
-        """Keep the open runs of locked rows as interrupted, until they end by themselves.
+        """Record the open runs of locked rows as interrupted, until they report an end.
 
-        Each comes with the row of its process, or None.
+        Each run comes with the row of its process, or None.
         """
         self._kept.insert([_presumed(row, seen) for row, seen in runs])
 
 
 def _presumed(row: Any, seen: Any) -> dict[str, Any]:
-    """Return the row of the open run of a job as interrupted, by what its process said last."""
+    """Return a job's open run as interrupted, ended at its process's last heartbeat."""
     values = {name: getattr(row, name) for name in ("jid", "token", "attempt", "worker")}
     values["started_at"] = to_millis(row.started_at)
     last_sign = to_millis(seen.heartbeat_at if seen else row.updated_at)
-    # The start is by the clock of its host, and the heartbeat by the database's.
+    # The start is by the host's clock, the heartbeat by the database's.
     skew = (seen and seen.skew) or 0
     last_sign += skew if abs(skew) > MAX_SKEW else 0
     return interruption(values, last_sign)
 
 
 def interruption(run: dict[str, Any], last_sign: int) -> dict[str, Any]:
-    """Return the row of a run whose worker vanished; *last_sign* is of its life."""
+    """Return the row of a run whose worker is gone; *last_sign* is its last heartbeat."""
     last_sign = max(last_sign, run["started_at"])
     return {
         "jid": run["jid"],

@@ -1,4 +1,4 @@
-"""What a start may do, by what its job's row shows and how earlier runs ended."""
+"""What a start may do, given its job's row and the ends of earlier runs."""
 
 from __future__ import annotations
 
@@ -27,39 +27,39 @@ if TYPE_CHECKING:
 
 
 class Known(NamedTuple):
-    """What a start in a section is judged by, of the job's row."""
+    """The columns of a job's row that decide about a start in a section."""
 
     jid: str
     state: str
     attempt: int
     token: str | None
     dead_reason: str | None
-    #: Whether it waits, and since when: in milliseconds.
+    #: Since when it has waited, in milliseconds; None if it does not wait.
     waiting_since: int | None
-    #: When its last run began, if one did: in milliseconds.
+    #: When its last run began, in milliseconds; None before the first.
     started_at: int | None
 
 
 class Verdict(NamedTuple):
-    """What a start may do, and what it was judged by."""
+    """What a start may do, and why."""
 
     start: Start
-    #: The state that the job is in, or that it was in after an earlier run of the same delivery.
+    #: The job's state, or the state after an earlier run of the same delivery.
     found: str | None = None
-    #: Whether a newer message took its place.
+    #: Whether a newer message superseded it.
     gave_way: bool = False
 
     def refused(self, *, delay: int | None = None) -> Answer:
-        """Return the answer to a run that may not go on, or not before *delay* milliseconds."""
+        """Return the answer to a run that may not begin, or not for *delay* milliseconds."""
         return Answer(granted=False, found=self.found, delay=delay, gave_way=self.gave_way)
 
 
 class Judge:
-    """Judges starts.
+    """Decides what starts may do.
 
     Parameters:
       tables: The tables.
-      kept: The runs that jobs had before.
+      kept: The earlier runs of jobs.
     """
 
     def __init__(self, tables: Tables[Any], kept: KeptRuns) -> None:
@@ -68,7 +68,7 @@ class Judge:
         self._kept = kept
 
     def verdict(self, event: Started, row: Any) -> Verdict:
-        """Decide what a start may do, by the job's row or None if it has none."""
+        """Decide what a start may do; *row* is the job's row, or None."""
         if row is None:
             return Verdict(Start.BEGIN)
         ended, gave_way = self._ended(event, row), row.token == GAVE_WAY
@@ -86,36 +86,36 @@ class Judge:
         return Verdict(start, ended or row.state, gave_way)
 
     def _ended(self, event: Started, row: Any) -> str | None:
-        """Return how a run of the same delivery ended; None if none did, as far as is known."""
+        """Return how a run of the same delivery ended; None if none is known."""
         attempt, token = event.row["attempt"], event.row["token"]
         if row.token is None and row.state in STARTABLE and attempt >= row.attempt:
-            # No run of it was ever.
+            # The job has never run.
             return None
         stamped = is_stamped(token)
         if same_delivery(row.token, token):
             may_run = row.state in OPEN or row.state == State.WAITING
             of, ended = row.attempt, None if may_run else str(row.state)
         elif event.redelivered and not stamped:
-            # Nobody says of which delivery it is a repetition.
+            # The broker does not identify the delivery that is repeated.
             return _ended_before(row.state, row.attempt, attempt)
         else:
             of, ended = self._kept.end_of_delivery(event.jid, token)
         if ended is None or of != attempt:
-            # Code that counts its retries anew has put it back on purpose.
+            # It was requeued on purpose, by code that counts the retries from the start again.
             return None
         if ended == State.DEAD and stamped and not event.redelivered:
-            # A dead letter that is put back as it is carries the stamp too.
+            # A dead letter that was requeued unchanged has the stamp too.
             return None
         return ended
 
     def _is_late(self, event: Started, row: Any) -> bool:
-        """Return whether a start that was kept on disk is of before what the row shows."""
+        """Return whether a start from the spool is older than what the row shows."""
         if row.state in FINAL:
-            # A row that was copied from elsewhere may not say.
+            # An imported row may have no finished_at.
             ended = row.finished_at or row.updated_at
             return bool(event.row["started_at"] < to_millis(ended))
         if event.cut_off:
-            # Of two runs that are over, whichever was first, the row has one already.
+            # Both runs are over, and the row already shows one of them.
             return True
         if row.state != State.STARTED:
             return row.started_at is not None and _began_before(event.row, row)
@@ -126,13 +126,13 @@ class Judge:
 
 
 def _began_before(run: dict[str, Any], row: Any) -> bool:
-    """Return whether a run began before that of a row; within a millisecond attempts decide."""
+    """Return whether a run began before that of a row; the attempt breaks ties."""
     began = to_millis(row.started_at), row.attempt
     return bool((run["started_at"], run["attempt"]) < began)
 
 
 def _ended_before(state: str, attempt: int, new_attempt: int) -> str | None:
-    """Return how a run of *new_attempt*, which is delivered again, has ended, by the row alone."""
+    """Return how an earlier run of a redelivered *new_attempt* ended, from the row alone."""
     if state in FINAL or state == State.RETRYING:
         return str(state) if new_attempt <= attempt else None
     return State.RETRYING.value if new_attempt < attempt else None

@@ -1,4 +1,4 @@
-"""The lines that runs have logged, as rows."""
+"""The log lines of runs, as rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class KeptLines:
-    """Inserts lines of runs, and deletes those that went out of bounds.
+    """Inserts log lines of runs, and deletes those beyond the limit.
 
     Parameters:
       tables: The tables.
@@ -28,15 +28,15 @@ class KeptLines:
         self.upsert = dialect_of(tables.database).upsert(line_rule(tables.line))
 
     def insert(self, logged: Sequence[Any]) -> None:
-        """Insert lines of runs, once each, and delete those that went out of bounds.
+        """Insert log lines idempotently, and delete those beyond the limit.
 
-        Each of *logged* has ``lines`` and ``forget`` as an :class:`Ended` has them.
+        Each of *logged* has ``lines`` and ``forget``, like an :class:`Ended`.
         """
         self.forget(logged)
         self.upsert.write([row for each in logged for row in each.lines])
 
     def forget(self, logged: Sequence[Any]) -> None:
-        """Delete the lines that went out of bounds."""
+        """Delete the lines beyond the limit."""
         line = self.line
         for each in logged:
             if each.forget is not None:

@@ -1,4 +1,4 @@
-"""The runs of jobs that are kept beside their rows: those before the last, and those cut off."""
+"""Runs stored in addition to the jobs' rows: earlier ones, and interrupted ones."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.schema.tables import Tables
 
-#: What a run that is kept has in common with its job's row.
+#: The columns that a stored run copies from its job's row.
 _KEPT_OF_A_RUN = (
     *("jid", "token", "attempt", "started_at", "finished_at", "duration"),
     *("error_type", "error_message", "worker"),
 )
-#: What a job was in after a run that ended so.
+#: The state of a job after a run with each outcome.
 _STATES_AFTER = {
     Outcome.FINISHED.value: State.FINISHED.value,
     Outcome.DEAD.value: State.DEAD.value,
@@ -37,7 +37,7 @@ _STATES_AFTER = {
 
 
 class KeptRuns:
-    """Keeps runs that are not the last of their job, or did not finish.
+    """Stores runs that are not the last of their job, or did not finish.
 
     Parameters:
       tables: The tables.
@@ -54,15 +54,15 @@ class KeptRuns:
         self._wait_no_longer = Compiled(tables.database, self._ending_waits)
 
     def insert(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Insert runs that did not finish, once each.
+        """Insert runs that did not finish, idempotently.
 
-        A run that was presumed interrupted and then ended by itself is corrected.
+        A run that was presumed interrupted and then reported its end is corrected.
         """
         self.upsert.write(rows)
         self.note_late(rows)
 
     def note_late(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Have the minutes counted again in which something of *rows* ended long before now."""
+        """Mark the minutes for recounting in which runs of *rows* ended long ago."""
         recent = time.time() * 1000 - LATE
         ends = [row.get("finished_at") for row in rows]
         late = {end - end % 60_000 for end in ends if end is not None and end < recent}
@@ -70,7 +70,7 @@ class KeptRuns:
             self._marks.note_late(late)
 
     def recount(self, jid: str) -> None:
-        """Count the interruptions of a job anew."""
+        """Recount the interruptions of a job."""
         job, failure = self._job, self._run
         count = failure.select(fn.COUNT(failure.id)).where(
             failure.jid == jid, failure.outcome == Outcome.INTERRUPTED.value
@@ -78,9 +78,9 @@ class KeptRuns:
         job.update(interruptions=fn.NULLIF(count, 0)).where(job.jid == jid).execute()
 
     def keep_end(self, row: Any) -> None:
-        """Keep how a job ended that goes on with another delivery of its message."""
+        """Store how a job ended that continues with another delivery of its message."""
         if row.dead_reason == DeadReason.INTERRUPTED:
-            # No run ended so, and those that were cut off are kept already.
+            # No run ends in this state, and interrupted runs are stored already.
             return
         values = {name: getattr(row, name) for name in _KEPT_OF_A_RUN}
         values["token"] = row.token or f"ended:{to_millis(row.finished_at or row.updated_at)}"
@@ -90,7 +90,7 @@ class KeptRuns:
         self.insert([kept_run(values | {"state": row.state})])
 
     def ran_before(self, jids: Sequence[str]) -> set[str]:
-        """Return those of *jids* of which the end of an earlier run is kept."""
+        """Return those of *jids* with a stored earlier run."""
         return {jid for (jid,) in self._ran_before.execute(jids).fetchall()}
 
     def _selecting_ends(self, jids: Sequence[str]) -> Any:
@@ -99,7 +99,7 @@ class KeptRuns:
         return failure.select(failure.jid).where(failure.jid.in_(jids), SQL(f"outcome IN ({ends})"))
 
     def end_of_delivery(self, jid: str, token: str) -> tuple[int, str | None]:
-        """Return the attempt and the end of an earlier run of the delivery of *token*."""
+        """Return the attempt and the end of an earlier run with the same delivery as *token*."""
         failure, mark, ends = self._run, mark_of(token), _STATES_AFTER
         select = failure.select(failure.attempt, failure.outcome).where(
             failure.jid == jid,
@@ -110,11 +110,11 @@ class KeptRuns:
         return (0, None) if found is None else (found.attempt, ends[found.outcome])
 
     def end_waiting(self, waiter: Mapping[str, Any], since: int, now: int) -> None:
-        """Keep how long a job waited for its section, and say that it waits no longer."""
+        """Store how long a job waited for its section, and end its wait."""
         self.end_waiting_all([(waiter, since)], now)
 
     def end_waiting_all(self, waiters: Sequence[tuple[Mapping[str, Any], int]], now: int) -> None:
-        """Keep how long jobs waited for their sections, since when each has beside it."""
+        """Do the same for pairs of a waiter and the time when its wait began."""
         if not waiters:
             return
         self.insert([_waited(waiter, since, now) for waiter, since in waiters])
@@ -126,15 +126,15 @@ class KeptRuns:
 
 
 def kept_run(run: dict[str, Any]) -> dict[str, Any]:
-    """Return what is kept of a run that is not the last of its job, from what its row says."""
+    """Return the stored form of a run, from its job's row."""
     return {name: run.get(name) for name in _KEPT_OF_A_RUN} | {"outcome": str(run["state"])}
 
 
 def _waited(waiter: Mapping[str, Any], since: int, now: int) -> dict[str, Any]:
-    """Return the row of a wait for a section, which is over."""
+    """Return the row of a finished wait for a section."""
     return {
         "jid": waiter["jid"],
-        # Not the run's: that may fail by itself.
+        # Not the run's token, which may be stored with a failure of its own.
         "token": f"waited:{since}",
         "attempt": waiter["attempt"],
         "outcome": Outcome.WAITED.value,

@@ -1,4 +1,4 @@
-"""What of a log's parts those need who read messages for it, send them again or import jobs."""
+"""Protocols of a log's parts, for modules that read or send messages, or import jobs."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ C_co = TypeVar("C_co", covariant=True)
 
 
 class Log(Protocol[C_co]):
-    """A log, whose parts may be others at another time: tests have it on their own database."""
+    """A log.  Its parts may be replaced: tests move it to their own database."""
 
     @property
     def core(self) -> C_co:
-        """What it is made of now."""
+        """Its current parts."""
 
 
 class Kept(Protocol):
-    """What is kept of arguments."""
+    """How arguments are stored."""
 
     @property
     def store_args(self) -> bool:
-        """Whether they are kept."""
+        """Whether they are stored."""
 
     @property
     def redactor(self) -> Redactor:
-        """Takes secrets out of them."""
+        """Removes secrets from them."""
 
     @property
     def seal(self) -> Seal | None:
-        """Encrypts what is not shown, if anything does."""
+        """Encrypts values that are not shown; None without encryption."""
 
 
 class Typed(Kept, Protocol):
-    """What is kept of a message, in which columns, and which job types there are."""
+    """How messages are stored, in which columns, and which job types exist."""
 
     @property
     def tables(self) -> Tables[Any]:
@@ -55,15 +55,15 @@ class Typed(Kept, Protocol):
 
     @property
     def own_fields(self) -> Mapping[str, Any]:
-        """The fields that a model of the user's own adds, by name."""
+        """The fields that a custom model adds, by name."""
 
     @property
     def check_job_type(self) -> Callable[[Any, str], str | None]:
-        """Returns the text of a job type, or raises."""
+        """Returns the name of a job type, or raises."""
 
 
 class Stored(Protocol):
-    """Where rows are, and what takes secrets out of what is stored there."""
+    """Where rows are stored, and how they are redacted."""
 
     @property
     def tables(self) -> Tables[Any]:
@@ -75,11 +75,11 @@ class Stored(Protocol):
 
     @property
     def redactor(self) -> Redactor:
-        """Takes secrets out of texts."""
+        """Removes secrets from texts."""
 
 
 class Written(Stored, Protocol):
-    """Where rows are, and what writes them."""
+    """Where rows are stored, and what writes them."""
 
     @property
     def transitions(self) -> Transitions:
@@ -95,11 +95,11 @@ class Written(Stored, Protocol):
 
     @property
     def record(self) -> Callable[..., Any]:
-        """Writes down what someone did."""
+        """Records an action of a user."""
 
 
 class Keyed(Protocol):
-    """Where keys are held, and what takes them."""
+    """Where keys are stored, and what acquires them."""
 
     @property
     def database(self) -> Database:
@@ -111,26 +111,26 @@ class Keyed(Protocol):
 
     @property
     def newest(self) -> Newest:
-        """The statements on keys of which the newest message is kept."""
+        """The statements on unique keys that keep the newest message."""
 
     @property
     def writer(self) -> Writer:
         """Where events are written."""
 
     def may_wait(self) -> bool:
-        """Return whether this thread may wait for the writer."""
+        """Return whether this thread may block on the writer."""
 
 
 class Describing(Protocol):
-    """Knows what a message alone decides."""
+    """Describes messages."""
 
     def describe(self, data: Mapping[str, Any], user_from: str | None = None) -> dict[str, Any]:
-        """Return the columns of a message, by the options of its actor; none if it has none."""
+        """Return the columns of a message, from its actor's options; empty if there are none."""
 
 
 class Imported(Stored, Protocol):
-    """Where jobs are imported to."""
+    """Where jobs are imported."""
 
     @property
     def sender(self) -> Describing | None:
-        """Knows the actors that this process declared, if it did."""
+        """Knows the actors that this process declared; None if there are none."""

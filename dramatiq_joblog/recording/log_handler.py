@@ -17,7 +17,7 @@ from .current import current_job, running
 if TYPE_CHECKING:
     from logging import LogRecord
 
-#: Where the code of the host and of the log lies: what they say of a job stands on its row.
+#: The folders of Dramatiq and of this package: their messages about a job are on its row.
 _NOT_OF_THE_JOB = tuple(
     str(Path(file).parent) + os.sep for file in (dramatiq.errors.__file__, __file__)
 )
@@ -26,9 +26,9 @@ _formatter = logging.Formatter()
 
 
 class Capture(logging.Handler):
-    """Gives lines to the jobs that run where they are logged; one for the whole process.
+    """Assigns log lines to the running job; one handler for the whole process.
 
-    It stands at the root of all loggers, while workers run.
+    It is attached to the root logger while workers run.
     """
 
     def __init__(self) -> None:
@@ -36,31 +36,31 @@ class Capture(logging.Handler):
         self.forget()
 
     def forget(self) -> None:
-        """Stand there for no worker yet, as in a process that was just forked."""
+        """Reset the count of workers, in a process that was just forked."""
         self._users = 0
         self._counting = threading.Lock()
 
     def enter(self) -> None:
-        """Stand there for one worker more."""
+        """Add a worker."""
         with self._counting:
             self._users += 1
         self.attach()
 
     def leave(self) -> None:
-        """Stand there for one worker less, and for none not at all."""
+        """Remove a worker; without workers, detach from the root logger."""
         with self._counting:
             self._users -= 1
             if self._users == 0:
                 logging.root.removeHandler(self)
 
     def attach(self) -> None:
-        """Stand at the root of all loggers; also if a set-up of ``logging`` took it away."""
-        # addHandler looks again, with a lock: two threads add it once.
+        """Attach to the root logger, again if a configuration of ``logging`` removed it."""
+        # addHandler checks again under a lock, so that two threads add it once.
         if self not in logging.root.handlers:
             logging.root.addHandler(self)
 
     def handle(self, record: LogRecord) -> bool:
-        """Keep a line with its job; it takes no lock but the job's own."""
+        """Keep a line with its job; the only lock taken is the job's."""
         run = running.get()
         if (
             run is not None
@@ -75,7 +75,7 @@ class Capture(logging.Handler):
         return True
 
     def _stand_in(self, record: LogRecord) -> None:
-        """Do what Python does for those who set up no logging: warnings go to stderr."""
+        """Write warnings to stderr, as Python does if logging is not configured."""
         last = logging.lastResort
         logger: logging.Logger | None = logging.getLogger(record.name)
         while logger is not None and logger is not logging.root:
@@ -98,7 +98,7 @@ class JobContextFilter(logging.Filter):
       >>> handler.setFormatter(logging.Formatter("%(jid)s %(actor)s %(attempt)s %(message)s"))
 
     Parameters:
-      default: Their value outside of jobs, or in jobs that are not logged.
+      default: Their value outside a job, or in a job that is not logged.
     """
 
     def __init__(self, *, default: str | None = None) -> None:
@@ -118,14 +118,14 @@ def _text_of(record: LogRecord) -> str:
     try:
         text = record.getMessage()
     except Exception as e:  # noqa: BLE001
-        # Arguments that do not fit: other handlers report it, and the job goes on.
+        # The arguments do not match the format; other handlers report it, and the job goes on.
         text = f"{record.msg} % {type(record.args).__name__}: {message_of(e)}"
     if record.exc_info and record.exc_info[1] is not None:
         text += "\n" + _formatter.formatException(record.exc_info)
     return text
 
 
-#: The one of this process.
+#: The handler of this process.
 capture = Capture()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=capture.forget)

@@ -1,4 +1,4 @@
-"""The log lines of one run until they are written, within a limit."""
+"""The log lines of one run until they are written, up to a limit."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from dramatiq_joblog.payload.sanitize import MAX_MESSAGE, clean, clean_optional,
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Characters kept of one run: half of them of its first lines, half of its last.
+#: Characters kept for each run: half from its first lines, half from its last.
 MAX_LINES = 64_000
-#: Characters that a line counts for beside its text.
+#: Characters that each line counts in addition to its text.
 _ALSO = 32
 
 
 def check_level(value: Any, where: str) -> int | None:
-    """Return the number of a level from which on lines are kept, or None to keep none.
+    """Return the number of the lowest level that is kept, or None to keep none.
 
     Parameters:
-      value: The name or number of a level; True for all; False or None for none.
-      where: What says so, for the error's text.
+      value: The name or number of a level; True for all levels; False or None for none.
+      where: Where the value was given, for the error's text.
 
     Raises:
       ConfigurationError: If there is no such level.
@@ -59,11 +59,11 @@ class _Line(NamedTuple):
 class Batch:
     """Lines to write."""
 
-    #: The rows, with the one that says how many are left out.
+    #: The rows, including the one that states how many lines are left out.
     lines: list[dict[str, Any]]
-    #: The jid and the token of lines that are to go, and their first and last number.
+    #: Lines to delete: the jid, the token, and the first and last number.
     forget: tuple[str, str, int, int] | None
-    #: The last line that it has, and the last that is left out.
+    #: The number of the last line in it, and of the last that is left out.
     upto: int
     left_out_to: int
 
@@ -71,14 +71,13 @@ class Batch:
 class Lines:
     """The lines of one run, from any of its threads.
 
-    Lines have numbers, so that they may be written twice, and are in order whenever they are
-    written.
+    Lines are numbered, so that writing them twice is harmless and their order is kept.
 
     Parameters:
       jid: The job.
-      token: The run.
-      attempt: Number of its attempt.
-      redact: Takes out of a text what must not be kept.
+      token: The token of the run.
+      attempt: The number of the attempt.
+      redact: Removes secrets from a text.
     """
 
     __slots__ = (
@@ -104,16 +103,16 @@ class Lines:
     def __init__(self, jid: str, token: str, attempt: int, redact: Callable[[str], str]) -> None:
         self._jid, self._token, self._attempt = jid, token, attempt
         self._redact = redact
-        #: How many there were.
+        #: The number of lines logged.
         self.count = 0
-        #: Whether the run is over: what is logged now is nobody's.
+        #: Whether the run has ended; later lines belong to no job.
         self.closed = False
         self._lock = threading.Lock()
         self._head: list[_Line] = []
         self._head_count = self._head_size = 0
         self._tail: deque[_Line] = deque()
         self._tail_size = 0
-        #: The time of the first line that is left out, and the number of the last.
+        #: The time of the first line left out, and the number of the last.
         self._left_out_from = self._left_out_to = 0
         self._told_left_out = self._written = self._last_time = 0
 
@@ -122,9 +121,9 @@ class Lines:
 
         Parameters:
           time: Milliseconds since 1970.
-          level: Name of its level.
-          logger: Name of its logger.
-          text: What it says.
+          level: The name of its level.
+          logger: The name of its logger.
+          text: Its text.
         """
         if len(text) > MAX_MESSAGE:
             text = clean_redacted(text, MAX_MESSAGE, self._redact)
@@ -132,7 +131,7 @@ class Lines:
             if self.closed:
                 return
             self.count += 1
-            # The clock may be set back; the order of the lines is not.
+            # The clock may be set back; keep the lines in order.
             self._last_time = time = max(time, self._last_time)
             line = _Line(self.count, time, level, logger, text)
             if not self._tail and self._head_size + line.size <= MAX_LINES // 2:
@@ -149,7 +148,7 @@ class Lines:
                 self._left_out_to = out.number
 
     def take(self) -> Batch | None:
-        """Return what is not written yet, or None; call :meth:`done` once it is."""
+        """Return the lines not yet written, or None; call :meth:`done` once they are committed."""
         with self._lock:
             if self.count == self._written:
                 return None
@@ -173,7 +172,7 @@ class Lines:
             self._head = [line for line in self._head if line.number > batch.upto]
 
     def end(self) -> Batch | None:
-        """Keep no more, and return what is not written yet, as :meth:`take` does."""
+        """Stop keeping lines, and return those not yet written, like :meth:`take`."""
         self.closed = True
         return self.take()
 

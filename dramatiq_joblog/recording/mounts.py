@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-#: File systems that go with their host's power, or with their container.
+#: File systems that are lost with their host's power, or with their container.
 PASSING = {
     "aufs": "goes with its container",
     "fuse-overlayfs": "goes with its container",
@@ -13,12 +13,12 @@ PASSING = {
     "ramfs": "goes when the host restarts",
     "tmpfs": "goes when the host restarts",
 }
-#: What this process has mounted, as proc(5) describes it.
+#: The mounts of this process; see proc(5).
 MOUNTS = Path("/proc/self/mountinfo")
 
 
 def file_system_of(folder: Path) -> str | None:
-    """Return the kind of file system that *folder* lies on, or would; None if nobody knows."""
+    """Return the type of the file system that *folder* is or would be on; None if unknown."""
     try:
         text = MOUNTS.read_text(encoding="utf-8", errors="surrogateescape")
         place = folder.resolve()
@@ -32,12 +32,12 @@ def file_system_of(folder: Path) -> str | None:
             continue
         point = Path(_unescaped(fields[4]))
         depth = len(point.parts)
-        # What was mounted later on the same point covers what was there.
+        # A later mount at the same point hides the earlier one.
         if (place == point or point in place.parents) and (found is None or depth >= found[0]):
             found = depth, after.split(" ")[0]
     return None if found is None else found[1]
 
 
 def _unescaped(text: str) -> str:
-    """Return a mount point whose odd characters are written in octal digits."""
+    """Decode the octal escapes of a mount point."""
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)

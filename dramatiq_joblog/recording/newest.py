@@ -1,11 +1,11 @@
-"""Unique messages of which the newest is kept: one that has not begun gives way to it.
+"""Unique keys that keep the newest message: it supersedes one that has not begun.
 
-The key is taken over before the newer message is sent, and the older one gives way once the
-broker has that: until then the older one is put back should it come.
+The key is taken over before the newer message is sent, and the older job is skipped once the
+broker has the newer message; until then the older message is requeued if it is delivered.
 
-The sender says when the broker has it.  In case it is killed before that, who took whose place is
-kept in a row of its own, which outlives the key: the row, or the start, of the newer job shows
-that it was sent as well.
+The sender records when the broker has the message.  It may be killed before that, so a separate
+row, which outlives the key, records which job supersedes which; the row or the start of the newer
+job also proves that it was sent.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from .events import Started
     from .transitions import Transitions
 
-#: In place of the process of a key whose message may not be in the broker yet.
+#: Replaces the process of a key while its message may not be in the broker yet.
 SENDING = "sending"
-#: Milliseconds that a message may be on its way to the broker.
+#: Milliseconds that sending a message to the broker may take.
 ON_ITS_WAY = 60_000
-#: Milliseconds that it is kept who took the place of a job, at least.
+#: Milliseconds that the successor of a job is remembered, at least.
 _KEPT = 24 * 3600 * 1000
 
 
 class Successor(NamedTuple):
-    """The job that took the place of another."""
+    """The job that superseded another."""
 
     jid: str
     #: Whether its message is in the broker, or was.
@@ -47,7 +47,7 @@ class Successor(NamedTuple):
 
 
 class Newest:
-    """The statements on keys of which the newest message is kept, as part of a transaction.
+    """The statements on unique keys that keep the newest message, in the caller's transaction.
 
     Parameters:
       transitions: The statements on jobs and on keys.
@@ -61,7 +61,7 @@ class Newest:
         self._dialect = dialect_of(self._database)
 
     def take_place(self, claim: Claim, former: str) -> bool:
-        """Take a key from *former*, whose job has not begun; return False if it has."""
+        """Take over the key of the job *former*; return False if that job has begun."""
         row = self._transitions.locked(former)
         if row is not None and _has_begun(row):
             return False
@@ -69,7 +69,7 @@ class Newest:
         if before is None or not self._pass_on(claim.key, former, claim.owner, claim.ttl, SENDING):
             return False
         if row is None:
-            # Its start may have been committed while this one waited for the key.
+            # Its start may have been committed while this transaction waited for the key.
             row = self._job.get_or_none(self._job.jid == former)
             if row is not None and _has_begun(row):
                 self._pass_on(claim.key, claim.owner, former, before.ttl, before.process)
@@ -78,13 +78,13 @@ class Newest:
         return True
 
     def give_back(self, key: str, owner: str, former: str, ttl: int) -> None:
-        """Give a key back to *former*: the newer message could not be sent."""
+        """Give a key back to *former*, because the newer message could not be sent."""
         process = None if self._is_known(former) else SENDING
         if self._pass_on(key, owner, former, ttl, process):
             self._forget([former])
 
     def sent(self, key: str, owner: str) -> None:
-        """Note that the message of *owner* is in the broker: those before it give way."""
+        """Record that the broker has the message of *owner*; skip the jobs that it supersedes."""
         lock = self._lock
         sent = lock.update(process=None).where(lock.process == SENDING, lock.owner == owner)
         sent.where(lock.kind == UNIQUE, lock.key == key).execute()
@@ -96,7 +96,7 @@ class Newest:
                 sent.where(_ARE_FORMERS, lock.key == former).execute()
 
     def _give_way(self, key: str, owner: str, former: str) -> bool:
-        """Let the job of *former* be skipped; return False if the log does not know it yet."""
+        """Skip the job *former*; return False if the log does not know it yet."""
         row = self._transitions.locked(former)
         if row is None or _has_begun(row):
             return row is not None
@@ -117,24 +117,24 @@ class Newest:
         return True
 
     def successor(self, event: Started) -> Successor | None:
-        """Return what took the place of the job of a start; None if it is the newest itself.
+        """Return the job that superseded that of a start; None if it is the newest itself.
 
-        Nobody else takes the key until the transaction ends.
+        The key stays locked until the transaction ends.
         """
         key = (event.unique or {})["key"]
         lock = self._lock
         rows = self._dialect.lock(lock.select().where(lock.kind == UNIQUE, lock.key == key))
         row = rows.where(lock.expires_at > database_now(self._database)).first()
         if row is not None and row.owner is not None:
-            # The key is free once the newest has begun, or has ended: then only a row of its own
-            # says who took whose place.
+            # The key is released once the newest job has begun or ended; then only the separate row
+            # shows which job superseded which.
             if row.owner == event.jid:
                 return None
             return Successor(row.owner, row.process != SENDING or self._is_known(row.owner))
         return self._later_one(event.jid)
 
     def _later_one(self, jid: str) -> Successor | None:
-        """Return what took the place of a job whose key is free by now, or None."""
+        """Return the job that superseded one whose key has been released, or None."""
         lock = self._lock
         seen, on_its_way = {jid}, None
         while (row := lock.get_or_none(lock.kind == FORMER, lock.key == jid)) is not None:
@@ -142,7 +142,7 @@ class Newest:
                 return Successor(row.owner, is_sent=True)
             if to_millis(row.acquired_at) + ON_ITS_WAY > self._transitions.locks.now():
                 on_its_way = Successor(row.owner, is_sent=False)
-            # It may never have been sent, and another have taken its place in turn.
+            # It may never have been sent, and have been superseded in turn.
             jid = row.owner
             if jid in seen:
                 break
@@ -150,7 +150,7 @@ class Newest:
         return on_its_way
 
     def skipped(self, event: Started, owner: str) -> dict[str, Any]:
-        """Return the columns of a job that gave way to that of *owner*."""
+        """Return the columns of a job that *owner* superseded."""
         now = self._transitions.locks.now()
         return event.row | {
             "state": State.SKIPPED.value,
@@ -164,7 +164,7 @@ class Newest:
         }
 
     def _note(self, former: str, owner: str) -> None:
-        """Keep that the job of *owner* took the place of *former*, and may not be sent yet."""
+        """Record that the job *owner* superseded *former*, and may not be sent yet."""
         lock, now = self._lock, database_now(self._database)
         values = {
             "owner": owner,
@@ -183,7 +183,7 @@ class Newest:
         lock.delete().where(_ARE_FORMERS, lock.key.in_(formers)).execute()
 
     def _is_known(self, jid: str) -> bool:
-        """Return whether the log knows a job, which it does once its message was sent."""
+        """Return whether the log knows a job; it does once the message was sent."""
         return bool(self._job.select(self._job.id).where(self._job.jid == jid).exists())
 
     def _mine(self, key: str, owner: str) -> Any:
@@ -197,7 +197,7 @@ class Newest:
         return bool(lock.update(**values).where(*mine).execute())
 
 
-#: Without parameters.
+#: Without parameters, so that a partial index can be used.
 _ARE_FORMERS = SQL(f"kind = '{FORMER}'")
 
 

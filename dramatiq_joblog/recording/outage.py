@@ -1,4 +1,4 @@
-"""What becomes of events while the database is unavailable, until it is back."""
+"""What happens to events while the database is unavailable."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ if TYPE_CHECKING:
     from .spool import Spool
     from .transitions import Transitions
 
-#: What becomes of events while the database is unavailable.
+#: What happens to events while the database is unavailable.
 OnOutage: TypeAlias = Literal["spool", "block", "drop"]
 POLICIES: tuple[str, ...] = get_args(OnOutage)
 
-#: Milliseconds until a job with a section comes back while the database is unavailable; about.
+#: Milliseconds, about, until a job with a section is requeued while the database is unavailable.
 AWAY_DELAY = 3_000
 
 _logger = get_logger(__name__)
 
 
 class Outage:
-    """Writes batches, and keeps them by the log's policy while the database is unavailable.
+    """Writes batches; while the database is unavailable, keeps them by the log's policy.
 
-    Used by one thread.
+    Not thread-safe.
 
     Parameters:
       transitions: The statements of the log.
       batches: Writes them.
-      spool: Where events go meanwhile.
+      spool: Keeps events meanwhile.
       policy: One of :data:`POLICIES`.
       retry_for: Milliseconds to try a batch before the database is considered unavailable.
-      limited: Where that is logged.
-      wake: Called once the database seems to be back.
+      limited: The rate-limited logger for outages.
+      wake: Called once the database seems to be available again.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class Outage:
         self._limited = limited
         self._wake = wake
         self._probe: Probe | None = None
-        #: When what the database does not take is given up, as the process ends; monotonic.
+        #: When unwritten events are dropped, because the process ends; monotonic.
         self._ends_by = math.inf
-        #: Events that were given up then.
+        #: The number of events dropped then.
         self._dropped = 0
-        #: Events that could neither be written nor kept.
+        #: The number of events that could neither be written nor kept.
         self.lost = 0
 
     @property
@@ -85,15 +85,15 @@ class Outage:
 
     @property
     def seems_over(self) -> bool:
-        """Whether the database has answered since."""
+        """Whether the database has answered again."""
         return self._probe is not None and self._probe.back.is_set()
 
     def end_by(self, when: float) -> None:
-        """Give up at *when*, monotonic, what the database does not take: the process ends."""
+        """Drop unwritten events at *when* (monotonic), because the process ends."""
         self._ends_by = when
 
     def write(self, events: Sequence[Event]) -> Answers:
-        """Write a batch of different jobs, or keep it."""
+        """Write a batch of events of different jobs, or keep it."""
         if self._probe is not None:
             return self.keep(events)
         if self._dropped:
@@ -104,7 +104,7 @@ class Outage:
             try:
                 return self._batches.write(events)
             except DatabaseAwayError as e:
-                # A deadlock, a busy file or a restart is over soon.
+                # A deadlock, a locked file or a restart is soon over.
                 if self.policy != "block" and time.monotonic() > deadline:
                     self._begin(e)
                     return self.keep(events)
@@ -114,9 +114,9 @@ class Outage:
                 pause = min(pause * 2, 0.5)
 
     def consider(self, error: Exception, seconds: float) -> None:
-        """Consider the database unavailable if a question took for as long as a batch may.
+        """Consider the database unavailable if a query took as long as a batch may take.
 
-        Others wait behind it, each of whom would wait for as long in turn.
+        Otherwise each thread that waits behind it would wait as long in turn.
         """
         if not isinstance(error, DatabaseAwayError) or self.policy == "block":
             return
@@ -124,8 +124,8 @@ class Outage:
             self._begin(error)
 
     def keep(self, events: Sequence[Event]) -> Answers:
-        """Keep events by the log's policy; runs that need keys come back later."""
-        # Nobody knows whether their keys are free.
+        """Keep events by the log's policy; runs that need keys are requeued."""
+        # It is unknown whether their keys are free.
         away = {event.jid: _come_back() for event in _begins(events)}
         parts = [part for event in events if event.jid not in away for part in _parts(event)]
         if not parts:
@@ -138,7 +138,7 @@ class Outage:
             try:
                 self._spool.append(parts)
             except OSError as e:
-                # Neither the database nor the disk: losing nothing means waiting.
+                # Neither the database nor the disk works: to lose nothing, wait.
                 _logger.error("The job log's events cannot be kept either: %s", e)  # noqa: TRY400
                 if time.monotonic() > self._ends_by:
                     self._drop(parts)
@@ -151,10 +151,10 @@ class Outage:
                 return away
 
     def replay(self, between: Callable[[], None]) -> None:
-        """Write what was kept, oldest first, and take up normal work if that goes well.
+        """Write the kept events, oldest first, and resume normal work on success.
 
         Parameters:
-          between: Called after each part of it, so that nobody waits for the whole.
+          between: Called after each chunk, so that no one waits for the whole replay.
         """
         try:
             for chunk in self._spool.replay():
@@ -163,7 +163,7 @@ class Outage:
                 between()
         except DatabaseAwayError as e:
             self._say_still(e)
-            # It answers, and refuses what is written: there is no haste.
+            # It answers, but refuses the events: retry slowly.
             self._look_for_database(PROBE_AT_MOST)
         else:
             self._limited.log(
@@ -174,13 +174,13 @@ class Outage:
             self._probe = None
 
     def replay_left_behind(self) -> None:
-        """Write what processes that died have kept on this host."""
+        """Write the events that dead processes left on this host."""
         for chunk in self._spool.left_behind():
             for wave in waves(chunk):
                 self._batches.write(wave)
 
     def stop(self) -> None:
-        """Look for the database no more, and say what was given up: the thread ends."""
+        """Stop probing the database, and log what was dropped; the thread ends."""
         if self._probe is not None:
             self._probe.stop()
             self._probe = None
@@ -194,7 +194,7 @@ class Outage:
         self._ends_by, self._dropped = math.inf, 0
 
     def forget(self) -> None:
-        """Begin as in a new process, which was forked from this one."""
+        """Reset the state, in a process that was just forked."""
         self._spool.forget()
         self._probe = None
         self._ends_by, self._dropped = math.inf, 0
@@ -230,16 +230,16 @@ class Outage:
         )
 
     def _drop(self, events: Sequence[Event]) -> Answers:
-        """Give up what the database does not take, as the process ends."""
+        """Drop events that the database does not take, as the process ends."""
         self._dropped += len(events)
         self.lost += len(events)
         return {event.jid: UNANSWERED for event in _begins(events)}
 
 
 def waves(events: Sequence[Event]) -> Iterator[list[Event]]:
-    """Split *events* so that no part has one job twice, keeping each job's order."""
+    """Split *events* so that no part has a job twice, keeping each job's order."""
     if len({event.jid for event in events}) == len(events):
-        # As nearly always.
+        # The common case.
         if events:
             yield list(events)
         return
@@ -254,7 +254,7 @@ def waves(events: Sequence[Event]) -> Iterator[list[Event]]:
 
 
 def _parts(event: Event) -> list[Event]:
-    """Return an end and the start before it that was not written, as events of their own."""
+    """Return an end and its unwritten start as two events."""
     if not isinstance(event, Ended) or event.start is None:
         return [event]
     return [event.start, dataclasses.replace(event, start=None)]
@@ -266,5 +266,5 @@ def _begins(events: Iterable[Event]) -> list[Started]:
 
 
 def _come_back() -> Answer:
-    """Return the answer to a run for whose keys the database is unavailable."""
+    """Return the answer to a run whose keys cannot be checked."""
     return Answer(granted=False, delay=round(AWAY_DELAY * random.uniform(0.5, 1.5)))  # noqa: S311

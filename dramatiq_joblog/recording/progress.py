@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from .current import LiveRun
     from .transitions import Transitions
 
-#: As many jobs are reported in one statement.
+#: The number of jobs in one statement.
 _BATCH = 100
 
 
 class Reports:
-    """The jobs that run in this process, and what the log does not know of them yet.
+    """The jobs that run in this process, and their reports that are not stored yet.
 
     Parameters:
       transitions: The statements of the log.
@@ -33,15 +33,15 @@ class Reports:
         self._runs: dict[int, LiveRun] = {}
 
     def begin(self, run: LiveRun) -> None:
-        """Follow a run."""
+        """Add a run."""
         self._runs[id(run)] = run
 
     def end(self, run: LiveRun) -> None:
-        """Follow it no more: the rest comes with its outcome."""
+        """Remove a run; the rest is written with its outcome."""
         self._runs.pop(id(run), None)
 
     def write(self) -> None:
-        """Write what is new; on the writer's thread."""
+        """Write new reports; called on the writer's thread."""
         runs = list(self._runs.values())
         batches = [
             (run.lines, batch)
@@ -66,7 +66,7 @@ class Reports:
             (run.jid, json.dumps(progress_of(progress, run.redactor))) for run, progress in reported
         ]
         progress = Case(model.jid, values, model.progress)
-        # Only of runs that are still the job's: a late word changes nothing.
+        # Only for the job's current run: late reports change nothing.
         model.update(progress=progress, updated_at=time.time_ns() // 1_000_000).where(
             model.jid.in_([jid for jid, _ in values]),
             model.token.in_([run.token for run, _ in reported]),

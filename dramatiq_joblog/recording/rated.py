@@ -1,4 +1,4 @@
-"""Starts that need a rate and nothing else: those of one key begin, or wait, together."""
+"""Starts that need only a rate limit: those of one key begin, or wait, together."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from .judge import Known
     from .transitions import Transitions
 
-#: As many of those that wait for a key are looked at, at least.
+#: The minimum number of a key's waiters that are checked.
 _LEAST = 16
 
 
 class Rated:
-    """Begins runs whose only need is a rate, in a few statements for all of one key.
+    """Begins runs that need only a rate limit, in a few statements for each key.
 
     Parameters:
       transitions: The statements on jobs and on keys.
@@ -67,17 +67,17 @@ class Rated:
     def _begin_of_key(
         self, need: Need, events: Sequence[Started], rows: Mapping[str, Known]
     ) -> dict[str, Answer]:
-        """Begin those of *events* whose turn it is, and let the others wait."""
+        """Begin those of *events* whose turn it is, and make the others wait."""
         window, waiters = self._locks.rates.window(need), self._locks.waiters
         most = max(_LEAST, 2 * len(events))
         line = waiters.line(need.key, most)
         free = window.room(len(line) + len(events))
         if len(line) == most and free > most and any(e.jid not in line for e in events):
-            # Whether a newcomer may begin is seen only by all who may begin before it.
+            # Whether a new run may begin depends on all waiters before it.
             free = window.room(need.limit)
             line = waiters.line(need.key, free)
         newcomers = [event for event in events if not waits_since(rows, event)]
-        # One that waits comes in by its place in the line, and a newcomer behind all of them.
+        # Waiters are served in order, and new runs after all of them.
         ahead = set(line[:free])
         in_turn = [event for event in events if event.jid in ahead]
         begun = [*in_turn, *newcomers[: max(0, free - len(line))]]
@@ -96,5 +96,5 @@ class Rated:
 
 
 def _needs_a_rate(event: Started) -> bool:
-    """Return whether all that a run needs is a rate."""
+    """Return whether a run needs only a rate limit."""
     return [need.kind for need in event.needs] == [RATE] and not keeps_newest(event.unique)

@@ -1,7 +1,7 @@
-"""What is left out of an event that the database refuses: more and more, down to the outcome.
+"""Repairs of a refused event: more and more is left out, down to the outcome.
 
-An outcome is never given up for what only decorates it.  The columns of a model of the user's
-own are left out first, and put back one by one: each that the database takes is kept.
+An outcome is never lost because of optional data.  The columns of a custom model are left out
+first, and then written one by one, so that those the database accepts are kept.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from .events import Event
 
-#: How the note of a row begins that is written in part.  It goes once all is stored after all.
+#: The beginning of the note on an incomplete row.  It is removed once everything is stored.
 NOT_STORED = "not stored"
 
-#: What a message says beside what became of it.
+#: The optional columns, beside the outcome.
 _PAYLOAD = ("args", "kwargs", "meta", "options", "progress", "sealed", "withheld")
-#: What became of it, by our own words and times.
+#: The columns of the outcome, all with values made by this package.
 _BARE = frozenset(
     {
         *("jid", "actor", "queue", "state", "attempt", "token", "process", "worker", "section"),
@@ -37,22 +37,22 @@ _BARE_FAILURE = frozenset({"jid", "token", "attempt", "outcome", "started_at", "
 
 @dataclass(frozen=True)
 class Repair:
-    """An event in part, and what may be put back once it is written."""
+    """An incomplete event, and the columns that may be added once it is written."""
 
     event: Event
-    #: The columns of a model of the user's own, each of which the database is asked for by itself.
+    #: The columns of a custom model, which are tried one by one.
     columns: dict[str, Any]
-    #: What is left out beside them.
+    #: What else is left out.
     left_out: str | None
-    #: How the whole was refused.
+    #: The error of the complete event.
     error: Exception
 
     def as_written(self) -> Event:
-        """Return the event without the columns, with a note that they are not stored yet."""
+        """Return the event without these columns, with a note that they are not stored."""
         return self._noted(dict.fromkeys(self.columns, self.error))
 
     def note(self, refused: Mapping[str, Exception]) -> str | None:
-        """Return the note of the row, once its columns were put back but those *refused*."""
+        """Return the note of the row, once all its columns except *refused* are stored."""
         return cast("str | None", self._noted(refused).row.get("note"))
 
     def _noted(self, refused: Mapping[str, Exception]) -> Event:
@@ -72,9 +72,9 @@ def repairs(event: Event, own: dict[str, Any], error: Exception) -> Iterator[Rep
     """Yield *event* with more and more left out.
 
     Parameters:
-      event: What the database refused.
-      own: The columns of a model of the user's own, and what stands there when nothing is said.
-      error: How it was refused.
+      event: The event that the database refused.
+      own: The columns of a custom model, with their defaults.
+      error: The database's error.
     """
     row = event.row
     filled = {name: row[name] for name, value in own.items() if row.get(name) not in (None, value)}
@@ -83,7 +83,7 @@ def repairs(event: Event, own: dict[str, Any], error: Exception) -> Iterator[Rep
         start = replace(event.start, row=event.start.row | own)
         event = replace(event, start=start)
     if filled:
-        # Most often it is one of them, as a foreign key that is not committed yet.
+        # Usually a custom column is the cause, such as a foreign key not committed yet.
         yield Repair(replace(event, row=row), filled, None, error)
     if isinstance(event, Ended) and (event.lines or event.forget):
         event = replace(event, lines=None, forget=None)
@@ -98,7 +98,7 @@ def repairs(event: Event, own: dict[str, Any], error: Exception) -> Iterator[Rep
         event = replace(event, failure=bare)
     yield Repair(event, filled, what, error)
     if isinstance(event, Ended):
-        # What it holds then runs out by itself.
+        # The keys that it holds then expire.
         event = replace(event, section=None, unique=None)
         yield Repair(event, filled, f"{what}, and what it held", error)
 
@@ -108,5 +108,5 @@ def _refusal(what: str, error: Exception) -> str:
 
 
 def said(error: Exception) -> str:
-    """Return the first line of a database's refusal: PostgreSQL quotes the whole row below it."""
+    """Return the first line of a database error; PostgreSQL quotes the whole row below it."""
     return scrub(next(iter(str(error).strip().splitlines()), type(error).__name__))

@@ -1,6 +1,6 @@
-"""What becomes of each column of a row when another event of its job is written to it.
+"""How an upsert merges each column of an event into the row of its job.
 
-The guard of a rule decides, in the ``WHERE`` of the upsert, whether anything is written at all.
+The guard of a rule, in the upsert's ``WHERE``, decides whether anything is written.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def _in(states: Iterable[State]) -> str:
     return "(" + ", ".join(f"'{state.value}'" for state in states) + ")"
 
 
-#: A run may begin in the common case; :func:`judge_start` decides every other.
+#: The common cases in which a run may begin; :func:`judge_start` decides all others.
 _MAY_START = f"""(
     coalesce(job.token, '') <> excluded.token AND (
       (job.state IN {_in(STARTABLE)} AND excluded.attempt >= job.attempt AND (
         job.state = 'waiting' OR job.token IS NULL))
       OR (job.state = 'retrying' AND excluded.attempt > job.attempt)))"""
 
-#: Only the holder of the token ends an open run.  An end without a known start applies
+#: Only the run with the row's token ends an open run.  An end without a known start applies
 #: to a job that has not begun, or not yet begun this attempt.
 _MAY_END = f"""(
     (job.token = excluded.token AND job.state IN {_in(OPEN)})
@@ -39,11 +39,11 @@ _MAY_END = f"""(
 
 _RUN_GUARD = f"CASE WHEN excluded.state = 'started' THEN {_MAY_START} ELSE {_MAY_END} END"
 
-#: A delay has run out; any other enqueue changes nothing on a row that is there.
+#: A delay has ended; any other enqueue event leaves an existing row unchanged.
 _ENQUEUE_GUARD = """job.state = 'delayed' AND excluded.state = 'enqueued'
     AND excluded.attempt >= job.attempt"""
 
-#: Taken as the run says.
+#: Columns always replaced by the event's value.
 _REPLACED = (
     "state",
     "attempt",
@@ -57,9 +57,9 @@ _REPLACED = (
     "process",
     "token",
 )
-#: What a beginning run leaves as the last one left it.
+#: Columns of the last run that a start keeps.
 KEPT_AT_START = ("duration", "error_type", "error_message")
-#: Set once.
+#: Columns set once.
 _FIRST = (
     "enqueued_at",
     "args",
@@ -74,27 +74,27 @@ _FIRST = (
 )
 _NEVER = ("jid", "created_at")
 
-# By two hosts' clocks, so it may come out below nothing.
+# The times come from two hosts' clocks, so the difference may be negative.
 _WAITED = "(excluded.started_at - coalesce(job.enqueued_at, excluded.enqueued_at))"
 
-#: What replaces what the last run left, though the event says nothing of it.
+#: The expressions of columns that are replaced even if the event has no value for them.
 _REPLACES = {
     **{column: f"excluded.{column}" for column in _REPLACED},
     **{
         column: f"CASE WHEN excluded.state = 'started' THEN job.{column} ELSE excluded.{column} END"
         for column in KEPT_AT_START
     },
-    # What could not be stored may be by now.
+    # The missing columns may be stored by now.
     "note": (
         f"CASE WHEN substr(job.note, 1, {len(NOT_STORED)}) = '{NOT_STORED}' "
         "THEN excluded.note ELSE coalesce(job.note, excluded.note) END"
     ),
-    # Each run begins its own.
+    # Each run starts with no progress.
     "progress": (
         "CASE WHEN excluded.state = 'started' THEN NULL "
         "ELSE coalesce(excluded.progress, job.progress) END"
     ),
-    # A job that was dropped before its body ran has not waited for its first run.
+    # A job that was dropped before its first run has no queue time.
     "queue_time": (
         "CASE WHEN excluded.started_at IS NULL AND excluded.attempt = 1 "
         f"THEN NULL ELSE coalesce(job.queue_time, ({_WAITED} + abs({_WAITED})) / 2) END"
@@ -103,7 +103,7 @@ _REPLACES = {
 
 
 def _fills(job: Any) -> dict[str, str]:
-    """Return what becomes of the other columns of a job, of a model of the user's own too."""
+    """Return the expressions of all other columns of a job, including those of a custom model."""
     columns = {f.column_name for f in job._meta.sorted_fields} - {"id", *_NEVER, *_REPLACES}
     first = {c: f"coalesce(job.{c}, excluded.{c})" for c in sorted(columns & {*_FIRST})}
     last = {c: f'coalesce(excluded."{c}", job."{c}")' for c in sorted(columns - {*_FIRST})}
@@ -116,7 +116,7 @@ def run_rule(job: Any) -> Rule:
 
 
 def enqueue_rule(job: Any) -> Rule:
-    """Return the rule of what was sent."""
+    """Return the rule of enqueue events."""
     sets = {column: f"excluded.{column}" for column in ("state", "eta", "updated_at")}
     return Rule(job, "job", ("jid",), _ENQUEUE_GUARD, sets, {})
 
@@ -130,7 +130,7 @@ def failure_rule(failure: Any) -> Rule:
 
 
 def line_rule(line: Any) -> Rule:
-    """Return the rule of log lines: one that is there stays."""
+    """Return the rule of log lines: an existing line stays."""
     key = ("jid", "token", "number")
     return Rule(line, "line", key, "1 = 0", {"text": "excluded.text"}, {})
 

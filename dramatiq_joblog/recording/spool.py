@@ -1,7 +1,7 @@
-"""What the log's database could not take yet: events in files of this host, fsynced.
+"""Events that could not be written to the database yet, in fsynced files on this host.
 
-Each process has at most one file, locked while the process lives.  A file that is not locked
-was left by one that died: any other process of this host may take it over and replay it.
+Each process has at most one file, locked while the process is alive.  A file that is not locked
+belongs to a dead process: any other process of this host may adopt and replay it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from .events import Event
 
-#: As many events are replayed at once at most.
+#: The maximum number of events replayed at once.
 MAX_CHUNK = 200
 
 _SUFFIX = ".spool"
@@ -35,14 +35,14 @@ _SUFFIX = ".spool"
 
 @dataclass(frozen=True)
 class Waiting:
-    """A file of events that the database could not take yet."""
+    """A file of events not yet written to the database."""
 
     path: Path
-    #: Bytes.
+    #: In bytes.
     size: int
-    #: Seconds since it was made.
+    #: Seconds since it was created.
     age: float
-    #: Whether its process lives, or another is replaying it.
+    #: Whether its process is alive, or another one is replaying it.
     in_use: bool
 
 
@@ -50,7 +50,7 @@ class Spool:
     """The files of one log on this host.
 
     Parameters:
-      folder: Where they lie; it is made when it is needed.
+      folder: The folder of the files; created when needed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,14 +60,14 @@ class Spool:
 
     @property
     def waiting(self) -> bool:
-        """Whether this process has events that were not replayed."""
+        """Whether this process has events that are not replayed yet."""
         return self._own is not None
 
     def append(self, events: Sequence[Event]) -> None:
-        """Keep *events*; when this returns they outlive the process, and a power cut.
+        """Append *events*; when this returns, they survive a crash and a power failure.
 
         Raises:
-          OSError: If the disk does not take them.
+          OSError: If they cannot be written to disk.
         """
         if self._own is None:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -75,9 +75,9 @@ class Spool:
         self._own.append(events)
 
     def replay(self) -> Iterator[list[Event]]:
-        """Yield what this process kept, oldest first, in parts; what is yielded must be written.
+        """Yield this process's events in chunks, oldest first; the caller must write each chunk.
 
-        Events that are appended meanwhile come last.  The file goes when all was taken.
+        Events appended meanwhile come last.  The file is removed once all are taken.
         """
         while self._own is not None:
             chunk, end = self._own.read()
@@ -86,11 +86,11 @@ class Spool:
                 self._own = None
                 return
             yield chunk
-            # Only now: a process that could not write it begins with it again.
+            # Only now, so that a caller that failed to write the chunk gets it again.
             self._own.advance(end)
 
     def left_behind(self) -> Iterator[list[Event]]:
-        """Yield what processes that died kept, as :meth:`replay` does."""
+        """Yield the events of dead processes, like :meth:`replay`."""
         for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
             file = _File.adopt(path)
             if file is None:
@@ -110,50 +110,50 @@ class Spool:
         """Return the files of this log on this host, oldest first."""
         found = []
         for path in self.folder.glob(f"*{_SUFFIX}"):
-            with contextlib.suppress(FileNotFoundError):  # it was replayed meanwhile
+            with contextlib.suppress(FileNotFoundError):  # replayed meanwhile
                 found.append(_look_at(path))
         return sorted(found, key=lambda waiting: -waiting.age)
 
     def forget(self) -> None:
-        """Leave the file to the process that this one was forked from."""
+        """Leave the file to the parent process, after a fork."""
         if self._own is not None:
             self._own.close()
             self._own = None
 
 
-#: The kinds of events, by what they are called in a file.
+#: The kinds of events, by their names in a file.
 _KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in (Enqueued, Started, Ended)}
-#: What is said by who reads an event: it was kept, and its run may have been cut off.
+#: Fields that the reader of a file sets, which are not stored in it.
 _OF_READERS = ("replayed", "cut_off")
 
 
 def _cut_off(event: Event, ended: Container[str]) -> Event:
-    """Return an event of a process that died: a start whose run did not end was cut off."""
+    """Return an event of a dead process; a start without an end was cut off."""
     if isinstance(event, Started) and event.row["token"] not in ended:
         return replace(event, cut_off=True)
     return event
 
 
 class _File:
-    """One process's events, a JSON document a line."""
+    """The events of one process, as one JSON document per line."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self._descriptor = descriptor
-        #: What stands before this was written to the database.
+        #: The offset before which everything is in the database.
         self._done = 0
         self._logger = get_logger(__name__, "Spool")
 
     @classmethod
     def create(cls, folder: Path) -> _File:
-        # By name in the order in which they were made: so they are replayed.
+        # File names sort by time of creation, which is the order of replay.
         made = time.time_ns() // 1_000_000
         path = folder / f"{made:015}-{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}"
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if not os.fstat(descriptor).st_nlink:
-            # Another took it for left behind, before it was locked.
+            # Another process adopted it before it was locked.
             os.close(descriptor)
             return cls.create(folder)
         _sync_folder(folder)
@@ -161,7 +161,7 @@ class _File:
 
     @classmethod
     def adopt(cls, path: Path) -> _File | None:
-        """Return the file if its process is gone, and nobody else has it."""
+        """Return the file if its process is gone and no other has adopted it."""
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -172,7 +172,7 @@ class _File:
             os.close(descriptor)
             return None
         if not os.fstat(descriptor).st_nlink:
-            # Another replayed and removed it between our two calls.
+            # Another process replayed and removed it between the two calls.
             os.close(descriptor)
             return None
         return cls(path, descriptor)
@@ -185,16 +185,16 @@ class _File:
                 file.write(data)
             os.fsync(self._descriptor)
         except OSError:
-            # Half a line would make one of it and the next.
+            # A partial line would merge with the next one.
             os.ftruncate(self._descriptor, end)
             raise
 
     def advance(self, end: int) -> None:
-        """Note that what stands before *end* was written."""
+        """Record that everything before *end* is in the database."""
         self._done = end
 
     def read(self, limit: int = MAX_CHUNK) -> tuple[list[Event], int]:
-        """Return the next events, and where they end."""
+        """Return the next events, and the offset of their end."""
         events: list[Event] = []
         end = self._done
         with open(self._descriptor, "rb", closefd=False) as file:
@@ -212,12 +212,12 @@ class _File:
         try:
             values = json.loads(line)
             kind = _KINDS[values["kind"]]
-            # Other versions say more.
+            # Other versions may have more fields.
             known = {f.name for f in fields(kind)} - {*_OF_READERS}
             said = {name: value for name, value in values.items() if name in known}
             return kind(**said, replayed=True)
         except (AttributeError, KeyError, TypeError, ValueError):
-            # The end of a process in the middle of a line: nobody relies on it.
+            # The process died while it wrote the line, so the event was never acknowledged.
             self._logger.warning("%s has a line that is not an event: %.80r", self.path, line)
             return None
 
@@ -248,7 +248,7 @@ def _dump(event: Event) -> bytes:
     kept: dict[str, Any] = {"kind": event.kind} | asdict(event)
     for name in _OF_READERS:
         kept.pop(name, None)
-    # A column of the user's own may hold what JSON has no word for; its text does as well.
+    # A custom column may hold a value without a JSON form; store its text.
     return json.dumps(kept, default=text_of).encode() + b"\n"
 
 

@@ -1,4 +1,4 @@
-"""What the writer's thread does now and then, beside writing."""
+"""Periodic work of the writer's thread."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _logger = get_logger(__name__)
 
 @dataclass
 class _Chore:
-    """Something to do now and then."""
+    """A periodic or one-time function."""
 
-    #: Seconds; None to do it once.
+    #: The interval in seconds; None to run once.
     interval: float | None
     function: Callable[[], None]
-    #: Monotonic, in seconds.
+    #: When it is due, in monotonic seconds.
     due: float = 0.0
 
 
 class Timetable:
-    """Chores by when they are due; any thread may add some, and one does them.
+    """Chores with their due times; any thread may add one, a single thread runs them.
 
     Parameters:
-      limited: Where a chore that fails is logged.
+      limited: The rate-limited logger for chores that fail.
     """
 
     def __init__(self, limited: LimitedLog) -> None:
@@ -45,12 +45,12 @@ class Timetable:
         return any(known.function == chore for known in self._chores)
 
     def every(self, interval: int, chore: Callable[[], None], *, at_once: bool = True) -> None:
-        """Call *chore* every *interval* milliseconds, and now if it is to be *at_once*."""
+        """Call *chore* every *interval* milliseconds, beginning now if *at_once*."""
         due = 0.0 if at_once else time.monotonic() + interval / 1000
         self._chores.append(_Chore(interval / 1000, chore, due))
 
     def at_least_every(self, interval: int, chore: Callable[[], None]) -> None:
-        """Call *chore* every *interval* milliseconds, or as often as was asked for before."""
+        """Call *chore* every *interval* milliseconds, or more often if it already is."""
         due = time.monotonic() + interval / 1000
         for known in self._chores:
             if known.function == chore:
@@ -60,21 +60,21 @@ class Timetable:
         self.every(interval, chore, at_once=False)
 
     def end(self, chore: Callable[[], None], last: Callable[[], None]) -> None:
-        """Call *chore* no more, and *last* once."""
+        """Stop calling *chore*, and call *last* once."""
         self._chores[:] = [c for c in self._chores if c.function != chore]
         self._chores.append(_Chore(None, last))
 
     def clear(self) -> None:
-        """Forget all chores."""
+        """Remove all chores."""
         self._chores.clear()
 
     @property
     def next_due(self) -> float | None:
-        """When something is due next, monotonic, in seconds; None if nothing is."""
+        """When the next chore is due, in monotonic seconds; None if there is none."""
         return min((chore.due for chore in self._chores), default=None)
 
     def do_due(self, ask: Callable[[Callable[[], None]], Any]) -> None:
-        """Have *ask* call what is due; it may raise that the database is unavailable."""
+        """Run due chores through *ask*, which may raise that the database is unavailable."""
         for chore in list(self._chores):
             if chore.due > time.monotonic():
                 continue

@@ -1,4 +1,4 @@
-"""Tokens of runs: one for each run; runs of one delivery share its beginning."""
+"""Tokens of runs: unique for each run; runs of the same delivery share a prefix."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import random
 
 from dramatiq_joblog.payload.sanitize import fold_jid
 
-#: As many characters of a token are the mark of its run's delivery.
+#: The length of the prefix that identifies the delivery.
 _MARK = 12
-#: How the mark of a delivery begins that the broker has no name for: no hexadecimal digit.
+#: The first character if the broker has no ID for deliveries; not a hexadecimal digit.
 _STAMPED = "s"
 
-#: Our own, whatever jobs seed theirs with.  To ask the system each time gives the interpreter away.
+#: Separate from the generator that jobs may seed.  Asking the system would release the GIL.
 _random = random.Random()  # noqa: S311
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_random.seed)
 
 
 def new_token(delivery: str | None, *, stamped: bool = False) -> str:
-    """Return a token for a run; those of one *delivery* of the broker begin in the same way.
+    """Return a token for a run; tokens of the same *delivery* share a prefix.
 
     Parameters:
-      delivery: The delivery's name, if it has one.
-      stamped: Whether it has its name from us, and not from the broker.
+      delivery: The delivery's ID, if it has one.
+      stamped: Whether this package assigned the ID, not the broker.
     """
     if delivery is None:
         return f"{_random.getrandbits(112):028x}"
@@ -35,20 +35,20 @@ def new_token(delivery: str | None, *, stamped: bool = False) -> str:
 
 
 def same_delivery(token: str | None, other: str) -> bool:
-    """Return whether two runs were of one delivery, so that the second is a redelivery."""
+    """Return whether two runs have the same delivery, so that the second is a redelivery."""
     return token is not None and token[:_MARK] == other[:_MARK]
 
 
 def mark_of(token: str) -> str:
-    """Return what the tokens of all runs of one delivery begin with."""
+    """Return the prefix that all runs of a delivery share."""
     return token[:_MARK]
 
 
 def is_stamped(token: str) -> bool:
-    """Return whether the delivery of a run has its name from us, and not from the broker."""
+    """Return whether this package assigned the ID of a run's delivery."""
     return token.startswith(_STAMPED)
 
 
 def random_bits(number: int) -> int:
-    """Return a random number of so many bits, whatever jobs seed theirs with."""
+    """Return a random number of *number* bits, from the generator that jobs cannot seed."""
     return _random.getrandbits(number)

@@ -1,7 +1,7 @@
-"""One guarded statement a transition: events of jobs become rows, whatever their order.
+"""One guarded statement for each transition: events become rows, whatever their order.
 
-Starts and ends are the same upsert of a job's row as one run knows it; the guard in its
-``WHERE`` decides.  Late, repeated and reordered events then change nothing.
+Starts and ends use the same upsert of the job's row; the guard in its ``WHERE`` decides whether it
+applies.  Late, repeated and reordered events therefore change nothing.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
     from .events import Event
 
-#: To a run whose job has lost its worker too often.
+#: The answer to a run whose job was interrupted too often.
 DEAD_OF_INTERRUPTIONS = Answer(granted=False, found=State.DEAD.value)
-#: What a message may say otherwise when it is enqueued again, and what was said of its end.
+#: Columns that a message may change when it is enqueued again, and the mark of a handled end.
 _OF_ONE_DELIVERY = ("args", "kwargs", "options", "withheld", "sealed", "dismissed_at")
 
 
@@ -58,12 +58,12 @@ class Transitions:
         self.worker: Any = tables.worker
         self.database: Database = tables.database
         self.locks = Locks(tables.lock, tables.job)
-        #: The runs of jobs before their last.
+        #: The earlier runs of jobs.
         self.kept = KeptRuns(tables)
-        #: What runs have logged.
+        #: The log lines of runs.
         self.lines = KeptLines(tables)
         self.interruptions = Interruptions(tables, self.kept, self.locks)
-        #: What starts may do.
+        #: Decides what starts may do.
         self.judge = Judge(tables, self.kept)
         self._dialect = dialect_of(self.database)
         #: Writes the rows of starts and ends.
@@ -81,31 +81,31 @@ class Transitions:
         ]
 
     def own_defaults(self) -> dict[str, Any]:
-        """Return what stands in the columns of a model of the user's own when nothing is said."""
+        """Return the defaults of a custom model's columns."""
         return {f.column_name: f.db_value(default_of(f)) for f in self._own_fields}
 
     def fill(self, event: Event, columns: dict[str, Any]) -> None:
-        """Set *columns* of the row that *event* was written to, if nothing has changed it since."""
+        """Set *columns* of the row that *event* was written to, if it has not changed since."""
         job, token = self.job, event.row.get("token")
         mine = job.token.is_null() if token is None else job.token == token
-        # They are as the database takes them.
+        # The values are already converted for the database.
         values = {job._meta.columns[n]: Value(v, converter=False) for n, v in columns.items()}
         job.update(values).where(job.jid == event.jid, mine).execute()
 
     def write(self, events: Sequence[Event]) -> dict[str, Answer]:
-        """Write *events*, which are of different jobs.
+        """Write *events*, each of a different job.
 
-        Starts in a section are not for this: see :class:`Sections`.  Everything is
+        Not for starts in a section: see :class:`Sections`.  Everything is
         committed when this returns.
 
         Raises:
-          peewee.DatabaseError: Nothing was written, or it may be written again.
+          peewee.DatabaseError: Nothing was written, or the batch may be retried.
 
         Returns:
-          What the starts are answered, by their jobs; those that are not in it may go on.
+          The answers to starts, by jid; a start without an answer may run.
         """
-        # One order of rows for all processes, so that no two batches wait for each other; it is
-        # that of sending, which the rows then keep.
+        # All processes lock rows in the same order, so that batches cannot deadlock: the order of
+        # sending, which the rows' ids then follow.
         events = sorted(events, key=order_of)
         rows = EventRows(events, self._statements)
         if rows.is_one_statement:
@@ -127,7 +127,7 @@ class Transitions:
         return answers
 
     def _end_unknown(self, event: Ended) -> None:
-        """Write the end of a run on a row that does not know of its start, if it might begin."""
+        """Write the end of a run whose start is not on the row, if that run might have begun."""
         with self.atomic():
             if self._revive(event) or self._begins_late(event.start):
                 self._write_all([event])
@@ -135,11 +135,11 @@ class Transitions:
                 self._keep_overtaken(event)
 
     def _begins_late(self, start: Started | None) -> bool:
-        """Return whether a run whose start was not written yet may begin all the same."""
+        """Return whether a run whose start is not written yet might have begun."""
         return start is not None and self._contest(start).granted
 
     def _keep_overtaken(self, event: Ended) -> None:
-        """Keep a run that finished after one of another delivery took its place on the row."""
+        """Store a run that finished after a run of another delivery replaced it on the row."""
         row = self.locked(event.jid)
         if row is not None and not same_delivery(row.token, event.row["token"]):
             self.kept.insert([kept_run(event.row)])
@@ -147,10 +147,10 @@ class Transitions:
             self.kept.recount(event.jid)
 
     def _revive(self, event: Ended) -> bool:
-        """Give a cancelled job back to a run that came to its end all the same.
+        """Reopen a cancelled job for a run that ended nevertheless.
 
-        Its worker was wrongly considered gone, or could not ask the log.  What really became of
-        the job is worth more than that someone gave it up; a retry that follows is not.
+        Its worker was wrongly considered gone, or could not query the log.  The real outcome takes
+        precedence over the cancellation; a retry does not.
         """
         if event.row["state"] not in FINAL or event.row.get("started_at") is None:
             return False
@@ -173,7 +173,7 @@ class Transitions:
         return True
 
     def _write_all(self, events: Sequence[Event]) -> set[str]:
-        """Write *events* in the transaction that is open."""
+        """Write *events* in the open transaction."""
         return self._write(EventRows(events, self._statements))
 
     def _write(self, rows: EventRows) -> set[str]:
@@ -187,7 +187,7 @@ class Transitions:
         return written
 
     def _write_overtaken(self, events: Sequence[Ended]) -> None:
-        """Keep the failures of runs that no longer are their jobs'."""
+        """Store the failures of runs that are no longer their jobs' current runs."""
         if events:
             with self.atomic():
                 self.kept.insert([e.failure for e in events if e.failure])
@@ -196,7 +196,7 @@ class Transitions:
                     self.kept.recount(event.jid)
 
     def _hold(self, event: Event, *, written: bool) -> None:
-        """Keep what the job holds, or free what it is unique by, as its new state wants it."""
+        """Keep the job's sections or release its unique key, depending on its new state."""
         locks, row = self.locks, event.row
         if isinstance(event, Ended):
             locks.forget(row["token"])
@@ -209,7 +209,7 @@ class Transitions:
         if event.unique is not None:
             key, until = event.unique["key"], event.unique["until"]
             if isinstance(event, Enqueued):
-                # One that is unique for a time is so from its send on, however it is moved.
+                # A unique period begins when the message is sent, even if it is requeued later.
                 if until is not None:
                     locks.confirm(key, event.jid, event.unique["ttl"])
             elif (isinstance(event, Started) and until == "started") or (
@@ -217,14 +217,14 @@ class Transitions:
             ):
                 locks.release(UNIQUE, key, event.jid, None)
             elif until == "finished" and written:
-                # Its time begins anew, and another may have the key if it was over.
+                # The period begins again; another job may hold the key if the old one expired.
                 locks.take(Claim(UNIQUE, key, event.jid, None, event.unique["ttl"]))
             elif until == "started" and written:
-                # It waits yet for its section, perhaps.
+                # It may still be waiting for its section.
                 locks.confirm(key, event.jid, event.unique["ttl"])
 
     def _lose(self, events: Sequence[Event]) -> None:
-        """Mark runs as lost that are only reported now, and whose process is gone."""
+        """Mark runs as lost that are reported only now, after their process is gone."""
         if events:
             job, tokens = self.job, [event.row["token"] for event in events]
             job.update(state=State.LOST).where(
@@ -232,7 +232,7 @@ class Transitions:
             ).execute()
 
     def _contest(self, event: Started) -> Answer:
-        """Answer a start that the fast guard did not let through."""
+        """Answer a start that the upsert's guard refused."""
         with self.atomic():
             row = self.locked(event.jid)
             verdict = self.judge.verdict(event, row)
@@ -249,7 +249,7 @@ class Transitions:
             return GRANTED
 
     def locked_all(self, jids: Sequence[str]) -> dict[str, Known]:
-        """Return what there is to know of the rows of several jobs."""
+        """Lock the rows of several jobs, and return what decides about their starts."""
         rows = map(Known._make, self._locked_all.execute(jids).fetchall())
         return {row.jid: row for row in rows}
 
@@ -259,28 +259,27 @@ class Transitions:
         return self._dialect.lock(select.where(job.jid.in_(jids)).order_by(job.jid))
 
     def write_rows(self, events: Sequence[Event]) -> set[str]:
-        """Write events in the transaction that is open, and return the jobs that they were of."""
+        """Write events in the open transaction, and return the jids of the rows written."""
         return self._write_all(events) if events else set()
 
     def locked(self, jid: str) -> Any:
-        """Return the row of a job, which nobody else changes until the transaction ends."""
+        """Return the row of a job, locked until the transaction ends."""
         select = self.job.select().where(self.job.jid == jid)
         return self._dialect.lock(select).get_or_none()
 
     def locked_rows(self, ids: Sequence[int]) -> list[Any]:
-        """Return the rows of jobs by their ids, which nobody else changes until then, too.
+        """Return the rows of jobs by id, locked until the transaction ends.
 
-        They are locked in the order in which batches of events are written, so that no two wait
-        for each other.
+        They are locked in the order in which batches of events are written, to avoid deadlocks.
         """
         job = self.job
         order = fn.COALESCE(job.enqueued_at, 0), job.jid
         return list(self._dialect.lock(job.select().where(job.id.in_(ids)).order_by(*order)))
 
     def put(self, event: Event, row: Any) -> None:
-        """Write an event on a locked row, whatever its state."""
+        """Write an event to a locked row, whatever its state."""
         if row is not None:
-            # Back to where every run may begin from, so that the rule stands once.
+            # Reset the row to a state in which any run may begin, to reuse the upsert's rule.
             job = self.job
             beginning = {"state": State.ENQUEUED, "attempt": event.row["attempt"], "token": None}
             if row.state in FINAL and row.token != event.row["token"]:
@@ -290,12 +289,12 @@ class Transitions:
         self._write_all([event])
 
     def rehearse(self) -> None:
-        """Ask for all that writing needs, its tables, columns and rights, and change nothing.
+        """Check the tables, columns and privileges that writing needs, without changing anything.
 
         Raises:
           peewee.PeeweeException: If events could not be written now.
         """
-        # No row fulfils it, and no database looks at one before it has checked the rights.
+        # It matches no row, and databases check privileges before they read rows.
         nothing = SQL("1 = 0")
         with self.atomic():
             for model in (self.job, self.failure, self.locks.lock, self.lines.line):
@@ -308,5 +307,5 @@ class Transitions:
             list(self.worker.select(self.worker.id).where(nothing))
 
     def atomic(self) -> Any:
-        """Return a transaction, or a part of the one that is open."""
+        """Return a transaction, or a savepoint in the open one."""
         return self._dialect.begin(self.database)

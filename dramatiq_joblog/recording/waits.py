@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 
 def policy_of(need: Need, place: Place, waited: int) -> tuple[str, int | None]:
-    """Return what becomes of a job that does not come in, and how long it may wait yet."""
+    """Return the policy for a job whose keys are refused, and how long it may still wait."""
     if need.on_conflict == "wait" and need.wait_for is not None:
         left = need.wait_for - waited
         return ("wait" if left > 0 else need.on_timeout), left
-    # What is half done is neither dropped nor fails: it waits, whatever its policy.
+    # A half-done job is neither dropped nor failed: it waits, whatever its policy.
     return ("wait" if place.begun else need.on_conflict), None
 
 
 def put_off(event: Started, since: int, now: int, left: int | None) -> tuple[dict[str, Any], int]:
-    """Return the columns of a job that waits, and the milliseconds until it comes back.
+    """Return the columns of a waiting job, and the milliseconds until it is requeued.
 
     Parameters:
       event: Its start.
       since: When the job began to wait, in milliseconds.
       now: The database's time, in milliseconds.
-      left: Milliseconds that it may wait yet; None for as long as it takes.
+      left: Milliseconds that it may still wait; None for no limit.
     """
     delay = comes_back(event, left)
     eta = now + min(delay, ATTENDED)
@@ -43,8 +43,8 @@ def put_off(event: Started, since: int, now: int, left: int | None) -> tuple[dic
 
 
 def comes_back(event: Started, left: int | None) -> int:
-    """Return the milliseconds until the message of a job that waits comes back by itself."""
-    # It is put forward once its turn has come; by itself it comes only now and then.
+    """Return the milliseconds until a waiting job is redelivered without a promotion."""
+    # A waiter is promoted when its turn comes; the delay is only a fallback.
     delay = round(COMES_BACK * random.uniform(0.8, 1.0))  # noqa: S311
     for latest in (left, event.comes_back_within):
         delay = delay if latest is None else min(delay, latest)
@@ -52,7 +52,7 @@ def comes_back(event: Started, left: int | None) -> int:
 
 
 def waits_afresh(event: Started, row: Known | None) -> bool:
-    """Return whether a job waits and has never begun: of it only its place in the line matters."""
+    """Return whether a job waits and has never begun, so that only its queue position matters."""
     if row is None or row.state != State.WAITING or row.waiting_since is None or event.replayed:
         return False
     is_first_attempt = row.attempt == event.row["attempt"] == 1
@@ -62,16 +62,16 @@ def waits_afresh(event: Started, row: Known | None) -> bool:
 def fresh_waiters(
     transitions: Transitions, events: Iterable[Started], rows: Mapping[str, Known]
 ) -> set[str]:
-    """Return the jobs of those of *events* that wait and have never begun."""
+    """Return the jids of those of *events* whose jobs wait and have never begun."""
     waiters = [event.jid for event in events if waits_afresh(event, rows.get(event.jid))]
-    # The delivery of one that has ended before may be a repetition.
+    # If an earlier run has ended, this may be a redelivery.
     return {*waiters} - transitions.kept.ran_before(waiters) if waiters else set()
 
 
 def end_waits(
     transitions: Transitions, events: Iterable[Started], rows: Mapping[str, Known]
 ) -> None:
-    """End the waits of those jobs among *events* that waited, and have begun now."""
+    """End the waits of the jobs among *events* that have now begun."""
     waited = [
         (event.row, row.waiting_since)
         for event in events

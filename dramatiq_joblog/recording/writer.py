@@ -1,10 +1,11 @@
 """The group-commit writer: one thread and one connection per process.
 
-Worker threads hand it events and wait for the commit; it takes all that is waiting,
-writes it as one transaction and wakes the waiters.  One thread that waits costs one commit,
-and eight that wait still cost one.  What nobody waits for rides along with what comes next.
+Worker threads submit events and wait for the commit.  The writer takes all submitted events,
+writes them in one transaction and wakes the threads: eight waiting threads cost one commit, as one
+does.  An event without a waiter is written with the next batch.
 
-While the database is unavailable, events go where the log's policy says, and nobody waits for it.
+While the database is unavailable, events are kept by the log's outage policy, and no thread waits
+for the database.
 """
 
 from __future__ import annotations
@@ -41,32 +42,31 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Milliseconds that a batch is tried for before the database is considered unavailable.
+#: Milliseconds that a batch is retried before the database is considered unavailable.
 DEFAULT_RETRY_FOR = 2_000
 
-#: Seconds that the writer goes on at most when its process ends, and those of a last try.
+#: Seconds that the writer may take when its process ends, and those of its last attempt.
 END_WITHIN, _LAST_TRY = 30.0, 10.0
 
-#: Seconds that the database may take for an answer once it is no longer waited for.
+#: Seconds that the database may still take to answer after a call's deadline.
 ANSWERS_WITHIN = 2.0
 
-#: Milliseconds between two looks for what processes that died kept on this host.
+#: Milliseconds between two checks for spool files of dead processes.
 ADOPT_EVERY = 10_000
 
 _STOP = Receipt(None)
 
 
 class Writer:
-    """Writes events in the order they come, in batches.
+    """Writes events in batches, in the order of submission.
 
-    Nothing starts before the first event.  A process that was forked from one with a
-    writer gets a thread and a connection of its own.
+    The thread starts with the first event.  A forked process gets its own thread and connection.
 
     Parameters:
       sections: The statements of the log.
-      spool: Where events go while the database is unavailable.
+      spool: Keeps events while the database is unavailable.
       on_outage: One of :data:`POLICIES`.
-      retry_for: Milliseconds to try a batch before the database is considered unavailable.
+      retry_for: Milliseconds to retry a batch before the database is considered unavailable.
     """
 
     def __init__(
@@ -97,36 +97,36 @@ class Writer:
         writers.add(self)
 
     def _forget(self) -> None:
-        """Begin as in a new process."""
+        """Reset the state, as in a new process."""
         self._connection = Connection(self._database)
         self._start_lock = threading.Lock()
         self._close_lock = threading.Lock()
         self._inbox = Inbox()
-        #: Events that the thread is about to write, by their identity.
+        #: The events that the thread is about to write, by ``id()``.
         self._at_hand: dict[int, Event] = {}
         self._ends_with_process = False
         self._thread: threading.Thread | None = None
         self._timetable.clear()
-        #: Milliseconds between two renewals that were planned last.
+        #: The current interval of lease renewals, in milliseconds.
         self._renewed_every: int | None = None
 
-    # From any thread
+    # Called from any thread
 
     @property
     def policy(self) -> str:
-        """What becomes of events while the database is unavailable."""
+        """The outage policy: what happens to events while the database is unavailable."""
         return self._outage.policy
 
     def on_written(self, listener: Callable[[Sequence[Event], Answers], None]) -> None:
-        """Call *listener* with what was committed, and with what the starts were answered.
+        """Call *listener* with committed events, and with the answers to starts.
 
-        It is called on the writer's thread, and must not wait.
+        It is called on the writer's thread, and must not block.
         """
         self._batches.on_written(listener)
 
     @property
     def lost(self) -> int:
-        """Events that could not be written or kept, since this process began."""
+        """The number of events lost (neither written nor kept) since this process began."""
         return self._lost + self._batches.lost + self._outage.lost
 
     @property
@@ -135,28 +135,28 @@ class Writer:
         return self._outage.is_on
 
     def put(self, event: Event, *, awaited: bool = False) -> Receipt:
-        """Hand over *event* and go on; *awaited* if someone is going to wait for it.
+        """Submit *event* without waiting; *awaited* if a thread is going to wait for it.
 
         Returns:
-          What can be acquired once the event is committed, or kept by the log's policy.
+          A receipt, which can be acquired once the event is committed or kept by the outage policy.
         """
         return self._submit(event, awaited=awaited)
 
     def ride(self, event: Event) -> Receipt:
-        """Hand over *event*, to be written with what comes next, or at the next :meth:`wake`.
+        """Submit *event*, to be written with the next batch, or at the next :meth:`wake`.
 
         The caller must ensure that one of them follows; this call does not wake the thread.
 
         Returns:
-          A receipt as :meth:`put` does.
+          A receipt, like :meth:`put`.
         """
         return self._submit(event, awaited=False, rides=True)
 
     def write(self, event: Event) -> Answer:
-        """Hand over *event* and wait until it is committed, or kept by the log's policy.
+        """Submit *event* and wait until it is committed, or kept by the outage policy.
 
         Returns:
-          For a start, whether and how the run may go on.
+          For a start, whether and how the run may begin.
 
         Raises:
           JobLogError: If the writer failed.
@@ -164,14 +164,14 @@ class Writer:
         return self._submit(event).wait()
 
     def put_soon(self, start: Started) -> LateStart:
-        """Write a start within :data:`~.inbox.SOON`, unless it is dropped until then."""
+        """Write a start within :data:`~.inbox.SOON` milliseconds, unless it is dropped before."""
         late = self._inbox.add_late(start)
         if self._inbox.oversleeps(late):
             self.wake()
         return late
 
     def flush(self, timeout: float = 30.0) -> bool:
-        """Wait until all that was handed over before is committed, or kept.
+        """Wait until all events submitted before are committed, or kept.
 
         Returns:
           False if that took longer than *timeout*, in seconds, or the writer failed.
@@ -182,14 +182,14 @@ class Writer:
         return receipt.acquire(timeout=timeout) and receipt.error is None
 
     def close(self, timeout: float = END_WITHIN) -> None:
-        """Write what was handed over, then end the thread and its connection.
+        """Write the submitted events, then end the thread and close its connection.
 
-        What is handed over meanwhile is written by the next thread.  What the database does not
-        take within *timeout* seconds is dropped, and how much that is is logged.
+        Events submitted meanwhile are written by the next thread.  Events that cannot be written
+        within *timeout* seconds are dropped, and their number is logged.
         """
         with self._close_lock:
             with self._start_lock:
-                # One that another thread starts just now can be joined only once it has begun.
+                # A thread that is just being started can be joined only once it has begun.
                 thread = self._thread
             if thread is None:
                 return
@@ -211,27 +211,27 @@ class Writer:
     def every(self, interval: int, chore: Callable[[], None]) -> None:
         """Call *chore* on the writer's thread, now and every *interval* milliseconds.
 
-        It may use the database, and is left out while that is unavailable.
+        It may use the database, and is not called while that is unavailable.
         """
         self._timetable.every(interval, chore)
         self.wake()
 
     def at_least_every(self, interval: int, chore: Callable[[], None]) -> None:
-        """Call *chore* every *interval* milliseconds, or as often as was asked for before."""
+        """Call *chore* every *interval* milliseconds, or more often if it already is."""
         self._timetable.at_least_every(interval, chore)
 
     def end_chore(self, chore: Callable[[], None], last: Callable[[], None]) -> None:
-        """Call *chore* no more, and *last* once."""
+        """Stop calling *chore*, and call *last* once."""
         self._timetable.end(chore, last)
         self.wake()
 
     def call(self, function: Callable[[], Any], until: float | None = None) -> Any:
-        """Return what *function* returns on the writer's thread, where it may use the database.
+        """Call *function* on the writer's thread, where it may use the database; return its result.
 
         Parameters:
-          function: It may be called after all, if the database answers too late.
-          until: How long the database may be locked, monotonic, in seconds; it is given a little
-            more time to answer.  None for its own time.
+          function: May still be called after this raises, if the database answers too late.
+          until: The deadline for a locked database, in monotonic seconds; the answer may take a
+          little longer.  None for the database's own timeout.
 
         Raises:
           DatabaseAwayError: If the database is unavailable, or does not answer in time.
@@ -249,18 +249,18 @@ class Writer:
         return call.result
 
     def post(self, function: Callable[[], Any]) -> None:
-        """Call *function* on the writer's thread, after all that was handed over before.
+        """Call *function* on the writer's thread, after all events submitted before.
 
-        Nobody waits for it, and while the database is unavailable it is left out.
+        Does not wait.  While the database is unavailable, it is not called.
         """
         self._submit(Call(function))
 
     def wake(self) -> None:
-        """Make the thread write what there is, and look at its chores and for the database."""
+        """Make the thread write submitted events, run due chores and check for the database."""
         self._submit(None)
 
     def reset(self) -> None:
-        """Forget the thread, the queue and the connections of the process that was forked."""
+        """Drop the parent's thread, queue and connections, after a fork."""
         inherited.append((self._connection.leave_to_parent(), leave_connections(self._database)))
         self._outage.forget()
         self._transitions.locks.forget_all()
@@ -271,7 +271,7 @@ class Writer:
     ) -> Receipt:
         ticket = Receipt(event, awaited, rides)
         ticket.done.acquire()
-        # In this order: a thread that ends looks once more for what was added.
+        # In this order: an ending thread checks once more for new items.
         self._inbox.add(ticket)
         if self._thread is None:
             self._start()
@@ -283,17 +283,17 @@ class Writer:
                 thread = threading.Thread(
                     target=self._run, name="dramatiq_joblog writer", daemon=True
                 )
-                # Known once it runs: a thread that closes the log meanwhile could not wait for it.
+                # Set only once it runs: close() cannot join a thread that has not started.
                 thread.start()
                 self._thread = thread
                 if not self._ends_with_process:
                     self._ends_with_process = True
-                    # Runs before daemon threads are stopped, in multiprocessing's children too.
+                    # Runs before daemon threads are stopped, also in multiprocessing's children.
                     multiprocessing.util.Finalize(
                         self, _close_at_exit, (weakref.ref(self),), exitpriority=100
                     )
 
-    # On the writer's thread
+    # Called on the writer's thread
 
     def _run(self) -> None:
         adopt = self._outage.replay_left_behind
@@ -306,15 +306,15 @@ class Writer:
             self._end()
 
     def _turn(self) -> bool:
-        """Do what there is to do; return False at the end of the thread."""
+        """Run one iteration; return False at the end of the thread."""
         tickets: list[Receipt] = []
         answers: dict[int, Answer] = {}
         try:
-            # While the database is unavailable, chores are left out, and the probe wakes us.
+            # While the database is unavailable, chores are not run, and the probe wakes the thread.
             due = None if self._outage.is_on else self._timetable.next_due
             self._inbox.take(due, tickets)
             self._at_hand = {id(t.event): t.event for t in tickets if isinstance(t.event, Event)}
-            # Before the events: a process is known before it is seen to run anything.
+            # Before the events, so that a process has its row before its first run.
             if not self._outage.is_on:
                 self._timetable.do_due(self._ask)
             if self._outage.seems_over:
@@ -328,14 +328,14 @@ class Writer:
                     self._answer(ticket.event)
             self._plan_renewals()
         except BaseException as e:  # noqa: BLE001
-            # Whatever it is: a thread that ended of it would leave all who wait.
+            # No error may end the thread: the waiting threads would hang.
             self._fail(tickets, e)
         finally:
             _release(tickets, answers)
         return _STOP not in tickets
 
     def _plan_renewals(self) -> None:
-        """Renew what was taken, as often as the shortest lease of this process wants it."""
+        """Renew leases as often as the shortest one of this process requires."""
         locks = self._transitions.locks
         every = locks.leases.renewed_every
         if every != self._renewed_every:
@@ -344,7 +344,7 @@ class Writer:
                 self._timetable.at_least_every(every, locks.renew)
 
     def _fail(self, tickets: Sequence[Receipt], error: BaseException) -> None:
-        """Say to all who wait, and to the log, that the writer failed."""
+        """Report to the waiting threads, and to the log, that the writer failed."""
         self._logger.critical("The job log's writer failed.", exc_info=error)
         for ticket in tickets:
             event = ticket.event
@@ -358,11 +358,11 @@ class Writer:
             ticket.error.__cause__ = error
         self._lost += len(self._at_hand)
         self._at_hand = {}
-        # Should it go on so, others in this process are to have a turn.
+        # If it keeps failing, let the other threads of this process run.
         time.sleep(0.01)
 
     def _end(self) -> None:
-        """Leave everything to the next thread, and begin it if something was handed over."""
+        """Leave everything to the next thread, and start it if there are new items."""
         self._inbox.wake_for_all()
         self._outage.stop()
         self._connection.close()
@@ -378,13 +378,13 @@ class Writer:
                 raise DatabaseAwayError("the job log's database is unavailable")  # noqa: TRY301
             call.result = self._ask(_until(call, self._in_transaction))
         except Exception as e:  # noqa: BLE001
-            # It is the caller's.
+            # The caller raises it.
             call.error = e
             self._outage.consider(e, time.monotonic() - began)
         call.answered = True
 
     def _ask(self, function: Callable[[], T]) -> T:
-        """Call what uses the database on the connection that the thread has now."""
+        """Call a function that uses the database, on the thread's current connection."""
         return self._connection.ask(function)
 
     def _in_transaction(self, function: Callable[[], Any]) -> Any:
@@ -392,7 +392,7 @@ class Writer:
             return function()
 
     def _let_in(self) -> None:
-        """Keep what has come during a replay, so that nobody waits for the whole of it."""
+        """Keep events submitted during a replay, so that no thread waits for the whole replay."""
         tickets: list[Receipt] = []
         answers: dict[int, Answer] = {}
         try:
@@ -417,7 +417,7 @@ class Writer:
 
 
 def _until(call: Call, in_transaction: Callable[[Callable[[], Any]], Any]) -> Callable[[], Any]:
-    """Return what does a call, and does not try it again once its time is over."""
+    """Return a function that does a call, and does not retry it after its deadline."""
     tries = 0
 
     def work() -> Any:
@@ -431,7 +431,7 @@ def _until(call: Call, in_transaction: Callable[[Callable[[], Any]], Any]) -> Ca
 
 
 def _by_identity(events: Iterable[Event], answers: Answers) -> dict[int, Answer]:
-    """Return the answers to *events* by those themselves: a job may have several at once."""
+    """Return the answers by ``id()`` of the event: a job may have several at once."""
     if not answers:
         return {}
     return {id(event): answers[event.jid] for event in events if event.jid in answers}
@@ -451,9 +451,9 @@ def _close_at_exit(reference: weakref.ref[Writer]) -> None:
         writer.close()
 
 
-# For the child of a fork only: threads and connections belong to the process that made them.
+# Only for forked children: threads and connections belong to the process that created them.
 writers: weakref.WeakSet[Writer] = weakref.WeakSet()
-#: Connections of the parent.  They are kept, as even closing one here would harm it there.
+#: The parent's connections.  They are kept open: closing one here would harm the parent's.
 inherited: list[Any] = []
 
 
