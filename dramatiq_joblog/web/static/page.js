@@ -182,7 +182,7 @@
     const [a, b] = [list.indexOf(dragged.from), list.indexOf(dragged.to)].sort((x, y) => x - y);
     const url = new URL(location.href);
     url.searchParams.delete("range");
-    url.searchParams.set("since", list[a].dataset.since);
+    url.searchParams.set("since", list[a].dataset.from);
     url.searchParams.set("until", list[b].dataset.until);
     // The click that ends a drag is none.
     dragged.over = true;
