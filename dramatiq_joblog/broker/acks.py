@@ -1,9 +1,8 @@
-"""Acknowledgements that are sent after the commit, a whole batch in one round trip.
+"""Acknowledgements sent after the commit, a batch in one round trip.
 
-The log must hold an acknowledgement, or a rejection, back until its job's outcome is committed.
-Where the broker is known, the worker thread goes on to the next job meanwhile, and a thread of
-ours sends all whose outcomes are committed in one command.  That is cheaper than each on its own,
-by more than the log costs.
+The log must delay each acknowledgement or rejection until the job's outcome is committed.  With a
+supported broker, the worker thread meanwhile continues with the next job, and a background thread
+sends all committed acknowledgements in one command.  This saves more than the log costs.
 """
 
 from __future__ import annotations
@@ -32,22 +31,22 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.recording.inbox import Receipt
 
-#: With so many handed over and not sent, worker threads wait for theirs.
+#: The number of unsent acknowledgements from which on worker threads wait for theirs.
 MAX_WAITING = 1_000
-#: As many are sent in one round trip at most.
+#: The maximum number sent in one round trip.
 MAX_BATCH = 500
-#: Milliseconds that an acknowledgement waits for others, if nobody waits for it.
+#: Milliseconds that an acknowledgement waits for others, if no thread waits for it.
 GATHER = 8
-#: If as many came meanwhile, it waits for more, for so many milliseconds: one round trip costs
-#: about the same for one acknowledgement as for many.
+#: If at least MANY have arrived meanwhile, it waits GATHER_MORE milliseconds for more: a round trip
+#: costs about the same for many acknowledgements as for one.
 MANY, GATHER_MORE = 4, 16
-#: Seconds until a round trip that failed is tried again; at first, and at most.
+#: Seconds until a failed round trip is retried: at first, and at most.
 RETRY_AFTER, RETRY_AT_MOST = 0.1, 5.0
 
-#: Seconds to wait for jobs to end before the host looks for itself whether it may fetch more.
+#: Seconds to wait for jobs to end before Dramatiq checks by itself whether it may fetch more.
 ROOM_WITHIN = 0.01
 
-#: Does for many messages what the host's script does for one: only who has a message ends it.
+#: Does for many messages what Dramatiq's script does for one, if the consumer still has them.
 _SETTLE = """
 for i = 2, #ARGV, 2 do
     local how, id = ARGV[i], ARGV[i + 1]
@@ -61,9 +60,9 @@ for i = 2, #ARGV, 2 do
     end
 end
 """
-#: What the host's consumers call, and we say in one command instead.
+#: The commands of Dramatiq's consumers that are replaced by one command.
 _COMMANDS = ("do_ack", "do_nack")
-#: What the host's script must say for that to be true, whatever its comments and blanks are.
+#: The parts that Dramatiq's script must have for that, ignoring comments and blanks.
 _HOSTS_WAY = [
     """local acks = namespace .. ":__acks__." .. worker_id""",
     """local queue_acks = acks .. "." .. queue_name""",
@@ -92,9 +91,9 @@ ACKS: tuple[str, ...] = get_args(Acks)
 
 
 def why_not(broker: Broker) -> str | None:
-    """Say why a broker's acknowledgements cannot be handed over; None if they can.
+    """Return why a broker's acknowledgements cannot be batched; None if they can.
 
-    What is not known by its class and version is left as it is.
+    Brokers of unknown classes and versions are left unchanged.
     """
     redis = sys.modules.get("dramatiq.brokers.redis")
     if redis is None or not isinstance(broker, redis.RedisBroker):
@@ -104,7 +103,7 @@ def why_not(broker: Broker) -> str | None:
         for name in ("_dispatch", "__getattr__", "consumer_class", "consume")
         if getattr(type(broker), name) is not getattr(redis.RedisBroker, name)
     ]
-    # The host's are made by its __getattr__.
+    # Dramatiq's are made by its __getattr__.
     changed += [name for name in _COMMANDS if hasattr(type(broker), name)]
     if changed:
         return f"{type(broker).__name__} has a {changed[0]} of its own"
@@ -135,11 +134,11 @@ def _without_blanks(text: str) -> str:
 
 
 class HandedAcks:
-    """Acknowledges what the worker threads of one broker hand over.
+    """Sends the acknowledgements that the worker threads of one broker hand over.
 
     Parameters:
-      broker: A broker that :func:`why_not` has nothing against.
-      commit: Makes the log commit what was handed to it.
+      broker: A broker for which :func:`why_not` returns None.
+      commit: Makes the log commit submitted events.
     """
 
     # Any: a RedisBroker, whose module needs the redis package.
@@ -149,7 +148,7 @@ class HandedAcks:
         self._host_consume: Callable[..., Any] = broker.consume
         self._local = threading.local()
         self._waiting: queue.SimpleQueue[_Ack] = queue.SimpleQueue()
-        #: Set by who waits.
+        #: Set by a thread that waits.
         self._hurry = threading.Event()
         #: Whether acknowledgements cannot be sent now.
         self._stuck = False
@@ -157,38 +156,38 @@ class HandedAcks:
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
         self._logger = get_logger(__name__, type(self))
-        #: Of what, ``ack`` and ``nack``, a middleware must not hear too early: worker threads
-        #: wait for theirs then.
+        #: Which of ``ack`` and ``nack`` a middleware listens to: its hooks must not run early, so
+        #: worker threads wait for these.
         self._heard: frozenset[str] = frozenset()
-        #: The queues whose consumers hand over.
+        #: The queues whose consumers hand over acknowledgements.
         self._queues: set[str] = set()
-        # Every consumer of the broker comes from here, and again after a lost connection.
+        # All consumers are created here, also after a lost connection.
         broker.consume = self._consume
 
-    # From worker threads
+    # Called from worker threads
 
     def takes(self, broker: Broker, message: MessageProxy) -> bool:
         """Return whether the acknowledgement of *message* will be handed over.
 
-        None is while someone stands in for the broker's own command, as an instrumentation does.
+        It is not while the broker's command is patched, for example by an instrumentation.
         """
         if broker is not self._broker or message.queue_name not in self._queues:
             return False
         return not any(name in vars(broker) for name in _COMMANDS)
 
     def after(self, committed: Receipt, message: MessageProxy) -> None:
-        """Send the acknowledgement that this thread hands over next once *committed* is free."""
+        """Send this thread's next acknowledgement once *committed* is released."""
         self._local.next = committed, message
 
     def keep(self, message: MessageProxy) -> None:
-        """Send no acknowledgement when this thread hands over that of *message* next.
+        """Drop the acknowledgement of *message* that this thread hands over next.
 
-        Its copy goes on in this process, and is acknowledged in its place.
+        A copy of the message stays in this process, and is acknowledged instead.
         """
         self._local.next = None, message
 
     def flush(self, timeout: float = 30.0) -> bool:
-        """Wait until all that was handed over before is sent.
+        """Wait until all acknowledgements handed over before are sent.
 
         Returns:
           False if that took longer than *timeout*, in seconds.
@@ -211,7 +210,7 @@ class HandedAcks:
     def _hand_over(
         self, queue_name: str, message: MessageProxy, how: Literal["ack", "nack"]
     ) -> bool:
-        """Take over an acknowledgement that was announced; return False for any other."""
+        """Accept an announced acknowledgement; return False for any other."""
         committed, announced = getattr(self._local, "next", (None, None))
         if announced is not message:
             return False
@@ -225,7 +224,7 @@ class HandedAcks:
             self._start()
         self._waiting.put(ack)
         if self._stuck:
-            # No thread is free for it, and its outcome need not wait for the broker.
+            # All threads are waiting, and the outcome need not wait for the broker.
             self._commit()
         if ack.sent is not None:
             self._hurry.set()
@@ -240,13 +239,13 @@ class HandedAcks:
                 )
                 self._thread.start()
 
-    # On our thread
+    # Called on the background thread
 
     def _run(self) -> None:
         left: _Ack | None = None
         while True:
             ack = left or self._waiting.get()
-            # Until then most are committed, with the starts of the jobs behind them.
+            # By then most are committed, together with the starts of the next jobs.
             self._hurry.wait(GATHER / 1000)
             if ack.committed is not None and not ack.committed.acquire(blocking=False):
                 self._commit()
@@ -261,14 +260,14 @@ class HandedAcks:
                     sent.sent.release()
 
     def _is_kept(self, ack: _Ack) -> bool:
-        """Return whether an outcome is kept; otherwise the message will be delivered again."""
+        """Return whether the outcome is stored; if not, the message will be redelivered."""
         error = ack.committed.error if ack.committed is not None else None
         if error is not None:
             self._logger.error("Message %s could not be acknowledged: %s", ack.message_id, error)
         return error is None
 
     def _gather(self, first: _Ack) -> tuple[list[_Ack], _Ack | None]:
-        """Return *first* and those behind it that are committed, and the next that is not."""
+        """Return *first* and the committed ones after it, and the next that is not committed."""
         batch = [first]
         while len(batch) < MAX_BATCH:
             try:
@@ -281,13 +280,13 @@ class HandedAcks:
         return batch, None
 
     def _send(self, acks: list[_Ack]) -> None:
-        """Send acknowledgements; one that came twice does nothing there."""
+        """Send acknowledgements; sending one twice is harmless."""
         pause = RETRY_AFTER
         while acks:
             try:
                 acks = self._try(acks)
             except Exception as e:  # noqa: BLE001
-                # Whatever it is: what is given up is run again where there is no log.
+                # Never give up: an unacknowledged message would run again.
                 self._stuck = True
                 self._commit()
                 self._logger.warning(
@@ -298,7 +297,7 @@ class HandedAcks:
         self._stuck = False
 
     def _try(self, acks: list[_Ack]) -> list[_Ack]:
-        """Send those of the first queue in one round trip; return those that are left."""
+        """Send those of the first queue in one round trip; return the others."""
         name, broker = acks[0].queue_name, self._broker
         mine = [ack for ack in acks if ack.queue_name == name]
         queue, dead = f"{broker.namespace}:{name}", f"{broker.namespace}:{q_name(name)}.XQ"
@@ -314,35 +313,35 @@ class HandedAcks:
 class _Ack:
     """An acknowledgement, or a rejection."""
 
-    #: Free once it may be sent; None for a mark that is not an acknowledgement.
+    #: Released once it may be sent; None for a marker that is not an acknowledgement.
     committed: Receipt | None
     queue_name: str
-    #: The broker's own name of the message.
+    #: The broker's ID of the message.
     message_id: str
-    #: Free once it is sent, if anyone waits for that.
+    #: Released once it is sent; None if no thread waits.
     sent: threading.Lock | None
     how: Literal["ack", "nack"] = "ack"
 
 
 class _HandingConsumer(Consumer):
-    """A consumer of the host's, whose acknowledgements are handed over if they were announced.
+    """A wrapper of Dramatiq's consumer that hands over announced acknowledgements.
 
     Parameters:
-      consumer: The host's.
-      acks: Who takes them over.
+      consumer: Dramatiq's consumer.
+      acks: Receives the acknowledgements.
     """
 
     def __init__(self, consumer: Any, acks: HandedAcks) -> None:
         self._consumer = consumer
         self._acks = acks
         self._room = threading.Event()
-        #: Below this many that are fetched and not acknowledged it is time to fetch.
+        #: Fetch again below this number of unacknowledged messages.
         self._low = consumer.prefetch // 2
 
     def __next__(self) -> MessageProxy | None:
         consumer = self._consumer
         if not consumer.message_cache and consumer.outstanding_message_count >= consumer.prefetch:
-            # The host would look again after a sleep, in which short jobs run out.
+            # Dramatiq would sleep before it checks again, and short jobs would run out meanwhile.
             self._room.clear()
             if consumer.outstanding_message_count > self._low:
                 self._room.wait(ROOM_WITHIN)
@@ -381,7 +380,7 @@ class _HandingConsumer(Consumer):
 
 
 def _hears(middleware: Any, how: str) -> bool:
-    """Return whether a middleware wants to know of acknowledgements, or of rejections."""
+    """Return whether a middleware has hooks for acknowledgements, or for rejections."""
     name = f"after_{how}"
     own = getattr(type(middleware), name, None)
     return own is not getattr(Middleware, name) or name in vars(middleware)

@@ -1,4 +1,4 @@
-"""What is stored of a message's arguments and options, and how a new run gets them back."""
+"""How a message's arguments and options are stored, and restored for a new run."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from dramatiq_joblog.payload.sanitize import Document
     from dramatiq_joblog.recording.log import Kept, Log
 
-#: Options of one run or of one delivery, or that have columns of their own: a new run starts
-#: without them.
+#: Options of a single run or delivery, and those with their own columns: a new run starts without
+#: them.
 _NOT_KEPT = frozenset(
     {
         "delay",
@@ -51,7 +51,7 @@ _REDACTED = "its arguments are kept without what must not be shown"
 
 @dataclass
 class Sent:
-    """What a message said."""
+    """The arguments and options of a message."""
 
     args: list[Any]
     kwargs: dict[str, Any]
@@ -59,7 +59,7 @@ class Sent:
 
 
 class Arguments:
-    """Keeps arguments and options with the rows of one log.
+    """Stores arguments and options in the rows of one log.
 
     Parameters:
       joblog: The log.
@@ -81,7 +81,7 @@ class Arguments:
             del sent["options"]
         documents = _documents(sent, actors.redactor, names)
         if any(kept.redacted for kept in documents.values()):
-            # Known by its name in one place, a secret may stand without it in another.
+            # A secret that is recognised by name in one place may appear without it in another.
             redactor = actors.redactor.recognising(self._secrets(broker, message))
             documents = _documents(sent, redactor, names)
         columns: dict[str, Any] = {name: kept.text for name, kept in documents.items()}
@@ -98,14 +98,14 @@ class Arguments:
     def redactor(
         self, broker: Broker, message: Any, columns: Mapping[str, Any] | None = None
     ) -> Redactor:
-        """Return what takes secrets out of all that a message's job says.
+        """Return a redactor for everything that a message's job reports.
 
         It recognises the secrets among the message's own arguments and options in any text.
 
         Parameters:
           broker: Where the message's actor is declared.
           message: The message.
-          columns: Those of its arguments, if they are known already.
+          columns: The columns of its arguments, if already known.
         """
         redactor = self._of(broker).redactor
         if columns is not None and columns.get("withheld") is None:
@@ -113,20 +113,20 @@ class Arguments:
         try:
             return redactor.recognising(self._secrets(broker, message))
         except Exception as e:  # noqa: BLE001
-            # An argument's own code, or an odd shape of the message: then nothing of it is kept.
+            # An argument's code failed, or the message is malformed: its arguments are not stored.
             get_logger(__name__, type(self)).debug("Secrets of a message are not known: %s", e)
             return redactor
 
     def key(
         self, broker: Broker, message: Any, make: Callable[..., str], *, is_literal: bool = False
     ) -> str:
-        """Return the key that a message's arguments make, with digests in place of secrets.
+        """Return the key made from a message's arguments, with digests in place of secrets.
 
         Parameters:
           broker: Where the message's actor is declared.
           message: The message.
-          make: Makes the key of its arguments.
-          is_literal: Whether it makes the same key of any.
+          make: Makes the key from the arguments.
+          is_literal: Whether the key does not depend on the arguments.
 
         Raises:
           Exception: Whatever *make* raises.
@@ -140,13 +140,13 @@ class Arguments:
             args = actors.redactor.disguised(list(message.args), names)
             kwargs = actors.redactor.disguised(dict(message.kwargs))
             try:
-                # It may be by chance that the same characters stand in the key.
+                # The key may contain the same characters by chance.
                 key = make(*args, **kwargs)
             except Exception:  # noqa: BLE001
-                # The user's own callable may need the real value.
+                # The user's callable may need the real value.
                 return _digested(key, found)
             if is_literal:
-                # The sender may have put it there.
+                # The sender may have put a secret there.
                 return _digested(key, [text for text in found if len(text) >= MIN_RECOGNISED])
         return key
 
@@ -168,24 +168,24 @@ class Arguments:
     def _withheld(
         self, message: Any, options: dict[str, Any], columns: dict[str, Any], why: str
     ) -> dict[str, Any]:
-        """Seal what is not kept as it was sent, or say what could be done about it."""
+        """Encrypt what is not stored unchanged, or report how it could be stored."""
         if any(text.startswith(LEFT_OUT) for text in columns.values()):
             return {"withheld": why}
         if self._joblog.core.seal is None:
             return {"withheld": f"{why}; JobLog(seal_key=...) keeps them encrypted too"}
         try:
-            # As on its way to the worker: the encoder knows what JSON may not.
+            # Encoded as for the broker: the encoder may support more than JSON.
             data = get_encoder().encode({**message.asdict(), "options": options})
         except Exception as e:  # noqa: BLE001
-            # The user's own encoder: the sender learns of it from the broker.
+            # The user's encoder failed; the sender gets the error when it enqueues the message.
             return {"withheld": f"{why}, and could not be encoded: {message_of(e)}"[:255]}
         return {"withheld": why, "sealed": self._joblog.core.seal.close(data)}
 
     def restore(self, job: Any) -> Sent:
-        """Return what a job's message said.
+        """Return the arguments and options of a job's message.
 
         Raises:
-          RequeueError: If that is not known.
+          RequeueError: If they are not stored.
         """
         if job.withheld is None and job.args is not None:
             sent = Sent(job.args, job.kwargs, job.options or {})
@@ -210,18 +210,18 @@ class Arguments:
 
 
 class _Actors:
-    """The actors of one broker, as far as their messages' arguments are concerned.
+    """The parameters of one broker's actors.
 
     Parameters:
       broker: The broker.
-      redactor: The log's.
+      redactor: The log's redactor.
     """
 
     def __init__(self, broker: Broker, redactor: Redactor) -> None:
         self._broker = broker
-        #: The names of each actor's positional parameters, with the actor that has them.
+        #: The names of each actor's positional parameters, with the actor they were read from.
         self._names: dict[str, tuple[Any, tuple[str, ...]]] = {}
-        #: Knows the messages of these actors.
+        #: The redactor that knows these parameters.
         self.redactor = redactor.knowing(self.positional)
 
     def positional(self, actor_name: str) -> tuple[str, ...]:
@@ -256,10 +256,10 @@ def _documents(
 
 
 def _why(kept: Document, sent: Any) -> str | None:
-    """Return why a document is not what was sent; None if it is."""
+    """Return why a stored document differs from what was sent; None if it does not."""
     if kept.redacted:
         return _REDACTED
-    # What JSON changes without a word, other encoders may not: tuples, keys that are numbers.
+    # Other encoders may keep what JSON silently changes: tuples, keys that are numbers.
     if kept.note is None and type(get_encoder()) is not JSONEncoder and not is_plain(sent):
         return "arguments that JSON cannot hold are kept as JSON has them"
     return kept.note
@@ -270,7 +270,7 @@ def signature_of(actor_name: str, broker: Broker | None = None) -> Signature | N
 
     Parameters:
       actor_name: The actor.
-      broker: Where it is declared; by default the one that this process has, if any.
+      broker: Where it is declared; by default the process's global broker, if any.
     """
     broker = dramatiq.broker.global_broker if broker is None else broker
     actor = None if broker is None else broker.actors.get(actor_name)
@@ -281,14 +281,14 @@ def signature_of(actor_name: str, broker: Broker | None = None) -> Signature | N
 
 
 def positional_names(broker: Broker | None = None) -> dict[str, tuple[str, ...]]:
-    """Return what the positional arguments of declared actors are called, by the actor's name.
+    """Return the names of declared actors' positional arguments, by actor name.
 
-    Actors of which that is not known are left out.
+    Actors for which they are unknown are left out.
 
     Parameters:
-      broker: Where they are declared; by default the one that this process has, if any.
+      broker: Where they are declared; by default the process's global broker, if any.
     """
-    # The global one is only looked at: asking for it could make one.
+    # Read the global variable: get_broker() could create a broker.
     broker = dramatiq.broker.global_broker if broker is None else broker
     if broker is None:
         return {}

@@ -1,8 +1,8 @@
-"""Messages that wait in the process that fetched them, without costing the broker anything.
+"""Messages that wait in the process that fetched them, without a round trip to the broker.
 
-They stay unacknowledged, and lie where the host puts a message that has an eta: in the delay queue
-of the consumer that fetched them.  From there they go to the worker threads once their turn has
-come, and not behind what is in the broker's queue by then.
+They stay unacknowledged, in the delay queue of the consumer that fetched them, where Dramatiq holds
+messages with an eta.  When their turn comes, they go directly to the worker threads, not to the end
+of the broker's queue.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 
     from .held import Held, HeldMessages
 
-#: Milliseconds that one is left to threads that do not take it: then it is for any process.
+#: Milliseconds that a message waits for a thread here before it is enqueued for any process.
 HANDED_FOR = 500
-#: Milliseconds that threads are then considered busy, unless one is seen to be idle.
+#: Milliseconds that the threads are then considered busy, unless one is found idle.
 BUSY_FOR = 5_000
 
 
 @dataclass(frozen=True)
 class _Handed:
-    """A message that went to the worker threads of this process."""
+    """A message handed to the worker threads of this process."""
 
     consumer: Any
     message: Any
-    #: Monotonic, in seconds.
+    #: When it was handed over, in monotonic seconds.
     at: float
 
 
@@ -47,33 +47,33 @@ class AtHand:
     """The messages that wait with the consumers that fetched them.
 
     Parameters:
-      held: What waits in this process.
+      held: The messages that wait in this process.
     """
 
     def __init__(self, held: HeldMessages) -> None:
         self._held = held
-        #: Those that went to the threads, and have not begun, by their jids.
+        #: Messages handed to the threads that have not begun, by jid.
         self._handed: dict[str, _Handed] = {}
-        #: The keys by which more might have gone to them.
+        #: Keys with more messages that could be handed over.
         self._left: set[str] = set()
         self._busy_until = 0.0
 
     def hold(self, message: Message[Any], delay: int) -> bool:
-        """Hold a message back for so many milliseconds; return False if there is no room for it.
+        """Hold a message for *delay* milliseconds; return False if there is no room for it.
 
-        Any thread may ask for that.
+        Any thread may call this.
         """
         consumer = self._held.consumer_of(message.queue_name)
         delays = self._held.consumer_of(dq_name(message.queue_name))
         if consumer is None or delays is None or consumer.delay_queue.qsize() >= delays.prefetch:
-            # As many as a process holds back at most: the others are for any process.
+            # The process already holds its maximum; leave the others to any process.
             return False
         message.options["eta"] = now() + delay
         consumer.handle_message(MessageProxy(message))
         return True
 
     def began(self, message: MessageProxy) -> set[str]:
-        """Note that a thread takes a message; return the keys by which more may go to them now."""
+        """Record that a thread takes a message; return the keys with more messages to hand over."""
         handed = self._handed.pop(fold_jid(message.message_id), None)
         if handed is None or not self._left or len(self._handed) > _threads_of(handed.consumer):
             return set()
@@ -81,7 +81,7 @@ class AtHand:
         return left
 
     def split(self, key: str, some: Iterable[Held]) -> tuple[list[Held], list[Held]]:
-        """Return those that may go to the threads now, and those that go through the broker."""
+        """Return the messages to hand to the threads now, and those to send through the broker."""
         handed: list[Held] = []
         moved: list[Held] = []
         for held in some:
@@ -90,12 +90,12 @@ class AtHand:
             elif len(self._handed) + len(handed) < 2 * _threads_of(held.consumer):
                 handed.append(held)
             else:
-                # It is the next one as soon as a thread has taken one of those.
+                # It is handed over as soon as a thread has taken one of the others.
                 self._left.add(key)
         return handed, moved
 
     def hand(self, held: Held) -> None:
-        """Let a thread of this process take a message, which was taken out of its queue."""
+        """Hand a message, already removed from its queue, to the threads of this process."""
         message, consumer = held.message, held.consumer
         message.options.pop("eta", None)
         self._handed[held.jid] = _Handed(consumer, message, time.monotonic())
@@ -103,10 +103,10 @@ class AtHand:
         consumer.delay_queue.task_done()
 
     def take_back(self) -> list[tuple[Any, Any]]:
-        """Take those back that no thread takes: as other processes may be idle.
+        """Take back messages that no thread has taken, for other processes that may be idle.
 
         Returns:
-          The consumer and the item of each.
+          The consumer and the queue item of each.
         """
         late = time.monotonic() - HANDED_FOR / 1000
         found = []
@@ -122,17 +122,17 @@ class AtHand:
 
     @property
     def next_due(self) -> float:
-        """When the first of them is late; monotonic, in seconds."""
+        """When the first of them is to be taken back, in monotonic seconds."""
         times = [handed.at for handed in list(self._handed.values())]
         return min(times, default=math.inf) + HANDED_FOR / 1000
 
     def _is_busy(self, consumer: Any) -> bool:
-        """Return whether the threads of this process have other work, as far as is known."""
+        """Return whether the threads of this process seem to have other work."""
         if consumer.work_queue.unfinished_tasks < _threads_of(consumer):
             self._busy_until = 0.0
         return time.monotonic() < self._busy_until
 
 
 def _threads_of(consumer: Any) -> int:
-    # The host fetches twice as many messages as it has threads.
+    # Dramatiq prefetches twice as many messages as it has threads.
     return max(1, int(consumer.prefetch) // 2)

@@ -1,4 +1,4 @@
-"""Bonds: the keys that a message's job needs, and its unique key."""
+"""Bonds: the keys that a message's job needs, and its unique key, stored in its options."""
 
 from __future__ import annotations
 
@@ -51,29 +51,29 @@ if TYPE_CHECKING:
     from .arguments import Arguments
     from .options import AnyMessage
 
-#: What a message may be bound to: the option, how it is frozen, and its class.
+#: The kinds of bonds: the option, the option of its frozen form, and its class.
 _BONDS: tuple[tuple[str, str, Any], ...] = (
     ("exclusive", SECTION, Exclusive),
     ("unique", UNIQUE, Unique),
 )
 _CHECKED = LABELS | {"exclusive", "unique", SECTION, UNIQUE, MALFORMED, DUPLICATE}
-#: A key that is stored as it is, in which nothing has to be looked for.
+#: A key that is stored unchanged and cannot contain a secret.
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_.:/+-]{1,190}\Z")
-#: How it is said that what a message is bound to was not fit.
+#: The end of a note about a bond that cannot be used.
 _UNREADABLE = " cannot be read"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What all plain messages of an actor are bound to, but for their keys, as they carry it."""
+    """The frozen bonds of all plain messages of an actor, except for the keys."""
 
-    #: What their jobs need; None for nothing.
+    #: The keys that their jobs need; None for none.
     section: Mapping[str, Any] | None = None
-    #: What they are unique by; None for nothing.
+    #: Their unique key; None for none.
     unique: Mapping[str, Any] | None = None
 
     def fits(self, message: Any) -> bool:
-        """Return whether a message is bound just so, by keys that were made for itself."""
+        """Return whether a message has exactly these bonds, with keys made for this message."""
         return self._fits(message, SECTION, self.section) and self._fits(
             message, UNIQUE, self.unique
         )
@@ -86,7 +86,7 @@ class Shape:
         if type(key) is not str or _PLAIN_KEY.match(key) is None:
             return False
         made = {**shape, "key": key, BOUND_FOR: message.message_id}
-        # Another producer's True is equal to 1, and no number everywhere.
+        # True from another producer equals 1, but is not a number for every encoder.
         return bound == made and [*map(type, bound.values())] == [*map(type, made.values())]
 
 
@@ -95,7 +95,7 @@ class Bonds:
 
     Parameters:
       joblog: The log.
-      arguments: Makes keys of a message's arguments.
+      arguments: Makes keys from a message's arguments.
     """
 
     def __init__(self, joblog: Log[Typed], arguments: Arguments) -> None:
@@ -103,10 +103,10 @@ class Bonds:
         self._arguments = arguments
 
     def declare(self, actor: Actor[Any, Any], where: str) -> None:
-        """Refuse an actor whose jobs could not be bound as its options say.
+        """Refuse an actor with bonds that cannot be used.
 
         Raises:
-          ConfigurationError: If it is one.
+          ConfigurationError: If its options are wrong.
         """
         options = actor.options
         for name, kind in (("exclusive", Exclusive), ("unique", Unique)):
@@ -120,7 +120,7 @@ class Bonds:
                 raise ConfigurationError(f"{where} has {name}, which needs log_job")
 
     def shape(self, actor: Actor[Any, Any]) -> Shape | None:
-        """Return what all plain messages of an actor are bound to; None if that varies."""
+        """Return the bonds of all plain messages of an actor; None if they vary."""
         needs = _wanted(Exclusive, actor.options.get("exclusive"), "")
         uniques: list[Unique] = _wanted(Unique, actor.options.get("unique"), "")
         if len(needs) > 1 or any(callable(each.limit) for each in needs):
@@ -138,23 +138,22 @@ class Bonds:
         *,
         begins: bool = False,
     ) -> bool:
-        """Check a message's options, and make the keys that it is bound to, once.
+        """Check a message's options, and make its keys, once.
 
-        A copy of a message under an id of its own is another message.  What an actor's ``send()``
-        sends is refused if it cannot be used; any other message was made elsewhere, and is made
-        fit instead.
+        A copy of a message with a new ID is a different message.  Unusable options are refused if
+        an actor's ``send()`` sends the message; a message from elsewhere is sanitised instead.
 
         Parameters:
           broker: Where its actor is declared.
           message: The message.
-          shape: What it is bound to, but for the keys, if its actor's plan says it.
-          begins: Whether its job is to begin now, so that callables are asked for their limits.
+          shape: Its bonds except for the keys, if its actor's plan has them.
+          begins: Whether its job is about to begin, so that callable limits are evaluated.
 
         Returns:
-          Whether the message was bound to a key that it is unique by just now.
+          Whether this call made the message's unique key.
 
         Raises:
-          ConfigurationError: If they cannot be used, or a key cannot be made.
+          ConfigurationError: If the options cannot be used, or a key cannot be made.
         """
         message = bare(message)
         if shape is not None and shape.fits(message):
@@ -170,14 +169,14 @@ class Bonds:
         return self._bind_to_unique(broker, message, where)
 
     def _bind_to_needs(self, broker: Broker, message: Any, where: str, *, begins: bool) -> None:
-        """Make the keys of what a message's job needs before it may run."""
+        """Make the keys that a message's job needs before it may run."""
         options = message.options
         bound, own = options.get(SECTION), options.get("exclusive")
         wanted = _wanted(Exclusive, option(broker, message, "exclusive"), where)
         is_new = bound is None or _is_of_another(bound, message)
         if not wanted:
             if bound is not None and is_new:
-                # Who copied it does not know its actor, so that its keys stay.
+                # The process that copied it does not know its actor, so its keys stay.
                 options[SECTION] = bound | {BOUND_FOR: message.message_id}
             return
         if own is not None and any(callable(each.limit) for each in wanted):
@@ -188,11 +187,11 @@ class Bonds:
         pairs = paired([] if is_new else entries_of(bound), wanted)
         entries = [self._entry(broker, message, *pair, where, begins=begins) for pair in pairs]
         _refuse_twice([entry["key"] for entry in entries], where)
-        # Keys are made once; all else is as the code that runs says.
+        # Keys are made once; all else follows the running code.
         made_for = message.message_id if is_new else bound.get(BOUND_FOR)
         options[SECTION] = bound_to(entries) | ({} if made_for is None else {BOUND_FOR: made_for})
         if is_new and own is not None:
-            # No encoder need know our classes; a new run of the job makes the same keys.
+            # Encoders need not support our classes, and a new run of the job makes the same keys.
             mine = [each | {"key": _literal(each["key"])} for each in entries]
             options["exclusive"] = mine if len(mine) > 1 else mine[0]
 
@@ -206,9 +205,9 @@ class Bonds:
         *,
         begins: bool,
     ) -> dict[str, Any]:
-        """Return an entry that a message is bound to, as it is by the running code."""
+        """Return a frozen entry, updated to the running code."""
         if wanted is None:
-            # What the code needs no more stays as it was.
+            # An entry that the code no longer has stays unchanged.
             return before or {}
         key = self._key(broker, message, wanted.key, where) if before is None else before["key"]
         limit: Any = wanted.limit
@@ -220,7 +219,7 @@ class Bonds:
         return carried(wanted, key, limit)
 
     def _bind_to_unique(self, broker: Broker, message: Any, where: str) -> bool:
-        """Make the key that a message is unique by; return whether it is a new one."""
+        """Make a message's unique key; return whether it is new."""
         options = message.options
         bound = options.get(UNIQUE)
         if bound is not None and not _is_of_another(bound, message):
@@ -238,7 +237,7 @@ class Bonds:
         except ConfigurationError as e:
             if options_sent() is not None:
                 raise
-            # What is unique by no key is not unique, and runs.
+            # Without a key the message is not unique, and runs.
             _note(options, str(e))
             return False
         options[UNIQUE] = _carried(unique, key) | {BOUND_FOR: message.message_id}
@@ -248,15 +247,15 @@ class Bonds:
         return True
 
     def check(self, broker: Broker, message: AnyMessage) -> None:
-        """Make fit what a message is bound to, as :meth:`fit` does, if it may need that."""
+        """Sanitise a message's bonds, like :meth:`fit`, if it has any."""
         if message.options.keys() & _CHECKED:
             self.fit(broker, message)
 
     def fit(self, broker: Broker, message: AnyMessage, *, frozen_only: bool = False) -> None:
-        """Make fit what a message is bound to, in its own options, and note there what was not.
+        """Sanitise a message's bonds in its options, with a note there on what was removed.
 
-        What is unique by a key that cannot be read is not unique.  A section is its actor's then;
-        of an actor without one the job is dead, as nobody knows whom it is to keep out.
+        An unreadable unique key is dropped.  An unreadable section is replaced by the actor's; if
+        the actor has none, the job is dead, because it is unknown what it excludes.
         """
         message = bare(message)
         options, actor, lost = message.options, actor_of(broker, message), ""
@@ -277,7 +276,7 @@ class Bonds:
         try:
             function = broker.get_actor(message.actor_name).fn
         except ActorNotFound:
-            # A sender that does not know the actor says the key itself.
+            # A sender that does not know the actor gives the key itself.
             return fold_key(str(key))
         try:
             make = key_maker(key, function, where)
@@ -291,14 +290,14 @@ class Bonds:
 
 
 def need_in(broker: Broker, message: AnyMessage) -> Need | None:
-    """Return what a message that was put back waits for, by the limit of the running code."""
+    """Return what a requeued message waits for, with the limit of the running code."""
     bound, key = message.options.get(SECTION), message.options.get(WAITS)
     if key is None:
         return None
     try:
         wanted = _wanted(Exclusive, option(broker, message, "exclusive"), "")
         for code, entry in paired(entries_of(bound), wanted):
-            # An earlier version does not say for which it waits: it knew of one alone.
+            # Earlier versions supported only one key, and did not record which.
             if entry is not None and (key is True or entry["key"] == key):
                 static = code is not None and not callable(code.limit)
                 says = {"limit": code.limit, "is_asked": False} if code and static else {}
@@ -306,19 +305,19 @@ def need_in(broker: Broker, message: AnyMessage) -> Need | None:
                 is_fit = isinstance(need.key, str) and isinstance(need.limit, int)
                 return need if is_fit else None
     except (AttributeError, ConfigurationError, KeyError, TypeError):
-        # Its start says what becomes of it.
+        # Its start handles the error.
         return None
     return None
 
 
 def _is_of_another(bound: Any, message: Any) -> bool:
-    """Return whether what a message is bound to was made for the message it is a copy of."""
+    """Return whether a message's bonds were made for the message that it is a copy of."""
     made_for = bound.get(BOUND_FOR) if isinstance(bound, dict) else None
     return made_for is not None and made_for != message.message_id
 
 
 def _is_malformed(options: Mapping[str, Any]) -> bool:
-    """Return whether a message says by a word of ours that its section is not known."""
+    """Return whether a message has our own note that its section is unknown."""
     text = options[MALFORMED]
     names = SECTION, "exclusive"
     return (
@@ -329,23 +328,23 @@ def _is_malformed(options: Mapping[str, Any]) -> bool:
 
 
 def _is_duplicate(options: Mapping[str, Any]) -> bool:
-    """Return whether a message says by a word of ours that another one has its key."""
+    """Return whether a message has our own note that another message holds its key."""
     return isinstance(options[DUPLICATE], str) and options.get(UNIQUE) is not None
 
 
 def _note(options: dict[str, Any], text: str) -> None:
-    """Add to what a message says of itself for its row."""
+    """Add to the note for a message's row."""
     options[NOTE] = "; ".join(filter(None, (clean_optional(options.get(NOTE)), clean(text, 300))))
 
 
 def is_fit_bond(kind: Any, value: Any, actor: Any, *, made: bool) -> bool:
-    """Return whether an option says what a job needs, or is unique by, in a way that can be used.
+    """Return whether an option describes a usable bond.
 
     Parameters:
-      kind: :class:`Exclusive`, for all that a job needs, or :class:`Unique`.
+      kind: :class:`Exclusive` (for rates too) or :class:`Unique`.
       value: The option.
       actor: The message's actor, if it is declared here.
-      made: Whether its keys must have been made already.
+      made: Whether its keys must already have been made.
     """
     if value is None or (value is False and not made):
         return True
@@ -357,19 +356,19 @@ def is_fit_bond(kind: Any, value: Any, actor: Any, *, made: bool) -> bool:
         keys = [_made_key(kind if kind is Unique else kind_of(each), each) for each in entries]
         return len({*keys}) == len(entries) > 0
     except Exception:  # noqa: BLE001
-        # Of another shape: a newer version's, or another producer's.
+        # An unknown shape, from a newer version or another producer.
         return False
 
 
 def _made_key(kind: Any, entry: dict[str, Any]) -> str:
-    """Return the key of an entry that was made.
+    """Return the key of a frozen entry.
 
     Raises:
-      Exception: If it is none, or anything else of the entry cannot be used.
+      Exception: If the key, or anything else in the entry, cannot be used.
     """
     known = {field.name: entry[field.name] for field in fields(kind) if field.name in entry}
     if kind is not Unique and known.get("limit", 1) in (None, 0):
-        # A callable's answer, or one that it has not given yet.
+        # The limit comes from a callable, which may not have been called yet.
         known["limit"] = 1
     key = kind(**known).key
     if not isinstance(key, str) or key != fold_key(key):
@@ -378,7 +377,7 @@ def _made_key(kind: Any, entry: dict[str, Any]) -> str:
 
 
 def _wanted(kind: Any, value: Any, where: str) -> list[Any]:
-    """Return an option's value as all that a job needs, or as the one that it is unique by."""
+    """Return an option's value as a list of bonds."""
     if value is None or value is False:
         return []
     if kind is Exclusive and isinstance(value, (list, tuple)):
@@ -404,7 +403,7 @@ def _wanted_one(kind: Any, value: Any, where: str) -> list[Any]:
 
 
 def _refuse_twice(keys: Sequence[Any], where: str) -> None:
-    """Refuse two entries with one key: the job would keep itself out."""
+    """Refuse two entries with the same key: the job would block itself."""
     texts = [key for key in keys if isinstance(key, str)]
     for key in texts:
         if texts.count(key) > 1:
@@ -412,10 +411,10 @@ def _refuse_twice(keys: Sequence[Any], where: str) -> None:
 
 
 def _carried(unique: Unique, key: str) -> dict[str, Any]:
-    """Return what a message is unique by as it carries it."""
+    """Return the frozen form of a unique key."""
     return {**vars(unique), "key": key}
 
 
 def _literal(key: str) -> str:
-    """Return the format that makes a key of any arguments."""
+    """Return the format string that yields *key* for any arguments."""
     return key.replace("{", "{{").replace("}", "}}")

@@ -1,8 +1,8 @@
-"""Running many jobs again, in batches: each batch is sent, then recorded.
+"""Requeueing many jobs, in batches: each batch is sent, then recorded.
 
-A crash, or a lost answer of the broker, may come between the two.  So a new run has a jid that
-is the same at each try: what the log knows by it was sent, and is only noted.  What it does not
-know is sent once more, as a repetition of the same delivery, which is not run twice.
+A crash, or a lost reply of the broker, may happen between the two.  Each new run therefore has the
+same jid in every attempt.  If the log knows that jid, the message was sent and is only recorded.
+Otherwise it is sent again as a repetition of the same delivery, which does not run twice.
 """
 
 from __future__ import annotations
@@ -41,42 +41,42 @@ if TYPE_CHECKING:
     from .arguments import Sent
     from .requeue import Sender
 
-#: Jobs that are sent, and noted, together.
+#: The number of jobs that are sent and recorded together.
 BATCH = 400
-#: Milliseconds that a turn lasts unless it is renewed, and that one waits for another's.
+#: Milliseconds: the lease of the turn, and the time to wait for it.
 TURN, PATIENCE = 5_000, 15_000
-#: What is asked of a job's row.
+#: The columns read from a job's row.
 _OF_A_JOB = (
     *("id", "jid", "state", "actor", "queue", "args", "kwargs", "options", "withheld", "sealed"),
     *("parent_jid", "root_jid", "replayed_by"),
 )
-#: What the jids of new runs are made in.
+#: The UUID namespace of new runs' jids.
 _NAMESPACE = uuid.UUID("5a4f4a52-9d0b-4f0e-8a37-6a6f626c6f67")
 
 
 @dataclass
 class _Batch:
-    """Jobs that are run again together."""
+    """A batch of jobs to run again."""
 
-    #: The rows of those that can be sent, each with its broker and its message, in order.
+    #: The rows of jobs that can be sent, each with its broker and message, in order.
     ready: list[tuple[Any, Broker, Message[Any]]] = field(default_factory=list)
-    #: Why others cannot be, by their jids.
+    #: Why others cannot be sent, by jid.
     refused: dict[str, str] = field(default_factory=dict)
-    #: Jids of new runs that the log knows: they were sent before.
+    #: The jids of new runs that the log knows, because they were sent before.
     known: frozenset[str] = frozenset()
 
 
 class BulkRequeue:
-    """Runs jobs again, many at once; of all processes of a log one does so at a time.
+    """Runs many jobs again; only one process of a log does so at a time.
 
     Parameters:
       tables: The log's tables.
-      writer: Where events are written, and what is noted.
-      turn: Taken for as long as jobs are sent.
-      sender: Knows the log's brokers, and what is sent.
-      brokers: Where the jobs may be sent.
-      who: Who wants it.
-      repeat: Whether jobs that were run again before are run once more.
+      writer: Writes the events and the records.
+      turn: The lock that is held while jobs are sent.
+      sender: Knows the log's brokers and messages.
+      brokers: The brokers that jobs may be sent to.
+      who: The user who requested it.
+      repeat: Whether jobs that were already run again are run once more.
     """
 
     def __init__(
@@ -106,16 +106,16 @@ class BulkRequeue:
     def run(
         self, jids: Mapping[int, str], progress: Callable[[int, int], None] | None = None
     ) -> Requeued:
-        """Send jobs again in their order, named by id and jid.
+        """Requeue jobs in order, given as a mapping of id to jid.
 
         Raises:
-          RequeueError: If another process does so for long.
+          RequeueError: If another process holds the turn for too long.
           RequeueInterruptedError: If the broker or the database becomes unavailable.
         """
         if self._sender.is_in_transaction:
             self._result.refused |= dict.fromkeys(jids.values(), IN_TRANSACTION)
             return self._result
-        # No connection of this thread is held: hooks of the application may want it.
+        # This thread holds no connection here: hooks of the application may need it.
         with self._turn.take(PATIENCE) as renew:
             if renew is None:
                 raise RequeueError(
@@ -132,7 +132,7 @@ class BulkRequeue:
         return self._result
 
     def _run_batch(self, jids: Mapping[int, str], left: int, renew: Callable[[], bool]) -> None:
-        """Run a batch again of which, with all behind it, so many are *left*."""
+        """Requeue a batch; *left* is the number of jobs in it and all later batches."""
         first = next(iter(jids.values()))
         try:
             _check_turn(renew)
@@ -143,15 +143,15 @@ class BulkRequeue:
         try:
             self._send(batch, sending)
         except Exception as e:  # noqa: BLE001
-            # Brokers raise many kinds when they are unavailable; the next would fare no better.
+            # Brokers raise various errors when unavailable; the next batch would fail too.
             broken = e
         finally:
-            # Also when the process is to stop: what was sent is noted.
+            # Also when the process is stopping: record what was sent.
             sent, unsent = self._sort(batch, sending)
             try:
                 self._note(sent)
             except Exception as e:  # noqa: BLE001
-                # The broker's error came first.
+                # The broker's error, if any, came first.
                 broken = broken or e
                 unsent = unsent or [first]
         if broken is not None:
@@ -161,9 +161,9 @@ class BulkRequeue:
             ) from broken
 
     def _load(self, ids: Sequence[int]) -> tuple[list[Any], frozenset[str]]:
-        """Return the rows of jobs, and those of the jids of their new runs that the log knows.
+        """Return the rows of jobs, and which jids of their new runs the log knows.
 
-        It is asked where events are written, so that all that this process has sent is known.
+        The query runs on the writer's thread, after all events of this process.
         """
         job = self._job
 
@@ -177,19 +177,19 @@ class BulkRequeue:
         return found
 
     def _prepare(self, found: tuple[list[Any], frozenset[str]]) -> _Batch:
-        """Return the messages of jobs, and why others have none."""
+        """Return a batch with the messages of jobs, and the reasons of refusals."""
         rows, known = found
         batch = _Batch(known=known)
         restored: list[tuple[Any, Sent]] = []
         for job in rows:
             if job.replayed_by is not None and not self._repeat:
-                # Another has run it again meanwhile.
+                # It was run again elsewhere meanwhile.
                 continue
             try:
                 self._sender.check(job)
                 restored.append((job, self._sender.restored(job)))
             except Exception as e:  # noqa: BLE001
-                # The user's own encoder may raise anything.
+                # The user's encoder may raise anything.
                 batch.refused[job.jid] = self._reason(e)
         targets = self._sender.known_targets([sent for _, sent in restored])
         for job, sent in restored:
@@ -197,16 +197,16 @@ class BulkRequeue:
             try:
                 broker, message = self._sender.message(job, sent, self._brokers, targets, jid)
             except Exception as e:  # noqa: BLE001
-                # Of one job: its actor, its queue, or what another version kept of it.
+                # An error of this job alone: its actor, its queue, or data of another version.
                 batch.refused[job.jid] = self._reason(e)
             else:
-                # However often it is sent, it is the same delivery of the same job.
+                # The same stamp makes each attempt the same delivery of the same job.
                 message.options[STAMP] = [f"again {jid}", None]
                 batch.ready.append((job, broker, message))
         return batch
 
     def _send(self, batch: _Batch, sending: Sending) -> None:
-        """Enqueue the messages of a batch that were not sent before."""
+        """Enqueue the messages of a batch that have not been sent before."""
         fresh = [each for each in batch.ready if each[2].message_id not in batch.known]
         with moving():
             for broker, some in itertools.groupby(fresh, lambda each: each[1]):
@@ -216,7 +216,7 @@ class BulkRequeue:
     def _sort(
         self, batch: _Batch, sending: Sending
     ) -> tuple[list[tuple[Any, Message[Any]]], list[str]]:
-        """Add what became of a batch to the result; return those sent, and the jids of others."""
+        """Add a batch's results; return the jobs sent, and the jids of the others."""
         sent, unsent = [], []
         for job, _, message in batch.ready:
             jid = message.message_id
@@ -231,7 +231,7 @@ class BulkRequeue:
         return sent, unsent
 
     def _note(self, sent: Sequence[tuple[Any, Message[Any]]]) -> None:
-        """Note which jobs were run again, and as which; in one transaction, with who did it."""
+        """Record, in one transaction, which jobs were run again, their new jids, and by whom."""
         if not sent:
             return
 
@@ -244,14 +244,14 @@ class BulkRequeue:
         self._writer.call(note)
 
     def _marking(self, values: Sequence[Any]) -> Any:
-        """Return the statement that marks jobs: pairs of an id and a new jid, and the ids."""
+        """Return the statement that marks jobs: pairs of an id and a new jid, then the ids."""
         job, count = self._job, len(values) // 3
         pairs, ids = values[: 2 * count], values[2 * count :]
         new = Case(job.id, list(zip(pairs[::2], pairs[1::2], strict=True)))
         return job.update(replayed_by=new).where(job.id.in_(ids))
 
     def _recording(self, values: Sequence[Any]) -> Any:
-        """Return the statement that records who ran marked jobs again: a name, and their ids."""
+        """Return the statement that audits marked jobs: a name, then their ids."""
         job, action = self._job, self._action
         columns = {
             action.at: database_now(job._meta.database),
@@ -285,5 +285,5 @@ def _check_turn(renew: Callable[[], bool]) -> None:
 
 
 def replay_id(job: Any) -> str:
-    """Return the jid of a job's next run by :class:`BulkRequeue`: the same at each try."""
+    """Return the jid of a job's next run by :class:`BulkRequeue`; the same in each attempt."""
     return str(uuid.uuid5(_NAMESPACE, f"{job.jid} {job.replayed_by or ''}"))

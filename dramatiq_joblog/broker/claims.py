@@ -39,12 +39,12 @@ _logger = get_logger(__name__)
 
 
 class _Claimed(NamedTuple):
-    """A key that was taken for a message which is being sent."""
+    """A key claimed for a message that is being sent."""
 
     claim: Claim
-    #: Milliseconds that it is for, once the message is sent.
+    #: Milliseconds that it is held once the message is sent.
     ttl: int
-    #: The job that it was taken from, as this one is newer.
+    #: The older job that it was taken over from.
     former: str | None
 
 
@@ -52,25 +52,25 @@ class Claims:
     """The keys of unique messages that are being sent.
 
     Parameters:
-      joblog: The log, which has the keys.
+      joblog: The log that stores the keys.
     """
 
     def __init__(self, joblog: Log[Keyed]) -> None:
         self._joblog = joblog
-        #: What the message that this thread sends has taken.
+        #: The claim of the message that this thread is sending.
         self._local = threading.local()
-        #: What stands around the ``enqueue`` of brokers whose sends are watched.
+        #: The wrappers around ``enqueue``, by broker.
         self._watched: weakref.WeakKeyDictionary[Broker, Enqueue] = weakref.WeakKeyDictionary()
 
     def enqueue_of(self, broker: Broker) -> Enqueue | None:
-        """Return what stands around a broker's ``enqueue``; None if its sends are not watched."""
+        """Return the wrapper around a broker's ``enqueue``; None if there is none."""
         return self._watched.get(broker)
 
     def take(self, message: Message[Any]) -> None:
-        """Take the key that a message is unique by, before it is sent."""
+        """Claim a message's unique key before it is sent."""
         unique = message.options[UNIQUE]
         self._refuse_behind_transaction(unique["key"])
-        # A group is run again, or its member's delay is over.
+        # A group is run again, or the delay of its member has ended.
         was_duplicate = message.options.pop(DUPLICATE, None) is not None
         is_newest = keeps_newest(unique)
         for_good = unique["until"] is None and not is_newest
@@ -83,19 +83,19 @@ class Claims:
             if holder is not None and is_newest and self._take_place(claim, holder.owner):
                 former, holder = holder.owner, None
         except Exception as e:
-            # Dramatiq would swallow it, and send what may be a duplicate.
+            # Dramatiq would swallow a database error, and send a possible duplicate.
             raise SectionUnknownError(f"key {unique['key']!r} may not be unique: {e}") from e
         if holder is None:
             self._local.claimed = _Claimed(claim, unique["ttl"], former)
         elif was_duplicate or _is_sent_with_others():
-            # An error would be swallowed, or keep the rest of a group from being sent: its row
-            # says it instead.
+            # An error would be swallowed, or stop the rest of a group from being sent, so the row
+            # records it instead.
             message.options[DUPLICATE] = f"the key {unique['key']!r} is held by job {holder.owner}"
         else:
             raise DuplicateJob(unique["key"], holder.owner)
 
     def _claim(self, claim: Claim) -> Holder | None:
-        """Take a key, or return who holds it."""
+        """Claim a key, or return its holder."""
         core = self._joblog.core
         locks = core.locks
 
@@ -115,7 +115,7 @@ class Claims:
         return holder
 
     def _take_place(self, claim: Claim, former: str) -> bool:
-        """Take a key from a message that has not begun; return False if it has."""
+        """Take over a key from a message that has not begun; return False if it has."""
         core, ttl = self._joblog.core, claim.ttl
         newest = core.newest
         try:
@@ -127,7 +127,7 @@ class Claims:
         return taken
 
     def _refuse_behind_transaction(self, key: str) -> None:
-        """Refuse to claim a key where the claim would wait for this very thread."""
+        """Refuse a claim that would deadlock with this thread's own transaction."""
         core = self._joblog.core
         if dialect_of(core.database).writes_alone and not core.may_wait():
             raise ConfigurationError(
@@ -137,14 +137,14 @@ class Claims:
             )
 
     def watch(self, broker: Broker) -> None:
-        """Free the key of a message that could not be sent: no hook is called then."""
+        """Wrap ``enqueue`` to release keys when sending fails; no hook is called then."""
         if broker in self._watched:
             return
         enqueue = broker.enqueue
 
         @functools.wraps(enqueue)
         def watched(message: Message[Any], *, delay: int | None = None) -> Message[Any]:
-            # A hook may send another message while this one is on its way.
+            # A hook may send another message while this one is being sent.
             outer = getattr(self._local, "claimed", None)
             self._local.claimed = None
             try:
@@ -162,7 +162,7 @@ class Claims:
         broker.enqueue = watched  # type: ignore[method-assign]
 
     def _confirm(self, claimed: _Claimed | None) -> None:
-        """Give the key of a message its whole time: the broker has it, whatever becomes of us."""
+        """Extend the key of a sent message to its full ttl."""
         if claimed is None:
             return
         claim, is_newest = claimed.claim, claimed.claim.process == SENDING
@@ -177,7 +177,7 @@ class Claims:
             if claim.ttl < claimed.ttl or is_newest:
                 self._joblog.core.writer.call(confirm)
         except JobLogError as e:
-            # It is confirmed with its row, and by its start; the message is sent already.
+            # Its row and its start confirm it too; the message is already sent.
             _logger.warning("Key %r is held for %d ms at first: %s", claim.key, claim.ttl, e)
 
     def _give_back(self, claimed: _Claimed | None) -> None:
@@ -199,7 +199,7 @@ class Claims:
 
 
 def _is_sent_with_others() -> bool:
-    """Return whether a group is being sent, or a hook is at work in which errors are swallowed."""
+    """Return whether a group is being sent, or a hook that swallows errors is running."""
     codes = Broker.emit_after.__code__, group.run.__code__
     frame = inspect.currentframe()
     while frame is not None and frame.f_code not in codes:

@@ -1,12 +1,12 @@
-"""Which delivery of the broker a message is: the same again, or a new one.
+"""Which delivery of the broker a message is: a repetition, or a new one.
 
-Redis names each enqueue by ``redis_message_id``, and keeps the name through a redelivery.  Where
-a broker has no such name, a stamp of ours travels with the message, renewed at each enqueue.
+Redis gives each enqueued message a ``redis_message_id``, which survives a redelivery.  For brokers
+without such an ID, we add a stamp to the message, renewed each time it is enqueued.
 
-A delayed message is enqueued twice: with its delay, and once that is over, by the thread that
-held it back.  That is a move of one delivery.  A worker that is killed between the move and the
-acknowledgement makes the move happen again, and only the first name shows that the second copy
-is a repetition.
+A delayed message is enqueued twice: with its delay, and after the delay by the thread that held it.
+The second is a move of the same delivery.  If a worker is killed between the move and the
+acknowledgement, the move is repeated, and only the first ID shows that the second copy is a
+repetition.
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ from dramatiq_joblog.recording.tokens import random_bits
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: The option with the first name of a delivery, and the name it is valid under.
+#: The option with the first ID of a delivery, and the ID under which it is valid.
 STAMP = "joblog_delivery"
-#: The option in which Redis names an enqueue.
+#: The option with Redis's ID.
 _REDIS = "redis_message_id"
 
 _moves = threading.local()
 
 
 class Delivery(NamedTuple):
-    """What is known of a message's delivery."""
+    """The identity of a message's delivery."""
 
-    #: Its name, the same each time it is delivered; None if nobody named it.
+    #: Its ID, the same for each redelivery; None if unknown.
     name: str | None
-    #: Whether it has its name from us, and not from the broker.
+    #: Whether this package assigned the ID, not the broker.
     stamped: bool = False
 
 
 def delivery_of(message: Any) -> Delivery:
-    """Return which delivery a message is."""
+    """Return the identity of a message's delivery."""
     options = message.options
     own = _own_name(options)
     first, valid_under = _stamp_of(options)
     if own is not None:
-        # A copy that someone else enqueued has the stamp of the original, and another name.
+        # A copy enqueued by other code has the original's stamp, but another ID.
         return Delivery(first if valid_under == own else own)
     return Delivery(first, stamped=True)
 
 
 def hold(message: Any) -> None:
-    """Note on a message that is held back which delivery it is; its sender may have no log."""
+    """Stamp a delayed message with its delivery; its sender may not use this package."""
     name, _ = delivery_of(message)
     if name is None:
         name = f"{message.message_id} {message.options.get('eta')}"
-    # It may go on as it is, under the broker's name that it has.
+    # It may be moved without a new ID of the broker.
     message.options[STAMP] = [name, _own_name(message.options)]
 
 
 def stamp(message: Any) -> None:
-    """Note on a message that is being enqueued which delivery it will be."""
+    """Stamp a message that is being enqueued with its delivery."""
     options = message.options
     own = _own_name(options)
     first, _ = _stamp_of(options)
@@ -72,13 +72,13 @@ def stamp(message: Any) -> None:
 
 
 def only_moves() -> None:
-    """Note that this thread passes on messages that were held back, and sends none of its own."""
+    """Mark this thread as one that only moves delayed messages."""
     _moves.on = True
 
 
 @contextlib.contextmanager
 def moving() -> Iterator[None]:
-    """Pass on messages that were held back, on a thread that may send others too."""
+    """Mark messages enqueued in the block as moves, on a thread that may also send others."""
     before = is_move()
     _moves.on = True
     try:
@@ -88,18 +88,18 @@ def moving() -> Iterator[None]:
 
 
 def is_move() -> bool:
-    """Return whether this thread passes on messages that were held back."""
+    """Return whether this thread is moving delayed messages."""
     return getattr(_moves, "on", False)
 
 
 def _own_name(options: Any) -> str | None:
-    """Return the name that the broker gave a delivery; another producer may write what it likes."""
+    """Return the broker's ID of a delivery; other producers may write anything."""
     name = options.get(_REDIS)
     return None if name is None else text_of(name)
 
 
 def _stamp_of(options: Any) -> tuple[str | None, str | None]:
-    """Return the two parts of a message's stamp; another producer may write what it likes."""
+    """Return the two parts of a message's stamp; other producers may write anything."""
     value = options.get(STAMP)
     if isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[0], str):
         return value[0], value[1] if isinstance(value[1], str) else None

@@ -1,4 +1,4 @@
-"""The messages in this process that wait for a key, in the host's delay queues."""
+"""The messages in this process that wait for a key, in Dramatiq's delay queues."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 class Held:
     """A message that waits in this process."""
 
-    #: The host's thread that holds it back.
+    #: Dramatiq's consumer thread that holds it.
     consumer: Any
-    #: As it lies in the consumer's queue.
+    #: The item in the consumer's queue.
     item: Any
     jid: str
-    #: What it waits for, by the limit of the running code.
+    #: What it waits for, with the limit of the running code.
     need: Need
 
     @property
@@ -41,87 +41,86 @@ class Held:
 
     @property
     def is_at_hand(self) -> bool:
-        """Whether it lies where it was fetched, and in no delay queue of the broker."""
+        """Whether it is held by the consumer of its own queue, not of a delay queue."""
         return not self.consumer.queue_name.endswith(DELAY_SUFFIX)
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What was found of a message in a delay queue: to read it takes its time."""
+    """A message in a delay queue, parsed once, because parsing is slow."""
 
-    #: Kept, so that no other has its identity.
+    #: Referenced, so that its id() is not reused.
     message: Any
-    #: None for one that waits for no key.
+    #: None if it waits for no key.
     held: Held | None
 
 
 class HeldMessages:
-    """Knows what waits in this process, as it was when somebody looked last.
+    """The messages that wait in this process, as of the last :meth:`look`.
 
-    It belongs to the thread that looks; others may ask :meth:`waits_for`, and say whose queues
-    are to be looked at.
+    Not thread-safe, except for :meth:`waits_for`, :meth:`attach` and :meth:`detach`.
 
     Parameters:
-      broker: The broker that the messages are of.
+      broker: The broker of the messages.
     """
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        #: The host's threads that take messages from queues, delay queues among them.
+        #: Dramatiq's consumer threads, including those of delay queues.
         self._consumers: list[Any] = []
-        #: Where each holds messages back.
+        #: The delay queue of each consumer.
         self._queues: dict[Any, Any] = {}
         self._is_stale = False
         self._forget()
 
     def _forget(self) -> None:
-        #: What lies in the delay queues, by the identity of each message: before dramatiq 2 the
-        #: host makes another item of one whenever it looks whether that is due.
+        #: The messages in delay queues, by id(): before version 2, Dramatiq creates a new item
+        #: whenever it checks whether a message is due.
         self._seen: dict[int, _Seen] = {}
-        #: What waits: by key, and by jid.
+        #: The waiting messages by key, then by jid.
         self._waiting: dict[str, dict[str, Held]] = {}
-        #: What these wait for, in the same form, and how many do.
+        #: The needs of these messages by key, and how many have each.
         self._needs: dict[str, Counter[Need]] = {}
 
     def attach(self, consumer: Any) -> None:
-        """Look from now on at what a thread of the host's takes from its queue."""
+        """Include the messages of one of Dramatiq's consumers."""
         self._queues[consumer] = consumer.delay_queue
         self._consumers.append(consumer)
 
     def detach(self, consumer: Any) -> None:
-        """Leave what waits in a thread of the host's to the broker."""
+        """Exclude the messages of one of Dramatiq's consumers."""
         if consumer in self._consumers:
             self._consumers.remove(consumer)
             self._queues.pop(consumer, None)
 
     def consumer_of(self, queue_name: str) -> Any:
-        """Return the host's thread that takes messages from a queue; None if none does here."""
+        """Return the consumer of a queue in this process, or None."""
         return next((c for c in self._consumers if c.queue_name == queue_name), None)
 
     def waits_for(self, keys: Iterable[str]) -> bool:
-        """Return whether somebody waits here for one of *keys*."""
+        """Return whether a message here waits for one of *keys*."""
         waiting = self._waiting
         return any(key in waiting for key in keys)
 
     @property
     def keys(self) -> Collection[str]:
-        """The keys that are waited for."""
+        """The keys that messages wait for."""
         return self._waiting.keys()
 
     def of(self, key: str) -> Mapping[str, Held]:
-        """Return what waits for a key, by the jids."""
+        """Return the messages that wait for a key, by jid."""
         return self._waiting.get(key, {})
 
     def all(self) -> dict[str, Held]:
-        """Return all that waits, by the jids."""
+        """Return all waiting messages, by jid."""
         return {jid: each for mine in self._waiting.values() for jid, each in mine.items()}
 
     def needs(self, key: str) -> Collection[Need]:
-        """Return what those that wait for a key want of it."""
+        """Return the distinct needs of a key's waiters."""
         return self._needs.get(key, {}).keys()
 
     def look(self) -> None:
-        """See what has come, and what has left."""
+        """Update the set of waiting messages."""
         if self._is_stale:
             self._is_stale = False
             self._forget()
@@ -141,29 +140,29 @@ class HeldMessages:
             if held is None:
                 self._seen[number] = _Seen(message_of(item), None)
             elif held.jid not in self.of(held.need.key):
-                # A copy of a message that is known is read again once that has left.
+                # A copy of a known message is parsed again once the original has left.
                 self._seen[number] = _Seen(held.message, held)
                 self._add(held)
 
     def look_anew(self) -> None:
-        """Read all messages again at the next look: their actors may say other limits by then."""
+        """Parse all messages again at the next :meth:`look`: limits may have changed."""
         self._is_stale = True
 
     def take_out(self, some: Sequence[Held]) -> list[Held]:
-        """Take messages of one consumer out of its queue, and return those that were still there.
+        """Remove messages of one consumer from its queue; return those that were still there.
 
-        Each is to be enqueued where it belongs and marked as done in its queue, or given to
+        The caller must enqueue each message and mark it as done in its queue, or call
         :meth:`put_back`.
         """
         for held in some:
-            # Whatever becomes of it: if it stays here, it is seen again.
+            # If it stays here, it is found again.
             if self._seen.pop(id(held.message), None) is not None:
                 self._remove(held)
         out = take_out(some[0].consumer.delay_queue, [held.item for held in some])
         return [held for held in some if id(held.message) in out]
 
     def put_back(self, some: Iterable[Held]) -> None:
-        """Put messages back that were taken out."""
+        """Return messages to the queue that they were removed from."""
         for held in some:
             queue = held.consumer.delay_queue
             with contextlib.suppress(ValueError):
@@ -171,9 +170,9 @@ class HeldMessages:
             queue.put(held.item)
 
     def _keep_left(self, consumer: Any) -> None:
-        """Keep what the host leaves behind when it loses its connection.
+        """Keep the messages that Dramatiq drops when it loses its connection.
 
-        Redis delivers nothing again to a process that lives.
+        With Redis, they are not redelivered while the process is alive.
         """
         queue, before = consumer.delay_queue, self._queues.get(consumer)
         if before is None or queue is before:
@@ -210,13 +209,13 @@ class HeldMessages:
 
 
 def items_of(queue: Any) -> list[Any]:
-    """Return what lies in a priority queue."""
+    """Return the items of a priority queue."""
     with _mutex_of(queue):
         return list(queue.queue)
 
 
 def take_out(queue: Any, items: Sequence[Any]) -> set[int]:
-    """Take items out of a priority queue, wherever they are; return their messages' identities."""
+    """Remove items from a priority queue; return the ids of the messages removed."""
     wanted = {id(message_of(item)) for item in items}
     with _mutex_of(queue):
         out = {id(message_of(other)) for other in queue.queue} & wanted
@@ -227,17 +226,17 @@ def take_out(queue: Any, items: Sequence[Any]) -> set[int]:
 
 
 def _mutex_of(queue: Any) -> Any:
-    # Those of gevent have none: there nobody comes in between.
+    # gevent's queues have no mutex, and need none: there is no preemption.
     return getattr(queue, "mutex", None) or contextlib.nullcontext()
 
 
 def is_polled(broker: Any) -> bool:
-    """Return whether a broker's consumers sleep between two looks, and nothing wakes them."""
+    """Return whether a broker's consumers poll."""
     redis = sys.modules.get("dramatiq.brokers.redis")
     return redis is not None and isinstance(broker, redis.RedisBroker)
 
 
 def message_of(item: Any) -> Any:
-    """Return the message of an item of one of the host's queues."""
+    """Return the message of an item in one of Dramatiq's queues."""
     # A tuple before dramatiq 2.
     return item[-1] if isinstance(item, tuple) else item.message

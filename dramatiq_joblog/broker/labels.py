@@ -1,8 +1,8 @@
-"""The labels of a message, made fit to store; none of them decides whether its job runs.
+"""The labels of a message, validated; none of them decides whether its job runs.
 
-Another producer may send anything under these names.  What cannot be used is left aside, the
-actor's own value stands, and the row's note says so; only what a program sends by its own
-actors is refused, as it is sent.
+Other producers may send anything under these names.  Unusable values are ignored in favour of the
+actor's, with a note on the row.  Only what a program sends through its own actors is refused, when
+it is sent.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 #: When the start of a run is written.
 StartWritten: TypeAlias = Literal["before", "soon"]
 STARTS: tuple[str, ...] = get_args(StartWritten)
-#: As many callers are looked through for an actor's ``send()``.
+#: The number of stack frames searched for an actor's ``send()``.
 _CALLERS = 20
 
 
 def label(name: str, value: Any) -> Any:
-    """Return the value of an option as it is used; None for a label that cannot be used."""
+    """Return the normalised value of an option; None for an unusable label."""
     reader = _READERS.get(name)
     if reader is None or value is None:
         return value
     try:
         return reader[0](value)
     except Exception:  # noqa: BLE001
-        # Whatever it is, the actor's own value stands, and the note says so.
+        # The actor's value is used instead, and the note reports it.
         return None
 
 
 def odd_labels(options: Mapping[str, Any]) -> list[str]:
-    """Return a note for each label that is not used as it was sent."""
+    """Return a note for each label that is ignored or changed."""
     return [
         f"{name}={shown(options[name])} is left aside: {wanted} is needed"
         for name, (_, wanted) in _READERS.items()
@@ -48,14 +48,14 @@ def odd_labels(options: Mapping[str, Any]) -> list[str]:
 
 
 def check_labels(options: Mapping[str, Any], where: str) -> None:
-    """Refuse labels that cannot be used.
+    """Refuse unusable labels.
 
     Parameters:
-      options: Of an actor or of a message.
-      where: What has them, for the error's text.
+      options: The options of an actor or a message.
+      where: The actor or message, for the error's text.
 
     Raises:
-      ConfigurationError: If there is one.
+      ConfigurationError: If a label is unusable.
     """
     check_level(options.get("log_lines"), f"{where} has log_lines")
     if options.get("start") is not None and label("start", options["start"]) is None:
@@ -67,9 +67,9 @@ def check_labels(options: Mapping[str, Any], where: str) -> None:
 
 
 def options_sent() -> Mapping[str, Any] | None:
-    """Return the options that an actor's ``send()``, which is at work here, was given.
+    """Return the options given to the actor's ``send()`` that is currently executing.
 
-    What a middleware has added on the way is none of them.
+    Options added by middleware are not included.
 
     Returns:
       None if no actor is sending, or a middleware is.
@@ -112,7 +112,7 @@ def _refuse(value: Any) -> Any:
     raise ValueError(shown(value))
 
 
-#: How each label is read, and what it must be.
+#: The validator of each label, and a description of valid values.
 _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "job_type": (_job_type, "a text or a str enum member"),
     "log_job": (_flag, "True or False"),

@@ -1,4 +1,4 @@
-"""What a message says about its job: its options, its columns, and its keys."""
+"""What a message determines about its job: options, columns, and keys."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ class Messages:
 
     Parameters:
       joblog: The log.
-      lines_level: From which level on lines are kept, where nothing else says so.
-      start: When a start is written, where nothing else says so.
+      lines_level: The default lowest level of log lines that are kept.
+      start: The default for when a start is written.
     """
 
     def __init__(
@@ -81,24 +81,24 @@ class Messages:
         self._lines_level = lines_level
         self._start = start
         self.arguments = Arguments(joblog)
-        #: What messages are bound to.
+        #: The bonds of messages.
         self.bonds = Bonds(joblog, self.arguments)
-        #: The plans of actors and the options that they were made of, by the actor and the number
-        #: of its broker's middleware.
+        #: The plans of actors and the options that they were made from, by actor and number of
+        #: middleware of its broker.
         self._plans: dict[tuple[Any, int], tuple[dict[str, Any], Plan]] = {}
         self._logger = get_logger(__name__, type(self))
         self.user_column: str = user_field(joblog.core.tables.job).column_name
         self.own_fields = {name: f for name, f in joblog.core.own_fields.items() if name != "user"}
-        #: Names of the actors that were declared.
+        #: The names of declared actors.
         self.declared: set[str] = set()
         self._users: dict[str, Callable[[Any], Any]] = {}
         self._fillers = [self._own_filler(*each) for each in self.own_fields.items()]
 
     def declare(self, actor: Actor[Any, Any]) -> None:
-        """Refuse an actor whose options the log could not use.
+        """Refuse an actor with options that the log cannot use.
 
         Raises:
-          ConfigurationError: If there is one.
+          ConfigurationError: If an option cannot be used.
         """
         self.declared.add(actor.actor_name)
         where, options = f"actor {actor.actor_name!r}", actor.options
@@ -110,7 +110,7 @@ class Messages:
         self.bonds.declare(actor, where)
 
     def _warn_of_wrapper(self, function: Any, where: str) -> None:
-        """Say that an actor's secrets may not be recognised, if that is so."""
+        """Log a warning if an actor's secrets may not be recognised."""
         parameters = parameters_of(function)
         if (
             not parameters.guessed
@@ -131,10 +131,10 @@ class Messages:
         )
 
     def refuse_unlogged(self, broker: Broker, message: AnyMessage) -> None:
-        """Refuse to send a message that asks for a key and for no row to hold it by.
+        """Refuse to send a message that needs a key but has no row to hold it.
 
         Raises:
-          ConfigurationError: If it does.
+          ConfigurationError: If the message is such a one.
         """
         if option(broker, message, "log_job", default=True) or is_move():
             return
@@ -146,7 +146,7 @@ class Messages:
             )
 
     def plan(self, broker: Broker, message: AnyMessage) -> Plan:
-        """Return what the log does with a message: its actor's plan, or one of its own."""
+        """Return the plan for a message: its actor's, or one for the message alone."""
         message = bare(message)
         actor = actor_of(broker, message)
         if actor is None or not is_plain(message):
@@ -157,7 +157,7 @@ class Messages:
             plan = self._plan_of_actor(broker, actor)
             self._plans[key] = dict(actor.options), plan
         if not plan.is_bound and (SECTION in message.options or UNIQUE in message.options):
-            # Another version of its actor, or another producer, has bound it.
+            # Its bonds are from another version of its actor, or another producer.
             return self._plan_of(broker, message)
         return plan
 
@@ -173,7 +173,7 @@ class Messages:
         try:
             lines_level = check_level(level, "log_lines")
         except ConfigurationError:
-            # Its sender gets an error; a label never decides whether a job runs.
+            # The sender gets an error; a label never decides whether a job runs.
             lines_level = self._lines_level
         return Plan(
             is_logged=is_logged(broker, message),
@@ -185,7 +185,7 @@ class Messages:
         )
 
     def _plan_of_actor(self, broker: Broker, actor: Actor[Any, Any]) -> Plan:
-        """Return the plan of an actor, with what all rows of its plain messages have."""
+        """Return the plan of an actor, with the columns common to all its plain messages."""
         name = actor.actor_name
         sample: Message[Any] = Message(actor.queue_name, name, (), {}, {}, "sample", now())
         plan = self._plan_of(broker, sample)
@@ -206,12 +206,12 @@ class Messages:
         )
 
     def row(self, broker: Broker, message: AnyMessage, plan: Plan | None = None) -> dict[str, Any]:
-        """Return the columns that a message alone decides.
+        """Return the columns that are determined by a message alone.
 
         Parameters:
           broker: Where its actor is declared.
           message: The message.
-          plan: Its plan, if that is known.
+          plan: Its plan, if already known.
         """
         message = bare(message)
         if plan is None:
@@ -224,14 +224,14 @@ class Messages:
             try:
                 row |= self._user(broker, message, notes)
             except Exception:  # noqa: BLE001
-                # The user's own callable: the row in full has a note of its error.
+                # The user's callable failed; the full row has a note of its error.
                 return self._row_in_full(broker, message)
             if notes:
                 return self._row_in_full(broker, message)
         return row
 
     def _plain_row(self, message: Any, plan: Plan) -> dict[str, Any] | None:
-        """Return the columns of a message of which nothing must be looked at more closely."""
+        """Return the columns of a message with only plain values; None if it has others."""
         if plan.row is None or plan.is_secret is None or NOTE in message.options:
             return None
         if plan.is_bound and (plan.shape is None or not plan.shape.fits(message)):
@@ -279,7 +279,7 @@ class Messages:
             try:
                 row |= fill(broker, message, notes)
             except Exception as e:  # noqa: BLE001
-                # The user's own callable or column: the job must not notice.
+                # The user's callable or column failed; that must not affect the job.
                 text = self.arguments.redactor(broker, message, row).error(message_of(e))
                 notes.append(f"a column of {row['actor']} could not be filled: {text}")
                 self._logger.warning("Job %s: %s", row["jid"], notes[-1])
@@ -287,7 +287,7 @@ class Messages:
         return row
 
     def _odd(self, broker: Broker, message: Any, row: dict[str, Any]) -> list[str]:
-        """Return notes on what of a message is not on its row as it was sent."""
+        """Return notes on values of a message that are not stored unchanged."""
         options, retries = message.options, message.options.get("max_retries")
         sent: list[tuple[str, Any, Any]] = [
             ("message_id", message.message_id, row["jid"]),
@@ -316,7 +316,7 @@ class Messages:
         try:
             columns, note = self.arguments.columns(broker, message)
         except Exception as e:  # noqa: BLE001
-            # No argument's own code, and no odd shape of a message, keeps a job from its row.
+            # Neither an argument's code nor a malformed message may cost a job its row.
             note = f"its arguments could not be read: {message_of(e)}"
             columns = {"withheld": clean_optional(note)}
         if note:
@@ -324,14 +324,14 @@ class Messages:
         return columns
 
     def _own_filler(self, name: str, field: Any) -> Callable[..., dict[str, Any]]:
-        """Return what fills a column of a model of the user's own."""
+        """Return the function that fills a column of a custom model."""
 
         def fill(broker: Broker, message: Any, notes: list[str]) -> dict[str, Any]:
             value = option(broker, message, name)
             stored = field.db_value(default_of(field) if value is None else value)
             bits = _BITS.get(field.field_type)
             if bits is not None and stored is not None:
-                # Some databases would refuse it, and with it the row.
+                # Some databases would refuse the value, and with it the row.
                 if not isinstance(stored, int) or not -(2**bits) <= stored < 2**bits:
                     raise ValueError(f"{name}={shown(value)} is not a number of its column")
             elif isinstance(stored, str):
@@ -343,7 +343,7 @@ class Messages:
         return fill
 
     def _user(self, broker: Broker, message: AnyMessage, notes: list[str]) -> dict[str, Any]:
-        """Return the columns of the user."""
+        """Return the columns of the job's user."""
         value = message.options.get("job_user")
         if value is None:
             reader = self._users.get(message.actor_name)
@@ -359,7 +359,7 @@ class Messages:
 
 
 def _family(options: Mapping[str, Any]) -> dict[str, str]:
-    """Return the columns of the jobs that a message comes from."""
+    """Return the columns of a message's parent, root and earlier run."""
     columns = ((PARENT, "parent_jid"), (ROOT, "root_jid"), (REPLAY_OF, "replay_of"))
     return {c: fold_jid(options[name]) for name, c in columns if options.get(name) is not None}
 
@@ -368,26 +368,26 @@ def _max_retries(broker: Broker, message: AnyMessage) -> int | None:
     retries = next((m for m in broker.middleware if isinstance(m, Retries)), None)
     if retries is None:
         return 0
-    # As Retries looks it up: None on a message means no limit, whatever its actor has.
+    # Looked up like in Retries: None on a message means no limit, whatever its actor has.
     actor = actor_of(broker, message)
     declared = {} if actor is None else actor.options
     default = declared.get("max_retries", retries.max_retries)
     return as_int(message.options.get("max_retries", default))
 
 
-#: The bits of numbers that a column of a model of the user's own holds, beside the sign.
+#: The bits of an integer column of a custom model, without the sign.
 _BITS = {"AUTO": 31, "BIGAUTO": 63, "BIGINT": 63, "INT": 31, "SMALLINT": 15}
 
 
 def is_near(value: Any, kept: Any) -> bool:
-    """Return whether a value was kept as it was, but for a fraction of a millisecond."""
+    """Return whether a value was stored unchanged, ignoring fractions of a millisecond."""
     if isinstance(value, float) and isinstance(kept, int):
         return abs(value - kept) < 1
     return is_same(value, kept)
 
 
 def _user_reader(job_user: Any, function: Any, where: str) -> Callable[[Any], Any]:
-    """Return what reads the user's id from a message of this actor."""
+    """Return the function that reads the user's id from a message of this actor."""
     if callable(job_user):
         return lambda message: job_user(*message.args, **message.kwargs)
     parameters = parameters_of(function)

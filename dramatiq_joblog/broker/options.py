@@ -1,4 +1,4 @@
-"""The options of messages and actors, and how one is looked up."""
+"""The options of messages and actors, and their lookup."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     AnyMessage = Message[Any] | MessageProxy
 
 DELAY_SUFFIX = ".DQ"
-#: Message options of ours, that travel with a message through retries and delays.
+#: Our message options, which stay with a message through retries and delays.
 PARENT, ROOT, REPLAY_OF = "joblog_parent", "joblog_root", "joblog_replay_of"
 SECTION, UNIQUE, DUPLICATE = "joblog_section", "joblog_unique", "joblog_duplicate"
-#: What of these was not fit, for its row; and why a job cannot run, as its section is not known.
+#: A note on unusable options, for the row; and why a job with an unknown section cannot run.
 NOTE, MALFORMED = "joblog_note", "joblog_malformed"
-#: Of a message that was put back: the key that it waits for.
+#: Of a requeued message: the key that it waits for.
 WAITS = "joblog_waits"
-#: In what a message is bound to: the message that it was made for.
+#: In a frozen bond: the message that it was made for.
 BOUND_FOR = "jid"
 
-#: What actors and messages may carry, beside the columns of a model of the user's own.
+#: The options that actors and messages may have, in addition to the columns of a custom model.
 OPTIONS = frozenset(
     {
         "exclusive",
@@ -45,12 +45,12 @@ OPTIONS = frozenset(
 
 
 def bare(message: Any) -> Any:
-    """Return the message in a worker's proxy: each look through that costs a call."""
+    """Return the message in a worker's proxy: each access through the proxy costs a call."""
     return getattr(message, "_message", message)
 
 
 def option(broker: Broker, message: AnyMessage, name: str, default: Any = None) -> Any:
-    """Look *name* up as everywhere in Dramatiq: the message's, the actor's, the default."""
+    """Look up an option as in Dramatiq: the message's, the actor's, the default."""
     message = bare(message)
     value = label(name, message.options.get(name))
     if value is None:
@@ -66,7 +66,7 @@ def actor_of(broker: Broker, message: AnyMessage) -> Any:
 
 
 def is_logged(broker: Broker, message: AnyMessage) -> bool:
-    """Return whether a message's job has a row: also one that is to have none, and needs a key."""
+    """Return whether a message's job has a row: it is to be logged, or needs a key."""
     return (
         bool(option(broker, message, "log_job", default=True))
         or key_option(broker, message) is not None
@@ -74,50 +74,50 @@ def is_logged(broker: Broker, message: AnyMessage) -> bool:
 
 
 def key_option(broker: Broker, message: AnyMessage) -> str | None:
-    """Return the name of an option that binds a message's job to a key, if it has one."""
+    """Return the name of the option that binds a message's job to a key, or None."""
     names = ("exclusive", "unique")
     return next((name for name in names if is_given(option(broker, message, name))), None)
 
 
 def is_given(key: Any) -> bool:
-    """Return whether an option asks for a key; what has no truth of its own does."""
+    """Return whether an option asks for a key; a value without a truth value does."""
     try:
         return bool(key)
     except Exception:  # noqa: BLE001
-        # Its own code is at fault, and the maker of the key says so.
+        # Its own code fails; making the key will report it.
         return True
 
 
 def age_left(broker: Broker, message: AnyMessage) -> int | None:
-    """Return the milliseconds until ``AgeLimit`` drops a message; None if nothing says that."""
-    # What a subclass does is not known.
+    """Return the milliseconds until ``AgeLimit`` drops a message; None without a limit."""
+    # A subclass may behave differently.
     limit = next((m for m in broker.middleware if type(m) is AgeLimit), None)
     actor = actor_of(broker, message)
     if limit is None or actor is None:
         return None
-    # As there: an actor's None is no limit.
+    # As in AgeLimit: an actor's None means no limit.
     given = message.options.get("max_age") or actor.options.get("max_age", limit.max_age)
     max_age, sent = as_int(given, most=MAX_MILLIS), as_millis(message.message_timestamp)
     return None if not max_age or sent is None else sent + max_age - now()
 
 
 def attempt_of(message: Any) -> int:
-    """Return the number of a message's attempt, 1 for the first."""
+    """Return the number of a message's attempt, from 1."""
     return (as_int(message.options.get("retries"), most=MAX_INT - 1) or 0) + 1
 
 
 def eta_of(message: Any) -> int | None:
-    """Return when a message that is held back is due, in milliseconds since 1970."""
+    """Return when a delayed message is due, in milliseconds since 1970; None if it has no eta."""
     return as_millis(message.options.get("eta"))
 
 
 def throws(broker: Broker, message: AnyMessage, error: BaseException | None) -> bool:
-    """Return whether *error* is one that a message's job is not retried after."""
+    """Return whether a message's job is not retried after *error*, because of ``throws``."""
     wanted = option(broker, message, "throws")
     try:
         return error is not None and bool(wanted) and isinstance(error, wanted)
     except TypeError:
-        # Another producer's, that names no class.
+        # Another producer's value, which is not a class.
         return False
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LOGGER = "dramatiq_joblog.outcome"
 
 _LEVELS = {State.RETRYING: logging.WARNING, State.DEAD: logging.ERROR}
-#: What is said of a run, in this order, where it is known.
+#: The fields of a run's record, in this order, if known.
 _FIELDS = (
     "time",
     *("jid", "actor", "queue", "job_type", "user_id", "state", "attempt", "max_retries"),
@@ -42,11 +42,11 @@ class OutcomeFormatter(logging.Formatter):
 
 
 def log_outcome(row: Mapping[str, Any], user_column: str) -> None:
-    """Log how a run ended: in a sentence, and by fields of the record.
+    """Log how a run ended: as a sentence, and as fields of the record.
 
     Parameters:
       row: The job's columns as its run ends.
-      user_column: The one of its user.
+      user_column: The column of its user.
     """
     logger, level = logging.getLogger(LOGGER), _LEVELS.get(row["state"], logging.INFO)
     if not logger.isEnabledFor(level):
@@ -57,6 +57,6 @@ def log_outcome(row: Mapping[str, Any], user_column: str) -> None:
     values = (row["jid"], row["actor"], row["state"], row["attempt"], f": {why}" if why else "")
     text = "Job %s of %s is %s after attempt %d%s"
     record = logger.makeRecord(LOGGER, level, __file__, 0, text, values, None)
-    # Not as *extra*, which refuses a name that a record factory of the user's own has set.
+    # Not as *extra*, which refuses names that the user's record factory has set.
     record.__dict__.update({n: known[n] for n in _FIELDS if known.get(n) is not None})
     logger.handle(record)

@@ -1,7 +1,7 @@
-"""How often to check the keys that jobs in this process wait for.
+"""How often to poll the keys that jobs in this process wait for.
 
-A key that stands still is looked at frequently only by the process that has the job which is
-next: that alone can put it forward.  The others look now and then.  All look often once it moves.
+An idle key is polled frequently only by the process that holds the next waiter, because only that
+process can promote it; the others poll seldom.  All poll often while the key is active.
 """
 
 from __future__ import annotations
@@ -15,49 +15,49 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: Milliseconds between two looks at a key that moves.
+#: Milliseconds between two polls of an active key.
 OFTEN = 50
-#: Milliseconds between two looks at one that stands still, whose next job waits here.  A look
-#: costs little, and to wake for it several times as much.
+#: Milliseconds between two polls of an idle key whose next waiter is here.  A poll costs little; to
+#: wake up for it costs several times as much.
 STILL = 75
-#: Milliseconds between two looks at any other.
+#: Milliseconds between two polls of any other key.
 SELDOM = 500
-#: Milliseconds that a key is looked at often after it has moved.
+#: Milliseconds that a key counts as active after a change.
 MOVING = 1_000
-#: Milliseconds after which it is asked again whether the next one waits here.
+#: Milliseconds until it is checked again whether the next waiter is here.
 NEAR_FOR = 5_000
 
 
 @dataclass
 class _Key:
-    """What is known of a key."""
+    """The polling state of a key."""
 
-    #: When it is looked at next; monotonic, in seconds, as all these.
+    #: When it is polled next; all times here are in monotonic seconds.
     due: float = 0.0
-    #: What it was like at the last look: another says that it has moved.
+    #: Its usage at the last poll; a different one means that it has changed.
     mark: object = None
     moving_until: float = 0.0
-    #: Whether the next of its line waits here, and until when that is believed.
+    #: Whether its next waiter is here, and until when that is assumed.
     near: bool = True
     near_until: float = 0.0
 
 
 @dataclass
 class Pace:
-    """Plans when to look at each key."""
+    """Plans when to poll each key."""
 
     _keys: dict[str, _Key] = field(default_factory=dict)
-    #: Those that may be free, as others say on their threads.
+    #: Keys that may be free, as reported by other threads.
     _wanted: set[str] = field(default_factory=set)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def want(self, keys: Iterable[str]) -> None:
-        """Look at *keys* at once; any thread may ask for that."""
+        """Make *keys* due at once; any thread may call this."""
         with self._guard:
             self._wanted.update(keys)
 
     def due(self, keys: Iterable[str]) -> list[str]:
-        """Return those of *keys*, which are all that are waited for here, whose look is due."""
+        """Return those of *keys* that are due; *keys* are all keys with waiters here."""
         now = time.monotonic()
         with self._guard:
             wanted, self._wanted = self._wanted, set()
@@ -71,17 +71,17 @@ class Pace:
 
     @property
     def next_due(self) -> float:
-        """When the next look is due; monotonic, in seconds."""
+        """When the next poll is due, in monotonic seconds."""
         return min((state.due for state in self._keys.values()), default=math.inf)
 
     @property
     def is_moving(self) -> bool:
-        """Whether a key that is waited for here has moved just now."""
+        """Whether any key with waiters here is active."""
         now = time.monotonic()
         return any(state.moving_until > now for state in self._keys.values())
 
     def asks_who_is_next(self, key: str, mark: object) -> bool:
-        """Note what a key is like; return whether it is to be asked if the next waits here."""
+        """Record the usage of a key; return whether to check if its next waiter is here."""
         state, now = self._keys[key], time.monotonic()
         if mark != state.mark:
             state.mark, state.near_until = mark, 0.0
@@ -89,12 +89,12 @@ class Pace:
         return state.moving_until <= now and state.near_until <= now
 
     def is_near(self, key: str, near: bool) -> None:
-        """Note whether the next of a key's line waits here."""
+        """Record whether a key's next waiter is here."""
         state = self._keys[key]
         state.near, state.near_until = near, time.monotonic() + NEAR_FOR / 1000
 
     def plan(self, key: str, within: float | None = None) -> None:
-        """Plan the next look at a key: within so many milliseconds if something is due then."""
+        """Plan the next poll of a key, at the latest *within* milliseconds."""
         state, now = self._keys[key], time.monotonic()
         pause: float = STILL if state.near else SELDOM
         if state.moving_until > now:

@@ -1,6 +1,6 @@
-"""What the log does with the messages of one actor, worked out once.
+"""What the log does with the messages of one actor, computed once.
 
-A message that has options of its own, or anything odd about it, is looked at in full instead.
+A message with its own options, or with unusual values, is processed in full instead.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from .bonds import Shape
 
-#: What is the same whatever the log does with a message: its delivery, its attempt, its family;
-#: and what it is bound to, which is looked at by itself.
+#: Options that do not affect what the log does with a message: its delivery, attempt and family;
+#: and its bonds, which are checked separately.
 PLAIN_OPTIONS = frozenset(
     {
         STAMP,
@@ -36,11 +36,11 @@ PLAIN_OPTIONS = frozenset(
     }
 )
 
-#: Numbers that every reader of JSON reads in the same way.
+#: Integers below this are exact in every JSON parser.
 _MAX_NUMBER = 2**53
 #: Instants up to the year 5138, in milliseconds since 1970.
 _MAX_MILLIS = 10**14
-#: A text in which no secret can stand without a name beside it, and which every database holds.
+#: Text that cannot contain a secret with its name, and that every database can store.
 _HARMLESS = re.compile(r"[A-Za-z0-9_.@/+-]{0,200}\Z")
 
 _LISTS = (tuple, list)
@@ -50,31 +50,31 @@ _encode = json.JSONEncoder(allow_nan=False).encode
 
 @dataclass(frozen=True)
 class Plan:
-    """What an actor's options, or a message's own, say of a job."""
+    """What an actor's options, or a message's own, determine about a job."""
 
-    #: Whether it has a row.
+    #: Whether the job has a row.
     is_logged: bool
     #: Whether it is exclusive or unique.
     is_bound: bool
-    #: From which level on its lines are kept; None for none.
+    #: The lowest level of log lines that are kept; None for none.
     lines_level: int | None
-    #: How many of its runs may lose their worker; None for any number.
+    #: How many of its runs may be interrupted; None for no limit.
     max_interruptions: int | None
     rerun: bool | None
     #: Whether its start may be written late.
     starts_soon: bool
-    #: What is the same on each of its rows; None if too little is.
+    #: The columns common to all rows; None if too few are.
     row: Mapping[str, Any] | None = None
-    #: What its plain messages are bound to, but for their keys; None if that varies.
+    #: The bonds of its plain messages, except for the keys; None if they vary.
     shape: Shape | None = None
     #: Whether a user is read from each message.
     has_user: bool = False
-    #: Says whether a name is a secret's; None if arguments are not kept, or not by names alone.
+    #: Returns whether a name is a secret's; None if arguments need other checks, or are not stored.
     is_secret: Callable[[str], bool] | None = None
 
 
 def is_plain(message: Any) -> bool:
-    """Return whether a message is as its actor sent it, and has nothing odd about it."""
+    """Return whether a message has no own options and no unusual values."""
     options = message.options
     jid, retries = message.message_id, options.get("retries", 0)
     return (
@@ -94,7 +94,7 @@ def is_plain(message: Any) -> bool:
 def plain_arguments(
     args: Sequence[Any], kwargs: Mapping[str, Any], is_secret: Callable[[str], bool]
 ) -> dict[str, str] | None:
-    """Return arguments as they are stored, if nothing of them must be looked at more closely."""
+    """Return the stored form of plain arguments; None if any needs closer checks."""
     if type(args) not in _LISTS or type(kwargs) is not dict or not all(map(_is_harmless, args)):
         return None
     if not kwargs:

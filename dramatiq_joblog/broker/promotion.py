@@ -1,8 +1,7 @@
-"""Brings the job that has waited longest forward once its section is free.
+"""Promotes the job that has waited longest once its section is free.
 
-A message that waits lies in the memory of the worker process that took it from the delay queue.
-Each process looks after its own: it says in the log that it has them, and puts the one that is
-next forward once its section is free.
+A waiting message is in the memory of the worker process that fetched it.  Each process manages its
+own: it records in the log that it has them, and promotes the next one once the section is free.
 """
 
 from __future__ import annotations
@@ -45,35 +44,35 @@ if TYPE_CHECKING:
 
     from .held import Held
 
-#: Milliseconds between two looks at what waits here, unless something has come; and at least.
+#: Milliseconds between two scans for waiting messages: regular, and minimum after a new one.
 SCAN_EVERY, SCAN_AGAIN = 1_000, 50
-#: Milliseconds for each waiting message until all are read again, as the limits of their actors
-#: may have changed; and at most.
+#: Milliseconds for each waiting message, and in total at most, until all are parsed again, because
+#: the limits of their actors may have changed.
 READ_EACH, READ_EVERY = 60, 30_000
-#: A look in vain takes at most this part of a core: the pause after it is so many times as long.
+#: A poll that promotes nothing is followed by a pause this many times as long, to limit CPU use.
 REST = 20
-#: As long after a key has moved: the next handover is soon.
+#: The same after a key has changed, because the next handover is soon.
 REST_MOVING = 5
-#: Milliseconds until a broker that did not take a message is tried again.
+#: Milliseconds until enqueueing is retried after an error of the broker.
 AGAIN = 1_000
-#: As many keys, or jobs, are asked for at once at most.
+#: The maximum number of keys, or jobs, in one query.
 MAX_ASKED = 200
-#: As many keys whose limit a callable says are tried at once at most.
+#: The maximum number of keys with callable limits that are tried at once.
 MAX_TRIED = 20
-#: If this process waits for more keys than that, or one lets more in, it is not asked who is next.
+#: With more keys than this, or a higher limit, the process does not check whose waiter is next.
 MAX_NEAR = 8
-#: As many waiters of a key are put forward at once at most.
+#: The maximum number of a key's waiters that are promoted at once.
 MAX_FORWARD = 200
-#: Milliseconds until a rate is looked at again that is used up for longer: its limit may be set.
+#: Maximum milliseconds until an exhausted rate is checked again: its limit may be changed.
 RATE_EVERY = 1_000
 
 
 class Waker(threading.Thread):
-    """Looks after the messages that wait in this process.
+    """Manages the messages that wait in this process.
 
     Parameters:
       joblog: The log.
-      broker: Where they are put forward.
+      broker: The broker that they are enqueued on.
     """
 
     def __init__(self, joblog: Log[Written], broker: Broker) -> None:
@@ -84,97 +83,95 @@ class Waker(threading.Thread):
         self._limited = LimitedLog(self._logger)
         self._wanted = threading.Event()
         self._stopped = False
-        #: What waits here.
+        #: The messages that wait here.
         self._held = HeldMessages(broker)
         self._at_hand = AtHand(self._held)
         self._pace = Pace()
         self._scan_due = self._attend_due = self._read_due = self._try_due = 0.0
-        #: Those of whom it is not said yet that they are here, and the seconds between two parts.
+        #: Waiters not yet recorded as held by this process, and the seconds between two batches.
         self._unattended: list[str] = []
         self._attend_every = ATTEND_EVERY / 1000
-        #: Whether something has come that was not looked at, when that was, and when the next look
-        #: may be.
+        #: Whether there are new messages, when they came, and the earliest time of the next scan.
         self._came = False
         self._came_at = self._scan_again = 0.0
-        #: What callables have said for the limits of keys.
+        #: The last results of callable limits, by key.
         self._heard: dict[str, int] = {}
-        #: When the rate of a key is looked at again; monotonic, in seconds.
+        #: When the rate of a key is checked again, in monotonic seconds.
         self._rates_due: dict[str, float] = {}
-        #: Jobs that are to stand in line, and since when that is not known; monotonic, in seconds.
+        #: Jobs that are joining a wait queue, and since when; in monotonic seconds.
         self._lining: deque[tuple[str, Receipt, float]] = deque()
-        #: Whether messages were put forward by the last look: it was not in vain.
+        #: Whether the last poll promoted any message.
         self._moved = False
-        #: Queues in which messages have just been put that this process can take at once, and how
-        #: many.
+        #: The number of messages just enqueued, by queue, that this process can fetch at once.
         self._filled: Counter[str] = Counter()
 
     def attach(self, consumer: Any) -> None:
-        """Look after what a thread of the host's takes from its queue."""
+        """Manage the messages of one of Dramatiq's consumers."""
         self._held.attach(consumer)
 
     def detach(self, consumer: Any) -> None:
-        """Leave what waits in a thread of the host's to the broker."""
+        """Stop managing the messages of one of Dramatiq's consumers."""
         self._held.detach(consumer)
 
     def look(self, keys: Iterable[str]) -> None:
-        """Look now, if somebody waits here for one of *keys*, which may be free."""
+        """Poll *keys*, which may be free, at once if a message here waits for one of them."""
         if self.waits_for(keys):
             self._pace.want(keys)
             self._wanted.set()
 
     def waits_for(self, keys: Iterable[str]) -> bool:
-        """Return whether somebody waits here for one of *keys*."""
+        """Return whether a message here waits for one of *keys*."""
         return self._held.waits_for(keys)
 
     def heard(self, need: Need) -> None:
-        """Take what a callable has said for a limit: nobody asks it for those that wait."""
+        """Store the result of a callable limit, which is not called for waiters."""
         if self._held.waits_for([need.key]):
             self._heard[need.key] = need.limit
             self._rates_due.pop(need.key, None)
             self._pace.want([need.key])
 
     def expect(self) -> None:
-        """Look soon at what waits here: a message is about to."""
+        """Scan soon, because a message is about to be added."""
         self._came_at = time.monotonic()
         if not self._came:
             self._came = True
             self._wanted.set()
 
     def hold(self, message: Message[Any], delay: int) -> bool:
-        """Hold a message back here that its consumer has not acknowledged, for so long at most.
+        """Hold an unacknowledged message in this process for at most *delay* milliseconds.
 
         Returns:
-          False if that cannot be: it is to be enqueued with that delay, in milliseconds.
+          False if there is no room; the caller must enqueue it with that delay.
         """
         return self._at_hand.hold(message, delay)
 
     def has_line(self, need: Need) -> bool:
-        """Return whether so many jobs wait here for a key that a newcomer stands behind them."""
+        """Return whether at least as many jobs wait here for a key as its limit."""
         return len(self._held.of(need.key)) >= max(need.limit, 1)
 
     def lines_up(self, jid: str, receipt: Receipt) -> None:
-        """Follow whether a job that is held here has come to stand in line."""
+        """Check later whether a job held here has joined its wait queue."""
         self._lining.append((jid, receipt, time.monotonic()))
 
     def began(self, message: MessageProxy) -> None:
-        """Note that a thread begins to work on a message that has waited."""
+        """Record that a thread begins to process a message."""
         if keys := self._at_hand.began(message):
             self.look(keys)
 
     def filled(self, queue_name: str) -> None:
-        """Take at once what was put in a queue, if this process does that."""
+        """Fetch at once what was enqueued on a queue, if this process consumes it by polling."""
         self._filled[queue_name] += 1
         self._wanted.set()
 
     def stop(self) -> None:
-        """End."""
+        """Stop the thread."""
         self._stopped = True
         self._wanted.set()
         if self.is_alive():
             self.join(timeout=10.0)
 
     def run(self) -> None:
-        """Look whenever something may have changed, and now and then."""
+        """Poll when something may have changed, and regularly."""
         connection = Connection(self._joblog.core.database)
         pause = 0.0
         while not self._stopped:
@@ -195,7 +192,7 @@ class Waker(threading.Thread):
                 self._logger.debug("No waiting job is brought forward: %s", e)
                 pause = AGAIN / 1000
             except Exception:  # noqa: BLE001 - it is logged
-                # They come by themselves, only later.
+                # Without promotion, the messages come back later by themselves.
                 self._limited.log(
                     logging.WARNING,
                     "promotion",
@@ -207,15 +204,15 @@ class Waker(threading.Thread):
 
     @property
     def _next_scan(self) -> float:
-        """When to see again what waits here; monotonic, in seconds."""
+        """When to scan again, in monotonic seconds."""
         return self._scan_again if self._came else self._scan_due
 
     def _scan(self) -> None:
-        """See what waits here."""
+        """Scan for waiting messages."""
         if time.monotonic() < self._next_scan:
             return
         began = time.thread_time()
-        # What is about to be put in the consumer's queue may not be there yet.
+        # A new message may not be in the consumer's queue yet.
         self._came = self._came_at > time.monotonic() - SCAN_AGAIN / 1000
         self._held.look()
         for known in (self._heard, self._rates_due):
@@ -226,7 +223,7 @@ class Waker(threading.Thread):
         self._scan_again = now + max(SCAN_AGAIN / 1000, rest)
 
     def _look_after_line(self) -> None:
-        """Put those forward that did not come to stand in line: their starts say why."""
+        """Promote jobs that failed to join their wait queue: their next start reports why."""
         left = []
         while self._lining and self._lining[0][1].is_done:
             jid, receipt, since = self._lining.popleft()
@@ -236,14 +233,14 @@ class Waker(threading.Thread):
             if held is not None:
                 self._put_forward([held], self._put)
             elif since > time.monotonic() - ATTEND_EVERY / 1000:
-                # It is not seen yet.
+                # The scan has not found it yet.
                 left.append((jid, receipt, since))
         self._lining.extend(left)
 
     def _attend(self, connection: Connection) -> None:
-        """Say that this process has the messages of those that wait here, some of them at a time.
+        """Record in batches that this process holds the messages of the waiters here.
 
-        Others come in meanwhile, while there may be thousands of them.
+        There may be thousands, and promotions must not wait for all of them.
         """
         now = time.monotonic()
         if now < self._attend_due:
@@ -264,8 +261,8 @@ class Waker(threading.Thread):
         waiters = self._joblog.core.locks.waiters
         connection.ask(functools.partial(waiters.attend, jids))
         waited = connection.ask(functools.partial(waiters.unsettled, jids))
-        # Their starts say what becomes of them.  Those whose time to wait is over come by
-        # themselves, unless the clock of this host or of that which put them back is wrong.
+        # Their next start decides what happens.  Those whose waiting time is over come back by
+        # themselves, unless the clock of this host or of the one that requeued them is wrong.
         self._put_forward(
             [
                 held[jid]
@@ -276,8 +273,8 @@ class Waker(threading.Thread):
         )
 
     def _wake(self, connection: Connection) -> float:
-        """Put those forward that may come in now; return the seconds to rest from that."""
-        # Of this thread alone: what others take meanwhile is no reason to look less often.
+        """Promote the waiters that may run now; return the seconds to pause afterwards."""
+        # The CPU time of this thread alone, so that a busy process does not poll less often.
         began, self._moved = time.thread_time(), False
         self._look_at_all(connection)
         if self._moved:
@@ -286,9 +283,9 @@ class Waker(threading.Thread):
         return rest * (time.thread_time() - began)
 
     def _look_at_all(self, connection: Connection) -> None:
-        """Look at those keys whose look is due."""
+        """Poll the keys that are due."""
         if not self._held.keys:
-            # Others may want the connection meanwhile.
+            # Return the connection meanwhile.
             connection.close()
         for keys in _parts(self._pace.due(self._held.keys)):
             self._look_at(connection, keys)
@@ -297,11 +294,11 @@ class Waker(threading.Thread):
             held = self._held
             asked = [k for k in held.keys if any(need.is_asked for need in held.needs(k))]
             for key in random.sample(asked, min(len(asked), MAX_TRIED)):
-                # Its callable may say more by now: the next one's start asks it.
+                # Its callable may return more by now; the next waiter's start calls it.
                 self._put_next(connection, key, {SECTION: 1, RATE: 1})
 
     def _look_at(self, connection: Connection, keys: Sequence[str]) -> None:
-        """Put those forward that may come in now by one of *keys*, and plan the next looks."""
+        """Promote the waiters of *keys* that may run now, and plan the next polls."""
         locks = self._joblog.core.locks
         used = connection.ask(functools.partial(locks.usage, keys))
         for key in keys:
@@ -316,7 +313,7 @@ class Waker(threading.Thread):
             self._pace.plan(key, self._rate_due_in(key))
 
     def _is_near(self, connection: Connection, key: str) -> bool:
-        """Return whether one of those waits here that come in next by a section."""
+        """Return whether one of a section's next waiters is here."""
         needs = [need for need in self._held.needs(key) if need.kind == SECTION]
         if not needs:
             return False
@@ -330,13 +327,13 @@ class Waker(threading.Thread):
         return any(jid in mine for jid in line)
 
     def _rate_due_in(self, key: str) -> float | None:
-        """Return the milliseconds until more may start by a rate that is waited for here."""
+        """Return the milliseconds until a rate with waiters here allows more; None without such."""
         if all(need.kind != RATE for need in self._held.needs(key)):
             return None
         return 1000 * (self._rates_due.get(key, 0.0) - time.monotonic())
 
     def _free(self, connection: Connection, key: str, used: Usage) -> dict[str, int]:
-        """Return how many of a key may come in now, by the kind of what they wait for."""
+        """Return the number of free slots of a key, by the kind of need."""
         free = {SECTION: 0, RATE: 0}
         for need in self._held.needs(key):
             limit = self._heard.get(key, need.limit) if need.is_asked else need.limit
@@ -356,7 +353,7 @@ class Waker(threading.Thread):
         return free
 
     def _put_owners(self, connection: Connection, key: str, kept: int) -> None:
-        """Put those forward for whom a slot is kept, and that a pause had kept out."""
+        """Promote waiters with a reserved slot that a pause had blocked."""
         mine, locks = self._held.of(key), self._joblog.core.locks
         for jid, is_own in connection.ask(functools.partial(locks.waiters.next_of, key, kept)):
             owns = functools.partial(locks.owns, key, jid)
@@ -364,7 +361,7 @@ class Waker(threading.Thread):
                 self._put_forward([mine[jid]], self._put)
 
     def _put_next(self, connection: Connection, key: str, free: dict[str, int]) -> None:
-        """Put those forward that are next in the line of a key, and whose messages are here."""
+        """Promote the next waiters of a key whose messages are here."""
         mine = self._held.of(key)
         most = min(max(free.values()), MAX_FORWARD)
         waiters = self._joblog.core.locks.waiters
@@ -372,7 +369,7 @@ class Waker(threading.Thread):
         turns = []
         for place, (jid, is_own) in enumerate(line):
             held = mine.get(jid)
-            # One that waits for another key comes in by that; this one is kept for it.
+            # A waiter for another key is promoted by that key; this one is reserved for it.
             if held is not None and is_own and place < free[held.need.kind]:
                 turns.append(held)
         handed, moved = self._at_hand.split(key, turns)
@@ -380,7 +377,7 @@ class Waker(threading.Thread):
         self._put_forward(moved, self._move)
 
     def _put_forward(self, some: Sequence[Held], put: Callable[[Held], None]) -> None:
-        """Take messages out of their delay queues, and *put* each where it is worked on."""
+        """Remove messages from their delay queues, and *put* each where it is processed."""
         for consumer in {id(held.consumer): held.consumer for held in some}.values():
             left = self._held.take_out([held for held in some if held.consumer is consumer])
             self._moved = self._moved or bool(left)
@@ -393,13 +390,13 @@ class Waker(threading.Thread):
         self._take_filled()
 
     def _move(self, held: Held) -> None:
-        """Do what the host does with a message whose time has come."""
+        """Do what Dramatiq does with a message that is due."""
         queue_name = self._enqueue(held.consumer, held.message)
         held.consumer.delay_queue.task_done()
         self._filled[queue_name] += 1
 
     def _enqueue(self, consumer: Any, held_back: Any) -> str:
-        """Put a message that is held back into the queue of its actor; return that."""
+        """Enqueue a delayed message on its actor's queue; return the queue's name."""
         message = held_back.copy(queue_name=q_name(held_back.queue_name))
         message.options.pop("eta", None)
         with moving():
@@ -408,7 +405,7 @@ class Waker(threading.Thread):
         return str(message.queue_name)
 
     def _pass_on(self) -> None:
-        """Put those into the queues of their actors that no thread here has taken."""
+        """Enqueue messages that no thread here has taken."""
         late = self._at_hand.take_back()
         try:
             while late:
@@ -422,29 +419,29 @@ class Waker(threading.Thread):
                 consumer.work_queue.task_done()
 
     def _put(self, held: Held) -> None:
-        """Let one come whose turn is no question of how many may."""
+        """Hand over or enqueue a message regardless of free slots."""
         if held.is_at_hand:
             self._at_hand.hand(held)
         else:
             self._move(held)
 
     def _take_filled(self) -> None:
-        """Take what was put in queues, as far as this process has idle threads."""
+        """Fetch what was just enqueued, as far as this process has idle threads."""
         if self._filled:
-            # What was put back is looked after soon.
+            # Requeued messages must be scanned soon.
             self._came = True
         while self._filled:
             self._take(*self._filled.popitem())
 
     def _take(self, queue_name: str, count: int) -> None:
-        """Take messages from a queue that the host's idle thread looks at only now and then."""
+        """Fetch messages from a queue that Dramatiq's idle consumer polls only seldom."""
         consumer = self._held.consumer_of(queue_name)
         if consumer is None or consumer.paused or not is_polled(self._broker):
             return
         if not consumer.work_queue.empty():
-            # There is no idle thread to run them.
+            # No thread is idle.
             return
-        # The host takes twice as many as it has threads.
+        # Dramatiq prefetches twice as many messages as it has threads.
         most = max(1, min(count, consumer.prefetch // 2))
         taker = self._broker.consume(queue_name, prefetch=most, timeout=1)
         for message in itertools.islice(taker, most):
@@ -454,7 +451,7 @@ class Waker(threading.Thread):
 
 
 def _is_over(need: Need, waited: int) -> bool:
-    """Return whether a job has waited for as long as it may."""
+    """Return whether a job's waiting time is over."""
     return need.on_conflict == "wait" and need.wait_for is not None and waited > need.wait_for
 
 

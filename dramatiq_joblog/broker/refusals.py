@@ -1,4 +1,4 @@
-"""What happens to a message that may not run now: skipped, rejected, put back or failed."""
+"""What happens to a message that may not run now: skipped, rejected, requeued or failed."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _logger = get_logger(__name__)
 
 
 class Refusals:
-    """Turns messages away, each in the way that its start was answered.
+    """Refuses messages according to the answers to their starts.
 
     Parameters:
-      runs: Where a run that is refused is noted.
-      hold_here: Keeps a copy of a message in this process for so many milliseconds, in its place;
-        returns whether it does.
-      filled: Called with the delay queue that a message was put into.
-      outcome_log: Whether those that are skipped are logged as well.
-      user_column: The column of a job's user.
+      runs: Records refused runs.
+      hold_here: Holds a copy of a message in this process for a number of milliseconds; returns
+      False if it cannot.
+      filled: Called with the name of the delay queue that a message was enqueued on.
+      outcome_log: Whether skipped jobs are logged as well.
+      user_column: The column of the job's user.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Refusals:
         self._user_column = user_column
 
     def reject(self, broker: Broker, message: MessageProxy, error: Exception) -> None:
-        """Let a job be dead whose message could not be run rightly at any time."""
+        """Reject a message that can never run correctly; its job is dead."""
         run = self._runs.new(broker, message)
         run.exception = error
         message.fail()
@@ -76,13 +76,13 @@ class Refusals:
         *,
         needs_key: bool,
     ) -> None:
-        """Skip, reject, put back or fail a message that may not run now.
+        """Skip, reject, requeue or fail a message that may not run now.
 
         Parameters:
           broker: The message's broker.
           message: The message.
           run: Its run, which does not begin.
-          answer: How its start was answered.
+          answer: The answer to its start.
           needs_key: Whether it needs a key.
         """
         refusal = answer.refusal
@@ -93,13 +93,13 @@ class Refusals:
         run.refused = True
         delay = answer.delay
         if delay is None and needs_key and answer.found is None:
-            # Nobody knows whether its section is free: it never runs unguarded.
+            # It is unknown whether its section is free, and it must never run without it.
             delay = AWAY_DELAY
         if delay is not None:
             self.put_back(broker, message, delay, refusal)
             raise SkipMessage(taken or "it comes back: its section is not free for certain")
         if answer.gave_way:
-            # As of any other duplicate: the newer one does its work.
+            # As for any duplicate: the newer job does the work.
             count_as_done(broker, message)
         if taken is None:
             _logger.info(
@@ -109,7 +109,7 @@ class Refusals:
             )
             keep_its_result(message)
         if answer.found == State.DEAD:
-            # If its rejection was lost with its worker, to the dead letters with it.
+            # Its rejection was lost with its worker; reject it again.
             message.fail()
         if self._outcome_log and taken:
             row = {**run.row, "state": answer.found, "skip_reason": taken}
@@ -119,18 +119,18 @@ class Refusals:
     def put_back(
         self, broker: Broker, message: MessageProxy, delay: int, refusal: Refusal | None = None
     ) -> None:
-        """Let a message come back after *delay* milliseconds, or once its turn has come."""
+        """Requeue a message for *delay* milliseconds, or until its turn comes."""
         waits = True if refusal is None else refusal.need.key
         copy = bare(message).copy(options={WAITS: waits})
         if not self._hold_here(broker, message, copy, delay):
-            # It stays the same delivery: one that is delivered again is a repetition yet.
+            # It stays the same delivery, so that a redelivery is still recognised as a repetition.
             hold(copy)
             with moving():
                 self._enqueue(broker, copy, delay)
         keep_its_result(message)
 
     def line_up(self, broker: Broker, message: MessageProxy, run: Run, start: Started) -> bool:
-        """Hold a message here that goes to the end of a line; return False if that cannot be."""
+        """Hold a message here that joins a wait queue; return False if it cannot be held."""
         [need] = start.needs
         copy = bare(message).copy(options={WAITS: need.key})
         if not self._hold_here(broker, message, copy, comes_back(start, need.wait_for)):
@@ -140,19 +140,19 @@ class Refusals:
         return True
 
     def send_back(self, broker: Broker, message: MessageProxy, delay: int) -> None:
-        """Let a message come back after *delay* milliseconds whose run was to begin, and ends."""
+        """Requeue a message for *delay* milliseconds whose run was about to begin."""
         self._enqueue(broker, bare(message).copy(options={WAITS: True}), delay)
         keep_its_result(message)
 
     def _enqueue(self, broker: Broker, copy: Message[Any], delay: int) -> None:
-        """Enqueue a copy; it must be in the broker before its message is acknowledged."""
+        """Enqueue a copy; it must be in the broker before the original is acknowledged."""
         while True:
             try:
                 broker.enqueue(copy, delay=delay)
             except MiddlewareError:
                 raise
             except Exception as e:  # noqa: BLE001
-                # Brokers raise the errors of their clients' as well as the host's own.
+                # Brokers raise errors of their client libraries as well as Dramatiq's.
                 _logger.warning("A waiting job cannot be put back yet: %s", e)
                 time.sleep(1.0)
             else:
@@ -161,14 +161,14 @@ class Refusals:
 
 
 def count_as_done(broker: Broker, message: MessageProxy) -> None:
-    """Count a duplicate as done where its group counts its members: another does its work.
+    """Count a duplicate as a completed member of its group: another job does its work.
 
     Raises:
-      SectionUnknownError: It could not be counted, and is retried.
+      SectionUnknownError: If it could not be counted; it is retried.
     """
     last = message.options
     while (target := last.get("pipe_target")) is not None:
-        # Of a pipeline nothing follows; the group counts by the last of it.
+        # The rest of a pipeline does not run; the group counts its last message.
         last = target["options"]
     member = message.copy(options={name: last.get(name) for name in GROUP})
     for middleware in broker.middleware:
@@ -180,5 +180,5 @@ def count_as_done(broker: Broker, message: MessageProxy) -> None:
 
 
 def keep_its_result(message: MessageProxy) -> None:
-    """Let ``Results`` store nothing for a copy that is dropped: the job's result is another's."""
+    """Keep ``Results`` from storing a result for a dropped copy: another run's result counts."""
     message.options["store_results"] = False

@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-#: Why no job can be sent there.
+#: The reason why a job cannot be sent inside a transaction.
 IN_TRANSACTION = "inside a transaction, whose end the message would not wait for"
-#: Jids in one condition: far fewer than any database takes.
+#: The number of jids in one condition; far below any database's limit.
 _MOST_JIDS = 500
 
-#: A group counts its members by these.
+#: The options by which a group counts its members.
 GROUP = ("group_completion_uuid", "group_completion_callbacks")
 
 
@@ -49,16 +49,16 @@ class Requeued:
 
     #: The new messages, in order.
     sent: list[Message[Any]] = field(default_factory=list)
-    #: Why a job could not be run again, by its jid.
+    #: The reasons of refusals, by jid.
     refused: dict[str, str] = field(default_factory=dict)
 
 
 class Sender:
-    """Sends the jobs of one log again.
+    """Requeues the jobs of one log.
 
     Parameters:
       joblog: The log.
-      arguments: Knows what was sent.
+      arguments: Restores what was sent.
     """
 
     def __init__(self, joblog: Log[Written], arguments: Arguments) -> None:
@@ -71,7 +71,7 @@ class Sender:
 
     @property
     def broker(self) -> Broker | None:
-        """Where this process declared an actor last, if it did."""
+        """The broker on which this process last declared an actor, if any."""
         return self._brokers[0] if self._brokers else None
 
     @property
@@ -80,27 +80,27 @@ class Sender:
         return any(broker.actors for broker in self._known())
 
     def add(self, broker: Broker, messages: Messages, enqueue: Enqueue | None = None) -> None:
-        """Let jobs be sent by a broker, before all others, as an actor is declared there.
+        """Add a broker on which an actor is declared; it takes precedence over the others.
 
         Parameters:
           broker: The broker.
-          messages: Reads what is sent there.
-          enqueue: What the middleware put around the broker's own ``enqueue``, if it did.
+          messages: Reads the messages sent there.
+          enqueue: The middleware's wrapper around the broker's ``enqueue``, if any.
         """
         self._readers[broker] = messages
         self._enqueues[broker] = enqueue
-        # A new list: another thread may be reading the old one.
+        # A new list, because another thread may be reading the old one.
         self._brokers = [broker, *(other for other in self._brokers if other is not broker)]
 
     def describe(self, data: Mapping[str, Any], user_from: str | None = None) -> dict[str, Any]:
-        """Return the columns that a message alone decides, by the options of its actor.
+        """Return the columns that a message and the options of its actor determine.
 
         Parameters:
           data: The message as a dictionary.
-          user_from: The parameter with the job's user, before the actor's *job_user*.
+          user_from: The parameter with the job's user; overrides the actor's *job_user*.
 
         Returns:
-          Nothing if this process has declared no such actor.
+          Empty if this process has not declared the actor.
         """
         broker = next((b for b in self._readers if data["actor_name"] in b.actors), None)
         if broker is None:
@@ -144,10 +144,10 @@ class Sender:
         return message
 
     def brokers(self, jid: str, broker: Broker | None = None) -> list[Broker]:
-        """Return those that jobs may be sent by, or the one that is asked for.
+        """Return the brokers that jobs may be sent to, or only *broker*.
 
         Raises:
-          RequeueError: If there is none whose jobs this log has; *jid* is for its text.
+          RequeueError: If no broker's jobs are in this log; *jid* is for its text.
         """
         if broker is None:
             return self._logged(jid, self._known())
@@ -156,7 +156,7 @@ class Sender:
         return self._logged(jid, [broker])
 
     def enqueue_of(self, broker: Broker) -> Enqueue | None:
-        """Return what the middleware put around a broker's own ``enqueue``, if it did."""
+        """Return the middleware's wrapper around a broker's ``enqueue``, if any."""
         return self._enqueues.get(broker)
 
     def redacted(self, text: str) -> str:
@@ -164,17 +164,17 @@ class Sender:
         return self._joblog.core.redactor.error(text)
 
     def restored(self, job: Any) -> Sent:
-        """Return what a job's message said; see :meth:`Arguments.restore`."""
+        """Return a job's arguments and options; see :meth:`Arguments.restore`."""
         return self._arguments.restore(job)
 
     def _known(self) -> list[Broker]:
-        """Return the brokers that jobs may be sent by."""
-        # The global one is only looked at: asking for it could make one.
+        """Return the brokers that jobs may be sent to."""
+        # Read the global variable: get_broker() could create a broker.
         last = dramatiq.broker.global_broker
         return self._brokers if last is None or last in self._brokers else [*self._brokers, last]
 
     def _logged(self, jid: str, brokers: list[Broker]) -> list[Broker]:
-        """Return those of some brokers whose jobs this log has."""
+        """Return those of *brokers* whose jobs are in this log."""
         if not brokers:
             raise RequeueError(jid, "this process declares no actors; import the module that does")
         logged = [
@@ -187,10 +187,10 @@ class Sender:
         return logged
 
     def check(self, job: Any) -> None:
-        """Refuse a job that has not ended, and any job inside a transaction.
+        """Refuse a job that has not ended, and all jobs inside a transaction.
 
         Raises:
-          RequeueError: If it does.
+          RequeueError: If the job is refused.
         """
         if job.state not in FINAL:
             cure = "; if nothing more will come of it, cancel it first"
@@ -220,13 +220,13 @@ class Sender:
 
         Parameters:
           job: The job.
-          sent: What its message said.
+          sent: Its arguments and options.
           brokers: The brokers that it may be sent to.
-          known: Of the jids that follow it in a pipeline those that the log knows.
-          jid: That of the new run; by default one of its own.
+          known: The jids of later messages in its pipeline that the log knows.
+          jid: The jid of the new run; by default a new one.
 
         Raises:
-          RequeueError: If none of the brokers has its actor.
+          RequeueError: If no broker has its actor.
         """
         broker = _home(job, brokers)
         options = _renewed(sent.options, job, known)
@@ -236,7 +236,7 @@ class Sender:
         actor = _declared(job.actor, broker.actors) or job.actor
         queue = _declared(job.queue, broker.get_declared_queues())
         if queue is None:
-            # The actor has moved since.
+            # The actor's queue has changed since.
             queue = broker.get_actor(actor).queue_name
         message: Message[Any] = Message(
             queue_name=queue,
@@ -249,7 +249,7 @@ class Sender:
         return broker, message
 
     def known_targets(self, sent: Iterable[Sent]) -> set[str]:
-        """Return the jids of what follows messages in their pipelines that the log knows."""
+        """Return the jids of later messages in the pipelines of *sent* that the log knows."""
         jids = {
             fold_jid(target["message_id"]) for each in sent for target in _targets(each.options)
         }
@@ -270,15 +270,15 @@ class Sender:
         try:
             self._joblog.core.writer.call(mark)
         except DatabaseAwayError as e:
-            # It is sent: a caller that gets an error would send it twice.
+            # It was sent; after an error, the caller would send it twice.
             self._logger.warning("Job %s runs again as %s, unmarked: %s", job.jid, jid, e)
 
 
 def with_arguments(jid: str, sent: Sent, arguments: Mapping[str, Any], function: Any) -> Sent:
-    """Return what a message said with some of its arguments changed, checked against its actor.
+    """Return *sent* with some arguments changed, checked against the actor's signature.
 
     Raises:
-      RequeueError: If the actor has no parameter of a name, or cannot be called so.
+      RequeueError: If the actor has no such parameter, or cannot be called with them.
     """
     parameters = parameters_of(function)
     args, kwargs = list(sent.args), dict(sent.kwargs)
@@ -307,16 +307,16 @@ def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def _renewed(options: dict[str, Any], job: Any, known: Container[str]) -> dict[str, Any]:
-    """Return options that let what follows the job follow its new run too."""
+    """Return options that let the rest of the job's pipeline follow its new run."""
     if job.state == State.FINISHED or job.replayed_by is not None:
-        # Its group has counted it already.
+        # Its group has already counted it.
         options = {name: value for name, value in options.items() if name not in GROUP}
     fresh_ids = any(fold_jid(target["message_id"]) in known for target in _targets(options))
     return _with_targets(options, fresh_ids=fresh_ids)
 
 
 def _home(job: Any, brokers: Sequence[Broker]) -> Broker:
-    """Return the broker that a job's actor is declared on, the one with its queue first.
+    """Return the broker that declares a job's actor, preferring one with its queue.
 
     Raises:
       RequeueError: If there is none.
@@ -330,21 +330,21 @@ def _home(job: Any, brokers: Sequence[Broker]) -> Broker:
 
 
 def _declared(stored: str, names: Collection[str]) -> str | None:
-    """Return the name that is stored so; None if none of those that are declared is."""
+    """Return the declared name that is stored as *stored*, or None."""
     if stored in names:
         return stored
     return next((name for name in names if fit_name(name) == stored), None)
 
 
 def _targets(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the messages that follow in a pipeline."""
+    """Yield the later messages of a pipeline."""
     while (target := _target(options)) is not None:
         yield target
         options = target["options"]
 
 
 def _target(options: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the message that follows in a pipeline, unless it is none that can be read."""
+    """Return the next message of a pipeline; None if there is none or it is unreadable."""
     target = options.get("pipe_target")
     if isinstance(target, dict) and isinstance(target.get("options"), dict):
         return target if "message_id" in target else None
@@ -352,13 +352,13 @@ def _target(options: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _with_targets(options: dict[str, Any], *, fresh_ids: bool) -> dict[str, Any]:
-    """Return *options* with messages to follow that are as new as this one."""
+    """Return *options* with renewed messages for the rest of the pipeline."""
     target = _target(options)
     if target is None:
         return dict(options)
     renewed: dict[str, Any] = {"message_timestamp": now()}
     if fresh_ids:
-        # Under its old id the log would take it for a job that was done.
+        # With its old ID, the log would treat it as a job already done.
         renewed["message_id"] = generate_unique_id()
     following = _with_targets(target["options"], fresh_ids=fresh_ids)
     return {**options, "pipe_target": {**target, **renewed, "options": following}}

@@ -1,4 +1,4 @@
-"""What each worker thread is running, and what it has enqueued meanwhile."""
+"""The run of each worker thread, and what the thread has enqueued meanwhile."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .plan import Plan
     from .worker_process import WorkerProcess
 
-#: What a run says of its job, before it has.
+#: The initial columns of a run.
 _OF_A_RUN: dict[str, Any] = dict.fromkeys(
     (
         "dead_reason",
@@ -38,11 +38,11 @@ _OF_A_RUN: dict[str, Any] = dict.fromkeys(
 
 
 class Runs:
-    """The runs at work in this process, each known to its thread.
+    """The current runs of this process, by thread.
 
     Parameters:
-      messages: Knows what rows say.
-      process: This process.
+      messages: Makes the columns of rows.
+      process: The name of this process.
     """
 
     def __init__(self, messages: Messages, process: WorkerProcess) -> None:
@@ -52,45 +52,45 @@ class Runs:
         self._open = OpenRuns()
 
     def begin_thread(self) -> None:
-        """Note what is enqueued on a worker's thread; this is it."""
+        """Mark this thread as a worker thread, whose enqueued messages are recorded."""
         self._local.sent = {}
 
     def note_sent(self, message: AnyMessage) -> None:
-        """Note that this thread has enqueued a message that it does not work on."""
+        """Record that this thread has enqueued a message other than its current one."""
         sent = getattr(self._local, "sent", None)
         if sent is not None:
-            # Perhaps the retry of a message that was refused before the log knew of its run.
+            # It may be the retry of a message that was refused before its run was known.
             sent[message.message_id] = message
 
     def open(self, run: Run) -> None:
-        """Follow a run on all threads, until it has ended."""
+        """Register a run for all threads, until it has ended."""
         self._open.add(run)
 
     def close(self, run: Run) -> None:
-        """Follow a run no more."""
+        """Unregister a run."""
         self._open.remove(run)
 
     def current(self, message: AnyMessage) -> Run | None:
-        """Return the run of a message that this thread works on; None if it is another's."""
+        """Return this thread's run if it is of *message*, or None."""
         run: Run | None = getattr(self._local, "run", None)
         return run if run is not None and run.message_id == message.message_id else None
 
     def of_delivery(self, message: AnyMessage) -> Run | None:
-        """Return the run of this very delivery: an earlier one of the message may be left here."""
+        """Return the run of exactly this delivery: an earlier run of the message may remain."""
         run: Run | None = getattr(self._local, "run", None)
         return run if run is not None and run.given is message else None
 
     def working_on(self, message: AnyMessage) -> list[Run]:
-        """Return the runs here, on any thread, whose job goes on with what was enqueued now."""
+        """Return the runs, on any thread, whose jobs continue with the message just enqueued."""
         mine = self.current(message)
-        # Another copy of the message may be at work on another thread: that is another run.
+        # Another copy of the message may run on another thread; that is a different run.
         runs = [mine] if mine is not None and not mine.ended else self._open.of(message.message_id)
-        # A message that was moved twice is no other than the one at work.
+        # A message that was moved twice is the same as the running one.
         name = delivery_of(message).name
         return [run for run in runs if name is None or run.delivery.name != name]
 
     def leave(self) -> None:
-        """Forget the run before, should its end not have come."""
+        """Drop this thread's previous run, in case its end was not reported."""
         run: Run | None = getattr(self._local, "run", None)
         if run is not None and not run.ended:
             self._open.remove(run)
@@ -98,21 +98,21 @@ class Runs:
         self.forget_sent()
 
     def forget_sent(self) -> None:
-        """Forget what was enqueued on this thread."""
+        """Clear the record of messages enqueued on this thread."""
         sent = getattr(self._local, "sent", None)
         if sent:
             sent.clear()
 
     def late(self, broker: Broker, message: AnyMessage) -> Run:
-        """Return a run whose message was dropped or failed before the log knew of it."""
+        """Return a run for a message that was dropped or failed before its run was known."""
         run = self.new(broker, message)
         run.requeued = (getattr(self._local, "sent", None) or {}).get(message.message_id)
         return run
 
     def new(self, broker: Broker, message: AnyMessage, plan: Plan | None = None) -> Run:
-        """Begin to work on a message, on this thread."""
+        """Create the run of a message on this thread."""
         inner = bare(message)
-        # All rows of runs have the same columns, whose values are then taken together.
+        # All rows of runs have the same columns, so that they are written together.
         row = _OF_A_RUN | self._messages.row(broker, inner, plan)
         delivery = delivery_of(inner)
         row["token"] = new_token(delivery.name, stamped=delivery.stamped)

@@ -1,7 +1,7 @@
-"""Enqueues many messages, in as few round trips as their broker allows.
+"""Enqueues many messages in as few round trips as their broker allows.
 
-Redis takes many in one: the host's own code makes each command, and redis-py's pipeline sends
-them together.  Any other broker is given them one by one.
+On Redis, Dramatiq's own code makes each command, and redis-py's pipeline sends them together.  On
+any other broker, messages are enqueued one by one.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
     Enqueue = Callable[..., Message[Any]]
 
-#: What a broker may raise for one message, and take the next.
+#: Errors that concern a single message, not the broker.
 _OF_ONE = (ActorNotFound, MiddlewareError, QueueNotFound)
 
 
 @dataclass
 class Sending:
-    """Messages that are being enqueued, and what became of them; each has an id of its own."""
+    """Messages being enqueued, and the results; each message has a unique ID."""
 
-    #: Those that the broker has, by their ids.
+    #: The messages that the broker has, by ID.
     sent: dict[str, Message[Any]] = field(default_factory=dict)
-    #: Why one was not taken, by its id.
+    #: The errors of refused messages, by ID.
     refused: dict[str, Exception] = field(default_factory=dict)
 
     def send(
@@ -48,13 +48,13 @@ class Sending:
         """Enqueue *messages* in their order.
 
         Parameters:
-          broker: Where to.
-          messages: What.
-          ours: The ``enqueue`` that the log's middleware put around the broker's own, if it did.
+          broker: The broker to send to.
+          messages: The messages.
+          ours: The middleware's wrapper around the broker's ``enqueue``, if any.
 
         Raises:
-          Exception: If the broker is unavailable; of those that are neither sent nor refused
-            then, nobody knows.
+          Exception: If the broker is unavailable; messages neither sent nor refused may or may
+          not have arrived.
         """
         pipelines = can_pipeline(broker, ours)
         for together, some in itertools.groupby(
@@ -71,7 +71,7 @@ class Sending:
                 self.sent[message.message_id] = broker.enqueue(message)
 
     def _send_together(self, broker: Any, messages: Iterable[Message[Any]]) -> None:
-        """Enqueue messages in one round trip of Redis: it takes all or, if it fails, none."""
+        """Enqueue messages in one round trip to Redis, atomically."""
         with broker.client.pipeline(transaction=True) as pipeline:
             collector = _Collector(broker, pipeline)
             for message in messages:
@@ -84,12 +84,12 @@ class Sending:
                 emit()
                 self.sent[message.message_id] = message
         if failed:
-            # The server itself, as when its memory is full: the next would fare no better.
+            # A server error, such as full memory: the next message would fail too.
             raise failed[0]
 
     @contextlib.contextmanager
     def _refusing(self, message: Message[Any]) -> Iterator[None]:
-        """Note an error that is about this message alone, and let any other pass."""
+        """Record an error that concerns only this message; let any other propagate."""
         try:
             yield
         except Exception as e:
@@ -99,7 +99,7 @@ class Sending:
 
 
 def _is_of_one(error: Exception, message: Message[Any]) -> bool:
-    """Return whether an error is about one message, and not about its broker or the log."""
+    """Return whether an error concerns one message, not its broker or the log."""
     if isinstance(error, DatabaseAwayError):
         return False
     if isinstance(error, _OF_ONE):
@@ -107,7 +107,7 @@ def _is_of_one(error: Exception, message: Message[Any]) -> bool:
     try:
         message.encode()
     except Exception:  # noqa: BLE001
-        # The user's own encoder.
+        # The user's encoder failed.
         return True
     return False
 
@@ -117,14 +117,14 @@ class _Collector:
 
     Parameters:
       broker: The broker.
-      pipeline: A pipeline of its client.
+      pipeline: A pipeline of its Redis client.
     """
 
     def __init__(self, broker: Any, pipeline: Any) -> None:
         self._broker = broker
-        #: The messages, each with the call that says it is enqueued.
+        #: The messages, each with the call that signals that it is enqueued.
         self.enqueued: list[tuple[Message[Any], Callable[[], None]]] = []
-        # The host's own code makes the command, and the middleware sees its own broker.
+        # Dramatiq's own code makes the command, and the middleware gets the real broker.
         dispatch = functools.partial(broker.scripts["dispatch"], client=pipeline)
         self._copy = copy.copy(broker)
         self._copy.scripts = broker.scripts | {"dispatch": dispatch}
@@ -136,7 +136,7 @@ class _Collector:
         type(self._broker).enqueue(self._copy, message)
 
     def _note(self, signal: str, message: Message[Any], *rest: Any) -> None:
-        """Keep what is to be called once the message is enqueued."""
+        """Store a signal to emit once the message is enqueued."""
         emit = functools.partial(self._broker.emit_after, signal, message, *rest)
         self.enqueued.append((message, emit))
 
@@ -144,9 +144,9 @@ class _Collector:
 def can_pipeline(broker: Broker, ours: Enqueue | None = None) -> bool:
     """Return whether messages of a broker may be enqueued in one round trip.
 
-    *ours* is the ``enqueue`` that the log's middleware put around the broker's own: it looks
-    after keys that messages take, which these do not.
-    What is not known by its class and version is enqueued as it is, one by one.
+    *ours* is the middleware's wrapper around the broker's ``enqueue``: it manages unique keys,
+    which these messages do not have.  Brokers of unknown classes and versions get messages one
+    by one.
     """
     redis = sys.modules.get("dramatiq.brokers.redis")
     if redis is None or not isinstance(broker, redis.RedisBroker):
@@ -166,5 +166,5 @@ def can_pipeline(broker: Broker, ours: Enqueue | None = None) -> bool:
 
 
 def _is_unique(broker: Broker, message: Message[Any]) -> bool:
-    """Return whether a message takes a key as it is sent, which ``enqueue`` looks after."""
+    """Return whether a message claims a unique key when it is sent, which needs the wrapper."""
     return UNIQUE in message.options or bool(option(broker, message, "unique"))

@@ -1,4 +1,4 @@
-"""The trace of a job, if OpenTelemetry or Sentry is active; neither is imported."""
+"""The trace ID of a job, if OpenTelemetry or Sentry is active; neither is imported."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dramatiq.logging import get_logger
 
 
 def current_trace_id() -> str | None:
-    """Return the id of the trace that this is called in, 32 hexadecimal digits, or None.
+    """Return the id of the current trace, 32 hexadecimal digits, or None.
 
-    OpenTelemetry's comes first; Sentry's where a client is set up.
+    OpenTelemetry takes precedence; Sentry's is used if a client is configured.
     """
     try:
-        # Any: what others have imported, and we do not know.
+        # Any: a module imported by other code, if at all.
         telemetry: Any = sys.modules.get("opentelemetry.trace")
         if telemetry is not None:
             context = telemetry.get_current_span().get_span_context()
@@ -25,6 +25,6 @@ def current_trace_id() -> str | None:
             parent = sentry.get_traceparent()
             return None if parent is None else str(parent).split("-")[0]
     except Exception as e:  # noqa: BLE001
-        # Of a version that is not known, or only half imported: no job may fail of it.
+        # An unknown version, or one half imported, must not make a job fail.
         get_logger(__name__).debug("The trace of a job is not known: %s", e)
     return None

@@ -41,53 +41,53 @@ if TYPE_CHECKING:
     from .options import AnyMessage
 
 
-#: Of so many frames of an error at most is a traceback that ``Retries`` writes.
+#: The maximum number of frames in a traceback that ``Retries`` writes.
 RETRIES_FRAMES = 30
 
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """What a worker thread knows of the message it works on."""
+    """What a worker thread knows about its current message."""
 
     message_id: str
-    #: The job's columns, as this run knows them.
+    #: The job's columns, as known to this run.
     row: dict[str, Any]
-    #: Takes secrets out of what the run says.
+    #: Removes secrets from what the run reports.
     redactor: Redactor
-    #: The message as the worker was given it for this run.
+    #: The message as the worker received it for this run.
     given: AnyMessage
     delivery: Delivery
-    #: What stood in the message as a traceback before this run.
+    #: The traceback in the message before this run.
     noted_before: Any
-    #: Monotonic, in seconds; None while the body has not begun.
+    #: When the body began, in monotonic seconds; None before.
     began: float | None = None
     duration: int | None = None
     exception: BaseException | None = None
-    #: Who dropped the message, if anyone did, and with what.
+    #: What dropped the message, with its reason; None if nothing did.
     skipped_by: str | None = None
     skipped_in_actor: bool = False
-    #: Whether that was ``AgeLimit``, or what is derived from it.
+    #: Whether that was ``AgeLimit`` or a subclass.
     too_old: bool = False
     skipped_error: BaseException | None = None
-    #: The copy of the message that was enqueued while it was worked on.
+    #: The copy of the message that was enqueued during the run.
     requeued: Any = None
-    #: Whether enqueuing one was begun, whatever became of it.
+    #: Whether enqueueing a copy was attempted.
     tried: bool = False
-    #: Whether the log did not let it begin: then its row is not this run's to write.
+    #: Whether the log refused the start, so that this run must not write the row.
     refused: bool = False
     ended: bool = False
-    #: The run's start, if it is written only if the run lasts.
+    #: The run's start, if it is deferred.
     start: LateStart | None = None
 
     def note_end(self, exception: BaseException | None) -> None:
-        """Note how the body ended; it may be noted twice."""
+        """Record how the body ended; may be called twice."""
         self.exception = exception
         self._stop()
         if exception is not None and raised_before_body(exception):
             self.began = self.duration = None
 
     def note_skip(self, error: BaseException | None) -> None:
-        """Note who raised ``SkipMessage``."""
+        """Record what raised ``SkipMessage``."""
         self._stop()
         self.skipped_error = error
         self.skipped_in_actor = error is None or not raised_before_body(error)
@@ -101,19 +101,19 @@ class Run:
 
 
 class OpenRuns:
-    """The runs that go on in this process, on whatever thread."""
+    """The current runs of this process, on all threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._runs: dict[str, list[Run]] = {}
 
     def add(self, run: Run) -> None:
-        """Follow a run."""
+        """Add a run."""
         with self._lock:
             self._runs.setdefault(run.message_id, []).append(run)
 
     def remove(self, run: Run) -> None:
-        """Follow a run no more, if it was followed."""
+        """Remove a run, if present."""
         with self._lock:
             runs = self._runs.get(run.message_id, [])
             if run in runs:
@@ -137,13 +137,13 @@ def verdict(
     *,
     rejected: bool,
 ) -> Ended:
-    """Decide how a run ended, from what its hooks noted and from what becomes of its message."""
+    """Decide how a run ended, from what its hooks recorded and what happens to its message."""
     instant = now()
     row = run.row | {"updated_at": instant, "duration": run.duration, "eta": None}
     outcome = _outcome(broker, message, run, row, rejected=rejected)
     error = run.exception
     if error is None and row.get("dead_reason") == DeadReason.UNKNOWN_ACTOR:
-        # Dramatiq before 2.0 does not say.
+        # Dramatiq before 2.0 does not report it.
         error = getattr(message, "_exception", None) or ActorNotFound(message.actor_name)
     if error is not None:
         row["error_type"] = fit_name(type(error).__name__)
@@ -151,9 +151,9 @@ def verdict(
     if live is not None:
         row |= _reported_by(live, row.get("note"))
     if run.began is None or (run.skipped_by is not None and not run.skipped_in_actor):
-        # The body never ran, whatever was written when another middleware still might let it.
+        # The body never ran, though the start was written before another middleware refused it.
         row |= {"started_at": None, "duration": None, "queue_time": None}
-    # An error may be false: none is asked whether it is true.
+    # An exception may be falsy, so compare with None.
     failed = run.exception
     if failed is None and run.skipped_in_actor:
         failed = run.skipped_error
@@ -176,7 +176,7 @@ def verdict(
 
 
 def _reported_by(live: LiveRun, note: str | None) -> dict[str, Any]:
-    """Return what a job noted about itself: no oddity of it costs the outcome."""
+    """Return what a job reported about itself; bad values must not cost the outcome."""
     columns: dict[str, Any] = {}
     try:
         if live.reported is not None:
@@ -186,17 +186,17 @@ def _reported_by(live: LiveRun, note: str | None) -> dict[str, Any]:
             meta = document(noted, live.redactor)
             columns |= {"meta": meta.text, "note": note or meta.note}
     except Exception as e:  # noqa: BLE001
-        # An actor may put anything there.
+        # An actor may store anything there.
         columns["note"] = note or clean_optional(f"its meta is not kept: {message_of(e)}")
     return columns
 
 
 def _logged(live: LiveRun, row: dict[str, Any]) -> Batch | None:
-    """Return what a job logged that is not written yet."""
+    """Return the job's log lines not yet written."""
     try:
         return live.end_lines()
     except Exception as e:  # noqa: BLE001
-        # A redactor of the user's own may fail on a text.
+        # A user's redactor may fail on a text.
         row["note"] = clean_optional(f"its last lines are not kept: {message_of(e)}")
         return None
 
@@ -207,22 +207,22 @@ def _outcome(
     """Set the state of *row*, and return the outcome of a run that did not finish."""
     instant, failed = row["updated_at"], run.exception is not None
     if run.requeued is not None:
-        # The job goes on, whatever became of this run.
+        # The job continues, whatever the outcome of this run.
         delayed = run.requeued.queue_name.endswith(DELAY_SUFFIX)
-        # Of one that is not a number, the host makes now.
+        # Dramatiq treats an eta that is not a number as now.
         eta = eta_of(run.requeued) if delayed else None
         row["eta"] = instant if eta is None else eta
         if failed and attempt_of(run.requeued) > row["attempt"]:
             row["state"] = State.RETRYING.value
         else:
-            # Put back as it was: its next run is of the same attempt.
+            # Requeued unchanged: its next run has the same attempt.
             row["state"] = (State.DELAYED if delayed else State.ENQUEUED).value
         if failed:
             return Outcome.DEAD if rejected else Outcome.RETRIED
         return Outcome.SKIPPED if rejected or run.skipped_by is not None else Outcome.FINISHED
     row["finished_at"] = instant
     if rejected or (failed and run.skipped_by is None):
-        # Acknowledged after an error, with no retry in sight, is gone as well.
+        # Acknowledged after an error and without a retry: the message is gone too.
         reason = _dead_reason(broker, message, run) if rejected else _gone_reason(message, run)
         row |= {"state": State.DEAD.value, "dead_reason": reason.value}
         return Outcome.DEAD
@@ -251,22 +251,22 @@ def _dead_reason(broker: Broker, message: AnyMessage, run: Run) -> DeadReason:
 
 
 def _gone_reason(message: AnyMessage, run: Run) -> DeadReason:
-    """Return why a failed job's message is acknowledged, and no copy of it was enqueued."""
-    # ``Retries``, or what is derived from it, counts a failure before it enqueues the retry.
+    """Return why a failed job's message is acknowledged without a copy enqueued."""
+    # ``Retries``, or a subclass, counts a failure before it enqueues the retry.
     due = run.tried or attempt_of(message) > run.row["attempt"]
     return DeadReason.RETRY_LOST if due else DeadReason.NO_RETRIES
 
 
 def raised_before_body(error: BaseException) -> bool:
-    """Return whether *error* came from a middleware's hook, so that the actor was not called."""
-    # The worker's own frame comes first, and what it called comes next; deeper ones may be
-    # those of a message that the actor was sending.
+    """Return whether *error* was raised by a middleware's hook, before the actor was called."""
+    # The first frame is the worker's, the second what it called; deeper ones may belong to a
+    # message that the actor was sending.
     called = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][1:2]
     return bool(called) and _emits(called[0])
 
 
 def _emits(frame: FrameType) -> bool:
-    """Return whether a frame is that of a broker that calls its middleware, in any way."""
+    """Return whether a frame is that of a broker calling its middleware."""
     name = Broker.emit_before.__name__
     return frame.f_code.co_name == name and isinstance(_first_argument(frame), Broker)
 
@@ -277,7 +277,7 @@ def _first_argument(frame: FrameType) -> Any:
 
 
 def _skipper(error: BaseException | None) -> Middleware | None:
-    """Return the middleware that raised ``SkipMessage``; None for the actor."""
+    """Return the middleware that raised ``SkipMessage``; None if the actor did."""
     if error is None or not raised_before_body(error):
         return None
     found: Any = None
@@ -285,33 +285,33 @@ def _skipper(error: BaseException | None) -> Middleware | None:
         if frame.f_code is Broker.emit_before.__code__:
             found = frame.f_locals.get("middleware")
         elif isinstance(inner := _first_argument(frame), Middleware):
-            # One that another one called: it knows the reason.
+            # A middleware called by another one has the real reason.
             found = inner
     return cast("Middleware | None", found)
 
 
 def _skipped_by(skipper: Middleware | None, error: BaseException | None) -> str:
-    """Return what dropped a message, with its reason."""
+    """Return the name of what dropped a message, with its reason."""
     by = "actor" if skipper is None else type(skipper).__name__
     text = message_of(error) if error is not None else ""
     return f"{by}: {text}" if text else by
 
 
 def _traceback(error: BaseException, formatted: Any) -> str:
-    """Return the traceback of an error; *formatted* may be that already."""
+    """Return the traceback of an error; *formatted* is used if it is that traceback."""
     try:
         if _is_traceback_of(error, formatted):
             return str(formatted)
         return "".join(traceback.format_exception(type(error), error, error.__traceback__))
     except Exception:  # noqa: BLE001
-        # An error's own code is at fault: where it was raised is known all the same.
+        # The exception's own code fails; the frames can still be formatted.
         return "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
 
 
 def _is_traceback_of(error: BaseException, text: Any) -> bool:
-    """Return whether what ``Retries`` noted in this run is the whole traceback of its error.
+    """Return whether the text that ``Retries`` stored is the complete traceback of *error*.
 
-    It costs as much to write as all else that the log does with a job.
+    Formatting a traceback costs as much as everything else that the log does for a job.
     """
     if type(text) is not str or error.__cause__ is not None or error.__context__ is not None:
         return False

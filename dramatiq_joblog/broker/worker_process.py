@@ -1,7 +1,7 @@
-"""What a worker process does for a log: its heartbeat and background tasks.
+"""A worker process's duties for a log: heartbeat and background tasks.
 
-A process may have several workers, of one broker or of several; the log takes it to be at work
-from the first that boots to the last that has shut down.
+A process may have several workers, of one or more brokers; the log considers it alive from the boot
+of the first to the shutdown of the last.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
     from dramatiq_joblog.recording.writer import Writer
     from dramatiq_joblog.schema.tables import Tables
 
-#: Milliseconds between two looks for keys that nobody has held for long.
+#: Milliseconds between two cleanups of keys not held for a long time.
 _CLEANING = 3_600_000
 
 
 class Upkeep(Protocol):
-    """Something that the log does for itself, one round at a time."""
+    """A background task of the log, run one round at a time."""
 
     def look(self) -> None:
         """Begin a round if one is due."""
 
     def stop(self) -> None:
-        """End the round that is under way."""
+        """Stop the current round."""
 
 
 class Workers:
-    """The workers at work in this process; those of the process it was forked from do not count."""
+    """The workers of this process, without those of the process it was forked from."""
 
     def __init__(self) -> None:
         self._pid = os.getpid()
         self._known: dict[Any, Place] = {}
 
     def add(self, worker: Any, place: Place) -> bool:
-        """Note a worker that boots; return whether it is the first."""
+        """Add a booting worker; return whether it is the first."""
         if self._pid != os.getpid():
             self._pid, self._known = os.getpid(), {}
         first = not self._known
@@ -49,36 +49,36 @@ class Workers:
         return first
 
     def are_only(self, worker: Any) -> bool:
-        """Return whether this one is the last that is left."""
+        """Return whether this is the only worker left."""
         return set(self.here) == {worker}
 
     def remove(self, worker: Any) -> bool:
-        """Note a worker that has shut down; return whether none is left, for the first time."""
+        """Remove a worker that has shut down; return whether this was the last one."""
         known = self.here.pop(worker, None) is not None
         return known and not self.here
 
     @property
     def here(self) -> dict[Any, Place]:
-        """The workers, with what each does."""
+        """The workers, with the place of each."""
         return self._known if self._pid == os.getpid() else {}
 
 
 @dataclass(frozen=True)
 class Place:
-    """What one worker does."""
+    """The threads and queues of one worker."""
 
     threads: int
     queues: frozenset[str]
 
 
 class WorkerProcess:
-    """The process, as the log knows it while it has workers.
+    """The process's presence in the log while it has workers.
 
     Parameters:
       tables: The log's tables.
-      writer: Where the heartbeat is written.
+      writer: Writes the heartbeat.
       locks: The keys that this process holds.
-      upkeep: What the log does for itself, each with the milliseconds between two looks for it.
+      upkeep: The background tasks, each with its interval in milliseconds.
     """
 
     def __init__(
@@ -98,21 +98,21 @@ class WorkerProcess:
 
     @property
     def name(self) -> str | None:
-        """Names this process in rows; None while it has no worker."""
+        """The name of this process in rows; None while it has no worker."""
         heartbeat = self._heartbeat
         return heartbeat.process if heartbeat is not None and self._workers.here else None
 
     def enter(
         self, worker: Any, threads: int, queues: Iterable[str], *, interval: int, timeout: int
     ) -> None:
-        """Begin the heartbeat with the first worker, whose *interval* and *timeout* stay.
+        """Start the heartbeat with the first worker, whose *interval* and *timeout* apply.
 
         Parameters:
           worker: The worker that boots.
-          threads: How many jobs it runs at once.
+          threads: The number of its threads.
           queues: The queues that it consumes.
           interval: Milliseconds between two heartbeats.
-          timeout: Milliseconds without one after which the process is considered gone.
+          timeout: Milliseconds without a heartbeat after which the process is considered gone.
         """
         first = self._workers.add(worker, Place(threads, frozenset(queues)))
         if first or self._heartbeat is None:
@@ -133,7 +133,7 @@ class WorkerProcess:
                 self._writer.every(every, upkeep.look)
 
     def leave(self, worker: Any) -> None:
-        """End the heartbeat with the last worker."""
+        """Stop the heartbeat with the last worker."""
         last, heartbeat = self._workers.remove(worker), self._heartbeat
         if heartbeat is None:
             return
@@ -153,5 +153,5 @@ class WorkerProcess:
     def _describe(self, heartbeat: Heartbeat) -> None:
         places = self._workers.here.values()
         heartbeat.threads = sum(place.threads for place in places)
-        # A new set: the writer's thread may be reading the old one.
+        # A new set, because the writer's thread may be reading the old one.
         heartbeat.queues = set().union(*(place.queues for place in places))
