@@ -33,7 +33,7 @@ from .held import HeldMessages, is_polled, message_of
 from .pace import Pace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from dramatiq import Broker, Message
     from dramatiq.broker import MessageProxy
@@ -295,7 +295,7 @@ class Waker(threading.Thread):
             asked = [k for k in held.keys if any(need.is_asked for need in held.needs(k))]
             for key in random.sample(asked, min(len(asked), MAX_TRIED)):
                 # Its callable may return more by now; the next waiter's start calls it.
-                self._put_next(connection, key, {SECTION: 1, RATE: 1})
+                self._put_next(connection, key, dict.fromkeys(held.needs(key), 1))
 
     def _look_at(self, connection: Connection, keys: Sequence[str]) -> None:
         """Promote the waiters of *keys* that may run now, and plan the next polls."""
@@ -304,10 +304,10 @@ class Waker(threading.Thread):
         for key in keys:
             usage = used.get(key, Usage())
             free = self._free(connection, key, usage)
-            if max(free.values()) > 0:
+            if max(free.values(), default=0) > 0:
                 self._put_next(connection, key, free)
-            if usage.kept and free[SECTION] + usage.held > 0:
-                self._put_owners(connection, key, usage.kept)
+            if usage.kept and self._lets_in(key, usage):
+                self._put_owners(connection, key)
             if self._pace.asks_who_is_next(key, usage):
                 self._pace.is_near(key, self._is_near(connection, key))
             self._pace.plan(key, self._rate_due_in(key))
@@ -317,9 +317,7 @@ class Waker(threading.Thread):
         needs = [need for need in self._held.needs(key) if need.kind == SECTION]
         if not needs:
             return False
-        most = max(
-            self._heard.get(key, need.limit) if need.is_asked else need.limit for need in needs
-        )
+        most = max(self._limit(need, Usage()) for need in needs)
         if most > MAX_NEAR or len(self._held.keys) > MAX_NEAR:
             return True
         waiters, mine = self._joblog.core.locks.waiters, self._held.of(key)
@@ -332,35 +330,43 @@ class Waker(threading.Thread):
             return None
         return 1000 * (self._rates_due.get(key, 0.0) - time.monotonic())
 
-    def _free(self, connection: Connection, key: str, used: Usage) -> dict[str, int]:
-        """Return the number of free slots of a key, by the kind of need."""
-        free = {SECTION: 0, RATE: 0}
+    def _limit(self, need: Need, used: Usage) -> int:
+        """Return the limit of a need, as far as it is known here."""
+        limit = self._heard.get(need.key, need.limit) if need.is_asked else need.limit
+        return limit if used.limit_set is None else used.limit_set
+
+    def _free(self, connection: Connection, key: str, used: Usage) -> dict[Need, int]:
+        """Return the number of free slots of a key, by need: actors may have different limits."""
+        free: dict[Need, int] = {}
+        is_due, dues = time.monotonic() >= self._rates_due.get(key, 0.0), []
         for need in self._held.needs(key):
-            limit = self._heard.get(key, need.limit) if need.is_asked else need.limit
-            limit = limit if used.limit_set is None else used.limit_set
+            limit = self._limit(need, used)
             if need.kind == SECTION:
-                free[SECTION] = max(free[SECTION], limit - used.held)
-            elif time.monotonic() >= self._rates_due.get(key, 0.0):
-                ask = functools.partial(
-                    self._joblog.core.locks.rates.room,
-                    dataclasses.replace(need, limit=limit),
+                free[need] = limit - used.held
+            elif is_due:
+                limited = dataclasses.replace(need, limit=limit)
+                room = connection.ask(
+                    functools.partial(self._joblog.core.locks.rates.room, limited)
                 )
-                room = connection.ask(ask)
-                free[RATE] = max(free[RATE], room.free)
+                free[need] = room.free
                 if not room.free:
-                    due = RATE_EVERY if room.due is None else min(room.due, RATE_EVERY)
-                    self._rates_due[key] = time.monotonic() + due / 1000
+                    dues.append(RATE_EVERY if room.due is None else min(room.due, RATE_EVERY))
+        if dues and max(free.values()) < 1:
+            self._rates_due[key] = time.monotonic() + min(dues) / 1000
         return free
 
-    def _put_owners(self, connection: Connection, key: str, kept: int) -> None:
+    def _lets_in(self, key: str, used: Usage) -> bool:
+        """Return whether a key is not paused for the jobs that wait here."""
+        sections = [need for need in self._held.needs(key) if need.kind == SECTION]
+        return any(self._limit(need, used) > 0 for need in sections)
+
+    def _put_owners(self, connection: Connection, key: str) -> None:
         """Promote waiters with a reserved slot that a pause had blocked."""
         mine, locks = self._held.of(key), self._joblog.core.locks
-        for jid, is_own in connection.ask(functools.partial(locks.waiters.next_of, key, kept)):
-            owns = functools.partial(locks.owns, key, jid)
-            if jid in mine and is_own and connection.ask(owns):
-                self._put_forward([mine[jid]], self._put)
+        owners = connection.ask(functools.partial(locks.kept_for, key))
+        self._put_forward([mine[jid] for jid in owners if jid in mine], self._put)
 
-    def _put_next(self, connection: Connection, key: str, free: dict[str, int]) -> None:
+    def _put_next(self, connection: Connection, key: str, free: Mapping[Need, int]) -> None:
         """Promote the next waiters of a key whose messages are here."""
         mine = self._held.of(key)
         most = min(max(free.values()), MAX_FORWARD)
@@ -370,7 +376,7 @@ class Waker(threading.Thread):
         for place, (jid, is_own) in enumerate(line):
             held = mine.get(jid)
             # A waiter for another key is promoted by that key; this one is reserved for it.
-            if held is not None and is_own and place < free[held.need.kind]:
+            if held is not None and is_own and place < free.get(held.need, 0):
                 turns.append(held)
         handed, moved = self._at_hand.split(key, turns)
         self._put_forward(handed, self._at_hand.hand)

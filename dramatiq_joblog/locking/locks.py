@@ -316,6 +316,13 @@ class Locks:
         held = self._rows(SECTION, key).where(lock.owner == owner, self._is_live())
         return bool(held.exists())
 
+    def kept_for(self, key: str) -> list[str]:
+        """Return the jobs for whose next run a slot of a section is kept."""
+        lock = self.lock
+        kept = lock.token.is_null(), lock.owner.is_null(False), self._is_live()
+        rows = self._rows(SECTION, key).where(*kept).order_by(lock.slot)
+        return [row.owner for row in rows]
+
     def free(self, key: str, limit: int) -> int:
         """Return how many slots of a section are free."""
         return limit - int(self._rows(SECTION, key).where(self._is_live()).count())

@@ -255,6 +255,43 @@ def test_two_limits_on_one_key(joblog, broker, worker, eventually):
         eventually(lambda: joblog.get(message.message_id).state == "finished")
 
 
+def test_the_smaller_limit_waits_in_peace(joblog, make_broker, worker, eventually, monkeypatch):
+    """A job that waits by the smaller limit is not tried while only the larger one has room."""
+    broker = make_broker("stub", "last", joblog=joblog)
+    wide, narrow = (
+        dramatiq.actor(
+            lambda: None,
+            actor_name=name,
+            exclusive=Exclusive("key", limit=limit, on_conflict="wait"),
+        )
+        for name, limit in (("wide", 4), ("narrow", 1))
+    )
+    locks, writer, looks, starts = joblog.core.locks, joblog.core.writer, [], []
+    usage, submit = locks.usage, writer._submit
+
+    def looking(keys):
+        looks.append(keys)
+        return usage(keys)
+
+    def submitting(event, **how):
+        starts.extend([event.row["actor"]] if getattr(event, "kind", None) == "start" else [])
+        return submit(event, **how)
+
+    with worker(broker):
+        with joblog.lock("key", limit=4), joblog.lock("key", limit=4):
+            first = narrow.send()
+            eventually(lambda: joblog.get(first.message_id).state == "waiting")
+            with joblog.lock("key", limit=4):
+                second = wide.send()
+                eventually(lambda: joblog.get(second.message_id).state == "waiting")
+                monkeypatch.setattr(locks, "usage", looking)
+                monkeypatch.setattr(writer, "_submit", submitting)
+                eventually(lambda: len(looks) > 20)
+                assert [] == starts
+            eventually(lambda: joblog.get(second.message_id).state == "finished")
+        eventually(lambda: joblog.get(first.message_id).state == "finished")
+
+
 def test_a_limit_of_nothing(joblog, broker, worker, eventually):
     """A callable that says 0 lets nobody in, until it says more."""
     limit = [0]

@@ -100,6 +100,37 @@ def test_a_retry_of_a_job_that_holds_it(joblog, broker, worker, eventually):
         eventually(lambda: joblog.get(message.message_id).state == "finished")
 
 
+def test_a_retry_that_is_not_the_first_in_line(joblog, broker, worker, eventually):
+    """After a pause the job for which the key is kept comes in, though another waits longer."""
+    runs, go = [], threading.Event()
+
+    @dramatiq.actor(exclusive=Exclusive("key", hold="run"), min_backoff=1_000, max_backoff=1_010)
+    def frees():
+        runs.append("frees")
+        if len(runs) == 1:
+            raise ValueError
+
+    @dramatiq.actor(exclusive="key", min_backoff=2_000, max_backoff=2_100)
+    def keeps():
+        runs.append("keeps")
+        if len(runs) == 2:
+            go.wait(30)
+            raise ValueError
+
+    with worker(broker):
+        first = frees.send()
+        eventually(lambda: joblog.get(first.message_id).state == "retrying")
+        second = keeps.send()
+        eventually(lambda: joblog.get(first.message_id).state == "waiting")
+        go.set()
+        eventually(lambda: joblog.get(second.message_id).state == "retrying")
+        joblog.set_limit("key", 0)
+        eventually(lambda: joblog.get(second.message_id).state == "waiting")
+        joblog.set_limit("key", None)
+        eventually(lambda: joblog.jobs.finished().count() == 2)
+    assert ["frees", "keeps", "keeps", "frees"] == runs
+
+
 def test_by_hand(joblog):
     """A lock by hand comes in by a limit that is set, and says who paused its key."""
     joblog.set_limit("key", 0, who="ada")
