@@ -446,11 +446,13 @@ class JobLog(Generic[J]):
 
         Raises:
           ConfigurationError: If a value makes no sense, or it is a problem of the database.
+          TypeError: If *until* is not an instant.
+          ValueError: If *until* has no time zone.
 
         Returns:
           The :class:`Mute`.
         """
-        problem, ends = mutes.check(problem), millis_of(until)
+        problem, ends = mutes.check(problem), millis_of(until, "until")
         reason = given_text("reason", reason, "why it is muted").strip()
         given_optional("who", who)
         now = self.core.locks.now()
@@ -471,14 +473,15 @@ class JobLog(Generic[J]):
         found: Select[rows.Mute] = mutes.standing(self.core.tables.mute)
         return found
 
-    def unmute(self, problem: Problem, *, who: str | None = None) -> bool:
+    def unmute(self, problem: Problem | rows.Mute, *, who: str | None = None) -> bool:
         """Unmute a problem, and return whether it was muted.
 
         Parameters:
-          problem: One of ``problems(muted=True)``.
+          problem: One of ``problems(muted=True)``; or one of :attr:`mutes`, also if its problem
+            is gone.
           who: Who does it, for ``joblog.actions``.
         """
-        problem = mutes.check(problem)
+        problem = mutes.check_muted(problem)
         given_optional("who", who)
         with transaction(self.database):
             if not mutes.unmute(self.core.tables.mute, problem):
@@ -1083,7 +1086,7 @@ class JobLog(Generic[J]):
         """
         if not isinstance(name, str) or not name.strip():
             raise ConfigurationError(f"a mark needs a name, such as 'v412', and not {name!r}")
-        instant, who = None if at is None else millis_of(at), given_optional("who", who)
+        instant, who = None if at is None else millis_of(at, "at"), given_optional("who", who)
         with transaction(self.database):
             marked: rows.Deploy = people.mark(self.Deploy, name.strip(), at=instant, who=who)
         return marked
@@ -1193,7 +1196,7 @@ class JobLog(Generic[J]):
             if limit is None:
                 limits.remove(stored)
             else:
-                ends = None if until is None else millis_of(until)
+                ends = None if until is None else millis_of(until, "until")
                 if ends is not None and ends <= self.core.locks.now():
                     raise ConfigurationError(
                         f"the limit of {key!r} is to hold until {until}, which is over: name a "
@@ -1547,7 +1550,8 @@ def _steps_of(since: datetime, until: datetime | None) -> tuple[int, int, int]:
       SearchError: If the time ends before it begins.
     """
     now = _now()
-    begin, end = millis_of(since), now if until is None else millis_of(until)
+    begin = millis_of(since, "since")
+    end = now if until is None else millis_of(until, "until")
     if end < begin:
         raise SearchError(f"since={since} is after until={until}: give the earlier one first")
     step = max(stats.step_of(end - begin), level_of(begin, now))

@@ -9,14 +9,13 @@ from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.payload.sanitize import MAX_MESSAGE, clean, clean_optional, fold_jid
 from dramatiq_joblog.payload.values import shown
+from dramatiq_joblog.schema.models import Mute
 from dramatiq_joblog.states import ProblemKind
 
 from .problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from dramatiq_joblog.schema.models import Mute
 
 #: A problem whose count grew by more than this factor is back.
 WORSE = 2
@@ -41,6 +40,15 @@ def check(problem: Any) -> Problem:
     return problem
 
 
+def check_muted(problem: Any) -> Problem | Mute:
+    """Return the problem to unmute, or the row that mutes it: the problem itself may be gone.
+
+    Raises:
+      ConfigurationError: If it is neither.
+    """
+    return problem if isinstance(problem, Mute) else check(problem)
+
+
 def mute(model: Any, problem: Problem, *, until: int, reason: str, who: str | None) -> Mute:
     """Mute a problem, in place of an earlier time; in a transaction."""
     now = database_now(model._meta.database)
@@ -59,7 +67,7 @@ def mute(model: Any, problem: Problem, *, until: int, reason: str, who: str | No
     return row
 
 
-def unmute(model: Any, problem: Problem) -> bool:
+def unmute(model: Any, problem: Problem | Mute) -> bool:
     """End the time for which a problem is muted, and return whether it was."""
     return bool(model.delete().where(_of(model, problem)).execute())
 
@@ -81,6 +89,6 @@ def apply(problems: Iterable[Problem], mutes: Iterable[Mute]) -> list[Problem]:
     return found
 
 
-def _of(model: Any, problem: Problem) -> Any:
+def _of(model: Any, problem: Problem | Mute) -> Any:
     same = model.subject == fold_jid(problem.subject)
-    return (model.kind == problem.kind.value) & same
+    return (model.kind == str(problem.kind)) & same

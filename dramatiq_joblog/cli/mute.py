@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dramatiq_joblog.admin.problem import said
+from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.reading.search import instant_to_come
 from dramatiq_joblog.states import ProblemKind
 
@@ -16,7 +17,7 @@ from .style import ago, line
 from .table import Column
 
 if TYPE_CHECKING:
-    from dramatiq_joblog import Problem
+    from collections.abc import Iterable
 
 
 @command(
@@ -60,12 +61,15 @@ def mute(
         return
     if not off and (until is None or reason is None):
         raise Refusal("say until when, and why: --until 1d --reason 'ticket 12'")
-    problem = _problem(joblog.problems(muted=True), kind, subject)
     if off:
-        if not joblog.unmute(problem, who=myself()):
-            raise Refusal(f"it is not muted: {line(problem.title)}", NOTHING)
-        screen.write(f"Not muted any more: {line(problem.title)}.")
+        # A problem that is gone can be muted still, and would be when it comes again.
+        muted = _one(joblog.mutes, kind, subject, "nobody muted a problem {}: see mute")
+        joblog.unmute(muted, who=myself())
+        screen.write(f"Not muted any more: {line(muted.title)}.")
         return
+    problem = _one(
+        joblog.problems(muted=True), kind, subject, "there is no problem {} now: see status"
+    )
     ends = instant_to_come(str(until), joblog.now())
     row = joblog.mute(problem, until=ends, reason=str(reason), who=myself())
     if session.json:
@@ -74,20 +78,20 @@ def mute(
         screen.write(f"Muted until {said(row.until)}: {line(problem.title)}.")
 
 
-def _problem(found: list[Problem], kind: str, subject: str | None) -> Problem:
-    """Return the one problem that was named.
+def _one(found: Iterable[Any], kind: str, subject: str | None, without: str) -> Any:
+    """Return the one problem, or what mutes it, that was named.
 
     Raises:
       Refusal: If there is none, or there are several.
     """
-    same = [problem for problem in found if problem.kind.value == kind]
+    same = [each for each in found if str(each.kind) == kind]
     if subject is not None:
-        same = [problem for problem in same if problem.subject == subject]
+        same = [each for each in same if fold_jid(each.subject) == fold_jid(subject)]
     if not same:
         named = kind if subject is None else f"{kind} {subject!r}"
-        raise Refusal(f"there is no problem {named} now: see status", NOTHING)
+        raise Refusal(without.format(named), NOTHING)
     if len(same) > 1:
-        names = ", ".join(repr(problem.subject) for problem in same[:5])
+        names = ", ".join(repr(each.subject) for each in same[:5])
         raise Refusal(f"there are {len(same)} problems of the kind {kind}: name one of {names}")
     return same[0]
 

@@ -27,15 +27,20 @@ MAX_BIGINT = 2**63 - 1
 _LONGEST = 40
 
 
-def to_millis(instant: datetime) -> int:
+def to_millis(instant: datetime, name: str = "") -> int:
     """Return *instant* in milliseconds since 1970.
+
+    Parameters:
+      instant: An aware datetime.
+      name: The parameter that it was given as, for the error.
 
     Raises:
       ValueError: If *instant* has no time zone.
     """
     if instant.tzinfo is None:
         raise ValueError(
-            f"{instant!r} has no time zone: use an aware datetime, as datetime.now(timezone.utc)"
+            f"{name and name + '='}{instant!r} has no time zone: use an aware datetime, as "
+            "datetime.now(timezone.utc)"
         )
     since = instant - _EPOCH
     return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000

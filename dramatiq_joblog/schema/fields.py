@@ -46,24 +46,25 @@ def instant_of(millis: int) -> datetime:
     return datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=rest * 1000)
 
 
-def millis_of(instant: Any) -> int:
+def millis_of(instant: Any, name: str = "") -> int:
     """Return a given instant in milliseconds since 1970.
 
     Parameters:
       instant: An aware datetime, a date for the start of that day in UTC, or milliseconds.
+      name: The parameter that it was given as, for the error.
 
     Raises:
       ValueError: If a datetime has no time zone.
       TypeError: If it is not an instant.
     """
     if isinstance(instant, datetime):
-        return to_millis(instant)
+        return to_millis(instant, name)
     if isinstance(instant, date):
         return to_millis(start_of(instant))
     millis = None if isinstance(instant, str) else as_millis(instant)
     if millis is None:
         raise TypeError(
-            f"{shown(instant)} is not an instant: use an aware datetime, as "
+            f"{name and name + '='}{shown(instant)} is not an instant: use an aware datetime, as "
             "datetime.now(timezone.utc), a date, or milliseconds since 1970"
         )
     return millis

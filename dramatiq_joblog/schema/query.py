@@ -260,7 +260,7 @@ class JobQuery(Select[J]):
           ValueError: If *instant* has no time zone.
           TypeError: If it is not an instant.
         """
-        return self._narrow(self._job.created_at >= millis_of(instant))
+        return self._narrow(self._job.created_at >= millis_of(instant, "since"))
 
     def until(self, instant: datetime | date) -> JobQuery[J]:
         """Jobs created before *instant*, which must be aware; a date begins at midnight UTC.
@@ -269,7 +269,7 @@ class JobQuery(Select[J]):
           ValueError: If *instant* has no time zone.
           TypeError: If it is not an instant.
         """
-        return self._narrow(self._job.created_at < millis_of(instant))
+        return self._narrow(self._job.created_at < millis_of(instant, "until"))
 
     def dismissed(self) -> JobQuery[J]:
         """Jobs that someone dismissed."""

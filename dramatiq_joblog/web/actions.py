@@ -20,6 +20,7 @@ from dramatiq_joblog.errors import (
     RequeueError,
     RequeueInterruptedError,
 )
+from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.payload.secret_texts import REDACTED
 from dramatiq_joblog.reading.display import exact, number
 from dramatiq_joblog.schema.models import to_millis
@@ -531,12 +532,18 @@ def _problem(visit: Visit, kind: Any, subject: Any) -> Any:
     return next((p for p in found if (p.kind.value, p.subject) == (kind, subject)), None)
 
 
+def _muted(visit: Visit, kind: Any, subject: Any) -> Any:
+    """Return what mutes a problem, which may be gone itself; None if nobody muted it."""
+    which = kind, fold_jid(str(subject or ""))
+    return next((m for m in visit.joblog.mutes if (m.kind, m.subject) == which), None)
+
+
 def _ask_mute(visit: Visit, what: str) -> Question | None:
-    given = visit.query
-    problem = _problem(visit, given.get("kind", ""), given.get("subject", ""))
+    given, mute = visit.query, what == "mute"
+    find = _problem if mute else _muted
+    problem = find(visit, given.get("kind", ""), given.get("subject", ""))
     if problem is None:
         return None
-    mute = what == "mute"
     effects = [
         ("skipped", "It no longer counts among what needs you, and alerts leave it out."),
         ("retrying", "It is back when the time is over, or once its count has more than doubled."),
@@ -547,10 +554,10 @@ def _ask_mute(visit: Visit, what: str) -> Question | None:
         button=what.capitalize(),
         note="everyone still sees it, in grey" if mute else "recorded with your name",
         back=visit.link.local(given.get("back", "")),
-        fields=[("kind", problem.kind.value), ("subject", problem.subject)],
+        fields=[("kind", str(problem.kind)), ("subject", problem.subject)],
         effects=effects if mute else [("dead", "It counts among what needs you again.")],
         reason="required" if mute else "",
-        command=commands.mutes(problem.kind.value, problem.subject, off=not mute),
+        command=commands.mutes(str(problem.kind), problem.subject, off=not mute),
         spans=[(name, text) for name, (text, _) in _SPANS.items()] if mute else (),
     )
 
@@ -570,8 +577,8 @@ def _mute(visit: Visit, form: FormData, back: str) -> Response:
 
 
 def _unmute(visit: Visit, form: FormData, back: str) -> Response:
-    problem = _problem(visit, form.get("kind"), form.get("subject"))
-    done = problem is not None and visit.joblog.unmute(problem, who=visit.who)
+    muted = _muted(visit, form.get("kind"), form.get("subject"))
+    done = muted is not None and visit.joblog.unmute(muted, who=visit.who)
     return _say(visit, "unmute", back, int(done), 0)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .common import COUNTED_AT_MOST
 from .formats import rough
+from .verdict import muted_by
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,6 +95,7 @@ def alerts(visit: Visit) -> Response:
     """Answer with each alert, those that are open first, and what could be expected as well."""
     log = visit.joblog
     found = visit.rows("the alerts", lambda: log.alerts)
+    muted = visit.rows("what is muted", lambda: log.mutes)
     regular = visit.site.keep(
         "regular", lambda: visit.rows("what is regular", log.regular), times=30
     )
@@ -103,6 +105,7 @@ def alerts(visit: Visit) -> Response:
         return visit.json(
             {
                 "alerts": [visit.as_dict(state) for state in found],
+                "muted": [visit.as_dict(row) for row in muted],
                 "offered": [each.as_dict() for each in offered],
             }
         )
@@ -113,9 +116,21 @@ def alerts(visit: Visit) -> Response:
         "expected": _expected(visit, found, regular),
         "days": _DAYS,
         "wide": _DAYS * _WIDE,
+        "muted": [_muted(visit, row) for row in muted],
         "sub": f"{count} of {len(rows)} open" if rows else "",
     }
     return visit.page("alerts.html", "Alerts", facts, live=True, section="alerts")
+
+
+def _muted(visit: Visit, row: Any) -> dict[str, Any]:
+    """Say what somebody muted: the problem may be gone, and would be muted if it came again."""
+    which = {"kind": row.kind, "subject": row.subject, "back": visit.link.back}
+    return {
+        "id": row.id,
+        "title": row.title,
+        "said": muted_by(row, visit),
+        "href": visit.link("confirm", what="unmute", **which),
+    }
 
 
 def _expected(visit: Visit, states: Sequence[Any], regular: Sequence[Regular]) -> list[ExpectedRow]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from peewee import Model
 
-from dramatiq_joblog.schema.models import Action, AlertState, Lock
+from dramatiq_joblog.schema.models import Action, AlertState, Lock, Mute
 from dramatiq_joblog.states import DeadReason, ProblemKind
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ HIDDEN = "hidden"
 _SECRET = frozenset({"args", "kwargs", "meta", "progress", "skip_reason", "text"})
 _SECRET |= frozenset({"error_message", "traceback"})
 _OF_ALERTS = frozenset({"search", "subjects", "summary"})
+#: What is not shown of a problem that somebody muted: which one it is, and why, may name keys.
+_OF_MUTES = frozenset({"reason", "subject"})
 #: Words of a search whose values would be found out by asking.
 _ASKS = frozenset({None, "args", "lines", "section"})
 REFUSAL = (
@@ -38,7 +40,11 @@ def without_arguments(row: Any) -> Any:
     """Take from a row that was read what may not be seen, and return it; it is never saved."""
     if not isinstance(row, Model):
         return row
-    names = _SECRET | _OF_ALERTS if isinstance(row, AlertState) else _SECRET
+    names = _SECRET
+    if isinstance(row, AlertState):
+        names |= _OF_ALERTS
+    elif isinstance(row, Mute):
+        names |= _OF_MUTES
     for name in names & row._meta.fields.keys():
         setattr(row, name, None)
     name = "key" if isinstance(row, (Action, Lock)) else "section"

@@ -124,17 +124,16 @@ def _line(problem: Problem, visit: Visit) -> Line:
         mute=""
         if problem.kind is ProblemKind.DATABASE
         else link("confirm", what=what, **which, back=link.back),
-        muted=_muted(problem, visit),
+        muted="" if problem.muted is None else muted_by(problem.muted, visit),
     )
 
 
-def _muted(problem: Problem, visit: Visit) -> str:
-    if problem.muted is None:
-        return ""
-    until = f"{problem.muted.until.astimezone(visit.zone):%a %d %b, %H:%M}"
+def muted_by(row: Any, visit: Visit) -> str:
+    """Say who muted a problem, until when and why."""
+    until = f"{row.until.astimezone(visit.zone):%a %d %b, %H:%M}"
     # The reason may name what the rest of the sentence hides.
-    why = f": {problem.muted.reason}" if visit.access.sees_arguments else ""
-    return f"muted by {problem.muted.who} until {until}{why}"
+    why = f": {row.reason}" if visit.access.sees_arguments else ""
+    return f"muted by {row.who} until {until}{why}"
 
 
 def _button(problem: Problem, link: Links) -> tuple[str, str, str] | None:

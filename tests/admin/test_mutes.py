@@ -103,6 +103,8 @@ def test_its_time_is_over(joblog, waiting):
         ({"reason": " "}, "reason="),
         ({"who": 7}, "who=7"),
         ({"problem": "queues"}, "'queues' is not a problem"),
+        ({"until": "x"}, "until='x' is not an instant"),
+        ({"until": tomorrow().replace(tzinfo=None)}, "until=datetime.datetime("),
     ],
 )
 def test_what_makes_no_sense(joblog, waiting, values, text):
@@ -110,7 +112,7 @@ def test_what_makes_no_sense(joblog, waiting, values, text):
     waiting()
     given = {"problem": of_queues(joblog)[0], "until": tomorrow(), "reason": "known"} | values
 
-    with pytest.raises(ConfigurationError, match=re.escape(text)):
+    with pytest.raises((ConfigurationError, TypeError, ValueError), match=re.escape(text)):
         joblog.mute(given.pop("problem"), **given)
     assert 1 == len(of_queues(joblog))
 
@@ -186,6 +188,36 @@ def test_the_page(joblog, waiting):
         assert 409 == page.get("/confirm/mute?kind=queues&subject=none").status_code
 
 
+@pytest.mark.every_database
+def test_a_problem_that_is_gone(joblog, waiting, ask):
+    """What is muted and gone can be unmuted in code, on Alerts and in the terminal."""
+    names = ("mail", "reports", "x" * 400)
+    for queue in names:
+        waiting(queue)
+    for problem in of_queues(joblog):
+        joblog.mute(problem, until=tomorrow(), reason="known <1>", who="ada")
+    joblog.Job.delete().execute()
+    assert [] == of_queues(joblog, muted=True)
+
+    first = joblog.mutes.get()
+    assert joblog.unmute(first, who="ada")
+    assert not joblog.unmute(first)
+    with TestClient(opened(joblog), base_url="http://localhost") as page:
+        html = page.get("/alerts").text
+        assert 2 == html.count("muted by ada until")
+        assert "known &lt;1&gt;" in html
+        assert ["known <1>"] * 2 == [
+            row["reason"] for row in page.get("/alerts.json").json()["muted"]
+        ]
+        for href in re.findall(r'href="([^"]+)" aria-label="Unmute', html):
+            asked = page.get(href.replace("&amp;", "&"))
+            assert "Unmute" in asked.text
+            fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', asked.text))
+            assert "The problem is not muted any more." in page.post("/do/unmute", data=fields).text
+        assert "Muted problems" not in page.get("/alerts").text
+    assert not joblog.mutes.exists()
+
+
 def test_who_may_only_look(joblog, waiting):
     """Who may only look sees what is muted, and can neither mute nor unmute."""
     waiting()
@@ -193,7 +225,7 @@ def test_who_may_only_look(joblog, waiting):
     with TestClient(opened(joblog, read_only=True), base_url="http://localhost") as page:
         html = page.get("/").text
         assert "muted by ada until" in html
-        assert 'aria-label="Unmute' not in html
+        assert 'aria-label="Unmute' not in html + page.get("/alerts").text
         assert 403 == page.get("/confirm/unmute?kind=queues&subject=mail").status_code
 
 
@@ -203,10 +235,11 @@ def test_the_terminal(joblog, ask, waiting):
     waiting("mail")
     waiting("reports")
     joblog.release()
-    assert "name one of 'mail', 'reports'" in ask("mute", "queues", "--off", code=2).stderr
+    why = ("--until", "2h", "--reason", "ticket 12")
+    assert "name one of 'mail', 'reports'" in ask("mute", "queues", *why, code=2).stderr
     assert "say until when" in ask("mute", "queues", "mail", code=2).stderr
     for queue in ("mail", "reports"):
-        ask("mute", "queues", queue, "--until", "2h", "--reason", "ticket 12")
+        ask("mute", "queues", queue, *why)
 
     found = json.loads(ask("status", "--json").stdout)
     assert (True, 2) == (found["well"], len(found["muted"]))
@@ -216,6 +249,7 @@ def test_the_terminal(joblog, ask, waiting):
     ]
     assert "ticket 12" in ask("mute").stdout
 
+    assert "name one of 'mail', 'reports'" in ask("mute", "queues", "--off", code=2).stderr
     ask("mute", "queues", "mail", "--off")
     ask("mute", "queues", "mail", "--off", code=1)
     ask("mute", "lost", "--off", code=1)
