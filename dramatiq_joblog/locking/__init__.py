@@ -1,1 +1,1 @@
-"""Who holds a key: critical sections, uniqueness, and locks taken by hand."""
+"""Who holds a key: critical sections, unique keys, rate limits, and explicit locks."""

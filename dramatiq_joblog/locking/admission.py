@@ -1,4 +1,4 @@
-"""Lets a job in: all that it needs is taken, or nothing of it."""
+"""Admits a job: acquires all the keys that it needs, or none."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Newcomer:
-    """The run of a job that wants to come in."""
+    """The run of a job that requests keys."""
 
     jid: str
     token: str
     process: str | None
-    #: Whether the run of the same job that holds something is known to be over.
+    #: Whether an earlier run of the same job that still holds keys is known to be over.
     reenter: bool = False
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """What keeps a job out."""
+    """Why a job's keys were refused."""
 
-    #: The key, and what the job wants with it.
+    #: The need that could not be met.
     need: Need
-    #: Who holds it or waits for it, since when and until when.
+    #: Who holds the key or waits for it, since when and until when, as text.
     why: str
     holder: Holder | None = None
-    #: Those keys that are kept for the job while it waits for this one.
+    #: The other keys that are reserved for the job while it waits for this one.
     reserved: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -47,11 +47,11 @@ class Refusal:
 
 
 class Admission:
-    """Takes what jobs need, as part of their caller's transaction.
+    """Acquires the keys that jobs need, in the caller's transaction.
 
     Parameters:
       locks: The statements on keys.
-      atomic: Returns a transaction, or a part of the one that is open.
+      atomic: Returns a transaction, or a savepoint in the open one.
     """
 
     def __init__(self, locks: Locks, atomic: Callable[[], AbstractContextManager[Any]]) -> None:
@@ -59,15 +59,15 @@ class Admission:
         self._atomic = atomic
 
     def admit(self, needs: Sequence[Need], run: Newcomer, place: Place) -> Held | Refusal:
-        """Take all that a job needs, in its turn; or return what keeps it out."""
+        """Acquire all keys that a job needs, if it is its turn; or return the refusal."""
         if not needs:
             return Held(())
         needs = self._by_limits_set(needs)
         if len(needs) == 1:
             held = self._take(needs, run, place)
         else:
-            # Everybody comes to the same keys in the same order, so that no two wait for each
-            # other: until the end of the transaction nobody else changes anything about them.
+            # All transactions lock keys in the same order, so that they cannot deadlock; the keys
+            # stay locked until the end of the transaction.
             for need in sorted(needs, key=in_order):
                 if need.kind == RATE:
                     self._locks.rates.keep_others_out(need.key)
@@ -77,7 +77,7 @@ class Admission:
         return held
 
     def taken(self, needs: Sequence[Need], run: Newcomer) -> Held | None:
-        """Return what a run holds whose start was committed; None if another has it by now."""
+        """Return the leases of a run whose start was committed; None if it has lost one."""
         leases = []
         for need in needs:
             if need.kind == SECTION:
@@ -88,13 +88,13 @@ class Admission:
         return Held(leases)
 
     def release(self, needs: Sequence[Need], run: Newcomer) -> None:
-        """Give up the sections of a run."""
+        """Release the sections of a run."""
         for need in needs:
             if need.kind == SECTION:
                 self._locks.release(SECTION, need.key, run.jid, run.token)
 
     def _by_limits_set(self, needs: Sequence[Need]) -> list[Need]:
-        """Return *needs* with the limits that people have set in place of the code's."""
+        """Return *needs* with limits set at run time in place of the code's."""
         limits = self._locks.limits.of([need.key for need in needs])
         return [replace(n, limit=limits[n.key]) if n.key in limits else n for n in needs]
 
@@ -122,7 +122,7 @@ class Admission:
         return Held([leases[need.key] for need in needs if need.key in leases])
 
     def _start(self, need: Need, run: Newcomer, place: Place) -> bool:
-        """Begin a start of a rate, unless living waiters before *place* want all that may be."""
+        """Use a slot of a rate, unless waiters before *place* need all free ones."""
         free = self._locks.rates.room(need).free
         if free < 1:
             return False
@@ -132,7 +132,7 @@ class Admission:
     def refusal(
         self, need: Need, run: Newcomer, place: Place, reserved: Sequence[str] = ()
     ) -> Refusal:
-        """Return what keeps a job from what it needs, and those keys that are kept for it."""
+        """Return the refusal of a need, with the keys that are reserved for the job."""
         limit = self._locks.limits.get(need.key)
         if need.limit < 1:
             return Refusal(need, _paused(limit), reserved=tuple(reserved))
@@ -148,8 +148,8 @@ class Admission:
     def _before_its_start(
         self, need: Need, run: Newcomer, place: Place
     ) -> tuple[Holder | None, str]:
-        """Return the job that comes before one in the line of a rate, or when it may start."""
-        # Its starts may be of before the database's clock went back.
+        """Return the next waiter of a rate before *place*, or when the run may start."""
+        # Its starts may date from before the database's clock was set back.
         self._locks.bound(RATE, need.key)
         waiter = self._locks.waiters.first_ahead(need.key, run.jid, place)
         if waiter is not None:
@@ -174,15 +174,15 @@ def claim_of(need: Need, run: Newcomer) -> Claim:
 
 
 def in_order(need: Need) -> tuple[bool, str]:
-    """Return the order in which everybody comes to keys: the sections, and then the rates."""
+    """Return the sort key by which all transactions lock keys: sections, then rates."""
     return need.kind == RATE, need.key
 
 
 def _in_line(need: Need) -> tuple[bool, int, str]:
-    """Return the order in which a job stands in line: the narrowest key first.
+    """Return the sort key by which a job waits for its keys: the lowest limit first.
 
-    What is kept for it at the head of that line is then of no use to many others.  To let it
-    wait in the line of a wide key while a narrow one is held would keep all others from that.
+    A reserved slot of a key with a low limit blocks few other jobs.  Waiting for a key with a
+    high limit while holding one with a low limit would block many.
     """
     return need.kind != SECTION, need.limit, need.key
 

@@ -1,4 +1,4 @@
-"""A key that is held by hand, for the time of a block: ``with`` or ``async with``."""
+"""An explicit lock: a key held during a block, ``with`` or ``async with``."""
 
 from __future__ import annotations
 
@@ -34,61 +34,61 @@ if TYPE_CHECKING:
 
 
 class _Block(NamedTuple):
-    """A block around this code, and what it holds."""
+    """A surrounding block, and what it holds."""
 
-    #: Of the log that has the key: another log's of the same name is another.
+    #: The statements of the log with the key: the same key in another log is a different one.
     locks: Locks
-    #: As it is stored.
+    #: The key in its stored form.
     key: str
-    #: The thread and the task.
+    #: The thread or task.
     where: object
     lease: Lease | None = None
 
 
-#: The blocks around this code.  Another task or thread may begin with a copy of it, and holds
+#: The surrounding blocks.  Another task or thread may start with a copy of this context, but holds
 #: nothing itself.
 _inside: ContextVar[tuple[_Block, ...]] = ContextVar("joblog_locks", default=())
 
-#: Seconds between two tries; at first, and at most.
+#: Seconds between two attempts: at first, and at most.
 _PAUSE, _PAUSE_AT_MOST = 0.05, 0.5
 
 
 class Asked(Protocol):
-    """What asks the database, one question after the other."""
+    """Calls functions that use the database, one after the other."""
 
     def call(self, function: Callable[[], Any], until: float | None = None) -> Any:
-        """Return what *function* returns, once that is committed.
+        """Call *function*, and return its result once committed.
 
-        A database that is locked is not waited for after *until*, monotonic, in seconds.
+        A locked database is retried until *until*, in monotonic seconds.
         """
 
     def post(self, function: Callable[[], Any]) -> None:
-        """Call *function* after all that was asked before, and do not wait for it."""
+        """Call *function* after all earlier calls, without waiting."""
 
 
 @dataclass
 class Wish:
-    """The tries to take a key, within some time."""
+    """The attempts to acquire a key, until a deadline."""
 
     locks: Locks
     claim: Claim
     #: The key as it was given, for the error's text.
     key: str
-    #: When to give up; monotonic, in seconds.
+    #: When to give up, in monotonic seconds.
     deadline: float
-    #: Whether it is waited for.
+    #: Whether the caller waits for the key.
     waits: bool = False
-    #: As many slots of the key are held already by who wants one more.
+    #: The number of the key's slots already held by the same thread, task or job.
     held: int = 0
-    #: Those that wait longer come first.
+    #: The queue position: those that have waited longer come first.
     place: Place = field(default_factory=Place)
     pause: float = _PAUSE
-    #: How many may hold the key, as it was at the last try.
+    #: The limit of the key at the last attempt.
     limit: int = 1
 
     @property
     def is_over(self) -> bool:
-        """Whether it was tried for long enough, or would wait for itself."""
+        """Whether the deadline has passed, or waiting would be a self-deadlock."""
         return time.monotonic() >= self.deadline or self._is_in_vain
 
     @property
@@ -97,17 +97,17 @@ class Wish:
 
     @property
     def until(self) -> float | None:
-        """How long the database may be locked, as *deadline*; None for its own time."""
+        """The deadline for a locked database; None for the database's own timeout."""
         return self.deadline if self.waits else None
 
     def next_pause(self) -> float:
-        """Return the seconds until the next try."""
+        """Return the seconds until the next attempt."""
         pause = min(self.pause, max(0.0, self.deadline - time.monotonic()))
         self.pause = min(self.pause * 1.5, _PAUSE_AT_MOST)
         return pause
 
     def attempt(self) -> Lease | None:
-        """Take the key if it is free, and nobody who waits longer wants it."""
+        """Acquire the key if it is free and no one has waited longer for it."""
         if self.place.since is None:
             self.place = Place(since=self.locks.now())
         claim = self.locks.limited(self.claim)
@@ -119,12 +119,12 @@ class Wish:
         return lease
 
     def release(self) -> None:
-        """Free the key."""
+        """Release the key."""
         claim = self.claim
         self.locks.release(SECTION, claim.key, claim.owner, claim.token)
 
     def refusal(self) -> LockNotAcquired:
-        """Return the error that says who keeps the key."""
+        """Return the error that names the holder of the key."""
         limit = self.locks.limits.get(self.claim.key)
         if limit is not None and limit.limit < 1:
             return LockNotAcquired(self.key, f"is paused: {limit}")
@@ -147,9 +147,9 @@ class HeldByHand(contextlib.ContextDecorator):
 
     Parameters:
       locks: The statements on keys.
-      asked: Where they are asked.
+      asked: Executes them.
       key: The key, as it was given.
-      claim: Makes what is claimed, by who enters the block.
+      claim: Makes the claim when a block is entered.
       wait: Milliseconds to wait for it.
     """
 
@@ -164,7 +164,7 @@ class HeldByHand(contextlib.ContextDecorator):
         self._wish: Wish | None = None
 
     def _recreate_cm(self) -> Self:
-        """Return one for each call of a function that this decorates."""
+        """Return a new lock for each call of a decorated function."""
         fresh = copy.copy(self)
         fresh._wish = None
         return fresh
@@ -225,13 +225,13 @@ class HeldByHand(contextlib.ContextDecorator):
         if wish is None:
             raise ConfigurationError(f"lock {self._key!r} is left, and was not entered")
         _leave(_Block(self._locks, wish.claim.key, _here()))
-        # Whatever becomes of the release, the lease then runs out.
+        # Even if the release fails, the lease then expires.
         self._locks.forget(wish.claim.token)
         return wish
 
     @contextlib.contextmanager
     def _abandoned_on_error(self, wish: Wish) -> Any:
-        """Let go of a key that may have been taken: the answer of its commit can be lost."""
+        """Release a key after an error: it may have been acquired, with the reply lost."""
         try:
             yield
         except BaseException as e:
@@ -239,13 +239,13 @@ class HeldByHand(contextlib.ContextDecorator):
             wish.claim.given_up = True
             self._locks.forget(wish.claim.token)
             if not isinstance(e, LockNotAcquired):
-                # After a try that is still going on.
+                # It runs after an attempt that is still in progress.
                 self._asked.post(wish.release)
             raise
 
     @contextlib.contextmanager
     def _logged_if_it_stays(self, wish: Wish) -> Any:
-        """Log that a key could not be freed: its block has ended well all the same."""
+        """Log, instead of raising, that a key could not be released: its block has succeeded."""
         try:
             yield
         except JobLogError as e:
@@ -261,14 +261,14 @@ class HeldByHand(contextlib.ContextDecorator):
         return answer
 
     async def _ask_aside(self, function: Callable[[], T], until: float | None = None) -> T:
-        """Ask on another thread, so that the event loop goes on meanwhile."""
+        """Call on another thread, so that the event loop is not blocked."""
         loop = asyncio.get_running_loop()
         answer: T = await loop.run_in_executor(None, self._asked.call, function, until)
         return answer
 
 
 def _here() -> object:
-    """Return what names the thread, and the task in it if it is one of asyncio."""
+    """Return an object that identifies the thread, or the asyncio task in it."""
     task = None
     if in_event_loop():
         task = id(asyncio.current_task())
@@ -280,7 +280,7 @@ def _enter(block: _Block) -> None:
 
 
 def _held_around(block: _Block) -> int:
-    """Return how many blocks around this code hold what *block* wants."""
+    """Return how many surrounding blocks already hold what *block* requests."""
     return sum(
         each[:3] == block[:3] and each.lease is not None and not each.lease.lost
         for each in _inside.get()
@@ -289,7 +289,7 @@ def _held_around(block: _Block) -> int:
 
 def _leave(block: _Block) -> None:
     held = _inside.get()
-    # A block may be left by another thread than entered it.
+    # A block may be left by a different thread than the one that entered it.
     at = next((n for n in range(len(held) - 1, -1, -1) if held[n][:3] == block[:3]), None)
     if at is not None:
         _inside.set((*held[:at], *held[at + 1 :]))

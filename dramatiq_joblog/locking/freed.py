@@ -1,4 +1,4 @@
-"""Who in this process wants to hear that a key may have become free."""
+"""Notifications in this process that a key may have become free."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ if TYPE_CHECKING:
 
 
 class Freed:
-    """Passes on which keys may have become free, to those that look after jobs that wait."""
+    """Notifies listeners of keys that may have become free."""
 
     def __init__(self) -> None:
         self._listeners: tuple[Callable[[AbstractSet[str]], None], ...] = ()
 
     def listen(self, listener: Callable[[AbstractSet[str]], None]) -> None:
-        """Call *listener* with the keys, on the thread that freed them: it must not wait."""
+        """Call *listener* with the keys, on the thread that released them; it must not block."""
         self._listeners = (*self._listeners, listener)
 
     def ignore(self, listener: Callable[[AbstractSet[str]], None]) -> None:
-        """Call *listener* no more."""
+        """Stop calling *listener*."""
         self._listeners = tuple(known for known in self._listeners if known != listener)
 
     def note(self, keys: AbstractSet[str]) -> None:
-        """Say that *keys* may have become free: what freed them is committed."""
+        """Notify the listeners that *keys* may have become free; call it after the commit."""
         for listener in self._listeners:
             listener(keys)
 
     def forget(self) -> None:
-        """Forget all listeners: they are those of the process that this one was forked from."""
+        """Remove all listeners, after a fork: they belong to the parent process."""
         self._listeners = ()

@@ -1,4 +1,4 @@
-"""What this process holds: leases, renewed for as long as it lives."""
+"""The leases of this process, renewed while it is alive."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Claim:
-    """Who wants to hold what."""
+    """A request for a key: the key, its owner and the terms."""
 
     kind: str
     key: str
@@ -22,18 +22,18 @@ class Claim:
     ttl: int
     process: str | None = None
     limit: int = 1
-    #: Whether the run of the same owner that holds it is known to be over.
+    #: Whether an earlier run of the same owner that holds it is known to be over.
     reenter: bool = False
-    #: Whether it is taken by hand: then its owner may hold other slots of the key as well.
+    #: Whether it is an explicit lock, whose owner may hold other slots of the key as well.
     by_hand: bool = False
-    #: As many slots of the key are held by the job around a lock by hand.
+    #: The number of the key's slots held by the job around an explicit lock.
     of_job: int = 0
-    #: Whether who wanted it does not wait for an answer any more: then it is not taken.
+    #: Whether the caller no longer waits for an answer; then the key is not acquired.
     given_up: bool = False
 
 
 class Lease:
-    """A key that is held by this process, for as long as it is renewed."""
+    """A key held by this process for as long as it is renewed."""
 
     def __init__(
         self,
@@ -51,31 +51,31 @@ class Lease:
         self.token = token
         #: A number that grows with each holder of the key, for stores that check it.
         self.fence = fence
-        #: Milliseconds after a renewal at which the lease expires.
+        #: Milliseconds from a renewal until the lease expires.
         self.lasts = lasts
-        #: Monotonic, in seconds; counted from before the statement that took it.
+        #: When it expires, in monotonic seconds; counted from before the acquiring statement.
         self.deadline = began + lasts / 1000
-        #: Whether it was taken by hand: then it may outlast the workers of the process.
+        #: Whether it is an explicit lock, which may outlast the process's workers.
         self.by_hand = by_hand
-        #: Whether another has it.
+        #: Whether another has acquired the key.
         self.gone = False
 
     def extend(self, began: float) -> None:
-        """Note that it was renewed by a statement that began then; monotonic, in seconds."""
+        """Record a renewal by a statement that began at *began*, in monotonic seconds."""
         self.deadline = began + self.lasts / 1000
 
     def lose(self) -> None:
-        """Note that another has it."""
+        """Mark it as lost to another holder."""
         self.gone = True
 
     @property
     def lost(self) -> bool:
-        """Whether another may hold the key by now, because this process was paused for too long."""
+        """Whether another may hold the key by now, because the lease was not renewed in time."""
         return self.gone or time.monotonic() > self.deadline
 
 
 class Held:
-    """What a run holds: a lease of each of its sections; none, if it needs none."""
+    """The leases of a run, one for each of its sections; empty if it has none."""
 
     def __init__(self, leases: Sequence[Lease]) -> None:
         #: One for each section, in the order of declaration.
@@ -83,17 +83,17 @@ class Held:
 
     @property
     def fence(self) -> int | None:
-        """The fence of its section: of the first that was declared, if it has several."""
+        """The fence of its section; of the first declared, if it has several."""
         return self.leases[0].fence if self.leases else None
 
     @property
     def fences(self) -> dict[str, int]:
-        """The fences of all its sections, by their keys."""
+        """The fences of all its sections, by key."""
         return {lease.key: lease.fence for lease in self.leases}
 
     @property
     def lost(self) -> bool:
-        """Whether another may be in one of its sections by now."""
+        """Whether another job may hold one of its sections by now."""
         return any(lease.lost for lease in self.leases)
 
 
@@ -104,14 +104,14 @@ class Leases:
         self._guard = threading.Lock()
         #: A run may have several keys.
         self._of: dict[str, list[Lease]] = {}
-        #: Milliseconds within which each must be renewed; None before there was one.
+        #: The interval of renewals in milliseconds; None before the first lease.
         self.renewed_every: int | None = None
 
     def __len__(self) -> int:
         return len(self._of)
 
     def add(self, lease: Lease) -> None:
-        """Renew a lease from now on."""
+        """Add a lease to renew."""
         with self._guard:
             others = [each for each in self._of.get(lease.token, ()) if each.key != lease.key]
             self._of[lease.token] = [*others, lease]
@@ -120,18 +120,18 @@ class Leases:
             self.renewed_every = min(every, self.renewed_every or every)
 
     def forget(self, token: str | None) -> None:
-        """Renew those of a token no longer."""
+        """Stop renewing the leases of a token."""
         if token is not None:
             with self._guard:
                 self._of.pop(token, None)
 
     def all(self) -> dict[str, list[Lease]]:
-        """Return all that are renewed, by their tokens."""
+        """Return the renewed leases, by token."""
         with self._guard:
             return {token: list(some) for token, some in self._of.items()}
 
     def lose(self, lease: Lease) -> None:
-        """Note that another has what was held."""
+        """Remove a lease that another has acquired."""
         lease.lose()
         with self._guard:
             if all(each.gone for each in self._of.get(lease.token, ())):

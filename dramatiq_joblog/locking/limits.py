@@ -1,4 +1,4 @@
-"""Limits that people set while jobs run: a row of the table of keys, that stands over the code."""
+"""Limits set at run time: rows in the table of keys that override the code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: The kind of such rows.
 LIMIT = "limit"
-#: Until when one stands that nobody gave an end, in milliseconds since 1970: the year 9999.
+#: The end of a limit without one, in milliseconds since 1970: the year 9999.
 FOREVER = 253_402_300_799_000
 
 
@@ -41,7 +41,7 @@ class LimitSet:
         return f"{self.who} has set its limit to {said_of(self)}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
+        """Return it as a dictionary for JSON."""
         until = None if self.until is None else _iso(self.until)
         said = {"key": self.key, "limit": self.limit, "who": self.who}
         return said | {"since": _iso(self.since), "until": until}
@@ -52,7 +52,7 @@ def _iso(instant: datetime) -> str:
 
 
 def said_of(limit: LimitSet | None) -> str:
-    """Say a limit that someone has set, or that it is the code's."""
+    """Return a limit as text: the one set, or that the code's applies."""
     if limit is None:
         return "as the code says"
     until = "" if limit.until is None else f" until {limit.until:%Y-%m-%d %H:%M:%S} UTC"
@@ -60,7 +60,7 @@ def said_of(limit: LimitSet | None) -> str:
 
 
 def check_limit_set(key: Any, limit: Any) -> None:
-    """Refuse what cannot be set.
+    """Refuse a key or limit that cannot be set.
 
     Raises:
       ConfigurationError: If it cannot be.
@@ -88,7 +88,7 @@ class Limits:
         self._of = Compiled(lock._meta.database, self._selecting)
 
     def of(self, keys: Sequence[str]) -> dict[str, int]:
-        """Return the limits that stand for *keys*; those without one are left out."""
+        """Return the limits set for *keys*; keys without one are left out."""
         return {key: int(limit) for key, limit in self._of.execute(keys).fetchall()}
 
     def _selecting(self, keys: Sequence[str]) -> Any:
@@ -98,21 +98,21 @@ class Limits:
         return rows.where(SQL(f"kind = '{LIMIT}'"), lock.key.in_(keys), live)
 
     def get(self, key: str) -> LimitSet | None:
-        """Return the limit that stands for a key, or None."""
+        """Return the limit set for a key, or None."""
         row = self._standing().where(self._lock.key == key).first()
         return None if row is None else _limit_set(row)
 
     def all(self) -> list[LimitSet]:
-        """Return all that stand, by their keys."""
+        """Return all limits set, ordered by key."""
         return [_limit_set(row) for row in self._standing().order_by(self._lock.key)]
 
     def set(self, key: str, limit: int, *, until: int | None, who: str) -> None:
-        """Let a limit stand for a key, until an instant in milliseconds since 1970."""
+        """Set the limit of a key, until an instant in milliseconds since 1970."""
         lock = self._lock
         values = {
             "owner": who,
             "fence": limit,
-            # As far away as it may be: it is no lease, that a clock which went back shortens.
+            # The maximum: it is not a lease, which is shortened when the clock is set back.
             "ttl": FOREVER,
             "acquired_at": database_now(lock._meta.database),
             "expires_at": FOREVER if until is None else until,
@@ -121,11 +121,11 @@ class Limits:
         if not mine.execute():
             row = {"kind": LIMIT, "key": key, "slot": 0, **values}
             lock.insert(row).on_conflict_ignore().execute()
-            # Another may have set one at the same time.
+            # Another process may have set one at the same time.
             mine.execute()
 
     def remove(self, key: str) -> bool:
-        """Let the code's limit of a key hold again; return whether another had stood."""
+        """Restore the code's limit of a key; return whether another was set."""
         lock = self._lock
         found = self._standing().where(lock.key == key).exists()
         lock.delete().where(lock.kind == LIMIT, lock.key == key).execute()
@@ -138,7 +138,7 @@ class Limits:
 
 
 def _limit_set(row: Any) -> LimitSet:
-    # No datetime is quite as late.
+    # FOREVER itself may exceed what a datetime can hold.
     ends = to_millis(row.expires_at) < FOREVER - 172_800_000
     until = row.expires_at if ends else None
     return LimitSet(row.key, int(row.fence), row.owner, row.acquired_at, until)

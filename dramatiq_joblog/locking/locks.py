@@ -1,7 +1,6 @@
-"""Critical sections and uniqueness: who may hold a key, and who does.
+"""Critical sections and unique keys: who may hold a key, and who does.
 
-The statements here are part of their caller's transaction; :mod:`.slots` has those that take a
-key.
+The statements here run in the caller's transaction; :mod:`.slots` has those that acquire a key.
 """
 
 from __future__ import annotations
@@ -36,25 +35,25 @@ if TYPE_CHECKING:
 
     from .waiters import Place
 
-#: Milliseconds that the row of a key is kept which nobody holds.
+#: Milliseconds that the row of a free key is kept.
 KEEP_IDLE = 24 * 3600 * 1000
-#: Milliseconds that any statement on keys takes at most, and much more.
+#: Milliseconds; far longer than any statement on keys takes.
 SETTLED = 600_000
 
 UNIQUE = "unique"
-#: The kind of rows that say which job took the place of another, whose jid is their key.
+#: The kind of rows that record which job superseded another, whose jid is the key.
 FORMER = "former"
-#: Kinds of rows that are of no use once their time is over.
+#: Kinds of rows that can be deleted once they expire.
 EXPIRING = (FORMER, LIMIT, RATE, WAIT)
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who keeps others from a key, by the database's clock."""
+    """The holder or next waiter of a key; times are by the database's clock."""
 
     owner: str
     since: datetime
-    #: When its lease runs out; None for a job that waits for the key, and comes in next.
+    #: When its lease expires; None for the next waiter.
     until: datetime | None
 
 
@@ -62,11 +61,11 @@ class Usage(NamedTuple):
     """How a section is used."""
 
     held: int = 0
-    #: How many of these are kept for the next run of a job.
+    #: How many of the held slots are reserved for the next run of a job.
     kept: int = 0
-    #: What someone has set for its limit; None for that of the code.
+    #: The limit set at run time; None if the code's applies.
     limit_set: int | None = None
-    #: The highest fence of those that hold it: another says that it went from one to the next.
+    #: The highest fence of its holders; it changes when the holder does.
     fence: int = 0
 
 
@@ -75,48 +74,48 @@ class Locks:
 
     Parameters:
       lock: The bound lock model.
-      job: The bound job model, for those that wait.
+      job: The bound job model, for waiters.
     """
 
     def __init__(self, lock: Any, job: Any) -> None:
         self.lock = lock
-        #: Who waits for a section.
+        #: The waiters of keys.
         self.waiters = Waiters(job, lock)
-        #: The limits that people have set.
+        #: The limits set at run time.
         self.limits = Limits(lock)
-        #: Who has started lately by a rate.
+        #: The recent starts of rates.
         self.rates = Rates(lock)
         self.database: Database = lock._meta.database
         self._now: str = database_now(self.database).sql
-        #: The statements that take keys.
+        #: The statements that acquire keys.
         self.slots = slots_of(lock)
         self._is_live = self.slots.is_live
-        #: Whether an update returns what it wrote, and locks no row that it leaves alone.
+        #: Whether an update can return rows, and locks only the rows that it changes.
         self._updates_well = dialect_of(self.database).guards_upserts
         self._usage = Compiled(self.database, self._asking_usage)
-        #: What this process holds.
+        #: The leases of this process.
         self.leases = Leases()
-        #: Who hears of keys that may have become free.
+        #: Notifies of keys that may have become free.
         self.freed = Freed()
         self._process: str | None = None
         self._gone_after: int | None = None
 
     @property
     def process(self) -> str | None:
-        """Names this process in rows; None for one that has no worker."""
+        """The name of this process in rows; None without workers."""
         return self._process
 
     def attach(self, process: str, gone_after: int) -> None:
-        """Hold what is taken from now on for as long as this process lives, which has workers.
+        """Bind later leases to this worker process, so that they end with it.
 
         Parameters:
-          process: Names it in rows.
-          gone_after: Milliseconds without a heartbeat after which others take it to be gone.
+          process: The name of this process in rows.
+          gone_after: Milliseconds without a heartbeat after which it is considered gone.
         """
         self._process, self._gone_after = process, gone_after
 
     def take(self, claim: Claim) -> Lease | None:
-        """Take a free slot of a key, or the one that its owner has already; None if there is none.
+        """Acquire a free slot of a key, or the one that its owner has; None if there is none.
 
         The lease is renewed from now on, until it is released.
         """
@@ -127,10 +126,10 @@ class Locks:
         return None if fence is None else self.hold(claim, fence, began)
 
     def take_in_turn(self, claim: Claim, place: Place) -> Lease | None:
-        """Take a slot of a section, unless living waiters before *place* want all that are free.
+        """Acquire a slot of a section, unless waiters before *place* need all free ones.
 
-        What is kept for the claim's owner between two runs is its own in any case, unless the
-        key is paused.
+        A slot reserved for the owner between two runs is always available to it, unless the key is
+        paused.
         """
         if claim.limit < 1:
             return None
@@ -142,15 +141,15 @@ class Locks:
         return self.take(claim)
 
     def limited(self, claim: Claim) -> Claim:
-        """Return a claim with the limit that someone has set for its key, if there is one."""
+        """Return a claim with the limit set at run time for its key, if any."""
         limit = self.limits.of([claim.key]).get(claim.key)
         return claim if limit is None else replace(claim, limit=limit)
 
     def take_all(self, claims: Sequence[Claim]) -> dict[str, Lease]:
-        """Take those keys of *claims*, all different and with one slot, that are free.
+        """Acquire the free keys of *claims*, which are all different and exclusive.
 
         Returns:
-          The leases of those that were taken, by key.
+          The leases acquired, by key.
         """
         if not claims:
             return {}
@@ -159,26 +158,26 @@ class Locks:
         return {c.key: self.hold(c, fences[c.key], began) for c in claims if c.key in fences}
 
     def alone_with(self, claim: Claim) -> None:
-        """Keep others from the key until the transaction ends."""
+        """Lock the key until the transaction ends."""
         self.slots.alone_with(claim)
 
     def taken(self, claim: Claim) -> Lease | None:
-        """Return the lease of a claim that was met before; None if another has the key by now."""
+        """Return the lease of a claim granted before; None if another holds the key by now."""
         began = time.monotonic()
         lock = self.lock
         row = self._rows(claim.kind, claim.key).where(lock.token == claim.token).first()
         return None if row is None else self.hold(claim, row.fence, began)
 
     def holder(self, kind: str, key: str) -> Holder | None:
-        """Return who holds a key, the first of them."""
+        """Return the holder of a key, the first if there are several; None if it is free."""
         lock = self.lock
         row = self._rows(kind, key).where(lock.owner.is_null(False)).order_by(lock.slot).first()
         return None if row is None else Holder(row.owner, row.acquired_at, row.expires_at)
 
     def blocker(self, claim: Claim, place: Place) -> Holder | None:
-        """Return who keeps a claim on a section out: a holder, or the waiter that is next.
+        """Return what blocks a claim on a section: a holder, or the next waiter.
 
-        None if nobody does any more.
+        None if nothing does any more.
         """
         self.bound(claim.kind, claim.key)
         if self.free(claim.key, claim.limit) > 0:
@@ -188,9 +187,9 @@ class Locks:
         return self.holder(claim.kind, claim.key)
 
     def bound(self, kind: str | None = None, key: str | None = None) -> None:
-        """Let no lease, or none of a key, last for more than its time from now on.
+        """Shorten leases, of all keys or of one, that expire later than their ttl from now.
 
-        It does if the database's clock went back since it was renewed.
+        They do if the database's clock was set back since their renewal.
         """
         lock = self.lock
         most = database_now(self.database) + lock.ttl
@@ -198,19 +197,19 @@ class Locks:
         if key is not None:
             too_long += [lock.kind == kind, lock.key == key]
         if not self._updates_well and not lock.select(lock.id).where(*too_long).exists():
-            # An update locks each row that it looks at, also those that it leaves alone.
+            # An update locks every row that it reads, even unchanged ones.
             return
         lock.update(expires_at=most).where(*too_long).execute()
 
     def release(self, kind: str, key: str, owner: str, token: str | None) -> None:
-        """Give up what *owner* holds, unless a later run of it holds it by now."""
+        """Release a key of *owner*, unless a later run of it holds the key by now."""
         lock = self.lock
         mine = (
             *(lock.kind == kind, lock.key == key, lock.owner == owner),
             lock.token.is_null() | (lock.token == token),
         )
         if kind == UNIQUE:
-            # Nobody asks for its fence, so nothing of it is kept.
+            # Its fence is not used, so the row can be deleted.
             lock.delete().where(*mine).execute()
         else:
             free = {"owner": None, "token": None, "process": None, "expires_at": None}
@@ -218,10 +217,10 @@ class Locks:
         self.forget(token)
 
     def give_up(self, owners: Mapping[str, str | None]) -> None:
-        """Give up all that jobs hold, their uniqueness as well.
+        """Release all keys that jobs hold, including unique keys.
 
         Parameters:
-          owners: The token of each job's last run, by its jid.
+          owners: The token of each job's last run, by jid.
         """
         lock = self.lock
         held = lock.select(lock.kind, lock.key, lock.owner).where(
@@ -231,7 +230,7 @@ class Locks:
             self.release(kind, key, owner, owners[owner])
 
     def keep(self, key: str, owner: str, token: str, milliseconds: int) -> None:
-        """Keep a section for its owner's next run, which begins within *milliseconds*."""
+        """Reserve a section for its owner's next run, which begins within *milliseconds*."""
         lock = self.lock
         expires = database_now(self.database) + milliseconds
         (
@@ -247,7 +246,7 @@ class Locks:
         self.forget(token)
 
     def confirm(self, key: str, owner: str, ttl: int) -> None:
-        """Give a uniqueness its whole time: its message is in the broker."""
+        """Extend a unique key to its full ttl: its message is in the broker."""
         lock = self.lock
         (
             lock.update(ttl=ttl, expires_at=database_now(self.database) + ttl)
@@ -256,24 +255,24 @@ class Locks:
         )
 
     def end_of(self, process: str) -> None:
-        """Let the leases of a process run out that is known to have ended."""
+        """Expire the leases of a process that is known to have ended."""
         lock = self.lock
         now = database_now(self.database)
         held = lock.expires_at > now
         lock.update(expires_at=now).where(lock.process == process, held).execute()
 
     def forget(self, token: str | None) -> None:
-        """Renew a lease no longer."""
+        """Stop renewing a lease."""
         self.leases.forget(token)
 
     def forget_all(self) -> None:
-        """Renew nothing: this process was forked from the one that holds it."""
+        """Stop renewing all leases, after a fork: the parent process holds them."""
         self.leases = Leases()
         self._process = self._gone_after = None
         self.freed.forget()
 
     def detach(self, process: str) -> None:
-        """Let what was taken by hand live by its lease alone: the process's workers have ended."""
+        """Unbind explicit locks from the process, because its workers have ended."""
         tokens = [t for t, leases in self.leases.all().items() if leases[0].by_hand]
         if self._process == process:
             self._process = self._gone_after = None
@@ -283,7 +282,7 @@ class Locks:
             lock.update(process=None).where(*mine).execute()
 
     def renew(self) -> None:
-        """Renew all that this process holds, in one statement."""
+        """Renew all leases of this process, in one statement."""
         leases = self.leases.all()
         if not leases:
             return
@@ -295,7 +294,7 @@ class Locks:
             & lock.key.in_(sorted({lease.key for some in leases.values() for lease in some}))
             & lock.token.in_(list(leases))
         )
-        # As starts lock them that need several.
+        # The order in which starts with several keys lock them.
         in_order = dialect_of(self.database).in_order(lock, mine, lock.key)
         renewal = lock.update(expires_at=expires).where(in_order)
         if self._updates_well:
@@ -311,7 +310,7 @@ class Locks:
                 self.leases.lose(each)
 
     def owns(self, key: str, owner: str) -> bool:
-        """Return whether a section is held for *owner*, whose lease is not over."""
+        """Return whether *owner* holds a section with a valid lease."""
         lock = self.lock
         held = self._rows(SECTION, key).where(lock.owner == owner, self._is_live())
         return bool(held.exists())
@@ -328,7 +327,7 @@ class Locks:
         return limit - int(self._rows(SECTION, key).where(self._is_live()).count())
 
     def usage(self, keys: Sequence[str]) -> dict[str, Usage]:
-        """Return how the sections of *keys* are used; those that are free are left out."""
+        """Return the usage of the sections of *keys*, by key; free ones are left out."""
         found: dict[str, Usage] = {}
         for key, kind, held, running, highest in self._usage.execute(keys).fetchall():
             known = found.get(key, Usage())
@@ -354,15 +353,15 @@ class Locks:
         return int(now)
 
     def clean(self, idle: int = KEEP_IDLE, settled: int = SETTLED) -> None:
-        """Delete the rows of keys that nobody has held for *idle* milliseconds.
+        """Delete the rows of keys that have been free for *idle* milliseconds.
 
-        The fence of a key never goes back: no new row begins below the floor.  It is raised
-        first, and only what has lain below it for *settled* milliseconds is deleted, so that
-        no statement that is going on has read a lower one.
+        The fence of a key never decreases: new rows begin above the floor.  The floor is raised
+        first, and only rows that have been below it for *settled* milliseconds are deleted, so
+        that no running statement has read a lower floor.
         """
         self.bound()
         lock, now = self.lock, database_now(self.database)
-        # Of sections alone something is kept that nobody holds: their fences.
+        # Only free sections must keep something: their fences.
         over = lock.kind.in_((UNIQUE, *EXPIRING)), lock.expires_at < now - idle
         lock.delete().where(*over).execute()
         old = (
@@ -391,18 +390,18 @@ class Locks:
         while True:
             some = [row.id for row in lock.select(lock.id).where(*conditions).limit(batch)]
             if some:
-                # Asked again, as it may have been taken since.
+                # Check again, because it may have been acquired since.
                 lock.delete().where(lock.id.in_(some), *conditions).execute()
             if len(some) < batch:
                 return
 
     def hold(self, claim: Claim, fence: int, began: float) -> Lease:
-        """Return the lease of a claim that was met, which is renewed from now on.
+        """Return the lease of a granted claim, which is renewed from now on.
 
         Parameters:
           claim: The claim.
           fence: Its fence.
-          began: When the statement began that took it, monotonic, in seconds.
+          began: When the statement that acquired it began, in monotonic seconds.
         """
         lasts = min(claim.ttl, self._gone_after or claim.ttl)
         lease = Lease(claim.key, claim.token or "", fence, lasts, began, by_hand=claim.by_hand)
@@ -416,7 +415,7 @@ class Locks:
 
 
 def describe_holder(holder: Holder | None) -> str:
-    """Say who holds a key, or waits for it, since when and until when."""
+    """Return a text that names who holds a key or waits for it, since when and until when."""
     if holder is None:
         return "was taken, and is free by now"
     since = f"{holder.since:%Y-%m-%d %H:%M:%S} UTC"
@@ -427,5 +426,5 @@ def describe_holder(holder: Holder | None) -> str:
 
 
 def fold_key(key: str) -> str:
-    """Return *key* as it is stored: short enough for its column, without a URL's password."""
+    """Return the stored form of a key: short enough for its column, without URL passwords."""
     return fold_jid(scrub_key(key))

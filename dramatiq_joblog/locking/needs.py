@@ -1,4 +1,4 @@
-"""What a job needs before it may run: as actors declare it, and as a message carries it."""
+"""The keys that a job needs before it may run, as declared and as stored in its message."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from dramatiq_joblog.payload.values import MAX_INT
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-#: The kinds of keys that a job may need.
+#: The kinds of needs.
 SECTION, RATE = "section", "rate"
 
 #: Milliseconds that a section stays held after the last heartbeat of its holder.
 DEFAULT_TTL = 60_000
-#: Milliseconds that a uniqueness lasts at most, so that a message that vanished does not hold
-#: up others forever.
+#: Milliseconds that a unique key is held at most, so that a lost message does not block others
+#: forever.
 DEFAULT_UNIQUE_TTL = 24 * 3600 * 1000
-#: Milliseconds that anything here may last at most, a hundred years: what is longer is no number
-#: of milliseconds, and the end of it no date that databases and readers know.
+#: The maximum of all durations here, in milliseconds: a hundred years.  Longer ones are mistakes,
+#: with an end beyond the dates of databases.
 LONGEST = 100 * 366 * 24 * 3600 * 1000
 
 OnConflict: TypeAlias = Literal["skip", "wait", "retry", "fail"]
@@ -33,7 +33,7 @@ Hold: TypeAlias = Literal["job", "run"]
 Keep: TypeAlias = Literal["first", "last"]
 Until: TypeAlias = Literal["started", "finished"]
 
-#: In what a message is bound to: the entries, if there are several.
+#: The name of the entries in a message's option, if there are several.
 ALL = "all"
 
 
@@ -125,10 +125,10 @@ class Unique:
       86400000
 
     Parameters:
-      key: A format string over the actor's parameters, or a callable that is given the job's
+      key: A format string over the actor's parameters, or a callable that receives the job's
         arguments.
       until: ``"started"`` or ``"finished"``, or None for the whole of *ttl*.
-      ttl: Milliseconds after which the key is free in any case.
+      ttl: Milliseconds after which the key is released in any case.
       keep: Which message to keep: ``"first"`` refuses a second one; ``"last"`` skips an older one
         that has not begun.
 
@@ -154,7 +154,7 @@ Entry: TypeAlias = Exclusive | Rate
 
 @dataclass(frozen=True)
 class Need:
-    """One key that a job needs before it may run, for this try."""
+    """One key that a job needs before it may run, for one attempt."""
 
     #: :data:`SECTION` or :data:`RATE`.
     kind: str
@@ -163,18 +163,18 @@ class Need:
     on_conflict: str
     wait_for: int | None
     on_timeout: str
-    #: Milliseconds: the lease of a section, the window of a rate.
+    #: Milliseconds: the ttl of a section, or the window of a rate.
     lasts: int
-    #: Whether it is kept between two runs of a job.
+    #: Whether it stays held between two runs of a job.
     is_kept: bool = False
-    #: Whether a callable says the limit.
+    #: Whether the limit comes from a callable.
     is_asked: bool = False
 
 
 def entries_of(bound: Any) -> list[dict[str, Any]]:
-    """Return the entries that a message is bound to, as it carries them.
+    """Return the entries of a message's needs, in their stored form.
 
-    One is carried as it is, as it was when there was never more than one.
+    A single entry is stored without a list, for compatibility with earlier versions.
     """
     if bound is None:
         return []
@@ -183,17 +183,17 @@ def entries_of(bound: Any) -> list[dict[str, Any]]:
 
 
 def bound_to(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return how a message carries *entries*, of which there is one at least."""
+    """Return the stored form of one or more *entries*."""
     return dict(entries[0]) if len(entries) == 1 else {ALL: list(entries)}
 
 
 def kind_of(entry: Mapping[str, Any]) -> type[Entry]:
-    """Return the class of an entry that a message carries."""
+    """Return the class of a stored entry."""
     return Rate if "per" in entry else Exclusive
 
 
 def main_key(bound: Any) -> str | None:
-    """Return the key that stands on a job's row: of its first section, or of its first rate."""
+    """Return the key for a job's row: of its first section, else of its first rate."""
     entries = entries_of(bound)
     first = next((each for each in entries if kind_of(each) is Exclusive), None)
     key: str | None = (first or entries[0])["key"] if entries else None
@@ -203,9 +203,9 @@ def main_key(bound: Any) -> str | None:
 def paired(
     bound: Sequence[dict[str, Any]], wanted: Sequence[Entry]
 ) -> list[tuple[Entry | None, dict[str, Any] | None]]:
-    """Return what the code needs beside what a message was bound to, the first of a kind first.
+    """Pair the needs of the code with those of a message, in order, for each kind.
 
-    Those without the other come last, or have None beside them.
+    Needs without a counterpart are paired with None, those of the message last.
     """
     left, pairs = list(bound), []
     for each in wanted:
@@ -217,17 +217,17 @@ def paired(
 
 
 def needs_of(bound: Any) -> tuple[Need, ...]:
-    """Return what a job needs by what its message is bound to, in the order of declaration."""
+    """Return a job's needs from its message's option, in the order of declaration."""
     return tuple(map(_need, entries_of(bound)))
 
 
 def _need(entry: Mapping[str, Any]) -> Need:
-    # A message of an earlier version, or of another producer, may not say all.
+    # Messages of earlier versions or other producers may lack some values.
     kind, limit = RATE if "per" in entry else SECTION, entry.get("limit", 1)
     return Need(
         kind,
         entry["key"],
-        # That of a callable is not known before the first try.
+        # The limit of a callable is unknown before the first attempt.
         1 if limit is None else limit,
         entry.get("on_conflict", "skip"),
         entry.get("wait_for"),
@@ -239,17 +239,17 @@ def _need(entry: Mapping[str, Any]) -> Need:
 
 
 def carried(entry: Entry, key: str, limit: int | None) -> dict[str, Any]:
-    """Return an entry as a message carries it, with the key and the limit of its job."""
+    """Return the stored form of an entry, with the job's key and limit."""
     values = {field.name: getattr(entry, field.name) for field in fields(entry)}
     values |= {"key": key, "limit": limit}
     return values | {"is_asked": True} if callable(entry.limit) else values
 
 
 def key_maker(key: Any, function: Any, where: str) -> Callable[..., str]:
-    """Return what makes the key of a job of an actor from the job's arguments.
+    """Return the function that makes a job's key from its arguments.
 
     Raises:
-      ConfigurationError: If *key* names what is none of the function's parameters.
+      ConfigurationError: If *key* names an unknown parameter.
     """
     if callable(key):
         return lambda *args, **kwargs: _text_of_key(key(*args, **kwargs))
@@ -274,11 +274,11 @@ def key_maker(key: Any, function: Any, where: str) -> Callable[..., str]:
 
 
 def limit_asker(limit: Any, function: Any, where: str) -> Callable[..., int]:
-    """Return what says the limit of a job of an actor by the job's arguments.
+    """Return the function that computes a job's limit from its arguments.
 
     Raises:
-      ConfigurationError: If *limit* needs what is none of the function's parameters.  What is
-        returned raises one if the limit is no whole number of at least 0, or cannot be had.
+      ConfigurationError: If *limit* needs an unknown parameter.  The function returned raises
+      one if the limit is not an integer of at least 0, or if *limit* fails.
     """
     if not callable(limit):
         return lambda *_args, **_kwargs: limit
@@ -323,7 +323,7 @@ def limit_asker(limit: Any, function: Any, where: str) -> Callable[..., int]:
 
 
 def _named(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any]:
-    """Return a job's arguments by name, defaults included."""
+    """Return a job's arguments by name, including defaults."""
     bound = signature.bind_partial(*args, **kwargs)
     bound.apply_defaults()
     named = dict(bound.arguments)
@@ -334,7 +334,7 @@ def _named(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, An
 
 
 def _text_of_key(key: Any) -> str:
-    """Return a key that was made as text: a number is one too, nothing at all is none."""
+    """Return the text of a key; numbers are converted, and an empty key is refused."""
     text = str(key) if isinstance(key, (str, int)) and not isinstance(key, bool) else ""
     if not text:
         raise ValueError(f"a text that is not empty is needed, not {key!r}")
@@ -352,7 +352,7 @@ def _check_common(entry: Entry) -> None:
 
 
 def check_by_hand(key: Any, *, limit: Any, ttl: Any, wait: Any) -> None:
-    """Refuse what no lock by hand can be.
+    """Refuse invalid values of an explicit lock.
 
     Raises:
       ConfigurationError: If a value makes no sense.
@@ -385,7 +385,7 @@ def _check_whole(name: str, value: Any, least: int, most: int) -> None:
 
 
 def _whole(value: Any, least: int, most: int) -> int | None:
-    """Return a whole number of any library's as ours; None if it is none, or out of bounds."""
+    """Return an integer of any library's type as an int; None if it is invalid or out of range."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         return None
     number = operator.index(value)

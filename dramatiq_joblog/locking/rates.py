@@ -1,13 +1,12 @@
-"""Limits on starts: how many of a key began within the last so many milliseconds.
+"""Rate limits: how many runs of a key started within a sliding window.
 
-A key has a ring of rows, one for each of its last starts, and a head that counts them all.  A
-start may be if the one that lies *limit* before it is *per* milliseconds old, which is one look
-at one row: no more than *limit* are then within any such time, wherever that begins.
+A key has a ring buffer of rows, one for each of its last starts, and a head that counts all.  A
+run may start if the start *limit* places before it is at least *per* milliseconds old, which takes
+one read of one row: any window of that length then has at most *limit* starts.
 
-The head is slot 0, with the number of the last start as its ``last_fence``, the ring's size as
-its ``fence`` and the shortest window of any start as its ``ttl``.  Of a start ``fence`` is its
-number; when it was is ``expires_at`` less ``ttl``, so that a clock which went back is bounded as
-leases are.
+The head is slot 0: its ``last_fence`` is the number of the last start, its ``fence`` the size of
+the ring, and its ``ttl`` the shortest window of any start.  The ``fence`` of a start is its number;
+its time is ``expires_at`` less ``ttl``, so that it is bounded like a lease if the clock goes back.
 """
 
 from __future__ import annotations
@@ -33,28 +32,28 @@ if TYPE_CHECKING:
 
     from .needs import Need
 
-#: Without parameters, for statements that are compiled.
+#: Without parameters, for precompiled statements.
 _OF_RATES, _IS_HEAD = SQL(f"kind = '{RATE}'"), SQL("slot = 0")
 
 
 @dataclass(frozen=True)
 class Room:
-    """How many may start now."""
+    """How many runs may start now."""
 
     free: int
-    #: Milliseconds until one more may, if none may now; None if nobody knows when.
+    #: Milliseconds until one more may start, if none may now; None if unknown.
     due: int | None = None
 
 
 @dataclass(frozen=True)
 class Used:
-    """How much of the rate of a key was used."""
+    """The usage of a key's rate."""
 
     key: str
-    #: How many have started within the last *per* milliseconds.
+    #: How many runs have started within the last *per* milliseconds.
     started: int
     per: int
-    #: When the last of them started.
+    #: When the last one started.
     last: datetime
 
 
@@ -62,19 +61,19 @@ class Used:
 class _Head:
     """The state of a key's ring."""
 
-    #: The number of the last start.
+    #: The number of the last start, from 1.
     last: int
-    #: As many starts are known at most.
+    #: The maximum number of starts in the ring.
     size: int
     #: The shortest window of any start, in milliseconds.
     shortest: int
-    #: When the last start is out of the longest window of any; 0 if there was none.
+    #: When the last start leaves the longest window; 0 without a start.
     until: int
     now: int
 
 
 class Rates:
-    """The statements on starts, as part of their caller's transaction.
+    """The statements on starts, in the caller's transaction.
 
     Parameters:
       lock: The bound lock model.
@@ -99,7 +98,7 @@ class Rates:
         )
 
     def room(self, need: Need) -> Room:
-        """Return how many may start now by a rate."""
+        """Return how many runs a rate allows to start now."""
         head = self._head(need.key)
         if need.limit < 1:
             return Room(0)
@@ -120,7 +119,7 @@ class Rates:
         return lock.select(fn.count(lock.id)).where(*of_ring, *numbers, within)
 
     def used(self, key: str | None = None) -> list[Used]:
-        """Return how much of the rates was used lately, or of that of one key, by their keys."""
+        """Return the recent usage of all rates, or of one key, ordered by key."""
         lock = self._lock
         heads = lock.select().where(_OF_RATES, _IS_HEAD, lock.last_fence > 0)
         if key is not None:
@@ -133,27 +132,27 @@ class Rates:
         return found
 
     def keep_others_out(self, key: str) -> None:
-        """Let nobody else start by a key until the transaction ends."""
+        """Lock the rate of a key until the transaction ends."""
         self._head_locked(key)
 
     def window(self, need: Need) -> Window:
-        """Keep others out as :meth:`keep_others_out` does, and return what may be meanwhile."""
+        """Lock a rate, like :meth:`keep_others_out`, and return its window."""
         return Window(self, need, self._head_locked(need.key))
 
     def take(self, need: Need, count: int = 1) -> int:
-        """Begin up to *count* starts, and return how many may be."""
+        """Record up to *count* starts, and return how many are allowed."""
         window = self.window(need)
         free = window.room(count)
         window.take(free)
         return free
 
     def _free(self, need: Need, head: _Head, most: int) -> int:
-        """Return how many may start now: *most*, if it is more."""
+        """Return how many runs may start now, but at most *most*."""
         if need.limit < 1:
             return 0
         free, some = 0, _LOOKED_AT
         while free < most:
-            # Mostly the first that is not due is among the first few.
+            # The first one that is not due is usually among the first few.
             some = min(some, most - free)
             known = self._known(need, head, free, some)
             first = head.last + free + 1 - need.limit
@@ -165,14 +164,14 @@ class Rates:
         return free
 
     def _known(self, need: Need, head: _Head, after: int, count: int) -> dict[int, int]:
-        """Return when the starts were that decide on *count* *after* the next so many."""
+        """Return the starts that decide about *count* runs, *after* the next ones."""
         first = head.last + after + 1 - need.limit
         return self._starts_of(
             need.key, head, range(max(1, first), min(head.last, first + count - 1) + 1)
         )
 
     def _starts_of(self, key: str, head: _Head, numbers: Sequence[int]) -> dict[int, int]:
-        """Return when those of *numbers* were that the ring knows."""
+        """Return the times of those starts of *numbers* that are in the ring, by number."""
         if not numbers or not head.size:
             return {}
         slots = sorted({_slot_of(number, head.size) for number in numbers})
@@ -186,21 +185,21 @@ class Rates:
     def _due(
         self, need: Need, head: _Head, number: int, known: dict[int, int] | None = None
     ) -> int:
-        """Return the milliseconds until a start is out of the window."""
+        """Return the milliseconds until a start leaves the window."""
         if number < 1:
             return 0
         if known is None:
             known = self._starts_of(need.key, head, [number])
         when = known.get(number)
         if when is None:
-            # Of before the ring grew: each start since was as far from it as the rate then said.
+            # It dates from before the ring grew: later starts obeyed the rate of that time.
             if head.shortest >= need.lasts:
                 return 0
             when = self._oldest(need.key, head)
         return min(when, head.now) + need.lasts - head.now
 
     def _oldest(self, key: str, head: _Head) -> int:
-        """Return when the first start was that is known."""
+        """Return the time of the oldest start in the ring."""
         rows = self._rows(key).where(
             self._lock.slot > 0, self._lock.fence.between(head.last + 1 - head.size, head.last)
         )
@@ -211,7 +210,7 @@ class Rates:
         if need.limit > head.size:
             self._grow(need.key, head, need.limit)
         head.last += count
-        # With more starts at once than the ring has rows the last of them stay.
+        # If there are more starts than rows in the ring, keep the last.
         first = head.last + 1 - min(count, head.size)
         lasts, now = need.lasts, head.now
         head.shortest, head.until = min(head.shortest, lasts), max(head.until, now + lasts)
@@ -219,7 +218,7 @@ class Rates:
         self._ring.write([_head_row(need.key, head), *starts])
 
     def _grow(self, key: str, head: _Head, size: int) -> None:
-        """Let the ring know of more starts."""
+        """Enlarge the ring."""
         if not head.size:
             head.size = size
             return
@@ -238,7 +237,7 @@ class Rates:
             return None
         head = _Head(*map(int, found))
         if waits:
-            # The time of before it waited for the row is not that of the start.
+            # Read the time now: the transaction may have waited for the row since it began.
             ((instant,),) = self._database.execute_sql(f"SELECT {self._now.sql}").fetchall()
             head.now = int(instant)
         return head
@@ -250,13 +249,13 @@ class Rates:
         return rows.where(_OF_RATES, lock.key == key, _IS_HEAD)
 
     def _head_locked(self, key: str) -> _Head:
-        """Return the head of a key, which nobody else changes until the transaction ends."""
+        """Return the head of a key, locked until the transaction ends."""
         head = self._head(key, locked=True)
         if head is None:
             row = {"kind": RATE, "key": key, "slot": 0, "fence": 0, "ttl": _LONGEST}
             self._lock.insert(row).on_conflict_ignore().execute()
             head = self._head(key, locked=True)
-        # None: it was deleted meanwhile, as nobody had started for long.
+        # None if a cleanup has deleted it meanwhile.
         return head or self._head_locked(key)
 
     def _rows(self, key: str) -> Any:
@@ -265,7 +264,7 @@ class Rates:
 
 
 class Window:
-    """How many may start by a rate: nobody else changes that until the transaction ends.
+    """How many runs a rate allows to start; locked until the transaction ends.
 
     Parameters:
       rates: The statements on starts.
@@ -279,18 +278,18 @@ class Window:
         self._head = head
 
     def room(self, most: int) -> int:
-        """Return how many may start now: *most*, if it is more."""
+        """Return how many runs may start now, but at most *most*."""
         return self._rates._free(self._need, self._head, most)
 
     def take(self, count: int) -> None:
-        """Begin so many starts, for which there must be room."""
+        """Record *count* starts, for which there must be room."""
         if count:
             self._rates._write(self._need, self._head, count)
 
 
 #: The window of a key without a start.
 _LONGEST = 10**15
-#: As many starts are looked at first when many want to begin.
+#: The number of starts that are read first.
 _LOOKED_AT = 16
 
 
@@ -327,5 +326,5 @@ def _row(key: str, number: int, size: int, lasts: int, when: int) -> dict[str, A
 
 
 def _when(row: Any) -> int:
-    """Return when a start was, in milliseconds."""
+    """Return the time of a start, in milliseconds."""
     return to_millis(row.expires_at) - int(row.ttl)

@@ -1,4 +1,4 @@
-"""Frees the sections of jobs that have ended, as a step of the statement that writes their ends."""
+"""Releases the sections of ended jobs, as a step of the statement that writes their ends."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 
     from peewee import Database
 
-#: What is set on the row of a key that is free.
+#: The columns that are NULL on the row of a free key.
 _NOTHING = ("owner", "token", "process", "expires_at")
 
 
 def freeing(lock: Any) -> Freeing:
-    """Return what frees sections in the kind of database that the lock model is bound to."""
+    """Return the :class:`Freeing` for the database that the lock model is bound to."""
     joins = dialect_of(lock._meta.database).joins_writes
     return SteppingFreeing(lock) if joins else Freeing(lock)
 
 
 class Freeing:
-    """Frees sections, as rows of a key, its owner and the token of the run that held it.
+    """Releases sections, given as rows of a key, its owner and the token of its run.
 
-    Those stay that a later run of the same owner holds by now.
+    Sections that a later run of the same owner holds by now stay held.
 
     Parameters:
       lock: The bound lock model.
     """
 
-    #: The value of a row that names the job.
+    #: The column of a row with the jid.
     named_by = "owner"
     max_rows = 1000
 
@@ -46,12 +46,12 @@ class Freeing:
         self._update = Compiled(self.database, self._updating)
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Free the sections of *rows*."""
+        """Release the sections of *rows*."""
         values = [row[name] for name in ("key", "owner", "token") for row in rows]
         self._update.execute(values)
 
     def _updating(self, values: Sequence[Any]) -> Any:
-        """Return the statement that frees sections: as many keys as owners and tokens."""
+        """Return the statement that releases sections: keys, owners and tokens, equally many."""
         lock = self._lock
         return lock.update(dict.fromkeys(_NOTHING, SQL("NULL"))).where(self._mine(values))
 
@@ -67,10 +67,10 @@ class Freeing:
 
 
 class SteppingFreeing(Freeing):
-    """Frees sections as a step of a statement, in the order of their keys as others take them."""
+    """Releases sections as a step of a statement, locking keys in the common order."""
 
     def step(self, rows: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
-        """Return the text that frees *rows* as a step of a statement, and its parameter."""
+        """Return the SQL of the step that releases *rows*, and its parameter."""
         table = self._lock._meta.table_name
         text = f"""
             UPDATE "{table}" SET {", ".join(f"{name} = NULL" for name in _NOTHING)} WHERE id IN (

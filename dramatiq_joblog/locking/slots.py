@@ -1,7 +1,7 @@
-"""Takes slots of keys: a unique index alone decides who has one.
+"""Acquires slots of keys; a unique index decides who has one.
 
-A key has a row for each of its slots.  A slot is free if nobody owns it, or if its lease has
-run out by the database's clock.  The statements here are part of their caller's transaction.
+A key has a row for each slot.  A slot is free if it has no owner, or if its lease has expired by
+the database's clock.  The statements here run in the caller's transaction.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
     from .leases import Claim
 
-#: The kind of the row that has the highest fence of all rows that were deleted.
+#: The kind of the row with the highest fence of all deleted rows.
 FLOOR = "floor"
 
 
 def slots_of(lock: Any) -> Slots:
-    """Return what takes slots on the kind of database that the lock model is bound to."""
+    """Return the :class:`Slots` for the database that the lock model is bound to."""
     guards = dialect_of(lock._meta.database).guards_upserts
     return Slots(lock) if guards else SteppedSlots(lock)
 
 
 class Slots:
-    """Takes slots by one guarded upsert.
+    """Acquires slots with one guarded upsert.
 
     Parameters:
       lock: The bound lock model.
@@ -47,11 +47,11 @@ class Slots:
         self._table = f'"{lock._meta.table_name}"'
 
     def take(self, claim: Claim) -> int | None:
-        """Take a free slot of a key, or the one that its owner has already; return its fence."""
+        """Acquire a free slot of a key, or the one that its owner has; return the fence."""
         return self._take_first(claim) if claim.limit == 1 else self._take_any(claim)
 
     def take_all(self, claims: Iterable[Claim]) -> dict[str, int]:
-        """Take those keys that are free, all different and with one slot; return their fences."""
+        """Acquire those keys that are free, all different and exclusive; return fences."""
         return self._upsert(sorted(claims, key=lambda claim: claim.key), 0)
 
     def alone_with(self, claim: Claim) -> int:
@@ -73,20 +73,20 @@ class Slots:
         return lock.owner.is_null(False) & (lock.expires_at > database_now(self.database))
 
     def _take_first(self, claim: Claim) -> int | None:
-        """Take the only slot of a key, and return its fence."""
+        """Acquire the only slot of a key; return its fence."""
         return self._upsert([claim], 0).get(claim.key)
 
     def _take_any(self, claim: Claim) -> int | None:
-        """Take one of several slots of a key, and return its fence."""
+        """Acquire one of several slots of a key; return its fence."""
         fence = self.alone_with(claim) + 1
         lock = self._lock
         mine = lock.kind == claim.kind, lock.key == claim.key
         rows = list(lock.select(lock, self.is_live().alias("live")).where(*mine))
         own = [row.slot for row in rows if row.owner == claim.owner and not claim.by_hand]
         taken = {row.slot for row in rows if row.live}
-        # Those that are held with a higher limit count too.
+        # Slots held under a higher limit count too.
         limit = claim.limit if len(taken) < claim.limit else 0
-        # The limit may be a million, and the first that is free is mostly the one.
+        # A generator: the limit may be a million, and the first free slot usually succeeds.
         free = (slot for slot in range(limit) if slot not in taken)
         for slot in own or free:
             if self._upsert([claim], slot, fence):
@@ -95,7 +95,7 @@ class Slots:
         return None
 
     def _lowest(self) -> str:
-        """Return the select of the first fence that a new key may have."""
+        """Return the query for the lowest fence that a new key may have."""
         return (
             f"SELECT coalesce(max(fence), 0) + 1 AS fence FROM {self._table} AS floor "
             f"WHERE floor.kind = '{FLOOR}'"
@@ -104,15 +104,15 @@ class Slots:
     def _upsert(
         self, claims: Sequence[Claim], slot: int, fence: int | None = None
     ) -> dict[str, int]:
-        """Take a slot of each key where it is free.
+        """Acquire a slot of each key, where it is free.
 
         Parameters:
           claims: Of different keys.
           slot: The slot.
-          fence: What is to be their fence; None for the one after the last of each key.
+          fence: The fence to set; None for the one after the last of each key.
 
         Returns:
-          The fences of the keys that were taken.
+          The fences of the keys acquired, by key.
         """
         first = f"({self._lowest()})" if fence is None else str(fence)
         row = f"(?, ?, ?, ?, ?, ?, ?, {first}, {first}, {self._now}, {self._now} + ?)"
@@ -127,13 +127,13 @@ class Slots:
         return {key: int(number) for key, number in rows}
 
     def step(self, given: str, where: str) -> str:
-        """Return the text that takes the only slot of each key of *given*, where that is free.
+        """Return the SQL that acquires the only slot of each key of *given*, where it is free.
 
         It is a step of a statement, and returns ``owner`` and ``fence``.
 
         Parameters:
-          given: Rows with ``key``, ``owner``, ``token``, ``process`` and ``ttl``; called so.
-          where: The condition for those that may be taken.
+          given: The name of rows with ``key``, ``owner``, ``token``, ``process`` and ``ttl``.
+          where: The condition for keys that may be acquired.
         """
         rows_text = f"""
             SELECT '{SECTION}', given."key", 0, given.owner, given.token, given.process, given.ttl,
@@ -145,7 +145,7 @@ class Slots:
         return f"{text} RETURNING owner, fence"
 
     def _writing(self, rows: str, fence: int | None, *, reenter: str, alone: bool) -> str:
-        """Return the statement that writes *rows* of slots over those that are free."""
+        """Return the statement that writes *rows* over free slots."""
         again = "held.last_fence + 1" if fence is None else str(fence)
         return f"""
             INSERT INTO {self._table} AS held (kind, "key", slot, owner, token, process, ttl,
@@ -162,7 +162,7 @@ class Slots:
 
     @property
     def _alone(self) -> str:
-        """Return the condition that nobody holds a key by a higher limit than one."""
+        """Return the condition that no slot of a key is held under a limit above one."""
         return f"""AND NOT EXISTS (
             SELECT 1 FROM {self._table} AS other WHERE other.kind = held.kind
                 AND other."key" = held."key" AND other.slot > 0
@@ -184,16 +184,16 @@ class _Slot(NamedTuple):
     last_fence: int
 
     def is_free_for(self, claim: Claim) -> bool:
-        """Return whether a claim may take it."""
+        """Return whether a claim may acquire it."""
         if not self.live:
             return True
         return self.owner == claim.owner and (self.token is None or claim.reenter)
 
 
 class SteppedSlots(Slots):
-    """Takes slots in steps, as MySQL's upsert can neither be guarded nor return anything.
+    """Acquires slots in steps, because MySQL's upsert has neither a guard nor RETURNING.
 
-    Their rows are locked, and those that are free are written over.
+    The rows are locked, and free ones are overwritten.
     """
 
     def __init__(self, lock: Any) -> None:
@@ -218,7 +218,7 @@ class SteppedSlots(Slots):
         return fences
 
     def _locked(self, claims: Sequence[Claim], slot: int) -> dict[str, _Slot]:
-        """Lock the rows of a slot of keys of one kind, and make those that are not there."""
+        """Lock the rows of one slot of keys of one kind, inserting missing ones."""
         kind = claims[0].kind
         slots = self._lock_rows(kind, slot, [claim.key for claim in claims])
         missing = [claim for claim in claims if claim.key not in slots]
@@ -248,10 +248,10 @@ class SteppedSlots(Slots):
         return rows.order_by(lock.key).for_update()
 
     def _held_beyond(self, claims: Sequence[Claim]) -> set[str]:
-        """Return those keys that others hold by a higher limit than one."""
+        """Return those keys that others hold under a limit above one."""
         owners = {claim.key: claim.owner for claim in claims}
         rows = self._beyond.execute([claims[0].kind, *owners]).fetchall()
-        # What is kept for its owner's next run keeps nobody else's place.
+        # A slot reserved for its own owner's next run does not count.
         return {key for key, owner, token in rows if owner != owners[key] or token is not None}
 
     def _selecting_beyond(self, values: Sequence[Any]) -> Any:

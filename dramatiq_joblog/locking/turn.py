@@ -1,4 +1,4 @@
-"""Turns: work that one process of all that share a log does at a time."""
+"""Turns: mutual exclusion between the processes that share a log."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from .locks import Locks
 
 _KIND = "chore"
-#: Seconds between two tries.
+#: Seconds between two attempts.
 _PAUSE = 0.2
 
 
 class Turn:
-    """A turn at one kind of work.
+    """A lease on one kind of work.
 
     Parameters:
-      locks: Where it is taken.
-      key: The work.
-      lasts: Milliseconds that it lasts unless it is renewed.
+      locks: The statements on keys.
+      key: The name of the work.
+      lasts: Milliseconds until it expires unless it is renewed.
     """
 
     def __init__(self, locks: Locks, key: str, *, lasts: int) -> None:
@@ -39,10 +39,11 @@ class Turn:
 
     @contextlib.contextmanager
     def take(self, wait: int = 0) -> Iterator[Callable[[], bool] | None]:
-        """Take the turn within *wait* milliseconds, and give it back at the end of the block.
+        """Acquire the turn within *wait* milliseconds, and release it at the end of the block.
 
         Yields:
-          What renews it when that is due, and returns whether it holds; None if another has it.
+          A function that renews it if due, and returns whether it is still held; None if it was
+          not acquired.
         """
         me = secrets.token_hex(8)
         deadline = time.monotonic() + wait / 1000
@@ -74,6 +75,6 @@ class Turn:
         lock = self._locks.lock
         mine = lock.kind == _KIND, lock.key == self._key, lock.owner == me
         now = database_now(self._locks.database)
-        # If the database is unavailable, the turn ends by itself.
+        # If the database is unavailable, the turn expires.
         with contextlib.suppress(DatabaseAwayError):
             lock.update(owner=None, expires_at=now).where(*mine).execute()

@@ -1,11 +1,10 @@
-"""The jobs that wait for a key: which of them are alive, and in which order they come in.
+"""The jobs that wait for a key: which of them are present, and in which order they are served.
 
-A waiter's message lies in the memory of a worker process, which looks after it and says so by
-the waiter's ``eta``.  One whose ``eta`` is over is absent: it keeps its place, and nobody waits
-for it.
+A waiter's message is in the memory of a worker process, which regularly extends the waiter's
+``eta``.  A waiter whose ``eta`` has passed is absent: it keeps its position, but others go first.
 
-A job that needs several keys stands in the line of the first that keeps it out, and keeps its
-place in those that it has come to the head of: they are kept for it meanwhile.
+A job that needs several keys waits for the first that is refused.  Other keys for which it has
+reached the head of the queue are reserved for it meanwhile.
 """
 
 from __future__ import annotations
@@ -30,30 +29,30 @@ if TYPE_CHECKING:
 
     from peewee import Database
 
-#: Milliseconds that a waiter is expected for after its process looked after it.
+#: Milliseconds that a waiter counts as present after its process has extended it.
 ATTENDED = 10_000
-#: Milliseconds between two times that a process says which waiters it looks after.
+#: Milliseconds between two extensions of a process's waiters.
 ATTEND_EVERY = 3_000
 #: Milliseconds that a waiter may be late before it is considered absent.
 PATIENCE = 5_000
-#: Milliseconds after which a waiter's message comes back by itself, at most.
+#: Milliseconds after which a waiter's message comes back without a promotion, at most.
 COMES_BACK = 300_000
-#: The kind of rows of keys that are kept for a job which waits for another of its keys.
+#: The kind of rows of reservations: of keys for a job that waits for another key.
 WAIT = "wait"
-#: Milliseconds that such a row is believed: its job comes back within that time.
+#: Milliseconds until a reservation expires; its job comes back within that time.
 _KEPT = 2 * COMES_BACK
 
 
 @dataclass(frozen=True)
 class Place:
-    """A place in the line of a key.
+    """A position in the wait queue of a key.
 
-    Jobs that have begun before come first; of the others, those that wait longest.
+    Jobs that have already begun come first, then those that have waited longest.
     """
 
-    #: Whether the job has begun before: its worker vanished, or its retry came late.
+    #: Whether the job has already begun: its worker was lost, or its retry came late.
     begun: bool = False
-    #: Since when it waits, in milliseconds by the database's clock; None for a newcomer.
+    #: Since when it waits, in milliseconds by the database's clock; None for a new job.
     since: int | None = None
 
 
@@ -61,16 +60,16 @@ NEWCOMER = Place()
 
 
 class Line(NamedTuple):
-    """The jobs that wait for one key."""
+    """A summary of the jobs that wait for one key."""
 
     key: str
     jobs: int
-    #: Since when the one waits that waits longest.
+    #: Since when the first of them has waited.
     since: datetime
 
 
 class Waiters:
-    """The questions on who waits for a key.
+    """The queries on who waits for a key.
 
     Parameters:
       job: The bound job model.
@@ -93,15 +92,15 @@ class Waiters:
         self._waited = Compiled(self._database, self._selecting_waited)
 
     def all_of(self, key: str) -> Any:
-        """Return a select of the jobs that wait for a key, the one that is next first."""
-        # Asked first: seldom is there one, and then the line costs more to find.
+        """Return a select of the jobs that wait for a key, in order."""
+        # Queried first: there is seldom one, and with one the select costs more.
         return self._all_of(key, self._kept_for(key))
 
     def of_each(self, keys: Sequence[str], most: int) -> dict[str, list[Any]]:
-        """Return the jobs that wait for each of some keys, the one that is next first.
+        """Return the jobs that wait for each of some keys, in order, by key.
 
-        It costs as much as one question for all keys, unless some are kept for jobs that wait for
-        another of their keys.  Keys that nobody waits for are left out.
+        It takes one query for all keys, unless some are reserved for jobs that wait for another
+        key.  Keys without waiters are left out.
 
         Parameters:
           keys: The keys.
@@ -132,9 +131,9 @@ class Waiters:
         return job.select().where(self._is_waiting(), of_key).order_by(*self._order())
 
     def _parts(self, key: str) -> tuple[Any, Any]:
-        """Return two selects of those that wait for a key: that have begun before, and others.
+        """Return two selects of a key's waiters: those that have already begun, and others.
 
-        Each is in order.  One select of both would have to be sorted, for each job that comes in.
+        Each is in index order; a single select would need a sort for each job that is admitted.
         """
         return self._part(key, begun=True), self._part(key, begun=False)
 
@@ -145,12 +144,12 @@ class Waiters:
         )
         order: tuple[Any, ...] = (job.waiting_since, job.id)
         if not begun and not self._dialect.skips_nulls:
-            # As the index has them.
+            # The order of the index.
             order = job.started_at, *order
         return rows.where(self._is_alive()).order_by(*order)
 
     def lines(self) -> list[Line]:
-        """Return the lines of all keys that jobs wait for, by their keys."""
+        """Return a summary for each key that jobs wait for, ordered by key."""
         job = self.job
         counts = job.select(job.section, fn.count(job.id), fn.min(job.waiting_since))
         waiting = counts.where(self._is_waiting(), job.section.is_null(False))
@@ -158,10 +157,10 @@ class Waiters:
         return [Line(name, int(count), since) for name, count, since in rows]
 
     def next_of(self, key: str, count: int) -> list[tuple[str, bool]]:
-        """Return the *count* living waiters of a key that come in next.
+        """Return the next *count* present waiters of a key.
 
         Returns:
-          The jid of each, and whether it is this key that it waits for.
+          The jid of each, and whether this key is the one that it waits for.
         """
         kept = self._kept_for(key)
         if not kept:
@@ -176,7 +175,7 @@ class Waiters:
         return [(jid, section == key) for jid, section in rows.limit(count).tuples()]
 
     def line(self, key: str, most: int) -> list[str]:
-        """Return the jids of the living waiters of a key, the one that is next first."""
+        """Return the jids of a key's present waiters, in order."""
         return [jid for jid, _ in self.next_of(key, most)]
 
     def _selecting_line(self, values: Sequence[Any], *, begun: bool) -> Any:
@@ -184,7 +183,7 @@ class Waiters:
         return self._part(key, begun=begun).select(self.job.jid).limit(most)
 
     def _kept_for(self, key: str) -> list[str]:
-        """Return the jobs for which a key is kept while they wait for another."""
+        """Return the jids of the jobs for which a key is reserved while they wait for another."""
         return [jid for (jid,) in self._kept.execute([key]).fetchall()]
 
     def _selecting_kept(self, values: Sequence[str]) -> Any:
@@ -192,7 +191,7 @@ class Waiters:
         return lock.select(lock.owner).where(SQL(f"kind = '{WAIT}'"), lock.key == values[0])
 
     def first_ahead(self, key: str, jid: str, place: Place) -> Any:
-        """Return the first living waiter that comes before the one at *place*, or None."""
+        """Return the first present waiter before *place*, or None."""
         job = self.job
         for rows in self._ahead(key, jid, place):
             first = rows.select(job.jid, job.waiting_since).first()
@@ -201,7 +200,7 @@ class Waiters:
         return None
 
     def count_ahead(self, key: str, jid: str, place: Place, most: int) -> int:
-        """Return how many living waiters come before the one at *place*: *most*, if it is more."""
+        """Return the number of present waiters before *place*, but at most *most*."""
         count = 0
         for rows in self._ahead(key, jid, place):
             if count < most:
@@ -210,19 +209,19 @@ class Waiters:
         return count
 
     def disputed(self, keys: Sequence[str]) -> set[str]:
-        """Return those of *keys* that a living waiter wants, or that someone set a limit for."""
+        """Return those of *keys* with a present waiter, or with a limit set at run time."""
         if len(keys) == 1:
-            # A long line is not read.
+            # EXISTS: a long queue is not read.
             ((waited, kept),) = self._is_disputed.execute([*keys, *keys]).fetchall()
             return {*keys} if waited or kept else set()
         rows = self._disputed.execute([*keys, *keys]).fetchall()
         return {key for (key,) in rows}
 
     def undisputed(self, key: str) -> str:
-        """Return the text of the condition that nothing of :meth:`disputed` is true of a key.
+        """Return the SQL condition that a key is not :meth:`disputed`.
 
         Parameters:
-          key: Its column, as a statement calls it.
+          key: The name of its column in the statement.
         """
         job, lock = self.job, self._lock
         column = SQL(key)
@@ -237,12 +236,12 @@ class Waiters:
             text, values = select.sql()
             if values:
                 raise ValueError(f"the condition has parameters: {values!r}")
-            # PostgreSQL looks this up for each row then, and never reads all that wait instead.
+            # OFFSET 0 makes PostgreSQL look this up for each row, instead of reading all waiters.
             texts.append(f"NOT EXISTS ({text} OFFSET 0)")
         return " AND ".join(texts)
 
     def keep(self, keys: Sequence[str], jid: str) -> None:
-        """Keep the place of a waiting job at the head of the lines of *keys*."""
+        """Reserve *keys* for a waiting job that has reached the head of their queues."""
         job, lock = self.job, self._lock
         number = job.select(job.id).where(job.jid == jid).scalar()
         now = database_now(self._database)
@@ -255,27 +254,27 @@ class Waiters:
             lock.update(owner=jid, **values).where(*mine).execute()
 
     def leave(self, keys: Sequence[str], jid: str) -> None:
-        """Give up the places of a job at the heads of the lines of *keys*."""
+        """Release the reservations of *keys* for a job."""
         lock = self._lock
         lock.delete().where(
             lock.kind == WAIT, lock.key.in_(list(keys)), lock.owner == jid
         ).execute()
 
     def attend(self, jids: Sequence[str]) -> None:
-        """Say that this process has the messages of these waiters, and looks after them."""
+        """Extend the eta of these waiters, whose messages this process holds."""
         self._attend.execute(jids)
 
     def unsettled(self, jids: Sequence[str]) -> dict[str, int]:
-        """Return how long those of *jids* wait, in milliseconds, by their jids.
+        """Return how long those of *jids* have waited, in milliseconds, by jid.
 
-        Those that do not wait, or no longer, are left out: cancelled, ended by a copy, at work.
+        Jobs that no longer wait are left out: cancelled, ended by a copy, or running.
         """
         return {jid: int(waited) for jid, waited in self._waited.execute(jids).fetchall()}
 
     def _attending(self, jids: Sequence[str]) -> Any:
         job, until = self.job, SQL(f"{database_now(self._database).sql} + {ATTENDED}")
         mine = job.jid.in_(jids) & self._is_waiting()
-        # As their starts lock them, which come meanwhile.
+        # The order in which concurrent starts lock them.
         return job.update(eta=until).where(self._dialect.in_order(job, mine, job.jid))
 
     def _selecting_waited(self, jids: Sequence[str]) -> Any:
@@ -284,7 +283,7 @@ class Waiters:
         return job.select(job.jid, waited).where(job.jid.in_(jids), self._is_waiting())
 
     def _ahead(self, key: str, jid: str, place: Place) -> list[Any]:
-        """Return selects of those that come before one at *place*, the first of them first."""
+        """Return selects of the waiters before *place*, in order."""
         job = self.job
         kept = self._kept_for(key)
         if kept:
@@ -317,7 +316,7 @@ class Waiters:
         return wanted | lock.select(lock.key).where(kinds, lock.key.in_(keys[half:]), live)
 
     def _order(self) -> tuple[Any, ...]:
-        # A waiter that has begun before keeps the start of its last run.
+        # A waiter that has already begun keeps the start of its last run.
         job = self.job
         return job.started_at.is_null(), job.waiting_since, job.id
 
@@ -325,13 +324,13 @@ class Waiters:
         return self.job.state.in_(literal_states([State.WAITING]))
 
     def _is_alive(self) -> Any:
-        # An eta that is too far away is of before the database's clock went back.
+        # An eta too far in the future dates from before the database's clock was set back.
         now = database_now(self._database).sql
-        # Without parameters, for statements that are compiled.
+        # Without parameters, for precompiled statements.
         first, last = SQL(f"{now} - {PATIENCE}"), SQL(f"{now} + {COMES_BACK + PATIENCE}")
         return (self.job.eta > first) & (self.job.eta < last)
 
 
 def _slot_of(number: int) -> int:
-    """Return the slot of a job's row in the line of a key: jobs of one line have different ones."""
+    """Return the slot for a job's reservation of a key; different for each job of a key."""
     return number % 2**31
