@@ -153,7 +153,7 @@ class Admission:
         self._locks.bound(RATE, need.key)
         waiter = self._locks.waiters.first_ahead(need.key, run.jid, place)
         if waiter is not None:
-            holder = Holder(waiter.jid, waiter.waiting_since, None)
+            holder = Holder(waiter.owner, waiter.since, None, waiter.by_hand)
             return holder, describe_holder(holder)
         due = self._locks.rates.room(need).due or 0
         return None, f"is used up: {need.limit} in {need.lasts} ms, the next in {due} ms"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .leases import Claim, Lease
-    from .locks import Locks
+    from .locks import Locks, Usage
 
     T = TypeVar("T")
     H = TypeVar("H", bound="HeldByHand")
@@ -51,6 +51,11 @@ _inside: ContextVar[tuple[_Block, ...]] = ContextVar("joblog_locks", default=())
 
 #: Seconds between two attempts: at first, and at most.
 _PAUSE, _PAUSE_AT_MOST = 0.05, 0.5
+#: Seconds between two updates of its row in the queue.
+_UPDATE_EVERY = 1.0
+#: Seconds of frequent attempts after the key changed hands, and the number of positions at the
+#: head of the queue that make them.
+_MOVING, _NEAR = 1.0, 8
 
 
 class Asked(Protocol):
@@ -85,6 +90,11 @@ class Wish:
     pause: float = _PAUSE
     #: The limit of the key at the last attempt.
     limit: int = 1
+    #: When its row in the queue was last updated, in monotonic seconds; None without a row.
+    queued_at: float | None = None
+    #: The use of the key at the last attempt; a different one means that the key changed hands.
+    usage: Usage | None = None
+    moving_until: float = 0.0
 
     @property
     def is_over(self) -> bool:
@@ -106,6 +116,27 @@ class Wish:
         self.pause = min(self.pause * 1.5, _PAUSE_AT_MOST)
         return pause
 
+    def _queue_up(self, claim: Claim) -> None:
+        """Enter the queue of the key, or stay in it, and plan the next attempt."""
+        now, is_first = time.monotonic(), self.queued_at is None
+        if self.queued_at is None or now > self.queued_at + _UPDATE_EVERY:
+            self.locks.hands.stand(claim, self.place.since or 0)
+            self.queued_at = now
+        usage = self.locks.usage([claim.key]).get(claim.key)
+        if usage != self.usage and not is_first:
+            self.moving_until = now + _MOVING
+        self.usage = usage
+        if now < self.moving_until:
+            # The next in the queue is due soon; the others leave the database to it.
+            waiters = self.locks.waiters
+            ahead = waiters.count_ahead(claim.key, claim.owner, self.place, most=_NEAR)
+            self.pause = _PAUSE_AT_MOST if ahead == _NEAR else _PAUSE * (1 + ahead)
+
+    def _leave_queue(self) -> None:
+        if self.queued_at is not None:
+            self.locks.hands.leave(self.claim)
+            self.queued_at = None
+
     def attempt(self) -> Lease | None:
         """Acquire the key if it is free and no one has waited longer for it."""
         if self.place.since is None:
@@ -116,15 +147,21 @@ class Wish:
         if lease is not None and lease.lost:
             self.release()
             return None
+        if lease is not None:
+            self._leave_queue()
+        elif self.waits and not self._is_in_vain:
+            self._queue_up(claim)
         return lease
 
     def release(self) -> None:
-        """Release the key."""
+        """Release the key, and leave its queue."""
         claim = self.claim
+        self._leave_queue()
         self.locks.release(SECTION, claim.key, claim.owner, claim.token)
 
     def refusal(self) -> LockNotAcquired:
-        """Return the error that names the holder of the key."""
+        """Leave the queue, and return the error that names the holder of the key."""
+        self._leave_queue()
         limit = self.locks.limits.get(self.claim.key)
         if limit is not None and limit.limit < 1:
             return LockNotAcquired(self.key, f"is paused: {limit}")

@@ -20,6 +20,7 @@ from dramatiq_joblog.payload.secret_texts import scrub_key
 from dramatiq_joblog.schema.models import to_millis
 
 from .freed import Freed
+from .hands import HAND, Hands
 from .leases import Claim, Lease, Leases
 from .limits import LIMIT, Limits
 from .needs import RATE, SECTION
@@ -44,7 +45,7 @@ UNIQUE = "unique"
 #: The kind of rows that record which job superseded another, whose jid is the key.
 FORMER = "former"
 #: Kinds of rows that can be deleted once they expire.
-EXPIRING = (FORMER, LIMIT, RATE, WAIT)
+EXPIRING = (FORMER, HAND, LIMIT, RATE, WAIT)
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Holder:
     since: datetime
     #: When its lease expires; None for the next waiter.
     until: datetime | None
+    #: Whether it is a lock by hand that waits, and not a job.
+    by_hand: bool = False
 
 
 class Usage(NamedTuple):
@@ -81,6 +84,8 @@ class Locks:
         self.lock = lock
         #: The waiters of keys.
         self.waiters = Waiters(job, lock)
+        #: The locks by hand that wait.
+        self.hands = Hands(lock)
         #: The limits set at run time.
         self.limits = Limits(lock)
         #: The recent starts of rates.
@@ -183,7 +188,7 @@ class Locks:
         if self.free(claim.key, claim.limit) > 0:
             waiter = self.waiters.first_ahead(claim.key, claim.owner, place)
             if waiter is not None:
-                return Holder(waiter.jid, waiter.waiting_since, None)
+                return Holder(waiter.owner, waiter.since, None, waiter.by_hand)
         return self.holder(claim.kind, claim.key)
 
     def bound(self, kind: str | None = None, key: str | None = None) -> None:
@@ -420,6 +425,8 @@ def describe_holder(holder: Holder | None) -> str:
         return "was taken, and is free by now"
     since = f"{holder.since:%Y-%m-%d %H:%M:%S} UTC"
     if holder.until is None:
+        if holder.by_hand:
+            return f"is kept for {holder.owner}, which waits for it by hand since {since}"
         return f"is kept for job {holder.owner}, which waits for it since {since}"
     until = f"{holder.until:%Y-%m-%d %H:%M:%S} UTC"
     return f"is held by {holder.owner} since {since}, until {until} unless it is renewed"

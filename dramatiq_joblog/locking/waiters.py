@@ -5,6 +5,8 @@ A waiter's message is in the memory of a worker process, which regularly extends
 
 A job that needs several keys waits for the first that is refused.  Other keys for which it has
 reached the head of the queue are reserved for it meanwhile.
+
+Locks by hand that wait are in the same queue: see :mod:`.hands`.
 """
 
 from __future__ import annotations
@@ -18,9 +20,12 @@ from peewee import SQL, Select, fn
 from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.database.dialects import dialect_of
+from dramatiq_joblog.payload.values import to_millis
+from dramatiq_joblog.schema.fields import instant_of
 from dramatiq_joblog.schema.query import literal_states
 from dramatiq_joblog.states import State
 
+from .hands import EXPECTED, HAND, Hand
 from .limits import LIMIT
 
 if TYPE_CHECKING:
@@ -41,6 +46,8 @@ COMES_BACK = 300_000
 WAIT = "wait"
 #: Milliseconds until a reservation expires; its job comes back within that time.
 _KEPT = 2 * COMES_BACK
+#: The condition for rows with which a free key may not simply be taken.
+_DISPUTES = f"kind IN ('{LIMIT}', '{WAIT}', '{HAND}')"
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,15 @@ class Place:
 
 
 NEWCOMER = Place()
+
+
+class Ahead(NamedTuple):
+    """A waiter that goes first."""
+
+    #: The jid, or the owner of a lock by hand.
+    owner: str
+    since: datetime
+    by_hand: bool = False
 
 
 class Line(NamedTuple):
@@ -83,7 +99,7 @@ class Waiters:
         self._dialect = dialect_of(self._database)
         self._disputed = Compiled(self._database, self._selecting_disputed)
         self._is_disputed = Compiled(self._database, self._selecting_is_disputed)
-        self._kept = Compiled(self._database, self._selecting_kept)
+        self._beside_jobs = Compiled(self._database, self._selecting_beside)
         self._line = tuple(
             Compiled(self._database, functools.partial(self._selecting_line, begun=begun))
             for begun in (True, False)
@@ -94,7 +110,7 @@ class Waiters:
     def all_of(self, key: str) -> Any:
         """Return a select of the jobs that wait for a key, in order."""
         # Queried first: there is seldom one, and with one the select costs more.
-        return self._all_of(key, self._kept_for(key))
+        return self._all_of(key, self._beside(key)[0])
 
     def of_each(self, keys: Sequence[str], most: int) -> dict[str, list[Any]]:
         """Return the jobs that wait for each of some keys, in order, by key.
@@ -160,19 +176,31 @@ class Waiters:
         """Return the next *count* present waiters of a key.
 
         Returns:
-          The jid of each, and whether this key is the one that it waits for.
+          The jid of each, and whether this key is the one that it waits for; or the owner of a
+          lock by hand.
         """
-        kept = self._kept_for(key)
-        if not kept:
-            found: list[tuple[str, bool]] = []
-            for part in self._line:
-                if len(found) < count:
-                    rows = part.execute([key, count - len(found)]).fetchall()
-                    found += [(jid, True) for (jid,) in rows]
-            return found
+        kept, hands = self._beside(key)
+        if kept or hands:
+            return self._next_beside(key, count, kept, hands)
+        found: list[tuple[str, bool]] = []
+        for part in self._line:
+            if len(found) < count:
+                rows = part.execute([key, count - len(found)]).fetchall()
+                found += [(jid, True) for (jid,) in rows]
+        return found
+
+    def _next_beside(
+        self, key: str, count: int, kept: Sequence[str], hands: Sequence[Hand]
+    ) -> list[tuple[str, bool]]:
+        """Return the next waiters if there are reservations or locks by hand among them."""
         job = self.job
-        rows = self._all_of(key, kept).where(self._is_alive()).select(job.jid, job.section)
-        return [(jid, section == key) for jid, section in rows.limit(count).tuples()]
+        columns = job.jid, job.section, job.waiting_since, job.started_at.is_null()
+        line = [(True, hand.since, hand.owner, False) for hand in hands]
+        for rows in self._line_beside(key, kept):
+            for jid, section, since, is_new in rows.select(*columns).limit(count).tuples():
+                line.append((bool(is_new), to_millis(since), jid, section == key))
+        line.sort(key=lambda each: each[:2])
+        return [(owner, is_own) for _, _, owner, is_own in line[:count]]
 
     def line(self, key: str, most: int) -> list[str]:
         """Return the jids of a key's present waiters, in order."""
@@ -182,27 +210,46 @@ class Waiters:
         key, most = values
         return self._part(key, begun=begun).select(self.job.jid).limit(most)
 
-    def _kept_for(self, key: str) -> list[str]:
-        """Return the jids of the jobs for which a key is reserved while they wait for another."""
-        return [jid for (jid,) in self._kept.execute([key]).fetchall()]
+    def _beside(self, key: str) -> tuple[list[str], list[Hand]]:
+        """Return who is in the queue of a key besides the jobs that wait for it.
 
-    def _selecting_kept(self, values: Sequence[str]) -> Any:
-        lock = self._lock
-        return lock.select(lock.owner).where(SQL(f"kind = '{WAIT}'"), lock.key == values[0])
+        Returns:
+          The jids of the jobs for which it is reserved while they wait for another key, and the
+          present locks by hand that wait for it, in order.
+        """
+        rows = self._beside_jobs.execute([key]).fetchall()
+        kept = [owner for kind, owner, _ in rows if kind == WAIT]
+        return kept, [Hand(owner, int(since)) for kind, owner, since in rows if kind == HAND]
 
-    def first_ahead(self, key: str, jid: str, place: Place) -> Any:
+    def _selecting_beside(self, values: Sequence[str]) -> Any:
+        lock, now = self._lock, database_now(self._database).sql
+        # A row that expires too late was written before the database's clock went back.
+        alive = f"expires_at > {now} AND expires_at < {now} + {2 * EXPECTED}"
+        kinds = SQL(f"(kind = '{WAIT}' OR (kind = '{HAND}' AND {alive}))")
+        rows = lock.select(lock.kind, lock.owner, lock.acquired_at)
+        return rows.where(lock.key == values[0], kinds).order_by(lock.acquired_at)
+
+    def first_ahead(self, key: str, jid: str, place: Place) -> Ahead | None:
         """Return the first present waiter before *place*, or None."""
         job = self.job
-        for rows in self._ahead(key, jid, place):
-            first = rows.select(job.jid, job.waiting_since).first()
-            if first is not None:
-                return first
-        return None
+        kept, hands = self._beside(key)
+        hand = next(iter(_before(place, hands)), None)
+        for rows in self._ahead(key, jid, place, kept):
+            first = rows.select(job.jid, job.waiting_since, job.started_at).first()
+            if first is None:
+                continue
+            since = first.waiting_since
+            if hand is None or first.started_at is not None or to_millis(since) <= hand.since:
+                return Ahead(first.jid, since)
+        if hand is None:
+            return None
+        return Ahead(hand.owner, instant_of(hand.since), by_hand=True)
 
     def count_ahead(self, key: str, jid: str, place: Place, most: int) -> int:
         """Return the number of present waiters before *place*, but at most *most*."""
-        count = 0
-        for rows in self._ahead(key, jid, place):
+        kept, hands = self._beside(key)
+        count = min(most, len(_before(place, hands)))
+        for rows in self._ahead(key, jid, place, kept):
             if count < most:
                 some = rows.order_by().select(self.job.id).limit(most - count)
                 count += len(some.tuples())
@@ -229,8 +276,7 @@ class Waiters:
             self._is_waiting(), job.section == column, self._is_alive()
         )
         live = lock.expires_at > database_now(self._database)
-        kinds = SQL(f"kind IN ('{LIMIT}', '{WAIT}')")
-        kept = lock.select(SQL("1")).where(kinds, lock.key == column, live)
+        kept = lock.select(SQL("1")).where(SQL(_DISPUTES), lock.key == column, live)
         texts = []
         for select in (waits, kept):
             text, values = select.sql()
@@ -282,15 +328,10 @@ class Waiters:
         waited = SQL(f"coalesce({database_now(self._database).sql} - waiting_since, 0)")
         return job.select(job.jid, waited).where(job.jid.in_(jids), self._is_waiting())
 
-    def _ahead(self, key: str, jid: str, place: Place) -> list[Any]:
-        """Return selects of the waiters before *place*, in order."""
+    def _ahead(self, key: str, jid: str, place: Place, kept: Sequence[str]) -> list[Any]:
+        """Return selects of the jobs before *place*, in order."""
         job = self.job
-        kept = self._kept_for(key)
-        if kept:
-            all_of = self._all_of(key, kept).where(self._is_alive())
-            begun, others = (all_of.where(job.started_at.is_null(no)) for no in (False, True))
-        else:
-            begun, others = self._parts(key)
+        begun, others = self._line_beside(key, kept)
         longer = job.waiting_since < place.since
         if place.since is not None:
             parts = [begun.where(longer)] if place.begun else [begun, others.where(longer)]
@@ -298,12 +339,18 @@ class Waiters:
             parts = [begun] if place.begun else [begun, others]
         return [rows.where(job.jid != jid) for rows in parts]
 
+    def _line_beside(self, key: str, kept: Sequence[str]) -> tuple[Any, Any]:
+        """Return what :meth:`_parts` does, with the jobs for which the key is reserved."""
+        if not kept:
+            return self._parts(key)
+        started, all_of = self.job.started_at, self._all_of(key, kept).where(self._is_alive())
+        return all_of.where(started.is_null(False)), all_of.where(started.is_null())
+
     def _selecting_is_disputed(self, keys: Sequence[str]) -> Any:
         job, lock, (key, again) = self.job, self._lock, keys
         waiting = job.select(SQL("1")).where(self._is_waiting(), job.section == key)
-        kinds = SQL(f"kind IN ('{LIMIT}', '{WAIT}')")
         live = lock.expires_at > database_now(self._database)
-        held = lock.select(SQL("1")).where(kinds, lock.key == again, live)
+        held = lock.select(SQL("1")).where(SQL(_DISPUTES), lock.key == again, live)
         asked = fn.EXISTS(waiting.where(self._is_alive())), fn.EXISTS(held)
         return Select(columns=asked).bind(self._database)
 
@@ -311,9 +358,8 @@ class Waiters:
         job, lock, half = self.job, self._lock, len(keys) // 2
         waiting = self._is_waiting() & job.section.in_(keys[:half])
         wanted = job.select(job.section).where(waiting, self._is_alive())
-        kinds = SQL(f"kind IN ('{LIMIT}', '{WAIT}')")
         live = lock.expires_at > database_now(self._database)
-        return wanted | lock.select(lock.key).where(kinds, lock.key.in_(keys[half:]), live)
+        return wanted | lock.select(lock.key).where(SQL(_DISPUTES), lock.key.in_(keys[half:]), live)
 
     def _order(self) -> tuple[Any, ...]:
         # A waiter that has already begun keeps the start of its last run.
@@ -329,6 +375,13 @@ class Waiters:
         # Without parameters, for precompiled statements.
         first, last = SQL(f"{now} - {PATIENCE}"), SQL(f"{now} + {COMES_BACK + PATIENCE}")
         return (self.job.eta > first) & (self.job.eta < last)
+
+
+def _before(place: Place, hands: Sequence[Hand]) -> list[Hand]:
+    """Return the locks by hand before *place*."""
+    if place.begun:
+        return []
+    return [hand for hand in hands if place.since is None or hand.since < place.since]
 
 
 def _slot_of(number: int) -> int:

@@ -8,6 +8,7 @@ import pytest
 from peewee import chunked
 
 from dramatiq_joblog.database.dialects import dialect_of
+from dramatiq_joblog.locking.leases import Claim
 from dramatiq_joblog.locking.waiters import Place
 from dramatiq_joblog.schema.migrations import migrate
 
@@ -39,9 +40,23 @@ def test_who_is_next(line):
     since = line.job.get(jid=f"{MANY - 1}").waiting_since
     first = Place(since=int(since.timestamp() * 1000))
     assert 1 == line.count_ahead("key", f"{MANY - 1}", first, most=5)
-    assert "begun" == line.first_ahead("key", "new", Place()).jid
-    assert f"{MANY - 1}" == line.first_ahead("key", "begun", Place()).jid
+    assert "begun" == line.first_ahead("key", "new", Place()).owner
+    assert f"{MANY - 1}" == line.first_ahead("key", "begun", Place()).owner
     assert 5 == line.count_ahead("key", "new", Place(), most=5)
+
+
+def test_a_block_in_a_long_line(joblog, line):
+    """A block that waits by hand has its place in the line by the time it waits."""
+    since = line.job.get(jid="1500").waiting_since
+    claim = Claim("section", "key", "block", "a" * 28, 60_000, by_hand=True)
+    joblog.core.locks.hands.stand(claim, int(since.timestamp() * 1000) + 1)
+    names = line.line("key", MANY)
+    assert ["1500", "block", "1499"] == names[names.index("block") - 1 : names.index("block") + 2]
+    assert {"key"} == line.disputed(["key"])
+    place = Place(since=int(since.timestamp() * 1000) + 2)
+    assert MANY - 1499 + 2 == line.count_ahead("key", "new", place, most=MANY)
+    joblog.core.locks.hands.leave(claim)
+    assert "block" not in line.line("key", MANY)
 
 
 def test_no_line_is_read_whole(line):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import secrets
 import threading
 import time
 
@@ -11,6 +12,7 @@ import dramatiq
 import pytest
 
 from dramatiq_joblog import Exclusive, LockNotAcquired, current_job
+from dramatiq_joblog.locking.leases import Claim
 from dramatiq_joblog.locking.waiters import ATTENDED, PATIENCE
 
 #: Milliseconds; longer than any test takes.
@@ -181,6 +183,129 @@ def test_by_hand_stands_behind(joblog, job_factory):
         joblog.lock("key", wait=100).__enter__()
     with joblog.lock("key", limit=2):
         pass
+
+
+@pytest.fixture
+def stand(joblog):
+    """Return a function that lets a block stand in the line of ``key``, unattended."""
+    locks = joblog.core.locks
+    claims = []
+
+    def make(*, waits=10_000, lasts=None):
+        claim = Claim("section", "key", "host:1:2", secrets.token_hex(14), LONG, by_hand=True)
+        claims.append(claim)
+        locks.hands.stand(claim, now() - waits)
+        if lasts is not None:
+            lock = joblog.Lock
+            mine = lock.update(expires_at=now() + lasts).where(lock.token == claim.token)
+            mine.execute()
+        joblog.release()
+
+    yield make
+    for claim in claims:
+        locks.hands.leave(claim)
+    joblog.release()
+
+
+@pytest.mark.parametrize("policy", ["skip", "wait", "retry", "fail"])
+def test_newcomers_stand_behind_a_block(joblog, broker, worker, stand, declare, eventually, policy):
+    """A newcomer finds the key kept for the block that waits for it by hand, and says so."""
+    work = declare(policy)
+    stand(lasts=4_900)
+    with worker(broker):
+        message = work.send("newcomer")
+        state = {"skip": "skipped", "wait": "waiting", "retry": "retrying", "fail": "dead"}[policy]
+        eventually(lambda: joblog.get(message.message_id).state == state)
+        row = joblog.get(message.message_id)
+        told = {"skip": row.skip_reason, "wait": "is kept for host:1:2, which waits"}.get(policy)
+        told = told or row.error_message
+        assert "is kept for host:1:2, which waits for it by hand since"[: len(told)] in told
+        if policy == "wait":
+            # Nobody looks for that block any more.
+            eventually(lambda: joblog.get(message.message_id).state == "finished")
+
+
+def test_as_many_as_there_is_room_for_beside_a_block(joblog, broker, worker, stand, declare):
+    """A newcomer comes in if more slots are free than blocks want."""
+    work = declare("skip", limit=2)
+    stand()
+    with worker(broker):
+        work.send("newcomer")
+        broker.join(work.queue_name)
+    assert ["newcomer"] == declare.order
+
+
+@pytest.mark.parametrize("lasts", [-1, LONG])
+def test_a_block_that_is_gone(joblog, broker, worker, stand, declare, lasts):
+    """Nobody waits for a block whose process was killed, even if the clock went back since."""
+    work = declare("skip")
+    stand(lasts=lasts)
+    with worker(broker):
+        work.send("newcomer")
+        broker.join(work.queue_name)
+    assert ["newcomer"] == declare.order
+
+
+@pytest.mark.parametrize("policy", ["skip", "retry", "fail"])
+def test_a_block_beside_a_stream_of_newcomers(joblog, broker, worker, declare, eventually, policy):
+    """A block that waits by hand comes in before all that ask after it."""
+    work = declare(policy)
+    first = joblog.lock("key")
+    first.__enter__()
+    inside, go = threading.Event(), threading.Event()
+
+    def block():
+        with joblog.lock("key", wait=LONG):
+            declare.order.append("block")
+            inside.set()
+            go.wait(30)
+
+    waits = threading.Thread(target=block)
+    waits.start()
+    try:
+        eventually(joblog.Lock.select().where(joblog.Lock.kind == "hand").exists)
+        with worker(broker):
+            first.__exit__(None, None, None)
+            while not inside.is_set():
+                work.send("newcomer")
+            assert ["block"] == declare.order
+    finally:
+        go.set()
+        waits.join()
+    assert not joblog.Lock.select().where(joblog.Lock.kind == "hand").exists()
+
+
+def test_jobs_and_blocks_in_turn(joblog, broker, worker, declare, eventually):
+    """Jobs and blocks of one key come in in the order in which they began to wait."""
+    work, threads = declare("wait"), []
+
+    def block(name):
+        with joblog.lock("key", wait=LONG):
+            declare.order.append(name)
+
+    def in_line():
+        hands = joblog.Lock.select().where(joblog.Lock.kind == "hand").count()
+        return hands + joblog.jobs.waiting().count()
+
+    with worker(broker):
+        with joblog.lock("key"):
+            for place in range(3):
+                threads.append(threading.Thread(target=block, args=(f"block {place}",)))
+                threads[-1].start()
+                eventually(lambda n=2 * place + 1: in_line() == n)
+                work.send(f"job {place}")
+                eventually(lambda n=2 * place + 2: in_line() == n)
+        for thread in threads:
+            thread.join()
+        eventually(lambda: len(declare.order) == 6)
+    assert [f"{kind} {place}" for place in range(3) for kind in ("block", "job")] == declare.order
+
+
+def test_a_block_that_gives_up(joblog):
+    """A block that has waited for too long stands in no line any more."""
+    with joblog.lock("key"), pytest.raises(LockNotAcquired), joblog.lock("key", wait=200):
+        pass
+    assert not joblog.Lock.select().where(joblog.Lock.kind == "hand").exists()
 
 
 def test_by_hand_before_who_comes_later(joblog, job_factory):

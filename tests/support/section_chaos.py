@@ -248,7 +248,7 @@ def _wrong(job):
     fails = job.args[2] if job.actor in RETRIED else 0
     state = "finished" if fails < 4 else "dead"
     if job.state == "skipped" and job.actor == "optional":
-        if not re.search("is held by|is free by now|is kept for job|is paused", job.skip_reason):
+        if not re.search("is held by|is free by now|is kept for|is paused", job.skip_reason):
             yield f"{job.jid} was skipped without a word: {job.skip_reason}"
     elif job.state != state and (job.actor, job.dead_reason) != ("strict", "conflict"):
         yield f"{job.jid}, {job.actor}: {job.state} ({job.dead_reason}) instead of {state}"

@@ -1,0 +1,55 @@
+"""Locks by hand that wait: they are in the queue of their key, among the jobs that wait."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dramatiq_joblog.database.clock import database_now
+
+if TYPE_CHECKING:
+    from .leases import Claim
+
+#: The kind of their rows.
+HAND = "hand"
+#: Milliseconds until such a row expires, unless it is updated; that is due every second.
+EXPECTED = 5_000
+
+
+class Hand(NamedTuple):
+    """A lock by hand that waits for its key."""
+
+    owner: str
+    #: Since when, in milliseconds by the database's clock.
+    since: int
+
+
+class Hands:
+    """The statements on locks by hand that wait, as part of their caller's transaction.
+
+    Parameters:
+      lock: The bound lock model.
+    """
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self._database = lock._meta.database
+
+    def stand(self, claim: Claim, since: int) -> None:
+        """Put a lock into the queue of its key, or keep it there."""
+        lock = self._lock
+        times = {"ttl": EXPECTED, "expires_at": database_now(self._database) + EXPECTED}
+        if not lock.update(times).where(*self._mine(claim)).execute():
+            token = claim.token or ""
+            row = {"kind": HAND, "key": claim.key, "owner": claim.owner, "token": token, "fence": 0}
+            # A different one for each lock of a key.
+            slot = int(token[:7], 16)
+            row |= {"slot": slot, "process": claim.process, "acquired_at": since, **times}
+            lock.insert(row).on_conflict_ignore().execute()
+
+    def leave(self, claim: Claim) -> None:
+        """Take a lock out of the queue of its key."""
+        self._lock.delete().where(*self._mine(claim)).execute()
+
+    def _mine(self, claim: Claim) -> tuple[Any, ...]:
+        lock = self._lock
+        return lock.kind == HAND, lock.key == claim.key, lock.token == claim.token
