@@ -52,35 +52,35 @@ if TYPE_CHECKING:
     from .payload.redaction import Redactor
     from .schema.models import Action
 
-#: Looks for alerts are made so much more often than they are due, in milliseconds at most.
+#: The maximum interval of checks whether alert rules are due, in milliseconds.
 _ALERTS_LOOKED_AT = 5_000
 
 
 class Core(Generic[J]):
-    """The parts of one log, for the middleware, the page and the command line.
+    """The parts of one log, for the middleware, the dashboard and the command line.
 
     Applications use :class:`JobLog`.
 
     Parameters:
       database: The peewee database.
       model: The job model.
-      owned: Whether the log made the database itself, so that its connections are its own.
-      job_types: The texts that ``job_type`` may be; None allows any.
-      redactor: Takes secrets out of what is stored.
-      seal: Encrypts what is not shown, if anything does.
-      store_args: Whether the arguments of jobs are kept.
-      spool: The folder of events that the database could not take; None for this user's.
-      on_outage: What becomes of events while the database is unavailable.
+      owned: Whether the log created the database object, and so owns its connections.
+      job_types: The allowed values of ``job_type``; None allows any.
+      redactor: Removes secrets from stored values.
+      seal: Encrypts values that are not shown; None without encryption.
+      store_args: Whether the arguments of jobs are stored.
+      spool: The folder for events during an outage; None for the user's default.
+      on_outage: What happens to events while the database is unavailable.
       keep: Milliseconds that jobs are kept, by final state.
-      keep_types: Other times for some job types.
-      alerts: What people want to hear of.
-      notify: Who hears of it.
-      alerts_every: Milliseconds between two looks.
-      on_dead: Called with each job that is dead for good.
-      page_url: The address of the log's page.
+      keep_types: Different times for some job types.
+      alerts: The rules of alerts.
+      notify: The receivers of notices.
+      alerts_every: Milliseconds between two checks of the rules.
+      on_dead: Called with each job that becomes dead.
+      page_url: The URL of the log's dashboard.
 
     Raises:
-      ConfigurationError: If something makes no sense.
+      ConfigurationError: If a value is invalid.
     """
 
     def __init__(
@@ -112,24 +112,24 @@ class Core(Generic[J]):
         self.seal = seal
         self.store_args = store_args
         self._job_types = job_types
-        #: The fields that a model of the user's own adds, by name.
+        #: The fields that a custom model adds, by name.
         self.own_fields: dict[str, Any] = own_fields(self.tables.job)
         self.transitions = Transitions(self.tables)
         marks = Marks(self.tables.mark)
-        #: What ended, counted by spans of time.
+        #: The totals of ended jobs by period.
         self.totals = Totals(self.tables, marks)
         retention = Retention(self.tables, totals=self.totals, keep=keep, keep_types=keep_types)
-        #: What the log does for itself.
+        #: The background tasks.
         self.chores = Chores(self.totals, retention, self.locks)
-        #: What this host keeps while the database is unavailable.
+        #: Events on this host's disk while the database is unavailable.
         folder = _default_spool(self.tables.job) if spool is None else _folder(spool)
-        # A job may change the process's folder later.
+        # A job may change the working directory later.
         self.spool = Spool(folder.absolute())
-        #: Where the middleware hands over what happens.
+        #: Writes the events from the middleware.
         self.writer = Writer(Sections(self.transitions), self.spool, on_outage=on_outage)
-        #: Who is the newest with a key.
+        #: The statements on unique keys that keep the newest message.
         self.newest = Newest(self.transitions)
-        #: Looks at the rules, and sends notices.
+        #: Checks the rules, and sends notices.
         self.alerting = Alerting(
             self,
             self.locks,
@@ -144,16 +144,16 @@ class Core(Generic[J]):
             self._dead_caller = DeadCaller(self.tables.job, on_dead)
             self.writer.on_written(self._dead_caller.written)
         looked_at = max(100, min(alerts_every // 3, _ALERTS_LOOKED_AT))
-        #: This process, while it has workers.
+        #: The presence of this process in the log while it has workers.
         self.worker_process = WorkerProcess(
             self.tables,
             writer=self.writer,
             locks=self.locks,
             upkeep=[(self.chores, INTERVAL), (self.alerting, looked_at)],
         )
-        #: Looks after jobs that are waited for.
+        #: Polls the jobs that callers wait for.
         self.watcher = Watcher(self.tables)
-        #: Answers what is asked in event loops.
+        #: Runs queries for event loops.
         self.aside = Aside(database)
         self._sender: Sender | None = None
 
@@ -179,7 +179,7 @@ class Core(Generic[J]):
 
     @property
     def owned(self) -> bool:
-        """Whether the log made its database itself."""
+        """Whether the log created its database object."""
         return self._owned
 
     @property
@@ -189,17 +189,17 @@ class Core(Generic[J]):
 
     @property
     def name(self) -> str:
-        """The kind and the name of the database, for people, without its password."""
+        """The kind and name of the database, for display, without its password."""
         return describe(self.database)
 
     def check_job_type(self, job_type: Any, where: str) -> str | None:
-        """Return the text of *job_type*.
+        """Return *job_type* as a string, or None.
 
-        *job_type* is a text, a ``str`` enum member, or None; *where* names what declares it,
-        for the error's text.
+        *job_type* is a string, a ``str`` enum member, or None; *where* names the declaring actor or
+        message in the error's text.
 
         Raises:
-          ConfigurationError: If it is none of the log's job types.
+          ConfigurationError: If it is not one of the log's job types.
         """
         if job_type is None:
             return None
@@ -221,7 +221,7 @@ class Core(Generic[J]):
         timeout: int = DEFAULT_TIMEOUT,
         muted: bool = False,
     ) -> list[Problem]:
-        """Return what needs someone now, as :meth:`JobLog.problems` does."""
+        """Return the current problems, like :meth:`JobLog.problems`."""
         found = Doctor(self, patience=patience, timeout=timeout).problems()
         return found if muted else [problem for problem in found if problem.muted is None]
 
@@ -234,7 +234,7 @@ class Core(Generic[J]):
         key: str | None = None,
         detail: str | None = None,
     ) -> Action:
-        """Write down what someone did, as :meth:`JobLog.record` does."""
+        """Record an action, like :meth:`JobLog.record`."""
         detail = None if detail is None else self.redactor.text(detail)
         with transaction(self.database):
             action: Action = people.record(
@@ -242,24 +242,24 @@ class Core(Generic[J]):
             )
         return action
 
-    # Who sends jobs again
+    # Requeueing
 
     @property
     def sender(self) -> Sender | None:
-        """What sends the log's jobs again; None if this process has no broker of it."""
+        """The sender that requeues jobs; None if this process has no broker of the log."""
         return self._sender
 
     def send_by(self, sender: Sender) -> Sender:
-        """Return what sends the log's jobs again: *sender*, if it is the first."""
+        """Return the log's sender; *sender* becomes it, if there is none."""
         if self._sender is None:
             self._sender = sender
         return self._sender
 
     def checked_sender(self, jid: str) -> Sender:
-        """Return what sends the log's jobs again.
+        """Return the log's sender.
 
         Raises:
-          RequeueError: If this process has no broker to send them by; *jid* is for its text.
+          RequeueError: If this process has no broker of the log; *jid* is for its text.
         """
         if self._sender is None:
             raise RequeueError(
@@ -272,21 +272,21 @@ class Core(Generic[J]):
     # Connections
 
     def settle(self) -> None:
-        """Let what is asked next see what this process handed over before."""
+        """Make the events that this process has submitted visible to the next query."""
         if self._owned and not self.database.is_closed() and not self._is_usable():
-            # The server went away and came back: what asks next has a new connection.
+            # The server was restarted: let the next query open a new connection.
             pool: Any = self.database
             pool.manual_close()
         if self.may_wait():
             self.writer.flush(timeout=2.0)
 
     def may_wait(self) -> bool:
-        """Return whether this thread may wait for the writer."""
-        # Inside a transaction of SQLite the writer would wait for this very thread.
+        """Return whether this thread may block on the writer."""
+        # Inside a transaction, SQLite's writer would wait for this thread: a deadlock.
         return self.database.is_closed() or not self.database.in_transaction()
 
     def write_own_start(self) -> None:
-        """Let the job that runs here be seen in the log, as it asks: its start may be to come."""
+        """Write the deferred start of the job that runs here, because it queries the log."""
         run = running.get()
         start = None if run is None else run.take_start()
         if start is None:
@@ -297,12 +297,12 @@ class Core(Generic[J]):
             committed.wait()
 
     def release(self) -> None:
-        """Give back a connection that this thread opened itself, if the log made its database."""
+        """Return this thread's connection to the pool, if the log created its database."""
         if self._owned and not self.database.is_closed() and not self.database.in_transaction():
             self.database.close()
 
     def close(self) -> None:
-        """Write what is handed over, and end the threads and the connections that idle."""
+        """Write submitted events, end the threads, and close idle connections."""
         self.watcher.close()
         self.chores.stop()
         self.alerting.stop()
@@ -329,7 +329,7 @@ def _default_spool(job: Any) -> Path:
     meta = job._meta
     database = meta.database
     address = Address.of_peewee(database) or Address("", "")
-    # As it is written: of two ways to name one host, or one socket, each has its own.
+    # Not resolved: different names of the same host or socket have different folders.
     host = str(database.connect_params.get("host"))
     place = [address.kind, address.name, host, address.port, meta.table_name]
     digest = hashlib.sha256("\n".join(place).encode()).hexdigest()[:12]
@@ -337,6 +337,6 @@ def _default_spool(job: Any) -> Path:
     try:
         base = Path(state) if state else Path.home() / ".local" / "state"
     except RuntimeError:
-        # This user has no home.
+        # This user has no home directory.
         base = Path(tempfile.gettempdir()) / f"state-of-{os.getuid()}"
     return base / "dramatiq_joblog" / digest

@@ -101,7 +101,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 M = TypeVar("M", bound=Model)
 
-#: What a *progress* is called with.
+#: The arguments of a *progress* callable, for error texts.
 _OF_PROGRESS = "how many are done, and of how many"
 
 
@@ -126,7 +126,7 @@ class JobLog(Generic[J]):
       keep: Milliseconds to keep jobs after their end, by final state, as in
         ``{"finished": 7 * 86_400_000}``; jobs of other states are kept forever.  Workers delete
         older jobs, one process at a time; totals are kept.
-      keep_types: Other times for some job types, by state or for all states; None keeps them
+      keep_types: Different times for some job types, by state or for all states; None keeps them
         forever: ``{"audit": None}``.
       on_outage: What to do with events while the database is unavailable: ``"spool"`` keeps them
         on this host's disk and replays them, ``"block"`` makes jobs wait, ``"drop"`` discards and
@@ -136,7 +136,7 @@ class JobLog(Generic[J]):
         to store; or False to redact nothing.
       spool: The folder for events during an outage; by default in the user's state folder.
       store_args: Whether to store the arguments of jobs.
-      seal_key: A Fernet key, or several with the newest first.  Arguments that are not stored as
+      seal_key: A Fernet key, or several, newest first.  Arguments that are not stored as
         they were sent are also stored encrypted, so that their jobs can be run again.
       alerts: Rules: :class:`Alert`, ``Alert.problems()`` and :class:`Expect`.  The worker
         processes check them, one process at a time.
@@ -145,10 +145,10 @@ class JobLog(Generic[J]):
       alerts_every: Milliseconds between two checks.
       on_dead: A callable that receives the row of each job that becomes dead.  It is called after
         the commit, on a separate thread of the process that wrote the row; its errors are logged.
-      page_url: The address of the log's page, for links in notices.
+      page_url: The URL of the log's dashboard, for links in notices.
 
     Raises:
-      ConfigurationError: If the database cannot be used, a column of the model could not be
+      ConfigurationError: If the database cannot be used, a column of the model cannot be
         filled, or a rule is invalid.
     """
 
@@ -171,10 +171,10 @@ class JobLog(Generic[J]):
         on_dead: Callable[[J], Any] | None = None,
         page_url: str | None = None,
     ) -> None:
-        #: Which of Django's databases it is, if it was made by :meth:`from_django`.
+        #: The alias of Django's database, if the log was created by :meth:`from_django`.
         self.django_alias = database.alias if isinstance(database, DjangoAlias) else None
         own = not isinstance(database, Database)
-        #: What it is made of; for the middleware, the page and the command line.
+        #: Its parts, for the middleware, the dashboard and the command line.
         self.core: Core[J] = Core(
             open_database(database),
             model=model,
@@ -218,7 +218,7 @@ class JobLog(Generic[J]):
 
     @property
     def Lock(self) -> type[rows.Lock]:  # noqa: N802 - it is a class
-        """The model of keys that are held."""
+        """The model of held keys."""
         return self.core.tables.lock
 
     @property
@@ -228,7 +228,7 @@ class JobLog(Generic[J]):
 
     @property
     def Action(self) -> type[rows.Action]:  # noqa: N802 - it is a class
-        """The model of actions of people."""
+        """The model of recorded actions."""
         return self.core.tables.action
 
     @property
@@ -273,7 +273,7 @@ class JobLog(Generic[J]):
 
     @property
     def locks(self) -> Select[rows.Lock]:
-        """The keys that are held now, by jobs and by hand: a select of :class:`Lock`.
+        """The keys that are held now, by jobs and by :meth:`lock`: a select of :class:`Lock`.
 
         Each row also has ``lease_left``: the milliseconds until its lease expires unless it is
         renewed, by the database's clock.
@@ -286,21 +286,21 @@ class JobLog(Generic[J]):
         )
 
     def waiters(self, key: str) -> JobQuery[J]:
-        """Return the jobs that wait for *key*, next in line first."""
+        """Return the jobs that wait for *key*, the next one first."""
         key = fold_key(given_text("key", key, "the key of a section or of a rate"))
         with checked_out(self.database):
             query: JobQuery[J] = self.core.locks.waiters.all_of(key)
         return query
 
     def waiters_by_key(self, keys: Iterable[str], *, limit: int = 50) -> dict[str, list[J]]:
-        """Return the jobs that wait for each of some keys, next in line first, in one query.
+        """Return the jobs that wait for each of some keys, the next one first, in one query.
 
         Example:
           >>> joblog.waiters_by_key(["erp", "bank"])
           {}
 
         Parameters:
-          keys: The keys; those that nobody waits for are not in the result.
+          keys: The keys; those without waiting jobs are not in the result.
           limit: Return at most this many jobs for each key.
         """
         limit = count_asked("limit", limit)
@@ -328,8 +328,8 @@ class JobLog(Generic[J]):
         Parameters:
           key: The key; ``exclusive`` and locks share their keys.
           limit: How many holders the key may have at once.
-          ttl: Milliseconds for which it stays held if this process vanishes.
-          wait: Milliseconds to wait for it; None not to wait.
+          ttl: Milliseconds for which it stays held if this process dies.
+          wait: Milliseconds to wait for it; None does not wait.
 
         Raises:
           LockNotAcquired: If the key is not free in time; or at once, if this block or the job
@@ -370,16 +370,16 @@ class JobLog(Generic[J]):
 
     @property
     def workers(self) -> Select[rows.Worker]:
-        """Worker processes that were seen recently, newest first: a select of :class:`Worker`."""
+        """Worker processes with a recent heartbeat, newest first: a select of :class:`Worker`."""
         return self.Worker.select().order_by(self.Worker.id.desc())
 
     @property
     def name(self) -> str:
-        """The kind and the name of the database, for people, without its password."""
+        """The kind and name of the database, for display, without its password."""
         return self.core.name
 
     def doctor(self, broker: Any = None) -> list[Finding]:
-        """Check the log: its database, its workers, its files.
+        """Check the log: its database, workers and files.
 
         It only reads, in about a dozen queries, and does not raise if the database is
         unavailable.  The result has every check, including those that passed; see
@@ -403,7 +403,7 @@ class JobLog(Generic[J]):
     ) -> list[Problem]:
         """Return what needs attention now, each with its cure, the most serious first.
 
-        Problems are: jobs that were lost with their worker, queues that no worker consumes, busy
+        Problems are: jobs lost with their worker, queues that no worker consumes, busy
         threads while jobs wait, overdue jobs, lost retries, new or rising errors, job types that
         fail more often or take longer than a week ago, stuck sections, events that wait on this
         host's disk, wrong clocks, and faults of the database.
@@ -429,9 +429,9 @@ class JobLog(Generic[J]):
     def mute(
         self, problem: Problem, *, until: datetime | int, reason: str, who: str | None = None
     ) -> rows.Mute:
-        """Mute a problem that is known: it needs nobody until a time, or until it gets worse.
+        """Mute a known problem, until a time or until it gets worse.
 
-        It is back when *until* is over, or when its count has more than doubled.  The page and
+        It returns after *until*, or when its count has more than doubled.  The dashboard and
         ``status`` still show it, in grey; metrics and alerts leave it out.
 
         Example:
@@ -445,7 +445,7 @@ class JobLog(Generic[J]):
           who: Who does it.
 
         Raises:
-          ConfigurationError: If a value makes no sense, or it is a problem of the database.
+          ConfigurationError: If a value is invalid, or the problem concerns the database.
           TypeError: If *until* is not an instant.
           ValueError: If *until* has no time zone.
 
@@ -469,7 +469,7 @@ class JobLog(Generic[J]):
 
     @property
     def mutes(self) -> Select[rows.Mute]:
-        """What is muted now, that which ends first before others: a select of :class:`Mute`."""
+        """The muted problems, the first to end first: a select of :class:`Mute`."""
         found: Select[rows.Mute] = mutes.standing(self.core.tables.mute)
         return found
 
@@ -493,7 +493,7 @@ class JobLog(Generic[J]):
     def alerts(self) -> Select[rows.AlertState]:
         """The state of each alert, open ones first: a select of :class:`AlertState`.
 
-        Each row says whether the alert is open and since when, what was sent last, and what is
+        Each row has whether the alert is open and since when, the last notice sent, and the notice
         still to be sent, with the error of the last attempt.
         """
         state = self.core.tables.alert
@@ -512,7 +512,7 @@ class JobLog(Generic[J]):
             return regular_types(self.core.tables, self.core.locks.now())
 
     def queues(self) -> list[Queue]:
-        """Return the queues with jobs that are due, or with workers, the furthest behind first.
+        """Return the queues that have due jobs or workers, the furthest behind first.
 
         Example:
           >>> [(queue.name, queue.due, queue.state) for queue in joblog.queues()]
@@ -524,7 +524,7 @@ class JobLog(Generic[J]):
             return queues_of(standstill, self.now())
 
     def get(self, jid: str) -> J:
-        """Return the job with this jid, an instance of the log's job model.
+        """Return the job with this jid, as an instance of the log's job model.
 
         Raises:
           JobNotFound: If the log has no such job.
@@ -553,11 +553,11 @@ class JobLog(Generic[J]):
           text: The words.
           now: The instant that relative times refer to; aware, by default this host's time.  A
             time without a zone is in the zone of *now*.
-          broker: The broker whose actors give the names of positional arguments, for
+          broker: The broker whose actors name the positional arguments, for
             ``args.name:``; by default the one on which this process declared its actors.
 
         Raises:
-          SearchError: If the words cannot be understood; the text says what to write.
+          SearchError: If the words cannot be parsed; the text says what to write.
         """
         terms = self.terms_of(text)
         query = self.jobs
@@ -572,12 +572,12 @@ class JobLog(Generic[J]):
 
     @property
     def searches(self) -> Select[rows.SavedSearch]:
-        """The searches that people saved, by name: a select of :class:`SavedSearch`."""
+        """The saved searches, by name: a select of :class:`SavedSearch`."""
         model = self.core.tables.search
         return model.select().order_by(model.name)
 
     def save_search(self, name: str, words: str, *, who: str | None = None) -> rows.SavedSearch:
-        """Save a search under a name, for everyone who uses the log; an older one is replaced.
+        """Save a search under a name for all users of the log; an older one is replaced.
 
         Example:
           >>> joblog.save_search("dead imports", "state:dead type:import", who="ada").words
@@ -587,7 +587,7 @@ class JobLog(Generic[J]):
 
         Parameters:
           name: Its name, of at most 80 characters.
-          words: The words, as :meth:`search` understands them.
+          words: The words, as for :meth:`search`.
           who: Who saves it.
 
         Raises:
@@ -616,7 +616,7 @@ class JobLog(Generic[J]):
         """Return the words of a search, with saved searches replaced by their words.
 
         Raises:
-          SearchError: If they cannot be understood.
+          SearchError: If they cannot be parsed.
         """
 
         def words_of(name: str) -> str:
@@ -638,7 +638,7 @@ class JobLog(Generic[J]):
           limit: Return at most this many values.
 
         Returns:
-          Values, each with its number of jobs if that is known.
+          Values, each with its number of jobs, or None if that is unknown.
         """
         limit = count_asked("limit", limit)
         key = given_text("key", key, "one that a search knows, as 'state'")
@@ -660,7 +660,7 @@ class JobLog(Generic[J]):
     def counts(
         self, query: JobQuery[J] | None = None, *, cap: int = counts.DEFAULT_CAP
     ) -> dict[State, Count]:
-        """Count jobs by state, up to *cap* for each state, so that a large table costs no more.
+        """Count jobs by state, up to *cap* for each, which bounds the cost on large tables.
 
         Parameters:
           query: The jobs; by default all.
@@ -689,11 +689,11 @@ class JobLog(Generic[J]):
         three days, an hour for up to two weeks, and otherwise a day.
 
         Parameters:
-          since: Begin of the time; aware.
-          until: Its end; by default now.
+          since: The beginning of the period; aware.
+          until: Its end; aware, by default now.
           by: How to group: ``"job_type"``, ``"actor"``, or ``"name"`` for the job type, or the
             actor of jobs without one.
-          at_most: How many rows of each kind to count for the time that no worker has totalled
+          at_most: How many rows of each kind to count for the time that no worker has aggregated
             yet; by default all.  If there are more, the newest are counted, and ``known_since``
             of the result says since when the figures are complete.
 
@@ -722,12 +722,12 @@ class JobLog(Generic[J]):
         until: datetime | None = None,
         at_most: int | None = None,
     ) -> Profile:
-        """Return the statistics of one job type in a period, in the steps of :meth:`stats`.
+        """Return the statistics of one job type in a period, with the steps of :meth:`stats`.
 
         Parameters:
           name: The job type, or the actor for its jobs without a type.
-          since: Begin of the time; aware.
-          until: Its end; by default now.
+          since: The beginning of the period; aware.
+          until: Its end; aware, by default now.
           at_most: As for :meth:`stats`.
 
         Raises:
@@ -746,7 +746,7 @@ class JobLog(Generic[J]):
     def _not_counted(
         self, begin: int, end: int, step: int, at_most: int | None
     ) -> tuple[list[Cell], datetime | None]:
-        """Count what is not in the totals yet, and return since when that is complete."""
+        """Count what is not in the totals yet; also return since when the counts are complete."""
         at_most = None if at_most is None else count_asked("at_most", at_most)
         counted = self.core.totals.counted()
         first = begin if counted is None else max(begin, counted)
@@ -757,14 +757,14 @@ class JobLog(Generic[J]):
         return cells, instant_of(known) if known > first else None
 
     def oldest(self, limit: int = 5) -> list[J]:
-        """Return the jobs that are due and have waited longest, the oldest first."""
+        """Return the due jobs that have waited longest, oldest first."""
         oldest = self._due().order_by(self.Job.created_at, self.Job.id)
         return list(oldest.limit(count_asked("limit", limit)))
 
     def retries_lost(self) -> int:
         """Count the jobs of the last week whose retry could not be enqueued.
 
-        Their messages are gone, so they run only if you :meth:`requeue` them.  Jobs that were run
+        Their messages are gone, so they only run if you :meth:`requeue` them.  Jobs that were run
         again or dismissed are not counted, and only the newest 5,000 dead jobs are checked.
         """
         return people.retries_lost(self.Job, _now())[0]
@@ -843,7 +843,7 @@ class JobLog(Generic[J]):
 
         Raises:
           ConfigurationError: If *keep* is invalid.
-          JobLogError: If another process prunes now.
+          JobLogError: If another process is pruning.
         """
         self.core.settle()
         batch = count_asked("batch", batch)
@@ -856,17 +856,17 @@ class JobLog(Generic[J]):
 
     @contextlib.contextmanager
     def reading(self, *, timeout: int) -> Iterator[None]:
-        """Limit the time of queries in the block, which share one connection.
+        """Limit the time of queries in the block, which all use one connection.
 
         Example:
           >>> with joblog.reading(timeout=2_000):
           ...     page = joblog.search("state:dead").page()
 
         Parameters:
-          timeout: Milliseconds that one query may take.
+          timeout: Milliseconds that each query may take.
 
         Raises:
-          QueryTimeout: If one takes longer.
+          QueryTimeout: If a query takes longer.
           ConfigurationError: Inside a running event loop, whose tasks would share the connection.
         """
         refuse_event_loop("joblog.reading() is used")
@@ -874,12 +874,12 @@ class JobLog(Generic[J]):
         with checked_out(self.database), bounded(self.database, timeout):
             yield
 
-    # Waiting, following, and asking from event loops
+    # Waiting, following, and queries from event loops
 
     def wait(self, jid: str, *, timeout: int | None = None) -> J:
         """Wait until a job has ended, and return it.
 
-        You can wait for a job that was only just sent and has no row yet.  A job that has already
+        You can wait for a job that was just sent and has no row yet.  A job that has already
         ended is returned at once.  All waits of a process share one query at a time.
 
         Example:
@@ -902,7 +902,7 @@ class JobLog(Generic[J]):
         return wait_for_jobs(self.core.watcher, [jid], timeout).here()[0][0]
 
     async def wait_async(self, jid: str, *, timeout: int | None = None) -> J:
-        """Wait until a job has ended, as :meth:`wait` does, in a coroutine."""
+        """Wait until a job has ended, like :meth:`wait`, in a coroutine."""
         return (await wait_for_jobs(self.core.watcher, [jid], timeout).aside())[0][0]
 
     def wait_all(self, jids: Iterable[str], *, timeout: int | None = None) -> list[J]:
@@ -922,7 +922,7 @@ class JobLog(Generic[J]):
         return [job for [job] in found]
 
     async def wait_all_async(self, jids: Iterable[str], *, timeout: int | None = None) -> list[J]:
-        """Wait until several jobs have ended, as :meth:`wait_all` does, in a coroutine."""
+        """Wait until several jobs have ended, like :meth:`wait_all`, in a coroutine."""
         found = await wait_for_jobs(self.core.watcher, jids, timeout).aside()
         return [job for [job] in found]
 
@@ -944,7 +944,7 @@ class JobLog(Generic[J]):
         return wait_for_family(self.core.watcher, jid, timeout).here()[0]
 
     async def wait_family_async(self, jid: str, *, timeout: int | None = None) -> list[J]:
-        """Wait until a job's whole family has ended, as :meth:`wait_family` does."""
+        """Wait until a job's whole family has ended, like :meth:`wait_family`, in a coroutine."""
         return (await wait_for_family(self.core.watcher, jid, timeout).aside())[0]
 
     def follow(self, jid: str, *, timeout: int | None = None) -> Following[J]:
@@ -959,19 +959,19 @@ class JobLog(Generic[J]):
           finished None
 
         Parameters:
-          jid: The job; it may be one that was only just sent.
+          jid: The job; it may have just been sent.
           timeout: Milliseconds to follow it; None until it has ended.
 
         Raises:
-          WaitTimeout: As it is iterated, if it has not ended by then.
-          JobNotFound: If its row was seen and is gone.
+          WaitTimeout: During iteration, if it has not ended by then.
+          JobNotFound: If its row existed and is gone.
           JobLogError: If the log is closed meanwhile.
           ConfigurationError: For ``for`` inside a running event loop, or inside the job itself.
         """
         return Following(self.core.watcher, jid, timeout)
 
     async def get_async(self, jid: str, *, timeout: int = DEFAULT_TIMEOUT) -> J:
-        """Return the job with this jid, as :meth:`get` does, in a coroutine.
+        """Return the job with this jid, like :meth:`get`, in a coroutine.
 
         Parameters:
           jid: The job.
@@ -986,7 +986,7 @@ class JobLog(Generic[J]):
     async def fetch(self, asked: Callable[[], T], *, timeout: int = DEFAULT_TIMEOUT) -> T: ...
 
     async def fetch(self, asked: Any, *, timeout: int = DEFAULT_TIMEOUT) -> Any:
-        """Query in a coroutine, without blocking the event loop.
+        """Run a query in a coroutine, without blocking the event loop.
 
         Example:
           >>> async def dead_imports():
@@ -996,7 +996,7 @@ class JobLog(Generic[J]):
 
         Parameters:
           asked: A query, whose rows are returned as a list; or a function, which is called on a
-            thread of the log and may send any queries.
+            thread of the log and may run any queries.
           timeout: Milliseconds to wait for the answer.
 
         Raises:
@@ -1013,7 +1013,7 @@ class JobLog(Generic[J]):
         broker: Broker | None = None,
         timeout: int = DEFAULT_TIMEOUT,
     ) -> Message[Any]:
-        """Run a job again, as :meth:`requeue` does, in a coroutine."""
+        """Run a job again, like :meth:`requeue`, in a coroutine."""
         return await self.core.aside.run(
             lambda: self.requeue(jid, arguments=arguments, who=who, broker=broker), timeout
         )
@@ -1026,14 +1026,14 @@ class JobLog(Generic[J]):
         reason: str | None = None,
         timeout: int = DEFAULT_TIMEOUT,
     ) -> J:
-        """Give up a job that is not running, as :meth:`cancel` does, in a coroutine."""
+        """Cancel a job that is not running, like :meth:`cancel`, in a coroutine."""
         return await self.core.aside.run(lambda: self.cancel(jid, who=who, reason=reason), timeout)
 
-    # What people do
+    # The audit log, and actions of people
 
     @property
     def actions(self) -> Select[rows.Action]:
-        """What people did to jobs and keys, newest first: a select of :class:`Action`."""
+        """The audit log: actions of people, newest first; a select of :class:`Action`."""
         return self.Action.select().order_by(self.Action.id.desc())
 
     def record(
@@ -1045,14 +1045,14 @@ class JobLog(Generic[J]):
         key: str | None = None,
         detail: str | None = None,
     ) -> rows.Action:
-        """Record an action of a person, and return the :class:`Action`.
+        """Record an action of a person in the audit log, and return the :class:`Action`.
 
         Parameters:
           what: A verb of at most 32 characters, such as ``requeue``.
-          who: Who did it, as far as it is known.
-          jid: The job it was done to.
-          key: The key it was done to.
-          detail: Why, and what came of it.
+          who: Who did it, as far as known.
+          jid: The job that it concerns.
+          key: The key that it concerns.
+          detail: The reason and the result.
         """
         what = given_text("what", what, "a verb, as 'requeue'")
         given_optional("who", who)
@@ -1074,12 +1074,12 @@ class JobLog(Generic[J]):
           'v412'
 
         Parameters:
-          name: What people call it.
+          name: The name of the change.
           at: When; an aware datetime or milliseconds since 1970, by default now.
-          who: Who says so.
+          who: Who records it.
 
         Raises:
-          ConfigurationError: If the name is not a text, or empty.
+          ConfigurationError: If the name is not a string, or is empty.
 
         Returns:
           The :class:`Deploy`.
@@ -1098,7 +1098,7 @@ class JobLog(Generic[J]):
 
         Parameters:
           jids: The jobs; those that are not dead, or already dismissed, are not changed.
-          who: Who says so.
+          who: Who dismisses them.
 
         Returns:
           The jids of those that were dismissed.
@@ -1114,15 +1114,15 @@ class JobLog(Generic[J]):
         return dismissed
 
     def unlock(self, key: str, *, slot: int = 0, fence: int, reason: str, who: str) -> rows.Lock:
-        """Free a critical section, if the given holder still holds it.
+        """Release a critical section, if the given holder still holds it.
 
         This does not stop the holder's job: it continues without its lease, and sees
         ``current_job().lease_lost`` at the next renewal, while the next job may start at once.
-        Make sure that the job is gone, or that two jobs at once do no harm.
+        Make sure that the job is gone, or that two jobs at the same time do no harm.
 
         Parameters:
           key: The section's key.
-          slot: Which slot of the section.
+          slot: The number of the slot.
           fence: The holder's fence; if another holder has the section by now, nothing is changed.
           reason: Why; it is recorded.
           who: Who does it.
@@ -1155,7 +1155,7 @@ class JobLog(Generic[J]):
 
     @property
     def limits(self) -> list[LimitSet]:
-        """The limits that people have set and that apply now, by key."""
+        """The limits set by :meth:`set_limit` that apply now, by key."""
         with checked_out(self.database):
             return self.core.locks.limits.all()
 
@@ -1169,9 +1169,9 @@ class JobLog(Generic[J]):
     ) -> None:
         """Set the limit of a key while jobs run, overriding the limit in the code.
 
-        It applies to sections, rates and locks by hand, from the next attempt on.  Running jobs
-        continue.  With 0 the key is paused, also for retries that hold it.  Jobs that cannot
-        enter follow their *on_conflict*: with ``"skip"`` they are skipped.
+        It applies to sections, rates and :meth:`lock`, from the next attempt on.  Running jobs
+        continue.  With 0 the key is paused, even for retries that hold it.  Jobs that cannot
+        start follow their *on_conflict*: with ``"skip"`` they are skipped.
 
         Example:
           >>> joblog.set_limit("erp", 0, who="ada")
@@ -1181,7 +1181,7 @@ class JobLog(Generic[J]):
 
         Parameters:
           key: The key, as the jobs name it.
-          limit: The new limit; 0 pauses the key, and None restores the limit in the code.
+          limit: The new limit; 0 pauses the key; None restores the limit in the code.
           until: When it ends, as an aware datetime or milliseconds since 1970; None for no end.
           who: Who does it, for ``joblog.actions``.
 
@@ -1208,16 +1208,16 @@ class JobLog(Generic[J]):
             self.record("limit", who=who or "", key=stored, detail=detail)
         self.core.locks.freed.note({stored})
 
-    # Giving jobs up, and running them again
+    # Cancelling jobs, and running them again
 
     def cancel(self, jid: str, *, who: str | None = None, reason: str | None = None) -> J:
-        """Give up a job that is not running: it becomes dead, with the reason ``cancelled``.
+        """Cancel a job that is not running: it becomes dead, with the reason ``cancelled``.
 
         Use this for a job whose message or worker is gone, and for a job that is no longer
-        wanted.  Everything it holds is freed: its section, its place among waiting jobs, and its
+        wanted.  Everything it holds is released: its section, its position in wait queues, and its
         unique key.  It can then be run again, dismissed and pruned like any other dead job.
 
-        If its message comes after all, it does not run, even with *rerun*, and goes to the dead
+        If its message arrives later, it does not run, even with *rerun*, and goes to the dead
         letters.  Only the log remembers this: once the job is pruned the message would run, and
         actors with ``start="soon"`` do not check.  A run that was wrongly considered gone is not
         stopped: if it ends, its outcome replaces ``cancelled``.
@@ -1229,7 +1229,7 @@ class JobLog(Generic[J]):
         Parameters:
           jid: A job that is enqueued, delayed, waiting, retrying or lost; or started, if the
             process that ran it is known to be gone.
-          who: Who gives it up, for ``joblog.actions``.
+          who: Who cancels it, for ``joblog.actions``.
           reason: Why, for ``joblog.actions``.
 
         Raises:
@@ -1252,7 +1252,7 @@ class JobLog(Generic[J]):
         reason: str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Cancelled:
-        """Give up the jobs of a query that are not running, oldest first, as :meth:`cancel` does.
+        """Cancel the jobs of a query that are not running, oldest first, like :meth:`cancel`.
 
         This works in batches, each in one transaction.
 
@@ -1291,7 +1291,7 @@ class JobLog(Generic[J]):
         reason: str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Cancelled:
-        """Give up the jobs with these jids, as :meth:`cancel_all` does.
+        """Cancel the jobs with these jids, like :meth:`cancel_all`.
 
         Jobs that are running or have ended are among the refused.
 
@@ -1299,7 +1299,7 @@ class JobLog(Generic[J]):
           jids: The jobs.
           who: Who gives them up, for ``joblog.actions``.
           reason: Why, for ``joblog.actions``.
-          progress: Is called after each part of them, with how many are done and of how many.
+          progress: Called after each batch, with the number done and the total.
 
         Raises:
           CancelInterruptedError: If the database became unavailable meanwhile.
@@ -1326,7 +1326,7 @@ class JobLog(Generic[J]):
         """Run a job again: send a new message with the same actor, arguments and options.
 
         The new job's ``replay_of`` is the old jid, and the old job's ``replayed_by`` is the new
-        one.  The message is enqueued before this is written.
+        one.  The message is enqueued before that is written.
 
         Parameters:
           jid: A job that is finished, dead or skipped.
@@ -1338,7 +1338,7 @@ class JobLog(Generic[J]):
 
         Raises:
           JobNotFound: If the log has no such job.
-          RequeueError: If it cannot be run again as it was; nothing was sent.
+          RequeueError: If it cannot be run again unchanged; nothing was sent.
 
         Returns:
           The new message.
@@ -1358,7 +1358,7 @@ class JobLog(Generic[J]):
         broker: Broker | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Requeued:
-        """Run the jobs of a query again, oldest first, as :meth:`requeue` does.
+        """Run the jobs of a query again, oldest first, like :meth:`requeue`.
 
         Jobs that have not ended, or were already run again, are left out.  Jobs are sent in
         batches, each in one round trip if the broker can, and recorded together.  One process of
@@ -1369,7 +1369,7 @@ class JobLog(Generic[J]):
           []
 
         Parameters:
-          query: Which jobs.
+          query: The jobs.
           limit: How many at most.
           who: Who wants it, for ``joblog.actions``.
           broker: Where to send them; by default where this process declared its actors.
@@ -1405,7 +1405,7 @@ class JobLog(Generic[J]):
         repeat: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> Requeued:
-        """Run the jobs with these jids again, as :meth:`requeue_all` does.
+        """Run the jobs with these jids again, like :meth:`requeue_all`.
 
         Jobs that cannot be run again, or are unknown, are among the refused.
 
@@ -1417,7 +1417,7 @@ class JobLog(Generic[J]):
           progress: Is called after each job, with how many are done and of how many.
 
         Raises:
-          RequeueError: If this process has no broker to send them by.
+          RequeueError: If this process has no broker to send them with.
           RequeueInterruptedError: If the broker or the database became unavailable.
         """
         jids, who = asked_jids(jids), given_optional("who", who)
@@ -1457,7 +1457,7 @@ class JobLog(Generic[J]):
 
         Raises:
           DatabaseAwayError: If the database is unavailable.
-          JobLogError: If the database refuses.
+          JobLogError: If the database refuses, for example for lack of privileges.
         """
         try:
             with checked_out(self.database):
@@ -1494,11 +1494,11 @@ class JobLog(Generic[J]):
         )
 
     def _due(self) -> JobQuery[J]:
-        """Select the jobs that could run now, if a worker took them."""
+        """Select the due jobs: those that a worker could run now."""
         return self.jobs.enqueued()
 
 
-#: Steps of a time that are returned at most.
+#: The maximum number of steps of a period.
 _MOST_STEPS = 10_000
 
 
@@ -1506,9 +1506,9 @@ _MOST_STEPS = 10_000
 def moved(
     log: JobLog[Any], database: DatabaseURL | Database, *, model: Any = rows.Job, spool: Path
 ) -> Iterator[JobLog[Any]]:
-    """Have a log on another database for the block, for whatever holds it: for tests.
+    """Move a log to another database during the block, for everything that uses it: for tests.
 
-    Its settings stay, and a database that was handed in stays the application's own.
+    Its settings stay, and a database that was passed in still belongs to the application.
     """
     core = log.core
     own = core.owned if isinstance(database, Database) else True
@@ -1520,10 +1520,10 @@ def moved(
 
 
 def given_log(value: Any) -> JobLog[Any]:
-    """Return a log.
+    """Return *value*, if it is a log.
 
     Raises:
-      ConfigurationError: If it is none.
+      ConfigurationError: If it is not.
     """
     if isinstance(value, JobLog):
         return value
@@ -1533,7 +1533,7 @@ def given_log(value: Any) -> JobLog[Any]:
 
 
 def given_broker(value: Any) -> Broker | None:
-    """Return a broker, or None.
+    """Return *value*, if it is a broker or None.
 
     Raises:
       ConfigurationError: If it is neither.
@@ -1544,7 +1544,7 @@ def given_broker(value: Any) -> Broker | None:
 
 
 def _steps_of(since: datetime, until: datetime | None) -> tuple[int, int, int]:
-    """Return the begin and the end of a time in whole steps, and their length.
+    """Return the beginning and end of a period in whole steps, and the length of a step.
 
     Raises:
       SearchError: If the time ends before it begins.

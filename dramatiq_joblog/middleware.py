@@ -83,7 +83,7 @@ if TYPE_CHECKING:
     from .locking.leases import Held
     from .recording.inbox import Receipt
 
-#: Milliseconds until a job comes back whose section was lost before it began.
+#: Milliseconds until a job is requeued whose section was lost before it began.
 _AT_ONCE = 250
 
 
@@ -169,18 +169,18 @@ class JobLogMiddleware(Middleware):
 
     @property
     def actor_options(self) -> set[str]:
-        """The options that actors and messages may carry."""
+        """The options that actors and messages may have."""
         return {*OPTIONS, *self._messages.own_fields}
 
     @property
     def declared(self) -> frozenset[str]:
-        """Names of the actors whose options were checked: those declared since it was added."""
+        """The names of the actors declared since it was added, whose options were checked."""
         return frozenset(self._messages.declared)
 
     # Declaring and sending
 
     def before_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
-        """Refuse what the log could not use."""
+        """Refuse an actor with options that the log cannot use."""
         self._refuse_twins(broker)
         if self._acks is None:
             self._check_acks(broker)
@@ -193,12 +193,12 @@ class JobLogMiddleware(Middleware):
         self._refuse_twins(broker)
 
     def after_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
-        """Refuse a second middleware of the log as it is added: the host calls this then."""
+        """Refuse a second middleware of the log; Dramatiq calls this when it is added."""
         self._refuse_twins(broker)
         self._sender.add(broker, self._messages, self._claims.enqueue_of(broker))
 
     def after_declare_queue(self, broker: Broker, queue_name: str) -> None:
-        """Refuse a second middleware of the log, as it is added: the host calls this then."""
+        """Refuse a second middleware of the log; Dramatiq calls this when it is added."""
         self._refuse_twins(broker)
 
     def _refuse_twins(self, broker: Broker) -> None:
@@ -214,14 +214,14 @@ class JobLogMiddleware(Middleware):
             )
 
     def before_delay_message(self, broker: Broker, message: MessageProxy) -> None:
-        """Let a message that is held back keep its delivery's name, and be of use to who looks."""
+        """Stamp a delayed message with its delivery, and sanitise its bonds."""
         hold(bare(message))
         self._messages.bonds.fit(broker, message)
         if self._waker is not None and message.options.get(WAITS) is not None:
             self._waker.expect()
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
-        """Refuse what the log could not use and duplicates; let a message know its family."""
+        """Refuse unusable options and duplicates; set the message's parent and root."""
         message = bare(message)
         run = self._runs.current(message)
         if run is not None:
@@ -242,7 +242,7 @@ class JobLogMiddleware(Middleware):
                 self._claims.take(message)
 
     def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
-        """Note that a job at work here goes on; log any other message, without waiting."""
+        """Record the retry of a running job; log any other message, without waiting."""
         if runs := self._runs.working_on(message):
             for run in runs:
                 run.requeued = message
@@ -251,7 +251,7 @@ class JobLogMiddleware(Middleware):
         if not plan.is_logged:
             return
         if is_move() and message.options.get(WAITS) is not None:
-            # It waits, as its row says, until its start says what becomes of it.
+            # Its row stays waiting until its start decides.
             return
         self._runs.note_sent(message)
         row = self._messages.row(broker, message, plan)
@@ -269,7 +269,7 @@ class JobLogMiddleware(Middleware):
         if (left := running.get()) is not None:
             self._reports.end(left)
         running.set(None)
-        # Another middleware may have failed it already: then nothing will run.
+        # Another middleware may have failed it already: then nothing runs.
         if getattr(message, "failed", False):
             return
         plan = self._messages.plan(broker, bare(message))
@@ -292,7 +292,7 @@ class JobLogMiddleware(Middleware):
         age, has_waited = None, False
         if plan.row is None or plan.is_bound:
             if DUPLICATE in options:
-                # Another producer may have written anything there.
+                # Another producer may have stored anything there.
                 self._messages.bonds.fit(broker, message)
             if options.get(DUPLICATE) is not None:
                 count_as_done(broker, message)
@@ -308,7 +308,7 @@ class JobLogMiddleware(Middleware):
                 )
             age = age_left(broker, message) if SECTION in options else None
             if age is not None and age <= 0:
-                # AgeLimit comes after us and drops it: it must not be put back before that.
+                # AgeLimit runs later and drops it: it must not be requeued before.
                 return
         run = self._runs.new(broker, message, plan)
         instant = now()
@@ -338,10 +338,10 @@ class JobLogMiddleware(Middleware):
         self._enter(inner, run, plan, lease)
 
     def _enter(self, message: Message[Any], run: Run, plan: Plan, lease: Held | None) -> None:
-        """Let the job that begins on this thread be asked for, and follow it."""
+        """Set the current job of this thread, and begin to track its reports."""
         self._runs.open(run)
         if plan.lines_level is not None:
-            # A job before this one may have set up logging anew.
+            # An earlier job may have reconfigured logging.
             capture.attach()
         row = run.row
         live = LiveRun(
@@ -359,14 +359,14 @@ class JobLogMiddleware(Middleware):
         run.began = time.monotonic()
 
     def _hear(self, start: Started) -> None:
-        """Let those that wait hear what callables say for the limits of their keys."""
+        """Pass the results of callable limits to the thread that promotes waiters."""
         if self._waker is not None:
             for need in start.needs:
                 if need.is_asked:
                     self._waker.heard(need)
 
     def _line_up(self, broker: Broker, message: MessageProxy, run: Run, start: Started) -> None:
-        """Let a newcomer go to the end of its line, if that is long, and wait for no answer."""
+        """Let a new job join the end of a long wait queue without waiting for an answer."""
         waker = self._waker
         if waker is None or not start.may_line_up or not waker.has_line(start.needs[0]):
             return
@@ -378,12 +378,12 @@ class JobLogMiddleware(Middleware):
     def _let_in(
         self, broker: Broker, message: MessageProxy, run: Run, start: Started
     ) -> Held | None:
-        """Commit a start, and return what its run holds, or turn its message away."""
+        """Commit a start, and return the run's leases, or refuse its message."""
         answer = self.joblog.core.writer.write(start)
         if not answer.granted:
             self._refusals.refuse(broker, message, run, answer, needs_key=start.is_begin)
         elif answer.lease is not None and answer.lease.lost:
-            # The commit, or the news of it, took longer than the lease: another may be inside.
+            # The commit, or its reply, took longer than the lease: another job may hold the key.
             self._refusals.send_back(broker, message, _AT_ONCE)
             raise SkipMessage("it comes back: its section was lost before it began")
         return answer.lease
@@ -396,7 +396,7 @@ class JobLogMiddleware(Middleware):
         result: Any = None,
         exception: BaseException | None = None,
     ) -> None:
-        """Only note what happened: a time limit may still strike here, and it may come twice."""
+        """Only record the result: a time limit may still be raised here, and it may run twice."""
         run = self._runs.of_delivery(message)
         if run is None:
             # A middleware before this one failed the message, so no start was written.
@@ -407,7 +407,7 @@ class JobLogMiddleware(Middleware):
         run.note_end(exception)
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
-        """Note who dropped the message: this runs while ``SkipMessage`` is being handled."""
+        """Record what dropped the message: this runs while ``SkipMessage`` is being handled."""
         run = self._runs.of_delivery(message)
         if run is None:
             if not is_logged(broker, message):
@@ -417,7 +417,7 @@ class JobLogMiddleware(Middleware):
 
     def before_ack(self, broker: Broker, message: MessageProxy) -> None:
         """Commit the outcome of a run whose message is about to be acknowledged."""
-        # A copy in the delay queue is neither a run nor an end; another thread acknowledges it.
+        # A copy in the delay queue is neither a run nor an end; its consumer acknowledges it.
         if not message.queue_name.endswith(DELAY_SUFFIX):
             self._end(broker, message, rejected=False)
             self._runs.forget_sent()
@@ -455,21 +455,21 @@ class JobLogMiddleware(Middleware):
                 raise OutcomeNotKeptError(f"the outcome of job {event.jid} is not kept: {e}") from e
         if self._outcome_log:
             log_outcome(event.row, self._messages.user_column)
-        # An error holds on to all that its frames hold on to.
+        # An error keeps alive everything that its frames refer to.
         run.exception = run.skipped_error = None
 
     def _hand_over(self, event: Ended) -> Receipt:
-        """Hand over the end of a run whose acknowledgement sees to it that it is written."""
+        """Submit the end of a run; sending the acknowledgement makes the writer write it."""
         waker = self._waker
         if event.section is not None and waker is not None and waker.waits_for(freed_by(event)):
-            # Not with what comes next, but now: the next job may come in.
+            # Now, not with the next batch: it may release a key for the next job.
             return self.joblog.core.writer.put(event, awaited=True)
         return self.joblog.core.writer.ride(event)
 
     # The process
 
     def before_worker_boot(self, broker: Broker, worker: Any) -> None:
-        """Begin the heartbeat, before the first job."""
+        """Start the heartbeat, before the first job."""
         self._refuse_twins(broker)
         if self._acks is None:
             self._check_acks(broker)
@@ -491,22 +491,22 @@ class JobLogMiddleware(Middleware):
             self.joblog.core.locks.freed.listen(self._waker.look)
 
     def after_worker_thread_boot(self, broker: Broker, thread: Any) -> None:
-        """Note what is enqueued on a worker's thread; this is it."""
+        """Begin to record what is enqueued on this worker thread."""
         self._runs.begin_thread()
 
     def after_consumer_thread_boot(self, broker: Broker, thread: Any) -> None:
-        """Look after what waits in a consumer; this is its thread."""
+        """Begin to manage the waiting messages of this consumer."""
         only_moves()
         if self._waker is not None:
             self._waker.attach(thread)
 
     def before_consumer_thread_shutdown(self, broker: Broker, thread: Any) -> None:
-        """Leave what waits there to the broker."""
+        """Leave the consumer's waiting messages to the broker."""
         if self._waker is not None:
             self._waker.detach(thread)
 
     def before_worker_shutdown(self, broker: Broker, worker: Any) -> None:
-        """Write what was handed over."""
+        """Write the submitted events."""
         if self._waker is not None and self._workers.are_only(worker):
             self.joblog.core.locks.freed.ignore(self._waker.look)
             self._waker.stop()
@@ -514,7 +514,7 @@ class JobLogMiddleware(Middleware):
         self.joblog.core.writer.flush()
 
     def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:
-        """Write what was handed over since, and end the heartbeat with the last worker."""
+        """Write the events submitted since, and stop the heartbeat with the last worker."""
         if self._workers.remove(worker):
             self.joblog.core.writer.end_chore(self._reports.write, self._reports.write)
             capture.leave()
@@ -529,7 +529,7 @@ class JobLogMiddleware(Middleware):
     def _hold_here(
         self, broker: Broker, message: MessageProxy, copy: Message[Any], delay: int
     ) -> bool:
-        """Keep a message in this process, if it may stay unacknowledged for so long."""
+        """Hold a message in this process, if it may stay unacknowledged meanwhile."""
         acks, waker = self._acks, self._waker
         if acks is None or waker is None or not acks.takes(broker, message):
             return False
@@ -539,7 +539,7 @@ class JobLogMiddleware(Middleware):
         return True
 
     def _filled(self, queue: str) -> None:
-        """Look after a delay queue into which a message was put that waits."""
+        """Fetch soon from a delay queue on which a waiting message was enqueued."""
         if self._waker is not None:
             self._waker.filled(queue)
 
@@ -551,7 +551,7 @@ class JobLogMiddleware(Middleware):
             )
 
     def _counted(self, broker: Broker, message: AnyMessage, error: BaseException) -> int:
-        """Return 1 if ``Retries`` has already counted this failure, 0 if it comes after us."""
+        """Return 1 if ``Retries`` has already counted this failure, 0 if it runs later."""
         order = list(broker.middleware)
         counts = next((i for i, m in enumerate(order) if isinstance(m, Retries)), -1)
         after = order.index(self) < counts
@@ -559,7 +559,7 @@ class JobLogMiddleware(Middleware):
 
 
 def _passed(since: int | None, instant: int) -> int | None:
-    """Return the milliseconds that have passed, by two hosts' clocks; None if not known."""
+    """Return the milliseconds that have passed, by two hosts' clocks; None if unknown."""
     return None if since is None else max(0, instant - since)
 
 
@@ -577,9 +577,7 @@ def enqueue_once(
 ) -> Message[Any]:
     """Enqueue a unique message, unless another job holds its key.
 
-    It returns where ``actor.send()`` raises :class:`DuplicateJob`.
-
-
+    Unlike ``actor.send()``, it does not raise :class:`DuplicateJob`.
 
     Returns:
       The message; or, if another job holds the key, a copy with that job's jid.

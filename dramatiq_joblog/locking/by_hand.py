@@ -1,4 +1,4 @@
-"""An explicit lock: a key held during a block, ``with`` or ``async with``."""
+"""A lock by hand: a key held during a block, ``with`` or ``async with``."""
 
 from __future__ import annotations
 

@@ -277,7 +277,7 @@ class Locks:
         self.freed.forget()
 
     def detach(self, process: str) -> None:
-        """Unbind explicit locks from the process, because its workers have ended."""
+        """Unbind locks by hand from the process, because its workers have ended."""
         tokens = [t for t, leases in self.leases.all().items() if leases[0].by_hand]
         if self._process == process:
             self._process = self._gone_after = None

@@ -352,7 +352,7 @@ def _check_common(entry: Entry) -> None:
 
 
 def check_by_hand(key: Any, *, limit: Any, ttl: Any, wait: Any) -> None:
-    """Refuse invalid values of an explicit lock.
+    """Refuse invalid values of a lock by hand.
 
     Raises:
       ConfigurationError: If a value makes no sense.
