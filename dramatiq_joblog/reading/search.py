@@ -88,6 +88,8 @@ def parse(text: str) -> list[Term]:
         raise SearchError(
             f"a search of {len(text):,} characters is longer than {MAX_SEARCH:,}: use fewer words"
         )
+    # What no column can hold is looked for as it was stored.
+    text = clean(text, MAX_SEARCH)
     terms: list[Term] = []
     position = 0
     while position < len(text):

@@ -245,7 +245,7 @@ def complete(visit: Visit) -> Response:
         hints["args."] = "an argument by its name"
         fit = [word for word in hints if word.startswith(key.lower())]
         return visit.json({"words": [{"word": word, "hint": hints[word]} for word in fit]})
-    if visit.may_ask(f"{key}:x"):
+    if key and visit.may_ask(f"{key}:x"):
         found = visit.part(
             None, lambda: visit.joblog.complete(key, prefix.strip('"')), [], timeout=500
         )

@@ -120,6 +120,30 @@ def test_arguments(joblog, job_factory):
 
 
 @pytest.mark.every_database
+@pytest.mark.parametrize("name", ["größe", "日本", "😀", "a'b", "a%b", "$"])
+def test_arguments_with_names_of_any_language(joblog, job_factory, name):
+    """An argument is found by its name whatever the script, also within another."""
+    job_factory(actor="named", args=[], kwargs={name: {name: "x"}, f"{name}2": "y"})
+    job_factory(actor="other", args=[], kwargs={"n": "x"})
+    assert found(joblog, f"args.{name}.{name}:x") == ["named"]
+    assert found(joblog, f"args.{name}2:Y*") == ["named"]
+    assert found(joblog, f"args.{name}.{name}:y") == []
+
+
+@pytest.mark.every_database
+@pytest.mark.parametrize("odd", ["\x00", "\ud800"])
+def test_characters_that_no_database_holds(joblog, job_factory, odd):
+    """Neither what was asked nor what a job was sent makes a search fail."""
+    job_factory(actor="odd", args=[f"a{odd}b"], kwargs={f"n{odd}": f"x{odd}"}, job_type=f"t{odd}")
+    job_factory(actor="plain", args=["ab"], kwargs={"n": "x"}, job_type="t")
+    assert found(joblog, f"type:t{odd}") == ["odd"]
+    assert found(joblog, "args.n:x") == ["plain"]
+    assert found(joblog, "args.0:ab") == ["plain"]
+    for words in (f"args.{odd}:{odd}", f"args.n:{odd}", f"args.n:*{odd}*", f"user:{odd}"):
+        assert found(joblog, words) == []
+
+
+@pytest.mark.every_database
 def test_arguments_that_are_no_json(joblog, job_factory):
     """A row that someone else wrote, and that is no JSON, does not hide the others."""
     job_factory(actor="good", kwargs={"city": "Bonn"})

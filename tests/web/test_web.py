@@ -778,3 +778,11 @@ def test_keys_that_are_free_and_waited_for(joblog, page, job_factory):
     assert ("free", ["j1", "j2"]) == (free["key"], free["waiters"])
     assert "2 jobs, next is" in text
     assert "1 section held, 3 jobs waiting" in text
+
+
+@pytest.mark.parametrize("word", [":", "::", ":x", "-:", "x:", "args.:", "state:\x00", "args.\x00"])
+def test_odd_words_are_completed_by_nothing(local, word):
+    """What cannot go on has no completions, and is no failure."""
+    answer = local.get("/complete", params={"word": word})
+
+    assert (200, []) == (answer.status_code, answer.json()["words"])

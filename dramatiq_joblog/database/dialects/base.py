@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -171,5 +172,6 @@ class Dialect(ABC):
 
 def path_of(steps: Sequence[str]) -> Value:
     """Return the path to a value in a JSON document, for databases that have such paths."""
-    text = "".join(f"[{step}]" if step.isdigit() else f'."{step}"' for step in steps)
+    # Names are compared as they are written, and the log's documents are ASCII.
+    text = "".join(f"[{step}]" if step.isdigit() else f".{json.dumps(step)}" for step in steps)
     return Value(f"${text}", converter=False)

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from peewee import SQL, NodeList, OperationalError, Value
+from peewee import SQL, NodeList, OperationalError, Value, fn
 
 from dramatiq_joblog.database.libpq import run_prepared
 from dramatiq_joblog.database.upsert import Upsert, columns_of, names
@@ -117,7 +117,9 @@ class PostgreSQL(Dialect):
             else (SQL("left("), field, SQL(", 1) IN ('{', '[')"))
         )
         names = [part for step in steps for part in (SQL(","), Value(step, converter=False))][1:]
-        found = (SQL("THEN ("), field, SQL(")::json #>> ARRAY["), *names, SQL("]::text[] END"))
+        # It is JSON, but no text of PostgreSQL can hold it: one such job would fail each search.
+        document = fn.REPLACE(field, Value(r"\u0000", converter=False), r"\ufffd")
+        found = (SQL("THEN ("), document, SQL(")::json #>> ARRAY["), *names, SQL("]::text[] END"))
         return NodeList((SQL("CASE WHEN"), *test, *found), parens=True)
 
     @contextlib.contextmanager

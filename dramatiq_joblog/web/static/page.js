@@ -650,7 +650,7 @@
     input.setAttribute("aria-autocomplete", "list");
     form.append(whole);
     const hint = input.placeholder;
-    const WORD = /-?[A-Za-z_](?:[\w.-]*\w)?:(?:"[^"]*"|\S+)(?=\s|$)/g;
+    const WORD = /-?(?:args(?:\.[^\s:"\\.]+)+|[A-Za-z_]+):(?:"[^"]*"|\S+)(?=\s|$)/g;
     let chips = [], chosen = -1, found = [], asked = 0;
 
     const draw = () => {
@@ -658,7 +658,7 @@
       chips.forEach((text, index) => {
         const chip = document.createElement("span");
         chip.className = "q";
-        const [, key, value] = /^(-?[\w.-]+:)(.*)$/s.exec(text);
+        const [, key, value] = /^([^:]+:)(.*)$/s.exec(text);
         const name = document.createElement("i");
         name.textContent = key;
         const remove = document.createElement("button");
@@ -702,7 +702,7 @@
         item.id = `option-${index}`;
         const text = document.createElement("span");
         text.className = "mono";
-        const [, key, value] = /^([\w.]+:)(.+)$/s.exec(word) || [null, "", word];
+        const [, key, value] = /^([^\s:"]+:)(.+)$/s.exec(word) || [null, "", word];
         const dim = document.createElement("span");
         dim.className = "dim";
         dim.textContent = key;
