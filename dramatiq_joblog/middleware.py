@@ -45,7 +45,7 @@ from .broker.options import (
 )
 from .broker.outcome_log import log_outcome
 from .broker.promotion import Waker
-from .broker.refusals import Refusals, count_as_done
+from .broker.refusals import PutBack, Refusals, count_as_done
 from .broker.requeue import Sender
 from .broker.runs import Runs
 from .broker.verdict import verdict
@@ -373,7 +373,7 @@ class JobLogMiddleware(Middleware):
         if self._refusals.line_up(broker, message, run, start):
             receipt = self.joblog.core.writer.put(replace(start, lines_up=True))
             waker.lines_up(start.jid, receipt)
-            raise SkipMessage(f"it waits: others wait for {start.needs[0].key!r} before it")
+            raise PutBack(f"it waits: others wait for {start.needs[0].key!r} before it")
 
     def _let_in(
         self, broker: Broker, message: MessageProxy, run: Run, start: Started
@@ -385,7 +385,7 @@ class JobLogMiddleware(Middleware):
         elif answer.lease is not None and answer.lease.lost:
             # The commit, or its reply, took longer than the lease: another job may hold the key.
             self._refusals.send_back(broker, message, _AT_ONCE)
-            raise SkipMessage("it comes back: its section was lost before it began")
+            raise PutBack("it comes back: its section was lost before it began")
         return answer.lease
 
     def after_process_message(
@@ -408,12 +408,15 @@ class JobLogMiddleware(Middleware):
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
         """Record what dropped the message: this runs while ``SkipMessage`` is being handled."""
-        run = self._runs.of_delivery(message)
+        error, run = sys.exc_info()[1], self._runs.of_delivery(message)
+        is_put_back = isinstance(error, PutBack)
         if run is None:
-            if not is_logged(broker, message):
+            if is_put_back or not is_logged(broker, message):
                 return
             run = self._runs.late(broker, message)
-        run.note_skip(sys.exc_info()[1])
+        # By the middleware of another log, if this one had let it begin.
+        run.put_back = is_put_back
+        run.note_skip(error)
 
     def before_ack(self, broker: Broker, message: MessageProxy) -> None:
         """Commit the outcome of a run whose message is about to be acknowledged."""

@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 _logger = get_logger(__name__)
 
 
+class PutBack(SkipMessage):
+    """Raised when the job of a skipped message goes on with a copy of it.
+
+    The middleware of another log of the same broker sees that its job has not ended.
+    """
+
+
 class Refusals:
     """Refuses messages according to the answers to their starts.
 
@@ -97,7 +104,7 @@ class Refusals:
             delay = AWAY_DELAY
         if delay is not None:
             self.put_back(broker, message, delay, refusal)
-            raise SkipMessage(taken or "it comes back: its section is not free for certain")
+            raise PutBack(taken or "it comes back: its section is not free for certain")
         if answer.gave_way:
             # As for any duplicate: the newer job does the work.
             count_as_done(broker, message)

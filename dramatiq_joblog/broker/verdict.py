@@ -75,6 +75,8 @@ class Run:
     tried: bool = False
     #: Whether the log refused the start, so that this run must not write the row.
     refused: bool = False
+    #: Whether the message was put back after the start, so that its job waits.
+    put_back: bool = False
     ended: bool = False
     #: The run's start, if it is deferred.
     start: LateStart | None = None
@@ -220,6 +222,9 @@ def _outcome(
         if failed:
             return Outcome.DEAD if rejected else Outcome.RETRIED
         return Outcome.SKIPPED if rejected or run.skipped_by is not None else Outcome.FINISHED
+    if run.put_back:
+        row |= {"state": State.WAITING.value, "waiting_since": instant}
+        return None
     row["finished_at"] = instant
     if rejected or (failed and run.skipped_by is None):
         # Acknowledged after an error and without a retry: the message is gone too.

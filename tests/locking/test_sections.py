@@ -412,6 +412,31 @@ def test_what_a_waiting_message_carries(joblog, make_broker, worker, gate, event
 # The key
 
 
+@pytest.mark.parametrize("holds", ["first", "second"])
+def test_two_logs_on_one_broker(joblog, make_broker, worker, eventually, tmp_path, holds):
+    """A job that waits for its key in one of two logs has ended in neither, and runs later."""
+    other = JobLog(f"sqlite:///{tmp_path / 'other.db'}")
+    other.create_tables()
+    broker = make_broker("stub", "last", joblog=joblog)
+    broker.add_middleware(JobLogMiddleware(other))
+    runs = []
+    work = dramatiq.actor(
+        lambda: runs.append(1), actor_name="work", exclusive=Exclusive("key", on_conflict="wait")
+    )
+    keeper = joblog if holds == "first" else other
+    with worker(broker):
+        with keeper.lock("key"):
+            message = work.send()
+            eventually(lambda: keeper.get(message.message_id).state == "waiting")
+            if holds == "second":
+                eventually(lambda: joblog.get(message.message_id).state == "waiting")
+        for log in (joblog, other):
+            eventually(lambda log=log: log.get(message.message_id).state == "finished")
+            assert 0 == log.locks.count()
+    other.close()
+    assert [1] == runs
+
+
 def test_a_message_of_its_own(joblog, broker, worker, gate, eventually):
     """A message's own section wins over its actor's, and False is none."""
 
