@@ -1,9 +1,9 @@
-"""The web page: what the log knows, for people; and what they may do about it.
+"""The dashboard: what is in the log, and actions on it.
 
-``status()`` is for an application's own front end: how one job is doing, and nothing else.
-``export()`` writes the page as static files, with the log as it is now.
+``status()`` is for an application's own front end: the progress of one job, and nothing else.
+``export()`` writes the dashboard as static files, with the current state of the log.
 
-Nothing here asks the database what a user's code could not ask through ``JobLog``.
+It uses only queries that a user's code could also make through ``JobLog``.
 """
 
 try:

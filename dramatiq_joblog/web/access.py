@@ -1,4 +1,4 @@
-"""Who may see the page and who may act: asked on every request, before anything else."""
+"""Who may see the dashboard and who may act: checked first on every request."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ if TYPE_CHECKING:
 
     from .door import Door
 
-#: What a person may do: everything, look, look at all but what jobs were sent and what they
-#: noted, nothing.
+#: Levels of access: everything; reading; reading without arguments and reports of jobs; nothing.
 ALL, READ_ONLY, WITHOUT_ARGUMENTS, NONE = "all", "read-only", "without-arguments", "none"
 LEVELS = (ALL, READ_ONLY, WITHOUT_ARGUMENTS, NONE)
 
-#: Nothing is fetched from elsewhere, nothing stands inline, and nobody may frame the page.
+#: Only resources of this server, nothing inline, and no framing.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -47,59 +46,59 @@ _HEADERS = {
     "x-frame-options": "DENY",
 }
 CSRF_COOKIE = "joblog_csrf"
-#: The name of the query that brings the key.
+#: The query parameter with the key.
 KEY = "key"
-#: The name of the field that repeats the cookie.
+#: The form field that repeats the cookie.
 CSRF_FIELD = "csrf"
-#: Bytes that a form may have at most: as many jids as a page lets a person pick, and more; and
-#: any other form, which people send who have not signed in.
+#: The maximum size of a form in bytes, with room for all jids that a page lets a user select; and
+#: that of forms from visitors who have not signed in.
 MAX_BODY, MAX_SMALL_BODY = 1_000_000, 20_000
-#: Seconds in which a form must be here.
+#: Seconds within which a form must arrive.
 BODY_WITHIN = 30.0
-#: The paths that a program with the token for metrics may read, and that of the live probe.
+#: The paths that the metrics token opens, and the path of the liveness probe.
 METRICS, LIVE = ("/metrics", "/health"), "/live"
-#: What the paths of links for tickets begin with: who has one needs no other leave.
+#: The path prefix of ticket links, which need no other permission.
 TICKETS = "/tickets/"
 
 
 @dataclass(frozen=True)
 class Access:
-    """What the sender of a request may do."""
+    """The permissions of a request."""
 
     level: str
-    #: Who it is, as far as it is known.
+    #: The user's name, as far as known.
     who: str = ""
-    #: Why it may do nothing.
+    #: Why access is denied.
     reason: str = ""
 
     @property
     def may_read(self) -> bool:
-        """Whether it may look."""
+        """Whether reading is allowed."""
         return self.level != NONE
 
     @property
     def sees_arguments(self) -> bool:
-        """Whether it may see what jobs were sent, what they noted and what they logged."""
+        """Whether arguments, reports and log lines of jobs are visible."""
         return self.level in {ALL, READ_ONLY}
 
     @property
     def may_act(self) -> bool:
-        """Whether it may run again, dismiss, cancel and unlock."""
+        """Whether actions are allowed, such as requeue, dismiss, cancel and unlock."""
         return self.level == ALL
 
 
 class Gate:
     """The middleware in front of every route.
 
-    It notes what the sender may do in the scope, for the routes, and adds the headers that
-    every answer has.
+    It stores the permissions in the scope, for the routes, and adds the headers that every
+    response has.
 
     Parameters:
-      app: What stands behind it.
-      authorize: Returns the level of a request; None where *door* decides.
-      door: The key, or the name and password, to come in by.
-      metrics_token: What a program gives as a bearer token to read the metrics and the health.
-      read_only: Nobody may act.
+      app: The wrapped application.
+      authorize: Returns the level of a request; None if *door* decides.
+      door: Checks the key, or the name and password.
+      metrics_token: The bearer token for metrics and health.
+      read_only: Whether all actions are disabled.
     """
 
     def __init__(
@@ -119,17 +118,17 @@ class Gate:
         self._logger = get_logger(__name__, type(self))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Decide, and pass the request on: the routes refuse what is not allowed."""
+        """Determine the permissions, and pass the request on; the routes check them."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request = Request(scope)
         path = Links(request, "").path
-        # Anyone may have the assets, as the sign-in page needs them too, and hear that it lives.
+        # Assets are public, because the sign-in page needs them, and so is the liveness probe.
         is_open = path.startswith(("/static/", TICKETS)) or path == LIVE
         access = Access(NONE) if is_open else await self._decide(request, path)
         if isinstance(access, Response):
-            # The application's own answer: its page must not get our content policy.
+            # The application's own response must not get our content security policy.
             access.headers.setdefault("cache-control", "no-store")
             await access(scope, receive, send)
             return
@@ -174,7 +173,7 @@ class Gate:
         return await self._ask_at(self._door, request)
 
     async def _ask_at(self, door: Door, request: Request) -> Access | Response:
-        """Let in who has a session, or brings the key in the address or as a bearer token."""
+        """Allow access with a session, or with the key in the URL or as a bearer token."""
         in_address = request.query_params.get(KEY) if request.method == "GET" else None
         if door.knows(request.cookies.get(door.cookie, "")):
             if door.by_key and in_address is not None:
@@ -194,26 +193,26 @@ class Gate:
 
 
 def _without_key(request: Request) -> Response:
-    """Lead to the same page with the key out of its address, of the history, and of what is shared.
+    """Redirect to the same page without the key, to keep it out of histories and shared links.
 
-    It names no host: behind a proxy this one is not what the browser calls it.
+    The URL has no host: behind a proxy, the browser's name of the host may be different.
     """
     return RedirectResponse(Links(request, "").here(), 303)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Why someone was not let in."""
+    """Why access was refused."""
 
     text: str
     status_code: int
 
 
 async def try_door(door: Door, request: Request, name: str, secret: str) -> Problem | None:
-    """Try a name and a secret at the door; return why they do not open it, or None."""
+    """Check a name and a secret; return why they are refused, or None."""
     address = address_of(request)
     delay = door.attempts.delay
-    # Counted before the answer is known: many tries at the same time are as many.
+    # Counted before the check, so that concurrent attempts count too.
     if not door.attempts.begin(address, is_shared=is_shared(request)):
         return Problem("Too many tries from your address. Wait a minute.", 429)
     await asyncio.sleep(delay)
@@ -226,26 +225,26 @@ async def try_door(door: Door, request: Request, name: str, secret: str) -> Prob
 
 
 def begin_session(request: Request, response: Response, door: Door) -> None:
-    """Give a browser the cookie of a new session."""
+    """Set the cookie of a new session."""
     _set_cookie(request, response, door.cookie, door.begin(), max_age=SESSION_FOR)
 
 
 def end_session(request: Request, response: Response, door: Door) -> None:
-    """End the session of a browser, and take its cookie."""
+    """End a session, and delete its cookie."""
     door.end(request.cookies.get(door.cookie, ""))
     _set_cookie(request, response, door.cookie, "", max_age=0)
 
 
 class BodyTooLongError(Exception):
-    """Raised when a request's body goes out of bounds."""
+    """Raised when a request's body is too long."""
 
 
 class BodyTooSlowError(Exception):
-    """Raised when a request's body does not come in time."""
+    """Raised when a request's body does not arrive in time."""
 
 
 def _bounded(receive: Receive, most: int) -> Receive:
-    """Return what receives a request, and stops a body that is too long or too slow."""
+    """Wrap *receive* to stop a body that is too long or too slow."""
     length, is_whole = 0, False
     deadline = time.monotonic() + BODY_WITHIN
 
@@ -277,7 +276,7 @@ def _same(one: str, other: str) -> bool:
 
 
 async def decision_of(authorize: Callable[..., Any], *asked: Any) -> Any:
-    """Return what *authorize* decides: awaited if it is async, else called in a thread."""
+    """Return the result of *authorize*: awaited if it is async, else called in a thread."""
     if _is_async(authorize):
         return await authorize(*asked)
     decision = await run_in_threadpool(authorize, *asked)
@@ -292,7 +291,7 @@ def _is_async(function: Any) -> bool:
 
 
 def answer_of(refusal: HTTPException) -> Response:
-    """Return the answer that an HTTP exception stands for; FastAPI's may have any JSON in it."""
+    """Return the response for an HTTP exception; the detail of FastAPI's may be any JSON."""
     code, headers = refusal.status_code, refusal.headers
     detail: object = refusal.detail
     if code in {204, 304}:
@@ -303,7 +302,7 @@ def answer_of(refusal: HTTPException) -> Response:
 
 
 def access_of(decision: Any) -> Access:
-    """Read what a user's ``authorize`` returned: a level, or a level and who it is.
+    """Convert the result of ``authorize``: a level, or a level and a name.
 
     Raises:
       TypeError: If it is neither.
@@ -321,13 +320,13 @@ def access_of(decision: Any) -> Access:
 
 
 def csrf_token(cookies: Mapping[str, str]) -> str:
-    """Return the browser's token, or a new one."""
+    """Return the browser's CSRF token, or a new one."""
     known = cookies.get(CSRF_COOKIE, "")
     return known if len(known) == 43 and known.isascii() else secrets.token_urlsafe(32)
 
 
 def check_csrf(request: Request, given: Any) -> str | None:
-    """Return why a form was not sent from this page, or None if it was."""
+    """Return why a form was not sent from this dashboard, or None if it was."""
     if not _is_from_here(request):
         return "The form was sent from another site; nothing was done."
     kept = request.cookies.get(CSRF_COOKIE, "")
@@ -337,10 +336,10 @@ def check_csrf(request: Request, given: Any) -> str | None:
 
 
 def _is_from_here(request: Request) -> bool:
-    """Return whether a browser says that a page of ours sent a request, or says nothing."""
+    """Return whether a request has no header that names another origin."""
     site = request.headers.get("sec-fetch-site")
     if site is not None:
-        # It knows better than a Host that a proxy may have put in the place of its own.
+        # More reliable than Host, which a proxy may have replaced.
         return site in {"same-origin", "none"}
     origin = request.headers.get("origin", "null")
     return origin == "null" or origin.partition("://")[2] == request.headers.get("host")
@@ -361,7 +360,7 @@ def _set_cookie(
     max_age: int | None = None,
     samesite: Literal["lax", "strict"] = "lax",
 ) -> None:
-    """Set a cookie for this page alone."""
+    """Set a cookie for this dashboard alone."""
     response.set_cookie(
         name,
         value,
@@ -374,5 +373,5 @@ def _set_cookie(
 
 
 def is_page(headers: MutableHeaders) -> bool:
-    """Return whether an answer is a page, and no asset or data."""
+    """Return whether a response is a page, not an asset or data."""
     return headers.get("content-type", "").startswith("text/html")

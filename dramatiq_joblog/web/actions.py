@@ -1,4 +1,4 @@
-"""Actions of people: confirmed with their effects, and recorded."""
+"""Actions of users: confirmed with their effects, and recorded."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ if TYPE_CHECKING:
 
     from .context import Visit
 
-#: Jobs that one action takes at most.
+#: The maximum number of jobs in one action.
 MOST = 1000
-#: Seconds that are spent on looking for what matches.
+#: Seconds to spend on a search for matching jobs.
 LOOK_FOR = 10.0
-#: Refusals that are written down in words.
+#: The number of refusals that are recorded with their reasons.
 _TOLD = 5
 #: Why some jobs cannot run again.
 _NOT_KEPT = "what they were sent with is not kept"
-#: What may be done, and the states of the jobs it may be done to.
+#: The actions, and the states of the jobs that each applies to.
 _STATES = {
     "requeue": (State.DEAD, State.FINISHED, State.SKIPPED),
     "dismiss": (State.DEAD,),
@@ -56,7 +56,7 @@ _STATES = {
     "rerun": (State.LOST,),
     "now": (State.DELAYED, State.RETRYING),
 }
-#: How it is asked for, of one or of many, and why others are left alone.
+#: The texts of each question, for one job and for many, and why other jobs are left out.
 _ASKED = {
     "requeue": ("Run {} again", "they have not ended; what does not run can be cancelled first"),
     "dismiss": ("Dismiss {}", "they are not dead"),
@@ -64,7 +64,7 @@ _ASKED = {
     "rerun": ("Cancel and run {} again", "they are not lost"),
     "now": ("Run {} now", "they wait for no time of their own"),
 }
-#: What its button says of one.
+#: The button's text for one job.
 _BUTTONS = {
     "requeue": "Run again",
     "dismiss": "Dismiss",
@@ -72,10 +72,10 @@ _BUTTONS = {
     "rerun": "Cancel and run again",
     "now": "Run now",
 }
-#: What is said if what an action is about is gone.
+#: The message if the subject of an action is gone.
 _NO_HOLDER = ("Nobody holds it", "The key is free, or another holds it by now.")
 _GONE = dict.fromkeys(("mute", "unmute"), ("It is gone", "The log has no such problem any more."))
-#: For how long a problem can be muted, in milliseconds.
+#: The durations for which a problem can be muted, in milliseconds.
 _SPANS = {
     "1h": ("1 hour", 3_600_000),
     "8h": ("8 hours", 28_800_000),
@@ -84,13 +84,13 @@ _SPANS = {
     "7d": ("7 days", 604_800_000),
     "30d": ("30 days", 2_592_000_000),
 }
-#: What cancels jobs, and sends them anew.
+#: The actions that cancel jobs and send them again.
 _ANEW = frozenset({"rerun", "now"})
 
 
 @dataclass
 class Question:
-    """What a person is asked before it is done."""
+    """The confirmation of an action."""
 
     what: str
     title: str
@@ -102,25 +102,25 @@ class Question:
     keep: str = "Keep as it is"
     key: str = ""
     look: str = "go"
-    #: The jobs that it is about.
+    #: The jids of the jobs.
     jids: list[str] = field(default_factory=list)
-    #: Whether one of them may be done first, to see how that goes.
+    #: Whether one of them may be run first, as a trial.
     one_first: bool = False
-    #: What may be changed: name, value as JSON, and whether it is the actor's default.
+    #: The arguments to change: name, value as JSON, and whether it is the actor's default.
     arguments: list[tuple[str, str, bool]] = field(default_factory=list)
     #: Whether there is nothing to do.
     none: bool = False
-    #: Whether it is asked why: not, ``optional`` or ``required``.
+    #: Whether a reason is asked for: empty for no, ``optional`` or ``required``.
     reason: str = ""
-    #: The same as a command for the terminal, if there is one.
+    #: The equivalent command for the terminal, if there is one.
     command: str = ""
-    #: For how long, to choose from: a word and a text each.
+    #: The durations to choose from, as pairs of a word and a text.
     spans: Sequence[tuple[str, str]] = ()
     warning: str = ""
 
 
 def confirm(visit: Visit) -> Response:
-    """Answer with the question that stands before an action."""
+    """Respond with the confirmation page of an action."""
     what = visit.request.path_params["what"]
     if not visit.access.may_act:
         return visit.sorry(403, "Not allowed", "You have read-only access.")
@@ -140,7 +140,7 @@ def confirm(visit: Visit) -> Response:
 
 
 def do(visit: Visit, form: FormData) -> Response:
-    """Do what a form says, and go back to where it was asked for."""
+    """Execute the action of a form, and redirect to the page that it came from."""
     what = visit.request.path_params["what"]
     back = visit.link.local(str(form.get("back", "")))
     others: dict[str, Callable[[], Response]] = {
@@ -175,13 +175,13 @@ def _save_search(visit: Visit, form: FormData) -> Response:
 
 
 def _forget_search(visit: Visit, form: FormData) -> Response:
-    """Delete a saved search, and stay where its words are."""
+    """Delete a saved search, and redirect to its results."""
     visit.joblog.delete_search(str(form.get("name", "")))
     return visit.to("jobs", q=str(form.get("q", "")))
 
 
 def _do_to(visit: Visit, what: str, jids: list[str], reason: str, back: str) -> Response:
-    """Do something to some jobs."""
+    """Execute an action on jobs."""
     if what == "dismiss":
         dismissed = visit.joblog.dismiss(*jids, who=visit.who)
         return _say(visit, what, back, len(dismissed), len(jids) - len(dismissed))
@@ -200,7 +200,7 @@ def _do_to(visit: Visit, what: str, jids: list[str], reason: str, back: str) -> 
 
 
 def _cancel(visit: Visit, jids: Sequence[str], reason: str) -> tuple[list[str], dict[str, str]]:
-    """Give jobs up; return the jids, and the reasons of those refused."""
+    """Cancel jobs; return their jids, and the reasons of refusals."""
     if len(jids) == 1:
         try:
             return [visit.joblog.cancel(jids[0], who=visit.who, reason=reason).jid], {}
@@ -212,7 +212,7 @@ def _cancel(visit: Visit, jids: Sequence[str], reason: str) -> tuple[list[str], 
 
 
 def _requeue(visit: Visit, jids: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Run jobs again; return the new jids, and the reasons of those refused."""
+    """Run jobs again; return the new jids, and the reasons of refusals."""
     log = visit.joblog
     try:
         done = log.requeue_named(jids, who=visit.who, broker=visit.site.broker)
@@ -224,16 +224,16 @@ def _requeue(visit: Visit, jids: Sequence[str]) -> tuple[list[str], dict[str, st
         messages, refused = [], dict.fromkeys(jids, getattr(e, "reason", str(e)))
     sent = [message.message_id for message in messages]
     if len(jids) == 1:
-        # It is all there is to say.
+        # For a single job, the reason is the whole message.
         refused = {jid: str(RequeueError(jid, reason)) for jid, reason in refused.items()}
     _write_down(visit, "requeue", sent, refused)
     return sent, refused
 
 
 def _rerun(visit: Visit, jids: Sequence[str], reason: str) -> tuple[list[str], dict[str, str]]:
-    """Give jobs up and send them anew; return the new jids, and the reasons of those refused.
+    """Cancel jobs and send them again; return the new jids, and the reasons of refusals.
 
-    One that cannot be sent again stays cancelled, and can be run again like any dead job.
+    A job that cannot be sent again stays cancelled, and can be run again like any dead job.
     """
     cancelled, refused = _cancel(visit, jids, reason or "to run it again")
     if not cancelled:
@@ -243,7 +243,7 @@ def _rerun(visit: Visit, jids: Sequence[str], reason: str) -> tuple[list[str], d
 
 
 def _one_first(visit: Visit, what: str, jids: list[str], words: list[str], back: str) -> Response:
-    """Run one of several jobs again, and lead to it with an offer for the others."""
+    """Run one of several jobs again, and redirect to it with an offer to run the others."""
     first, rest = jids[0], jids[1:]
     done, refused = _rerun(visit, [first], "") if what in _ANEW else _requeue(visit, [first])
     if refused or not done:
@@ -259,12 +259,12 @@ def _one_first(visit: Visit, what: str, jids: list[str], words: list[str], back:
     return RedirectResponse(href, 303)
 
 
-#: Jobs that an address names at most.
+#: The maximum number of jids in a URL.
 MOST_IN_ADDRESS = 100
 
 
 def _ask_change(visit: Visit) -> Question | None:
-    """Ask with which arguments a job is run again."""
+    """Return the form for running a job again with changed arguments."""
     jid = visit.query.get("jid", "")
     job = visit.joblog.get(jid)
     shown = arguments_of(job, signature_of(job.actor, visit.site.broker))
@@ -298,12 +298,12 @@ def _as_json(value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError):
-        # A default of the actor's that JSON has no word for.
+        # A default value without a JSON form.
         return ""
 
 
 def _change(visit: Visit, form: FormData) -> Response:
-    """Run a job again with the arguments that a form changed."""
+    """Run a job again with the changed arguments of a form."""
     jid = str(form.get("jid", ""))
     job = visit.joblog.get(jid)
     changed: dict[str, Any] = {}
@@ -329,7 +329,7 @@ def _change(visit: Visit, form: FormData) -> Response:
 
 
 def _write_down(visit: Visit, what: str, done: list[str], refused: dict[str, str]) -> None:
-    """Write down what could not be done, unless that is all there is to say."""
+    """Record the jobs that were refused, unless all were."""
     if refused and (done or len(refused) > 1):
         reasons = "; ".join(f"{short(jid)}: {text}" for jid, text in list(refused.items())[:_TOLD])
         more = f"; and {len(refused) - _TOLD} more" if len(refused) > _TOLD else ""
@@ -389,7 +389,7 @@ def _ask_jobs(visit: Visit, what: str) -> Question:
 
 
 def _nothing(looked_back_to: datetime | None, why: str) -> list[tuple[str, str]]:
-    """Say why there is nothing to do."""
+    """Return the facts for an action without any jobs."""
     if looked_back_to is None:
         return [("skipped", f"None of them can be: {why}.")]
     text = f"None was found as far back as {exact(looked_back_to)}; older was not searched."
@@ -397,7 +397,7 @@ def _nothing(looked_back_to: datetime | None, why: str) -> list[tuple[str, str]]
 
 
 def _effects(what: str, able: list[Any], gone: int) -> list[tuple[str, str]]:
-    """Say what will become of jobs, and of how many the arguments are gone."""
+    """Return the effects of an action; *gone* jobs have lost their arguments."""
     if what == "dismiss":
         return [("skipped", "They no longer appear in lists of dead jobs; their rows are kept.")]
     if what == "cancel":
@@ -440,16 +440,16 @@ def _by_jid(visit: Visit, jids: list[str]) -> list[Any]:
 
 @dataclass
 class _Matching:
-    """The jobs that match some searches."""
+    """The jobs that match searches."""
 
-    #: The newest of them, :data:`MOST` at most.
+    #: The newest of them, at most :data:`MOST`.
     jobs: list[Any]
-    #: How far back was looked for them, if there was no time for all.
+    #: How far back the search got, if there was no time for all.
     looked_back_to: datetime | None = None
 
 
 def _matching(visit: Visit, what: str, words: Iterable[str]) -> _Matching:
-    """Return the jobs that match any of some searches and can be acted on, newest first."""
+    """Return the jobs that match any search and that the action applies to, newest first."""
     until = time.monotonic() + LOOK_FOR
     found: dict[str, Any] = {}
     bound: datetime | None = None
@@ -457,7 +457,7 @@ def _matching(visit: Visit, what: str, words: Iterable[str]) -> _Matching:
         query = visit.search(text).in_state(*_STATES[what])
         page = query.page(limit=MOST)
         found.update((job.jid, job) for job in page.jobs)
-        # Of what no index answers a page is what was found among so many jobs.
+        # Without an index, a page has only the matches among a bounded number of jobs.
         while page.looked_back_to is not None and len(found) < MOST:
             if time.monotonic() > until:
                 bound = max(filter(None, (bound, page.looked_back_to)))
@@ -527,7 +527,7 @@ def _unlock(visit: Visit, form: FormData, back: str) -> Response:
 
 
 def _problem(visit: Visit, kind: Any, subject: Any) -> Any:
-    """Return a problem that is there now; None if it is not."""
+    """Return a current problem; None if it no longer exists."""
     found = visit.joblog.problems(timeout=visit.site.timeout, muted=True)
     return next((p for p in found if (p.kind.value, p.subject) == (kind, subject)), None)
 

@@ -1,4 +1,4 @@
-"""What people are notified of: each alert as it stands, and what runs regularly."""
+"""The alerts page: the state of each alert, and regular job types."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
     from .context import Visit
 
-#: Days that are shown of what is expected, types that are, and the cells of a day's mark.
+#: The number of days shown for expected jobs, of job types, and the width of a day in units.
 _DAYS, _MOST, _WIDE = 28, 40, 10
 
 
 @dataclass(frozen=True)
 class AlertRow:
-    """One alert as the page shows it.
+    """An alert, as the page shows it.
 
     Parameters:
-      state: What is known of it.
-      href: The jobs that it is about, if it says which.
+      state: The state of the alert.
+      href: The link to its jobs, if any.
     """
 
     state: Any
@@ -37,17 +37,17 @@ class AlertRow:
 
     @property
     def look(self) -> str:
-        """The state of jobs whose shape and colour it has."""
+        """The job state whose shape and colour it has."""
         return "dead" if self.state.is_open else "finished"
 
     @property
     def word(self) -> str:
-        """Whether it is open."""
+        """Its state as a word."""
         return "Open" if self.state.is_open else "Well"
 
     @property
     def trouble(self) -> str:
-        """Why the notice that is to be sent was not, or nothing."""
+        """Why a pending notice could not be sent; empty if none is pending."""
         if not self.state.error:
             return ""
         return f"{self.state.pending or 'the notice'} was not sent: {self.state.error}"
@@ -55,16 +55,16 @@ class AlertRow:
 
 @dataclass(frozen=True)
 class ExpectedRow:
-    """A type of jobs that is expected, or could be.
+    """A job type that is expected, or could be.
 
     Parameters:
       name: The type.
-      look: The state of jobs whose shape and colour it has; empty if no alert expects it.
-      word: Whether it is missing, or expected at all.
-      schedule: How often it finishes, and when, as far as that is known.
-      days: Of each of the last days, the last one today, whether one finished.
-      last: The last day that one did.
-      rule: The rule that expects it, to copy.
+      look: The job state whose shape and colour it has; empty if no alert expects it.
+      word: Whether it is missing, expected or not, as a word.
+      schedule: How often and when it finishes, as far as known.
+      days: Whether one finished on each of the last days, today last.
+      last: The last day on which one did.
+      rule: The alert rule that expects it, for copying.
     """
 
     name: str
@@ -77,12 +77,12 @@ class ExpectedRow:
 
     @property
     def ticks(self) -> str:
-        """The days on which one finished, as lines."""
+        """The days on which one finished, as an SVG path of lines."""
         return "".join(f"M{_WIDE * n + 5} 3V17" for n, ran in enumerate(self.days) if ran)
 
     @property
     def dots(self) -> str:
-        """The days on which none did, as points."""
+        """The days on which none did, as an SVG path of dots."""
         return "".join(f"M{_WIDE * n + 5} 10h.01" for n, ran in enumerate(self.days) if not ran)
 
     @property
@@ -92,7 +92,7 @@ class ExpectedRow:
 
 
 def alerts(visit: Visit) -> Response:
-    """Answer with each alert, those that are open first, and what could be expected as well."""
+    """Respond with all alerts, open ones first, and with suggested rules."""
     log = visit.joblog
     found = visit.rows("the alerts", lambda: log.alerts)
     muted = visit.rows("what is muted", lambda: log.mutes)
@@ -134,7 +134,7 @@ def _muted(visit: Visit, row: Any) -> dict[str, Any]:
 
 
 def _expected(visit: Visit, states: Sequence[Any], regular: Sequence[Regular]) -> list[ExpectedRow]:
-    """Return what is expected, that which is missing first, and then what could be."""
+    """Return the expected job types, missing ones first, then suggestions."""
     watched = {state.expects: state for state in states if state.expects}
     known = {each.job_type: each for each in regular}
     names = [*watched, *(name for name in known if name not in watched)][:_MOST]
@@ -155,7 +155,7 @@ def _expected(visit: Visit, states: Sequence[Any], regular: Sequence[Regular]) -
 
 
 def _days(visit: Visit) -> dict[str, list[bool]]:
-    """Return of each type on which of the last days a job finished."""
+    """Return whether a job of each type finished on each of the last days."""
     today = visit.local_now.date()
     first = datetime.combine(today - timedelta(days=_DAYS - 1), time(), visit.zone)
     stats = visit.part(

@@ -1,4 +1,4 @@
-"""``dashboard()``: the page as an ASGI application, with all of its state in that object."""
+"""``dashboard()``: the dashboard as an ASGI application that holds all its state."""
 
 from __future__ import annotations
 
@@ -60,18 +60,18 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.joblog import JobLog
 
-#: Milliseconds between two looks for what is new.
+#: Milliseconds between two updates of a live page.
 DEFAULT_EVERY = 2_000
 #: Milliseconds that the database may take for one part of a page.
 DEFAULT_TIMEOUT = 3_000
-#: Milliseconds that an answer may take once the connection is cut.
+#: Milliseconds that a response may take after its database connection is cut.
 _LATER = 1_000
-#: What is said where a copy has no page.
+#: The text of the page for links that an export does not contain.
 _NOT_COPIED = (
     "This is a static copy of the page: its links lead to some of its pages. Searches, older "
     "pages and actions need the page itself: dramatiq-joblog web."
 )
-#: Characters that a key or a token has at least.
+#: The minimum length of a key or token.
 MIN_KEY = 16
 
 
@@ -91,11 +91,10 @@ def dashboard(
     timeout: int = DEFAULT_TIMEOUT,
     title: str = "joblog",
 ) -> Starlette:
-    """Return the web page of a log: an ASGI application that can be mounted anywhere.
+    """Return the dashboard of a log: an ASGI application that can be mounted anywhere.
 
-    The page answers nobody without *authorize*, *login* or a key.  If none of them is given, a
-    key is made and written to the server's log: open the page once with ``?key=...`` after its
-    address.
+    Access always needs *authorize*, *login* or a key.  If none is given, a key is created and
+    written to the server's log: open the dashboard once with ``?key=...`` after its URL.
 
     Parameters:
       joblog: The log.
@@ -108,16 +107,16 @@ def dashboard(
         declared its actors.
       environment: A label next to the title, such as ``"production"``.
       every: Milliseconds between two updates of a live page.
-      job_links: A callable that receives a job and returns pairs of text and address, for links
+      job_links: A callable that receives a job and returns pairs of text and URL, for links
         to pages of your application.
       key: A key for access, of at least 16 characters.  Give one if several processes serve the
-        page, because otherwise each makes its own.
+      dashboard, because otherwise each creates its own.
       login: A name and a password to sign in with.
       metrics_token: A bearer token that opens ``/metrics`` and ``/health``, and nothing else.
       read_only: Disable all actions, whatever *authorize* returns.
       time_zone: The default time zone, such as ``"Europe/Berlin"``.
       timeout: Milliseconds that the database may take for one part of a page.
-      title: The title of the page.
+      title: The title of the dashboard.
 
     Raises:
       ConfigurationError: If both *authorize* and *login* are given, or a value is invalid.
@@ -157,10 +156,10 @@ def dashboard(
 def frozen_page(
     joblog: JobLog[Any], *, environment: str | None, time_zone: str, title: str
 ) -> Starlette:
-    """Return the page for a copy of it: it does not look for what is new, and nothing acts.
+    """Return the dashboard for an export: without live updates and actions.
 
     Raises:
-      ConfigurationError: If the time zone is none.
+      ConfigurationError: If the time zone is unknown.
     """
     _check_zone(time_zone)
     site = Site(
@@ -171,7 +170,7 @@ def frozen_page(
         job_links=None,
         door=None,
         time_zone=time_zone,
-        # Nobody waits for it.
+        # No user waits for it.
         timeout=10 * DEFAULT_TIMEOUT,
         title=title,
         frozen=True,
@@ -193,13 +192,13 @@ def _application(site: Site, gate: Middleware) -> Starlette:
             405: partial(_failed, site),
         },
     )
-    # It would lead to the Host of the request, which a proxy may have put there: see _failed().
+    # It would redirect to the request's Host, which a proxy may have replaced; see _failed().
     app.router.redirect_slashes = False
     return app
 
 
 def _check_key(name: str, key: Any) -> None:
-    # What it is may be a key with a slip of the pen: it is not shown.
+    # The value may be a mistyped secret, so do not show it.
     if not isinstance(key, str) or len(key) < MIN_KEY:
         raise ConfigurationError(f"{name}= must be a text of at least {MIN_KEY} characters")
 
@@ -213,7 +212,7 @@ def _check_zone(time_zone: Any) -> None:
 
 
 def _door(authorize: Any, key: str | None, login: tuple[str, str] | None) -> Door | None:
-    """Return the door that is asked for, with a key of its own if there is none."""
+    """Return the configured door, with a new key if there is no other."""
     given = {"authorize": authorize, "key": key, "login": login}
     names = [f"{name}=" for name, value in given.items() if value is not None]
     if len(names) > 1:
@@ -319,7 +318,7 @@ def _act(site: Site) -> Callable[[Request], Any]:
 
 
 async def _in_a_thread(visit: Visit, answer: Callable[[Visit], Response]) -> Response:
-    """Answer on one of the page's own threads; with 503 if none is free, or has it in time."""
+    """Respond from a thread of the dashboard; with 503 if none is free or it is too slow."""
     try:
         return await visit.site.threads.run(
             partial(_packed, visit, answer), within=(visit.patience + _LATER) / 1000
@@ -398,10 +397,10 @@ def _sign_out(site: Site) -> Callable[[Request], Any]:
 
 
 def _failed(site: Site, request: Request, error: Exception) -> Response:
-    """Answer what no route answers, as a page if the sender may see one."""
+    """Respond to an error outside the routes; as a page if the sender may see one."""
     visit = Visit(site, request)
     if visit.link.path.startswith("/static/"):
-        # Anyone may ask for assets, and hear that one is not there.
+        # Assets are public, so a missing one may be reported to anyone.
         return PlainTextResponse("There is no such file.", 404)
     if refusal := visit.refusal():
         return refusal

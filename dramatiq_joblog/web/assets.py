@@ -1,4 +1,4 @@
-"""The static files of the page: read once, versioned, cached by browsers for a year."""
+"""The static files of the dashboard: read once, versioned, cached by browsers for a year."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TYPES = {
 
 @cache
 def version() -> str:
-    """Return what names these files: it changes when one of them does."""
+    """Return the version of these files; it changes when one of them does."""
     digest = hashlib.sha256()
     for path in sorted(_FOLDER.iterdir(), key=lambda p: p.name):
         digest.update(path.read_bytes())
@@ -32,7 +32,7 @@ def version() -> str:
 
 
 def asset(request: Request) -> Response:
-    """Answer with one file; anyone may have it, as the sign-in page needs them too."""
+    """Respond with a file; files are public, because the sign-in page needs them."""
     name = request.path_params["path"]
     files = {path.name: path for path in _FOLDER.iterdir() if path.is_file()}
     if name not in files:

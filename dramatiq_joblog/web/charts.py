@@ -1,4 +1,4 @@
-"""Charts as geometry: numbers become the attributes of SVG shapes, whose labels stand beside."""
+"""Charts as geometry: numbers become the attributes of SVG shapes, with labels beside them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _HOUR, _DAY = 3_600_000, 86_400_000
 _WEEK = timedelta(weeks=1)
-#: The lines of a log scale, in milliseconds, and how they are called.
+#: The lines of a log scale, in milliseconds, with their labels.
 DECADES = {
     1: "1 ms",
     10: "10 ms",
@@ -33,46 +33,46 @@ DECADES = {
     36_000_000: "10 h",
     604_800_000: "7 d",
 }
-#: Characters of a mark's name beside its line.
+#: The maximum length of a mark's name beside its line.
 _LONGEST = 24
-#: Units that the plot is wide, and the heights of its upper and its lower part.
+#: The width of the plot, and the heights of its upper and lower part, in units.
 WIDE, UP, DOWN = 960, 138, 54
-#: So many bars at most.
+#: The maximum number of bars.
 _BARS = 60
-#: About so many bars of a spark, the units that each is wide, and how high they can be.
+#: The approximate number of bars in a sparkline, the width of each, and the maximum height.
 SPARKS, _SPARK, SPARK_UP = 24, 10, 24
-#: Milliseconds at both ends of the axis of all strips, 10 ms and 1 h, and its width in units.
+#: The ends of the axis of all strips in milliseconds, 10 ms and 1 h, and its width in units.
 _FROM, _TO, _STRIP = 10, 3_600_000, 1000
-#: Its marks.
+#: The marks of that axis.
 _MARKS = (10, 100, 1_000, 10_000, 60_000, 600_000, 3_600_000)
 _SHOWN_MARKS = {10: "10 ms", 1_000: "1 s", 60_000: "1 min", 3_600_000: "1 h"}
 
 
 @dataclass(frozen=True)
 class Hit:
-    """What stands over one bar of a chart: a link to its jobs, and its reading."""
+    """The hover area of a bar: a link to its jobs, and its values."""
 
     x: float
     width: float
-    #: The time, as its reading names it.
+    #: The time, as text.
     at: str
-    #: Its begin and end, as an address has them.
+    #: Its beginning and end, as in URLs.
     since: str
     until: str
-    #: The search for what ended in it.
+    #: The search for the jobs that ended in it.
     words: str
-    #: Its numbers, by the order of the legend.
+    #: Its values, in the order of the legend.
     values: list[str]
     label: str
 
 
 def throughput(stats: Any, zone: tzinfo, before: Any = None) -> dict[str, Any]:
-    """Draw jobs by outcome over time: what went well above, what failed below on its own scale.
+    """Draw jobs by outcome over time: successes above, failures below on a separate scale.
 
     Parameters:
-      stats: What became of the jobs.
+      stats: The statistics of the jobs.
       zone: The zone that times are shown in.
-      before: The same of the week before, or None.
+      before: The same statistics a week before, or None.
     """
     times, step, series = _gathered(stats)
     usual = [] if before is None else _went_well(before, times, step)
@@ -121,9 +121,9 @@ def throughput(stats: Any, zone: tzinfo, before: Any = None) -> dict[str, Any]:
 
 
 def _went_well(before: Any, times: Sequence[datetime], step: int) -> list[float]:
-    """Return how many jobs finished or were skipped a week before each bar.
+    """Return the number of jobs finished or skipped a week before each bar.
 
-    Only its hours are known by now: a bar has its part of them.
+    Only hourly totals are kept that long, so each bar has its share of an hour.
     """
     series = zip(before.series["finished"], before.series["skipped"], strict=True)
     numbers = [sum(each) for each in series]
@@ -137,13 +137,13 @@ def _went_well(before: Any, times: Sequence[datetime], step: int) -> list[float]
 
 
 def deploys(marks: Iterable[Any], period: Any, zone: tzinfo) -> list[dict[str, Any]]:
-    """Place the moments that something changed on a time axis, oldest first.
+    """Place marks on a time axis, oldest first.
 
-    A name that would stand on another is left to the title of its line.
+    A name that would overlap another is shown only in the title of its line.
 
     Parameters:
-      marks: The changes.
-      period: What has ``since`` and ``until`` of the axis.
+      marks: The marks.
+      period: An object with ``since`` and ``until`` of the axis.
       zone: The zone that times are shown in.
     """
     whole = (period.until - period.since) / timedelta(milliseconds=1)
@@ -180,7 +180,7 @@ def hit(
     values: list[str],
     label: str,
 ) -> Hit:
-    """Make what stands over the bar of one time."""
+    """Make the hover area of the bar at one time."""
     until = at + timedelta(milliseconds=step)
     moment = _moment(at.astimezone(zone), step)
     return Hit(
@@ -190,13 +190,13 @@ def hit(
 
 
 def iso(instant: datetime) -> str:
-    """Write an instant as addresses and searches have it."""
+    """Format an instant for URLs and searches."""
     utc = instant.astimezone(timezone.utc)
     return f"{utc:%Y-%m-%dT%H:%MZ}" if not utc.second else f"{utc:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def line(xs: Sequence[float], values: Sequence[float | None], top: float, height: float) -> str:
-    """Draw numbers as a line, which has a hole where there is none."""
+    """Draw numbers as a line, with gaps where there are none."""
     path, pen = [], "M"
     for x, value in zip(xs, values, strict=True):
         if value is None:
@@ -209,7 +209,7 @@ def line(xs: Sequence[float], values: Sequence[float | None], top: float, height
 
 
 def strip(percentiles: Any, was: int | None = None) -> dict[str, Any] | None:
-    """Draw percentiles on the axis that all strips share; *was* is the p95 of before."""
+    """Draw percentiles on the common axis of all strips; *was* is the earlier p95."""
     if not percentiles.count:
         return None
     p50, p95, p99 = (percentiles.p50, percentiles.p95, percentiles.p99)
@@ -227,7 +227,7 @@ def strip(percentiles: Any, was: int | None = None) -> dict[str, Any] | None:
 
 
 def errors(stats: Any, limit: int) -> list[dict[str, Any]]:
-    """Draw when the most frequent errors were."""
+    """Draw the times of the most frequent errors."""
     return [
         {
             "error": error.error_type or "no error",
@@ -241,15 +241,15 @@ def errors(stats: Any, limit: int) -> list[dict[str, Any]]:
 
 
 def spark(numbers: Sequence[int], until: datetime, step: int) -> dict[str, Any] | None:
-    """Draw numbers over time, small, each at its share of the greatest; None if all are zero.
+    """Draw numbers over time as a sparkline, scaled to the greatest; None if all are zero.
 
     Parameters:
-      numbers: How many in each step.
+      numbers: The number of each step.
       until: The end of the last step.
-      step: Milliseconds of each.
+      step: Milliseconds per step.
     """
     size = max(1, round(len(numbers) / SPARKS))
-    # Whole bars up to now: it is the oldest that may lack steps.
+    # Bars are complete up to now; the oldest may lack steps.
     lead = -len(numbers) % size
     padded = [*[0] * lead, *numbers]
     bars = [sum(padded[at : at + size]) for at in range(0, len(padded), size)]
@@ -271,7 +271,7 @@ def spark(numbers: Sequence[int], until: datetime, step: int) -> dict[str, Any] 
 
 
 def log_x(milliseconds: float) -> int:
-    """Return where a duration stands on the axis of the strips.
+    """Return the position of a duration on the axis of the strips.
 
     Example:
       >>> [log_x(ms) for ms in (0, 10, 1000, 600_000, 10**9)]
@@ -287,10 +287,10 @@ def latency(
     """Draw how long the jobs of one type took over time, on a log scale, and how many ended.
 
     Parameters:
-      profile: The time.
-      was: The same of the week before, or None.
+      profile: The statistics of the period.
+      was: The same a week before, or None.
       zone: The zone that times are shown in.
-      dots: Where there are few jobs, each: when it ended, its duration, and whether it is dead.
+      dots: Single jobs, if there are few: when each ended, its duration, and whether it is dead.
 
     Returns:
       The drawing; None if nothing ended.
@@ -379,7 +379,7 @@ def _merged(parts: Iterable[Histogram]) -> Histogram:
 
 
 def _decades(values: Sequence[int]) -> tuple[int, int]:
-    """Return the lines of the log scale that all values are between."""
+    """Return the lines of the log scale between which all values are."""
     known = list(DECADES)
     low = max((d for d in known if d <= max(1, min(values))), default=known[0])
     high = min((d for d in known if d >= max(values)), default=known[-1])
@@ -392,7 +392,7 @@ def _ended(profile: Any, index: int, size: int, outcomes: Sequence[str]) -> int:
 
 
 def _band(xs: Sequence[float], low: Sequence[float | None], high: Sequence[float | None]) -> str:
-    """Draw the area between two lines, in pieces where they have holes."""
+    """Draw the area between two lines, in pieces if they have gaps."""
     pieces: list[list[tuple[float, float, float]]] = [[]]
     for x, a, b in zip(xs, low, high, strict=True):
         if a is None or b is None:
@@ -409,7 +409,7 @@ def _band(xs: Sequence[float], low: Sequence[float | None], high: Sequence[float
 
 
 def _ends(lines: dict[str, Sequence[float | None]]) -> list[tuple[float, str]]:
-    """Return the names of lines with their heights at the right, not one over the other."""
+    """Return the labels of lines with their heights at the right end, without overlaps."""
     last = {
         name: next((v for v in reversed(values) if v is not None), None)
         for name, values in lines.items()
@@ -442,7 +442,7 @@ def _stacked(
 
 
 def distribution(now: Histogram, was: Histogram | None) -> dict[str, Any] | None:
-    """Draw how many jobs took how long, on a log scale, beside the week before.
+    """Draw the distribution of durations on a log scale, with that of the week before.
 
     Returns:
       The drawing; None if there are none.
@@ -498,7 +498,7 @@ STRIP_AXIS = [(log_x(mark) / 10, text) for mark, text in _SHOWN_MARKS.items()]
 
 
 def nice(value: float) -> int:
-    """Return the end of a scale for *value* whose half is a round number too.
+    """Return the end of a scale for *value*; half of it is a round number too.
 
     Example:
       >>> [nice(v) for v in (0, 3, 7, 23, 187, 2665)]
@@ -541,7 +541,7 @@ def flow_top(numbers: Sequence[int]) -> int:
 
 
 def flow_path(numbers: Sequence[int], top: int) -> str:
-    """Draw numbers as small bars, five in one, on a scale that others share."""
+    """Draw numbers as small bars, five numbers each, on a common scale."""
     path = []
     for index, value in enumerate(_fives(numbers)):
         if value:
@@ -555,18 +555,18 @@ def _fives(numbers: Sequence[int]) -> list[int]:
 
 
 def name_of(text: str) -> str:
-    """Return a short name that an element may have as its id."""
+    """Return a short name that is valid as the id of an element."""
     return f"{zlib.crc32(text.encode()):08x}"
 
 
 def bars_of(steps: int) -> int:
-    """Return how many steps make one bar, so that there are few enough to be seen."""
+    """Return the number of steps per bar, for at most the maximum number of bars."""
     size = max(1, math.ceil(steps / _BARS))
     return next((s for s in (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 24, 30) if s >= size), size)
 
 
 def _gathered(stats: Any) -> tuple[list[Any], int, dict[str, list[int]]]:
-    """Add up steps until there are few enough to be seen."""
+    """Merge steps into at most the maximum number of bars."""
     size = bars_of(len(stats.times))
     series = {
         name: [sum(values[at : at + size]) for at in range(0, len(values), size)]
@@ -576,12 +576,12 @@ def _gathered(stats: Any) -> tuple[list[Any], int, dict[str, list[int]]]:
 
 
 def _round(step: int) -> str:
-    """Write a round duration without what is zero in it: ``30 min``, ``2 d``."""
+    """Format a round duration without zero parts: ``30 min``, ``2 d``."""
     return re.sub(r"(:00|\.0)(?=\u00a0)", "", plain_duration(step))
 
 
 def _height(value: int, top: int, height: int) -> float:
-    """Return a bar's height: one that is there is seen."""
+    """Return a bar's height; nonzero values are always visible."""
     return round(max(1.0, height * value / top), 1) if value else 0.0
 
 
@@ -597,7 +597,7 @@ def _moment(at: datetime, step: int) -> str:
 def time_axis(
     times: Sequence[datetime], step: int, zone: tzinfo, end: str = "now"
 ) -> list[tuple[float, str, str]]:
-    """Return up to seven texts with their place in percent and how they are anchored there."""
+    """Return up to seven labels with their position in percent and their anchor."""
     if not times:
         return []
     every = max(1, math.ceil(len(times) / 6))

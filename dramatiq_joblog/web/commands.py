@@ -1,4 +1,4 @@
-"""Commands for the terminal that show what a page shows, or do what a question asks."""
+"""The terminal commands that are equivalent to a page or an action."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from .links import Links
 
 _PROGRAM = "dramatiq-joblog"
-#: Running jobs again needs the application: its name goes here.
+#: The placeholder for the application, which is needed to run jobs again.
 _APP = ("--app", "MODULE:NAME")
-#: Jobs that a command names at most.
+#: The maximum number of jids in a command.
 MOST = 20
-#: Pages that a command of the same name shows.
+#: Pages with a command of the same name.
 _SAME = ("actions", "alerts", "locks", "queues", "workers")
-#: A reason, to be replaced.
+#: The placeholder for a reason.
 _WHY = "..."
 
 
@@ -45,19 +45,19 @@ def shown_by(link: Links, query: Mapping[str, str]) -> str:
 
 
 def done_by(what: str, *, jids: Sequence[str] = (), words: Sequence[str] = ()) -> str:
-    """Return the command that does something to jobs; empty if there is none."""
+    """Return the command for an action on jobs; empty if there is none."""
     app = _APP if what == "requeue" else ()
     if what not in {"requeue", "dismiss", "cancel"} or len(jids) > MOST:
         return ""
     if jids:
         return _line(*app, what, *jids)
-    # Without a state the command takes other jobs than the page.
+    # Without a state, the command selects other jobs than the page.
     is_same = len(words) == 1 and "state:" in words[0]
     return _search(what, words[0], *app) if is_same else ""
 
 
 def unlocks(key: str, fence: int) -> str:
-    """Return the command that frees a section."""
+    """Return the command that releases a section."""
     return _line("unlock", key, "--fence", fence, "--reason", _WHY)
 
 

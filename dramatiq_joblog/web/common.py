@@ -1,4 +1,4 @@
-"""What several pages need."""
+"""Functions shared by several pages."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from .context import Visit
     from .periods import Period
 
-#: Rows of each kind that a page counts itself, where no worker has counted them yet.
+#: The maximum number of rows of each kind that a page counts, if they are not in the totals.
 COUNTED_AT_MOST = 10_000
-#: So many changes are marked at most, the last ones.
+#: The maximum number of marks that are drawn, the last ones.
 MARKS = 40
 #: Rows on one page.
 PER_PAGE = 50
 
-#: What the overview and the dead can be seen over, in milliseconds.
+#: The periods of the overview and the dead jobs, in milliseconds.
 RANGES = {
     "1h": 3_600_000,
     "3h": 10_800_000,
@@ -33,7 +33,7 @@ DEFAULT_RANGE = "24h"
 
 
 def chosen(fields: Mapping[str, Any], name: str, options: dict[str, int]) -> str:
-    """Return which of some ranges an address or a form names.
+    """Return the range that a URL or a form names.
 
     Raises:
       SearchError: If it is none of them.
@@ -45,27 +45,27 @@ def chosen(fields: Mapping[str, Any], name: str, options: dict[str, int]) -> str
 
 
 def marks_in(visit: Visit, period: Period) -> list[Any]:
-    """Return the moments that something changed in a time, the newest first."""
+    """Return the marks of a period, newest first."""
     deploy = visit.joblog.Deploy
     within = deploy.at >= period.since, deploy.at <= period.end
     return visit.rows("the marks", lambda: visit.joblog.marks.where(*within).limit(MARKS))
 
 
 def waiters(visit: Visit, key: str) -> list[Any]:
-    """Return the jobs that wait for a section, the one that is next first."""
+    """Return the jobs that wait for a section, the next one first."""
     line = visit.joblog.waiters(key).limit(PER_PAGE)
     return visit.rows(f"the line for {key}", lambda: line)
 
 
 def lines(visit: Visit, keys: Iterable[str]) -> dict[str, list[Any]]:
-    """Return the jobs that wait for some sections, the one that is next first."""
+    """Return the jobs that wait for each of some sections, the next one first."""
     none: dict[str, list[Any]] = {}
     found = visit.part("who waits", lambda: visit.joblog.waiters_by_key(keys, limit=PER_PAGE), none)
     return {key: [visit.seen(job) for job in line] for key, line in found.items()}
 
 
 def deed(row: Any) -> dict[str, Any]:
-    """Say what a person did, as lists of actions do."""
+    """Return a recorded action, as lists show it."""
     verbs = {
         "cancel": "cancelled",
         "dismiss": "dismissed",
@@ -80,7 +80,7 @@ def deed(row: Any) -> dict[str, Any]:
         "who": row.who or "someone",
         "verb": verbs.get(row.what, str(row.what)),
         "jid": row.jid if row.what != "unlock" else None,
-        # Of a link the digest is kept, which nobody can read.
+        # The key of a ticket is a digest, which is unreadable.
         "key": row.key if row.what != "ticket" else None,
         "detail": row.detail,
     }

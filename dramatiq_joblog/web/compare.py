@@ -1,4 +1,4 @@
-"""What changed: a time against one before it, the most surprising first."""
+"""What changed: a period compared with an earlier one, most surprising change first."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ if TYPE_CHECKING:
 
     from .context import Visit
 
-#: Lines that are shown at most, and things that are as usual.
+#: The maximum number of changes shown, and of unchanged things.
 MOST, USUAL = 40, 12
 _DAY = 86_400_000
-#: A factor is drawn up to this.
+#: The largest factor that is drawn.
 _MOST_FACTOR = 16.0
 _HIGH = 120
-#: Days in which the last change is one to compare with, and minutes until there is enough to.
+#: The maximum age of a mark to compare with, in days, and its minimum age, in minutes.
 _LONG_AGO, _JUST_NOW = 30, 5
-#: Errors whose users are counted, jobs of each that are looked at, and milliseconds for that.
+#: Limits of counting users: errors, jobs per error, and milliseconds.
 _MOST_ERRORS, _LOOKED_AT, _COUNTING = 8, 500, 40
-#: What changed so long before the first run of an error may have caused it.
+#: A mark this long before the first run of an error may have caused it.
 _SOON = timedelta(minutes=30)
-#: Characters of its name that are shown.
+#: The maximum length of its name that is shown.
 _LONGEST = 20
 
 
 def compare(visit: Visit) -> Response:
-    """Answer with what changed against the same time of another day, or before the last change."""
+    """Respond with the changes since the same time of another day, or since the last mark."""
     last = _last_change(visit)
     period = period_of(visit)
     against = _against(visit, period, last)
     if against == "change":
-        # As long before it as it is since then.
+        # The period before the mark is as long as the one since.
         period = Period("", last.at, None, visit.now, moment(last.at, visit.now, visit.zone))
     log, keep = visit.joblog, visit.site.keep
     back = {"yesterday": _DAY, "week": WEEK, "change": period.length}[against]
@@ -75,7 +75,7 @@ def compare(visit: Visit) -> Response:
         none,
     )
     visit.whole(now)
-    # Half of a time is nothing to compare with.
+    # Do not compare with a period that is only partly known.
     before = [stats for stats in before if stats.groups and stats.known_since is None]
     found = changes(now, before) if now is not None and before else []
     if visit.wants_json:
@@ -99,14 +99,14 @@ def compare(visit: Visit) -> Response:
 
 
 def _last_change(visit: Visit) -> Any:
-    """Return the last moment that something was marked as changed, or None if that is long ago."""
+    """Return the last mark, or None if it is too old."""
     since = visit.now - timedelta(days=_LONG_AGO), visit.now - timedelta(minutes=_JUST_NOW)
     marks = visit.joblog.marks.where(visit.joblog.Deploy.at.between(*since)).limit(1)
     return next(iter(visit.rows(None, lambda: marks)), None)
 
 
 def _choices(visit: Visit, period: Period, last: Any) -> list[tuple[str, str]]:
-    """Return what the time can be compared with: a word of the address, and a text."""
+    """Return the choices to compare with: pairs of a URL value and a text."""
     choices = [("yesterday", "the day before"), ("week", last_week(period, visit.zone))]
     if last is not None:
         name = last.name if len(last.name) <= _LONGEST else f"{last.name[: _LONGEST - 1]}\u2026"
@@ -138,7 +138,7 @@ _LOOKS = {
 
 
 def _rows(visit: Visit, found: Sequence[Change], period: Period, now: Any) -> list[dict[str, Any]]:
-    """Return changes as the page shows them, errors with since when and how many users."""
+    """Return changes as the page shows them; errors with their first run and number of users."""
     rows = [_row(change, period) for change in found]
     errors = [row for row in rows if row["words"]][:_MOST_ERRORS]
     if not errors:
@@ -155,7 +155,7 @@ def _rows(visit: Visit, found: Sequence[Change], period: Period, now: Any) -> li
 
 
 def _since(visit: Visit, numbers: Sequence[int], now: Any, marks: Sequence[Any]) -> str:
-    """Say when the first of some runs was, and after which change."""
+    """Return a text with when the first run was, and after which mark."""
     first = next((n for n, count in enumerate(numbers) if count), None)
     if first is None:
         return ""
@@ -164,12 +164,12 @@ def _since(visit: Visit, numbers: Sequence[int], now: Any, marks: Sequence[Any])
     is_today = local.date() == visit.local_now.date()
     text = f"{local:%H:%M}" if is_today else f"{local:%d %b %H:%M}"
     near = [mark.name for mark in marks if at - _SOON <= mark.at < at + step]
-    # The newest comes first.
+    # Marks are sorted newest first.
     return f"{text}, after {near[0]}" if near else text
 
 
 def _users(visit: Visit, words: str) -> str:
-    """Count the users of the jobs that a search finds, among some of them."""
+    """Return the number of users among a bounded number of jobs that a search finds."""
     job = visit.joblog.Job
     found = visit.search(words).limit(_LOOKED_AT).select(user_field(job).alias("user"))
     rows = visit.part(None, lambda: list(found.tuples()), None, timeout=_COUNTING)
@@ -216,7 +216,7 @@ def _row(change: Change, period: Period) -> dict[str, Any]:
 
 
 def _usual(now: Any, before: list[Any], found: list[Change]) -> list[tuple[str, str, str]]:
-    """Return what is as it was, so that one can see that it was looked at."""
+    """Return what has not changed, to show that it was checked."""
     if now is None or not before:
         return []
     changed = {(change.name, change.kind) for change in found}
@@ -241,14 +241,14 @@ def _ended(stats: Any) -> list[int]:
 
 
 def _chart(now: Any, before: list[Any], zone: Any) -> dict[str, Any]:
-    """Draw how many jobs ended over both times, an hour of each over the same hour."""
+    """Draw the number of ended jobs in both periods, aligned by hour."""
     lines = []
     for stats in (now, *before[:1]):
         numbers, size = _ended(stats), charts.bars_of(len(stats.times))
         sums = [sum(numbers[at : at + size]) for at in range(0, len(numbers), size)]
         hours = stats.step * size / 3_600_000
         lines.append([value / hours for value in sums])
-    # The last bar is still filling.
+    # The last bar is incomplete.
     lines[0][-1:] = []
     top = charts.nice(max((max(values, default=0) for values in lines), default=0))
     paths = []

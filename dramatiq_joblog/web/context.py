@@ -1,4 +1,4 @@
-"""One request: its visitor, the database's answers in time, and its response."""
+"""One request: its permissions, its queries with time limits, and its response."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 F = TypeVar("F", bound="Stats | Profile | None")
 
-#: Milliseconds in which a program hears whether it is well, and in which anybody gets an answer.
+#: Milliseconds within which a health check responds, and within which any request does.
 HEALTH_WITHIN, ANSWER_WITHIN = 3_500, 8_000
-#: Milliseconds in which it is known what needs someone, or not.
+#: Milliseconds for the problem checks.
 PROBLEMS_WITHIN = 2_000
 
 _DONE = {
@@ -59,11 +59,11 @@ _DONE = {
 
 
 class Visit:
-    """One request and its answer.
+    """One request and its response.
 
     Parameters:
       site: The dashboard.
-      request: The request, which the gate has seen.
+      request: The request, with the permissions set by the gate.
     """
 
     def __init__(self, site: Site, request: Request) -> None:
@@ -73,19 +73,19 @@ class Visit:
         self.link = Links(request, site.assets)
         self.query = request.query_params
         self.now = datetime.now(timezone.utc)
-        #: The zone that times of the day are shown in.
+        #: The time zone for display.
         self.zone = zone_of(request.cookies.get(COOKIE) or site.time_zone)
-        #: Whether data is asked for, by the path or by the header.
+        #: Whether JSON is requested, by the path or by the header.
         self.wants_json = self.link.path.endswith(".json") or self.prefers_json
-        #: What the page says above all: what is missing, what was done.
+        #: Messages at the top of the page: what is missing, what was done.
         self.banners: list[str] = []
-        #: What did not come in time.
+        #: The parts of the page that timed out.
         self.missing: set[str] = set()
         self._figures: dict[str, Any] = {}
 
     @property
     def local_now(self) -> datetime:
-        """The same instant in the zone of who asks: what a search counts from."""
+        """The current time in the visitor's zone, from which searches count."""
         return self.now.astimezone(self.zone)
 
     @property
@@ -95,19 +95,19 @@ class Visit:
 
     @property
     def who(self) -> str:
-        """Who acts, for the record."""
+        """The user's name, for the audit log."""
         client = self.request.client
         return self.access.who or (client.host if client else "unknown")
 
     @property
     def prefers_json(self) -> bool:
-        """Whether data is asked for by the header."""
+        """Whether JSON is requested by the header."""
         return _prefers_json(self.request.headers.get("accept", ""))
 
-    # Asking the database
+    # Queries
 
     def run(self, answer: Callable[[Visit], Response]) -> Response:
-        """Answer with a connection that is given back, and with a page in any case."""
+        """Respond with *answer*, or with an error page; return the connection afterwards."""
         try:
             with answered_within(self.joblog.database, self.patience):
                 return answer(self)
@@ -121,49 +121,49 @@ class Visit:
             get_logger(__name__).warning("The page could not ask the log's database: %s", e)
             return self.no_answer()
         except Exception:  # noqa: BLE001
-            # Whatever it is, the answer is a page.
+            # Respond with an error page to any error.
             get_logger(__name__).exception("The page %s failed", self.link.path)
             return self.sorry(500, "Something broke", "The server's log says what.")
 
     def as_dict(self, row: Any) -> dict[str, Any]:
-        """Return a row as data, without what the sender may not see."""
+        """Return a row as a dictionary, without what the visitor may not see."""
         if not self.access.sees_arguments:
             return hidden.as_dict(row)
         document: dict[str, Any] = row.as_dict()
         return document
 
     def seen(self, row: T) -> T:
-        """Return a row that was read, without what the sender may not see."""
+        """Return a row without what the visitor may not see."""
         if self.access.sees_arguments:
             return row
         without: T = hidden.without_arguments(row)
         return without
 
     def key(self, key: str) -> str:
-        """Return the key of a section, if the sender may see that."""
+        """Return the key of a section, or a placeholder if the visitor may not see it."""
         return key if self.access.sees_arguments else hidden.HIDDEN
 
     @property
     def patience(self) -> int:
-        """The milliseconds that a database may be silent before its connection is cut.
+        """Milliseconds that a database may take to reply before its connection is cut.
 
-        A probe wants its answer soon, and a page may have several parts that are slow.
+        Less for a probe, which needs its response soon; a page may have several slow parts.
         """
         return HEALTH_WITHIN if self.link.path in METRICS else ANSWER_WITHIN
 
     def no_answer(self) -> Response:
-        """Answer that the database does not."""
+        """Respond that the database does not reply."""
         return self._away(
             "The log's database does not answer. Jobs continue; events are kept and written "
             "once it is back."
         )
 
     def late(self) -> Response:
-        """Answer that the database takes too long."""
+        """Respond that the database takes too long."""
         return self._away(f"The log's database took longer than {self.site.timeout / 1000:g} s.")
 
     def busy(self) -> Response:
-        """Answer that others wait already."""
+        """Respond that too many requests are waiting."""
         return self._away("Too many requests wait for the log's database. Try again in a moment.")
 
     def part(
@@ -171,7 +171,7 @@ class Visit:
     ) -> T:
         """Return what *ask* returns, or *default* if the database takes too long for it.
 
-        The page then says that *what* is missing; nothing, if it can well do without.
+        The page then reports that *what* is missing, unless it is None.
         """
         timeout = timeout or self.site.timeout
         try:
@@ -189,13 +189,13 @@ class Visit:
     def rows(self, what: str | None, ask: Callable[[], Iterable[Any]]) -> list[Any]:
         """Return the rows of a query, or none if the database takes too long for them.
 
-        What the sender may not see is not in them.
+        They are without what the visitor may not see.
         """
         none: list[Any] = []
         return [self.seen(row) for row in self.part(what, lambda: list(ask()), none)]
 
     def whole(self, figures: F) -> F:
-        """Return figures of a time, and say since when they are complete if they are not."""
+        """Return statistics; if they are incomplete, report since when they are complete."""
         since = None if figures is None else figures.known_since
         if since is not None and "older totals" not in self.missing:
             self.missing.add("older totals")
@@ -205,10 +205,10 @@ class Visit:
             )
         return figures
 
-    # Answering
+    # Responses
 
     def refusal(self) -> Response | None:
-        """Return what someone who may see nothing gets, or None."""
+        """Return the response for a visitor without access, or None."""
         if self.access.may_read:
             return None
         if self.site.door is not None:
@@ -220,11 +220,11 @@ class Visit:
         return self.sorry(403, "Not for you", self.access.reason)
 
     def to(self, name: str, /, **values: Any) -> Response:
-        """Answer with another page."""
+        """Redirect to another page."""
         return RedirectResponse(self.link(name, **values), 303)
 
     def json(self, data: dict[str, Any], status_code: int = 200) -> Response:
-        """Answer with data, and with what is missing in it."""
+        """Respond with JSON, including what is missing in it."""
         if self.missing:
             data = data | {"missing": sorted(self.missing)}
         return JSONResponse(data, status_code, headers={"vary": "accept, cookie"})
@@ -239,7 +239,7 @@ class Visit:
         section: str = "",
         status_code: int = 200,
     ) -> Response:
-        """Answer with a page."""
+        """Respond with a page."""
         site = self.site
         live = live and not site.frozen
         name = template.removesuffix(".html")
@@ -280,7 +280,7 @@ class Visit:
         html = site.templates.get_template(template).render(context | facts)
         headers = {"vary": "accept, cookie"}
         if live:
-            # Who looks on sends it back, and gets nothing where nothing has changed.
+            # A live page sends it back, and gets an empty response if nothing has changed.
             html, headers["etag"] = tagged(html)
             headers["joblog-now"] = str(context["now_ms"])
             if is_known(self.request, headers["etag"]):
@@ -288,7 +288,7 @@ class Visit:
         return Response(html, status_code, media_type="text/html; charset=utf-8", headers=headers)
 
     def sorry(self, code: int, heading: str, text: str) -> Response:
-        """Answer that it cannot be done, and why, in the form that was asked for."""
+        """Respond with an error and its reason, in the requested format."""
         if self.wants_json:
             return self._say(code, text)
         facts: dict[str, Any] = {"code": code, "text": text}
@@ -321,20 +321,20 @@ class Visit:
         self.banners.append(text)
 
     def search(self, words: str) -> Any:
-        """Return the jobs that a search finds, with the words as who asks means them.
+        """Return the jobs that a search finds, with times in the visitor's zone.
 
         Raises:
-          SearchError: If they cannot be understood, or ask for what may not be seen.
+          SearchError: If the words cannot be parsed, or use values that the visitor may not see.
         """
         if not self.may_ask(words):
             raise SearchError(hidden.REFUSAL)
         return self.joblog.search(words, now=self.local_now, broker=self.site.broker)
 
     def may_ask(self, words: str) -> bool:
-        """Return whether a search asks for nothing that may not be seen.
+        """Return whether a search uses only values that the visitor may see.
 
         Raises:
-          SearchError: If it cannot be understood.
+          SearchError: If it cannot be parsed.
         """
         if self.access.sees_arguments:
             return True
@@ -345,7 +345,7 @@ class Visit:
         return bool(self.joblog.jobs.where(self.joblog.Job.jid == fold_jid(jid)).exists())
 
     def _nav(self, *, counted: bool) -> list[tuple[str, str, str, Any]]:
-        """Return the pages; a page that shows an error asks the database nothing."""
+        """Return the navigation; *counted* is false for error pages, which make no query."""
         dead = locks = workers = alerts = None
         if counted:
             dead = self.counts().get(State.DEAD)
@@ -364,15 +364,15 @@ class Visit:
         ]
 
     def counts(self) -> dict[Any, Any]:
-        """Return how many jobs are in each state, dismissed ones left out; capped."""
+        """Return the number of jobs in each state, without dismissed ones; capped."""
         return self._kept("counts", self.joblog.counts) or {}
 
     def problems(self) -> list[Problem]:
-        """Return what needs someone; it is some seconds old."""
+        """Return the problems that are not muted, at most some seconds old."""
         return [problem for problem in self.all_problems() if problem.muted is None]
 
     def all_problems(self) -> list[Problem]:
-        """Return what needs someone, and what somebody muted; it is some seconds old."""
+        """Return all problems, including muted ones, at most some seconds old."""
         timeout = min(self.site.timeout, PROBLEMS_WITHIN)
         found: list[Problem] = self.site.keep(
             "problems", lambda: self.joblog.problems(timeout=timeout, muted=True), times=2
@@ -389,7 +389,7 @@ class Visit:
         return int(state.select().where(state.is_open).count())
 
     def _kept(self, name: str, ask: Callable[[], Any]) -> Any:
-        """Return a figure of every page, asked for once in a visit, and not by every visit."""
+        """Return a figure of every page, queried at most once per visit, and cached."""
         if name not in self._figures:
             self._figures[name] = self.site.keep(
                 name, lambda: self.part(f"the number of {name}", ask, None)

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     from .context import Visit
 
-#: The windows that they are counted in, in milliseconds.
+#: The windows of the counts, in milliseconds.
 WINDOWS = {name: RANGES[name] for name in ("1h", "3h", "24h", "3d", "7d")}
-#: Groups that are shown: more than this nobody reads, and each costs its part of an answer.
+#: The maximum number of groups shown; each adds to the response time.
 MOST_GROUPS = 50
 
 
 def dead(visit: Visit) -> Response:
-    """Answer with the dead jobs by error and actor, over windows of time."""
+    """Respond with the dead jobs by error and actor, counted in several windows."""
     window = chosen(visit.query, "window", WINDOWS)
     log = visit.joblog
     groups = visit.rows(
@@ -72,7 +72,7 @@ def dead(visit: Visit) -> Response:
     return visit.page("dead.html", "Dead", facts, live=True, section="dead")
 
 
-#: Messages of one error that are shown, and milliseconds of a day.
+#: The maximum number of messages shown for an error, and milliseconds of a day.
 _MOST_PATTERNS, _DAY = 3, 86_400_000
 
 
@@ -86,7 +86,7 @@ def _is_young(visit: Visit) -> bool:
 
 
 def _flag(group: Any) -> str:
-    """Say whether an error is new within a day, or died three times as often as before it."""
+    """Return a flag if an error is new within a day, or three times as frequent as before."""
     today, week = group.counts[WINDOWS["24h"]], group.counts[WINDOWS["7d"]]
     if today and today == week:
         return "new"
@@ -94,7 +94,7 @@ def _flag(group: Any) -> str:
 
 
 def _patterns(visit: Visit, messages: list[Any], row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the kinds of messages of a group; none if all of them say the very same."""
+    """Return the message patterns of a group; none if all messages are the same."""
     messages = [each for each in messages if each.pattern.strip("* ") or len(messages) > 1]
     if len(messages) < 2 and not any("*" in each.pattern for each in messages):
         return []
@@ -109,7 +109,7 @@ def _patterns(visit: Visit, messages: list[Any], row: dict[str, Any]) -> list[di
 
 
 def quoted(pattern: str) -> str:
-    """Write a text of a search; a quote, which no text can hold, is any text there."""
+    """Quote a text for a search; a quote in it, which cannot be escaped, becomes a wildcard."""
     plain = pattern.replace('"', "*").strip("* ")
     return f'"{plain}"' if plain else ""
 
@@ -128,7 +128,7 @@ def _plain_group(group: Any, series: dict[Any, list[int]]) -> dict[str, Any]:
 
 def _group(visit: Visit, group: Any, window: str, series: dict[Any, list[int]]) -> dict[str, Any]:
     words = f"state:dead {word('actor', group.actor)}"
-    # What died of no error is a group too, and no other.
+    # Jobs that are dead without an error are a group too.
     words += f" {word('error', group.error_type)}" if group.error_type else " -error:*"
     cells = [
         {
@@ -160,7 +160,7 @@ def _spark(visit: Visit, numbers: list[int], window: str) -> Any:
 
 
 def actions(visit: Visit) -> Response:
-    """Answer with what people did, newest first."""
+    """Respond with the audit log, newest first."""
     log = visit.joblog
     before = visit.query.get("before", "")
     query = log.actions

@@ -1,4 +1,4 @@
-"""Who is let in by a key, or by a name and a password; and for how long."""
+"""Sign-in with a key, or with a name and a password, and sessions."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 #: Seconds that a sign-in lasts.
 SESSION_FOR = 12 * 3600
-#: One address may be wrong so often within :data:`WRONG_WITHIN` seconds.
+#: The maximum number of wrong attempts from one address within :data:`WRONG_WITHIN` seconds.
 WRONG_AT_MOST, WRONG_WITHIN = 10, 60.0
-#: Seconds that an answer is held back for each wrong try of anyone in that time, and at most.
+#: Seconds of delay for each wrong attempt by anyone in that time, and the maximum.
 SLOWER, SLOWEST = 0.02, 1.0
-#: As many addresses are remembered at most.
+#: The maximum number of addresses remembered.
 ADDRESSES = 10_000
 
 
 class Door:
     """A name and a password, or a key alone; and the sessions of those who gave them.
 
-    Sessions are signed by a key that is made of the secret: all processes that know the secret
-    know each other's sessions, and a new secret ends them all.
+    Sessions are signed with a key derived from the secret: all processes with the same secret
+    accept each other's sessions, and a new secret ends them all.
 
     Parameters:
       secret: The password, or the key.
-      name: Who signs in by the password; None for a key.
+      name: The user's name; None for a key.
     """
 
     def __init__(self, secret: str, *, name: str | None = None) -> None:
@@ -45,18 +45,18 @@ class Door:
             secret.encode(), salt=f"joblog {name or ''}".encode(), n=2**14, r=8, p=1
         )
         self._serializer = URLSafeTimedSerializer(signing, salt="joblog session")
-        # Cookies of one host are shared by all its ports: two pages must not end each other's.
+        # Cookies are shared by all ports of a host: two dashboards must not overwrite each other's.
         self.cookie = f"joblog_session_{hashlib.sha256(signing).hexdigest()[:8]}"
         self._ended: dict[str, float] = {}
         self._guard = threading.Lock()
 
     @property
     def by_key(self) -> bool:
-        """Whether it asks for a key, and for no name."""
+        """Whether it asks for a key without a name."""
         return self.name is None
 
     def opens(self, name: str, secret: str) -> bool:
-        """Return whether these are the name and the secret, in the same time if not."""
+        """Return whether the name and the secret are right, in constant time."""
         right = hmac.compare_digest(secret.encode(), self._secret.encode())
         if self.name is not None:
             right &= hmac.compare_digest(name.encode(), self.name.encode())
@@ -68,11 +68,11 @@ class Door:
         return value if isinstance(value, str) else value.decode()
 
     def knows(self, session: str) -> bool:
-        """Return whether a cookie is that of a session that goes on."""
+        """Return whether a cookie is that of a valid session."""
         return (name := self._read(session)) is not None and name not in self._ended
 
     def end(self, session: str) -> None:
-        """End a session before its time, in this process."""
+        """End a session early, in this process."""
         name = self._read(session)
         if name is None:
             return
@@ -92,9 +92,9 @@ class Door:
 
 
 class Attempts:
-    """Wrong names, passwords and keys: counted by address, and slower for all the more there are.
+    """Counts wrong attempts by address, and delays all responses the more there are.
 
-    Nobody is locked out by what others do from elsewhere.
+    No one is locked out by attempts from other addresses.
     """
 
     def __init__(self) -> None:
@@ -103,11 +103,11 @@ class Attempts:
         self._guard = threading.Lock()
 
     def begin(self, address: str, *, is_shared: bool = False) -> bool:
-        """Count a try as a wrong one, until it is taken back; return whether it may be made.
+        """Count an attempt as wrong until it is taken back; return whether it is allowed.
 
         Parameters:
-          address: Where it comes from.
-          is_shared: Whether anybody may come from there: then none of them is stopped.
+          address: The address that it comes from.
+          is_shared: Whether many users may share the address; then it is never blocked.
         """
         now = time.monotonic()
         with self._guard:
@@ -123,7 +123,7 @@ class Attempts:
             return True
 
     def take_back(self, address: str) -> None:
-        """Count a try no longer: it was right."""
+        """Take back an attempt that was right."""
         with self._guard:
             for tries in (self._by_address.get(address), self._all):
                 if tries:
@@ -131,17 +131,16 @@ class Attempts:
 
     @property
     def delay(self) -> float:
-        """The seconds to wait before the next answer, whatever it is."""
+        """Seconds to delay the next response, right or wrong."""
         with self._guard:
             _forget_old(self._all)
             return min(SLOWEST, SLOWER * len(self._all))
 
 
 def address_of(request: Request) -> str:
-    """Return where a request came from, as far as that can be known.
+    """Return the address that a request came from, as far as known.
 
-    A proxy on this machine says it last in X-Forwarded-For; what others say of themselves is
-    worth nothing.
+    A proxy on this machine appends it to X-Forwarded-For; earlier entries are not trustworthy.
     """
     if request.client is None:
         return "unknown"
@@ -153,9 +152,9 @@ def address_of(request: Request) -> str:
 
 
 def is_shared(request: Request) -> bool:
-    """Return whether all who come through a proxy of this machine come from the same address.
+    """Return whether all requests through a proxy on this machine have the same address.
 
-    A proxy that says nothing of itself, or speaks through a socket of Unix, is such a one.
+    That is so if the proxy adds no header, or connects through a Unix socket.
     """
     client = request.client
     known = client is not None and not _is_loopback(client.host)

@@ -1,8 +1,7 @@
-"""``export()``: the page as static files, with the log as it is now, which open without a server.
+"""``export()``: the dashboard as static files, with the current state of the log.
 
-The page itself is asked, link by link, and no server is needed for that.  It is mounted below a
-path that nobody could guess, so that what begins with that path is one of its links and no text
-of a job's.
+The dashboard is called in-process, link by link.  It is mounted under a random path, so that every
+text with that prefix is one of its links, and not data of a job.
 """
 
 from __future__ import annotations
@@ -31,26 +30,26 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.joblog import JobLog
 
-#: Pages of an export, unless others are asked for; those that fewest clicks lead to come first.
+#: The default number of pages, nearest to the first page first.
 DEFAULT_PAGES = 500
-#: The page in place of those that are not in it: those that act, and those beyond that number.
+#: The page that replaces pages not exported: actions, and those beyond the limit.
 MISSING = "not-here.html"
-#: What a copy cannot do.
+#: Paths that do not work in an export.
 _ACTS = re.compile(r"/(?:complete|confirm|do|live|login|logout|zone)(?:[/?]|$)")
 _OF_A_JOB = re.compile(r"/jobs/[^?]")
-#: Kinds of files that are named as they are.
+#: File types that keep their suffix.
 _KINDS = {".css", ".js", ".json", ".svg"}
-#: Characters of a file's name, without what makes it one of its own.
+#: The maximum length of a file name, without the suffix that makes it unique.
 _LONGEST = 80
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote."""
+    """The result of an export."""
 
-    #: Where it begins.
+    #: The first page.
     index: Path
-    #: How many files there are, and how many links lead to a page that is not among them.
+    #: The number of files, and the number of links to pages that were not exported.
     files: int
     missing: int
 
@@ -64,7 +63,7 @@ def export(
     time_zone: str = "UTC",
     title: str = "joblog",
 ) -> Exported:
-    """Write the page as static files, with the current state of the log.
+    """Write the dashboard as static files, with the current state of the log.
 
     Open ``index.html`` in a browser, or serve the files under any path.  They have no actions and
     no search.  They show everything that the level ``"read-only"`` shows, including arguments.
@@ -73,13 +72,13 @@ def export(
       joblog: The log.
       folder: The folder to create; if it exists, it must be empty.
       pages: Write at most this many pages, following links from the first.
-      environment: A word beside the title, as ``"production"``.
-      time_zone: The zone that times are shown in, as ``"Europe/Berlin"``.
-      title: The name of the page.
+      environment: A label next to the title, such as ``"production"``.
+      time_zone: The time zone for display, such as ``"Europe/Berlin"``.
+      title: The title of the dashboard.
 
     Raises:
-      ConfigurationError: If the folder is not empty, or a value makes no sense.
-      DatabaseAwayError: If the database is unavailable, or becomes so meanwhile.
+      ConfigurationError: If the folder is not empty, or a value is invalid.
+      DatabaseAwayError: If the database is or becomes unavailable.
     """
     if isinstance(pages, bool) or not isinstance(pages, int) or pages < 1:
         raise ConfigurationError(f"pages={pages!r} must be a whole number, at least 1")
@@ -94,14 +93,14 @@ def export(
 
 
 class _Copy:
-    """One copy of the page."""
+    """One export of the dashboard."""
 
     def __init__(self, page: Starlette, folder: Path, pages: int) -> None:
         self._root = f"/{secrets.token_hex(16)}"
         self._site = Starlette(routes=[Mount(self._root, page)])
         self._folder = folder
         self._pages = pages
-        #: The names of files, by their links.
+        #: The names of files, by link.
         self._names: dict[str, str] = {}
         self._to_do: deque[str] = deque()
         self._missing: set[str] = set()
@@ -117,10 +116,10 @@ class _Copy:
         return Exported(index, len(self._names) + 1, len(self._missing))
 
     async def _ask(self, link: str) -> bytes:
-        """Return what stands behind a link, with links to files."""
+        """Return the content of a link, with its links replaced by file names."""
         status, kind, content = await _get(self._site, self._root, link)
         if status >= 500:
-            # A copy that shows an error in place of a page is none.
+            # An export must not contain an error in place of a page.
             raise DatabaseAwayError(
                 f"the page {link} could not be copied, as the log did not answer in time: look at "
                 "what else the database does, and copy again into a new folder"
@@ -132,14 +131,14 @@ class _Copy:
     def _rewritten(self, found: re.Match[str]) -> str:
         link, hash_, fragment = html.unescape(found["to"]).partition("#")
         if _OF_A_JOB.match(link):
-            # From whatever list one comes to it: it is the same job.
+            # The query only names the list that the job was opened from.
             link = link.partition("?")[0]
-        # What a form asks for is not known before somebody has filled it in.
+        # The target of a form depends on its values.
         name = MISSING if found["what"] == "action" else self._name(link or "/")
         return f'{found["what"]}="{html.escape(name + hash_ + fragment)}"'
 
     def _name(self, link: str) -> str:
-        """Return the name of the file behind a link, which is asked for if that is new."""
+        """Return the file name of a link, and queue the link if it is new."""
         if link not in self._names:
             is_asset = link.startswith("/static/")
             if _ACTS.match(link) or (not is_asset and len(self._names) >= self._pages):
@@ -151,7 +150,7 @@ class _Copy:
 
 
 def name_of(link: str, taken: Iterable[str] = ()) -> str:
-    """Return the name of a file for a link, readable where that can be.
+    """Return the file name for a link, readable if possible.
 
     Example:
       >>> name_of("/"), name_of("/jobs/b3c1"), name_of("/metrics")
@@ -159,7 +158,7 @@ def name_of(link: str, taken: Iterable[str] = ()) -> str:
 
     Parameters:
       link: The link, with its query.
-      taken: Names of other files; one that differs in its case alone is the same on some disks.
+      taken: Names of other files; some file systems ignore case.
     """
     path, _, query = link.partition("?")
     whole = PurePosixPath(unquote(path).strip("/") or "index")
@@ -173,7 +172,7 @@ def name_of(link: str, taken: Iterable[str] = ()) -> str:
 
 
 async def _get(site: Starlette, root: str, link: str) -> tuple[int, str, bytes]:
-    """Return the status, the kind and the content of what an application answers."""
+    """Return the status, content type and body of an application's response."""
     path, _, query = link.partition("?")
     scope = {
         "type": "http",

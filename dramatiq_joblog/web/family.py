@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
-#: Jobs of a family that are looked at, and single ones that a group shows when it is unfolded.
+#: The maximum number of jobs of a family, and of those that an expanded group shows.
 MOST, _SHOWN = 500, 8
-#: Lanes of a group, and the height of each.
+#: The maximum number of lanes of a group, and the height of each.
 _MOST_LANES, _LANE = 14, 8
-#: The least that a bar is wide, in percent of the axis.
+#: The minimum width of a bar, in percent of the axis.
 _LEAST = 0.35
 _MS = timedelta(milliseconds=1)
-#: The order in which states are counted: what needs someone first.
+#: The order of states: those that need attention first.
 _ORDER = (
     *(State.DEAD, State.LOST, State.RETRYING, State.STARTED, State.WAITING),
     *(State.ENQUEUED, State.DELAYED, State.SKIPPED, State.FINISHED),
@@ -35,7 +35,7 @@ _ORDER = (
 
 @dataclass
 class Row:
-    """One job, or the jobs of one name, on the axis."""
+    """One job, or a group of jobs with the same name, on the axis."""
 
     name: str
     note: str
@@ -43,12 +43,12 @@ class Row:
     height: int
     bars: list[dict[str, Any]]
     duration: float
-    #: How many; 0 for a single job.
+    #: The number of jobs; 0 for a single job.
     count: int = 0
     jid: str = ""
     state: str = ""
     is_here: bool = False
-    #: The single jobs below it that matter, and how many others there are.
+    #: The important single jobs in it, and the number of others.
     leaves: list[Row] = field(default_factory=list)
     more: int = 0
     words: str = ""
@@ -58,15 +58,15 @@ class Family:
     """The relatives of a job, as its page draws them.
 
     Parameters:
-      found: The job whose page it is.
-      rows: It and its relatives, oldest first.
-      now: Where what goes on is cut off.
+      found: The job of the page.
+      rows: The job and its relatives, oldest first.
+      now: The end of unfinished jobs on the axis.
     """
 
     def __init__(self, found: Any, rows: Sequence[Any], now: datetime) -> None:
         self._found = found
         self._now = now
-        # A run again is another life: it stands in the history.
+        # A job run again is a different family, linked in the history.
         root_jid = found.root_jid or found.jid
         self._rows = [r for r in rows if root_jid in {r.jid, r.root_jid}]
         self._by_jid = {row.jid: row for row in self._rows}
@@ -83,7 +83,7 @@ class Family:
         self.path = self._path()
 
     def descendants(self) -> list[Any]:
-        """Return all that the job of the page led to."""
+        """Return all jobs sent from the job of the page, directly or indirectly."""
         found, todo = [], [self._found.jid]
         seen = set(todo)
         while todo:
@@ -95,7 +95,7 @@ class Family:
         return found
 
     def dead(self) -> list[Any]:
-        """Return the dead among them that nobody has run again or dismissed."""
+        """Return the dead jobs among them that were neither run again nor dismissed."""
         return [
             row
             for row in self.descendants()
@@ -142,7 +142,7 @@ class Family:
         return path[::-1]
 
     def _cells(self, states: Counter[Any]) -> list[tuple[str, float, float, int]]:
-        """Return the shares of the states: state, place and width in percent, and how many."""
+        """Return the shares of states: state, position and width in percent, and number."""
         total, at, cells = max(1, sum(states.values())), 0.0, []
         for state in reversed(_ORDER):
             if states[state]:
@@ -197,7 +197,7 @@ class Family:
         )
 
     def _packed(self, rows: Iterable[Any]) -> tuple[list[dict[str, Any]], int]:
-        """Draw jobs in lanes, each in the first that is free."""
+        """Draw jobs in lanes, each in the first free lane."""
         ends: list[float] = []
         bars = []
         rows = sorted(rows, key=sent_at)

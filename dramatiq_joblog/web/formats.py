@@ -20,44 +20,44 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.reading.search import Term
 
-# Two words of one figure stay on one line.
+# No line break between a number and its unit.
 _NO_BREAK = str.maketrans(" ", "\u00a0")
 
 
 def text(value: Any) -> Any:
-    """Return a value as the templates show it: what could not be seen in a text is an escape."""
+    """Return a value for display, with invisible characters escaped."""
     return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def as_is(value: Any) -> Markup:
-    """Write a value that comes back to the server, which must know it again."""
+    """Return a value unescaped, because it is sent back to the server."""
     return escape(value)
 
 
 def count(value: int) -> str:
-    """Write a number that may be capped: ``10 000+``."""
+    """Format a number that may be capped: ``10 000+``."""
     return number(value, capped=getattr(value, "capped", False))
 
 
 def duration(milliseconds: float | None) -> Markup:
-    """Write a duration so that the digits of a column end on one line."""
+    """Format a duration so that the digits of a column are aligned."""
     if milliseconds is None:
         return Markup('<span class="dim">&ndash;</span><span class="u"></span>')
     return Markup('{}<span class="u">{}</span>').format(*display.split_duration(milliseconds))
 
 
 def plain_duration(milliseconds: float | None) -> str:
-    """Write a duration in running text."""
+    """Format a duration for running text."""
     return "\u2013" if milliseconds is None else "\u00a0".join(display.split_duration(milliseconds))
 
 
 def rough(milliseconds: float) -> str:
-    """Write an age in one figure: ``41 s``, ``8 min``, ``30 h``, ``2 d``."""
+    """Format an age as one number: ``41 s``, ``8 min``, ``30 h``, ``2 d``."""
     return display.rough(milliseconds).translate(_NO_BREAK)
 
 
 def ago(instant: datetime | None, now: datetime) -> Markup:
-    """Write an instant relative to *now*, with the exact one beside it."""
+    """Format an instant relative to *now*, with the exact one as its title."""
     if instant is None:
         return Markup('<span class="dim">&ndash;</span>')
     return Markup('<time datetime="{}" data-at="{}" title="{}">{}</time>').format(
@@ -69,7 +69,7 @@ def ago(instant: datetime | None, now: datetime) -> Markup:
 
 
 def clock(instant: datetime, zone: tzinfo) -> Markup:
-    """Write the time of the day in a zone, with the exact instant beside it."""
+    """Format the time of day in a zone, with the exact instant as its title."""
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
         instant.isoformat(timespec="milliseconds"),
         exact(instant),
@@ -81,7 +81,7 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
 
 
 def brief(value: Any) -> str:
-    """Return enough of an id to know it: eight characters of a UUID, any other whole.
+    """Return a short form of an id: eight characters of a UUID, any other unchanged.
 
     Example:
       >>> brief("5c78f8cd-3373-45b7-8576-3f6a5bce5af1"), brief("anna@example.org"), brief(7)
@@ -92,7 +92,7 @@ def brief(value: Any) -> str:
 
 
 def percent(share: float) -> str:
-    """Write a share of 1 in percent: ``10.9 %``."""
+    """Format a share of 1 in percent: ``10.9 %``."""
     return display.percent(share).translate(_NO_BREAK)
 
 
@@ -102,12 +102,12 @@ def short(jid: str) -> str:
 
 
 def spaced(span: str) -> str:
-    """Write ``24h`` as ``24 h``."""
+    """Format ``24h`` as ``24 h``."""
     return re.sub(r"(\d)([a-z])", "\\1\u00a0\\2", span)
 
 
 def argument(value: Any) -> Markup:
-    """Write an argument as Python would, and mark what was redacted."""
+    """Format an argument like Python's repr, and mark redacted values."""
     if value == REDACTED:
         return Markup('<span class="redact" title="It is kept from view">redacted</span>')
     if isinstance(value, dict):
@@ -123,7 +123,7 @@ _ERROR = re.compile(r"^([\w.]+)(: .*)?$")
 
 
 def traceback(whole: str) -> Markup:
-    """Mark the functions and the error in a traceback; all of it is text."""
+    """Highlight the functions and the error in a traceback; everything is escaped."""
     lines = []
     for line in visible(whole).rstrip().splitlines():
         if line == "Traceback (most recent call last):":
@@ -138,7 +138,7 @@ def traceback(whole: str) -> Markup:
 
 
 def spell(terms: Iterable[Term]) -> str:
-    """Write the words of a search as people type them."""
+    """Format the words of a search as users type them."""
     return " ".join(_spell(term) for term in terms)
 
 
@@ -157,7 +157,7 @@ _OF_PYTHON = re.compile(r"[/\\]lib[/\\]python[\d.]+[/\\]|^<frozen")
 
 @dataclass
 class Frame:
-    """One line of a traceback that was run, and the text that stands below it."""
+    """A frame of a traceback, and the source text below it."""
 
     file: str
     line: str
@@ -167,18 +167,18 @@ class Frame:
 
 @dataclass
 class Stretch:
-    """Some frames of one package that are shown or folded together, or a text between them."""
+    """Consecutive frames of one package, shown or folded together, or the text between such."""
 
     #: The package of a library; empty for the application's own code.
     package: str = ""
     frames: list[Frame] = field(default_factory=list)
-    #: A line that is not a frame: the class of the error, and what it says.
+    #: A line that is not a frame: the class and message of the error.
     error: str = ""
     text: str = ""
 
 
 def stretches(whole: str) -> list[Stretch]:
-    """Read a traceback as its own frames, those of libraries, and errors; all of it is text."""
+    """Split a traceback into frames of the application, frames of libraries, and errors."""
     found: list[Stretch] = []
     code: list[str] | None = None
     for line in visible(whole).rstrip().splitlines():
@@ -217,7 +217,7 @@ def _package(file: str) -> str:
 
 
 def capitalize_first(text: str) -> str:
-    """Return a text that begins a sentence; names in it stay as they are."""
+    """Capitalize the beginning of a sentence; names in it stay unchanged."""
     return text[:1].upper() + text[1:]
 
 

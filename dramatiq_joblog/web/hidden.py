@@ -1,7 +1,6 @@
-"""What someone may not see who may look without arguments: them, and all that may repeat them.
+"""What the level ``"without-arguments"`` hides: arguments, and everything that may repeat them.
 
-The text of an error, a traceback, a line of the log and the key of a section are often made of
-what a job was sent.
+Error messages, tracebacks, log lines and keys of sections often contain arguments.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ if TYPE_CHECKING:
     from dramatiq_joblog.admin.problem import Problem
     from dramatiq_joblog.reading.search import Term
 
-#: What stands in the place of a key.
+#: The placeholder for a key.
 HIDDEN = "hidden"
-#: What is not shown of a job, a run or a line; and of an alert, which may name keys.
+#: The hidden columns of jobs, runs and lines; and of alerts, which may name keys.
 _SECRET = frozenset({"args", "kwargs", "meta", "progress", "skip_reason", "text"})
 _SECRET |= frozenset({"error_message", "traceback"})
 _OF_ALERTS = frozenset({"search", "subjects", "summary"})
-#: What is not shown of a problem that somebody muted: which one it is, and why, may name keys.
+#: The hidden columns of a muted problem: its subject and the reason may name keys.
 _OF_MUTES = frozenset({"reason", "subject"})
-#: Words of a search whose values would be found out by asking.
+#: The search keys that would reveal hidden values.
 _ASKS = frozenset({None, "args", "lines", "section"})
 REFUSAL = (
     "You may not see the arguments of jobs, nor what can repeat them: args:, lines:, section: "
@@ -37,7 +36,7 @@ REFUSAL = (
 
 
 def without_arguments(row: Any) -> Any:
-    """Take from a row that was read what may not be seen, and return it; it is never saved."""
+    """Remove the hidden values from a row that was read, and return it; it is never saved."""
     if not isinstance(row, Model):
         return row
     names = _SECRET
@@ -54,25 +53,25 @@ def without_arguments(row: Any) -> Any:
 
 
 def as_dict(row: Any) -> dict[str, Any]:
-    """Return a row as data, with no word of what may not be seen."""
+    """Return a row as a dictionary, without the hidden values."""
     document: dict[str, Any] = without_arguments(row).as_dict()
     return {name: value for name, value in document.items() if name not in _SECRET}
 
 
 def without_keys(problem: Problem) -> Problem:
-    """Return a problem that names no section."""
+    """Return a problem without names of sections."""
     if problem.kind is not ProblemKind.SECTIONS:
         return problem
     return replace(problem, subject="", text=f"{problem.title}.")
 
 
 def asks_for_arguments(terms: Iterable[Term]) -> bool:
-    """Return whether some words of a search would find out what may not be seen."""
+    """Return whether words of a search would reveal hidden values."""
     return any(map(_asks, terms))
 
 
 def _asks(term: Term) -> bool:
     if term.key == "reason":
-        # That of a job which was skipped names the section that it did not come into.
+        # The reason of a skipped job names its section.
         return term.value not in {reason.value for reason in DeadReason}
     return term.key in _ASKS or (term.key or "").startswith("args.")

@@ -22,7 +22,7 @@ def history(
     family: Sequence[Any],
     deeds: Iterable[Any],
 ) -> list[tuple[datetime, str, Markup]]:
-    """Return all that happened to a job, oldest first: when, its shape, and what."""
+    """Return the events of a job, oldest first: time, shape and text."""
     return [
         (event.at, event.shape, Markup("").join(_part(visit, part) for part in event.parts))
         for event in story(found, failures, family, deeds)

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
     from .context import Visit
 
-#: Lines and actions that are shown at most.
+#: The maximum number of lines and actions shown.
 MOST_LINES, MOST_ACTIONS = 500, 50
 
 
 def job(visit: Visit) -> Response:
-    """Answer with one job."""
+    """Respond with one job."""
     found = visit.seen(_find(visit, visit.request.path_params["jid"]))
     log = visit.joblog
     failures = visit.rows("the failed runs", lambda: found.failures)
@@ -84,24 +84,24 @@ def job(visit: Visit) -> Response:
 
 
 def _find(visit: Visit, jid: str) -> Any:
-    """Return the job of a path, which may end with ``.json`` for its data."""
+    """Return the job of a path, which may end with ``.json``."""
     try:
         found = visit.joblog.get(jid)
     except JobNotFound:
         if not jid.endswith(".json"):
             raise
         return visit.joblog.get(jid.removesuffix(".json"))
-    # It may be the jid itself that ends so.
+    # The jid itself may end with it.
     visit.wants_json = visit.prefers_json
     return found
 
 
 def _family(visit: Visit, found: Any) -> list[Any]:
-    """Return the relatives of a job, and itself, oldest first."""
+    """Return a job and its relatives, oldest first."""
     log = visit.joblog
     row = log.Job
     root = found.root_jid or found.jid
-    # Not by one condition with OR, for which a database may walk all jobs in their order.
+    # Not one condition with OR, for which a database may scan all jobs in order.
     related = list(log.jobs.where(row.jid == root))
     related += list(log.jobs.where(row.root_jid == root).order_by(row.id).limit(MOST))
     replays = [jid for jid in (found.replay_of, found.replayed_by) if jid]
@@ -118,11 +118,11 @@ def _job_links(visit: Visit, found: Any) -> list[tuple[str, str]]:
     try:
         links = [(str(text), str(href)) for text, href in visit.site.job_links(found)]
     except Exception:  # noqa: BLE001
-        # The user's own: the page is there when something is broken.
+        # The user's callable failed; the page must still work.
         get_logger(__name__).exception("job_links failed on job %s", found.jid)
         visit.banners.append("The application's own links are missing: job_links failed.")
         return []
-    # A link that is a script would be the only way to run one here.
+    # Excludes javascript: links.
     return [(text, href) for text, href in links if href.startswith(("http:", "https:", "/"))]
 
 
@@ -255,7 +255,7 @@ def _sent_and_noted(visit: Visit, found: Any) -> dict[str, Any]:
 
 
 def _walk(visit: Visit, found: Any) -> dict[str, Any]:
-    """Return the list that one came from, and its jobs before and after this one."""
+    """Return the list that the job was opened from, and the previous and next job in it."""
     words = visit.query.get("q", "")
     nothing = {"list_words": None, "list_href": None, "newer": None, "older": None}
     if not words and "list" not in visit.query:
@@ -282,7 +282,7 @@ def _walk(visit: Visit, found: Any) -> dict[str, Any]:
 
 
 def _dead_below(relatives: Family, found: Any) -> dict[str, Any] | None:
-    """Return what is dead among all that a job led to: the newest of them, and how many."""
+    """Return the dead jobs among a job's descendants: the newest, and how many."""
     dead, all_ = relatives.dead(), relatives.descendants()
     if not dead:
         return None
@@ -301,7 +301,7 @@ def _dead_below(relatives: Family, found: Any) -> dict[str, Any] | None:
 
 
 def _button(found: Any, dead: Sequence[Any]) -> dict[str, Any]:
-    """Return which button is filled, and which stand beside it: what would work in its state."""
+    """Return the primary button, and the others, that work in the job's state."""
     again = "Run again" if found.state == State.DEAD else "Run this job again"
     return {
         "again": again if found.state in FINAL else None,

@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
     from .context import Visit
 
-#: The tabs in the order in which people are needed.
+#: The tabs, in order of urgency.
 _TABS = (
     *(State.DEAD, State.LOST, State.RETRYING, State.STARTED, State.WAITING),
     *(State.ENQUEUED, State.DELAYED, State.FINISHED, State.SKIPPED),
 )
-#: Of so many of the newest jobs the greatest are found.
+#: The number of newest jobs among which the list is sorted.
 SORTED = 2_000
-#: Milliseconds that a search may take to be counted: a page without figures is one too.
+#: Milliseconds for counting a search; without counts the page is still useful.
 COUNTING = 60
 
 
 def jobs(visit: Visit) -> Response:
-    """Answer with the jobs that match a search, newest first."""
+    """Respond with the jobs that match a search, newest first."""
     words = visit.query.get("q", "").strip()
     try:
         terms = search.parse(words)
@@ -58,7 +58,7 @@ def jobs(visit: Visit) -> Response:
             }
         )
     if len(found) == 1 and len(terms) == 1 and found[0].jid == words:
-        # A whole jid: there is nothing to choose from.
+        # A complete jid has only one match.
         return visit.to("job", jid=found[0].jid)
     known = {str(job.id) for job in found}
     watched = [n for n in visit.query.get("watch", "").split(",")[:200] if n.isdigit()]
@@ -83,7 +83,7 @@ def jobs(visit: Visit) -> Response:
 
 
 def _sort(visit: Visit) -> str:
-    """Return the column that the list is in the order of; empty for the newest first.
+    """Return the column by which the list is sorted; empty for newest first.
 
     Raises:
       SearchError: If it is no such column.
@@ -124,7 +124,7 @@ def _not_understood(visit: Visit, words: str, error: SearchError) -> Response:
 
 
 def _saved(visit: Visit, words: str) -> list[dict[str, Any]]:
-    """Return the saved searches, and which of them this one is."""
+    """Return the saved searches, and which of them is the current one."""
     found = visit.rows(None, lambda: visit.joblog.searches.limit(MOST))
     return [
         {
@@ -156,7 +156,7 @@ def _rows(visit: Visit, found: Iterable[Any]) -> list[JobRow]:
 
 
 def _counts(visit: Visit, terms: Sequence[search.Term]) -> dict[Any, Any]:
-    """Count by state what the other words of the search leave, if that does not take long."""
+    """Count the jobs of a search by state, ignoring its own state, if that is fast enough."""
     others = [term for term in terms if term.key != "state"]
     if not others:
         return visit.counts()
@@ -166,7 +166,7 @@ def _counts(visit: Visit, terms: Sequence[search.Term]) -> dict[Any, Any]:
     def count() -> dict[Any, Any]:
         return visit.part(None, lambda: visit.joblog.counts(query), {}, timeout=COUNTING)
 
-    # A search that cannot be counted is not tried again at every look.
+    # Do not retry a search that cannot be counted at every update.
     counts: dict[Any, Any] = visit.site.keep(f"counts {visit.zone} {words}", count, times=5)
     return counts
 
@@ -193,7 +193,7 @@ def _tabs(
 
 
 def _sum(counts: dict[Any, Any]) -> Any:
-    """Add up what was counted, as far as it goes."""
+    """Return the sum of counts, capped if any is."""
     if not counts:
         return None
     capped = any(getattr(count, "capped", False) for count in counts.values())
@@ -208,7 +208,7 @@ def _pager_text(shown: int, page: Any, visit: Visit) -> str:
         return f"{shown} jobs, greatest {column} first, of the newest {number(SORTED)}"
     text = f"{shown} job{'s' * (shown != 1)}, newest first"
     if page.looked_back_to is not None:
-        # No index answers this search: so far was looked for one page.
+        # The search has no index: report how far back this page looked.
         return (
             f"{text}, of those sent since {page.looked_back_to.astimezone(visit.zone):%d %b %H:%M}"
         )
@@ -219,7 +219,7 @@ def _pager_text(shown: int, page: Any, visit: Visit) -> str:
 def _matching(
     words: str, terms: Sequence[search.Term], counts: dict[Any, Any]
 ) -> dict[str, str] | None:
-    """Return the offer to take all that match, where that is what a state holds."""
+    """Return the offer to select all matching jobs, if the search is for a single state."""
     chosen = [term.value for term in terms if term.key == "state" and not term.negated]
     if len(chosen) != 1 or chosen[0] not in {str(state) for state in (*FINAL, *CANCELLABLE)}:
         return None
@@ -231,7 +231,7 @@ def _matching(
 
 
 def complete(visit: Visit) -> Response:
-    """Answer how a word of a search may go on."""
+    """Respond with completions of a word of a search."""
     key, _, prefix = visit.query.get("word", "").partition(":")
     found: list[tuple[str, Any]] = []
     if not _ and key.lower().startswith("args."):

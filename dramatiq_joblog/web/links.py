@@ -1,4 +1,4 @@
-"""Links from the mount point, wherever that is, and never to another site."""
+"""Links relative to the mount point, and never to another site."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ _PATHS = {
 
 
 class Links:
-    """Makes the links of one answer.
+    """Makes the links of one response.
 
     Parameters:
-      request: What is answered.
+      request: The request.
       version: The version of the assets.
     """
 
     def __init__(self, request: Request, version: str) -> None:
         root: str = request.scope.get("root_path", "").rstrip("/")
-        #: What stands before every path, as addresses have it, without a slash at its end.
+        #: The URL prefix of every path, without a trailing slash.
         self.root = quote(root)
         self._version = version
         path: str = request.scope["path"]
-        #: The path of this page, from the mount point.
+        #: The path of this page, relative to the mount point.
         self.path = path.removeprefix(root) or "/"
         self._query = dict(request.query_params)
 
     def __call__(self, name: str, /, **values: Any) -> str:
-        """Return the link to a page; values that its path has no place for are its query."""
+        """Return the link to a page; values that are not in its path become the query."""
         path = _PATHS[name]
         query = []
         for key, value in {"version": self._version, **values}.items():
@@ -68,7 +68,7 @@ class Links:
         return self.root + path + ("?" + urlencode(query) if query else "")
 
     def to_type(self, name: str, **values: Any) -> str:
-        """Return the link to the page of a job type, or of an actor without one."""
+        """Return the link to the page of a job type, or of an actor without a type."""
         return self._of("type", "name", name) or self("jobs", q=word("type", name), **values)
 
     def to_user(self, user: Any, **values: Any) -> str:
@@ -80,27 +80,27 @@ class Links:
         return self._of("queue", "name", name) or self("jobs", q=word("queue", name))
 
     def _of(self, page: str, place: str, text: str) -> str | None:
-        # A browser takes these for a way up, however they are written.
+        # Browsers resolve these as relative paths, even if they are escaped.
         return None if text in {"", ".", ".."} else self(page, **{place: text})
 
     def here(self, **changes: Any) -> str:
-        """Return the link to this page with another query; None takes a value away."""
+        """Return the link to this page with a changed query; None removes a value."""
         query = {k: v for k, v in (self._query | changes).items() if v not in {None, ""}}
         for own in ("done", "key", "n", "not", "rest", "then", "theme", "watch"):
             query.pop(own, None)
         path = self.root + quote(self.path)
         if path.startswith("//"):
-            # A browser takes that for another host.
+            # Browsers treat a leading // as another host.
             path = "/" + path.lstrip("/")
         return path + ("?" + urlencode(query) if query else "")
 
     @property
     def back(self) -> str:
-        """The link to come back to this page."""
+        """The link back to this page."""
         return self.here()
 
     def local(self, target: str) -> str:
-        """Return *target* if it is a page of ours, else the first page."""
+        """Return *target* if it is a page of this dashboard, else the first page."""
         begins = target.startswith(self.root + "/")
         if not begins or target.startswith("//") or "\\" in target or not target.isprintable():
             return self("overview")

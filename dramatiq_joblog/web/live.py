@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
     from .context import Visit
 
-#: Workers that are shown at most, and hours that one which ended is.
+#: The maximum number of workers shown, and the hours for which ended ones are shown.
 MOST_WORKERS, SHOWN_ENDED = 100, 1
-#: Waiting jobs that are looked at for keys that are free.
+#: The number of waiting jobs that are checked for free keys.
 LOOKED_AT = 500
 
 
 def locks(visit: Visit) -> Response:
-    """Answer with the keys that are held, and who waits for them."""
+    """Respond with the held keys, and the jobs that wait for them."""
     log = visit.joblog
     none: list[Any] = []
-    # With their keys, which lead to those who wait.
+    # With real keys, which are needed to find the waiters.
     held = visit.part("the locks", lambda: list(log.locks.limit(PER_PAGE * 2)), none)
     owners = [lock.owner for lock in held]
     found = visit.rows("the holders", lambda: log.jobs.where(log.Job.jid.in_(owners)))
@@ -54,7 +54,7 @@ def locks(visit: Visit) -> Response:
         return visit.json(
             {"locks": rows_, "free": waits, "limits": [each.as_dict() for each in limits]}
         )
-    # The slots of one key stand together, where the first of them was taken.
+    # The slots of a key are grouped at the position of the first one.
     first = {lock.key: lock.acquired_at for lock in reversed(held)}
     held.sort(key=lambda lock: (first[lock.key], lock.key, lock.slot))
     seen: set[str] = set()
@@ -82,16 +82,16 @@ def locks(visit: Visit) -> Response:
 
 @dataclass(frozen=True)
 class Line:
-    """The jobs that wait for a key that nobody holds: no thread is free, or none may start."""
+    """The jobs that wait for a free key: no thread is free, or none may start."""
 
     key: str
-    #: The one that is next comes first.
+    #: In order, the next one first.
     jobs: list[Any]
     since: datetime
 
 
 def _waiting_for(visit: Visit) -> list[str]:
-    """Return the keys that jobs wait for, that of the oldest job first."""
+    """Return the keys that jobs wait for, in order of the oldest job."""
     job = visit.joblog.Job
     oldest = (
         visit.joblog.jobs.in_state(State.WAITING)
@@ -109,7 +109,7 @@ def _line_of(key: str, jobs: list[Any]) -> Line:
 
 
 def workers(visit: Visit) -> Response:
-    """Answer with the worker processes that live, and those that went away lately."""
+    """Respond with the worker processes that are alive, and those that ended recently."""
     log = visit.joblog
     since = visit.now - timedelta(hours=SHOWN_ENDED)
     lately = (log.Worker.heartbeat_at >= since) | log.Worker.ended_at.is_null()

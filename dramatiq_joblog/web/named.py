@@ -1,4 +1,4 @@
-"""The arguments of a job by the names that its actor gives them."""
+"""The arguments of a job, by the actor's parameter names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_
 
 
 def arguments_of(found: Any, signature: inspect.Signature | None) -> dict[str, Any]:
-    """Return arguments by the names that the actor gives them, its defaults at the end."""
+    """Return arguments by parameter name, with the actor's defaults last."""
     args = found.args if isinstance(found.args, list) else []
     kwargs = found.kwargs if isinstance(found.kwargs, dict) else {}
     names = (

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from .periods import Period
     from .unusual import Past
 
-#: Job types that stand here; the others have a page.
+#: The maximum number of job types shown here; all are on their own page.
 MOST_TYPES = 8
-#: So many jobs are looked through for one fact about them.
+#: The maximum number of jobs that are scanned for a fact about them.
 FEW = 5_000
 
-#: What the states mean, for those who see the page for the first time.
+#: What the states mean, for new users.
 MEANINGS = (
     ("enqueued", "the broker has it, nothing has run"),
     ("delayed", "the broker holds it back until its time"),
@@ -48,7 +48,7 @@ MEANINGS = (
 
 
 def overview(visit: Visit) -> Response:
-    """Answer with how it goes: now, and over a time."""
+    """Respond with the current state, and with charts of a period."""
     period = period_of(visit)
     log = visit.joblog
     found = past(visit, period)
@@ -141,14 +141,14 @@ def _cells(visit: Visit, oldest: Sequence[Any], stats: Any, period: Period) -> l
 
 
 def _notes(visit: Visit, oldest: Sequence[Any], counts: dict[Any, Any]) -> dict[Any, str]:
-    """Return one useful fact on each state that jobs are in now."""
+    """Return a useful fact about each state that jobs are in."""
     log = visit.joblog
     notes = {}
     first = next((job for job in oldest if job.state == State.ENQUEUED), None)
     if first is not None:
         notes[State.ENQUEUED] = f"oldest {_age(first, visit.now)}"
     for state in (State.DELAYED, State.RETRYING):
-        # Without an index on when they are due: only where they are few.
+        # There is no index on the due time, so only if there are few jobs.
         if 0 < counts.get(state, 0) < FEW:
             due = log.jobs.in_state(state).order_by(log.Job.eta).limit(1)
             following = visit.rows(None, due.iterator)

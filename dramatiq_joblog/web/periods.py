@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
     from .context import Visit
 
-#: How many times two seconds what is drawn of a range may be old: a bar is a step wide.
+#: How long the chart of a range may be cached, in units of two seconds.
 KEPT = {"1h": 1, "3h": 3, "24h": 10}
-#: Days that a picked time is long at most.
+#: The maximum length of a selected period, in days.
 LONGEST = 400
-#: Milliseconds of a week, with which everything is compared.
+#: Milliseconds of a week; everything is compared with a week before.
 WEEK = 604_800_000
 _MS = timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True)
 class Period:
-    """A time that is looked at."""
+    """A period of a page."""
 
-    #: One of the ranges; empty for a time that was picked.
+    #: The name of a range; empty for a selected period.
     name: str
     since: datetime
     #: Its end; None for now.
     until: datetime | None
-    #: Where it is cut off if it goes on.
+    #: The current time, which is the end if *until* is None.
     now: datetime
-    #: How it is called in a text.
+    #: Its name in a sentence.
     text: str
 
     @property
@@ -48,12 +48,12 @@ class Period:
 
     @property
     def length(self) -> int:
-        """Milliseconds that it is long."""
+        """Its length, in milliseconds."""
         return round((self.end - self.since) / _MS)
 
     @property
     def key(self) -> str:
-        """What it is kept under."""
+        """Its key in the cache."""
         if self.name:
             return self.name
         end = "" if self.until is None else to_millis(self.until)
@@ -61,21 +61,21 @@ class Period:
 
     @property
     def times(self) -> int:
-        """How many times two seconds what is drawn of it may be old."""
+        """How long its chart may be cached, in units of two seconds."""
         return KEPT.get(self.name, 30)
 
     @property
     def words(self) -> str:
-        """The word of a search for what ended in it."""
+        """The search for the jobs that ended in it."""
         return f"ended:{self.name}" if self.name else within(self.since, self.until)
 
     def ago(self, milliseconds: int) -> tuple[datetime, datetime]:
-        """Return the same time so long before."""
+        """Return the same period, shifted back by *milliseconds*."""
         back = milliseconds * _MS
         return self.since - back, self.end - back
 
     def query(self, *, whole: bool = False) -> dict[str, Any]:
-        """Return what stands in an address for it: nothing for the usual one, unless *whole*."""
+        """Return its URL query; empty for the default range, unless *whole*."""
         if self.name:
             return {"range": None if self.name == DEFAULT_RANGE and not whole else self.name}
         until = None if self.until is None else _iso(self.until)
@@ -83,19 +83,19 @@ class Period:
 
 
 def period_of(visit: Visit) -> Period:
-    """Return the time that is asked for: ``since`` and ``until``, or one of the ranges.
+    """Return the requested period: ``since`` and ``until``, or a range.
 
     Raises:
-      SearchError: If it is none.
+      SearchError: If it is invalid.
     """
     return period_in(visit, visit.query)
 
 
 def period_in(visit: Visit, given: Mapping[str, Any]) -> Period:
-    """Return the time that an address or a form names.
+    """Return the period that a URL or a form names.
 
     Raises:
-      SearchError: If it is none.
+      SearchError: If it is invalid.
     """
     since, until = str(given.get("since", "")), str(given.get("until", ""))
     if not since and not until:
@@ -113,7 +113,7 @@ def period_in(visit: Visit, given: Mapping[str, Any]) -> Period:
 
 
 def moment(begin: datetime, end: datetime, zone: Any) -> str:
-    """Write a time as from one instant to another, in a zone."""
+    """Format a period from one instant to another, in a zone."""
     begin, end = begin.astimezone(zone), end.astimezone(zone)
     if begin.date() == end.date():
         return f"{begin:%d %b %H:%M} to {end:%H:%M}"
@@ -121,7 +121,7 @@ def moment(begin: datetime, end: datetime, zone: Any) -> str:
 
 
 def within(begin: datetime, end: datetime | None) -> str:
-    """Return the word of a search for what ended from one instant to another."""
+    """Return the search for jobs that ended between two instants."""
     return f"ended:{_iso(begin)}..{'' if end is None else _iso(end)}"
 
 

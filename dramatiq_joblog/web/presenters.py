@@ -1,4 +1,4 @@
-"""The lines of lists of jobs, locks and workers."""
+"""The rows of lists of jobs, locks and workers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .formats import plain_duration, rough
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-#: At most so many waiters, jobs and threads are drawn in one row.
+#: The maximum number of waiters, jobs and threads shown in one row.
 _DRAWN = 3
 _SLOTS = 16
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job stands in the line for its section: 1 is next."""
+    """A job's queue position for its section: 1 is next."""
 
     number: int
     jid: str
@@ -35,9 +35,9 @@ class JobRow:
 
     Parameters:
       job: The row of the log.
-      now: The time that everything on the page is counted from.
-      place: Where it stands in line, if it waits and that is known.
-      seen: Whether who looks may see what jobs report of themselves.
+      now: The time that ages on the page are relative to.
+      place: Its queue position, if it waits and the position is known.
+      seen: Whether the visitor may see what jobs report about themselves.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class JobRow:
 
     @property
     def user(self) -> Any:
-        """Whom it works for."""
+        """The user that it works for."""
         return user_of(self._job)
 
     @property
@@ -76,13 +76,13 @@ class JobRow:
 
     @property
     def running_since(self) -> int | None:
-        """Since when it runs, in milliseconds since 1970; None if it does not."""
+        """Since when it runs, in milliseconds since 1970; None if it does not run."""
         running = self._job.state == State.STARTED and self._job.started_at is not None
         return to_millis(self._job.started_at) if running else None
 
     @property
     def duration(self) -> float | None:
-        """How long it runs, or its last run took, in milliseconds."""
+        """How long it has run, or its last run took, in milliseconds."""
         if self.running_since is not None:
             return max(0, to_millis(self._now) - self.running_since)
         duration: int | None = self._job.duration
@@ -103,7 +103,7 @@ class JobRow:
 
     @property
     def share(self) -> int | None:
-        """How much of it is done, in percent, if it runs and reported so."""
+        """Its progress in percent, if it runs and has reported it."""
         return share_of(self._progress) if self._job.state == State.STARTED else None
 
     @property
@@ -113,13 +113,13 @@ class JobRow:
 
     @property
     def why(self) -> str:
-        """One short reason for being where it is."""
+        """A short reason for its state."""
         reason = getattr(self, f"_why_{self.state}", None)
         return reason() if reason is not None else ""
 
     @property
     def said(self) -> tuple[str, str]:
-        """The reason in words: the error's class, if it is one, and the rest."""
+        """The reason in words: the error's class, if any, and the rest."""
         job = self._job
         message = _first_line(self.error_message)
         if job.state == State.DEAD and self.error_type:
@@ -184,7 +184,7 @@ class JobRow:
         dismissed = "dismissed, " if self._job.dismissed_at is not None else ""
         reason = str(self._job.dead_reason or "").replace("_", " ")
         if reason == DeadReason.CANCELLED and self.error_type:
-            # What it died of is not its last error.
+            # The reason of death is not its last error.
             return f"{dismissed}{reason}, {self.error_type}"
         return dismissed + (self.error_type or reason)
 
@@ -201,19 +201,19 @@ class JobRow:
 
 
 def _first_line(text: str | None) -> str:
-    """Return the first line of a text, cut where nobody reads on."""
+    """Return the first line of a text, shortened."""
     line = (text or "").strip().partition("\n")[0]
     return line if len(line) <= 300 else f"{line[:300]}\u2026"
 
 
 def user_of(job: Any) -> Any:
-    """Return the id of the user that a job works for, or None, without asking for the user."""
+    """Return the id of a job's user, or None, without a query for the user."""
     field: Any = user_field(type(job))
     return getattr(job, field.object_id_name if hasattr(field, "rel_field") else field.name)
 
 
 def share_of(progress: Any) -> int | None:
-    """Return how much is done, in percent; None if that is not reported."""
+    """Return the progress in percent; None if it is not reported."""
     if not isinstance(progress, dict):
         return None
     done, total = progress.get("done"), progress.get("total")
@@ -223,7 +223,7 @@ def share_of(progress: Any) -> int | None:
 
 
 def ordinal(number: int) -> str:
-    """Write a place in a line.
+    """Format a queue position.
 
     Example:
       >>> [ordinal(n) for n in (1, 2, 3, 4, 11, 22)]
@@ -235,15 +235,15 @@ def ordinal(number: int) -> str:
 
 
 class LockRow:
-    """A key that is held, as the list of locks shows it.
+    """A held key, as the list of locks shows it.
 
     Parameters:
       lock: The row of the log.
       job: The job that holds it; None if a lock by hand does.
-      waiters: The jobs that wait for it, in order; None for a further slot of the same key.
-      slots: How many slots of the key are held.
-      now: The time that everything on the page is counted from.
-      key: The key as it may be seen.
+      waiters: The jobs that wait for it, in order; None for further slots of the same key.
+      slots: The number of held slots of the key.
+      now: The time that ages on the page are relative to.
+      key: The key, or a placeholder if it is hidden.
     """
 
     def __init__(
@@ -279,7 +279,7 @@ class LockRow:
 
 
 class _Waiter:
-    """One job in a line."""
+    """A waiting job."""
 
     def __init__(self, job: Any, now: datetime) -> None:
         self.jid: str = job.jid
@@ -288,7 +288,7 @@ class _Waiter:
 
 
 def _place_of(lock: Any, job: Any, now: datetime) -> str:
-    """Say where the holder is."""
+    """Return a text with where the holder is."""
     if job is None:
         return str(lock.owner)
     if job.state == State.RETRYING and job.eta is not None:
@@ -314,7 +314,7 @@ class WorkerRow:
         self.words = word("worker", f"{worker.host}:{worker.pid}")
         self.seen: datetime = worker.heartbeat_at
         self.threads: int = worker.threads
-        # Each has one for what is delayed beside it, which nobody needs to see.
+        # Each queue has a delay queue, which is not interesting.
         queues = [name for name in worker.queues or () if not name.endswith(DELAY_SUFFIX)]
         self.queues = ", ".join(queues)
         self.look, self.shape, self.word = self._look(worker, now)
@@ -346,7 +346,7 @@ class WorkerRow:
 
 
 class _Doing:
-    """One job that a worker runs."""
+    """A job that a worker runs."""
 
     def __init__(self, job: Any, now: datetime) -> None:
         self.jid: str = job.jid
@@ -362,7 +362,7 @@ def _scaled(busy: int, threads: int) -> int:
 
 
 def places(waiters: Mapping[str, Sequence[Any]]) -> dict[str, int]:
-    """Return the place in its line of each waiting job, by jid."""
+    """Return the queue position of each waiting job, by jid."""
     return {
         job.jid: number for line in waiters.values() for number, job in enumerate(line, start=1)
     }

@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 #: Upper bounds of the histograms, in seconds.
 _LE = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 600, 1800, 3600)
-#: As many alerts have a figure.
+#: The maximum number of alerts with a metric.
 _MOST_ALERTS = 200
-#: Counters are of all that the log knows of: totals outlive the jobs, so they only grow.
+#: The beginning of counters: totals outlive the jobs, so counters only grow.
 _BEGIN = datetime(2020, 1, 1, tzinfo=timezone.utc)
 
 
 def health(visit: Visit) -> Response:
-    """Answer whether the database answers, whether its schema fits, who works, and what needs you.
+    """Respond with the health of the database, its schema, the workers, and the problems.
 
-    The status is 200, or 503 if the database does not answer, or not in time.
+    The status is 200, or 503 if the database does not reply in time.
     """
     log = visit.joblog
     alive, lost = _workers(visit)
@@ -61,7 +61,7 @@ def health(visit: Visit) -> Response:
 
 
 def metrics(visit: Visit) -> Response:
-    """Answer with the figures of the log, as Prometheus reads them."""
+    """Respond with the metrics of the log, in Prometheus's format."""
     log = visit.joblog
     alive, lost = _workers(visit)
     counts = visit.counts()
@@ -75,7 +75,7 @@ def metrics(visit: Visit) -> Response:
         None,
     )
     if stats is not None and stats.known_since is not None:
-        # A counter of a part would fall as the rest is counted.
+        # With incomplete figures, a counter could decrease later.
         visit.whole(stats)
         stats = None
     retries = visit.part("the lost retries", log.retries_lost, None)
@@ -112,7 +112,7 @@ def metrics(visit: Visit) -> Response:
 
 
 class _Scrape(Collector):
-    """What one scrape shows."""
+    """The metrics of one scrape."""
 
     def __init__(self, families: Sequence[Metric]) -> None:
         self._families = families
@@ -132,14 +132,14 @@ def _workers(visit: Visit) -> tuple[int, int]:
 
 
 def _problems(problems: Sequence[Problem]) -> Metric:
-    """Return how many things of each kind need someone, those included of which there are none."""
+    """Return the number of problems of each kind, including zeros."""
     found = Counter(problem.kind for problem in problems)
     samples = [({"kind": kind.value}, float(found[kind])) for kind in ProblemKind]
     return _gauge("joblog_problems", "Problems that need attention, by kind.", samples)
 
 
 def _schema(log: Any) -> str:
-    """Return whether the tables match this version."""
+    """Return the state of the tables: whether they match this version."""
     missing, ahead = compare(log.database, log.Job)
     return "behind" if missing else "ahead" if ahead else "current"
 
@@ -148,7 +148,7 @@ def _by_type(log: Any) -> list[tuple[dict[str, str], float]]:
     states = (State.ENQUEUED, State.DELAYED, State.WAITING, *IN_PROGRESS, State.LOST)
     found: dict[tuple[str, str], int] = {}
     job = log.Job
-    # Without an order: by the newest first all jobs would be walked.
+    # Unordered: ordered by newest, the query would scan all jobs.
     active = log.jobs.in_state(*states).order_by()
     for row in active.select(job.job_type, job.state).limit(10_000).tuples():
         key = (row[0] or "", str(row[1]))
@@ -186,7 +186,7 @@ def _histogram(name: str, text: str, stats: Any) -> Metric:
 
 
 def _sum(histogram: dict[int, int]) -> float:
-    """Return about how many seconds they took together."""
+    """Return the approximate total duration, in seconds."""
     return sum(n * BOUNDS[bucket] for bucket, n in histogram.items()) / 1000
 
 

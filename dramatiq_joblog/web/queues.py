@@ -29,28 +29,28 @@ if TYPE_CHECKING:
 
     from .context import Visit
 
-#: Jobs that have not ended which are looked at, of each state, and the newest of all jobs.
+#: The maximum number of unfinished jobs that are read, for each state, and of the newest jobs.
 MOST_ACTIVE, NEWEST = 2_000, 5_000
-#: Workers and threads that are shown.
+#: The maximum number of workers and threads shown.
 MOST_WORKERS, MOST_THREADS = 200, 40
-#: What is drawn: an hour, in bars of a minute.
+#: The period of the charts, one hour in milliseconds, and their bars, one per minute.
 WINDOW, BARS = 3_600_000, 60
-#: Milliseconds from which on a job that is due is late.
+#: Milliseconds after which a due job is late.
 LATE = 60_000
-#: The height of a queue's depth.
+#: The height of the chart of a queue's depth.
 _HIGH = 60
 _MINUTE = 60_000
-#: As many threads are drawn at most: they stand in one line.
+#: The maximum number of threads drawn in one line.
 _SLOTS = 12
 
 
 @dataclass
 class Queue:
-    """One queue, as far as the log knows it."""
+    """A queue, as known from the log."""
 
     name: str
     due: int = 0
-    #: Since when the oldest job that is due has been, in milliseconds since 1970.
+    #: Since when the oldest due job has been due, in milliseconds since 1970.
     oldest: int | None = None
     oldest_jid: str | None = None
     later: int = 0
@@ -63,7 +63,7 @@ class Queue:
 
 
 def queues(visit: Visit) -> Response:
-    """Answer with all queues, or with one and what is in it."""
+    """Respond with all queues, or with one and its jobs."""
     only = visit.request.path_params.get("name")
     if only is not None:
         visit.wants_json = visit.prefers_json
@@ -117,7 +117,7 @@ def queues(visit: Visit) -> Response:
 
 
 def _active(visit: Visit) -> list[Any]:
-    """Return the jobs that have not ended, the oldest of each state first."""
+    """Return the unfinished jobs, the oldest of each state first."""
     log, job = visit.joblog, visit.joblog.Job
     columns = job.jid, job.queue, job.state, job.eta, job.enqueued_at, job.created_at
 
@@ -133,7 +133,7 @@ def _active(visit: Visit) -> list[Any]:
 
 
 def _whole(visit: Visit, rows: list[Any]) -> list[Any]:
-    """Return the rows of some jobs with all of their columns, in the same order."""
+    """Return the complete rows of jobs, in the same order."""
     job = visit.joblog.Job
     jids = [row.jid for row in rows]
     found = visit.rows(None, lambda: visit.joblog.jobs.where(job.jid.in_(jids))) if jids else []
@@ -149,7 +149,7 @@ def _is_due(job: Any, now: int) -> bool:
 
 
 def _due_since(job: Any) -> int:
-    """Return since when a job is due, in milliseconds since 1970."""
+    """Return since when a job has been due, in milliseconds since 1970."""
     at = to_millis(sent_at(job))
     return at if job.eta is None or job.state == State.ENQUEUED else to_millis(job.eta)
 
@@ -194,7 +194,7 @@ def _add_workers(visit: Visit, known: dict[str, Queue]) -> list[WorkerRow]:
 
 
 def _add_flow(visit: Visit, known: dict[str, Queue], active: Iterable[Any], now: int) -> int:
-    """Add what came, went and stood in each queue; return since when that is known."""
+    """Add arrivals, departures and depth to each queue; return since when they are known."""
     log, job = visit.joblog, visit.joblog.Job
     begin = now - WINDOW
 
@@ -221,7 +221,7 @@ def _add_flow(visit: Visit, known: dict[str, Queue], active: Iterable[Any], now:
         elif state in {State.ENQUEUED.value, State.ENQUEUED}:
             _stood(queue.depth, came, now, begin)
     for waiting in active:
-        # What came before that hour stands in its queue for all of it.
+        # Jobs that arrived before the hour are in the queue from its beginning.
         came = _due_since(waiting)
         if waiting.state == State.ENQUEUED and to_millis(waiting.created_at) < since:
             _stood(known[waiting.queue].depth, came, now, begin)
@@ -235,7 +235,7 @@ def _count(bars: list[int], at: int, begin: int) -> None:
 
 
 def _stood(bars: list[int], came: int, went: int, begin: int) -> None:
-    """Add a job to the minutes at whose end it stood in its queue."""
+    """Count a job in each minute at whose end it was in its queue."""
     first = max(0, (came - begin) // _MINUTE)
     last = min(BARS, (went - begin) // _MINUTE)
     for index in range(first, last):

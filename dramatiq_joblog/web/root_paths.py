@@ -1,4 +1,4 @@
-"""Mounts under a root path that a proxy removes."""
+"""Support for mounts under a root path that a proxy strips."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ if TYPE_CHECKING:
 
 
 class WholePath:
-    """The middleware that lets a path begin with its root path, as ASGI has it.
+    """A middleware that makes each path begin with its root path, as ASGI requires.
 
-    Where a proxy cuts a prefix off, and the application around this one says which, the path has
-    the prefix of the mount alone: no route would be found, and each link would have it twice.
+    If a proxy strips a prefix that the outer application declares, the path has only the prefix
+    of the mount: no route would match, and links would have the prefix twice.
 
     Parameters:
-      app: What stands behind it.
+      app: The wrapped application.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, with its whole path."""
+        """Pass a request on with its complete path."""
         root, outer = scope.get("root_path", ""), scope.get("app_root_path", "")
         path, mount = scope.get("path", ""), root.removeprefix(outer)
         if outer and mount and path.startswith(mount) and not path.startswith(root):

@@ -1,4 +1,4 @@
-"""How an answer is sent: compressed, or not at all if nothing has changed."""
+"""Sending a response: compressed, or empty if nothing has changed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-#: Bytes from which on an answer is compressed, and how hard.
+#: The minimum size of a compressed response in bytes, and the level of compression.
 _LEAST, _LEVEL = 1_000, 5
-#: Bytes at random that each compressed answer has at most, so that its length says nothing of a
-#: secret that stands beside what a stranger chose.
+#: The maximum random padding of a compressed response in bytes, so that its length does not reveal
+#: a secret next to attacker-chosen text (BREACH).
 _PADDING = 100
-#: What passes by itself in the reader's browser: the time, ages, and what is left of a lease.
+#: What the browser updates by itself: the time, ages, and remaining leases.
 _PASSING = (
     (re.compile(r'data-now="\d+"'), ""),
     (re.compile(r"(<time [^>]*data-at=[^>]*>)[^<]*"), r"\1"),
@@ -35,9 +35,9 @@ _PLACE = 'data-etag=""'
 
 
 def tagged(html: str) -> tuple[str, str]:
-    """Return a page with the tag of its contents in it, and that tag.
+    """Return a page with an ETag of its content in it, and the tag.
 
-    Two pages that differ only by the time that has passed have the same.
+    Pages that differ only by the passing of time have the same tag.
     """
     plain = html
     for pattern, kept in _PASSING:
@@ -47,13 +47,13 @@ def tagged(html: str) -> tuple[str, str]:
 
 
 def is_known(request: Request, tag: str) -> bool:
-    """Return whether the sender has what the tag is of."""
+    """Return whether the client already has the content of a tag."""
     given = request.headers.get("if-none-match", "")
     return tag.removeprefix("W/") in {each.strip().removeprefix("W/") for each in given.split(",")}
 
 
 def packed(request: Request, response: Response) -> Response:
-    """Compress an answer, if its receiver takes that and it is worth it."""
+    """Compress a response, if the client supports that and it is large enough."""
     body = bytes(response.body)
     if "gzip" not in request.headers.get("accept-encoding", "").lower() or len(body) < _LEAST:
         return response
@@ -68,7 +68,7 @@ def packed(request: Request, response: Response) -> Response:
 
 
 def compressed(body: bytes) -> bytes:
-    """Return what gzip makes of some bytes, with a name of random length in its head."""
+    """Return gzip-compressed bytes, with a file name of random length in the header."""
     name = secrets.token_hex(_PADDING)[: secrets.randbelow(_PADDING)].encode() + b"\0"
     head = b"\x1f\x8b\x08\x08" + struct.pack("<L", int(time.time())) + b"\x02\xff" + name
     packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)

@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Seconds that a figure which many pages show is kept.
+#: Seconds that a shared figure is cached.
 FRESH_FOR = 2.0
-#: So many figures are kept at most: searches are counted too.
+#: The maximum number of cached figures, including counts of searches.
 KEPT_AT_MOST = 200
 
 
 @functools.cache
 def _templates() -> jinja2.Environment:
-    """Return the templates, which are compiled once for all dashboards of a process."""
+    """Return the templates, compiled once for all dashboards of a process."""
     environment = jinja2.Environment(
         autoescape=True,
         finalize=text,
@@ -49,7 +49,7 @@ def _templates() -> jinja2.Environment:
 
 @dataclass
 class Site:
-    """One dashboard; two in one process do not meet."""
+    """The state of one dashboard; several in a process are independent."""
 
     joblog: JobLog[Any]
     broker: Any
@@ -60,7 +60,7 @@ class Site:
     time_zone: str
     timeout: int
     title: str
-    #: Whether it is copied: a copy shows one moment.
+    #: Whether it is exported, and so shows a single moment.
     frozen: bool = False
     version: str = field(default_factory=lambda: importlib.metadata.version("dramatiq-joblog"))
     assets: str = field(default_factory=assets.version)
@@ -70,9 +70,9 @@ class Site:
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def keep(self, name: str, ask: Callable[[], T], *, times: int = 1) -> T:
-        """Return a figure that is at most two seconds old, or some times that.
+        """Return a cached figure, at most two seconds old, times *times*.
 
-        Many may watch one page: they cost the database no more than one does.
+        Many visitors of a page then cost the database no more than one.
         """
         with self._guard:
             at, value = self._kept.get(name, (0.0, None))
@@ -81,7 +81,7 @@ class Site:
             return kept
         fresh = ask()
         if fresh is None:
-            # It did not come in time: what was known last stands, under the banner that says so.
+            # The query timed out: show the last value, with a message.
             fresh = value
         with self._guard:
             if len(self._kept) >= KEPT_AT_MOST:
@@ -90,6 +90,6 @@ class Site:
         return fresh
 
     def forget(self) -> None:
-        """Ask anew for everything: someone has done something."""
+        """Clear the cache, after an action."""
         with self._guard:
             self._kept.clear()

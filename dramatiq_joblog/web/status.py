@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.joblog import JobLog
 
-#: Milliseconds that the database may take for an answer.
+#: Milliseconds that the database may take for a response.
 ANSWER_WITHIN = 3_000
-#: Milliseconds within which the row of a job is there that another process has only just sent.
+#: Milliseconds to wait for the row of a job that another process has just sent.
 LATE_ROW = 500
-#: Seconds between two signs of a stream on which nothing happens, so that no proxy cuts it.
+#: Seconds between two keep-alive comments of an idle stream, so that no proxy closes it.
 ALIVE_EVERY = 15.0
-#: Seconds that a stream lasts: the browser then comes back, and is asked again who it is.
+#: Seconds that a stream lasts; the browser then reconnects, and is authorized again.
 LASTS = 300.0
 
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
-#: nginx would keep events until it has many.
+#: nginx would buffer the events.
 _OF_STREAMS = _HEADERS | {"x-accel-buffering": "no"}
 
 
@@ -62,7 +62,7 @@ def status(
         thread.  Without it, anyone who knows a jid can see that job's progress.
 
     Raises:
-      ConfigurationError: If *joblog* is not a log, or *authorize* could not be called so.
+      ConfigurationError: If *joblog* is not a log, or *authorize* cannot be called with these.
     """
     given_log(joblog)
     if authorize is not None:
@@ -103,10 +103,10 @@ def _endpoint(
 
 
 async def _find(joblog: JobLog[Any], jid: str) -> Any:
-    """Return a job, also if its row is only about to be written.
+    """Return a job, waiting briefly if its row is not written yet.
 
     Raises:
-      JobNotFound: If there is none.
+      JobNotFound: If there is no such job.
       DatabaseAwayError: If the database is unavailable.
     """
     with contextlib.suppress(JobNotFound):
@@ -124,7 +124,7 @@ def _state(_: JobLog[Any], __: Request, job: Any) -> Response:
 
 def _events(joblog: JobLog[Any], request: Request, job: Any) -> Response:
     if job.state in FINAL and request.headers.get("last-event-id") == _name(job):
-        # Browsers come back when a stream ends, and this lets them stop.
+        # Browsers reconnect when a stream ends; 204 makes them stop.
         return Response(status_code=204, headers=_HEADERS)
     if request.method == "HEAD":
         return Response(media_type="text/event-stream", headers=_OF_STREAMS)
@@ -133,7 +133,7 @@ def _events(joblog: JobLog[Any], request: Request, job: Any) -> Response:
 
 
 async def _stream(joblog: JobLog[Any], jid: str) -> AsyncIterator[str]:
-    """Yield an event for each change of a job, and a sign now and then that the stream lives."""
+    """Yield an event for each change of a job, and keep-alive comments."""
     ends_at = time.monotonic() + LASTS
     changes = joblog.follow(jid).__aiter__()
     change: asyncio.Future[Any] = asyncio.ensure_future(anext(changes, None))
@@ -150,7 +150,7 @@ async def _stream(joblog: JobLog[Any], jid: str) -> AsyncIterator[str]:
             yield f"id: {_name(job)}\ndata: {json.dumps(_facts(job))}\n\n"
             change = asyncio.ensure_future(anext(changes, None))
     except JobLogError:
-        # It was pruned, or the log was closed: if the browser comes back, it hears which.
+        # It was pruned, or the log was closed; a browser that reconnects gets the reason.
         return
     finally:
         change.cancel()
@@ -169,7 +169,7 @@ def _facts(job: Any) -> dict[str, Any]:
 
 
 def _name(job: Any) -> str:
-    """Name what an event says, so that a browser that comes back can say what it knows."""
+    """Return the id of an event, which a reconnecting browser sends back."""
     return f"{job.state}-{job.attempt}"
 
 

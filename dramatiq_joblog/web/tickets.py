@@ -1,7 +1,7 @@
-"""A link for a ticket: the jobs of one user in a time, for a week, for all who have its address.
+"""Ticket links: one user's jobs in a period, for a week, for everyone who has the URL.
 
-It shows no arguments and nothing that can repeat them, and leads nowhere else.  What it is about
-stands in the address; the record of actions has a digest of that, without which it opens nothing.
+They show no arguments and nothing that may repeat them, and no links.  The URL contains the user
+and the period; it only works if the audit log has its digest.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from .context import Visit
 
-#: What making one is called among the actions.
+#: The name of the action that creates one.
 WHAT = "ticket"
-#: For how long one opens.
+#: How long a link is valid.
 LASTS = timedelta(days=7)
 _TOKEN = re.compile(r"(\d{1,18})-([A-Za-z0-9_-]{20,2000})")
 _GONE = "This link is not known, or its week is over. Ask for a new one."
@@ -40,17 +40,17 @@ _GONE = "This link is not known, or its week is over. Ask for a new one."
 
 @dataclass(frozen=True)
 class Ticket:
-    """What one link shows."""
+    """The content of a ticket link."""
 
     user: str
     since: datetime
     until: datetime
-    #: When it stops to open.
+    #: When it expires.
     ends: datetime
 
 
 def make(visit: Visit, form: FormData) -> Response:
-    """Make the link that a form asks for, write it down, and answer with it."""
+    """Create the link requested by a form, record it, and respond with it."""
     user, period = str(form.get("user", "")), period_in(visit, form)
     if not user:
         return visit.sorry(400, "No link", "A link is for a user, and for a time.")
@@ -70,7 +70,7 @@ def make(visit: Visit, form: FormData) -> Response:
 
 
 def show(visit: Visit) -> Response:
-    """Answer with the jobs that a link is about."""
+    """Respond with the jobs of a link."""
     ticket = _find(visit, visit.request.path_params["token"])
     if ticket is None:
         return visit.sorry(404, "No such link", _GONE)
@@ -92,7 +92,7 @@ def show(visit: Visit) -> Response:
 
 
 def _find(visit: Visit, token: str) -> Ticket | None:
-    """Return what a link is about, if it was made here and still opens."""
+    """Return the content of a link, if it was created here and is still valid."""
     found = _TOKEN.fullmatch(token)
     if found is None:
         return None
@@ -101,7 +101,7 @@ def _find(visit: Visit, token: str) -> Ticket | None:
         return None
     if not hmac.compare_digest(row.key.encode(), _digest(found[2]).encode()):
         return None
-    # It is what was written here, as its digest is.
+    # The digest proves that it was created here.
     said = base64.urlsafe_b64decode(found[2] + "=" * (-len(found[2]) % 4))
     user, since, until, _ = json.loads(said)
     return Ticket(user, instant_of(since), instant_of(until), row.at + LASTS)

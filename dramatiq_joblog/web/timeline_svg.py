@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
-#: Units that the plot is wide, and the least that a bar is.
+#: The width of the plot, and the minimum width of a bar, in units.
 WIDTH, LEAST = 1200, 5
-#: At most this many bars are drawn; of more, those in the middle are shown as one.
+#: The maximum number of bars; if there are more, those in the middle are merged.
 _MOST = 24
-#: The middle of a row, and half the height of a full and of a thin bar.
+#: The middle of a row, and half the height of a full and a thin bar.
 _MIDDLE, _FULL, _THIN = 20, 7, 1.5
 _MS = timedelta(milliseconds=1)
 #: Milliseconds between two lines of an axis.
@@ -30,14 +30,14 @@ STEPS = (
     *(60_000, 120_000, 300_000, 600_000, 900_000, 1_800_000),
     *(3_600_000, 7_200_000, 14_400_000, 21_600_000, 43_200_000, 86_400_000),
 )
-#: How a span looks: its colour, its shape, its form, and its title.
+#: The look of a span: colour, shape, form and title.
 _LOOKS = {
     "queue": ("enqueued", "enqueued", "full", "Queue"),
     "waiting": ("waiting", "waiting", "full", "Waiting"),
     "back-off": ("retrying", "delayed", "thin", "Back-off"),
     "nobody": ("lost", "lost", "gap", "No worker"),
 }
-#: How a run looks, by its outcome or the state of its job.
+#: The look of a run, by its outcome or the state of its job.
 _RUNS = {
     "retried": ("retrying", "retrying", "retried"),
     "dead": ("dead", "dead", "dead"),
@@ -53,15 +53,15 @@ _RUNS = {
 class Bar:
     """One row of the drawing."""
 
-    #: The state whose colour it has.
+    #: The job state whose colour it has.
     state: str
     #: The shape beside its title.
     shape: str
-    #: ``full`` in a run, a queue or a section, ``thin`` in a back-off, ``gap`` with nobody.
+    #: ``full`` for a run, a queue or a section, ``thin`` for a back-off, ``gap`` for neither.
     kind: str
     title: str
     detail: str
-    #: Milliseconds that it lasted.
+    #: Its duration in milliseconds.
     duration: float
     x1: float
     x2: float
@@ -70,18 +70,18 @@ class Bar:
 
     @property
     def top(self) -> float:
-        """Where the bar begins, from above."""
+        """The y coordinate of its top."""
         return _MIDDLE - (_THIN if self.kind == "thin" else _FULL)
 
     @property
     def bottom(self) -> float:
-        """Where the bar ends, from above."""
+        """The y coordinate of its bottom."""
         return _MIDDLE + (_THIN if self.kind == "thin" else _FULL)
 
 
 @dataclass
 class Lifeline:
-    """All of it, with an axis."""
+    """The complete drawing, with an axis."""
 
     segments: list[Bar]
     note: str
@@ -89,15 +89,15 @@ class Lifeline:
     from_text: str
     #: Milliseconds from the first send to the end, or to now.
     total: float
-    #: Positions of the axis' lines.
+    #: The positions of the axis lines.
     grid: list[float] = field(default_factory=list)
-    #: Their texts, each with its place in percent and how it is anchored there.
+    #: Their labels, with position in percent and anchor.
     axis: list[tuple[float, str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One execution, however it went; *outcome* is that of a failure, or the job's state."""
+    """One run; *outcome* is that of a failure, or the job's state."""
 
     number: int
     attempt: int
@@ -105,12 +105,12 @@ class Run:
     begin: datetime
     end: datetime
     worker: str
-    #: The row of the failure, or None for the run that stands on the job's own row.
+    #: The row of the failure, or None for the run on the job's own row.
     failure: Any
 
 
 def runs_of(job: Any, failures: Sequence[Any], now: datetime) -> list[Run]:
-    """Return the runs of a job, oldest first; waiting for a section is none."""
+    """Return the runs of a job, oldest first, without waits for a section."""
     by_begin = {(f.started_at, str(f.outcome)): f for f in failures}
     return [
         Run(
@@ -128,7 +128,7 @@ def runs_of(job: Any, failures: Sequence[Any], now: datetime) -> list[Run]:
 
 
 def draw(job: Any, failures: Sequence[Any], now: datetime) -> Lifeline:
-    """Draw the life of a job until *now*, or until its end."""
+    """Draw the timeline of a job until *now*, or until its end."""
     spans = timeline(job, failures, now)
     begin = spans[0].start if spans else job.enqueued_at or job.created_at
     end = max((span.end for span in spans), default=begin)
@@ -191,7 +191,7 @@ def _detail(span: Span, job: Any) -> str:
 
 
 def _folded(spans: list[Span]) -> list[Span]:
-    """Show the middle of a long life as one stretch."""
+    """Merge the middle of a long timeline into one span."""
     if len(spans) <= _MOST:
         return spans
     keep = _MOST // 2
@@ -221,7 +221,7 @@ def _label(at: float, step: float, length: float) -> tuple[float, str, str]:
 
 
 def tick(at: float, step: float) -> str:
-    """Write a time on an axis whose lines are *step* milliseconds apart.
+    """Format a time on an axis with lines *step* milliseconds apart.
 
     Example:
       >>> [tick(200, 100), tick(1500, 500), tick(90_000, 30_000), tick(7_200_000, 3_600_000)]

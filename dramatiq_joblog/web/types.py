@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from .context import Visit
     from .periods import Period
 
-#: Of so many of the newest jobs the slowest and the busiest users are found.
+#: The number of newest jobs in which the slowest jobs and busiest users are found.
 LOOKED_AT = 2_000
-#: Of so many of the oldest jobs that run those of a type are found.
+#: The number of oldest running jobs in which those of a type are found.
 RUNNING = 1_000
-#: Rows of the lists beside the chart, and errors.
+#: The number of rows in the lists beside the chart, and of errors.
 SLOWEST, BUSIEST, ERRORS = 10, 5, 6
-#: Days in which an error that is called new was not seen.
+#: An error is new if it was not seen for this many days.
 UNSEEN = 30
 
 
 def types(visit: Visit) -> Response:
-    """Answer with all job types, that which is worst against its own past first."""
+    """Respond with all job types, the worst change against their own past first."""
     period = period_of(visit)
     found = past(visit, period)
     rows = [] if found is None else type_rows(found)
@@ -58,7 +58,7 @@ def types(visit: Visit) -> Response:
 
 
 def one_type(visit: Visit) -> Response:
-    """Answer with one job type, or with an actor whose jobs have none."""
+    """Respond with one job type, or with an actor whose jobs have no type."""
     name = visit.request.path_params["name"]
     visit.wants_json = visit.prefers_json
     key = _key_of(visit, name)
@@ -97,7 +97,7 @@ def one_type(visit: Visit) -> Response:
         newest = visit.joblog.jobs.of_actor(name).order_by(visit.joblog.Job.created_at.desc())
         typed = next((row.job_type for row in visit.rows(None, lambda: newest.limit(1))), None)
         if typed:
-            # Its jobs go by their type.
+            # Its jobs are listed under their type.
             return visit.to("type", name=typed, **period.query())
     words = word(key or "type", name)
     looked = _Newest(visit, name, key, period)
@@ -138,7 +138,7 @@ def one_type(visit: Visit) -> Response:
 
 
 def _key_of(visit: Visit, name: str) -> str | None:
-    """Return whether jobs of that name are found by their type or their actor; None if by none."""
+    """Return the search key for a name: job type or actor; None if there are no jobs."""
     log = visit.joblog
     newest = log.jobs.of_type(name).select(log.Job.id).limit(1)
     if visit.rows(None, newest.tuples):
@@ -148,7 +148,7 @@ def _key_of(visit: Visit, name: str) -> str | None:
 
 
 class _Newest:
-    """What the newest jobs of a type say: the slowest of them, and whom they were for."""
+    """Facts from the newest jobs of a type: the slowest, and their users."""
 
     def __init__(self, visit: Visit, name: str, key: str | None, period: Period) -> None:
         rows = visit.rows(
@@ -161,7 +161,7 @@ class _Newest:
         rows = rows[:LOOKED_AT]
         running = visit.rows(None, lambda: self._ask_running(visit, name, key))
         self.running = len(running)
-        # One that runs for longer than the time is not among the newest.
+        # A job that has run longer than the period is not among the newest.
         by_jid = {row.jid: row for row in [*rows, *running]}
         self._now = visit.now
         self.slowest = self._slowest(list(by_jid.values()))
@@ -175,7 +175,7 @@ class _Newest:
 
     @staticmethod
     def _columns(job: Any) -> tuple[Any, ...]:
-        # Two thousand whole rows would take longer than all the rest of the page.
+        # Two thousand complete rows would take longer than the rest of the page.
         return (
             *(job.jid, job.state, job.duration, job.started_at, job.finished_at),
             user_field(job).alias("user"),
@@ -184,7 +184,7 @@ class _Newest:
     def _ask(self, visit: Visit, name: str, key: str | None, period: Period) -> list[Any]:
         log, job = visit.joblog, visit.joblog.Job
         query = log.jobs.of_actor(name) if key == "actor" else log.jobs.of_type(name)
-        # What ended in a time was made before its end, and mostly not long before its begin.
+        # Jobs that ended in a period were sent before its end, rarely long before its beginning.
         since = min(period.since, period.end - timedelta(hours=1))
         query = query.where(job.created_at >= since, job.created_at < period.end)
         newest = query.order_by(job.created_at.desc(), job.id.desc()).limit(LOOKED_AT + 1)
@@ -192,7 +192,7 @@ class _Newest:
 
     def _ask_running(self, visit: Visit, name: str, key: str | None) -> list[Any]:
         log, job = visit.joblog, visit.joblog.Job
-        # By the index of the states alone: that of the types would pass over all that ended.
+        # Use the index of states: that of types would scan all ended jobs.
         oldest = log.jobs.started().order_by(job.created_at).limit(RUNNING)
         named = (job.actor if key == "actor" else job.job_type).alias("name")
         rows = oldest.select(*self._columns(job), named).namedtuples()
@@ -310,7 +310,7 @@ def _failed(profile: Any) -> float | None:
 
 
 def _verdict(profile: Any, was: Any, errors: list[dict[str, Any]]) -> str:
-    """Say in one sentence how it does; empty if it is as usual or nothing to compare with."""
+    """Return a sentence on what changed; empty if nothing did or can be compared."""
     if was is None:
         return ""
     texts = []
@@ -338,7 +338,7 @@ def _errors(  # noqa: PLR0917 - one list needs all of these
     total = sum(profile.errors.values()) + profile.counts["interrupted"]
 
     def known() -> set[str] | None:
-        # In whole days and hours, so that none of them is part of the time itself.
+        # In whole days and hours, so that they do not overlap the period itself.
         hour = period.since.replace(minute=0, second=0, microsecond=0)
         day = hour.replace(hour=0)
         profiles = [
@@ -388,7 +388,7 @@ def _errors(  # noqa: PLR0917 - one list needs all of these
 
 
 def _parts(profile: Any, was: Any) -> list[dict[str, Any]]:
-    """Return where the time goes: in the queue, and in the last run."""
+    """Return the parts of the total time: in the queue, and in the last run."""
     pairs = (("Queue", profile.queue_times), ("Run", profile.duration))
     before = (None, None) if was is None else (was.queue_times, was.duration)
     rows = []

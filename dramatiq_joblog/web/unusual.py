@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from .context import Visit
     from .periods import Period
 
-#: Weeks that a time is compared with: before, only days are known.
+#: The number of weeks to compare with: older totals are daily.
 WEEKS = 2
-#: Milliseconds of a day.
+#: One day.
 _DAY = timedelta(days=1)
 
 
 @dataclass
 class Past:
-    """A time and the same of some weeks before."""
+    """A period, and the same period some weeks before."""
 
     now: Any
     before: list[Any]
@@ -41,7 +41,7 @@ class Past:
 
 
 def past(visit: Visit, period: Period) -> Past | None:
-    """Return what became of the jobs of a time and of those before; None if that takes too long."""
+    """Return the statistics of a period and the earlier ones; None if that takes too long."""
     log, keep = visit.joblog, visit.site.keep
 
     def now() -> Any:
@@ -52,7 +52,7 @@ def past(visit: Visit, period: Period) -> Past | None:
         for week in range(1, WEEKS + 1):
             since, until = period.ago(week * WEEK)
             stats = log.stats(since=since, until=until, by="name", at_most=COUNTED_AT_MOST)
-            # Half of a time is nothing to compare with.
+            # Do not compare with a period that is only partly known.
             if stats.groups and stats.known_since is None:
                 found.append(stats)
         return found
@@ -62,14 +62,14 @@ def past(visit: Visit, period: Period) -> Past | None:
     )
     if visit.whole(stats) is None:
         return None
-    # What is over changes no more: it is asked for anew so that it moves along.
+    # Past figures do not change; they are queried again only to follow the clock.
     none: list[Any] = []
     earlier = visit.part(None, lambda: keep(f"before {period.key}", before, times=150), none)
     return Past(stats, earlier, changes(stats, earlier))
 
 
 def type_rows(found: Past, limit: int | None = None) -> list[dict[str, Any]]:
-    """Return the job types, that which is worst against its own past first."""
+    """Return the job types, the worst change against their own past first."""
     by_name: dict[str, list[Change]] = {}
     for change in found.changes:
         if change.kind != "error":
@@ -112,7 +112,7 @@ def _row(name: str, group: Any, changed: Sequence[Change], found: Past) -> dict[
 
 
 def last_week(period: Period, zone: Any) -> str:
-    """Return how the time of a week before is called: ``last Friday``, ``the week before``."""
+    """Return the name of the period a week before: ``last Friday``, ``the week before``."""
     if period.length <= _DAY / timedelta(milliseconds=1):
         return f"last {period.end.astimezone(zone):%A}"
     return "the week before"

@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
     from .context import Visit
 
-#: Jobs that are drawn and counted at most, and lines of the list.
+#: The maximum number of jobs drawn and counted, and of rows in the list.
 MOST_JOBS, LISTED = 400, 25
-#: Lanes of one type that are drawn, and what each is high.
+#: The maximum number of lanes for a type, and the height of each.
 MOST_LANES, _LANE = 12, 9
-#: The least that a bar is wide, in percent of the axis.
+#: The minimum width of a bar, in percent of the axis.
 _LEAST = 0.35
 _MS = timedelta(milliseconds=1)
 
 
 def user(visit: Visit) -> Response:
-    """Answer with the jobs of one user in a time, that which has not ended first."""
+    """Respond with the jobs of one user in a period, unfinished ones first."""
     name = visit.request.path_params["user"]
     visit.wants_json = visit.prefers_json
     period = period_of(visit)
@@ -76,20 +76,20 @@ def drawing_of(
     waits: dict[str, list[tuple[datetime, datetime]]],
     period: Period,
 ) -> dict[str, Any]:
-    """Return the jobs of a user on one time axis."""
+    """Return the drawing of a user's jobs on one time axis."""
     axis = _axis(period)
     changes = charts.deploys(marks_in(visit, period), replace(axis, until=axis.end), visit.zone)
     return {"lanes": _lanes(rows, waits, axis), "grid": _grid(axis, visit), "deploys": changes}
 
 
 def rows_of(visit: Visit, rows: Sequence[Any]) -> list[JobRow]:
-    """Return the lines of the list: the dead first, and what has not ended."""
+    """Return the rows of the list: dead jobs first, then unfinished ones."""
     seen = visit.access.sees_arguments
     return [JobRow(row, visit.now, seen=seen) for row in _unfinished_first(rows)[:LISTED]]
 
 
 def _axis(period: Period) -> Period:
-    """Return the time that is drawn: it moves on in steps that can be seen, not at every look."""
+    """Return the period that is drawn; it advances in visible steps, not at every update."""
     step = max(60_000, period.length // 500)
     past = -to_millis(period.end) % step
     return replace(
@@ -100,7 +100,7 @@ def _axis(period: Period) -> Period:
 
 
 def jobs_of(visit: Visit, name: str, period: Period) -> tuple[list[Any], bool]:
-    """Return the newest jobs of a user that were sent in a time, oldest first."""
+    """Return the newest jobs of a user that were sent in a period, oldest first."""
     job = visit.joblog.Job
     query = visit.joblog.jobs.for_user(name)
     query = query.where(job.created_at >= period.since, job.created_at < period.end)
@@ -128,7 +128,7 @@ def waits_of(visit: Visit, rows: Sequence[Any]) -> dict[str, list[tuple[datetime
 
 
 def _unfinished_first(rows: Sequence[Any]) -> list[Any]:
-    """Return the dead, then what has not ended, then the others; of each the newest first."""
+    """Return dead jobs, then unfinished ones, then the others; each newest first."""
 
     def rank(row: Any) -> int:
         return 0 if row.state == State.DEAD else 1 if row.state in ACTIVE else 2
@@ -146,7 +146,7 @@ def cells_of(
     *,
     capped: bool,
 ) -> list[dict[str, Any]]:
-    """Return the figures of a user's jobs, each with the search that finds them."""
+    """Return the figures of a user's jobs, each with its search."""
     states = Counter(row.state for row in rows)
     on_their_way = sum(states[state] for state in ACTIVE)
     waited = sum((b - a) / _MS for times in waits.values() for a, b in times)
@@ -155,7 +155,7 @@ def cells_of(
     sections *= visit.access.sees_arguments
     more = "+" if capped else ""
     words = word("user", name)
-    # By its name, where it has one: the same page is the same a second later.
+    # By the range's name, if any, so that the page does not change every second.
     in_time = f"{words} since:{period.name or charts.iso(period.since)}"
     in_time += f" until:{charts.iso(period.end)}" if period.until else ""
 
@@ -189,7 +189,7 @@ def cells_of(
 
 
 def _usually(visit: Visit, name: str, period: Period) -> str:
-    """Say how many jobs the user had in the same time of the week before, counted up to a bound."""
+    """Return a text with the user's number of jobs in the same period a week before, capped."""
     job = visit.joblog.Job
     since, until = period.ago(WEEK)
     query = visit.joblog.jobs.for_user(name).where(job.created_at >= since, job.created_at < until)
@@ -201,7 +201,7 @@ def _usually(visit: Visit, name: str, period: Period) -> str:
 
 
 def verdict_of(rows: Sequence[Any], now: datetime) -> dict[str, Any] | None:
-    """Say what is missing for the user: what died, is lost, or is not done."""
+    """Return what is missing for the user: dead, lost or unfinished jobs."""
     dead = [row for row in rows if row.state == State.DEAD and row.dismissed_at is None]
     dead = [row for row in dead if row.replayed_by is None]
     lost = [row for row in rows if row.state == State.LOST]
@@ -228,7 +228,7 @@ def verdict_of(rows: Sequence[Any], now: datetime) -> dict[str, Any] | None:
 
 @dataclass
 class Lane:
-    """The jobs of one type, packed in lanes below each other."""
+    """The jobs of one type, packed into lanes."""
 
     name: str
     note: str
@@ -280,7 +280,7 @@ def _lane(
 
 
 def _bar(job: Any, waited: Sequence[tuple[datetime, datetime]], period: Period) -> dict[str, Any]:
-    """Draw one job: in its queue, waiting for its section, and from its last start on."""
+    """Draw one job: queued, waiting for its section, and from its last start."""
     sent = sent_at(job)
     if job.state in FINAL:
         end = job.finished_at or job.updated_at
@@ -307,7 +307,7 @@ def _bar(job: Any, waited: Sequence[tuple[datetime, datetime]], period: Period) 
 
 
 def _place(begin: datetime, end: datetime, period: Period) -> tuple[float, float]:
-    """Return where a time stands on the axis, and how wide it is there, in percent."""
+    """Return the position and width of a time on the axis, in percent."""
     length = period.length
     a = max(0.0, min(1.0, (begin - period.since) / _MS / length))
     b = max(a, min(1.0, (end - period.since) / _MS / length))
@@ -315,7 +315,7 @@ def _place(begin: datetime, end: datetime, period: Period) -> tuple[float, float
 
 
 def _grid(period: Period, visit: Visit) -> list[tuple[float, str]]:
-    """Return up to seven lines of the axis, on round times, with their texts."""
+    """Return up to seven axis lines at round times, with their labels."""
     steps = (1, 5, 10, 30, 60, 180, 360, 720, 1440, 4320, 10_080, 20_160)
     minutes = period.length / 60_000
     step = next((s for s in steps if minutes / s <= 7), steps[-1])

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from .context import Visit
     from .links import Links
 
-#: As many are shown whole, and named on one line.
+#: The maximum number of problems shown in full, and named on one line.
 MOST, NAMED = 7, 3
 
-#: The shape of each kind, and the state whose colour it has.
+#: The shape of each kind, and the job state whose colour it has.
 _LOOKS = {
     ProblemKind.LOST: ("lost", "lost"),
     ProblemKind.RETRIES_LOST: ("dead", "dead"),
@@ -38,60 +38,60 @@ _LOOKS = {
     ProblemKind.SECTIONS: ("lock", "waiting"),
     ProblemKind.SLOWER: ("retrying", "retrying"),
 }
-#: What runs their jobs again: those that wait for a broker are given up first.
+#: The action that runs their jobs again; lost ones are cancelled first.
 _AGAIN = {ProblemKind.LOST: "rerun", ProblemKind.RETRIES_LOST: "requeue"}
-#: Pages that show what no search finds.
+#: The pages for problems that no search finds.
 _PAGES = {ProblemKind.CLOCK: "workers", ProblemKind.SECTIONS: "locks"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """One problem as the page shows it."""
+    """A problem, as the page shows it."""
 
     title: str
     #: The rest of its sentence.
     rest: str
     cure: str
-    #: Where its jobs are; empty if nowhere.
+    #: The link to its jobs; empty if there is none.
     href: str
     icon: str
     state: str
     since: datetime
     age: str
-    #: What the page can do about it: its name, its text, and where it is asked for.
+    #: The action against it: its name, text and link.
     button: tuple[str, str, str] | None
-    #: Where it is muted, or unmuted.
+    #: The link to mute or unmute it.
     mute: str
-    #: Who muted it, until when and why; empty if nobody did.
+    #: Who muted it, until when and why; empty if it is not muted.
     muted: str
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the page says first."""
+    """The first line of a page."""
 
-    #: How many things need someone.
+    #: The number of things that need attention.
     count: int
-    #: The first of them.
+    #: The first problems.
     lines: list[Line]
-    #: Those that somebody muted.
+    #: The muted problems.
     muted: list[Line]
 
     @property
     def heading(self) -> str:
-        """What it comes to: ``3 things need you``."""
+        """The summary: ``3 things need you``."""
         if not self.count:
             return "All is well"
         return f"{self.count} thing{'s' * (self.count != 1)} need{'s' * (self.count == 1)} you"
 
     @property
     def more(self) -> int:
-        """How many are not among the lines."""
+        """How many are not shown."""
         return self.count - len(self.lines)
 
 
 def verdict_of(problems: Sequence[Problem], visit: Visit) -> Verdict:
-    """Return what the page says of some problems."""
+    """Return the verdict on problems."""
     active = [problem for problem in problems if problem.muted is None]
     muted = [problem for problem in problems if problem.muted is not None]
     lines = [_line(problem, visit) for problem in active[:MOST]]
@@ -99,7 +99,7 @@ def verdict_of(problems: Sequence[Problem], visit: Visit) -> Verdict:
 
 
 def flags_of(problems: Sequence[Problem]) -> dict[str, str]:
-    """Return which errors are new or rise, by ``error in actor``, as the first line says it."""
+    """Return which errors are new or rising, by ``error in actor``, worded like the first line."""
     names = {ProblemKind.NEW_ERROR: "new", ProblemKind.RISING_ERROR: "rising"}
     return {one.subject: names[one.kind] for one in problems if one.kind in names}
 
@@ -118,7 +118,7 @@ def _line(problem: Problem, visit: Visit) -> Line:
         icon=icon,
         state=state,
         since=problem.since,
-        # Since when it is so is not known of what was only seen now.
+        # The age of a problem that was just found is unknown.
         age=rough(age) if age >= 1_000 else "",
         button=_button(problem, link),
         mute=""
@@ -129,15 +129,15 @@ def _line(problem: Problem, visit: Visit) -> Line:
 
 
 def muted_by(row: Any, visit: Visit) -> str:
-    """Say who muted a problem, until when and why."""
+    """Return a text with who muted a problem, until when and why."""
     until = f"{row.until.astimezone(visit.zone):%a %d %b, %H:%M}"
-    # The reason may name what the rest of the sentence hides.
+    # The reason may contain what the rest of the sentence hides.
     why = f": {row.reason}" if visit.access.sees_arguments else ""
     return f"muted by {row.who} until {until}{why}"
 
 
 def _button(problem: Problem, link: Links) -> tuple[str, str, str] | None:
-    """Return what runs the jobs of a problem again, for the kinds that this is the cure of."""
+    """Return the action that runs a problem's jobs again, if that is its cure."""
     what = _AGAIN.get(problem.kind)
     if what is None or not problem.search or word("state", State.STARTED) in problem.search:
         return None
@@ -153,7 +153,7 @@ def _href(problem: Problem, link: Links) -> str:
 
 
 def summary(stats: Any, time: str) -> str:
-    """Say of a log that is well what became of its jobs in a time, as ``the last 24 h``."""
+    """Return the summary of a log without problems, for a period such as ``the last 24 h``."""
     if stats is None:
         return "No job is lost, overdue or stuck, and no error is new."
     ended = {name: stats.counts.get(name, 0) for name in ("finished", "skipped", "dead")}

@@ -1,4 +1,4 @@
-"""What waits now, by queue and by section, and why: no worker, no thread, a holder, a pause."""
+"""The waiting jobs by queue and section, and why: no worker, no thread, a holder, a pause."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from .context import Visit
 
-#: Queues and sections that are shown, and waiting jobs that are looked at for theirs.
+#: The maximum number of queues and sections shown, and of waiting jobs that are read.
 MOST, LOOKED_AT = 6, 500
 _MS = timedelta(milliseconds=1)
-#: Why jobs stand in a queue, by its state.
+#: Why jobs wait in a queue, by its state.
 _REASONS = {
     "no worker": "no worker takes from it",
     "behind": "although a thread is free",
@@ -33,11 +33,11 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Waiting:
-    """The jobs that wait for one queue, or for one section."""
+    """The jobs that wait in one queue, or for one section."""
 
     name: str
     href: str
-    #: The state whose shape and colour it has.
+    #: The job state whose shape and colour it has.
     look: str
     count: int
     since: datetime
@@ -51,7 +51,7 @@ class Waiting:
 
 
 def waiting_now(visit: Visit) -> list[Waiting]:
-    """Return what waits, that which has waited longest first."""
+    """Return what waits, longest first."""
     queues = visit.rows("the queues", lambda: visit.site.keep("waiting now", visit.joblog.queues))
     found = [_of_queue(visit, queue) for queue in queues if queue.since is not None]
     found += _sections(visit)
@@ -68,7 +68,7 @@ def _of_queue(visit: Visit, queue: Queue) -> Waiting:
 
 
 def _sections(visit: Visit) -> list[Waiting]:
-    """Return the sections that jobs wait for, with who holds each."""
+    """Return the sections that jobs wait for, with their holders."""
     job = visit.joblog.Job
     oldest = visit.joblog.jobs.waiting().order_by(job.created_at).limit(LOOKED_AT)
     rows = oldest.select(job.section, job.waiting_since, job.updated_at).tuples()
@@ -88,7 +88,7 @@ def _sections(visit: Visit) -> list[Waiting]:
 
 
 def _why(visit: Visit, keys: Iterable[str]) -> dict[str, str]:
-    """Return who holds some keys, or who has paused them."""
+    """Return the holder of each key, or who has paused it, as text."""
     log = visit.joblog
     some: list[Any] = []
     held = visit.part(

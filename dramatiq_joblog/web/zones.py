@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from .context import Visit
 
 COOKIE = "joblog_zone"
-#: Seconds that the choice is kept: a year.
+#: Seconds that the choice is stored: a year.
 _KEPT = 31_536_000
 
 
 def zone_of(name: str | None) -> tzinfo:
-    """Return a time zone by its name; UTC if there is none of that name."""
+    """Return a time zone by name; UTC if the name is unknown."""
     if not name or len(name) > 64 or not name.isascii():
         return timezone.utc
     try:
@@ -33,7 +33,7 @@ def zone_of(name: str | None) -> tzinfo:
 
 
 def zone_text(now: datetime) -> str:
-    """Write the zone of an instant: ``UTC``, ``CET (UTC+1)``."""
+    """Format the zone of an instant: ``UTC``, ``CET (UTC+1)``."""
     offset = now.utcoffset()
     minutes = 0 if offset is None else round(offset.total_seconds() / 60)
     if not minutes:
@@ -45,7 +45,7 @@ def zone_text(now: datetime) -> str:
 
 
 def show(visit: Visit) -> Response:
-    """Answer with the choice of a time zone."""
+    """Respond with the form for choosing a time zone."""
     facts = {
         "next": visit.query.get("next", ""),
         "zones": sorted(available_timezones()),
@@ -55,7 +55,7 @@ def show(visit: Visit) -> Response:
 
 
 def choose(visit: Visit, form: FormData) -> Response:
-    """Keep the zone that a form names."""
+    """Store the zone that a form names."""
     if problem := check_csrf(visit.request, form.get(CSRF_FIELD)):
         return visit.sorry(403, "Not done", problem)
     name = str(form.get("zone", "")).strip()
