@@ -252,6 +252,8 @@ def key_maker(key: Any, function: Any, where: str) -> Callable[..., str]:
       ConfigurationError: If *key* names an unknown parameter.
     """
     if callable(key):
+        if _is_async(key):
+            raise ConfigurationError(f"{where} has the key {key!r}: it must not be async")
         return lambda *args, **kwargs: _text_of_key(key(*args, **kwargs))
     if not isinstance(key, str) or not key:
         raise ConfigurationError(
@@ -289,7 +291,7 @@ def limit_asker(limit: Any, function: Any, where: str) -> Callable[..., int]:
             f"{where} has limit={limit!r}, which does not say its parameters ({e}); wrap it in a "
             "lambda that names some of the actor's"
         ) from e
-    if inspect.iscoroutinefunction(limit):
+    if _is_async(limit):
         raise ConfigurationError(f"{where} has limit={limit!r}: it must not be async")
     parameters = parameters_of(function)
     takes_all = any(p.kind is p.VAR_KEYWORD for p in wanted)
@@ -331,6 +333,11 @@ def _named(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, An
         if parameter.kind is parameter.VAR_KEYWORD:
             named |= named.pop(name, {})
     return named
+
+
+def _is_async(function: Any) -> bool:
+    """Return whether a callable returns a coroutine."""
+    return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
 
 
 def _text_of_key(key: Any) -> str:

@@ -194,14 +194,23 @@ def test_a_limit_that_cannot_be_asked(broker, limit, text):
     assert text in str(refused.value)
 
 
-def test_async_limits_are_refused(broker):
-    """A coroutine function is refused as a limit."""
-
-    async def limit():
+class _AsyncObject:
+    async def __call__(self):
         return 1
 
+
+async def _asks():
+    return 1
+
+
+@pytest.mark.parametrize("function", [_asks, _AsyncObject()])
+@pytest.mark.parametrize("option", ["limit", "exclusive", "unique"])
+def test_async_callables_are_refused(broker, function, option):
+    """What returns a coroutine is refused as a limit and as a key."""
+    options = {option: Exclusive("key", function) if option == "limit" else function}
+    options["exclusive"] = options.pop("limit", options.get("exclusive"))
     with pytest.raises(ConfigurationError, match="must not be async"):
-        dramatiq.actor(lambda: None, actor_name="work", exclusive=Exclusive("key", limit))
+        dramatiq.actor(lambda: None, actor_name="work", **options)
 
 
 def test_a_callable_does_not_travel(broker):
