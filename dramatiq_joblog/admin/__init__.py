@@ -1,1 +1,1 @@
-"""What people and background tasks do to jobs: cancel, prune, audit, import, check."""
+"""What users and background tasks do to jobs: cancel, prune, audit, import, check."""

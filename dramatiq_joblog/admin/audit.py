@@ -1,4 +1,4 @@
-"""Actions of people on jobs and keys, and their record."""
+"""Actions of users on jobs and keys, and the audit log."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ from dramatiq_joblog.statistics.rollups import span_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-#: Milliseconds of an hour, in which the windows of dead jobs are given.
+#: Milliseconds of an hour, the unit of the windows.
 _HOUR = 3_600_000
-#: The windows that dead jobs are counted in: 1 and 3 hours, 1, 3 and 7 days.
+#: The default windows of counts of dead jobs: 1 and 3 hours, 1, 3 and 7 days.
 DEFAULT_WINDOWS = (1 * _HOUR, 3 * _HOUR, 24 * _HOUR, 72 * _HOUR, 168 * _HOUR)
-#: As many dead jobs are looked at for how many of them lost their retry.
+#: The number of newest dead jobs that are checked for lost retries.
 _LOOKED_AT = 5_000
-#: Characters of the name of a mark.
+#: The maximum length of a mark's name.
 MAX_NAME = 255
-#: As many jobs are changed by one statement.
+#: The number of jobs changed by one statement.
 _BATCH = 500
 
 
 @dataclass(frozen=True)
 class DeadGroup:
-    """Dead jobs of one error and one actor, without those that were dismissed."""
+    """Dead jobs with the same error and actor, without dismissed ones."""
 
-    #: Class of the error; None for jobs that died of none.
+    #: The class of the error; None for jobs without an error.
     error_type: str | None
     actor: str
-    #: How many became dead within each window, by its milliseconds.
+    #: How many became dead within each window, by the window's milliseconds.
     counts: dict[int, int]
-    #: The newest of them, by when it was sent.
+    #: The jid of the one sent last.
     jid: str
     #: When the last of them became dead.
     last_at: datetime
-    #: The text of its error.
+    #: The text of that job's error.
     message: str | None
 
 
 def retries_lost(job: Any, now: int) -> tuple[int, datetime | None]:
-    """Count the dead jobs whose retry was lost and that wait for someone to run them again.
+    """Count the dead jobs with a lost retry that must be run again manually.
 
-    Of the last week, and among the newest dead jobs that nobody dismissed.
+    Only jobs of the last week, among the newest dead jobs that are not dismissed.
 
     Returns:
-      How many there are, and when the first of them died.
+      Their number, and when the first of them died.
     """
     newest = (
         job.select(
@@ -77,7 +77,7 @@ def retries_lost(job: Any, now: int) -> tuple[int, datetime | None]:
 def record(
     action: Any, what: str, *, who: str, jid: str | None, key: str | None, detail: str | None
 ) -> Any:
-    """Write down what someone did, and return the row."""
+    """Record an action, and return the row."""
     database = action._meta.database
     number = action.insert(
         at=database_now(database),
@@ -91,7 +91,7 @@ def record(
 
 
 def mark(deploy: Any, name: str, *, at: int | None, who: str | None) -> Any:
-    """Write down that something changed, and return the row."""
+    """Record a mark, and return the row."""
     number = deploy.insert(
         at=database_now(deploy._meta.database) if at is None else at,
         name=clean(name, MAX_NAME),
@@ -101,7 +101,7 @@ def mark(deploy: Any, name: str, *, at: int | None, who: str | None) -> Any:
 
 
 def dismiss(job: Any, jids: Sequence[str]) -> list[str]:
-    """Dismiss those of *jids* that are dead and were not dismissed; return their jids."""
+    """Dismiss those of *jids* that are dead and not dismissed yet; return their jids."""
     dismissed = []
     now = database_now(job._meta.database)
     for start in range(0, len(jids), _BATCH):
@@ -109,7 +109,7 @@ def dismiss(job: Any, jids: Sequence[str]) -> list[str]:
         open_ones = some, job.state == State.DEAD, job.dismissed_at.is_null()
         found = [row.jid for row in job.select(job.jid).where(*open_ones).order_by(job.jid)]
         for jid in found:
-            # One by one: who hears that it was dismissed is who dismissed it.
+            # One by one, so that of concurrent callers only one reports a job as dismissed.
             mine = job.jid == jid, job.state == State.DEAD, job.dismissed_at.is_null()
             if job.update(dismissed_at=now).where(*mine).execute():
                 dismissed.append(jid)
@@ -117,7 +117,7 @@ def dismiss(job: Any, jids: Sequence[str]) -> list[str]:
 
 
 def unlock(lock: Any, key: str, slot: int, fence: int) -> Any:
-    """Free a slot of a section if *fence* still holds; return the row as it was, or None."""
+    """Release a slot of a section if *fence* still holds it; return the row as it was, or None."""
     mine = (lock.kind == "section", lock.key == key, lock.slot == slot, lock.fence == fence)
     held = lock.get_or_none(*mine, lock.owner.is_null(False))
     freed = (
@@ -129,7 +129,7 @@ def unlock(lock: Any, key: str, slot: int, fence: int) -> Any:
 
 
 def dead_groups(job: Any, windows: Iterable[int], now: int) -> list[DeadGroup]:
-    """Group dead jobs by error and actor, those that died last first."""
+    """Group dead jobs by error and actor, most recent death first."""
     windows = sorted(windows)
     counts = [fn.SUM(Case(None, [(job.finished_at >= now - window, 1)], 0)) for window in windows]
     last, newest = fn.MAX(job.finished_at), fn.MAX(job.id)
@@ -155,22 +155,22 @@ def dead_groups(job: Any, windows: Iterable[int], now: int) -> list[DeadGroup]:
             message=rows[number].error_message,
         )
         for error_type, actor, last, number, *numbers in groups
-        # One that was deleted in between is counted next time.
+        # A job may have been deleted in between.
         if number in rows
     ]
 
 
 @dataclass(frozen=True)
 class DeadMessage:
-    """Dead jobs whose errors say the same but for numbers, ids and what stands in quotes."""
+    """Dead jobs with error messages that differ only in numbers, ids and quoted text."""
 
-    #: The message, with ``*`` in the place of what differs: a search finds it.
+    #: The message, with ``*`` in place of what differs; usable in a search.
     pattern: str
-    #: How many of the jobs that were looked at.
+    #: The number of jobs with it among those checked.
     count: int
 
 
-#: What differs between messages that say the same, in the order in which it is looked for.
+#: The parts that differ between messages of the same kind, in order of precedence.
 _DIFFERS = re.compile(
     r"""(?x)
     "[^"\n]*" | '[^'\n]*' | \u201c[^\u201d\n]*\u201d
@@ -183,7 +183,7 @@ _DIFFERS = re.compile(
 
 
 def pattern_of(message: str) -> str:
-    """Return what messages of the same kind have in common, with ``*`` for what differs.
+    """Return the common part of messages of the same kind, with ``*`` for what differs.
 
     Example:
       >>> pattern_of('feed 7 of "kiosk24" has no rows')
@@ -196,7 +196,7 @@ def pattern_of(message: str) -> str:
 def dead_messages(
     job: Any, window: int, now: int, limit: int
 ) -> dict[tuple[str | None, str], list[DeadMessage]]:
-    """Group the newest dead jobs of each error and actor by what their messages have in common."""
+    """Group the newest dead jobs of each error and actor by the pattern of their messages."""
     newest = (
         job.select(job.error_type, job.actor, job.error_message)
         .where(*open_dead(job, now - window))
@@ -226,13 +226,13 @@ def dead_series(
     series: dict[tuple[str | None, str], list[int]] = {}
     for error_type, actor, at, count in rows:
         numbers = series.setdefault((error_type, actor), [0] * steps)
-        # What died since *now* was taken belongs to the last step.
+        # Jobs that died after *now* belong to the last step.
         numbers[min(steps - 1, (int(at) - begin) // step)] += int(count)
     return series
 
 
 def open_dead(job: Any, since: int) -> tuple[Any, ...]:
-    """Return what is true of dead jobs since an instant that nobody has dismissed."""
+    """Return the conditions for undismissed dead jobs since an instant."""
     return (
         job.state.in_(literal_states([State.DEAD])),
         job.dismissed_at.is_null(),

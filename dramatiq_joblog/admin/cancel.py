@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dramatiq_joblog.recording.log import Written
     from dramatiq_joblog.schema.query import J, JobQuery
 
-#: Jobs that are given up in one transaction.
+#: The number of jobs cancelled in one transaction.
 BATCH = 250
 
 
@@ -42,10 +42,10 @@ class Cancelled:
 
 
 class Cancelling:
-    """Gives up jobs of one log.
+    """Cancels jobs of one log.
 
     Parameters:
-      log: Where they are, and what writes there.
+      log: The parts of the log.
     """
 
     def __init__(self, log: Written) -> None:
@@ -55,11 +55,11 @@ class Cancelling:
         self._transitions = log.transitions
 
     def one(self, jid: str, who: str | None, reason: str | None) -> None:
-        """Give up a job.
+        """Cancel a job.
 
         Raises:
           JobNotFound: If the log has no such job.
-          CancelError: If it runs, or has ended.
+          CancelError: If it is running, or has ended.
         """
 
         def give_up() -> None:
@@ -82,7 +82,7 @@ class Cancelling:
         reason: str | None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Cancelled:
-        """Give up the jobs of a query that do not run, oldest first, in batches.
+        """Cancel the jobs of a query that are not running, oldest first, in batches.
 
         Raises:
           CancelInterruptedError: If the database became unavailable meanwhile.
@@ -115,7 +115,7 @@ class Cancelling:
         reason: str | None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Cancelled:
-        """Give up the jobs of *jids*; those that run or have ended are among the refused.
+        """Cancel the jobs of *jids*; those that are running or have ended are refused.
 
         Raises:
           CancelInterruptedError: If the database became unavailable meanwhile.
@@ -156,7 +156,7 @@ class Cancelling:
         actions: ManyActions,
         reason: str | None,
     ) -> None:
-        """Give up jobs, named by id and jid, in one transaction."""
+        """Cancel jobs, given as a mapping of id to jid, in one transaction."""
 
         def give_up() -> tuple[list[Any], dict[str, Any], dict[str, str]]:
             rows = self._transitions.locked_rows(list(jids))
@@ -167,7 +167,7 @@ class Cancelling:
         try:
             rows, cancelled, refused = in_transaction(self._log.database, give_up)
         except PeeweeException as e:
-            # One row that the database refuses to change does not keep the others from it.
+            # A row that the database refuses to change must not block the others.
             if len(jids) > 1:
                 for number, jid in jids.items():
                     self._cancel_batch({number: jid}, result, actions, reason)
@@ -175,7 +175,7 @@ class Cancelling:
                 result.refused |= {jid: scrub(str(e).strip()) for jid in jids.values()}
             return
         kept = {row.jid for row in rows}
-        # The others ended meanwhile, and were pruned.
+        # The others have ended and been pruned meanwhile.
         result.refused |= {jid: str(JobNotFound(jid)) for jid in jids.values() if jid not in kept}
         result.refused |= refused
         result.cancelled += [jid for jid in jids.values() if jid in cancelled]
@@ -184,10 +184,10 @@ class Cancelling:
         return ManyActions(self._log.tables.action, "cancel", who)
 
     def _give_up(self, rows: Sequence[Any]) -> tuple[dict[str, Any], dict[str, str]]:
-        """Make locked rows dead, and give up what their jobs hold.
+        """Cancel the jobs of locked rows, and release their keys.
 
         Returns:
-          The rows of those that are cancelled, as they were, and why others are not; by jid.
+          The rows of cancelled jobs, as they were, and the reasons of refusals; both by jid.
         """
         self._lose(rows)
         able = {row.jid: row for row in rows if row.state in CANCELLABLE}
@@ -197,7 +197,7 @@ class Cancelling:
         return able, refused
 
     def _lose(self, rows: Sequence[Any]) -> None:
-        """Mark the runs of locked rows as lost whose process is gone, as any other would."""
+        """Mark runs of locked rows as lost if their process is gone, like other processes do."""
         started = [row for row in rows if row.state == State.STARTED and row.process is not None]
         if not started:
             return
@@ -208,7 +208,7 @@ class Cancelling:
                 row.state = State.LOST
 
     def _end(self, rows: Sequence[Any]) -> None:
-        """Make locked rows dead, all of which can be cancelled, and give up what they hold."""
+        """Make locked rows dead, all of which can be cancelled, and release their keys."""
         job, transitions = self._job, self._transitions
         now = transitions.locks.now()
         job.update(
@@ -230,7 +230,7 @@ class Cancelling:
         transitions.locks.give_up({row.jid: row.token for row in rows})
 
     def _details(self, cancelled: Mapping[str, Any], reason: str | None) -> dict[str, str]:
-        """Return what is written down of jobs that were given up: the state of each, and why."""
+        """Return the recorded details of cancelled jobs: their former states, and the reason."""
         why = None if reason is None else self._log.redactor.text(reason)
         return {
             jid: ": ".join(filter(None, (f"was {row.state}", why)))
@@ -238,9 +238,9 @@ class Cancelling:
         }
 
 
-#: Jids in one condition: far fewer than any database takes.
+#: The number of jids in one condition; far below any database's limit.
 _NAMED = 500
-#: What is kept of a job with the time that it waited for its section.
+#: The columns stored with a job's wait for its section.
 _OF_A_WAITER = ("jid", "attempt", "worker")
 
 

@@ -1,4 +1,4 @@
-"""What ended in a period: from totals, or from a bounded number of rows not totalled yet."""
+"""What ended in a period: from totals, or from a bounded number of rows not in them yet."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
     #: An error's class, and the actor.
     Pair = tuple[str, str]
 
-#: As many rows are looked at that nobody has counted.
+#: The maximum number of rows counted that are not in the totals.
 _UNCOUNTED = 2_000
 #: Milliseconds that the totals may lag behind.
 _LAG = 10 * MINUTE
 
 
 class Counted:
-    """What has ended in some time of a log.
+    """Counts of what ended in a log.
 
     Its methods are called with a connection open.
 
     Parameters:
       tables: The log's tables.
-      totals: What was counted.
+      totals: The totals.
       now: The database's time, in milliseconds since 1970.
     """
 
@@ -57,30 +57,30 @@ class Counted:
 
     @functools.cached_property
     def began(self) -> int | None:
-        """When the log's past begins; None if it has none."""
+        """The beginning of the log's history; None if it has none."""
         job, total = self._job, self._total
         oldest = job.select(fn.MIN(job.created_at)).scalar()
         instants = [] if oldest is None else [to_millis(oldest)]
         for span in (MINUTE, DAY):
-            # Of a day it is not known how much of it the log was there for.
+            # Not from daily totals: the first day may be incomplete.
             first = total.select(total.at).where(total.span == span).order_by(total.at).limit(1)
             instants += [to_millis(at) + (span if span == DAY else 0) for (at,) in first.tuples()]
         return min(instants, default=None)
 
     def cells(self, begin: int, end: int) -> list[Cell] | None:
-        """Return what ended in some hours; None if nobody has counted it and it is much."""
+        """Return what ended in some hours; None if it is not in the totals and too many."""
         if self._is_counted(end):
             return self._totals.read(HOUR, begin, end)
         return self._rows(begin, end, HOUR)
 
     def _rows(self, begin: int, end: int, span: int) -> list[Cell] | None:
-        """Count from the rows, if they are few."""
+        """Count the rows, if they are few."""
         if self._are_many(begin, end, sorted(FINAL)):
             return None
         return count_rows(self._job, self._failure, begin, end, span)
 
     def sums(self, parts: Iterable[tuple[int, int, int]], pairs: Iterable[Pair]) -> Counter[Pair]:
-        """Add up failed runs by error in spans: each a length, a begin and an end."""
+        """Add up failed runs by error; each part is a length of spans, a beginning and an end."""
         pairs = list(pairs)
         total = self._total
         errors = {error[:MAX_TOTAL_ERROR] for error, _ in pairs}
@@ -96,7 +96,7 @@ class Counted:
                 )
                 .group_by(total.error_type, total.actor)
             )
-            # As the driver gives them: they can be many.
+            # Raw rows, without models, because there may be many.
             for error, actor, count in total._meta.database.execute(query):
                 sums[error, actor] += int(count)
         return sums
@@ -104,7 +104,7 @@ class Counted:
     def failed(
         self, pairs: Sequence[Pair], parts: Sequence[tuple[int, int, int]]
     ) -> Counter[Pair] | None:
-        """Count failed runs by error in spans; None if nobody has counted and there are many."""
+        """Count failed runs by error; None if they are not in the totals and too many to count."""
         parts = [part for part in parts if part[1] < part[2]]
         if not parts:
             return Counter()
@@ -128,7 +128,7 @@ class Counted:
         return self._counted_until >= min(end, self._now) - _LAG
 
     def _are_many(self, begin: int, end: int, states: Iterable[State]) -> bool:
-        """Return whether many jobs ended so in a time, or many runs failed."""
+        """Return whether many jobs ended in these states in a period, or many runs failed."""
         job, failure = self._job, self._failure
         for state in states:
             where = job.state.in_(literal_states([state])), job.finished_at >= begin
@@ -138,7 +138,7 @@ class Counted:
         return self._is_many(failure.select(SQL("1")).where(*where))
 
     def _is_many(self, query: Any) -> bool:
-        # Not exists(): in older versions of peewee it forgets the offset.
+        # Not exists(), which drops the offset in older versions of peewee.
         return query.limit(1).offset(_UNCOUNTED).scalar() is not None
 
 

@@ -21,12 +21,12 @@ from .problem import Look, seen
 if TYPE_CHECKING:
     from dramatiq_joblog.schema.tables import Tables
 
-#: At most as many rows are counted or named; what is beyond is shown as "or more".
+#: The maximum number of rows counted or named; more are shown as "or more".
 MOST = 1_000
 
 
 class DatabaseChecks:
-    """Looks at the database of a log.
+    """Checks the database of a log.
 
     Its methods are called with a connection open.
 
@@ -43,11 +43,11 @@ class DatabaseChecks:
         self._dialect = dialect_of(tables.database)
 
     def version(self) -> str:
-        """Return what the database says that it is."""
+        """Return the database's name and version."""
         return self._dialect.version(self._database)
 
     def schema(self) -> Look:
-        """Look whether the tables are those of this version."""
+        """Check whether the tables match this version."""
         well = "the tables match this version"
         missing, ahead = compare(self._database, self._tables.job)
         if missing:
@@ -79,7 +79,7 @@ class DatabaseChecks:
         return Look("schema", well)
 
     def durability(self) -> Look:
-        """Look whether commits outlive a crash."""
+        """Check whether commits survive a crash."""
         well = self._dialect.durability
         weakness = self._dialect.weakness(self._database)
         if weakness is None:
@@ -87,7 +87,7 @@ class DatabaseChecks:
         return _wrong("durability", well, weakness.text, weakness.cure, ProblemKind.SETTINGS)
 
     def pooler(self) -> Look:
-        """Look whether a pooler in between would mix up prepared statements."""
+        """Check whether a connection pooler would break prepared statements."""
         if not is_behind_pooler(self._database):
             return Look("pooler", "the connection goes straight to the server")
         well = "a pooler (PgBouncer or the like) is in between, and nothing is prepared or set"
@@ -104,7 +104,7 @@ class DatabaseChecks:
         )
 
     def clock(self) -> Look:
-        """Look whether the clocks of this host, of workers and of the database agree."""
+        """Check whether the clocks of this host, of workers and of the database agree."""
         text = str(database_now(self._database).sql)
         before = time.time_ns() // 1_000_000
         ((now,),) = self._database.execute_sql(f"SELECT {text}").fetchall()
@@ -135,7 +135,7 @@ class DatabaseChecks:
         )
 
     def _went_back(self) -> Look | None:
-        """Return what is left of the time before the database's clock went back, if anything."""
+        """Return a problem if rows still date from before the database's clock was set back."""
         worker, lock = self._worker, self._lock
         now = database_now(self._database)
         beats = worker.select().where(worker.heartbeat_at > now + MAX_SKEW).limit(MOST).count()
@@ -157,7 +157,7 @@ class DatabaseChecks:
 def _wrong(
     name: str, well: str, text: str, cure: str, kind: ProblemKind = ProblemKind.DATABASE
 ) -> Look:
-    """Return something that is wrong now; since when is not known."""
+    """Return a problem whose beginning is unknown."""
     title, colon, rest = text.partition(":")
     problem = seen(kind, name, datetime.now(timezone.utc), 1, title, colon + rest, cure)
     return Look(name, well, (problem,))

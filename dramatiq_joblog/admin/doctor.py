@@ -1,7 +1,7 @@
-"""Checks of a log, its database and its workers, each with its cure.
+"""Checks of a log, its database and its workers, each with a cure.
 
-Everything is only read, within a time; what cannot be known in it is wrong too.  Two ask:
-:meth:`Doctor.problems` is what needs someone, and :meth:`Doctor.findings` all that was looked at.
+All checks only read, within a time limit; a check that does not finish is a problem too.
+:meth:`Doctor.problems` returns what needs attention, :meth:`Doctor.findings` every check.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_SPOOLED", "MAX_WAIT", "Doctor", "Finding"]
 
-#: Seconds that events may lie in a spool while the database answers.
+#: Seconds that events may stay in a spool while the database is available.
 MAX_SPOOLED = 60
-#: Milliseconds that all questions together may take.
+#: Milliseconds that all queries together may take.
 DEFAULT_TIMEOUT = 5_000
-#: Milliseconds in which what is muted is read, whatever took long before.
+#: Milliseconds reserved for reading mutes, even after slow checks.
 _LEAST = 100
-#: Milliseconds that the server may be silent beyond that.
+#: Milliseconds that the server may take beyond that.
 _SILENT = 1_000
-#: As many missing jobs are said at most.
+#: The maximum number of missing jobs reported.
 _MOST_MISSED = 100
 
 _UNKNOWN_CURE = (
@@ -57,15 +57,15 @@ _UNKNOWN_CURE = (
 
 
 class Doctor:
-    """Looks a log over, once.
+    """Checks a log once.
 
     Parameters:
-      core: The log's parts; their module stands above this one.
-      broker: The broker that has the log's middleware, if that is to be looked at too.
+      core: The log's parts; untyped, because their module is in a higher layer.
+      broker: The broker with the log's middleware, to check it as well.
       patience: Milliseconds that jobs may wait for a worker, or for a thread.
       lost_for: Milliseconds that a job may be lost.
-      expected: Whether expected jobs are looked for.
-      timeout: Milliseconds that all questions to the database may take together.
+      expected: Whether to check expected jobs.
+      timeout: Milliseconds that all queries together may take.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Doctor:
         self._timeout = timeout
         self._asks_for_expected = expected
         self._deadline = 0.0
-        #: What people muted.
+        #: The current mutes.
         self._muted: list[Any] = []
         self._checks = DatabaseChecks(core.tables)
         self._standstill = Standstill(
@@ -98,18 +98,18 @@ class Doctor:
 
     @classmethod
     def for_findings(cls, core: Any, broker: Any) -> Doctor:
-        """Return one that says what has stood still for long, and leaves the rest its time."""
+        """Return a doctor with longer tolerances, for :meth:`findings`."""
         return cls(core, broker, lost_for=MAX_LOST, expected=False)
 
     def findings(self) -> list[Finding]:
-        """Return all that was looked at, in an order that does not change."""
+        """Return the results of all checks, in a fixed order."""
         found = [_finding_of(look) for look in self._looks()]
         if self._broker is not None:
             found.append(self._middleware())
         return found
 
     def problems(self) -> list[Problem]:
-        """Return what is wrong, that which costs most first; what is muted says by whom."""
+        """Return the problems, most serious first; muted ones have who muted them."""
         looks = list(self._looks())
         problems = [problem for look in looks for problem in look.problems]
         unknown = [look for look in looks if look.unknown]
@@ -173,16 +173,16 @@ class Doctor:
         except QueryTimeout:
             return Look(name, "", unknown=late)
         except DatabaseAwayError as e:
-            # A table or a column that is missing says so as well.
+            # A missing table or column is reported like this too.
             return self._unless_away(name, e)
         except PeeweeException as e:
             return Look(name, "", unknown=scrub(str(e).strip()))
 
     def _unless_away(self, name: str, error: DatabaseAwayError) -> Look:
-        """Return what cannot be known, if the database can be asked for other things.
+        """Return the result of a check that failed, if the database is available otherwise.
 
         Raises:
-          DatabaseAwayError: If it cannot.
+          DatabaseAwayError: If it is unavailable.
         """
         try:
             self._database.execute_sql("SELECT 1").fetchall()
@@ -191,13 +191,13 @@ class Doctor:
         return Look(name, "", unknown=scrub(str(error).strip()))
 
     def _mutes(self) -> list[Any]:
-        """Return what people muted; nothing if that cannot be known."""
+        """Return the current mutes; empty if they cannot be read."""
         left = round((self._deadline - time.monotonic()) * 1000)
         try:
             with bounded(self._database, max(left, _LEAST)):
                 return list(mutes.standing(self._core.tables.mute))
         except (DatabaseAwayError, PeeweeException):
-            # The check of the schema says what is missing.
+            # The check of the schema reports the missing table.
             return []
 
     def _connection(self) -> Look:
@@ -273,7 +273,7 @@ class Doctor:
         return Look("retries", well, (problem,))
 
     def _expected(self) -> Look:
-        """Look for expected jobs that did not run, as the workers that look at the rules know."""
+        """Check for expected jobs that did not run, from the state of the alert rules."""
         state = self._core.tables.alert
         rows = state.select().where(state.is_open, state.expects.is_null(False)).limit(_MOST_MISSED)
         problems = [
@@ -318,7 +318,7 @@ class Doctor:
         return Look("spools", "", (problem,))
 
     def _place_of_spool(self) -> Look:
-        """Look whether what is kept while the database is unavailable would last."""
+        """Check whether the spool is on storage that survives a reboot."""
         folder = self._core.spool.folder
         kind = file_system_of(folder)
         well = f"no events wait on {HOST} to be replayed"
@@ -338,7 +338,7 @@ class Doctor:
         return Look("spools", well)
 
     def _is_passing(self) -> bool:
-        """Return whether the log itself lies in a file that goes as well."""
+        """Return whether the log's own database file does not survive either."""
         file = self._dialect.file_of(self._database)
         return file is not None and file_system_of(file.parent) in PASSING
 
@@ -389,12 +389,12 @@ def _unanswered(text: str, cure: str) -> Look:
 
 
 def _is_behind(problems: Sequence[Problem]) -> bool:
-    """Return whether the tables are not those of this version, from which the rest follows."""
+    """Return whether the tables do not match this version, which causes other problems."""
     return any((p.kind, p.subject) == (ProblemKind.DATABASE, "schema") for p in problems)
 
 
 def _unknown_of(looks: Sequence[Look]) -> Problem:
-    """Return that some things could not be looked at, as one problem."""
+    """Return one problem for all checks that could not be made."""
     several = ", ".join(look.name for look in looks)
     return seen(
         ProblemKind.DATABASE,

@@ -1,6 +1,6 @@
 """Errors that are new, or several times as frequent as usual.
 
-A log that is younger than an hour has no past to compare with.
+A log younger than an hour has no history to compare with.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ if TYPE_CHECKING:
 
     from .counted import Counted, Pair
 
-#: Milliseconds that an error is new for, and those before in which it was not seen.
+#: Milliseconds for which an error counts as new, and before which it was not seen.
 NEW_FOR, UNSEEN_FOR = DAY, 30 * DAY
-#: Milliseconds of a log's life in which nothing is new, and those until something can rise.
+#: The minimum age of a log in milliseconds for new errors, and for rising ones.
 YOUNG, MIN_PAST = HOUR, 3 * HOUR
-#: Milliseconds after a change in which it may be the reason.
+#: Milliseconds after a mark within which it may be the cause.
 SOON_AFTER = HOUR
-#: An error that no job is dead of yet is new once so many are retried.
+#: The number of retrying jobs from which an error without dead jobs counts as new.
 MIN_RETRIED = 3
-#: An error rises from so many failed runs in an hour on.
+#: The number of failed runs in an hour from which an error counts as rising.
 MIN_RISEN = 3
 
-#: As many dead or retrying jobs are looked at.
+#: The maximum number of dead or retrying jobs read.
 _LOOK = 5_000
-#: As many jobs of an error are looked at for whether it was seen before.
+#: The maximum number of jobs of an error checked for earlier occurrences.
 _SEEN = 1_000
-#: As many problems of a kind are said.
+#: The maximum number of problems reported for each kind.
 _MOST = 10
-#: Errors by which actors and the host ask for another run; deaths that somebody wanted, and those
-#: that are a problem of another kind.
+#: Errors that request a retry; and reasons for being dead that are intended, or are problems of
+#: another kind.
 _ON_PURPOSE = ("Retry", "RateLimitExceeded", "LockNotAcquired")
 _WANTED = tuple(
     reason.value
@@ -61,11 +61,11 @@ _WANTED = tuple(
 
 @dataclass
 class _Open:
-    """The jobs that are dead or retried because of one error, and that need someone."""
+    """The dead or retrying jobs of one error that need attention."""
 
     dead: int = 0
     retrying: int = 0
-    #: When the first of them failed.
+    #: When the first of them failed, in milliseconds since 1970.
     since: int = 1 << 62
 
     @property
@@ -74,13 +74,13 @@ class _Open:
 
 
 class ErrorTrends:
-    """Looks for errors that are new or rise.
+    """Finds errors that are new or rising.
 
     Its methods are called with a connection open.
 
     Parameters:
       tables: The log's tables.
-      ended: What has ended.
+      ended: Counts of what has ended.
       now: The database's time, in milliseconds since 1970.
     """
 
@@ -92,19 +92,19 @@ class ErrorTrends:
         self._now = now
 
     def look(self) -> Look:
-        """Look for errors that are new, and for those that are several times as frequent."""
+        """Check for new errors, and for errors several times as frequent as usual."""
         problems = [self._as_new(pair) for pair in list(self._new)[:_MOST]]
         problems += [self._as_rising(*rise) for rise in self._rising[:_MOST]]
         return Look("errors", "no error is new or rising", tuple(problems))
 
     @functools.cached_property
     def actors(self) -> set[str]:
-        """The actors with an error that is new or rises."""
+        """The actors with a new or rising error."""
         return {actor for _, actor in (*self._new, *(pair for pair, _, _ in self._rising))}
 
     @functools.cached_property
     def _open(self) -> dict[Pair, _Open]:
-        """The errors, by their class and the actor, that jobs are dead of or retried for."""
+        """The errors of dead and retrying jobs, by class and actor."""
         found: dict[Pair, _Open] = {}
         for state, query in ((State.DEAD, self._dead()), (State.RETRYING, self._retrying())):
             for error, actor, count, at in self._job._meta.database.execute(query):
@@ -132,7 +132,7 @@ class ErrorTrends:
             .order_by(job.finished_at.desc())
             .limit(_LOOK)
         )
-        # What was run again has been seen to.
+        # Jobs that were run again need no attention.
         return self._grouped(newest).where(
             SQL("again IS NULL"), SQL("reason IS NULL") | SQL("reason").not_in(_WANTED)
         )
@@ -158,7 +158,7 @@ class ErrorTrends:
 
     @functools.cached_property
     def _new(self) -> dict[Pair, _Open]:
-        """The errors that were not seen for a month, by when they came."""
+        """The errors not seen for a month before, in order of their first occurrence."""
         began = self._ended.began
         if began is None or self._now - began < YOUNG:
             return {}
@@ -181,9 +181,9 @@ class ErrorTrends:
         }
 
     def _counted_before(self, pairs: Iterable[Pair], edge: int) -> set[Pair]:
-        """Return those of some errors that were counted in the month before an instant.
+        """Return those errors that are in the totals of the month before an instant.
 
-        The last days come first: nearly all are seen there.
+        The last days are read first, because nearly all are found there.
         """
         left = {counted(pair) for pair in pairs}
         seen: set[Pair] = set()
@@ -197,7 +197,7 @@ class ErrorTrends:
         return seen
 
     def _died_before(self, edge: int) -> set[Pair]:
-        """Return the errors of the newest jobs that died before an instant, by one question."""
+        """Return the errors of the newest jobs that died before an instant, in one query."""
         job = self._job
         before = (
             job.select(job.error_type.alias("error"), job.actor.alias("actor"))
@@ -209,7 +209,7 @@ class ErrorTrends:
         return set(job._meta.database.execute(pairs))
 
     def _has_rows_before(self, pair: Pair, edge: int) -> bool:
-        """Return whether a job that was sent before an instant failed so, as far as one looks."""
+        """Return whether one of the checked jobs sent before an instant failed with this error."""
         job, (error, actor) = self._job, pair
         before = (
             job.select(job.actor)
@@ -235,7 +235,7 @@ class ErrorTrends:
         )
 
     def _after(self, instant: int) -> str:
-        """Say how long after the last change an instant was, if it was soon."""
+        """Return a text with how long after the last mark an instant was, if it was soon after."""
         deploy = self._deploy
         last = deploy.select().where(deploy.at <= instant).order_by(deploy.at.desc()).first()
         if last is None or instant - to_millis(last.at) > SOON_AFTER:
@@ -244,7 +244,7 @@ class ErrorTrends:
 
     @functools.cached_property
     def _rising(self) -> list[tuple[Pair, int, float]]:
-        """The errors that are more frequent than usual: how many runs an hour, now and usually."""
+        """The errors more frequent than usual, with their runs per hour, now and usually."""
         pairs = [pair for pair in self._open if pair not in self._new]
         if not pairs or self._ended.began is None or self._now - self._ended.began < MIN_PAST:
             return []
@@ -277,9 +277,9 @@ class ErrorTrends:
         )
 
     def _usual(self, pairs: Sequence[Pair]) -> dict[Pair, float]:
-        """Return how many runs an hour usually fail with some errors.
+        """Return how many runs per hour usually fail with each error.
 
-        That is the mean of a week until an hour ago, or the same hours a week ago if it was more.
+        The mean of a week until an hour ago, or the same hours a week ago, whichever is higher.
         """
         now = self._now
         day, hour, week = now - now % DAY, now - now % HOUR - HOUR, 7 * DAY

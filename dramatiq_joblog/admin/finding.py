@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
-    #: What was looked at, as ``clock``; the same each time.
+    #: The name of the check, such as ``clock``; stable.
     name: str
     #: Whether nothing needs to be done about it.
     ok: bool
-    #: What was seen, in one sentence.
+    #: The result, in one sentence.
     text: str
     #: What to do about it; empty if it is ok.
     cure: str = ""

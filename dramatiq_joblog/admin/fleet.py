@@ -17,20 +17,20 @@ from dramatiq_joblog.states import State
 if TYPE_CHECKING:
     from datetime import datetime
 
-#: As many worker processes and started jobs are looked at.
+#: The maximum number of worker processes and started jobs read.
 LOOK = 20_000
-#: Milliseconds in which a job that has finished shows that somebody works.
+#: Milliseconds within which a finished job proves that a worker is running.
 _LATELY = 300_000
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The runs that a process is said to be in the midst of."""
+    """The open runs of a process."""
 
     #: ``host:pid``.
     worker: str
     count: int
-    #: The last heartbeat of the process; of one that is not known, the first start.
+    #: The last heartbeat of the process; if it is unknown, the first start.
     since: datetime
 
 
@@ -38,20 +38,20 @@ class Runs:
 class Fleet:
     """All worker processes at one moment."""
 
-    #: How many live.
+    #: How many are alive.
     alive: int = 0
-    #: Threads of those that consume a queue, and jobs that they run, by queue.
+    #: Threads of the processes that consume a queue, and jobs that they run, by queue.
     threads: Counter[str] = field(default_factory=Counter)
     running: Counter[str] = field(default_factory=Counter)
-    #: Processes that are gone, whose runs nobody has marked as lost yet.
+    #: Processes that are gone, with runs not yet marked as lost.
     gone: list[Runs] = field(default_factory=list)
-    #: Processes that the log has no row of.
+    #: Processes without a row in the log.
     unknown: list[Runs] = field(default_factory=list)
-    #: Whether jobs are run by processes that give no heartbeat.
+    #: Whether processes without heartbeats run jobs.
     unseen: bool = False
 
     def consumes(self, queue: str) -> bool:
-        """Return whether a live worker takes jobs from a queue, as far as is known."""
+        """Return whether a live worker consumes a queue, as far as known."""
         return self.unseen or queue in self.threads
 
     def is_busy(self, queue: str) -> bool:
@@ -60,7 +60,7 @@ class Fleet:
 
 
 def look_at(job: Any, worker: Any) -> Fleet:
-    """Look at the worker processes of a log, with a connection open.
+    """Return the worker processes of a log; needs an open connection.
 
     Parameters:
       job: The bound job model.
@@ -93,7 +93,7 @@ def look_at(job: Any, worker: Any) -> Fleet:
 
 
 def _runs(job: Any) -> dict[str, tuple[int, int]]:
-    """Return how many started jobs each process has, and when the first of them began."""
+    """Return each process's number of started jobs, and when the first of them began."""
     started = (
         job.select(job.process.alias("process"), job.started_at.alias("at"))
         .where(job.state.in_(literal_states([State.STARTED])))
@@ -113,10 +113,10 @@ def _runs(job: Any) -> dict[str, tuple[int, int]]:
 
 
 def _sort_others(fleet: Fleet, runs: dict[str, tuple[int, int]], worker: Any) -> None:
-    """Say of runs whose process is none of those that live what became of it."""
+    """Sort runs of processes that are not alive into gone and unknown ones."""
     known = worker.select().where(worker.process.in_(list(runs)[:500])) if runs else ()
     for row in known:
-        # It was considered gone as this run began: the process that does so marks the run as well.
+        # It was considered gone as this run began; the process that decided so also marks the run.
         runs.pop(row.process)
     for process, (count, at) in runs.items():
         fleet.unknown.append(Runs(process, count, instant_of(at)))
@@ -125,6 +125,6 @@ def _sort_others(fleet: Fleet, runs: dict[str, tuple[int, int]], worker: Any) ->
 def _somebody_works(job: Any) -> bool:
     database = job._meta.database
     ((now,),) = database.execute_sql(f"SELECT {database_now(database).sql}").fetchall()
-    # A clock that ticks while the statement runs is no bound for an index.
+    # A bound that is re-evaluated during the statement could not use an index.
     ended = job.state.in_(literal_states([State.FINISHED])), job.finished_at > int(now) - _LATELY
     return bool(job.select(job.id).where(*ended).limit(1).exists())

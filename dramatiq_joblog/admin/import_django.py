@@ -1,6 +1,6 @@
 """The import of django_dramatiq's tasks, as rows of the log.
 
-Nothing of Django is needed: the table is read as it lies in the database.
+Django is not needed: the table is read directly.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
 
 #: The table of django_dramatiq, as its migrations name it.
 DJANGO_TABLE = "django_dramatiq_task"
-#: Rows that are read and written at once.
+#: The number of rows per batch.
 BATCH = 500
 
 _REDACTED = "its arguments are kept without what must not be shown"
 _STATES = {
     "enqueued": State.ENQUEUED,
     "delayed": State.DELAYED,
-    # Its worker never said more: either it still runs, or nobody will ever say.
+    # Its worker reported nothing else: it is still running, or lost.
     "running": State.LOST,
     "failed": State.DEAD,
     "done": State.FINISHED,
@@ -56,7 +56,7 @@ _STATES = {
 
 
 class _Task(NamedTuple):
-    """A row of django_dramatiq's."""
+    """A row of django_dramatiq's table."""
 
     id: Any
     status: str
@@ -85,12 +85,12 @@ def import_django_dramatiq(
       joblog: The log; its tables must exist.
       source: The database with the tasks; None for the log's own.
       table: The table of the tasks.
-      user_from: The parameter with the user of each job, before the actors' own *job_user*; for
+      user_from: The parameter with the user of each job; overrides the actors' *job_user*; for
         actors that are not declared here, only keyword arguments are found.
-      progress: Called after each batch with how many tasks were read.
+      progress: Called after each batch with the number of tasks read.
 
     Returns:
-      How many jobs were written, by state.
+      The number of jobs written, by state.
 
     Raises:
       ConfigurationError: If there is no such table, or it cannot be read.
@@ -99,7 +99,7 @@ def import_django_dramatiq(
     core = joblog.core
     written: Counter[str] = Counter()
     read = 0
-    # Before anything is read: the log's tables may be what is missing.
+    # First of all: the log's own tables may be missing.
     core.tables.job.select(core.tables.job.id).limit(1).execute()
     for batch in _batches(source or core.database, table):
         jobs = [_job_of(task, core, user_from) for task in batch]
@@ -151,13 +151,13 @@ def _batches(source: Database, table: str) -> Iterator[list[_Task]]:
 
 
 def _alike(model: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows that all have the same columns, as one statement needs them."""
+    """Return rows that all have the same columns, as needed by a single statement."""
     fields = {name: model._meta.combined[name] for row in rows for name in row}
     return [{name: row.get(name, f.default) for name, f in fields.items()} for row in rows]
 
 
 def _forget_unknown_users(field: Any, rows: list[dict[str, Any]]) -> None:
-    """Leave out users that are gone, in a model whose users have a table."""
+    """Remove users that no longer exist, if the model has a foreign key to users."""
     if not isinstance(field, ForeignKeyField):
         return
     name, key = field.column_name, field.rel_field
@@ -172,7 +172,7 @@ def _forget_unknown_users(field: Any, rows: list[dict[str, Any]]) -> None:
 def _columns_of(
     message: Mapping[str, Any], joblog: Imported, user_from: str | None
 ) -> dict[str, Any]:
-    """Return the columns that a message decides, by its actor's options if it is declared."""
+    """Return the columns that a message determines, with its actor's options if it is declared."""
     row = {} if joblog.sender is None else joblog.sender.describe(message, user_from)
     if row:
         fields = joblog.tables.job._meta.combined
@@ -198,13 +198,13 @@ def _columns_of(
 def _job_of(
     task: _Task, joblog: Imported, user_from: str | None
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return a task as a row of a job, and as a failed run if it had one."""
+    """Return a task as a job's row, and as a failed run if it failed."""
     redactor = joblog.redactor
     message = json.loads(bytes(task.message_data))
     options = message.get("options", {})
     created, updated = _millis(task.created_at), _millis(task.updated_at)
     state = _STATES.get(task.status, State.LOST)
-    # It writes before Retries counts, so that this was the last attempt's number in any state.
+    # django_dramatiq writes before Retries counts, so this is the last attempt in any state.
     attempt = (as_int(options.get("retries"), most=MAX_INT - 1) or 0) + 1
     sent = as_millis(message.get("message_timestamp"))
     final = task.status in ("done", "failed", "skipped")
@@ -251,7 +251,7 @@ def _job_of(
 
 
 def _last_line(traceback: str) -> tuple[str | None, str | None]:
-    """Return the class and the text of the error that a traceback ends with."""
+    """Return the class and message of the error at the end of a traceback."""
     last = traceback.strip().splitlines()[-1:] or [""]
     found = re.match(r"([\w.]+)(?:: (.*))?$", last[0])
     if found is None:
@@ -261,6 +261,6 @@ def _last_line(traceback: str) -> tuple[str | None, str | None]:
 
 
 def _millis(value: Any) -> int:
-    """Return an instant of Django's, which SQLite keeps as text in UTC."""
+    """Return a Django instant in milliseconds since 1970; SQLite stores it as text in UTC."""
     instant = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
     return to_millis(instant if instant.tzinfo else instant.replace(tzinfo=timezone.utc))

@@ -1,7 +1,6 @@
 """Background maintenance: roll up totals, and prune old jobs.
 
-One process at a time does it, on a thread and a connection of its own that exist only
-meanwhile; the first to come after a minute is over.
+One process at a time does this each minute, on a temporary thread with its own connection.
 """
 
 from __future__ import annotations
@@ -31,28 +30,28 @@ if TYPE_CHECKING:
 
     from .retention import Retention
 
-#: Milliseconds between two looks whether there is something to do.
+#: Milliseconds between two checks whether a round is due.
 INTERVAL = 10_000
-#: Milliseconds that a turn lasts unless it is renewed.
+#: Milliseconds until a turn expires unless it is renewed.
 _TURN = 60_000
-#: Milliseconds that one who prunes by hand waits for another.
+#: Milliseconds that a manual prune waits for another process.
 _PATIENCE = 20_000
-#: Milliseconds that one of its statements may take, on a large table and a slow disk.
+#: Milliseconds that one statement may take, on a large table and a slow disk.
 _SLOW = 600_000
-#: Of the time that a process prunes by itself, the database rests so many parts to one.
+#: The pause after each automatic batch, as a multiple of the time that it took.
 _REST = 24
-#: Jobs that it deletes at once then: others wait for so long.
+#: The number of jobs deleted in an automatic batch; other writers wait meanwhile.
 _BATCH = 500
 _KEY = "chores"
 
 
 class Chores:
-    """The chores of one log.
+    """The background maintenance of one log.
 
     Parameters:
-      totals: What counts.
-      retention: What deletes.
-      locks: Where the turn is taken.
+      totals: Updates the totals.
+      retention: Deletes old jobs.
+      locks: The statements on keys, for the turn.
     """
 
     def __init__(self, totals: Totals, retention: Retention, locks: Locks) -> None:
@@ -65,7 +64,7 @@ class Chores:
         self._stopped = threading.Event()
 
     def look(self) -> None:
-        """Begin a round if one is due; on the writer's thread, whose connection it asks."""
+        """Begin a round if one is due; called on the writer's thread, and uses its connection."""
         if self._thread is not None and self._thread.is_alive():
             return
         now = _now()
@@ -79,7 +78,7 @@ class Chores:
         self._thread.start()
 
     def stop(self, timeout: float = 10.0) -> None:
-        """End the round that is under way, in *timeout* seconds at most."""
+        """Stop the current round, within *timeout* seconds."""
         self._stopped.set()
         if self._thread is not None:
             self._thread.join(timeout)
@@ -90,10 +89,10 @@ class Chores:
         batch: int,
         progress: Callable[[Counter[str]], None] | None = None,
     ) -> Counter[str]:
-        """Count what was not counted, delete what goes, and return how much that was.
+        """Update the totals, delete old jobs, and return the numbers deleted.
 
         Raises:
-          JobLogError: If another process does so for longer than a turn.
+          JobLogError: If another process holds the turn for too long.
         """
         deleted: Counter[str] = Counter()
         turn = self._turn(wait=_PATIENCE)
@@ -111,7 +110,7 @@ class Chores:
         return deleted
 
     def _round(self) -> None:
-        """Count, and delete with rests, until all is done."""
+        """Update the totals, and delete old jobs in batches with pauses, until all is done."""
         try:
             with patient(_SLOW), checked_out(self._database), self._turn() as renew:
                 if renew is None:
@@ -125,7 +124,7 @@ class Chores:
                         return
                     began = time.monotonic()
         except DatabaseAwayError as e:
-            # The database is unavailable, or busy: the next round will do it.
+            # The database is unavailable or busy; the next round continues.
             text = "The job log's background tasks are put off: %s"
             self._limited.log(logging.WARNING, "put off", text, str(e).strip())
         except Exception:  # noqa: BLE001 - it is logged
@@ -133,11 +132,11 @@ class Chores:
             self._limited.log(logging.CRITICAL, "failed", text, exc_info=True)
 
     def _rest(self, seconds: float) -> bool:
-        """Wait; return whether this process ends."""
+        """Pause; return whether this process is ending."""
         return self._stopped.wait(seconds)
 
     def _turn(self, wait: int = 0) -> AbstractContextManager[Callable[[], bool] | None]:
-        """Take the turn within *wait* milliseconds; see :meth:`Turn.take`."""
+        """Acquire the turn within *wait* milliseconds; see :meth:`Turn.take`."""
         return self._turns.take(wait)
 
 

@@ -1,4 +1,4 @@
-"""Problems that people muted: known, with a reason, until a time or until they get worse."""
+"""Muted problems: known, with a reason, until a time or until they get worse."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .problem import Problem
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: A problem whose count grew by more than this factor is back.
+#: A problem returns if its count has grown by more than this factor.
 WORSE = 2
-#: Milliseconds for which a problem can be muted at most: everyone has forgotten it by then.
+#: The maximum time for which a problem can be muted, in milliseconds.
 LONGEST = 31 * 86_400_000
 
 
@@ -27,7 +27,7 @@ def check(problem: Any) -> Problem:
     """Return the problem to mute.
 
     Raises:
-      ConfigurationError: If it is none, or cannot be muted.
+      ConfigurationError: If it is not a problem, or cannot be muted.
     """
     if not isinstance(problem, Problem):
         raise ConfigurationError(
@@ -50,7 +50,7 @@ def check_muted(problem: Any) -> Problem | Mute:
 
 
 def mute(model: Any, problem: Problem, *, until: int, reason: str, who: str | None) -> Mute:
-    """Mute a problem, in place of an earlier time; in a transaction."""
+    """Mute a problem, replacing an earlier mute; call it in a transaction."""
     now = database_now(model._meta.database)
     model.delete().where((model.until < now) | _of(model, problem)).execute()
     number = model.insert(
@@ -68,18 +68,18 @@ def mute(model: Any, problem: Problem, *, until: int, reason: str, who: str | No
 
 
 def unmute(model: Any, problem: Problem | Mute) -> bool:
-    """End the time for which a problem is muted, and return whether it was."""
+    """Unmute a problem, and return whether it was muted."""
     return bool(model.delete().where(_of(model, problem)).execute())
 
 
 def standing(model: Any) -> Any:
-    """Return a select of what is muted now, that which ends first before others."""
+    """Return a select of the current mutes, the first to end first."""
     now = database_now(model._meta.database)
     return model.select().where(model.until > now).order_by(model.until, model.id)
 
 
 def apply(problems: Iterable[Problem], mutes: Iterable[Mute]) -> list[Problem]:
-    """Return problems, those that are muted and did not get worse with who did it."""
+    """Return problems; those that are muted and have not got worse have their mute."""
     known = {(row.kind, row.subject): row for row in mutes}
     found = []
     for problem in problems:

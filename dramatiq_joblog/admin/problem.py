@@ -1,4 +1,4 @@
-"""One problem, with its cure, and the words that all problems share."""
+"""One problem, with its cure, and helpers for the texts of problems."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.schema.models import Mute
 
-#: As many names are said.
+#: The maximum number of names in a sentence.
 NAMED = 5
-#: Characters of a name in a sentence.
+#: The maximum length of a name in a sentence.
 LONGEST = 60
 
 
@@ -23,9 +23,9 @@ LONGEST = 60
 class Problem:
     """One thing that is wrong now, and what to do about it."""
 
-    #: What kind of thing.
+    #: The kind of problem.
     kind: ProblemKind
-    #: Which one of its kind, such as a queue or an error; the same as long as the problem lasts.
+    #: Its subject, such as a queue or an error; the same for as long as the problem lasts.
     subject: str
     #: Since when, in UTC.
     since: datetime
@@ -39,11 +39,11 @@ class Problem:
     cure: str
     #: The words of a search that finds the jobs; empty if it is not about jobs.
     search: str = ""
-    #: Who muted it, until when and why; None if nobody did.
+    #: Who muted it, until when and why; None if it is not muted.
     muted: Mute | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
+        """Return it as a dictionary for JSON."""
         since = self.since.astimezone(timezone.utc).isoformat(timespec="milliseconds")
         return {
             "kind": self.kind.value,
@@ -68,26 +68,26 @@ def seen(  # noqa: PLR0917 - in the order of the fields
     cure: str,
     search: str = "",
 ) -> Problem:
-    """Return a problem whose sentence is *title* and *rest*."""
+    """Return a problem with the text *title* and *rest*."""
     return Problem(kind, subject, since, count, title, title + rest, cure, search)
 
 
 @dataclass(frozen=True)
 class Look:
-    """One thing that was looked at, and what is wrong with it."""
+    """One check, and the problems that it found."""
 
-    #: What was looked at, as ``clock``; the same each time.
+    #: The name of the check, such as ``clock``; stable.
     name: str
-    #: What is said if nothing is wrong, in one sentence.
+    #: The text if nothing is wrong, in one sentence.
     well: str
-    #: What is wrong.
+    #: The problems found.
     problems: tuple[Problem, ...] = ()
-    #: Why it cannot be known; empty if it is.
+    #: Why the check could not be made; empty if it could.
     unknown: str = ""
 
 
 def in_order(problems: Iterable[Problem]) -> list[Problem]:
-    """Return problems in the order in which people should care: by kind, then the oldest first."""
+    """Return problems in order of urgency: by kind, then oldest first."""
     rank = {kind: place for place, kind in enumerate(ProblemKind)}
     return sorted(problems, key=lambda p: (rank[p.kind], p.since, p.subject))
 
@@ -98,19 +98,19 @@ def jobs(number: int) -> str:
 
 
 def plural(number: int, thing: str) -> str:
-    """Return a number of things."""
+    """Return a number with a noun in the singular or plural."""
     return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def said(instant: datetime) -> str:
-    """Return an instant as sentences have it: without its date if that is today's."""
+    """Format an instant for a sentence: without the date if it is today."""
     utc = instant.astimezone(timezone.utc)
     today = utc.date() == datetime.now(timezone.utc).date()
     return f"{utc:%H:%M} UTC" if today else f"{utc:%Y-%m-%d %H:%M} UTC"
 
 
 def cut(name: str) -> str:
-    """Return a name that is short enough for a sentence."""
+    """Shorten a name for a sentence."""
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
@@ -120,7 +120,7 @@ def quoted(name: str) -> str:
 
 
 def names(texts: Iterable[str]) -> str:
-    """Return texts in quotes: the first of them, and how many more there are."""
+    """Return the first texts in quotes, and how many more there are."""
     known = list(dict.fromkeys(texts))
     more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
     return ", ".join(map(quoted, known[:NAMED])) + more

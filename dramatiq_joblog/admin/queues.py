@@ -10,24 +10,24 @@ if TYPE_CHECKING:
 
     from .standstill import Standstill
 
-#: Milliseconds from which on a job that is due is late.
+#: Milliseconds after which a due job is late.
 LATE = 60_000
 
 
 @dataclass(frozen=True)
 class Queue:
-    """One queue with jobs that are due, or with workers."""
+    """A queue that has due jobs or workers."""
 
     name: str
-    #: How many jobs could run now; of each state the oldest 20,000 are looked at.
+    #: How many jobs could run now; counted among the oldest 20,000 of each state.
     due: int
-    #: Since when the first of them could; None if none is due.
+    #: Since when the first of them could run; None if none is due.
     since: datetime | None
-    #: Threads of the live workers that consume it, which may consume others too.
+    #: Threads of the live workers that consume it; they may consume other queues too.
     threads: int
-    #: Jobs that those workers run, whichever queue they are of.
+    #: Jobs that those workers run, from any queue.
     running: int
-    #: Milliseconds that the first of them has waited.
+    #: Milliseconds that the first due job has waited; None if none is due.
     age: int | None
 
     @property
@@ -42,7 +42,7 @@ class Queue:
         return "keeps up" if self.due or self.running else "idle"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
+        """Return it as a dictionary for JSON."""
         since = None
         if self.since is not None:
             since = self.since.isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -57,7 +57,7 @@ class Queue:
 
 
 def queues(standstill: Standstill, now: datetime) -> list[Queue]:
-    """Return the queues, that which is worst off first; with a connection open."""
+    """Return the queues, the furthest behind first; needs an open connection."""
     fleet, due = standstill.fleet, standstill.due()
     found = []
     for name in dict.fromkeys([*due, *fleet.threads]):

@@ -1,6 +1,6 @@
-"""Retention: deletes final, old jobs, in bounded batches.
+"""Retention: deletes old jobs in final states, in bounded batches.
 
-What is deleted stays in the totals.
+Deleted jobs stay in the totals.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ if TYPE_CHECKING:
     from dramatiq_joblog.schema.tables import Tables
     from dramatiq_joblog.statistics.rollups import Totals
 
-#: Milliseconds that jobs are kept after their end, by final state; None forever.
+#: Milliseconds that jobs are kept after their end, by final state; None for forever.
 Keep: TypeAlias = Mapping[FinalState, int | None]
 
-#: Jobs are deleted so many at a time, and failures and lines in statements on so many of them.
+#: The number of jobs deleted at a time, and of failures and lines per statement.
 DEFAULT_BATCH = 1000
 _JIDS = 500
-#: Milliseconds that a worker's row is kept after it ended, and a uniqueness after it ran out.
+#: Milliseconds that a worker's row is kept after its end, and a unique key after it expired.
 _KEEP_WORKERS, _KEEP_KEYS = 7 * 86_400_000, 86_400_000
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Jobs that go: of one final state, ended by an instant, of some job types."""
+    """Jobs to delete: of one final state, ended by an instant, of some job types."""
 
     state: State
     #: Milliseconds since 1970.
     until: int
-    #: The one type that it is about; None for all but those in *but*.
+    #: The only job type; None for all except those in *but*.
     job_type: str | None
     but: tuple[str, ...] = ()
 
 
 class Retention:
-    """What a log keeps for how long.
+    """The retention of a log.
 
     Parameters:
       tables: The log's tables.
-      totals: What outlives the jobs.
-      keep: Milliseconds after its end that a job is kept, by final state; without one for
-        ever.
-      keep_types: For some job types other times: by state, or one for all, None forever.
+      totals: The totals, which outlive the jobs.
+      keep: Milliseconds that a job is kept after its end, by final state; states without one are
+      kept forever.
+      keep_types: Different times for some job types: by state, or one for all; None for forever.
 
     Raises:
-      ConfigurationError: If a state is not final, or a time is none.
+      ConfigurationError: If a state is not final, or a time is invalid.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Retention:
         }
 
     def but(self, keep: Keep | None) -> Retention:
-        """Return the same with other times; those of job types stay."""
+        """Return a copy with different times; those of job types stay."""
         if keep is None:
             return self
         return Retention(
@@ -105,7 +105,7 @@ class Retention:
         )
 
     def rules(self, now: int) -> list[Rule]:
-        """Return what goes at an instant, in milliseconds since 1970."""
+        """Return what to delete at an instant, in milliseconds since 1970."""
         special = tuple(sorted(self.keep_types))
         rules = [
             Rule(state, now - kept, None, special)
@@ -121,16 +121,16 @@ class Retention:
         return rules
 
     def count(self, now: int) -> Counter[str]:
-        """Return how many jobs would go, by state."""
+        """Return how many jobs would be deleted, by state."""
         counter: Counter[str] = Counter()
         for rule in self.rules(now):
             counter[rule.state.value] += self._select(rule, (0, 0)).count()
         return counter
 
     def prune(self, now: int, batch: int) -> Iterator[Counter[str]]:
-        """Delete what goes, and yield after each batch what it was; each is a transaction.
+        """Delete old jobs, and yield the numbers after each batch; each is a transaction.
 
-        All that goes must have been counted in the totals.
+        All of them must already be in the totals.
         """
         for rule in self.rules(now):
             place: tuple[int, int] | None = (0, 0)
@@ -142,7 +142,7 @@ class Retention:
         yield from self._rest(batch)
 
     def _select(self, rule: Rule, place: tuple[int, int]) -> Any:
-        """Select what goes by a rule and stands after a place, in the order of ends."""
+        """Select the jobs of a rule after a position, in order of their ends."""
         job = self._job
         at, number = place
         query = job.select().where(
@@ -160,7 +160,7 @@ class Retention:
     def _batch(
         self, rule: Rule, place: tuple[int, int], batch: int, now: int
     ) -> tuple[tuple[int, int] | None, Counter[str]]:
-        """Delete some jobs after a place; return the next place, and what went."""
+        """Delete some jobs after a position; return the next position, and the numbers deleted."""
         job = self._job
         query = (
             self._select(rule, place)
@@ -171,7 +171,7 @@ class Retention:
             .order_by(job.finished_at, job.id)
             .limit(batch)
         )
-        # Nobody may begin it again between this and its end.
+        # No run may begin between this statement and the end of the transaction.
         rows = list(dialect_of(self._database).lock(query).tuples())
         if not rows:
             return None, Counter()
@@ -185,7 +185,7 @@ class Retention:
             for start in range(0, len(rows), _JIDS)
         ]
         for some in portions:
-            # By their jobs' rows, which go next.
+            # Uses their jobs' rows, which are deleted next.
             cells += self._failed(some)
         deleted = Counter({rule.state.value: self._delete(rule, [row[0] for row in rows])})
         for some in portions:
@@ -202,7 +202,7 @@ class Retention:
             job.delete()
             .where(
                 job.id.in_(numbers),
-                # The guard stands in the statement itself, whatever was read before.
+                # The statement itself has the guard, independent of what was read before.
                 job.state.in_(literal_states([rule.state])),
                 job.finished_at <= rule.until,
             )
@@ -211,7 +211,7 @@ class Retention:
         return int(deleted)
 
     def _failed(self, jobs: Mapping[str, Any]) -> list[Cell]:
-        """Return what was counted of the failures of some jobs."""
+        """Return the cells of the failures of some jobs."""
         failure: Any = self._tables.failure
         failures = (
             failure.select(
@@ -233,9 +233,9 @@ class Retention:
         return cells
 
     def _rest(self, batch: int) -> Iterator[Counter[str]]:
-        """Delete rows of workers that ended long ago, and uniquenesses that ran out.
+        """Delete rows of workers that ended long ago, and expired unique keys.
 
-        A section's row stays although it is free: its fence must never go back.
+        A free section's row stays, because its fence must never decrease.
         """
         worker, lock = self._tables.worker, self._tables.lock
         now = database_now(self._database)
@@ -264,7 +264,7 @@ class Retention:
 def _cells(
     at: Any, texts: tuple[str | None, ...], times: Sequence[int | None]
 ) -> tuple[Cell, Cell]:
-    """Return one job, or one failed run, as it was counted: it and its times."""
+    """Return the cells of one job, or of one failed run: the count and the times."""
     actor, job_type, outcome, error_type = (str(text or "") for text in texts)
     place = to_millis(at), actor, job_type, outcome
     taken = Cell(*place, "")

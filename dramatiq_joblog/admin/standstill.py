@@ -1,7 +1,7 @@
-"""Jobs that do not move: in queues, past their time, lost, or behind busy threads.
+"""Stuck jobs: in queues, overdue, lost, or behind busy threads.
 
-Each question looks at a bounded number of the oldest jobs of one state, which an index has in
-order: it costs the same however many jobs there are.
+Each query reads a bounded number of the oldest jobs of one state, in index order: its cost does not
+depend on the number of jobs.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
-#: Milliseconds that a job may wait in a queue before someone should look.
+#: Milliseconds that a job may wait in a queue before it is a problem.
 MAX_WAIT = 3_600_000
 #: Milliseconds that a job may wait in a queue while there is no worker, or none has a free thread.
 MAX_UNSERVED = 60_000
 #: Milliseconds that a job may be overdue while a worker of its queue has a free thread: after a
-#: kill the broker delivers a delayed message again within a few minutes.
+#: kill, the broker redelivers a delayed message within a few minutes.
 MAX_OVERDUE = 300_000
-#: Milliseconds until a job is lost for long: brokers deliver its message again much sooner.
+#: Milliseconds that a job may be lost: brokers redeliver its message much sooner.
 MAX_LOST = 900_000
 
-#: Milliseconds between a message's own time and its enqueuing, if nothing delays it.
+#: Milliseconds between a message's timestamp and its enqueueing, if it has no delay.
 _AT_ONCE = 1_000
 _CANCEL = "cancel these jobs, and run them again"
 
 
 @dataclass(frozen=True)
 class Standing:
-    """The jobs of one state and queue, or of one worker, that stand still."""
+    """The stuck jobs of one state and queue, or of one worker."""
 
     #: The queue, or the worker: ``host:pid:thread``.
     name: str
     count: int
-    #: Since when the first of them could have gone on.
+    #: Since when the first of them could have run.
     since: datetime
     state: State
 
 
 class Standstill:
-    """Looks for jobs that stand still.
+    """Finds stuck jobs.
 
-    Its methods are called with a connection open; one of them looks at workers, for all.
+    Its methods need an open connection; they share one query for the workers.
 
     Parameters:
       job: The bound job model.
@@ -79,7 +79,7 @@ class Standstill:
         self._limits = Limits(lock)
         self._patience = patience
         self._lost_for = lost_for
-        #: How long jobs may stand still, whichever of them it is.
+        #: All thresholds, which one query covers.
         self._times = (patience, lost_for, MAX_OVERDUE, MAX_WAIT)
         self._asked: dict[tuple[State, str], list[Any]] = {}
         self._database: Any = job._meta.database
@@ -91,12 +91,12 @@ class Standstill:
         return look_at(self._job, self._worker)
 
     def due(self) -> dict[str, list[Standing]]:
-        """Return the jobs that could run now, by queue; with a patience of 0."""
+        """Return the jobs that could run now, by queue; requires a patience of 0."""
         states = (State.ENQUEUED, State.DELAYED, State.RETRYING)
         return _by_name(one for state in states for one in self._standing(state, self._patience))
 
     def workers(self) -> Look:
-        """Look for runs whose process is gone, and that nobody has marked as lost."""
+        """Check for runs whose process is gone, and that are not marked as lost yet."""
         fleet = self.fleet
         well = f"{fleet.alive} worker process{'es' * (fleet.alive != 1)} live"
         problems = []
@@ -141,7 +141,7 @@ class Standstill:
         return Look("workers", well, tuple(problems))
 
     def queues(self) -> Look:
-        """Look for jobs in queues that no live worker consumes, and for old ones in any queue."""
+        """Check for jobs in queues that no live worker consumes, and for old ones in any queue."""
         fleet = self.fleet
         waiting = self._standing(State.ENQUEUED, self._patience)
         for state in DUE:
@@ -183,7 +183,7 @@ class Standstill:
         )
 
     def threads(self) -> Look:
-        """Look for jobs that wait while each thread that could run them is busy."""
+        """Check for jobs that wait while all threads that could run them are busy."""
         fleet = self.fleet
         waiting = [
             one
@@ -211,7 +211,7 @@ class Standstill:
         return Look("threads", well, (problem,))
 
     def overdue(self) -> Look:
-        """Look for delayed, retrying and waiting jobs whose time has come long ago."""
+        """Check for delayed, retrying and waiting jobs that are long overdue."""
         fleet = self.fleet
         late = [
             one
@@ -255,7 +255,7 @@ class Standstill:
         return Look("overdue", well, (problem,))
 
     def lost(self) -> Look:
-        """Look for jobs that were lost with their worker and have not come back."""
+        """Check for jobs that were lost with their worker and have not been redelivered."""
         lost = self._standing(State.LOST, self._lost_for, of="worker")
         well = "no job is lost for more than a quarter of an hour" if self._lost_for else ""
         if not lost:
@@ -282,7 +282,7 @@ class Standstill:
         return Look("lost", well, (problem,))
 
     def _standing(self, state: State, longer_than: int, of: str = "queue") -> list[Standing]:
-        """Return jobs of a state that have stood still for more than so many milliseconds."""
+        """Return jobs of a state that have been stuck for more than *longer_than* milliseconds."""
         place = self._times.index(longer_than)
         return [
             Standing(name or "", int(counts[place]), instant_of(at), state)
@@ -291,7 +291,7 @@ class Standstill:
         ]
 
     def _rows(self, state: State, of: str) -> list[Any]:
-        """Return how many of the oldest jobs of a state have stood still for each of the times."""
+        """Return how many of the oldest jobs of a state have been stuck for each threshold."""
         if (state, of) in self._asked:
             return self._asked[state, of]
         job = self._job
@@ -320,23 +320,23 @@ class Standstill:
 
     @functools.cached_property
     def _paused(self) -> list[str]:
-        """The keys that somebody has paused: who waits for one of them is to wait."""
+        """The paused keys: jobs that wait for them are not stuck."""
         return [limit.key for limit in self._limits.all() if limit.limit == 0]
 
     def _since(self, state: State) -> Any:
-        """Return since when a job of a state could have gone on."""
+        """Return the expression since when a job of a state could have run."""
         job = self._job
         if state in DUE:
             return job.eta
         if state == State.ENQUEUED:
-            # One that was delayed has waited since it was let go, when its row last changed.
+            # A delayed job has waited since its delay ended, when its row was last changed.
             was_delayed = job.updated_at > job.enqueued_at + _AT_ONCE
             return Case(None, [(was_delayed, job.updated_at)], job.created_at)
         return job.updated_at
 
 
 def _by_name(some: Iterable[Standing]) -> dict[str, list[Standing]]:
-    """Return what stands still by its queue, the one with most of it first."""
+    """Return stuck jobs by queue, the one with most of them first."""
     found: dict[str, list[Standing]] = {}
     for one in some:
         found.setdefault(one.name, []).append(one)

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     from .counted import Counted
 
-#: As many problems of a kind are said.
+#: The maximum number of problems reported for each kind.
 _MOST = 10
 
 
 @dataclass
 class _Type:
-    """What became of the jobs of one type in some hours."""
+    """The statistics of one job type in some hours."""
 
     finished: int = 0
     failed: int = 0
@@ -40,17 +40,17 @@ class _Type:
 
     @property
     def share(self) -> float:
-        """How many of its runs failed, of 1."""
+        """The share of its runs that failed, from 0 to 1."""
         return self.failed / self.runs if self.runs else 0.0
 
 
 def look_at_types(ended: Counted, now: int, known: Callable[[], Collection[str]]) -> Look:
-    """Look for job types that are slower, or fail more often, than a week ago.
+    """Check for job types that are slower, or fail more often, than a week ago.
 
     Parameters:
-      ended: What has ended.
+      ended: Counts of what has ended.
       now: The database's time, in milliseconds since 1970.
-      known: Returns the actors of which it is said already why they fail.
+      known: Returns the actors whose failures are already reported with their cause.
     """
     well = "no job type is slower, or fails more often, than a week ago"
     begin, week = now - now % HOUR - HOUR, 7 * DAY
@@ -71,7 +71,7 @@ def look_at_types(ended: Counted, now: int, known: Callable[[], Collection[str]]
 
 
 def _by_type(cells: Iterable[Cell]) -> dict[str, _Type]:
-    """Add cells up by what people call a job: its type, else its actor."""
+    """Add up cells by job type, else by actor."""
     types: dict[str, _Type] = {}
     for cell in cells:
         name = word("type", cell.job_type) if cell.job_type else word("actor", cell.actor)
@@ -116,7 +116,7 @@ def _failing(name: str, now: _Type, then: _Type, begin: int) -> Problem:
 
 
 def _called(name: str) -> str:
-    """Return what people call the jobs that a word of a search finds."""
+    """Return the name of the jobs that a word of a search finds."""
     return cut(name.partition(":")[2].strip('"'))
 
 

@@ -1,1 +1,1 @@
-"""Queries besides the scopes, and how their results are shown."""
+"""Queries beyond the scopes, and the display of their results."""

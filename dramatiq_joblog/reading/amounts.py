@@ -10,7 +10,7 @@ from dramatiq_joblog.payload.values import MAX_BIGINT
 
 _COMPARED = re.compile(r"(>=|<=|>|<|=)?\s*(.+)")
 _LASTS = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*(ms|s|m|min|h|d|w)?")
-#: Milliseconds of each unit; a number without one is milliseconds.
+#: Milliseconds of each unit; a number without a unit is in milliseconds.
 _UNITS = {
     "": 1,
     "ms": 1,
@@ -25,7 +25,7 @@ _COUNTED = re.compile(r"\d{1,9}")
 
 
 def milliseconds(text: str) -> int | None:
-    """Return the milliseconds that a text is, as ``10s`` or ``1.5m``; None if it is none.
+    """Parse a duration, such as ``10s`` or ``1.5m``, to milliseconds; None if it is invalid.
 
     Example:
       >>> milliseconds("1.5m"), milliseconds("500"), milliseconds("soon")
@@ -39,7 +39,7 @@ def milliseconds(text: str) -> int | None:
 
 
 def lasts(key: str, field: Any, text: str) -> Any:
-    """Return that a duration is as *text* says: compared, or from one to another, both included.
+    """Return the condition on a duration that *text* describes: a comparison or inclusive range.
 
     Raises:
       SearchError: If it says nothing of the kind.
@@ -55,7 +55,7 @@ def lasts(key: str, field: Any, text: str) -> Any:
 
 
 def counts(key: str, field: Any, text: str) -> Any:
-    """Return that a number is as *text* says: this, compared, or from one to another.
+    """Return the condition on a number that *text* describes: a value, comparison or range.
 
     Raises:
       SearchError: If it says nothing of the kind.

@@ -1,4 +1,4 @@
-"""Changes in words: the present figure, and the former one."""
+"""Changes in words: the current figure, and the earlier one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dramatiq_joblog.statistics.changes import Change
 
 
-#: What of a job type each kind of change is of.
+#: The figure of a job type that each kind of change is about.
 WHAT = {
     "duration": "p95",
     "queue_time": "in its queue, p95",
@@ -25,7 +25,7 @@ WHAT = {
 
 
 def amount(change: Change, value: float) -> str:
-    """Write a number of a change: a duration, a share or how many."""
+    """Format a figure of a change: a duration, a share or a count."""
     if change.kind in {"duration", "queue_time"}:
         return plain(value)
     if change.kind == "failed":
@@ -34,7 +34,7 @@ def amount(change: Change, value: float) -> str:
 
 
 def in_words(change: Change) -> tuple[str, str]:
-    """Write a change: what of it matters, and what it was."""
+    """Format a change: the current figure, and the earlier one."""
     factor = change.factor or 0.0
     if change.kind == "silent":
         return "silent", f"usually {round(change.before)} in this time"
@@ -53,5 +53,5 @@ def in_words(change: Change) -> tuple[str, str]:
 
 
 def times(factor: float) -> str:
-    """Write how many times as much something is."""
+    """Format a factor."""
     return f"{factor:.1f} \u00d7" if factor < 10 else f"{factor:.0f} \u00d7"

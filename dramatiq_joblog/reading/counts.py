@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.schema.query import JobQuery
 
-#: Counting stops here.
+#: The default number at which counting stops.
 DEFAULT_CAP = 10_000
-#: The columns that keys of a search are about.
+#: The columns of the search keys.
 _COLUMNS = {
     "actor": "actor",
     "error": "error_type",
@@ -28,16 +28,16 @@ _COLUMNS = {
     "type": "job_type",
     "worker": "worker",
 }
-#: Values are looked for among so many of the newest jobs, and names of arguments among so many.
+#: The number of newest jobs in which values, and names of arguments, are searched.
 SAMPLE, SAMPLE_OF_ARGUMENTS = 3_000, 300
-#: A name that a word of a search can have.
+#: A name that needs no quotes in a search.
 _NAME = re.compile(r"[^\s:\"\\.]+")
 
 
 class Count(int):
-    """How many; at least so many if it is *capped*."""
+    """A count; the true number is higher if it is *capped*."""
 
-    #: Whether there are more.
+    #: Whether counting stopped here.
     capped: bool = False
 
     @classmethod
@@ -49,7 +49,7 @@ class Count(int):
 
 
 def by_state(query: JobQuery[Any], cap: int) -> dict[State, Count]:
-    """Count the jobs of *query* in each state, up to *cap* of each, in one statement."""
+    """Count the jobs of *query* in each state, up to *cap* for each, in one statement."""
     job: Any = query.model
     bare = query.order_by()
     columns = []
@@ -65,7 +65,7 @@ def by_state(query: JobQuery[Any], cap: int) -> dict[State, Count]:
 
 
 def complete(model: Any, key: str, prefix: str, limit: int) -> list[str]:
-    """Return values of *key* that begin with *prefix*, the most frequent recently first."""
+    """Return values of *key* that begin with *prefix*, most frequent recently first."""
     if key == "state":
         known = [*map(str, State), *GROUPS]
     elif key == "dismissed":
@@ -82,13 +82,13 @@ def complete(model: Any, key: str, prefix: str, limit: int) -> list[str]:
 def argument_names(
     model: Any, prefix: str, limit: int, names: Mapping[str, Sequence[str]]
 ) -> list[str]:
-    """Return names of arguments that begin with *prefix*, the most frequent recently first.
+    """Return names of arguments that begin with *prefix*, most frequent recently first.
 
     Parameters:
       model: The job model.
-      prefix: The beginning of a name, behind the names that lead to it: ``order.ci``.
+      prefix: The beginning of a name, after the path to it, such as ``order.ci``.
       limit: Return at most this many.
-      names: What the positional arguments of actors are called, by the actor's name.
+      names: The names of actors' positional arguments, by actor name.
     """
     *path, begin = prefix.split(".")
     newest = model.select(model.actor, model.args, model.kwargs).order_by(model.id.desc())
@@ -98,20 +98,20 @@ def argument_names(
         named = kwargs if isinstance(kwargs, dict) else {}
         found.update(_names_in({**dict(given), **named}, path))
     fit = [name for name in found if name.lower().startswith(begin.lower())]
-    # sorted() keeps the order of those that are as frequent.
+    # sorted() is stable: equally frequent names stay in alphabetical order.
     fit = sorted(sorted(fit), key=lambda name: -found[name])[:limit]
     return [".".join((*path, name)) for name in fit]
 
 
 def _names_in(value: Any, path: Sequence[str]) -> Iterator[str]:
-    """Return the names in a mapping that *path* leads to."""
+    """Yield the keys of the mapping at *path*."""
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
     return (name for name in (value if isinstance(value, dict) else ()) if _NAME.fullmatch(name))
 
 
 def _recent(model: Any, field: Any) -> list[str]:
-    """Return the values of a column among the newest jobs, the most frequent first."""
+    """Return the values of a column in the newest jobs, most frequent first."""
     newest = model.select(field.alias("word")).order_by(model.id.desc()).limit(SAMPLE)
     query = (
         Select([newest.alias("newest")], [SQL("word")])

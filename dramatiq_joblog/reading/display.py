@@ -1,4 +1,4 @@
-"""How numbers, durations, instants and odd characters are shown, on the page and in terminals."""
+"""Display of numbers, durations, instants and invisible characters, on pages and in terminals."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ _SECOND, _MINUTE, _HOUR, _DAY = 1000, 60_000, 3_600_000, 86_400_000
 
 _NARROW_SPACE = "\u202f"
 
-# Letters of scripts that are written with joiners and without, and pictures that joiners make one.
+# Letters of scripts in which joiners are significant, and emoji that joiners combine.
 _JOINING = (
     "\u0620-\u08ff\u0900-\u0dff\u0f00-\u109f\u1780-\u18af\ua8e0-\ua8ff\ufb50-\ufdff\ufe70-\ufefc"
 )
 _PICTURES = "\u2190-\u2bff\ufe0f\U0001f000-\U0001faff"
-# What could move a cursor, ring, or turn the direction of writing; a joiner has its place within
-# those, and nowhere else.
+# Characters that could move the cursor, ring the bell or change the writing direction; joiners are
+# legitimate only within the scripts above.
 _INVISIBLE = re.compile(
     f"(?!(?<=[{_JOINING}])[\u200c\u200d](?=[{_JOINING}])|(?<=[{_PICTURES}])\u200d(?=[{_PICTURES}]))"
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]"
 )
-#: A spreadsheet runs a cell that begins with one of these.
+#: Spreadsheets execute cells that begin with one of these.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def number(value: int, *, capped: bool = False) -> str:
-    """Return ``10 000``, or ``10 000+`` for a count that stopped there."""
+    """Format a number: ``10 000``, or ``10 000+`` if it is capped."""
     return f"{value:,}".replace(",", _NARROW_SPACE) + ("+" if capped else "")
 
 
 def percent(share: float) -> str:
-    """Return a share of 1 in percent, with one decimal where that says more.
+    """Format a share of 1 in percent, with one decimal if useful.
 
     Example:
       >>> percent(0.0), percent(0.109), percent(1.0), percent(0.0004)
@@ -63,7 +63,7 @@ def percent(share: float) -> str:
 
 
 def rough(milliseconds: float) -> str:
-    """Return an age in one figure: ``41 s``, ``8 min``, ``30 h``, ``2 d``."""
+    """Format an age as one number: ``41 s``, ``8 min``, ``30 h``, ``2 d``."""
     value = max(0, milliseconds)
     for unit, size, until in (("s", _SECOND, 60), ("min", _MINUTE, 60), ("h", _HOUR, 48)):
         if value // size < until:
@@ -72,19 +72,19 @@ def rough(milliseconds: float) -> str:
 
 
 def relative(instant: datetime, now: datetime) -> str:
-    """Return an instant as people say it: ``41 s ago``, ``in 14 s``."""
+    """Format an instant relative to *now*: ``41 s ago``, ``in 14 s``."""
     passed = (now - instant) / timedelta(milliseconds=1)
     return f"in {rough(-passed)}" if passed < 0 else f"{rough(passed)} ago"
 
 
 def exact(instant: datetime) -> str:
-    """Return ``2026-11-24 07:08:12.123 UTC``."""
+    """Format an instant: ``2026-11-24 07:08:12.123 UTC``."""
     utc = instant.astimezone(timezone.utc)
     return f"{utc:%Y-%m-%d %H:%M:%S}.{utc.microsecond // 1000:03} UTC"
 
 
 def visible(text: Any) -> str:
-    r"""Return text with what could not be seen in it as escapes; lines and tabs stay.
+    r"""Return text with invisible characters escaped; newlines and tabs stay.
 
     Example:
       >>> visible("a\x1b[2Jb")
@@ -93,16 +93,16 @@ def visible(text: Any) -> str:
     return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
-#: Words that a shell takes as they are.
+#: Text that a shell does not interpret.
 _PLAIN = re.compile(r"[\w@%+=:,./ -]+", re.ASCII)
 
 
 def shell_word(text: Any, *, spaces: bool = False) -> str:
-    """Return a text quoted for a shell, which might run parts of a name.
+    """Quote a text for a shell, which might otherwise execute parts of it.
 
     Parameters:
       text: The text.
-      spaces: Whether plain words stay several words, as those of a search may.
+      spaces: Whether plain words stay separate words, such as those of a search.
 
     Example:
       >>> shell_word("a b"), shell_word("state:dead type:import", spaces=True)
@@ -113,7 +113,7 @@ def shell_word(text: Any, *, spaces: bool = False) -> str:
 
 
 def escaped_json(document: str) -> str:
-    r"""Return a JSON document whose texts show what could not be seen, and mean the same.
+    r"""Return an equivalent JSON document with invisible characters escaped.
 
     Example:
       >>> escaped_json('"\u202egpj"') == r'"\u202egpj"'
@@ -123,7 +123,7 @@ def escaped_json(document: str) -> str:
 
 
 def spreadsheet_cell(value: Any) -> Any:
-    """Return a value for a cell of CSV: a text that a spreadsheet would run is quoted by ``'``."""
+    """Return a value for a CSV cell; a text that a spreadsheet would execute begins with ``'``."""
     if not isinstance(value, str):
         return value
     text = visible(value)

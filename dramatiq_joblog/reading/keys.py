@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-#: What may stand before a colon, and what it means; in the order in which people want them.
+#: The keys and their meanings, most useful first.
 KEYS: dict[str, str] = {
     "id": "a full jid",
     "state": "enqueued, delayed, waiting, started, retrying, lost, finished, dead, skipped, "

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Around:
-    """What else the log knows that a job may wait for."""
+    """What else is known about what a job waits for."""
 
     now: datetime
-    #: What its queue is like, a :class:`Queue`; None if nothing is known of it.
+    #: The state of its queue, a :class:`Queue`; None if unknown.
     queue: Any = None
-    #: Who holds its section, rows of locks, and who waits before it.
+    #: The holders of its section, as rows of locks, and the jobs that wait before it.
     holders: Sequence[Any] = ()
     ahead: int = 0
-    #: The limit that somebody has set for its section; None for that of the code.
+    #: The limit set at run time for its section; None if the code's applies.
     limit: Any = None
 
 
-#: What each reason for being dead means; the error follows.
+#: The meaning of each reason for being dead; the error follows.
 _DEAD = {
     DeadReason.RETRIES_EXHAUSTED: "It failed as often as max_retries allows",
     DeadReason.NO_RETRIES: "It failed, and may not be retried",
@@ -49,7 +49,7 @@ _DEAD = {
 
 
 def reason_of(job: Any, around: Around) -> str:
-    """Return why a job is where it is, in one or two sentences.
+    """Return why a job is in its state, in one or two sentences.
 
     Parameters:
       job: The row of the job.

@@ -9,17 +9,17 @@ from dramatiq_joblog.errors import SearchError
 from dramatiq_joblog.payload.sanitize import clean, clean_optional
 from dramatiq_joblog.payload.values import shown
 
-#: Characters of a name at most.
+#: The maximum length of a name.
 MAX_NAME = 80
-#: As many are kept: people choose from them.
+#: The maximum number of saved searches: users choose from a list.
 MOST = 200
 
 
 def name_of(name: Any) -> str:
-    """Return the name of a saved search as it is stored.
+    """Return the stored form of a saved search's name.
 
     Raises:
-      SearchError: If it is none.
+      SearchError: If it is invalid.
     """
     plain = " ".join(name.split()) if isinstance(name, str) else ""
     if not plain or len(plain) > MAX_NAME or '"' in plain:
@@ -31,10 +31,10 @@ def name_of(name: Any) -> str:
 
 
 def save(model: Any, name: str, words: str, who: str | None) -> Any:
-    """Save words under a name, in place of those that it had; in a transaction.
+    """Save words under a name, replacing earlier ones; call it in a transaction.
 
     Raises:
-      SearchError: If the name is none, or there are too many.
+      SearchError: If the name is invalid, or there are too many.
     """
     name = name_of(name)
     model.delete().where(model.name == name).execute()
@@ -50,7 +50,7 @@ def save(model: Any, name: str, words: str, who: str | None) -> Any:
 
 
 def delete(model: Any, name: str) -> bool:
-    """Delete a saved search, and return whether there was one."""
+    """Delete a saved search, and return whether it existed."""
     return bool(model.delete().where(model.name == name_of(name)).execute())
 
 
@@ -58,7 +58,7 @@ def words_of(model: Any, name: str) -> str:
     """Return the words of a saved search.
 
     Raises:
-      SearchError: If there is none of that name.
+      SearchError: If there is no search with that name.
     """
     row = model.get_or_none(model.name == name_of(name))
     if row is None:

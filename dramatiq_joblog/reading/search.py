@@ -1,7 +1,7 @@
-"""Searches: text that people type, read as conditions on jobs.
+"""Searches: text that users type, parsed to conditions on jobs.
 
-``state:dead type:import -user:7 since:2d timeout`` works on the command line, on the page and in
-code.
+``state:dead type:import -user:7 since:2d timeout`` works on the command line, on the dashboard and
+in code.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.schema.query import J, JobQuery
 
-#: What may stand before a colon, and what it means; see :mod:`.keys`.
+#: The keys and their meanings; see :mod:`.keys`.
 KEYS = keys.KEYS
 
-#: Characters and words of a search at most.
+#: The maximum number of characters and words of a search.
 MAX_SEARCH, MAX_TERMS = 10_000, 100
 
 _WORD = re.compile(
     r"(?P<minus>-)?(?:(?P<key>args(?:\.[^\s:\"\\.]+)+|[A-Za-z_]+):)?"
     r'(?:"(?P<quoted>[^"]*)"(?=\s|$)|(?P<plain>[^\s"][^\s]*))'
 )
-#: What is found by an index, however many jobs there are.
+#: The keys with an index.
 _INDEXED = {"actor", "error", "family", "id", "since", "state", "type", "until", "user"}
-#: A time of the day.
+#: A time of day.
 _CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?")
-#: What may have several values in one word.
+#: The keys that take several values in one word.
 _LISTED = {"actor", "error", "queue", "state", "type", "user"}
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
 _UNITS = {
@@ -61,17 +61,17 @@ _UNITS = {
 class Term:
     """One word of a search."""
 
-    #: One of :data:`KEYS`, ``args.`` and the names that lead to an argument's value, or None for
-    #: text that stands by itself.
+    #: One of :data:`KEYS`, or ``args.`` and the path to an argument's value; None for text
+    #: without a key.
     key: str | None
-    #: What it must be.
+    #: The value to match.
     value: str
-    #: Whether it must not be so.
+    #: Whether it must not match.
     negated: bool = False
 
 
 def parse(text: str) -> list[Term]:
-    """Read *text* as words: ``key:value``, ``key:"a value"``, ``-key:value`` and bare text.
+    """Parse *text* to words: ``key:value``, ``key:"a value"``, ``-key:value`` and bare text.
 
     ``type:a,b`` is the same as ``type:a type:b``: any of them.
 
@@ -114,7 +114,7 @@ def expand(terms: Iterable[Term], words_of: Callable[[str], str]) -> list[Term]:
       words_of: Returns the words of a saved search.
 
     Raises:
-      SearchError: If one is not known, is left out by a minus, or names another one.
+      SearchError: If one is unknown, is negated, or contains another one.
     """
     found: list[Term] = []
     for term in terms:
@@ -131,7 +131,7 @@ def expand(terms: Iterable[Term], words_of: Callable[[str], str]) -> list[Term]:
 
 
 def instant(text: str, now: datetime | None = None) -> datetime:
-    """Read an instant: ``2d`` before *now*, ``yesterday``, ``14:05`` or an ISO date.
+    """Parse an instant: ``2d`` before *now*, ``yesterday``, ``14:05`` or an ISO date.
 
     Units are ms, s, m (minutes), h, d and w.  ``today`` and ``yesterday`` begin at midnight, and
     a time of day is its most recent occurrence.  An instant without a zone is in the zone of
@@ -154,7 +154,7 @@ def instant(text: str, now: datetime | None = None) -> datetime:
             return now
         if (day := _day(text, now)) is not None:
             return day.astimezone(timezone.utc)
-        # Before Python 3.11 it does not know the Z.
+        # Before Python 3.11, fromisoformat() does not accept a Z.
         found = datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", text))
         return (found if found.tzinfo else found.replace(tzinfo=now.tzinfo)).astimezone(
             timezone.utc
@@ -167,7 +167,7 @@ def instant(text: str, now: datetime | None = None) -> datetime:
 
 
 def _day(text: str, now: datetime) -> datetime | None:
-    """Return the begin of a day, or the last such time of a day, in the zone of *now*."""
+    """Return the beginning of a day, or the last occurrence of a time of day, in *now*'s zone."""
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
     if text == "today":
         return midnight
@@ -182,10 +182,10 @@ def _day(text: str, now: datetime) -> datetime | None:
 
 
 def between(text: str, now: datetime | None = None) -> tuple[datetime | None, datetime | None]:
-    """Read a period: ``14:05..14:10``, either end of which may be left out, or only its start.
+    """Parse a period: ``14:05..14:10``, either end of which may be omitted, or only its start.
 
     Raises:
-      SearchError: If it is neither, or ends before it begins.
+      SearchError: If it is invalid, or ends before it begins.
     """
     first, dots, last = text.partition("..")
     if not dots:
@@ -200,7 +200,7 @@ def between(text: str, now: datetime | None = None) -> tuple[datetime | None, da
 
 
 def instant_to_come(text: str, now: datetime) -> datetime:
-    """Read an instant: ``2d`` for so long after *now*, or an ISO date, as :func:`instant` does.
+    """Parse a future instant: ``2d`` after *now*, or an ISO date, like :func:`instant`.
 
     Raises:
       SearchError: If it is neither.
@@ -223,8 +223,8 @@ def narrow(
     Parameters:
       query: The jobs.
       terms: The words.
-      now: What relative times are counted from.
-      names: What the positional arguments of actors are called, by the actor's name.
+      now: The instant that relative times refer to.
+      names: The names of actors' positional arguments, by actor name.
 
     Raises:
       SearchError: If a value is invalid for its key.
@@ -237,7 +237,7 @@ def narrow(
     job: Any = query.model
     for term in others:
         if term.key == "ended" and not term.negated and (end := between(term.value, now)[1]):
-            # What ended by then was made before, and its list has an index.
+            # Jobs that ended by then were created before, and created_at is indexed.
             query = query.where(job.created_at < end)
     if "dismissed" not in {term.key for term in others} and Term("state", "dead") in terms:
         query = query.undismissed()
@@ -263,7 +263,7 @@ def _apply(query: JobQuery[J], terms: Sequence[Term], reader: _Reader) -> JobQue
 
 
 def _terms(found: re.Match[str], text: str) -> list[Term]:
-    """Return the terms of a word: several for ``type:a,b``, which is any of them."""
+    """Return the terms of a word: several for ``type:a,b``, which matches any of them."""
     term = _term(found, text)
     if term.key not in _LISTED or found["quoted"] is not None:
         return [term]
@@ -332,7 +332,7 @@ class _Reader:
             make = self._text if term.key is None else self._makers[key]
             condition = make(term.value)
         if term.negated:
-            # A column that says nothing does not say this.
+            # NULL does not match, so its negation does.
             return ~fn.COALESCE(condition, SQL("FALSE"))
         return condition
 
@@ -349,7 +349,7 @@ class _Reader:
     def _family(self, value: str) -> Any:
         job = self._job
         jid = fold_jid(value)
-        # Each by its own index, which no database finds behind an OR for sure.
+        # Separate queries: with OR, databases may not use the indexes.
         first = job.select(job.id).where(job.jid == jid)
         return job.id.in_(first | job.select(job.id).where(job.root_jid == jid))
 
@@ -362,12 +362,12 @@ class _Reader:
 
     def _arguments(self, value: str) -> Any:
         job = self._job
-        # As it stands in the document that is kept.
+        # As encoded in the stored JSON.
         part = f"*{json.dumps(value)[1:-1]}*"
         return _like(job.args, part, raw=True) | _like(job.kwargs, part, raw=True)
 
     def _argument(self, path: Sequence[str], value: str) -> Any:
-        """Return that one argument, or what is in it, is *value*."""
+        """Return the condition that an argument, or a value in it, is *value*."""
         job = self._job
         name, *rest = path
         places: list[tuple[Any, list[str], str | None]] = [(job.kwargs, list(path), None)]
@@ -429,12 +429,12 @@ class _Reader:
 
 
 def _like(field: Any, value: str, *, raw: bool = False) -> Any:
-    """Return that *field* is *value*, in which a ``*`` stands for any text.
+    """Return the condition that *field* is *value*, in which ``*`` matches any text.
 
     Parameters:
       field: The column.
-      value: What it is compared with.
-      raw: Whether the column's text is meant, and not what it is read as.
+      value: The value to compare with.
+      raw: Whether to compare the column's text, not its converted value.
     """
     if "*" not in value:
         return field == value
@@ -443,7 +443,7 @@ def _like(field: Any, value: str, *, raw: bool = False) -> Any:
 
 
 def _is(expression: Any, value: str, field: Any) -> Any:
-    """Return that an expression over *field* is *value*, in which a ``*`` stands for any text."""
+    """Return the condition that an expression is *value*, in which ``*`` matches any text."""
     if "*" in value:
         return _matches(expression, value, field)
     return Expression(expression, "=", Value(value, converter=False))
@@ -453,9 +453,9 @@ def _matches(expression: Any, value: str, field: Any) -> Any:
     value = clean(re.sub(r"\*+", "*", value), MAX_SEARCH)
     pattern = "%".join(re.sub(r"([!%_])", r"!\1", part) for part in value.split("*"))
     if not dialect_of(field.model._meta.database).folds_case:
-        # Its columns distinguish cases, and so does its LIKE.
+        # Its columns and its LIKE are case-sensitive.
         expression, pattern = fn.LOWER(expression), pattern.lower()
-    # An escape that needs no escape itself, on any database.
+    # An escape character that needs no escaping on any database.
     return Expression(
         expression, "ILIKE", NodeList((Value(pattern, converter=False), SQL("ESCAPE '!'")))
     )

@@ -18,30 +18,30 @@ _VERBS = {
     "unlock": "unlocked",
     "prune": "pruned",
 }
-#: The shapes of what people do.
+#: The shapes of users' actions.
 _SHAPES = {"requeue": "retrying", "cancel": "skipped", "dismiss": "skipped", "unlock": "lock"}
 
 
 @dataclass(frozen=True)
 class Other:
-    """Another job, as a part of a sentence."""
+    """A reference to another job in a sentence."""
 
     jid: str
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a job."""
+    """An event in a job's history."""
 
     at: datetime
-    #: A state, or what else has a shape: ``lock`` or ``list``.
+    #: The shape: a state, ``lock`` or ``list``.
     shape: str
-    #: What happened: texts, and other jobs between them.
+    #: The sentence: texts, with references to other jobs between them.
     parts: tuple[str | Other, ...]
 
 
 def sent_at(job: Any) -> datetime:
-    """Return when a job was first sent, as far as it is known."""
+    """Return when a job was first sent, as far as known."""
     at: datetime = job.enqueued_at or job.created_at
     return at
 
@@ -49,13 +49,13 @@ def sent_at(job: Any) -> datetime:
 def story(
     job: Any, failures: Sequence[Any], family: Sequence[Any], deeds: Iterable[Any]
 ) -> list[Event]:
-    """Return all that happened to a job, oldest first.
+    """Return the history of a job, oldest event first.
 
     Parameters:
       job: The row of the job.
       failures: Its failures.
       family: Jobs of its family.
-      deeds: What people did to it.
+      deeds: The users' actions on it.
     """
     events = [
         *_sent(job),
@@ -130,7 +130,7 @@ def _began(number: int, worker: str | None) -> str:
 
 
 def _went(failure: Any) -> tuple[str, str]:
-    """Return the shape of how a run ended, and how in words."""
+    """Return the shape and the text of how a run ended."""
     error = failure.error_type or ""
     if failure.outcome == Outcome.INTERRUPTED:
         return "lost", "lost: the worker was silent"

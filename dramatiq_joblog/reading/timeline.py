@@ -11,29 +11,29 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-# What comes after a run that ended so, until the next one.
+# The kind of span after a run with each outcome, until the next run.
 _AFTER = {Outcome.RETRIED: "back-off", Outcome.INTERRUPTED: "nobody"}
 _STATE_AFTER = {Outcome.RETRIED: State.RETRYING, Outcome.INTERRUPTED: State.LOST}
 
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of a job's life."""
+    """A span of a job's timeline."""
 
-    #: ``queue``, ``waiting`` (for its section), ``run``, ``back-off`` (until its retry is due
-    #: and taken) or ``nobody`` (its worker was gone and nobody had it).
+    #: ``queue``, ``waiting`` (for its section), ``run``, ``back-off`` (until its retry starts) or
+    #: ``nobody`` (between the loss of its worker and the next run).
     kind: str
-    #: A state or the outcome of a run, whose shape and colour it has.
+    #: The state or outcome whose shape and colour it has.
     state: str
     #: When it began.
     start: datetime
-    #: When it ended; now, if it goes on.
+    #: When it ended; now, if it is still open.
     end: datetime
-    #: Whether it goes on.
+    #: Whether it has not ended.
     open: bool = False
-    #: Number of the run, 1 for the first; 0 for what is not a run.
+    #: The number of the run, from 1; 0 if it is not a run.
     run: int = 0
-    #: Number of the attempt; 0 for what is not a run.
+    #: The number of the attempt; 0 if it is not a run.
     attempt: int = 0
     #: Where it ran: ``host:pid:thread``.
     worker: str | None = None
@@ -42,17 +42,17 @@ class Span:
 
     @property
     def milliseconds(self) -> int:
-        """How long it is."""
+        """Its duration in milliseconds."""
         return round((self.end - self.start).total_seconds() * 1000)
 
 
 def timeline(job: Any, failures: Iterable[Any], now: datetime) -> list[Span]:
-    """Return how *job* spent its time from its first send on, in order.
+    """Return how *job* spent its time since it was first sent, in order.
 
     Parameters:
       job: The row of a job.
       failures: Its failures.
-      now: Where that which goes on is cut off.
+      now: The end of an open span.
     """
     known = _known(job, failures, now)
     spans: list[Span] = []
@@ -68,7 +68,7 @@ def timeline(job: Any, failures: Iterable[Any], now: datetime) -> list[Span]:
         spans.append(span)
         at, before = max(at, span.end), span
     if job.state in FINAL:
-        # Nothing ran when it was given up, for however long.
+        # Nothing ran when it was cancelled, however long ago the last run was.
         idle = not spans or job.dead_reason == DeadReason.CANCELLED
         if idle and job.finished_at is not None and job.finished_at > at:
             spans.append(_between(before, at, job.finished_at))
@@ -78,7 +78,7 @@ def timeline(job: Any, failures: Iterable[Any], now: datetime) -> list[Span]:
 
 
 def _known(job: Any, failures: Iterable[Any], now: datetime) -> list[Span]:
-    """Return the runs and the waits that the log has, by their begin."""
+    """Return the recorded runs and waits, in order of their beginning."""
     known = [
         Span(
             "waiting" if failure.outcome == Outcome.WAITED else "run",
@@ -111,7 +111,7 @@ def _known(job: Any, failures: Iterable[Any], now: datetime) -> list[Span]:
 
 
 def _between(before: Span | None, start: datetime, end: datetime, *, goes_on: bool = False) -> Span:
-    """Return what lies between two known spans."""
+    """Return the span between two recorded ones."""
     after: Any = None if before is None else before.state
     if after == State.LOST:
         after = Outcome.INTERRUPTED
