@@ -52,20 +52,20 @@ OUR_VARIABLES = (
     "REDIS_URL",
 )
 
-#: Servers that tests may do without even where CI is set, as they cannot be installed there.
-#: Read once: the names of such servers.
+#: Names of servers whose tests may be skipped even if CI is set, because they cannot be installed.
+#: Read once, before a test clears the environment.
 WITHOUT = os.environ.get("JOBLOG_TEST_WITHOUT", "").split()
 
-#: What a whole run asks for.
+#: The backends of a complete run.
 BACKENDS = ("MariaDB", "PostgreSQL", "RabbitMQ", "Redis", "SQLite")
 
-#: Backends that tests asked for in this process: the name, and how it went.
+#: Backends requested by tests of this process: the name, and the version or the error.
 _BACKENDS = pytest.StashKey[dict[str, str]]()
 
-#: The servers that all pytest workers share, once one was asked for.
+#: The servers that all pytest workers share, once one has been requested.
 _SERVERS = pytest.StashKey[object]()
 
-#: URLs of databases that have the log's tables already.
+#: URLs of databases that already have the log's tables.
 _WITH_TABLES = pytest.StashKey[set[str]]()
 
 #: Files whose tests were collected, and the names of those in the first tier.
@@ -79,10 +79,10 @@ _PASSED = pytest.StashKey[bool]()
 
 
 class CriticalRecords(logging.Handler):
-    """Collects what the host, or the log, reports as CRITICAL.
+    """Collects CRITICAL log records of Dramatiq and of the package.
 
-    The host swallows every fault of a middleware and reports it so: without this a broken
-    hook would pass every test.
+    Dramatiq swallows every error of a middleware and only logs it: without this, a broken hook
+    would pass every test.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class CriticalRecords(logging.Handler):
         self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the record's text, with its traceback."""
+        """Store the record's text with its traceback."""
         self.texts.append(logging.Formatter("%(name)s: %(message)s").format(record))
 
 
@@ -105,7 +105,7 @@ def critical_guard(request):
     for logger in loggers:
         logger.removeHandler(records)
     if request.node.get_closest_marker("expects_critical"):
-        # One that was skipped, or failed, did not come to it.
+        # A test that was skipped or failed may not have reached it.
         if not records.texts and request.node.stash.get(_PASSED, False):
             pytest.fail("the test is marked expects_critical, and nothing CRITICAL was logged")
     elif records.texts:
@@ -114,9 +114,9 @@ def critical_guard(request):
 
 @pytest.fixture(autouse=True)
 def clean_environment(critical_guard, monkeypatch, tmp_path):
-    """Run each test without our environment variables, and with a state folder of its own."""
+    """Run each test without our environment variables, and with its own state folder."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    # In a container all folders may be such that do not last, which the doctor says.
+    # In a container, all folders may be volatile, which the doctor would report.
     monkeypatch.setattr(mounts, "MOUNTS", tmp_path / "no-mounts")
     for name in OUR_VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -124,7 +124,7 @@ def clean_environment(critical_guard, monkeypatch, tmp_path):
 
 @pytest.fixture(autouse=True)
 def global_broker(critical_guard):
-    """Give each test a global broker of its own."""
+    """Give each test its own global broker."""
     broker = StubBroker()
     dramatiq.set_broker(broker)
     yield broker
@@ -134,9 +134,9 @@ def global_broker(critical_guard):
 
 @pytest.fixture(autouse=True)
 def no_time_limits(critical_guard):
-    """End the threads that watch the host's time limits: their brokers do not end them.
+    """End the threads of Dramatiq's time limits, which their brokers do not end.
 
-    Each is gone within the second that it sleeps.
+    Each ends within the second that it sleeps.
     """
     yield
     for thread in threading.enumerate():
@@ -149,7 +149,7 @@ def no_time_limits(critical_guard):
 
 @contextlib.contextmanager
 def _or_skip(request, name: str):
-    """Note the backend that is returned; without its server skip, or fail where CI is set."""
+    """Record the backend used; without its server, skip the test, or fail if CI is set."""
     import servers
 
     try:
@@ -160,7 +160,7 @@ def _or_skip(request, name: str):
 
 
 def _shared_server(request, name: str):
-    """Return a server of all pytest workers, started when the first of them asks."""
+    """Return a server shared by all pytest workers, started at the first request."""
     stash = request.config.stash
     with _or_skip(request, name):
         server = _servers(request.config).get(name)
@@ -169,7 +169,7 @@ def _shared_server(request, name: str):
 
 
 def _servers(config):
-    """Return where shared servers are had from: this process, or the one that started it."""
+    """Return the provider of shared servers: this process, or the one that started it."""
     import sharing
 
     if _SERVERS not in config.stash:
@@ -179,7 +179,7 @@ def _servers(config):
 
 
 def _do_without(name: str, error: Exception):
-    """Skip, or fail where CI is set and the server is not named as one that is not there."""
+    """Skip, or fail if CI is set and the server is not listed as unavailable."""
     if os.environ.get("CI") and name not in WITHOUT:
         pytest.fail(f"CI is set and {error}", pytrace=False)
     pytest.skip(str(error))
@@ -187,7 +187,7 @@ def _do_without(name: str, error: Exception):
 
 @pytest.fixture(scope="session")
 def redis_server(request):
-    """Return a Redis server for the session, or what stands in for one."""
+    """Return a Redis server for the session, or the stand-in."""
     import servers
 
     with _or_skip(request, "Redis"):
@@ -199,7 +199,7 @@ def redis_server(request):
 
 @pytest.fixture(scope="session")
 def real_redis():
-    """Skip a test that stops or restarts a Redis of its own where only the stand-in is here."""
+    """Skip a test that stops or restarts its own Redis if only the stand-in is available."""
     import servers
 
     try:
@@ -230,7 +230,7 @@ def postgres_server(request):
 
 @pytest.fixture
 def postgres(request):
-    """Return a PostgreSQL of the test's own, which it may freeze."""
+    """Return the test's own PostgreSQL, which it may freeze."""
     import servers
 
     with _or_skip(request, "PostgreSQL"):
@@ -243,7 +243,7 @@ def postgres(request):
 
 @pytest.fixture(scope="session")
 def mysql_server(request):
-    """Return a MariaDB server, or a MySQL server that is named, which no test may stop."""
+    """Return a MariaDB server, or the named MySQL server, which no test may stop."""
     return _shared_server(request, "MariaDB")
 
 
@@ -260,7 +260,7 @@ def redis_url(redis_server):
 
 @pytest.fixture
 def rabbit_url(rabbit_server):
-    """Return the URL of a RabbitMQ that has no queue of a test."""
+    """Return the URL of a RabbitMQ without queues of earlier tests."""
     import brokers
 
     brokers.delete_queues(rabbit_server.url)
@@ -270,7 +270,7 @@ def rabbit_url(rabbit_server):
 
 @pytest.fixture
 def broker_url(request):
-    """Return the URL of the server of a kind of broker, the parameter: redis or rabbit."""
+    """Return the URL of the server of a kind of broker: redis or rabbit."""
     return request.getfixturevalue(f"{request.param}_url")
 
 
@@ -329,28 +329,28 @@ def _sqlite_database(tmp_path_factory):
 
 @pytest.fixture
 def postgres_database(_postgres_database):
-    """Return the URL of a PostgreSQL database with the log's tables, which are empty."""
+    """Return the URL of a PostgreSQL database with the log's tables, empty."""
     return _postgres_database.empty()
 
 
 @pytest.fixture
 def mysql_database(_mysql_database):
-    """Return the URL of a MariaDB database with the log's tables, which are empty."""
+    """Return the URL of a MariaDB database with the log's tables, empty."""
     return _mysql_database.empty()
 
 
 @pytest.fixture
 def sqlite_database(_sqlite_database, sqlite_url, tmp_path):
-    """Return the URL of a SQLite file with the log's tables, which are empty."""
+    """Return the URL of a SQLite file with the log's tables, empty."""
     _sqlite_database.copy(tmp_path / "joblog.db")
     return sqlite_url
 
 
 @pytest.fixture(params=["sqlite", "postgres", "mysql"])
 def database_url(request):
-    """Return the URL of a database with the log's tables, which are empty, of each kind in turn.
+    """Return the URL of a database with the log's tables, empty, of each kind in turn.
 
-    For a test that is marked `new_database` it is new, and has no tables.
+    For a test marked `new_database`, it is new and has no tables.
     """
     return _database(request, request.param)
 
@@ -365,7 +365,7 @@ def _database(request, kind: str) -> str:
 
 @pytest.fixture
 def database_of(request):
-    """Return a function from a kind of database to what `database_url` is for it."""
+    """Return a function that returns `database_url` for a kind of database."""
     return functools.partial(_database, request)
 
 
@@ -384,7 +384,7 @@ def joblog(request, database_url):
 
 @pytest.fixture
 def appear(joblog):
-    """Return a function that makes a live worker process appear, and returns its heartbeat."""
+    """Return a function that registers a live worker process, and returns its heartbeat."""
     from dramatiq_joblog.recording.heartbeat import Heartbeat
 
     def make(*queues, threads=2):
@@ -426,9 +426,9 @@ def job_factory(joblog):
 
 @pytest.fixture
 def make_broker(request):
-    """Return a function that makes the global broker, with a log at a place of its middleware.
+    """Return a function that makes the global broker, with a log at a position in its middleware.
 
-    *middleware* is the host's list without the log, its default if None; other keywords go to
+    *middleware* is the list without the log, by default Dramatiq's; other keywords are passed to
     `JobLogMiddleware`.
     """
     made = []
@@ -450,7 +450,7 @@ def make_broker(request):
             namespace = f"test-{uuid.uuid4().hex[:8]}"
             broker = brokers.connect(url, namespace=namespace, middleware=stack)
         made.append(broker)
-        # As a worker process does when it boots: some of the host's middleware starts here.
+        # As in a booting worker process: some of Dramatiq's middleware starts here.
         broker.emit_after("process_boot")
         dramatiq.set_broker(broker)
         return broker
@@ -494,7 +494,7 @@ _WORKER = re.compile(r"\[PID (\d+)\] \[[^]]*\] \[dramatiq\.WorkerProcess")
 
 @dataclass
 class WorkerProcess:
-    """A real ``dramatiq`` command, its worker processes and what they print."""
+    """A real ``dramatiq`` command, with its worker processes and their output."""
 
     process: subprocess.Popen[bytes] | Command
     path: Path
@@ -506,36 +506,36 @@ class WorkerProcess:
 
     @property
     def output(self) -> str:
-        """All that was printed so far."""
+        """The output so far."""
         return self.path.read_text(errors="replace")
 
     @property
     def workers(self) -> list[psutil.Process]:
-        """The worker processes that live, oldest first."""
+        """The live worker processes, oldest first."""
         import psutil
 
-        # By what they print: Dramatiq 1 and multiprocessing have processes beside them.
+        # Found by their output: Dramatiq 1 and multiprocessing start other processes too.
         pids = {int(pid) for pid in _WORKER.findall(self.output)}
         # From Python 3.14 on they are children of a fork server.
         children = psutil.Process(self.pid).children(recursive=True)
         return sorted((c for c in children if c.pid in pids), key=lambda c: c.create_time())
 
 
-#: Where worker processes find their modules, and milliseconds until an idle one looks again
-#: whether there is something to do, or whether it is to end.
+#: The environment of worker processes: their module path, and short poll intervals in
+#: milliseconds.
 _OF_WORKERS = {
     "PYTHONPATH": os.pathsep.join([str(SUPPORT), str(ROOT)]),
     "dramatiq_worker_timeout": "100",
-    # Dramatiq 1 serves its figures by default, and two at once would want one port.
+    # Dramatiq 1 serves metrics by default, and two commands would need the same port.
     "dramatiq_prom_port": "0",
 }
 
 
 @contextlib.contextmanager
 def _prepared(module: str, environment):
-    """Yield what starts ``python -m MODULE`` from a process that has imported it.
+    """Yield a launcher of ``python -m MODULE`` from a process that has already imported it.
 
-    It is None where that cannot be done.
+    It is None if that is not possible.
     """
     import prepared
     import servers
@@ -550,14 +550,14 @@ def _prepared(module: str, environment):
 
 @pytest.fixture(scope="session")
 def prepared_workers():
-    """Return what starts ``python -m dramatiq``, or a script that sends, or None."""
+    """Return the launcher of ``python -m dramatiq`` and of scripts, or None."""
     with _prepared("dramatiq", os.environ | _OF_WORKERS) as prepared:
         yield prepared
 
 
 @pytest.fixture(scope="session")
 def prepared_commands():
-    """Return what starts the command line, or None."""
+    """Return the launcher of the command line, or None."""
     with _prepared("dramatiq_joblog", os.environ | {"PYTHONPATH": ""}) as prepared:
         yield prepared
 
@@ -566,10 +566,10 @@ def prepared_commands():
 def run_worker_process(request, tmp_path, eventually, prepared_workers):
     """Return a context manager that runs ``python -m dramatiq`` on a module.
 
-    Modules are found in `tests/support` and in the project's folder.  With *gevent* it is the
-    command of that name.  *env* is added to the environment and *args* to the command.  It is
-    stopped by SIGTERM at the end; the test fails if anything CRITICAL was printed, except lines
-    that contain *expects_critical*.  A *fresh* one has imported nothing before it begins.
+    Modules are found in `tests/support` and in the project's folder.  *gevent* uses the command
+    ``dramatiq-gevent``.  *env* is added to the environment and *args* to the command.  It is
+    stopped with SIGTERM at the end; the test fails if it printed anything CRITICAL, except lines
+    that contain *expects_critical*.  A *fresh* process has no modules imported in advance.
     """
     import servers
 
@@ -617,7 +617,7 @@ def run_worker_process(request, tmp_path, eventually, prepared_workers):
             yield running
             _terminate(process)
         finally:
-            # Also what a killed parent left behind.
+            # Also processes that a killed parent left behind.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -636,7 +636,7 @@ def run_worker_process(request, tmp_path, eventually, prepared_workers):
 
 @pytest.fixture
 def run_script(prepared_workers):
-    """Return a function that runs a script of `tests/support` to its end, in its own process."""
+    """Return a function that runs a script of `tests/support` in its own process."""
 
     def run(name, *arguments, **variables):
         script, environment = SUPPORT / name, os.environ | _OF_WORKERS | variables
@@ -669,9 +669,9 @@ def _terminate(process: subprocess.Popen[bytes] | Command) -> None:
 
 @pytest.fixture(scope="session")
 def eventually():
-    """Return a function that waits for another thread's or process's effect, for *timeout* s.
+    """Return a function that polls for an effect of another thread or process.
 
-    It returns what *predicate* returned once that is true.
+    It returns the first true result of *predicate*, and fails after *timeout* seconds.
     """
 
     def wait(predicate, timeout=30):
@@ -690,7 +690,7 @@ def eventually():
 
 @pytest.fixture
 def ask(database_url):
-    """Return a function that asks the log in this process, as a pipe sees the answer."""
+    """Return a function that runs the command in this process, with its output as in a pipe."""
     import commands
 
     return functools.partial(commands.ask, database_url)
@@ -698,7 +698,7 @@ def ask(database_url):
 
 @pytest.fixture
 def asked():
-    """Return a context manager that lists what its own thread asks of a database meanwhile."""
+    """Return a context manager that lists the SQL statements of its own thread."""
 
     @contextlib.contextmanager
     def listing():
@@ -706,7 +706,7 @@ def asked():
         with count_queries() as counter:
             yield texts
         mine = [record.msg[0] for record in counter.get_queries() if record.thread == thread]
-        # Before peewee 4.5 it also logs the beginning and the end of a transaction.
+        # Before peewee 4.5, the beginning and end of transactions are logged too.
         texts += [text for text in mine if not text.startswith(("BEGIN", "COMMIT"))]
 
     return listing
@@ -714,7 +714,7 @@ def asked():
 
 @pytest.fixture
 def cli(tmp_path, prepared_commands):
-    """Return a function that runs the command in an empty folder, as a process of its own."""
+    """Return a function that runs the command in an empty folder, in its own process."""
     import commands
 
     return functools.partial(commands.run, prepared_commands, tmp_path)
@@ -722,7 +722,7 @@ def cli(tmp_path, prepared_commands):
 
 @pytest.fixture
 def terminal(tmp_path, prepared_commands):
-    """Return a function that runs the command on a terminal, and returns what it shows there."""
+    """Return a function that runs the command on a terminal, and returns its screen output."""
     import commands
 
     return functools.partial(commands.on_terminal, prepared_commands, tmp_path)
@@ -740,30 +740,30 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config):
-    """Make the place where the session's backends are noted, and let programs hear Ctrl-C."""
+    """Prepare the record of backends, and enable Ctrl-C for started programs."""
     config.stash[_BACKENDS] = {}
     config.stash[_COLLECTED] = {}
     tiers.choose(whole=config.getoption("--all"))
     _trust_one_authority()
-    # Each page makes a key of its secret, which takes as long as many tests; they have few secrets.
+    # Each dashboard derives a key from its secret, which is slow; the tests use few secrets.
     hashlib.scrypt = functools.cache(hashlib.scrypt)
-    # A shell's background jobs ignore it, and so would all that they start.
+    # A shell's background jobs ignore SIGINT, and so would their child processes.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _let_threads_exit()
 
 
 def _trust_one_authority():
-    """Have TLS trust one authority, which is nobody's, and not all that the system trusts.
+    """Make TLS trust a single dummy authority instead of those of the system.
 
-    Else pymysql would read some hundred certificates for each connection, in 50 ms of a processor.
+    Otherwise pymysql would read some hundred certificates for each connection, in 50 ms of CPU.
     """
     if not named_servers.ANY:
-        # Those may be behind TLS.
+        # Named servers may use TLS.
         os.environ["SSL_CERT_FILE"] = str(SUPPORT / "authority.pem")
 
 
 def _let_threads_exit():
-    """Let a thread end by SystemExit, as Python does and pytest does not."""
+    """Allow a thread to end with SystemExit, like Python and unlike pytest."""
     report = threading.excepthook
 
     def hook(args):
@@ -775,9 +775,9 @@ def _let_threads_exit():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """Return two pytest workers for each core: tests wait for others half of the time.
+    """Return two pytest workers for each core: tests spend half of the time waiting.
 
-    Unit tests that are named are done before workers would have started.
+    Named unit tests finish before workers would have started.
     """
     named = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
     if named and all(path.is_relative_to(UNIT) for path in named):
@@ -788,7 +788,7 @@ def pytest_xdist_auto_num_workers(config):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node):
-    """Say to a pytest-xdist worker where the shared servers are."""
+    """Pass the address of the shared servers to a pytest-xdist worker."""
     node.workerinput["servers"] = _servers(node.config).listen()
 
 
@@ -800,17 +800,17 @@ def pytest_unconfigure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc):
-    """Make a test on SQLite alone where the run's tier has no more of it."""
+    """Parametrize a test for SQLite alone if the run's tier has only that."""
     tiers.narrow(metafunc)
 
 
 def pytest_collection_modifyitems(config, items):
-    """Refuse a test without a docstring, or with a changing name; keep those of the run's tier."""
+    """Refuse a test without a docstring or with an unstable name; select those of the tier."""
     for item in items:
         if isinstance(item, pytest.Function) and not item.function.__doc__:
             raise pytest.UsageError(f"{item.nodeid} has no docstring: state its rule in a sentence")
         if " at 0x" in item.nodeid:
-            # pytest-xdist would find other tests in each of its workers.
+            # pytest-xdist would collect different tests in each worker.
             raise pytest.UsageError(f"{item.nodeid} has an address in its name: give it an id")
     first, others = tiers.split(items)
     for item in items:
@@ -821,28 +821,28 @@ def pytest_collection_modifyitems(config, items):
         items[:] = first
         config.hook.pytest_deselected(items=others)
     if hasattr(config, "workerinput") and not tiers.whole():
-        # Of several pytest workers none is to be left with the longest in the end.  The whole
-        # suite has too many of them to be run beside each other.
+        # Run the longest tests first, so that no pytest worker is left with them at the end.  The
+        # complete suite has too many to run them at the same time.
         items.sort(key=lambda item: item.get_closest_marker("process") is None)
 
 
 def pytest_collection_finish():
-    """Have the garbage collector pass over the tests and what they import, which stay."""
+    """Exclude the tests and their imports from garbage collection, because they stay."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def first_tier(request):
-    """Return the names of the tests of the first tier that were collected, by their file."""
+    """Return the names of the collected tests of the first tier, by file."""
     return request.config.stash[_COLLECTED]
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item):
-    """Note a test that passed; make what was captured fit for pytest-xdist's wire.
+    """Record a test that passed; make captured output safe for pytest-xdist to transfer.
 
-    A hostile test may have logged anything.
+    Tests with hostile text may have logged anything.
     """
     report = yield
     if report.when == "call":
@@ -854,20 +854,20 @@ def pytest_runtest_makereport(item):
 
 
 def pytest_sessionfinish(session):
-    """Hand a pytest-xdist worker's backends to its controller."""
+    """Pass a pytest-xdist worker's backends to the controller."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["backends"] = session.config.stash[_BACKENDS]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node, error):
-    """Take a pytest-xdist worker's backends."""
+    """Receive a pytest-xdist worker's backends."""
     output = getattr(node, "workeroutput", {})
     node.config.stash[_BACKENDS].update(output.get("backends", {}))
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Say which backends ran, which did not, and which tests had no real Redis."""
+    """Report which backends ran, which did not, and which tests had no real Redis."""
     backends = config.stash[_BACKENDS]
     unasked = [
         name for name in ("PostgreSQL", "RabbitMQ", "Redis", "SQLite") if name not in backends
@@ -898,7 +898,7 @@ def _say_what_needs_a_real_redis(terminalreporter):
 
 @pytest.fixture
 def victims(database_url, redis_url, run_worker_process, tmp_path):
-    """Return what runs a process of ``victim_worker``, what sends it jobs, and its broker."""
+    """Return functions to run a ``victim_worker`` and to send it jobs, and its broker."""
     import brokers
 
     environment = {

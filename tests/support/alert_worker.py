@@ -50,7 +50,7 @@ enqueue = broker.enqueue
 
 
 def refuse_retries(message, *, delay=None):
-    """Refuse the retry of one actor, as a broker does that is gone."""
+    """Refuse the retry of one actor, like an unavailable broker."""
     if message.actor_name == "loses_its_retry" and message.options.get("retries"):
         raise ConnectionClosed("the broker is gone")
     return enqueue(message, delay=delay)

@@ -1,4 +1,4 @@
-"""A worker whose jobs wait in a section: ``dramatiq begun_worker``, set by its environment."""
+"""A worker whose jobs wait in a section: ``dramatiq begun_worker``, with its environment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ dramatiq.set_broker(broker)
 
 
 def stay(name):
-    """Be inside until the test says so, or kill this process."""
+    """Stay in the section until the test ends it, or kill this process."""
     with (folder / "runs").open("a") as runs:
         runs.write(f"{name}\n")
     while not (folder / f"go-{name}").exists():

@@ -19,8 +19,8 @@ QUEUES = ("default", "other", "stories")
 def connect(url, *, namespace, middleware=None, impatient=False, redis_options=None):
     """Return a broker of the server at *url*; only Redis has a *namespace*.
 
-    With *impatient*, Redis gives a killed worker's messages to another at once and not after a
-    minute, as RabbitMQ always does.
+    With *impatient*, Redis redelivers a killed worker's messages at once instead of after a minute,
+    as RabbitMQ always does.
     """
     if url.startswith("amqp"):
         return RabbitmqBroker(url=url, middleware=middleware)
@@ -37,9 +37,9 @@ def disconnect(broker):
 
 
 def holds(broker, message):
-    """Return whether a broker has a message that was not acknowledged, while no worker has it.
+    """Return whether a broker has an unacknowledged message that no worker holds.
 
-    On RabbitMQ the queue must be this message's alone.
+    On RabbitMQ, the queue must contain only this message.
     """
     if isinstance(broker, RabbitmqBroker):
         return broker.get_queue_message_counts(message.queue_name)[0] > 0
@@ -48,17 +48,17 @@ def holds(broker, message):
 
 
 def make_queues(broker):
-    """Make the queues of a broker on RabbitMQ before its consumers start.
+    """Declare the queues of a broker on RabbitMQ before its consumers start.
 
-    In Dramatiq 1 the consumer of a delay queue may come before the queue.  That is reported as
-    CRITICAL, tried again after three seconds, and leaves a connection open.
+    In Dramatiq 1, the consumer of a delay queue may start before the queue exists.  That is logged
+    as CRITICAL, retried after three seconds, and leaves a connection open.
     """
     for name in broker.get_declared_queues():
         broker.declare_queue(name, ensure=True)
 
 
 def delete_queues(url):
-    """Delete all queues of the tests from a RabbitMQ, with what is in them."""
+    """Delete all queues of the tests from a RabbitMQ, with their messages."""
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(url))) as connection:
         channel = connection.channel()
         for name in QUEUES:

@@ -1,11 +1,11 @@
-r"""Chaos: kill, pause and cut everything, then hold the log against the jobs' own record.
+r"""Chaos: kill, pause and disconnect everything, then compare the log with the jobs' own records.
 
     python tests/support/chaos.py [--jobs N] [--kills N] [--outages N] [--database sqlite] \
         [--seed N]
 
-Real brokers and databases, several worker processes of eight threads.  Each fault comes
-from the printed seed.  In the end all must have ended, and every job's row is held against what
-the job itself wrote down; the table shows jobs, faults of each kind, and wrong rows.
+Real brokers and databases, several worker processes of eight threads.  Faults are derived from the
+printed seed.  In the end all jobs must have ended, and each row is compared with the job's own
+record; the table shows jobs, faults of each kind, and wrong rows.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ from dramatiq_joblog.states import FINAL
 HERE = Path(__file__).resolve().parent
 KEYS = 128
 START = {"mariadb": servers.start_mysql, "postgresql": servers.start_postgres}
-#: Jobs that may be sent before the faults have come so far: there is always work.
+#: The number of jobs sent ahead of the faults, so that there is always work.
 AHEAD = 300
-#: Seconds that the rest may take once all was sent.
+#: Seconds that the rest may take once all jobs are sent.
 DRAIN_TIMEOUT = 240
-#: Seconds between two times that all workers are killed and started again in the end.
+#: Seconds between two restarts of all workers at the end.
 KILLED_EVERY = 30
 
 
 @dataclass
 class Worker:
-    """One ``dramatiq`` command on a module, started again whenever it was killed."""
+    """One ``dramatiq`` command on a module, restarted whenever it is killed."""
 
     environment: dict[str, str]
     log: Path
     module: str = "chaos_worker"
-    #: A host with processes of its own that it is on; None for this one.
+    #: The separate host that it runs on; None for this one.
     host: str | None = None
     process: subprocess.Popen = None
 
@@ -88,7 +88,7 @@ class Worker:
         self.signal(signal.SIGCONT)
         pid = self.process.pid
         if self.host is not None:
-            # What made the host ignores it.
+            # The process that created the host ignores the signal.
             [pid] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(pid), signal.SIGTERM)
@@ -97,13 +97,13 @@ class Worker:
         """Wait until it has ended after :meth:`terminate`."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=40)
-        # Whatever is left of it, its parent included.
+        # Any remaining process, including its parent.
         self.kill()
 
 
 @dataclass
 class Chaos:
-    """A run: its servers, its workers, its faults."""
+    """A run: its servers, workers and faults."""
 
     folder: Path
     database: str
@@ -115,7 +115,7 @@ class Chaos:
     kind: str = "redis"
     #: Whether Redis is restarted, and keeps its messages.
     durable: bool = True
-    #: Whether every second worker is on a host of its own.
+    #: Whether every second worker is on a separate host.
     hosts: bool = False
     faults: Counter = field(default_factory=Counter)
 
@@ -124,7 +124,7 @@ class Chaos:
             (self.folder / name).mkdir()
         self.random = random.Random(self.seed)
         self.over = threading.Event()
-        #: One for each thread, so that what one does changes nothing for the others.
+        #: One for each thread, so that threads do not affect each other's sequence.
         self.dice = {name: random.Random(f"{self.seed}-{name}") for name in ("fast", "slow")}
         self.message_server = self._start_broker()
         self.broker_proxy, broker_url = behind_proxy(self.message_server.url)
@@ -137,7 +137,7 @@ class Chaos:
             self.proxy, url = behind_proxy(self.url)
         self.joblog = JobLog(self.url, spool=self.folder / "unused")
         self.joblog.create_tables()
-        # The sender is logged as well: its rows of enqueued jobs meet the same outages.
+        # The sender has a log too: its rows of enqueued jobs meet the same outages.
         self.sender = JobLog(url, spool=self.folder / "spool")
         self.broker = brokers.connect(self.message_server.url, namespace="chaos")
         self.broker.add_middleware(JobLogMiddleware(self.sender))
@@ -183,7 +183,7 @@ class Chaos:
     # Jobs
 
     def send(self, number):
-        """Send one job; the driver knows no actor, so the arguments say what runs."""
+        """Send one job; the driver declares no actor, so the arguments describe the run."""
         fails = self.random.choice([0, 0, 0, 1, 2, 9])
         milliseconds = self.random.choice([0, 1, 5, 20, 100, 300])
         actor, args = "plain", (number, fails, milliseconds)
@@ -200,7 +200,7 @@ class Chaos:
                 return
 
     def send_all(self, jobs):
-        """Send as many as the faults that were seen so far allow: each of them meets work."""
+        """Send as many jobs as the faults so far allow, so that each fault meets work."""
         for number in range(jobs):
             while number >= self.allowed:
                 time.sleep(0.02)
@@ -221,14 +221,14 @@ class Chaos:
         time.sleep(dice.uniform(0.1, 0.6))
 
     def pause(self, dice):
-        """SIGSTOP a worker process, perhaps for longer than its lease and its heartbeat."""
+        """SIGSTOP a worker process, perhaps for longer than its lease and heartbeat timeout."""
         worker = dice.choice(self.workers)
         worker.signal(signal.SIGSTOP)
         time.sleep(dice.uniform(1.0, 7.0))
         worker.signal(signal.SIGCONT)
 
     def outage(self, dice):
-        """Take the log's database away for a while."""
+        """Make the log's database unavailable for a while."""
         ways = ["lock"]
         if self.server is not None:
             ways += ["refuse", "hang", "restart", "stop"]
@@ -294,14 +294,14 @@ class Chaos:
         other.close()
 
     def ask_server(self, *statements):
-        """Wait until the database's server answers."""
+        """Wait until the database server responds."""
         while True:
             try:
                 with contextlib.closing(self._connect()) as connection:
                     for statement in statements:
                         connection.cursor().execute(statement)
             except (psycopg.OperationalError, pymysql.MySQLError):
-                time.sleep(0.1)  # it is only just starting
+                time.sleep(0.1)  # it is still starting
             else:
                 return
 
@@ -311,7 +311,7 @@ class Chaos:
         return pymysql.connect(**servers.mysql_options(self.url), autocommit=True)
 
     def redis_away(self, dice):
-        """Restart Redis, which keeps its messages, or refuse its connections for a while."""
+        """Restart a durable Redis, or refuse its connections for a while."""
         if dice.random() < 0.5:
             self.message_server.restart()
             return
@@ -320,7 +320,7 @@ class Chaos:
         self.broker_proxy.resume()
 
     def run(self, jobs, faults):
-        """Send *jobs* while all *faults* come: quick ones and long ones beside each other."""
+        """Send *jobs* during all *faults*; quick and slow faults run concurrently."""
         quick = ("kill", "cut")
         plans = {
             "fast": [name for name in faults for _ in range(faults[name]) if name in quick],
@@ -335,7 +335,7 @@ class Chaos:
             dice = self.dice[kind]
             dice.shuffle(plans[kind])
             for number, name in enumerate(plans[kind]):
-                # The quick ones are spread over the time of the slow ones.
+                # Spread the quick ones over the duration of the slow ones.
                 while kind == "fast" and not struck.is_set() and behind(number):
                     time.sleep(0.05)
                 getattr(self, name)(dice)
@@ -354,7 +354,7 @@ class Chaos:
             except Exception as e:  # noqa: BLE001 - it is raised by the main thread
                 failed.append(e)
             struck.set()
-            # What this thread started would get the signal of its parent's death.
+            # If this thread ended, its child processes would get the parent-death signal.
             self.over.wait()
 
         sender = threading.Thread(target=self.send_all, args=(jobs,), daemon=True)
@@ -376,15 +376,15 @@ class Chaos:
             for worker in self.workers:
                 if worker.process.poll() is not None:
                     worker.start()
-            # A server that was only just started may not answer yet.
+            # A server that was just started may not respond yet.
             away = peewee.PeeweeException, redis.RedisError, dramatiq.BrokerError
             with contextlib.suppress(*away):
                 left = self.left(jobs)
                 if not left:
                     break
             if time.monotonic() - since > KILLED_EVERY:
-                # A message whose delivery was cut off stays with its worker in Redis, which
-                # neither gets nor gives it back as long as it lives.  It lives no longer.
+                # In Redis, a message whose delivery was interrupted stays assigned to its
+                # worker until that worker is gone, so restart the workers.
                 for worker in self.workers:
                     self.faults["kill"] += 1
                     worker.kill()
@@ -398,7 +398,7 @@ class Chaos:
         self.sender.close()
 
     def left(self, jobs):
-        """Return what has not ended yet, by where it is."""
+        """Return what has not ended yet, by location."""
         self.joblog.release()
         spools = len(list((self.folder / "spool").glob("*.spool")))
         if self.kind == "rabbit":
@@ -412,13 +412,13 @@ class Chaos:
 
 
 def behind_proxy(url):
-    """Return a proxy before a server, and the server's URL through it."""
+    """Return a proxy in front of a server, and the server's URL through it."""
     proxy = Proxy(url)
     return proxy, proxy.through(url)
 
 
 def run(folder: Path, database: str, jobs: int, faults: dict[str, int], seed: int, **options):
-    """Run it; return what was found, and the table: jobs, faults of each kind, wrong rows."""
+    """Run it; return the findings, and the table of jobs, faults of each kind, and wrong rows."""
     began = time.monotonic()
     with Chaos(folder, database, seed, **options) as chaos:
         chaos.run(jobs, faults)
@@ -434,7 +434,7 @@ def run(folder: Path, database: str, jobs: int, faults: dict[str, int], seed: in
 
 
 def table_of(chaos: Chaos, jobs: int, found: Findings, seconds: float) -> str:
-    """Return the table as text, a line a number."""
+    """Return the table as text, one number per line."""
     failure = chaos.joblog.Failure
     interrupted = failure.select().where(failure.outcome == "interrupted").count()
     names = {

@@ -1,4 +1,4 @@
-"""Holds a log against what the jobs wrote down of themselves, run by run."""
+"""Compares a log with the jobs' own records, run by run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: The last attempt that a job of the chaos may have.
+#: The maximum number of attempts of a chaos job.
 ATTEMPTS = 4
 
 
@@ -19,7 +19,7 @@ class Findings:
     """What is wrong, by kind."""
 
     wrong: dict[str, list[str]] = field(default_factory=dict)
-    #: Runs that the jobs wrote down.
+    #: Runs that the jobs recorded.
     runs: int = 0
     #: Jobs whose retry could not be enqueued, according to the log.
     gone: int = 0
@@ -50,7 +50,7 @@ class Told:
 
 
 def read_records(folder: Path):
-    """Return the runs of each job in the order of time, and who met another in its section."""
+    """Return the runs of each job in order of time, and those that met another in a section."""
     runs: dict[int, Told] = {}
     seconds = []
     for path in (folder / "records").iterdir():
@@ -69,7 +69,7 @@ def read_records(folder: Path):
 
 
 def check(joblog, folder: Path, jobs: int) -> Findings:
-    """Hold every row against what its job wrote down, and look for what was left behind."""
+    """Compare each row with its job's record, and check for leftovers."""
     found = Findings()
     told, seconds = read_records(folder)
     found.runs = sum(map(len, told.values()))
@@ -111,7 +111,7 @@ def check_job(job, failures, told):
         yield "failure of nobody", f"{kept - failed}"
     for outcome in {f.outcome for f in failures} - {"retried", "dead", "interrupted", "waited"}:
         yield "outcome", outcome
-    # A run that was killed, or whose end came too late, is kept as interrupted.
+    # A run that was killed, or ended too late, is recorded as interrupted.
     covered = kept + interrupted + Counter([(job.attempt, job.worker)])
     lost = began - covered
     if job.state == "finished":
@@ -125,7 +125,7 @@ def check_job(job, failures, told):
 
 
 def check_end(job, told):
-    """Yield how the end of a job differs from what it was to do."""
+    """Yield how the end of a job differs from its program."""
     fails = job.args[1]
     expected = ("finished", fails + 1, None)
     if fails >= ATTEMPTS:
@@ -142,9 +142,9 @@ def check_end(job, told):
 
 
 def is_gone(job, told):
-    """Return whether the retry of a failed run could not be enqueued: Dramatiq then forgets it.
+    """Return whether the retry of a failed run could not be enqueued, which loses the message.
 
-    By the record: the job was reported dead for that reason, and never ran again.
+    It is so if the job is dead for that reason, and never ran again.
     """
     last = max(told, key=lambda run: (run.began["attempt"], run.began["at"]))
     return (
@@ -165,13 +165,13 @@ def check_times(job, told):
         yield "end of nobody", f"attempt {job.attempt} on {job.worker} never ended"
         return
     started, finished = job.started_at.timestamp(), job.finished_at.timestamp()
-    # Milliseconds are cut off, not rounded.
+    # Milliseconds are truncated, not rounded.
     if not any(started <= run.began["at"] and run.ended["at"] <= finished + 0.001 for run in last):
         yield "times", f"{started} to {finished} is none of {[r.began['at'] for r in last]}"
 
 
 def check_sections(told, seconds):
-    """Yield pairs in one section at once, neither notified that its lease was over."""
+    """Yield pairs in one section at the same time, if neither lost its lease."""
     runs = [run for list_ in told.values() for run in list_ if "fence" in run.began]
     ended = {}
     for run in runs:

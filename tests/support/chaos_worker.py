@@ -1,6 +1,6 @@
-"""A worker of the chaos: jobs that keep their own record of every start and end.
+"""A worker of the chaos: jobs that record each start and end themselves.
 
-A record is a line in a file of its process, in a folder that the log knows nothing of.
+A record is a line in a file of its process, in a folder unknown to the log.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from dramatiq_joblog import Exclusive, JobLog, JobLogMiddleware, current_job
 
 FOLDER = Path(os.environ["CHAOS_FOLDER"])
 
-#: Milliseconds; short, as the chaos waits for them.
+#: Milliseconds; short, because the chaos waits for them.
 LEASE, HEARTBEAT_TIMEOUT = 4_000, 4_000
 
 joblog = JobLog(os.environ["CHAOS_DATABASE"], spool=FOLDER / "spool")
 broker = brokers.connect(
     os.environ["CHAOS_BROKER"],
     namespace="chaos",
-    # A killed worker's messages come back soon, not after a minute.
+    # A killed worker's messages are redelivered soon, not after a minute.
     redis_options={"heartbeat_timeout": 3_000, "maintenance_chance": 200_000},
 )
 broker.add_middleware(CurrentMessage())
@@ -53,7 +53,7 @@ def attempt():
 
 
 class Run:
-    """One run of a job, and what it writes down of itself."""
+    """One run of a job, which records itself."""
 
     def __init__(self, **more):
         message = CurrentMessage.get_current_message()
@@ -66,7 +66,7 @@ class Run:
         }
 
     def record(self, what, **more):
-        """Append a line; what the kernel has taken outlives this process."""
+        """Append a line; once written, it survives the end of this process."""
         line = json.dumps(self.facts | more | {"what": what, "at": time.time()})
         with _lock:
             pid = os.getpid()
@@ -84,7 +84,7 @@ class Run:
 
 @dramatiq.actor(max_retries=3, min_backoff=20, max_backoff=200)
 def plain(number, fails, milliseconds):
-    """Fail as often as the arguments say, after a while."""
+    """Fail as often as the arguments require, after a while."""
     run = Run()
     run.record("began")
     time.sleep(milliseconds / 1000)
@@ -106,9 +106,9 @@ def guarded(number, fails, milliseconds, key):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            # One of the two was paused for longer than its lease, and is notified.
+            # One of the two was paused for longer than its lease, and its lease_lost is set.
             run.record("second")
         time.sleep(milliseconds / 1000)
-    # Asked after the file is free: a pause that comes later harms nobody.
+    # Checked after the file is unlocked: a later pause does no harm.
     lost = job.lease_lost
     run.end(fails, lost=lost)

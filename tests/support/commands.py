@@ -1,4 +1,4 @@
-"""The command line as scripts and people run it."""
+"""The command line, as run by scripts and by users."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROGRAM = str(Path(sys.executable).parent / "dramatiq-joblog")
 
 
 def ask(database_url, *arguments, code=0):
-    """Run the command in this process, as a pipe sees it, and expect its exit code."""
+    """Run the command in this process, with its output as in a pipe, and check its exit code."""
     done = CliRunner().invoke(program, ["--database", database_url, *map(str, arguments)])
     assert code == done.exit_code, done.output
     return done
@@ -35,7 +35,7 @@ def ask(database_url, *arguments, code=0):
 def start(
     prepared: Prepared | None, arguments, *, folder, environment, files
 ) -> subprocess.Popen[bytes] | Command:
-    """Start the command, from a process that is *prepared* for it if there is one.
+    """Start the command, from a *prepared* process if there is one.
 
     *files* are its standard input, output and error.
     """
@@ -55,7 +55,7 @@ def start(
 def run(
     prepared: Prepared | None, folder, *arguments, input="", **variables
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own, in a *folder*, and return what it wrote."""
+    """Run the command in its own process, in a *folder*, and return its output."""
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
         files[0].write(input.encode())
@@ -84,7 +84,7 @@ def on_terminal(
     stdout=None,
     **variables,
 ):
-    """Run the command on a terminal of its own, and return what it shows there.
+    """Run the command on a terminal, and return its screen output.
 
     *answer* is what is typed, and *stdout* a file that its standard output goes to instead.
     """

@@ -1,4 +1,4 @@
-"""A log in which everything there is to show stands, with names that are hard to show."""
+"""A log with everything that can be shown, and with names that are hard to show."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ FeedError: the feed of shop 4711 is closed
 """
 KEYS = ("nightly", f"user:{USERS[1]}", f"{ARABIC}:{LONG}")
 STATES = tuple(map(str, State))
-#: Every page of such a log; in braces is the state of a job.
+#: All pages of such a log; the state of a job is in braces.
 PAGES = {
     "overview": "/",
     "a week": "/?range=7d",
@@ -77,7 +77,7 @@ PAGES = {
     "cancel": "/confirm/cancel?jid={enqueued}",
     "mute": "/confirm/mute?kind=lost",
 }
-#: What every row has a value for, as rows are inserted together.
+#: The columns for which all rows have a value, because they are inserted together.
 EMPTY = dict.fromkeys(
     (
         *("user_id", "job_type", "max_retries", "eta", "started_at", "finished_at", "duration"),
@@ -92,7 +92,7 @@ def crowd(joblog, *, many=240):
     """Fill a log, and return the jid of a job of each state, and of the first of a family.
 
     Parameters:
-      joblog: The log, whose tables are made.
+      joblog: The log, with existing tables.
       many: How many jobs have ended: a third of them in the last hour, the last in nine days.
     """
     now = int(time.time() * 1000)
@@ -190,7 +190,7 @@ def _active(now, process):
         {"state": "retrying", **error, "eta": now + MINUTE, "attempt": 2, "token": "b" * 32},
         {"state": "lost", "worker": "imports-9:17:3", "token": "c" * 32},
     )
-    # Nobody has looked at a job that came an hour ago, so that something needs someone.
+    # No worker has taken a job for an hour, so that there is a problem.
     return [
         _job(1_000 + n, now - (HOUR if n % 2 else 6 * MINUTE), **states[n % 7]) for n in range(35)
     ]
@@ -219,7 +219,7 @@ def _family(now):
 
 
 def _runs_of(joblog, job):
-    """Write the failed runs of a job, and what it logged."""
+    """Write the failed runs of a job, and its log lines."""
     if job["token"] is None:
         return
     if job["error_type"]:
@@ -269,7 +269,7 @@ def _locks(joblog, jobs, process, now):
     facts = {"kind": "section", "slot": 0, "ttl": 60_000, "process": process}
     for n, key in enumerate(KEYS):
         held = {"owner": holder["jid"], "token": holder["token"], "acquired_at": now - n * HOUR}
-        # The last of them is free, with a line before it.
+        # The last of them is free, but has waiters.
         free = {} if n < 2 else {"owner": None, "token": None}
         joblog.Lock.create(
             key=key, fence=n + 1, last_fence=n + 1, expires_at=now + HOUR, **facts | held | free

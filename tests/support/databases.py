@@ -1,6 +1,6 @@
-"""Databases for the tests: new ones, and ones that are emptied and not made anew.
+"""Databases for the tests: new ones, and ones that are emptied instead of created again.
 
-Making the tables takes a second on MariaDB, and deleting what a test left takes milliseconds.
+Creating the tables takes a second on MariaDB; deleting a test's rows takes milliseconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-#: Seconds that what a test left may hold a row, before its database is made anew.
+#: Seconds that a leftover of a test may hold a lock, before its database is created again.
 PATIENCE = 3
 
 
@@ -31,25 +31,25 @@ def named(url: str, name: str) -> str:
 
 
 def new_name() -> str:
-    """Return a name for a database that is not there."""
+    """Return a new name for a database."""
     return f"joblog_test_{uuid.uuid4().hex[:12]}"
 
 
 @contextlib.contextmanager
 def new_postgres(server_url: str) -> Iterator[str]:
-    """Make an empty PostgreSQL database, and drop it in the end."""
+    """Create an empty PostgreSQL database, and drop it at the end."""
     name = new_name()
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
     yield named(server_url, name)
-    # Anew: a test may have stopped the server.
+    # A new connection: a test may have stopped the server.
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @contextlib.contextmanager
 def new_mysql(server_url: str) -> Iterator[str]:
-    """Make an empty MariaDB or MySQL database, and drop it in the end."""
+    """Create an empty MariaDB or MySQL database, and drop it at the end."""
     name = new_name()
     connection = pymysql.connect(autocommit=True, **servers.mysql_options(server_url))
     with contextlib.closing(connection), connection.cursor() as cursor:
@@ -59,7 +59,7 @@ def new_mysql(server_url: str) -> Iterator[str]:
 
 
 def make_tables(url: str) -> list[str]:
-    """Make the log's tables; return those that jobs fill, with the jobs last."""
+    """Create the log's tables; return those that jobs fill, with the jobs last."""
     log = JobLog(url)
     log.create_tables()
     with log.database.connection_context():
@@ -70,13 +70,13 @@ def make_tables(url: str) -> list[str]:
 
 
 class Dialect(Protocol):
-    """How a kind of server is asked about one of its databases."""
+    """Operations on a database, for each kind of server."""
 
-    #: What is raised when a statement fails.
+    #: The exception of a failed statement.
     error: type[Exception]
 
     def new(self) -> contextlib.AbstractContextManager[str]:
-        """Make a database, and drop it in the end."""
+        """Create a database, and drop it at the end."""
 
     def connect(self, url: str) -> contextlib.AbstractContextManager:
         """Return a connection that commits each statement."""
@@ -88,7 +88,7 @@ class Dialect(Protocol):
         """Return all columns and indexes, and the versions that were applied."""
 
     def empty(self, connection, tables: list[str]) -> None:
-        """Delete all rows, also where rows refer to others."""
+        """Delete all rows, including those with foreign keys."""
 
 
 class Postgres:
@@ -158,11 +158,11 @@ class MySQL:
             "WHERE db = database() AND id <> connection_id()",
         )
         for (number,) in others:
-            with contextlib.suppress(pymysql.MySQLError):  # it may have gone by itself
+            with contextlib.suppress(pymysql.MySQLError):  # it may have ended meanwhile
                 self._ask(connection, f"KILL {number}")
 
     def shape(self, connection) -> list[tuple]:
-        # A sum of it: to read some hundred rows takes longer than most tests.
+        # A checksum: reading some hundred rows takes longer than most tests.
         return self._ask(
             connection,
             "SELECT COUNT(*), SUM(CRC32(CONCAT_WS('.', a, b, c))), SUM(CRC32(CONCAT(b, a))) FROM ("
@@ -188,7 +188,7 @@ class MySQL:
 
 
 class Prepared:
-    """A database with the log's tables, that all tests of a pytest worker use in turn."""
+    """A database with the log's tables, which all tests of a pytest worker use in turn."""
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
@@ -198,7 +198,7 @@ class Prepared:
         self.url = ""
 
     def empty(self) -> str:
-        """Return the URL of the database, emptied, or made anew if it is not as it was made."""
+        """Return the URL of the database, emptied, or created again if its schema has changed."""
         if self.url and not self._emptied():
             self.close()
         if not self.url:
@@ -226,7 +226,7 @@ class Prepared:
 
 
 class PreparedFile:
-    """A SQLite file with the log's tables, that is copied for each test."""
+    """A SQLite file with the log's tables, which is copied for each test."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "template.db"

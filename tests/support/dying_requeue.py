@@ -1,4 +1,4 @@
-"""Runs all dead jobs of a log again, and dies once the broker has so many: LOG BROKER COUNT."""
+"""Runs all dead jobs of a log again, and dies after COUNT messages: LOG BROKER COUNT."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ bulk.BATCH = 4
 
 
 class Dies(Middleware):
-    """Ends the process after as many messages as are left to it."""
+    """Ends the process after a number of messages."""
 
     left = int(sys.argv[3])
 
     def after_enqueue(self, broker, message, delay):
-        """Note a message that the broker has."""
+        """Count a message that the broker has."""
         self.left -= 1
         if self.left == 0:
-            # Without a word: neither the log's writer nor any hook has a turn.
+            # At once: neither the log's writer nor any hook can run.
             os._exit(3)
 
 
 joblog = JobLog(sys.argv[1])
-# The last of the list hears of it first, before the log does.
+# The last middleware is called first, before the log.
 broker = RedisBroker(url=sys.argv[2], middleware=[JobLogMiddleware(joblog), Dies()])
 dramatiq.set_broker(broker)
 work = dramatiq.actor(lambda: None, actor_name="work")

@@ -16,5 +16,5 @@ broker.add_middleware(JobLogMiddleware(joblog))
 dramatiq.set_broker(broker)
 work = dramatiq.actor(lambda: None, actor_name="work", unique="key")
 work.send()
-# Without a word: no thread, and nothing that is registered for the end, has a turn.
+# At once: no thread and no exit handler can run.
 os._exit(3)

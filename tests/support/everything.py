@@ -1,4 +1,4 @@
-"""Asks a log all that can be asked of it, and reads the answers as strictly as any reader."""
+"""Runs all queries of a log, and parses the results strictly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DATA = ("/overview.json", "/jobs.json", "/dead.json", "/locks.json", "/workers.j
 
 
 def strict(text):
-    """Read a JSON document as one who knows no NaN and no half of a pair."""
+    """Parse JSON, refusing NaN and unpaired surrogates."""
     value = json.loads(text, parse_constant=_refuse)
     json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     return value
@@ -29,9 +29,9 @@ def _refuse(name):
 
 
 def ask_everything(joblog, url, *, some=20):
-    """Ask a log by its own functions, by the page and by the command line.
+    """Query a log by its functions, the dashboard and the command line.
 
-    *some* jobs, spread over all, are each shown by the page and in a terminal.
+    *some* jobs, spread over all, are each shown on the dashboard and in a terminal.
     """
     ask_the_log(joblog, some)
     ask_the_page(joblog, some)
@@ -43,7 +43,7 @@ def _spread(items, some):
 
 
 def ask_the_log(joblog, some):
-    """Ask by functions."""
+    """Query by functions."""
     now = datetime.now(timezone.utc)
     jobs = list(joblog.jobs)
     for job in jobs:
@@ -75,7 +75,7 @@ def ask_the_log(joblog, some):
 
 
 def ask_the_page(joblog, some):
-    """Ask by the page, with its JSON."""
+    """Query by the dashboard, including its JSON."""
     app = dashboard(joblog, authorize=lambda request: "all")
     with TestClient(app, base_url="http://localhost", client=("127.0.0.1", 50_000)) as asking:
         for path in (*PAGES, *(f"/jobs?q=state:{s}" for s in ("dead", "finished", "active"))):
@@ -98,7 +98,7 @@ def ask_the_page(joblog, some):
 
 
 def ask_the_command(url, some):
-    """Ask by the command line: lists, each job, and the export."""
+    """Query by the command line: lists, each job, and the export."""
 
     def ask(*arguments):
         done = CliRunner().invoke(program, ["--database", url, *arguments])

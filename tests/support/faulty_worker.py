@@ -1,4 +1,4 @@
-"""A worker module with a middleware that breaks: the host goes on and reports it."""
+"""A worker module with a middleware that fails: Dramatiq logs the error and continues."""
 
 import os
 
@@ -8,10 +8,10 @@ from dramatiq.middleware import Middleware
 
 
 class Faulty(Middleware):
-    """Breaks when a worker process boots, if FAULT is set."""
+    """Fails when a worker process boots, if FAULT is set."""
 
     def after_process_boot(self, broker):
-        """Break."""
+        """Fail."""
         if os.environ.get("FAULT"):
             raise RuntimeError("the middleware broke")
 

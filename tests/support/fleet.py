@@ -1,7 +1,7 @@
-"""Hosts of their own on one machine: each a network, a name and processes nobody else sees.
+"""Separate hosts on one machine, each with its own network, name and processes.
 
-All is in a network made here, of which the rest of the machine has no part; it is gone with the
-processes in it.  For root on Linux only.
+They are in a network namespace that is isolated from the machine, and ends with its processes.  For
+root on Linux only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import servers
 
-#: Where the servers listen; hosts follow.
+#: The address of the servers; those of hosts follow.
 HUB = "10.77.0.1"
 TOOLS = ("hostname", "ip", "unshare")
 CLONE_NEWNET = 0x40000000
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def why_not() -> str | None:
-    """Return why there can be no hosts here, or None."""
+    """Return why hosts cannot be created here, or None."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "hosts are made of Linux's namespaces, by root"
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
@@ -42,9 +42,9 @@ def why_not() -> str | None:
 
 
 def in_own_network(body):
-    """Call *body* on a thread that has a network of its own, with a bridge for hosts.
+    """Call *body* on a thread with its own network, with a bridge for hosts.
 
-    What it starts is in that network too, as are its threads.
+    Its child processes and threads are in that network too.
     """
     errors = []
 
@@ -57,7 +57,7 @@ def in_own_network(body):
             ip("link set hub up")
             body()
         except BaseException as e:  # noqa: BLE001
-            # Also pytest's own, as a failure is one.
+            # Including pytest's, such as a failure.
             errors.append(e)
 
     thread = threading.Thread(target=run, name="own network")
@@ -78,9 +78,9 @@ def ip(command: str) -> None:
 
 
 def on_host(name: str, command: list[str]) -> list[str]:
-    """Return a command that runs another on a host with its own name and processes.
+    """Return a command that runs another one on a host with its own name and processes.
 
-    It has the network of this one.
+    It has the network of the calling thread.
     """
     namespaces = ["--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
     named = ["sh", "-c", f'hostname {name} && exec "$@"', "sh"]
@@ -91,12 +91,12 @@ class Host:
     """A host that runs a worker process of *module* until it is killed.
 
     Parameters:
-      number: Its number, from 1; its name is made of it.
-      module: What its worker runs.
+      number: Its number, from 1, which is part of its name.
+      module: The module of its worker.
       folder: Its disk.
-      env: More for its environment.
-      processes: As many worker processes of that module.
-      threads: The threads of each.
+      env: Additional environment variables.
+      processes: The number of worker processes.
+      threads: The number of threads of each.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Host:
         wired.touch()
 
     def _wire(self) -> None:
-        # Its network is made by the first thing that it does.
+        # It creates its network first.
         mine = Path("/proc/thread-self/ns/net").readlink()
         while Path(f"/proc/{self.process.pid}/ns/net").readlink() == mine:
             time.sleep(0.01)
@@ -146,19 +146,19 @@ class Host:
 
     @property
     def output(self) -> str:
-        """All that its worker printed so far."""
+        """The output of its worker so far."""
         return self.log.read_text(errors="replace")
 
     def cut_off(self) -> None:
-        """Let nothing pass to it or from it."""
+        """Block all its network traffic."""
         ip(f"link set {self._link} down")
 
     def reconnect(self) -> None:
-        """Let all pass again."""
+        """Allow its network traffic again."""
         ip(f"link set {self._link} up")
 
     def kill(self) -> None:
-        """Cut its power: it no longer answers anything."""
+        """Simulate a power failure: it no longer responds."""
         self.cut_off()
         self.stop()
 

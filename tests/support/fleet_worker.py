@@ -1,4 +1,4 @@
-"""A worker on a host of its own: ``dramatiq fleet_worker``, configured by its environment."""
+"""A worker on a separate host: ``dramatiq fleet_worker``, configured by its environment."""
 
 from __future__ import annotations
 

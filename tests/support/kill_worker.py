@@ -1,7 +1,7 @@
 """A worker that kills itself with SIGKILL at one named point, once: ``dramatiq kill_worker``.
 
-The points stand between every two steps of a job's path.  Each job keeps its own record of
-its runs, one line a run, in a file that the log knows nothing of.
+There is a point between every two steps of a job's path.  Each job records its own runs, one line
+per run, in a file unknown to the log.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ way = os.environ["KILL_ACKS"]
 
 
 def reached(name: str) -> None:
-    """Die here if this is the point, unless a process before this one has."""
+    """Die here if this is the point, unless an earlier process has."""
     if name != point:
         return
     try:
@@ -34,7 +34,7 @@ def reached(name: str) -> None:
 
 
 class BeforeTheAcknowledgement(Middleware):
-    """Stands after the log in the list, so that its outcome is committed when this is asked."""
+    """Comes after the log in the list, so that the outcome is committed when this is called."""
 
     def before_ack(self, broker, message):
         if not message.queue_name.endswith(".DQ"):

@@ -1,7 +1,7 @@
-"""Sends a message and is killed on the way: ``killed_sender LOG BROKER NAMESPACE PLACE N DELAY``.
+"""Sends a message and is killed meanwhile: ``killed_sender LOG BROKER NAMESPACE PLACE N DELAY``.
 
-PLACE is ``claimed``: its key is taken, and the broker does not have it; or ``enqueued``: the
-broker has it, and ``send()`` has not returned.
+PLACE is ``claimed``: the key is held, but the broker does not have the message; or ``enqueued``:
+the broker has it, but ``send()`` has not returned.
 """
 
 from __future__ import annotations

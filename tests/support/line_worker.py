@@ -1,4 +1,4 @@
-"""A worker whose jobs stand in line for one section, and write down how long each was inside."""
+"""A worker whose jobs wait for one section, and record how long each was in it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ dramatiq.set_broker(broker)
 
 @dramatiq.actor
 def later():
-    """Only waits in the memory of the worker."""
+    """Only wait in the memory of the worker."""
 
 
 @dramatiq.actor(exclusive=Exclusive("line", on_conflict="wait"))
 def in_line(milliseconds, folder=None):
-    """Be inside for a while; with a folder, one that has seen its file ``go``."""
+    """Stay in the section for a while; with a folder, until its file ``go`` exists."""
     began = time.monotonic()
     if folder is None:
         time.sleep(milliseconds / 1000)
         return
     while not (Path(folder) / "go").exists():
-        # It is not what is measured.
+        # Not part of the measurement.
         time.sleep(0.2)
     time.sleep(milliseconds / 1000)
     with (Path(folder) / f"stays-{os.getpid()}-{os.uname().nodename}").open("a") as file:

@@ -1,4 +1,4 @@
-"""Dashboards of the tests, and the browser that they are shown in."""
+"""Dashboards for the tests, and the browser."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dramatiq_joblog.web import dashboard
 
 
 def opened(joblog, **settings):
-    """Return a dashboard that lets everyone in, as "local".
+    """Return a dashboard that gives everyone access, as "local".
 
-    On a loaded machine too nothing is missing on its pages for want of time.
+    Its timeouts are long, so that pages are complete even on a loaded machine.
     """
     settings = {"timeout": 30_000} | settings
     return dashboard(joblog, authorize=lambda request: ("all", "local"), **settings)
@@ -25,7 +25,7 @@ def opened(joblog, **settings):
 
 @contextlib.contextmanager
 def chromium(*settings):
-    """Run a headless Chromium with *settings*; without one skip, or fail where CI is set."""
+    """Run a headless Chromium with *settings*; without one, skip, or fail if CI is set."""
     from playwright.sync_api import expect, sync_playwright
 
     path = os.environ.get("CHROMIUM") or next(
@@ -38,7 +38,7 @@ def chromium(*settings):
             pytest.fail(f"CI is set and {text}", pytrace=False)
         pytest.skip(text)
     with sync_playwright() as playwright:
-        # A loaded machine is slow, and no test is about how fast it is.
+        # A loaded machine is slow, and no test is about speed.
         expect.set_options(timeout=30_000)
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", *settings])
         yield browser

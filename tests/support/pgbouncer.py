@@ -1,4 +1,4 @@
-"""A PgBouncer before a PostgreSQL, in transaction mode."""
+"""A PgBouncer in front of a PostgreSQL, in transaction mode."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import servers
 
 @contextlib.contextmanager
 def running(url: str, *, connections: int = 1):
-    """Yield the URL of a PgBouncer that shares *connections* to the database of *url*."""
+    """Yield the URL of a PgBouncer with *connections* connections to the database of *url*."""
     path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/bin"
     program = shutil.which("pgbouncer", path=path)
     if program is None:

@@ -1,9 +1,9 @@
-"""Starts commands from a process that has imported already what they import.
+"""Starts commands from a process that has already imported their modules.
 
-Half of what a worker process costs is importing, and nearly all of what the command line costs.
-Each command is a process of its own, forked before it has a thread or a connection, and runs
-``python -m MODULE``, or a script, as if it had been started so.  Run as a program this module is
-the process that they come from; `Prepared` starts and asks it.
+Importing takes half of the start of a worker process, and nearly all of the command line's.  Each
+command is a separate process, forked without threads and connections, that runs
+``python -m MODULE`` or a script as if started directly.  Run as a program, this module is the
+parent of these processes; `Prepared` starts and controls it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import sys
 import time
 from pathlib import Path
 
-#: Bytes of a request, which names a command, its folder and its environment.
+#: The maximum size of a request in bytes: a command, its folder and its environment.
 MOST = 1 << 20
 
 
-#: What commands import, by the module that is run.
+#: The imports of commands, by the module that is run.
 IMPORTS = {
     "dramatiq": ("brokers", "dramatiq.cli", "dramatiq.worker", "psycopg", "pymysql"),
     "dramatiq_joblog": ("dramatiq_joblog.cli", "psycopg", "pymysql", "rich.progress"),
@@ -38,17 +38,17 @@ IMPORTS = {
 
 
 def why_not(module: str) -> str | None:
-    """Return why commands of a *module* cannot be started so, or None."""
+    """Return why commands of a *module* cannot be started this way, or None."""
     if sys.platform != "linux":
         return "that a command ends with its parent is arranged by Linux"
     if module == "dramatiq" and sys.version_info >= (3, 14):
-        # The host's own workers come from another such process.
+        # Dramatiq's workers come from another fork server.
         return "workers are not forked"
     return None
 
 
 class Command:
-    """A command that was started, with what `subprocess.Popen` has of its methods."""
+    """A started command, with the methods of `subprocess.Popen` that tests use."""
 
     def __init__(self, said: io.FileIO) -> None:
         self.pid = int(said.readline())
@@ -56,7 +56,7 @@ class Command:
         self._said = said
 
     def poll(self) -> int | None:
-        """Return how it ended, or None if it runs."""
+        """Return its exit code, or None if it is running."""
         return self._ended_within(0)
 
     def wait(self, timeout: float | None = None) -> int:
@@ -67,24 +67,24 @@ class Command:
         return code
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Send it SIGTERM."""
         if self.poll() is None:
             os.kill(self.pid, signal.SIGTERM)
 
     def _ended_within(self, seconds: float | None) -> int | None:
         if self.returncode is None and select.select([self._said], [], [], seconds)[0]:
-            # Nothing is said if what waits for it was killed.
+            # There is no exit code if the process that waits for it was killed.
             self.returncode = int(self._said.readline() or -signal.SIGKILL)
             self._said.close()
         return self.returncode
 
 
 class Prepared:
-    """The process that has imported all, which is started for the first command.
+    """The process with all imports, started for the first command.
 
     Parameters:
       launch: Starts a program that ends with this one.
-      module: What is run, if no script is named.
+      module: The module to run, if no script is named.
       environment: Its environment.
     """
 
@@ -123,7 +123,7 @@ class Prepared:
             )
 
     def stop(self) -> None:
-        """End the process; commands that run end with it."""
+        """End the process, and all running commands with it."""
         if self._process is not None:
             self._socket.close()
             self._process.wait(timeout=30)
@@ -139,7 +139,7 @@ def serve(requests: socket.socket) -> list[str] | None:
             for file in files:
                 os.close(file)
             with contextlib.suppress(ChildProcessError):
-                # Those that have ended.
+                # Reap ended processes.
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
             continue
@@ -155,7 +155,7 @@ def serve(requests: socket.socket) -> list[str] | None:
 
 
 def watch(pid: int, saying: int) -> None:
-    """Say which process it is, and how it ends."""
+    """Report the process ID, and the exit code."""
     os.write(saying, b"%d\n" % pid)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     with contextlib.suppress(BrokenPipeError):
@@ -164,7 +164,7 @@ def watch(pid: int, saying: int) -> None:
 
 
 def become(files: list[int], command, folder, environment) -> list[str]:
-    """Be as a process that was started anew."""
+    """Set up this process like a newly started one."""
     os.setsid()
     end_with_parent(signal.SIGTERM)
     for number, file in enumerate(files):
@@ -180,7 +180,7 @@ def become(files: list[int], command, folder, environment) -> list[str]:
 
 
 def open_standard_files() -> None:
-    """Open them as Python does, to whom it matters whether one is a terminal."""
+    """Open them like Python, which checks whether each is a terminal."""
     encoding = locale.getpreferredencoding(False)
     sys.stdin = open(0, encoding=encoding, closefd=False)  # noqa: SIM115
     sys.stdout = open(  # noqa: SIM115
@@ -192,18 +192,18 @@ def open_standard_files() -> None:
 
 
 def end_with_parent(number: int) -> None:
-    """Have the system send a signal when the parent ends."""
+    """Request a signal for when the parent process ends."""
     ctypes.CDLL(None).prctl(1, int(number))
 
 
 def import_all(module: str) -> None:
-    """Import what commands import; this must have no effect, which a test of ours checks."""
+    """Import the modules of commands; a test checks that this has no effect."""
     for name in IMPORTS[module]:
         imported = importlib.import_module(name)
         if name.startswith("dramatiq_joblog."):
             for found in pkgutil.iter_modules(imported.__path__, f"{name}."):
                 importlib.import_module(found.name)
-    # A name of the package is imported when it is asked for.
+    # The package imports its names lazily.
     package = importlib.import_module("dramatiq_joblog")
     for public in package.__all__:
         getattr(package, public)

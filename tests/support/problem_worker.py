@@ -1,4 +1,4 @@
-"""A worker whose jobs go wrong when a file says so: ``dramatiq problem_worker``."""
+"""A worker whose jobs fail if a file requests it: ``dramatiq problem_worker``."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ joblog = JobLog(
 broker = brokers.connect(os.environ["PROBLEM_BROKER"], namespace="problem", impatient=True)
 broker.add_middleware(JobLogMiddleware(joblog, heartbeat=100, heartbeat_timeout=1000))
 dramatiq.set_broker(broker)
-#: Blocks that nobody leaves.
+#: Blocks that are never left.
 entered = []
 
 
 class FeedError(Exception):
-    """What jobs fail of."""
+    """The error of failing jobs."""
 
 
 @dramatiq.actor(max_retries=0, job_type="import")
 def imports():
-    """Work, slowly or in vain if a file says so."""
+    """Work; slowly, or failing, if a file requests it."""
     if (folder / "slow").exists():
         time.sleep(0.3)
     if (folder / "broken").exists():
@@ -39,7 +39,7 @@ def imports():
 
 @dramatiq.actor(max_retries=0)
 def fails():
-    """Fail of what is known."""
+    """Fail with a known error."""
     raise FeedError("the feed is closed")
 
 
@@ -51,20 +51,20 @@ def retries():
 
 @dramatiq.actor(max_retries=3)
 def loses_its_retry():
-    """Fail while the broker has no memory for a retry."""
+    """Fail while the broker has no memory for the retry."""
     broker.client.config_set("maxmemory", 1)
     raise FeedError("the feed is closed")
 
 
 @dramatiq.actor(exclusive=Exclusive("erp", on_conflict="wait"), max_retries=0)
 def holds():
-    """Hold a section until a file says that it is enough."""
+    """Hold a section until a file ends it."""
     run_on()
 
 
 @dramatiq.actor(max_retries=0)
 def runs_on():
-    """Run until a file says that it is enough."""
+    """Run until a file ends it."""
     run_on()
 
 
@@ -76,7 +76,7 @@ def run_on():
 
 @dramatiq.actor(max_retries=0)
 def never_lets_go():
-    """Take a key by hand, for an hour, and end without leaving its block."""
+    """Lock a key by hand for an hour, and end without leaving its block."""
     lock = joblog.lock("erp", ttl=3_600_000)
     lock.__enter__()
     entered.append(lock)

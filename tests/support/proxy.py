@@ -1,4 +1,4 @@
-"""A TCP proxy that can refuse, cut and go silent: a network that fails on demand."""
+"""A TCP proxy that can refuse, close and stall connections: a network that fails on demand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 
 class Proxy:
-    """Forwards connections to the server of *url* while it passes; see the methods for the rest."""
+    """Forwards connections to the server of *url*, unless a method stops it."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -25,19 +25,19 @@ class Proxy:
         self.listen()
 
     def through(self, url: str) -> str:
-        """Return a URL of the server as one that leads through the proxy."""
+        """Return a URL of the server that goes through the proxy."""
         _, port = self._target
         return url.replace(f":{port}", f":{self.port}", 1)
 
     def listen(self) -> None:
-        """Accept connections, at the same port as ever."""
+        """Accept connections, on the same port as before."""
         listener = socket.create_server(("127.0.0.1", self.port))
         self.port = listener.getsockname()[1]
         self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
     def refuse(self) -> None:
-        """Cut what is connected, and refuse new connections."""
+        """Close all connections, and refuse new ones."""
         listener, self._listener = self._listener, None
         if listener is not None:
             with contextlib.suppress(OSError):
@@ -46,28 +46,28 @@ class Proxy:
         self.cut()
 
     def cut(self) -> None:
-        """Cut what is connected; new connections pass."""
+        """Close all connections; new ones are forwarded."""
         for pair in self._pairs:
             for end in pair:
                 with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
 
     def lose(self) -> None:
-        """Lose what is connected, and neither end hears of it; new connections pass."""
+        """Drop all connections without notice to either end; new ones are forwarded."""
         self._lost.update(client for client, _ in self._pairs)
 
     def hang(self) -> None:
-        """Neither answer nor fail: take what is sent, and forward nothing."""
+        """Neither respond nor fail: accept data, and forward nothing."""
         self._passing.clear()
 
     def resume(self) -> None:
-        """Forward again, what was held back included."""
+        """Forward again, including held back data."""
         self._passing.set()
         if self._listener is None:
             self.listen()
 
     def close(self) -> None:
-        """End it all."""
+        """Close the proxy."""
         self._closed = True
         self._passing.set()
         self.refuse()

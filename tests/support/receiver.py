@@ -9,11 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Receiver:
-    """What was posted, and what is answered."""
+    """The requests received, and the status of responses."""
 
     def __init__(self):
         self.notices = []
-        #: The status of answers.
+        #: The status of responses.
         self.status = 200
         self.url = ""
 

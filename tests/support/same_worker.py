@@ -1,4 +1,4 @@
-"""A worker with a log or without one, which kills itself where its program says: see `Program`.
+"""A worker with or without a log, which kills itself where its program says; see `Program`.
 
 ``dramatiq same_worker`` reads the program from the environment; a test sends by the same code.
 """
@@ -24,20 +24,20 @@ from dramatiq_joblog import JobLog, JobLogMiddleware
 
 @dataclass(frozen=True)
 class Program:
-    """What each job does, by its key; and at which of its runs the worker is killed."""
+    """What each job does, by key; and in which of its runs the worker is killed."""
 
-    #: By the number of the retry; what is beyond the last does as the last.
+    #: By the number of the retry; later retries do the same as the last.
     ends: dict[str, list[str]]
-    #: Where the worker dies, once: by key, the place and the number of the retry.
+    #: Where the worker dies, once: the place and the number of the retry, by key.
     dies: dict[str, tuple[str, int]]
-    #: What enqueues its own message again, once: by key, at_once or delayed.
+    #: Jobs that enqueue their own message again, once: at_once or delayed, by key.
     again: dict[str, str]
     #: alone, twice, delayed, group or pipeline.
     form: str = "alone"
     max_retries: int = 1
 
     def as_environment(self, folder: Path, url: str, database: str | None) -> dict[str, str]:
-        """Return what a worker process reads, which works in *folder* and maybe has a log."""
+        """Return the environment of a worker process in *folder*, with a log or without one."""
         return {
             "SAME_PROGRAM": json.dumps(asdict(self)),
             "SAME_FOLDER": str(folder),
@@ -47,7 +47,7 @@ class Program:
 
 
 class KillsItself(Middleware):
-    """Stands first, so that the log has committed no outcome when its ``before_ack`` is called."""
+    """Comes first, so that no outcome is committed when its ``before_ack`` is called."""
 
     def __init__(self, stage) -> None:
         self.stage = stage
@@ -108,12 +108,12 @@ class Stage:
             raise SkipMessage("closed account")
 
     def reached(self, place, message):
-        """Die here if this is the place, unless a process before this one has."""
+        """Die here if this is the place, unless an earlier process has."""
         key, retries = message.args[0], message.options.get("retries", 0)
-        # What Retries has noted on a message that failed is of the run to come.
+        # Retries has already updated a failed message for its next run.
         wanted = self.program.dies.get(key, (None, None))
         if place == wanted[0] and retries >= wanted[1] and self.is_first("died", key):
-            # The command hangs if a worker of it dies while it starts.
+            # The command hangs if one of its workers dies during the start.
             ready = Path(os.environ["SAME_READY"])
             while not ready.exists():
                 time.sleep(0.01)
@@ -123,8 +123,8 @@ class Stage:
     def send_acks(self):
         """Wait until the acknowledgements of other runs are sent.
 
-        With RabbitMQ a thread sends them a moment after the run, so that a death would or would
-        not have a finished job delivered again.
+        With RabbitMQ, a thread sends them shortly after the run, so that a death might or might not
+        cause a redelivery of a finished job.
         """
         for thread in self.consumers:
             connection = getattr(thread.consumer, "connection", None)

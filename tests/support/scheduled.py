@@ -1,6 +1,6 @@
-"""A job that a scheduler sends: ``dramatiq scheduled`` runs it, ``python scheduled.py NAME`` sends.
+"""A scheduled job: ``dramatiq scheduled`` runs it, ``python scheduled.py NAME`` sends it.
 
-The schedulers are APScheduler, dramatiq-crontab and periodiq, each as its documents say.
+The schedulers are APScheduler, dramatiq-crontab and periodiq, each used as documented.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def by_apscheduler():
 
 
 def by_crontab():
-    """Send it every second, by the command of dramatiq-crontab."""
+    """Send it every second, with the command of dramatiq-crontab."""
     import django
     from django.conf import settings
     from django.core.management import call_command
@@ -63,7 +63,7 @@ def by_crontab():
 
 
 def by_periodiq():
-    """Send it every minute, by the command of periodiq."""
+    """Send it every minute, with the command of periodiq."""
     sys.argv = ["periodiq", "--verbose", "scheduled"]
     periodiq.entrypoint()
 

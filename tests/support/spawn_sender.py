@@ -1,4 +1,4 @@
-"""Hands an event to a log here and in a spawned child: ``python spawn_sender.py URL``."""
+"""Submits an event to a log here and in a spawned child process: ``python spawn_sender.py URL``."""
 
 from __future__ import annotations
 

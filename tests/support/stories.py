@@ -1,7 +1,7 @@
 """The table of stories: every way a job can go, and the row that it must leave.
 
-The same actors are declared in a test's own worker threads and in real worker processes
-(``story_worker.py``), at each place of the middleware in the broker's list.
+The same actors run on a test's worker threads and in real worker processes (``story_worker.py``),
+with the middleware at each position in the broker's list.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Run = tuple[int, str, str | None]
 
 @dataclass
 class Story:
-    """One way to go: the actor, how it is sent, and what the log must say in the end."""
+    """One story: the actor, how it is sent, and what the log must contain at the end."""
 
     fn: Callable[..., Any]
     state: str
     #: Actor options.
     options: dict[str, Any] = field(default_factory=dict)
     args: tuple[Any, ...] = ()
-    #: Message options, as ``delay``.
+    #: Message options, such as ``delay``.
     send: dict[str, Any] = field(default_factory=dict)
     attempt: int = 1
     dead_reason: str | None = None
@@ -47,12 +47,12 @@ class Story:
     error_type: str | None = None
     error_message: str | None = None
     failures: list[Run] = field(default_factory=list)
-    #: Whether its body ran, so that it has a start, a duration and a time in the queue.
+    #: Whether its body ran, so that it has a start, a duration and a queue time.
     ran: bool = True
 
 
 def attempt() -> int:
-    """Return the number of this attempt, from the host alone."""
+    """Return the number of this attempt, from Dramatiq alone."""
     return int(CurrentMessage.get_current_message().options.get("retries", 0)) + 1
 
 
@@ -215,7 +215,7 @@ STORIES: dict[str, Story] = {
 
 
 class Gate(Middleware):
-    """Another's middleware, that skips or refuses by the actor's name."""
+    """A third-party middleware that skips or refuses messages by actor name."""
 
     def before_process_message(self, broker: Any, message: Any) -> None:
         if message.actor_name == "skipped_by_middleware":
@@ -225,7 +225,7 @@ class Gate(Middleware):
 
 
 class Lag(Middleware):
-    """Makes every hook slow, so that code that relies on an order by chance fails."""
+    """Makes each hook slow, so that code which relies on accidental order fails."""
 
     def __init__(self, seed: int = 0) -> None:
         self._random = random.Random(seed)
@@ -239,7 +239,7 @@ class Lag(Middleware):
 
 
 def middleware() -> list[Middleware]:
-    """Return the host's middleware and that of the stories, all but the log's."""
+    """Return Dramatiq's middleware and that of the stories, without the log's."""
     return [
         *(m() for m in default_middleware),
         AsyncIO(),
@@ -250,7 +250,7 @@ def middleware() -> list[Middleware]:
 
 
 def declare(broker: dramatiq.Broker) -> dict[str, dramatiq.Actor[Any, Any]]:
-    """Declare the actor of each story, by its name."""
+    """Declare the actor of each story; return them by name."""
     return {
         name: dramatiq.actor(
             story.fn, actor_name=name, broker=broker, queue_name="stories", **story.options
@@ -260,7 +260,7 @@ def declare(broker: dramatiq.Broker) -> dict[str, dramatiq.Actor[Any, Any]]:
 
 
 def send_all(broker: dramatiq.Broker, actors: dict[str, Any]) -> dict[str, str]:
-    """Send each story once, and one message that no actor takes; return the jids by story."""
+    """Send each story once, and one message without an actor; return the jids by story."""
     jids = {
         name: actors[name].send_with_options(args=story.args, **story.send).message_id
         for name, story in STORIES.items()
@@ -278,7 +278,7 @@ UNKNOWN_ACTOR = Story(
 
 
 def expected(name: str) -> dict[str, Any]:
-    """Return what the log must say of a story."""
+    """Return what the log must contain about a story."""
     story = STORIES.get(name, UNKNOWN_ACTOR)
     return {
         "state": story.state,
@@ -292,7 +292,7 @@ def expected(name: str) -> dict[str, Any]:
 
 
 def observed(joblog: Any, jid: str) -> dict[str, Any]:
-    """Return what the log says of a job, in the words of :func:`expected`."""
+    """Return what the log contains about a job, in the form of :func:`expected`."""
     job = joblog.get(jid)
     return {
         "state": job.state,
@@ -306,7 +306,7 @@ def observed(joblog: Any, jid: str) -> dict[str, Any]:
 
 
 def faults(job: Any) -> list[str]:
-    """Return what is wrong with the times and the worker of a job that has ended."""
+    """Return the faults in the times and the worker of an ended job."""
     ran = job.started_at is not None
     wrong = {
         "it has no end": job.finished_at is None,

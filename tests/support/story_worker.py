@@ -1,4 +1,4 @@
-"""The stories on real worker processes: ``dramatiq story_worker``, set by its environment."""
+"""The stories on real worker processes: ``dramatiq story_worker``, with its environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fixtures keep their word, and the guards can fail a test."""
+"""The fixtures work as documented, and the guards can fail a test."""
 
 from __future__ import annotations
 
@@ -96,9 +96,9 @@ def run_pytest(tmp_path):
 
 
 def test_a_swallowed_fault_fails_its_test(run_pytest):
-    """A fault that the host swallows fails its test; one that is expected must be there.
+    """An error that Dramatiq swallows fails its test; an expected one must occur.
 
-    A test that is skipped, or fails, is not held to what it expects.
+    A test that is skipped or fails need not reach its expected error.
     """
     output = run_pytest(GUARDED)
 
@@ -112,7 +112,7 @@ def test_a_swallowed_fault_fails_its_test(run_pytest):
 
 @pytest.mark.full
 def test_a_missing_server_skips_and_fails_in_ci(run_pytest):
-    """Without a server a test is skipped with the reason, and fails where CI is set."""
+    """Without a server, a test is skipped with the reason, and fails if CI is set."""
     source = "def test_it(redis_url): 'It needs Redis.'\n"
     nowhere = "redis://127.0.0.1:1"
 
@@ -144,7 +144,7 @@ def test_the_global_broker_is_fresh(again):
 
 @pytest.mark.parametrize("again", [1, 2])
 def test_time_limits_are_watched_for_one_test(make_broker, joblog, eventually, again):
-    """The thread of a broker that watches time limits does not outlive its test for long."""
+    """The thread of a broker's time limits ends soon after its test."""
     make_broker(joblog=joblog)
 
     eventually(
@@ -180,7 +180,7 @@ def test_a_worker_runs_what_is_sent(make_broker, joblog, worker, eventually, kin
 
 
 def test_a_made_job_has_what_the_test_names(job_factory, joblog):
-    """A row from the factory is finished, but for what the test says."""
+    """A row from the factory is finished, except for the values that the test gives."""
     job = job_factory(state="dead", actor="import_prices")
 
     assert (job.state, job.actor, job.attempt) == ("dead", "import_prices", 1)
@@ -188,13 +188,13 @@ def test_a_made_job_has_what_the_test_names(job_factory, joblog):
 
 
 def test_eventually_gives_up(eventually):
-    """A wait ends as a failure when its time is over."""
+    """A wait fails at its timeout."""
     with pytest.raises(pytest.fail.Exception, match="was still 0 after"):
         eventually(lambda: 0, timeout=0.1)
 
 
 def test_a_prepared_process_has_imported_the_package(tmp_path):
-    """What comes from a process that has imported all imports nothing of the package anew."""
+    """A command of a prepared process does not import the package again."""
     code = """if True:
         import sys, prepared
         prepared.import_all("dramatiq")
@@ -216,7 +216,7 @@ def test_a_prepared_process_has_imported_the_package(tmp_path):
 
 @pytest.mark.process
 def test_a_worker_process_runs_until_the_end(run_worker_process):
-    """A worker process is ready inside the context, and gone with all its children after it."""
+    """A worker process is ready inside the context, and ends with all its child processes."""
     with run_worker_process("faulty_worker", processes=2, threads=1) as running:
         workers = running.workers
         assert len(workers) == 2
@@ -228,7 +228,7 @@ def test_a_worker_process_runs_until_the_end(run_worker_process):
 
 @pytest.mark.process
 def test_a_fault_in_a_worker_process_fails(run_worker_process):
-    """A swallowed fault in a worker process fails the test, unless it is expected."""
+    """A swallowed error in a worker process fails the test, unless it is expected."""
     with (
         pytest.raises(pytest.fail.Exception, match="Unexpected failure in after_process_boot"),
         run_worker_process("faulty_worker", threads=1, env={"FAULT": "1"}),

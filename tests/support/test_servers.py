@@ -1,4 +1,4 @@
-"""The servers answer, leave others alone, and end with the process that started them."""
+"""The servers respond, do not disturb others, and end with the process that started them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ sys.stdin.read()
 
 
 def test_redis_answers(redis_url):
-    """The Redis of a test answers and is empty."""
+    """The Redis of a test responds and is empty."""
     with redis.Redis.from_url(redis_url) as client:
         assert client.ping()
         assert client.dbsize() == 0
@@ -34,7 +34,7 @@ def test_redis_answers(redis_url):
 
 @pytest.mark.parametrize("again", [1, 2])
 def test_postgres_answers(postgres_url, again):
-    """The PostgreSQL database of a test answers and is empty."""
+    """The PostgreSQL database of a test responds and is empty."""
     tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
     with psycopg.connect(postgres_url) as connection:
         assert connection.execute(tables).fetchone() == (0,)
@@ -42,7 +42,7 @@ def test_postgres_answers(postgres_url, again):
 
 
 def test_a_database_is_dropped(postgres_server, postgres_url):
-    """The database of a test is one of its own, not the server's."""
+    """Each test has its own database, which is dropped afterwards."""
     with psycopg.connect(postgres_url) as connection:
         name = connection.info.dbname
 
@@ -52,7 +52,7 @@ def test_a_database_is_dropped(postgres_server, postgres_url):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives its rights up")
 def test_postgres_is_not_root(postgres_server):
-    """Started by root, PostgreSQL runs as somebody else."""
+    """Started by root, PostgreSQL runs as another user."""
     if postgres_server.pid is None:
         pytest.skip("the server of JOBLOG_TEST_POSTGRES is not ours")
 
@@ -70,8 +70,8 @@ def test_postgres_is_not_root(postgres_server):
     ],
 )
 def test_a_server_dies_with_its_parent(request, eventually, start):
-    """A server, with all its children, ends when the process that started it is killed."""
-    # Skips, or fails in CI, where there is none to start.
+    """A server and all its child processes end when the process that started it is killed."""
+    # Skips, or fails in CI, if the server is missing.
     request.getfixturevalue(f"{start.removeprefix('start_').removesuffix('mq')}_server")
     parent = subprocess.Popen(
         [sys.executable, "-c", START_AND_WAIT, start],
@@ -107,7 +107,7 @@ def test_a_stopped_server_leaves_nothing(redis_server):
 
 @pytest.mark.usefixtures("redis_server")
 def test_a_server_that_is_named_is_used(monkeypatch):
-    """REDIS_URL comes first, in a database of the tests' own, which must be empty."""
+    """REDIS_URL takes precedence; the tests' database there must be empty."""
     named = servers.start_redis()
     monkeypatch.setattr(servers, "REDIS_URL", named.url)
     try:
@@ -124,7 +124,7 @@ def test_a_server_that_is_named_is_used(monkeypatch):
 
 
 def test_a_postgres_that_is_named_is_used(monkeypatch, postgres_server):
-    """JOBLOG_TEST_POSTGRES comes first, and must answer."""
+    """JOBLOG_TEST_POSTGRES takes precedence, and must respond."""
     monkeypatch.setattr(servers, "POSTGRES_URL", postgres_server.url)
     used = servers.start_postgres()
     assert (used.origin, used.url) == ("JOBLOG_TEST_POSTGRES", postgres_server.url)
@@ -135,7 +135,7 @@ def test_a_postgres_that_is_named_is_used(monkeypatch, postgres_server):
 
 
 def test_a_mysql_that_is_named_is_used(monkeypatch, mysql_server):
-    """JOBLOG_TEST_MYSQL comes first, and must answer."""
+    """JOBLOG_TEST_MYSQL takes precedence, and must respond."""
     monkeypatch.setattr(servers, "MYSQL_URL", mysql_server.url)
     used = servers.start_mysql()
     assert (used.origin, used.url) == ("JOBLOG_TEST_MYSQL", mysql_server.url)
@@ -146,7 +146,7 @@ def test_a_mysql_that_is_named_is_used(monkeypatch, mysql_server):
 
 
 def test_a_rabbitmq_that_is_named_is_used(monkeypatch, rabbit_server):
-    """JOBLOG_TEST_RABBITMQ comes first, and must answer."""
+    """JOBLOG_TEST_RABBITMQ takes precedence, and must respond."""
     monkeypatch.setattr(servers, "RABBITMQ_URL", rabbit_server.url)
     used = servers.start_rabbitmq()
     assert (used.origin, used.url) == ("JOBLOG_TEST_RABBITMQ", rabbit_server.url)
@@ -157,7 +157,7 @@ def test_a_rabbitmq_that_is_named_is_used(monkeypatch, rabbit_server):
 
 
 def test_without_a_server_the_reason_names_the_cures(monkeypatch):
-    """The text of a missing server says how to bring one."""
+    """The text of a missing server explains how to get one."""
     monkeypatch.setattr(servers, "REDIS_URL", None)
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(servers.importlib.util, "find_spec", lambda name: None)
@@ -170,5 +170,5 @@ def test_without_a_server_the_reason_names_the_cures(monkeypatch):
 
 
 def _alive(process: psutil.Process) -> bool:
-    # A dead process that nobody has waited for is still listed.
+    # A zombie process is still listed.
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

@@ -1,9 +1,9 @@
 """The two tiers of the suite: what runs in minutes, and what ``--all`` adds.
 
-The first tier has each test once, on SQLite, and on Redis or the stub broker, where it can; what
-differs between databases on each of them (`tests/dialects`, but for what is marked
-`one_database`, and what is marked `every_database` elsewhere); and all but what is marked `full`,
-which repeats in more places what the first tier shows, or takes long.
+The first tier runs each test once, on SQLite, and on Redis or the stub broker if possible.  Tests
+of what differs between databases run on each database: `tests/dialects`, except those marked
+`one_database`, and those marked `every_database` elsewhere.  Tests marked `full` are left out: they
+repeat the first tier in other combinations, or take long.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class _Run:
 
 
 def choose(*, whole: bool) -> None:
-    """Say whether this process runs the whole suite, before tests are imported."""
+    """Set whether this process runs the whole suite, before tests are imported."""
     _Run.whole = whole
 
 
@@ -30,26 +30,26 @@ def whole() -> bool:
 
 
 def examples(number: int) -> int:
-    """Return how many examples a property is tried with: *number* in the whole suite."""
+    """Return the number of examples of a property: *number* in the whole suite."""
     return number if _Run.whole else max(10, number // 10)
 
 
 def narrow(metafunc: pytest.Metafunc) -> None:
-    """Have a test that the first tier has on SQLite alone be made for SQLite alone.
+    """Parametrize a test for SQLite alone if the first tier runs it only there.
 
-    To make all items, and then leave out two of three, would take as long as many tests.
+    Creating all items, and then dropping two of three, would take as long as many tests.
     """
     test = metafunc.definition
     if not (
         _Run.whole
         or "database_url" not in metafunc.fixturenames
-        # Another fixture of this name, with kinds of its own.
+        # Another fixture of this name, with different kinds.
         or hasattr(metafunc.module, "database_url")
         or any("database_url" in mark.args[0] for mark in test.iter_markers("parametrize"))
         or _differs(test)
     ):
         only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-        # As first of its parameters, as it is where it has all kinds.
+        # As the first parameter, like with all kinds.
         test.add_marker(only, append=False)
 
 
@@ -71,7 +71,7 @@ def split(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item
 
 
 def _differs(item: pytest.Item) -> bool:
-    """Return whether a test shows what differs between databases."""
+    """Return whether a test is about what differs between databases."""
     if item.path.is_relative_to(DIALECTS):
         return item.get_closest_marker("one_database") is None
     return item.get_closest_marker("every_database") is not None

@@ -27,7 +27,7 @@ def waits():
 
 
 def die_once_ready():
-    # The command hangs if a worker of it dies while it starts.
+    # The command hangs if one of its workers dies during the start.
     while not (folder / "go").exists():
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
