@@ -53,9 +53,8 @@ _inside: ContextVar[tuple[_Block, ...]] = ContextVar("joblog_locks", default=())
 _PAUSE, _PAUSE_AT_MOST = 0.05, 0.5
 #: Seconds between two updates of its row in the queue.
 _UPDATE_EVERY = 1.0
-#: Seconds of frequent attempts after the key changed hands, and the number of positions at the
-#: head of the queue that make them.
-_MOVING, _NEAR = 1.0, 8
+#: Seconds of frequent attempts after the key changed hands.
+_MOVING = 1.0
 
 
 class Asked(Protocol):
@@ -119,6 +118,8 @@ class Wish:
     def _queue_up(self, claim: Claim) -> None:
         """Enter the queue of the key, or stay in it, and plan the next attempt."""
         now, is_first = time.monotonic(), self.queued_at is None
+        if self.place.since is None:
+            self.place = Place(since=self.locks.now(), by_hand=True)
         if self.queued_at is None or now > self.queued_at + _UPDATE_EVERY:
             self.locks.hands.stand(claim, self.place.since or 0)
             self.queued_at = now
@@ -127,10 +128,8 @@ class Wish:
             self.moving_until = now + _MOVING
         self.usage = usage
         if now < self.moving_until:
-            # The next in the queue is due soon; the others leave the database to it.
-            waiters = self.locks.waiters
-            ahead = waiters.count_ahead(claim.key, claim.owner, self.place, most=_NEAR)
-            self.pause = _PAUSE_AT_MOST if ahead == _NEAR else _PAUSE * (1 + ahead)
+            # However many locks wait, one of them makes an attempt that often.
+            self.pause = min(_PAUSE * self.locks.waiters.by_hand(claim.key), _PAUSE_AT_MOST)
 
     def _leave_queue(self) -> None:
         if self.queued_at is not None:
@@ -139,8 +138,6 @@ class Wish:
 
     def attempt(self) -> Lease | None:
         """Acquire the key if it is free and no one has waited longer for it."""
-        if self.place.since is None:
-            self.place = Place(since=self.locks.now())
         claim = self.locks.limited(self.claim)
         self.limit = claim.limit
         lease = self.locks.take_in_turn(claim, self.place)

@@ -61,6 +61,9 @@ class Place:
     begun: bool = False
     #: Since when it waits, in milliseconds by the database's clock; None for a new job.
     since: int | None = None
+    #: Whether it is the place of a lock by hand that waits: those go in any order among themselves,
+    #: as each makes an attempt now and then.
+    by_hand: bool = False
 
 
 NEWCOMER = Place()
@@ -245,6 +248,10 @@ class Waiters:
             return None
         return Ahead(hand.owner, instant_of(hand.since), by_hand=True)
 
+    def by_hand(self, key: str) -> int:
+        """Return the number of present locks by hand that wait for a key."""
+        return len(self._beside(key)[1])
+
     def count_ahead(self, key: str, jid: str, place: Place, most: int) -> int:
         """Return the number of present waiters before *place*, but at most *most*."""
         kept, hands = self._beside(key)
@@ -379,7 +386,7 @@ class Waiters:
 
 def _before(place: Place, hands: Sequence[Hand]) -> list[Hand]:
     """Return the locks by hand before *place*."""
-    if place.begun:
+    if place.begun or place.by_hand:
         return []
     return [hand for hand in hands if place.since is None or hand.since < place.since]
 
