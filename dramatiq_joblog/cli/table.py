@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from dramatiq_joblog.reading.display import escaped_json
+
 from .style import QUIET, TITLE, line
 
 if TYPE_CHECKING:
@@ -206,4 +208,4 @@ def _field(value: Any) -> str:
 
 
 def _dump(document: Any) -> str:
-    return json.dumps(document, ensure_ascii=False, default=str)
+    return escaped_json(json.dumps(document, ensure_ascii=False, default=str))

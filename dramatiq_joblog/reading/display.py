@@ -38,10 +38,10 @@ _PICTURES = "\u2190-\u2bff\ufe0f\U0001f000-\U0001faff"
 # legitimate only within the scripts above.
 _INVISIBLE = re.compile(
     f"(?!(?<=[{_JOINING}])[\u200c\u200d](?=[{_JOINING}])|(?<=[{_PICTURES}])\u200d(?=[{_PICTURES}]))"
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]"
 )
 #: Spreadsheets execute cells that begin with one of these.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = (*"=+-@\uff1d\uff0b\uff0d\uff20", "\t", "\r", "\n")
 
 
 def number(value: int, *, capped: bool = False) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dramatiq.logging import get_logger
 from markupsafe import Markup
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 
 from dramatiq_joblog.database.timeouts import answered_within
 from dramatiq_joblog.errors import DatabaseAwayError, JobNotFound, QueryTimeout, SearchError
 from dramatiq_joblog.payload.sanitize import fold_jid
+from dramatiq_joblog.reading.display import escaped_json
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import State
 
@@ -227,7 +229,10 @@ class Visit:
         """Respond with JSON, including what is missing in it."""
         if self.missing:
             data = data | {"missing": sorted(self.missing)}
-        return JSONResponse(data, status_code, headers={"vary": "accept, cookie"})
+        # It may be read in a terminal.
+        text = escaped_json(json.dumps(data, ensure_ascii=False, allow_nan=False))
+        headers = {"vary": "accept, cookie"}
+        return Response(text, status_code, headers, media_type="application/json")
 
     def page(
         self,

@@ -20,7 +20,7 @@ NOW = datetime(2026, 11, 28, 12, tzinfo=timezone.utc)
 #: Turns the direction of writing, moves a terminal's cursor, shows nothing.
 HOSTILE = "a\u202egpj\x1b[2J\x9b\u200bz"
 #: What a spreadsheet would run.
-FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1")
+FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1+1", "\uff0b1")
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,18 @@ def test_an_exported_cell_is_no_formula(ask, job_factory, formula):
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_exports_hold_no_invisible_characters(ask, odd_job):
-    """Neither form of an export holds a character that a terminal or a person is fooled by."""
+def test_exports_hold_no_invisible_characters(ask, joblog, odd_job):
+    """Neither exports nor JSON hold a character that a terminal or a person is fooled by."""
     lines, table = ask("export").output, ask("export", "--format", "csv").output
+    listed, detail = ask("list", "--json").output, ask("show", odd_job.jid, "--json").output
+    with TestClient(dashboard(joblog, authorize=lambda _: "all")) as page:
+        data = page.get("/jobs.json").text
 
-    assert "\u202e" not in lines + table
-    assert "\x1b" not in lines + table
+    for text in (lines, table, listed, detail, data):
+        assert not set("\u202e\x1b\x9b\u200b") & set(text)
     assert HOSTILE == json.loads(lines)["error_message"]
+    assert HOSTILE == json.loads(listed)[0]["error_message"]
+    assert HOSTILE == json.loads(data)["jobs"][0]["error_message"]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
