@@ -174,6 +174,7 @@ def test_it_runs_as_a_module(installed):
     assert done.stdout.startswith("Usage: dramatiq-joblog ")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("missing", ["click", "rich"])
 def test_a_missing_extra_is_told_with_its_command(installed, tmp_path, missing):
     """Without the extra the program names what is missing and the command that installs it."""
@@ -474,6 +475,7 @@ def test_a_shell_completes(sqlite_url, cli, typed, expected):
 # Pipes
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_reader_that_has_enough(jobs, database_url, job_factory):
     """A pipe that is closed early is no error worth a word."""

@@ -61,6 +61,7 @@ def test_a_missing_driver(tmp_path):
     assert "secret" not in done.stdout
 
 
+@pytest.mark.full
 def test_psycopg2_alone(postgres_url):
     """Where only psycopg2 is installed, it is used."""
     code = """

@@ -133,7 +133,9 @@ def test_a_question_that_outlives_its_log(tmp_path, coroutines):
 FORK = "if child := os.fork(): os.waitpid(child, 0); assert joblog.jobs.count() == 1"
 
 
-@pytest.mark.parametrize("ends", ["", "sys.exit(0)", FORK])
+@pytest.mark.parametrize(
+    "ends", ["", *(pytest.param(ends, marks=pytest.mark.full) for ends in ("sys.exit(0)", FORK))]
+)
 def test_a_program_that_forgets(tmp_path, ends):
     """A program that ends without closing its log leaves nothing open, and no warning."""
     program = f"""

@@ -41,6 +41,7 @@ def pooled_log(request, pooled_url):
     log.database.close_all()
 
 
+@pytest.mark.full
 def test_jobs_behind_a_pooler(pooled_log, pooled_url, make_broker, worker):
     """Jobs that ask the log often all finish, and what others ask has no timeout of ours."""
     broker = make_broker(joblog=pooled_log)

@@ -7,6 +7,7 @@ import time
 from dramatiq_joblog import JobLog
 
 
+@pytest.mark.full
 def test_a_frozen_database(postgres):
     """Problems are known within the time, also while the database is frozen; then all is well."""
     log = JobLog(postgres.url)

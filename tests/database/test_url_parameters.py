@@ -85,6 +85,7 @@ def test_the_name_of_connections_on_mysql():
     assert params == ["dramatiq_joblog", "shop"]
 
 
+@pytest.mark.full
 def test_prepare_threshold_without_psycopg3(postgres_url):
     """Where only psycopg2 is installed, the same URL is used."""
     code = """

@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiers
 from peewee import CharField, SqliteDatabase
 
 from dramatiq_joblog import Job, JobLog
-
-BOOT = """
-import sys
-from dramatiq_joblog import JobLog
-from dramatiq_joblog.recording.events import Enqueued
-sys.stdin.readline()
-joblog = JobLog(sys.argv[1])
-joblog.create_tables()
-joblog.core.writer.write(Enqueued(dict(
-    jid=sys.argv[2], actor="work", queue="default", state="enqueued", attempt=1,
-    enqueued_at=0, created_at=0, updated_at=0)))
-joblog.close()
-"""
 
 
 def tables(joblog):
@@ -39,24 +25,14 @@ def tables(joblog):
 
 @pytest.mark.process
 @pytest.mark.new_database
-def test_processes_boot_at_once(database_url):
+def test_processes_boot_at_once(database_url, run_script):
     """Processes that boot together on an empty database all succeed."""
     number = 8 if tiers.whole() else 2
-    boots = [
-        subprocess.Popen(
-            [sys.executable, "-c", BOOT, database_url, f"j{n}"],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+    with ThreadPoolExecutor(number) as threads:
+        boots = list(
+            threads.map(lambda n: run_script("boot.py", database_url, f"j{n}"), range(number))
         )
-        for n in range(number)
-    ]
-    for boot in boots:
-        boot.stdin.write("go\n")
-        boot.stdin.flush()
-    errors = [boot.communicate(timeout=60)[1] for boot in boots]
-
-    assert [0] * number == [boot.returncode for boot in boots], "\n".join(errors)
+    assert [0] * number == [boot.returncode for boot in boots], [boot.stderr for boot in boots]
     joblog = JobLog(database_url)
     assert number == joblog.jobs.count()
     joblog.close()

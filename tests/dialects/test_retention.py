@@ -83,12 +83,14 @@ def test_a_job_goes_once_it_is_as_old_as_it_is_kept(joblog, job_factory):
     assert ["b"] == [job.jid for job in joblog.jobs]
 
 
+@pytest.mark.one_database
 def test_without_a_time_nothing_goes(joblog, old_and_new):
     """By default a log keeps everything, and so do states that are not named."""
     assert {} == joblog.prune()
     assert 18 == joblog.jobs.count()
 
 
+@pytest.mark.one_database
 def test_batches(joblog, job_factory):
     """Jobs go in batches, oldest first, each of no more than was said."""
     for number in range(7):
@@ -99,6 +101,7 @@ def test_batches(joblog, job_factory):
     assert [["3", "4", "5", "6"], ["6"], []] == left
 
 
+@pytest.mark.one_database
 def test_job_types_with_times_of_their_own(database_url):
     """Job types may be kept forever, longer or shorter than the others."""
     log = JobLog(

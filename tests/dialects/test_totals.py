@@ -123,6 +123,7 @@ def test_a_log_in_which_nothing_ended(joblog, job_factory, asked):
     assert 1 == count_of(joblog)
 
 
+@pytest.mark.one_database
 def test_counting_again(joblog, a_day):
     """Counting again changes nothing, and a late arrival is counted once it is noted."""
     joblog.core.totals.catch_up(now())
@@ -153,6 +154,7 @@ def test_counting_again(joblog, a_day):
     assert after == totals_by_hour(joblog)
 
 
+@pytest.mark.one_database
 def test_what_is_deleted_stays_counted(joblog, a_day):
     """Deleted jobs stay in the totals, also where something is counted again later."""
     joblog.core.totals.catch_up(now())
@@ -188,6 +190,7 @@ def test_deleting_in_the_minute_that_is_open(joblog, job_factory):
     assert ["b"] == [job.jid for job in joblog.jobs]
 
 
+@pytest.mark.one_database
 def test_counting_beside_load(joblog):
     """Jobs that end while they are counted are all in the totals in the end."""
     stop = threading.Event()
@@ -228,6 +231,7 @@ def test_counting_beside_load(joblog):
     joblog.release()
 
 
+@pytest.mark.one_database
 def test_counting_that_is_broken_off(joblog, a_day):
     """Counting that ends early goes on where it was, and older spans make room."""
     assert not joblog.core.totals.catch_up(now(), go_on=lambda: False)

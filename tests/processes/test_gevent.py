@@ -14,6 +14,7 @@ from dramatiq_joblog import JobLog
 INSIDE, JOBS = 50, 8
 
 
+@pytest.mark.full
 @pytest.mark.process
 @pytest.mark.parametrize(
     "gevent", [pytest.param(False, marks=pytest.mark.full), True], ids=["threads", "gevent"]

@@ -8,7 +8,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-import textwrap
 import threading
 from pathlib import Path
 
@@ -285,27 +284,10 @@ def test_a_senders_transaction(joblog, database_url):
     assert ["j"] == jids(joblog)
 
 
-SENDER = """
-    import sys
-    from dramatiq_joblog import JobLog
-    from dramatiq_joblog.recording.events import Ended, Enqueued, Event, Started
-    joblog = JobLog(sys.argv[1])
-    for n in range(200):
-        joblog.core.writer.put(Enqueued(dict(
-            jid=f"j{n}", actor="work", queue="default", state="enqueued", attempt=1,
-            enqueued_at=0, created_at=0, updated_at=0)))
-"""
-
-
-@pytest.mark.parametrize("end", ["", "    sys.exit(3)\n", "    raise ValueError\n"])
-def test_rows_survive_the_exit_of_the_sender(joblog, database_url, end):
+@pytest.mark.parametrize(("end", "code"), [("return", 0), ("exit", 3), ("raise", 1)])
+def test_rows_survive_the_exit_of_the_sender(joblog, database_url, run_script, end, code):
     """What was handed over is written before a process ends, however it does by itself."""
-    subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SENDER + end), database_url],
-        check=False,
-        capture_output=True,
-        timeout=60,
-    )
+    assert code == run_script("forgetful_sender.py", database_url, end).returncode
     assert 200 == joblog.jobs.count()
 
 
@@ -347,6 +329,7 @@ def test_a_bare_fork_that_exits_at_once(joblog):
     assert ["after", "before"] == jids(joblog)
 
 
+@pytest.mark.full
 def test_spawn(joblog, database_url):
     """A spawned child writes what it handed over before it ends."""
     sender = Path(__file__).parents[1] / "support" / "spawn_sender.py"

@@ -95,6 +95,7 @@ def run_pytest(tmp_path):
     return run
 
 
+@pytest.mark.full
 def test_a_swallowed_fault_fails_its_test(run_pytest):
     """An error that Dramatiq swallows fails its test; an expected one must occur.
 

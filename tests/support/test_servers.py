@@ -59,6 +59,7 @@ def test_postgres_is_not_root(postgres_server):
     assert psutil.Process(postgres_server.pid).uids().effective != 0
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a parent's death")
 @pytest.mark.parametrize(
     "start",
