@@ -149,7 +149,7 @@ def test_jids_of_all_kinds(joblog, job_factory, tmp_path):
     jids = ["a/b", "a b?c#d", "x.json", "\"<&'", "\u05d9\u05d5\u05de\u05df", "CON", "con", "%2F"]
     for number, jid in enumerate(jids):
         job_factory(jid=jid, state="dead", error_type=f"Error{number}")
-    done = export(joblog, tmp_path / "new", pages=300)
+    done = export(joblog, tmp_path / "new", pages=120)
     folder = done.index.parent
     leads = {link for _, link in links_of((folder / "jobs.html").read_text("utf-8"))}
     pages = [folder / link for link in leads if link.startswith("jobs-")]
