@@ -67,7 +67,6 @@ def run_worker(database_url, redis_url, run_worker_process, receiver):
     return run
 
 
-@pytest.mark.full
 @pytest.mark.process
 def test_what_people_hear_of(joblog, run_worker, send, receiver, eventually):
     """A dead job, a lost retry, a lost job and a missed one are each opened once and resolved."""

@@ -85,7 +85,6 @@ async def _follow(log):
         pass
 
 
-@pytest.mark.full
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX freeze the server")
 def test_a_frozen_database_stops_no_event_loop(frozen):
     """Whatever a coroutine asks of a frozen database, its loop goes on, and it hears in time."""
