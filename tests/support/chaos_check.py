@@ -109,10 +109,17 @@ def check_job(job, failures, told):
     interrupted = Counter(place(f) for f in failures if f.outcome == "interrupted")
     if kept - failed:
         yield "failure of nobody", f"{kept - failed}"
-    for outcome in {f.outcome for f in failures} - {"retried", "dead", "interrupted", "waited"}:
+    known = {"retried", "dead", "interrupted", "waited", "finished"}
+    for outcome in {f.outcome for f in failures} - known:
         yield "outcome", outcome
+    # A worker that died after it had sent a retry, and before it acknowledged, has sent another:
+    # both run, and the first to finish is kept.
+    before = Counter(place(f) for f in failures if f.outcome == "finished")
+    finished = Counter(run.place for run in told if run.what == "finished")
+    if before - (finished - Counter([(job.attempt, job.worker)])):
+        yield "finish of nobody", f"{before} of {finished}"
     # A run that was killed, or ended too late, is recorded as interrupted.
-    covered = kept + interrupted + Counter([(job.attempt, job.worker)])
+    covered = kept + interrupted + before + Counter([(job.attempt, job.worker)])
     lost = began - covered
     if job.state == "finished":
         # A second end of a finished job changes nothing, and is no failure.

@@ -28,7 +28,7 @@ PROGRAM = str(Path(sys.executable).parent / "dramatiq-joblog")
 def ask(database_url, *arguments, code=0):
     """Run the command in this process, with its output as in a pipe, and check its exit code."""
     done = CliRunner().invoke(program, ["--database", database_url, *map(str, arguments)])
-    assert code == done.exit_code, done.output
+    assert code == done.exit_code, (done.exit_code, done.output, done.stderr)
     return done
 
 
