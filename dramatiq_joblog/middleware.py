@@ -331,7 +331,7 @@ class JobLogMiddleware(Middleware):
             lease = None
         else:
             if start.section is not None:
-                self._hear(start)
+                self._hear(start, inner.actor_name)
                 if not has_waited:
                     self._line_up(broker, message, run, start)
             lease = self._let_in(broker, message, run, start)
@@ -358,12 +358,12 @@ class JobLogMiddleware(Middleware):
         running.set(live)
         run.began = time.monotonic()
 
-    def _hear(self, start: Started) -> None:
+    def _hear(self, start: Started, actor: str) -> None:
         """Pass the results of callable limits to the thread that promotes waiters."""
         if self._waker is not None:
             for need in start.needs:
                 if need.is_asked:
-                    self._waker.heard(need)
+                    self._waker.heard(need, actor)
 
     def _line_up(self, broker: Broker, message: MessageProxy, run: Run, start: Started) -> None:
         """Let a new job join the end of a long wait queue without waiting for an answer."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.errors import ActorNotFound
@@ -302,6 +302,8 @@ def need_in(broker: Broker, message: AnyMessage) -> Need | None:
                 static = code is not None and not callable(code.limit)
                 says = {"limit": code.limit, "is_asked": False} if code and static else {}
                 [need] = needs_of(entry | says)
+                if need.is_asked:
+                    need = replace(need, asked_by=message.actor_name)
                 is_fit = isinstance(need.key, str) and isinstance(need.limit, int)
                 return need if is_fit else None
     except (AttributeError, ConfigurationError, KeyError, TypeError):

@@ -94,8 +94,8 @@ class Waker(threading.Thread):
         #: Whether there are new messages, when they came, and the earliest time of the next scan.
         self._came = False
         self._came_at = self._scan_again = 0.0
-        #: The last results of callable limits, by key.
-        self._heard: dict[str, int] = {}
+        #: The last results of callable limits, by key and actor.
+        self._heard: dict[tuple[str, str | None], int] = {}
         #: When the rate of a key is checked again, in monotonic seconds.
         self._rates_due: dict[str, float] = {}
         #: Jobs that are joining a wait queue, and since when; in monotonic seconds.
@@ -123,10 +123,10 @@ class Waker(threading.Thread):
         """Return whether a message here waits for one of *keys*."""
         return self._held.waits_for(keys)
 
-    def heard(self, need: Need) -> None:
-        """Store the result of a callable limit, which is not called for waiters."""
+    def heard(self, need: Need, actor: str) -> None:
+        """Store the result of an actor's callable limit, which is not called for waiters."""
         if self._held.waits_for([need.key]):
-            self._heard[need.key] = need.limit
+            self._heard[need.key, actor] = need.limit
             self._rates_due.pop(need.key, None)
             self._pace.want([need.key])
 
@@ -215,9 +215,11 @@ class Waker(threading.Thread):
         # A new message may not be in the consumer's queue yet.
         self._came = self._came_at > time.monotonic() - SCAN_AGAIN / 1000
         self._held.look()
-        for known in (self._heard, self._rates_due):
-            for key in known.keys() - self._held.keys:
-                known.pop(key, None)
+        for key in self._rates_due.keys() - self._held.keys:
+            self._rates_due.pop(key, None)
+        for key, actor in list(self._heard):
+            if key not in self._held.keys:
+                self._heard.pop((key, actor), None)
         now, rest = time.monotonic(), REST * (time.thread_time() - began)
         self._scan_due = now + max(SCAN_EVERY / 1000, rest)
         self._scan_again = now + max(SCAN_AGAIN / 1000, rest)
@@ -294,8 +296,14 @@ class Waker(threading.Thread):
             held = self._held
             asked = [k for k in held.keys if any(need.is_asked for need in held.needs(k))]
             for key in random.sample(asked, min(len(asked), MAX_TRIED)):
-                # Its callable may return more by now; the next waiter's start calls it.
-                self._put_next(connection, key, dict.fromkeys(held.needs(key), 1))
+                self._try(connection, key)
+
+    def _try(self, connection: Connection, key: str) -> None:
+        """Promote the next waiter of each actor: its callable limit may return more by now."""
+        mine, waiters = self._held.of(key), self._joblog.core.locks.waiters
+        line = connection.ask(functools.partial(waiters.line, key, MAX_FORWARD))
+        next_of = {mine[jid].need.asked_by: mine[jid] for jid in reversed(line) if jid in mine}
+        self._put_forward([*next_of.values()], self._put)
 
     def _look_at(self, connection: Connection, keys: Sequence[str]) -> None:
         """Promote the waiters of *keys* that may run now, and plan the next polls."""
@@ -332,7 +340,7 @@ class Waker(threading.Thread):
 
     def _limit(self, need: Need, used: Usage) -> int:
         """Return the limit of a need, as far as it is known here."""
-        limit = self._heard.get(need.key, need.limit) if need.is_asked else need.limit
+        limit = self._heard.get((need.key, need.asked_by), need.limit)
         return limit if used.limit_set is None else used.limit_set
 
     def _free(self, connection: Connection, key: str, used: Usage) -> dict[Need, int]:

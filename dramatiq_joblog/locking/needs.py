@@ -169,6 +169,8 @@ class Need:
     is_kept: bool = False
     #: Whether the limit comes from a callable.
     is_asked: bool = False
+    #: For a waiting job whose limit a callable returns: its actor, as each has its own.
+    asked_by: str | None = None
 
 
 def entries_of(bound: Any) -> list[dict[str, Any]]:

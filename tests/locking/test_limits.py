@@ -194,6 +194,31 @@ def test_a_limit_that_cannot_be_asked(broker, limit, text):
     assert text in str(refused.value)
 
 
+def test_two_callables_for_one_key(joblog, broker, worker, eventually):
+    """Each of two actors with one key waits by what its own callable returned."""
+    wide, narrow = (
+        dramatiq.actor(
+            lambda: None,
+            actor_name=name,
+            exclusive=Exclusive("key", lambda limit=limit: limit, on_conflict="wait"),
+        )
+        for name, limit in (("wide", 4), ("narrow", 1))
+    )
+    with worker(broker):
+        with joblog.lock("key", limit=4), joblog.lock("key", limit=4):
+            first = narrow.send()
+            eventually(lambda: joblog.get(first.message_id).state == "waiting")
+            with joblog.lock("key", limit=4):
+                second = wide.send()
+                eventually(lambda: joblog.get(second.message_id).state == "waiting")
+                # The narrow one is tried again meanwhile.
+                before = joblog.get(first.message_id).updated_at
+                eventually(lambda: joblog.get(first.message_id).updated_at > before)
+            eventually(lambda: joblog.get(second.message_id).state == "finished")
+            assert "waiting" == joblog.get(first.message_id).state
+        eventually(lambda: joblog.get(first.message_id).state == "finished")
+
+
 class _AsyncObject:
     async def __call__(self):
         return 1
