@@ -43,9 +43,9 @@ uvicorn.run(page, port=int(sys.argv[2]), log_level="critical", ws="none")
 def pages(address: str) -> dict[str, str]:
     """Return the pages by name: what people look at."""
 
-    def first(words: str) -> str:
+    def first(words: str, field: str = "jid") -> str:
         with urllib.request.urlopen(f"{address}/jobs.json?q={words}") as answer:
-            return json.load(answer)["jobs"][0]["jid"]
+            return json.load(answer)["jobs"][0][field]
 
     with urllib.request.urlopen(f"{address}/jobs.json") as answer:
         older = json.load(answer)["older"]
@@ -59,7 +59,9 @@ def pages(address: str) -> dict[str, str]:
         "a user": "/users/4711",
         "a user, 90 d": "/users/4711?range=90d",
         "Queues": "/queues",
+        "a queue": "/queues/" + first("state:finished", "queue"),
         "What changed": "/compare",
+        "What changed, 7 d": "/compare?range=7d",
         "Jobs": "/jobs",
         "Jobs, the slowest": "/jobs?sort=duration",
         "Jobs, slower than": "/jobs?q=duration:>10s",
@@ -79,6 +81,7 @@ def pages(address: str) -> dict[str, str]:
         "Locks": "/locks",
         "Workers": "/workers",
         "Actions": "/actions",
+        "Alerts": "/alerts",
         "completion": "/complete?word=error:",
         "/metrics": "/metrics",
         "/health": "/health",

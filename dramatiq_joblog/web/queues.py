@@ -96,7 +96,7 @@ def queues(visit: Visit) -> Response:
         "flow_top": top,
         "sub": f"{len(rows)} queue{'s' * (len(rows) != 1)}, {due} job{'s' * (due != 1)} due, "
         f"{busy} of {threads} thread{'s' * (threads != 1)} busy",
-        "depths": [_depth(queue) for queue in ordered if any(queue.depth)][:12],
+        "depths": [_depth(queue) for queue in ordered if queue.due or any(queue.depth)][:12],
         "depth_since": since,
         "axis": charts.time_axis(
             [visit.now - timedelta(minutes=BARS - n) for n in range(BARS)], _MINUTE, visit.zone
@@ -221,10 +221,10 @@ def _add_flow(visit: Visit, known: dict[str, Queue], active: Iterable[Any], now:
         elif state in {State.ENQUEUED.value, State.ENQUEUED}:
             _stood(queue.depth, came, now, begin)
     for waiting in active:
-        # Jobs that arrived before the hour are in the queue from its beginning.
-        came = _due_since(waiting)
-        if waiting.state == State.ENQUEUED and to_millis(waiting.created_at) < since:
-            _stood(known[waiting.queue].depth, came, now, begin)
+        # Not among the arrivals: those of before the hour, and what is due again or was delayed.
+        is_early = to_millis(waiting.created_at) < since
+        if _is_due(waiting, now) and (is_early or waiting.state != State.ENQUEUED):
+            _stood(known[waiting.queue].depth, _due_since(waiting), now, begin)
     return since
 
 
@@ -319,7 +319,7 @@ def _row(queue: Queue, now: int) -> dict[str, Any]:
 
 
 def _depth(queue: Queue) -> dict[str, Any]:
-    top = max(queue.depth)
+    top = max(*queue.depth, queue.due)
     width = charts.WIDE / BARS
     path = [f"M0 {_HIGH}"]
     for index, value in enumerate(queue.depth):

@@ -146,6 +146,7 @@ def test_queues(page, joblog, job_factory):
     waits = {"state": "enqueued", "created_at": past, "enqueued_at": past, "queue_time": None}
     waits |= {"started_at": None, "finished_at": None, "duration": None}
     job_factory(queue="mail", **waits)
+    job_factory(queue="late", **waits | {"state": "retrying", "eta": past, "queue_time": 1})
     job_factory(queue="default")
     now = datetime.now(timezone.utc)
     joblog.Worker.create(
@@ -160,6 +161,8 @@ def test_queues(page, joblog, job_factory):
     assert found["mail"]["due"] == 1
     assert found["default"]["threads"] == 4
     assert sum(found["mail"]["depth"]) >= 4
+    assert found["late"]["due"] == 1
+    assert sum(found["late"]["depth"]) >= 4
     assert "Due, oldest first" in page.get("/queues/mail").text
 
 
