@@ -1,4 +1,4 @@
-"""Many jobs given up at once: in batches, each as one by itself, and with what goes wrong."""
+"""Cancelling many jobs: in batches, each job as if cancelled alone, and with errors."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ KINDS = {
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    """Let a batch be of two jobs."""
+    """Set the batch size to two jobs."""
     monkeypatch.setattr(cancel, "BATCH", 2)
 
 
 def make(joblog, job_factory, jid, state):
-    """Insert a job of a kind, and let it hold a section and a key that it is unique by."""
+    """Insert a job of a kind that holds a section and a unique key."""
     locks = joblog.core.locks
     for kind in (SECTION, UNIQUE):
         token = KINDS[state].get("token") if kind == SECTION else None
@@ -42,7 +42,7 @@ def make(joblog, job_factory, jid, state):
 
 
 def told(joblog, jid):
-    """Return what the log says of a job, but for its names and the time of its end."""
+    """Return what the log has about a job, except for its ids and the time of its end."""
     job = joblog.get(jid)
     row = job.as_dict()
     for name in ("jid", "finished_at", "created_at", "updated_at", "enqueued_at", "started_at"):
@@ -55,7 +55,7 @@ def told(joblog, jid):
 
 @pytest.mark.every_database
 def test_each_is_given_up_as_by_itself(joblog, job_factory):
-    """A job of a batch has the row, the runs, the keys and the record that `cancel` leaves."""
+    """A job of a batch has the same row, runs, keys and audit record as after `cancel`."""
     for state in KINDS:
         make(joblog, job_factory, f"one {state}", state)
         make(joblog, job_factory, f"all {state}", state)
@@ -74,7 +74,7 @@ def test_each_is_given_up_as_by_itself(joblog, job_factory):
 
 
 def test_a_batch_costs_as_many_statements_as_one_job(joblog, job_factory):
-    """The number of statements grows with the batches, and not with the jobs."""
+    """The number of statements grows with the number of batches, not of jobs."""
     joblog.release()
 
     def spent(jobs):
@@ -89,7 +89,7 @@ def test_a_batch_costs_as_many_statements_as_one_job(joblog, job_factory):
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_one_that_the_database_refuses_does_not_keep_the_others(joblog, job_factory):
-    """A row that cannot be changed is refused with the database's words, and the rest are dead."""
+    """A row that cannot be changed is refused with the database's error; others are cancelled."""
     for jid in "abc":
         job_factory(jid=jid, state="lost", finished_at=None)
     joblog.database.execute_sql(
@@ -131,7 +131,7 @@ def rename(joblog, old, new):
 
 @pytest.mark.parametrize("named", [False, True], ids=["of a query", "named"])
 def test_a_database_that_fails_midway(joblog, job_factory, small_batches, monkeypatch, named):
-    """The error has what was done and how many are left, and to repeat the call does the rest."""
+    """The error has what was done and how many are left; repeating the call does the rest."""
     monkeypatch.setattr(cancel, "_NAMED", 2)
     jids = list("abcde")
     for jid in jids:
@@ -159,7 +159,7 @@ def test_a_database_that_fails_midway(joblog, job_factory, small_batches, monkey
 
 
 def test_progress_is_of_all(joblog, job_factory, small_batches):
-    """Each job is counted once its batch is done, of as many as were found."""
+    """Progress counts each job once its batch is done, out of the number found."""
     for jid in "abc":
         job_factory(jid=jid, state="lost", finished_at=None)
     seen = []

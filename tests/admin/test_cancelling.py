@@ -1,4 +1,4 @@
-"""Jobs that are given up: what becomes of their rows, of what they hold, and of their messages."""
+"""Cancelled jobs: their rows, their keys and their messages."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ CANCELLED = ("dead", "cancelled", [])
 
 @pytest.mark.parametrize("state", CANCELLABLE)
 def test_a_job_that_does_not_run_is_given_up(joblog, job_factory, make_broker, state):
-    """It becomes dead, with who did it on record, and then may be treated like any other dead."""
+    """It becomes dead, with an audit record, and can then be treated like any dead job."""
     make_broker("stub", joblog=joblog)
 
     @dramatiq.actor
@@ -91,14 +91,14 @@ def test_what_runs_or_has_ended_is_refused(joblog, job_factory, state):
 
 
 def test_an_unknown_job(joblog):
-    """What the log does not know cannot be given up."""
+    """An unknown job cannot be cancelled."""
     with pytest.raises(JobNotFound):
         joblog.cancel("nobody")
     joblog.release()
 
 
 def test_a_run_whose_process_is_gone(joblog, job_factory):
-    """A started job is given up if its process ended or is not known, and nobody marks it lost."""
+    """A started job can be cancelled if its process has ended or is unknown, lost or not."""
     heartbeat = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
     heartbeat.beat()
     job_factory(jid="j", state="started", process=heartbeat.process, token="t", finished_at=None)
@@ -114,7 +114,7 @@ def test_a_run_whose_process_is_gone(joblog, job_factory):
 
 @pytest.mark.parametrize("section", [None, Exclusive("s")], ids=["plain", "in a section"])
 def test_a_job_that_begins_meanwhile(joblog, section):
-    """Of a start and a cancellation at the same time exactly one has its way."""
+    """Of a start and a cancellation at the same time, exactly one succeeds."""
     both = threading.Barrier(2)
 
     def begin(jid):
@@ -177,7 +177,7 @@ def test_nothing_begins_after_it(joblog, data):
 
 
 def test_jobs_of_a_query(joblog, job_factory):
-    """All that a query finds and that do not run are given up, the oldest first, up to a limit."""
+    """The jobs of a query that are not running are cancelled, oldest first, up to a limit."""
     for jid, state in {"a": "lost", "b": "started", "c": "lost", "d": "lost"}.items():
         job_factory(jid=jid, state=state, finished_at=None)
     seen = []
@@ -197,7 +197,7 @@ def test_jobs_of_a_query(joblog, job_factory):
 
 @pytest.mark.parametrize(("state", "kept"), [("retrying", True), ("lost", False)])
 def test_its_section_is_free(joblog, job_factory, state, kept):
-    """What a job holds between two runs, or through a worker that is gone, is free for the next."""
+    """The keys that a job holds between runs, or from a dead worker, are released."""
     locks = joblog.core.locks
     taken = joblog.core.writer.call(lambda: locks.take(Claim(SECTION, "s", "j", "t", 60_000)))
     joblog.core.writer.call(lambda: kept and locks.keep("s", "j", "t", 60_000))
@@ -214,7 +214,7 @@ def test_its_section_is_free(joblog, job_factory, state, kept):
 
 
 def test_it_waits_no_longer(joblog, job_factory):
-    """A waiter leaves its place to the next, and how long it waited is kept."""
+    """A cancelled waiter leaves the wait queue, and its waiting time is stored."""
     for jid, since in (("j", NOW), ("k", NOW + 1)):
         job_factory(jid=jid, state="waiting", section="s", waiting_since=since, finished_at=None)
 
@@ -228,7 +228,7 @@ def test_it_waits_no_longer(joblog, job_factory):
 
 @pytest.mark.parametrize("until", ["started", "finished", None])
 def test_the_same_can_be_sent_again(joblog, make_broker, until):
-    """What a job is unique by is free once it is given up, however long it was to be unique."""
+    """A cancelled job's unique key is released, whatever its ttl."""
     broker = make_broker("stub", joblog=joblog)
 
     @dramatiq.actor(unique=Unique("import:{user_id}", until=until))
@@ -261,7 +261,7 @@ RAN = {"enqueued": [], "delayed": [], "retrying": ["work"], "waiting": ["first",
 
 
 class Stories:
-    """Jobs that are given up, and their messages that are delivered then."""
+    """Cancelled jobs whose messages are delivered later."""
 
     def __init__(self, joblog, broker, worker, eventually, *, rerun=None):
         self.joblog, self.broker, self.eventually = joblog, broker, eventually
@@ -286,7 +286,7 @@ class Stories:
         self.work, self.alone = work, alone
 
     def tell(self, state):
-        """Give a job up in a state, let its message be rejected, and return the jid."""
+        """Cancel a job in a state, let its message be rejected, and return the jid."""
         if state == "enqueued":
             return self.before_a_worker(self.work.send(), state)
         if state == "delayed":
@@ -306,7 +306,7 @@ class Stories:
         return jid
 
     def waiting(self):
-        """Give up the second of three that want a section."""
+        """Cancel the second of three jobs that need a section."""
         first = self.alone.send("first")
         assert self.entered.wait(30)
         jid = self.cancel(self.alone.send("second"), "waiting")
@@ -332,7 +332,7 @@ class Stories:
 )
 @pytest.mark.parametrize("state", list(RAN))
 def test_its_message_is_not_run(joblog, make_broker, worker, eventually, state, acks, rerun):
-    """What was given up does not run when it is delivered, and goes to the dead letters."""
+    """A cancelled job does not run when its message is delivered; it goes to the dead letters."""
     broker = make_broker("redis", joblog=joblog, acks=acks)
     stories = Stories(joblog, broker, worker, eventually, rerun=rerun)
 
@@ -359,7 +359,7 @@ def test_its_message_is_not_run_on_rabbitmq(joblog, make_broker, worker, eventua
 
 @pytest.mark.process
 def test_the_job_of_a_killed_worker(joblog, victims, eventually, tmp_path):
-    """A lost job that was given up is not run when Redis delivers it to another process."""
+    """A lost job that was cancelled does not run when Redis delivers it to another process."""
     run, send, broker = victims
     with run(expects_critical="exited unexpectedly") as first:
         jid = send("waits")
@@ -384,7 +384,7 @@ def test_the_job_of_a_killed_worker(joblog, victims, eventually, tmp_path):
 
 @pytest.mark.parametrize("state", ["finished", "dead", "skipped"])
 def test_a_run_that_was_only_taken_to_be_gone(joblog, state):
-    """Its end says what really became of the job, and the run is no interruption."""
+    """Its end reports the real outcome, and the run is not an interruption."""
     joblog.core.transitions.write([start("t")])
     joblog.Job.update(state="lost").execute()
     joblog.cancel("j")
@@ -399,7 +399,7 @@ def test_a_run_that_was_only_taken_to_be_gone(joblog, state):
 
 
 def test_a_retry_of_it(joblog):
-    """If the run fails and is to be retried, the job stays given up, and the retry is refused."""
+    """If the run fails and would be retried, the job stays cancelled, and the retry is refused."""
     joblog.core.transitions.write([start("t")])
     joblog.Job.update(state="lost").execute()
     joblog.cancel("j")
@@ -414,7 +414,7 @@ def test_a_retry_of_it(joblog):
 
 
 def test_a_run_that_could_not_ask(joblog, job_factory):
-    """A run of a host that was cut off is reported later: its end is kept, and not its start."""
+    """A run of a disconnected host is reported later: its end is stored, but not its start."""
     job_factory(jid="j", state="enqueued", finished_at=None, started_at=None)
     joblog.cancel("j")
     begun, ended = (
@@ -430,7 +430,7 @@ def test_a_run_that_could_not_ask(joblog, job_factory):
 
 
 def test_an_actor_that_does_not_ask(joblog, make_broker, worker, eventually):
-    """With ``start="soon"`` a short job runs all the same, and the log says how it ended."""
+    """With ``start="soon"``, a short job runs nevertheless, and the log has its outcome."""
     broker = make_broker("redis", joblog=joblog, start="soon")
 
     @dramatiq.actor
@@ -446,7 +446,7 @@ def test_an_actor_that_does_not_ask(joblog, make_broker, worker, eventually):
 
 
 def test_what_another_middleware_drops(joblog, job_factory):
-    """An end without a run, as of a message that is too old, changes nothing."""
+    """An end without a run, such as of a message that is too old, changes nothing."""
     job_factory(jid="j", state="enqueued", finished_at=None, started_at=None)
     joblog.cancel("j")
     late = event(Ended, "dead", "t", dead_reason="age_limit", started_at=None)
@@ -457,7 +457,7 @@ def test_what_another_middleware_drops(joblog, job_factory):
 
 
 def test_totals_follow(joblog):
-    """A job that was counted as dead, and has finished in truth, is counted once in the end."""
+    """A job that was counted as dead, but has really finished, is finally counted once."""
     now = int(time.time() * 1000)
 
     def counted():

@@ -18,7 +18,7 @@ from dramatiq_joblog.recording.spool import Spool
 
 
 def wrong(joblog, broker=None):
-    """Return what is wrong, by name."""
+    """Return the failed findings, by name."""
     return {f.name: f for f in joblog.doctor(broker) if not f.ok}
 
 
@@ -27,7 +27,7 @@ def now():
 
 
 def test_a_healthy_log(joblog, database_url, make_broker):
-    """Of a healthy log all is said to be ok, each thing in a sentence, and nothing is changed."""
+    """For a healthy log, all checks are ok, each with a sentence, and nothing is changed."""
     broker = make_broker("stub", "last", joblog=joblog)
     dramatiq.actor(print, actor_name="prints")
     found = joblog.doctor(broker)
@@ -98,7 +98,7 @@ def test_a_worker_with_a_wrong_clock(joblog):
 
 
 def test_workers_that_are_gone(joblog, job_factory):
-    """A process that is gone and whose runs are not lost yet is named."""
+    """A process that is gone, with runs not marked as lost yet, is reported."""
     gone, live = (Heartbeat(joblog.Job, joblog.Worker, timeout=30_000) for _ in range(2))
     gone.beat()
     job_factory(state="started", process=gone.process)
@@ -115,13 +115,13 @@ def test_workers_that_are_gone(joblog, job_factory):
 
 
 def test_runs_of_nobody(joblog, job_factory):
-    """A run whose process has no row any more is reported."""
+    """A run of a process without a row is reported."""
     job_factory(state="started", process="x" * 16)
     assert "1 job is started whose worker process is not known" in wrong(joblog)["workers"].text
 
 
 def test_a_stuck_section(joblog, job_factory):
-    """A section that a finished job holds is reported with its key."""
+    """A section held by a finished job is reported with its key."""
     row = {"kind": "section", "slot": 0, "fence": 1, "ttl": 1, "expires_at": now() + 60_000}
     job_factory(jid="ended")
     job_factory(jid="running", state="started")
@@ -136,7 +136,7 @@ def test_a_stuck_section(joblog, job_factory):
 
 
 def test_jobs_that_wait_for_nobody(joblog, job_factory):
-    """Jobs that wait for long are reported by queue, with whether any worker consumes it."""
+    """Jobs that have waited long are reported by queue, with whether a worker consumes it."""
     served = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
     served.queues = {"served"}
     served.beat()
@@ -165,7 +165,7 @@ def test_lost_retries(joblog, job_factory):
 
 
 def test_spools(sqlite_url, tmp_path):
-    """Old events in this host's spool are reported: how many, how old, and whose they are."""
+    """Old events in this host's spool are reported: number, age and process."""
     folder = tmp_path / "spool"
     joblog = JobLog(sqlite_url, spool=folder)
     joblog.create_tables()

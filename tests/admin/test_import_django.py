@@ -1,4 +1,4 @@
-"""A move from django_dramatiq: users, job types, secrets, and tables that are not there."""
+"""The import from django_dramatiq: users, job types, secrets, and missing tables."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SECRET = "hunter2-Zx9"
 
 @pytest.fixture
 def database_url(sqlite_url):
-    """Return the URL of an empty SQLite database: what is read and written is peewee's."""
+    """Return the URL of an empty SQLite database: the import only uses peewee."""
     return sqlite_url
 
 
 @pytest.fixture
 def tasks(sqlite_url):
-    """Return a function that makes a task of django_dramatiq's."""
+    """Return a function that creates a task of django_dramatiq."""
     connection = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))
     connection.execute(
         "CREATE TABLE django_dramatiq_task (id TEXT, status TEXT, created_at TEXT,"
@@ -58,7 +58,7 @@ def declare(log):
 
 
 def test_the_actors_options_are_used(joblog, tasks):
-    """Job type and user are those that the declared actors give; secrets have their names."""
+    """Job type and user come from declared actors, and secrets are recognised by their names."""
     declare(joblog)
     tasks("a", "load", 7, SECRET)
     tasks("b", "load", user="7")
@@ -78,7 +78,7 @@ def test_the_actors_options_are_used(joblog, tasks):
 
 
 def test_the_user_of_a_parameter(joblog, tasks):
-    """A parameter that is named holds the user of each task that has it, declared or not."""
+    """A named parameter is the user of each task that has it, with or without a declared actor."""
     declare(joblog)
     tasks("a", "plain", 7)
     tasks("b", "plain", owner="eve")
@@ -94,7 +94,7 @@ def test_the_user_of_a_parameter(joblog, tasks):
 
 
 def test_a_failed_task_without_its_secrets(joblog, tasks):
-    """A traceback is taken over without the secrets that it names."""
+    """A traceback is imported without the secrets in it."""
     text = f'Traceback\n  File "a.py", line 1, in a\n    x()\nValueError: password={SECRET!r}\n'
     tasks("a", "gone", status="failed", options={"traceback": text})
 
@@ -106,7 +106,7 @@ def test_a_failed_task_without_its_secrets(joblog, tasks):
 
 
 def test_users_that_are_gone(sqlite_url, tasks):
-    """In a model with a foreign key a user that is not there any more is left out, with a note."""
+    """In a model with a foreign key, a user that no longer exists is left out, with a note."""
 
     class User(peewee.Model):
         name = peewee.CharField()
@@ -132,7 +132,7 @@ def test_users_that_are_gone(sqlite_url, tasks):
 
 
 def test_missing_tables_are_named(sqlite_url, tasks, tmp_path):
-    """It is said which tables are missing, and how to make them."""
+    """The error names the missing tables, and how to create them."""
     tasks("a", "load", 7)
     told = ask(sqlite_url, "import-django-dramatiq", code=3).stderr
     assert "the log's tables are not there; make them with" in told

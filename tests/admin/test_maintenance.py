@@ -12,7 +12,7 @@ HOUR = 3_600_000
 
 
 def test_a_worker_counts_and_prunes_by_itself(make_broker, worker, database_url, eventually):
-    """A worker counts what ended and deletes what is old, without being asked."""
+    """A worker updates the totals and deletes old jobs automatically."""
     log = JobLog(database_url, keep={"finished": HOUR})
     log.create_tables()
     rows = [

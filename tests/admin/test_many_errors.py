@@ -1,4 +1,4 @@
-"""What needs someone costs as many questions where jobs die of many errors as where of one."""
+"""The problems take the same number of queries for many errors as for one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MINUTE, DAY = 60_000, 86_400_000
 
 
 def died(log, errors, before):
-    """Let a job of each of some errors die, so long before."""
+    """Make a job dead with each of some errors, a time ago."""
     at = time.time_ns() // 1_000_000 - before
     rows = [
         {
@@ -24,7 +24,7 @@ def died(log, errors, before):
 
 
 def questions(url, errors, asked):
-    """Return how many questions the problems of a log take in which known errors came again."""
+    """Return the number of queries that the problems take after known errors recur."""
     log = JobLog(url)
     died(log, errors, 3 * DAY)
     died(log, errors, 5 * MINUTE)
@@ -36,7 +36,7 @@ def questions(url, errors, asked):
 
 
 def test_known_errors_of_many_kinds(sqlite_database, tmp_path, asked):
-    """Whether errors that nobody has counted are new is asked of all of them at once."""
+    """One query checks whether errors outside the totals are new, for all of them."""
     other = JobLog(f"sqlite:///{tmp_path}/other.db")
     other.create_tables()
     other.close()

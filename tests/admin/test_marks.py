@@ -20,7 +20,7 @@ def ago(milliseconds):
 
 
 def test_a_mark(joblog):
-    """A mark has its name, its moment by the database's clock, and who made it; newest first."""
+    """A mark has its name, its time by the database's clock, and its author; newest first."""
     joblog.mark(" v411 ", at=datetime(2026, 11, 24, tzinfo=timezone.utc))
     row = joblog.mark("v412", who="ada")
 
@@ -33,13 +33,13 @@ def test_a_mark(joblog):
 
 @pytest.mark.parametrize("name", ["", "  ", None, 412])
 def test_a_mark_without_a_name(joblog, name):
-    """What is not a name is refused in a sentence."""
+    """An invalid name is refused with a sentence."""
     with pytest.raises(ConfigurationError, match="a mark needs a name"):
         joblog.mark(name)
 
 
 def test_a_mark_of_any_text(joblog):
-    """A name may have any characters, and is cut where the column ends."""
+    """A name may have any characters, and is cut to the length of the column."""
     joblog.mark("v\x00\ud800é" + "x" * 300)
 
     (row,) = joblog.marks
@@ -48,7 +48,7 @@ def test_a_mark_of_any_text(joblog):
 
 
 def test_a_log_of_before(joblog):
-    """The tables of an earlier version get that of the marks, and keep what they have."""
+    """An upgrade adds the table of marks, and keeps existing rows."""
     joblog.database.execute_sql("DROP TABLE joblog_deploy")
     joblog.database.execute_sql("DELETE FROM joblog_job_migration WHERE name = '0005_deploys'")
     joblog.release()
@@ -61,7 +61,7 @@ def test_a_log_of_before(joblog):
 
 
 def test_what_came_with_a_change(joblog, job_factory):
-    """A new error says how soon after a change it came, if that was within the hour."""
+    """A new error reports how soon after a mark it appeared, if within an hour."""
     job_factory(created_at=ago(3 * DAY))
     died = ago(10 * MINUTE)
     job_factory(state="dead", error_type="FeedError", finished_at=died, actor="import")
@@ -80,7 +80,7 @@ def test_what_came_with_a_change(joblog, job_factory):
 
 
 def test_the_chart(joblog, job_factory):
-    """The overview draws each mark of its range, escaped, and programs have them as data."""
+    """The overview draws each mark of its range, escaped, and has them as JSON."""
     job_factory()
     joblog.mark("<b>v412", at=ago(10 * MINUTE), who="ada")
     joblog.mark("old", at=ago(2 * DAY))
@@ -96,7 +96,7 @@ def test_the_chart(joblog, job_factory):
 
 
 def test_the_command(joblog, ask):
-    """``mark`` writes one, also of before, and lists them."""
+    """``mark`` adds a mark, also for an earlier time, and lists them."""
     assert "v412 is marked at " in ask("mark", "v412").stdout
     ask("mark", "v411", "--at", "2h", "--who", "ci")
 

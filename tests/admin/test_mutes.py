@@ -1,4 +1,4 @@
-"""A problem that is known is muted: by whom, why, until a time or until it gets worse."""
+"""Muting known problems: by whom, why, until a time or until they get worse."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def tomorrow():
 
 
 def of_queues(joblog, **options):
-    """Return the problems of queues: nobody consumes them."""
+    """Return the problems of queues without a worker."""
     joblog.release()
     return [p for p in joblog.problems(**options) if p.kind == ProblemKind.QUEUES]
 
 
 @pytest.fixture
 def waiting(job_factory):
-    """Return a function that lets jobs wait in a queue that nobody consumes."""
+    """Return a function that adds waiting jobs to a queue without a worker."""
 
     def make(queue="mail", number=1):
         for _ in range(number):
@@ -46,7 +46,7 @@ def waiting(job_factory):
 
 @pytest.mark.every_database
 def test_a_known_problem(joblog, waiting):
-    """It is left out, and who muted it and why is kept, until it is unmuted; others stay."""
+    """It is left out until it is unmuted, with a record of who muted it and why; others stay."""
     waiting("mail")
     waiting("reports")
     mail = next(p for p in of_queues(joblog) if p.subject == "mail")
@@ -68,7 +68,7 @@ def test_a_known_problem(joblog, waiting):
 
 
 def test_it_gets_worse(joblog, waiting):
-    """It is back once there are more than twice as many jobs."""
+    """It returns once there are more than twice as many jobs."""
     waiting(number=2)
     joblog.mute(of_queues(joblog)[0], until=tomorrow(), reason="known", who="ada")
 
@@ -81,7 +81,7 @@ def test_it_gets_worse(joblog, waiting):
 
 @pytest.mark.every_database
 def test_its_time_is_over(joblog, waiting):
-    """It is back when the time is over, and can be muted again, with another reason."""
+    """It returns when the time is over, and can be muted again, with another reason."""
     waiting()
     joblog.mute(of_queues(joblog)[0], until=tomorrow(), reason="known", who="ada")
     model = joblog.core.tables.mute
@@ -108,7 +108,7 @@ def test_its_time_is_over(joblog, waiting):
     ],
 )
 def test_what_makes_no_sense(joblog, waiting, values, text):
-    """What makes no sense is refused by its name, and nothing is muted."""
+    """An invalid value is refused with its name, and nothing is muted."""
     waiting()
     given = {"problem": of_queues(joblog)[0], "until": tomorrow(), "reason": "known"} | values
 
@@ -129,7 +129,7 @@ def test_the_database_is_never_muted(tmp_path):
 
 @pytest.mark.new_database
 def test_tables_of_an_earlier_version(joblog, job_factory, waiting):
-    """Where the table is not there yet, nothing is muted, and the check of the tables says why."""
+    """Without the table, nothing is muted, and the check of the tables reports it."""
     waiting()
     joblog.database.drop_tables([joblog.core.tables.mute])
 
@@ -137,7 +137,7 @@ def test_tables_of_an_earlier_version(joblog, job_factory, waiting):
 
 
 def test_alerts(joblog, database_url, waiting):
-    """Nobody is notified of it, nor that it is over; once it gets worse it is opened again."""
+    """There is no notice of it or of its end; once it gets worse, it is opened again."""
     notices = []
     log = JobLog(
         database_url,
@@ -160,7 +160,7 @@ def test_alerts(joblog, database_url, waiting):
 
 @where_all_else_is_well
 def test_the_page(joblog, waiting):
-    """Overview asks for how long and why, shows it in grey, and counts it no more."""
+    """Overview asks for a duration and a reason, shows it in grey, and does not count it."""
     waiting("odd <b>&'mail")
     with TestClient(opened(joblog), base_url="http://localhost") as page:
         html = page.get("/").text
@@ -190,7 +190,7 @@ def test_the_page(joblog, waiting):
 
 @pytest.mark.every_database
 def test_a_problem_that_is_gone(joblog, waiting, ask):
-    """What is muted and gone can be unmuted in code, on Alerts and in the terminal."""
+    """A mute of a problem that is gone can be removed in code, on Alerts and in the terminal."""
     names = ("mail", "reports", "x" * 400)
     for queue in names:
         waiting(queue)
@@ -219,7 +219,7 @@ def test_a_problem_that_is_gone(joblog, waiting, ask):
 
 
 def test_who_may_only_look(joblog, waiting):
-    """Who may only look sees what is muted, and can neither mute nor unmute."""
+    """Read-only users see mutes, but can neither mute nor unmute."""
     waiting()
     joblog.mute(of_queues(joblog)[0], until=tomorrow(), reason="known", who="ada")
     with TestClient(opened(joblog, read_only=True), base_url="http://localhost") as page:
@@ -231,7 +231,7 @@ def test_who_may_only_look(joblog, waiting):
 
 @where_all_else_is_well
 def test_the_terminal(joblog, ask, waiting):
-    """``mute`` mutes one, shows what is muted, and ends it; ``status`` is well meanwhile."""
+    """``mute`` mutes a problem, lists mutes, and ends one; ``status`` is 0 meanwhile."""
     waiting("mail")
     waiting("reports")
     joblog.release()

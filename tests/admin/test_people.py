@@ -1,4 +1,4 @@
-"""What people do to jobs and keys, and the record of it."""
+"""Actions of users on jobs and keys, and the audit log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dramatiq_joblog import JobLogError, LockNotAcquired
 
 
 def test_a_record(joblog):
-    """What was done is kept with who did it and to what, newest first."""
+    """Actions are recorded with their author and subject, newest first."""
     joblog.record("requeue", who="ada", jid="j", detail="as \x00 k")
     joblog.record("unlock", who="ben", key="s:1")
 
@@ -24,7 +24,7 @@ def test_a_record(joblog):
 
 
 def test_dismissed_jobs(joblog, job_factory):
-    """A dead job that was dismissed is left out of the dead, and each is recorded once."""
+    """Dismissed jobs are left out of the dead, and each dismissal is recorded once."""
     for jid, state in {"a": "dead", "b": "dead", "c": "finished", "d": "retrying"}.items():
         job_factory(jid=jid, state=state)
 
@@ -36,7 +36,7 @@ def test_dismissed_jobs(joblog, job_factory):
 
 
 def test_dead_jobs_in_groups(joblog, job_factory):
-    """Dead jobs are counted by error and actor in windows of time, and the newest is named."""
+    """Dead jobs are counted by error and actor in several windows, with the newest job."""
     now = datetime.now(timezone.utc)
     for jid, error, hours in (
         ("old", "KeyError", 400),
@@ -70,7 +70,7 @@ def test_dead_jobs_in_groups(joblog, job_factory):
 
 
 def test_unlocking(joblog):
-    """A section is freed by hand if it is held as it was seen, with a reason on record."""
+    """A section is unlocked if the given holder still holds it, with a recorded reason."""
     with joblog.lock("s:1") as lease:
         with pytest.raises(LockNotAcquired, match="is not held with fence 99 in slot 0 any more"):
             joblog.unlock("s:1", fence=99, reason="stuck", who="ada")

@@ -1,4 +1,4 @@
-"""What needs someone: each kind of problem as facts, its cure, and the search that leads to it."""
+"""Problems: each kind with its facts, its cure and its search."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def ago(milliseconds):
 
 @pytest.fixture
 def problems(joblog):
-    """Return a function that returns what is wrong, by kind, after a check of each's shape."""
+    """Return a function that returns the problems by kind, after a check of their form."""
 
     def ask(**options):
         joblog.release()
@@ -44,7 +44,7 @@ def problems(joblog):
 
 @pytest.fixture
 def ended(job_factory):
-    """Return a function that makes jobs that ended some time ago."""
+    """Return a function that inserts jobs that ended some time ago."""
 
     def make(number, before, **overrides):
         for _ in range(number):
@@ -59,7 +59,7 @@ def ended(job_factory):
 
 @pytest.fixture
 def dies(ended):
-    """Return a function that makes jobs that died some time ago."""
+    """Return a function that inserts jobs that became dead some time ago."""
 
     def make(number, before, error="FeedError", **overrides):
         died = {"state": "dead", "dead_reason": "retries_exhausted", "error_type": error}
@@ -69,7 +69,7 @@ def dies(ended):
 
 
 def test_all_is_well(joblog, problems, ended, appear):
-    """A log in which jobs are sent, run and end has no problem, and is not changed by asking."""
+    """A log with normal jobs has no problems, and the checks do not change it."""
     appear("default")
     ended(20, HOUR)
     ended(20, 7 * DAY)
@@ -81,7 +81,7 @@ def test_all_is_well(joblog, problems, ended, appear):
 
 
 def test_lost(joblog, problems, job_factory, appear):
-    """Jobs that were lost with their worker are a problem at once: how many, and which worker."""
+    """Jobs lost with their worker are a problem at once, with their number and the worker."""
     appear("default")
     for thread in (1, 2):
         job_factory(state="lost", worker=f"web1:17:{thread}")
@@ -94,7 +94,7 @@ def test_lost(joblog, problems, job_factory, appear):
 
 
 def test_lost_and_nobody_to_say_so(joblog, problems, job_factory, appear):
-    """Runs of a worker that is gone are lost, also while no other lives that could mark them."""
+    """Runs of a dead worker are a problem even if no live worker can mark them as lost."""
     gone = appear("default")
     job_factory(state="started", process=gone.process, worker="web1:17:3")
     worker = joblog.Worker
@@ -107,7 +107,7 @@ def test_lost_and_nobody_to_say_so(joblog, problems, job_factory, appear):
 
 
 def test_a_queue_that_no_worker_consumes(problems, job_factory, appear):
-    """Each queue with jobs that no live worker takes is a problem, whatever its name."""
+    """Each queue with jobs but no live worker is a problem, whatever its name."""
     appear("default")
     waits = {"state": "enqueued", "created_at": ago(180_000), "updated_at": ago(180_000)}
     waits["enqueued_at"] = ago(180_000)
@@ -136,7 +136,7 @@ def test_a_queue_with_only_delayed_jobs(problems, job_factory, appear):
 
 
 def test_no_heartbeat_at_all(problems, job_factory, ended):
-    """Where jobs finish and no process ever gave a heartbeat, no queue is said to be nobody's."""
+    """If jobs finish but no process sends heartbeats, no queue is reported as without a worker."""
     job_factory(state="enqueued", created_at=ago(180_000), updated_at=ago(180_000))
     assert {"queues"} == set(problems())
 
@@ -146,7 +146,7 @@ def test_no_heartbeat_at_all(problems, job_factory, ended):
 
 
 def test_all_threads_are_busy(problems, job_factory, appear):
-    """Jobs and retries that wait for a thread are one problem, and no overdue one beside it."""
+    """Jobs and retries that wait for a thread are one problem, and not overdue as well."""
     worker, _ = appear("default", threads=1), appear("mail", threads=1)
     job_factory(state="started", process=worker.process)
     job_factory(state="enqueued", created_at=ago(180_000), queue="mail")
@@ -163,7 +163,7 @@ def test_all_threads_are_busy(problems, job_factory, appear):
 
 @pytest.mark.parametrize("state", ["delayed", "retrying", "waiting"])
 def test_overdue(problems, job_factory, appear, state):
-    """What is due and does not run, although a thread is free, is overdue; its search finds it."""
+    """A due job that does not run although a thread is free is overdue; the search finds it."""
     appear("default")
     job_factory(state=state, eta=ago(-HOUR), created_at=ago(9 * HOUR))
     assert {} == problems()
@@ -176,7 +176,7 @@ def test_overdue(problems, job_factory, appear, state):
 
 
 def test_a_paused_key(joblog, problems, job_factory, appear):
-    """Who waits for a key that somebody has paused is to wait, and nobody's problem."""
+    """Jobs that wait for a paused key are not a problem."""
     appear("default")
     job_factory(state="waiting", section="erp", eta=ago(HOUR), created_at=ago(2 * HOUR))
     assert {"overdue"} == set(problems())
@@ -200,7 +200,7 @@ def test_lost_retries(joblog, problems, dies):
 
 
 def test_a_new_error(joblog, problems, ended, dies):
-    """An error that was not seen for a month is new, with its actor, until that is dismissed."""
+    """An error not seen for a month is new, with its actor, until its jobs are dismissed."""
     ended(1, 3 * DAY)
     dies(3, 2 * MINUTE, actor="import_prices")
 
@@ -215,7 +215,7 @@ def test_a_new_error(joblog, problems, ended, dies):
 
 @pytest.mark.parametrize("counted", [False, True], ids=["uncounted", "counted"])
 def test_an_error_that_was_seen_before(joblog, problems, ended, dies, counted):
-    """An error of last week is not new, nor is one of which only the totals are left."""
+    """An error of last week is not new, even if only totals of it are left."""
     ended(1, 9 * DAY)
     dies(1, 5 * DAY)
     dies(1, MINUTE)
@@ -230,14 +230,14 @@ def test_an_error_that_was_seen_before(joblog, problems, ended, dies, counted):
 
 
 def test_a_log_that_was_just_made(problems, dies):
-    """In the first hour of a log nothing is new: all of it is."""
+    """In the first hour of a log, no error is reported as new."""
     dies(5, MINUTE)
 
     assert {} == problems()
 
 
 def test_errors_that_somebody_wanted(problems, ended, dies, job_factory):
-    """A retry that an actor asked for, and a job that was cancelled or aborted, is no new error."""
+    """Retries requested by an actor, and cancelled or aborted jobs, are not new errors."""
     ended(1, 3 * DAY)
     for reason in ("cancelled", "aborted", "throws"):
         dies(3, MINUTE, error=f"Of{reason}", dead_reason=reason)
@@ -248,7 +248,7 @@ def test_errors_that_somebody_wanted(problems, ended, dies, job_factory):
 
 
 def test_a_few_retries_are_no_problem(problems, ended, job_factory):
-    """A new error that is only retried is said once there are three of it."""
+    """A new error that is only retried is reported from three retries on."""
     ended(1, 3 * DAY)
     for _ in range(2):
         job_factory(state="retrying", error_type="FeedError", eta=ago(-HOUR))
@@ -277,7 +277,7 @@ def test_a_rising_error(joblog, problems, dies, counted):
 
 
 def test_an_error_as_frequent_as_ever(problems, dies):
-    """An error that comes every hour of every day does not rise."""
+    """An error with a constant rate does not rise."""
     for hour in range(1, 8 * 24):
         dies(1, hour * HOUR)
     dies(3, MINUTE)
@@ -287,7 +287,7 @@ def test_an_error_as_frequent_as_ever(problems, dies):
 
 @pytest.mark.parametrize("counted", [False, True], ids=["uncounted", "counted"])
 def test_a_slower_type(joblog, problems, ended, counted):
-    """A type whose jobs take several times as long as a week ago is slower, and no other."""
+    """Only a type whose jobs take several times as long as a week ago is slower."""
     for kind in ("import", "mail"):
         ended(12, 7 * DAY, job_type=kind, duration=200)
     ended(12, MINUTE, job_type="mail", duration=210)
@@ -303,7 +303,7 @@ def test_a_slower_type(joblog, problems, ended, counted):
 
 
 def test_a_type_of_all_lengths(problems, ended):
-    """A type whose jobs take anything from 10 ms to an hour is not slower by chance."""
+    """A type with durations from 10 ms to an hour is not reported as slower by chance."""
     lengths = [10, 100, 900, 8_000, 60_000, 600_000, 3_600_000]
     for at, shift in ((7 * DAY, 0), (MINUTE, 1)):
         for number in range(14):
@@ -314,7 +314,7 @@ def test_a_type_of_all_lengths(problems, ended):
 
 @pytest.mark.parametrize("counted", [False, True], ids=["uncounted", "counted"])
 def test_a_type_that_fails_more(joblog, problems, ended, dies, counted):
-    """A type of which many more runs fail than a week ago is said, by its actor if it has none."""
+    """A type with many more failed runs than a week ago is reported, by actor if it has no type."""
     ended(20, 7 * DAY)
     dies(2, 7 * DAY)
     ended(10, MINUTE)
@@ -332,7 +332,7 @@ def test_a_type_that_fails_more(joblog, problems, ended, dies, counted):
 
 
 def test_a_stuck_section(joblog, problems, job_factory):
-    """A section that a job holds which has ended is a problem, with that job."""
+    """A section held by an ended job is a problem, with that job."""
     row = {"kind": "section", "slot": 0, "fence": 1, "ttl": DAY, "expires_at": ago(-MINUTE)}
     job_factory(jid="ended")
     job_factory(jid="running", state="started")
@@ -354,7 +354,7 @@ def test_a_wrong_clock(joblog, problems, appear):
 
 
 def test_a_clock_that_leaps(problems, ended, monkeypatch):
-    """The clock of this host decides nothing: a day ahead, only the clock itself is a problem."""
+    """The clock of this host affects no other check: a day ahead, only the clock is wrong."""
     ended(1, 3 * DAY)
     ended(10, HOUR)
     real = time.time_ns
@@ -365,7 +365,7 @@ def test_a_clock_that_leaps(problems, ended, monkeypatch):
 
 @pytest.mark.new_database
 def test_no_tables(database_url):
-    """A log without tables has one problem that says so, and not one for each question."""
+    """A log without tables has one problem, not one for each query."""
     log = JobLog(database_url)
     found = [p for p in log.problems() if p.kind != ProblemKind.SETTINGS]
     assert ["schema"] == [problem.subject for problem in found]
@@ -373,7 +373,7 @@ def test_no_tables(database_url):
 
 
 def test_no_database(tmp_path):
-    """A database that does not answer is the first problem, and nothing is raised."""
+    """An unavailable database is the first problem, and nothing is raised."""
     log = JobLog("postgresql://ada:hunter2@127.0.0.1:1/shop", spool=tmp_path / "spool")
 
     (found,) = log.problems()
@@ -383,7 +383,7 @@ def test_no_database(tmp_path):
 
 
 def test_what_is_not_known_in_time(joblog, job_factory):
-    """What could not be asked in time is one problem that says what, and how long was waited."""
+    """Checks that time out are one problem, which names them and the time limit."""
     job_factory()
     joblog.release()
     found = {p.subject: p for p in joblog.problems(timeout=1)}
@@ -393,7 +393,7 @@ def test_what_is_not_known_in_time(joblog, job_factory):
 
 
 def test_those_who_program(joblog, job_factory):
-    """A problem is plain values too, as programs read them."""
+    """A problem has a form with plain values, for JSON."""
     job_factory(state="lost", worker="web1:17:3", updated_at=1_700_000_000_000)
     joblog.release()
 

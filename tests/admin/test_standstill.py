@@ -1,4 +1,4 @@
-"""What the doctor says of jobs that stand still: overdue, lost, in a queue that nobody consumes."""
+"""The doctor's findings about stuck jobs: overdue, lost, in a queue without a worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HOUR = 3_600_000
 
 
 def wrong(joblog):
-    """Return what is wrong, by name."""
+    """Return the failed findings, by name."""
     joblog.release()
     found = {finding.name: finding for finding in joblog.doctor() if not finding.ok}
     # The PostgreSQL of the tests does not wait for the disk.
@@ -29,7 +29,7 @@ def ago(milliseconds):
 
 @pytest.mark.parametrize("state", ["delayed", "retrying", "waiting"])
 def test_overdue(joblog, job_factory, appear, state):
-    """A job whose time came three hours ago is shown with its state, its queue and a cure."""
+    """A job that has been due for three hours is reported with its state, its queue and a cure."""
     appear("default")
     job_factory(state=state, eta=ago(3 * HOUR), created_at=ago(4 * HOUR))
     job_factory(state=state, eta=ago(-3 * HOUR), created_at=ago(9 * HOUR), queue="in time")
@@ -46,7 +46,7 @@ def test_overdue(joblog, job_factory, appear, state):
 
 
 def test_lost_for_long(joblog, job_factory, appear):
-    """A job that was lost a day ago is shown; one that was lost just now may come back."""
+    """A job lost a day ago is reported; one lost just now may still be redelivered."""
     appear("default")
     job_factory(state="lost")
     assert {} == wrong(joblog)
@@ -60,7 +60,7 @@ def test_lost_for_long(joblog, job_factory, appear):
 
 
 def test_a_queue_that_nobody_consumes(joblog, job_factory, appear):
-    """Jobs that wait for minutes in a queue without a worker are shown, others not for an hour."""
+    """Jobs in a queue without a worker are reported after minutes, others after an hour."""
     appear("default", "mail")
     for queue in ("default", "reports"):
         job_factory(state="enqueued", queue=queue, created_at=ago(180_000))
@@ -76,7 +76,7 @@ def test_a_queue_that_nobody_consumes(joblog, job_factory, appear):
 
 
 def test_a_worker_that_has_ended_consumes_nothing(joblog, job_factory, appear):
-    """The queues of a process that has ended are nobody's."""
+    """The queues of an ended process count as without a worker."""
     appear("default").end()
     job_factory(state="enqueued", created_at=ago(180_000))
 
@@ -84,7 +84,7 @@ def test_a_worker_that_has_ended_consumes_nothing(joblog, job_factory, appear):
 
 
 def test_a_delayed_job_waits_from_its_release(joblog, job_factory, appear):
-    """A job that was delayed for a day and has only just come to its queue is in time."""
+    """A job that was delayed for a day and has just reached its queue is not late."""
     appear("default")
     day = ago(24 * HOUR)
     job_factory(state="enqueued", created_at=day, enqueued_at=day, updated_at=ago(1_000))
@@ -93,7 +93,7 @@ def test_a_delayed_job_waits_from_its_release(joblog, job_factory, appear):
 
 
 def test_all_threads_are_busy(joblog, job_factory, appear):
-    """Jobs that wait while every thread of their queue runs another are shown with the cure."""
+    """Jobs that wait while all threads of their queue are busy are reported with the cure."""
     worker, _ = appear("default", threads=2), appear("mail", threads=1)
     for _ in range(2):
         job_factory(state="started", process=worker.process)
@@ -109,7 +109,7 @@ def test_all_threads_are_busy(joblog, job_factory, appear):
 
 
 def test_a_real_worker_whose_threads_are_busy(joblog, make_broker, worker):
-    """What a worker process writes about itself is enough to see that it is busy."""
+    """A worker process's row is enough to see that it is busy."""
     broker = make_broker(joblog=joblog)
     begun, may_end = threading.Event(), threading.Event()
 
@@ -132,7 +132,7 @@ def test_a_real_worker_whose_threads_are_busy(joblog, make_broker, worker):
 
 
 def test_the_oldest_are_found_by_an_index(sqlite_database, asked):
-    """Each question reads an index of a state in order, so that a large log costs no more."""
+    """Each query reads an index in order, so that a large log costs no more."""
     joblog = JobLog(sqlite_database)
     with asked() as texts:
         joblog.doctor()
@@ -183,7 +183,7 @@ def test_the_file_system_of_a_folder(tmp_path, monkeypatch, folder, kind):
     [("spool", "log", True), ("block", "log", False), ("spool", "none", False)],
 )
 def test_a_spool_that_does_not_last(tmp_path, monkeypatch, on_outage, volume, warned):
-    """A spool that goes with its container is shown, if events go there and the log does not."""
+    """A spool on volatile storage is reported, if it is used and the log is durable."""
     monkeypatch.setattr(mounts, "MOUNTS", tmp_path / "mountinfo")
     lines = MOUNTS + f"28 24 8:2 / {tmp_path}/{volume} rw - ext4 /dev/sda2 rw\n"
     (tmp_path / "mountinfo").write_text(lines)

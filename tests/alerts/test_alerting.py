@@ -28,7 +28,7 @@ def log(make_log, notices):
 
 
 def pass_time(joblog, milliseconds):
-    """Let what is known of alerts be as old as if so much time had passed."""
+    """Age the state of alerts, as if time had passed."""
     state = joblog.core.tables.alert
     columns = (state.sent_at, state.next_try_at, state.counted_since, state.since)
     earlier = {column: column - milliseconds for column in columns}
@@ -72,7 +72,7 @@ def test_the_life_of_an_alert(log, job_factory, notices):
 
 
 def test_a_rule_that_comes_and_goes(log, job_factory, notices):
-    """An alert that comes and goes all the time sends so many notices an hour, and no more."""
+    """A flapping alert sends a limited number of notices per hour."""
     job = job_factory(state="dead")
     for _ in range(20):
         log.core.alerting.round()
@@ -87,7 +87,7 @@ def test_a_rule_that_comes_and_goes(log, job_factory, notices):
 
 
 def test_who_hears_of_a_rule(make_log, job_factory, notices):
-    """A rule's own *to* hears of it in place of everybody."""
+    """A rule's *to* is notified instead of the default receivers."""
     mine = []
     log = make_log(
         Alert("mine", "state:dead", to=mine.append),
@@ -103,7 +103,7 @@ def test_who_hears_of_a_rule(make_log, job_factory, notices):
 
 
 def test_nobody_is_named(make_log, job_factory, caplog):
-    """Where nobody is named, the log of the process says it, and the state is kept."""
+    """Without receivers, the process's log has the notice, and the state is stored."""
     log = make_log(Alert("dead", "state:dead"))
     job_factory(state="dead")
     with caplog.at_level(logging.WARNING):
@@ -114,7 +114,7 @@ def test_nobody_is_named(make_log, job_factory, caplog):
 
 
 def test_a_notifier_that_fails(make_log, job_factory, notices):
-    """One that fails is tried again, later each time, a number of times, and then hourly."""
+    """A failed notice is retried with increasing delays, and later hourly."""
 
     def fails(notice):
         notices.append(notice)
@@ -136,7 +136,7 @@ def test_a_notifier_that_fails(make_log, job_factory, notices):
 
 
 def test_a_notifier_that_recovers(make_log, job_factory, notices):
-    """Once it answers again, the notice is sent, and it is the only one."""
+    """Once the receiver responds again, the notice is sent exactly once."""
     broken = [True]
 
     def notify(notice):
@@ -157,7 +157,7 @@ def test_a_notifier_that_recovers(make_log, job_factory, notices):
 
 
 def test_a_notifier_that_hangs(make_log, job_factory, notices, monkeypatch):
-    """One that hangs is left alone until it ends, and does not keep others from being sent."""
+    """A notifier that hangs is not called again until it ends, and does not block others."""
     monkeypatch.setattr(notifiers, "NOTIFY_WITHIN", 100)
     freed, calls = threading.Event(), []
 
@@ -203,12 +203,12 @@ def test_a_notifier_that_hangs(make_log, job_factory, notices, monkeypatch):
     ],
 )
 def test_the_next_notice(known, is_open, notice):
-    """What is said follows from what was said, and from what is seen."""
+    """The next notice depends only on the last notice and on the current state."""
     assert next_notice(known, is_open=is_open, now=9 * HOUR + 1) == notice
 
 
 def test_a_missed_job_is_a_problem(make_log, notices, joblog):
-    """An expected job that did not run is a problem for everybody, and is not alerted twice."""
+    """A missed job is also a problem, and is not alerted twice."""
     rules = Alert.problems(), Expect("nightly", every=1_000, grace=0)
     log = make_log(*rules, notify=notices.append)
     log.core.alerting.round()
@@ -232,7 +232,7 @@ def test_a_missed_job_is_a_problem(make_log, notices, joblog):
 
 @pytest.mark.every_database
 def test_twenty_at_once(make_log, job_factory, notices):
-    """Of twenty processes that look at the same moment, one sends, and once."""
+    """Of twenty processes that check at the same moment, one sends, once."""
     guard = threading.Lock()
 
     def notify(notice):
@@ -259,7 +259,7 @@ def test_twenty_at_once(make_log, job_factory, notices):
 
 
 def test_a_test_of_the_notifiers(make_log, notices):
-    """A test is sent to everybody that is named, once each, and says who could not be reached."""
+    """A test notice is sent once to each receiver, and reports which could not be reached."""
 
     def fails(notice):
         raise ValueError("no")
@@ -274,7 +274,7 @@ def test_a_test_of_the_notifiers(make_log, notices):
 
 
 def test_a_rule_that_cannot_be_asked(log, job_factory, notices, monkeypatch, caplog):
-    """A rule whose question takes too long changes nothing, and is said in the process's log."""
+    """A rule whose query times out changes nothing, and is logged."""
     job_factory(state="dead")
     log.core.alerting.round()
     monkeypatch.setattr(alerting, "RULE_WITHIN", 1)

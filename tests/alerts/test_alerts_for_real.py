@@ -53,7 +53,7 @@ def send(redis_url):
 
 @pytest.fixture
 def run_worker(database_url, redis_url, run_worker_process, receiver):
-    """Return what runs the worker."""
+    """Return a function that runs the worker."""
     environment = {
         "ALERT_BROKER": redis_url,
         "ALERT_DATABASE": database_url,
@@ -100,7 +100,7 @@ def test_what_people_hear_of(joblog, run_worker, send, receiver, eventually):
 
 
 def child(work):
-    """Do some work in a process of its own, which ends by itself or is killed."""
+    """Run a function in its own process, which ends by itself or is killed."""
     pid = os.fork()
     if pid == 0:
         with contextlib.suppress(BaseException):
@@ -116,7 +116,7 @@ def is_killed(pid):
 
 
 def look(url, address, *, kill_at=None, rounds=1):
-    """Look at the rules as a process of its own does, and perhaps die at some statement."""
+    """Check the rules like a separate process, and perhaps die at a statement."""
     counted = 0
     execute = Database.execute_sql
 
@@ -153,7 +153,7 @@ def look(url, address, *, kill_at=None, rounds=1):
 
 
 def settle(url, address, log, wanted, eventually):
-    """Look from new processes until what was seen was said."""
+    """Check from new processes until all notices are sent."""
 
     def said():
         is_killed(child(lambda: look(url, address)))
@@ -195,7 +195,7 @@ def test_a_death_between_any_two_steps(joblog, database_url, job_factory, receiv
 @pytest.mark.process
 @pytest.mark.full
 def test_twenty_processes_that_are_killed(joblog, database_url, job_factory, receiver, eventually):
-    """Of twenty processes some of which are killed all the time, few send, and one is heard."""
+    """Of twenty processes, some of which are repeatedly killed, few send; a notice arrives."""
     job_factory(state="dead")
     joblog.close()
 

@@ -1,4 +1,4 @@
-"""Alerts with functions, names and rules that nobody thinks of first."""
+"""Alerts with unusual functions, names and rules."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_coroutine_that_fails(make_log, job_factory):
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
 def test_a_function_that_wants_to_end_the_process(make_log, let_die, caplog, error):
-    """Even an exit in a function of the application's is a failure of that call and no more."""
+    """Even SystemExit in a function of the application only fails that call."""
     calls = []
 
     def leaves(thing):
@@ -116,7 +116,7 @@ def test_an_asynchronous_on_dead(make_log, let_die):
 
 
 def test_each_end_is_one_call(make_log, make_broker, worker, eventually):
-    """on_dead is called once for each death, whatever it was of, and not for what was cancelled."""
+    """on_dead is called once for each dead job, whatever the reason, but not for cancelled ones."""
     heard = Heard()
     log = make_log(on_dead=heard)
     broker = make_broker("stub", "last", joblog=log)
@@ -172,7 +172,7 @@ def test_each_end_is_one_call(make_log, make_broker, worker, eventually):
 
 
 def test_a_job_that_lost_too_many_workers(make_log, make_broker, worker, job_factory, eventually):
-    """on_dead is called once for a job that is dead as its worker vanished, and not by copies."""
+    """on_dead is called once for a job that is dead because of lost workers, not for copies."""
     heard = Heard()
     log = make_log(on_dead=heard)
     broker = make_broker("stub", "last", joblog=log)
@@ -233,7 +233,7 @@ def yields(notice):
     ],
 )
 def test_what_could_never_work(sqlite_url, options, text):
-    """What could never notify anybody is refused as the log is made, and named."""
+    """An unusable notifier is refused with its name when the log is created."""
     with pytest.raises(ConfigurationError, match=text):
         JobLog(sqlite_url, **options)
 
@@ -249,7 +249,7 @@ def test_what_could_never_work(sqlite_url, options, text):
     ],
 )
 def test_names_that_mean_the_same(sqlite_url, rules):
-    """Two rules that would write over what is known of each other are refused."""
+    """Two rules that would overwrite each other's state are refused."""
     with pytest.raises(ConfigurationError, match="two alerts have the name"):
         JobLog(sqlite_url, alerts=rules)
 
@@ -257,7 +257,7 @@ def test_names_that_mean_the_same(sqlite_url, rules):
 @pytest.mark.parametrize("name", ["a", "a:b", "n" * 200, "Ünïcödé 💥", "%_'\"\\"])
 @pytest.mark.parametrize("kinds", [("retries_lost", "retries_lost"), (ProblemKind.RETRIES_LOST,)])
 def test_names_of_problems(make_log, job_factory, name, kinds):
-    """Whatever the name of a rule is, what it sees is sent, and resolved."""
+    """A rule with any name is notified and resolved."""
     heard = Heard()
     log = make_log(Alert.problems(*kinds, name=name), notify=heard)
     job = job_factory(state="dead", dead_reason="retry_lost", error_type="ConnectionError")
@@ -269,7 +269,7 @@ def test_names_of_problems(make_log, job_factory, name, kinds):
 
 
 def test_a_name_that_begins_as_another(make_log, job_factory):
-    """What is left of a rule that is gone is not sent by one whose name its own begins with."""
+    """The pending notice of a removed rule is not sent by a rule whose name is its prefix."""
     former, heard = Heard(), Heard()
     job_factory(state="dead")
 
@@ -288,7 +288,7 @@ def test_a_name_that_begins_as_another(make_log, job_factory):
 
 @pytest.mark.every_database
 def test_services_with_rules_of_their_own(make_log, job_factory):
-    """Two services that share a log each look at their own rules, however quick the other is."""
+    """Two services that share a log each check their own rules, however quick the other is."""
     ours, theirs = Heard(), Heard()
     one = make_log(Alert("ours", "state:dead"), notify=ours, alerts_every=HOUR)
     other = make_log(Alert("theirs", "state:dead"), notify=theirs, alerts_every=HOUR)
@@ -300,7 +300,7 @@ def test_services_with_rules_of_their_own(make_log, job_factory):
 
 
 def test_rules_that_nobody_has_any_more(make_log, joblog):
-    """The mark of the last look at rules that are gone goes after a day."""
+    """The record of the last check of removed rules is deleted after a day."""
     make_log(Alert("former", "state:dead")).core.alerting.round()
     mark = joblog.core.tables.mark
     mark.update(value=mark.value - alerting.FORGET_AFTER - 1_000).execute()
@@ -310,7 +310,7 @@ def test_rules_that_nobody_has_any_more(make_log, joblog):
 
 
 def test_a_clock_that_went_back(make_log, job_factory):
-    """What the database's clock, before it was set back, put into the future is not waited for."""
+    """Times in the future, from before the database's clock was set back, are ignored."""
     heard, broken = Heard(), [True]
 
     def notify(notice):
@@ -390,14 +390,14 @@ def test_a_positional_argument(make_log, make_broker, worker):
 
 
 def test_a_saved_search():
-    """A rule does not hang on words that somebody may change: a saved search is refused."""
+    """A saved search is refused in a rule, because others may change it."""
     with pytest.raises(ConfigurationError, match="names the saved search 'mine', which anybody"):
         Alert("a", "saved:mine")
 
 
 @pytest.mark.every_database
 def test_an_expected_type_that_nobody_knows(make_log, joblog):
-    """A type of which no job ever was is missed once it was watched for long, and not before."""
+    """A type without any job is missed only after it was watched long enough."""
     heard = Heard()
     rules = Expect("nobody's", every=1_000, grace=0), Expect("t" * 300, every=HOUR, name="long")
     log = make_log(*rules, notify=heard)
@@ -413,7 +413,7 @@ def test_an_expected_type_that_nobody_knows(make_log, joblog):
 
 
 def test_a_log_without_tables(sqlite_url, caplog):
-    """Rules of a log whose tables are not there yet are put off, with a line that says why."""
+    """Rules of a log without tables are deferred, with a log line."""
     log = JobLog(sqlite_url, alerts=[Alert("a", "state:dead")], alerts_every=1_000)
     with caplog.at_level(logging.WARNING):
         assert not log.core.alerting.round()

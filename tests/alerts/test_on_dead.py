@@ -1,4 +1,4 @@
-"""A function of the application's own is called for each job that died."""
+"""A function of the application is called for each dead job."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def log(database_url, joblog, deaths):
 
 @pytest.mark.every_database
 def test_each_way_to_die(log, make_broker, worker, deaths):
-    """The function has the committed row of each job that is dead for good, once."""
+    """The function gets the committed row of each job that becomes dead, once."""
     broker = make_broker("stub", "last", joblog=log)
     broker.fail_fast_default = False
 
@@ -73,7 +73,7 @@ def test_a_message_that_no_actor_takes(log, make_broker, worker, deaths, eventua
 
 
 def test_a_function_that_fails(make_log, let_die, caplog):
-    """What the function raises is logged, and the next job is called for; nothing waits for it."""
+    """An error of the function is logged, and the next job is reported; nothing waits."""
     calls, gate = [], threading.Event()
 
     def fails(job):
@@ -98,7 +98,7 @@ def test_it_costs_nothing_where_it_is_not_set(joblog):
 
 
 def test_an_end_that_is_written_twice(log, job_factory, deaths, eventually):
-    """An end that comes twice is called for once, and one whose job went on is not."""
+    """A repeated end causes one call, and the end of a job that continues causes none."""
     from dramatiq_joblog.recording.events import Ended
 
     caller = log.core._dead_caller
@@ -113,7 +113,7 @@ def test_an_end_that_is_written_twice(log, job_factory, deaths, eventually):
 
 
 def test_too_many(log, job_factory, deaths, monkeypatch, caplog):
-    """What a slow function does not keep up with is logged, and not kept without a bound."""
+    """If the function is too slow, the excess is logged, and the backlog is bounded."""
     from dramatiq_joblog.recording.events import Ended
 
     monkeypatch.setattr(on_dead, "MOST", 0)

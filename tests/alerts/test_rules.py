@@ -1,4 +1,4 @@
-"""What people want to hear of: checked when the log is made, and counted as it is now."""
+"""Alert rules: validated when the log is created, and evaluated on current rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Kind(str, Enum):
 
 @pytest.fixture
 def seen(joblog):
-    """Return a function that looks at one rule, and returns what it saw that is open."""
+    """Return a function that checks one rule, and returns its open alerts."""
 
     def look(rule, *, first_seen=0):
         now = joblog.core.locks.now()
@@ -46,7 +46,7 @@ def seen(joblog):
     ],
 )
 def test_a_rule_that_makes_no_sense(make, text):
-    """A rule that makes no sense is refused as it is made, with the cure."""
+    """An invalid rule is refused as it is made, with the cure."""
     with pytest.raises(ConfigurationError, match=text):
         make()
 
@@ -65,14 +65,14 @@ def test_a_rule_that_makes_no_sense(make, text):
     ],
 )
 def test_a_log_whose_alerts_make_no_sense(sqlite_url, options, text):
-    """What only the log can judge is refused as that is made."""
+    """Errors that only the log can detect are refused when it is created."""
     with pytest.raises(ConfigurationError, match=text):
         JobLog(sqlite_url, **options)
 
 
 @pytest.mark.every_database
 def test_counting_what_a_search_finds(seen, job_factory, joblog):
-    """Ended jobs count by their end, others as they are; dismissed ones do not count."""
+    """Ended jobs count by their end, others by their current state; dismissed ones do not count."""
     now = joblog.core.locks.now()
     job_factory(state="dead", job_type="import", finished_at=now - 2 * HOUR)
     assert seen(Alert("a", "state:dead")) == []
@@ -98,7 +98,7 @@ def test_counting_what_a_search_finds(seen, job_factory, joblog):
 
 
 def test_counting_stops(seen, job_factory, monkeypatch):
-    """Counting stops somewhere, and the notice says so."""
+    """Counting is capped, and the notice shows it."""
     monkeypatch.setattr("dramatiq_joblog.alerts.rules.MOST", 3)
     for _ in range(5):
         job_factory(state="dead")
@@ -121,7 +121,7 @@ def test_problems(seen, job_factory, joblog):
 
 @pytest.mark.every_database
 def test_expecting_a_job(seen, job_factory, joblog):
-    """A job of the type must have finished in time; nothing is missed before that was watched."""
+    """A job of the type must have finished in time; nothing is missed before it was watched."""
     rule = Expect(Kind.NIGHTLY, every=HOUR, grace=60_000)
     now = joblog.core.locks.now()
     assert seen(rule, first_seen=now) == []
@@ -140,7 +140,7 @@ def test_expecting_a_job(seen, job_factory, joblog):
 
 
 def test_expecting_a_job_that_was_pruned(seen, job_factory, joblog):
-    """A job whose row is deleted has finished all the same: its total says so."""
+    """A finished job counts even if its row is deleted: the totals have it."""
     now = int(time.time() * 1000)
     job_factory(job_type="nightly", finished_at=now - 600_000)
     joblog.prune({"finished": SECOND})

@@ -1,4 +1,4 @@
-"""Asking from coroutines: nothing of the log stands in an event loop, also on a frozen database."""
+"""Queries from coroutines: the log never blocks an event loop, even with a frozen database."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def _follow(log):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX freeze the server")
 def test_a_frozen_database_stops_no_event_loop(frozen):
-    """Whatever a coroutine asks of a frozen database, its loop goes on, and it hears in time."""
+    """With a frozen database, a query in a coroutine fails in time, and the loop is not blocked."""
 
     async def ask():
         async with Pulse() as pulse:
@@ -110,7 +110,7 @@ def test_a_frozen_database_stops_no_event_loop(frozen):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX freeze the server")
 def test_a_pause_is_measured(frozen):
-    """The pulse sees a plain question, which stops the loop: the test above can fail."""
+    """The pulse detects a blocking query: the test above can fail."""
 
     async def ask():
         async with Pulse() as pulse:
@@ -123,7 +123,7 @@ def test_a_pause_is_measured(frozen):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX freeze the server")
 def test_waiting_outlives_a_frozen_database(frozen, postgres):
-    """A wait while the database is frozen for long returns the end once it is back."""
+    """A wait during a long freeze of the database returns the job's end afterwards."""
     waiting = []
     wait = threading.Thread(target=lambda: waiting.append(frozen.wait("b", timeout=40_000)))
     wait.start()
@@ -142,7 +142,7 @@ def test_waiting_outlives_a_frozen_database(frozen, postgres):
 
 @pytest.mark.every_database
 def test_asking_from_a_coroutine(joblog, job_factory):
-    """The forms for coroutines return and raise what the plain ones do."""
+    """The async forms return and raise the same as the plain ones."""
     job, lost = job_factory(job_type="import"), job_factory(state="lost")
 
     async def ask():
@@ -176,7 +176,7 @@ def test_requeueing_from_a_coroutine(joblog, make_broker, worker):
 
 
 def test_a_query_that_is_made_in_an_event_loop(joblog, make_broker):
-    """What this process sent is in a query that a coroutine made, as it is in any other."""
+    """A coroutine's query includes what this process has sent, like any other."""
     make_broker("stub", "last", joblog=joblog)
 
     @dramatiq.actor
@@ -193,7 +193,7 @@ def test_a_query_that_is_made_in_an_event_loop(joblog, make_broker):
 
 
 def test_an_async_actor_that_asks(joblog, make_broker, worker):
-    """An async actor whose start is written soon is among the jobs that it asks for."""
+    """An async actor with ``start="soon"`` finds itself in its own query."""
     broker = make_broker(
         "stub", "last", joblog=joblog, start="soon", middleware=[dramatiq.middleware.AsyncIO()]
     )

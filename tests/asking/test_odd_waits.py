@@ -1,4 +1,4 @@
-"""What is waited for in odd ways: without an end, without time, cancelled, delivered again."""
+"""Unusual waits: endless, without time, cancelled, redelivered."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dramatiq_joblog.web import status
 @pytest.mark.parametrize("timeout", [-1, -0.5, "soon", True, float("nan"), float("inf")])
 @pytest.mark.parametrize("ask", ["wait", "follow", "wait_all", "wait_family"])
 def test_a_time_that_is_none(joblog, ask, timeout):
-    """A time that is not a number of milliseconds is refused at once, and nobody waits."""
+    """A timeout that is not a number of milliseconds is refused at once."""
     jids = ["a"] if ask == "wait_all" else "a"
     with pytest.raises((JobLogError, ValueError, TypeError)):
         getattr(joblog, ask)(jids, timeout=timeout)
@@ -27,7 +27,7 @@ def test_a_time_that_is_none(joblog, ask, timeout):
 
 
 def test_no_time_at_all(joblog, job_factory):
-    """With no time the log is asked once."""
+    """With a timeout of 0, the log is queried once."""
     job_factory(jid="runs", state="started")
 
     for jid, state in (("runs", "started"), ("none", None)):
@@ -40,7 +40,7 @@ def test_no_time_at_all(joblog, job_factory):
 
 
 def test_a_jid_that_never_comes(joblog):
-    """Who waits forever for what never comes can be cancelled, and leaves nothing behind."""
+    """An endless wait can be cancelled, and leaves nothing behind."""
 
     async def ask():
         with pytest.raises(asyncio.TimeoutError):
@@ -51,7 +51,7 @@ def test_a_jid_that_never_comes(joblog):
 
 
 def test_a_job_that_is_cancelled(joblog, job_factory, elsewhere, eventually):
-    """A job that is given up while it is waited for has ended: it is dead."""
+    """A wait for a job that is cancelled ends: the job is dead."""
     job = job_factory(state="delayed")
     wait = elsewhere(joblog.wait, job.jid, timeout=10_000)
     eventually(lambda: watched(joblog))
@@ -62,7 +62,7 @@ def test_a_job_that_is_cancelled(joblog, job_factory, elsewhere, eventually):
 
 
 def test_a_job_that_is_delivered_again(joblog, job_factory, elsewhere, eventually):
-    """A job whose worker vanished is waited for through its next run, and followed through it."""
+    """A wait, and following, continue through the next run of a job that lost its worker."""
     job = job_factory(state="started", attempt=1)
 
     def is_seen(state):
@@ -108,13 +108,13 @@ def test_the_status_below_a_path(joblog, job_factory, prefix):
 @pytest.mark.parametrize("ask", ["wait", "follow", "wait_family"])
 @pytest.mark.parametrize("thing", [None, "", b"a", True, object(), 1.5, ["a"]])
 def test_what_is_no_jid(joblog, ask, thing):
-    """What is not a jid is refused at once, and never waited for."""
+    """An invalid jid is refused at once."""
     with pytest.raises(ConfigurationError, match=r"is not a jid: wait for message\.message_id"):
         list(getattr(joblog, ask)(thing))
 
 
 def test_a_message_or_a_row_in_place_of_its_jid(joblog, job_factory):
-    """A message or a row is refused with what to take of it, and none of its arguments is shown."""
+    """A message or a row is refused with the attribute to use, and without its arguments."""
     message = dramatiq.Message("default", "login", ("hunter2",), {}, {})
     for thing in (message, job_factory(state="finished")):
         with pytest.raises(ConfigurationError, match="is not a jid") as caught:
@@ -123,7 +123,7 @@ def test_a_message_or_a_row_in_place_of_its_jid(joblog, job_factory):
 
 
 def test_jids_that_are_no_texts(joblog, job_factory):
-    """Who makes ids of messages may make them of UUIDs or numbers: their rows are found."""
+    """Message IDs may be UUIDs or numbers: their rows are found."""
     for jid in (uuid.uuid4(), 4711):
         job = job_factory(jid=str(jid), state="finished")
         assert joblog.wait(jid, timeout=1_000).id == job.id
@@ -132,7 +132,7 @@ def test_jids_that_are_no_texts(joblog, job_factory):
 
 @pytest.mark.parametrize("things", [None, "abc", b"abc", 7, dramatiq.group([])])
 def test_what_is_no_list_of_jids(joblog, things):
-    """One text is not taken for the list of its letters, and a group is not a list of jids."""
+    """A single string is not treated as a list of letters, nor a group as a list of jids."""
     with pytest.raises(ConfigurationError, match="is not a list of jids"):
         joblog.wait_all(things)
     with pytest.raises(ConfigurationError, match="is not a list of jids"):
@@ -152,13 +152,13 @@ async def nothing():
 
 @pytest.mark.parametrize("thing", ["SELECT 1", None, 7, nothing])
 def test_what_has_no_rows(joblog, thing):
-    """What is no query and no function is refused, and so is an async function."""
+    """Anything other than a query or a plain function is refused."""
     with pytest.raises(ConfigurationError, match=r"fetch\("):
         asyncio.run(joblog.fetch(thing))
 
 
 @pytest.mark.parametrize("authorize", [7, "all", lambda: True, lambda request: True])
 def test_who_could_not_decide(joblog, authorize):
-    """An *authorize* that could not be called is refused as the application is made."""
+    """An *authorize* that cannot be called is refused when the application is created."""
     with pytest.raises(ConfigurationError, match="authorize="):
         status(joblog, authorize)

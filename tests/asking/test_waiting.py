@@ -72,7 +72,7 @@ def test_waiting_for_a_job_that_has_ended(joblog, job_factory):
 
 
 def test_waiting_for_a_job_without_a_row(joblog, job_factory, elsewhere, eventually):
-    """A job that the log knows nothing of yet is waited for, as its row is written behind."""
+    """A job without a row yet can be waited for, because its row is written later."""
     wait = elsewhere(joblog.wait, "to-come", timeout=10_000)
     eventually(lambda: watched(joblog))
     job_factory(jid="to-come", state="skipped")
@@ -85,7 +85,7 @@ def test_waiting_for_a_job_without_a_row(joblog, job_factory, elsewhere, eventua
     [(None, "the log has no such job yet"), ("lost", "it is lost")],
 )
 def test_a_wait_that_is_over(joblog, job_factory, state, text):
-    """A wait that is over says what is known of the job, and is a TimeoutError too."""
+    """The error of a timeout reports what is known about the job, and is a TimeoutError."""
     if state is not None:
         job_factory(jid="slow", state=state)
 
@@ -121,7 +121,7 @@ def test_closing_the_log(joblog, job_factory, elsewhere, eventually):
 
 
 def test_nobody_is_asked_for_when_nobody_waits(joblog, job_factory, eventually, monkeypatch):
-    """The thread and its connection go once nobody waits any more."""
+    """The thread and its connection end once there are no more waits."""
     monkeypatch.setattr(watcher, "LINGER", 50)
     joblog.wait(job_factory().jid)
 
@@ -131,7 +131,7 @@ def test_nobody_is_asked_for_when_nobody_waits(joblog, job_factory, eventually, 
 
 @pytest.mark.parametrize("again", ["enqueued", "started"])
 def test_a_dead_job_that_runs_again(joblog, job_factory, elsewhere, eventually, again):
-    """Of a job that is run again by its own jid the new end is waited for."""
+    """For a job that runs again under its own jid, the new end is waited for."""
     job = job_factory(state=again, attempt=2)
     wait = elsewhere(joblog.wait, job.jid, timeout=10_000)
     eventually(lambda: next((x.seen for x in joblog.core.watcher._watch._listeners), None))
@@ -142,7 +142,7 @@ def test_a_dead_job_that_runs_again(joblog, job_factory, elsewhere, eventually, 
 
 
 def test_a_job_that_is_requeued(joblog, broker, gated, worker):
-    """A new run has a jid of its own: each of both is waited for by its own."""
+    """A requeued job has a new jid: each of the two is waited for separately."""
     gated.event.set()
     with worker(broker):
         first = joblog.wait(gated.send(fails=True).message_id, timeout=10_000)
@@ -154,7 +154,7 @@ def test_a_job_that_is_requeued(joblog, broker, gated, worker):
 
 
 def test_a_thousand_that_wait(joblog, job_factory, elsewhere, eventually, monkeypatch):
-    """Those who wait in one process cost one question at a time, of a bounded length."""
+    """All waits of a process share one query at a time, of bounded length."""
     asked, guard, together = [], threading.Lock(), []
     read = watcher._Watch._read
 
@@ -184,7 +184,7 @@ def test_a_thousand_that_wait(joblog, job_factory, elsewhere, eventually, monkey
 
 
 def test_an_event_loop_is_not_stopped(joblog, job_factory):
-    """The plain forms refuse to wait where that would stop an event loop."""
+    """The plain forms refuse to wait in a running event loop."""
     job = job_factory()
 
     async def ask():
@@ -226,7 +226,7 @@ def test_a_job_does_not_wait_for_itself(joblog, broker, worker):
 
 @pytest.mark.every_database
 def test_following_a_job(joblog, broker, worker, elsewhere, eventually):
-    """Each change of state and progress is yielded, from what is now to the end."""
+    """Each change of state and progress is yielded, from the current state to the end."""
     steps, shown = threading.Semaphore(0), []
 
     @dramatiq.actor(max_retries=0)
@@ -254,7 +254,7 @@ def test_following_a_job(joblog, broker, worker, elsewhere, eventually):
 
 
 def test_following_in_a_coroutine(joblog, job_factory):
-    """``async for`` yields the same, and one that breaks off leaves nothing behind."""
+    """``async for`` yields the same, and breaking out leaves nothing behind."""
     job = job_factory(state="started")
 
     async def follow():
@@ -277,7 +277,7 @@ def test_following_in_a_coroutine(joblog, job_factory):
 
 
 def test_a_follower_that_breaks_off(joblog, job_factory):
-    """A loop that breaks off is not watched for any more."""
+    """After breaking out of a loop, its job is no longer polled."""
     job = job_factory(state="started")
 
     for _ in joblog.follow(job.jid):
@@ -315,7 +315,7 @@ def test_a_group(joblog, broker, gated, worker):
 
 @pytest.mark.every_database
 def test_a_family(joblog, broker, gated, worker, elsewhere, eventually):
-    """A family is waited for until the last job that was sent from any of it has ended."""
+    """A wait for a family lasts until the last descendant has ended."""
 
     @dramatiq.actor
     def begins():
@@ -340,7 +340,7 @@ def test_a_family(joblog, broker, gated, worker, elsewhere, eventually):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_waiting_in_a_fork(joblog, job_factory, elsewhere, eventually):
-    """A child that is forked while its parent waits waits by itself, and harms nobody."""
+    """A child forked during its parent's wait can wait too, and does not disturb the parent."""
     job = job_factory(state="started")
     wait = elsewhere(joblog.wait, job.jid, timeout=15_000)
     eventually(lambda: next((x.seen for x in joblog.core.watcher._watch._listeners), None))

@@ -1,4 +1,4 @@
-"""Acknowledgements that are handed over: never before the commit, many at once, none lost."""
+"""Batched acknowledgements: never before the commit, many at once, none lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dramatiq_joblog.errors import ConfigurationError
 
 
 class Gate:
-    """Holds back the writer when it is about to commit an outcome."""
+    """Blocks the writer when it is about to commit an outcome."""
 
     def __init__(self, joblog):
         self.opened, self.reached = threading.Event(), threading.Event()
@@ -46,7 +46,7 @@ def held(broker):
 
 @contextlib.contextmanager
 def boot(broker, **kwargs):
-    """Make the broker's middleware ready for a worker, as ``Worker.start()`` does."""
+    """Prepare the broker's middleware for a worker, like ``Worker.start()``."""
     worker = dramatiq.Worker(broker, **kwargs)
     broker.emit_before("worker_boot", worker)
     yield
@@ -54,7 +54,7 @@ def boot(broker, **kwargs):
 
 
 def test_which_brokers_are_known(redis_url):
-    """A broker that is not Dramatiq's own RedisBroker, as it is known, is left alone."""
+    """A broker other than Dramatiq's own RedisBroker is left unchanged."""
 
     class OwnConsumer(RedisBroker):
         @property
@@ -71,7 +71,7 @@ def test_which_brokers_are_known(redis_url):
 
 
 def test_another_script_is_not_known(redis_url):
-    """A broker whose script does more at an acknowledgement is left alone; blanks do not matter."""
+    """A broker whose script does more at an acknowledgement is left unchanged, ignoring blanks."""
     broker = RedisBroker(url=redis_url)
     script = broker.scripts["dispatch"]
     text = acks._script_of(broker)
@@ -83,14 +83,14 @@ def test_another_script_is_not_known(redis_url):
 
 
 def test_a_newer_dramatiq_is_not_known(redis_url, monkeypatch):
-    """A version of Dramatiq that came after this was written is left alone."""
+    """An unknown newer version of Dramatiq is left unchanged."""
     monkeypatch.setattr(acks.metadata, "version", lambda name: "3.0.0")
 
     assert "3.0.0 is newer" in acks.why_not(RedisBroker(url=redis_url))
 
 
 def test_handed_is_refused_where_it_cannot_be(joblog, make_broker):
-    """To ask for it of a broker that cannot is one clear error, when an actor is declared."""
+    """Requesting it for an unsupported broker is a clear error, when an actor is declared."""
     make_broker("stub", joblog=joblog, acks="handed")
 
     with pytest.raises(ConfigurationError, match=r"StubBroker.* use acks='auto'"):
@@ -98,13 +98,13 @@ def test_handed_is_refused_where_it_cannot_be(joblog, make_broker):
 
 
 def test_an_unknown_way(joblog):
-    """A way to acknowledge that is not known is refused."""
+    """An unknown way to acknowledge is refused."""
     with pytest.raises(ConfigurationError, match="acks='later' is not known"):
         JobLogMiddleware(joblog, acks="later")
 
 
 def test_two_logs_of_one_broker(joblog, make_broker, tmp_path):
-    """Of two logs one hands over and the other waits, so that no outcome is late."""
+    """With two logs, one hands over and the other waits, so that no outcome is late."""
     broker = make_broker("redis", joblog=joblog)
     log = JobLog(f"sqlite:///{tmp_path / 'second.db'}")
     second = JobLogMiddleware(log)
@@ -145,7 +145,7 @@ def test_no_acknowledgement_before_the_commit(joblog, make_broker, worker, event
 
 
 def test_no_rejection_before_the_commit(joblog, make_broker, worker, eventually):
-    """A dead job is no dead letter until that is committed; its thread does not wait."""
+    """A dead job is not a dead letter until it is committed; its thread does not wait."""
     gate = Gate(joblog)
     # Prometheus, that Dramatiq 1 has by default, must not hear of a rejection too early.
     stack = [m() for m in default_middleware if m.__name__ != "Prometheus"]
@@ -178,7 +178,7 @@ def test_no_rejection_before_the_commit(joblog, make_broker, worker, eventually)
 
 
 def test_many_in_one_round_trip(joblog, make_broker, worker, eventually, monkeypatch):
-    """What is committed together is acknowledged together."""
+    """Jobs committed together are acknowledged together."""
     sizes = []
     tried = acks.HandedAcks._try
     monkeypatch.setattr(
@@ -203,7 +203,7 @@ def test_many_in_one_round_trip(joblog, make_broker, worker, eventually, monkeyp
 
 
 def test_more_than_are_fetched_at_once(joblog, make_broker, worker, eventually):
-    """Fetching goes on, for many more jobs than are fetched ahead, of every kind."""
+    """Fetching continues for many more jobs than are prefetched, of every kind."""
     broker = make_broker("redis", joblog=joblog)
 
     @dramatiq.actor(max_retries=1, min_backoff=1, max_backoff=1, throws=KeyError)
@@ -227,7 +227,7 @@ def test_more_than_are_fetched_at_once(joblog, make_broker, worker, eventually):
 
 
 def test_who_is_told_is_not_told_too_early(joblog, make_broker, worker, eventually):
-    """When `after_ack` of another middleware is called, the acknowledgement was sent."""
+    """When `after_ack` of another middleware is called, the acknowledgement has been sent."""
     seen = []
 
     class Listens(Middleware):
@@ -249,7 +249,7 @@ def test_who_is_told_is_not_told_too_early(joblog, make_broker, worker, eventual
 
 
 def test_too_many_that_wait(joblog, make_broker, worker, eventually, monkeypatch):
-    """Where too many acknowledgements wait to be sent, a worker thread waits for its own."""
+    """If too many acknowledgements are pending, a worker thread waits for its own."""
     monkeypatch.setattr(acks, "MAX_WAITING", 0)
     seen = []
     broker = make_broker("redis", joblog=joblog)
@@ -269,7 +269,7 @@ def test_too_many_that_wait(joblog, make_broker, worker, eventually, monkeypatch
 def test_redis_restarts_while_acknowledgements_wait(
     joblog, make_broker, worker, eventually, global_broker, real_redis
 ):
-    """Acknowledgements that Redis could not take are sent when it is back."""
+    """Acknowledgements during an outage of Redis are sent when it is available again."""
     server = servers.start_redis(durable=True)
     broker = RedisBroker(url=server.url, namespace=uuid.uuid4().hex)
     # No heartbeat writes the last outcome.
@@ -338,7 +338,7 @@ def test_shutdown_with_acknowledgements_that_wait(joblog, make_broker, worker):
 def test_sigterm_in_mid_drain(
     joblog, database_url, redis_url, run_worker_process, eventually, tmp_path
 ):
-    """After a SIGTERM in mid-work every job has ended and is acknowledged, or has not begun."""
+    """After a SIGTERM during work, each job has ended and is acknowledged, or has not begun."""
     broker = RedisBroker(url=redis_url, namespace="kill")
     broker.declare_queue("default")
     (tmp_path / "runs").touch()

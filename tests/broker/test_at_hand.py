@@ -1,4 +1,4 @@
-"""Jobs that wait on Redis stay with the process that fetched them, and cost the broker nothing."""
+"""On Redis, waiting jobs stay in the process that fetched them, without broker traffic."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def declare(broker, **options):
 
 
 def count(broker, queue, what="hlen"):
-    """Return how many messages Redis has of a queue, or with ``llen`` how many are to be had."""
+    """Return how many messages Redis has in a queue, or with ``llen`` how many can be fetched."""
     name = f"{broker.namespace}:{queue}"
     return getattr(broker.client, what)(name + (".msgs" if what == "hlen" else ""))
 
 
 def test_nothing_is_enqueued(joblog, broker, worker, eventually):
-    """A job that waits is neither put back nor acknowledged; it runs once its section is free."""
+    """A waiting job is neither requeued nor acknowledged; it runs once its section is free."""
     guarded, ran = declare(broker)
     with worker(broker):
         with joblog.lock("key"):
@@ -53,7 +53,7 @@ def test_nothing_is_enqueued(joblog, broker, worker, eventually):
 
 
 def test_a_worker_that_stops(joblog, broker, worker, eventually):
-    """A worker that stops gives the broker back what waits there, and another runs it."""
+    """A worker that stops returns its waiting messages to the broker, and another one runs them."""
     guarded, ran = declare(broker)
     with joblog.lock("key"):
         with worker(broker):
@@ -68,7 +68,7 @@ def test_a_worker_that_stops(joblog, broker, worker, eventually):
 
 @pytest.mark.expects_critical
 def test_a_lost_connection(joblog, redis_url, worker, eventually, critical_guard):
-    """A job that waits while its worker loses the connection to Redis runs all the same."""
+    """A job that waits while its worker loses the connection to Redis still runs."""
     proxy = Proxy(redis_url)
     middleware = [*(m() for m in default_middleware), JobLogMiddleware(joblog)]
     broker = RedisBroker(url=proxy.through(redis_url), namespace="lost", middleware=middleware)
@@ -88,7 +88,7 @@ def test_a_lost_connection(joblog, redis_url, worker, eventually, critical_guard
 
 
 def test_threads_that_are_busy(joblog, broker, worker, eventually, redis_url, sqlite_database):
-    """A job whose turn has come while all threads here are busy is run by another process."""
+    """A job whose turn comes while all threads here are busy runs in another process."""
     guarded, ran = declare(broker)
     goes_on, at_work = threading.Event(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""The broker is unavailable while jobs run: no wrong state is written, and nothing twice."""
+"""The broker is unavailable while jobs run: no wrong state, and nothing twice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dramatiq_joblog import Exclusive, JobLog, JobLogMiddleware
 
 
 class Acknowledgements(Middleware):
-    """Counts what the host asks before it acknowledges."""
+    """Counts the calls of ``before_ack``."""
 
     def __init__(self):
         self.asked = 0
@@ -25,7 +25,7 @@ class Acknowledgements(Middleware):
 
 @pytest.fixture
 def joblog(sqlite_database):
-    """Return a log; where it is makes no difference here."""
+    """Return a log; the database does not matter here."""
     log = JobLog(sqlite_database)
     yield log
     log.close()
@@ -94,7 +94,7 @@ def test_away_when_the_job_ends(joblog, broker, proxy, worker, eventually, criti
 
 @pytest.mark.expects_critical
 def test_a_retry_that_cannot_be_enqueued(joblog, broker, proxy, worker, eventually):
-    """A job whose retry cannot be enqueued is gone for the broker: it is dead, not retrying."""
+    """A job whose retry cannot be enqueued is lost to the broker: it is dead, not retrying."""
     gone, goes_on = threading.Event(), threading.Event()
 
     @dramatiq.actor
@@ -121,7 +121,7 @@ def test_a_retry_that_cannot_be_enqueued(joblog, broker, proxy, worker, eventual
 def test_a_waiter_that_cannot_be_put_back(
     joblog, broker, proxy, worker, eventually, caplog, critical_guard
 ):
-    """A job that finds its section taken while the broker is unavailable is put back later."""
+    """A job that finds its section held while the broker is unavailable is requeued later."""
     held, goes_on = threading.Event(), threading.Event()
 
     @dramatiq.actor(exclusive=Exclusive("key", on_conflict="wait"))
@@ -131,7 +131,7 @@ def test_a_waiter_that_cannot_be_put_back(
             goes_on.wait(60)
 
     class Away(Middleware):
-        """Takes the broker away at the first putting back."""
+        """Makes the broker unavailable at the first requeue."""
 
         def before_enqueue(self, broker, message, delay):
             if delay is not None and not goes_on.is_set():

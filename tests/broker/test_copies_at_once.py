@@ -1,4 +1,4 @@
-"""A second copy of a message, while its job is at work in the same process."""
+"""A second copy of a message, while its job runs in the same process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 @pytest.mark.parametrize("on_conflict", ["wait", "retry", "skip", "fail"])
 def test_a_copy_that_finds_its_job_at_work(joblog, make_broker, worker, eventually, on_conflict):
-    """What becomes of a copy says nothing of how its job's own run ends."""
+    """The fate of a copy does not affect the outcome of the job's own run."""
     broker = make_broker("stub", joblog=joblog)
     inside, leave = threading.Event(), threading.Event()
 
@@ -41,7 +41,7 @@ def _state_after(state, joblog, message):
 
 @pytest.mark.parametrize("kind", ["stub", "redis"])
 def test_a_redelivery_while_its_job_is_at_work(joblog, make_broker, worker, eventually, kind):
-    """A message that is delivered again while its job is at work runs no second time."""
+    """A message that is redelivered while its job runs does not run a second time."""
     broker = make_broker(kind, joblog=joblog)
     inside, leave, runs = threading.Event(), threading.Event(), []
 

@@ -1,4 +1,4 @@
-"""A message runs as often as it was enqueued; only what is delivered again is not run again."""
+"""A message runs as often as it was enqueued; only redeliveries do not run again."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def told(job):
     indirect=["database_url"],
 )
 def test_polling(joblog, make_broker, worker, eventually, kind, again):
-    """A job that enqueues its own message again goes on, and each of its runs is kept."""
+    """A job that enqueues its own message again continues, and each run is recorded."""
     broker = make_broker(kind, joblog=joblog, middleware=stack())
     seen = []
 
@@ -86,7 +86,7 @@ def test_polling(joblog, make_broker, worker, eventually, kind, again):
 
 @only_sqlite
 def test_a_job_that_goes_on_has_not_ended(joblog, make_broker, worker, eventually):
-    """Between two runs of a job that enqueues its own message it is delayed, until when is said."""
+    """Between two runs of a job that enqueues its own message with a delay, it is delayed."""
     broker = make_broker("stub", joblog=joblog, middleware=stack())
 
     @dramatiq.actor
@@ -108,7 +108,7 @@ def test_a_job_that_goes_on_has_not_ended(joblog, make_broker, worker, eventuall
 
 @only_sqlite
 def test_an_async_actor_that_enqueues_its_message(joblog, make_broker, worker, eventually):
-    """It does not matter on which thread the message is enqueued: the event loop's neither."""
+    """The message may be enqueued on any thread, including that of the event loop."""
     broker = make_broker("stub", joblog=joblog, middleware=stack(AsyncIO()))
     seen = []
 
@@ -129,7 +129,7 @@ def test_an_async_actor_that_enqueues_its_message(joblog, make_broker, worker, e
 
 
 class EnqueuesAgain(Middleware):
-    """Enqueues each message once more, in a hook that is named."""
+    """Enqueues each message once more, in a given hook."""
 
     def __init__(self, hook) -> None:
         self.done = set()
@@ -145,7 +145,7 @@ class EnqueuesAgain(Middleware):
 @pytest.mark.parametrize("position", ["first", "last"])
 @pytest.mark.parametrize("hook", ["after_process_message", "before_ack", "after_ack"])
 def test_another_middleware_that_enqueues_again(joblog, make_broker, worker, hook, position):
-    """What another middleware enqueues after the body runs too, whenever it does so."""
+    """Messages that another middleware enqueues after the body run too, in whichever hook."""
     broker = make_broker("stub", position, joblog=joblog, middleware=stack(EnqueuesAgain(hook)))
     seen = []
 
@@ -163,7 +163,7 @@ def test_another_middleware_that_enqueues_again(joblog, make_broker, worker, hoo
 
 @pytest.mark.parametrize("database_url", DATABASES, indirect=True)
 def test_a_copy_that_overtakes(joblog, make_broker, worker, eventually):
-    """Of two deliveries that run side by side both are kept, and neither is an interruption."""
+    """Two deliveries that run at the same time are both recorded, and neither as interrupted."""
     broker = make_broker("redis", joblog=joblog, middleware=stack())
     may_end, began = threading.Event(), []
 
@@ -195,7 +195,7 @@ def test_a_copy_that_overtakes(joblog, make_broker, worker, eventually):
     indirect=["database_url"],
 )
 def test_a_dead_letter_that_is_put_back(joblog, make_broker, worker, eventually, kind):
-    """A dead job whose message comes again with its retries wiped runs, and its end is kept."""
+    """A dead job whose message is enqueued again without its retries runs, and its end is kept."""
     broker = make_broker(kind, joblog=joblog, middleware=stack())
     works_now = threading.Event()
 
@@ -240,7 +240,7 @@ def test_a_group_that_is_run_twice(joblog, make_broker, worker, eventually, kind
 
 
 def test_names_of_deliveries():
-    """A delivery keeps its name through its delay and when it is moved twice, and no longer."""
+    """A delivery keeps its ID through its delay, even if it is moved twice, and no longer."""
     sent = dramatiq.Message("default", "work", (), {}, {"eta": 7})
     stamp(sent)
     held, once, twice = sent.copy(), sent.copy(), sent.copy()
@@ -269,7 +269,7 @@ def test_names_of_deliveries():
 
 
 class Gate(Middleware):
-    """Refuses each message once: by an error, or by putting a copy of it back."""
+    """Refuses each message once: with an error, or by requeueing a copy."""
 
     def __init__(self, *, puts_back) -> None:
         self.puts_back, self.seen = puts_back, set()
@@ -285,7 +285,7 @@ class Gate(Middleware):
 
 
 class OwnRetries(Retries):
-    """A retry policy of the user's own."""
+    """A retry policy of the user."""
 
 
 @only_sqlite
@@ -293,7 +293,7 @@ class OwnRetries(Retries):
 @pytest.mark.parametrize("puts_back", [False, True])
 @pytest.mark.parametrize("order", ["gLR", "gRL", "LgR", "RgL", "LRg", "RLg"])
 def test_refused_in_any_order(joblog, make_broker, worker, eventually, order, puts_back, retries):
-    """A job that a middleware refuses has the same row, wherever the three of them stand."""
+    """A job that a middleware refuses has the same row, in any order of the three middlewares."""
     made = {
         "g": Gate(puts_back=puts_back),
         "R": retries(min_backoff=3_600_000, max_backoff=3_600_000),

@@ -1,4 +1,4 @@
-"""Who stands in for a broker's own commands goes on to be asked with a log."""
+"""Patched commands of a broker are still called with a log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 class CountingBroker(RedisBroker):
-    """Has a command of its own."""
+    """A broker with its own command."""
 
     acknowledged = 0
 
@@ -25,7 +25,7 @@ class CountingBroker(RedisBroker):
 
 
 def test_a_command_of_a_subclass(joblog, make_broker, worker, redis_url):
-    """Acknowledgements go through the command of a broker that has its own."""
+    """Acknowledgements use the broker's own command, if it has one."""
     broker = CountingBroker(url=redis_url, namespace="counting", middleware=[Retries()])
     broker.add_middleware(JobLogMiddleware(joblog))
     assert "CountingBroker has a do_ack of its own" == why_not(broker)
@@ -39,7 +39,7 @@ def test_a_command_of_a_subclass(joblog, make_broker, worker, redis_url):
 
 @pytest.mark.parametrize(("command", "state"), [("do_ack", "finished"), ("do_nack", "dead")])
 def test_a_command_that_is_wrapped_later(joblog, make_broker, worker, command, state):
-    """One that is instrumented while the worker runs is asked, and asked again if it fails."""
+    """A command that is patched while the worker runs is called, and retried if it fails."""
     broker = make_broker("redis", joblog=joblog)
 
     @dramatiq.actor(max_retries=0)

@@ -1,4 +1,4 @@
-"""Names that are too long, or that no database holds, are distinguished, found and run again."""
+"""Names that are too long, or cannot be stored, are distinguished, found and run again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAIRS = [(f"{LONG}1", f"{LONG}2"), ("nul\x00", "nul"), ("sur\ud800", "sur")]
 
 @pytest.mark.parametrize("names", PAIRS, ids=["long", "nul", "surrogate"])
 def test_actors_and_types(joblog, make_broker, worker, names):
-    """Two actors, and two job types, are two in every question; a job runs again by its name."""
+    """Two actors and two job types stay distinct in queries; a job can run again by its name."""
     broker = make_broker("stub", joblog=joblog)
     ran = []
 
@@ -46,7 +46,7 @@ LongFailureError.__name__ = f"{LONG}Error"
 
 
 def test_queues_and_errors(joblog, make_broker, worker):
-    """A queue and an error are found by their whole name."""
+    """A queue and an error are found by their complete name."""
     broker = make_broker("stub", joblog=joblog)
 
     @dramatiq.actor(queue_name=LONG, max_retries=0)

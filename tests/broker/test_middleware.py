@@ -1,4 +1,4 @@
-"""What actors and messages may say, and what becomes of it on the row."""
+"""Options of actors and messages, and their effect on the row."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def broker(joblog, make_broker):
 
 @pytest.fixture
 def run(broker, worker):
-    """Return a function that runs all that was sent."""
+    """Return a function that runs all messages sent."""
 
     def until_done():
         with worker(broker):
@@ -55,7 +55,7 @@ def run(broker, worker):
 
 @pytest.mark.parametrize("job_type", ["reconciliation", JobType.RECONCILIATION])
 def test_job_type(joblog, broker, run, job_type):
-    """A job type is given as text or as a member of a ``str`` enum, and stored as text."""
+    """A job type is a string or a member of a ``str`` enum, and stored as text."""
 
     @dramatiq.actor(job_type=job_type)
     def works():
@@ -69,7 +69,7 @@ def test_job_type(joblog, broker, run, job_type):
 
 
 def test_job_type_of_a_message(joblog, broker, run):
-    """A message's job type wins over its actor's."""
+    """A message's job type overrides its actor's."""
 
     @dramatiq.actor(job_type=JobType.RECONCILIATION)
     def works():
@@ -112,14 +112,14 @@ def test_unknown_job_type_of_a_message(sqlite_url, make_broker):
 
 
 def test_an_unknown_option(broker):
-    """An option that nobody knows is refused by the host when the actor is declared."""
+    """An unknown option is refused by Dramatiq when the actor is declared."""
     with pytest.raises(ValueError, match="job_typ"):
         dramatiq.actor(lambda: None, actor_name="works", job_typ="reconciliation")
 
 
 @pytest.mark.parametrize("options", [{"acks": "soon"}, {"start": "later"}])
 def test_an_unknown_setting(sqlite_url, options):
-    """A setting of the middleware that is not known is refused, naming those that are."""
+    """An unknown setting of the middleware is refused, with the known ones."""
     with pytest.raises(ConfigurationError, match="is not known; use one of"):
         JobLogMiddleware(JobLog(sqlite_url), **options)
 
@@ -164,7 +164,7 @@ def test_job_user_is_a_callable(joblog, broker, run):
 
 
 def test_job_user_of_a_message(joblog, broker, run):
-    """A user that is given with the message wins."""
+    """A user given with the message takes precedence."""
 
     @dramatiq.actor(job_user="user_id")
     def works(user_id):
@@ -177,7 +177,7 @@ def test_job_user_of_a_message(joblog, broker, run):
 
 
 def test_job_user_that_fails(joblog, broker, run):
-    """A callable that raises costs the job nothing but its user, and a note says why."""
+    """If a callable raises, the job only lacks its user, and a note says why."""
 
     @dramatiq.actor(job_user=lambda order: order["customer"])
     def works(order):
@@ -193,7 +193,7 @@ def test_job_user_that_fails(joblog, broker, run):
 
 @pytest.mark.parametrize("job_user", ["userid", 7])
 def test_job_user_names_no_parameter(broker, job_user):
-    """A user that is none of the actor's parameters is refused when it is declared."""
+    """A *job_user* that is not a parameter of the actor is refused when it is declared."""
 
     def works(user_id, series):
         pass
@@ -238,7 +238,7 @@ def test_arguments_are_left_out(sqlite_url, make_broker, worker):
 
 
 def test_arguments_that_are_no_json(joblog, make_broker, worker):
-    """Arguments that JSON has no word for are kept as text, with a note."""
+    """Arguments without a JSON form are stored as text, with a note."""
     dramatiq.set_encoder(dramatiq.PickleEncoder())
     try:
         broker = make_broker("stub", "last", joblog=joblog)
@@ -259,7 +259,7 @@ def test_arguments_that_are_no_json(joblog, make_broker, worker):
     "hostile", ["a\x00b", "\ud800", "x" * 1_000_000, "'; DROP TABLE joblog_job; --", "%s ? {}"]
 )
 def test_hostile_text(joblog, broker, run, hostile):
-    """A NUL byte, half a character, a megabyte or SQL, in an argument and an error, is logged."""
+    """A NUL byte, a lone surrogate, a megabyte or SQL, in an argument and an error, is logged."""
 
     @dramatiq.actor(max_retries=0, job_user="user_id")
     def breaks(user_id):
@@ -316,7 +316,7 @@ def test_a_traceback_tells_the_line_and_no_variables(joblog, broker, run):
 
 
 def test_a_jid_of_any_length(joblog, broker, run):
-    """A message id longer than the column still names one job."""
+    """A message id longer than the column still identifies one job."""
 
     @dramatiq.actor(max_retries=1, min_backoff=1, max_backoff=1)
     def breaks():
@@ -371,7 +371,7 @@ def test_current_job_in_an_async_actor(joblog, broker, run):
 
 
 def test_no_current_job_without_a_log(joblog, broker, run):
-    """An actor that is not logged has no current job, also after one that is."""
+    """An actor that is not logged has no current job, even after one that is."""
     seen = []
 
     @dramatiq.actor
@@ -390,7 +390,7 @@ def test_no_current_job_without_a_log(joblog, broker, run):
 
 
 def test_meta_that_is_no_json(joblog, broker, run):
-    """Meta that JSON has no word for is kept as text."""
+    """Meta without a JSON form is stored as text."""
 
     @dramatiq.actor
     def works():
@@ -428,7 +428,7 @@ def test_a_job_sent_by_a_job(joblog, broker, run):
 
 
 def test_a_job_asks_for_others(joblog, broker, run):
-    """A job sees another in progress for its user, and not itself; so its own retry comes in."""
+    """A job sees another in progress for its user, but not itself, so that its retry can run."""
     seen = []
     both = threading.Barrier(2, timeout=10)
 
@@ -456,7 +456,7 @@ def test_a_job_asks_for_others(joblog, broker, run):
 
 @pytest.mark.new_database
 def test_a_shop_of_the_users_own(database_url, make_broker, worker):
-    """A model of the user's own has its table, its foreign key, its backref and its columns."""
+    """A custom model has its table, its foreign key, its backref and its columns."""
     database = connect(database_url)
 
     class User(Model):
@@ -515,7 +515,7 @@ def test_a_shop_of_the_users_own(database_url, make_broker, worker):
 
 
 def test_a_column_that_cannot_be_filled(tmp_path):
-    """A column of one's own that is neither nullable nor defaulted is refused."""
+    """A custom column that is neither nullable nor has a default is refused."""
 
     class Strict(Job):
         tenant = CharField()
@@ -525,7 +525,7 @@ def test_a_column_that_cannot_be_filled(tmp_path):
 
 
 def test_a_model_that_is_no_job(tmp_path):
-    """A model that does not come from ``Job`` is refused."""
+    """A model that does not inherit from ``Job`` is refused."""
     with pytest.raises(ConfigurationError, match=r"not a subclass of dramatiq_joblog\.Job"):
         JobLog(f"sqlite:///{tmp_path}/j.db", model=Model)
 
@@ -545,7 +545,7 @@ def test_one_model_for_two_databases(tmp_path):
 
 
 def test_a_send_never_fails_for_the_log(tmp_path, make_broker, worker, caplog):
-    """Neither ``send()`` nor the job notices a log whose folder does not exist."""
+    """A log whose folder does not exist affects neither ``send()`` nor the job."""
     joblog = JobLog(f"sqlite:///{tmp_path}/missing/jobs.db", on_outage="drop")
     broker = make_broker("stub", "last", joblog=joblog)
     runs = []
@@ -562,7 +562,7 @@ def test_a_send_never_fails_for_the_log(tmp_path, make_broker, worker, caplog):
 
 
 def test_a_dropped_message_keeps_its_row_enqueued(joblog, broker):
-    """A message that nobody has taken yet is enqueued, with its time and its arguments."""
+    """A message that no worker has taken yet is enqueued, with its time and its arguments."""
 
     @dramatiq.actor(max_retries=5)
     def works(n):
@@ -587,7 +587,7 @@ def test_a_delayed_message(joblog, broker):
 
 
 def test_a_middleware_that_puts_a_message_back(joblog, make_broker, worker):
-    """A copy that is enqueued before the message is skipped comes back as the same attempt."""
+    """A copy that is enqueued before the message is skipped has the same attempt."""
     back = []
 
     class PutsBack(dramatiq.Middleware):
@@ -610,7 +610,7 @@ def test_a_middleware_that_puts_a_message_back(joblog, make_broker, worker):
 
 
 def test_a_log_that_knows_no_such_job(joblog):
-    """A jid that was never seen is an error that carries it."""
+    """An unknown jid is an error that contains it."""
     with pytest.raises(JobNotFound, match="no job 'nothing'") as missing:
         joblog.get("nothing")
     assert "nothing" == missing.value.jid

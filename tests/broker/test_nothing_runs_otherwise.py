@@ -1,4 +1,4 @@
-"""Nothing runs otherwise because there is a log: the same programs, with it and without.
+"""A log changes no behaviour: the same programs run the same with and without it.
 
 More programs than by default: ``HYPOTHESIS_PROFILE=many`` in the environment.
 """
@@ -36,7 +36,7 @@ AGAIN = ("no", "at_once", "delayed", "a_copy", "on_a_thread", "after_the_body", 
 
 @dataclass(frozen=True)
 class Job:
-    """What a job does, by the number of its retry; what is beyond the last does as the last."""
+    """What a job does, by the number of its retry; later retries do the same as the last."""
 
     ends: tuple[str, ...]
     again: str
@@ -94,7 +94,7 @@ class Record:
 
 
 class AfterBody(Middleware):
-    """Enqueues again what says so, after its body or its acknowledgement."""
+    """Enqueues messages again if their program says so, after the body or the acknowledgement."""
 
     def __init__(self, stage) -> None:
         self.stage = stage
@@ -108,7 +108,7 @@ class AfterBody(Middleware):
 
 
 class LosesAcks(Middleware):
-    """Has Redis deliver some messages again whose acknowledgement it has."""
+    """Makes Redis redeliver some acknowledged messages."""
 
     def __init__(self, program) -> None:
         # What acts on each acknowledgement acts on that of a repetition too.
@@ -135,7 +135,7 @@ class LosesAcks(Middleware):
 
 
 class Stage:
-    """Runs one program on a broker of its own."""
+    """Runs one program on its own broker."""
 
     def __init__(self, program, url, middleware) -> None:
         self.program, self.record = program, Record()
@@ -271,7 +271,7 @@ def ran(record):
 
 
 def check_rows(joblog, record):
-    """Each row has the state and the attempt of its last run, and all runs before are kept."""
+    """Each row has the state and the attempt of its last run, and all earlier runs are recorded."""
     for jid, key in record.jids.items():
         runs = record.runs.get(key)
         if not runs:
@@ -290,7 +290,7 @@ def check_rows(joblog, record):
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("kind", ["redis", "rabbit"])
 def test_the_same_runs(joblog, request, kind):
-    """Every message runs as often and as the same retry with a log as without, and has its row."""
+    """Every message runs as often, and with the same retries, as without a log, and has a row."""
     url = request.getfixturevalue(f"{kind}_url")
 
     @settings(

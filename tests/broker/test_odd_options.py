@@ -1,4 +1,4 @@
-"""Options that only another encoder lets pass, and options of ours that are not from us."""
+"""Options that only another encoder supports, and our options set by other code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 class Undecided:
-    """Has no truth, no equal and no text, as arrays and objects of databases may."""
+    """Raises for bool(), == and str(), like some arrays and database objects."""
 
     __hash__ = None
 
@@ -26,7 +26,7 @@ class Undecided:
 
 
 class Wordless(str):
-    """A text that has none."""
+    """A str whose methods raise."""
 
     __slots__ = ()
 
@@ -36,7 +36,7 @@ class Wordless(str):
 
 @pytest.fixture
 def run(joblog, make_broker, worker):
-    """Return a function that runs a message as another producer would put it in the queue."""
+    """Return a function that runs a message enqueued by another producer."""
     before = dramatiq.get_encoder()
     dramatiq.set_encoder(PickleEncoder())
     broker = make_broker("stub", joblog=joblog)
@@ -56,7 +56,7 @@ def run(joblog, make_broker, worker):
 
 @pytest.mark.parametrize("name", ["unique", "joblog_unique", "rerun", "job_type", "log_job"])
 def test_a_label_that_has_no_truth(run, name):
-    """It is left aside, and the job runs and has its row."""
+    """It is ignored, and the job runs and has its row."""
     job = run(**{name: Undecided()})
     assert "finished" == job.state
     assert name in job.note
@@ -74,7 +74,7 @@ def test_a_relative_that_has_no_truth(run, name):
 
 @pytest.mark.parametrize("name", ["exclusive", "joblog_section"])
 def test_a_section_that_has_no_truth(run, name):
-    """Nobody knows whom it is to keep out: its job is dead, with the reason."""
+    """It is unknown what it excludes, so its job is dead, with the reason."""
     job = run(**{name: Undecided()})
     assert ("dead", "ConfigurationError") == (job.state, job.error_type)
 
@@ -85,7 +85,7 @@ def test_a_section_that_has_no_truth(run, name):
     ids=["undecided", "wordless", "huge", "bytes"],
 )
 def test_a_name_of_a_delivery_that_is_none(run, name):
-    """A job whose delivery has no fit name runs and has its row."""
+    """A job whose delivery has no valid ID runs and has its row."""
     assert "finished" == run(redis_message_id=name).state
 
 
@@ -94,7 +94,7 @@ def test_a_name_of_a_delivery_that_is_none(run, name):
     "value", ["x", 7, None, Undecided()], ids=["text", "number", "none", "undecided"]
 )
 def test_a_word_of_ours_that_is_not_from_us(run, name, value):
-    """What the log writes on its own messages decides nothing where it did not write it."""
+    """The log's own options have no effect if the log did not write them."""
     job = run(**{name: value})
     assert "finished" == job.state
     assert f"{name}=" in job.note

@@ -1,4 +1,4 @@
-"""Beside middleware and brokers of other people's the same runs, and the row says what was."""
+"""Third-party middleware and brokers work the same with a log, and rows are right."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class SendsTwice(Once):
 
 
 class Throttle(Once):
-    """Lets each job come back later, at first."""
+    """Requeues each job with a delay, at first."""
 
     def before_process_message(self, broker, message):
         if self.first(message):
@@ -77,7 +77,7 @@ class Throttle(Once):
 
 
 class Refuses(Once):
-    """Lets each job fail before its body, at first."""
+    """Fails each job before its body, at first."""
 
     def before_process_message(self, broker, message):
         if self.first(message):
@@ -93,7 +93,7 @@ class Fails(Middleware):
 
 
 class PutsBack(Once):
-    """Puts each dead letter back once."""
+    """Requeues each dead letter once."""
 
     def after_nack(self, broker, message):
         if self.first(message):
@@ -101,7 +101,7 @@ class PutsBack(Once):
 
 
 class SetsOptions(Middleware):
-    """Writes options on each message on its way, of which one is none."""
+    """Adds options to each message when it is enqueued, one of them None."""
 
     def before_enqueue(self, broker, message, delay):
         message.options.update(max_retries=1, job_type="late", log_lines="LOUD")
@@ -121,7 +121,7 @@ class CopiesToRetry(Retries):
 
 
 class CountsElsewhere(Retries):
-    """Counts its tries under a name of its own."""
+    """Counts its attempts under its own name."""
 
     def after_process_message(self, broker, message, *, result=None, exception=None):
         if exception is None:
@@ -151,7 +151,7 @@ class CopyingBroker(StubBroker):
 
 
 class NamingBroker(StubBroker):
-    """Gives each message an id of its own."""
+    """Gives each message a new id."""
 
     def enqueue(self, message, *, delay=None):
         if "named" not in message.options:
@@ -229,7 +229,7 @@ def check_rows(joblog, runs):
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("first", [True, False])
 def test_the_same_runs_beside_other_middleware(joblog, other, first):
-    """What copies, refuses, drops or retries messages has the same effect with a log as without."""
+    """Middleware that copies, refuses, drops or retries has the same effect as without a log."""
     logged = run(other, joblog=joblog, first=first)
     assert run(other) == logged
     check_rows(joblog, logged)
@@ -237,21 +237,21 @@ def test_the_same_runs_beside_other_middleware(joblog, other, first):
 
 @pytest.mark.parametrize("kind", [CopyingBroker, NamingBroker])
 def test_the_same_runs_on_other_brokers(joblog, kind):
-    """A broker that changes messages as they are enqueued runs them as without a log."""
+    """A broker that changes messages when they are enqueued runs them like without a log."""
     logged = run(Once, joblog=joblog, kind=kind)
     assert run(Once, kind=kind) == logged
     check_rows(joblog, logged)
 
 
 class Odd(Middleware):
-    """Writes its hook as few do."""
+    """Defines its hook in an unusual way."""
 
     def before_process_message(this, broker, message):  # noqa: N805
         raise SkipMessage("holiday")
 
 
 class Hooked(Middleware):
-    """Has its hook from elsewhere."""
+    """Inherits its hook."""
 
     def __init__(self) -> None:
         self.before_process_message = self.check
@@ -268,7 +268,7 @@ class Called(Middleware):
 
 
 class EmittingBroker(StubBroker):
-    """Emits by itself what it emits."""
+    """Emits signals itself."""
 
     def emit_before(self, signal, *args, **kwargs):
         super().emit_before(signal, *args, **kwargs)
@@ -288,7 +288,7 @@ def test_who_dropped_a_job(joblog, worker, gate, name, kind):
 
 
 class OwnLimit(AgeLimit):
-    """A limit of the user's own."""
+    """A limit of the user."""
 
 
 def test_a_subclass_of_the_age_limit(joblog, worker):

@@ -14,7 +14,7 @@ from dramatiq_joblog import Exclusive, OutcomeFormatter
 
 @pytest.fixture
 def database_url(sqlite_database):
-    """Return the URL of an empty SQLite database: nothing here is of another kind's own."""
+    """Return the URL of an empty SQLite database: nothing here depends on the database."""
     return sqlite_database
 
 

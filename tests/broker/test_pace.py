@@ -1,4 +1,4 @@
-"""How often keys are looked at that jobs wait for: often by who has the next one, else seldom."""
+"""How often keys with waiters are polled: often by the process with the next one, else seldom."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dramatiq_joblog.broker.pace import OFTEN, SELDOM, STILL, Pace
 
 @pytest.fixture
 def pace():
-    """Return a pace that knows one key, which has been looked at, and has not moved for long."""
+    """Return a pace with one key that has been polled, and is idle."""
     pace = Pace()
     assert ["key"] == pace.due(["key"])
     pace.asks_who_is_next("key", "mark")
@@ -22,13 +22,13 @@ def pace():
 
 
 def planned(pace):
-    """Return the seconds until the next look."""
+    """Return the seconds until the next poll."""
     pace.plan("key")
     return pace.next_due - time.monotonic()
 
 
 def test_a_key_that_stands_still(pace):
-    """It is looked at often by the process in which the next one waits, and else seldom."""
+    """It is polled often by the process with the next waiter, and otherwise seldom."""
     assert pace.asks_who_is_next("key", "mark")
     pace.is_near("key", False)
     assert planned(pace) > STILL / 1000
@@ -38,7 +38,7 @@ def test_a_key_that_stands_still(pace):
 
 
 def test_a_key_that_moves(pace):
-    """It is looked at often for a while once it has gone from one to the next."""
+    """It is polled often for a while after a handover."""
     pace.is_near("key", False)
     assert not pace.asks_who_is_next("key", "another")
     assert planned(pace) <= OFTEN / 1000
@@ -47,7 +47,7 @@ def test_a_key_that_moves(pace):
 
 
 def test_whether_a_key_moves(pace):
-    """A key that has moved just now is known to be moving, and one that stands still is not."""
+    """A key that has just changed is active, and an idle one is not."""
     pace.asks_who_is_next("key", "held by one")
     assert pace.is_moving
     pace._keys["key"].moving_until = 0.0
@@ -56,7 +56,7 @@ def test_whether_a_key_moves(pace):
 
 
 def test_a_key_that_others_have_freed(pace):
-    """It is looked at at once, and one that nobody waits for any more is forgotten."""
+    """It is polled at once, and a key without waiters is forgotten."""
     pace.is_near("key", False)
     pace.plan("key")
     assert [] == pace.due(["key"])
@@ -68,14 +68,14 @@ def test_a_key_that_others_have_freed(pace):
 
 @pytest.mark.parametrize(("within", "most"), [(10, OFTEN), (100, 100), (10_000, SELDOM)])
 def test_what_is_due(pace, within, most):
-    """A key is looked at again when its rate lets more start, though not more often than often."""
+    """A key is polled again when its rate allows more, but never more often than the minimum."""
     pace.is_near("key", False)
     pace.plan("key", within)
     assert pytest.approx(most / 1000, abs=0.03) == pace.next_due - time.monotonic()
 
 
 def test_a_wait_that_is_over_by_the_database(joblog, make_broker, worker, eventually, monkeypatch):
-    """A job that has waited as long as it may is given up though its message is due much later.
+    """A job whose waiting time is over is dead, even if its message is due much later.
 
     As on a host whose clock is behind that of the one which put the message back.
     """

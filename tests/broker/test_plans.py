@@ -1,4 +1,4 @@
-"""What an actor's plan says of a message, and what a look at it in full says."""
+"""An actor's plan for a message, compared with full processing."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _bound(messages, broker, actor, *args, **changes):
 )
 @pytest.mark.parametrize("user", ["7", "joe at home", "a://b:secret@c", "x" * 300])
 def test_a_plan_says_what_a_look_in_full_says(make_broker, joblog, options, user):
-    """A job's row and its keys are the same whether its message was looked at in full or not."""
+    """A job's row and keys are the same with a plan and with full processing."""
     broker = make_broker("stub", joblog=joblog)
     if callable(getattr(options.get("exclusive"), "limit", None)):
         user = "7"
@@ -99,7 +99,7 @@ def test_a_plan_says_what_a_look_in_full_says(make_broker, joblog, options, user
     ids=str,
 )
 def test_a_bond_of_another_shape(make_broker, joblog, changes):
-    """What another producer, or another version, bound a message to is looked at in full."""
+    """A message with bonds from another producer or version is processed in full."""
     broker = make_broker("stub", joblog=joblog)
     messages = Messages(joblog)
     message = _bound(messages, broker, _actor(broker, exclusive="pay:{user}"), "7", **changes)
@@ -116,7 +116,7 @@ def test_a_bond_of_another_shape(make_broker, joblog, changes):
 
 
 def test_a_bond_that_its_actor_knows_nothing_of(make_broker, joblog):
-    """A message that was bound before its actor's section was taken off keeps it, on its row."""
+    """A message bound before its actor's section was removed keeps it, also on its row."""
     broker = make_broker("stub", joblog=joblog)
     messages = Messages(joblog)
     message = _bound(messages, broker, _actor(broker, exclusive="pay:{user}"), "7")

@@ -1,4 +1,4 @@
-"""What would change what a program does is refused before anything runs, in one sentence."""
+"""Settings that would change a program's behaviour are refused early, with one sentence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 class OwnMiddleware(JobLogMiddleware):
-    """A subclass of the user's own."""
+    """A subclass of the user."""
 
 
 def the_same(joblog, first):
@@ -35,7 +35,7 @@ def of_the_same_tables(joblog, first):
 
 @pytest.mark.parametrize("make", [the_same, another, a_subclass, of_the_same_tables])
 def test_a_second_middleware_of_a_log(joblog, make):
-    """A log's middleware stands once on a broker: a second one is refused as soon as can be."""
+    """A broker may have a log's middleware once: a second one is refused as early as possible."""
     refusal = pytest.raises(ConfigurationError, match="2 JobLogMiddleware of the log")
     first = JobLogMiddleware(joblog)
     broker = StubBroker(middleware=[*(m() for m in default_middleware), first])
@@ -54,7 +54,7 @@ def test_a_second_middleware_of_a_log(joblog, make):
 
 
 def test_logs_of_one_name_on_two_servers(joblog):
-    """Logs whose databases only have their names in common are not one log."""
+    """Logs whose databases only have the same name are different logs."""
     here = JobLog("postgresql://me@localhost/jobs")
     broker = StubBroker(middleware=[JobLogMiddleware(joblog), JobLogMiddleware(here)])
     dramatiq.actor(print, actor_name="early", broker=broker)
@@ -83,7 +83,7 @@ def test_two_logs(joblog, tmp_path, worker):
 
 
 class Full(Middleware):
-    """Stands for a broker that refuses one message, while it has taken the one within."""
+    """Simulates a broker that refuses one message after accepting the nested one."""
 
     def __init__(self, inner) -> None:
         self.inner = inner
@@ -95,7 +95,7 @@ class Full(Middleware):
 
 
 def test_a_unique_message_that_could_not_be_sent(joblog, make_broker):
-    """Its key is free again at once, also if a middleware sent another message meanwhile."""
+    """Its key is released at once, even if a middleware has sent another message meanwhile."""
     broker = make_broker("stub", joblog=joblog)
     inner = dramatiq.actor(print, actor_name="inner")
     outer = dramatiq.actor(print, actor_name="outer", unique="outer")
@@ -108,7 +108,7 @@ def test_a_unique_message_that_could_not_be_sent(joblog, make_broker):
 
 @pytest.mark.parametrize("name", ["exclusive", "unique"])
 def test_a_message_that_asks_for_a_key_and_no_row(joblog, make_broker, worker, name):
-    """A message that needs a key and wants no row is refused by ``send()``."""
+    """A message that needs a key but is not logged is refused by ``send()``."""
     broker = make_broker("stub", joblog=joblog)
     bound = dramatiq.actor(print, actor_name="bound", **{name: "k"})
     free = dramatiq.actor(print, actor_name="free")
@@ -127,7 +127,7 @@ def test_a_message_that_asks_for_a_key_and_no_row(joblog, make_broker, worker, n
 
 @pytest.mark.parametrize("fails", [0, 1])
 def test_a_sender_without_a_log(joblog, make_broker, worker, fails):
-    """A message from a producer without a log, which asks for no row, never runs unguarded."""
+    """A message that needs a key but is not to be logged, from elsewhere, never runs without it."""
     broker = make_broker("stub", joblog=joblog)
     held = []
 

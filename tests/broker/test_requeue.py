@@ -30,7 +30,7 @@ on_each_database = pytest.mark.parametrize(
 
 @pytest.fixture
 def database_url(request, database_of):
-    """Return the URL of an empty database: of SQLite, unless a test asks for others."""
+    """Return the URL of an empty database: SQLite, unless a test requests others."""
     return database_of(getattr(request, "param", "sqlite"))
 
 
@@ -42,7 +42,7 @@ def broker(joblog, make_broker):
 
 @pytest.fixture
 def run(broker, worker):
-    """Return a function that runs all that was sent."""
+    """Return a function that runs all messages sent."""
 
     def until_done():
         with worker(broker):
@@ -60,7 +60,7 @@ def broken():
 
 @pytest.fixture
 def work(broker, broken):
-    """Return an actor that fails until what is broken is mended, and what it was given."""
+    """Return an actor that fails until the event is set, and the arguments of its runs."""
     seen = []
 
     @dramatiq.actor(max_retries=0, queue_name="mail")
@@ -115,7 +115,7 @@ def test_it_is_enqueued_before_anything_is_marked(joblog, broker, work, run, mon
 
 
 def test_a_retried_job_runs_again_from_its_first_attempt(joblog, broker, run):
-    """What the host noted on the old message does not come along."""
+    """Options that Dramatiq added to the old message are not copied."""
 
     @dramatiq.actor(max_retries=1, min_backoff=1, max_backoff=1)
     def work():
@@ -134,7 +134,7 @@ def test_a_retried_job_runs_again_from_its_first_attempt(joblog, broker, run):
 
 @pytest.mark.parametrize("state", ["enqueued", "delayed", "waiting", "started", "retrying", "lost"])
 def test_a_job_that_has_not_ended_is_refused(joblog, work, job_factory, state):
-    """It still runs, or will, by itself; one that does not run may be cancelled first."""
+    """It is running, or will run; a job that is not running may be cancelled first."""
     job = job_factory(actor="work", state=state, args=[], kwargs={})
 
     refused = f"{job.jid} cannot be run again: it is {state}; only"
@@ -163,13 +163,13 @@ def test_what_cannot_run_as_it_was_is_refused(joblog, work, job_factory, row, te
 
 
 def test_an_unknown_job_is_refused(joblog, work):
-    """A jid that the log does not know is no job to run again."""
+    """An unknown jid cannot be run again."""
     with pytest.raises(JobNotFound):
         joblog.requeue("nobody")
 
 
 def test_a_process_without_a_broker(joblog, job_factory):
-    """A log that no middleware writes to says what is missing."""
+    """Without a middleware, the error says what is missing."""
     job = job_factory(args=[], kwargs={})
 
     with pytest.raises(RequeueError, match="no broker with a JobLogMiddleware of this log"):
@@ -179,7 +179,7 @@ def test_a_process_without_a_broker(joblog, job_factory):
 
 
 def test_a_broker_of_another_log(joblog, work, job_factory):
-    """A broker that this log does not follow is refused."""
+    """A broker without this log's middleware is refused."""
     job = job_factory(args=[], kwargs={})
 
     with pytest.raises(RequeueError, match="has no JobLogMiddleware of this log"):
@@ -187,7 +187,7 @@ def test_a_broker_of_another_log(joblog, work, job_factory):
 
 
 def test_a_middleware_that_came_late(joblog, global_broker, job_factory):
-    """Where no actor was declared since the log's middleware came, it is the global broker."""
+    """If no actor was declared after the log's middleware was added, the global broker is used."""
     dramatiq.actor(lambda: None, actor_name="work")
     global_broker.add_middleware(JobLogMiddleware(joblog))
     job = job_factory(args=[], kwargs={})
@@ -198,7 +198,7 @@ def test_a_middleware_that_came_late(joblog, global_broker, job_factory):
 
 
 def test_inside_a_transaction(joblog, work, job_factory):
-    """What a transaction could take back cannot be sent in it."""
+    """Jobs cannot be requeued inside a transaction, which might be rolled back."""
     job = job_factory(args=[], kwargs={})
 
     with joblog.database.atomic(), pytest.raises(RequeueError, match="inside a transaction"):
@@ -215,7 +215,7 @@ def test_arguments_that_are_too_long(joblog, work, run):
 
 
 def test_no_arguments_are_kept(database_url, make_broker, worker):
-    """A log that keeps no arguments says so."""
+    """For a log without stored arguments, the error says so."""
     log = JobLog(database_url, store_args=False)
     log.create_tables()
     broker = make_broker("stub", "last", joblog=log)
@@ -231,7 +231,7 @@ def test_no_arguments_are_kept(database_url, make_broker, worker):
 
 @pytest.fixture
 def pickled():
-    """Let the host pickle its messages."""
+    """Set Dramatiq's encoder to pickle."""
     before = get_encoder()
     set_encoder(PickleEncoder())
     yield
@@ -240,7 +240,7 @@ def pickled():
 
 @pytest.mark.parametrize("argument", [{7}, (1, 2), {1: 2}])
 def test_arguments_that_json_would_change(joblog, pickled, work, run, argument):
-    """What another encoder carries and JSON does not is refused, with the cure."""
+    """Arguments that JSON does not support, unlike the encoder, are refused with the cure."""
     old = work.send([argument])
     run()
 
@@ -250,7 +250,7 @@ def test_arguments_that_json_would_change(joblog, pickled, work, run, argument):
 
 @on_each_database
 def test_sealed_arguments(database_url, pickled, make_broker, worker):
-    """With a key they are kept encrypted, and run again as they were; also after a change of it."""
+    """With a key, they are stored encrypted, and run again unchanged, even after a key rotation."""
     from cryptography.fernet import Fernet
 
     first, second = Fernet.generate_key(), Fernet.generate_key().decode()
@@ -293,7 +293,7 @@ def test_sealed_arguments(database_url, pickled, make_broker, worker):
 
 @on_each_database
 def test_many_run_again(joblog, work, run, broken):
-    """All that match run again, oldest first, once; those that cannot are reported by jid."""
+    """All matching jobs run again once, oldest first; refused ones are reported by jid."""
     messages = []
     for number in range(4):
         messages.append(work.send(number))
@@ -326,7 +326,7 @@ def test_many_run_again(joblog, work, run, broken):
 
 
 def test_a_section_of_the_message(joblog, broker, run):
-    """A section and a key that the message itself named are those of its new run too."""
+    """A section and a unique key of the message itself also apply to its new run."""
     work = dramatiq.actor(lambda user_id: None, actor_name="work")
     old = work.send_with_options(
         args=(7,), exclusive=Exclusive("{{x}}:{user_id}", on_conflict="wait"), unique="u:{user_id}"
@@ -410,7 +410,7 @@ def test_a_group_is_completed_once(joblog, make_broker, worker, broken):
 
 
 class TablesVanish(Middleware):
-    """Takes the table of jobs away when a job is run again."""
+    """Removes the table of jobs when a job is run again."""
 
     def __init__(self, joblog):
         self.joblog = joblog
@@ -448,7 +448,7 @@ def test_a_log_that_goes_away_meanwhile(joblog, make_broker, worker, caplog, eve
 def test_in_another_process(
     joblog, sqlite_url, redis_url, run_worker_process, eventually, tmp_path
 ):
-    """What one process sends again another one runs, on a real Redis."""
+    """A job requeued by one process runs in another, on a real Redis."""
     broker = brokers.connect(redis_url, namespace="inside", impatient=True)
     broker.add_middleware(JobLogMiddleware(joblog))
     dramatiq.set_broker(broker)

@@ -1,4 +1,4 @@
-"""Many jobs run again at once: in batches, none twice, whatever fails in the middle."""
+"""Running many jobs again: in batches, none twice, whatever fails in the middle."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ SUPPORT = Path(__file__).parents[1] / "support"
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    """Let a batch be of four jobs."""
+    """Set the batch size to four jobs."""
     monkeypatch.setattr(bulk, "BATCH", 4)
 
 
 @pytest.fixture
 def dead(job_factory):
-    """Return a function that inserts so many dead jobs, and returns their jids."""
+    """Return a function that inserts a number of dead jobs, and returns their jids."""
 
     def make(count, *, first=0, **columns):
         row = {"state": "dead", "args": [], "kwargs": {}, **columns}
@@ -48,19 +48,19 @@ def dead(job_factory):
 
 
 class Watching(Middleware):
-    """Records each enqueue, and what the broker has by then."""
+    """Records each enqueue, and how many messages the broker has then."""
 
     def __init__(self):
         self.told = []
         self.brokers = set()
 
     def before_enqueue(self, broker, message, delay):
-        """Note that a message is about to be enqueued."""
+        """Record that a message is about to be enqueued."""
         self.brokers.add(broker)
         self.told.append(("before", message.message_id))
 
     def after_enqueue(self, broker, message, delay):
-        """Note how many messages Redis has."""
+        """Record how many messages Redis has."""
         self.brokers.add(broker)
         there = broker.do_qsize("default")
         self.told.append(("after", message.message_id, there))
@@ -84,7 +84,7 @@ def run(broker, worker, **options):
 
 
 def replays(joblog):
-    """Return which new jobs each old one has by the rows of the new ones."""
+    """Return the new jobs of each old one, from the rows of the new ones."""
     job = joblog.Job
     rows = job.select(job.replay_of, job.jid).where(job.replay_of.is_null(False)).tuples()
     return Counter(old for old, _ in rows)
@@ -94,7 +94,7 @@ def replays(joblog):
 
 
 def test_redis_takes_a_batch_in_one_round_trip(joblog, make_broker, dead, worker):
-    """All messages are in Redis before a middleware hears of the first, by its own broker."""
+    """All messages are in Redis before ``after_enqueue`` is called for the first one."""
     watching = Watching()
     broker = make_broker("redis", joblog=joblog, middleware=[watching])
     work = declare()
@@ -116,7 +116,7 @@ def test_redis_takes_a_batch_in_one_round_trip(joblog, make_broker, dead, worker
 
 
 def test_what_is_not_known_is_sent_one_by_one(joblog, make_broker):
-    """A broker with an `enqueue` of its own, or whose own was replaced, is given each message."""
+    """A broker with a custom or replaced `enqueue` gets each message separately."""
     broker = make_broker("redis", joblog=joblog)
     declare()
     ours = vars(broker)["enqueue"]
@@ -136,7 +136,7 @@ def test_what_is_not_known_is_sent_one_by_one(joblog, make_broker):
 
 @pytest.mark.parametrize("kind", ["redis", "rabbit", "stub"])
 def test_each_broker_sends_all_of_them_in_order(joblog, make_broker, dead, small_batches, kind):
-    """With any broker all jobs are sent once, the oldest first, and noted as run again."""
+    """With any broker, all jobs are sent once, oldest first, and marked as run again."""
     make_broker(kind, joblog=joblog)
     declare()
     old = dead(10)
@@ -150,7 +150,7 @@ def test_each_broker_sends_all_of_them_in_order(joblog, make_broker, dead, small
 
 
 def test_a_batch_costs_as_many_statements_as_one_job(joblog, make_broker, dead):
-    """The number of statements grows with the batches, and not with the jobs."""
+    """The number of statements grows with the number of batches, not of jobs."""
     make_broker("stub", joblog=joblog)
     declare()
     joblog.release()
@@ -219,7 +219,7 @@ def test_one_that_cannot_be_sent_does_not_stop_the_others(joblog, make_broker, d
 
 
 def test_sections_and_keys_are_kept(joblog, make_broker, dead, worker):
-    """A job of a batch is bound to its section and its key as one that is run again by itself."""
+    """A job of a batch gets the same section and unique key as one requeued alone."""
     broker = make_broker("redis", joblog=joblog)
 
     @dramatiq.actor(exclusive=Exclusive("s:{n}", on_conflict="wait"))
@@ -244,7 +244,7 @@ def test_sections_and_keys_are_kept(joblog, make_broker, dead, worker):
 
 
 def test_named_jobs_run_again_each_time(joblog, make_broker, dead):
-    """What is named is meant: it runs again though it did before, each time as another job."""
+    """A named job runs again even if it was before, each time as a new job."""
     make_broker("stub", joblog=joblog)
     declare()
     [old] = dead(1)
@@ -260,7 +260,7 @@ def test_named_jobs_run_again_each_time(joblog, make_broker, dead):
 
 
 def test_what_runs_again_meanwhile_is_left_alone(joblog, make_broker, dead, small_batches):
-    """A job of a later batch that someone ran again by itself is not sent a second time."""
+    """A job of a later batch that was requeued meanwhile is not sent a second time."""
     make_broker("stub", joblog=joblog)
     declare()
     old = dead(6)
@@ -277,7 +277,7 @@ def test_what_runs_again_meanwhile_is_left_alone(joblog, make_broker, dead, smal
 
 
 def test_progress_is_of_all(joblog, make_broker, dead, small_batches):
-    """Each job is counted once its batch is noted, of as many as were found."""
+    """Progress counts each job once its batch is recorded, out of the number found."""
     make_broker("stub", joblog=joblog)
     declare()
     dead(6)
@@ -300,7 +300,7 @@ def test_progress_is_of_all(joblog, make_broker, dead, small_batches):
 def test_a_crash_between_sending_and_noting(
     joblog, database_url, redis_url, dead, worker, eventually, run_script, after
 ):
-    """After a process is killed the call is repeated, and every job runs once, and only once."""
+    """If the process is killed and the call repeated, every job runs exactly once."""
     old = dead(7)
     joblog.release()
     died = run_script("dying_requeue.py", database_url, redis_url, after)
@@ -322,7 +322,7 @@ def test_a_crash_between_sending_and_noting(
 
 
 class TablesVanish(Middleware):
-    """Takes a table of the log away once so many messages are enqueued."""
+    """Removes a table of the log after a number of messages."""
 
     def __init__(self, joblog, after):
         self.joblog, self.left = joblog, after
@@ -360,7 +360,7 @@ def test_a_database_that_fails_midway(joblog, make_broker, dead, small_batches):
 
 
 class MemoryIsFull(Middleware):
-    """Leaves Redis no memory as so many messages are about to be enqueued."""
+    """Fills Redis's memory after a number of messages."""
 
     def __init__(self, after):
         self.left = after
@@ -375,7 +375,7 @@ class MemoryIsFull(Middleware):
 def test_a_redis_that_refuses_midway(
     real_redis, joblog, make_broker, dead, small_batches, worker, redis_url
 ):
-    """Of a batch that Redis refuses nothing is sent, and the same call sends it later."""
+    """If Redis refuses a batch, nothing of it is sent, and repeating the call sends it."""
     broker = make_broker("redis", joblog=joblog, middleware=[MemoryIsFull(6)])
     work = declare()
     old = dead(10)
@@ -397,7 +397,7 @@ def test_a_redis_that_refuses_midway(
 
 
 def test_two_that_do_so_at_once(joblog, database_url, redis_url, dead, small_batches, worker):
-    """Of two processes that run the same jobs again at once each job is sent by one."""
+    """If two processes requeue the same jobs at the same time, each job is sent by one."""
     old = dead(40)
     joblog.release()
     logs = [JobLog(database_url) for _ in range(2)]
@@ -425,7 +425,7 @@ def test_two_that_do_so_at_once(joblog, database_url, redis_url, dead, small_bat
 
 
 def test_another_that_takes_long(joblog, make_broker, dead, monkeypatch):
-    """While another process runs jobs again the call waits, and then says so."""
+    """While another process requeues jobs, the call waits, and then raises."""
     monkeypatch.setattr(bulk, "PATIENCE", 100)
     make_broker("stub", joblog=joblog)
     declare()
@@ -439,7 +439,7 @@ def test_another_that_takes_long(joblog, make_broker, dead, monkeypatch):
 
 
 def test_a_copy_of_a_delivery_is_not_run(joblog, make_broker, dead, worker):
-    """A message that was sent twice, as nobody noted the first, runs once."""
+    """A message that was sent twice, because the first was not recorded, runs once."""
     broker = make_broker("redis", joblog=joblog)
     work = declare()
     [old] = dead(1)

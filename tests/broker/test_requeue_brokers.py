@@ -36,7 +36,7 @@ def declare(broker, name, queue="default"):
 
 
 class Failing(StubBroker):
-    """Takes as many messages as it is said to, and is unavailable then."""
+    """Accepts a number of messages, and is then unavailable."""
 
     left = 1_000
 
@@ -55,7 +55,7 @@ def run(worker, *brokers):
 
 
 def test_each_broker_is_asked(log, worker):
-    """A job goes to the broker that its actor is declared on, whichever was set up last."""
+    """A job is sent to the broker of its actor, whichever was set up last."""
     brokers = [broker_of(log) for _ in range(3)]
     actors = [declare(broker, f"work{at}") for at, broker in enumerate(brokers)]
     jids = [actor.send(at).message_id for at, actor in enumerate(actors)]
@@ -67,7 +67,7 @@ def test_each_broker_is_asked(log, worker):
 
 
 def test_the_queue_decides_between_brokers(log, worker):
-    """Of two brokers with an actor of the same name it is the one with the job's queue."""
+    """If two brokers have an actor of the same name, the one with the job's queue is used."""
     one, two = broker_of(log), broker_of(log)
     jid = declare(one, "work", "imports").send().message_id
     run(worker, one)
@@ -90,7 +90,7 @@ def test_a_broker_with_actors_from_before(log, worker):
 
 
 def test_no_broker_has_the_actor(log, job_row):
-    """The error says how many brokers were asked."""
+    """The error says how many brokers were checked."""
     for _ in range(2):
         declare(broker_of(log), "other")
 
@@ -160,7 +160,7 @@ def work(): ...
 
 @pytest.fixture
 def ask(log, sqlite_url, tmp_path, monkeypatch):
-    """Return a function that asks the command line for an application of this source."""
+    """Return a function that runs the command line for an application with this source."""
     monkeypatch.chdir(tmp_path)
 
     def run(source, *arguments, left=100):
@@ -173,7 +173,7 @@ def ask(log, sqlite_url, tmp_path, monkeypatch):
 
 
 def test_both_are_told_on_the_command_line(ask, job_row):
-    """Of two jobs that are named one is sent, and the other refused with its reason."""
+    """Of two named jobs, one is sent, and the other refused with its reason."""
     job_row("aa1")
     job_row("bb2", state="started")
 
@@ -200,7 +200,7 @@ def test_what_was_sent_is_shown_when_the_broker_fails(ask, job_row, words):
 
 @pytest.mark.parametrize("source", ["", ACTORS])
 def test_a_module_without_actors(ask, job_row, source):
-    """A module that was named and has no actors is named as that."""
+    """If the named module has no actors, the error says so."""
     job_row("aa1")
 
     done = ask(source, "aa1")
@@ -210,7 +210,7 @@ def test_a_module_without_actors(ask, job_row, source):
 
 
 def test_more_match_than_are_taken(ask, job_row):
-    """The command says that more jobs match than it takes."""
+    """The command reports that more jobs match than its limit."""
     for at in range(3):
         job_row(f"aa{at}")
 

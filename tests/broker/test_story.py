@@ -1,4 +1,4 @@
-"""The table of stories on each broker, database and place in the list of middleware."""
+"""The table of stories on each broker, database and middleware position."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ IN_PROCESSES = [
 
 
 def parameters(combinations, broker):
-    """Return combinations, of which the first tier has those of one *broker*."""
+    """Return combinations; those with *broker* are in the first tier."""
     for kind, database, position in combinations:
         in_first = kind == broker and (broker == "stub" or database != "mysql")
         mark = pytest.mark.every_database if in_first else pytest.mark.full
@@ -58,7 +58,7 @@ def parameters(combinations, broker):
     indirect=["database_url"],
 )
 def test_each_story_leaves_its_row(joblog, make_broker, worker, eventually, kind, position):
-    """Each story leaves the same row wherever the middleware stands, hooks being slow."""
+    """Each story leaves the same row at each middleware position, with slow hooks."""
     broker = make_broker(kind, position, joblog=joblog, middleware=stories.middleware())
     actors = stories.declare(broker)
 
@@ -79,7 +79,7 @@ def test_each_story_leaves_its_row(joblog, make_broker, worker, eventually, kind
 def test_each_story_in_worker_processes(
     request, joblog, database_url, make_broker, run_worker_process, eventually, kind, position
 ):
-    """Two real worker processes leave the same rows as threads of this one."""
+    """Two real worker processes leave the same rows as threads of this process."""
     broker = make_broker(kind, "last", joblog=joblog, middleware=stories.middleware())
     actors = stories.declare(broker)
     environment = {
@@ -103,7 +103,7 @@ def test_each_story_in_worker_processes(
 def test_each_story_on_gevent(
     joblog, database_url, redis_url, make_broker, run_worker_process, eventually
 ):
-    """Greenlets of ``dramatiq-gevent`` leave the same rows as threads, each story of theirs."""
+    """Greenlets of ``dramatiq-gevent`` leave the same rows as threads, in each story."""
     broker = make_broker("redis", "last", joblog=joblog, middleware=stories.middleware())
     actors = stories.declare(broker)
     environment = {
@@ -122,7 +122,7 @@ def test_each_story_on_gevent(
 
 
 def states_written(joblog):
-    """Note each state that a job's row goes through, by jid."""
+    """Record each state of a job's row, by jid."""
     seen = {}
     write = joblog.core.transitions.write
 
@@ -138,7 +138,7 @@ def states_written(joblog):
 
 
 def test_states_in_order(joblog, make_broker, worker):
-    """A job's row goes through the states of its life, one after the other."""
+    """A job's row goes through the expected states, in order."""
     broker = make_broker("stub", "last", joblog=joblog)
     seen = states_written(joblog)
 
@@ -173,7 +173,7 @@ def test_no_retries_middleware(joblog, make_broker, worker):
 
 
 class RefusesRetries(dramatiq.Middleware):
-    """Stands for a broker that takes no message for a moment."""
+    """Simulates a broker that accepts no message for a moment."""
 
     def before_enqueue(self, broker, message, delay):
         if message.options.get("retries"):
@@ -183,7 +183,7 @@ class RefusesRetries(dramatiq.Middleware):
 @pytest.mark.expects_critical
 @pytest.mark.parametrize("position", POSITIONS)
 def test_retry_that_could_not_be_enqueued(joblog, make_broker, worker, position):
-    """A job whose retry could not be enqueued is gone, and the log says so."""
+    """A job whose retry could not be enqueued is dead, with that reason."""
     stack = [*(m() for m in default_middleware), RefusesRetries()]
     broker = make_broker("stub", position, joblog=joblog, middleware=stack)
 
@@ -246,7 +246,7 @@ def test_rerun(joblog, make_broker, worker):
 
 
 def test_log_job_off(joblog, make_broker, worker):
-    """``log_job=False`` leaves no row; a message's own option wins over its actor's."""
+    """``log_job=False`` leaves no row; a message's option overrides its actor's."""
     broker = make_broker("stub", "last", joblog=joblog)
 
     @dramatiq.actor(log_job=False)

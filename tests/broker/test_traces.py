@@ -79,7 +79,7 @@ expected = None
     ],
 )
 def test_trace_id(sqlite_url, setup, send):
-    """A job has the id of the trace that it was sent in, and none where nothing traces."""
+    """A job has the id of the trace that it was sent in, and none without tracing."""
     code = SCRIPT.format(setup=setup, send=send)
     command = [sys.executable, "-c", code, sqlite_url]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -88,7 +88,7 @@ def test_trace_id(sqlite_url, setup, send):
 
 
 def test_tracing_that_is_not_known(joblog, make_broker, monkeypatch):
-    """A tracing library of another shape fails no ``send()``."""
+    """An incompatible tracing library does not make ``send()`` fail."""
     make_broker("stub", "last", joblog=joblog)
     monkeypatch.setitem(sys.modules, "opentelemetry.trace", threading)
 

@@ -1,4 +1,4 @@
-"""Bringing the job that waits longest forward: it starts when its section is free."""
+"""Promotion: the job that has waited longest starts when its section is free."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dramatiq_joblog.broker.options import SECTION, WAITS
 
 
 class Consumer:
-    """A thread of the host's that holds messages back, as far as it is looked at."""
+    """The parts of Dramatiq's consumer thread that are used here."""
 
     def __init__(self, queue_name):
         self.queue_name = queue_name
@@ -25,7 +25,7 @@ class Consumer:
 
 @pytest.mark.parametrize("kind", ["stub", "redis"])
 def test_the_next_starts_when_its_section_is_free(joblog, make_broker, worker, eventually, kind):
-    """Those that wait come in one after the other, the oldest first, long before their eta."""
+    """Waiters run one after the other, oldest first, long before their eta."""
     broker = make_broker(kind, "last", joblog=joblog)
     go, order = threading.Event(), []
 
@@ -48,7 +48,7 @@ def test_the_next_starts_when_its_section_is_free(joblog, make_broker, worker, e
 
 
 def test_a_copy_of_what_has_ended(joblog, make_broker, worker, eventually):
-    """A copy that waits comes in once its job has ended by another copy, long before its eta."""
+    """A waiting copy is promoted once another copy has ended the job, long before its eta."""
     broker = make_broker("stub", "last", joblog=joblog)
     actor = dramatiq.actor(exclusive=Exclusive("key", on_conflict="wait"))(lambda: None)
     message = actor.message()
@@ -66,7 +66,7 @@ def test_a_copy_of_what_has_ended(joblog, make_broker, worker, eventually):
 def test_a_message_that_could_not_be_put_forward(
     joblog, make_broker, worker, eventually, monkeypatch, caplog
 ):
-    """A message that the broker does not take now is tried again, and not lost."""
+    """A message that the broker does not accept is retried, and not lost."""
     broker = make_broker("stub", "last", joblog=joblog)
     go, faults, began = threading.Event(), [], []
     enqueue = broker.enqueue
@@ -98,7 +98,7 @@ def test_a_message_that_could_not_be_put_forward(
 def test_a_waiter_that_is_put_forward_is_written_once_more(
     joblog, make_broker, worker, eventually, monkeypatch
 ):
-    """Nothing is written of a waiting job on its way back to a worker, but its start."""
+    """When a waiting job is requeued to a worker, only its start is written."""
     broker = make_broker("stub", "last", joblog=joblog)
     actor = dramatiq.actor(exclusive=Exclusive("key", on_conflict="wait"))(lambda: None)
     kinds, put = [], joblog.core.writer._submit
@@ -118,7 +118,7 @@ def test_a_waiter_that_is_put_forward_is_written_once_more(
 
 
 def test_what_is_held_is_known_as_it_comes_and_goes(joblog, make_broker):
-    """Each look knows of what has come to a delay queue and what has left it, and no more."""
+    """Each scan finds exactly the messages that have entered and left a delay queue."""
     broker = make_broker("stub", "last", joblog=joblog)
     actor = dramatiq.actor(exclusive=Exclusive("{n}", on_conflict="wait"))(lambda n: None)
     consumer = Consumer("default.DQ")

@@ -1,4 +1,4 @@
-"""A process with several workers: its heartbeat and its upkeep end with the last of them."""
+"""A process with several workers: heartbeat and maintenance end with the last one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BEAT, TIMEOUT = 50, 10_000
 
 @pytest.fixture
 def joblog(sqlite_url):
-    """Return a log with its tables, on SQLite: the database is not the point here."""
+    """Return a log with its tables, on SQLite: the database does not matter here."""
     log = JobLog(sqlite_url)
     log.create_tables()
     yield log
@@ -25,7 +25,7 @@ def joblog(sqlite_url):
 
 @pytest.fixture
 def broker_of(joblog):
-    """Return a function that makes a broker of the log whose heartbeats come quickly."""
+    """Return a function that makes a broker of the log with frequent heartbeats."""
     made = []
 
     def make():
@@ -76,7 +76,7 @@ def beats_on(joblog, eventually):
 
 
 def test_the_heartbeat_outlasts_the_first_worker(joblog, broker_of, start, beats_on, eventually):
-    """Of two workers the first stops: the process lives on, with the threads that are left."""
+    """If the first of two workers stops, the process stays alive with the remaining threads."""
     broker = broker_of()
     first = start(broker, worker_threads=3)
     second = start(broker, worker_threads=2)
@@ -92,7 +92,7 @@ def test_the_heartbeat_outlasts_the_first_worker(joblog, broker_of, start, beats
 
 
 def test_the_jobs_of_the_second_are_not_lost(joblog, broker_of, start, beats_on, sqlite_url):
-    """Another process that looks for the dead takes no job from the worker that is left."""
+    """Another process's check for dead processes takes no job from the remaining worker."""
     broker = broker_of()
     may_end, begun = threading.Event(), threading.Event()
 
@@ -123,7 +123,7 @@ def test_the_jobs_of_the_second_are_not_lost(joblog, broker_of, start, beats_on,
 
 
 def test_a_worker_after_the_last_one(joblog, broker_of, start, beats_on):
-    """A worker that starts after all have stopped is a new life, and stopping twice is one end."""
+    """A worker that starts after all have stopped is a new process; stopping twice ends once."""
     broker = broker_of()
     first = start(broker)
     name = joblog.core.worker_process.name
@@ -138,7 +138,7 @@ def test_a_worker_after_the_last_one(joblog, broker_of, start, beats_on):
 
 
 def test_stopping_twice_does_not_count_for_another(joblog, broker_of, start, beats_on):
-    """A worker that is stopped a second time takes nothing from the one that is left."""
+    """Stopping a worker a second time does not affect the remaining one."""
     broker = broker_of()
     first, _ = start(broker), start(broker)
 
@@ -166,7 +166,7 @@ def test_two_brokers_share_one_log(joblog, broker_of, start, beats_on, eventuall
 
 @pytest.mark.parametrize("stopped", ["first", "second"])
 def test_waiters_come_forward_when_a_worker_has_stopped(broker_of, start, joblog, stopped):
-    """What waits in the worker that is left comes in as soon as its section is free."""
+    """A waiter in the remaining worker runs as soon as its section is free."""
     brokers = [broker_of(), broker_of()]
     workers = [start(broker) for broker in brokers]
     left = brokers[stopped == "first"]
@@ -191,7 +191,7 @@ def test_waiters_come_forward_when_a_worker_has_stopped(broker_of, start, joblog
 
 
 def test_pausing_is_not_ending(broker_of, start, beats_on, joblog):
-    """A worker that is paused gives its heartbeat all the same, and runs jobs once resumed."""
+    """A paused worker still sends heartbeats, and runs jobs once resumed."""
     broker = broker_of()
     ran = threading.Event()
     actor = dramatiq.actor(ran.set, actor_name="work", broker=broker)
@@ -208,7 +208,7 @@ def test_pausing_is_not_ending(broker_of, start, beats_on, joblog):
 
 
 def test_a_lock_by_hand_outlasts_the_workers(joblog, broker_of, start, beats_on, sqlite_url):
-    """What was taken by hand beside a worker stays held when that has stopped."""
+    """A key locked by hand in a worker process stays held when the worker has stopped."""
     worker = start(broker_of())
     beats_on()
 

@@ -1,4 +1,4 @@
-"""``status``: what needs someone, for people, for pipes and for programs."""
+"""``status``: what needs attention, for people, for pipes and for programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def database_url(sqlite_database):
-    """Return the URL of a database: what is asked of it is tried on each kind elsewhere."""
+    """Return the URL of a database: queries are tested on each kind elsewhere."""
     return sqlite_database
 
 

@@ -202,7 +202,7 @@ def test_the_next_question_gives_back_what_a_generator_left(filled):
 
 
 def test_the_jobs_of_a_user(sqlite_url):
-    """The backref of a model of one's own gives its connection back too."""
+    """The backref of a custom model gives its connection back too."""
     database = SqliteDatabase(sqlite_url.removeprefix("sqlite:///"))
 
     class User(Model):

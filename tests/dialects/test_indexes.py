@@ -68,7 +68,7 @@ def shop_log(joblog):
 
 
 def test_the_plain_log_first_and_another_later(joblog, shop_log):
-    """A second log, with a model of one's own, writes its rows beside the first."""
+    """A second log, with a custom model, writes its rows beside the first."""
     assert write(joblog, "a").state == "enqueued"
 
     other = shop_log()
@@ -186,7 +186,7 @@ def test_a_key_that_is_missing_is_a_finding(joblog):
 
 
 def test_the_table_of_a_model_without_a_name(sqlite_url):
-    """A model of one's own that names no table has it named as peewee names any."""
+    """A custom model that names no table has it named as peewee names any."""
 
     class ShopJob(Job):
         class Meta:

@@ -147,7 +147,7 @@ def test_only_the_owner_frees(locks):
 
 
 def test_several_are_freed_at_once(locks):
-    """Runs give up what they hold, or what was kept for their jobs, and nothing of other runs."""
+    """Runs release what they hold, or what was kept for their jobs, and nothing of other runs."""
     for owner in "abcd":
         assert locks.take(claim(owner, f"{owner} 1", key=owner)) is not None
     locks.keep("b", "b", "b 1", 60_000)

@@ -76,7 +76,7 @@ def test_a_schema_from_the_future(joblog, job_factory, caplog):
 
 
 def test_a_column_that_is_added_later(tmp_path):
-    """A column that a model of the user's own gains is added to the table that is there."""
+    """A column that a custom model gains is added to the table that is there."""
     url = f"sqlite:///{tmp_path / 'jobs.db'}"
 
     class ShopJob(Job):

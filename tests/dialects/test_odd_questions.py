@@ -146,7 +146,7 @@ def test_a_day_is_an_instant(joblog, job_factory):
 @pytest.mark.one_database
 @pytest.mark.parametrize("instant", ["2026-11-24", None, True, float("nan"), [], b"x"])
 def test_what_is_no_instant_is_refused(joblog, instant):
-    """Anything else than an instant is refused, and the cure is said."""
+    """Anything other than an instant is refused, and the cure is said."""
     with pytest.raises(TypeError, match="aware datetime"):
         joblog.jobs.since(instant)
 

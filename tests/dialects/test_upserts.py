@@ -73,7 +73,7 @@ def stored(log, **values):
 
 
 def test_values_of_own_columns(make_log):
-    """A value of a column of the user's own is read back as it was given."""
+    """A value of a column of the user is read back as it was given."""
     given = {
         "amount": decimal.Decimal("12345.678"),
         "due": dt.datetime(2026, 11, 24, 10, 30, 0, 125_000),  # noqa: DTZ001

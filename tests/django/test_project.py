@@ -261,7 +261,7 @@ print(client.cookies["sessionid"].value)
     ],
 )
 def test_what_serves_the_page(project, folder, eventually, command):
-    """The page answers under whatever serves Django, also after a fork, to who has signed in."""
+    """The page answers under whatever serves Django, even after a fork, to who has signed in."""
     module = command[1] if command[0] == "-m" else None
     if module is not None:
         pytest.importorskip(module)

@@ -28,7 +28,7 @@ def jump(monkeypatch):
 @pytest.mark.parametrize("kind", ["redis", "stub"])
 @pytest.mark.parametrize("by", [HOUR, -HOUR])
 def test_waiters_and_holders(joblog, make_broker, worker, eventually, jump, kind, by):
-    """A job keeps its section, and those that wait come in when it ends, or give up in time."""
+    """A job keeps its section, and those that wait run when it ends, or give up in time."""
     broker = make_broker(kind, joblog=joblog)
     leave, inside, lost = threading.Event(), [], []
 

@@ -11,7 +11,7 @@ from dramatiq_joblog import JobLog, RequeueError
 
 @pytest.fixture(params=[False, True], ids=["unsealed", "sealed"])
 def log(request, sqlite_database):
-    """Return a log without and with a key."""
+    """Return a log without a key and one with a key."""
     log = JobLog(sqlite_database, seal_key=Fernet.generate_key() if request.param else None)
     yield log
     log.close()

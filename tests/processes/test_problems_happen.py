@@ -30,7 +30,7 @@ QUEUES = ("default", "other")
 
 @pytest.fixture
 def database_url(sqlite_database):
-    """Return the URL of a database: what is asked of it is tried on each kind elsewhere."""
+    """Return the URL of a database: queries are tested on each kind elsewhere."""
     return sqlite_database
 
 
@@ -77,7 +77,7 @@ def send(broker, joblog):
 
 @pytest.fixture
 def run(database_url, redis_url, run_worker_process, tmp_path):
-    """Return what runs the worker."""
+    """Return a function that runs the worker."""
     environment = {
         "PROBLEM_BROKER": redis_url,
         "PROBLEM_DATABASE": database_url,
@@ -111,7 +111,7 @@ def later(joblog, milliseconds):
 
 
 def kinds(joblog, **options):
-    """Return what needs someone, by kind."""
+    """Return what needs attention, by kind."""
     return {problem.kind.value: problem for problem in joblog.problems(**options)}
 
 

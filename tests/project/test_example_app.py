@@ -1,4 +1,4 @@
-"""The example as people run it: from nothing, on servers of theirs, and when something is wrong."""
+"""The example as users run it: from nothing, on servers of theirs, and when something is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plugin for tests of the user's own, in a pytest of the user's own."""
+"""The plugin for tests of the user, in a pytest of the user."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_a_project_with_everything(folder):
 
 @pytest.mark.full
 def test_a_model_of_the_user_s_own(folder):
-    """A log with a model of the user's own stays on its database; its broker may be named."""
+    """A log with a custom model stays on its database; its broker may be named."""
     run_pytest(folder, shop=OWN_MODEL, tests=OWN_MODEL_TESTS, passed=1)
 
 

@@ -71,7 +71,7 @@ def test_amounts(lasting, words, actors):
     ],
 )
 def test_odd_values(joblog, words):
-    """A value that makes no sense is answered with one sentence, and nothing else."""
+    """An invalid value is answered with one sentence, and nothing else."""
     with pytest.raises(SearchError) as refused:
         list(joblog.search(words, now=NOW).page().jobs)
     assert "\n" not in str(refused.value)

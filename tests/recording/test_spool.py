@@ -183,7 +183,7 @@ def test_it_outlives_a_power_cut(folder, spool, monkeypatch):
 
 
 def test_values_that_json_has_no_word_for(spool):
-    """A value of a column of the user's own is kept as its text."""
+    """A value of a column of the user is kept as its text."""
     spool.append([Started({"jid": "j", "token": "t", "own": b"x"}, None)])
     [[kept]] = spool.replay()
     assert json.dumps(kept.row)

@@ -50,7 +50,7 @@ def writers():
 
 @pytest.fixture
 def log(sqlite_url):
-    """Return a log on SQLite with its tables."""
+    """Return a log on SQLite, with tables."""
     log = JobLog(sqlite_url)
     log.create_tables()
     yield log

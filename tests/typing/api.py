@@ -36,13 +36,13 @@ from dramatiq_joblog.web import dashboard
 
 
 class User(Model):
-    """A model of the user's own."""
+    """A custom model."""
 
     name = CharField()
 
 
 class ShopJob(Job):
-    """A job with columns of the user's own."""
+    """A job with columns of the user."""
 
     shop = CharField(null=True)
     user = ForeignKeyField(User, backref="jobs", null=True)
@@ -122,7 +122,7 @@ def looks() -> None:
 
 
 def acts() -> None:
-    """Run again and give up."""
+    """Run again and cancel."""
     assert_type(plain.requeue("jid"), dramatiq.Message[Any])
     assert_type(plain.requeue_all(plain.jobs.dead()).refused, dict[str, str])
     assert_type(shop.requeue_all(shop.jobs.dead()).sent, list[dramatiq.Message[Any]])

@@ -107,7 +107,7 @@ def test_several_in_one(joblog, name):
 
 
 def test_a_query_of_another_log(joblog, sqlite_url):
-    """Jobs of another log are not given up, run again or counted by this one."""
+    """Jobs of another log are not cancelled, run again or counted by this one."""
     with_others = JobLog(sqlite_url.replace(".db", "-other.db"))
     with_others.create_tables()
     query = with_others.jobs.dead()

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 @pytest.fixture
 def database_url(sqlite_database):
-    """Return the URL of a database: what is asked of it is tried on each kind elsewhere."""
+    """Return the URL of a database: queries are tested on each kind elsewhere."""
     return sqlite_database
 
 

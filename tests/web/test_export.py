@@ -138,7 +138,7 @@ def test_a_folder_that_is_in_use(joblog, tmp_path):
     ],
 )
 def test_values_that_make_no_sense(joblog, tmp_path, options, text):
-    """A value that makes no sense is refused, and no folder is made."""
+    """An invalid value is refused, and no folder is made."""
     with pytest.raises(ConfigurationError, match=text):
         export(joblog, tmp_path / "new", **options)
     assert not (tmp_path / "new").exists()

@@ -16,7 +16,7 @@ MANY = 12_000
 
 @pytest.fixture
 def database_url(sqlite_database):
-    """Return the URL of a database: what is asked of it is tried on each kind elsewhere."""
+    """Return the URL of a database: queries are tested on each kind elsewhere."""
     return sqlite_database
 
 

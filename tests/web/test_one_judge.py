@@ -14,7 +14,7 @@ MINUTE, DAY = 60_000, 86_400_000
 
 @pytest.fixture
 def database_url(sqlite_database):
-    """Return the URL of a database: what is asked of it is tried on each kind elsewhere."""
+    """Return the URL of a database: queries are tested on each kind elsewhere."""
     return sqlite_database
 
 

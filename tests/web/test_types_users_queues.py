@@ -190,7 +190,7 @@ def test_a_picked_time(page, lived):
     ],
 )
 def test_times_that_make_no_sense(page, joblog, query):
-    """A time that makes no sense is answered with a sentence and 400."""
+    """An invalid time is answered with a sentence and 400."""
     for path in ("/", "/types", "/users/7"):
         answer = page.get(path, params=query)
         assert answer.status_code == 400

@@ -1,4 +1,4 @@
-"""The first line of every page: what needs someone, or that all is well."""
+"""The first line of every page: what needs attention, or that all is well."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGES = ("/", "/jobs", "/types", "/queues", "/dead", "/locks", "/workers", "/act
 
 @pytest.fixture
 def database_url(sqlite_database):
-    """Return the URL of a database: what is asked of it is tried on each kind elsewhere."""
+    """Return the URL of a database: queries are tested on each kind elsewhere."""
     return sqlite_database
 
 

@@ -97,7 +97,7 @@ OVERFLOWS = """() => [...document.querySelectorAll("td, th")]
 
 @pytest.fixture(scope="module")
 def browser():
-    """Return a headless Chromium; without one skip, or fail where CI is set."""
+    """Return a headless Chromium; without one skip, or fail if CI is set."""
     with chromium() as found:
         yield found
 
