@@ -302,7 +302,8 @@ class Waker(threading.Thread):
         """Promote the next waiter of each actor: its callable limit may return more by now."""
         mine, waiters = self._held.of(key), self._joblog.core.locks.waiters
         line = connection.ask(functools.partial(waiters.line, key, MAX_FORWARD))
-        next_of = {mine[jid].need.asked_by: mine[jid] for jid in reversed(line) if jid in mine}
+        asked = [mine[jid] for jid in line if jid in mine and mine[jid].need.is_asked]
+        next_of = {held.need.asked_by: held for held in reversed(asked)}
         self._put_forward([*next_of.values()], self._put)
 
     def _look_at(self, connection: Connection, keys: Sequence[str]) -> None:
