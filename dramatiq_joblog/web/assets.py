@@ -23,26 +23,31 @@ _TYPES = {
 
 
 @cache
+def _files() -> dict[str, bytes]:
+    # An upgrade of the package replaces the files of a running process.
+    return {path.name: path.read_bytes() for path in _FOLDER.iterdir() if path.is_file()}
+
+
+@cache
 def version() -> str:
     """Return the version of these files; it changes when one of them does."""
     digest = hashlib.sha256()
-    for path in sorted(_FOLDER.iterdir(), key=lambda p: p.name):
-        digest.update(path.read_bytes())
+    for _, data in sorted(_files().items()):
+        digest.update(data)
     return digest.hexdigest()[:12]
 
 
 def asset(request: Request) -> Response:
     """Respond with a file; files are public, because the sign-in page needs them."""
     name = request.path_params["path"]
-    files = {path.name: path for path in _FOLDER.iterdir() if path.is_file()}
-    if name not in files:
+    if name not in _files():
         return PlainTextResponse("There is no such file.", 404)
     current = request.path_params["version"] == version()
     keep = "public, max-age=31536000, immutable" if current else "no-cache"
     return packed(
         request,
         Response(
-            files[name].read_bytes(),
+            _files()[name],
             media_type=_TYPES[name.rpartition(".")[2]],
             headers={"cache-control": keep},
         ),

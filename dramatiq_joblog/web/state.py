@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import importlib.resources
 import threading
 import time
 from dataclasses import dataclass, field
@@ -35,10 +36,13 @@ KEPT_AT_MOST = 200
 @functools.cache
 def _templates() -> jinja2.Environment:
     """Return the templates, compiled once for all dashboards of a process."""
+    # All are read at the start: an upgrade of the package replaces the files of a running process.
+    folder = importlib.resources.files(__package__) / "templates"
+    texts = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
     environment = jinja2.Environment(
         autoescape=True,
         finalize=text,
-        loader=jinja2.PackageLoader("dramatiq_joblog.web"),
+        loader=jinja2.DictLoader(texts),
         lstrip_blocks=True,
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
