@@ -1,4 +1,4 @@
-"""Cancelling many jobs: in batches, each job as if cancelled alone, and with errors."""
+"""Many jobs cancelled at once: in batches, each as one by itself, and with what goes wrong."""
 
 from __future__ import annotations
 

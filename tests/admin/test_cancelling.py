@@ -1,4 +1,4 @@
-"""Cancelled jobs: their rows, their keys and their messages."""
+"""Jobs that are cancelled: what becomes of their rows, of what they hold, and of their messages."""
 
 from __future__ import annotations
 
@@ -91,14 +91,14 @@ def test_what_runs_or_has_ended_is_refused(joblog, job_factory, state):
 
 
 def test_an_unknown_job(joblog):
-    """An unknown job cannot be cancelled."""
+    """What the log does not know cannot be cancelled."""
     with pytest.raises(JobNotFound):
         joblog.cancel("nobody")
     joblog.release()
 
 
 def test_a_run_whose_process_is_gone(joblog, job_factory):
-    """A started job can be cancelled if its process has ended or is unknown, lost or not."""
+    """A started job is cancelled if its process ended or is not known, and nobody marks it lost."""
     heartbeat = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
     heartbeat.beat()
     job_factory(jid="j", state="started", process=heartbeat.process, token="t", finished_at=None)
@@ -177,7 +177,7 @@ def test_nothing_begins_after_it(joblog, data):
 
 
 def test_jobs_of_a_query(joblog, job_factory):
-    """The jobs of a query that are not running are cancelled, oldest first, up to a limit."""
+    """All that a query finds and that do not run are cancelled, the oldest first, up to a limit."""
     for jid, state in {"a": "lost", "b": "started", "c": "lost", "d": "lost"}.items():
         job_factory(jid=jid, state=state, finished_at=None)
     seen = []
@@ -228,7 +228,7 @@ def test_it_waits_no_longer(joblog, job_factory):
 
 @pytest.mark.parametrize("until", ["started", "finished", None])
 def test_the_same_can_be_sent_again(joblog, make_broker, until):
-    """A cancelled job's unique key is released, whatever its ttl."""
+    """What a job is unique by is free once it is cancelled, however long it was to be unique."""
     broker = make_broker("stub", joblog=joblog)
 
     @dramatiq.actor(unique=Unique("import:{user_id}", until=until))
@@ -261,7 +261,7 @@ RAN = {"enqueued": [], "delayed": [], "retrying": ["work"], "waiting": ["first",
 
 
 class Stories:
-    """Cancelled jobs whose messages are delivered later."""
+    """Jobs that are cancelled, and their messages that are delivered then."""
 
     def __init__(self, joblog, broker, worker, eventually, *, rerun=None):
         self.joblog, self.broker, self.eventually = joblog, broker, eventually
@@ -306,7 +306,7 @@ class Stories:
         return jid
 
     def waiting(self):
-        """Cancel the second of three jobs that need a section."""
+        """Cancel the second of three that want a section."""
         first = self.alone.send("first")
         assert self.entered.wait(30)
         jid = self.cancel(self.alone.send("second"), "waiting")
@@ -332,7 +332,7 @@ class Stories:
 )
 @pytest.mark.parametrize("state", list(RAN))
 def test_its_message_is_not_run(joblog, make_broker, worker, eventually, state, acks, rerun):
-    """A cancelled job does not run when its message is delivered; it goes to the dead letters."""
+    """What was cancelled does not run when it is delivered, and goes to the dead letters."""
     broker = make_broker("redis", joblog=joblog, acks=acks)
     stories = Stories(joblog, broker, worker, eventually, rerun=rerun)
 
@@ -359,7 +359,7 @@ def test_its_message_is_not_run_on_rabbitmq(joblog, make_broker, worker, eventua
 
 @pytest.mark.process
 def test_the_job_of_a_killed_worker(joblog, victims, eventually, tmp_path):
-    """A lost job that was cancelled does not run when Redis delivers it to another process."""
+    """A lost job that was cancelled is not run when Redis delivers it to another process."""
     run, send, broker = victims
     with run(expects_critical="exited unexpectedly") as first:
         jid = send("waits")
@@ -399,7 +399,7 @@ def test_a_run_that_was_only_taken_to_be_gone(joblog, state):
 
 
 def test_a_retry_of_it(joblog):
-    """If the run fails and would be retried, the job stays cancelled, and the retry is refused."""
+    """If the run fails and is to be retried, the job stays cancelled, and the retry is refused."""
     joblog.core.transitions.write([start("t")])
     joblog.Job.update(state="lost").execute()
     joblog.cancel("j")

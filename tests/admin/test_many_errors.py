@@ -1,4 +1,4 @@
-"""The problems take the same number of queries for many errors as for one."""
+"""What needs attention costs as many questions where jobs die of many errors as where of one."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_its_time_is_over(joblog, waiting):
     ],
 )
 def test_what_makes_no_sense(joblog, waiting, values, text):
-    """An invalid value is refused with its name, and nothing is muted."""
+    """An invalid value is refused by its name, and nothing is muted."""
     waiting()
     given = {"problem": of_queues(joblog)[0], "until": tomorrow(), "reason": "known"} | values
 
@@ -137,7 +137,7 @@ def test_tables_of_an_earlier_version(joblog, job_factory, waiting):
 
 
 def test_alerts(joblog, database_url, waiting):
-    """There is no notice of it or of its end; once it gets worse, it is opened again."""
+    """Nobody is notified of it or of its end; once it gets worse it is opened again."""
     notices = []
     log = JobLog(
         database_url,

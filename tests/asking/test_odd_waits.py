@@ -51,7 +51,7 @@ def test_a_jid_that_never_comes(joblog):
 
 
 def test_a_job_that_is_cancelled(joblog, job_factory, elsewhere, eventually):
-    """A wait for a job that is cancelled ends: the job is dead."""
+    """A job that is cancelled while it is waited for has ended: it is dead."""
     job = job_factory(state="delayed")
     wait = elsewhere(joblog.wait, job.jid, timeout=10_000)
     eventually(lambda: watched(joblog))

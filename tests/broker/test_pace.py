@@ -75,7 +75,7 @@ def test_what_is_due(pace, within, most):
 
 
 def test_a_wait_that_is_over_by_the_database(joblog, make_broker, worker, eventually, monkeypatch):
-    """A job whose waiting time is over is dead, even if its message is due much later.
+    """A job that has waited as long as it may is cancelled though its message is due much later.
 
     As on a host whose clock is behind that of the one which put the message back.
     """

@@ -1,4 +1,4 @@
-"""The command line as people and scripts run it: a process, on a real database."""
+"""The command line, as run by users and scripts: a process, on a real database."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def jobs(joblog, make_broker, worker):
 
 @pytest.mark.new_database
 def test_a_log_is_made_and_asked(installed, ask, database_url):
-    """``migrate`` makes the tables, safe to repeat; an empty log has nothing, which is exit 1."""
+    """``migrate`` creates the tables and can be repeated; for an empty log, lists exit with 1."""
     done = installed("migrate", "--database", database_url)
     assert (0, "") == (done.returncode, done.stderr)
     assert "up to date" in done.stdout
@@ -139,7 +139,7 @@ def test_what_cannot_be_done_is_said_in_one_sentence(tmp_path, monkeypatch, argu
 
 @pytest.mark.new_database
 def test_a_database_without_tables(cli, database_url, tmp_path):
-    """A database without a log is reported with the command that makes one."""
+    """A database without a log is reported with the command that creates one."""
     (tmp_path / "joblog.db").touch()
     done = cli("workers", "--database", database_url)
 
@@ -177,7 +177,7 @@ def test_it_runs_as_a_module(installed):
 @pytest.mark.full
 @pytest.mark.parametrize("missing", ["click", "rich"])
 def test_a_missing_extra_is_told_with_its_command(installed, tmp_path, missing):
-    """Without the extra the program names what is missing and the command that installs it."""
+    """Without the extra, the program names the missing package and the install command."""
     (tmp_path / f"{missing}.py").write_text(f"raise ModuleNotFoundError('gone', name={missing!r})")
     done = installed("locks", PYTHONPATH=str(tmp_path))
 
@@ -192,7 +192,7 @@ def test_a_missing_extra_is_told_with_its_command(installed, tmp_path, missing):
 
 
 def test_jobs_are_listed_for_programs(jobs, ask):
-    """In a pipe each job is a line of tab-separated values: the jid whole, no colour."""
+    """In a pipe, each job is a line of tab-separated values, with the full jid and no colour."""
     text = ask("list").stdout
     rows = {row.split("\t")[0]: row.split("\t")[1:] for row in text.splitlines()}
 
@@ -218,7 +218,7 @@ def test_jobs_are_listed_for_programs(jobs, ask):
     ],
 )
 def test_words_and_options_filter_alike(jobs, ask, arguments):
-    """The words of the page's search filter, and so do options of the same names."""
+    """Search words filter like on the dashboard, and so do options of the same names."""
     listed = json.loads(ask("list", *arguments, "--json").stdout)
 
     assert [jobs["reconcile"].jid] == [job["jid"] for job in listed]
@@ -227,7 +227,7 @@ def test_words_and_options_filter_alike(jobs, ask, arguments):
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_list_looks_back_as_far_as_it_must(joblog, job_factory, ask, monkeypatch):
-    """What no index answers is looked for in all jobs, although a page looks at some only."""
+    """A search without an index checks all jobs, although a page checks only some."""
     monkeypatch.setattr("dramatiq_joblog.schema.query.LOOK", 3)
     wanted = job_factory(state="dead", error_type="E", error_message="out of cheese")
     for _ in range(10):
@@ -240,7 +240,7 @@ def test_a_list_looks_back_as_far_as_it_must(joblog, job_factory, ask, monkeypat
 
 
 def test_nothing_that_matches_is_exit_1(jobs, ask):
-    """A list without a job is empty, and said on standard error."""
+    """A list without jobs is empty, with a message on standard error."""
     done = ask("list", "state:dead", "--user", "7", code=1)
 
     assert ("", "dramatiq-joblog: no job matches 'state:dead user:7'\n") == (
@@ -263,7 +263,7 @@ def test_nothing_that_matches_is_exit_1(jobs, ask):
     ],
 )
 def test_a_filter_that_is_not_understood(joblog, ask, arguments, text):
-    """A word, a state or a time that is not known is exit 2, with what to write instead."""
+    """An unknown word, state or time is exit 2, with what to write instead."""
     done = ask("list", *arguments, code=2)
 
     assert text in done.stderr
@@ -271,7 +271,7 @@ def test_a_filter_that_is_not_understood(joblog, ask, arguments, text):
 
 
 def test_a_list_goes_on_where_it_ended(joblog, job_factory, ask):
-    """``--before`` takes what a page ended with, and no job is left out or shown twice."""
+    """``--before`` takes the cursor of a page, and no job is left out or shown twice."""
     made = [job_factory().jid for _ in range(7)]
     listed, place = [], []
     for _ in range(3):
@@ -284,7 +284,7 @@ def test_a_list_goes_on_where_it_ended(joblog, job_factory, ask):
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_list_fits_its_terminal(jobs, terminal, database_url):
-    """On a terminal columns fall away by importance, and no line is wider than it."""
+    """On a terminal, less important columns are dropped, and no line is too wide."""
     for columns, heading in (
         (170, "Job State Type Actor User Run Queued Took Ago Why"),
         (80, "Job State Type User Run Took Ago Why"),
@@ -302,7 +302,7 @@ def test_a_list_fits_its_terminal(jobs, terminal, database_url):
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_no_colour_where_none_is_wanted(jobs, terminal, database_url):
-    """NO_COLOR leaves shapes and words."""
+    """With NO_COLOR, shapes and words remain."""
     written = terminal("--database", database_url, "list", NO_COLOR="1")
 
     assert "38;2" not in written
@@ -313,7 +313,7 @@ def test_no_colour_where_none_is_wanted(jobs, terminal, database_url):
 
 
 def test_all_of_a_job(jobs, ask):
-    """A job is shown with error, times, runs and the last traceback, whole in a pipe."""
+    """A job is shown with error, times, runs and the last traceback, complete in a pipe."""
     job = jobs["reconcile"]
     text = ask("show", job.jid[:8]).stdout
 
@@ -338,7 +338,7 @@ def test_all_of_a_job_for_programs(jobs, ask):
 
 
 def test_part_of_a_jid_is_enough(joblog, job_factory, ask):
-    """What begins as only one jid names it; what begins as several lists them; else exit 1."""
+    """A unique prefix of a jid is enough; an ambiguous one lists the jids; otherwise exit 1."""
     for jid in ("aa11", "aa22-3", "bb'%_\"", "bb\\"):
         job_factory(jid=jid)
 
@@ -351,7 +351,7 @@ def test_part_of_a_jid_is_enough(joblog, job_factory, ask):
 
 
 def test_a_family_is_drawn(joblog, job_factory, ask):
-    """Who sent whom is a tree, however odd the rows are."""
+    """A job's family is a tree, even with inconsistent rows."""
     job_factory(jid="root", actor="close")
     job_factory(jid="one", parent_jid="root", root_jid="root")
     job_factory(jid="two", parent_jid="one", root_jid="root", state="dead", error_type="E")
@@ -406,7 +406,7 @@ def test_what_happens_is_told_while_it_happens(database_url, joblog, make_broker
 
 
 def test_only_what_is_asked_for_is_told(joblog, job_factory):
-    """Words narrow what is shown; a job is shown once for each state, and old ones are not."""
+    """Words filter the output; a job is shown once for each state, and old jobs are not."""
     old = datetime.now(timezone.utc) - timedelta(hours=1)
     job_factory(jid="old", created_at=old, updated_at=old, finished_at=old)
     changes = Changes(joblog, joblog.search("user:7"), 0)
@@ -478,7 +478,7 @@ def test_a_shell_completes(sqlite_url, cli, typed, expected):
 @pytest.mark.full
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_reader_that_has_enough(jobs, database_url, job_factory):
-    """A pipe that is closed early is no error worth a word."""
+    """A pipe that is closed early causes no error message."""
     for _ in range(300):
         job_factory(error_message="x" * 2000, error_type="E", state="dead")
     read, write = os.pipe()

@@ -1,4 +1,4 @@
-"""What the commands do that count, change and serve."""
+"""Commands that count, change and serve."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def dead(job_factory, jid, **more):
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.full
 def test_jobs_run_again_on_the_applications_broker(shop, joblog, job_factory):
-    """``requeue`` says how many, asks, and sends; the new jobs know what they repeat."""
+    """``requeue`` shows the number, asks, and sends; the new jobs refer to the old ones."""
     for number in range(3):
         dead(job_factory, f"dead{number}", args=[number])
     job_factory(jid="done", actor="load", job_type="import", args=[9], kwargs={}, options={})
@@ -84,7 +84,7 @@ def test_jobs_run_again_on_the_applications_broker(shop, joblog, job_factory):
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_running_again_needs_the_application(joblog, job_factory, ask):
-    """Without the application ``requeue`` says why it cannot, and what to give."""
+    """Without the application, ``requeue`` explains the error and the option to use."""
     dead(job_factory, "dead0")
 
     done = ask("requeue", "dead0", code=2)
@@ -93,7 +93,7 @@ def test_running_again_needs_the_application(joblog, job_factory, ask):
 
 
 def test_dead_jobs_are_dismissed(joblog, job_factory, ask):
-    """``dismiss`` asks for more than one, leaves the jobs, and is kept with who did it."""
+    """``dismiss`` asks before several, keeps the jobs, and is recorded with the user."""
     for jid in ("aa1", "aa2", "bb3"):
         dead(job_factory, jid)
     job_factory(jid="cc4")
@@ -115,7 +115,7 @@ def test_dead_jobs_are_dismissed(joblog, job_factory, ask):
 
 
 def test_jobs_are_given_up(joblog, job_factory, ask):
-    """``cancel`` asks always, says why what runs is refused, and is kept with who did it."""
+    """``cancel`` always asks, refuses running jobs with a reason, and is recorded with the user."""
     states = {"aa1": "lost", "aa2": "lost", "bb3": "enqueued", "cc4": "started", "dd5": "dead"}
     for jid, state in states.items():
         error = "KeyError" if jid == "bb3" else None
@@ -146,7 +146,7 @@ def test_jobs_are_given_up(joblog, job_factory, ask):
 
 
 def test_a_limit_is_set(joblog, ask):
-    """``limit`` sets a key's limit for a time, or for good, and takes it back."""
+    """``limit`` sets a key's limit for a time, or without end, and removes it."""
     assert "The limit of erp is 0 until " in ask("limit", "erp", 0, "--until", "2h").stdout
     [limit] = joblog.limits
     assert 2 * 3600 == pytest.approx((limit.until - joblog.now()).total_seconds(), abs=60)
@@ -163,7 +163,7 @@ def test_a_limit_is_set(joblog, ask):
 
 
 def test_a_section_is_freed_by_hand(joblog, ask):
-    """``unlock`` says who holds it, needs a reason, and with --yes the fence that was seen."""
+    """``unlock`` shows the holder, and requires a reason, and with --yes the fence."""
     with joblog.lock("finance:42") as lease:
         assert "needs a --reason" in ask("unlock", "finance:42", code=2).stderr
         done = ask("unlock", "finance:42", "--reason", "gone", code=2)
@@ -183,7 +183,7 @@ def test_a_section_is_freed_by_hand(joblog, ask):
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_question_is_asked(joblog, job_factory, terminal, database_url, tmp_path):
-    """On a terminal what will be done is said and asked; no is exit 2 and nothing is done."""
+    """On a terminal, a command shows its effects and asks; after no, it exits with 2 unchanged."""
     for jid in ("aa1", "aa2"):
         dead(job_factory, jid)
     dismiss = ("--database", database_url, "dismiss", "type:import")
@@ -205,7 +205,7 @@ def test_a_question_is_asked(joblog, job_factory, terminal, database_url, tmp_pa
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.full
 def test_long_work_shows_how_it_goes_on(joblog, job_factory, terminal, database_url, tmp_path):
-    """A bar is drawn on standard error while the jobs go to a file, and nothing of it into that."""
+    """A progress bar is drawn on standard error while jobs are written to a file."""
     for _ in range(250):
         job_factory(finished_at=1, created_at=1)
     with (tmp_path / "jobs.jsonl").open("wb") as file:
@@ -225,7 +225,7 @@ def test_long_work_shows_how_it_goes_on(joblog, job_factory, terminal, database_
 
 
 def test_numbers(joblog, job_factory, ask, terminal, database_url):
-    """``stats`` shows states, throughput, times by type and errors, for people and programs."""
+    """``stats`` shows states, throughput, times by type and errors, as text and JSON."""
     for number in range(1, 5):
         job_factory(job_type="import", duration=number * 100, queue_time=5)
     dead(job_factory, "dead0", duration=70, token="t")
@@ -288,7 +288,7 @@ def test_the_doctor_is_asked(joblog, job_factory, ask):
 
 
 def test_old_jobs_are_deleted(joblog, job_factory, ask):
-    """``prune`` says how many are old, asks, deletes those and no others, and is kept."""
+    """``prune`` shows the number of old jobs, asks, deletes only those, and is recorded."""
     old = int(time.time() * 1000) - 8 * 86_400_000
     for _ in range(3):
         job_factory(finished_at=old, created_at=old, updated_at=old)
@@ -339,7 +339,7 @@ def test_jobs_are_exported(joblog, job_factory, ask, tmp_path):
 
 
 def test_the_page_is_served(joblog, job_factory, database_url):
-    """``web`` says where the page is, serves it, and ends with Ctrl-C."""
+    """``web`` prints the dashboard's URL, serves it, and ends with Ctrl-C."""
     dead(job_factory, "dead0")
     with subprocess.Popen(
         [PROGRAM, "--database", database_url, "web", "--port", "0", "--json"],
@@ -361,7 +361,7 @@ def test_the_page_is_served(joblog, job_factory, database_url):
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_port_that_is_taken(joblog, ask):
-    """A port that cannot be listened on is said in a sentence."""
+    """A port that cannot be used is reported in a sentence."""
     done = ask("web", "--host", "203.0.113.1", "--port", "1", code=3)
 
     assert "203.0.113.1 port 1 cannot be listened on" in done.stderr

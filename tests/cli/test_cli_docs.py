@@ -1,6 +1,6 @@
 """The command line is documented: each command and option, with examples that work.
 
-``python tests/cli/test_cli_docs.py`` writes the commands' help into docs/cli.md anew.
+``python tests/cli/test_cli_docs.py`` updates the commands' help in docs/cli.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def help_of(*arguments):
 
 
 def with_current_help(text):
-    """Return the documentation with the help of every command as it is now."""
+    """Return the documentation with the current help of every command."""
     block = re.compile(rf"(```console\n\$ {PROGRAM}((?: [a-z-]+)?) --help\n).*?```", re.DOTALL)
     return block.sub(lambda m: f"{m[1]}{help_of(*m[2].split())}```", text)
 
@@ -43,7 +43,7 @@ def test_the_documentation_shows_the_help_as_it_is():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_has_help_and_examples(name):
-    """A command's help says what it does, all its options, and examples that it accepts."""
+    """A command's help has a summary, all options, and valid examples."""
     command = program.commands[name]
 
     assert command.help
@@ -58,7 +58,7 @@ def test_a_command_has_help_and_examples(name):
 
 
 def test_each_line_of_help_fits():
-    """No help is wider than a terminal of 80 columns, but for an example that must be whole."""
+    """No help is wider than a terminal of 80 columns, except for examples that cannot be split."""
     for arguments in ([], *([name] for name in COMMANDS)):
         wide = [row for row in help_of(*arguments).splitlines() if len(row) > 80]
         assert [] == [row for row in wide if not row.startswith(f"  {PROGRAM} ")]

@@ -1,4 +1,4 @@
-"""The screen of ``locks``: who holds, who waits since when, how much of a rate is used."""
+"""The screen of ``locks``: holders, waiters and the usage of rates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def put_in_line(job_factory, jid, key):
 
 
 def test_who_waits_and_what_is_used(joblog, job_factory, terminal, database_url):
-    """Keys that nobody holds are shown too: if jobs wait for them, or start by them."""
+    """Free keys are shown too, if jobs wait for them or they are rates."""
     for n in range(3):
         put_in_line(job_factory, f"job-{n}", "shopify:7")
     joblog.set_limit("erp", 2, who="ada")
@@ -39,13 +39,13 @@ def test_who_waits_and_what_is_used(joblog, job_factory, terminal, database_url)
 
 
 def test_a_limit_of_a_long_key(joblog, terminal, database_url):
-    """However long a key is, the limit that was set for it is shown, and by whom."""
+    """However long a key is, the limit set for it is shown, with its author."""
     joblog.set_limit("warehouse:" + "x" * 200, 3, who="ada")
     assert re.search(r"warehouse:x+… +3 +ada", terminal("--database", database_url, "locks"))
 
 
 def test_programs_get_all_of_it(joblog, job_factory, ask):
-    """In a pipe and as JSON there are the held keys, the waiters, the rates and the set limits."""
+    """A pipe and JSON have the held keys, the waiters, the rates and the limits set."""
     for n in range(2):
         put_in_line(job_factory, f"job-{n}", "erp")
     joblog.set_limit("shopify:7", 2, who="ada")
@@ -79,7 +79,7 @@ def test_programs_get_all_of_it(joblog, job_factory, ask):
 
 
 def test_nothing_to_show(joblog, terminal, database_url):
-    """A key that nobody holds, waits for or starts by is not a key to show."""
+    """A key without holders, waiters and starts is not shown."""
     assert "nobody holds 'nothing'" in terminal(
         "--database", database_url, "locks", "nothing", code=1
     )

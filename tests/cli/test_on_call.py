@@ -1,4 +1,4 @@
-"""The commands of a night: why, logs, queues, types and diff, in a pipe, on a terminal, as JSON."""
+"""Commands for on-call duty: why, logs, queues, types and diff, in each output format."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def ago(milliseconds):
 
 
 def plain(text):
-    """Return what a terminal shows without its colours."""
+    """Return a terminal's output without colours."""
     return re.sub("\x1b\\[[0-9;]*m", "", text)
 
 
 @pytest.fixture
 def why(ask):
-    """Return a function that returns the reason of a job, as a pipe sees it."""
+    """Return a function that returns the reason of a job, as in a pipe."""
     return lambda jid: ask("why", jid).stdout.splitlines()[0]
 
 
 def test_why_it_has_not_run(job_factory, why, appear):
-    """A job in a queue says whether a worker takes from it, and whether a thread is free."""
+    """For a queued job, the reason says whether a worker consumes its queue and is free."""
     waits = {"state": "enqueued", "started_at": None, "finished_at": None}
     job_factory(jid="a", enqueued_at=ago(14 * MINUTE), **waits)
     assert why("a").startswith("It has waited in the queue 'default' for 14 min: no live worker")
@@ -47,7 +47,7 @@ def test_why_it_has_not_run(job_factory, why, appear):
 
 
 def test_why_it_waits(joblog, job_factory, why):
-    """A waiting job says who holds its section, how many wait before it, and who has paused it."""
+    """For a waiting job, the reason has the holder, its position, and who has paused the key."""
     waits = {"state": "waiting", "section": "erp", "eta": ago(-MINUTE), "started_at": None}
     job_factory(jid="first", waiting_since=ago(9 * MINUTE), **waits)
     job_factory(jid="second", waiting_since=ago(4 * MINUTE), **waits)
@@ -84,14 +84,14 @@ def test_why_it_waits(joblog, job_factory, why):
     ],
 )
 def test_why_in_each_state(job_factory, why, row, reason):
-    """In each state there is a sentence, also for a reason that is not known."""
+    """There is a sentence for each state, even with an unknown reason."""
     job_factory(jid="a", error_type="FeedError", error_message="row 7", **row)
 
     assert re.search(reason, why("a"))
 
 
 def test_the_whole_story(joblog, job_factory, ask, terminal, database_url):
-    """``why`` shows all that happened in order: sending, runs, people, and the end."""
+    """``why`` shows the history in order: sending, runs, actions, and the end."""
     begun = ago(HOUR)
     job_factory(
         jid="a",
@@ -117,7 +117,7 @@ def test_the_whole_story(joblog, job_factory, ask, terminal, database_url):
 
 
 def test_logs(joblog, job_factory, ask):
-    """``logs`` shows the lines of one job alone, in order, and none that could move a cursor."""
+    """``logs`` shows the lines of one job, in order, without control characters."""
     begun = ago(0)
     for jid in ("a", "b"):
         job_factory(jid=jid)
@@ -136,7 +136,7 @@ def test_logs(joblog, job_factory, ask):
 
 @pytest.mark.parametrize(("state", "code"), [("finished", 0), ("dead", 1)])
 def test_logs_that_come(joblog, job_factory, ask, state, code):
-    """``logs -f`` goes on until the job has ended, and its exit says whether it finished."""
+    """``logs -f`` follows until the job has ended, and its exit code shows whether it finished."""
     job_factory(jid="a", state="started")
 
     def goes_on():
@@ -155,7 +155,7 @@ def test_logs_that_come(joblog, job_factory, ask, state, code):
 
 
 def test_queues(joblog, job_factory, ask, appear):
-    """``queues`` shows each queue with what is due and who takes it, the worst off first."""
+    """``queues`` shows each queue with its due jobs and workers, the furthest behind first."""
     ask("queues", code=1)
     busy = appear("busy", threads=1)
     appear("mail", "idle", threads=2)
@@ -178,7 +178,7 @@ def test_queues(joblog, job_factory, ask, appear):
 
 @pytest.fixture
 def slower(job_factory):
-    """Make a type that takes longer than yesterday and a week ago, and one that does not."""
+    """Insert a type that takes longer than yesterday and a week ago, and one that does not."""
     for at in (days * DAY + 3 * HOUR for days in (0, 1, 2, 7, 14)):
         for _ in range(25):
             took = 5_000 if at < DAY else 500
@@ -188,7 +188,7 @@ def slower(job_factory):
 
 
 def test_types(slower, ask, terminal, database_url):
-    """``types`` shows each type with its past, that which is worst against it first."""
+    """``types`` shows each type with its past, the worst change first."""
     found = json.loads(ask("types", "--json").stdout)
 
     assert ["import", "mail"] == [row["name"] for row in found]
@@ -202,7 +202,7 @@ def test_types(slower, ask, terminal, database_url):
 
 @pytest.mark.parametrize("against", ["yesterday", "week"])
 def test_what_changed(slower, ask, against):
-    """``diff`` shows what is not as it was, and what is as usual not at all."""
+    """``diff`` shows only what has changed."""
     found = json.loads(ask("diff", against, "--json").stdout)
 
     assert [("duration", "import")] == [(c["kind"], c["name"]) for c in found["changes"]]
@@ -210,7 +210,7 @@ def test_what_changed(slower, ask, against):
 
 
 def test_what_changed_since_a_mark(joblog, slower, ask):
-    """``diff`` from a mark on compares with as long before it; from any time as well."""
+    """``diff`` from a mark, or a time, compares with an equally long period before it."""
     joblog.mark("v412", at=ago(15 * HOUR))
 
     found = json.loads(ask("diff", "v412", "--json").stdout)
@@ -222,7 +222,7 @@ def test_what_changed_since_a_mark(joblog, slower, ask):
 
 
 def test_nothing_to_compare_with(job_factory, ask):
-    """A log of today has nothing that it could be compared with, and says so."""
+    """For a log of today, there is nothing to compare with, and the command says so."""
     job_factory()
 
     assert "nothing to compare with" in ask("diff", code=1).stderr
@@ -230,7 +230,7 @@ def test_nothing_to_compare_with(job_factory, ask):
 
 
 def test_none_failed_as_before(job_factory, ask):
-    """Of twice as many jobs none of which failed, no share is said to have changed."""
+    """With twice as many jobs and no failures, no share is reported as changed."""
     for days, number in ((0, 60), (1, 25), (2, 25)):
         for _ in range(number):
             at = ago(days * DAY + 3 * HOUR)

@@ -1,4 +1,4 @@
-"""The screens of a log with long names: each fits its terminal, and none is an empty table."""
+"""The screens of a log with long names: each fits the terminal, and none is an empty table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STYLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory):
-    """Return the URL of a log in which everything stands, and its jids."""
+    """Return the URL of a log with everything that can be shown, and its jids."""
     url = f"sqlite:///{tmp_path_factory.mktemp('screens')}/jobs.db"
     log = JobLog(url)
     log.create_tables()
@@ -56,7 +56,7 @@ def test_nothing_is_wider_than_its_terminal(crowd, terminal, screen, columns):
 
 @pytest.mark.parametrize("command", NOTHING)
 def test_nothing_to_show(sqlite_database, terminal, command):
-    """Where there is nothing a command says so, and draws no empty table."""
+    """Without content, a command says so, and draws no empty table."""
     shown = terminal("--database", sqlite_database, command, code=1)
     assert [f"dramatiq-joblog: {NOTHING[command]}"] == [
         line.partition(": none has")[0] for line in _STYLE.sub("", shown).splitlines()

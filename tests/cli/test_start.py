@@ -1,4 +1,4 @@
-"""The command line begins at once: what is slow to import is imported when it is needed."""
+"""The command line starts fast: slow imports are made when they are needed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ finally:
     ids=["help", "bare", "completion of all", "completion of one"],
 )
 def test_help_imports_nothing_slow(arguments, variables):
-    """Help, and the completion of a command, import no command, no driver and not the host."""
+    """Help and completion import no command, no driver and not Dramatiq."""
     if variables:
         variables |= {"_DRAMATIQ_JOBLOG_COMPLETE": "bash_complete"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -58,7 +58,7 @@ def test_help_imports_nothing_slow(arguments, variables):
 
 
 def test_what_is_said_of_commands():
-    """What the list of commands says of each is what the command says of itself, in order."""
+    """The list of commands has the same summaries as the commands, in order."""
     names = list(program.commands)
     assert names == sorted(names)
     for name in names:
@@ -67,7 +67,7 @@ def test_what_is_said_of_commands():
 
 
 def test_every_public_name_is_found():
-    """Public names are imported when they are asked for, and listed before."""
+    """Public names are imported lazily, but always listed."""
     assert {*dramatiq_joblog.__all__} <= {*dir(dramatiq_joblog)}
     for name in dramatiq_joblog.__all__:
         assert getattr(dramatiq_joblog, name).__name__ == name or name == "Job"

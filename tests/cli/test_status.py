@@ -1,4 +1,4 @@
-"""``status``: what needs attention, for people, for pipes and for programs."""
+"""``status``: what needs attention, as text, in pipes and as JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def plain(text):
 
 
 def test_all_is_well(job_factory, ask, terminal, database_url):
-    """Of a log that is well one line says so, and the exit is 0."""
+    """For a log without problems, one line says so, and the exit code is 0."""
     job_factory()
 
     assert ask("status").stdout == ""
@@ -51,7 +51,7 @@ def test_what_needs_someone(job_factory, ask, terminal, database_url, columns):
 
 @pytest.mark.parametrize("queue", ["a;b", "$(touch x)", "it's `x`", 'a "b" & c', "a|b>c", "~/*?"])
 def test_a_command_is_safe_to_copy(job_factory, terminal, joblog, database_url, queue):
-    """What a name holds is nothing that a shell would run, and the command finds its jobs."""
+    """Hostile names are quoted for the shell, and the command still finds the jobs."""
     waits = dict.fromkeys(("created_at", "enqueued_at", "updated_at"), 1_700_000_000_000)
     job_factory(state="enqueued", queue=queue, **waits)
 
@@ -65,7 +65,7 @@ def test_a_command_is_safe_to_copy(job_factory, terminal, joblog, database_url, 
 
 
 def test_no_database(tmp_path, terminal):
-    """A database that does not answer is exit 3, as of every command."""
+    """An unavailable database is exit 3, as for every command."""
     shown = terminal("--database", "postgresql://ada@127.0.0.1:1/shop", "status", code=3)
 
     assert "The database does not answer" in plain(shown)

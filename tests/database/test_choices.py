@@ -1,4 +1,4 @@
-"""Words that type checkers refuse are refused at run time too, with those that are known."""
+"""Words that type checkers refuse are refused at run time too, with the allowed ones."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_word_that_is_not_known(tmp_path, name):
-    """The error names what was given and what may be."""
+    """The error names the given value and the allowed ones."""
     make, given, known = WRONG[name]
     log = JobLog(f"sqlite:///{tmp_path / 'jobs.db'}")
 
@@ -58,7 +58,7 @@ def test_a_word_that_is_not_known(tmp_path, name):
 
 
 def test_statistics_by_what_is_nothing(tmp_path):
-    """A group that statistics do not have is refused alike."""
+    """An unknown group of statistics is refused too."""
     log = JobLog(f"sqlite:///{tmp_path / 'jobs.db'}")
 
     with pytest.raises(SearchError, match="by='queue'"):
@@ -73,7 +73,7 @@ def test_the_current_job_outside_of_one():
 
 
 def test_the_current_job_in_an_actor(sqlite_url, make_broker, worker):
-    """In an actor both are the same job, and what is noted stands on its row."""
+    """In an actor, both return the same job, and its meta is on the row."""
     log = JobLog(sqlite_url)
     log.create_tables()
     broker = make_broker(joblog=log)

@@ -1,4 +1,4 @@
-"""Connections: what the log opens to answer a question it gives back, in any thread."""
+"""Connections: those that the log opens for a query are returned, in any thread."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def filled(joblog, job_factory):
 
 @pytest.fixture
 def small_pool(postgres_url):
-    """Return a log on a pool of three connections that the application made."""
+    """Return a log on the application's pool of three connections."""
     options = {"max_connections": 3, "prefer_psycopg3": True}
     log = JobLog(connect(postgres_url.replace("postgresql", "postgresql+pool"), **options))
     log.create_tables()
@@ -110,7 +110,7 @@ def small_pool(postgres_url):
 
 
 def test_a_question_gives_its_connection_back(filled):
-    """Whatever is asked outside of a transaction, the thread has no connection after it."""
+    """After any query outside a transaction, the thread has no connection."""
     left = []
     for name, ask in QUESTIONS.items():
         ask(filled)
@@ -137,7 +137,7 @@ def test_a_question_on_a_connection_of_the_applications(filled):
 
 
 def test_a_question_inside_a_transaction(filled):
-    """Inside the application's transaction nothing is closed, and its end is its own."""
+    """Inside the application's transaction, nothing is closed or committed."""
     # A lock is refused there; pruning and migrating commit as they go.
     for name in sorted({*QUESTIONS} - {"lock", "prune", "create_tables"}):
         with pytest.raises(ZeroDivisionError), filled.database.atomic():  # noqa: PT012
@@ -155,14 +155,14 @@ def test_a_question_inside_a_transaction(filled):
 
 
 def test_a_loop_over_jobs_leaves_nothing_open(filled):
-    """A loop has its rows before its first turn, and asks within it as it likes."""
+    """A loop has its rows before the first iteration, and may query inside."""
     for job in filled.jobs:
         assert filled.database.is_closed()
         assert filled.get(job.jid).jid == job.jid
 
 
 def test_a_generator_that_another_thread_ends(filled):
-    """A generator that ends in another thread leaves that thread's own connection alone."""
+    """A generator that ends in another thread does not affect that thread's connection."""
     rows = filled.jobs.iterator()
     next(rows)
 
@@ -179,7 +179,7 @@ def test_a_generator_that_another_thread_ends(filled):
 
 
 def test_generators_that_end_out_of_order(filled):
-    """Of two generators at once the last that ends gives the connection back."""
+    """If two generators are open, the last one to end returns the connection."""
     short, long = filled.jobs.limit(1).iterator(), filled.jobs.iterator()
 
     seen = [next(short), *(next(long) for _ in range(2))]
@@ -191,7 +191,7 @@ def test_generators_that_end_out_of_order(filled):
 
 
 def test_the_next_question_gives_back_what_a_generator_left(filled):
-    """A connection whose generator another thread ended goes with the next question."""
+    """A connection whose generator ended in another thread is returned after the next query."""
     rows = filled.jobs.iterator()
     next(rows)
     with ThreadPoolExecutor(1) as other:
@@ -229,7 +229,7 @@ def test_the_jobs_of_a_user(sqlite_url):
 
 @pytest.mark.parametrize("make", [SqliteDatabase, PostgresqlDatabase])
 def test_a_database_without_a_pool(make, request):
-    """A database that was handed in and has no pool is closed after each question."""
+    """A passed-in database without a pool is closed after each query."""
     if make is SqliteDatabase:
         database = SqliteDatabase(request.getfixturevalue("sqlite_url").removeprefix("sqlite:///"))
     else:
@@ -245,7 +245,7 @@ def test_a_database_without_a_pool(make, request):
 
 
 def test_closing_a_log_on_a_database_of_the_applications(sqlite_url):
-    """Closing leaves what the application opened of its own database, in a transaction too."""
+    """Closing the log keeps connections that the application opened, even in a transaction."""
     database = SqliteDatabase(sqlite_url.removeprefix("sqlite:///"))
     log = JobLog(database)
     log.create_tables()
@@ -265,7 +265,7 @@ def test_closing_a_log_on_a_database_of_the_applications(sqlite_url):
 
 
 def test_a_connection_in_the_place_of_a_closed_one(joblog, job_factory):
-    """What the application opens stays open, also where one that the log had opened was before."""
+    """A connection that the application opens stays open, even after one of the log."""
     job_factory()
     database = joblog.database
     for _ in range(20):
@@ -283,7 +283,7 @@ def test_a_connection_in_the_place_of_a_closed_one(joblog, job_factory):
 
 
 def test_ten_threads_share_a_pool_of_three(small_pool):
-    """Threads that ask wait for a free connection of a small pool: none fails."""
+    """Threads wait for a free connection of a small pool: none fails."""
     begin = threading.Barrier(10)
 
     def ask():
@@ -297,7 +297,7 @@ def test_ten_threads_share_a_pool_of_three(small_pool):
 
 
 def test_a_worker_of_eight_threads_on_a_pool_of_three(small_pool, make_broker, worker):
-    """Jobs that ask the log on a pool smaller than the worker has threads all finish."""
+    """Jobs that query the log all finish with a pool smaller than the number of threads."""
     broker = make_broker(joblog=small_pool)
 
     @dramatiq.actor(max_retries=0)
@@ -315,7 +315,7 @@ def test_a_worker_of_eight_threads_on_a_pool_of_three(small_pool, make_broker, w
 
 
 def test_a_pool_with_nothing_free(small_pool, monkeypatch):
-    """A pool whose connections are all kept by others is an unavailable database, with the cure."""
+    """An exhausted pool is reported as an unavailable database, with the cure."""
     monkeypatch.setattr(checkout, "FREE_WITHIN", 50)
     kept, done = threading.Barrier(4), threading.Event()
 
@@ -336,7 +336,7 @@ def test_a_pool_with_nothing_free(small_pool, monkeypatch):
 
 
 def test_requests_do_not_pile_up_connections(postgres_url):
-    """Two hundred requests, each of a thread of its own, leave no connection behind."""
+    """Two hundred requests, each on a separate thread, leave no connection behind."""
     log = JobLog(postgres_url)
     log.create_tables()
 
@@ -362,14 +362,14 @@ def test_requests_do_not_pile_up_connections(postgres_url):
 
 @pytest.fixture(params=["sqlite:////no/such/folder/jobs.db", "postgresql://ada@127.0.0.1:1/x"])
 def unavailable(request):
-    """Return a log whose database is not there."""
+    """Return a log with an unavailable database."""
     log = JobLog(request.param)
     yield log
     log.close()
 
 
 def test_a_question_while_the_database_is_unavailable(unavailable):
-    """Whatever is asked, one exported error says that the database is unavailable."""
+    """Every query raises one exported error if the database is unavailable."""
     for name in sorted({*QUESTIONS} - {"doctor"}):
         with pytest.raises(DatabaseAwayError) as failed:
             QUESTIONS[name](unavailable)
@@ -387,7 +387,7 @@ def test_a_question_while_the_database_is_unavailable(unavailable):
     ids=["cancel", "unlock", "reading"],
 )
 def test_an_act_while_the_database_is_unavailable(unavailable, act):
-    """What people do raises the same error."""
+    """Actions raise the same error."""
     with pytest.raises(DatabaseAwayError):
         act(unavailable)
 
@@ -416,7 +416,7 @@ def test_tables_that_are_missing(sqlite_url):
 
 
 def test_a_question_that_the_database_refuses(filled):
-    """A fault in what the application asks for stays peewee's error."""
+    """An error in the application's own query stays peewee's error."""
     with pytest.raises(peewee.DatabaseError) as failed:
         list(filled.jobs.where(peewee.SQL("no such thing (")))
 

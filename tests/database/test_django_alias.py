@@ -30,7 +30,7 @@ def databases(monkeypatch):
 
 
 def test_postgresql(databases):
-    """Address, role, password and options are those of the alias; Django's own are left out."""
+    """Address, role, password and options come from the alias, without Django's own options."""
     options = {"sslmode": "require", "pool": True, "assume_role": "owner", "application_name": "x"}
     databases(USER="ada", PASSWORD="a b@:/'", HOST="db", PORT=6543, OPTIONS=options)
 
@@ -50,7 +50,7 @@ def test_postgresql(databases):
 
 @pytest.mark.parametrize("host", ["", "/var/run/postgresql"])
 def test_postgresql_by_a_socket(databases, host):
-    """No host, and no password, is left to libpq; a folder is that of its socket."""
+    """Without a host and password, libpq's defaults apply; a folder is that of the socket."""
     databases(HOST=host)
     params = JobLog.from_django().database.connect_params
     assert ({"host": host} if host else {}) == {k: v for k, v in params.items() if k == "host"}
@@ -58,7 +58,7 @@ def test_postgresql_by_a_socket(databases, host):
 
 
 def test_postgresql_by_a_service(databases, postgres_server, tmp_path, monkeypatch):
-    """A service's file names all, the database too."""
+    """A service file may define everything, including the database."""
     facts = psycopg.conninfo.conninfo_to_dict(postgres_server.url)
     names = {"dbname", "user", "password", "host", "port"}
     lines = [f"{name}={value}" for name, value in facts.items() if name in names]
@@ -84,7 +84,7 @@ def test_postgresql_by_a_service(databases, postgres_server, tmp_path, monkeypat
     ],
 )
 def test_mysql(databases, host, options, expected):
-    """What mysqlclient is given is given to pymysql in its own words."""
+    """Options of mysqlclient are translated for pymysql."""
     databases("mysql", USER="ada", PASSWORD="secret", HOST=host, OPTIONS=options)
     log = JobLog.from_django()
     assert isinstance(log.database, PooledMySQLDatabase)
@@ -95,7 +95,7 @@ def test_mysql(databases, host, options, expected):
 
 
 def test_sqlite(databases, tmp_path):
-    """A file is the file, whatever Django's own options for it are."""
+    """A SQLite file is used, whatever Django's options for it."""
 
     class ShopJob(Job):
         pass
@@ -123,7 +123,7 @@ def test_sqlite(databases, tmp_path):
     ],
 )
 def test_what_the_log_cannot_use(databases, alias, settings, text):
-    """What the log cannot use is refused in a sentence."""
+    """Unusable settings are refused with a sentence."""
     databases(**settings)
     with pytest.raises(ConfigurationError, match=text):
         JobLog.from_django(alias)
@@ -131,7 +131,7 @@ def test_what_the_log_cannot_use(databases, alias, settings, text):
 
 @pytest.mark.parametrize("mode", ["VERIFY_FULL", "", True])
 def test_mysql_by_a_mode_that_is_not_known(databases, mode):
-    """A connection that was to be encrypted in some other way is refused, and never plain."""
+    """An unsupported TLS setting is refused, and never becomes an unencrypted connection."""
     databases("mysql", OPTIONS={"ssl_mode": mode})
     with pytest.raises(ConfigurationError, match=r"ssl_mode=.* is not known; use one of PREFERRED"):
         JobLog.from_django()

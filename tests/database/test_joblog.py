@@ -1,4 +1,4 @@
-"""Making a log: databases it takes, those it refuses, and asking it."""
+"""Creating a log: accepted and refused databases, and queries."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from dramatiq_joblog import ConfigurationError, DatabaseAwayError, Job, JobLog, 
     ],
 )
 def test_a_database_that_cannot_be_used(database, text):
-    """What is not a database for a log is refused in one sentence, without its password."""
+    """An unusable database is refused with one sentence, without its password."""
     with pytest.raises(ConfigurationError) as refused:
         JobLog(database)
     assert text in str(refused.value)
@@ -40,7 +40,7 @@ def test_a_database_that_cannot_be_used(database, text):
 
 
 def test_a_missing_driver(tmp_path):
-    """Without a driver the error names it and how to get it."""
+    """Without a driver, the error names it and how to install it."""
     code = """
         import sys
         for name in ("psycopg", "psycopg2", "pymysql", "MySQLdb"):
@@ -93,7 +93,7 @@ def test_psycopg2_alone(postgres_url):
     ["sqlite:////no/such/folder/jobs.db", "postgresql://ada:secret@127.0.0.1:1/x"],
 )
 def test_a_database_that_is_not_there(url):
-    """Making tables where nothing answers is an error that names the place and the cure."""
+    """Creating tables on an unavailable server is an error with the address and the cure."""
     joblog = JobLog(url)
     with pytest.raises(JobLogError, match="is the database up") as failed:
         joblog.create_tables()
@@ -102,14 +102,14 @@ def test_a_database_that_is_not_there(url):
 
 
 def test_asking_what_is_not_there():
-    """A log whose database is not there says that it is unavailable."""
+    """A query of an unavailable database raises that it is unavailable."""
     with pytest.raises(DatabaseAwayError) as failed:
         JobLog("sqlite:////no/such/folder/jobs.db").get("j")
     assert isinstance(failed.value.__cause__, peewee.OperationalError)
 
 
 def test_making_a_log_binds_nothing(tmp_path):
-    """The package's own model stays as it is, whatever logs are made of it."""
+    """The package's model is unchanged by the logs that use it."""
     logs = [JobLog(f"sqlite:///{tmp_path}/{n}.db") for n in range(2)]
     assert Job._meta.database is None
     assert [log.database for log in logs] == [log.Job._meta.database for log in logs]

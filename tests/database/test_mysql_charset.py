@@ -1,4 +1,4 @@
-"""Connections to MySQL and MariaDB pass every character on."""
+"""Connections to MySQL and MariaDB support every character."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from dramatiq_joblog.database.url import open_database
     ids=["url", "named in a URL", "of one's own", "a pool of one's own"],
 )
 def test_utf8_has_four_bytes(database):
-    """What MySQL calls "utf8" has no emoji, so "utf8mb4" is used for every database."""
+    """MySQL's "utf8" has no emoji, so "utf8mb4" is used for every database."""
     assert "utf8mb4" == open_database(database).connect_params["charset"]
 
 
 def test_another_charset_is_kept():
-    """A charset that is not MySQL's "utf8" is left as it was named."""
+    """A charset other than MySQL's "utf8" is left unchanged."""
     assert "ascii" == open_database("mysql://db/shop?charset=ascii").connect_params["charset"]
 
 
 @pytest.mark.parametrize("database_url", ["mysql"], indirect=True)
 def test_an_emoji_in_a_database_of_ones_own(database_url):
-    """An emoji is stored as one character through a database that asked for MySQL's "utf8"."""
+    """An emoji is stored as one character even if the URL names MySQL's "utf8"."""
     database = connect(database_url, charset="utf8")
     log = JobLog(database)
     failure = {"jid": "j", "token": "t", "attempt": 1, "outcome": "dead"}

@@ -27,13 +27,13 @@ MAKE = {
 
 @pytest.fixture(params=MAKE)
 def path(request, tmp_path):
-    """Return where the database is; ``log`` is on it, made in each way in turn."""
+    """Return the database's URL; ``log`` uses it, created in each way in turn."""
     return tmp_path / "jobs.db"
 
 
 @pytest.fixture
 def log(request, path):
-    """Return a log on a database that it made itself, or that was handed in."""
+    """Return a log on a URL, or on a passed-in database."""
     log = JobLog(MAKE[request.node.callspec.params["path"]](str(path)))
     log.create_tables()
     yield log
@@ -41,12 +41,12 @@ def log(request, path):
 
 
 def held(path):
-    """Return how often this process has the database open."""
+    """Return the number of this process's connections to the database."""
     return [file.path for file in psutil.Process().open_files()].count(str(path))
 
 
 def test_threads_of_a_worker(log, path, make_broker, worker):
-    """What jobs open, async ones too, is closed with the worker, and the rest with the log."""
+    """Connections opened by jobs, also async ones, close with the worker, the rest with the log."""
     broker = make_broker(
         "stub", joblog=log, middleware=[*(make() for make in default_middleware), AsyncIO()]
     )
@@ -75,7 +75,7 @@ def test_threads_of_a_worker(log, path, make_broker, worker):
 
 
 def test_a_thread_that_forgets(tmp_path):
-    """What a thread asks of the log leaves nothing open when the thread ends."""
+    """A thread's queries leave nothing open when the thread ends."""
     path = tmp_path / "jobs.db"
     log = JobLog(f"sqlite:///{path}")
     log.create_tables()
@@ -91,7 +91,7 @@ def test_a_thread_that_forgets(tmp_path):
 
 @pytest.mark.parametrize("coroutines", [0, 1, THREADS + 1])
 def test_a_question_that_outlives_its_log(tmp_path, coroutines):
-    """What is asked while the log is closed leaves nothing open once it is answered."""
+    """Queries during the closing of the log leave nothing open afterwards."""
     path = tmp_path / "jobs.db"
     log = JobLog(f"sqlite:///{path}")
     log.create_tables()

@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode: the log leaves nothing on the connections that it shares."""
+"""PgBouncer in transaction mode: the log leaves no state on shared connections."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pooled_url(postgres_url):
 
 @pytest.fixture(params=["url", "psycopg", "psycopg2"])
 def pooled_log(request, pooled_url):
-    """Return a log behind it: by its URL, or a database that was handed in."""
+    """Return a log behind it: by URL, or with a passed-in database."""
     options = {
         "psycopg": {"prefer_psycopg3": True, "prepare_threshold": None},
         "psycopg2": {},
@@ -43,7 +43,7 @@ def pooled_log(request, pooled_url):
 
 @pytest.mark.full
 def test_jobs_behind_a_pooler(pooled_log, pooled_url, make_broker, worker):
-    """Jobs that ask the log often all finish, and what others ask has no timeout of ours."""
+    """Jobs that query the log often all finish, and other clients get no timeout of ours."""
     broker = make_broker(joblog=pooled_log)
 
     @dramatiq.actor(max_retries=0)
@@ -85,7 +85,7 @@ def test_doctor_sees_what_a_pooler_would_mix_up(pooled_url):
 
 @pytest.mark.parametrize("psycopg3", [True, False])
 def test_a_direct_connection_has_timeouts(postgres_url, psycopg3):
-    """Without a pooler the writer's connection has its timeouts, and a reader's has none."""
+    """Without a pooler, the writer's connection has timeouts, and a reader's has none."""
     log = JobLog(connect(postgres_url, prefer_psycopg3=psycopg3))
     log.create_tables()
 

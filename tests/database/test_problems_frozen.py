@@ -1,4 +1,4 @@
-"""A database that is frozen: what is wrong is said within the time, and that is what it is."""
+"""A frozen database: the problems report it within the time limit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dramatiq_joblog import JobLog
 
 @pytest.mark.full
 def test_a_frozen_database(postgres):
-    """Problems are known within the time, also while the database is frozen; then all is well."""
+    """Problems return within the time limit even with a frozen database; later all is well."""
     log = JobLog(postgres.url)
     log.create_tables()
     # A connection idles in the pool, as it does in an application that was asked before.

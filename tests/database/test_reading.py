@@ -1,4 +1,4 @@
-"""Questions within a bound, and acts that wait for their turn to write."""
+"""Queries with a time limit, and actions that wait for the write lock."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_reading_in_an_event_loop(joblog):
 
 @pytest.fixture
 def busy(sqlite_url):
-    """Return a log whose file another connection writes to all the time, with gaps."""
+    """Return a log whose file another connection writes to constantly, with gaps."""
     log = JobLog(sqlite_url)
     log.create_tables()
     over = threading.Event()
@@ -62,7 +62,7 @@ def busy(sqlite_url):
 
 
 def test_acts_beside_a_busy_writer(busy):
-    """What people do waits for its turn to write to a SQLite file, and never fails of it."""
+    """Actions wait for the write lock of a SQLite file, and never fail because of it."""
     jids = [f"j{n}" for n in range(60)]
     row = {"actor": "work", "queue": "default", "attempt": 1, "enqueued_at": 0}
     row |= {"created_at": 0, "updated_at": 0}

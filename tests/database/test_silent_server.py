@@ -1,4 +1,4 @@
-"""A server that is silent, as when it is frozen or its network is gone: nobody waits forever."""
+"""A server that does not respond, frozen or without a network: nothing waits forever."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def url(request, database_of):
 
 @pytest.fixture
 def network(url):
-    """Return a network in front of the server, which can go silent."""
+    """Return a proxy in front of the server, which can stall."""
     found = Proxy(url)
     yield found
     found.close()
@@ -30,7 +30,7 @@ def network(url):
 
 @pytest.fixture
 def log(url, network, monkeypatch):
-    """Return a log behind that network, which waits for less than it does."""
+    """Return a log behind the proxy, with shorter timeouts."""
     monkeypatch.setattr(silence, "GREETED_WITHIN", 500)
     found = JobLog(f"{network.through(url)}?connect_timeout=2")
     yield found
@@ -62,7 +62,7 @@ _FIRST = ("a count", "a lock")
     ],
 )
 def test_a_connection_that_was_good(log, network, call):
-    """A call on a connection that has gone silent raises one error; then it works again."""
+    """A call on a stalled connection raises one error; afterwards it works again."""
     log.jobs.count()
     network.hang()
 
@@ -74,7 +74,7 @@ def test_a_connection_that_was_good(log, network, call):
 
 
 def test_who_opens_a_connection_keeps_no_others(log, network):
-    """Threads that open connections fail with the first of them, and not one after the other."""
+    """Threads that open connections fail together with the first one, not one after the other."""
     network.hang()
     errors = []
 
@@ -95,7 +95,7 @@ def test_who_opens_a_connection_keeps_no_others(log, network):
 
 
 def test_jobs_go_on_meanwhile(log, network, make_broker, worker, url):
-    """Jobs run although a thread of theirs waits for a connection to a server that is silent."""
+    """Jobs run although a thread waits for a connection to a server that does not respond."""
     broker = make_broker("stub", "last", joblog=log)
     ran = threading.Event()
 
@@ -128,7 +128,7 @@ def test_what_takes_long_is_not_cut(log):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_fork_leaves_what_the_parent_asks(url):
-    """A child never cuts the connection of a statement that ran in its parent when it began."""
+    """A forked child never closes the connection of a statement running in its parent."""
     log = JobLog(url)
     asked, forked, child_ended = threading.Event(), threading.Event(), threading.Event()
     answers = []

@@ -1,4 +1,4 @@
-"""What a database's URL may say, and what is made of a relative path."""
+"""Parameters of database URLs, and relative paths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLACES = ("sqlite:///jobs.db", "postgresql://ada@host/x", "mysql://ada@host/x")
 
 @pytest.mark.parametrize("place", PLACES)
 def test_the_pool_of_a_url(place):
-    """The URL's size and times of the pool win over the log's own."""
+    """The URL's pool size and timeouts override the log's."""
     database = JobLog(f"{place}?max_connections=4&timeout=2&stale_timeout=60").database
 
     sizes = database._max_connections, database._wait_timeout, database._stale_timeout
@@ -37,7 +37,7 @@ def test_the_pool_of_a_url(place):
     ],
 )
 def test_a_parameter_that_cannot_be_used(place, query, text):
-    """A parameter that nobody knows, or a pool that is too small, is refused in a sentence."""
+    """An unknown parameter, or a pool that is too small, is refused with a sentence."""
     with pytest.raises(ConfigurationError, match=text):
         JobLog(f"{place}?{query}")
 
@@ -46,7 +46,7 @@ def test_a_parameter_that_cannot_be_used(place, query, text):
     "query", ["sslmode=require", "prepare_threshold=none", "options=-c%20x=1", "connect_timeout=1"]
 )
 def test_parameters_of_the_driver(query):
-    """What the driver knows is the driver's, and wins too."""
+    """Parameters of the driver are passed on, and override the log's."""
     name, _, value = query.partition("=")
     given = JobLog(f"postgresql://ada@host/x?{query}").database.connect_params[name]
 
@@ -76,7 +76,7 @@ def test_the_name_of_connections(postgres_url, monkeypatch, query, environment, 
 
 
 def test_the_name_of_connections_on_mysql():
-    """On MySQL it is the program's name, unless the URL says otherwise."""
+    """On MySQL, it is the program's name, unless the URL overrides it."""
     params = [
         JobLog(f"mysql://ada@host/x{query}").database.connect_params["program_name"]
         for query in ("", "?program_name=shop")
@@ -111,7 +111,7 @@ def test_prepare_threshold_without_psycopg3(postgres_url):
     ids=["url", "dotted", "database"],
 )
 def test_a_job_that_changes_the_folder(make, tmp_path, monkeypatch):
-    """A relative path means the folder in which the log was made, whatever the folder is later."""
+    """A relative path is relative to the working directory in which the log was created."""
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()

@@ -1,4 +1,4 @@
-"""Database URLs of other libraries, and that no text ever shows a password."""
+"""Database URLs of other libraries; no text ever shows a password."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUOTED = "hun%2Fter%402%3F%23%3A%25"
 
 
 class AlchemyURL:
-    """As SQLAlchemy's ``URL``: its ``str`` and ``repr`` hide the password."""
+    """Like SQLAlchemy's ``URL``: its ``str`` and ``repr`` hide the password."""
 
     drivername = "postgresql+psycopg"
 
@@ -92,7 +92,7 @@ def test_any_driver_of_mysql(scheme):
 
 @pytest.mark.parametrize("scheme", ["sqlite", "sqlite+aiosqlite", "sqlite+pysqlite", "sqlite+pool"])
 def test_any_driver_of_sqlite(tmp_path, monkeypatch, scheme):
-    """A file is found by its absolute and by its relative path, and can be written."""
+    """A file is found by its absolute and relative path, and is writable."""
     monkeypatch.chdir(tmp_path)
     for rest in ("relative.db", f"{tmp_path}/absolute.db"):
         log = JobLog(f"{scheme}:///{rest}")
@@ -104,7 +104,7 @@ def test_any_driver_of_sqlite(tmp_path, monkeypatch, scheme):
 
 
 def test_options_that_only_asyncpg_knows():
-    """What libpq would refuse is left out, and TLS is asked for by libpq's own name."""
+    """Parameters unknown to libpq are left out, and TLS uses libpq's name."""
     params = opened(
         "postgresql+asyncpg://db/shop?ssl=true&prepared_statement_cache_size=0&application_name=a"
     ).connect_params
@@ -126,7 +126,7 @@ def test_options_that_only_asyncpg_knows():
     ids=["sqlalchemy", "pydantic", "secret", "starlette-secret", "starlette", "split"],
 )
 def test_an_object_that_is_a_url(url):
-    """URL objects of settings libraries are taken as they are, with the password they hide."""
+    """URL objects of settings libraries are accepted, with their hidden password."""
     log = JobLog(url)
 
     assert ("shop", "db") == (log.database.database, log.database.connect_params["host"])
@@ -138,7 +138,7 @@ def test_an_object_that_is_a_url(url):
 
 
 def test_an_object_of_mysql():
-    """Pydantic's other kinds of URL are taken too."""
+    """Pydantic's other URL types are accepted too."""
     url = TypeAdapter(MySQLDsn).validate_python("mysql+pymysql://ada:x@db/shop")
 
     assert isinstance(opened(url), MySQLDatabase)
@@ -161,7 +161,7 @@ def test_an_object_of_mysql():
     ],
 )
 def test_no_error_shows_a_password(url, says):
-    """A URL that is refused is shown without its password, wherever that stands in it."""
+    """A refused URL is shown without its password, wherever that is in it."""
     with pytest.raises(ConfigurationError, match=says) as refused:
         JobLog(url % WORD)
 
@@ -191,7 +191,7 @@ def test_a_password_that_is_masked_already():
 
 @pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "postgres", "postgresql+psycopg"])
 def test_a_log_of_such_a_url_works(postgres_url, scheme):
-    """A log is made and asked under the URL that the application uses for itself."""
+    """A log works with the URL that the application uses itself."""
     log = JobLog(postgres_url.replace("postgresql://", f"{scheme}://", 1))
 
     log.create_tables()

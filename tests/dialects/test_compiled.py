@@ -1,4 +1,4 @@
-"""Statements that are written once: they answer as those that are written each time."""
+"""Precompiled statements return the same as those compiled each time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dramatiq_joblog.database.compiled import Compiled
 
 
 def test_any_number_of_values(joblog, job_factory):
-    """A statement is made once for each number of values, and asked with the values of now."""
+    """A statement is compiled once for each number of values, and executed with current values."""
     for jid in "abcd":
         job_factory(jid=jid)
     made = []

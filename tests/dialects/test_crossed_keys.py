@@ -1,4 +1,4 @@
-"""Several keys a job on every database: processes that come to them in different orders."""
+"""Several keys per job on each database: processes that name them in different orders."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ print(came_in, failed)
 @pytest.mark.full
 @pytest.mark.process
 def test_four_processes(joblog, database_url):
-    """Four processes that name the same keys in any order never wait for each other forever."""
+    """Four processes that name the same keys in any order never deadlock."""
     command = [sys.executable, "-c", SCRIPT, database_url]
     processes = [
         subprocess.Popen([*command, str(n)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

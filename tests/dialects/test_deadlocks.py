@@ -1,4 +1,4 @@
-"""A transaction that the database undoes for another's sake is run again."""
+"""A transaction that the database rolls back because of a deadlock is retried."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def crossing(joblog, database_url, job_factory):
 
 
 def test_both_of_a_deadlock_are_done(crossing, joblog):
-    """Both transactions of a deadlock are done in the end, one after the other."""
+    """Both transactions of a deadlock are finally committed, one after the other."""
     change, logs, jids, tries = crossing
     threads = [
         threading.Thread(target=change, args=(log, order, name, in_transaction))
@@ -62,7 +62,7 @@ def test_both_of_a_deadlock_are_done(crossing, joblog):
 
 
 def test_a_part_of_a_transaction_is_not_repeated(crossing):
-    """What is a part of an open transaction is not run again: all of it is undone."""
+    """A part of an open transaction is not retried: everything is rolled back."""
     change, logs, jids, tries = crossing
     errors = []
 
@@ -91,7 +91,7 @@ def test_a_part_of_a_transaction_is_not_repeated(crossing):
 def test_what_a_process_renews_is_locked_in_order(
     joblog, database_url, job_factory, eventually, what
 ):
-    """A worker that renews what it holds, or looks after, never crosses those who take it."""
+    """Renewing leases and waiters never deadlocks with acquiring keys."""
     if not database_url.startswith("postgres"):
         pytest.skip("an update of another database has no order of its own")
     names = ["z", "m", "a"]

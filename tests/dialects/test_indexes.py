@@ -10,7 +10,7 @@ from dramatiq_joblog.recording.events import Enqueued
 
 
 def write(log, jid):
-    """Write a job that was sent, and one that has a mark; return the job as it stands."""
+    """Insert a job and a mark; return the stored job."""
     row = {"jid": jid, "actor": "work", "queue": "default", "attempt": 1, "state": "enqueued"}
     log.core.writer.write(Enqueued(row | {"enqueued_at": 0, "created_at": 0, "updated_at": 0}))
     log.core.writer.call(lambda: log.core.totals.marks.note_late({60_000}))
@@ -18,7 +18,7 @@ def write(log, jid):
 
 
 def own_models(database):
-    """Return models of an application's that are called like the log's."""
+    """Return models of an application with the same names as the log's."""
 
     class Mark(Model):
         name = CharField(unique=True)
@@ -108,7 +108,7 @@ def test_an_application_with_tables_of_the_same_classes(database_url, first):
 
 
 def test_an_application_whose_indexes_have_our_names(database_url):
-    """A name that another table's index has already is not needed: the log takes another."""
+    """If an index name is used by another table, the log uses another name."""
     log = JobLog(database_url)
 
     class Taken(Model):
@@ -152,7 +152,7 @@ def test_a_log_from_before(joblog):
 
 
 def test_a_log_from_before_whose_keys_were_passed_over(joblog):
-    """A log without its unique indexes is a finding, and is mended although rows came twice."""
+    """A log without its unique indexes is a finding, and is repaired even with duplicate rows."""
     with joblog.database.connection_context():
         _drop(joblog, joblog.core.tables.mark, "name")
         _drop(joblog, joblog.Job, "jid")
@@ -209,7 +209,7 @@ def test_the_table_of_a_model_without_a_name(sqlite_url):
 
 
 def test_long_names_of_tables(database_url):
-    """A long table name does not make an index anew each time."""
+    """With a long table name, indexes are not created again each time."""
 
     class LongJob(Job):
         class Meta:
@@ -234,7 +234,7 @@ def _indexes(log):
 
 
 def _drop(log, model, column):
-    """Drop the unique index of a column, whatever it is called."""
+    """Drop the unique index of a column, whatever its name."""
     table = model._meta.table_name
     on = f" ON {table}" if isinstance(log.database, MySQLDatabase) else ""
     for index in log.database.get_indexes(table):
@@ -243,7 +243,7 @@ def _drop(log, model, column):
 
 
 def _make_old(log):
-    """Make the tables of a log as the first version made them."""
+    """Create the tables of the first version."""
     with log.database.connection_context():
         for model, columns in (
             (log.Job, "jid"),

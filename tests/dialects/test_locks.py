@@ -1,4 +1,4 @@
-"""Keys: how they are made, who holds them, and that never two hold one slot."""
+"""Keys: how they are made, who holds them, and that two never hold one slot."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_keys_that_cannot_be_made(key, text):
     ],
 )
 def test_values_that_make_no_sense(kind, values, text):
-    """A value that is not known or makes no sense is refused."""
+    """An unknown or invalid value is refused."""
     with pytest.raises(ConfigurationError) as refused:
         kind("key", **values)
     assert text in str(refused.value)
@@ -100,7 +100,7 @@ def test_values_that_make_no_sense(kind, values, text):
 
 
 def test_a_lease_is_lost_when_it_was_not_renewed():
-    """A lease is lost when its time is over, or when another has it."""
+    """A lease is lost when it has expired, or when another holds the key."""
     lease = Lease("key", "token", 1, lasts=60_000, began=time.monotonic())
     assert not lease.lost
     lease.gone = True
@@ -123,13 +123,13 @@ def claim(owner, token=None, key="key", **more):
 
 
 def expire(locks, key="key"):
-    """Let the leases of a key run out."""
+    """Expire the leases of a key."""
     lock = locks.lock
     lock.update(expires_at=lock.expires_at - 120_000).where(lock.key == key).execute()
 
 
 def test_one_at_a_time(locks):
-    """A key that is held is not taken, and is once it is released; the fence grows by one."""
+    """A held key cannot be acquired until it is released; the fence grows by one."""
     assert 1 == locks.take(claim("a")).fence
     assert locks.take(claim("b")) is None
     assert "a" == locks.holder(SECTION, "key").owner
@@ -139,7 +139,7 @@ def test_one_at_a_time(locks):
 
 
 def test_only_the_owner_frees(locks):
-    """A key is released by the run that holds it, and by no other, not of the same job either."""
+    """A key is released only by the run that holds it, not even by another run of the job."""
     locks.take(claim("a"))
     locks.release(SECTION, "key", "b", "a 1")
     locks.release(SECTION, "key", "a", "a 2")
@@ -147,7 +147,7 @@ def test_only_the_owner_frees(locks):
 
 
 def test_several_are_freed_at_once(locks):
-    """Runs release what they hold, or what was kept for their jobs, and nothing of other runs."""
+    """Runs cancel what they hold, or what was kept for their jobs, and nothing of other runs."""
     for owner in "abcd":
         assert locks.take(claim(owner, f"{owner} 1", key=owner)) is not None
     locks.keep("b", "b", "b 1", 60_000)
@@ -162,7 +162,7 @@ def test_several_are_freed_at_once(locks):
 
 
 def test_a_lease_that_ran_out(locks):
-    """A key whose lease ran out is taken over, with a new fence, and its holder knows."""
+    """A key with an expired lease is taken over, with a new fence, and the old holder knows."""
     first = locks.take(claim("a"))
     expire(locks)
     second = locks.take(claim("b"))
@@ -175,7 +175,7 @@ def test_a_lease_that_ran_out(locks):
 
 
 def test_renewed(locks):
-    """A lease that is renewed does not run out, and one that nobody took is had back."""
+    """A renewed lease does not expire, and an expired one is recovered if no one took the key."""
     lease = locks.take(claim("a"))
     expire(locks)
     lease.deadline -= 120
@@ -187,14 +187,14 @@ def test_renewed(locks):
 
 
 def test_a_copy_does_not_come_in(locks):
-    """Another run of the job that holds a key does not come in while the first one runs."""
+    """Another run of the holding job cannot acquire the key while the first one runs."""
     locks.take(claim("a", "a 1"))
     assert locks.take(claim("a", "a 2")) is None
     assert locks.take(claim("a", "a 2", reenter=True)) is not None
 
 
 def test_kept_for_a_retry(locks):
-    """Between two runs a key is kept for its job, for as long as was said."""
+    """Between two runs, a key is reserved for its job, for the given time."""
     locks.take(claim("a", "a 1"))
     locks.keep("key", "a", "a 1", 60_000)
     assert locks.take(claim("b")) is None
@@ -205,7 +205,7 @@ def test_kept_for_a_retry(locks):
 
 @pytest.mark.parametrize("limit", [2, 3])
 def test_a_limit(locks, limit):
-    """As many as the limit hold a key, no one twice; the fence grows with each of them."""
+    """As many as the limit hold a key, none twice; the fence grows with each holder."""
     fences = [locks.take(claim(f"{n}", limit=limit)).fence for n in range(limit)]
     assert list(range(1, limit + 1)) == fences
     assert locks.take(claim("late", limit=limit)) is None
@@ -232,7 +232,7 @@ steps = st.lists(
 )
 @given(steps=steps, limit=st.integers(1, 2))
 def test_whatever_the_order(locks, steps, limit):
-    """Never more holders than slots, never a slot freed by another, never a fence that falls."""
+    """Never more holders than slots, a slot released by another, or a decreasing fence."""
     locks.lock.delete().execute()
     locks.forget_all()
     highest = 0
@@ -264,7 +264,7 @@ def test_whatever_the_order(locks, steps, limit):
 
 
 def test_waiters_in_order(joblog, job_factory):
-    """``waiters`` are the waiting jobs of a key, the one that has waited longest first."""
+    """``waiters`` are the waiting jobs of a key, longest first."""
     for jid, since in (("c", 30), ("a", 10), ("b", 20)):
         job_factory(jid=jid, state="waiting", section="key", waiting_since=since, eta=1)
     job_factory(jid="other", state="waiting", section="other", waiting_since=5, eta=1)
@@ -301,7 +301,7 @@ def test_waiters_of_several_keys(joblog, job_factory, asked):
 
 
 def test_held_keys_tell_of_their_holders(joblog):
-    """``locks`` shows who holds a key, since when, for how long still, and with which fence."""
+    """``locks`` has a key's holder, since when, the remaining lease and the fence."""
     with joblog.lock("report", ttl=50_000) as lease:
         [row] = joblog.locks
         assert (lease.token, 1, "section") == (row.token, row.fence, row.kind)
@@ -311,7 +311,7 @@ def test_held_keys_tell_of_their_holders(joblog):
 
 
 def test_who_holds_it(joblog):
-    """The error of a key that is held carries its holder, since when and until when."""
+    """The error of a held key has its holder, since when and until when."""
     with joblog.lock("report", ttl=50_000):
         [row] = joblog.locks
         with pytest.raises(LockNotAcquired) as refused:
@@ -323,7 +323,7 @@ def test_who_holds_it(joblog):
 
 
 def test_the_fence_of_a_key_whatever_its_limit(locks):
-    """The fence grows with each holder of a key, also where one limit follows another."""
+    """The fence grows with each holder of a key, even if the limit changes."""
     fences = []
     for owner, limit in (("a", 3), ("b", 3), ("c", 3)):
         fences.append(locks.take(claim(owner, limit=limit)).fence)
@@ -340,7 +340,7 @@ def test_the_fence_of_a_key_whatever_its_limit(locks):
 
 
 def test_cleaning(locks):
-    """Rows that nobody holds are deleted, later than their fence is noted, which never falls."""
+    """Rows of free keys are deleted only after their fence is stored, which never decreases."""
     locks.take(claim("a"))
     for n in range(3):
         locks.take(claim(f"{n}", key="busy"))
@@ -361,7 +361,7 @@ def test_cleaning(locks):
 
 
 def test_the_keys_of_a_process_that_has_ended(joblog):
-    """Where this host knows that a process has ended, its keys are free at the next look."""
+    """If this host knows that a process has ended, its keys are released at the next check."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     locks = joblog.core.locks
     with joblog.database.connection_context():
@@ -384,7 +384,7 @@ def test_the_keys_of_a_process_that_has_ended(joblog):
 
 
 def test_by_hand(joblog):
-    """A key is held until the end of the block, also of one that fails, and seen in ``.locks``."""
+    """A key is held until the end of the block, even if it fails, and is in ``.locks``."""
     with joblog.lock("report") as lease:
         assert (1, False) == (lease.fence, lease.lost)
         [row] = joblog.locks
@@ -398,7 +398,7 @@ def test_by_hand(joblog):
 
 
 def test_by_hand_with_waiting(joblog):
-    """Who waits has the key soon after it is free, and with a larger fence."""
+    """A waiting block gets the key soon after it is released, with a larger fence."""
     entered, fences = threading.Event(), []
 
     def wait():
@@ -416,7 +416,7 @@ def test_by_hand_with_waiting(joblog):
 
 
 def test_by_hand_for_longer_than_its_lease(joblog, eventually):
-    """A key that is held for longer than its lease is renewed, and nobody else has it."""
+    """A key held for longer than its ttl is renewed, and no one else acquires it."""
     with joblog.lock("report", ttl=300) as lease:
         first = joblog.locks.get().expires_at
         eventually(lambda: joblog.locks.get().expires_at > first)
@@ -428,7 +428,7 @@ def test_by_hand_for_longer_than_its_lease(joblog, eventually):
 
 
 def test_by_hand_in_a_transaction(joblog):
-    """A key is not taken inside a transaction of the same database."""
+    """A key cannot be locked inside a transaction of the same database."""
     with (
         joblog.database.atomic(),
         pytest.raises(ConfigurationError, match="take the lock first"),
@@ -438,7 +438,7 @@ def test_by_hand_in_a_transaction(joblog):
 
 
 def test_by_hand_without_a_database(tmp_path):
-    """While the database is unavailable, no key is given."""
+    """While the database is unavailable, no key can be acquired."""
     joblog = JobLog(f"sqlite:///{tmp_path}/missing/jobs.db")
     with pytest.raises(DatabaseAwayError), joblog.lock("report"):
         pass
@@ -446,7 +446,7 @@ def test_by_hand_without_a_database(tmp_path):
 
 
 def test_many_threads_and_one_key(joblog):
-    """Of many threads that take a key in turn never two are inside, and every fence is new."""
+    """Of many threads that lock a key, never two hold it, and each fence is new."""
     inside, fences, faults = [], [], []
 
     def work():
@@ -480,7 +480,7 @@ with joblog.lock("report", ttl=2_000, wait=1_000) as lease:
 @pytest.mark.one_database
 @pytest.mark.process
 def test_by_hand_in_another_process(joblog, database_url):
-    """A key is held against another process, and is had a lease after that was killed."""
+    """A key is locked against another process, and released a lease after that is killed."""
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, database_url],
         stdin=subprocess.PIPE,

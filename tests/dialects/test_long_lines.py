@@ -1,4 +1,4 @@
-"""A long line of jobs that wait for one key costs those that come in no more than a short one."""
+"""A long wait queue of a key costs each job no more than a short one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MANY = 3_000
 
 @pytest.fixture
 def line(joblog):
-    """Return the questions on a line of many jobs; one of them has begun before, and is first."""
+    """Return the queries on a wait queue of many jobs; the first has already begun."""
     now = int(time.time() * 1000)
     job = joblog.core.locks.waiters.job
     common = {"actor": "a", "queue": "q", "attempt": 1, "state": "waiting", "section": "key"}
@@ -33,7 +33,7 @@ def line(joblog):
 
 
 def test_who_is_next(line):
-    """Those that have begun before come first, then those that wait longest."""
+    """Jobs that have already begun come first, then those that have waited longest."""
     assert ["begun", f"{MANY - 1}", f"{MANY - 2}"] == line.line("key", 3)
     assert {"key"} == line.disputed(["key"]) == line.disputed(["key", "other"])
     assert set() == line.disputed(["other"])
@@ -46,7 +46,7 @@ def test_who_is_next(line):
 
 
 def test_a_block_in_a_long_line(joblog, line):
-    """A block that waits by hand has its place in the line by the time it waits."""
+    """A block that waits for a lock has its queue position by its waiting time."""
     since = line.job.get(jid="1500").waiting_since
     claim = Claim("section", "key", "block", "a" * 28, 60_000, by_hand=True)
     joblog.core.locks.hands.stand(claim, int(since.timestamp() * 1000) + 1)
@@ -60,7 +60,7 @@ def test_a_block_in_a_long_line(joblog, line):
 
 
 def test_no_line_is_read_whole(line):
-    """The index gives the first ones in their order: nothing of the others is read or sorted."""
+    """The index returns the first ones in order: the others are neither read nor sorted."""
     database = line.job._meta.database
     text, values = line._selecting_line(["key", 1], begun=False).sql()
     explain = "EXPLAIN QUERY PLAN" if dialect_of(database).kind == "sqlite" else "EXPLAIN"
@@ -71,7 +71,7 @@ def test_no_line_is_read_whole(line):
 
 
 def test_a_log_from_before(joblog):
-    """The index of earlier versions is dropped, under whatever name it was made."""
+    """The index of earlier versions is dropped, whatever its name."""
     database, job = joblog.database, joblog.core.tables.job
     quote = database.quote[0]
     for name in ("joblog_job_waiting", "joblog_job_waiting_2"):

@@ -1,4 +1,4 @@
-"""The schema: made by eight at once, repeated, older, newer, and as the models say."""
+"""The schema: concurrent and repeated creation, older and newer versions, and the models."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_processes_boot_at_once(database_url, run_script):
 
 
 def test_repeated(joblog, job_factory):
-    """Making the tables again changes nothing and loses nothing."""
+    """Creating the tables again changes nothing."""
     before = tables(joblog)
     job_factory(jid="j")
     joblog.create_tables()
@@ -49,7 +49,7 @@ def test_repeated(joblog, job_factory):
 
 
 def test_as_the_models_say(joblog):
-    """What the migrations make is what the models declare."""
+    """The migrations create what the models declare."""
     for model in (joblog.Job, joblog.Failure):
         declared = {(f.column_name, f.null) for f in model._meta.sorted_fields}
         columns = joblog.database.get_columns(model._meta.table_name)
@@ -59,7 +59,7 @@ def test_as_the_models_say(joblog):
 
 
 def test_a_schema_from_the_future(joblog, job_factory, caplog):
-    """A schema that is newer than the code is used as it is, with a warning that says so."""
+    """A schema newer than the code is used unchanged, with a warning."""
     job_factory(jid="j")
     joblog.database.execute_sql("ALTER TABLE joblog_job ADD COLUMN colour VARCHAR(9)")
     joblog.database.execute_sql(
@@ -76,7 +76,7 @@ def test_a_schema_from_the_future(joblog, job_factory, caplog):
 
 
 def test_a_column_that_is_added_later(tmp_path):
-    """A column that a custom model gains is added to the table that is there."""
+    """A new column of a custom model is added to the existing table."""
     url = f"sqlite:///{tmp_path / 'jobs.db'}"
 
     class ShopJob(Job):

@@ -1,4 +1,4 @@
-"""What MySQL and MariaDB need to hold the same as the other databases."""
+"""What MySQL and MariaDB need to behave like the other databases."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def row(jid, **columns):
 
 
 def test_case_is_told_apart(log):
-    """Jobs and keys that differ by case alone are different."""
+    """Jobs and keys that differ only in case are different."""
     log.core.transitions.write([Started(row("a")), Started(row("A"))])
     assert {"a", "A"} == {job.jid for job in log.jobs}
     assert ["A"] == [job.jid for job in log.jobs.where(log.Job.jid == "A")]
@@ -46,7 +46,7 @@ def test_case_is_told_apart(log):
 
 
 def test_long_texts(log):
-    """A traceback of the greatest length is kept, and so is a batch of many of them."""
+    """A traceback of the maximum length is stored, and so is a batch of many of them."""
     text = "\N{GRINNING FACE}" * 100_000
     failures = [
         {"jid": f"j{n}", "token": "t", "attempt": 1, "outcome": "dead", "traceback": text}
@@ -59,7 +59,7 @@ def test_long_texts(log):
 
 
 def test_a_row_that_comes_in_between(log):
-    """A row that another process inserts after it was asked for is written over by the guard."""
+    """A row that another process inserts after the query is updated according to the guard."""
     upsert = log.core.transitions._statements.runs
     ask, asked = upsert._ask, []
 
@@ -84,7 +84,7 @@ def test_a_row_that_comes_in_between(log):
 
 
 def test_no_two_hold_a_key(log):
-    """Threads that take a key at once, each on its own connection, never hold it together."""
+    """Threads that acquire a key concurrently, each on its own connection, never both hold it."""
     fences, most, holders, guard = [], [], [], threading.Lock()
 
     def work(n):
@@ -108,7 +108,7 @@ def test_no_two_hold_a_key(log):
 
 
 def test_a_lock_that_another_holds(log):
-    """A slot whose row another transaction has locked is waited for, and then reported as busy."""
+    """A slot with a locked row is waited for, and then reported as busy."""
     take = Claim(SECTION, "key", "me", "t", 60_000)
     with log.database.atomic():
         log.core.locks.take(Claim(SECTION, "key", "other", "o", 60_000))
@@ -134,7 +134,7 @@ def test_a_lock_that_another_holds(log):
 
 
 def test_what_the_writer_is_set_to(log):
-    """The writer's connection is strict and locks no gaps; a connection of the user's is as was."""
+    """The writer's connection is strict without gap locks; the user's connections are unchanged."""
     ask = "SELECT @@sql_mode, @@innodb_lock_wait_timeout"
     before = log.database.execute_sql(ask).fetchone()
     mode, timeout = log.core.writer.call(lambda: log.database.execute_sql(ask).fetchone())
@@ -155,7 +155,7 @@ def test_the_clock_knows_no_time_zone(log, zone):
 
 
 def test_a_migration_that_was_cut_off(log):
-    """Indexes that are missing, as a process was killed before it made them, are made."""
+    """Indexes missing because a process was killed are created."""
 
     def indexes():
         return {index.name for index in log.database.get_indexes("joblog_job")}
@@ -174,13 +174,13 @@ def test_a_migration_that_was_cut_off(log):
     [(1213, True), (1205, True), (2006, True), (2013, True), (1146, True), (1406, False)],
 )
 def test_away(number, away):
-    """A deadlock, a timeout or a lost connection is over soon; a value too long is not."""
+    """Deadlocks, timeouts and lost connections are temporary errors; a value too long is not."""
     assert away == is_away(number)
 
 
 @pytest.mark.parametrize("away", ["refuse", "hang"])
 def test_an_outage(mysql_database, log, eventually, away):
-    """While the server refuses or is silent events are kept, and written when it is back."""
+    """While the server refuses or does not respond, events are kept, and written later."""
     proxy = Proxy(mysql_database)
     far = JobLog(proxy.through(mysql_database))
     far.core.writer.write(Started(row("before")))

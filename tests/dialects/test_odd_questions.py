@@ -1,4 +1,4 @@
-"""What is asked with odd values: it is found as it was stored, or refused with the cure."""
+"""Queries with odd values: they match what was stored, or are refused with the cure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ODD_TEXTS = ("a\x00b", "\ud800", "x" * 300, "é", "a'b\"c%d", " ", "ada ", "\U00
 
 
 class DjangoLike:
-    """Looks like a row of Django's: it has a primary key, and shows another text."""
+    """Like a Django row: has a primary key, and a different str()."""
 
     def __init__(self, pk):
         self.pk = self.id = pk
@@ -24,7 +24,7 @@ class DjangoLike:
 
 
 def test_a_user_comes_back_as_it_was_sent(joblog, job_factory):
-    """The id 7 and the id "7" come back as they were sent, and each is found by both."""
+    """The ids 7 and "7" are returned unchanged, and each is found by both."""
     job_factory(jid="number", user_id=7)
     job_factory(jid="text", user_id="7")
 
@@ -37,7 +37,7 @@ def test_a_user_comes_back_as_it_was_sent(joblog, job_factory):
 
 
 def test_a_user_of_an_older_version_is_read(joblog, job_factory):
-    """A whole number that an older version wrote comes back as a number, and any text as text."""
+    """An integer written by an older version is returned as a number, and any text as text."""
     for text in ("7", "--7", "-7", "007", "٣", "7" * 60):
         job = job_factory(user_id="x")
         joblog.Job.update(user_id=text, user_is_text=None).where(joblog.Job.id == job.id).execute()
@@ -49,7 +49,7 @@ def test_a_user_of_an_older_version_is_read(joblog, job_factory):
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
 def test_what_is_stored_is_found(joblog, job_factory, text):
-    """A text that had to be changed to be stored is found by what it was."""
+    """A text that was changed for storage is found by its original."""
     job_factory(jid=f"j{text}", user_id=text, job_type=text, actor=text, queue=text, section=text)
     jobs = joblog.jobs
 
@@ -67,7 +67,7 @@ def test_what_is_stored_is_found(joblog, job_factory, text):
 
 
 def test_long_users_are_told_apart(joblog, job_factory):
-    """Two ids that differ after 255 characters only are two users."""
+    """Two ids that differ only after 255 characters are different users."""
     job_factory(user_id="u" * 300 + "a")
 
     assert 1 == joblog.jobs.for_user("u" * 300 + "a").count()
@@ -75,7 +75,7 @@ def test_long_users_are_told_apart(joblog, job_factory):
 
 
 def test_the_row_of_a_user(joblog, job_factory):
-    """The row of a user stands for its primary key."""
+    """A user's row can be used in place of its primary key."""
     job_factory(user_id=7)
     key = uuid.uuid4()
     job_factory(user_id=key)
@@ -85,7 +85,7 @@ def test_the_row_of_a_user(joblog, job_factory):
 
 
 class Plain:
-    """A row of which nobody knows which of its values is the key."""
+    """A row without a known primary key."""
 
     id = 7
 
@@ -93,13 +93,13 @@ class Plain:
 @pytest.mark.one_database
 @pytest.mark.parametrize("user", [DjangoLike(None), Plain(), object()])
 def test_what_is_no_user_is_refused(joblog, user):
-    """What has no primary key that is known is refused, and the cure is said."""
+    """An object without a known primary key is refused with the cure."""
     with pytest.raises(SearchError, match="primary key"):
         joblog.jobs.for_user(user)
 
 
 def test_a_foreign_key_is_asked_by_any_row(sqlite_url):
-    """In a model with a foreign key a row of another kind stands for its key, or is refused."""
+    """In a model with a foreign key, a row of another kind is used by its key, or refused."""
 
     class Person(Model):
         name = CharField()
@@ -126,7 +126,7 @@ def test_a_foreign_key_is_asked_by_any_row(sqlite_url):
 
 
 def test_users_are_searched_by_a_part(joblog, job_factory):
-    """A star stands for any text in the id of a user too."""
+    """A star matches any text in a user's id too."""
     job_factory(jid="ada", user_id="ada")
     job_factory(jid="bob", user_id="bob")
 
@@ -134,7 +134,7 @@ def test_users_are_searched_by_a_part(joblog, job_factory):
 
 
 def test_a_day_is_an_instant(joblog, job_factory):
-    """A date stands for the begin of its day in UTC."""
+    """A date means the beginning of its day in UTC."""
     day = date(2026, 11, 24)
     noon = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
     job_factory(created_at=noon)
@@ -146,7 +146,7 @@ def test_a_day_is_an_instant(joblog, job_factory):
 @pytest.mark.one_database
 @pytest.mark.parametrize("instant", ["2026-11-24", None, True, float("nan"), [], b"x"])
 def test_what_is_no_instant_is_refused(joblog, instant):
-    """Anything other than an instant is refused, and the cure is said."""
+    """Anything other than an instant is refused with the cure."""
     with pytest.raises(TypeError, match="aware datetime"):
         joblog.jobs.since(instant)
 
@@ -174,14 +174,14 @@ def test_a_limit_is_a_number_of_jobs(joblog, limit):
     ["1" * 20 + "-1", "1-" + "2" * 20, "9223372036854775808-1", "1_0-2", "\uff11-2", 7, b"1-2"],
 )
 def test_a_cursor_is_one_of_a_page(joblog, cursor):
-    """A place in a list that no page gave is refused."""
+    """An invalid cursor is refused."""
     with pytest.raises(SearchError, match="not a place in a list"):
         joblog.jobs.page(before=cursor)
 
 
 @pytest.mark.parametrize("millis", [-5, -(10**17), 10**17, 0])
 def test_pages_pass_jobs_of_any_time(joblog, job_factory, millis):
-    """A job that was created at an odd time stands on a page like any other."""
+    """A job created at an odd time is on a page like any other."""
     number = job_factory(jid="odd").id
     joblog.Job.update(created_at=joblog.Job.created_at).execute()
     joblog.database.execute_sql(
@@ -213,7 +213,7 @@ def test_pages_pass_jobs_of_any_time(joblog, job_factory, millis):
     ],
 )
 def test_an_odd_search_finds_nothing_or_is_refused(joblog, job_factory, text):
-    """An odd search finds nothing, or is refused by a SearchError; no error of a driver shows."""
+    """An odd search finds nothing, or raises SearchError; a driver's error never appears."""
     job_factory()
     try:
         found = joblog.search(text).page().jobs

@@ -1,4 +1,4 @@
-"""Odd values in messages and rows cost no outcome and no reader."""
+"""Odd values in messages and rows affect neither outcomes nor readers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OPTIONS = (*LABELS, *OURS, *BONDS, *HOSTS, "unknown")
 
 
 def put(broker, **attributes):
-    """Put a message in the broker's queue as another producer would: no hook sees it sent."""
+    """Put a message in the broker's queue like another producer, without calling hooks."""
     known = {"queue_name": "default", "actor_name": "work", "args": (), "kwargs": {}, "options": {}}
     message = Message(**known | attributes)
     broker.queues[message.queue_name].put(message.encode())
@@ -47,7 +47,7 @@ def put(broker, **attributes):
 
 
 def odd_messages(every, first):
-    """Yield the attributes of messages, each of them odd in one thing.
+    """Yield the attributes of messages, each with one odd value.
 
     Of what options may hold it is *every* so many from the *first* on, so that each value and
     each option is there.
@@ -68,7 +68,7 @@ def odd_messages(every, first):
 
 @pytest.fixture
 def working(joblog, make_broker, worker):
-    """Return a broker, and a function that has a worker run all that is in it."""
+    """Return a broker, and a function that runs all its messages with a worker."""
     broker = make_broker(joblog=joblog)
     ran = []
 
@@ -86,7 +86,7 @@ def working(joblog, make_broker, worker):
 
 
 def test_odd_messages_are_logged_and_run(joblog, database_url, working):
-    """Each message that is odd in one thing has its outcome, and everything can be asked then."""
+    """Each message with an odd value has its outcome, and all queries work afterwards."""
     broker, run = working
     # In the first tier each of the three has a sixth of them.
     kind = ("sqlite", "postgresql", "mysql").index(database_url.partition(":")[0])
@@ -123,7 +123,7 @@ def test_odd_messages_are_logged_and_run(joblog, database_url, working):
     ("label", "value"), [("job_type", 7), ("job_type", []), ("log_lines", "LOUD"), ("start", 7)]
 )
 def test_a_label_never_decides(joblog, working, label, value):
-    """A label that cannot be used is noted on the row, and the job runs."""
+    """An unusable label is noted on the row, and the job runs."""
     broker, run = working
     message = put(broker, options={label: value})
 
@@ -155,7 +155,7 @@ def test_a_label_does_not_lose_a_retry(joblog, make_broker, worker):
 @pytest.mark.one_database
 @pytest.mark.parametrize("bond", [7, [], {"key": 7}, {"limit": 1}, {"key": "k", "limit": "x"}, "x"])
 def test_a_section_that_cannot_be_read(joblog, working, bond):
-    """A section that cannot be read makes its own job dead with the reason, and no other."""
+    """An unreadable section makes only its own job dead, with the reason."""
     broker, run = working
     odd = put(broker, options={"joblog_section": bond})
     held = put(broker, options={"joblog_section": bond, "eta": current_millis() + 100})
@@ -171,7 +171,7 @@ def test_a_section_that_cannot_be_read(joblog, working, bond):
 
 
 def test_a_section_that_cannot_be_read_of_an_actor_with_one(joblog, make_broker, worker):
-    """The actor's own section stands in place of one that cannot be read."""
+    """The actor's section replaces an unreadable one."""
     broker = make_broker(joblog=joblog)
 
     @dramatiq.actor(exclusive=Exclusive("own"))
@@ -190,7 +190,7 @@ def test_a_section_that_cannot_be_read_of_an_actor_with_one(joblog, make_broker,
 @pytest.mark.one_database
 @pytest.mark.parametrize("bond", [7, [], {"key": 7}, {"key": "k", "ttl": "x"}])
 def test_a_uniqueness_that_cannot_be_read(joblog, working, bond):
-    """What is unique by a key that cannot be read is not unique, and runs."""
+    """A message with an unreadable unique key is not unique, and runs."""
     broker, run = working
     message = put(broker, options={"joblog_unique": bond})
 
@@ -224,7 +224,7 @@ def test_a_retry_with_a_fraction(joblog, make_broker, worker, delay):
 
 
 def test_a_delay_of_ages(joblog, database_url, make_broker):
-    """A message that is due in the year 12020 is kept with the last instant there is."""
+    """A message due in the year 12020 is stored with the last possible instant."""
     broker = make_broker(joblog=joblog)
 
     @dramatiq.actor
@@ -290,7 +290,7 @@ ODD_ROWS = [
 
 
 def test_odd_rows_are_shown(joblog, database_url, job_factory):
-    """Of a row that anyone wrote all is shown that can be."""
+    """Of a row with arbitrary values, everything possible is shown."""
     states = ("dead", "started", "retrying", "waiting", "delayed", "finished", "lost")
     param = joblog.database.param
     # How a row is shown does not depend on the database.
@@ -312,7 +312,7 @@ def test_odd_rows_are_shown(joblog, database_url, job_factory):
 
 
 def test_odd_arguments_under_another_encoder(joblog, working):
-    """What JSON would change without a word is withheld where the encoder would not."""
+    """Values that JSON would silently change, unlike the encoder, are withheld."""
     broker, run = working
     before = dramatiq.get_encoder()
     dramatiq.set_encoder(Pickle())
@@ -340,7 +340,7 @@ class Kind(str, enum.Enum):
 
 
 class Pickle(dramatiq.Encoder):
-    """Lets anything pass as it is."""
+    """A field without conversion."""
 
     def encode(self, data):
         """Write."""
@@ -352,7 +352,7 @@ class Pickle(dramatiq.Encoder):
 
 
 class Rude:
-    """Raises whatever it is asked."""
+    """Raises in each method."""
 
     def _raise(self, *args):
         raise RuntimeError("rude")

@@ -1,4 +1,4 @@
-"""Asking the log: scopes, instants, users, and the indexes that answer."""
+"""Queries: scopes, instants, users, and indexes."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def test_scopes(joblog, job_factory):
 
 
 def test_an_unknown_state(joblog):
-    """A state that is none is refused, not found nowhere."""
+    """An unknown state is refused, instead of finding nothing."""
     with pytest.raises(ValueError, match="'done' is not a state"):
         joblog.jobs.in_state("done")
 
 
 def test_jobs_of_a_user(joblog, job_factory):
-    """A user is found by the id as it was given or as text, and comes back as it was given."""
+    """A user is found by the original id or as text, and returned unchanged."""
     job_factory(user_id=7, job_type="import")
     job_factory(user_id="ada", job_type="import")
     job_factory(job_type="import")
@@ -48,7 +48,7 @@ def test_jobs_of_a_user(joblog, job_factory):
 
 
 def test_since_and_until(joblog, job_factory):
-    """``since`` includes its instant and ``until`` does not; both want a time zone."""
+    """``since`` includes its instant and ``until`` does not; both require a time zone."""
     noon = datetime(2030, 1, 1, 12, tzinfo=timezone.utc)
     for minutes in range(3):
         job_factory(jid=str(minutes), created_at=noon + timedelta(minutes=minutes))
@@ -63,7 +63,7 @@ def test_since_and_until(joblog, job_factory):
 
 
 def test_instants_are_aware_and_exact(joblog, job_factory):
-    """Instants come back aware, in UTC, to the millisecond."""
+    """Instants are returned aware, in UTC, with milliseconds."""
     instant = datetime(2030, 1, 1, 12, 0, 0, 123_000, tzinfo=timezone(timedelta(hours=2)))
     job = job_factory(created_at=instant)
     assert instant == job.created_at
@@ -71,7 +71,7 @@ def test_instants_are_aware_and_exact(joblog, job_factory):
 
 
 def test_a_state_of_a_newer_version(joblog, job_factory):
-    """A state that this version does not know is read as its text."""
+    """A state unknown to this version is read as text."""
     assert "paused" == job_factory(state="paused").state
 
 
@@ -84,7 +84,7 @@ def test_newest_first(joblog, job_factory):
 
 
 def test_a_question_that_is_asked_often_uses_its_index(joblog):
-    """The questions that the indexes were made for are answered by them."""
+    """Queries use the indexes made for them."""
     rule = Rule(State.FINISHED, until=50, job_type=None)
     queries = {
         "actor": joblog.search("actor:unknown").limit(10),

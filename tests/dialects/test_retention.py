@@ -1,4 +1,4 @@
-"""Retention: what goes, what stays, by whom, and in which parts."""
+"""Retention: what is deleted, by which process, and in which batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def ago(milliseconds):
 
 @pytest.fixture
 def old_and_new(joblog, job_factory):
-    """Make an old and a new job in each state, with failures and lines."""
+    """Insert an old and a new job in each state, with failures and lines."""
     for state in State:
         for age in (2, 20):
             final = state in FINAL
@@ -43,7 +43,7 @@ def jids(model):
 
 
 def test_old_jobs_go(joblog, old_and_new):
-    """Final jobs that are old enough go with their failures and lines, and no others."""
+    """Only final jobs that are old enough are deleted, with their failures and lines."""
     keep = {"finished": 10 * HOUR, "dead": HOUR, "skipped": None}
     gone = {"finished-20", "dead-2", "dead-20"}
     before = jids(joblog.Job)
@@ -61,7 +61,7 @@ def test_old_jobs_go(joblog, old_and_new):
 
 
 def test_a_job_that_is_not_final_never_goes(joblog, job_factory):
-    """The statement that deletes lets no job go that is not final, whatever was read before."""
+    """The deleting statement itself skips jobs that are not final, whatever was read before."""
     retention = joblog.core.chores.retention.but({"finished": 0})
     [rule] = retention.rules(ago(0))
     again = job_factory(state="started", finished_at=ago(HOUR))
@@ -73,7 +73,7 @@ def test_a_job_that_is_not_final_never_goes(joblog, job_factory):
 
 
 def test_a_job_goes_once_it_is_as_old_as_it_is_kept(joblog, job_factory):
-    """A job that ended in this very millisecond is kept for none by a time of 0."""
+    """With a time of 0, a job that ended in the current millisecond is deleted."""
     job_factory(jid="a", finished_at=1_000)
     job_factory(jid="b", finished_at=1_001)
     retention = joblog.core.chores.retention.but({"finished": 500})
@@ -92,7 +92,7 @@ def test_without_a_time_nothing_goes(joblog, old_and_new):
 
 @pytest.mark.one_database
 def test_batches(joblog, job_factory):
-    """Jobs go in batches, oldest first, each of no more than was said."""
+    """Jobs are deleted in batches of the given size, oldest first."""
     for number in range(7):
         job_factory(jid=str(number), finished_at=ago(HOUR * (20 - number // 2)))
     left = []
@@ -137,7 +137,7 @@ def test_job_types_with_times_of_their_own(database_url):
 
 
 def test_rows_that_nobody_needs(joblog):
-    """Workers that are gone for a week and uniquenesses that ran out go; sections stay."""
+    """Workers gone for a week and expired unique keys are deleted; sections stay."""
     old = ago(8 * 24 * HOUR)
     for name, seen, swept in (("gone", old, old), ("silent", old, None), ("new", ago(0), ago(0))):
         joblog.Worker.create(
@@ -171,7 +171,7 @@ def test_rows_that_nobody_needs(joblog):
 
 
 def test_one_process_at_a_time(joblog, database_url, monkeypatch):
-    """While one process prunes another waits, and then says so."""
+    """While one process prunes, another waits, and then raises."""
     monkeypatch.setattr("dramatiq_joblog.admin.maintenance._PATIENCE", 300)
     other = JobLog(database_url)
     with other.core.chores._turn() as renew:
@@ -192,6 +192,6 @@ def test_one_process_at_a_time(joblog, database_url, monkeypatch):
     ],
 )
 def test_times_that_make_no_sense(sqlite_url, options, says):
-    """What cannot be kept so is refused when the log is made."""
+    """Invalid times are refused when the log is created."""
     with pytest.raises(ConfigurationError, match=says):
         JobLog(sqlite_url, **options)

@@ -45,7 +45,7 @@ def test_words(text, terms):
     ],
 )
 def test_words_that_cannot_be_read(text, says):
-    """What cannot be read is refused, with what to write instead."""
+    """Invalid searches are refused, with what to write instead."""
     with pytest.raises(SearchError, match=says) as refusal:
         parse(text)
     assert isinstance(refusal.value, JobLogError | ValueError)
@@ -66,7 +66,7 @@ def test_words_that_cannot_be_read(text, says):
     ],
 )
 def test_instants(text, expected):
-    """A time is so long ago, or a date, and always aware and in UTC."""
+    """A time is relative or a date, and always aware and in UTC."""
     found = instant(text, NOON)
     assert expected == found
     assert timedelta(0) == found.utcoffset()
@@ -74,7 +74,7 @@ def test_instants(text, expected):
 
 @pytest.mark.parametrize("text", ["last week", "2 fortnights", "99999999999d", "2026-13-01", ""])
 def test_what_is_no_instant(text):
-    """What is not a time is refused, with what to write instead."""
+    """An invalid time is refused, with what to write instead."""
     with pytest.raises(SearchError, match="is not a time: use 30m, 2h, 1d or 2w"):
         instant(text, NOON)
 
@@ -169,7 +169,7 @@ SEARCHES = [
 
 
 def test_search(found):
-    """Words find the jobs that they mean, and no others."""
+    """Each search finds exactly the expected jobs."""
     assert dict(SEARCHES) == {text: found(text) for text, _ in SEARCHES}
 
 
@@ -184,13 +184,13 @@ def test_search(found):
     ],
 )
 def test_values_that_make_no_sense(joblog, text, says):
-    """A value that its key cannot have is refused in one sentence."""
+    """An invalid value of a key is refused with one sentence."""
     with pytest.raises(SearchError, match=says):
         joblog.search(text)
 
 
 def test_a_user_of_the_users_own(tmp_path):
-    """With a foreign key a user is found by its id, and what cannot be one is refused."""
+    """With a foreign key, a user is found by id, and an impossible id is refused."""
     database = SqliteDatabase(tmp_path / "jobs.db")
 
     class Customer(Model):
@@ -223,7 +223,7 @@ def test_every_key_is_understood(joblog):
 
 
 def test_completion(joblog, job_factory):
-    """A value is completed from those of the newest jobs, the most frequent first."""
+    """A value is completed from the newest jobs, most frequent first."""
     for name, times in {"import_a": 1, "import_b": 2, "mail": 3}.items():
         for _ in range(times):
             job_factory(actor=name, user_id=7, state="dead")
@@ -237,7 +237,7 @@ def test_completion(joblog, job_factory):
 
 
 def test_names_of_arguments_are_completed(joblog, job_factory):
-    """Names of arguments are completed from the newest jobs, also those within an argument."""
+    """Names of arguments are completed from the newest jobs, including nested ones."""
     order = {"city": "Rome", "a b": 1, "x:y": 2, "": 3, "count": 2}
     for kwargs in ({"feed_id": 7, "full": True}, {"feed_id": 8, "order": order}, None):
         job_factory(args=[1, 2], kwargs=kwargs)

@@ -1,4 +1,4 @@
-"""Critical sections held against a model: whatever happens in whatever order, on real databases."""
+"""Critical sections checked against a model: any events in any order, on real databases."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LEAP = 1_000_000
 
 @dataclasses.dataclass
 class Held:
-    """A run, or a block by hand, that was let into the section."""
+    """A run, or a lock by hand, that was admitted to the section."""
 
     jid: str
     attempt: int
@@ -44,7 +44,7 @@ class Held:
 
 
 class Process:
-    """What one worker process has: statements of its own, and a row with heartbeats."""
+    """One worker process: its own statements, and a row with heartbeats."""
 
     def __init__(self, joblog, number):
         self.number = number
@@ -57,7 +57,7 @@ class Process:
 
 
 class SectionMachine(RuleBasedStateMachine):
-    """Jobs that begin, end, are killed, delivered twice, and leases that run out."""
+    """Jobs that begin, end, are killed, delivered twice, and leases that expire."""
 
     joblog = None
 
@@ -77,7 +77,7 @@ class SectionMachine(RuleBasedStateMachine):
     # What the model knows
 
     def alive(self):
-        """Those that are in the section, and do not know better."""
+        """Return the holders in the section that have not lost their lease."""
         return [h for h in self.held if h.process not in self.dead and not h.lease.lost]
 
     def grant(self, held):
@@ -138,7 +138,7 @@ class SectionMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(data=st.data(), state=st.sampled_from(["finished", "dead", "retrying", "skipped"]))
     def end(self, data, state):
-        """End a run, also one that another has taken the place of."""
+        """End a run, even one that was superseded."""
         held = data.draw(st.sampled_from(self.held))
         if held.process in self.dead or held.attempt == 0:
             return
@@ -198,7 +198,7 @@ class SectionMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1))
     def kill(self, which):
-        """Kill a process; another comes in its place, and this host knows of its end."""
+        """Kill a process; another replaces it, and this host knows of its end."""
         process = self.processes[which]
         self.dead.add(process.number)
         worker = self.joblog.Worker
@@ -232,7 +232,7 @@ class SectionMachine(RuleBasedStateMachine):
 
 
 def test_sections_against_a_model(joblog):
-    """Never two in a slot, never freed by another, never a fence that falls, never stuck."""
+    """Never two in a slot, released by another, a decreasing fence, or stuck."""
     machine = type("Machine", (SectionMachine,), {"joblog": joblog})
     # MariaDB takes several statements where the others take one.
     examples = 15 if isinstance(joblog.database, MySQLDatabase) else 50

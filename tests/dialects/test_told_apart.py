@@ -1,4 +1,4 @@
-"""Texts that differ in anything are two, in keys and jids too."""
+"""Texts that differ in any way are distinct, also in keys and jids."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ ALIKE = ("ada", "ada ", "Ada", "adá", "ada\u0301", "ada  ")
 
 
 def test_jids_are_told_apart(joblog, job_factory):
-    """Message ids that differ by trailing spaces, case or accents are those of different jobs."""
+    """Message ids that differ in trailing spaces, case or accents are different jobs."""
     for number, jid in enumerate(ALIKE):
         job_factory(jid=jid, user_id=jid, attempt=number)
 
@@ -17,7 +17,7 @@ def test_jids_are_told_apart(joblog, job_factory):
 
 
 def test_keys_are_told_apart(joblog):
-    """Keys that differ by trailing spaces, case or accents are held side by side."""
+    """Keys that differ in trailing spaces, case or accents are held independently."""
     with joblog.lock("ada"):
         for key in ALIKE[1:]:
             with joblog.lock(key):
@@ -25,7 +25,7 @@ def test_keys_are_told_apart(joblog):
 
 
 def test_tables_of_an_older_version_are_mended(mysql_url):
-    """On MySQL the migration mends tables whose keys left trailing spaces aside."""
+    """On MySQL, the migration repairs tables whose keys ignored trailing spaces."""
     log = JobLog(mysql_url)
     log.create_tables()
     log.database.execute_sql(

@@ -1,4 +1,4 @@
-"""Totals: exact against the rows, by value, whatever comes late and whatever is deleted."""
+"""Totals equal the rows, whatever arrives late and whatever is deleted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def now():
 
 
 def count_of(joblog, span=None, **wanted):
-    """Return how many the totals count, in one span or in the finest of everything."""
+    """Return the counts of the totals, in one span or in the finest available."""
     total = joblog.core.tables.total
     rows = total.select().where(
         total.gone == 0, *(getattr(total, k) == v for k, v in wanted.items())
@@ -34,7 +34,7 @@ def count_of(joblog, span=None, **wanted):
 
 
 def rows_by_hour(joblog):
-    """Return what the rows say: jobs that ended, and failed runs that were no end, by hour."""
+    """Return the counts of the rows: ended jobs, and failed runs that were not the end, by hour."""
     found = Counter()
     for job in joblog.Job.select().where(joblog.Job.finished_at.is_null(False)):
         at = int(job.finished_at.timestamp() * 1000)
@@ -67,7 +67,7 @@ def totals_by_hour(joblog):
 
 @pytest.fixture
 def a_day(joblog, job_factory):
-    """Make jobs of a day that ended some time before now, and some failed runs."""
+    """Insert jobs of a day that ended some time before now, and some failed runs."""
     pick = random.Random(7)
     begin = now() - now() % DAY - 2 * DAY
     for number in range(150 if tiers.whole() else 60):
@@ -111,7 +111,7 @@ def test_totals_are_what_the_rows_say(joblog, a_day):
 
 
 def test_a_log_in_which_nothing_ended(joblog, job_factory, asked):
-    """It is counted in a few statements, and what ended before and is committed late counts."""
+    """Counting takes a few statements, and includes what is committed late."""
     at = now()
     joblog.database.connect(reuse_if_open=True)
     with asked() as texts:
@@ -125,7 +125,7 @@ def test_a_log_in_which_nothing_ended(joblog, job_factory, asked):
 
 @pytest.mark.one_database
 def test_counting_again(joblog, a_day):
-    """Counting again changes nothing, and a late arrival is counted once it is noted."""
+    """Counting again changes nothing, and a late arrival is counted once it is marked."""
     joblog.core.totals.catch_up(now())
     before = totals_by_hour(joblog)
     late = {
@@ -156,7 +156,7 @@ def test_counting_again(joblog, a_day):
 
 @pytest.mark.one_database
 def test_what_is_deleted_stays_counted(joblog, a_day):
-    """Deleted jobs stay in the totals, also where something is counted again later."""
+    """Deleted jobs stay in the totals, even if something is recounted later."""
     joblog.core.totals.catch_up(now())
     before, whole = (
         totals_by_hour(joblog),
@@ -192,7 +192,7 @@ def test_deleting_in_the_minute_that_is_open(joblog, job_factory):
 
 @pytest.mark.one_database
 def test_counting_beside_load(joblog):
-    """Jobs that end while they are counted are all in the totals in the end."""
+    """Jobs that end during counting are all finally in the totals."""
     stop = threading.Event()
 
     def load(thread):
@@ -233,7 +233,7 @@ def test_counting_beside_load(joblog):
 
 @pytest.mark.one_database
 def test_counting_that_is_broken_off(joblog, a_day):
-    """Counting that ends early goes on where it was, and older spans make room."""
+    """Interrupted counting continues where it stopped, and old short spans are merged."""
     assert not joblog.core.totals.catch_up(now(), go_on=lambda: False)
     while not joblog.core.totals.catch_up(now(), go_on=iter([True, False, False]).__next__):
         pass
@@ -245,7 +245,7 @@ def test_counting_that_is_broken_off(joblog, a_day):
 
 
 def test_levels():
-    """What is older is counted in longer spans, and each begins where a longer one does."""
+    """Older totals have longer spans, and each begins where a longer one does."""
     at = MIDNIGHT + 12 * HOUR + 34 * MINUTE
     assert [MINUTE, QUARTER, HOUR, DAY] == [
         level_of(at - back, at) for back in (0, 8 * HOUR, 5 * DAY, 17 * DAY)
@@ -256,7 +256,7 @@ def test_levels():
 
 
 def test_histograms():
-    """Percentiles are right to a tenth, and histograms add up."""
+    """Percentiles are accurate to ten percent, and histograms can be added."""
     pick = random.Random(3)
     times = sorted(int(pick.lognormvariate(6, 2)) for _ in range(5000))
     left, right = (

@@ -1,4 +1,4 @@
-"""Events late, twice, reordered and from two workers: what must hold of a row in any case."""
+"""Events late, twice, reordered and from two workers: invariants of a row."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def failures_of(events):
 
 
 def life(draw, attempts, first_token):
-    """Draw the events of one job's life, in their true order."""
+    """Draw the events of one job, in their true order."""
     events = [enqueued()]
     for attempt in range(1, attempts + 1):
         token = f"{first_token}{attempt}"
@@ -85,9 +85,9 @@ def lives(draw):
 
 @st.composite
 def shuffled_lives(draw):
-    """Draw a life, with some events twice, and all in any order, as what is kept is written late.
+    """Draw a job's events, some twice, in any order, because spooled events are written late.
 
-    A start that comes by itself after a job's end is another delivery, which runs.
+    A start alone after a job's end is another delivery, which runs.
     """
     events = [dataclasses.replace(e, replayed=isinstance(e, Started)) for e in draw(lives())]
     again = draw(st.lists(st.sampled_from(events), max_size=4))
@@ -115,7 +115,7 @@ property_settings = settings(
 @property_settings
 @given(events=lives(), data=st.data())
 def test_repeated_events_change_nothing(joblog, events, data):
-    """A life in its order, any event any number of times in a row, leaves the row of its end."""
+    """Events in order, each repeated any number of times, leave the row of the job's end."""
     repeated = [event for event in events for _ in range(data.draw(st.integers(1, 3)))]
 
     write_each(joblog, repeated)
@@ -130,7 +130,7 @@ def test_repeated_events_change_nothing(joblog, events, data):
 @property_settings
 @given(lives_and_order=shuffled_lives())
 def test_a_finished_row_never_goes_back(joblog, lives_and_order):
-    """Once finished, no event of the same life in any order changes the row."""
+    """Once finished, no event of the same job in any order changes the row."""
     _, order = lives_and_order
     joblog.Job.delete().execute()
     joblog.Failure.delete().execute()
@@ -147,7 +147,7 @@ def test_a_finished_row_never_goes_back(joblog, lives_and_order):
 @property_settings
 @given(lives_and_order=shuffled_lives())
 def test_an_older_attempt_never_replaces_a_newer_one(joblog, lives_and_order):
-    """The attempt on a row that is not begun anew on purpose never falls."""
+    """The attempt on a row never decreases, unless the job is restarted on purpose."""
     _, order = lives_and_order
     joblog.Job.delete().execute()
     joblog.Failure.delete().execute()
@@ -164,7 +164,7 @@ def test_an_older_attempt_never_replaces_a_newer_one(joblog, lives_and_order):
 @property_settings
 @given(lives_and_order=shuffled_lives())
 def test_every_failed_run_is_kept_once(joblog, lives_and_order):
-    """Each run that failed has one Failure row at least and at most, whatever the order."""
+    """Each failed run has exactly one Failure row, whatever the order."""
     events, order = lives_and_order
 
     write_each(joblog, order)
@@ -182,7 +182,7 @@ def test_every_failed_run_is_kept_once(joblog, lives_and_order):
 @property_settings
 @given(data=st.data())
 def test_two_workers_on_one_delivery(joblog, data):
-    """Of two runs of one attempt only the newer token ends the job; the older is interrupted."""
+    """Of two runs of one attempt, only the newer token ends the job; the older is interrupted."""
     joblog.Job.delete().execute()
     joblog.Failure.delete().execute()
     first = [start("a"), end("a", state=data.draw(st.sampled_from(["finished", "dead"])))]
@@ -211,7 +211,7 @@ def test_two_workers_on_one_delivery(joblog, data):
 
 
 def test_a_start_waits_for_no_enqueue_row(joblog):
-    """A start is written though its enqueue row comes later, and that changes nothing then."""
+    """A start is written even if its enqueue event comes later, which then changes nothing."""
     joblog.core.transitions.write([start("a")])
     joblog.core.transitions.write([enqueued()])
 
@@ -233,7 +233,7 @@ def test_takeover_closes_the_open_run(joblog):
 
 
 def test_a_presumed_interruption_is_corrected(joblog):
-    """A run presumed interrupted that then fails by itself is kept with its own error."""
+    """A run presumed interrupted that then fails is stored with its own error."""
     joblog.core.transitions.write([start("a")])
     joblog.core.transitions.write([start("b")])
     joblog.core.transitions.write([end("a", state="retrying")])
@@ -242,7 +242,7 @@ def test_a_presumed_interruption_is_corrected(joblog):
 
 
 def test_refused_start_tells_the_state(joblog):
-    """A refused start returns what it found."""
+    """A refused start returns the state found."""
     first, late = new_token("one"), start(new_token("one"))
     joblog.core.transitions.write([start(first)])
     joblog.core.transitions.write([end(first)])
@@ -269,7 +269,7 @@ def test_redelivery_of_a_dead_job(joblog):
 
 
 def test_tokens_of_one_delivery():
-    """Tokens of one delivery begin alike and differ; those of unknown deliveries are unlike."""
+    """Tokens of one delivery share a prefix and differ; those of unknown deliveries share none."""
     assert new_token("one") != new_token("one")
     assert same_delivery(new_token("one"), new_token("one"))
     assert not same_delivery(new_token("one"), new_token("two"))
@@ -287,9 +287,9 @@ def test_tokens_of_one_delivery():
     ],
 )
 def test_statements_of_a_batch(joblog, asked, count, events):
-    """A batch costs one statement a table, however many jobs it has; on MySQL it asks first.
+    """A batch takes one statement per table, however many jobs it has; MySQL also needs a query.
 
-    On PostgreSQL it costs one for all tables.
+    On PostgreSQL, it takes one for all tables.
     """
     joblog.database.connect(reuse_if_open=True)
     if isinstance(joblog.database, PostgresqlDatabase):
@@ -322,7 +322,7 @@ assert {len(token) for token in tokens} == {28}
 
 
 def test_tokens_differ():
-    """No two runs have one token, whatever a job seeds, and in no two processes."""
+    """No two runs have the same token, whatever seed a job sets, in any process."""
     subprocess.run([sys.executable, "-c", TOKENS], check=True)
 
 
@@ -340,7 +340,7 @@ def mixed_batch():
 
 
 def test_rows_of_every_table_in_one_batch(joblog):
-    """A batch of runs, failures, lines and what was sent is written whole, and twice is once."""
+    """A batch of runs, failures, lines and sent messages is written completely and idempotently."""
     for _ in range(2):
         answers = joblog.core.transitions.write(mixed_batch())
         assert answers.get("other", GRANTED).granted
@@ -353,7 +353,7 @@ def test_rows_of_every_table_in_one_batch(joblog):
 
 
 def test_round_trips_of_a_batch(joblog, tmp_path):
-    """Whatever a batch writes, PostgreSQL is asked once, and commits at once."""
+    """Whatever a batch writes, PostgreSQL gets one statement, which commits."""
     if not isinstance(joblog.database, PostgresqlDatabase):
         pytest.skip("only PostgreSQL changes several tables in one statement")
     joblog.database.connect(reuse_if_open=True)
@@ -373,7 +373,7 @@ def test_round_trips_of_a_batch(joblog, tmp_path):
 
 
 def test_an_overtaken_run_in_a_batch(joblog):
-    """A run that was considered interrupted, and ends beside others, is corrected as if alone."""
+    """A run considered interrupted that ends in a batch is corrected as if alone."""
     joblog.core.transitions.write([start("a")])
     joblog.core.transitions.write([start("b")])
     assert 1 == told(joblog).interruptions
@@ -388,7 +388,7 @@ def test_an_overtaken_run_in_a_batch(joblog):
 
 
 def test_more_lines_than_one_statement_takes(joblog):
-    """A batch with any number of lines is written whole."""
+    """A batch with any number of lines is written completely."""
     ended = [end("a"), end("b")]
     ended[1].row["jid"] = "other"
     ended = [
@@ -408,7 +408,7 @@ def test_more_lines_than_one_statement_takes(joblog):
 
 @st.composite
 def kept_lives(draw):
-    """Draw a life whose runs were kept by two processes, each in order, and any order of these."""
+    """Draw a job whose runs were spooled by two processes, each in order, in any combined order."""
     events = life(draw, draw(st.integers(1, 4)), "run")[1:]
     events = [dataclasses.replace(event, replayed=True) for event in events]
     spools = [[], []]
@@ -426,7 +426,7 @@ def kept_lives(draw):
 @property_settings
 @given(lives_and_order=kept_lives())
 def test_two_spools_in_any_order(joblog, lives_and_order):
-    """Whichever process reports first, the row shows the last run, and each failure its own."""
+    """Whichever process reports first, the row has the last run, and each failure its own."""
     events, order = lives_and_order
     joblog.Job.delete().execute()
     joblog.Failure.delete().execute()
@@ -453,7 +453,7 @@ def kept(token, *, at, attempt=1, cut_off=False):
 
 
 def test_a_run_that_ended_with_its_process_is_lost(joblog):
-    """A run that is reported after its process is gone is lost at once, and is kept."""
+    """A run reported after its process is gone is lost at once, and recorded."""
     joblog.core.transitions.write([kept("a", at=0, cut_off=True)])
     assert "lost" == told(joblog).state
 
@@ -465,7 +465,7 @@ def test_a_run_that_ended_with_its_process_is_lost(joblog):
 
 @pytest.mark.parametrize("cut_off", [False, True])
 def test_a_run_told_late_does_not_close_a_newer_one(joblog, cut_off):
-    """A run that began before the one that is going on leaves that alone."""
+    """A run that began before the current one does not affect it."""
     now = start("b")
     now.row["started_at"] = NOW + 10
     joblog.core.transitions.write([now])
@@ -478,7 +478,7 @@ def test_a_run_told_late_does_not_close_a_newer_one(joblog, cut_off):
 
 
 def test_a_run_told_late_closes_an_older_one(joblog):
-    """A run that began after the one on the row, or whose process is gone, closes that."""
+    """A run that began after the one on the row, or after its process is gone, closes that one."""
     joblog.core.transitions.write([start("a")])
     joblog.core.transitions.write([kept("b", at=10)])
     assert "b" == told(joblog).token
@@ -494,7 +494,7 @@ def test_a_run_told_late_closes_an_older_one(joblog):
 
 @pytest.mark.parametrize("state", ["finished", "dead", "skipped"])
 def test_a_run_told_late_does_not_revive(joblog, state):
-    """A run that began before its job ended leaves the end alone; only a later one may begin."""
+    """A run that began before the job's end does not change it; only a later one may begin."""
     joblog.core.transitions.write([start("b")])
     joblog.core.transitions.write([end("b", state=state)])
     joblog.core.transitions.write([kept("a", at=3)])
@@ -506,7 +506,7 @@ def test_a_run_told_late_does_not_revive(joblog, state):
 
 @pytest.mark.parametrize("ends_first", [False, True])
 def test_a_newer_attempt_told_late_decides(joblog, ends_first):
-    """An older attempt that ran again, while the log did not know of the newer one, is no end."""
+    """An older attempt that ran again, while the newer one was unknown, is not the end."""
     joblog.core.transitions.write([start("a")])
     again = start("a again", redelivered=True)
     again.row["started_at"] = NOW + 20
@@ -525,7 +525,7 @@ def test_a_newer_attempt_told_late_decides(joblog, ends_first):
 
 
 def test_a_newer_attempt_that_was_cut_off_is_lost(joblog):
-    """A job whose newer attempt ended with its process is lost, though an older one is dead."""
+    """A job whose newer attempt was lost with its process is lost, though an older one is dead."""
     joblog.core.transitions.write([start("a")])
     joblog.core.transitions.write([end("a", state="dead")])
     joblog.core.transitions.write([kept("b", at=-10, attempt=2, cut_off=True)])
@@ -539,7 +539,7 @@ def test_a_newer_attempt_that_was_cut_off_is_lost(joblog):
 
 
 def test_a_presumed_interruption_is_not_counted(joblog):
-    """A run that was considered interrupted and ends by itself is not counted as interrupted."""
+    """A run considered interrupted that then ends is not counted as interrupted."""
     joblog.core.transitions.write([start("a")])
     joblog.core.transitions.write([start("b")])
     assert 1 == told(joblog).interruptions
@@ -550,7 +550,7 @@ def test_a_presumed_interruption_is_not_counted(joblog):
 
 @pytest.mark.parametrize("ahead", [-3_600_000, 3_600_000])
 def test_hosts_with_other_clocks(joblog, ahead):
-    """A run of a host an hour ahead or behind waited no negative time, and took what it took."""
+    """A run of a host an hour ahead or behind has no negative queue time, and its duration."""
     worker = {"process": "p", "host": "h", "pid": 1, "timeout": 1, "threads": 1, "skew": ahead}
     joblog.Worker.create(**worker, started_at=NOW, heartbeat_at=NOW + 700)
     joblog.release()

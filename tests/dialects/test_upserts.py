@@ -19,7 +19,7 @@ NOW = 1_800_000_000_000
 
 
 class _Rich(Job):
-    """A job with a column of each kind that has a text in JSON."""
+    """A job with a column of each kind that can be stored as JSON."""
 
     amount = peewee.DecimalField(max_digits=12, decimal_places=3, null=True)
     due = peewee.DateTimeField(null=True)
@@ -29,7 +29,7 @@ class _Rich(Job):
 
 
 class _Raw(Job):
-    """A job with a column that JSON has no word for."""
+    """A job with a column that has no JSON form."""
 
     picture = peewee.BlobField(null=True)
 
@@ -65,7 +65,7 @@ def make_log(database_url):
 
 
 def stored(log, **values):
-    """Write *values* to a row by an event, as the middleware does, and return the row."""
+    """Write *values* to a row with an event, like the middleware, and return the row."""
     fields = log.core.own_fields
     columns = {fields[name].column_name: fields[name].db_value(v) for name, v in values.items()}
     log.core.transitions.write([Started(row(1, **columns))])
@@ -73,7 +73,7 @@ def stored(log, **values):
 
 
 def test_values_of_own_columns(make_log):
-    """A value of a column of the user is read back as it was given."""
+    """A value of a custom column is read back unchanged."""
     given = {
         "amount": decimal.Decimal("12345.678"),
         "due": dt.datetime(2026, 11, 24, 10, 30, 0, 125_000),  # noqa: DTZ001
@@ -91,12 +91,12 @@ def test_values_of_own_columns(make_log):
 
 
 def test_bytes_in_an_own_column(make_log):
-    """A column of bytes is written too."""
+    """A column of bytes works too."""
     assert b"\x00\xff" == bytes(stored(make_log(_Raw), picture=b"\x00\xff").picture)
 
 
 def test_hostile_text(joblog):
-    """Quotes, escapes, other alphabets and the look of a parameter are kept as they are."""
+    """Quotes, escapes, other alphabets and placeholder-like text are stored unchanged."""
     text = "%s ? $1 '\" \\ \\u0041 \u2028 \N{SNOWMAN} \N{GRINNING FACE} \n\t"
     joblog.core.transitions.write([Started(row(1, error_message=text, args='["\\u0000"]'))])
 
@@ -106,7 +106,7 @@ def test_hostile_text(joblog):
 
 @pytest.mark.parametrize("value", [object(), math.nan])
 def test_a_value_without_a_word(joblog, value):
-    """What cannot be written is an error, and nothing of its batch is written."""
+    """A value that cannot be written is an error, and nothing of its batch is written."""
     if isinstance(joblog.database, peewee.MySQLDatabase) and not isinstance(value, float):
         pytest.skip("pymysql writes the text of whatever it does not know")
     with pytest.raises((TypeError, ValueError, peewee.PeeweeException)):
@@ -116,7 +116,7 @@ def test_a_value_without_a_word(joblog, value):
 
 
 def test_a_large_batch(joblog):
-    """A batch of any size is written whole, and its starts are answered."""
+    """A batch of any size is written completely, and its starts are answered."""
     # More than one statement takes: a thousand on PostgreSQL, and a hundred elsewhere.
     is_postgres = isinstance(joblog.database, peewee.PostgresqlDatabase)
     number = 1234 if tiers.whole() or is_postgres else 234
@@ -131,7 +131,7 @@ def test_a_large_batch(joblog):
 
 
 def test_columns_that_only_some_rows_carry(joblog):
-    """In a batch of unlike rows each keeps what it says, and what it does not say is kept."""
+    """In a batch of rows with different columns, each writes its own, and keeps the others."""
     joblog.core.transitions.write([Enqueued(row(1, "enqueued", token=None, user_id="7"))])
     joblog.core.transitions.write([Started(row(1)), Started(row(2, user_id="8"))])
     joblog.core.transitions.write([Started(row(3))])
@@ -141,7 +141,7 @@ def test_columns_that_only_some_rows_carry(joblog):
 
 
 def test_what_an_end_does_not_say_is_empty(joblog):
-    """An end that carries no error and no eta leaves none from the run before."""
+    """An end without an error and an eta clears those of the run before."""
     failed = row(1, "retrying", eta=NOW, error_type="ValueError", error_message="no")
     joblog.core.transitions.write([Ended(failed)])
     again = {"attempt": 2, "token": "token-2"}
@@ -155,7 +155,7 @@ def test_what_an_end_does_not_say_is_empty(joblog):
 
 
 def test_one_statement_whatever_the_columns(joblog, asked):
-    """Rows that carry different columns still make one statement; on MySQL it asks first."""
+    """Rows with different columns still take one statement; MySQL also needs a query."""
     joblog.database.connect(reuse_if_open=True)
     with asked() as texts:
         joblog.core.transitions.write([Started(row(1)), Started(row(2, user_id="8"))])
@@ -165,14 +165,14 @@ def test_one_statement_whatever_the_columns(joblog, asked):
 
 @pytest.fixture
 def upsert(postgres_database):
-    """Return what writes a log's runs to PostgreSQL."""
+    """Return the statement that writes a log's runs to PostgreSQL."""
     log = JobLog(postgres_database)
     yield log.core.transitions._statements.runs
     log.close()
 
 
 def test_prepared_on_each_connection(upsert):
-    """A statement is prepared again on each connection, and left to the driver in a transaction."""
+    """A statement is prepared on each connection, except in a transaction."""
     database = upsert.database
     for n in range(3):
         with database.connection_context():
@@ -186,7 +186,7 @@ def test_prepared_on_each_connection(upsert):
 
 
 def test_prepared_again(upsert):
-    """A statement that the driver took back, as it does after a rollback, is prepared again."""
+    """A statement that the driver deallocated, as after a rollback, is prepared again."""
     database = upsert.database
     database.connect(reuse_if_open=True)
     assert {"job-0001"} == upsert.write([row(1)])
@@ -199,7 +199,7 @@ def test_prepared_again(upsert):
 
 
 def test_an_error_of_a_prepared_statement(upsert, postgres_url):
-    """What the server refuses is the error that peewee raises, with its number."""
+    """A server error becomes peewee's error, with its code."""
     with pytest.raises(peewee.DataError) as error:
         upsert.write([row(1, attempt="many")])
     assert "22P02" == error.value.orig.sqlstate

@@ -1,4 +1,4 @@
-"""A project of two apps: its own tests, its move from AdminMiddleware, and what serves it."""
+"""A project of two apps: its tests, its migration from AdminMiddleware, and its servers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ENGINES = {"sqlite": "sqlite3", "postgresql": "postgresql", "mysql": "mysql"}
 
 @pytest.fixture
 def folder(tmp_path):
-    """Return a copy of the project, outside of the reach of our own conftest.py."""
+    """Return a copy of the project, outside the scope of our own conftest.py."""
     return shutil.copytree(PROJECT, tmp_path / "shop_project")
 
 
@@ -61,7 +61,7 @@ def environment(folder):
 
 
 def settings_of(url):
-    """Return what Django's DATABASES has for a URL."""
+    """Return Django's DATABASES entry for a URL."""
     parts = urlsplit(url)
     engine = ENGINES[parts.scheme.partition("+")[0]]
     return {
@@ -76,7 +76,7 @@ def settings_of(url):
 
 
 def run_suite(project, folder, **variables):
-    """Run the project's own tests, which say what they show."""
+    """Run the project's own tests."""
     (folder / "pytest.ini").write_text("[pytest]\n")
     command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--ds=shop.settings")
     said = project(*command, "suite/shop_suite.py", **variables)
@@ -102,7 +102,7 @@ def test_the_suite_on_a_server(project, folder, request, server):
 
 @pytest.mark.full
 def test_the_move_from_admin_middleware(project):
-    """Step by step, as the documents say: beside it, its table copied, and in its place."""
+    """Step by step, as documented: in parallel, after copying the table, and as a replacement."""
     project("manage.py", "migrate", SHOP_STEP="before")
     before = json.loads(project("work.py", SHOP_STEP="before"))
     assert {"tasks": 3} == before
@@ -123,7 +123,7 @@ def test_the_move_from_admin_middleware(project):
 
 @pytest.mark.full
 def test_either_way_to_migrate(project):
-    """Django's migrations and the log's own keep one table of versions, in any order."""
+    """Django's migrations and the log's own share one table of versions, in any order."""
     lacking = project("manage.py", "check", "--database", "default", "--fail-level=WARNING", code=1)
     assert "0008_line did not run" in lacking
     project("manage.py", "joblog", "migrate")
@@ -161,7 +161,7 @@ print(ours.shop, ours.jid == theirs.jid, Job._meta.db_table, Job.objects.for_use
 
 @pytest.mark.full
 def test_a_model_of_ones_own_on_another_alias(project, folder):
-    """The tables, with columns of one's own, are in the alias that is named, and in no other."""
+    """The tables, with custom columns, are only in the named alias."""
     (folder / "shop" / "joblog.py").write_text(OWN)
     with (folder / "shop" / "settings.py").open("a") as settings:
         settings.write(
@@ -204,7 +204,7 @@ class ShopTest(TestCase):
 
 @pytest.mark.full
 def test_django_s_own_test_runner(project, folder):
-    """Under manage.py test nothing is written to the database of development: it is refused."""
+    """Under manage.py test, writing to the development database is refused."""
     (folder / "orders" / "tests.py").write_text(DJANGO_TEST)
     project("manage.py", "migrate")
 
@@ -215,7 +215,7 @@ def test_django_s_own_test_runner(project, folder):
 
 
 def test_each_version_of_the_schema_is_a_migration_of_django():
-    """Who adds a version adds a migration of Django's of the same name."""
+    """Each version of the schema has a Django migration of the same name."""
     ours, theirs = (
         sorted(path.stem for path in (PACKAGE / folder / "migrations").glob("0*.py"))
         for folder in ("schema", "django")
@@ -224,7 +224,7 @@ def test_each_version_of_the_schema_is_a_migration_of_django():
 
 
 def ask(url, **headers):
-    """Return the status, the headers and the text of an answer; None while nobody answers."""
+    """Return the status, headers and text of a response; None without a response."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=10)
     try:
@@ -261,7 +261,7 @@ print(client.cookies["sessionid"].value)
     ],
 )
 def test_what_serves_the_page(project, folder, eventually, command):
-    """The page answers under whatever serves Django, even after a fork, to who has signed in."""
+    """The dashboard works under each server of Django, even after a fork, for signed-in users."""
     module = command[1] if command[0] == "-m" else None
     if module is not None:
         pytest.importorskip(module)
@@ -310,7 +310,7 @@ print(Client().get("/unique").content.decode())
 @pytest.mark.full
 @pytest.mark.parametrize("two", ["", "1"], ids=["one", "two"])
 def test_the_suite_of_another_project(project, folder, two):
-    """A user model of one's own, ATOMIC_REQUESTS, no USE_TZ, and tests in parallel are all well."""
+    """A custom user model, ATOMIC_REQUESTS, no USE_TZ, and parallel tests all work."""
     (folder / "pytest.ini").write_text("[pytest]\n")
     command = ("-m", "pytest", "-q", "-n2", "-p", "no:cacheprovider", "--ds=shop.other")
     said = project(*command, "suite/other_suite.py", SHOP_TWO=two)
@@ -320,7 +320,7 @@ def test_the_suite_of_another_project(project, folder, two):
 @pytest.mark.full
 @pytest.mark.parametrize(("two", "has"), [("", "error"), ("1", "jid")], ids=["one", "two"])
 def test_a_unique_job_in_a_transaction(project, two, has):
-    """On the same SQLite file the transaction is named, with the cure; on another all is well."""
+    """With the same SQLite file, the error names the transaction and the cure."""
     said = json.loads(project("-c", UNIQUE, SHOP_TWO=two))
     assert [has] == list(said)
     if has == "error":

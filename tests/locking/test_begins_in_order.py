@@ -1,4 +1,4 @@
-"""Starts beside another process that says which waiters it has: neither waits for the other."""
+"""Starts concurrent with another process's extension of waiters: no deadlock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dramatiq_joblog.recording.tokens import new_token
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_rows_are_locked_in_the_order_of_all(joblog, database_url, job_factory, monkeypatch):
-    """Starts that are answered one by one lock their jobs in the order in which all do that."""
+    """Starts that are answered one by one lock their jobs in the common order."""
     now = time.time_ns() // 1_000_000
     for jid in ("job-2", "job-9"):
         job_factory(jid=jid, state="waiting", waiting_since=now, eta=now + 9_000, section=jid)

@@ -1,4 +1,4 @@
-"""Keys that are held by hand: in coroutines, and when the database's answer is lost."""
+"""Locks by hand: in coroutines, and when the database's reply is lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dramatiq_joblog import ConfigurationError, DatabaseAwayError, JobLog, LockN
 
 
 def test_in_two_coroutines(joblog):
-    """Coroutines of one loop wait for each other, and the loop goes on meanwhile."""
+    """Coroutines of one loop wait for each other, without blocking the loop."""
     inside, order, ticks = [], [], []
 
     async def stay(name):
@@ -44,9 +44,9 @@ def test_in_two_coroutines(joblog):
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["with", "async with"])
 def test_a_file_that_stays_locked(sqlite_database, is_async):
-    """Who waits for a key waits no longer for a file that another process has locked.
+    """A wait for a key does not exceed its timeout while another process has locked the file.
 
-    The key is free once the file is.
+    The key is free once the file is unlocked.
     """
     log = JobLog(sqlite_database)
     with log.lock("another"):
@@ -69,7 +69,7 @@ def test_a_file_that_stays_locked(sqlite_database, is_async):
 
 
 def test_in_async_actors(joblog, make_broker, worker, eventually):
-    """Async actors hold keys by the jid of their job, and none blocks the others."""
+    """Async actors hold keys by their job's jid, and none blocks the others."""
     stack = [*(m() for m in default_middleware), AsyncIO()]
     broker = make_broker("stub", "last", joblog=joblog, middleware=stack)
     owners = []
@@ -93,7 +93,7 @@ def _owner(joblog):
 
 
 def test_waiting_in_a_loop_is_refused(joblog):
-    """The blocking form does not wait where an event loop would stand still; it names the cure."""
+    """The blocking form refuses to wait in a running event loop, and names the cure."""
 
     async def work():
         with joblog.lock("key"):
@@ -109,7 +109,7 @@ def test_waiting_in_a_loop_is_refused(joblog):
 
 
 def test_taken_in_a_loop(joblog):
-    """A key that is held raises as from the blocking form."""
+    """A held key raises like in the blocking form."""
 
     async def work():
         async with joblog.lock("key"):
@@ -122,7 +122,7 @@ def test_taken_in_a_loop(joblog):
 
 @pytest.mark.parametrize("when", ["taking", "waiting", "inside"])
 def test_a_coroutine_that_is_cancelled(joblog, eventually, when):
-    """A coroutine that is cancelled holds nothing, whatever it was about."""
+    """A cancelled coroutine holds nothing, wherever it was."""
     begun, go = threading.Event(), threading.Event()
     take = joblog.core.locks.take
 
@@ -163,7 +163,7 @@ def test_a_coroutine_that_is_cancelled(joblog, eventually, when):
 
 
 def test_a_commit_whose_answer_is_lost(joblog, monkeypatch):
-    """A lock that was taken, and that nobody knows of, is not renewed, and is free."""
+    """A lock that was acquired but whose reply was lost is not renewed, and is released."""
     atomic, lost = joblog.core.transitions.atomic, []
 
     class Lost:
@@ -189,7 +189,7 @@ def test_a_commit_whose_answer_is_lost(joblog, monkeypatch):
 
 
 def test_as_a_decorator(joblog):
-    """A function that a lock decorates holds the key anew for each call."""
+    """A function decorated with a lock acquires the key for each call."""
     fences = []
 
     @joblog.lock("key")
@@ -203,7 +203,7 @@ def test_as_a_decorator(joblog):
 
 
 def test_entered_twice(joblog):
-    """One block is not entered a second time while it is inside."""
+    """A lock object cannot be entered again while it is held."""
     lock = joblog.lock("key")
     with lock, pytest.raises(ConfigurationError, match="a second time"), lock:
         pass
@@ -225,14 +225,14 @@ def test_entered_twice(joblog):
     ],
 )
 def test_values_that_make_no_sense(joblog, key, values, text):
-    """A lock by hand that could never be is refused when it is asked for, with the value."""
+    """An invalid lock by hand is refused when it is created, with the value."""
     with pytest.raises(ConfigurationError) as refused:
         joblog.lock(key, **values)
     assert text in str(refused.value)
 
 
 def test_a_limit_of_a_billion(joblog):
-    """How high a limit is makes no difference to what a slot costs."""
+    """The cost of a slot does not depend on the limit."""
     began = time.monotonic()
     with joblog.lock("key", limit=10**9), joblog.lock("key", limit=10**9):
         assert [0, 1] == [row.slot for row in joblog.locks.order_by(joblog.Lock.slot)]
@@ -241,7 +241,7 @@ def test_a_limit_of_a_billion(joblog):
 
 @pytest.mark.parametrize("nested", [True, False])
 def test_one_that_would_wait_for_itself(joblog, make_broker, worker, eventually, nested):
-    """A block in a block, or in a job that holds the key, raises at once and says why."""
+    """A nested block, or a block in a job that holds the key, raises at once with the reason."""
     broker = make_broker("stub", "last", joblog=joblog)
     took = []
 
@@ -272,7 +272,7 @@ def test_one_that_would_wait_for_itself(joblog, make_broker, worker, eventually,
 
 
 def test_a_task_of_a_block_waits_for_its_end(joblog):
-    """A task, or a thread, that a block has begun is not the block: it waits until that is left."""
+    """A task or thread started in a block is not the holder: it waits until the block is left."""
 
     async def later():
         async with joblog.lock("key", wait=20_000) as lease:
@@ -294,7 +294,7 @@ def _take_later(joblog):
 
 
 def test_the_key_of_another_log(joblog, tmp_path):
-    """A key of another log in a block is another key: it is waited for like any other."""
+    """A key of another log is a different key: it is waited for like any other."""
     other = JobLog(f"sqlite:///{tmp_path}/other.db")
     other.create_tables()
     holds, leave = threading.Event(), threading.Event()
@@ -316,7 +316,7 @@ def test_the_key_of_another_log(joblog, tmp_path):
 
 
 def test_a_block_that_has_lost_its_lease(joblog, eventually):
-    """A block whose lease was lost holds nothing: one inside it waits for the key's holder."""
+    """A block that lost its lease holds nothing: a nested one waits for the key's holder."""
     holds, leave = threading.Event(), threading.Event()
 
     def hold():

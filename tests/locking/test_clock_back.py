@@ -1,4 +1,4 @@
-"""The database's clock goes back: no lease, heartbeat or place in a line lasts for longer."""
+"""The database's clock is set back: no lease, heartbeat or queue position lasts longer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOUR = 3_600_000
 
 @pytest.fixture
 def held(joblog):
-    """Return a function that lets a process that is gone hold a key, by a clock an hour ahead."""
+    """Return a function that makes a dead process hold a key, with a clock an hour ahead."""
 
     def hold(key="key", kind=SECTION, ttl=60_000):
         heartbeat = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
@@ -44,7 +44,7 @@ def lease_left(joblog):
 
 @pytest.mark.parametrize("ttl", [300, 60_000])
 def test_a_lease_by_hand(joblog, held, ttl):
-    """Who wants a key bounds a lease of before: it has no more than its ttl left."""
+    """A request for a key shortens an old lease to at most its ttl."""
     held(ttl=ttl)
     assert lease_left(joblog) > HOUR / 2
     with pytest.raises(LockNotAcquired):
@@ -56,7 +56,7 @@ def test_a_lease_by_hand(joblog, held, ttl):
 
 
 def test_a_unique_key(joblog, held, make_broker, eventually):
-    """A unique key of before is free after its ttl."""
+    """An old unique key is released after its ttl."""
     held("key", "unique", ttl=300)
     broker = make_broker("stub", "last", joblog=joblog)
     work = dramatiq.actor(lambda: None, actor_name="work", unique="key", broker=broker)
@@ -71,7 +71,7 @@ def test_a_unique_key(joblog, held, make_broker, eventually):
 
 
 def test_a_heartbeat_of_the_future(joblog, held):
-    """A heartbeat of the future counts once, as of now, and all leases are bounded with it."""
+    """A heartbeat in the future is set to now, and all leases are shortened with it."""
     held()
     held("another")
     locks = joblog.core.locks
@@ -86,7 +86,7 @@ def test_a_heartbeat_of_the_future(joblog, held):
 
 
 def test_a_backlog_goes_on(joblog, held, make_broker, worker, eventually):
-    """Jobs that wait behind a holder that is gone come in one ttl after the clock went back."""
+    """Jobs that wait behind a dead holder run one ttl after the clock was set back."""
     held(ttl=500)
     broker = make_broker("stub", "last", joblog=joblog, heartbeat=100, heartbeat_timeout=1_000)
     work = dramatiq.actor(
@@ -100,7 +100,7 @@ def test_a_backlog_goes_on(joblog, held, make_broker, worker, eventually):
 
 
 def test_doctor_says_so(joblog, held):
-    """``doctor()`` says that the clock went back, for as long as something of before is left."""
+    """``doctor()`` reports that the clock was set back, for as long as old times remain."""
     assert {True} == {f.ok for f in joblog.doctor() if f.name == "clock"}
     held()
     [clock] = [f for f in joblog.doctor() if f.name == "clock"]
@@ -109,7 +109,7 @@ def test_doctor_says_so(joblog, held):
 
 
 def test_what_is_kept_for_a_retry(joblog):
-    """A section that is kept until a late retry keeps its time, which is not of a clock."""
+    """A section reserved until a late retry keeps its duration."""
     locks = joblog.core.locks
     with joblog.database.connection_context():
         locks.take(Claim(SECTION, "key", "job", "token", 1_000))

@@ -1,4 +1,4 @@
-"""Keys while the database does not answer: it is as if its host had stopped."""
+"""Keys while the database does not respond, like on a stopped host."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def joblog(postgres):
 
 
 def test_senders_do_not_wait_in_turn(joblog, postgres, make_broker, eventually):
-    """Only the first of those that ask for a key waits for the database; the others fail at once.
+    """Only the first request for a key waits for the database; the others fail at once.
 
-    Once it answers, keys can be had again.
+    Once it responds, keys can be acquired again.
     """
     broker = make_broker("stub", "last", joblog=joblog)
     work = dramatiq.actor(lambda n: None, actor_name="work", unique="{n}", broker=broker)
@@ -48,7 +48,7 @@ def test_senders_do_not_wait_in_turn(joblog, postgres, make_broker, eventually):
 
 @pytest.mark.full
 def test_a_lock_that_is_held_meanwhile(joblog, postgres):
-    """Its holder is warned once its lease may be over, and leaves it without an error."""
+    """The holder is warned once its lease may have expired, and leaves without an error."""
     with joblog.lock("key", ttl=1_000) as lease:
         postgres.freeze()
         time.sleep(1.2)
@@ -60,7 +60,7 @@ def test_a_lock_that_is_held_meanwhile(joblog, postgres):
 
 @pytest.mark.full
 def test_a_coroutine_that_waits(joblog, postgres):
-    """An event loop goes on while a coroutine asks a database that does not answer."""
+    """An event loop is not blocked while a coroutine queries a database that does not respond."""
     pauses = []
 
     async def tick():
@@ -86,7 +86,7 @@ def test_a_coroutine_that_waits(joblog, postgres):
 
 @pytest.mark.full
 def test_jobs_of_a_key(joblog, postgres, make_broker, worker, eventually):
-    """Jobs of one key come in one after the other once the database answers again."""
+    """Jobs of one key run one after the other once the database responds again."""
     broker = make_broker("stub", "last", joblog=joblog)
     stays, begun = [], threading.Event()
 

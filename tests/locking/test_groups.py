@@ -44,7 +44,7 @@ def make(broker):
 
 @pytest.mark.parametrize("with_callback", [True, False])
 def test_a_duplicate_in_a_group(joblog, broker, worker, eventually, with_callback):
-    """A duplicate is skipped, says whose it is, counts as done, and keeps no other from running."""
+    """A duplicate is skipped, names the holder, counts as done, and blocks no other."""
     unique, plain, ends, done = make(broker)
     there = unique.send_with_options(args=("a",), delay=60_000)
     members = dramatiq.group([plain.message("x"), unique.message("a"), plain.message("y")])
@@ -60,7 +60,7 @@ def test_a_duplicate_in_a_group(joblog, broker, worker, eventually, with_callbac
 
 
 def test_a_group_of_duplicates_only(joblog, broker, worker, eventually):
-    """The callback of a group comes though all its members are duplicates, of each other too."""
+    """A group's callback runs even if all members are duplicates, also of each other."""
     unique, _, ends, done = make(broker)
     unique.send_with_options(args=("a",), delay=60_000)
     members = dramatiq.group([unique.message("a"), unique.message("b"), unique.message("b")])
@@ -89,7 +89,7 @@ def test_a_duplicate_in_a_pipeline_of_a_group(joblog, broker, worker, eventually
 
 
 def test_a_group_that_is_run_again(joblog, broker, worker, eventually):
-    """A member that was a duplicate runs the next time, if its key is free by then."""
+    """A member that was a duplicate runs the next time, if its key is free then."""
     unique, plain, _, done = make(broker)
     first = unique.send("a")
     members = dramatiq.group([unique.message("a"), plain.message("x")])
@@ -114,7 +114,7 @@ def test_results_of_a_group_with_a_duplicate(joblog, broker, worker):
 
 
 def test_a_pipeline_alone(joblog, broker):
-    """A pipeline whose first message is a duplicate is not sent, and its sender hears of it."""
+    """A pipeline whose first message is a duplicate is not sent, and its sender gets an error."""
     unique, plain, _, _ = make(broker)
     unique.send("a")
     with pytest.raises(DuplicateJob):

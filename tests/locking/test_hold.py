@@ -1,4 +1,4 @@
-"""How long a job that is retried holds its section."""
+"""How long a retried job holds its section."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def broker(joblog, make_broker):
 
 @pytest.mark.parametrize("hold", ["job", "run"])
 def test_between_two_runs(joblog, broker, worker, eventually, hold):
-    """With ``hold="run"`` others come in between two runs of a job, with ``"job"`` they do not."""
+    """With ``hold="run"``, others may run between two runs of a job, with ``"job"`` not."""
 
     @dramatiq.actor(
         exclusive=Exclusive("key", hold=hold), min_backoff=1_000, max_backoff=1_100, max_retries=1
@@ -42,7 +42,7 @@ def test_between_two_runs(joblog, broker, worker, eventually, hold):
 
 
 def test_a_retry_waits_for_its_section(joblog, broker, worker, eventually):
-    """A retry that finds its section taken by another waits, whatever its policy."""
+    """A retry that finds its section held by another waits, whatever its policy."""
     inside, leave = threading.Event(), threading.Event()
 
     @dramatiq.actor(exclusive=Exclusive("key", hold="run"), min_backoff=50, max_backoff=60)
@@ -67,7 +67,7 @@ def test_a_retry_waits_for_its_section(joblog, broker, worker, eventually):
 
 
 def test_a_message_of_before(joblog, broker, worker, eventually):
-    """A message that was sent by a version without ``hold`` keeps its section between its runs."""
+    """A message sent by a version without ``hold`` keeps its section between its runs."""
 
     @dramatiq.actor(max_retries=1, min_backoff=1_000, max_backoff=1_100)
     def fails():
@@ -92,6 +92,6 @@ def test_a_message_of_before(joblog, broker, worker, eventually):
 
 
 def test_what_is_not_known():
-    """Another value than these is refused."""
+    """Other values are refused."""
     with pytest.raises(ConfigurationError, match="hold='ever' is not known"):
         Exclusive("key", hold="ever")

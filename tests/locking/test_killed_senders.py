@@ -1,4 +1,4 @@
-"""What becomes of unique messages whose senders are killed on the way to the broker."""
+"""Unique messages whose senders are killed while sending."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture
 def broker(joblog, make_broker):
-    """Return a broker that other processes know."""
+    """Return a broker shared with other processes."""
     return make_broker("redis", "last", joblog=joblog)
 
 
@@ -54,9 +54,9 @@ def actor_of(broker):
 def test_the_newest_is_in_the_broker(
     joblog, broker, worker, actor_of, send_and_die, eventually, until
 ):
-    """One whose newer message is in the broker gives way, though that one's sender was killed.
+    """A message is superseded once the newer one is in the broker, even if its sender was killed.
 
-    Also once the newer one has ended, and the key is free again.
+    This holds even once the newer job has ended, and the key is free again.
     """
     work, done = actor_of(until)
     older = work.send_with_options(args=(1,), delay=3_000)
@@ -78,7 +78,7 @@ def test_the_newest_is_in_the_broker(
 def test_the_newest_was_never_sent(
     joblog, broker, worker, actor_of, send_and_die, eventually, until, monkeypatch, caplog
 ):
-    """One whose newer message never came to the broker runs, once that is known by its time."""
+    """A message whose newer message never reached the broker runs, after a timeout."""
     monkeypatch.setattr("dramatiq_joblog.recording.exclusive.COPY_DELAY", 200)
     work, done = actor_of(until)
     older = work.send(1)
@@ -97,7 +97,7 @@ def test_the_newest_was_never_sent(
 
 
 def test_a_third_message(joblog, broker, worker, actor_of, send_and_die, eventually):
-    """A message that takes the place of one which was never sent takes that of the one before."""
+    """A message that supersedes one never sent also supersedes the one before."""
     work, done = actor_of("started")
     older = work.send_with_options(args=(1,), delay=2_000)
     send_and_die("claimed", 2, until="started")
@@ -109,7 +109,7 @@ def test_a_third_message(joblog, broker, worker, actor_of, send_and_die, eventua
 
 @pytest.mark.parametrize("place", ["claimed", "enqueued"])
 def test_the_first_is_kept(joblog, broker, worker, actor_of, send_and_die, eventually, place):
-    """A key whose sender was killed is held for a minute, and then by its job if that is sent."""
+    """A key whose sender was killed is held for a minute, or by its job if it was sent."""
     work, done = actor_of("finished", keep="first")
     send_and_die(place, 1, until="finished", keep="first")
     with pytest.raises(DuplicateJob):

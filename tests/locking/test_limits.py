@@ -1,4 +1,4 @@
-"""How many may be in a section at once, when the code that says so changes."""
+"""Limits of sections when the code changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def broker(joblog, make_broker):
 
 
 def test_a_limit_that_was_raised(joblog, broker, worker, eventually):
-    """Jobs that wait come in by the limit of the running code, not by that of their sending."""
+    """Waiting jobs use the limit of the running code, not that of the sender."""
     inside, go = [], threading.Event()
 
     def stay(n):
@@ -85,7 +85,7 @@ def test_a_section_that_nobody_understands(joblog, broker, worker, malformed, ev
 
 
 def test_what_is_frozen_is_the_key(joblog, broker):
-    """All of a section but its key is as the code says that handles the message next."""
+    """Everything of a section except its key follows the code that handles the message next."""
     key = iter("ab")
     work = dramatiq.actor(
         lambda: None, actor_name="work", exclusive=Exclusive(lambda: next(key), ttl=5_000)
@@ -102,7 +102,7 @@ def test_what_is_frozen_is_the_key(joblog, broker):
 
 
 def test_asked_at_each_try(joblog, broker, worker, eventually):
-    """A limit that is a callable is asked at each try, with the arguments that it names."""
+    """A callable limit is called at each attempt, with the arguments that it names."""
     asked, inside, go = [], [], threading.Event()
     limits = {7: 1, 8: 2}
 
@@ -145,7 +145,7 @@ def test_asked_at_each_try(joblog, broker, worker, eventually):
 )
 @pytest.mark.parametrize("kind", ["section", "rate"])
 def test_a_limit_that_is_none(joblog, broker, worker, eventually, limit, text, kind):
-    """A callable that raises, or says what is no limit, fails the job, whose row says so."""
+    """A callable that raises, or returns an invalid limit, fails the job, as its row says."""
     ran = []
     need = Exclusive("key", limit) if kind == "section" else Rate("key", limit, per=1_000)
     broker.fail_fast_default = False
@@ -164,14 +164,14 @@ def test_a_limit_that_is_none(joblog, broker, worker, eventually, limit, text, k
 
 
 class Number:
-    """A whole number of another library, as numpy's are."""
+    """An integer of another library, like numpy's."""
 
     def __index__(self):
         return 2
 
 
 def test_a_limit_of_another_librarys_numbers(joblog, broker, worker, eventually):
-    """A callable may say a whole number of any kind."""
+    """A callable may return an integer of any type."""
     actor = dramatiq.actor(lambda: None, actor_name="work", exclusive=Exclusive("key", Number))
     with worker(broker):
         message = actor.send()
@@ -188,7 +188,7 @@ def test_a_limit_of_another_librarys_numbers(joblog, broker, worker, eventually)
     ],
 )
 def test_a_limit_that_cannot_be_asked(broker, limit, text):
-    """A limit that wants what the actor does not have is refused when that is declared."""
+    """A limit with an unknown parameter is refused when the actor is declared."""
     with pytest.raises(ConfigurationError) as refused:
         dramatiq.actor(lambda shop: None, actor_name="work", exclusive=Exclusive("key", limit))
     assert text in str(refused.value)
@@ -246,7 +246,7 @@ def test_a_callable_does_not_travel(broker):
 
 
 def test_a_limit_of_a_class(joblog, broker, worker, eventually):
-    """An actor that is a class is asked by the names of its ``perform``'s parameters."""
+    """For a class-based actor, the names of ``perform``'s parameters are used."""
     asked = []
 
     class Work(dramatiq.GenericActor):
@@ -263,7 +263,7 @@ def test_a_limit_of_a_class(joblog, broker, worker, eventually):
 
 
 def test_two_limits_on_one_key(joblog, broker, worker, eventually):
-    """Of two actors with one key each comes in by its own limit: the smaller holds for its jobs."""
+    """Of two actors with one key, each uses its own limit: the lower one applies to its jobs."""
     go, inside = threading.Event(), []
 
     def stay(name):
@@ -290,7 +290,7 @@ def test_two_limits_on_one_key(joblog, broker, worker, eventually):
 
 
 def test_the_smaller_limit_waits_in_peace(joblog, make_broker, worker, eventually, monkeypatch):
-    """A job that waits by the smaller limit is not tried while only the larger one has room."""
+    """A job that waits by the lower limit is not tried while only the higher one has room."""
     broker = make_broker("stub", "last", joblog=joblog)
     wide, narrow = (
         dramatiq.actor(
@@ -327,7 +327,7 @@ def test_the_smaller_limit_waits_in_peace(joblog, make_broker, worker, eventuall
 
 
 def test_a_limit_of_nothing(joblog, broker, worker, eventually):
-    """A callable that says 0 lets nobody in, until it says more."""
+    """A callable that returns 0 blocks the key, until it returns more."""
     limit = [0]
     work = dramatiq.actor(
         lambda: None,

@@ -1,4 +1,4 @@
-"""One queue for each key: who enters next, whatever the policies, and even if some are gone."""
+"""One wait queue per key: who is next, whatever the policies, and even if some are gone."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def now():
 
 
 def put_in_line(job_factory, jid, *, waits=10_000, eta=LONG, **more):
-    """Make the row of a waiter of ``key``, whose message is nowhere."""
+    """Insert a waiter of ``key`` without a message."""
     row = {"state": "waiting", "section": "key", "started_at": None, "finished_at": None}
     row |= {"waiting_since": now() - waits, "eta": now() + eta}
     return job_factory(jid=jid, **row | more)
@@ -64,7 +64,7 @@ def put_in_line(job_factory, jid, *, waits=10_000, eta=LONG, **more):
 def test_a_job_that_has_begun_waits(
     joblog, broker, worker, job_factory, declare, eventually, policy, state
 ):
-    """A job whose worker vanished, or whose retry came late, waits whatever its policy."""
+    """A job that lost its worker, or whose retry came late, waits whatever its policy."""
     work = declare(policy)
     message = work.message("begun")
     message.options["retries"] = int(state == "retrying")
@@ -91,7 +91,7 @@ def test_a_job_that_has_begun_waits(
 def test_a_job_that_runs_again_on_purpose_is_a_newcomer(
     joblog, broker, worker, job_factory, declare, eventually, policy
 ):
-    """A job that has ended, and is put into its queue once more, does what its policy says."""
+    """A job that has ended, and is enqueued again, follows its policy."""
     work = declare(policy)
     message = work.message("again")
     job_factory(jid=message.message_id, state="dead", token="a", section="key")
@@ -119,7 +119,7 @@ def test_a_retry_for_its_section_has_not_begun(joblog, broker, worker, declare, 
 
 
 def test_who_has_begun_comes_first(joblog, broker, worker, declare, job_factory, eventually):
-    """A job that has begun comes in before those that wait longer and have not."""
+    """A job that has already begun comes before those that have waited longer and have not."""
     work = declare("wait")
     first = work.message("begun")
     with worker(broker, worker_threads=1):
@@ -146,7 +146,7 @@ def test_who_has_begun_comes_first(joblog, broker, worker, declare, job_factory,
 def test_newcomers_stand_behind(
     joblog, broker, worker, job_factory, declare, eventually, policy, state
 ):
-    """A newcomer of any policy finds a key taken that is free, and that a living waiter wants."""
+    """For a new job of any policy, a free key counts as held if a present waiter needs it."""
     put_in_line(job_factory, "waiter")
     work = declare(policy)
     with worker(broker):
@@ -164,7 +164,7 @@ def test_newcomers_stand_behind(
 
 @pytest.mark.parametrize("waiters", [1, 2])
 def test_as_many_as_there_is_room_for(joblog, broker, worker, job_factory, declare, waiters):
-    """A newcomer comes in if more slots are free than living waiters want."""
+    """A new job runs if more slots are free than present waiters need."""
     for n in range(waiters):
         put_in_line(job_factory, f"waiter {n}")
     work = declare("skip", limit=2)
@@ -176,7 +176,7 @@ def test_as_many_as_there_is_room_for(joblog, broker, worker, job_factory, decla
 
 
 def test_by_hand_stands_behind(joblog, job_factory):
-    """A lock by hand does not pass a living waiter, and says whom it is kept for."""
+    """A lock by hand does not overtake a present waiter, and names it."""
     put_in_line(job_factory, "waiter")
     joblog.release()
     with pytest.raises(LockNotAcquired, match="is kept for job waiter, which waits for it"):
@@ -187,7 +187,7 @@ def test_by_hand_stands_behind(joblog, job_factory):
 
 @pytest.fixture
 def stand(joblog):
-    """Return a function that lets a block stand in the line of ``key``, unattended."""
+    """Return a function that makes a block wait for ``key``, unattended."""
     locks = joblog.core.locks
     claims = []
 
@@ -209,7 +209,7 @@ def stand(joblog):
 
 @pytest.mark.parametrize("policy", ["skip", "wait", "retry", "fail"])
 def test_newcomers_stand_behind_a_block(joblog, broker, worker, stand, declare, eventually, policy):
-    """A newcomer finds the key kept for the block that waits for it by hand, and says so."""
+    """For a new job, the key is reserved for a waiting lock by hand, and the reason says so."""
     work = declare(policy)
     stand(lasts=4_900)
     with worker(broker):
@@ -226,7 +226,7 @@ def test_newcomers_stand_behind_a_block(joblog, broker, worker, stand, declare, 
 
 
 def test_as_many_as_there_is_room_for_beside_a_block(joblog, broker, worker, stand, declare):
-    """A newcomer comes in if more slots are free than blocks want."""
+    """A new job runs if more slots are free than blocks need."""
     work = declare("skip", limit=2)
     stand()
     with worker(broker):
@@ -237,7 +237,7 @@ def test_as_many_as_there_is_room_for_beside_a_block(joblog, broker, worker, sta
 
 @pytest.mark.parametrize("lasts", [-1, LONG])
 def test_a_block_that_is_gone(joblog, broker, worker, stand, declare, lasts):
-    """Nobody waits for a block whose process was killed, even if the clock went back since."""
+    """A waiting block of a killed process is ignored, even if the clock was set back since."""
     work = declare("skip")
     stand(lasts=lasts)
     with worker(broker):
@@ -248,7 +248,7 @@ def test_a_block_that_is_gone(joblog, broker, worker, stand, declare, lasts):
 
 @pytest.mark.parametrize("policy", ["skip", "retry", "fail"])
 def test_a_block_beside_a_stream_of_newcomers(joblog, broker, worker, declare, eventually, policy):
-    """A block that waits by hand comes in before all that ask after it."""
+    """A waiting lock by hand comes before all later requests."""
     work = declare(policy)
     first = joblog.lock("key")
     first.__enter__()
@@ -276,7 +276,7 @@ def test_a_block_beside_a_stream_of_newcomers(joblog, broker, worker, declare, e
 
 
 def test_jobs_and_blocks_in_turn(joblog, broker, worker, declare, eventually):
-    """Jobs and blocks of one key come in in the order in which they began to wait."""
+    """Jobs and blocks of one key are served in the order in which they began to wait."""
     work, threads = declare("wait"), []
 
     def block(name):
@@ -302,14 +302,14 @@ def test_jobs_and_blocks_in_turn(joblog, broker, worker, declare, eventually):
 
 
 def test_a_block_that_gives_up(joblog):
-    """A block that has waited for too long stands in no line any more."""
+    """A block whose wait timed out has left the wait queue."""
     with joblog.lock("key"), pytest.raises(LockNotAcquired), joblog.lock("key", wait=200):
         pass
     assert not joblog.Lock.select().where(joblog.Lock.kind == "hand").exists()
 
 
 def test_by_hand_before_who_comes_later(joblog, job_factory):
-    """A lock by hand that waits longer than a job comes in before it."""
+    """A lock by hand that has waited longer than a job comes before it."""
     entered = threading.Event()
 
     def wait():
@@ -328,7 +328,7 @@ def test_by_hand_before_who_comes_later(joblog, job_factory):
 
 @pytest.mark.parametrize("policy", ["skip", "retry", "fail"])
 def test_waiters_beside_a_stream_of_newcomers(joblog, broker, worker, eventually, policy):
-    """Those that wait come in one after the other, however many newcomers ask meanwhile."""
+    """Waiters are served one after the other, however many new jobs arrive meanwhile."""
     done, inside, most = threading.Event(), [], []
 
     def stay(name):
@@ -380,7 +380,7 @@ def test_waiters_beside_a_stream_of_newcomers(joblog, broker, worker, eventually
 
 @pytest.mark.parametrize("policy", ["skip", "wait", "retry", "fail"])
 def test_an_absent_waiter_is_not_waited_for(joblog, broker, worker, job_factory, declare, policy):
-    """Nobody waits for those that are not looked after any more, however many there are."""
+    """Absent waiters are ignored, however many there are."""
     for n in range(20):
         put_in_line(job_factory, f"absent {n}", eta=-PATIENCE - 1)
     work = declare(policy)
@@ -396,7 +396,7 @@ def test_an_absent_waiter_is_not_waited_for(joblog, broker, worker, job_factory,
 def test_absent_waiters_do_not_slow_others_down(
     joblog, broker, worker, job_factory, declare, eventually
 ):
-    """Behind absent waiters, those that wait come in as soon as the section is free."""
+    """Waiters behind absent ones run as soon as the section is free."""
     for n in range(20):
         put_in_line(job_factory, f"absent {n}", eta=-PATIENCE - 1)
     work = declare("wait")
@@ -413,7 +413,7 @@ def test_absent_waiters_do_not_slow_others_down(
 
 
 def test_waiters_are_looked_after(joblog, broker, worker, declare, eventually, monkeypatch):
-    """The process that has a waiter's message says so for as long as it has it."""
+    """The process that holds a waiter's message extends it for as long as it holds it."""
     monkeypatch.setattr("dramatiq_joblog.broker.promotion.ATTEND_EVERY", 100)
     work = declare("wait")
     with worker(broker):
@@ -428,7 +428,7 @@ def test_waiters_are_looked_after(joblog, broker, worker, declare, eventually, m
 
 
 def test_a_waiter_of_before_the_clock_went_back(joblog, job_factory):
-    """A waiter that would be expected for far longer than any is, is absent."""
+    """A waiter with an eta too far in the future is absent."""
     put_in_line(job_factory, "absent", eta=3_600_000)
     joblog.release()
     with joblog.lock("key"):

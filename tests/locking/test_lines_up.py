@@ -1,4 +1,4 @@
-"""A burst for one key: newcomers go to the end of a long line without asking whether it is free."""
+"""A burst for one key: new jobs join the end of a long wait queue without checking the key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 @pytest.fixture
 def joins(monkeypatch):
-    """Return the jobs that went to the end of a line together, each time that some did."""
+    """Return the batches of jobs that joined a wait queue together."""
     seen, join = [], InLine.join
 
     def noted(self, events, rows):
@@ -42,7 +42,7 @@ def burst(joblog, make_broker, need, **options):
     ids=["section", "rate"],
 )
 def test_all_run_once(joblog, make_broker, worker, eventually, joins, need):
-    """Those that go to the end of a line unasked wait in it, and run once their turn has come."""
+    """Jobs that join a wait queue without a check wait, and run once their turn comes."""
     broker, work, ran = burst(joblog, make_broker, need)
     joblog.set_limit("key", 0)
     with worker(broker):
@@ -58,7 +58,7 @@ def test_all_run_once(joblog, make_broker, worker, eventually, joins, need):
 
 
 def test_who_may_not_wait(joblog, make_broker, worker, eventually, joins):
-    """One that may wait for no time, or has begun before, is answered as ever."""
+    """A job that may not wait, or has already begun, is handled normally."""
     need = Exclusive("key", on_conflict="wait", wait_for=0, on_timeout="skip")
     broker, work, ran = burst(joblog, make_broker, need)
     with worker(broker), joblog.lock("key"):
@@ -69,7 +69,7 @@ def test_who_may_not_wait(joblog, make_broker, worker, eventually, joins):
 
 
 def test_one_that_cannot_stand_in_line(joblog, make_broker, worker, eventually, joins):
-    """A message whose job has ended already does not wait behind others: it is acknowledged."""
+    """A message whose job has already ended does not wait: it is acknowledged."""
     broker, work, ran = burst(joblog, make_broker, Exclusive("key", on_conflict="wait"))
     with worker(broker):
         done = work.send(0)
@@ -89,7 +89,7 @@ def test_one_that_cannot_stand_in_line(joblog, make_broker, worker, eventually, 
 
 
 def test_a_waiter_that_is_delivered_again(joblog, make_broker, worker, eventually, joins):
-    """One that waited in a worker that was killed keeps its place, and is asked for nothing."""
+    """A waiter of a killed worker keeps its position."""
     broker, work, ran = burst(joblog, make_broker, Exclusive("key", on_conflict="wait"))
     with joblog.lock("key"):
         with worker(broker):

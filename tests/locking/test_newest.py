@@ -1,4 +1,4 @@
-"""Unique messages of which the newest is kept."""
+"""Unique keys that keep the newest message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dramatiq_joblog import ConfigurationError, DuplicateJob, Exclusive, Unique
 
 @pytest.fixture
 def broker(joblog, make_broker):
-    """Return a broker with the log, that counts the members of groups."""
+    """Return a broker with the log and group callbacks."""
     stack = [*(m() for m in default_middleware), GroupCallbacks(StubBackend())]
     broker = make_broker("stub", "last", joblog=joblog, middleware=stack)
     broker.fail_fast_default = False
@@ -24,7 +24,7 @@ def broker(joblog, make_broker):
 
 @pytest.fixture
 def work(broker):
-    """Return an actor of which the newest message is kept."""
+    """Return an actor that keeps its newest message."""
     done = []
 
     @dramatiq.actor(unique=Unique("{key}", keep="last"))
@@ -40,7 +40,7 @@ def done(actor):
 
 
 def test_debounce(joblog, broker, worker, work, eventually):
-    """Of several delayed messages the last runs, and the others are skipped and name the next."""
+    """Of several delayed messages, the last runs; the others are skipped and name the next."""
     sent = [work.send_with_options(args=("a", n), delay=600) for n in range(4)]
     other = work.send_with_options(args=("b", 9), delay=600)
     states = [joblog.get(m.message_id).state for m in sent]
@@ -97,7 +97,7 @@ def test_until_it_has_started(joblog, broker, worker, eventually):
 
 
 def test_one_that_waits(joblog, broker, worker, eventually):
-    """A job that waits for its section has not begun: it gives way, and waits no more."""
+    """A job that waits for its section has not begun: it is superseded, and its wait ends."""
     work = dramatiq.actor(
         lambda: None,
         actor_name="work",
@@ -119,7 +119,7 @@ def test_one_that_waits(joblog, broker, worker, eventually):
 
 
 def test_one_whose_row_came_later(joblog, broker, worker, work, eventually):
-    """A message whose row was written only after it gave way is skipped as it comes."""
+    """A message whose row was written only after it was superseded is skipped when delivered."""
     first, second = work.message("a", 1), work.message("a", 2)
     broker.enqueue(first)
     broker.enqueue(second)
@@ -149,7 +149,7 @@ def test_a_send_that_fails(joblog, broker, worker, work, eventually, monkeypatch
 
 
 def test_one_that_is_on_its_way(joblog, broker, worker, work, eventually, monkeypatch, caplog):
-    """While nobody knows whether the newer one is sent, the older is put back should it come."""
+    """While it is unknown whether the newer one is sent, the older is requeued when delivered."""
     monkeypatch.setattr("dramatiq_joblog.recording.exclusive.COPY_DELAY", 100)
     first = work.send("a", 1)
     newer = work.message("a", 2)
@@ -168,7 +168,7 @@ def test_one_that_is_on_its_way(joblog, broker, worker, work, eventually, monkey
 
 
 def test_in_a_group(joblog, broker, worker, work, eventually):
-    """A member that gives way counts as done, as any other duplicate."""
+    """A superseded member counts as done, like any other duplicate."""
     ends = dramatiq.actor(lambda: done(work).append("all"), actor_name="ends")
     members = dramatiq.group([work.message("a", 1), work.message("a", 2), work.message("b", 3)])
     members.add_completion_callback(ends.message())
@@ -179,7 +179,7 @@ def test_in_a_group(joblog, broker, worker, work, eventually):
 
 
 def test_a_retry_of_the_newest(joblog, broker, worker, eventually):
-    """A retry does not give way to anybody."""
+    """A retry is never superseded."""
     runs = []
 
     @dramatiq.actor(
@@ -199,6 +199,6 @@ def test_a_retry_of_the_newest(joblog, broker, worker, eventually):
 
 
 def test_what_is_not_known():
-    """Another value than these is refused."""
+    """Other values are refused."""
     with pytest.raises(ConfigurationError, match="keep='newest' is not known"):
         Unique("key", keep="newest")

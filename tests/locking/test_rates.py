@@ -1,4 +1,4 @@
-"""Limits on starts: how many may begin within a time, and who comes next."""
+"""Rate limits: how many runs may start within a window, and which is next."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def need(limit, per=60_000, key="key"):
 
 
 def pass_time(rates, milliseconds, key="key"):
-    """Let all starts of a key be longer ago."""
+    """Age all starts of a key."""
     lock = rates._lock
     of_key = lock.kind == RATE, lock.key == key
     lock.update(expires_at=lock.expires_at - milliseconds).where(*of_key).execute()
@@ -43,7 +43,7 @@ def pass_time(rates, milliseconds, key="key"):
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
 def test_a_sliding_window(rates, limit):
-    """One more may start as soon as the start that lies *limit* before it is *per* ago."""
+    """One more run may start as soon as the start *limit* places before is *per* old."""
     for _ in range(limit):
         assert 1 == rates.take(need(limit))
         pass_time(rates, 1_000)
@@ -60,7 +60,7 @@ def test_a_sliding_window(rates, limit):
 
 
 def test_many_at_once(rates):
-    """As many start at once as there is room for, and the rest later."""
+    """As many runs start at once as there is room for, and the rest later."""
     assert 3 == rates.take(need(3), 10)
     assert 0 == rates.take(need(3), 10)
     pass_time(rates, 60_000)
@@ -69,7 +69,7 @@ def test_many_at_once(rates):
 
 
 def test_two_limits_on_one_key(rates):
-    """All starts of a key count for each limit on it: the smaller holds for its own jobs."""
+    """All starts of a key count for each limit on it: the lower one applies to its own jobs."""
     for _ in range(3):
         assert 1 == rates.take(need(5))
     assert 0 == rates.take(need(2))
@@ -81,7 +81,7 @@ def test_two_limits_on_one_key(rates):
 
 @pytest.mark.parametrize("more", [2, 3, 7])
 def test_a_limit_that_was_raised(rates, more):
-    """With a higher limit more may start at once, and what started before is not forgotten."""
+    """With a higher limit, more runs may start at once, and earlier starts still count."""
     assert 2 == rates.take(need(2), 9)
     pass_time(rates, 30_000)
     assert more - 2 == rates.take(need(more), 9)
@@ -90,7 +90,7 @@ def test_a_limit_that_was_raised(rates, more):
 
 
 def test_a_longer_window(rates):
-    """What is not known of a longer window is taken to have started in it."""
+    """Unknown starts of a longer window count as within it."""
     for _ in range(4):
         assert 2 == rates.take(need(2, 1_000), 9)
         pass_time(rates, 1_000)
@@ -101,7 +101,7 @@ def test_a_longer_window(rates):
 
 
 def test_a_clock_that_goes_back(joblog, rates):
-    """A start of the future counts for one window from now on, and for no longer."""
+    """A start in the future counts for one window from now, and no longer."""
     assert 1 == rates.take(need(1))
     pass_time(rates, -3_600_000)
     joblog.core.locks.bound(RATE, "key")
@@ -111,7 +111,7 @@ def test_a_clock_that_goes_back(joblog, rates):
 
 
 def test_what_is_not_kept(joblog, rates):
-    """The starts of a key that nobody wants any more are forgotten after a while."""
+    """The starts of an unused key are deleted after a while."""
     rates.take(need(3, 1_000), 3)
     joblog.core.locks.clean()
     assert 4 == joblog.Lock.select().where(joblog.Lock.kind == RATE).count()
@@ -125,7 +125,7 @@ def test_what_is_not_kept(joblog, rates):
 
 
 def test_never_more_than_the_limit(joblog, broker, worker, eventually, monkeypatch):
-    """By the database's clock never more jobs start within any *per* milliseconds than may."""
+    """By the database's clock, never more than *limit* jobs start within *per* milliseconds."""
     counted, write = {}, Rates._write
 
     def noted(rates, need, head, count):
@@ -153,7 +153,7 @@ def test_never_more_than_the_limit(joblog, broker, worker, eventually, monkeypat
 
 
 def test_waiting_costs_no_thread_and_no_retry(joblog, broker, worker, eventually):
-    """While a rate is used up a job waits outside of any thread, and its attempt is the first."""
+    """While a rate is exhausted, a job waits without a thread, and its attempt stays the first."""
     done = []
     limited = dramatiq.actor(
         lambda: done.append("limited"), actor_name="limited", exclusive=Rate("key", 1, per=1_500)
@@ -177,7 +177,7 @@ def test_waiting_costs_no_thread_and_no_retry(joblog, broker, worker, eventually
     [("skip", "skipped", None), ("fail", "dead", "conflict"), ("retry", "retrying", None)],
 )
 def test_other_policies(joblog, broker, worker, eventually, policy, state, reason):
-    """A job that does not wait is skipped, fails or is retried, and its row says why."""
+    """A job that does not wait is skipped, fails or is retried, and its row has the reason."""
     work = dramatiq.actor(
         lambda: None,
         actor_name="work",
@@ -200,7 +200,7 @@ def test_other_policies(joblog, broker, worker, eventually, policy, state, reaso
     ("on_timeout", "state", "reason"), [("dead", "dead", "wait_timeout"), ("skip", "skipped", None)]
 )
 def test_who_waited_for_too_long(joblog, broker, worker, eventually, on_timeout, state, reason):
-    """A job that waited for as long as it may is dead or skipped, as for a section."""
+    """A job whose waiting time is over is dead or skipped, as for a section."""
     work = dramatiq.actor(
         lambda: None,
         actor_name="work",
@@ -215,7 +215,7 @@ def test_who_waited_for_too_long(joblog, broker, worker, eventually, on_timeout,
 
 
 def test_each_run_is_a_start(joblog, broker, worker, eventually):
-    """A retry counts as well, and waits for its turn before newcomers."""
+    """A retry counts too, and waits before new jobs."""
     order = []
 
     @dramatiq.actor(exclusive=Rate("key", 1, per=2_000), min_backoff=10, max_backoff=20)
@@ -234,7 +234,7 @@ def test_each_run_is_a_start(joblog, broker, worker, eventually):
 
 
 def test_together_with_a_section(joblog, broker, worker, eventually):
-    """A job that finds its section taken uses nothing of its rate up."""
+    """A job that finds its section held does not use up its rate."""
     inside, leave = threading.Event(), threading.Event()
 
     def body(name):
@@ -299,7 +299,7 @@ def test_a_cancelled_waiter(joblog, broker, worker, eventually):
     ],
 )
 def test_values_that_make_no_sense(values, text):
-    """A value that is not known or makes no sense is refused."""
+    """An unknown or invalid value is refused."""
     with pytest.raises(ConfigurationError) as refused:
         Rate(**{"key": "key", "limit": 1, "per": 1_000} | values)
     assert text in str(refused.value)

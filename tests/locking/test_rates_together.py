@@ -1,4 +1,4 @@
-"""Starts by a rate that are written together: what a few statements decide for all of them."""
+"""Starts with a rate in one batch: a few statements decide for all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PER = 60_000
 
 
 class Starts:
-    """Starts of jobs by rates, written to a log as a worker's are."""
+    """Starts of jobs with rates, written to a log like a worker's."""
 
     def __init__(self, joblog):
         self.joblog = joblog
@@ -42,7 +42,7 @@ class Starts:
         return [event.jid for event in events if self.answers[event.jid].granted]
 
     def pass_time(self, milliseconds):
-        """Let all starts be longer ago."""
+        """Age all starts."""
         lock = self.joblog.Lock
         lock.update(expires_at=lock.expires_at - milliseconds).where(lock.kind == RATE).execute()
 
@@ -63,7 +63,7 @@ def states(joblog, *events):
 
 
 def test_as_many_statements_for_many(joblog, starts, asked):
-    """Many starts of one key take as many statements as one, whether they begin or wait."""
+    """Many starts of one key take the same statements as one, whether they begin or wait."""
     joblog.database.connect(reuse_if_open=True)
 
     def count(number, limit):
@@ -77,7 +77,7 @@ def test_as_many_statements_for_many(joblog, starts, asked):
 
 
 def test_no_more_than_the_limit(joblog, starts):
-    """Of starts that come together as many begin as may, in their order, and the others wait."""
+    """Of starts in a batch, as many begin as may, in order, and the others wait."""
     events = [starts.start(rate(3)) for _ in range(5)]
     assert ["job 1", "job 2", "job 3"] == starts.write(*events)
     assert ["started"] * 3 + ["waiting"] * 2 == states(joblog, *events)
@@ -98,7 +98,7 @@ def test_no_more_than_the_limit(joblog, starts):
 
 
 def test_a_newcomer_behind_those_that_wait(joblog, starts):
-    """While jobs wait that are as many as may start, a newcomer waits behind them."""
+    """While as many jobs wait as may start, a new job waits behind them."""
     first = [starts.start(rate(2)) for _ in range(4)]
     assert 2 == len(starts.write(*first))
     starts.pass_time(PER)
@@ -110,7 +110,7 @@ def test_a_newcomer_behind_those_that_wait(joblog, starts):
 
 
 def test_a_newcomer_behind_a_long_line(joblog, starts):
-    """However long the line is, a newcomer begins only if all of the line may begin before it."""
+    """However long the wait queue is, a new job begins only if all waiters may begin before it."""
     assert 1 == len(starts.write(*(starts.start(rate(1)) for _ in range(70))))
     starts.pass_time(PER)
     newcomers = [starts.start(rate(71)) for _ in range(4)]
@@ -122,7 +122,7 @@ def test_a_newcomer_behind_a_long_line(joblog, starts):
     ("policy", "state"), [("skip", "skipped"), ("fail", "dead"), ("retry", None)]
 )
 def test_other_policies(joblog, starts, policy, state):
-    """Those that do not wait do what their policy says, beside others that begin."""
+    """Jobs that do not wait follow their policy, in a batch with others that begin."""
     events = [starts.start(rate(2, on_conflict=policy)) for _ in range(4)]
     assert ["job 1", "job 2"] == starts.write(*events)
     for event in events[2:]:
@@ -134,7 +134,7 @@ def test_other_policies(joblog, starts, policy, state):
 
 
 def test_each_waits_as_long_as_it_may(joblog, starts):
-    """A job comes back when it has waited for as long as it may, and is dead by then."""
+    """A job is redelivered when its waiting time is over, and is then dead."""
     events = [starts.start(rate(1, wait_for=1_000)) for _ in range(3)]
     starts.write(*events)
     assert all(0 < starts.answers[event.jid].delay <= 1_000 for event in events[1:])
@@ -147,7 +147,7 @@ def test_each_waits_as_long_as_it_may(joblog, starts):
 
 @pytest.mark.parametrize("most", [0, 2])
 def test_a_limit_that_is_set(joblog, starts, most):
-    """The limit that someone has set holds for all that come together, until it is taken back."""
+    """A limit set at run time applies to the whole batch, until it is removed."""
     joblog.set_limit("key", most)
     events = [starts.start(rate(4)) for _ in range(5)]
     assert most == len(starts.write(*events))
@@ -157,7 +157,7 @@ def test_a_limit_that_is_set(joblog, starts, most):
 
 
 def test_what_is_left_to_others(joblog, starts):
-    """Two limits on one key, another need beside it, and a unique job each begin all the same."""
+    """Two limits on one key, an additional need, and a unique job all work."""
     unique = asdict(Unique("unique", until="started")) | {"key": "unique"}
     events = [
         starts.start(rate(5)),
@@ -186,7 +186,7 @@ def test_what_ended_before(joblog, starts):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_against_a_model(joblog, starts, seed):
-    """However starts come together, no more begin than may, and those that wait come in turn."""
+    """However starts are batched, no more begin than may, and waiters are served in order."""
     dice = random.Random(seed)
     clock, begun, waiting = 0, [], []
     for _ in range(25):

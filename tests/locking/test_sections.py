@@ -1,4 +1,4 @@
-"""Critical sections and uniqueness through the front door: real actors, real worker threads."""
+"""Critical sections and unique keys, with real actors and real worker threads."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def broker(joblog, make_broker):
 
 
 class Gate:
-    """An actor's body that stays inside until it may go on."""
+    """An actor's body that blocks until it is released."""
 
     def __init__(self):
         self.entered = threading.Event()
@@ -69,7 +69,7 @@ class Gate:
 
 @pytest.fixture
 def gate():
-    """Return a gate that is open in the end."""
+    """Return a gate that is finally opened."""
     gate = Gate()
     yield gate
     gate.go.set()
@@ -84,7 +84,7 @@ def outcomes(joblog, jid):
 
 @pytest.mark.parametrize("exclusive", ["finance:{user_id}", Exclusive("finance:{user_id}")])
 def test_skip(joblog, broker, worker, gate, exclusive):
-    """By default a job that finds its section taken is skipped, and its row says who held it."""
+    """By default, a job that finds its section held is skipped, and its row names the holder."""
 
     @dramatiq.actor(exclusive=exclusive)
     def work(user_id):
@@ -112,7 +112,7 @@ def test_skip(joblog, broker, worker, gate, exclusive):
 
 
 def test_fail(joblog, broker, worker, gate):
-    """With ``fail`` it is dead, and its message among the dead letters."""
+    """With ``fail``, it is dead, and its message is a dead letter."""
 
     @dramatiq.actor(exclusive=Exclusive("key", on_conflict="fail"))
     def work():
@@ -134,7 +134,7 @@ def test_fail(joblog, broker, worker, gate):
 
 @pytest.mark.parametrize("position", ["first", "last", "before_retries"])
 def test_retry(joblog, make_broker, worker, gate, eventually, caplog, position):
-    """With ``retry`` it fails like any other, and comes back in when the section is free."""
+    """With ``retry``, it fails like any other, and its retry runs when the section is free."""
     broker = make_broker("stub", position, joblog=joblog)
 
     @dramatiq.actor(
@@ -165,7 +165,7 @@ def test_retry(joblog, make_broker, worker, gate, eventually, caplog, position):
 
 
 def test_wait(joblog, broker, worker, gate, eventually):
-    """With ``wait`` it comes back when the section is free; no thread, no retry is spent."""
+    """With ``wait``, it runs when the section is free, without using a thread or a retry."""
 
     @dramatiq.actor(exclusive=Exclusive("key", on_conflict="wait"), max_retries=0)
     def work(n):
@@ -196,7 +196,7 @@ def test_wait(joblog, broker, worker, gate, eventually):
 
 
 def test_the_oldest_first(joblog, broker, worker, gate, eventually):
-    """Of many that wait the one that waits longest is next."""
+    """Of many waiters, the one that has waited longest is next."""
 
     @dramatiq.actor(exclusive=Exclusive("key", on_conflict="wait"))
     def work(n):
@@ -216,7 +216,7 @@ def test_the_oldest_first(joblog, broker, worker, gate, eventually):
 
 
 def test_a_waiter_that_never_comes_back(joblog, broker, worker, job_factory, eventually):
-    """A waiter whose turn is long over does not hold up those behind it."""
+    """A waiter that has missed its turn does not block those behind it."""
     job_factory(jid="gone", state="waiting", section="key", waiting_since=1, eta=1)
 
     work = dramatiq.actor(
@@ -237,7 +237,7 @@ def test_a_waiter_that_never_comes_back(joblog, broker, worker, job_factory, eve
     [("dead", "dead", "wait_timeout"), ("skip", "skipped", None), ("retry", "retrying", None)],
 )
 def test_waited_too_long(joblog, broker, worker, gate, eventually, on_timeout, state, reason):
-    """After ``wait_for`` the policy of ``on_timeout`` holds, and the row says so."""
+    """After ``wait_for``, the policy of ``on_timeout`` applies, and the row says so."""
 
     @dramatiq.actor(
         exclusive=Exclusive("key", on_conflict="wait", wait_for=300, on_timeout=on_timeout),
@@ -283,7 +283,7 @@ def test_a_limit(joblog, broker, worker, gate, eventually):
 
 
 def test_a_retry_keeps_its_section(joblog, broker, worker, eventually):
-    """A job that failed for now keeps others out, comes back in itself, and then lets go."""
+    """A job to be retried keeps its section, enters it again, and then releases it."""
     order = []
 
     @dramatiq.actor(exclusive=Exclusive("key", on_conflict="wait"), max_retries=2, min_backoff=400)
@@ -303,7 +303,7 @@ def test_a_retry_keeps_its_section(joblog, broker, worker, eventually):
 
 @pytest.mark.parametrize("end", ["dead", "skipped", "refused"])
 def test_every_end_frees(joblog, make_broker, worker, end):
-    """A section is free once its job has ended, however it has."""
+    """A section is released once its job has ended, in any way."""
 
     class Refuses(dramatiq.Middleware):
         def before_process_message(self, broker, message):
@@ -333,7 +333,7 @@ def test_every_end_frees(joblog, make_broker, worker, end):
 @pytest.mark.parametrize("policy", ["wait", "skip", "fail"])
 @pytest.mark.parametrize("attempt", [1, 2])
 def test_a_lost_run_whose_section_is_taken(joblog, job_factory, policy, attempt):
-    """A run that was cut off is kept, and its job waits if its section is taken when it is back."""
+    """An interrupted run is recorded, and its job waits if its section is held on redelivery."""
     section = {"key": "key", "limit": 1, "on_conflict": policy, "wait_for": None}
     section |= {"on_timeout": "dead", "ttl": 60_000}
     job_factory(jid="j", state="lost", token="a", worker="w", section="key", finished_at=None)
@@ -359,7 +359,7 @@ def test_a_lost_run_whose_section_is_taken(joblog, job_factory, policy, attempt)
 
 
 def test_two_copies_of_one_message(joblog, broker, worker, gate, eventually):
-    """A copy of a message whose job runs comes in only when that has ended, and runs then."""
+    """A copy of a message whose job is running runs only when that has ended."""
 
     @dramatiq.actor(exclusive="key")
     def work():
@@ -380,7 +380,7 @@ def test_two_copies_of_one_message(joblog, broker, worker, gate, eventually):
 
 
 def test_what_a_waiting_message_carries(joblog, make_broker, worker, gate, eventually):
-    """Arguments, options and pipelines of a message that waited arrive unchanged."""
+    """Arguments, options and pipelines of a waiting message are unchanged."""
     stack = [*(m() for m in default_middleware), Results(backend=StubBackend())]
     broker = make_broker("stub", "last", joblog=joblog, middleware=stack)
     seen = []
@@ -438,7 +438,7 @@ def test_two_logs_on_one_broker(joblog, make_broker, worker, eventually, tmp_pat
 
 
 def test_a_message_of_its_own(joblog, broker, worker, gate, eventually):
-    """A message's own section wins over its actor's, and False is none."""
+    """A message's section overrides its actor's, and False means none."""
 
     @dramatiq.actor(exclusive="actor")
     def work(n):
@@ -456,7 +456,7 @@ def test_a_message_of_its_own(joblog, broker, worker, gate, eventually):
 
 
 def test_the_key_is_made_once(joblog, broker, worker):
-    """The key is made when a message is first sent, and travels with it through its retries."""
+    """The key is made when a message is first sent, and kept through its retries."""
     keys = iter("abc")
 
     @dramatiq.actor(exclusive=Exclusive(lambda: next(keys)), max_retries=2, min_backoff=1)
@@ -520,7 +520,7 @@ def test_without_a_database_it_does_not_run(tmp_path, make_broker, worker, event
 
 
 def test_a_lease_that_is_over_before_the_body_begins(joblog, make_broker, worker, eventually):
-    """A run that hears of its section only once another is in it does not begin; it comes back."""
+    """A run whose grant arrives after its lease expired does not begin; it is requeued."""
     broker = make_broker("stub", "last", joblog=joblog)
     inside, order, leave = [], [], threading.Event()
     write = joblog.core.writer.write
@@ -564,7 +564,7 @@ def test_a_lease_that_is_over_before_the_body_begins(joblog, make_broker, worker
 def test_whatever_fails_it_does_not_run_unguarded(
     joblog, broker, worker, eventually, monkeypatch, caplog, policy
 ):
-    """A fault in the log itself never lets a job run without its section; it comes back."""
+    """An error in the log itself never lets a job run without its section; it is requeued."""
     monkeypatch.setattr(refusals, "AWAY_DELAY", 50)
     runs, asked = [], []
 
@@ -591,7 +591,7 @@ def test_whatever_fails_it_does_not_run_unguarded(
 
 
 def test_a_start_whose_answer_did_not_arrive(joblog):
-    """A start that is written again holds its section as before; one that lost it does not run."""
+    """A start that is written again keeps its section; one that lost it does not run."""
     section = asdict(Exclusive("key", ttl=60_000))
     instants = dict.fromkeys(("enqueued_at", "started_at", "created_at", "updated_at"), 1)
     row = {"jid": "job", "actor": "work", "queue": "default", "state": "started", "attempt": 1}
@@ -610,7 +610,7 @@ def test_a_start_whose_answer_did_not_arrive(joblog):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_statements_of_sections(joblog, asked, count):
-    """Jobs that begin, or end, in sections of their own take the same few statements together."""
+    """Jobs that begin or end in separate sections share the same few statements."""
     if isinstance(joblog.database, peewee.MySQLDatabase):
         pytest.skip("MySQL takes each key in steps")
     joblog.database.connect(reuse_if_open=True)
@@ -638,7 +638,7 @@ def test_statements_of_sections(joblog, asked, count):
 
 
 def test_ends_of_one_batch(joblog):
-    """Of runs that end together each frees its own section, and one that is not the job's none."""
+    """Of runs that end together, each releases its own section; an outdated run releases none."""
     now = time.time_ns() // 1_000_000
 
     def event(kind, state, jid, token, **more):
@@ -674,7 +674,7 @@ def test_ends_of_one_batch(joblog):
 
 
 def test_waiting_anew_after_a_retry(joblog, broker, worker, gate, eventually):
-    """A job whose wait is over and whose policy is to retry waits as long again the next time."""
+    """A job whose wait timed out with the policy retry has the full waiting time next time."""
 
     @dramatiq.actor(
         exclusive=Exclusive("key", on_conflict="wait", wait_for=200, on_timeout="retry"),
@@ -702,7 +702,7 @@ def test_waiting_anew_after_a_retry(joblog, broker, worker, gate, eventually):
 
 
 def test_a_duplicate(joblog, broker, worker):
-    """A second message with the key of one that has not ended is not sent, and says whose it is."""
+    """A second message with the key of an unfinished job is not sent; the error names the job."""
     work = dramatiq.actor(lambda n: None, actor_name="work", unique="import:{n}")
     first = work.send(1)
     other = work.send(2)
@@ -719,7 +719,7 @@ def test_a_duplicate(joblog, broker, worker):
 
 
 def test_the_quiet_way(joblog, broker):
-    """``enqueue_once`` returns the message that is there already."""
+    """``enqueue_once`` returns the existing message."""
     work = dramatiq.actor(lambda: None, actor_name="work", unique="key")
     first = enqueue_once(broker, work.message())
     second = enqueue_once(broker, work.message())
@@ -753,7 +753,7 @@ def test_until(joblog, broker, worker, gate, until, duplicate):
 
 
 def test_for_a_time(joblog, broker, worker, eventually):
-    """A key that is unique for a time is so even when its job has finished, and no longer."""
+    """A key unique for a time stays so after its job has finished, but no longer."""
     work = dramatiq.actor(
         lambda: None, actor_name="work", unique=Unique("key", until=None, ttl=1_500)
     )
@@ -775,7 +775,7 @@ def test_for_a_time(joblog, broker, worker, eventually):
 
 
 def test_a_retry_is_no_duplicate(joblog, broker, worker):
-    """A job that is retried, delayed or delivered again does not conflict with itself."""
+    """A job that is retried, delayed or redelivered does not conflict with itself."""
 
     @dramatiq.actor(unique="key", max_retries=2, min_backoff=10)
     def work():
@@ -846,7 +846,7 @@ def test_a_send_that_fails(joblog):
 
 @pytest.mark.parametrize("position", ["first", "last"])
 def test_a_duplicate_in_a_pipeline(joblog, make_broker, worker, eventually, position):
-    """A pipe's target that is a duplicate is skipped and says so; the job before it ends well."""
+    """A duplicate in a pipeline is skipped with a reason; the job before it finishes."""
     broker = make_broker("stub", position, joblog=joblog)
     runs = []
     first = dramatiq.actor(lambda n: n, actor_name="first")
@@ -869,7 +869,7 @@ def test_a_duplicate_in_a_pipeline(joblog, make_broker, worker, eventually, posi
 
 
 def test_a_unique_send_without_a_database(tmp_path, make_broker):
-    """What may be a duplicate is not sent: the sender hears of it."""
+    """A message that may be a duplicate is not sent, and the sender gets an error."""
     joblog = JobLog(f"sqlite:///{tmp_path}/missing/jobs.db")
     broker = make_broker("stub", "last", joblog=joblog)
     work = dramatiq.actor(lambda: None, actor_name="work", unique="key")
@@ -880,7 +880,7 @@ def test_a_unique_send_without_a_database(tmp_path, make_broker):
 
 
 def test_a_delay_counts(joblog, broker, worker, eventually):
-    """A message that is sent with a delay is unique all the while, and until it starts."""
+    """A delayed message is unique from its send until it starts."""
     work = dramatiq.actor(lambda: None, actor_name="work", unique=Unique("key", until="started"))
     with worker(broker):
         message = work.send_with_options(delay=500)
@@ -892,7 +892,7 @@ def test_a_delay_counts(joblog, broker, worker, eventually):
 
 
 def test_for_a_time_from_its_send_on(joblog, broker, worker):
-    """The time of a key that is unique for a time is not begun anew when its message moves."""
+    """The time of a key unique for a time does not restart when its message moves."""
     work = dramatiq.actor(
         lambda: None, actor_name="work", unique=Unique("key", until=None, ttl=60_000)
     )

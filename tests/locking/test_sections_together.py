@@ -1,4 +1,4 @@
-"""Starts in sections that are written together: each gets all of its keys, or nothing of them."""
+"""Starts in sections in one batch: each gets all of its keys, or none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dramatiq_joblog.recording.tokens import new_token
 
 
 class Starts:
-    """Starts of jobs in sections, written to a log as a worker's are."""
+    """Starts of jobs in sections, written to a log like a worker's."""
 
     def __init__(self, joblog):
         self.joblog = joblog
@@ -56,7 +56,7 @@ def held(joblog):
 
 @pytest.mark.parametrize("keys", [1, 3])
 def test_as_many_statements_for_many(joblog, starts, asked, keys):
-    """Jobs in sections of their own take as many statements together as one of them alone."""
+    """Jobs in separate sections take as many statements together as one alone."""
     joblog.database.connect(reuse_if_open=True)
 
     def count(number):
@@ -72,7 +72,7 @@ def test_as_many_statements_for_many(joblog, starts, asked, keys):
 
 
 def test_two_with_a_key_in_common(joblog, starts):
-    """Of two jobs that have a key in common one begins, and the other holds nothing."""
+    """Of two jobs with a common key, one begins, and the other holds nothing."""
     events = [starts.start("a", "b"), starts.start("b", "c"), starts.start("d", "c")]
     began = starts.write(*events)
     assert ["job 1", "job 3"] == began
@@ -85,7 +85,7 @@ def test_two_with_a_key_in_common(joblog, starts):
 
 
 def test_one_key_is_taken(joblog, starts):
-    """A job that finds the last of its keys taken gives the others back, for the next one."""
+    """A job that finds the last of its keys held releases the others for the next job."""
     with joblog.lock("c"):
         assert [] == starts.write(starts.start("a", "b", "c", on_conflict="skip"))
         assert {"c"} == {key for key, _ in held(joblog)}
@@ -94,7 +94,7 @@ def test_one_key_is_taken(joblog, starts):
 
 
 def test_who_is_next(joblog, starts):
-    """Of those that come together the first of the line begins, whatever their order."""
+    """Of a batch, the first of the wait queue begins, whatever the order."""
     first = starts.start("key")
     assert ["job 1"] == starts.write(first)
     for _ in range(3):
@@ -111,7 +111,7 @@ def test_who_is_next(joblog, starts):
 
 
 def test_who_has_begun_before_comes_first(joblog, starts):
-    """A job that waits and was in its body before is ahead of the one that waits longest."""
+    """A waiting job that has already begun is ahead of the one that has waited longest."""
     first = starts.start("key")
     starts.write(first)
     for _ in range(2):
@@ -124,7 +124,7 @@ def test_who_has_begun_before_comes_first(joblog, starts):
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_paused_key(joblog, starts, waits):
-    """Nobody begins by a key that is paused, whether it waits already or not."""
+    """No job begins with a paused key, whether it already waits or not."""
     if waits:
         with joblog.lock("key"):
             starts.write(starts.start("key"))
@@ -135,7 +135,7 @@ def test_a_paused_key(joblog, starts, waits):
 
 
 def test_held_by_a_higher_limit(joblog, starts):
-    """A key that another holds in a second slot is taken for those that want to be alone."""
+    """A key held in a second slot counts as held for exclusive jobs."""
     first, second = (starts.start("key", limit=2) for _ in range(2))
     assert 2 == len(starts.write(first, second))
     starts.end(first)
@@ -146,7 +146,7 @@ def test_held_by_a_higher_limit(joblog, starts):
 
 
 def test_a_repetition_of_what_ended(joblog, starts):
-    """A waiting job whose earlier run ended by this very delivery does not begin by it again."""
+    """A waiting job with an earlier run of the same delivery does not begin again."""
     first = starts.start("key")
     starts.write(first)
     starts.end(first)

@@ -1,4 +1,4 @@
-"""Limits that people set while jobs run."""
+"""Limits set at run time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def broker(joblog, make_broker):
 
 
 def test_more_and_less(joblog, broker, worker, eventually):
-    """A limit that is set stands over that of the code, for those that wait as well."""
+    """A limit set at run time overrides the code's, for waiters too."""
     inside, go = [], threading.Event()
 
     def stay(n):
@@ -48,7 +48,7 @@ def test_more_and_less(joblog, broker, worker, eventually):
 @pytest.mark.parametrize("need", [Exclusive("key"), Rate("key", 5, per=1_000)])
 @pytest.mark.parametrize("policy", ["wait", "skip"])
 def test_a_pause(joblog, broker, worker, eventually, need, policy):
-    """With 0 nobody comes in, whatever its policy, until it is taken back."""
+    """With 0, no job runs, whatever its policy, until the limit is removed."""
     values = {name: getattr(need, name) for name in ("key", "limit", "per") if hasattr(need, name)}
     work = dramatiq.actor(
         lambda: None, actor_name="work", exclusive=type(need)(**values, on_conflict=policy)
@@ -67,7 +67,7 @@ def test_a_pause(joblog, broker, worker, eventually, need, policy):
 
 
 def test_a_pause_that_ends(joblog, broker, worker, eventually):
-    """A limit ends at the time that was given, and jobs come in by that of the code."""
+    """A limit ends at the given time, and the code's applies again."""
     work = dramatiq.actor(
         lambda: None, actor_name="work", exclusive=Exclusive("key", on_conflict="wait")
     )
@@ -81,7 +81,7 @@ def test_a_pause_that_ends(joblog, broker, worker, eventually):
 
 
 def test_a_retry_of_a_job_that_holds_it(joblog, broker, worker, eventually):
-    """A pause holds for the retry of a job that keeps the key between its runs, too."""
+    """A pause also applies to the retry of a job that keeps the key between its runs."""
     runs = []
 
     @dramatiq.actor(exclusive="key", min_backoff=2_000, max_backoff=2_100, max_retries=1)
@@ -101,7 +101,7 @@ def test_a_retry_of_a_job_that_holds_it(joblog, broker, worker, eventually):
 
 
 def test_a_retry_that_is_not_the_first_in_line(joblog, broker, worker, eventually):
-    """After a pause the job for which the key is kept comes in, though another waits longer."""
+    """After a pause, the job with the reserved key runs, even if another has waited longer."""
     runs, go = [], threading.Event()
 
     @dramatiq.actor(exclusive=Exclusive("key", hold="run"), min_backoff=1_000, max_backoff=1_010)
@@ -132,7 +132,7 @@ def test_a_retry_that_is_not_the_first_in_line(joblog, broker, worker, eventuall
 
 
 def test_by_hand(joblog):
-    """A lock by hand comes in by a limit that is set, and says who paused its key."""
+    """A limit set at run time applies to a lock by hand; the error says who paused its key."""
     joblog.set_limit("key", 0, who="ada")
     with pytest.raises(LockNotAcquired, match="is paused: ada has set its limit to 0"):
         joblog.lock("key").__enter__()
@@ -153,7 +153,7 @@ def test_by_hand(joblog):
     ],
 )
 def test_what_makes_no_sense(joblog, key, limit, text):
-    """A key or a limit that is none is refused, and nothing is recorded."""
+    """An invalid key or limit is refused, and nothing is recorded."""
     with pytest.raises(ConfigurationError) as refused:
         joblog.set_limit(key, limit)
     assert text in str(refused.value)
@@ -161,7 +161,7 @@ def test_what_makes_no_sense(joblog, key, limit, text):
 
 
 def test_a_time_that_is_over(joblog):
-    """A limit that would hold until a time that is over is refused."""
+    """A limit with an end in the past is refused."""
     with pytest.raises(ConfigurationError, match="which is over"):
         joblog.set_limit("key", 1, until=joblog.now() - timedelta(seconds=1))
     assert [] == joblog.limits

@@ -1,4 +1,4 @@
-"""Jobs that need several keys: all or none, in one order, freed together."""
+"""Jobs that need several keys: all or none, in one order, released together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def broker(joblog, make_broker):
 
 
 class Inside:
-    """Who is inside of which key."""
+    """The holders of each key."""
 
     def __init__(self):
         self.lock = threading.Lock()
@@ -41,14 +41,14 @@ class Inside:
 
 @pytest.fixture
 def inside():
-    """Return what knows who is inside, and lets all go in the end."""
+    """Return the record of holders; all are finally released."""
     inside = Inside()
     yield inside
     inside.go.set()
 
 
 def test_all_or_none(joblog, broker, worker, eventually, inside):
-    """A job that finds one of its keys taken holds none of them, and says which it was."""
+    """A job that finds one of its keys held holds none of them, and names the key."""
     both = dramatiq.actor(
         lambda: None, actor_name="both", exclusive=["a", Exclusive("b", on_conflict="skip")]
     )
@@ -66,7 +66,7 @@ def test_all_or_none(joblog, broker, worker, eventually, inside):
 
 @pytest.mark.parametrize("outcome", ["finished", "dead", "skipped"])
 def test_freed_together(joblog, broker, worker, eventually, outcome):
-    """All keys are held while the body runs, each with a fence, and free at the job's end."""
+    """All keys are held while the body runs, each with a fence, and released at the job's end."""
     seen = []
 
     @dramatiq.actor(exclusive=["b", "a", Exclusive("c", limit=3)], max_retries=0)
@@ -89,7 +89,7 @@ def test_freed_together(joblog, broker, worker, eventually, outcome):
 
 
 def test_kept_or_freed_between_runs(joblog, broker, worker, eventually):
-    """Of several keys each is kept between two runs as its own ``hold`` says."""
+    """Between two runs, each key is kept according to its own ``hold``."""
 
     @dramatiq.actor(
         exclusive=[Exclusive("kept"), Exclusive("freed", hold="run")],
@@ -109,7 +109,7 @@ def test_kept_or_freed_between_runs(joblog, broker, worker, eventually):
 
 
 def test_crossed_keys(joblog, broker, worker, eventually):
-    """Jobs that name the same keys in any order all come in, and never two of one key at once."""
+    """Jobs that name the same keys in any order all run, never two with one key at once."""
     inside = Inside()
 
     def body(*keys):
@@ -135,7 +135,7 @@ def test_crossed_keys(joblog, broker, worker, eventually):
 
 
 def test_nobody_starves(joblog, broker, worker, eventually):
-    """A job that needs two keys comes in, however many want either of them meanwhile."""
+    """A job that needs two keys runs, however many others need either of them."""
     stop = threading.Event()
     single = {
         key: dramatiq.actor(
@@ -172,7 +172,7 @@ def test_nobody_starves(joblog, broker, worker, eventually):
 
 
 def test_a_narrow_key_holds_nobody_up(joblog, broker, worker, eventually, inside):
-    """Those that wait for a key of their own do not stand in the line of one that all share."""
+    """Jobs that wait for their own key do not block a key that all share."""
 
     def body(user):
         if user == 7:
@@ -222,7 +222,7 @@ def test_two_copies_of_one_message(joblog, broker, worker, eventually, inside, c
 
 
 def test_more_keys_since(joblog, broker, worker, eventually):
-    """A message that was sent for one key is bound to those that the code has added since."""
+    """A message sent with one key also gets the keys that the code has added since."""
     held = []
     work = dramatiq.actor(
         lambda: held.append(sorted(lock.key for lock in joblog.locks)),
@@ -239,7 +239,7 @@ def test_more_keys_since(joblog, broker, worker, eventually):
 
 @pytest.mark.parametrize("own", [["x", "y"], [Exclusive("x"), {"key": "y", "limit": 2}]])
 def test_of_the_message_alone(joblog, broker, worker, eventually, own):
-    """A message may name several keys of its own, over those of its actor."""
+    """A message may have several keys, which override its actor's."""
     held = []
     work = dramatiq.actor(
         lambda: held.append(sorted(lock.key for lock in joblog.locks)),
@@ -266,14 +266,14 @@ def test_of_the_message_alone(joblog, broker, worker, eventually, own):
     ],
 )
 def test_what_cannot_be(broker, exclusive, text):
-    """A list with one key twice, or with what is no key, is refused when the actor is declared."""
+    """A list with a duplicate or invalid key is refused when the actor is declared."""
     with pytest.raises(ConfigurationError) as refused:
         dramatiq.actor(lambda a: None, actor_name="work", exclusive=exclusive)
     assert text in str(refused.value)
 
 
 def test_twice_by_its_arguments(joblog, broker):
-    """A message whose arguments make one key twice is not sent."""
+    """A message whose arguments yield a duplicate key is not sent."""
     work = dramatiq.actor(lambda a, b: None, actor_name="work", exclusive=["{a}", "{b}"])
     with pytest.raises(ConfigurationError, match="needs the key '1' twice"):
         work.send(1, 1)

@@ -1,4 +1,4 @@
-"""How long a message is unique, whatever becomes of its sender and of the answers."""
+"""How long a message is unique, whatever happens to its sender and to replies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def broker(joblog, make_broker):
 
 
 def time_left(joblog):
-    """Return the milliseconds that the only unique key has left."""
+    """Return the remaining milliseconds of the only unique key."""
     row = joblog.Lock.get(joblog.Lock.kind == "unique")
     return (row.expires_at - joblog.now()).total_seconds() * 1000
 
@@ -40,7 +40,7 @@ def is_taken(joblog):
 
 @pytest.mark.process
 def test_a_sender_that_dies_at_once(joblog, database_url, redis_url, run_script):
-    """A key has its whole time once ``send()`` has returned, though its sender dies right then."""
+    """A key has its full ttl once ``send()`` has returned, even if the sender dies right then."""
     died = run_script("dying_sender.py", database_url, redis_url)
     assert 3 == died.returncode, died.stderr
     assert time_left(joblog) > DEFAULT_UNIQUE_TTL - SLACK
@@ -48,7 +48,7 @@ def test_a_sender_that_dies_at_once(joblog, database_url, redis_url, run_script)
 
 @pytest.mark.parametrize("fails", [0, 1])
 def test_a_start_and_a_retry_confirm(joblog, broker, worker, eventually, fails):
-    """A key whose time was nearly over has all of it again when its job starts, or is retried."""
+    """A key that has nearly expired gets its full ttl when its job starts, or is retried."""
     seen = []
 
     @dramatiq.actor(unique="key", min_backoff=SLACK)
@@ -77,7 +77,7 @@ def test_a_start_and_a_retry_confirm(joblog, broker, worker, eventually, fails):
 
 
 def test_a_start_takes_no_key_from_another(joblog, broker, worker, eventually):
-    """A job whose key has run out, and is another's by now, runs and leaves it to that one."""
+    """A job whose key has expired and is held by another runs, and does not touch it."""
     work = dramatiq.actor(lambda: None, actor_name="work", unique="key")
     first = work.send()
     joblog.core.writer.flush()
@@ -113,7 +113,7 @@ def test_a_waiter_confirms(joblog, broker, worker, eventually):
 
 @pytest.mark.parametrize("quiet", [True, False])
 def test_a_copy_under_another_id(joblog, broker, quiet):
-    """A copy of a message under an id of its own is another message with the same key."""
+    """A copy of a message with a new id is a different message with the same key."""
     work = dramatiq.actor(lambda: None, actor_name="work", unique="key")
     first = work.send()
     copy = first.copy(message_id="another")
@@ -126,7 +126,7 @@ def test_a_copy_under_another_id(joblog, broker, quiet):
 
 
 def test_a_copy_with_other_arguments(joblog, broker):
-    """A copy under an id of its own has the keys of its own arguments."""
+    """A copy with a new id has the keys of its own arguments."""
     work = dramatiq.actor(
         lambda n: None, actor_name="work", unique="unique:{n}", exclusive="section:{n}"
     )
@@ -138,14 +138,14 @@ def test_a_copy_with_other_arguments(joblog, broker):
 
 
 def test_the_same_message_again(joblog, broker):
-    """A message that is enqueued again under its own id does not conflict with itself."""
+    """A message that is enqueued again under the same id does not conflict with itself."""
     work = dramatiq.actor(lambda: None, actor_name="work", unique="key")
     broker.enqueue(work.send())
     assert 2 == broker.queues["default"].qsize()
 
 
 def test_a_message_that_sends_another_on_its_way(joblog, broker):
-    """Of two messages, one of which is sent from a hook of the other, each has its own key."""
+    """If one message is sent from a hook of another, each has its own key."""
 
     class SendsAnother(dramatiq.Middleware):
         fails = False
@@ -195,7 +195,7 @@ def test_inside_a_transaction_of_sqlite(tmp_path, make_broker):
 
 
 def test_a_claim_whose_answer_is_lost(joblog, broker, monkeypatch):
-    """A key that was taken for a message that is not sent is free, though the answer was lost."""
+    """The key of a message that is not sent is released, even if the reply was lost."""
     atomic = joblog.core.transitions.atomic
     lost = []
 

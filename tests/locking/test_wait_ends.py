@@ -1,4 +1,4 @@
-"""However a job ends that waits for its section, its wait ends, and is kept among its runs."""
+"""However a waiting job ends, its wait ends, and is recorded with its runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dramatiq_joblog import Exclusive
 
 
 class Gate(dramatiq.Middleware):
-    """A middleware of somebody else's that lets nothing through once it is shut."""
+    """A third-party middleware that refuses everything once it is closed."""
 
     shut = None
 
@@ -47,7 +47,7 @@ def check(joblog, jid, state, reason=None):
 
 
 def test_by_its_age(joblog, broker, worker, eventually):
-    """A waiter that becomes too old is dead when it is, and waits no longer."""
+    """A waiter that exceeds its age limit is dead, and no longer waits."""
     actor = work(broker, max_age=1_000)
     with joblog.lock("key"), worker(broker):
         message = actor.send()
@@ -61,7 +61,7 @@ def test_by_its_age(joblog, broker, worker, eventually):
     ("shut", "state"), [("skips", "skipped"), ("fails", "retrying"), ("rejects", "dead")]
 )
 def test_by_another_middleware(joblog, broker, worker, eventually, shut, state):
-    """A waiter that another middleware drops, fails or rejects waits no longer."""
+    """A waiter that another middleware drops, fails or rejects no longer waits."""
     actor = work(broker, min_backoff=60_000)
     gate = next(m for m in broker.middleware if isinstance(m, Gate))
     with worker(broker):
@@ -75,7 +75,7 @@ def test_by_another_middleware(joblog, broker, worker, eventually, shut, state):
 
 
 def test_by_its_actor_being_gone(joblog, broker, worker, eventually):
-    """A waiter whose actor is declared no more is dead, and waits no longer."""
+    """A waiter whose actor is no longer declared is dead, and no longer waits."""
     actor = work(broker)
     with worker(broker):
         with joblog.lock("key"):

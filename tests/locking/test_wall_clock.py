@@ -1,4 +1,4 @@
-"""The wall clock of a worker's host jumps while it runs: nothing here is measured by it."""
+"""The wall clock of a worker's host jumps while it runs: no duration depends on it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HOUR = 3_600
 
 @pytest.fixture
 def jump(monkeypatch):
-    """Return a function that lets the wall clock jump by so many seconds."""
+    """Return a function that shifts the wall clock by a number of seconds."""
     wall, wall_ns = time.time, time.time_ns
 
     def move(seconds):
@@ -28,7 +28,7 @@ def jump(monkeypatch):
 @pytest.mark.parametrize("kind", ["redis", "stub"])
 @pytest.mark.parametrize("by", [HOUR, -HOUR])
 def test_waiters_and_holders(joblog, make_broker, worker, eventually, jump, kind, by):
-    """A job keeps its section, and those that wait run when it ends, or give up in time."""
+    """A job keeps its section, and those that wait come in when it ends, or cancel in time."""
     broker = make_broker(kind, joblog=joblog)
     leave, inside, lost = threading.Event(), [], []
 
@@ -44,7 +44,7 @@ def test_waiters_and_holders(joblog, make_broker, worker, eventually, jump, kind
 
     @dramatiq.actor(exclusive=Rate("rate", 1, per=3_000))
     def counted():
-        """Only start."""
+        """Start."""
 
     with worker(broker):
         work.send(0)

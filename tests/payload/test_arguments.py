@@ -1,4 +1,4 @@
-"""What is kept of arguments, and had back."""
+"""How arguments are stored and restored."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def send(actors, how):
 
 @pytest.mark.parametrize("how", ["args", "kwargs", "pipe", "callback", "option"])
 def test_a_secret_is_not_kept_and_runs_again_by_its_key_only(log, broker, worker, actors, how):
-    """It is in no column, and a new run of its job has it if it was sealed, or is refused."""
+    """It is in no column; a new run of its job has it if it was encrypted, else it is refused."""
     message = send(actors, how)
     with worker(broker):
         broker.join("default", fail_fast=False)
@@ -74,7 +74,7 @@ def test_a_secret_is_not_kept_and_runs_again_by_its_key_only(log, broker, worker
 
 
 def test_nothing_is_kept_beside_what_is_shown(log, broker, worker, actors):
-    """Of a message without secrets and options nothing else is stored."""
+    """For a message without secrets and options, nothing else is stored."""
     message = actors[0].send("ada")
     with worker(broker):
         broker.join("default", fail_fast=False)

@@ -1,4 +1,4 @@
-"""Secrets go in by every door there is, and come out of none."""
+"""Secrets enter in every possible way, and never come out."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ _FOUND = re.compile(rf"\w{{1,40}}-{MARK}")
 
 
 def secret(door):
-    """Return a secret that says where it came from."""
+    """Return a secret that contains its entry point."""
     return f"{door}-{MARK}"
 
 
 def leaks(text):
-    """Return the doors of the secrets that are in a text."""
+    """Return the entry points of the secrets in a text."""
     return sorted(set(_FOUND.findall(text)))
 
 
@@ -81,7 +81,7 @@ def log(request, database_url, tmp_path):
 
 
 def broker_of(log):
-    """Return the global broker with all that passes messages on."""
+    """Return the global broker with pipelines, groups and callbacks."""
     stack = [Pipelines(), Retries(max_retries=0), Callbacks(), GroupCallbacks(StubBackend())]
     broker = StubBroker(middleware=[*stack, AsyncIO(), JobLogMiddleware(log, outcome_log=True)])
     broker.emit_after("process_boot")
@@ -98,7 +98,7 @@ def broker(log):
 
 
 def say(user, password):
-    """Say a secret in all the ways that a job has."""
+    """Report a secret in all the ways that a job can."""
     job = current_job()
     job.progress(1, 2, f"trying {password}")
     job.log(f"{user} has {password}")
@@ -215,7 +215,7 @@ def user_of(password):
 
 
 def send_all(actors):
-    """Send secrets through every door; return how many doors there are."""
+    """Send secrets through each entry point; return their number."""
     login, fine, tell = actors["login"], actors["fine"], actors["tell"]
     for name in ("login", "later", "wrapped", "wrapped_later", "ByClass", "skips", "held_by"):
         actors[name].send("ada", secret(f"{name}_args"))
@@ -280,7 +280,7 @@ def files_in(folder):
 
 
 def pages_of(log):
-    """Return all that the page says of a log."""
+    """Return the text of all pages of a log."""
     jids = list({job.actor: job.jid for job in log.jobs}.values())
     with TestClient(opened(log), client=("127.0.0.1", 1), base_url="http://localhost") as asking:
         paths = ["/", "/jobs", "/dead", "/locks", "/workers", "/actions", "/jobs.json", "/metrics"]
@@ -292,14 +292,14 @@ def pages_of(log):
 
 
 def printed(log, url, *arguments):
-    """Return what the command line says."""
+    """Return the output of the command line."""
     done = CliRunner().invoke(program, ["--database", url, *arguments])
     assert done.exit_code in (0, 1), done.output
     return done.output
 
 
 def test_no_secret_comes_out(log, broker, worker, database_url, tmp_path, caplog):
-    """A secret by name is in no table, file, page, output or log line of ours, by whatever door."""
+    """A named secret is in no table, file, page, output or log line, whatever its entry point."""
     caplog.set_level(logging.DEBUG)
     actors = declare()
     # Before any runs: one that is unique is so until it ends.
@@ -328,7 +328,7 @@ def test_no_secret_comes_out(log, broker, worker, database_url, tmp_path, caplog
 
 
 def test_no_secret_in_the_spool(sqlite_url, tmp_path, worker):
-    """What is kept while the database is unavailable has no secret either."""
+    """The spool has no secrets either."""
     log = JobLog(sqlite_url, spool=tmp_path / "spool")
     broker = broker_of(log)
     actors = declare()
@@ -367,7 +367,7 @@ def test_a_sealed_secret_runs_again(log, broker, worker):
 
 
 def test_the_same_secret_makes_the_same_key(log, broker, worker, eventually):
-    """A key of a secret keeps jobs of the same one apart, and lets those of others in."""
+    """A key made from a secret excludes jobs with the same secret only."""
     inside, go_on = threading.Event(), threading.Event()
     ran = []
 
@@ -410,7 +410,7 @@ def test_a_key_that_the_sender_made(log, broker):
 
 
 def test_characters_that_a_secret_shares_stay_in_a_key(log, broker):
-    """A key that only happens to have the characters of a secret in it is kept as it is."""
+    """A key that only happens to contain the characters of a secret is unchanged."""
 
     @dramatiq.actor(exclusive="shop:{shop}")
     def sync(shop, pin):

@@ -1,4 +1,4 @@
-"""An actor's parameters are known, whatever its shape, or the log says that they are not."""
+"""An actor's parameters are known, whatever its form, or a warning is logged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def plain(function):
 
 
 def reporting(function, report=print):
-    """Hold on to two functions, and carry the name of one."""
+    """Wrap two functions, with the name of one."""
 
     def wrapper(*args, **kwargs):
         report("called")
@@ -66,7 +66,7 @@ class Holder:
     ],
 )
 def test_names(function, guessed):
-    """The names are those of the function that is called in the end."""
+    """The names are those of the innermost function."""
     parameters = parameters_of(function)
 
     assert ("user", "password") == parameters.positional
@@ -76,12 +76,12 @@ def test_names(function, guessed):
 
 @pytest.mark.parametrize("function", [plain(print), lambda *args, **kwargs: None, dict.get])
 def test_names_that_nobody_knows(function):
-    """Without any name a key of a parameter is refused."""
+    """Without parameter names, a key with a parameter is refused."""
     assert not parameters_of(function).accepts("user")
 
 
 def test_any_number_of_the_same(log):
-    """A function that is meant to take any number of arguments is no wrapper."""
+    """A function that takes any number of arguments is not considered a wrapper."""
     parameters = parameters_of(lambda *tokens: None)
 
     assert ("tokens",) == parameters.positional
@@ -133,7 +133,7 @@ def test_what_cannot_be_resolved_is_refused(log, make_broker, declare, options):
 
 
 def test_only_keywords_may_be_anything(log, make_broker):
-    """A function that names its positional parameters may take a key's from any keyword."""
+    """A function with named parameters and ``**kwargs`` may use any keyword in a key."""
     make_broker(joblog=log)
 
     @dramatiq.actor(exclusive="shop:{shop}", job_user="owner")
@@ -146,7 +146,7 @@ def test_only_keywords_may_be_anything(log, make_broker):
 
 
 def test_a_keyword_is_not_looked_for_among_the_others(log, make_broker):
-    """The user of a keyword-only parameter is no positional argument."""
+    """A user in a keyword-only parameter is not read from a positional argument."""
     make_broker(joblog=log)
 
     @dramatiq.actor(job_user="user")

@@ -1,4 +1,4 @@
-"""What is kept of arguments and texts: everything but passwords, tokens and the like."""
+"""Stored arguments and texts: everything except passwords, tokens and the like."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def kept(value, names=(), redact=None):
     ],
 )
 def test_names_of_secrets(name):
-    """What a secret's name stands for is taken out, at any depth and however it is written."""
+    """The value of a secret's name is redacted, at any depth and in any spelling."""
     deep = {"a": [{"b": ({name: SECRET},)}], "n": 7}
 
     assert {"a": [{"b": [{name: REDACTED}]}], "n": 7} == kept(deep)
@@ -50,18 +50,18 @@ def test_names_of_secrets(name):
     ["author", "max_tokens", "key", "keys", "sessions", "tokenizer", "user_id", "iban", "spin"],
 )
 def test_names_of_other_things(name):
-    """What only sounds like a secret is kept, and so is an account's number."""
+    """Names that only sound like secrets are kept, and so are account numbers."""
     assert {name: "x"} == kept({name: "x"})
 
 
 @pytest.mark.parametrize("nothing", [None, "", True, False])
 def test_that_there_is_none(nothing):
-    """That a password is missing, or is there, is not a secret."""
+    """Whether a password is present is not a secret."""
     assert {"password": nothing} == kept({"password": nothing})
 
 
 def test_positional_arguments():
-    """Arguments are known by their parameters; all after the last are of the last."""
+    """Arguments are named by their parameters; extra ones by the last."""
     names = ["user", "tokens"]
     assert ["ada", REDACTED, REDACTED] == kept(["ada", "a", "b"], names)
     assert [REDACTED] == kept([SECRET], ["password"])
@@ -109,7 +109,7 @@ class Opaque:
     ],
 )
 def test_reprs(value, shown):
-    """What JSON has no word for is kept as its ``repr``, without the secrets that this names."""
+    """Values without a JSON form are stored as their ``repr``, without the secrets in it."""
     assert [shown] == kept([value])
 
 
@@ -140,7 +140,7 @@ def test_reprs(value, shown):
     ],
 )
 def test_texts(text, shown):
-    """Of a text what has the form of a secret is taken out, or what follows its name."""
+    """In a text, values in the form of a secret, or after a secret's name, are redacted."""
     assert [shown] == kept([text])
     assert SECRET not in json.dumps(kept({"deep": [text]}))
 
@@ -168,7 +168,7 @@ any_json = st.recursive(
 )
 @given(any_json)
 def test_what_has_no_secret_is_kept_as_it_is(value):
-    """A value that neither name nor form marks as a secret is returned itself, not a copy."""
+    """A value that is not a secret is returned itself, not a copy."""
     redactor = Redactor()
     assert value is redactor.value(value) or REDACTED in json.dumps(redactor.value(value))
 
@@ -181,14 +181,14 @@ def test_what_has_no_secret_is_kept_as_it_is(value):
 )
 @given(any_json, st.sampled_from(["password", "API-Key", "x_token"]))
 def test_no_secret_is_kept(value, name):
-    """Whatever stands beside it, a secret is taken out, and the document says that it was."""
+    """A secret is redacted, whatever its context, and the document notes it."""
     text, _, redacted = document([value, {"in": {name: SECRET}}], Redactor())
     assert SECRET not in text
     assert redacted
 
 
 def test_more_names():
-    """More names are redacted like the known ones."""
+    """Additional names are redacted like the known ones."""
     assert {"iban": REDACTED, "password": REDACTED, "n": 1} == kept(
         {"iban": "DE02", "password": "x", "n": 1}, redact=["IBAN"]
     )
@@ -196,7 +196,7 @@ def test_more_names():
 
 
 def test_a_hook():
-    """A callable is given each name and value that is kept, and returns what to keep of it."""
+    """A callable receives each name and value, and returns the value to store."""
 
     def last_digits(name, value):
         return f"...{value[-4:]}" if name == "iban" else value
@@ -219,7 +219,7 @@ def test_a_hook_that_fails(caplog):
 
 
 def test_nothing_is_redacted():
-    """With ``redact=False`` all is kept as it is."""
+    """With ``redact=False``, everything is stored unchanged."""
     value = {"password": SECRET, "url": f"a://b:{SECRET}@c"}
     assert value == kept(value, redact=False)
 
@@ -232,7 +232,7 @@ def test_names_that_are_none(redact, sqlite_url):
 
 
 def test_loops():
-    """A value that holds itself is kept as its text, without its secrets."""
+    """A value that contains itself is stored as text, without its secrets."""
     loop = [{"password": SECRET}]
     loop.append(loop)
     text, note, redacted = document(loop, Redactor())
@@ -243,7 +243,7 @@ def test_loops():
 
 
 def test_scrub_leaves_names_alone():
-    """In errors' texts only what has the form of a secret is taken out."""
+    """In error messages, only values in the form of a secret are redacted."""
     text = "unexpected token: ')'"
     assert text is scrub(text)
 

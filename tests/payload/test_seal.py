@@ -12,7 +12,7 @@ from dramatiq_joblog.payload.encryption import Seal
 
 
 def test_what_is_closed_is_opened_by_its_key_alone():
-    """Any of the keys opens, the first one closes, and no other key does anything."""
+    """Any of the keys decrypts, the first one encrypts, and no other key decrypts."""
     old, new = Fernet.generate_key(), Fernet.generate_key().decode()
     text = Seal(old).close(b"a secret")
 
@@ -24,7 +24,7 @@ def test_what_is_closed_is_opened_by_its_key_alone():
 
 @pytest.mark.parametrize("keys", ["secret password", b"", [], ["a" * 44, 7]])
 def test_what_is_no_key_is_refused(sqlite_url, keys):
-    """The refusal says how to make a key, and does not show what may be one."""
+    """The refusal says how to generate a key, and does not show the given value."""
     with pytest.raises(ConfigurationError, match=r"Fernet.generate_key") as refused:
         JobLog(sqlite_url, seal_key=keys)
 
@@ -32,7 +32,7 @@ def test_what_is_no_key_is_refused(sqlite_url, keys):
 
 
 def test_without_cryptography(sqlite_url, monkeypatch):
-    """A missing extra is named with its cure."""
+    """A missing extra is named with the install command."""
     monkeypatch.setitem(sys.modules, "cryptography.fernet", None)
 
     with pytest.raises(ConfigurationError, match=r"pip install 'dramatiq-joblog\[crypto\]'"):

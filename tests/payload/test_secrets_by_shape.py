@@ -1,4 +1,4 @@
-"""A secret is known by its name, in whatever shape the two stand together."""
+"""A secret is recognised by its name, in any notation of name and value."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def kept(value):
     ],
 )
 def test_values(value):
-    """Pairs, headers, variables, words of a command and more names hide what they name."""
+    """Pairs, headers, variables, command options and more names are redacted."""
     assert SECRET not in json.dumps(kept(value))
 
 
@@ -76,7 +76,7 @@ def test_texts(text, shown):
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_documents_within_documents(depth):
-    """However often a document was written into another, what it names is not kept."""
+    """However deeply documents are nested, named secrets are redacted."""
     written = {"password": SECRET, "colour": "red"}
     for _ in range(depth):
         written = {"body": json.dumps(written)}
@@ -108,7 +108,7 @@ def test_documents_within_documents(depth):
     ],
 )
 def test_what_is_no_secret(value):
-    """What only has such a shape, or only names a secret, is kept as it is."""
+    """Text that only has such a form, or only names a secret, is unchanged."""
     assert value == kept(value)
     assert not document(value, Redactor()).redacted
 
@@ -117,7 +117,7 @@ def test_what_is_no_secret(value):
     "part", ["<password>", "<password>x</b>", "--password ", 'password\\": \\"', "password=", "<"]
 )
 def test_long_texts(part):
-    """However long a text is that looks like secrets, it is looked through once."""
+    """A long text that looks like secrets is processed in linear time."""
     began = time.thread_time()
     Redactor().text(part * 100_000 + "</")
     assert time.thread_time() - began < 10

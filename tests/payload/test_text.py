@@ -35,7 +35,7 @@ def test_clean_text_can_be_stored(text, limit):
 
 
 def test_the_middle_is_left_out():
-    """Of a long text its beginning and its end are kept, and what is left out is counted."""
+    """Of a long text, the beginning and end are kept, and the omitted characters are counted."""
     cleaned = clean("a" * 500 + "z" * 500, 100)
     assert cleaned.startswith("a" * 25 + " [... 900 characters left out ...] ")
     assert cleaned.endswith("z" * 75)
@@ -44,14 +44,14 @@ def test_the_middle_is_left_out():
 @settings(max_examples=tiers.examples(100), deadline=None)
 @given(any_text)
 def test_a_folded_jid_is_folded_again_to_itself(jid):
-    """A jid fits its column, and what was folded once is found by either."""
+    """A jid fits its column, and a folded jid is found by both forms."""
     folded = fold_jid(jid)
     assert len(folded) <= MAX_JID
     assert folded == fold_jid(folded)
 
 
 def test_long_jids_stay_apart():
-    """Two long jids that differ at their ends only do not become one."""
+    """Two long jids that differ only at their ends stay distinct."""
     assert fold_jid("j" * 300 + "a") != fold_jid("j" * 300 + "b")
     assert "short" == fold_jid("short")
 
@@ -59,7 +59,7 @@ def test_long_jids_stay_apart():
 @settings(max_examples=tiers.examples(100), deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | any_text, st.lists))
 def test_a_document_is_json(value):
-    """What JSON can hold comes back as it was."""
+    """Values with a JSON form are returned unchanged."""
     text, note, redacted = document(value, PLAIN)
     assert not redacted
     assert len(text) <= MAX_DOCUMENT
@@ -68,14 +68,14 @@ def test_a_document_is_json(value):
 
 
 def test_a_document_that_is_too_long():
-    """What is too long is left out, and a note says how long it was."""
+    """A value that is too long is left out, with a note of its length."""
     text, note, _ = document(["x" * 100_000], PLAIN)
     assert {"left_out": "100004 characters"} == json.loads(text)
     assert "100004 characters" in note
 
 
 def test_a_document_that_is_no_json():
-    """What JSON has no word for is kept as its ``repr``; a loop and a rude object do no harm."""
+    """Values without a JSON form are stored as ``repr``; cycles and hostile objects do no harm."""
 
     class Rude:
         def __repr__(self):
@@ -89,6 +89,6 @@ def test_a_document_that_is_no_json():
 
 
 def test_clean_optional():
-    """Nothing stays nothing; a long name is cut."""
+    """None stays None; a long name is cut."""
     assert clean_optional(None) is None
     assert "a" * 255 == clean_optional("a" * 300)

@@ -1,4 +1,4 @@
-"""A job whose worker is killed in its body waits for its section, and is run to its end."""
+"""A job whose worker is killed during its body waits for its section, and finishes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.process
 
 
 def suspended_and_overdue(joblog, process, jid):
-    """Suspend a process and let its job's lease run out; not amid a transaction of SQLite's."""
+    """Suspend a process outside of a SQLite transaction, and let its job's lease expire."""
     process.suspend()
     try:
         joblog.Lock.update(expires_at=joblog.now()).where(joblog.Lock.owner == jid).execute()
@@ -28,7 +28,7 @@ def suspended_and_overdue(joblog, process, jid):
 def test_what_a_killed_worker_has_begun(
     joblog, database_url, broker_url, tmp_path, run_worker_process, eventually, policy
 ):
-    """It is neither skipped nor dead by its policy, though another job of its key is inside."""
+    """Its policy neither skips nor fails it, though another job holds the key."""
     broker = brokers.connect(broker_url, namespace="begun")
     broker.add_middleware(JobLogMiddleware(joblog))
 

@@ -1,4 +1,4 @@
-"""Worker processes whose host's clock is wrong: the log is right nevertheless."""
+"""Worker processes on hosts with wrong clocks: the log is still right."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HOUR = 3_600_000
 
 @pytest.fixture
 def database_url(postgres_database):
-    """Return the URL of a database whose clock is a server's: SQLite's is its host's own."""
+    """Return the URL of a database with a server's clock; SQLite uses the host's."""
     return postgres_database
 
 
@@ -36,7 +36,7 @@ def joblog(database_url):
 def test_a_worker_an_hour_off(
     joblog, database_url, redis_url, run_worker_process, eventually, tmp_path, ahead
 ):
-    """A worker an hour ahead or behind: states are right, and what takes a second takes one."""
+    """With a worker an hour ahead or behind, states and durations are right."""
     environment = {
         "SKEWED_BY": str(ahead),
         "VICTIM_BROKER": redis_url,

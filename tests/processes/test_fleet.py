@@ -1,4 +1,4 @@
-"""Several hosts, one broker and one database: one host is cut off and comes back, one dies."""
+"""Several hosts, one broker and one database: one host is disconnected for a while, one dies."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ START = {
 
 
 class Story:
-    """Three hosts, each at work on one of the jobs A, B and C.
+    """Three hosts, each running one of the jobs A, B and C.
 
     Parameters:
-      folder: Where jobs say that they began and ended, and wait until they may go on.
+      folder: Where jobs record their begin and end, and wait to be released.
       eventually: The fixture.
     """
 
@@ -87,12 +87,12 @@ class Story:
         return (self.folder / f"{what}-{name}-{host}").exists()
 
     def let(self, name, host):
-        """Let a job that runs on a host end, and wait until its body has."""
+        """Let a job on a host end, and wait until its body has ended."""
         (self.folder / f"go-{name}-{host}").touch()
         self.eventually(lambda: self.noted("ended", name, host), timeout=60)
 
     def let_anywhere(self, name):
-        """Let a job end on whatever host it begins anew."""
+        """Let a job end on the host where it begins again."""
         for host in self.hosts:
             (self.folder / f"go-{name}-{host}").touch()
 
@@ -102,7 +102,7 @@ class Story:
 
 @pytest.mark.parametrize("kind", ["redis", "rabbit"])
 def test_one_host_is_cut_off_and_one_dies(tmp_path, eventually, kind):
-    """Every job ends once and on record, although a host was cut off for a while and one died."""
+    """Each job ends once and is recorded, though one host was disconnected and one died."""
 
     def tell():
         story = Story(kind, tmp_path, eventually)

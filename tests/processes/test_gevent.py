@@ -1,4 +1,4 @@
-"""Workers of ``dramatiq-gevent``: as quiet and as quick as those of threads."""
+"""Workers of ``dramatiq-gevent``: without warnings, and as fast as threads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INSIDE, JOBS = 50, 8
 def test_the_line_moves_quietly(
     postgres_url, redis_url, run_worker_process, eventually, gevent, tmp_path
 ):
-    """With a delayed job held, waiters follow each other at once and nothing is warned of."""
+    """With a delayed job, waiters follow each other at once, without warnings."""
     joblog = JobLog(postgres_url)
     joblog.create_tables()
     broker = brokers.connect(redis_url, namespace="line")

@@ -1,4 +1,4 @@
-"""The promise, tried by SIGKILL between every two steps of a job's path, on each broker."""
+"""The guarantees under SIGKILL between every two steps of a job's path, on each broker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.process
 
 @dataclass
 class Death:
-    """A point to die at, and what must be true then and in the end."""
+    """A point to die at, with the expected states then and at the end."""
 
     point: str
     #: States that the row may have while the worker is dead.
@@ -65,7 +65,7 @@ COMBINATIONS = [
 
 
 def parameters():
-    """Return the combinations, of which the first tier has each that differs once."""
+    """Return the combinations; the first tier has each distinct one once."""
     shown = set()
     for combination in COMBINATIONS:
         death, way, actor, broker, database = combination
@@ -90,7 +90,7 @@ def parameters():
 def test_sigkill(
     joblog, database_url, broker_url, run_worker_process, eventually, tmp_path, death, way, actor
 ):
-    """Whatever the point, a job without an outcome is delivered again, and one with is not run."""
+    """At each point, a job without an outcome is redelivered and runs; one with it does not."""
     end = "finished" if actor == "works" else "dead"
     own_failure = [] if actor == "works" else ["dead"]
     broker = brokers.connect(broker_url, namespace="kill")

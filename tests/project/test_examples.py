@@ -1,4 +1,4 @@
-"""The examples: their own tests, and the deployment as it is written, started for real."""
+"""The examples: their own tests, and the documented deployment, really started."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_its_front_end_is_short():
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
 def test_units(unit, tmp_path):
-    """A unit is one that systemd finds nothing wrong with, where its programs are installed."""
+    """The units have no errors, according to systemd where it is installed."""
     program = shutil.which("systemd-analyze")
     if program is None:
         pytest.skip("no systemd-analyze")
@@ -66,7 +66,7 @@ def test_units(unit, tmp_path):
 
 
 def test_the_compose_file():
-    """Its services, volumes and conditions name each other, and it starts what there is."""
+    """Its services, volumes and conditions match, and its commands exist."""
     yaml = pytest.importorskip("yaml")
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     services = compose["services"]
@@ -95,7 +95,7 @@ def _variables():
 
 
 def test_the_image():
-    """What the Dockerfile copies is there, and what it runs is no user's of all rights."""
+    """The files that the Dockerfile copies exist, and it does not run as root."""
     text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", "")
     for source in re.findall(r"^COPY (\S+) ", text, re.MULTILINE):
         assert (EXAMPLES / source).exists()

@@ -76,7 +76,7 @@ FIGURES = [
 
 @pytest.mark.parametrize(("page", "sentence", "constant", "value"), FIGURES)
 def test_a_figure_is_that_of_the_code(page, sentence, constant, value):
-    """A number that a page names is still on the page, and still in the code."""
+    """A number on a page is still on the page, and equals the code's."""
     text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
     module, _, name = constant.rpartition(".")
 

@@ -24,7 +24,7 @@ def names(first_tier):
 
 
 def collect(files):
-    """Return what a run of the first tier finds in *files*."""
+    """Return the tests that the first tier collects in *files*."""
     paths = [path for file in sorted(files) for path in TESTS.rglob(file)]
     command = ["-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *paths]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The examples of docs/integrations run as they are printed, on a real Redis."""
+"""The examples of docs/integrations run as printed, on a real Redis."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ WORKER = ("--processes", "1", "--threads", "2")
 
 
 def ask(url, **data):
-    """Return the JSON of an HTTP request; None while nobody answers."""
+    """Return the JSON of an HTTP response; None without a response."""
     request = urllib.request.Request(url, data=b"" if data else None)
     try:
         with urllib.request.urlopen(request, timeout=5) as answer:
@@ -92,7 +92,7 @@ def ask(url, **data):
 
 
 def test_a_plain_script(run_in, eventually, tmp_path):
-    """A script sends, a worker runs, another script asks."""
+    """A script sends, a worker runs, another script queries."""
     write, run, running = run_in
     write("scripts")
     run("send.py")
@@ -108,7 +108,7 @@ def test_a_plain_script(run_in, eventually, tmp_path):
 
 
 def test_results_pipelines_and_groups(run_in, eventually, tmp_path):
-    """Results are there beside the log, and each message of a pipeline or a group has its row."""
+    """Results work with the log, and each message of a pipeline or a group has its row."""
     write, run, running = run_in
     write("results")
     joblog = JobLog(f"sqlite:///{tmp_path / 'jobs.db'}")
@@ -126,7 +126,7 @@ def test_results_pipelines_and_groups(run_in, eventually, tmp_path):
 
 
 def test_a_scheduler(run_in, eventually, tmp_path):
-    """What is scheduled is logged when it is sent, and not sent twice before it is done."""
+    """Scheduled jobs are logged when sent, and not sent twice before they are done."""
     write, _, running = run_in
     write("scheduler")
     joblog = JobLog(f"sqlite:///{tmp_path / 'jobs.db'}")
@@ -162,7 +162,7 @@ def test_a_web_application(run_in, eventually, framework):
 
 
 def test_django(run_in, eventually):
-    """The log lives in Django's own database, and a view asks it for a user's jobs."""
+    """The log is in Django's database, and a view queries a user's jobs."""
     write, run, running = run_in
     write("django")
     port = servers.free_port()
@@ -251,7 +251,7 @@ pay.send(3)
 
 
 def test_a_move_from_django_dramatiq(run_in, tmp_path):
-    """What its AdminMiddleware kept becomes rows of the log, once."""
+    """The rows of its AdminMiddleware become rows of the log, once."""
     write, run, _ = run_in
     write("django")
     (tmp_path / "old.py").write_text(OLD)
@@ -301,7 +301,7 @@ def test_the_tutorial(run_in, eventually, tmp_path):
 
 
 def test_an_abort(run_in, eventually, tmp_path):
-    """A job that is aborted while it runs is dead, and distinguished from one that failed."""
+    """A job aborted while running is dead, with a different reason than a failed one."""
     write, run, running = run_in
     write("abort")
     joblog = JobLog(f"sqlite:///{tmp_path / 'jobs.db'}")

@@ -1,4 +1,4 @@
-"""Imports go one way, and importing the package does nothing else."""
+"""Imports go in one direction, and importing the package has no other effect."""
 
 from __future__ import annotations
 
@@ -135,14 +135,14 @@ def rank(layer):
 
 
 def test_each_module_has_its_layer():
-    """A module of the package stands in the table."""
+    """Each module of the package is in the table."""
     known = {layer for line in LAYERS for layer in line}
 
     assert {layer for layer, _, _ in modules()} <= known
 
 
 def test_imports_go_one_way():
-    """A module imports from lower layers only, for types too."""
+    """A module imports only from lower layers, including types."""
     upward = [
         f"{path.name} imports {name}"
         for layer, path, tree in modules()
@@ -170,7 +170,7 @@ def test_no_cycle_is_broken_by_a_late_import():
 
 
 def test_only_the_middleware_needs_the_broker_side():
-    """Elsewhere nothing of the host is imported but its errors and its logging."""
+    """Other modules import only errors and logging from Dramatiq."""
     broker_side = [
         f"{path.name} imports {name}"
         for layer, path, tree in modules()
@@ -216,7 +216,7 @@ def test_importing_has_no_effect():
 
 
 def test_an_effect_of_importing_is_seen(tmp_path):
-    """The probe sees a module that does all of these."""
+    """The probe detects a module that does all of these."""
     (tmp_path / "offender.py").write_text(OFFENDER)
 
     effects = _effects_of("offender", tmp_path)
@@ -243,7 +243,7 @@ def _effects_of(module, folder):
 
 
 def test_the_dialects_alone_ask_what_kind_a_database_is():
-    """What differs between databases stands in their dialects, and nowhere else."""
+    """Differences between databases are only in their dialects."""
     asking = {
         str(path.relative_to(PACKAGE).parent)
         for path in PACKAGE.rglob("*.py")

@@ -1,4 +1,4 @@
-"""What is shipped: the wheel's contents, its metadata, and documented public names."""
+"""The package: the wheel's contents, its metadata, and documented public names."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_wheel_tells_what_it_is_and_needs(wheel):
 
 
 def test_public_names_are_sorted_and_there():
-    """The public names stand in order, once, and each can be imported."""
+    """The public names are sorted and unique, and each can be imported."""
     names = dramatiq_joblog.__all__
 
     assert names == sorted(set(names))
@@ -85,7 +85,7 @@ def test_public_names_are_sorted_and_there():
 
 @pytest.mark.parametrize("name", dramatiq_joblog.__all__)
 def test_a_public_name_is_documented(name):
-    """A public name has a docstring, and not one that Python makes up."""
+    """Each public name has its own docstring, not a generated one."""
     text = getattr(dramatiq_joblog, name).__doc__
 
     assert text

@@ -1,4 +1,4 @@
-"""The reference has all that is public."""
+"""The reference has everything public."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ENTRIES = re.findall(r"^::: ([\w.]+)$", REFERENCE.read_text("utf-8"), re.MULTILI
 
 @pytest.mark.parametrize("module", ["dramatiq_joblog", "dramatiq_joblog.web"])
 def test_every_public_name_has_an_entry(module):
-    """Each name that a module exports has an entry, or is an error, which have theirs together."""
+    """Each name that a module exports has an entry, or is an error, which share one."""
     names = {entry.rpartition(".")[2] for entry in ENTRIES}
     public = importlib.import_module(module)
     missing = [
@@ -30,7 +30,7 @@ def test_every_public_name_has_an_entry(module):
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_every_entry_is_there(entry):
-    """Each entry names something that is there, and has a docstring."""
+    """Each entry names something that exists and has a docstring."""
     module, _, name = entry.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)

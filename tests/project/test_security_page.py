@@ -1,4 +1,4 @@
-"""The roles of docs/security.md, on a real PostgreSQL: each may do what the page says."""
+"""The roles of docs/security.md, on a real PostgreSQL: each can do what the page says."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAGES = (
 
 @pytest.fixture
 def urls(postgres_url):
-    """Make the page's roles in a database of the test, and return the URL of each."""
+    """Create the page's roles in a test database, and return the URL of each."""
     parts = urlsplit(postgres_url)
     database, address = parts.path.strip("/"), parts.netloc.rpartition("@")[2]
     # Roles belong to the server, which other tests share.
@@ -49,7 +49,7 @@ def urls(postgres_url):
 
 @pytest.fixture
 def filled(urls, make_broker, worker, caplog):
-    """Return the writer's log of an owner's tables, with a life of each kind in it."""
+    """Return the writer's log on the owner's tables, with jobs of each kind."""
     owner = JobLog(urls["joblog_owner"])
     owner.create_tables()
     owner.close()
@@ -75,7 +75,7 @@ def filled(urls, make_broker, worker, caplog):
 
 
 def test_the_writer_s_rights(filled, caplog):
-    """The writer's role runs, retries, locks, cancels, runs again, prunes and looks."""
+    """The writer's role can run, retry, lock, cancel, requeue, prune and read."""
     dead = filled.jobs.dead().get()
 
     filled.requeue(dead.jid, who="ada")
@@ -103,7 +103,7 @@ def test_what_the_writer_may_not(filled):
 
 
 def test_the_reader_s_rights(filled, urls):
-    """The reader's role opens every page, and is refused every change with the cure."""
+    """The reader's role can open every page, and each change is refused with the cure."""
     dead = filled.jobs.dead().get()
     joblog = JobLog(urls["joblog_reader"])
 

@@ -1,4 +1,4 @@
-"""The plugin for tests of the user, in a pytest of the user."""
+"""The pytest plugin for users' tests, in a separate pytest."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_without_any_setup(joblog, joblog_worker):
 
 
 def run_pytest(folder, *, shop="", tests, passed):
-    """Run a pytest of its own on a project of its own."""
+    """Run a separate pytest on a separate project."""
     (folder / "shop.py").write_text(shop)
     (folder / "test_shop.py").write_text(tests)
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
@@ -206,7 +206,7 @@ def folder(tmp_path):
 
 @pytest.mark.full
 def test_the_readme_s_example(folder):
-    """The test that the README shows passes for the actors that it shows, with no server."""
+    """The README's test passes for the README's actors, without a server."""
     shop = next(block for block in BLOCKS if "def reconcile" in block)
     [tests] = [block for block in BLOCKS if block.startswith("def test_")]
     run_pytest(folder, shop=shop, tests=f"from shop import reconcile\n\n{tests}", passed=1)
@@ -223,7 +223,7 @@ def test_the_project_of_the_documents(folder):
 
 
 def test_a_project_with_everything(folder):
-    """Servers that are not there are not missed, nothing waits, and all is put back."""
+    """Missing servers are not needed, nothing waits, and everything is restored."""
     run_pytest(folder, shop=SHOP, tests=TESTS, passed=10)
 
 
@@ -235,7 +235,7 @@ def test_a_model_of_the_user_s_own(folder):
 
 @pytest.mark.full
 def test_a_project_with_nothing(folder):
-    """Without a broker of its own a test may declare its actors on that of the plugin."""
+    """Without its own broker, a test may declare its actors on the plugin's."""
     run_pytest(folder, tests=ALONE, passed=1)
 
 

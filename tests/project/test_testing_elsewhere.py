@@ -1,4 +1,4 @@
-"""What a test would write elsewhere is refused: to a real broker, or to another database."""
+"""Writes of a test to a real broker, or to another database, are refused."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_of_a_project_that_wants_it_so(joblog, joblog_worker):
 
 @pytest.fixture
 def run_pytest(tmp_path):
-    """Return a function that runs a pytest of its own on files, and returns what it says."""
+    """Return a function that runs a separate pytest on files, and returns its output."""
 
     def run(passed, *options, **files):
         (tmp_path / "pytest.ini").write_text("[pytest]\n")
@@ -211,7 +211,7 @@ def run_pytest(tmp_path):
 
 
 def test_another_broker(run_pytest):
-    """A message that the test's broker would not see is refused, with the cure, and not sent."""
+    """A message for another broker than the test's is refused, with the cure, and not sent."""
     run_pytest(7, "-W", "error", shop=SHOP, test_shop=LATE)
 
 
@@ -243,7 +243,7 @@ def test_django_on_sqlite(run_pytest, tmp_path):
     ],
 )
 def test_django_without_a_test_database_for_the_log(run_pytest, tmp_path, tests):
-    """A test database that the log cannot reach, or that nobody made, is refused with the cure."""
+    """A test database that is unreachable, or was not created, is refused with the cure."""
     pytest.importorskip("pytest_django")
     files = {"site_settings": on_sqlite(tmp_path), "shop": DJANGO_SHOP}
 
@@ -254,7 +254,7 @@ def test_django_without_a_test_database_for_the_log(run_pytest, tmp_path, tests)
 
 @pytest.mark.full
 def test_django_with_the_database_that_is_there(run_pytest, tmp_path):
-    """A project whose own fixture makes its tests use the database that is there may do so."""
+    """A project may make its tests use the existing database with its own fixture."""
     pytest.importorskip("pytest_django")
     files = {"site_settings": on_sqlite(tmp_path), "shop": DJANGO_SHOP}
 
@@ -265,7 +265,7 @@ def test_django_with_the_database_that_is_there(run_pytest, tmp_path):
 
 @pytest.mark.full
 def test_django_on_postgresql(run_pytest, postgres_url):
-    """The same on a server, where the log's URL writes the address in another way."""
+    """The same on a server, with a different notation of the address in the log's URL."""
     pytest.importorskip("pytest_django")
     parts = urlsplit(postgres_url)
     database = {

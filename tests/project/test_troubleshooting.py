@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md has the messages of the package, and no others."""
+"""docs/troubleshooting.md has exactly the messages of the package."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def texts():
 
 
 def test_the_page_names_many():
-    """The page is read as it is meant."""
+    """The page is parsed correctly."""
     assert len(MESSAGES) > 90
 
 
 def test_each_message_is_in_the_package():
-    """A message of the page is one that the package has, word for word."""
+    """Each message of the page is in the package, word for word."""
     known = texts()
     missing = []
     for message in MESSAGES:
@@ -75,7 +75,7 @@ NOT_SHOWN = {
 
 
 def met():
-    """Yield each message that is raised, or logged as a warning or worse, with its place."""
+    """Yield each message that is raised, or logged as a warning or worse, with its location."""
     for path in sorted((ROOT / "dramatiq_joblog").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             call = node.exc if isinstance(node, ast.Raise) else node
@@ -92,7 +92,7 @@ def met():
 
 
 def pattern_of(message):
-    """Return what a message of the page looks like in the source."""
+    """Return a message of the page in the form of the source."""
     parts = [part.strip() for part in re.split(r"…|%\.?\d*\w", message)]
     return re.compile(".*?".join(re.escape(part) for part in parts if part))
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.full
 def test_the_demo(tmp_path):
-    """It shows what happened in that week, needs no server, and leaves nothing in the folder."""
+    """It shows the events of that week, needs no server, and leaves nothing else in the folder."""
     folder = tmp_path / "demo"
     subprocess.run(
         [sys.executable, "-m", "example_app.week", str(folder)],

@@ -1,4 +1,4 @@
-"""What has not ended: one scope, and one word of a search."""
+"""Unfinished jobs: a scope, and a search word."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ENDED = {State.FINISHED, State.DEAD, State.SKIPPED}
 
 @pytest.fixture
 def one_of_each(job_factory):
-    """Make a job in each state, and return the states of those that have not ended."""
+    """Insert a job in each state, and return the unfinished states."""
     for state in State:
         job_factory(state=state, jid=str(state))
     return {str(state) for state in State if state not in ENDED}
 
 
 def test_active_is_all_that_has_not_ended(joblog, one_of_each):
-    """The scope has a job of each state but the final ones, and chains like the others."""
+    """The scope has a job of each state except final ones, and chains like the others."""
     assert one_of_each == {job.jid for job in joblog.jobs.active()}
     assert {"started", "retrying"} == {job.jid for job in joblog.jobs.active().in_progress()}
 
@@ -37,7 +37,7 @@ def test_active_is_a_word_of_a_search(joblog, one_of_each):
 
 
 def test_a_job_that_was_only_just_sent_is_active(joblog, make_broker):
-    """What this process sent a moment ago is active before any worker has seen it."""
+    """A job that this process has just sent is active before any worker has seen it."""
     broker = make_broker(joblog=joblog)
     broker.declare_queue("default")
     actor = dramatiq.actor(lambda: None, actor_name="work", broker=broker)
@@ -49,7 +49,7 @@ def test_a_job_that_was_only_just_sent_is_active(joblog, make_broker):
 
 
 def test_the_recipe_refuses_a_second_one(monkeypatch, tmp_path, redis_url):
-    """The endpoint of the documentation answers 409 until the job of before has ended."""
+    """The documented endpoint responds with 409 until the earlier job has ended."""
     page = Path(__file__).parent.parent.parent / "docs" / "integrations" / "fastapi.md"
     (source,) = re.findall(
         r'^```python title="shop.py"\n(.*?)^```$', page.read_text(), re.MULTILINE | re.DOTALL

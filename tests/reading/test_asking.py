@@ -1,4 +1,4 @@
-"""Pages, counts, statistics and bounds: what the page and the command line ask."""
+"""Pages, counts, statistics and time limits: the queries of the dashboard and command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOON = datetime(2030, 1, 1, 12, tzinfo=timezone.utc)
 
 
 def test_pages(joblog, job_factory):
-    """Pages go down the list and up again, without a gap or a job twice, by when jobs came."""
+    """Pages go down the list and up again, without gaps or duplicates, by creation time."""
     for number in range(7):
         # Some share their instant, and the order of ids is not that of time.
         job_factory(jid=str(number), created_at=NOON - timedelta(seconds=number // 3))
@@ -39,7 +39,7 @@ def test_pages(joblog, job_factory):
 
 
 def test_a_page_that_looks_no_further(joblog, job_factory, monkeypatch):
-    """By what no index answers a page looks at so many jobs, and says how far that was."""
+    """Without an index, a page checks a bounded number of jobs, and says how far back it looked."""
     monkeypatch.setattr("dramatiq_joblog.schema.query.LOOK", 3)
     for number in range(8):
         job_factory(
@@ -69,7 +69,7 @@ def test_a_page_that_looks_no_further(joblog, job_factory, monkeypatch):
 
 
 def test_what_has_come_since(joblog, job_factory):
-    """The cursor of a job returns what has come since."""
+    """The cursor of a job returns newer jobs."""
     known = job_factory(created_at=NOON)
     place = cursor_of(known)
     assert [] == joblog.jobs.page(after=place).jobs
@@ -80,13 +80,13 @@ def test_what_has_come_since(joblog, job_factory):
 
 @pytest.mark.parametrize("cursor", ["", "7", "a-b", "1-2-3"])
 def test_a_place_that_is_none(joblog, cursor):
-    """A cursor that is from no page is refused."""
+    """An invalid cursor is refused."""
     with pytest.raises(SearchError, match="is not a place in a list of jobs"):
         joblog.jobs.page(before=cursor)
 
 
 def test_counts(joblog, job_factory):
-    """Jobs are counted by state, up to a cap that says so."""
+    """Jobs are counted by state, up to a cap, which is marked."""
     for state, number in {"dead": 3, "finished": 5, "started": 4}.items():
         for _ in range(number):
             job_factory(state=state, actor=state)
@@ -114,7 +114,7 @@ def test_a_row_as_plain_values(joblog, job_factory):
 
 
 def test_stats(joblog, job_factory):
-    """Jobs that ended are counted by outcome and time, by job type, and by what failed."""
+    """Ended jobs are counted by outcome and time, by job type, and by error."""
     for minute, state, error in (
         (0, "finished", None),
         (0, "dead", "KeyError"),
@@ -173,7 +173,7 @@ def test_the_oldest_that_wait(joblog, job_factory):
 
 
 def test_a_question_that_takes_too_long(joblog):
-    """A question is cut when its reader does not want to wait longer, and the next is not."""
+    """A query that exceeds its time limit is cancelled, and the next one is not."""
     slow = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
     if isinstance(joblog.database, MySQLDatabase):
         # It ends such a recursion by itself, and early.

@@ -1,4 +1,4 @@
-"""How numbers, durations and odd characters are shown, on the page and the terminal alike."""
+"""The display of numbers, durations and odd characters is the same on pages and terminals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1+1",
     ],
 )
 def test_an_age_is_the_same_everywhere(milliseconds, text):
-    """The page and the terminal give an age in the same figure."""
+    """Pages and the terminal show an age as the same figure."""
     assert text == display.rough(milliseconds)
     assert text == style.rough(milliseconds)
     assert text == formats.rough(milliseconds).replace("\u00a0", " ")
@@ -55,13 +55,13 @@ def test_an_age_is_the_same_everywhere(milliseconds, text):
     ],
 )
 def test_a_duration_is_the_same_everywhere(milliseconds, text):
-    """The page and the terminal give a duration in the same figures."""
+    """Pages and the terminal show a duration as the same figures."""
     assert text == style.duration(milliseconds)
     assert text == formats.plain_duration(milliseconds).replace("\u00a0", " ")
 
 
 def test_what_cannot_be_seen_is_shown():
-    """Control characters and those that turn the direction of writing become escapes."""
+    """Control characters, and those that change the writing direction, are escaped."""
     assert r"a\u202egpj\x1b[2J\x9b\u200bz" == display.visible(HOSTILE)
     assert "two\nlines\tand a tab" == display.visible("two\nlines\tand a tab")
     assert "żółć 漢字 שלום" == display.visible("żółć 漢字 שלום")
@@ -71,7 +71,7 @@ def test_what_cannot_be_seen_is_shown():
     "text", ["می\u200cشود", "क्\u200dष", "🧑🏽\u200d🚀", "❤️\u200d🔥", "🏳️\u200d🌈"]
 )
 def test_joiners_stay_where_they_are_written(text):
-    """A joiner within Persian, Hindi or one picture stays, on the terminal and in data as well."""
+    """A joiner within Persian, Hindi or an emoji stays, on terminals and in data as well."""
     assert text == display.visible(text) == display.escaped_json(text)
 
 
@@ -79,7 +79,7 @@ def test_joiners_stay_where_they_are_written(text):
     "text", ["a\u200db", "a\u200cb", "\u200d", "🚀\u200d", "🚀\u200c🚀", "م\u200d\u200dم"]
 )
 def test_joiners_elsewhere_are_shown(text):
-    """A joiner that joins nothing would make two names look like one."""
+    """A joiner elsewhere is escaped, because two names would look the same."""
     assert "\\u200" in display.visible(text)
 
 
@@ -114,7 +114,7 @@ def test_an_exported_cell_is_no_formula(ask, job_factory, formula):
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_exports_hold_no_invisible_characters(ask, joblog, odd_job):
-    """Neither exports nor JSON hold a character that a terminal or a person is fooled by."""
+    """Neither exports nor JSON contain characters that mislead terminals or people."""
     lines, table = ask("export").output, ask("export", "--format", "csv").output
     listed, detail = ask("list", "--json").output, ask("show", odd_job.jid, "--json").output
     with TestClient(dashboard(joblog, authorize=lambda _: "all")) as page:
@@ -129,7 +129,7 @@ def test_exports_hold_no_invisible_characters(ask, joblog, odd_job):
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_page_holds_no_invisible_characters(joblog, odd_job):
-    """Pages show such characters as escapes, and links still lead to the job's own user."""
+    """Pages show such characters as escapes, and links still lead to the right user."""
     with TestClient(dashboard(joblog, authorize=lambda _: "all")) as client:
         pages = [client.get(path).text for path in ("/jobs", f"/jobs/{odd_job.jid}", "/dead")]
 

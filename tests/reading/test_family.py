@@ -1,4 +1,4 @@
-"""Who sent whom."""
+"""Families of jobs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ on_each_database = pytest.mark.parametrize(
 
 @pytest.fixture
 def database_url(request, database_of):
-    """Return the URL of an empty database: of SQLite, unless a test asks for others."""
+    """Return the URL of an empty database: SQLite, unless a test requests others."""
     return database_of(getattr(request, "param", "sqlite"))
 
 
@@ -32,7 +32,7 @@ def broker(request, joblog, make_broker):
 
 @pytest.fixture
 def run(broker, worker):
-    """Return a function that runs all that was sent."""
+    """Return a function that runs all messages sent."""
 
     def until_done():
         with worker(broker, worker_threads=2):
@@ -137,7 +137,7 @@ def test_a_group(joblog, run, leaf):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_callbacks(joblog, run, leaf, fails):
-    """What is sent on a success or on a failure was sent by the job that it is about."""
+    """The parent of a success or failure callback is the job that it is about."""
 
     @dramatiq.actor(on_success="leaf", on_failure="leaf", max_retries=0)
     def work():
@@ -151,7 +151,7 @@ def test_callbacks(joblog, run, leaf, fails):
 
 
 def test_an_async_actor_and_a_thread(joblog, run, leaf):
-    """What an async actor sends is its child; what a thread without its context sends is not."""
+    """A message from an async actor is its child; one from a thread without its context is not."""
 
     @dramatiq.actor
     async def work():
@@ -186,7 +186,7 @@ def test_a_new_run_of_a_child(joblog, run, leaf):
 
 
 def test_a_forgotten_parent(joblog, run, leaf):
-    """A parent that is not in the log any more is None."""
+    """A parent that is no longer in the log is None."""
 
     @dramatiq.actor(log_job=False)
     def unlogged():

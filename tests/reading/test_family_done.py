@@ -8,7 +8,7 @@ from dramatiq_joblog import Exclusive, State
 
 
 def test_a_family_by_state(joblog, make_broker, worker, eventually):
-    """The family of a job is counted by state, and says whether any of it may run yet."""
+    """A job's family is counted by state, which shows whether any of it may still run."""
     broker = make_broker("stub", "last", joblog=joblog)
     broker.fail_fast_default = False
 

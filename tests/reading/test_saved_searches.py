@@ -1,4 +1,4 @@
-"""Searches that people save under a name: in code, on the page and in the terminal the same."""
+"""Saved searches: the same in code, on the dashboard and in the terminal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def ask(joblog, database_url):
 
 @pytest.fixture
 def page(joblog):
-    """Return a client of a dashboard that lets everyone in."""
+    """Return a client of a dashboard with full access."""
     with TestClient(opened(joblog), base_url="http://localhost") as asking:
         yield asking
 
@@ -85,7 +85,7 @@ def test_what_is_refused(joblog, name, words):
 
 @pytest.mark.parametrize("name", ["名前", "مستورد", "a\u202eb\x00c", "x" * 80, "-since:1d", "a:b"])
 def test_odd_names(joblog, job_factory, name):
-    """What can be saved under a name is found under it, whatever the name."""
+    """A saved search is found under its name, whatever the name."""
     job_factory(job_type="mail")
     joblog.save_search(name, "type:mail")
 
@@ -94,7 +94,7 @@ def test_odd_names(joblog, job_factory, name):
 
 
 def test_not_left_out(joblog):
-    """A saved search cannot be left out by a minus, as its words mean different things."""
+    """A saved search cannot be negated, because its words have different meanings."""
     joblog.save_search("mail", "type:mail")
     with pytest.raises(SearchError, match="-saved:mail"):
         joblog.search("-saved:mail")
@@ -118,7 +118,7 @@ def test_on_the_page(joblog, page, job_factory):
 
 
 def test_who_may_only_look(joblog):
-    """Who may only look is shown saved searches, and saves and deletes none."""
+    """Read-only users see saved searches, but cannot save or delete any."""
     joblog.save_search("mail", "type:mail")
     with TestClient(
         dashboard(joblog, authorize=lambda request: "read-only"), base_url="http://localhost"
@@ -131,7 +131,7 @@ def test_who_may_only_look(joblog):
 
 
 def test_hidden_arguments(joblog, job_factory):
-    """A saved search leads nobody to arguments that they may not see."""
+    """A saved search does not reveal hidden arguments."""
     job_factory(args=["secret"])
     joblog.save_search("peek", "args:secret")
     with TestClient(

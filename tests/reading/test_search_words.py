@@ -1,4 +1,4 @@
-"""The words of a search for how long, how often, with what, and when."""
+"""Search words for durations, attempts, arguments and times."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def test_amounts(lasting, words, actors):
     ],
 )
 def test_odd_values(joblog, words):
-    """An invalid value is answered with one sentence, and nothing else."""
+    """An invalid value raises one sentence."""
     with pytest.raises(SearchError) as refused:
         list(joblog.search(words, now=NOW).page().jobs)
     assert "\n" not in str(refused.value)
 
 
 def test_ended_within(joblog, job_factory):
-    """What ended within a time is found from its begin to before its end, wherever it began."""
+    """Jobs that ended in a period are found, from its beginning to before its end."""
     for name, minutes in (("early", 6), ("inside", 3), ("late", 1)):
         at = int((NOW - timedelta(minutes=minutes)).timestamp() * 1000)
         job_factory(actor=name, created_at=at - 3_600_000, finished_at=at)
@@ -90,7 +90,7 @@ def test_ended_within(joblog, job_factory):
 
 
 def test_words_for_days():
-    """Days and times of the day are those of the zone that the reader is in."""
+    """Days and times of day are in the reader's zone."""
     here = NOW.astimezone(ZoneInfo("Europe/Berlin"))
     assert search.instant("today", NOW) == datetime(2026, 11, 27, tzinfo=timezone.utc)
     assert search.instant("yesterday", here) == datetime(2026, 11, 25, 23, tzinfo=timezone.utc)
@@ -101,7 +101,7 @@ def test_words_for_days():
 
 @pytest.mark.every_database
 def test_arguments(joblog, job_factory):
-    """An argument is found by its name and by its place, and what is in it by the way to it."""
+    """An argument is found by name and by position, and nested values by path."""
     order = {"city": "Köln", "items": [{"sku": "a-1"}], "paid": True, "total": 7}
     job_factory(actor="named", args=[], kwargs={"order": order})
     job_factory(actor="placed", args=[7, {"city": "Köln"}], kwargs={})
@@ -122,7 +122,7 @@ def test_arguments(joblog, job_factory):
 @pytest.mark.every_database
 @pytest.mark.parametrize("name", ["größe", "日本", "😀", "a'b", "a%b", "$"])
 def test_arguments_with_names_of_any_language(joblog, job_factory, name):
-    """An argument is found by its name whatever the script, also within another."""
+    """An argument is found by its name in any script, also when nested."""
     job_factory(actor="named", args=[], kwargs={name: {name: "x"}, f"{name}2": "y"})
     job_factory(actor="other", args=[], kwargs={"n": "x"})
     assert found(joblog, f"args.{name}.{name}:x") == ["named"]
@@ -133,7 +133,7 @@ def test_arguments_with_names_of_any_language(joblog, job_factory, name):
 @pytest.mark.every_database
 @pytest.mark.parametrize("odd", ["\x00", "\ud800"])
 def test_characters_that_no_database_holds(joblog, job_factory, odd):
-    """Neither what was asked nor what a job was sent makes a search fail."""
+    """Neither the searched value nor stored arguments make a search fail."""
     job_factory(actor="odd", args=[f"a{odd}b"], kwargs={f"n{odd}": f"x{odd}"}, job_type=f"t{odd}")
     job_factory(actor="plain", args=["ab"], kwargs={"n": "x"}, job_type="t")
     assert found(joblog, f"type:t{odd}") == ["odd"]
@@ -145,7 +145,7 @@ def test_characters_that_no_database_holds(joblog, job_factory, odd):
 
 @pytest.mark.every_database
 def test_arguments_that_are_no_json(joblog, job_factory):
-    """A row that someone else wrote, and that is no JSON, does not hide the others."""
+    """A foreign row with invalid JSON does not hide the others."""
     job_factory(actor="good", kwargs={"city": "Bonn"})
     bad = job_factory(actor="bad")
     table = joblog.Job._meta.table_name
@@ -168,7 +168,7 @@ def test_arguments_by_the_names_of_parameters(joblog, make_broker, job_factory):
 
 @pytest.mark.every_database
 def test_reasons_and_lines(joblog, job_factory):
-    """Why a job is dead or was skipped, and what it logged, are found as parts of a text are."""
+    """Reasons of dead and skipped jobs, and log lines, are found by parts of their text."""
     job_factory(actor="dead", state="dead", dead_reason="retries_exhausted")
     job_factory(actor="skipped", state="skipped", skip_reason="not needed")
     said = job_factory(actor="said")
@@ -183,6 +183,6 @@ def test_reasons_and_lines(joblog, job_factory):
 
 
 def test_words_come_back_as_they_were_typed():
-    """A word for what is in an argument is read, and keeps the way to it as its key."""
+    """A word for a nested argument is parsed with its path as the key."""
     (term,) = search.parse('-args.order.city:"New York"')
     assert term == search.Term("args.order.city", "New York", negated=True)

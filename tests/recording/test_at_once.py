@@ -1,4 +1,4 @@
-"""First runs in sections of their own: one statement on PostgreSQL, alike on the others."""
+"""First runs in separate sections: one statement on PostgreSQL, the same result elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.every_database
 
 @pytest.fixture
 def begin(joblog):
-    """Return a function that writes starts in sections, and returns what each is answered."""
+    """Return a function that writes starts in sections, and returns the answers."""
 
     def write(*starts):
         answers = joblog.core.writer._batches._sections.write(starts)
@@ -49,14 +49,14 @@ def test_several_begin_together(joblog, begin):
 
 
 def test_two_of_one_key(joblog, begin):
-    """Of two in one batch the first is begun; the other waits, as it would behind any other."""
+    """Of two in one batch, the first begins; the other waits, like behind any other."""
     first, second = begin(start("a", "key"), start("b", "key"))
     assert (True, False) == (first.granted, second.granted)
     assert ["started", "waiting"] == [joblog.get(jid).state for jid in "ab"]
 
 
 def test_a_key_that_is_held(joblog, begin):
-    """Others are begun beside a job that does not come in, and the key goes on to count."""
+    """Others begin in a batch with a refused job, and the key's fence keeps growing."""
     begin(start("a", "key"))
     blocked, other = begin(start("b", "key"), start("c", "other"))
     assert (False, True) == (blocked.granted, other.granted)
@@ -68,7 +68,7 @@ def test_a_key_that_is_held(joblog, begin):
 
 
 def test_a_limit_that_was_set(joblog, begin):
-    """A key that someone has paused lets nobody in."""
+    """A paused key admits no job."""
     joblog.set_limit("key", 0)
     [answer] = begin(start("a", "key"))
     assert (False, "waiting") == (answer.granted, joblog.get("a").state)
@@ -88,7 +88,7 @@ def test_a_limit_that_was_set(joblog, begin):
     ],
 )
 def test_a_row_that_is_there(joblog, begin, job_factory, found, granted):
-    """A row that shows more than a message that was sent is judged as for any other start."""
+    """A row with earlier runs is judged like for any other start."""
     columns = {"state": "enqueued", "attempt": 1} | found
     job_factory(jid="a", **columns)
     [answer] = begin(start("a", "key"))
@@ -103,7 +103,7 @@ def test_a_row_that_is_there(joblog, begin, job_factory, found, granted):
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_a_run_that_another_process_begins_meanwhile(joblog, database_url, begin):
-    """If its row turns out to be another run's, the key is given back, and it is judged anew."""
+    """If its row belongs to another run, the key is released, and the start is judged again."""
     # Its key is made of something else there, so that this one is free.
     rival = start("a", "other key", token="the rival")
     answers = []
@@ -128,7 +128,7 @@ def test_a_run_that_another_process_begins_meanwhile(joblog, database_url, begin
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_no_table_is_read_whole(joblog, database_url, begin, asked):
-    """The plan that the server keeps looks each row up by an index, however many there are."""
+    """The server's cached plan looks up each row by an index, however many there are."""
     joblog.Job.insert_from(
         SQL(
             "SELECT 'jid ' || n, 'work', 'default', 'finished', 1, n, n "

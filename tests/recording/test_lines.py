@@ -1,4 +1,4 @@
-"""What jobs log is kept with their runs."""
+"""Jobs' log lines are stored with their runs."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ on_each_database = pytest.mark.parametrize(
 
 @pytest.fixture
 def database_url(request, database_of):
-    """Return the URL of an empty database: of SQLite, unless a test asks for others."""
+    """Return the URL of an empty database: SQLite, unless a test requests others."""
     return database_of(getattr(request, "param", "sqlite"))
 
 
 @pytest.fixture(autouse=True)
 def levels():
-    """Let everything through, as a worker that is started with ``-v`` does."""
+    """Log all levels, like a worker started with ``-v``."""
     before = logging.root.level
     logging.root.setLevel(logging.DEBUG)
     yield
@@ -58,7 +58,7 @@ def run(joblog, make_broker, worker):
 
 
 def texts(lines):
-    """Return what lines say."""
+    """Return the texts of lines."""
     return [line.text for line in lines]
 
 
@@ -94,7 +94,7 @@ def test_lines_of_a_job(run):
     ],
 )
 def test_levels(run, middleware, actor, message, kept):
-    """A message's level wins over its actor's, and that over the middleware's."""
+    """A message's level overrides its actor's, and that the middleware's."""
     job = run(logs_at_each_level, options=actor, send=message, **middleware)
 
     wanted = [] if kept is None else [*(f"{level} of 4" for level in kept.split()), "by hand"]
@@ -103,7 +103,7 @@ def test_levels(run, middleware, actor, message, kept):
 
 @pytest.mark.parametrize("value", ["LOUD", 1.5, "", []])
 def test_an_unknown_level(sqlite_url, make_broker, value):
-    """What is not a level is refused where it is said, naming it."""
+    """An invalid level is refused where it is given, with its name."""
     log = JobLog(sqlite_url)
     with pytest.raises(ConfigurationError, match=r"lines=.* is not a level"):
         JobLogMiddleware(log, lines=value)
@@ -136,7 +136,7 @@ def test_each_run_keeps_its_own(joblog, make_broker, worker):
 
 
 def test_jobs_at_the_same_time_do_not_mix(joblog, make_broker, worker):
-    """Each line goes to the job that logs it; what no job logs goes nowhere."""
+    """Each line is stored with the job that logs it; other lines are not stored."""
     broker = make_broker("stub", "last", joblog=joblog)
     together = threading.Barrier(4, timeout=60)
 
@@ -163,12 +163,12 @@ async def logs_in_tasks():
 
 
 def test_an_async_actor(run):
-    """Lines of an async actor, and of threads that it hands work to, are its job's."""
+    """Lines of an async actor, and of threads that it hands work to, belong to its job."""
     assert ["in the actor", *["in a thread of its own"] * 2] == texts(run(logs_in_tasks).lines)
 
 
 def test_a_thread_with_the_context(run):
-    """A thread that was given the job's context logs for it; any other thread does not."""
+    """A thread with the job's context logs for it; other threads do not."""
 
     def work():
         of_the_job, of_nobody = contextvars.copy_context(), contextvars.Context()
@@ -218,7 +218,7 @@ def test_text_that_no_database_holds(run):
 
 
 def test_the_host_and_the_log_are_left_out(run):
-    """What their code says of a job stands on its row; a logger of theirs is the job's too."""
+    """Messages of Dramatiq and the log about a job are not its lines; an actor's loggers are."""
 
     def work():
         dramatiq.get_logger("dramatiq.jobs").warning("of the job")
@@ -228,7 +228,7 @@ def test_the_host_and_the_log_are_left_out(run):
 
 
 def test_a_chatty_job(run):
-    """Of very many lines the first and the last are kept, and a line says how many are not."""
+    """Of very many lines, the first and last are kept, and a line says how many are not."""
 
     def work():
         for n in range(20_000):
@@ -243,7 +243,7 @@ def test_a_chatty_job(run):
 
 
 def write(batch, rows):
-    """Write a batch to rows by number, as the tables take it."""
+    """Write a batch to rows by number, like the tables."""
     if batch is None:
         return
     if batch.forget is not None:
@@ -255,7 +255,7 @@ def write(batch, rows):
 
 
 def rows_of(steps, *, signs_of_life):
-    """Return what is written of a run: a number is a line of that length, None a heartbeat."""
+    """Return the rows of a run: a number is a line of that length, None a heartbeat."""
     lines, rows = Lines("j", "t", 1, str), {}
     for n, step in enumerate(steps):
         if step is not None:
@@ -274,7 +274,7 @@ def rows_of(steps, *, signs_of_life):
 @settings(max_examples=tiers.examples(200), deadline=None)
 @given(st.lists(st.one_of(st.integers(1, 9_000), st.none()), max_size=60))
 def test_what_is_written_bit_by_bit_is_what_is_written_at_once(steps):
-    """However often a run's lines are written while it goes on, they are the same in the end."""
+    """However often a run's lines are written meanwhile, the result is the same."""
     rows = rows_of(steps, signs_of_life=True)
     assert rows_of(steps, signs_of_life=False) == rows
     kept = [text for text in rows.values() if not text.startswith("[...")]
@@ -284,7 +284,7 @@ def test_what_is_written_bit_by_bit_is_what_is_written_at_once(steps):
 
 
 def test_after_its_end(run):
-    """What a thread logs for a job that has ended is nobody's."""
+    """Lines that a thread logs for an ended job belong to no job."""
     go_on, threads = threading.Event(), []
 
     def work():
@@ -311,7 +311,7 @@ def test_check_level():
 
 
 def test_those_who_set_up_no_logging(joblog, make_broker, worker, monkeypatch, capsys):
-    """Without any handler of their own they still see warnings, as Python has it."""
+    """Without other handlers, warnings still go to stderr, as in Python."""
     broker = make_broker("stub", "last", joblog=joblog)
     done = []
 

@@ -1,4 +1,4 @@
-"""Whatever a job does to ``logging``: lines are kept, and other handlers are as before."""
+"""Whatever a job does to ``logging``: lines are stored, and other handlers work as before."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def log(sqlite_url):
 
 @pytest.fixture(autouse=True)
 def logging_as_before():
-    """Put the root logger back as it was."""
+    """Restore the root logger."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     root.setLevel(logging.INFO)
@@ -67,7 +67,7 @@ def captures():
 
 @pytest.mark.parametrize("setup", SETUPS)
 def test_lines_of_later_jobs_are_kept(log, make_broker, worker, setup):
-    """After a set-up in a job the handler is put back once, and goes with the worker."""
+    """After a job reconfigures logging, the handler is attached again, until the worker ends."""
     broker = make_broker(joblog=log)
     found = []
 
@@ -97,7 +97,7 @@ def test_lines_of_later_jobs_are_kept(log, make_broker, worker, setup):
 
 
 def test_levels_that_a_setup_sets_are_kept(log, make_broker, worker):
-    """What the new set-up is not to log is not kept either."""
+    """Levels that the new configuration disables are not stored either."""
     broker = make_broker(joblog=log)
 
     @dramatiq.actor
@@ -118,7 +118,7 @@ def test_levels_that_a_setup_sets_are_kept(log, make_broker, worker):
 
 
 def test_warnings_reach_stderr_with_two_logs(log, make_broker, worker, tmp_path, capsys):
-    """With no handler but those of two logs warnings go to stderr once, as without a log."""
+    """With only the handlers of two logs, warnings go to stderr once, as without a log."""
     other = JobLog(f"sqlite:///{tmp_path / 'other.db'}")
     other.create_tables()
     brokers = [make_broker(joblog=log), make_broker(joblog=other)]
@@ -137,7 +137,7 @@ def test_warnings_reach_stderr_with_two_logs(log, make_broker, worker, tmp_path,
 
 
 class Fields(logging.Handler):
-    """Writes each record as a JSON formatter does: its message, and what is its own."""
+    """Formats each record like a JSON formatter: its message and extra attributes."""
 
     def __init__(self):
         super().__init__()
@@ -181,7 +181,7 @@ def test_every_line_of_a_job_has_its_context(log, make_broker, worker):
 
 
 def test_an_outcome_has_fields(log, make_broker, worker):
-    """The columns of a run are fields of its record, whatever a record factory sets as well."""
+    """The columns of a run are fields of its record, whatever a record factory sets."""
     broker = make_broker(joblog=log, outcome_log=True)
     handler, logger = Fields(), logging.getLogger("dramatiq_joblog.outcome")
     handler.addFilter(JobContextFilter())

@@ -1,4 +1,4 @@
-"""Without tables or rights the log says so once, and then once a minute, with the cure."""
+"""Without tables or privileges, the log reports it once, and then once a minute, with the cure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dramatiq_joblog.recording.outage import Outage
 
 @pytest.fixture
 def entries(caplog):
-    """Return a function that returns the log's own entries of a level or above."""
+    """Return a function that returns the package's log records of a level or above."""
 
     def found(level=logging.WARNING):
         return [
@@ -32,7 +32,7 @@ def entries(caplog):
 
 @pytest.fixture
 def looked(monkeypatch):
-    """Return an event factory: it is set once the database was looked for so many times more."""
+    """Return an event factory: an event is set after a number of further probes."""
     say = Outage._say_still
 
     def after(times):
@@ -50,7 +50,7 @@ def looked(monkeypatch):
 
 
 def test_no_tables_yet(sqlite_url, make_broker, worker, entries, looked, eventually):
-    """Jobs run before the tables are made; that is said once, and later the rows are there."""
+    """Jobs run before the tables exist; that is reported once, and the rows are written later."""
     joblog = JobLog(sqlite_url)
     broker = make_broker(joblog=joblog)
     dramatiq.actor(lambda: None, actor_name="work", broker=broker)
@@ -87,7 +87,7 @@ RIGHTS = {
     ],
 )
 def test_a_right_is_missing(postgres_url, make_broker, worker, entries, looked, eventually, right):
-    """What may not be written is kept, and asked for before it is written again."""
+    """Events that may not be written are kept, and privileges are checked before a retry."""
     owner = JobLog(postgres_url)
     owner.create_tables()
     missing = RIGHTS[right]
@@ -128,7 +128,7 @@ def test_a_right_is_missing(postgres_url, make_broker, worker, entries, looked, 
 
 
 def test_the_rehearsal_changes_nothing(joblog, job_factory):
-    """What is asked to know whether events can be written leaves every row as it was."""
+    """The check whether events can be written changes no row."""
     job_factory(jid="a")
     before = joblog.get("a").as_dict()
 
@@ -140,7 +140,7 @@ def test_the_rehearsal_changes_nothing(joblog, job_factory):
 
 
 def test_entries_are_limited(caplog, monkeypatch):
-    """Of one thing there is an entry a minute at most, with how many were left out."""
+    """There is at most one record per minute for each cause, with the number left out."""
     now = 100.0
     monkeypatch.setattr(limited_log.time, "monotonic", lambda: now)
     log = LimitedLog(logging.getLogger("of.mine"))

@@ -1,4 +1,4 @@
-"""What an actor says of itself, however odd, costs no outcome."""
+"""An actor's reports, however odd, never cost the outcome."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dramatiq_joblog import current_job
 
 
 class Rude:
-    """Raises whatever it is asked."""
+    """Raises in each method."""
 
     def _raise(self, *args):
         raise RuntimeError("rude")
@@ -19,7 +19,7 @@ class Rude:
 
 
 class OddError(Exception):
-    """Is false, equal to nothing, and has no text."""
+    """Is falsy, equal to nothing, and raises in str()."""
 
     def __bool__(self):
         return False

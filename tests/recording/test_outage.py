@@ -1,4 +1,4 @@
-"""The log's database away in each of its ways: jobs go on, and in the end every row is right."""
+"""Each kind of database outage: jobs go on, and finally each row is right."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def own_server(postgres_server):
 
 @pytest.fixture
 def server(request):
-    """Return the PostgreSQL of the test, its own if it is to be stopped."""
+    """Return the PostgreSQL of the test; its own, if it is to be stopped."""
     callspec = getattr(request.node, "callspec", None)
     stopped = callspec is not None and callspec.params.get("way") == "stopped"
     return request.getfixturevalue("own_server" if stopped else "postgres_server")
@@ -183,7 +183,7 @@ def test_postgres_away(
     way,
     tmp_path,
 ):
-    """PostgreSQL away in any way: jobs go on, events are kept, in the end every row is right."""
+    """With any outage of PostgreSQL, jobs go on, events are kept, and finally each row is right."""
     joblog = JobLog(through_proxy, spool=tmp_path / "spool")
     joblog.create_tables()
     leave = getattr(Outages(proxy=proxy, server=server, url=url), way)
@@ -199,7 +199,7 @@ def test_postgres_away(
 
 @pytest.mark.parametrize("way", ["locked", "moved"])
 def test_sqlite_away(make_broker, worker, eventually, way, tmp_path):
-    """A SQLite file that is locked for long, or gone for a while: the same."""
+    """The same for a SQLite file that is locked for long, or missing for a while."""
     path = tmp_path / "log" / "jobs.db"
     path.parent.mkdir()
     joblog = JobLog(f"sqlite:///{path}", spool=tmp_path / "spool")
@@ -215,7 +215,7 @@ def test_sqlite_away(make_broker, worker, eventually, way, tmp_path):
 
 
 def test_a_full_database(make_broker, worker, eventually, tmp_path):
-    """A SQLite database that is full: the same, once there is room again."""
+    """The same for a full SQLite database, once there is room again."""
     joblog = JobLog(f"sqlite:///{tmp_path / 'jobs.db'}", spool=tmp_path / "spool")
     joblog.create_tables()
     limit = {"pages": None}
@@ -246,7 +246,7 @@ def test_a_full_database(make_broker, worker, eventually, tmp_path):
 
 
 def test_block(proxy, through_proxy, make_broker, worker, eventually):
-    """With ``on_outage="block"`` no job ends, and none starts, until the log has it."""
+    """With ``on_outage="block"``, no job ends or starts until it is written."""
     joblog = JobLog(through_proxy, on_outage="block")
     joblog.create_tables()
     broker = make_broker("stub", "last", joblog=joblog)
@@ -273,7 +273,7 @@ def test_block(proxy, through_proxy, make_broker, worker, eventually):
 
 
 def test_drop(proxy, through_proxy, make_broker, worker, eventually):
-    """With ``on_outage="drop"`` jobs go on, and what is not written is counted."""
+    """With ``on_outage="drop"``, jobs go on, and dropped events are counted."""
     joblog = JobLog(through_proxy, on_outage="drop")
     joblog.create_tables()
     broker = make_broker("stub", "last", joblog=joblog)
@@ -300,13 +300,13 @@ def test_drop(proxy, through_proxy, make_broker, worker, eventually):
 
 
 def test_a_policy_that_is_none(tmp_path):
-    """A policy that is not known is refused, naming those that are."""
+    """An unknown policy is refused, with the known ones."""
     with pytest.raises(ValueError, match=r"on_outage='wait' is not known; use one of \('spool'"):
         JobLog(f"sqlite:///{tmp_path}/jobs.db", on_outage="wait")
 
 
 def test_another_process_replays(tmp_path, eventually):
-    """What a process kept and left behind when it ended is replayed by the next one."""
+    """Events that a process left on disk are replayed by the next one."""
     url = f"sqlite:///{tmp_path / 'log' / 'jobs.db'}"
     row = {"actor": "work", "queue": "default", "state": "enqueued", "attempt": 1}
 
@@ -353,7 +353,7 @@ FULL = """
 
 
 def test_no_room_anywhere(tmp_path, sqlite_url):
-    """With database and spool on a full disk nothing is lost: all waits until there is room."""
+    """With the database and the spool on a full disk, nothing is lost: all jobs wait for room."""
     spool = tmp_path / "spool"
     child = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(FULL), sqlite_url, str(spool)],

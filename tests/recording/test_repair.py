@@ -1,4 +1,4 @@
-"""What the database refuses is written in part, down to the outcome."""
+"""Events that the database refuses are written partially, down to the outcome."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from dramatiq_joblog.recording.repair import repairs
 
 
 class Person(Model):
-    """A user of an application's own."""
+    """A user of the application."""
 
     name = CharField()
 
 
 @pytest.fixture
 def joblog(database_url):
-    """Return a log of jobs with columns of its own, of which a database may refuse any."""
+    """Return a log with custom columns, any of which the database may refuse."""
     with contextlib.closing(log_of_persons(database_url)) as log:
         yield log
         log.database.close()
@@ -54,12 +54,12 @@ def log_of_persons(database_url):
 
 @pytest.fixture(params=["postgres", "mysql"])
 def database_url(request):
-    """Return the URL of an empty database of those that refuse what does not fit."""
+    """Return the URL of an empty database that refuses values that do not fit."""
     return request.getfixturevalue(f"{request.param}_url")
 
 
 def test_only_the_column_is_left_out(joblog, make_broker, worker):
-    """Of a row whose user is not committed yet only that is left out, and comes when it is."""
+    """If a row's user is not committed yet, only that column is left out, and written later."""
     broker = make_broker(joblog=joblog)
 
     @dramatiq.actor(job_user="user", age=7)
@@ -81,7 +81,7 @@ def test_only_the_column_is_left_out(joblog, make_broker, worker):
 
 
 def test_an_outcome_is_kept_whatever_the_columns(joblog, make_broker, worker):
-    """A job has its outcome, its arguments and its failure whatever its own columns are."""
+    """A job has its outcome, arguments and failure, whatever its custom columns."""
     broker = make_broker(joblog=joblog)
 
     @dramatiq.actor(job_user="user", max_retries=0)
@@ -99,7 +99,7 @@ def test_an_outcome_is_kept_whatever_the_columns(joblog, make_broker, worker):
 
 
 def test_each_column_by_itself(any_joblog, make_broker, worker):
-    """Of several columns that are refused, only those are left out that the database refuses."""
+    """Of several custom columns, only those that the database refuses are left out."""
     joblog = any_joblog
     broker = make_broker(joblog=joblog)
 
@@ -125,7 +125,7 @@ def test_each_column_by_itself(any_joblog, make_broker, worker):
 
 
 def test_a_column_that_fits_by_now(joblog, make_broker, worker):
-    """Of two columns that were refused, the one that the database takes later is stored then."""
+    """Of two refused columns, the one that the database accepts later is stored then."""
     broker = make_broker(joblog=joblog)
 
     @dramatiq.actor(job_user="user", floor=-1)
@@ -147,7 +147,7 @@ def test_a_column_that_fits_by_now(joblog, make_broker, worker):
 
 
 def test_own_columns_are_kept_on_each_rung(joblog):
-    """What is refused beside a job's own columns costs none of them."""
+    """If another column is refused, no custom column is lost."""
     now = 1_764_000_000_000
     row = {"jid": "j", "actor": "a", "queue": "q", "state": "dead", "attempt": 1, "token": "t"}
     row |= dict.fromkeys(("created_at", "updated_at", "enqueued_at", "finished_at"), now)
@@ -161,7 +161,7 @@ def test_own_columns_are_kept_on_each_rung(joblog):
 
 
 def test_the_last_rung_is_the_outcome(joblog):
-    """Whatever else is refused, state, attempt and times of a run are written."""
+    """Whatever is refused, state, attempt and times of a run are written."""
     now = 1_764_000_000_000
     row = {
         "jid": "j",
@@ -197,7 +197,7 @@ def test_the_last_rung_is_the_outcome(joblog):
 
 
 def test_each_rung_leaves_out_more():
-    """Nothing that was left out comes back further down, and the names of the job stay."""
+    """Later repairs never add what earlier ones left out, and the job's identity stays."""
     row = {"jid": "j", "state": "dead", "args": "[1]", "own": 1, "other": 2, "error_type": "E"}
     event = Ended(row, {"jid": "j", "traceback": "x"}, lines=[{"jid": "j"}], unique={})
     error = ValueError("a\x00b")

@@ -1,4 +1,4 @@
-"""What running jobs report: log lines and progress."""
+"""Reports of running jobs: log lines and progress."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ shop = logging.getLogger("shop.prices")
 
 @pytest.fixture(autouse=True)
 def levels():
-    """Let everything through that is worth it, as a worker process does."""
+    """Log INFO and above, like a worker process."""
     before = logging.root.level
     logging.root.setLevel(logging.INFO)
     yield
@@ -33,7 +33,7 @@ def go_on():
 
 @pytest.fixture
 def broker(joblog, make_broker):
-    """Return a broker with a log that hears of its jobs often."""
+    """Return a broker with a log with frequent heartbeats."""
     return make_broker("stub", "last", joblog=joblog, heartbeat=50, heartbeat_timeout=60_000)
 
 
@@ -64,7 +64,7 @@ def test_a_long_job_is_heard_of(joblog, broker, worker, eventually, go_on):
 
 
 def test_one_statement_for_all(joblog, broker, worker, asked, go_on):
-    """The progress of all jobs of a process is one statement, and nothing new is none."""
+    """The progress of all jobs of a process takes one statement, and none without news."""
     told = threading.Barrier(9, timeout=60)
     middleware = next(m for m in broker.middleware if getattr(m, "joblog", None) is joblog)
 
@@ -126,7 +126,7 @@ def test_track(joblog, broker, worker):
     ],
 )
 def test_odd_progress(joblog, broker, worker, told, kept):
-    """Any progress that a job reports can be shown."""
+    """Any reported progress can be shown."""
 
     @dramatiq.actor
     def work():
@@ -141,7 +141,7 @@ def test_odd_progress(joblog, broker, worker, told, kept):
 
 
 def test_a_new_run_begins_anew(joblog, broker, worker, eventually, go_on):
-    """The progress of a failed run is its row's until the next run begins."""
+    """The progress of a failed run stays on the row until the next run begins."""
 
     @dramatiq.actor(max_retries=1, min_backoff=1, max_backoff=1)
     def work():
@@ -160,7 +160,7 @@ def test_a_new_run_begins_anew(joblog, broker, worker, eventually, go_on):
 
 
 def test_a_chatty_job_while_it_runs(joblog, broker, worker, eventually, go_on):
-    """Its last lines are seen before it ends, and what went out of bounds goes from the log."""
+    """Its last lines are visible before it ends, and lines beyond the limit are deleted."""
 
     @dramatiq.actor
     def work():
@@ -213,7 +213,7 @@ def test_lines_outlive_an_outage(sqlite_url, make_broker, worker, eventually):
 @pytest.mark.process
 @pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
 def test_a_killed_worker(joblog, database_url, redis_url, run_worker_process, eventually, tmp_path):
-    """What was heard of a job before its worker was killed stays, and is its interrupted run's."""
+    """Reports from before a worker was killed stay, and belong to the interrupted run."""
     environment = {
         "INSIDE_BROKER": redis_url,
         "INSIDE_DATABASE": database_url,

@@ -1,4 +1,4 @@
-"""``start="soon"``: a start that is written only if its run lasts, or if the job asks."""
+"""``start="soon"``: a start that is written only if its run lasts, or if the job queries."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def told(joblog):
 
 
 def test_a_short_job_is_one_event(joblog, make_broker, worker, eventually, kinds):
-    """The outcome of a short job carries what its start would have said."""
+    """The outcome of a short job includes the columns of its start."""
     broker = make_broker("redis", joblog=joblog, start="soon")
 
     @dramatiq.actor
@@ -74,7 +74,7 @@ def test_a_short_job_is_one_event(joblog, make_broker, worker, eventually, kinds
 
 
 def test_a_job_that_lasts_is_seen(joblog, make_broker, worker, eventually):
-    """A job that lasts is started in the log while it runs, for others to see."""
+    """A longer job is started in the log while it runs."""
     broker = make_broker("stub", joblog=joblog, start="soon")
     ended = threading.Event()
 
@@ -91,7 +91,7 @@ def test_a_job_that_lasts_is_seen(joblog, make_broker, worker, eventually):
 
 @pytest.mark.parametrize("ask", ["jobs", "get", "model"])
 def test_a_job_that_asks_is_seen(joblog, make_broker, worker, eventually, ask):
-    """A job that asks the log anything finds itself in it, started."""
+    """A job that queries the log finds itself in it, started."""
     broker = make_broker("stub", joblog=joblog, start="soon")
     answers = []
 
@@ -114,7 +114,7 @@ def test_a_job_that_asks_is_seen(joblog, make_broker, worker, eventually, ask):
 
 @pytest.mark.parametrize("options", [{"exclusive": "key"}, {"unique": "key"}, {"start": "before"}])
 def test_jobs_that_decide_by_it(joblog, make_broker, worker, eventually, options):
-    """A job with a section or a unique key, or that says so, has its start written before."""
+    """A job with a section, a unique key or ``start="before"`` has its start written before."""
     broker = make_broker("stub", joblog=joblog, start="soon")
     states = []
 
@@ -132,7 +132,7 @@ def test_jobs_that_decide_by_it(joblog, make_broker, worker, eventually, options
 @pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
 @pytest.mark.parametrize("position", ["first", "last"])
 def test_each_story_leaves_its_row(joblog, make_broker, worker, eventually, position):
-    """Each story leaves the same row as with starts that are written before."""
+    """Each story leaves the same row as with ``start="before"``."""
     kwargs = {"joblog": joblog, "middleware": stories.middleware(), "start": "soon"}
     broker = make_broker("redis", position, **kwargs)
     actors = stories.declare(broker)
@@ -146,7 +146,7 @@ def test_each_story_leaves_its_row(joblog, make_broker, worker, eventually, posi
 
 
 def test_an_unknown_time(joblog, make_broker):
-    """A time to write the start that is not known is refused, of an actor too."""
+    """An unknown *start* is refused, for an actor too."""
     with pytest.raises(ConfigurationError, match="start='late' is not known"):
         JobLogMiddleware(joblog, start="late")
     make_broker("stub", joblog=joblog)
@@ -155,7 +155,7 @@ def test_an_unknown_time(joblog, make_broker):
 
 
 def test_an_end_on_a_job_that_was_put_back(joblog):
-    """A job that was put back as it was, and whose next run is short, ends as that run did."""
+    """A job that was requeued unchanged, with a short next run, has that run's outcome."""
     joblog.core.transitions.write([start("a")])
     joblog.core.transitions.write([Ended(row("delayed", "a"))])
     joblog.core.transitions.write([whole("b")])
@@ -164,7 +164,7 @@ def test_an_end_on_a_job_that_was_put_back(joblog):
 
 
 def test_an_end_of_a_redelivered_run(joblog):
-    """A short run whose message was delivered again closes the open one as interrupted."""
+    """A short run of a redelivered message closes the open one as interrupted."""
     first, again = new_token("one"), new_token("one")
     joblog.core.transitions.write([start(first)])
     joblog.core.transitions.write([whole(again)])
@@ -186,7 +186,7 @@ def test_an_end_on_a_finished_job(joblog):
 
 
 def test_an_end_whose_start_was_written(joblog):
-    """An end that carries a start which was written after all counts once."""
+    """An end with a start that was already written counts once."""
     end = whole("a")
     joblog.core.transitions.write([end.start])
     joblog.core.transitions.write([end])
@@ -197,7 +197,7 @@ def test_an_end_whose_start_was_written(joblog):
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_short_jobs_while_the_database_is_away(joblog, make_broker, worker, eventually):
-    """Events of short jobs during an outage of the database are replayed as they were."""
+    """Events of short jobs during an outage of the database are replayed unchanged."""
     broker = make_broker("stub", joblog=joblog, start="soon")
     done = threading.Semaphore(0)
     joblog.core.writer.flush()

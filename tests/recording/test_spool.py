@@ -1,4 +1,4 @@
-"""Events on disk: in order, through torn lines, from processes that died, and by one at a time."""
+"""Events on disk: in order, with partial lines, from dead processes, and by one at a time."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def numbers(chunks):
 
 
 def test_nothing_is_made_before_it_is_needed(folder, spool):
-    """A spool that kept nothing has no file and no folder."""
+    """An empty spool has no file and no folder."""
     assert [] == list(spool.replay()) == list(spool.left_behind())
     assert not spool.waiting
     assert not folder.exists()
 
 
 def test_what_is_kept_comes_back(folder, spool):
-    """Events come back as they were, oldest first, in parts; then the file is gone."""
+    """Events are returned unchanged, oldest first, in chunks; then the file is removed."""
     kept = [event(n) for n in range(MAX_CHUNK + 5)]
     spool.append(kept[:3])
     spool.append(kept[3:])
@@ -59,7 +59,7 @@ def test_what_is_kept_comes_back(folder, spool):
 
 
 def test_what_could_not_be_written_comes_again(spool):
-    """A part of which the taker failed is the first of the next replay."""
+    """A chunk that could not be written is the first of the next replay."""
     spool.append([event(n) for n in range(MAX_CHUNK + 5)])
     for number, _ in enumerate(spool.replay()):
         if number == 1:
@@ -111,7 +111,7 @@ def child(folder):
 
 
 def test_a_process_that_died(folder, spool, child):
-    """What a process kept is replayed by another one once it is dead, and not before."""
+    """A process's events are replayed by another one once it is dead, and not before."""
     assert [] == list(spool.left_behind())
     child.communicate("die\n")
 
@@ -121,7 +121,7 @@ def test_a_process_that_died(folder, spool, child):
 
 
 def test_runs_that_ended_with_their_process(spool, child):
-    """A start without an end, of a process that died, is known to have been cut off."""
+    """A start without an end, of a dead process, is marked as cut off."""
     child.communicate("die\n")
 
     [events] = spool.left_behind()
@@ -129,7 +129,7 @@ def test_runs_that_ended_with_their_process(spool, child):
 
 
 def test_one_at_a_time(folder, spool, child):
-    """While one process replays what another left, no third one does."""
+    """While one process replays another's events, no third one does."""
     child.communicate("die\n")
     replay = spool.left_behind()
     assert 4 == len(next(replay))
@@ -140,7 +140,7 @@ def test_one_at_a_time(folder, spool, child):
 
 
 def test_a_torn_line(folder, spool, child):
-    """Half a line, which nobody relied on, is left out and does no harm."""
+    """A partial line, which was never acknowledged, is skipped."""
     child.communicate("die\n")
     [path] = folder.iterdir()
     with path.open("a") as file:
@@ -150,7 +150,7 @@ def test_a_torn_line(folder, spool, child):
 
 
 def test_a_full_disk(spool, monkeypatch):
-    """When the disk does not take an event, nothing of it stays behind."""
+    """When the disk does not accept an event, nothing of it remains."""
     spool.append([event(1)])
 
     def full(descriptor):
@@ -166,7 +166,7 @@ def test_a_full_disk(spool, monkeypatch):
 
 
 def test_it_outlives_a_power_cut(folder, spool, monkeypatch):
-    """Once events are kept, the disk has all of the file, and the folder's entry of it."""
+    """Once events are kept, the file and its folder entry are fsynced."""
     synced, really = {}, os.fsync
 
     def fsync(descriptor):
@@ -183,7 +183,7 @@ def test_it_outlives_a_power_cut(folder, spool, monkeypatch):
 
 
 def test_values_that_json_has_no_word_for(spool):
-    """A value of a column of the user is kept as its text."""
+    """A value of a custom column is stored as text."""
     spool.append([Started({"jid": "j", "token": "t", "own": b"x"}, None)])
     [[kept]] = spool.replay()
     assert json.dumps(kept.row)

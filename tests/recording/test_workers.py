@@ -1,4 +1,4 @@
-"""Worker processes that die, pause and come back, and what becomes of the jobs they ran."""
+"""Worker processes that die, pause and come back, and their jobs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dramatiq_joblog.recording.heartbeat import Heartbeat
 
 @pytest.fixture
 def heartbeat(joblog):
-    """Return a function that makes the heartbeat of one process more."""
+    """Return a function that makes the heartbeat of another process."""
 
     def make(timeout=30_000):
         return Heartbeat(joblog.Job, joblog.Worker, timeout=timeout)
@@ -22,7 +22,7 @@ def heartbeat(joblog):
 
 
 def silence(joblog, process, milliseconds=60_000):
-    """Make the last heartbeat of a process older."""
+    """Age the last heartbeat of a process."""
     worker = joblog.Worker
     worker.update(heartbeat_at=worker.heartbeat_at - milliseconds).where(
         worker.process == process.process
@@ -30,7 +30,7 @@ def silence(joblog, process, milliseconds=60_000):
 
 
 def test_a_process_appears(joblog, heartbeat):
-    """After its first heartbeat a process has a row that says who it is."""
+    """After its first heartbeat, a process has a row with its identity."""
     process = heartbeat()
     process.threads, process.queues = 4, {"default", "mail"}
     process.beat()
@@ -55,7 +55,7 @@ def test_a_process_tells_what_it_learned_later(joblog, heartbeat, then):
 
 
 def test_a_sign_of_life_costs_one_statement(joblog, heartbeat, job_factory, asked):
-    """A heartbeat is one statement, and the check of others is one, however many jobs run."""
+    """A heartbeat takes one statement, and the check of others one, however many jobs run."""
     process = heartbeat()
     for other in (process, heartbeat()):
         other.beat()
@@ -68,7 +68,7 @@ def test_a_sign_of_life_costs_one_statement(joblog, heartbeat, job_factory, aske
 
 
 def test_runs_of_a_silent_process_are_lost(joblog, heartbeat, job_factory):
-    """The runs of a process that is silent for too long are lost, and nobody else's."""
+    """Only the runs of a process without heartbeats for too long are lost."""
     dead, alive = heartbeat(), heartbeat()
     dead.beat()
     alive.beat()
@@ -86,7 +86,7 @@ def test_runs_of_a_silent_process_are_lost(joblog, heartbeat, job_factory):
 
 
 def test_nothing_is_lost_at_once(joblog, heartbeat, job_factory):
-    """A process that appears takes nobody's jobs, however long they have run."""
+    """A new process does not affect others' jobs, however long they have run."""
     running = heartbeat()
     running.beat()
     job_factory(state="started", process=running.process, started_at=0, updated_at=0)
@@ -96,7 +96,7 @@ def test_nothing_is_lost_at_once(joblog, heartbeat, job_factory):
 
 
 def test_a_process_that_was_paused_comes_back(joblog, heartbeat, job_factory):
-    """A process that was considered gone and was only paused has its runs back."""
+    """A process that was considered gone but was only paused gets its runs back."""
     paused, other = heartbeat(), heartbeat()
     paused.beat()
     job_factory(jid="j", state="started", process=paused.process)
@@ -112,7 +112,7 @@ def test_a_process_that_was_paused_comes_back(joblog, heartbeat, job_factory):
 
 
 def test_a_process_that_ended(joblog, heartbeat, job_factory):
-    """What a process that says that it ended left open is lost."""
+    """Open runs of a process that has reported its end are lost."""
     ended, other = heartbeat(), heartbeat()
     ended.beat()
     job_factory(jid="j", state="started", process=ended.process)
@@ -125,7 +125,7 @@ def test_a_process_that_ended(joblog, heartbeat, job_factory):
 
 
 def test_a_process_number_that_is_used_again(joblog, heartbeat, job_factory):
-    """A process whose number another one has now is lost when it is silent, like any other."""
+    """A process whose PID is reused is lost without heartbeats, like any other."""
     dead, alive = heartbeat(), heartbeat()
     dead.beat()
     job_factory(jid="j", state="started", process=dead.process)
@@ -140,7 +140,7 @@ def test_a_process_number_that_is_used_again(joblog, heartbeat, job_factory):
 
 
 def test_silence_of_all_is_nobodys(joblog, heartbeat, job_factory):
-    """After an outage, during which no process could send a heartbeat, each has time for one."""
+    """After an outage without heartbeats, each process has time for one."""
     other, first = heartbeat(), heartbeat()
     for process in (other, first):
         process.beat()
@@ -159,14 +159,14 @@ def test_silence_of_all_is_nobodys(joblog, heartbeat, job_factory):
 
 @pytest.mark.parametrize("times", [(0, 10), (10, 10), (10, 5), (-1, 10)])
 def test_times_that_make_no_sense(sqlite_url, times):
-    """A heartbeat that is none, or slower than its timeout, is refused."""
+    """An invalid heartbeat, or one slower than its timeout, is refused."""
     with pytest.raises(ConfigurationError, match=r"the timeout must be the longer one|from 1 to"):
         JobLogMiddleware(JobLog(sqlite_url), heartbeat=times[0], heartbeat_timeout=times[1])
 
 
 @pytest.mark.process
 def test_a_killed_worker(joblog, victims, eventually, tmp_path):
-    """The run of a killed worker is lost in time, and interrupted when its message comes back."""
+    """The run of a killed worker becomes lost, and interrupted when its message is redelivered."""
     run, send, _ = victims
     with run(expects_critical="exited unexpectedly") as first:
         jid = send("waits")
@@ -201,7 +201,7 @@ def test_a_killed_worker(joblog, victims, eventually, tmp_path):
     "actor", [pytest.param("poison", marks=pytest.mark.full), "bounded_poison"]
 )
 def test_a_poison_pill(joblog, victims, eventually, tmp_path, actor):
-    """A job that kills its worker three times is marked; with an option it is dead then."""
+    """A job that kills its worker three times is marked; with an option, it is then dead."""
     run, send, _ = victims
     go = tmp_path / "go"
     jid = send(actor)

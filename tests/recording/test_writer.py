@@ -40,7 +40,7 @@ def jids(joblog):
 
 
 def test_nothing_starts_before_the_first_event(tmp_path):
-    """A log that writes nothing has no thread, no connection and no file."""
+    """A log without events has no thread, no connection and no file."""
     path = tmp_path / "jobs.db"
     before = threading.active_count()
     joblog = JobLog(f"sqlite:///{path}")
@@ -53,7 +53,7 @@ def test_nothing_starts_before_the_first_event(tmp_path):
 
 
 def test_many_waiters_share_a_commit(joblog):
-    """Events that wait while a batch is written are written as one, and all are answered."""
+    """Events that arrive while a batch is written form the next batch, and all are answered."""
     batches = []
     gate, entered = threading.Event(), threading.Event()
     write = joblog.core.transitions.write
@@ -87,7 +87,7 @@ def test_many_waiters_share_a_commit(joblog):
 
 
 def test_what_rides(joblog):
-    """An event that rides costs no commit of its own, and is written at the latest when asked."""
+    """An event that rides takes no separate commit, and is written at the latest by wake()."""
     batches = []
     write = joblog.core.transitions.write
     joblog.core.transitions.write = lambda events: batches.append(len(events)) or write(events)
@@ -106,7 +106,7 @@ def test_what_rides(joblog):
 
 
 def test_rows_keep_the_order_of_sending(joblog):
-    """Jobs that are written together are numbered as they were sent."""
+    """Jobs that are written together have ids in the order of sending."""
     names = [f"{n * 7919 % 100}" for n in range(100)]
 
     joblog.core.transitions.write(
@@ -117,7 +117,7 @@ def test_rows_keep_the_order_of_sending(joblog):
 
 
 def test_a_jobs_events_keep_their_order(joblog):
-    """Events of one job that are waiting together are written one after the other."""
+    """Events of one job in the same batch are written one after the other."""
     gate, entered = threading.Event(), threading.Event()
     write = joblog.core.transitions.write
 
@@ -138,7 +138,7 @@ def test_a_jobs_events_keep_their_order(joblog):
 
 
 def test_poison_does_not_take_its_batch(joblog, caplog):
-    """An event the database refuses is stored without what it refused; the others as they are."""
+    """An event that the database refuses is stored without the refused part; others unchanged."""
     poisoned = row("b", args="[1]", max_retries=2**80)
     gate, entered = threading.Event(), threading.Event()
     write = joblog.core.transitions.write
@@ -163,7 +163,7 @@ def test_poison_does_not_take_its_batch(joblog, caplog):
 
 @pytest.mark.parametrize("part", ["row", "failure", "lines"])
 def test_poison_in_a_batch_of_every_table(joblog, part):
-    """Whatever the database refuses of an event, the rows of others are kept, in every table."""
+    """Whatever the database refuses of an event, the rows of others are written, in each table."""
     events = []
     for jid in "abc":
         run = {"jid": jid, "token": f"run-{jid}", "attempt": 1}
@@ -190,7 +190,7 @@ def test_poison_in_a_batch_of_every_table(joblog, part):
 
 @pytest.mark.new_database
 def test_tables_that_were_not_made_yet(database_url, caplog, eventually):
-    """Without tables events are kept, the cure is named, and they are written once there are."""
+    """Without tables, events are kept, the cure is logged, and they are written once there are."""
     joblog = JobLog(database_url)
     with caplog.at_level(logging.ERROR):
         joblog.core.writer.write(Started(row("j", "started", token="t")))
@@ -204,7 +204,7 @@ def test_tables_that_were_not_made_yet(database_url, caplog, eventually):
 
 
 def test_waits_for_a_locked_file(tmp_path):
-    """A SQLite file that another connection holds locked for a moment is waited for."""
+    """A SQLite file that another connection locks briefly is waited for."""
     path = tmp_path / "jobs.db"
     joblog = JobLog(f"sqlite:///{path}")
     joblog.create_tables()
@@ -226,7 +226,7 @@ def test_waits_for_a_locked_file(tmp_path):
 
 
 def test_a_deadlock_is_tried_again(postgres_url):
-    """A batch that the database breaks off for a deadlock is written by the next try."""
+    """A batch that the database rolls back for a deadlock is written at the next attempt."""
     joblog = JobLog(postgres_url)
     joblog.create_tables()
     for jid in ("a", "b"):
@@ -273,7 +273,7 @@ def test_a_connection_that_was_cut(postgres_url):
 
 
 def test_a_senders_transaction(joblog, database_url):
-    """An enqueue row is not part of the sender's transaction, and outlives its rollback."""
+    """An enqueue row is not part of the sender's transaction, and survives its rollback."""
     with joblog.database.atomic() as transaction:
         if not database_url.startswith("sqlite"):
             # In one SQLite file the second to write waits for the first to end.
@@ -286,7 +286,7 @@ def test_a_senders_transaction(joblog, database_url):
 
 @pytest.mark.parametrize(("end", "code"), [("return", 0), ("exit", 3), ("raise", 1)])
 def test_rows_survive_the_exit_of_the_sender(joblog, database_url, run_script, end, code):
-    """What was handed over is written before a process ends, however it does by itself."""
+    """Submitted events are written before a process ends in any regular way."""
     assert code == run_script("forgetful_sender.py", database_url, end).returncode
     assert 200 == joblog.jobs.count()
 
@@ -297,7 +297,7 @@ def child(joblog, jid):
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_fork(joblog):
-    """A forked child of a process that writes has a writer of its own, and harms no other."""
+    """A forked child has its own writer, and does not disturb the parent's."""
     joblog.core.writer.write(Enqueued(row("before")))
     children = [
         multiprocessing.get_context("fork").Process(target=child, args=(joblog, f"child {n}"))
@@ -316,7 +316,7 @@ def test_fork(joblog):
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_bare_fork_that_exits_at_once(joblog):
-    """The connections of a parent outlive a child that ends without cleaning up."""
+    """The parent's connections survive a child that ends without cleaning up."""
     joblog.core.writer.write(Enqueued(row("before")))
     assert 1 == joblog.jobs.count()
     pid = os.fork()
@@ -331,7 +331,7 @@ def test_a_bare_fork_that_exits_at_once(joblog):
 
 @pytest.mark.full
 def test_spawn(joblog, database_url):
-    """A spawned child writes what it handed over before it ends."""
+    """A spawned child writes its submitted events before it ends."""
     sender = Path(__file__).parents[1] / "support" / "spawn_sender.py"
     subprocess.run([sys.executable, sender, database_url], check=True, timeout=60)
     assert ["parent", "spawned"] == jids(joblog)
@@ -351,7 +351,7 @@ def test_two_logs_do_not_meet(sqlite_url, postgres_url):
 
 
 def test_close_and_go_on(joblog):
-    """A closed log opens again by itself."""
+    """A closed log reopens automatically."""
     joblog.core.writer.put(Enqueued(row("a")))
     joblog.close()
     joblog.core.writer.put(Enqueued(row("b")))
@@ -360,7 +360,7 @@ def test_close_and_go_on(joblog):
 
 
 def test_a_database_of_the_users_own(tmp_path, eventually):
-    """A peewee ``Database`` that was handed in is used with connections of the writer's own."""
+    """A passed-in peewee ``Database`` is used with the writer's own connections."""
     database = peewee.SqliteDatabase(tmp_path / "own.db")
     joblog = JobLog(database)
     joblog.create_tables()

@@ -1,4 +1,4 @@
-"""The writer's end, its failures, and who waits for it meanwhile."""
+"""The writer's end, its failures, and threads that wait meanwhile."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ others = set()
 
 @pytest.fixture(autouse=True)
 def of_other_tests():
-    """Leave those aside that are at work already."""
+    """Exclude existing writer threads."""
     others.clear()
     others.update(writers())
 
 
 def writers():
-    """Return the writer threads of this process that live, of this test's logs."""
+    """Return the live writer threads of this test's logs."""
     threads = {t for t in threading.enumerate() if t.name == "dramatiq_joblog writer"}
     return list(threads - others)
 
@@ -58,7 +58,7 @@ def log(sqlite_url):
 
 
 def test_closing_beside_senders(log):
-    """A log that is closed again and again while threads send writes all, and never hangs."""
+    """A log that is closed repeatedly while threads send writes everything, and never hangs."""
     over = threading.Event()
 
     def send(number):
@@ -104,7 +104,7 @@ def test_closing_from_several_threads(log):
 
 
 def test_closing_on_the_writers_own_thread(log, eventually):
-    """A chore may close the log that it is a chore of."""
+    """A chore may close its own log."""
     log.core.writer.every(3_600_000, log.core.writer.close)
 
     eventually(lambda: not writers())
@@ -113,7 +113,7 @@ def test_closing_on_the_writers_own_thread(log, eventually):
 
 
 def test_closing_in_the_child_of_a_fork(log):
-    """The child of a fork closes what is its own, and the parent goes on."""
+    """A forked child closes its own resources, and the parent continues."""
     log.core.writer.write(sent("a"))
     child = os.fork()
     if child == 0:
@@ -133,13 +133,13 @@ def test_closing_in_the_child_of_a_fork(log):
 
 
 class Broken(BaseException):
-    """What nobody expects."""
+    """An unexpected error."""
 
 
 @pytest.mark.expects_critical
 @pytest.mark.parametrize("error", [RuntimeError("broken"), Broken("broken")])
 def test_a_writer_that_fails(log, monkeypatch, error):
-    """What fails in the writer reaches who waits, as never written; then it goes on."""
+    """An error in the writer is raised in waiting threads as not written; then it continues."""
     with monkeypatch.context() as broken:
 
         def fail(*_):
@@ -163,7 +163,7 @@ def test_a_writer_that_fails(log, monkeypatch, error):
 @pytest.mark.expects_critical
 @pytest.mark.parametrize("error", [RuntimeError("broken"), SystemExit(1), Broken("broken")])
 def test_a_chore_that_fails(log, error):
-    """A chore that raises anything ends neither the thread nor the waiting of others."""
+    """A chore that raises anything neither ends the thread nor blocks waiting threads."""
     done = threading.Event()
 
     def fail():
@@ -218,7 +218,7 @@ EXIT = """
 
 
 def test_the_end_while_the_database_is_unavailable(tmp_path):
-    """A process that blocks on its outages and ends says how many events it drops."""
+    """A process with ``on_outage="block"`` that ends in an outage reports dropped events."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(EXIT), str(tmp_path)],
         capture_output=True,
@@ -231,7 +231,7 @@ def test_the_end_while_the_database_is_unavailable(tmp_path):
 
 
 def test_closing_while_the_database_is_unavailable(tmp_path, caplog):
-    """A log that is closed so says it too, and is usable afterwards."""
+    """Closing such a log reports it too, and the log is usable afterwards."""
     log = JobLog("postgresql://ada@127.0.0.1:1/x", on_outage="block", spool=tmp_path)
     log.core.writer.put(sent("a"))
     log.core.writer.put(sent("b"))

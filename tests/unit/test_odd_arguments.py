@@ -1,4 +1,4 @@
-"""What no parameter can use is refused by its name, with a sentence, before anything is done."""
+"""Invalid arguments are refused with the parameter's name, before anything is done."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dramatiq_joblog.web import dashboard, status
 
 
 class Odd:
-    """Something that nobody meant."""
+    """A meaningless value."""
 
     def __repr__(self):
         return "<Odd>"
@@ -28,7 +28,7 @@ NO_CALLABLE = [0, True, "x", [], Odd()]
 
 
 def refused(call: Any, name: str, values: list[Any], errors: Any = JobLogError) -> None:
-    """Check that each value is refused with a sentence that begins with what it is about."""
+    """Check that each value is refused with a sentence that begins with its name."""
     for value in values:
         with pytest.raises(errors) as caught:
             call(**{name: value})
@@ -76,7 +76,7 @@ METHODS: dict[str, tuple[dict[str, list[Any]], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_methods(joblog, method):
-    """A method says which of its parameters it cannot use."""
+    """A method names its invalid parameter."""
     parameters, others = METHODS[method]
     query = joblog.jobs.dead() if method.endswith("_all") else None
     for name, values in parameters.items():
@@ -91,7 +91,7 @@ def test_methods(joblog, method):
 
 @pytest.mark.parametrize("ask", ["search", "terms_of", "save_search"])
 def test_words(joblog, ask):
-    """What is no text is no search."""
+    """A search must be a string."""
     for value in [None, *NO_TEXT]:
         given = ("mine", value) if ask == "save_search" else (value,)
         with pytest.raises(JobLogError, match="is not a search"):
@@ -107,7 +107,7 @@ def test_several_in_one(joblog, name):
 
 
 def test_a_query_of_another_log(joblog, sqlite_url):
-    """Jobs of another log are not cancelled, run again or counted by this one."""
+    """Queries of another log are refused by cancel, requeue and counts."""
     with_others = JobLog(sqlite_url.replace(".db", "-other.db"))
     with_others.create_tables()
     query = with_others.jobs.dead()
@@ -118,7 +118,7 @@ def test_a_query_of_another_log(joblog, sqlite_url):
 
 
 def test_settings_of_a_log(sqlite_url):
-    """A log says which of its settings it cannot use, and is not made."""
+    """A log names its invalid setting, and is not created."""
 
     def make(**given: Any) -> JobLog:
         return JobLog(sqlite_url, **given)
@@ -133,7 +133,7 @@ def test_settings_of_a_log(sqlite_url):
 
 
 def test_settings_of_the_middleware(joblog):
-    """The middleware says which of its settings it cannot use."""
+    """The middleware names its invalid setting."""
 
     def make(**given: Any) -> JobLogMiddleware:
         return JobLogMiddleware(**{"joblog": joblog} | given)
@@ -145,7 +145,7 @@ def test_settings_of_the_middleware(joblog):
 
 
 def test_settings_of_the_page(joblog):
-    """The page says which of its settings it cannot use, and shows no key."""
+    """The dashboard names its invalid setting, and shows no key."""
 
     def make(**given: Any) -> Any:
         return dashboard(**{"joblog": joblog} | given)

@@ -1,4 +1,4 @@
-"""The words of the log, and the rule on who may begin."""
+"""States and reasons, and the rule on which runs may begin."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def judge(state, attempt=1, token="old", new_attempt=1, new_token="new", **flags
 
 
 def test_members_are_their_text():
-    """A state or a reason is, compares, prints and serialises as its text."""
+    """A state or a reason is a string: it compares, prints and serialises as its text."""
     assert State.DEAD == "dead"
     assert "dead" == str(State.DEAD) == f"{State.DEAD}"
     assert "  dead" == f"{State.DEAD:>6}"
@@ -33,7 +33,7 @@ def test_members_are_their_text():
 
 
 def test_every_state_has_one_kind():
-    """Each state is final, open, one that runs begin from, or retrying."""
+    """Each state is final, open, startable, or retrying."""
     kinds = [FINAL, OPEN, STARTABLE, {State.RETRYING}]
     assert set(State) == set().union(*kinds)
     assert all(not set(a) & set(b) for a, b in itertools.combinations(kinds, 2))
@@ -42,7 +42,7 @@ def test_every_state_has_one_kind():
 @pytest.mark.parametrize("state", list(State))
 @pytest.mark.parametrize("rerun", [False, True])
 def test_a_start_seen_twice_is_known(state, rerun):
-    """The same run's start changes nothing, whatever the row says."""
+    """A repeated start of the same run changes nothing, whatever the row."""
     assert Start.KNOWN is judge(state, token="new", rerun=rerun)
 
 
@@ -79,5 +79,5 @@ def test_a_start_seen_twice_is_known(state, rerun):
     ],
 )
 def test_who_may_begin(expected, state, case):
-    """What a run may do that begins on a row in this state."""
+    """What a run that begins may do, for each state of the row."""
     assert expected is judge(state, **case)

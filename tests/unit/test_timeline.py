@@ -94,7 +94,7 @@ def failure(outcome, started, finished, attempt=1):
     ],
 )
 def test_a_job_is_told_in_spans(row, failures, expected):
-    """Each moment from the first send on is in one span: queue, waiting, run, between runs."""
+    """Each moment since the first send is in one span: queue, waiting, run, between runs."""
     told = []
     for span in timeline(row, failures, at(100)):
         start, end = ((i - BEGIN).total_seconds() for i in (span.start, span.end))
@@ -106,7 +106,7 @@ def test_a_job_is_told_in_spans(row, failures, expected):
 
 
 def test_runs_are_numbered():
-    """Runs count on where a message is delivered again within one attempt."""
+    """Runs are numbered across redeliveries within one attempt."""
     spans = timeline(
         job("finished", 60, 70), [failure("interrupted", 1, 5), failure("waited", 50, 60)], at(100)
     )

@@ -1,4 +1,4 @@
-"""The page of alerts: what is open, what was sent and what was not, what could be expected."""
+"""The page of alerts: open ones, notices sent and not sent, and suggested rules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dramatiq_joblog.web import dashboard
 
 @pytest.fixture
 def page(database_url, joblog):
-    """Return a function that has a log look at its rules, and returns the page's client."""
+    """Return a function that makes a log check its rules, and returns a client."""
     logs = []
 
     def make(*rules, notify=None, rounds=1):
@@ -28,7 +28,7 @@ def page(database_url, joblog):
 
 
 def test_what_is_open_comes_first(page, job_factory):
-    """An open alert says how many jobs it is about, leads to them, and stands before the others."""
+    """An open alert has its number of jobs, links to them, and comes before the others."""
     job_factory(state="dead", job_type="import", error_type="ValueError")
     client = page(
         Alert("all is well", "state:dead type:other"), Alert("<dead>", "state:dead type:import")
@@ -45,7 +45,7 @@ def test_what_is_open_comes_first(page, job_factory):
 
 
 def test_a_notice_that_was_not_sent(page, job_factory):
-    """A notice that could not be sent stands there with the reason."""
+    """A notice that could not be sent is shown with the reason."""
 
     def fail(notice):
         raise OSError("the <door> is shut")
@@ -60,7 +60,7 @@ def test_a_notice_that_was_not_sent(page, job_factory):
 
 
 def test_without_alerts(page):
-    """A log without rules says how to give it some."""
+    """For a log without rules, the page explains how to add some."""
     html = page().get("/alerts").text
 
     assert "No worker has looked at any alert." in html
@@ -68,7 +68,7 @@ def test_without_alerts(page):
 
 
 def test_what_runs_regularly_is_offered(page, joblog, job_factory):
-    """A type that finishes regularly is offered, unless it is expected already."""
+    """A type that finishes regularly is suggested, unless it is already expected."""
     now = joblog.core.locks.now()
     for days in range(1, 12):
         at = now - days * DAY
@@ -89,7 +89,7 @@ def test_what_runs_regularly_is_offered(page, joblog, job_factory):
 
 
 def test_what_is_expected(page, joblog, job_factory):
-    """Of an expected type it says on which days one finished, and whether one is missing."""
+    """For an expected type, it shows on which days one finished, and whether one is missing."""
     now = joblog.core.locks.now()
     for days in (3, 4, 5, 5, 60):
         at = now - days * DAY

@@ -1,4 +1,4 @@
-"""What an action on "all that match" takes: all, or it says how far back it looked."""
+"""An action on "all that match" takes all, or reports how far back it looked."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def page(log):
 
 
 def test_all_are_taken(log, page):
-    """All jobs that match are taken, however many stand before them."""
+    """All matching jobs are taken, however many others come before them."""
     text = page.get("/confirm/dismiss", params={"q": WORDS}).text
     assert "Dismiss 4" in text
     assert "was not searched" not in text
@@ -65,7 +65,7 @@ def test_all_are_taken(log, page):
 
 
 def test_the_bound_is_said(page, monkeypatch):
-    """If there is no time to look at all jobs the question says how far back it looked."""
+    """If there is no time to check all jobs, the question says how far back it looked."""
     monkeypatch.setattr(actions, "LOOK_FOR", -1)
 
     text = page.get("/confirm/dismiss", params={"q": WORDS}).text
@@ -76,7 +76,7 @@ def test_the_bound_is_said(page, monkeypatch):
 
 
 def test_nothing_was_found_so_far(page, monkeypatch):
-    """If nothing was found in the time that there is the question does not say that nothing is."""
+    """If nothing was found in time, the question does not claim that there is nothing."""
     monkeypatch.setattr(actions, "LOOK_FOR", -1)
 
     text = page.get("/confirm/dismiss", params={"q": "nothing"}).text

@@ -1,4 +1,4 @@
-"""What ``dashboard(authorize=...)`` may be, and what it may answer."""
+"""What ``dashboard(authorize=...)`` may be, and what it may return."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dramatiq_joblog.web import dashboard
 
 @pytest.fixture
 def joblog(sqlite_database):
-    """Return a log with its tables, on SQLite: the database is not the point here."""
+    """Return a log with its tables, on SQLite: the database does not matter here."""
     log = JobLog(sqlite_database)
     yield log
     log.close()
@@ -84,7 +84,7 @@ def test_any_callable_may_decide(joblog, kind):
 @pytest.mark.parametrize("mounted", [False, True], ids=["alone", "mounted"])
 @pytest.mark.parametrize("kind", ["plain", "async"])
 def test_an_http_exception_is_the_answer(joblog, kind, mounted):
-    """What authorize raises as HTTPException is answered so, with its headers and ours."""
+    """An HTTPException of authorize becomes the response, with its headers and ours."""
     refusal = HTTPException(401, "Sign in.", headers={"WWW-Authenticate": "Basic"})
 
     def refuse(request):
@@ -106,7 +106,7 @@ def test_an_http_exception_is_the_answer(joblog, kind, mounted):
 
 @pytest.mark.parametrize("where", ["/", "/jobs.json", "/health", "/do/requeue", "/none"])
 def test_a_response_is_sent_instead(joblog, where):
-    """What authorize returns as a Response is sent, as a redirect to a login of one's own."""
+    """A Response of authorize is sent, such as a redirect to the application's login."""
     seen = []
 
     async def to_login(request):
@@ -137,7 +137,7 @@ def test_a_raised_response_of_the_framework_of_the_host(joblog):
 
 
 def test_the_assets_are_never_asked_for(joblog):
-    """Styles and scripts are sent to anyone: the application's refusal does not take them away."""
+    """Styles and scripts are public, even if the application refuses access."""
 
     def refuse(request):
         return PlainTextResponse("no", 401)
@@ -147,7 +147,7 @@ def test_the_assets_are_never_asked_for(joblog):
 
 
 def test_what_makes_no_sense_is_said(joblog):
-    """Any other answer is the application's mistake, and the error names it."""
+    """Any other result is the application's mistake, and the error names it."""
     with (
         TestClient(dashboard(joblog, authorize=lambda request: "everything")) as client,
         pytest.raises(TypeError, match="authorize returned 'everything'"),

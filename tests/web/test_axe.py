@@ -1,4 +1,4 @@
-"""The pages for everybody, as axe sees them: with all that there is to show, and with nothing."""
+"""Accessibility of the pages, checked by axe: with all possible content, and empty."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """Return a function that serves a log with all there is, or an empty one."""
+    """Return a function that serves a full log, or an empty one."""
     folder = tmp_path_factory.mktemp("axe")
 
     def log_of(name):
@@ -58,9 +58,9 @@ def address(tmp_path_factory):
 
 @pytest.fixture
 def faults(browser):
-    """Return a function that returns what axe finds wrong with an address, by theme and width.
+    """Return a function that returns axe's violations for a URL, by theme and width.
 
-    The page is loaded once.  A second theme differs from the first in its colours alone.
+    The page is loaded once.  A second theme differs from the first only in its colours.
     """
 
     def find(url, widths, themes):
@@ -90,7 +90,7 @@ def faults(browser):
 
 @pytest.mark.full
 def test_the_overview_on_a_phone(faults, address):
-    """On the first page, as it is on a phone at night, axe finds nothing."""
+    """On the first page, on a phone in dark mode, axe finds nothing."""
     assert faults(address("/"), [390], ["dark"]) == {}
 
 

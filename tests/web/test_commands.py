@@ -1,4 +1,4 @@
-"""What a page shows, or asks, as a command for the terminal that one can copy."""
+"""The terminal commands equivalent to pages and questions, for copying."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def database_url(sqlite_database):
 
 @pytest.fixture
 def command(joblog):
-    """Return a function that returns the words of the command that a page offers."""
+    """Return a function that returns the words of the command on a page."""
     with TestClient(opened(joblog), base_url="http://localhost") as page:
 
         def find(path, **query):
@@ -69,7 +69,7 @@ def test_a_search(command, ask, job_factory, actor):
     ],
 )
 def test_each_page(command, job_factory, path, query, words):
-    """Each page that the terminal has too offers its command."""
+    """Each page with an equivalent command shows it."""
     job_factory(state="dead", jid="this", job_type="import", user_id="7")
 
     found = command(path, **query)

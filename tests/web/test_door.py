@@ -1,4 +1,4 @@
-"""Who is let in: by a key, by a name and a password, by a token; and what the others learn."""
+"""Access: by a key, by a name and a password, by a token; and what others learn."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def log(sqlite_database):
 
 
 def client(app, *, host="127.0.0.1", base_url="http://localhost", **kwargs):
-    """Return a client that asks from *host*."""
+    """Return a client with the address *host*."""
     return TestClient(app, base_url=base_url, client=(host, 50_000), **kwargs)
 
 
 def csrf(asking, path="/login"):
-    """Return the token that the forms of a page carry."""
+    """Return the CSRF token in the forms of a page."""
     asking.get(path)
     return next(c.value for c in asking.cookies.jar if c.name == "joblog_csrf")
 
@@ -66,7 +66,7 @@ def csrf(asking, path="/login"):
     ],
 )
 def test_being_on_this_machine_is_no_leave(log, headers):
-    """Without the key nobody is answered, from this machine neither, whatever a header says."""
+    """Without the key there is no access, not even from this machine, whatever the headers."""
     asking = client(dashboard(log), follow_redirects=False)
 
     for path in ROUTES:
@@ -76,7 +76,7 @@ def test_being_on_this_machine_is_no_leave(log, headers):
 
 
 def test_a_key_opens_once_and_goes_on_as_a_cookie(log):
-    """The key leaves the address at once; from then on a cookie opens every page."""
+    """The key is removed from the URL at once; afterwards a cookie opens every page."""
     asking = client(dashboard(log, key=KEY), follow_redirects=False)
 
     first = asking.get("/jobs", params={"key": KEY, "q": "state:dead"})
@@ -91,7 +91,7 @@ def test_a_key_opens_once_and_goes_on_as_a_cookie(log):
 
 
 def test_a_key_may_be_typed_or_sent_as_a_token(log):
-    """The sign-in asks for the key, and programs give it as a bearer token."""
+    """The sign-in page asks for the key, and programs send it as a bearer token."""
     asking = client(dashboard(log, key=KEY))
 
     assert asking.get("/jobs.json", headers={"authorization": f"Bearer {KEY}"}).status_code == 200
@@ -101,7 +101,7 @@ def test_a_key_may_be_typed_or_sent_as_a_token(log):
 
 
 def test_a_key_is_made_and_said_in_the_log(log, caplog):
-    """A page without authorize=, login= and key= makes a key, and says it as a warning."""
+    """A dashboard without authorize=, login= and key= creates a key, and logs it as a warning."""
     with caplog.at_level(logging.WARNING):
         app = Starlette(routes=[Mount("/joblog", dashboard(log))])
     (said,) = [record.args[0] for record in caplog.records if "?key=" in record.getMessage()]
@@ -114,7 +114,7 @@ def test_a_key_is_made_and_said_in_the_log(log, caplog):
 
 
 def test_two_pages_of_one_host_keep_their_sessions(log):
-    """Cookies are of a host and all its ports: one page does not end the session of another."""
+    """Cookies are shared by all ports of a host: dashboards do not end each other's sessions."""
     one, two = dashboard(log, key=KEY), dashboard(log, key=KEY[::-1])
     asking = client(one)
     asking.get("/", params={"key": KEY})
@@ -125,7 +125,7 @@ def test_two_pages_of_one_host_keep_their_sessions(log):
 
 
 def test_processes_that_know_the_key_know_each_others_sessions(log):
-    """A session that one process began is one for the next."""
+    """A session begun in one process is valid in another."""
     asking = client(dashboard(log, key=KEY))
     asking.get("/", params={"key": KEY})
 
@@ -142,7 +142,7 @@ def test_processes_that_know_the_key_know_each_others_sessions(log):
     ],
 )
 def test_a_door_that_makes_no_sense_is_refused(log, settings, text):
-    """What cannot be meant is refused when the page is made."""
+    """Invalid settings are refused when the dashboard is created."""
     with pytest.raises(ConfigurationError, match=text):
         dashboard(log, **settings)
 
@@ -151,7 +151,7 @@ def test_a_door_that_makes_no_sense_is_refused(log, settings, text):
 
 
 def test_login_asks_once(log):
-    """With a login a page leads to the sign-in and back, and data is refused with 401."""
+    """With a login, a page redirects to the sign-in and back, and JSON is refused with 401."""
     asking = client(dashboard(log, login=("ada", "engine")), host="192.0.2.7")
 
     assert asking.get("/jobs.json").status_code == 401
@@ -170,12 +170,12 @@ def test_login_asks_once(log):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Let the answers to wrong passwords come at once."""
+    """Remove the delay after wrong passwords."""
     monkeypatch.setattr(doors, "SLOWER", 0.0)
 
 
 def guess(app, *, times=10, **headers):
-    """Try wrong passwords, and return the answer to the right one."""
+    """Try wrong passwords, and return the response to the right one."""
     asking = client(app, host=headers.pop("host", "127.0.0.1"), headers=headers)
     form = {"name": "ada", "csrf": csrf(asking)}
     for _ in range(times):
@@ -184,7 +184,7 @@ def guess(app, *, times=10, **headers):
 
 
 def test_whoever_guesses_is_stopped_alone(log, quick, caplog):
-    """Ten wrong passwords from one address stop that address; each stands in the log."""
+    """Ten wrong passwords from one address block that address; each is logged."""
     app = dashboard(log, login=("ada", "engine"))
 
     assert guess(app, host="192.0.2.7").status_code == 429
@@ -194,7 +194,7 @@ def test_whoever_guesses_is_stopped_alone(log, quick, caplog):
 
 
 def test_a_proxy_on_this_machine_says_who_guesses(log, quick):
-    """Behind a proxy of this machine the address is the last one that it says."""
+    """Behind a proxy on this machine, the address is the last one in its header."""
     app = dashboard(log, login=("ada", "engine"))
     guessing = {"x-forwarded-for": "192.0.2.1, 192.0.2.7"}
 
@@ -205,7 +205,7 @@ def test_a_proxy_on_this_machine_says_who_guesses(log, quick):
 
 
 def test_many_wrong_tries_slow_all():
-    """The more wrong tries there were lately, the longer an answer takes, up to a second."""
+    """The more recent wrong attempts, the longer a response takes, up to a second."""
     attempts = doors.Attempts()
 
     delays = [attempts.delay]
@@ -218,7 +218,7 @@ def test_many_wrong_tries_slow_all():
 
 @pytest.mark.parametrize("how", ["key", "login"])
 def test_signing_out_ends_the_session(log, how):
-    """A cookie that was kept from before the sign-out opens nothing."""
+    """A cookie kept from before the sign-out is invalid."""
     settings = {"key": KEY} if how == "key" else {"login": ("ada", KEY)}
     app = dashboard(log, **settings)
     asking = client(app)
@@ -233,7 +233,7 @@ def test_signing_out_ends_the_session(log, how):
 
 
 def test_a_new_password_ends_every_session(log):
-    """A session is good for the password that it was begun with."""
+    """A session is only valid for the password that it was begun with."""
     asking = client(dashboard(log, login=("ada", "engine")))
     asking.post("/login", data={"name": "ada", "password": "engine", "csrf": csrf(asking)})
 
@@ -243,7 +243,7 @@ def test_a_new_password_ends_every_session(log):
 
 @pytest.mark.parametrize("session", ["", "1.x", "99999999999.00", "x.y", "9" * 20 + "." + "0" * 64])
 def test_a_session_cannot_be_made_up(log, session):
-    """Only a signed session is one."""
+    """Only a signed session is valid."""
     asking = client(dashboard(log, login=("ada", "engine")))
     door = doors.Door("engine", name="ada")
     asking.cookies.set(door.cookie, session)
@@ -253,7 +253,7 @@ def test_a_session_cannot_be_made_up(log, session):
 
 @pytest.mark.parametrize("target", ["https://evil.example", "//evil.example", "/\\evil", "\n/x"])
 def test_a_sign_in_leads_nowhere_else(log, target):
-    """The page after the sign-in is one of ours."""
+    """The redirect after the sign-in leads only to a page of the dashboard."""
     asking = client(dashboard(log, login=("ada", "engine")), follow_redirects=False)
     form = {"name": "ada", "password": "engine", "csrf": csrf(asking), "next": target}
 
@@ -276,7 +276,7 @@ def test_a_token_opens_metrics_and_health_alone(log):
 
 @pytest.mark.parametrize("mount", ["", "/ops/jobs"])
 def test_a_live_probe_says_nothing_else(log, mount):
-    """A probe is answered without a key, asks no database, and learns that the page lives."""
+    """The liveness probe needs no key, and makes no query."""
     app = dashboard(log, key=KEY)
     log.database.close()
     asking = client(Starlette(routes=[Mount(mount, app)]) if mount else app)
@@ -287,7 +287,7 @@ def test_a_live_probe_says_nothing_else(log, mount):
 
 
 def test_locks_tell_no_token(log):
-    """Who may look learns nothing that frees a lock, or ends a run."""
+    """Read-only users learn nothing that could release a lock, or end a run."""
     with log.lock("nightly") as lease, client(dashboard(log, key=KEY)) as asking:
         asking.get("/", params={"key": KEY})
         (lock,) = asking.get("/locks.json").json()["locks"]
@@ -299,7 +299,7 @@ def test_locks_tell_no_token(log):
 
 
 def test_a_level_hides_what_jobs_were_sent(log):
-    """Who may look without arguments sees neither them nor what the job noted and logged."""
+    """Users without access to arguments see neither them nor the job's reports and lines."""
     log.Job.create(
         jid="1", actor="work", queue="default", state="finished", attempt=1,
         created_at=1, updated_at=1, args=["s3cret"], kwargs={"k": "s3cret"},
@@ -320,7 +320,7 @@ def test_a_level_hides_what_jobs_were_sent(log):
 
 @pytest.mark.parametrize("path", ["/login", "/logout", "/do/dismiss"])
 def test_a_body_is_bounded_before_it_is_read(log, path):
-    """A form that is too long is refused while it comes, and nothing is kept of it."""
+    """A form that is too long is refused while it arrives, and not buffered."""
     asking = client(dashboard(log, key=KEY))
     asking.get("/", params={"key": KEY})
     sent = 0
@@ -341,7 +341,7 @@ def test_a_body_is_bounded_before_it_is_read(log, path):
 
 @contextlib.contextmanager
 def serving(app):
-    """Serve an application by uvicorn on a port of this machine, and yield that."""
+    """Serve an application with uvicorn on a local port, and yield the port."""
     uvicorn = pytest.importorskip("uvicorn")
     port = servers.free_port()
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical", ws="none"))
@@ -356,7 +356,7 @@ def serving(app):
 
 @contextlib.contextmanager
 def proxied(port, folder):
-    """Run a plain nginx in front of a port, and yield its own."""
+    """Run a plain nginx in front of a port, and yield its port."""
     nginx = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/bin")
     if nginx is None:
         pytest.skip("there is no nginx: apt install nginx")
@@ -389,7 +389,7 @@ def proxied(port, folder):
 
 
 def test_a_plain_proxy_opens_nothing(log, tmp_path):
-    """Behind an nginx that says nothing of itself the page still wants its key."""
+    """Behind an nginx that sets no headers, the dashboard still requires its key."""
     with serving(dashboard(log, key=KEY)) as port, proxied(port, tmp_path) as front:
         address = f"http://127.0.0.1:{front}"
 
@@ -405,7 +405,7 @@ def test_a_plain_proxy_opens_nothing(log, tmp_path):
 @pytest.mark.full
 @pytest.mark.parametrize("way", ["the address", "the form"])
 def test_a_browser_behind_a_plain_proxy(log, tmp_path, way):
-    """Through an nginx that hides the host's name, people sign in, act and sign out."""
+    """Through an nginx that hides the host name, users can sign in, act and sign out."""
     log.Job.create(
         jid="1", actor="work", queue="default", state="dead", attempt=1, created_at=1,
         updated_at=1, finished_at=int(time.time() * 1000),
@@ -434,7 +434,7 @@ def test_a_browser_behind_a_plain_proxy(log, tmp_path, way):
 
 
 def test_the_command_prints_an_address_with_a_key(log, sqlite_url):
-    """``web`` prints the address to open, once; without its key nothing is answered."""
+    """``web`` prints the URL to open, once; without its key there is no access."""
     command = [sys.executable, "-m", "dramatiq_joblog", "--database", sqlite_url]
     process = subprocess.Popen([*command, "web", "--port", "0"], stdout=subprocess.PIPE, text=True)
     try:

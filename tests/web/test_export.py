@@ -1,4 +1,4 @@
-"""A copy of the page: static files that open from a disk and below any path."""
+"""An export of the dashboard: static files that work from a disk and under any path."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dramatiq_joblog.web.export import MISSING, _Copy, name_of
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """Return a folder with a copy of a crowded log, and the jids of its jobs by state."""
+    """Return a folder with an export of a crowded log, and the jids of its jobs by state."""
     folder = tmp_path_factory.mktemp("copy")
     log = JobLog(f"sqlite:///{folder / 'jobs.db'}")
     log.create_tables()
@@ -39,7 +39,7 @@ def copy(tmp_path_factory):
 
 
 def links_of(text):
-    """Return the links of a page, with what they stand in."""
+    """Return the links of a page, with their elements."""
     return [
         (what, html.unescape(link))
         for what, link in re.findall(r'\b(href|src|action|data-complete)="([^"]*)"', text)
@@ -47,7 +47,7 @@ def links_of(text):
 
 
 def test_every_link_leads_to_a_file(copy):
-    """Each link of each page is relative, and leads to a file of the copy."""
+    """Each link of each page is relative, and leads to a file of the export."""
     folder = copy[0].index.parent
     names = {path.name for path in folder.iterdir()}
     assert len(names) == copy[0].files > 60
@@ -61,7 +61,7 @@ def test_every_link_leads_to_a_file(copy):
 
 
 def test_nothing_of_the_server_is_left(copy):
-    """No file has the path below which the page was asked, and none asks for what is new."""
+    """No file contains the internal path prefix, and none polls for updates."""
     for path in copy[0].index.parent.iterdir():
         text = path.read_text("utf-8")
         assert not re.search(r'"/[0-9a-f]{32}', text), path.name
@@ -69,7 +69,7 @@ def test_nothing_of_the_server_is_left(copy):
 
 
 def test_what_acts_is_not_there(copy):
-    """What acts, searches or signs in leads to a page that says that this is a copy."""
+    """Actions, searches and sign-in lead to a page that explains that this is a copy."""
     folder = copy[0].index.parent
     jobs = (folder / "jobs.html").read_text("utf-8")
     assert {link for what, link in links_of(jobs) if what == "action"} == {MISSING}
@@ -80,7 +80,7 @@ def test_what_acts_is_not_there(copy):
 
 @pytest.mark.parametrize("state", ["dead", "started", "waiting", "finished"])
 def test_a_job_of_each_state(copy, state):
-    """A list leads to its jobs, each of which has one file."""
+    """A list links to its jobs, each of which has one file."""
     name = name_of(f"/jobs/{copy[1][state]}")
     page = (copy[0].index.parent / name).read_text("utf-8")
     assert copy[1][state] in page
@@ -88,7 +88,7 @@ def test_a_job_of_each_state(copy, state):
 
 @pytest.mark.full
 def test_a_copy_in_a_browser(copy):
-    """A browser goes from page to page of a copy, from the disk and below a path."""
+    """A browser can navigate an export, from the disk and under a path."""
     folder = copy[0].index.parent
     root = folder.parent
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=root)
@@ -145,7 +145,7 @@ def test_values_that_make_no_sense(joblog, tmp_path, options, text):
 
 
 def test_jids_of_all_kinds(joblog, job_factory, tmp_path):
-    """Whatever a jid is, its list leads to a file with its job."""
+    """Whatever a jid is, its list links to a file with its job."""
     jids = ["a/b", "a b?c#d", "x.json", "\"<&'", "\u05d9\u05d5\u05de\u05df", "CON", "con", "%2F"]
     for number, jid in enumerate(jids):
         job_factory(jid=jid, state="dead", error_type=f"Error{number}")
@@ -159,7 +159,7 @@ def test_jids_of_all_kinds(joblog, job_factory, tmp_path):
 
 
 def test_a_log_that_stops_answering(tmp_path):
-    """A copy whose log does not answer any more is broken off, and shows no error as a page."""
+    """If the database becomes unavailable, the export stops, without error pages."""
     answer = Response("too late", 503)
     page = Starlette(routes=[Route("/", lambda _: answer)])
     with pytest.raises(DatabaseAwayError, match="the page / could not be copied"):
@@ -168,7 +168,7 @@ def test_a_log_that_stops_answering(tmp_path):
 
 
 def test_an_empty_log_by_the_command(joblog, database_url, tmp_path):
-    """The command copies a log without jobs, too, and says where to begin."""
+    """The command exports an empty log too, and prints the first file."""
     call = ["--database", database_url, "web", "--export", str(tmp_path / "new")]
     done = CliRunner().invoke(program, call)
     assert done.exit_code == 0, done.output
@@ -187,12 +187,12 @@ def test_an_empty_log_by_the_command(joblog, database_url, tmp_path):
     ],
 )
 def test_names_that_can_be_read(link, name):
-    """The name of a file is its path, where that is one."""
+    """The name of a file is its path, if valid."""
     assert name_of(link) == name
 
 
 def test_names_that_would_be_the_same():
-    """Links of which a disk could make one file have two, whatever stands in them."""
+    """Links that a file system could confuse have different files."""
     links = ["/users/Ada", "/users/ada", "/users/a%2Fda", "/users/%D7%99", "/users/%D9%85", "/u-"]
     links += ["/jobs?q=a", "/jobs?q=A", "/users/" + "x" * 300, "/users/" + "x" * 301, "/not-here"]
     names = []

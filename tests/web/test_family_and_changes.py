@@ -1,4 +1,4 @@
-"""A family as one waterfall, and what changed between two times."""
+"""A family as a waterfall, and changes between two periods."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def page(joblog):
 
 @pytest.fixture
 def family(joblog, job_factory):
-    """Return a log with a family of three generations, of which one leaf is dead."""
+    """Return a log with a family of three generations, with one dead leaf."""
     now = datetime.now(timezone.utc)
 
     def at(second, length, **more):
@@ -43,7 +43,7 @@ def family(joblog, job_factory):
 
 
 def test_a_family_is_one_waterfall(page, family):
-    """A job's page draws all that it led to on one axis, counted by state, with the dead lifted."""
+    """A job's page draws all its descendants on one axis, counted by state, dead ones first."""
     html = page.get("/jobs/root").text
     drawn = html[html.index('id="family"') : html.index('id="timeline"')]
     assert "21 of 22 done" in drawn
@@ -55,7 +55,7 @@ def test_a_family_is_one_waterfall(page, family):
 
 
 def test_a_dead_leaf_is_told_to_every_ancestor(page, family):
-    """A dead job is said on the page of every job that it comes from, and of no other."""
+    """A dead job is reported on the pages of its ancestors, and on no other."""
     for jid, said in (("root", True), ("child-3", True), ("child-4", False), ("leaf-last", False)):
         assert ("is dead." in page.get(f"/jobs/{jid}").text) is said
     html = page.get("/jobs/child-3").text
@@ -64,7 +64,7 @@ def test_a_dead_leaf_is_told_to_every_ancestor(page, family):
 
 
 def test_all_of_a_group_is_a_search(page, family):
-    """What a group of a family leaves out is a search that finds the whole group."""
+    """The jobs omitted from a group are linked as a search for the whole group."""
     html = page.get("/jobs/root").text
     href = unescape(re.search(r'class="link more" href="([^"]+)"', html)[1])
     found = page.get(href, headers={"accept": "application/json"}).json()["jobs"]
@@ -72,7 +72,7 @@ def test_all_of_a_group_is_a_search(page, family):
 
 
 def test_odd_families(page, joblog, job_factory):
-    """A family whose first job is gone, and one that goes in a circle, are drawn as well."""
+    """A family without its first job, and a cyclic one, are drawn too."""
     job_factory(jid="orphan", parent_jid="gone", root_jid="gone")
     job_factory(jid="own", parent_jid="own", root_jid="own")
     job_factory(jid="a", parent_jid="b", root_jid="a")
@@ -83,7 +83,7 @@ def test_odd_families(page, joblog, job_factory):
 
 @pytest.fixture
 def changed(joblog, job_factory):
-    """Return a log in which something changed since a week ago."""
+    """Return a log with changes since a week ago."""
     now = datetime.now(timezone.utc)
 
     def add(days, name, count, duration, **more):
@@ -104,7 +104,7 @@ def changed(joblog, job_factory):
 
 
 def test_what_changed(page, changed):
-    """What was not there before and what is slower comes first, and what is as usual is named."""
+    """New and slower things come first, and unchanged things are named."""
     found = page.get("/compare", headers={"accept": "application/json"}).json()["changes"]
     kinds = {(change["kind"], change["name"]) for change in found}
     assert kinds >= {
@@ -121,7 +121,7 @@ def test_what_changed(page, changed):
 
 
 def test_since_when_and_how_many_users(page, changed, job_factory):
-    """A new error says since when, after which mark, and how many users its jobs are of."""
+    """A new error has its beginning, the mark before it, and the number of users."""
     now = datetime.now(timezone.utc)
     for number in range(6):
         at = now - timedelta(minutes=20 + number)
@@ -141,7 +141,7 @@ def test_since_when_and_how_many_users(page, changed, job_factory):
 
 
 def test_a_time_that_is_no_choice(page, joblog):
-    """Another time to compare with than those that are offered is refused with a sentence."""
+    """An unknown period to compare with is refused with a sentence."""
     assert page.get("/compare", params={"with": "never"}).status_code == 400
     assert "nothing to compare with" in page.get("/compare").text
 
@@ -150,5 +150,5 @@ def test_a_time_that_is_no_choice(page, joblog):
     ("now", "before"), [(0, [1.0]), (1, []), (1, [0.0, 0.0]), (float("1e300"), [1e-300])]
 )
 def test_surprise_of_odd_numbers(now, before):
-    """Whatever is compared, surprise is a number that is not below zero."""
+    """Surprise is never negative."""
     assert surprise(now, before, 10) >= 0

@@ -1,4 +1,4 @@
-"""The page beside its host while the database is frozen: it says so, and takes nothing along."""
+"""A mounted dashboard with a frozen database: it says so, and does not affect the application."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IMPATIENT = 45
 
 @pytest.fixture
 def host(postgres):
-    """Return the address of an application with a page in it, and endpoints of its own."""
+    """Return the URL of an application with a mounted dashboard and its own endpoints."""
     log = JobLog(postgres.url)
     log.create_tables()
 
@@ -51,7 +51,7 @@ def host(postgres):
 
 
 def impatient(address):
-    """Ask for a page, and go away."""
+    """Request a page, and disconnect."""
     # Without verify=False each request would first read the certificates of the whole world.
     with contextlib.suppress(httpx.HTTPError):
         httpx.get(address, timeout=0.2, verify=False)
@@ -59,7 +59,7 @@ def impatient(address):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX freeze the server")
 def test_a_frozen_database_does_not_take_the_host_along(postgres, host, eventually):
-    """The host's endpoints answer as before, health says 503 soon, and all comes back."""
+    """The application's endpoints respond as before, health soon returns 503, and all recovers."""
     assert httpx.get(f"{host}/joblog/health", verify=False).status_code == 200
     postgres.freeze()
     visits = [
@@ -99,7 +99,7 @@ def run(function):
 
 
 def test_threads_are_bounded(gate):
-    """What comes while all threads are taken and enough wait is refused at once."""
+    """Requests while all threads are busy and the queue is full are refused at once."""
     import asyncio
 
     threads = Threads(threads=1, waiting=1)
@@ -116,7 +116,7 @@ def test_threads_are_bounded(gate):
 
 
 def test_an_answer_that_is_late_is_not_waited_for(gate):
-    """A request that waited long enough gets an error; its thread is taken until it has ended."""
+    """A request that waits too long gets an error; its thread is busy until it has ended."""
     threads = Threads(threads=1, waiting=0)
 
     async def ask():

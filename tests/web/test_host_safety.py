@@ -1,4 +1,4 @@
-"""The page beside its host while the database is frozen, cut off or slow: both go on."""
+"""A mounted dashboard while the database is frozen, disconnected or slow: all goes on."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PAGES = ("/", "/jobs", "/types", "/queues", "/dead", "/locks", "/workers", "/met
 
 @pytest.fixture
 def proxy(postgres):
-    """Return a network between the page and its database that fails on demand."""
+    """Return a proxy between the dashboard and its database that fails on demand."""
     proxy = Proxy(postgres.url)
     yield proxy
     proxy.close()
@@ -45,7 +45,7 @@ def proxy(postgres):
 
 @pytest.fixture
 def host(postgres, proxy):
-    """Return the address of an application with a page in it, and endpoints of its own."""
+    """Return the URL of an application with a mounted dashboard and its own endpoints."""
     log = JobLog(proxy.through(postgres.url))
     log.create_tables()
 
@@ -61,14 +61,14 @@ def host(postgres, proxy):
 
 @pytest.fixture
 def frozen(postgres):
-    """Freeze the server, as a host that hangs does, until the end."""
+    """Freeze the server, like a host that hangs, until the end."""
     yield postgres.freeze, postgres.thaw
     postgres.thaw()
 
 
 @pytest.fixture
 def locked(postgres):
-    """Return what has somebody hold every row, as a migration does, and what lets go."""
+    """Return functions that lock all rows, like a migration, and unlock them."""
     held = []
 
     def hold():
@@ -84,7 +84,7 @@ def locked(postgres):
 
 
 def impatient(address):
-    """Ask for a page, and go away."""
+    """Request a page, and disconnect."""
     with contextlib.suppress(httpx.HTTPError):
         httpx.get(address, timeout=0.2, verify=False)
 
@@ -99,7 +99,7 @@ def status(address):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("way", ["frozen", "silent", "refused", "lost", "locked"])
 def test_a_database_that_fails_takes_nobody_along(host, proxy, frozen, locked, eventually, way):
-    """The host answers as ever, health soon says 503, each page by and by, and all comes back."""
+    """The application responds as before, health soon returns 503, pages too, and all recovers."""
     ways = {
         "frozen": frozen,
         "locked": locked,
@@ -145,7 +145,7 @@ def test_a_database_that_fails_takes_nobody_along(host, proxy, frozen, locked, e
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("way", ["frozen", "silent"])
 def test_an_open_page_says_that_it_gets_no_answer(host, proxy, frozen, way):
-    """A page that is looked at says within ten seconds that nothing comes; it goes on by itself."""
+    """An open page reports within ten seconds that updates stopped; it resumes by itself."""
     fail, mend = frozen if way == "frozen" else (proxy.hang, proxy.resume)
     with chromium() as browser:
         page = browser.new_page()

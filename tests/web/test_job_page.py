@@ -1,4 +1,4 @@
-"""A job's page: what it offers in each state, its arguments by name, and the list one came from."""
+"""A job's page: its actions in each state, its arguments by name, and its list."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def page(joblog):
 
 
 def buttons(page, jid):
-    """Return the texts of the buttons of a job, and of the one that is filled."""
+    """Return the texts of a job's buttons, and of the primary one."""
     html = page.get(f"/jobs/{jid}").text
     acts = html[html.index('id="acts"') : html.index('<dl class="facts"')]
     found = re.findall(r'<a class="(btn[^"]*)"[^>]*>(.*?)</a>', acts)
@@ -60,7 +60,7 @@ def buttons(page, jid):
     ],
 )
 def test_what_works_is_offered(page, job_factory, state, beside, filled):
-    """A job's page offers what works in its state, and fills what its state asks for."""
+    """A job's page offers the actions that work in its state, with the right primary one."""
     job_factory(jid="j", state=state)
     texts, go = buttons(page, "j")
     assert set(texts) == beside | set(filled)
@@ -68,7 +68,7 @@ def test_what_works_is_offered(page, job_factory, state, beside, filled):
 
 
 def test_the_dead_children_come_first(page, job_factory):
-    """Of a job with dead children, the button that runs them again is the filled one."""
+    """For a job with dead children, running them again is the primary action."""
     job_factory(jid="root")
     for jid in ("a", "b"):
         job_factory(jid=jid, state="dead", parent_jid="root", root_jid="root", error_type="E")
@@ -104,7 +104,7 @@ def form_of(answer):
 
 
 def test_arguments_by_name(joblog, make_broker, worker):
-    """Arguments stand under the names of the actor's parameters, its defaults at the end."""
+    """Arguments are shown under the actor's parameter names, with defaults last."""
     sent_jobs(joblog, make_broker, worker, lambda load: load.send(7, feed="good"))
     (job,) = joblog.jobs
     with TestClient(opened(joblog), base_url="http://localhost") as page:
@@ -119,7 +119,7 @@ def test_arguments_by_name(joblog, make_broker, worker):
 
 
 def test_run_again_with_other_arguments(joblog, make_broker, worker):
-    """A job runs again with the arguments that someone changed, by name, and the others as sent."""
+    """A job runs again with some arguments changed, by name, and the others as sent."""
     broker = sent_jobs(joblog, make_broker, worker, lambda load: load.send(7, feed="bad"))
     (job,) = joblog.jobs
     with TestClient(opened(joblog, broker=broker), base_url="http://localhost") as page:
@@ -187,7 +187,7 @@ def test_lost_jobs_in_one_step(joblog, make_broker, worker):
 
 @pytest.mark.parametrize("state", ["delayed", "retrying"])
 def test_not_to_wait_any_longer(joblog, make_broker, eventually, state):
-    """A job that waits for its time runs at once as another, and its message is not run again."""
+    """A delayed job can run at once as a new job, and its own message does not run."""
     runs = []
     broker = make_broker(joblog=joblog)
 
@@ -217,7 +217,7 @@ def test_not_to_wait_any_longer(joblog, make_broker, eventually, state):
 
 
 def test_the_list_one_came_from(page, job_factory):
-    """A job that was opened from a list leads to those before and after it in that list."""
+    """A job opened from a list has links to the previous and next job in it."""
     for number in range(3):
         job_factory(jid=f"d{number}", actor="load", created_at=1_000 * number)
         job_factory(jid=f"o{number}", actor="other", created_at=1_000 * number + 500)
@@ -231,7 +231,7 @@ def test_the_list_one_came_from(page, job_factory):
 
 
 def test_the_list_in_another_order(page, job_factory):
-    """The list of jobs is put in the order of a duration, with what has none left out."""
+    """The list of jobs is sorted by a duration, without jobs that have none."""
     for number in (5, 50, 500):
         job_factory(jid=f"d{number}", duration=number)
     job_factory(jid="none", duration=None, state="enqueued")
@@ -243,7 +243,7 @@ def test_the_list_in_another_order(page, job_factory):
 
 
 def test_frames_of_libraries_are_folded():
-    """A traceback is read as the application's frames, those of packages, and the error."""
+    """A traceback is split into the application's frames, those of packages, and the error."""
     parts = stretches(TRACE)
     assert [(part.package, len(part.frames)) for part in parts] == [
         ("dramatiq", 2),
@@ -260,7 +260,7 @@ def test_frames_of_libraries_are_folded():
 
 @pytest.mark.parametrize("text", ["", "nothing of the kind", "  File", "\n\n", "x" * 10_000])
 def test_odd_tracebacks(text):
-    """Whatever stands in the place of a traceback, all of it is shown."""
+    """Any text in place of a traceback is shown completely."""
     assert "".join(part.error + part.text for part in stretches(text)).strip() == text.strip()
 
 

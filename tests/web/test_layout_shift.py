@@ -1,4 +1,4 @@
-"""Pages that are looked at while jobs come and go: what stands there stays where it is."""
+"""Live pages while jobs come and go: the layout is stable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages with very long names and texts, UUIDs, addresses and words from the right: they fit."""
+"""Pages with very long names and texts, UUIDs, URLs and right-to-left words fit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OVER = """() => [...document.querySelectorAll("td, th, dt, dd, .st")]
 
 
 def test_nothing_is_wider_than_the_window(tmp_path):
-    """No page scrolls sideways, and no cell lies over the next, whatever its texts are."""
+    """No page scrolls sideways, and no cell overlaps the next, whatever the texts."""
     log = JobLog(f"sqlite:///{tmp_path}/jobs.db", spool=tmp_path / "spool")
     log.create_tables()
     jids = crowded.crowd(log)

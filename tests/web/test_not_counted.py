@@ -1,4 +1,4 @@
-"""A log of which no worker has counted what ended: pages count a part of it, and say which."""
+"""A log without totals: pages count a part of the rows, and say which."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def database_url(sqlite_database):
 
 @pytest.fixture
 def many(joblog):
-    """Fill a log with jobs that ended in the last hours, one a second, which nobody has counted."""
+    """Fill a log with jobs that ended in the last hours, one per second, without totals."""
     now = int(time.time() * 1000)
     table, when = joblog.Job._meta.table_name, f"({now} - n * 1000)"
     names = "jid, actor, queue, state, attempt, created_at, updated_at, finished_at, duration"
@@ -39,7 +39,7 @@ def ago(**spans):
 
 
 def test_some_rows(joblog, job_factory):
-    """Of what is not counted the newest rows are, and the answer says since when it is complete."""
+    """The newest rows are counted, and the result says since when it is complete."""
     now = int(time.time() * 1000)
     for minute in range(30):
         at = now - minute * MINUTE
@@ -56,7 +56,7 @@ def test_some_rows(joblog, job_factory):
 
 
 def test_what_was_counted(joblog, job_factory):
-    """What a worker has counted is complete, however much it is."""
+    """Totals are complete, however many jobs there are."""
     for minute in range(30):
         at = int(time.time() * 1000) - minute * MINUTE
         job_factory(created_at=at, started_at=at, finished_at=at)
@@ -79,7 +79,7 @@ def test_a_page(joblog, many, path):
 
 
 def test_metrics(joblog, many):
-    """No counter counts a part: it would fall as the rest is counted."""
+    """No counter is incomplete: it could decrease later."""
     with TestClient(opened(joblog), base_url="http://localhost") as page:
         before = page.get("/metrics").text
         joblog.core.totals.catch_up(int(time.time() * 1000))

@@ -1,4 +1,4 @@
-"""On call, with the keyboard alone: how many keys lead from the overview to an answer."""
+"""On call with the keyboard alone: the number of keys from the overview to an answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def browser():
 
 @pytest.fixture
 def address(sqlite_database, make_broker, worker):
-    """Serve a log in which user 7's import has died, among the jobs of others."""
+    """Serve a log in which user 7's import is dead, among the jobs of others."""
     log = JobLog(sqlite_database)
     broker = make_broker(joblog=log)
 
@@ -42,7 +42,7 @@ def address(sqlite_database, make_broker, worker):
 
 @pytest.fixture
 def press(browser, address):
-    """Return a page at the overview, a function that presses its keys, and all that were."""
+    """Return the overview, a function that presses keys, and the keys pressed."""
     context = browser.new_context()
     page = context.new_page()
     page.goto(address)
@@ -58,7 +58,7 @@ def press(browser, address):
 
 
 def test_the_import_of_a_user_did_not_come(press, address):
-    """Why a user's import did not come is read on one page, at most twelve keys from the first."""
+    """The reason for a missing import is on one page, at most twelve keys away."""
     page, keys, pressed = press
 
     keys("/")
@@ -78,7 +78,7 @@ def test_the_import_of_a_user_did_not_come(press, address):
 
 
 def test_what_is_asked_most(press, address):
-    """What changed, which type is slow, and whether anything is stuck need two keys, no search."""
+    """Changes, slow types and stuck jobs need two keys, and no search."""
     page, keys, pressed = press
     for letter, path, heading in (
         ("c", "/compare", "What changed"),

@@ -1,4 +1,4 @@
-"""What is a problem of a job type is a change for the worse on every page, and in the terminal."""
+"""A problem of a job type is a change for the worse on each page, and in the terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def database_url(sqlite_database):
 
 @pytest.fixture
 def ended(job_factory):
-    """Return a function that makes jobs of one type that ended some time ago."""
+    """Return a function that inserts jobs of one type that ended some time ago."""
 
     def make(number, before, **facts):
         at = int(time.time() * 1000) - before

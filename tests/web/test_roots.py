@@ -1,4 +1,4 @@
-"""Where the page lives: mounted under a root path that a proxy cuts off, or leaves."""
+"""Mounts under a root path that a proxy strips, or keeps."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def log(sqlite_database):
 
 
 def client(app, root):
-    """Return a client of a server with a root path, which follows nothing."""
+    """Return a client of a server with a root path, without redirects."""
     return TestClient(app, base_url="http://localhost", root_path=root, follow_redirects=False)
 
 
 @pytest.mark.parametrize("arrives", ["/ops", "/api/ops"], ids=["cut off", "left"])
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_mount_under_a_root_path(log, arrives, depth):
-    """Every link, cookie and redirect has both prefixes once, and what it leads to is found."""
+    """Each link, cookie and redirect has both prefixes once, and its target is found."""
     app = Starlette(routes=[Mount("/ops", dashboard(log, key=KEY))])
     if depth == 2:
         app = Starlette(
@@ -58,7 +58,7 @@ def test_a_mount_under_a_root_path(log, arrives, depth):
     "path", ["/opsx/jobs.json", "/api/jobs.json", "/jobs.json", "/api/opsjobs"]
 )
 def test_other_paths_are_not_the_pages(log, path):
-    """What is not under the mount is the application's own, and not found there."""
+    """Paths outside the mount belong to the application, and are not found there."""
     app = Starlette(routes=[Mount("/ops", dashboard(log, authorize=lambda request: "all"))])
     assert client(app, "/api").get(path).status_code == 404
 

@@ -1,4 +1,4 @@
-"""How pages are sent: compressed, and not at all where nothing has changed."""
+"""Responses are compressed, and empty if nothing has changed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def page(joblog, job_factory):
 
 @pytest.mark.parametrize("path", LIVE)
 def test_a_quiet_log_costs_next_to_nothing(page, path):
-    """Who looks on is sent nothing but a header while nothing but the time has changed."""
+    """A live page gets only headers while nothing but the time has changed."""
     first = page.get(path)
     assert f'data-etag="{first.headers["etag"][3:-1]}"' in first.text
     again = page.get(path, headers={"if-none-match": first.headers["etag"]})
@@ -36,7 +36,7 @@ def test_a_quiet_log_costs_next_to_nothing(page, path):
 
 
 def test_a_change_is_sent(page, job_factory):
-    """As soon as a job has changed, the page is sent anew."""
+    """As soon as a job has changed, the page is sent again."""
     tag = page.get("/jobs").headers["etag"]
     job_factory(actor="other")
     answer = page.get("/jobs", headers={"if-none-match": tag})
@@ -45,13 +45,13 @@ def test_a_change_is_sent(page, job_factory):
 
 
 def test_tags_of_others_are_not_ours(page):
-    """A tag that is none of this page gets the page, whatever it looks like."""
+    """An unknown ETag gets the page, whatever its form."""
     for tag in ("*", 'W/"x"', "", '"' + "a" * 20 + '"', "\u00e9".encode()):
         assert page.get("/dead", headers={"if-none-match": tag}).status_code == 200
 
 
 def test_answers_are_compressed(page):
-    """A page, its data and its files are compressed for those who take it, and only for them."""
+    """Pages, JSON and files are compressed only for clients that support it."""
     style = re.search(r'href="(/static/[^"]+style.css)"', page.get("/").text)[1]
     for path in ("/", "/jobs.json", style):
         with page.stream("GET", path, headers={"accept-encoding": "gzip"}) as answer:
@@ -67,7 +67,7 @@ def test_answers_are_compressed(page):
 
 
 def test_the_length_says_nothing(page):
-    """The same page has another length each time, so that no secret in it can be measured."""
+    """The same page has a different length each time, so that secrets cannot be measured."""
 
     def length():
         with page.stream("GET", "/dead", headers={"accept-encoding": "gzip"}) as answer:

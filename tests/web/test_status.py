@@ -1,4 +1,4 @@
-"""How one job is doing, for an application's own front end."""
+"""One job's progress, for an application's own front end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EVENT = re.compile(r"^id: (.*)\ndata: (.*)$")
 
 @pytest.fixture
 def ask(joblog):
-    """Return a function that asks an application with the status in it."""
+    """Return a function that makes requests to an application with the status mounted."""
 
     def ask(path, *, authorize=None, **options):
         app = Starlette(routes=[Mount("/my/jobs", status(joblog, authorize=authorize))])
@@ -40,13 +40,13 @@ def ask(joblog):
 
 
 def events_of(text):
-    """Return the names and the facts of a stream's events."""
+    """Return the ids and data of a stream's events."""
     found = [EVENT.match(event) for event in text.split("\n\n") if event.startswith("id:")]
     return [(event[1], json.loads(event[2])) for event in found]
 
 
 def test_the_state_of_a_job(ask, job_factory):
-    """The answer is the jid, the state, whether that is final and the progress, and no more."""
+    """The response has only the jid, the state, whether it is final, and the progress."""
     progress = {"done": 1, "total": 2, "text": "reading"}
     job = job_factory(state="started", progress=progress, kwargs={"secret": 1})
 
@@ -61,7 +61,7 @@ def test_the_state_of_a_job(ask, job_factory):
 
 
 def test_a_job_that_is_not_known(ask, joblog):
-    """A jid that the log does not know is not found, on both paths, and nobody is asked for it."""
+    """An unknown jid is not found, on both paths, without calling *authorize*."""
     asked = []
 
     for path in ("/none", "/none/events"):
@@ -132,7 +132,7 @@ def test_who_may_see_a_job(ask, job_factory, authorize, code, events):
 
 
 def test_who_decides_wrongly(ask, job_factory):
-    """An *authorize* that fails lets nobody in."""
+    """If *authorize* fails, access is denied."""
 
     def fails(request, job):
         raise ZeroDivisionError
@@ -152,7 +152,7 @@ def test_only_reading(joblog, job_factory):
 
 
 def test_the_events_of_a_job(ask, joblog, job_factory, eventually):
-    """The stream has the job as it is, each change, and ends with its end."""
+    """The stream has the current state, each change, and ends with the job."""
     job = job_factory(state="started")
 
     def go_on():
@@ -177,7 +177,7 @@ def test_the_events_of_a_job(ask, joblog, job_factory, eventually):
 
 
 def test_a_browser_that_comes_back(ask, job_factory):
-    """A browser that comes back after the end is let go, and one that missed it hears of it."""
+    """A browser that reconnects after the end gets 204, or the end if it missed that."""
     job = job_factory(state="dead", attempt=3)
 
     assert ask(f"/{job.jid}/events", headers={"last-event-id": "dead-3"}).status_code == 204
@@ -186,7 +186,7 @@ def test_a_browser_that_comes_back(ask, job_factory):
 
 
 def test_a_stream_that_lasts(ask, job_factory, monkeypatch, joblog):
-    """A stream on which nothing happens shows that it lives, and ends in time."""
+    """An idle stream sends keep-alives, and ends in time."""
     from importlib import import_module
 
     module = import_module("dramatiq_joblog.web.status")
@@ -203,7 +203,7 @@ def test_a_stream_that_lasts(ask, job_factory, monkeypatch, joblog):
 
 @pytest.fixture
 def served(joblog):
-    """Return a function that serves an application, and returns its address."""
+    """Return a function that serves an application, and returns its URL."""
     running = []
 
     def serve(app):
@@ -226,7 +226,7 @@ def served(joblog):
 
 
 def test_somebody_who_goes_away(joblog, job_factory, served, eventually):
-    """A browser that goes away is not followed for any more."""
+    """After a browser disconnects, its job is no longer followed."""
     job = job_factory(state="started")
     address = served(status(joblog))
 

@@ -1,4 +1,4 @@
-"""The door as strangers try it: forged headers, odd methods, paths and bodies, many at once."""
+"""Attacks on the sign-in: forged headers, odd methods, paths and bodies, many at once."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def log(sqlite_url):
 
 
 def client(app, host="127.0.0.1", **kwargs):
-    """Return a client that asks from *host* and follows nothing."""
+    """Return a client with the address *host*, without redirects."""
     kwargs.setdefault("base_url", "http://localhost")
     return TestClient(app, client=(host, 50_000), follow_redirects=False, **kwargs)
 
 
 @pytest.fixture
 def inside(log):
-    """Return a client that has come in, and its token."""
+    """Return a signed-in client, and its token."""
     asking = client(dashboard(log, key=KEY))
     asking.get("/", params={"key": KEY})
     asking.get("/jobs")
@@ -66,7 +66,7 @@ def inside(log):
 
 @pytest.mark.parametrize("mount", ["", "/ops"])
 def test_no_header_lets_anyone_in(log, mount):
-    """Whatever a request says of where it comes from, who it is or what it asks for is nothing."""
+    """Headers about a request's origin, user or path have no effect."""
     page = dashboard(log, key=KEY)
     asking = client(Starlette(routes=[Mount(mount, page)]) if mount else page)
 
@@ -80,7 +80,7 @@ def test_no_header_lets_anyone_in(log, mount):
 
 
 def test_no_path_leads_past_the_door(log):
-    """However a path is written, what is behind the door is not in the answer."""
+    """However a path is written, the response has no protected content."""
     asking = client(dashboard(log, key=KEY))
 
     for path in TRICKS:
@@ -95,7 +95,7 @@ def test_no_path_leads_past_the_door(log):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_odd_methods_are_refused(log, inside, method):
-    """A method that a page has not is refused, and changes nothing, for those inside too."""
+    """An unsupported method is refused, and changes nothing, even when signed in."""
     outside = client(dashboard(log, key=KEY))
     for asking, refused in ((outside, {401}), (inside[0], {404, 405})):
         for path in ("/", "/jobs", "/jobs/1", "/locks.json", "/nope"):
@@ -105,7 +105,7 @@ def test_odd_methods_are_refused(log, inside, method):
 
 
 def test_a_head_says_as_much_as_a_get(log, inside):
-    """HEAD asks at the same door, and brings no key."""
+    """HEAD needs access too, and does not accept a key."""
     outside = client(dashboard(log, key=KEY))
 
     assert outside.head("/jobs.json").status_code == 401
@@ -137,7 +137,7 @@ def test_nothing_but_http_is_served(log, scope):
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1:8101", "[", "a b", "x" * 300, ""])
 def test_the_key_leads_to_no_host(log, host):
-    """What a request says is its host is nowhere in where the key leads to."""
+    """The redirect after a key does not contain the request's Host."""
     asking = client(dashboard(log, key=KEY))
 
     answer = asking.get("/jobs", params={"key": KEY, "q": "state:dead"}, headers={"host": host})
@@ -147,7 +147,7 @@ def test_the_key_leads_to_no_host(log, host):
 
 
 def test_a_path_of_another_host_is_none(log):
-    """A path that begins like the address of a host leads to a path of this one."""
+    """A path that begins with // redirects to a path on this host."""
     asking = client(dashboard(log, key=KEY))
     request = asking.build_request("GET", "http://localhost/")
     request.url = request.url.copy_with(
@@ -158,7 +158,7 @@ def test_a_path_of_another_host_is_none(log):
 
 
 def test_a_key_goes_out_of_every_address(log, inside):
-    """Neither a key that is brought again nor a wrong one stays in an address or in a link."""
+    """Neither a repeated key nor a wrong one stays in a URL or a link."""
     asking, _ = inside
 
     again = asking.get("/jobs", params={"key": KEY, "q": "x"})
@@ -171,7 +171,7 @@ def test_a_key_goes_out_of_every_address(log, inside):
 
 
 def test_who_is_inside_needs_not_sign_in(log, inside):
-    """The sign-in leads those who are inside to where they wanted to go, and no further."""
+    """The sign-in page redirects signed-in users to their target, within the dashboard."""
     asking, _ = inside
 
     assert asking.get("/login", params={"next": "/locks"}).headers["location"] == "/locks"
@@ -190,7 +190,7 @@ def test_who_is_inside_needs_not_sign_in(log, inside):
     ],
 )
 def test_no_redirect_leads_away_or_splits(log, target):
-    """What follows a sign-in is a path of the page, in one header."""
+    """The target after a sign-in is a path of the dashboard, in one header."""
     asking = client(dashboard(log, login=("ada", "engine")))
     asking.get("/login")
     form = {"name": "ada", "password": "engine", "csrf": asking.cookies["joblog_csrf"]}
@@ -204,7 +204,7 @@ def test_no_redirect_leads_away_or_splits(log, target):
 
 
 def test_a_cookie_of_before_is_no_session(log):
-    """A cookie that someone planted before the sign-in is not the one of after it."""
+    """A cookie planted before the sign-in is replaced by it."""
     app = dashboard(log, key=KEY)
     door = doors.Door(KEY)
     planted = client(app)
@@ -236,7 +236,7 @@ def sign_in(app, secrets, headers=None):
 
 
 def test_tries_at_the_same_time_are_counted(log):
-    """A hundred tries that one address makes at once are a hundred, and not one."""
+    """A hundred concurrent attempts from one address count as a hundred."""
     app = dashboard(log, login=("ada", "engine"))
 
     found = sign_in(app, ["wrong"] * 100, {"x-forwarded-for": "192.0.2.7"})
@@ -247,7 +247,7 @@ def test_tries_at_the_same_time_are_counted(log):
 
 
 def test_nobody_is_locked_out_by_others_behind_the_same_proxy(log, monkeypatch):
-    """A proxy that does not say for whom it asks has everybody's address: it is not stopped."""
+    """A proxy that sets no client address is shared by all users: it is not blocked."""
     monkeypatch.setattr(doors, "SLOWER", 0.0)
     app = dashboard(log, login=("ada", "engine"))
 
@@ -256,7 +256,7 @@ def test_nobody_is_locked_out_by_others_behind_the_same_proxy(log, monkeypatch):
 
 
 def test_signing_in_counts_as_no_wrong_try(log, monkeypatch):
-    """Who signs in often and rightly is not stopped."""
+    """Frequent correct sign-ins are not blocked."""
     monkeypatch.setattr(doors, "SLOWER", 0.0)
     app = dashboard(log, login=("ada", "engine"))
     at = {"x-forwarded-for": "192.0.2.7"}
@@ -269,7 +269,7 @@ def test_signing_in_counts_as_no_wrong_try(log, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data; boundary=x", "text/xml", ""])
 def test_a_form_of_another_kind_does_nothing(log, inside, kind):
-    """What a page of elsewhere can send without asking first changes nothing."""
+    """Requests that another site can send without a preflight change nothing."""
     asking, token = inside
     plain = f"csrf={token}&jid=1"
     parts = '--x\r\ncontent-disposition: form-data; name="jid"\r\n\r\n1\r\n--x--\r\n'
@@ -290,7 +290,7 @@ def test_a_form_of_another_kind_does_nothing(log, inside, kind):
     "kind", ["multipart/form-data", "multipart/form-data; boundary=x", FORM + "; charset=utf-16"]
 )
 def test_a_broken_form_is_refused(inside, body, kind):
-    """A form that is none is refused as such, and breaks nothing."""
+    """An invalid form is refused, without an error."""
     asking, _ = inside
 
     for path in ("/do/dismiss", "/login", "/zone"):
@@ -314,7 +314,7 @@ def test_a_broken_form_is_refused(inside, body, kind):
     ],
 )
 def test_forms_are_sent_from_here(log, inside, headers, allowed):
-    """A browser's word of where a form was sent from counts, and no more than the token."""
+    """The browser's origin headers are checked, in addition to the token."""
     asking, token = inside
     form = {"csrf": token, "jid": "1", "reason": "seen"}
 
@@ -328,7 +328,7 @@ def test_forms_are_sent_from_here(log, inside, headers, allowed):
 
 
 def test_only_lists_of_jobs_may_be_long(log, inside):
-    """What people send who have not signed in is bounded to what a sign-in needs."""
+    """Requests without a session are limited to the size of a sign-in."""
     asking, token = inside
     long = {"csrf": token, "name": "x" * accesses.MAX_SMALL_BODY}
 
@@ -339,7 +339,7 @@ def test_only_lists_of_jobs_may_be_long(log, inside):
 
 
 def test_who_may_not_act_is_not_listened_to(log):
-    """A form of someone who may only look is refused before it is read."""
+    """A form of a read-only user is refused before it is read."""
     asking = client(dashboard(log, authorize=lambda request: "read-only"))
 
     def body():
@@ -380,7 +380,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(log, monkeypatch):
     "root", ["/joblog", "/job log", "/jöb", "/a/b;c", "/100%", "/jobs", "/live"]
 )
 def test_it_lives_under_any_path(log, root):
-    """Links, cookies and redirects are those of the path under which the page is mounted."""
+    """Links, cookies and redirects have the path of the mount."""
     app = Starlette(routes=[Mount(root, dashboard(log, key=KEY))])
     asking = client(app)
     outside = asking.get(f"{root}/jobs.json".replace("%", "%25"))
@@ -398,7 +398,7 @@ def test_it_lives_under_any_path(log, root):
 
 
 def test_a_proxy_may_cut_the_path_off(log):
-    """Behind a proxy that cuts the path off, the server's root path is in every link."""
+    """Behind a proxy that strips the path, the server's root path is in every link."""
     asking = client(dashboard(log, key=KEY), root_path="/joblog")
 
     first = asking.get("/jobs", params={"key": KEY})

@@ -1,4 +1,4 @@
-"""A link for a ticket: one user's jobs of one time, for a week, and a way to nothing else."""
+"""Ticket links: one user's jobs of a period, for a week, and nothing else."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def log(sqlite_database):
 
 
 def client(app, **settings):
-    """Return a client that follows nothing."""
+    """Return a client without redirects."""
     settings = {"base_url": "http://localhost", "follow_redirects": False} | settings
     return TestClient(app, **settings)
 
@@ -49,7 +49,7 @@ def form_of(asking, user="7", root=""):
 
 
 def made(asking, user="7", root=""):
-    """Make a link on the page of a user, and return it."""
+    """Create a link on a user's page, and return it."""
     answer = asking.post(f"{root}/do/ticket", data=form_of(asking, user, root))
     assert answer.status_code == 200, answer.text
     return re.search(rf'href="({root}/tickets/[^"]+)"', answer.text).group(1)
@@ -79,7 +79,7 @@ def test_a_link_opens_for_everyone(log, root):
 
 
 def test_it_is_written_down(log):
-    """Who made a link, for whom and which time is an action; its address is not in it."""
+    """A link's author, user and period are recorded, without its URL."""
     asking = client(dashboard(log, authorize=lambda request: ("all", "ada")))
     href = made(asking)
 
@@ -94,7 +94,7 @@ def test_it_is_written_down(log):
 
 
 def test_it_is_for_one_time(log):
-    """What was sent after the link was made is not in it."""
+    """Jobs sent after the link was created are not in it."""
     asking = client(dashboard(log, key=KEY))
     asking.get("/", params={"key": KEY})
     href = made(asking)
@@ -104,7 +104,7 @@ def test_it_is_for_one_time(log):
 
 
 def test_a_week_ends_it(log):
-    """After a week it opens no more."""
+    """After a week it is invalid."""
     asking = client(dashboard(log, key=KEY))
     asking.get("/", params={"key": KEY})
     href = made(asking)
@@ -114,7 +114,7 @@ def test_a_week_ends_it(log):
 
 
 def test_one_that_is_made_up_opens_nothing(log):
-    """A digit, the number or the user of another in an address is refused, as is any text."""
+    """A changed digit, number or user in a URL is refused, as is any other text."""
     asking = client(dashboard(log, key=KEY))
     asking.get("/", params={"key": KEY})
     href, other = made(asking), made(asking, user="8")
@@ -135,7 +135,7 @@ def test_one_that_is_made_up_opens_nothing(log):
 
 @pytest.mark.parametrize("level", ["read-only", "without-arguments"])
 def test_who_may_only_look_makes_none(log, level):
-    """The button and the form are for those who may act."""
+    """The button and the form are only for users who may act."""
     asking = client(dashboard(log, authorize=lambda request: level))
 
     assert "/do/ticket" not in asking.get("/users/7").text
@@ -148,7 +148,7 @@ def test_who_may_only_look_makes_none(log, level):
     "fields", [{"user": ""}, {"range": "9h"}, {"since": "x"}, {"until": "1h"}, {"since": "9" * 20}]
 )
 def test_forms_that_make_no_sense(log, fields):
-    """Without a user or a time there is no link, and nothing is written down."""
+    """Without a user or a period there is no link, and nothing is recorded."""
     asking = client(dashboard(log, authorize=lambda request: "all"))
     assert asking.post("/do/ticket", data=form_of(asking) | fields).status_code == 400
     assert log.actions.count() == 0

@@ -1,4 +1,4 @@
-"""The pages of a job type, a user and a queue, and the times and zones that pages are about."""
+"""The pages of a job type, a user and a queue; periods and time zones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def page(joblog):
 
 @pytest.fixture
 def lived(joblog, job_factory):
-    """Return a log with a type that does worse than it did a week ago, and one that does not."""
+    """Return a log with a type that is worse than a week ago, and one that is not."""
     now = datetime.now(timezone.utc)
     for days, duration in ((0, 9_000), (7, 1_000)):
         for n in range(30):
@@ -51,12 +51,12 @@ def lived(joblog, job_factory):
 
 
 def text_of(answer):
-    """Return what a page says, without its marks."""
+    """Return the text of a page, without markup."""
     return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", answer.text)))
 
 
 def test_a_type_against_its_past(page, lived):
-    """A job type's page says how it does against the same time a week ago, and shows its jobs."""
+    """A job type's page compares it with a week ago, and shows its jobs."""
     answer = page.get("/types/import")
     assert answer.status_code == 200
     said = text_of(answer)
@@ -69,7 +69,7 @@ def test_a_type_against_its_past(page, lived):
 
 
 def test_worse_types_come_first(page, lived):
-    """Overview and Types begin with the type that is worst against its own past."""
+    """Overview and Types begin with the worst change against the type's own past."""
     for path in ("/", "/types"):
         answer = page.get(path).text
         assert answer.index("/types/import") < answer.index("/types/mail")
@@ -78,7 +78,7 @@ def test_worse_types_come_first(page, lived):
 
 
 def test_jobs_without_a_type(page, joblog, job_factory):
-    """An actor whose jobs have no type has a page of its own, by its name."""
+    """An actor whose jobs have no type has its own page, by name."""
     job_factory(actor="plain", duration=50)
     assert 'href="/types/plain"' in page.get("/").text
     answer = page.get("/types/plain")
@@ -98,7 +98,7 @@ def test_what_is_not_there(page, joblog, job_factory):
 
 @pytest.mark.parametrize("name", ODD)
 def test_odd_names(page, joblog, job_factory, name):
-    """Whatever types, users and queues are called, their pages are reached and harmless."""
+    """With any names of types, users and queues, their pages work and are safe."""
     job_factory(jid="odd", actor="load", job_type=name, user_id=name, queue=name, duration=5)
     job_factory(jid="odder", job_type=name, user_id=name, queue=name, state="enqueued")
     for path in ("/", "/types", "/queues", "/jobs", "/jobs/odd"):
@@ -116,7 +116,7 @@ def test_odd_names(page, joblog, job_factory, name):
 
 @pytest.mark.parametrize("path", ["/types", "/types/import", "/users/anna", "/queues"])
 def test_the_same_as_data(page, lived, path):
-    """Each of these pages is there as JSON."""
+    """Each of these pages is available as JSON."""
     answer = page.get(f"{path}.json")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/json"
@@ -124,7 +124,7 @@ def test_the_same_as_data(page, lived, path):
 
 
 def test_a_user(page, lived, job_factory):
-    """A user's page says what is missing, and lists what died and goes on before what is done."""
+    """A user's page reports what is missing, and lists dead and unfinished jobs first."""
     job_factory(jid="going", user_id="anna", state="enqueued", finished_at=None, job_type="import")
     answer = page.get("/users/anna")
     said = text_of(answer)
@@ -141,7 +141,7 @@ def test_a_user_who_may_not_be(page, lived):
 
 
 def test_queues(page, joblog, job_factory):
-    """A queue that nobody consumes is named first, with how many jobs are due and since when."""
+    """A queue without a worker comes first, with its due jobs and since when."""
     past = datetime.now(timezone.utc) - timedelta(minutes=5)
     waits = {"state": "enqueued", "created_at": past, "enqueued_at": past, "queue_time": None}
     waits |= {"started_at": None, "finished_at": None, "duration": None}
@@ -167,7 +167,7 @@ def test_queues(page, joblog, job_factory):
 
 
 def test_a_picked_time(page, lived):
-    """A time that someone picked on a chart stands in the address, and the page is about it."""
+    """A period selected on a chart is in the URL, and the page shows it."""
     now = datetime.now(timezone.utc)
     since, until = (f"{now - timedelta(minutes=m):%Y-%m-%dT%H:%MZ}" for m in (30, 20))
     for path in ("/", "/types", "/types/import", "/users/anna"):
@@ -198,7 +198,7 @@ def test_times_that_make_no_sense(page, joblog, query):
 
 
 def test_bars_lead_to_jobs(page, lived):
-    """A bar of a chart is a link to a search that finds the jobs that it counts."""
+    """A bar of a chart links to a search for the jobs that it counts."""
     answer = page.get("/", params={"range": "1h"})
     bars = re.findall(r'<a class="bar-a" href="([^"]+)"[^>]*data-v="(\d+)\|', answer.text)
     full = [(unescape(href), int(count)) for href, count in bars if int(count)]
@@ -209,7 +209,7 @@ def test_bars_lead_to_jobs(page, lived):
 
 
 def test_a_time_zone_is_named_and_kept(page, joblog, job_factory):
-    """Times are in UTC until someone chooses a zone, which a cookie keeps and the footer names."""
+    """Times are in UTC unless a zone is chosen, which a cookie stores and the footer names."""
     job_factory()
     assert "Times in UTC" in page.get("/").text
     token = next(c.value for c in page.cookies.jar if c.name == "joblog_csrf")
@@ -226,7 +226,7 @@ def test_a_time_zone_is_named_and_kept(page, joblog, job_factory):
 
 
 def test_who_may_not_see_arguments_cannot_search_them(joblog, job_factory):
-    """A search by arguments or lines is refused to those from whom arguments are hidden."""
+    """A search by arguments or lines is refused to users who may not see them."""
     job_factory(kwargs={"token": "abc"})
     app = dashboard(joblog, authorize=lambda request: "without-arguments")
     with TestClient(app, base_url="http://localhost") as asking:

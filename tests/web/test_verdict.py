@@ -27,7 +27,7 @@ def database_url(sqlite_database):
 
 @pytest.fixture
 def page(joblog):
-    """Return a client of a dashboard that lets everyone in."""
+    """Return a client of a dashboard with full access."""
     with TestClient(opened(joblog), base_url="http://localhost") as asking:
         yield asking
 
@@ -46,7 +46,7 @@ def verdict(text):
 
 @pytest.mark.parametrize("path", PAGES)
 def test_all_is_well(page, job_factory, path):
-    """A page of a log that is well says so, and nothing of it stands in the tab's title."""
+    """A page of a log without problems says so, and the tab's title has none."""
     job_factory()
 
     title, first = verdict(page.get(path).text)
@@ -75,7 +75,7 @@ def test_what_needs_someone(page, joblog, job_factory, path):
 
 
 def test_many_things(page, job_factory):
-    """Of many things the overview shows seven, other pages three; both say how many more."""
+    """Of many problems, the overview shows seven, other pages three, and how many more."""
     for number in range(9):
         job_factory(state="enqueued", queue=f"q{number}", **WAITS)
 
@@ -87,12 +87,12 @@ def test_many_things(page, job_factory):
 
 
 def test_an_empty_log(page):
-    """A log without jobs teaches how to begin, and has no verdict above that."""
+    """A log without jobs explains how to begin, without a verdict."""
     assert 'id="needs"' not in page.get("/").text
 
 
 def test_programs(page, job_factory):
-    """Programs are given the problems: as JSON, by /health, and by kind in /metrics, zeros too."""
+    """Programs get the problems as JSON, in /health, and by kind in /metrics, with zeros."""
     job_factory(state="lost", worker="web1:17:3")
 
     for path in ("/overview.json", "/health"):
@@ -105,7 +105,7 @@ def test_programs(page, job_factory):
 
 
 def test_a_line_is_asked_for_once(joblog, page, job_factory, asked):
-    """Many who watch one page cost the database no more verdicts than one does."""
+    """Many viewers of a page take no more verdict queries than one."""
     job_factory()
     page.get("/jobs")
     site_asks = []
@@ -120,7 +120,7 @@ def test_a_line_is_asked_for_once(joblog, page, job_factory, asked):
 
 
 def test_a_database_without_tables(sqlite_url, tmp_path):
-    """A log whose tables were never made is a sentence, and no page of errors."""
+    """For a log without tables, pages show a sentence instead of an error."""
     log = JobLog(f"{sqlite_url}.other", spool=tmp_path / "spool")
     assert {"schema"} <= {problem.subject for problem in log.problems()}
     log.close()

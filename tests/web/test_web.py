@@ -1,4 +1,4 @@
-"""The page over HTTP: what it shows, who may see it, and what may be done."""
+"""The dashboard over HTTP: content, access and actions."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }}"
 
 
 def client(app, *, host="127.0.0.1", base_url="http://localhost", **kwargs):
-    """Return a client that asks from *host*."""
+    """Return a client with the address *host*."""
     return TestClient(app, base_url=base_url, client=(host, 50_000), **kwargs)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request, database_of):
-    """Return the URL of an empty database of two kinds; the third is tried page by page."""
+    """Return the URL of an empty database of two kinds; the third is tested page by page."""
     return database_of(request.param)
 
 
@@ -46,7 +46,7 @@ def page(joblog):
 
 @pytest.fixture
 def nothing(sqlite_database):
-    """Return a log without jobs: what does not depend on the database is tried on one kind."""
+    """Return a log without jobs, for tests that do not depend on the database."""
     log = JobLog(sqlite_database)
     yield log
     log.close()
@@ -60,7 +60,7 @@ def local(nothing):
 
 
 def csrf(asking, path="/jobs"):
-    """Return the token that the forms of a page carry."""
+    """Return the CSRF token in the forms of a page."""
     asking.get(path)
     return next(c.value for c in asking.cookies.jar if c.name == "joblog_csrf")
 
@@ -88,7 +88,7 @@ def lived(joblog, make_broker, worker):
 
 
 def test_a_page_of_an_empty_log_teaches(page):
-    """Each page of an empty log answers, and says what to do or that there is nothing."""
+    """Each page of an empty log works, and says what to do or that there is nothing."""
     for path in PAGES:
         answer = page.get(path)
 
@@ -97,7 +97,7 @@ def test_a_page_of_an_empty_log_teaches(page):
 
 
 def test_every_page_answers_on_mysql(mysql_url):
-    """What the pages ask, MySQL and MariaDB understand too."""
+    """The queries of the pages work on MySQL and MariaDB too."""
     log = JobLog(mysql_url)
     log.create_tables()
     now = int(time.time() * 1000)
@@ -125,7 +125,7 @@ def test_the_list_tells_jobs_that_ran(page, lived):
 
 
 def test_a_search_narrows_the_list(page, lived):
-    """The words of a search decide, and a tab keeps them."""
+    """The search words filter, and tabs keep them."""
     html = page.get("/jobs", params={"q": "type:import state:dead"}).text
 
     assert lived["dead"] in html
@@ -135,7 +135,7 @@ def test_a_search_narrows_the_list(page, lived):
 
 
 def test_a_whole_jid_leads_to_its_job(page, lived):
-    """A search for a whole jid answers with its page."""
+    """A search for a full jid redirects to its page."""
     answer = page.get("/jobs", params={"q": lived["dead"]})
 
     assert answer.url.path == f"/jobs/{lived['dead']}"
@@ -151,7 +151,7 @@ def test_a_search_that_is_not_understood_says_what_to_write(page):
 
 
 def test_pages_of_the_list_hang_together(page, job_factory):
-    """Older and newer lead through all jobs once."""
+    """The links for older and newer jobs cover all jobs once."""
     jids = [job_factory().jid for _ in range(120)]
     seen, path = [], "/jobs"
     while path:
@@ -176,7 +176,7 @@ def test_a_job_tells_its_runs(page, lived):
 
 
 def test_hostile_text_is_shown_as_text(page, lived):
-    """Text of a job is never markup, nor a template."""
+    """Text of a job is never interpreted as markup or a template."""
     for path in ("/jobs", "/dead", f"/jobs/{lived['dead']}", f"/jobs/{lived['skipped']}", "/"):
         html = page.get(path).text
 
@@ -230,7 +230,7 @@ def test_locks_have_the_limits_that_were_set(page, joblog):
 
 
 def test_locks_tell_holder_and_line(page, joblog, job_factory):
-    """The locks' page has the holder, its fence, and those that wait in order."""
+    """The locks' page has the holder, its fence, and the waiters in order."""
     now = datetime.now(timezone.utc)
     line = [
         job_factory(
@@ -256,7 +256,7 @@ def test_locks_tell_holder_and_line(page, joblog, job_factory):
 
 
 def test_workers_that_ended_are_not_busy(page, joblog):
-    """A worker that ended is shown without threads that could be busy."""
+    """An ended worker is shown without threads."""
     now = joblog.now()
     for pid, ended in ((1, now), (2, None)):
         joblog.Worker.create(
@@ -283,7 +283,7 @@ def test_workers_that_ended_are_not_busy(page, joblog):
 
 
 def test_each_page_is_data_too(page, lived):
-    """A page's path with .json, or a header, answers with data."""
+    """A page's path with .json, or a header, returns JSON."""
     keys = {
         "/overview.json": "states",
         "/jobs.json": "jobs",
@@ -309,7 +309,7 @@ def test_a_job_is_data_too(page, lived):
 
 
 def test_health_and_metrics(page, lived):
-    """Health says that the database answers; metrics are what Prometheus reads."""
+    """Health reports that the database responds; metrics have Prometheus's format."""
     health, metrics = page.get("/health").json(), page.get("/metrics")
 
     assert health["ok"] is True
@@ -345,7 +345,7 @@ def test_another_method_is_405(local, method, path):
 
 @pytest.mark.parametrize("level", [None, "none"])
 def test_authorize_may_refuse(nothing, level):
-    """Whom authorize gives nothing sees nothing, whatever the route."""
+    """A user to whom authorize gives no level sees nothing, whatever the route."""
     asking = client(dashboard(nothing, authorize=lambda request: level))
 
     assert {asking.get(path).status_code for path in ROUTES} == {403}
@@ -353,7 +353,7 @@ def test_authorize_may_refuse(nothing, level):
 
 @pytest.mark.parametrize("told", ["read-only", ("read-only", "mira")])
 def test_read_only_may_look_and_not_act(joblog, lived, told):
-    """Who may look gets no button, and is refused by the server itself."""
+    """Read-only users get no buttons, and the server refuses their actions."""
     asking = client(dashboard(joblog, authorize=lambda request: told), host="192.0.2.7")
     html = asking.get("/jobs").text
     token = csrf(asking)
@@ -368,7 +368,7 @@ def test_read_only_may_look_and_not_act(joblog, lived, told):
 
 
 def test_read_only_holds_for_everyone(joblog, lived):
-    """With read_only=True nobody may act, whatever authorize says."""
+    """With read_only=True, no user may act, whatever authorize returns."""
     app = dashboard(joblog, authorize=lambda request: "all", read_only=True)
     asking = client(app)
 
@@ -387,7 +387,7 @@ def test_authorize_may_be_a_coroutine(nothing):
 
 @pytest.mark.parametrize("told", [True, "admin", 1])
 def test_authorize_must_say_a_level(nothing, told):
-    """Anything but a level is an error, never a way in."""
+    """Anything other than a level is an error, and never grants access."""
     asking = client(dashboard(nothing, authorize=lambda request: told))
 
     with pytest.raises(TypeError, match="authorize returned"):
@@ -395,7 +395,7 @@ def test_authorize_must_say_a_level(nothing, told):
 
 
 def test_settings_that_make_no_sense_are_refused(nothing):
-    """A dashboard says what is wrong with its settings when it is made."""
+    """Invalid settings of a dashboard are refused when it is created."""
     with pytest.raises(ConfigurationError, match="give one"):
         dashboard(nothing, authorize=lambda request: "all", login=("a", "b"))
     with pytest.raises(ConfigurationError, match="neither of them empty"):
@@ -421,7 +421,7 @@ def test_every_answer_has_the_headers(nothing):
 
 
 def test_nothing_stands_inline(page, lived):
-    """No page has a style or a script of its own, nor an address of another site."""
+    """No page has inline styles or scripts, or URLs of other sites."""
     for path in (*PAGES, f"/jobs/{lived['dead']}", f"/confirm/dismiss?jid={lived['dead']}"):
         html = page.get(path).text
 
@@ -473,7 +473,7 @@ def test_an_action_needs_the_token(page, lived, joblog, what):
 
 
 def test_dismissing_is_asked_done_and_written_down(joblog, lived):
-    """What was dismissed leaves the dead, and it is known who did it."""
+    """A dismissed job leaves the dead, and its author is recorded."""
     asking = client(dashboard(joblog, authorize=lambda request: ("all", "mira")))
     question = asking.get("/confirm/dismiss", params={"jid": lived["dead"], "back": "/dead"})
     done = asking.post(
@@ -489,7 +489,7 @@ def test_dismissing_is_asked_done_and_written_down(joblog, lived):
 
 
 def test_all_that_match_are_dismissed(page, joblog, job_factory):
-    """A group is dismissed by its search, and only what is dead is taken."""
+    """A group is dismissed by its search, which takes only dead jobs."""
     dead = [job_factory(state="dead", error_type="E", actor="a b") for _ in range(3)]
     other = job_factory(state="dead", error_type="F", actor="a b")
     q = 'state:dead actor:"a b" error:E'
@@ -502,7 +502,7 @@ def test_all_that_match_are_dismissed(page, joblog, job_factory):
 
 
 def test_a_group_is_what_its_row_says(page, joblog, job_factory):
-    """Each row of the dead acts on its own jobs, also where they died of no error."""
+    """Each row of the dead acts on its own jobs, even if they have no error."""
     plain = [job_factory(state="dead", dead_reason="age_limit") for _ in range(2)]
     failed = job_factory(state="dead", error_type='Odd "Error*')
     html = unescape(page.get("/dead").text)
@@ -515,7 +515,7 @@ def test_a_group_is_what_its_row_says(page, joblog, job_factory):
 
 
 def test_errors_are_drawn_over_time(page, joblog, job_factory):
-    """Each error has its own small drawing: when it was, and when most of all."""
+    """Each error has a sparkline of its times, with the peak."""
     now = datetime.now(timezone.utc)
     ages = {"first": 10, "second": 5, "third": 5}
     died = {jid: now - timedelta(hours=hours) for jid, hours in ages.items()}
@@ -540,7 +540,7 @@ def test_errors_are_drawn_over_time(page, joblog, job_factory):
 
 
 def test_giving_up_is_asked_done_and_written_down(page, joblog, job_factory):
-    """A job that does not run has the button, is dead afterwards, and it is known why."""
+    """A job that is not running has the button, and is then dead with a recorded reason."""
     lost = job_factory(state="lost", job_type="import", finished_at=None)
     html = page.get(f"/jobs/{lost.jid}").text
     question = page.get("/confirm/cancel", params={"jid": lost.jid})
@@ -559,7 +559,7 @@ def test_giving_up_is_asked_done_and_written_down(page, joblog, job_factory):
 
 
 def test_what_runs_is_not_given_up(page, joblog, job_factory):
-    """A job that began meanwhile is refused in a sentence; of several the others are done."""
+    """A job that began meanwhile is refused with a sentence; the others are cancelled."""
     started, waiting = (job_factory(state=s, finished_at=None) for s in ("started", "waiting"))
     form = {"csrf": csrf(page), "jid": started.jid}
     refused = page.post("/do/cancel", data=form)
@@ -574,7 +574,7 @@ def test_what_runs_is_not_given_up(page, joblog, job_factory):
 
 
 def test_all_that_are_lost_are_given_up(page, joblog, job_factory):
-    """A state of jobs that do not run is taken whole."""
+    """All jobs of a state that is not running can be taken."""
     lost = [job_factory(state="lost", finished_at=None) for _ in range(3)]
     html = page.get("/jobs", params={"q": "state:lost"}).text
     assert "Select all 3 lost" in html
@@ -588,7 +588,7 @@ def test_all_that_are_lost_are_given_up(page, joblog, job_factory):
 
 
 def test_running_again_leads_to_the_new_job(page, joblog, lived):
-    """A job that is run again is a new one with the same arguments; both know the other."""
+    """A job that is run again is a new one with the same arguments; both are linked."""
     answer = page.post("/do/requeue", data={"csrf": csrf(page), "jid": lived["skipped"]})
 
     new = joblog.get(answer.url.path.removeprefix("/jobs/"))
@@ -597,7 +597,7 @@ def test_running_again_leads_to_the_new_job(page, joblog, lived):
 
 
 def test_what_cannot_run_again_says_why(page, joblog, lived):
-    """A job whose arguments are not kept is refused in a sentence, and nothing is sent."""
+    """A job whose arguments are not stored is refused with a sentence, and nothing is sent."""
     answer = page.post("/do/requeue", data={"csrf": csrf(page), "jid": lived["dead"]})
 
     assert answer.status_code == 409
@@ -613,7 +613,7 @@ def test_what_cannot_run_again_says_why(page, joblog, lived):
 
 
 def test_unlocking_needs_a_reason_and_the_fence(page, joblog):
-    """A key is freed with a reason, if the holder that was seen still holds it."""
+    """A key is unlocked with a reason, if the given holder still holds it."""
     with joblog.lock("nightly") as lease:
         form = {"csrf": csrf(page), "key": "nightly", "slot": "0", "fence": str(lease.fence)}
         question = page.get("/confirm/unlock", params=form).text
@@ -632,7 +632,7 @@ def test_unlocking_needs_a_reason_and_the_fence(page, joblog):
 
 
 def test_going_back_leads_nowhere_else(page, lived):
-    """An action leads back to a page of ours, whatever the form says."""
+    """An action redirects to a page of the dashboard, whatever the form says."""
     form = {"csrf": csrf(page), "jid": lived["dead"], "back": "//evil.example/"}
     answer = page.post("/do/dismiss", data=form, follow_redirects=False)
 
@@ -643,7 +643,7 @@ def test_going_back_leads_nowhere_else(page, lived):
 
 
 def test_it_lives_under_a_prefix(joblog, lived):
-    """Mounted under a prefix, every link begins with it, and cookies are of that path."""
+    """Mounted under a prefix, every link begins with it, and cookies have that path."""
     app = Starlette(routes=[Mount("/ops/jobs", opened(joblog))])
     asking = client(app)
     html = asking.get("/ops/jobs/jobs").text
@@ -659,7 +659,7 @@ def test_it_lives_under_a_prefix(joblog, lived):
 
 
 def test_two_dashboards_do_not_meet(joblog, tmp_path):
-    """Two logs in one process have each their own page."""
+    """Two logs in one process each have their own dashboard."""
     other = JobLog(f"sqlite:///{tmp_path / 'other.db'}")
     other.create_tables()
     app = Starlette(
@@ -679,7 +679,7 @@ def test_two_dashboards_do_not_meet(joblog, tmp_path):
 
 
 def test_a_database_that_is_away_is_a_banner(tmp_path):
-    """Without its database a page answers 503 and says that jobs go on."""
+    """Without its database, a page returns 503 and says that jobs go on."""
     log = JobLog(f"sqlite:///{tmp_path / 'no-such-folder' / 'jobs.db'}")
     answer = client(opened(log)).get("/jobs")
 
@@ -689,7 +689,7 @@ def test_a_database_that_is_away_is_a_banner(tmp_path):
 
 
 def test_a_connection_is_given_back(joblog, lived):
-    """No request keeps a connection: as many requests as the pool has, and one more."""
+    """No request keeps a connection, even with more requests than the pool's size."""
     app = opened(joblog)
     with client(app) as asking:
         for _ in range(120):
@@ -697,7 +697,7 @@ def test_a_connection_is_given_back(joblog, lived):
 
 
 def test_a_slow_database_is_a_banner(postgres_url):
-    """What does not come in time is missing, and the page says so and shows the rest."""
+    """Parts that time out are missing; the page says so and shows the rest."""
     log = JobLog(postgres_url)
     log.create_tables()
     with psycopg.connect(postgres_url) as other, client(opened(log, timeout=200)) as asking:
@@ -714,7 +714,7 @@ def test_a_slow_database_is_a_banner(postgres_url):
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_what_is_not_known_is_not_told_as_nothing(joblog, job_factory, database_url, monkeypatch):
-    """A page whose figures do not come in time says so, and never that there is nothing."""
+    """A page whose figures time out says so, and never that there is nothing."""
     monkeypatch.setattr("dramatiq_joblog.web.state.FRESH_FOR", 0)
     job_factory()
     nothings = (
@@ -740,7 +740,7 @@ def test_what_is_not_known_is_not_told_as_nothing(joblog, job_factory, database_
 
 
 def test_rows_further_down_are_looked_after(page, job_factory):
-    """A live page removes rows that newer ones have pushed off it."""
+    """A live page removes rows beyond its length when newer ones arrive."""
     first = job_factory(state="started", finished_at=None)
     for _ in range(50):
         job_factory()
@@ -751,7 +751,7 @@ def test_rows_further_down_are_looked_after(page, job_factory):
 
 
 def test_links_of_the_application_stand_on_a_job(joblog, job_factory):
-    """job_links leads to pages of the application's own, and can run no script."""
+    """job_links leads to pages of the application, and cannot run scripts."""
 
     def links(job):
         return [("Ada", f"https://shop.example/{job.user_id}"), ("x", "javascript:alert(1)")]
@@ -766,7 +766,7 @@ def test_links_of_the_application_stand_on_a_job(joblog, job_factory):
 
 
 def test_keys_that_are_free_and_waited_for(joblog, page, job_factory):
-    """A key that jobs wait for stands on the page of locks although nobody holds it."""
+    """A free key with waiting jobs is on the page of locks."""
     with joblog.lock("held"):
         for number, key in enumerate(("held", "free", "free")):
             waits = {"state": "waiting", "section": key, "waiting_since": 1_000 + number}
@@ -782,7 +782,7 @@ def test_keys_that_are_free_and_waited_for(joblog, page, job_factory):
 
 @pytest.mark.parametrize("word", [":", "::", ":x", "-:", "x:", "args.:", "state:\x00", "args.\x00"])
 def test_odd_words_are_completed_by_nothing(local, word):
-    """What cannot go on has no completions, and is no failure."""
+    """A word without completions is not an error."""
     answer = local.get("/complete", params={"word": word})
 
     assert (200, []) == (answer.status_code, answer.json()["words"])

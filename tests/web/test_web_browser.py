@@ -1,4 +1,4 @@
-"""The page in a real browser: a headless Chromium, a real server, real jobs."""
+"""The dashboard in a real browser: a headless Chromium, a real server, real jobs."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def browser():
 
 @pytest.fixture
 def serve():
-    """Return a function that serves an application on a free port, and returns its address."""
+    """Return a function that serves an application on a free port, and returns its URL."""
     running = []
 
     def start(app):
@@ -169,9 +169,9 @@ def run(shop, worker, log):
 
 @pytest.fixture
 def open_page(browser):
-    """Return a function that opens an address in a window of its own.
+    """Return a function that opens a URL in a new window.
 
-    The test fails if the page has an error, or asked for anything elsewhere.
+    The test fails if the page has an error, or requests anything from elsewhere.
     """
     contexts, faults = [], []
 
@@ -202,7 +202,7 @@ def open_page(browser):
 
 
 def test_pages_fit_every_width_and_read_well(log, shop, run, serve, open_page):
-    """No page is wider than its window; all has names and contrast, in light and in dark."""
+    """No page is wider than its window; everything has names and contrast, in light and dark."""
     run(10)
     for at in (log.Job.enqueued_at, log.Job.started_at, log.Job.finished_at, log.Job.created_at):
         # The longest that an age can be: 44 min ago.
@@ -254,7 +254,7 @@ def test_new_jobs_and_changes_come_in_by_themselves(log, shop, worker, run, serv
 
 
 def test_new_rows_wait_while_one_is_selected(log, shop, run, serve, open_page):
-    """Rows do not move under the hand: what is new is counted, and let in by a key."""
+    """Rows do not move: new ones are counted, and shown by a key."""
     run(3)
     page = open_page(serve(opened(log, every=200)) + "/jobs")
     page.locator("table.jobs tbody input").first.check()
@@ -271,7 +271,7 @@ def test_new_rows_wait_while_one_is_selected(log, shop, run, serve, open_page):
 
 
 def test_it_pauses_by_hand_and_when_hidden(log, shop, run, serve, open_page):
-    """A paused page asks nothing, nor does one that nobody sees; then it catches up."""
+    """A paused or hidden page makes no requests, and then catches up."""
     run(1)
     page = open_page(serve(opened(log, every=100)) + "/jobs")
     asked = []
@@ -308,7 +308,7 @@ def test_it_pauses_by_hand_and_when_hidden(log, shop, run, serve, open_page):
 
 
 def test_it_says_when_the_server_is_gone(log, serve, open_page, run):
-    """The last figures stay, and the page says that it tries to come back."""
+    """The last figures stay, and the page says that it is reconnecting."""
     run(1)
     page = open_page(serve(opened(log, every=100)) + "/jobs")
     page.route("**/jobs*", lambda route: route.abort())
@@ -322,7 +322,7 @@ def test_it_says_when_the_server_is_gone(log, serve, open_page, run):
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_what_does_not_come_in_time_stays_as_it_was(joblog, database_url, serve, open_page):
-    """While the database is slow, the last rows and figures stand under the banner."""
+    """While the database is slow, the last rows and figures stay under the banner."""
     joblog.Job.create(
         jid="a",
         actor="work",
@@ -346,7 +346,7 @@ def test_what_does_not_come_in_time_stays_as_it_was(joblog, database_url, serve,
 
 
 def test_a_search_is_completed_and_its_words_are_chips(log, run, serve, open_page):
-    """`/` goes to the search, a word is completed by keys, and the address can be passed on."""
+    """`/` focuses the search, words are completed by keys, and the URL can be shared."""
     run()
     page = open_page(serve(opened(log, every=60_000)) + "/workers")
     page.keyboard.press("/")
@@ -374,7 +374,7 @@ def test_a_search_is_completed_and_its_words_are_chips(log, run, serve, open_pag
 
 
 def test_a_dead_job_is_run_again_and_lives(log, shop, worker, run, serve, open_page):
-    """From the list of dead to a finished new job, by the mouse, with a real worker."""
+    """From the list of dead jobs to a finished new job, with the mouse and a real worker."""
     run(5)
     shop.mend()
     page = open_page(serve(opened(log, every=200)) + "/jobs?q=state:dead")
@@ -398,7 +398,7 @@ def test_a_dead_job_is_run_again_and_lives(log, shop, worker, run, serve, open_p
 
 
 def test_a_job_is_given_up(log, shop, worker, serve, open_page):
-    """From its page, for a reason, while it does not run; then it is not run by a worker."""
+    """From its page, with a reason, while it is not running; then no worker runs it."""
     kept, given_up = (shop.mail.send(user).message_id for user in (1, 2))
     log.core.writer.flush(timeout=10)
     address = serve(opened(log, every=200))
@@ -426,7 +426,7 @@ def test_a_job_is_given_up(log, shop, worker, serve, open_page):
 
 
 def test_a_job_is_followed_to_its_end(log, shop, worker, serve, open_page):
-    """A job's page follows it: its runs, its error and its end come in without a reload."""
+    """A job's page follows it: its runs, error and end appear without a reload."""
     message = shop.load.send(5)
     log.core.writer.flush(timeout=10)
     page = open_page(f"{serve(opened(log, every=200))}/jobs/{message.message_id}")
@@ -443,7 +443,7 @@ def test_a_job_is_followed_to_its_end(log, shop, worker, serve, open_page):
 
 
 def test_a_group_of_dead_is_dismissed_by_keys(log, run, serve, open_page):
-    """j, x, d: a group is chosen and dismissed without a mouse; a question stands between."""
+    """j, x, d: a group is selected and dismissed with the keyboard, after a question."""
     run(10)
     page = open_page(serve(opened(log, every=60_000)) + "/dead")
     page.keyboard.press("j")
@@ -465,7 +465,7 @@ def test_a_group_of_dead_is_dismissed_by_keys(log, run, serve, open_page):
 
 
 def test_selected_jobs_are_run_again(log, shop, run, serve, open_page):
-    """The bar of what is selected asks for its number, and runs it again."""
+    """The selection bar asks with its number, and runs the jobs again."""
     run(10)
     page = open_page(serve(opened(log, every=60_000)) + "/jobs?q=state:dead")
     page.locator("#all-rows").check()
@@ -485,7 +485,7 @@ def test_selected_jobs_are_run_again(log, shop, run, serve, open_page):
 
 
 def test_a_key_is_unlocked_with_a_reason(log, serve, open_page):
-    """The question says that the holder lives, starts in the reason, and frees the key."""
+    """The question says that the holder is alive, focuses the reason, and unlocks the key."""
     with log.lock("finance:42"):
         page = open_page(serve(opened(log, every=200)) + "/locks")
         page.keyboard.press("j")
@@ -501,7 +501,7 @@ def test_a_key_is_unlocked_with_a_reason(log, serve, open_page):
 
 
 def test_every_key_is_on_the_sheet(log, run, serve, open_page):
-    """`?` shows the keys; g and a letter lead to the pages; j, Enter and u to a job and back."""
+    """`?` shows the keys; g and a letter open pages; j, Enter and u a job and back."""
     run(2)
     address = serve(opened(log, every=60_000))
     page = open_page(address)
@@ -550,7 +550,7 @@ def test_keys_of_one_letter_can_be_turned_off(log, run, serve, open_page):
 
 
 def test_a_chart_by_keys_and_by_dragging(log, run, serve, open_page):
-    """Arrows move on a chart and its legend reads, `v` is a table, and a drag picks a time."""
+    """Arrows move on a chart and update its legend, `v` shows a table, a drag selects a time."""
     run(5)
     address = serve(opened(log, every=60_000))
     page = open_page(address + "/?range=1h")
@@ -593,7 +593,7 @@ def test_the_theme_is_the_systems_until_chosen(log, serve, open_page):
 
 
 def test_on_a_phone_the_pages_are_at_the_thumb(log, run, serve, open_page):
-    """On a phone the links are below, a row is open to the finger, and a job's life stands."""
+    """On a phone, the navigation is below, rows can be tapped, and the timeline is vertical."""
     run(5)
     address = serve(opened(log, every=60_000))
     page = open_page(address + "/jobs", width=390, height=844, has_touch=True)
@@ -611,7 +611,7 @@ def test_on_a_phone_the_pages_are_at_the_thumb(log, run, serve, open_page):
 
 
 def test_without_a_script_all_can_be_read(log, run, serve, open_page):
-    """Without JavaScript every page reads, the search works, and nothing is hidden."""
+    """Without JavaScript, every page is readable, the search works, and nothing is hidden."""
     run(5)
     address = serve(opened(log))
     page = open_page(address + "/jobs", java_script_enabled=False)

@@ -1,4 +1,4 @@
-"""The examples of docs/web.md as they are printed: FastAPI, Starlette, Flask, Django."""
+"""The examples of docs/web.md as printed: FastAPI, Starlette, Flask, Django."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def folder(tmp_path):
 
 
 def get(url, **headers):
-    """Return the status and the text of an answer; None while nobody answers."""
+    """Return the status and text of a response; None without a response."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=5) as a:
             return a.status, a.read().decode()
@@ -57,7 +57,7 @@ def get(url, **headers):
 
 @pytest.fixture
 def serve(folder, eventually):
-    """Return a function that runs a server's command in the folder, and returns its address."""
+    """Return a function that runs a server's command in the folder, and returns its URL."""
     running = []
     log = (folder / "log").open("wb")
 
@@ -84,7 +84,7 @@ def serve(folder, eventually):
 
 
 def check(address, **headers):
-    """Check that the page is whole where it is mounted: each link of it, and data."""
+    """Check that the mounted dashboard is complete: its links, and JSON."""
     status, html = get(address + "/joblog/jobs", **headers)
     links = set(re.findall(r'(?:href|src)="(/[^"]+)"', html))
 
@@ -106,7 +106,7 @@ def check(address, **headers):
     ids=["fastapi", "starlette", "flask"],
 )
 def test_it_lives_in_a_framework(serve, folder, command):
-    """Mounted in a framework the page works whole, beside the application's own pages."""
+    """Mounted in a framework, the dashboard works with the application's own pages."""
     address = serve(*command)
 
     key = re.search(r"\?key=(\S+)", (folder / "log").read_text())[1]
@@ -119,7 +119,7 @@ def test_it_lives_in_a_framework(serve, folder, command):
 @pytest.mark.process
 @pytest.mark.full
 def test_it_asks_django_who_it_is(serve, folder):
-    """In Django its own users are asked: nobody sees nothing, staff may look and not act."""
+    """In Django, its own users decide: no access without a user, and read-only for staff."""
     session = subprocess.run(
         [sys.executable, "-c", SIGN_IN], cwd=folder, capture_output=True, text=True, check=True
     ).stdout.strip()

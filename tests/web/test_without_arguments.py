@@ -1,4 +1,4 @@
-"""Who may look without arguments: they are nowhere, nor is what repeats them, nor can one ask."""
+"""Access without arguments: neither they nor repetitions are shown, or can be searched."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ASKS = (
 
 @pytest.fixture
 def log(sqlite_database):
-    """Return a log in which a secret that jobs were sent stands wherever it can."""
+    """Return a log in which a secret argument is everywhere it can be."""
     log = JobLog(sqlite_database)
     now = time.time_ns() // 1_000_000
     common = {
@@ -75,7 +75,7 @@ def log(sqlite_database):
 
 @pytest.fixture
 def ask(log):
-    """Return a function that asks for an address with a level."""
+    """Return a function that requests a URL with a level."""
     with contextlib.ExitStack() as stack:
         at = {
             level: stack.enter_context(TestClient(page_of(log, level), base_url="http://localhost"))
@@ -85,12 +85,12 @@ def ask(log):
 
 
 def page_of(log, level):
-    """Return a page on which everyone has a level."""
+    """Return a dashboard on which everyone has the level."""
     return dashboard(log, authorize=lambda request: level)
 
 
 def test_it_is_nowhere(ask):
-    """No page and no data has what jobs were sent, and each is there all the same."""
+    """No page and no JSON has arguments, and each still works."""
     seen = set()
     for path in PAGES:
         for headers in ({}, {"accept": "application/json"}):
@@ -106,7 +106,7 @@ def test_it_is_nowhere(ask):
 
 @pytest.mark.parametrize("words", ASKS)
 def test_nobody_finds_it_out_by_asking(ask, words):
-    """Words that would say whether a guess is right are refused, with what may be asked."""
+    """Search words that could confirm a guess are refused, with the allowed ones."""
     answer = ask("without-arguments", f"/jobs.json?q={words}")
     assert answer.status_code == 400
     assert "type:" in answer.json()["error"]
@@ -123,6 +123,6 @@ def test_nobody_finds_it_out_by_asking(ask, words):
     ],
 )
 def test_what_may_be_asked(ask, words, found):
-    """A class of errors, a reason of the log's own, a user and a whole jid find jobs."""
+    """An error class, a built-in reason, a user and a full jid find jobs."""
     answer = ask("without-arguments", f"/jobs.json?q={words}", accept="application/json")
     assert {job["jid"] for job in answer.json()["jobs"]} == found
