@@ -641,7 +641,7 @@ class JobLog(Generic[J]):
           Values, each with its number of jobs, or None if that is unknown.
         """
         limit = count_asked("limit", limit)
-        key = given_text("key", key, "one that a search knows, as 'state'")
+        key = given_text("key", key, "one that a search knows, such as 'state'")
         prefix = given_optional("prefix", prefix) or ""
         if key == "saved":
             names = [row.name for row in self.searches.limit(saved.MOST)]
@@ -1054,7 +1054,7 @@ class JobLog(Generic[J]):
           key: The key that it concerns.
           detail: The reason and the result.
         """
-        what = given_text("what", what, "a verb, as 'requeue'")
+        what = given_text("what", what, "a verb, such as 'requeue'")
         given_optional("who", who)
         given_optional("detail", detail)
         return self.core.record(what, who=who, jid=jid, key=key, detail=detail)
@@ -1528,7 +1528,7 @@ def given_log(value: Any) -> JobLog[Any]:
     if isinstance(value, JobLog):
         return value
     raise ConfigurationError(
-        f"joblog={shown(value)} is not a log: give a JobLog, as JobLog('sqlite:///jobs.db')"
+        f"joblog={shown(value)} is not a log: give a JobLog, such as JobLog('sqlite:///jobs.db')"
     )
 
 

@@ -49,7 +49,7 @@ class DeadReason(_Text):
     #: It failed, and its retry could not be enqueued: its message is gone, and it runs only if it
     #: is requeued.
     RETRY_LOST = "retry_lost"
-    #: One of the two above, in rows that were written before 0.1.0.
+    #: Either of the two above, in rows of pre-releases; no longer written.
     NOT_RETRIED = "not_retried"
     #: It raised an error that its ``throws`` option names.
     THROWS = "throws"

@@ -246,7 +246,7 @@ def _checked_page(page: Any) -> str | None:
         return None
     if not isinstance(page, str) or not page.startswith(("http://", "https://")):
         raise ConfigurationError(
-            f"page_url={page!r} is not an address of a page: give one as 'https://shop.example/joblog'"
+            f"page_url={page!r} is not an address of a page: give one such as 'https://shop.example/joblog'"
         )
     return page
 

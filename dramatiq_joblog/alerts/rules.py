@@ -135,7 +135,7 @@ class Alert:
         check_number(self.name, "within", self.within, least=1_000)
         if not isinstance(self.search, str) or not self.search.strip():
             raise ConfigurationError(
-                f"the alert {self.name!r} needs the words of a search, as 'state:dead'"
+                f"the alert {self.name!r} needs the words of a search, such as 'state:dead'"
             )
         try:
             terms = search.parse(self.search)

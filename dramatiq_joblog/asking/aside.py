@@ -73,7 +73,8 @@ class Aside:
         """
         if not callable(asked) and (isinstance(asked, str) or not isinstance(asked, Iterable)):
             raise ConfigurationError(
-                f"fetch({asked!r}) has no rows: give a query, as joblog.jobs.dead(), or a function"
+                f"fetch({asked!r}) has no rows: give a query, such as joblog.jobs.dead(), "
+                "or a function"
             )
         if inspect.iscoroutinefunction(asked):
             raise ConfigurationError(

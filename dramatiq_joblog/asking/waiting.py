@@ -230,7 +230,8 @@ def asked_jids(jids: Any) -> list[Any]:
     if isinstance(jids, Iterable) and not isinstance(jids, (str, bytes)):
         return list(jids)
     raise ConfigurationError(
-        f"{_kind_of(jids)} is not a list of jids: give one, as [m.message_id for m in messages]"
+        f"{_kind_of(jids)} is not a list of jids: give one, such as "
+        "[m.message_id for m in messages]"
     )
 
 

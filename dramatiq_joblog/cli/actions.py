@@ -272,7 +272,9 @@ def _named(session: Session, words: Sequence[str], filters: dict[str, Any]) -> l
     if not bare:
         if words or any(filters.values()):
             return []
-        raise Refusal("which jobs? Name them by jid, or give words of a search, as type:import")
+        raise Refusal(
+            "which jobs? Name them by jid, or give words of a search, such as type:import"
+        )
     if len(bare) < len(words) or any(filters.values()):
         raise Refusal(f"{bare[0]!r} is a jid, which no other words go with")
     return [find(session.joblog, jid) for jid in dict.fromkeys(bare)]

@@ -76,7 +76,7 @@ def log_of(app: str) -> JobLog:
     module_name, _, name = app.partition(":")
     name = name or "joblog"
     if not re.fullmatch(r"[\w.]+", module_name) or not re.fullmatch(r"[\w.]+", name):
-        raise Refusal(f"--app {app!r} is not of the form module:name, as shop.jobs:joblog")
+        raise Refusal(f"--app {app!r} is not of the form module:name, such as shop.jobs:joblog")
     sys.path.insert(0, str(Path.cwd()))
     module = _import(module_name)
     try:

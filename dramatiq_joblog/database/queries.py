@@ -56,7 +56,8 @@ class _Lent(_Query):  # type: ignore[misc]
         found: Database | None = database or self._database
         if found is None:
             raise InterfaceError(
-                f"{self.model.__name__} is bound to no log: ask the model of one, as joblog.Job"
+                f"{self.model.__name__} is bound to no log: use the model of one, "
+                "such as joblog.Job"
             )
         return found
 

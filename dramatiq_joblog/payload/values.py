@@ -39,7 +39,7 @@ def to_millis(instant: datetime, name: str = "") -> int:
     """
     if instant.tzinfo is None:
         raise ValueError(
-            f"{name and name + '='}{instant!r} has no time zone: use an aware datetime, as "
+            f"{name and name + '='}{instant!r} has no time zone: use an aware datetime, such as "
             "datetime.now(timezone.utc)"
         )
     since = instant - _EPOCH

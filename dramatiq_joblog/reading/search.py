@@ -83,7 +83,7 @@ def parse(text: str) -> list[Term]:
       SearchError: If a key is unknown or has no value, or a quote is not closed.
     """
     if not isinstance(text, str):
-        raise SearchError(f"{shown(text)} is not a search: write words, as 'state:dead'")
+        raise SearchError(f"{shown(text)} is not a search: write words, such as 'state:dead'")
     if len(text) > MAX_SEARCH:
         raise SearchError(
             f"a search of {len(text):,} characters is longer than {MAX_SEARCH:,}: use fewer words"

@@ -37,7 +37,8 @@ def check_level(value: Any, where: str) -> int | None:
     level = logging.getLevelName(value.upper()) if isinstance(value, str) else value
     if not isinstance(level, int):
         raise ConfigurationError(
-            f"{where}={value!r} is not a level: use a name as 'INFO', a number, or False for none"
+            f"{where}={value!r} is not a level: use a name such as 'INFO', a number, "
+            "or False for none"
         )
     return level
 

@@ -64,8 +64,8 @@ def millis_of(instant: Any, name: str = "") -> int:
     millis = None if isinstance(instant, str) else as_millis(instant)
     if millis is None:
         raise TypeError(
-            f"{name and name + '='}{shown(instant)} is not an instant: use an aware datetime, as "
-            "datetime.now(timezone.utc), a date, or milliseconds since 1970"
+            f"{name and name + '='}{shown(instant)} is not an instant: use an aware datetime, "
+            "such as datetime.now(timezone.utc), a date, or milliseconds since 1970"
         )
     return millis
 
@@ -279,7 +279,9 @@ def user_asked(field: Any, user: Any) -> Any:
             f"{shown(user)} is not a stored user: it has no primary key; save it first"
         )
     if _is_row(key):
-        raise SearchError(f"{shown(user)} is not an id of a user: give its primary key, as user.id")
+        raise SearchError(
+            f"{shown(user)} is not an id of a user: give its primary key, such as user.id"
+        )
     target = getattr(field, "rel_field", field)
     try:
         value = target.db_value(key)

@@ -303,7 +303,7 @@ def _bond_of(row: Any) -> Bond:
     bond: Bond | None = type(row)._bond
     if bond is None:
         raise InterfaceError(
-            f"{type(row).__name__} is bound to no log: ask the model of one, as joblog.Job"
+            f"{type(row).__name__} is bound to no log: use the model of one, such as joblog.Job"
         )
     return bond
 

@@ -395,7 +395,7 @@ def query_asked(query: Any, job: type[Model]) -> Any:
     """
     if not isinstance(query, JobQuery):
         raise SearchError(
-            f"query={shown(query)} is not a query of jobs: give one, as joblog.jobs.dead() or "
+            f"query={shown(query)} is not a query of jobs: give one, such as joblog.jobs.dead() or "
             "joblog.search('state:dead')"
         )
     if query.model is not job:

@@ -51,8 +51,8 @@ class JobLogBroker(StubBroker):
         if self._closed:
             raise ConfigurationError(
                 f"actor {message.actor_name!r} was declared on the broker of a test that has "
-                "ended: import its module before the fixtures are made, as at the top of the test "
-                "module or of conftest.py"
+                "ended: import its module before the fixtures are made, such as at the top of the "
+                "test module or of conftest.py"
             )
         if delay is None:
             sent: Message[Any] = super().enqueue(message)

@@ -135,7 +135,7 @@ def moved_to_test_database(request: pytest.FixtureRequest, database: Database) -
     if there.kind == "sqlite" and "mode=memory" in there.name:
         raise ConfigurationError(
             f"Django's test database {alias!r} is in memory, where the log cannot reach it: "
-            "give it a file, as DATABASES"
+            "give it a file, such as DATABASES"
             f'["{alias}"]["TEST"] = {{"NAME": BASE_DIR / "test.sqlite3"}} in the settings'
         )
     _close(database)

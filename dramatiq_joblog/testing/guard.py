@@ -52,9 +52,9 @@ def why_not_here(here: JobLogBroker, joblog: JobLog[Any], broker: Broker) -> str
         return None
     return (
         f"this message would be sent by a {type(broker).__name__} and not by the broker of this "
-        "test, which would not see it: import the application before the fixtures are made, as at "
-        "the top of the test module or of conftest.py; or override the fixture joblog_app_broker, "
-        "if its actors are declared on another broker than Dramatiq's global one"
+        "test, which would not see it: import the application before the fixtures are made, such "
+        "as at the top of the test module or of conftest.py; or override the fixture "
+        "joblog_app_broker, if its actors are declared on another broker than Dramatiq's global one"
     )
 
 

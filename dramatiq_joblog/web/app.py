@@ -204,7 +204,7 @@ def _check_key(name: str, key: Any) -> None:
 
 
 def _check_zone(time_zone: Any) -> None:
-    given_text("time_zone", time_zone, "the name of a time zone, as 'Europe/Berlin'")
+    given_text("time_zone", time_zone, "the name of a time zone, such as 'Europe/Berlin'")
     if time_zone != "UTC" and zones.zone_of(time_zone) is timezone.utc:
         raise ConfigurationError(
             f"time_zone={time_zone!r} is not a time zone; use one such as 'Europe/Berlin'"
