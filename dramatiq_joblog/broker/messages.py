@@ -393,7 +393,7 @@ def _user_reader(job_user: Any, function: Any, where: str) -> Callable[[Any], An
     parameters = parameters_of(function)
     if not isinstance(job_user, str) or not parameters.accepts(job_user):
         raise ConfigurationError(
-            f"{where} has job_user={job_user!r}, which is none of its parameters "
+            f"{where} has job_user={job_user!r}, which is not one of its parameters "
             f"({parameters}){parameters.cure}; name one of them, or give a callable"
         )
     names = parameters.positional

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 #: The reason why a job cannot be sent inside a transaction.
-IN_TRANSACTION = "inside a transaction, whose end the message would not wait for"
+IN_TRANSACTION = "inside a transaction, because the message would not wait for its end"
 #: The number of jids in one condition; far below any database's limit.
 _MOST_JIDS = 500
 

@@ -276,7 +276,7 @@ def _named(session: Session, words: Sequence[str], filters: dict[str, Any]) -> l
             "which jobs? Name them by jid, or give words of a search, such as type:import"
         )
     if len(bare) < len(words) or any(filters.values()):
-        raise Refusal(f"{bare[0]!r} is a jid, which no other words go with")
+        raise Refusal(f"{bare[0]!r} is a jid, and cannot be combined with other words")
     return [find(session.joblog, jid) for jid in dict.fromkeys(bare)]
 
 

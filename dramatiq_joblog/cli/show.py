@@ -103,7 +103,7 @@ def find(joblog: JobLog, jid: str) -> Any:
     except JobNotFound:
         found = _begin_with(joblog, jid)
     if not found:
-        raise Refusal(f"the log has no job {jid!r}, and none whose jid begins so", NOTHING)
+        raise Refusal(f"the log has no job {jid!r}, and no job whose jid begins with it", NOTHING)
     if len(found) > 1:
         names = "\n".join(f"  {safe(j.jid)}  {j.state}  {line(kind(j))}" for j in found[:20])
         more = "\n  …" if len(found) > 20 else ""

@@ -66,7 +66,7 @@ def check_limit_set(key: Any, limit: Any) -> None:
       ConfigurationError: If it cannot be.
     """
     if not isinstance(key, str) or not key:
-        raise ConfigurationError(f"the key {key!r} is none: a text that is not empty is needed")
+        raise ConfigurationError(f"the key {key!r} is not valid: give a text that is not empty")
     if limit is None:
         return
     if not isinstance(limit, int) or isinstance(limit, bool) or not 0 <= limit <= MAX_INT:

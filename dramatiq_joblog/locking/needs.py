@@ -271,7 +271,7 @@ def key_maker(key: Any, function: Any, where: str) -> Callable[..., str]:
         first = name.split(".")[0].split("[")[0]
         if not parameters.accepts(first):
             raise ConfigurationError(
-                f"{where} has the key {key!r}, and {first!r} is none of its parameters "
+                f"{where} has the key {key!r}, and {first!r} is not one of its parameters "
                 f"({parameters}){parameters.cure}"
             )
     return lambda *args, **kwargs: _text_of_key(key.format_map(_named(signature, args, kwargs)))
@@ -302,7 +302,7 @@ def limit_asker(limit: Any, function: Any, where: str) -> Callable[..., int]:
         by_name = p.name in names and (p.default is not p.empty or parameters.accepts(p.name))
         if not by_name and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
             raise ConfigurationError(
-                f"{where} has a limit that wants {p.name!r}, which is none of its parameters "
+                f"{where} has a limit that needs {p.name!r}, which is not one of its parameters "
                 f"({parameters}){parameters.cure}"
             )
 
@@ -367,7 +367,7 @@ def check_by_hand(key: Any, *, limit: Any, ttl: Any, wait: Any) -> None:
       ConfigurationError: If a value makes no sense.
     """
     if not isinstance(key, str) or not key:
-        raise ConfigurationError(f"the key {key!r} is none: a text that is not empty is needed")
+        raise ConfigurationError(f"the key {key!r} is not valid: give a text that is not empty")
     _check_whole("limit", limit, 1, MAX_INT)
     _check_whole("ttl", ttl, 100, LONGEST)
     if wait is not None:
@@ -377,7 +377,7 @@ def check_by_hand(key: Any, *, limit: Any, ttl: Any, wait: Any) -> None:
 def _check_key(key: Any) -> None:
     if not callable(key) and (not isinstance(key, str) or not key):
         raise ConfigurationError(
-            f"the key {key!r} is none: a format string or a callable is needed"
+            f"the key {key!r} is not valid: give a format string or a callable"
         )
 
 

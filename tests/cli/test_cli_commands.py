@@ -106,7 +106,10 @@ def test_dead_jobs_are_dismissed(joblog, job_factory, ask):
     ask("list", "state:dead", code=1)
     assert "none of them is dead" in ask("dismiss", "cc4", code=1).stderr
     assert "which jobs?" in ask("dismiss", code=2).stderr
-    assert "is a jid, which no other words go with" in ask("dismiss", "x", "type:a", code=2).stderr
+    assert (
+        "is a jid, and cannot be combined with other words"
+        in ask("dismiss", "x", "type:a", code=2).stderr
+    )
     actions = json.loads(ask("actions", "--json").stdout)
     assert [("dismiss", "aa2"), ("dismiss", "aa1"), ("dismiss", "bb3")] == [
         (a["what"], a["jid"]) for a in actions

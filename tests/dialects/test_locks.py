@@ -59,8 +59,8 @@ def test_keys(expected, key, args, kwargs):
 @pytest.mark.parametrize(
     ("key", "text"),
     [
-        ("finance:{userid}", "'userid' is none of its parameters (user_id, order)"),
-        ("{0}", "'0' is none of its parameters"),
+        ("finance:{userid}", "'userid' is not one of its parameters (user_id, order)"),
+        ("{0}", "'0' is not one of its parameters"),
         ("{user_id", "is not a format"),
         ("", "a format string or a callable is needed"),
         (7, "a format string or a callable is needed"),

@@ -214,8 +214,8 @@ def test_entered_twice(joblog):
 @pytest.mark.parametrize(
     ("key", "values", "text"),
     [
-        ("", {}, "the key '' is none"),
-        (None, {}, "the key None is none"),
+        ("", {}, "the key '' is not valid"),
+        (None, {}, "the key None is not valid"),
         ("key", {"limit": 0}, "limit=0 must be a whole number of at least 1"),
         ("key", {"limit": True}, "limit=True must be"),
         ("key", {"ttl": 0}, "ttl=0 must be"),

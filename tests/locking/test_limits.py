@@ -181,8 +181,11 @@ def test_a_limit_of_another_librarys_numbers(joblog, broker, worker, eventually)
 @pytest.mark.parametrize(
     ("limit", "text"),
     [
-        (lambda user: 1, "has a limit that wants 'user', which is none of its parameters (shop)"),
-        (lambda shop, /: 1, "has a limit that wants 'shop'"),
+        (
+            lambda user: 1,
+            "has a limit that needs 'user', which is not one of its parameters (shop)",
+        ),
+        (lambda shop, /: 1, "has a limit that needs 'shop'"),
         (-1, "limit=-1 must be a whole number of at least 1"),
         ("2", "limit='2' must be"),
     ],

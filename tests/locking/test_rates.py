@@ -294,8 +294,8 @@ def test_a_cancelled_waiter(joblog, broker, worker, eventually):
         ({"on_conflict": "drop"}, "on_conflict='drop' is not known"),
         ({"on_timeout": "drop"}, "on_timeout='drop' is not known"),
         ({"wait_for": -1}, "wait_for=-1 must be"),
-        ({"key": ""}, "the key '' is none"),
-        ({"key": None}, "the key None is none"),
+        ({"key": ""}, "the key '' is not valid"),
+        ({"key": None}, "the key None is not valid"),
     ],
 )
 def test_values_that_make_no_sense(values, text):

@@ -475,8 +475,8 @@ def test_the_key_is_made_once(joblog, broker, worker):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"exclusive": "finance:{user}"}, "'user' is none of its parameters (user_id)"),
-        ({"unique": "finance:{user}"}, "'user' is none of its parameters (user_id)"),
+        ({"exclusive": "finance:{user}"}, "'user' is not one of its parameters (user_id)"),
+        ({"unique": "finance:{user}"}, "'user' is not one of its parameters (user_id)"),
         ({"exclusive": 7}, "exclusive=7: a key or Exclusive(...) is needed"),
         ({"unique": 7}, "unique=7: a key or Unique(...) is needed"),
         ({"exclusive": "x", "log_job": False}, "has exclusive, which needs log_job"),

@@ -144,8 +144,8 @@ def test_by_hand(joblog):
 @pytest.mark.parametrize(
     ("key", "limit", "text"),
     [
-        ("", 1, "the key '' is none"),
-        (7, 1, "the key 7 is none"),
+        ("", 1, "the key '' is not valid"),
+        (7, 1, "the key 7 is not valid"),
         ("key", -1, "the limit -1 of 'key' must be a whole number from 0"),
         ("key", True, "the limit True of 'key' must be"),
         ("key", 1.0, "the limit 1.0 of 'key' must be"),

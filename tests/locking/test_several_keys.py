@@ -260,9 +260,9 @@ def test_of_the_message_alone(joblog, broker, worker, eventually, own):
         (["a", "a"], "needs the key 'a' twice"),
         (["a", Rate("a", 1, per=1)], "needs the key 'a' twice"),
         (["a", 7], "exclusive=7: a key or Exclusive(...) is needed"),
-        (["a", "{b}"], "'b' is none of its parameters"),
+        (["a", "{b}"], "'b' is not one of its parameters"),
         ([[None]], "a key or Exclusive(...) is needed"),
-        ([""], "the key '' is none"),
+        ([""], "the key '' is not valid"),
     ],
 )
 def test_what_cannot_be(broker, exclusive, text):
