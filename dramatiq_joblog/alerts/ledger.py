@@ -41,7 +41,7 @@ class Known:
     pending: str | None = None
     tries: int = 0
     sent_at: int | None = None
-    #: Whether it concerns something that nobody was notified of.
+    #: Whether it concerns something without a notice so far.
     has_news: bool = False
 
 
@@ -49,7 +49,7 @@ def next_notice(known: Known, *, is_open: bool, now: int) -> str | None:
     """Return the notice to send, by the known state and by what is found now."""
     if is_open:
         if known.pending == RESOLVED:
-            # If "resolved" was never tried, nobody heard of it, and the alert just stays open.
+            # If "resolved" was never tried, no one was notified, and the alert just stays open.
             return OPENED if known.tries else None
         if not known.is_open:
             return OPENED
@@ -58,7 +58,7 @@ def next_notice(known: Known, *, is_open: bool, now: int) -> str | None:
             return REPEATED
         return known.pending
     if known.is_open:
-        # If "opened" was never tried, nobody heard of it, and nothing needs to be resolved.
+        # If "opened" was never tried, no one was notified, and nothing needs to be resolved.
         return RESOLVED if known.pending != OPENED or known.tries else None
     return known.pending
 

@@ -59,7 +59,7 @@ class Sight:
     expects: str | None = None
     #: What it concerns: a new entry makes a notice due at once.
     subjects: frozenset[str] = frozenset()
-    #: Whether somebody muted what was seen: nobody is notified, not even that it is over.
+    #: Whether it is muted: there is no notice, not even of its end.
     is_muted: bool = False
 
 

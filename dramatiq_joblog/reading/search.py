@@ -88,7 +88,7 @@ def parse(text: str) -> list[Term]:
         raise SearchError(
             f"a search of {len(text):,} characters is longer than {MAX_SEARCH:,}: use fewer words"
         )
-    # What no column can hold is looked for as it was stored.
+    # Characters that no column can hold are cleaned like stored text.
     text = clean(text, MAX_SEARCH)
     terms: list[Term] = []
     position = 0

@@ -621,7 +621,7 @@ class SavedSearch(_Row):
 
 
 class Mute(_Row):
-    """A problem that somebody knows of: until a time nobody else is bothered with it."""
+    """A muted problem: known to someone, and not reported until a time."""
 
     #: In order of insertion.
     id = BigAutoField()

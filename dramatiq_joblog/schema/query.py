@@ -276,7 +276,7 @@ class JobQuery(Select[J]):
         return self._narrow(self._job.dismissed_at.is_null(False))
 
     def undismissed(self) -> JobQuery[J]:
-        """Jobs that nobody dismissed."""
+        """Jobs that were not dismissed."""
         return self._narrow(self._job.dismissed_at.is_null())
 
     def page(

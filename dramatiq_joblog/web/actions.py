@@ -533,7 +533,7 @@ def _problem(visit: Visit, kind: Any, subject: Any) -> Any:
 
 
 def _muted(visit: Visit, kind: Any, subject: Any) -> Any:
-    """Return what mutes a problem, which may be gone itself; None if nobody muted it."""
+    """Return the mute of a problem, which may itself be gone; None if it is not muted."""
     which = kind, fold_jid(str(subject or ""))
     return next((m for m in visit.joblog.mutes if (m.kind, m.subject) == which), None)
 

@@ -123,7 +123,7 @@ def alerts(visit: Visit) -> Response:
 
 
 def _muted(visit: Visit, row: Any) -> dict[str, Any]:
-    """Say what somebody muted: the problem may be gone, and would be muted if it came again."""
+    """Return the mutes, including those of problems that are gone and would be muted again."""
     which = {"kind": row.kind, "subject": row.subject, "back": visit.link.back}
     return {
         "id": row.id,
