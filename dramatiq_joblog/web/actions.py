@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -302,17 +303,45 @@ def _as_json(value: Any) -> str:
         return ""
 
 
+def _from_json(text: str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+      ValueError: If it is not JSON, which has neither NaN nor an infinity, or is nested too deeply.
+    """
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    def finite(digits: str) -> float:
+        number = float(digits)
+        if not math.isfinite(number):
+            raise ValueError(digits)
+        return number
+
+    try:
+        return json.loads(text, parse_constant=refuse, parse_float=finite)
+    except RecursionError as e:
+        raise ValueError("it is nested too deeply") from e
+
+
 def _change(visit: Visit, form: FormData) -> Response:
     """Run a job again with the changed arguments of a form."""
     jid = str(form.get("jid", ""))
     job = visit.joblog.get(jid)
     changed: dict[str, Any] = {}
-    for name, value, _ in arguments_of(job, signature_of(job.actor, visit.site.broker))["pairs"]:
+    known = arguments_of(job, signature_of(job.actor, visit.site.broker))["pairs"]
+    for name, value, is_default in known:
         given = form.get(f"arg-{name}")
-        if not isinstance(given, str) or not given.strip():
+        if not isinstance(given, str) or given == _as_json(value):
             continue
+        if not given.strip() and is_default:
+            continue
+        if not given.strip():
+            text = f'{name} is empty: write null, or "" for an empty text.'
+            return visit.sorry(400, "Not run again", text)
         try:
-            new = json.loads(given)
+            new = _from_json(given)
         except ValueError:
             text = f'{name} is no JSON: write a text in quotes, as "{given[:40]}".'
             return visit.sorry(400, "Not run again", text)

@@ -124,7 +124,8 @@ def test_run_again_with_other_arguments(joblog, make_broker, worker):
     (job,) = joblog.jobs
     with TestClient(opened(joblog, broker=broker), base_url="http://localhost") as page:
         fields = form_of(page.get("/confirm/change", params={"jid": job.jid}))
-        assert page.post("/do/change", data=fields | {"arg-feed": "no json"}).status_code == 400
+        for odd in ("no json", "", " ", "NaN", "1e999", "[" * 9_000, "9" * 9_000):
+            assert page.post("/do/change", data=fields | {"arg-feed": odd}).status_code == 400, odd
         changed = fields | {"arg-feed": '"good"', "arg-user_id": "8", "arg-full": ""}
         answer = page.post("/do/change", data=changed)
     assert answer.status_code == 200
