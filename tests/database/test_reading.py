@@ -33,6 +33,28 @@ def test_reading_in_an_event_loop(joblog):
     assert joblog.database.is_closed()
 
 
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_a_bound_ends_with_its_block(joblog):
+    """A bound holds within its block alone, on its own or as a part of a transaction."""
+
+    def bound():
+        return joblog.database.execute_sql("SHOW statement_timeout").fetchone()[0]
+
+    with joblog.database.connection_context():
+        before = bound()
+        with joblog.reading(timeout=777):
+            assert bound() == "777ms"
+            with joblog.reading(timeout=333):
+                assert bound() == "333ms"
+            assert bound() == "777ms"
+        assert bound() == before
+        with joblog.database.atomic():
+            with joblog.reading(timeout=777):
+                assert bound() == "777ms"
+            assert bound() == before
+    assert before not in {"777ms", "333ms"}
+
+
 @pytest.fixture
 def busy(sqlite_url):
     """Return a log whose file another connection writes to constantly, with gaps."""

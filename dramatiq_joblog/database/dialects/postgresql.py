@@ -100,12 +100,14 @@ class PostgreSQL(Dialect):
     @contextlib.contextmanager
     def bounded(self, database: Any, timeout: int) -> Iterator[None]:
         """Limit each query of the block, which is one transaction."""
+        is_part = database.in_transaction()
         with database.atomic():
-            ((before,),) = database.execute_sql("SHOW statement_timeout").fetchall()
+            before = database.execute_sql("SHOW statement_timeout").fetchone() if is_part else None
             database.execute_sql(f"SET LOCAL statement_timeout = {int(timeout)}")
             yield
-            # It may be a part of a transaction that continues.
-            database.execute_sql("SELECT set_config('statement_timeout', %s, true)", (before,))
+            # The transaction goes on; another one's end would restore it.
+            if before is not None:
+                database.execute_sql("SELECT set_config('statement_timeout', %s, true)", before)
 
     def text_at(self, field: Any, steps: Sequence[str]) -> Any:
         """Extract the value if the column holds JSON; before version 16, if it looks like JSON."""
