@@ -322,7 +322,7 @@ def _from_json(text: str) -> Any:
     try:
         return json.loads(text, parse_constant=refuse, parse_float=finite)
     except RecursionError as e:
-        raise ValueError("it is nested too deeply") from e
+        raise ValueError(text[:40]) from e
 
 
 def _change(visit: Visit, form: FormData) -> Response:
