@@ -98,7 +98,16 @@ class Wish:
     @property
     def is_over(self) -> bool:
         """Whether the deadline has passed, or waiting would be a self-deadlock."""
-        return time.monotonic() >= self.deadline or self._is_in_vain
+        return self._time_left <= 0 or self._is_in_vain
+
+    @property
+    def _time_left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether no other attempt is due: one that has kept others out is."""
+        return self.is_over and self.queued_at is None
 
     @property
     def _is_in_vain(self) -> bool:
@@ -111,7 +120,7 @@ class Wish:
 
     def next_pause(self) -> float:
         """Return the seconds until the next attempt."""
-        pause = min(self.pause, max(0.0, self.deadline - time.monotonic()))
+        pause = min(self.pause, max(0.0, self._time_left))
         self.pause = min(self.pause * 1.5, _PAUSE_AT_MOST)
         return pause
 
@@ -144,9 +153,10 @@ class Wish:
         if lease is not None and lease.lost:
             self.release()
             return None
-        if lease is not None:
+        # Only a lock that makes another attempt, and waits for a while, may keep others out.
+        if lease is not None or self._is_in_vain or self._time_left < _PAUSE:
             self._leave_queue()
-        elif self.waits and not self._is_in_vain:
+        else:
             self._queue_up(claim)
         return lease
 
@@ -213,7 +223,7 @@ class HeldByHand(contextlib.ContextDecorator):
         lease: Lease | None
         with self._abandoned_on_error(wish):
             while (lease := self._ask(wish.attempt, wish.until)) is None:
-                if wish.is_over:
+                if wish.is_refused:
                     raise self._ask(wish.refusal, wish.until)
                 time.sleep(wish.next_pause())
         _enter(_Block(self._locks, wish.claim.key, _here(), lease))
@@ -230,7 +240,7 @@ class HeldByHand(contextlib.ContextDecorator):
         lease: Lease | None
         with self._abandoned_on_error(wish):
             while (lease := await self._ask_aside(wish.attempt, wish.until)) is None:
-                if wish.is_over:
+                if wish.is_refused:
                     raise await self._ask_aside(wish.refusal, wish.until)
                 await asyncio.sleep(wish.next_pause())
         _enter(_Block(self._locks, wish.claim.key, _here(), lease))

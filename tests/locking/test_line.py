@@ -12,6 +12,7 @@ import dramatiq
 import pytest
 
 from dramatiq_joblog import Exclusive, LockNotAcquired, current_job
+from dramatiq_joblog.locking.by_hand import Wish
 from dramatiq_joblog.locking.leases import Claim
 from dramatiq_joblog.locking.waiters import ATTENDED, PATIENCE
 
@@ -299,6 +300,47 @@ def test_jobs_and_blocks_in_turn(joblog, broker, worker, declare, eventually):
             thread.join()
         eventually(lambda: len(declare.order) == 6)
     assert [f"{kind} {place}" for place in range(3) for kind in ("block", "job")] == declare.order
+
+
+def test_a_block_whose_time_is_over_at_once(joblog, monkeypatch):
+    """A block that makes no other attempt keeps nobody out, however long its answer takes."""
+    locks, seen = joblog.core.locks, []
+    refuse = Wish.refusal
+
+    def refusing(wish):
+        seen.append(joblog.Lock.select().where(joblog.Lock.kind == "hand").count())
+        return refuse(wish)
+
+    def slow(claim, place):
+        # As a busy database is.
+        eventually_over = time.monotonic() + 0.03
+        while time.monotonic() < eventually_over:
+            pass
+        return take(claim, place)
+
+    take = locks.take_in_turn
+    monkeypatch.setattr(locks, "take_in_turn", slow)
+    monkeypatch.setattr(Wish, "refusal", refusing)
+    with joblog.lock("key"), pytest.raises(LockNotAcquired), joblog.lock("key", wait=20):
+        pass
+    assert [0] == seen
+
+
+def test_a_block_whose_answer_comes_late(joblog, monkeypatch):
+    """A block that has kept others out makes one more attempt, though its time is over by then."""
+    locks, queue_up = joblog.core.locks, Wish._queue_up
+    holder = Claim("section", "key", "other", "a" * 28, LONG)
+    joblog.core.writer.call(lambda: locks.take(holder))
+
+    def late(wish, claim):
+        queue_up(wish, claim)
+        while not wish.is_over:
+            pass
+        locks.release("section", "key", holder.owner, holder.token)
+
+    monkeypatch.setattr(Wish, "_queue_up", late)
+    with joblog.lock("key", wait=1_000) as lease:
+        assert not lease.lost
 
 
 def test_a_block_that_gives_up(joblog):
