@@ -178,7 +178,7 @@ STORIES: dict[str, Story] = {
     "time_limit": Story(
         runs_too_long,
         "dead",
-        {"time_limit": 100, "max_retries": 0},
+        {"time_limit": 500, "max_retries": 0},
         dead_reason="no_retries",
         error_type="TimeLimitExceeded",
         error_message="",
