@@ -4,9 +4,13 @@ pytest finds it automatically.  Its fixtures move your actors to a broker in mem
 a SQLite file of the test, and restore both; nothing has to be started or cleared.
 """
 
-from .broker import DEFAULT_LIMIT, JobLogBroker, JobLogWorker
-from .django import pytest_collection_finish, pytest_fixture_setup, pytest_unconfigure
-from .fixtures import joblog, joblog_app_broker, joblog_broker, joblog_worker
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .plugin import joblog, joblog_app_broker, joblog_broker, joblog_worker, pytest_configure
+
+if TYPE_CHECKING:
+    from .broker import DEFAULT_LIMIT, JobLogBroker, JobLogWorker
 
 __all__ = [
     "DEFAULT_LIMIT",
@@ -16,7 +20,12 @@ __all__ = [
     "joblog_app_broker",
     "joblog_broker",
     "joblog_worker",
-    "pytest_collection_finish",
-    "pytest_fixture_setup",
-    "pytest_unconfigure",
+    "pytest_configure",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the other names when they are first used: pytest imports this at each start."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(".broker", __name__), name)

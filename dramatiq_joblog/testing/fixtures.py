@@ -1,4 +1,4 @@
-"""The fixtures: an application's log and broker, moved to a place that belongs to the test."""
+"""An application's log and broker, moved to a place that belongs to the test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import dramatiq
 import dramatiq.broker
-import pytest
 from dramatiq.middleware import default_middleware
 from dramatiq.results import Results
 
@@ -18,7 +17,7 @@ from dramatiq_joblog.joblog import JobLog, moved
 from dramatiq_joblog.middleware import JobLogMiddleware
 from dramatiq_joblog.schema.models import Job
 
-from .broker import JobLogBroker, JobLogWorker, is_left
+from .broker import JobLogBroker, is_left
 from .django import has_test_databases, moved_to_test_database
 from .guard import refusing, why_not_here
 
@@ -26,34 +25,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    import pytest
     from dramatiq import Broker
     from dramatiq.middleware import Middleware
 
 
-@pytest.fixture
-def joblog_app_broker() -> Broker | None:
-    """Return the broker that your actors are declared on; override it if it is not the global one.
-
-    It is never changed.
-    """
-    return dramatiq.broker.global_broker
-
-
-@pytest.fixture
-def joblog(
-    request: pytest.FixtureRequest, joblog_app_broker: Broker | None, tmp_path: Path
+@contextlib.contextmanager
+def log_of_test(
+    request: pytest.FixtureRequest, app_broker: Broker | None, folder: Path
 ) -> Iterator[JobLog[Any]]:
-    """Return your log, moved to a SQLite file of this test; a new log if your broker has none.
-
-    A log with a job model of your own stays on its database, with the tables that its foreign
-    keys refer to.  Under pytest-django it is moved to Django's test database, as is a log that
-    was made by ``JobLog.from_django()``.
-    """
-    stack = _middleware_of(joblog_app_broker)
+    """Move the log of *app_broker*, or make one, with its files in *folder*."""
+    stack = _middleware_of(app_broker)
     app_log = next((m.joblog for m in stack if isinstance(m, JobLogMiddleware)), None)
-    spool = tmp_path / "spool"
+    spool = folder / "spool"
     if app_log is None or not (_has_own_model(app_log) or _is_of_django(app_log, request)):
-        url = f"sqlite:///{tmp_path / 'joblog.db'}"
+        url = f"sqlite:///{folder / 'joblog.db'}"
         with (
             contextlib.nullcontext(JobLog(url, spool=spool))
             if app_log is None
@@ -81,15 +67,12 @@ def joblog(
             app_log.close()
 
 
-@pytest.fixture
-def joblog_broker(joblog: JobLog[Any], joblog_app_broker: Broker | None) -> Iterator[JobLogBroker]:
-    """Return the global broker of this test, in memory, with your actors and your middleware.
-
-    A message to any other broker is refused meanwhile.
-    """
-    broker = JobLogBroker(_moved(_middleware_of(joblog_app_broker), joblog))
+@contextlib.contextmanager
+def broker_of_test(joblog: JobLog[Any], app_broker: Broker | None) -> Iterator[JobLogBroker]:
+    """Put a broker in memory in the place of *app_broker*, and refuse messages to any other."""
+    broker = JobLogBroker(_moved(_middleware_of(app_broker), joblog))
     before = dramatiq.broker.global_broker
-    home = joblog_app_broker
+    home = app_broker
     homes = {} if home is None else dict.fromkeys(home.actors.values(), home)
     dramatiq.set_broker(broker)
     try:
@@ -103,12 +86,6 @@ def joblog_broker(joblog: JobLog[Any], joblog_app_broker: Broker | None) -> Iter
             actor.broker = its_own
         broker.close()
         dramatiq.broker.global_broker = before
-
-
-@pytest.fixture
-def joblog_worker(joblog: JobLog[Any], joblog_broker: JobLogBroker) -> JobLogWorker:
-    """Return a worker that runs the jobs that a test sends."""
-    return JobLogWorker(joblog, joblog_broker)
 
 
 def _is_of_django(log: JobLog[Any], request: pytest.FixtureRequest) -> bool:

@@ -243,3 +243,12 @@ def test_pytest_is_not_imported_by_the_package():
     """The package itself does not need pytest."""
     code = "import sys, dramatiq_joblog; sys.exit('pytest' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_pytest_starts_without_the_log():
+    """Projects that share an environment with the log do not wait for it when pytest starts."""
+    probe = "import sys, dramatiq_joblog.testing; print({'dramatiq', 'peewee'} & {*sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout == "set()\n"
