@@ -497,6 +497,10 @@ def test_a_key_is_unlocked_with_a_reason(log, serve, open_page):
         dialog.get_by_role("button", name="Unlock").click()
         expect(page.locator("#banners")).to_contain_text("The key is unlocked.")
         expect(page.locator("#locks")).to_contain_text("No section is held.")
+    with log.lock("another"):
+        # The page has updated itself, and what was done still stands there.
+        expect(page.locator("#locks")).to_contain_text("another")
+        expect(page.locator("#banners")).to_contain_text("The key is unlocked.", timeout=1)
     assert "checked by hand" in log.actions.get().detail
 
 

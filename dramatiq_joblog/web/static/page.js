@@ -11,8 +11,8 @@
   for (const element of all(".js[hidden]")) element.hidden = false;
 
   // A note of what was done is shown once: not again on a reload.
-  const here = new URL(location.href);
-  if (here.searchParams.has("done")) {
+  const here = new URL(location.href), noted = here.searchParams.has("done");
+  if (noted) {
     for (const name of ["done", "n", "not"]) here.searchParams.delete(name);
     history.replaceState(null, "", here);
   }
@@ -317,6 +317,8 @@
       const other = fresh.getElementById(old.id);
       // What did not come in time stays as it was, and nothing is gone for want of an answer.
       if (late && (!other || "missing" in other.dataset)) continue;
+      // A note of what was done stays until there is something else to say.
+      if (old.id === "banners" && noted && !other?.textContent.trim()) continue;
       if (old.dataset.live === "reload") {
         if (!other) location.reload();
       } else if (!other) {
