@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tiers
 from peewee import CharField, SqliteDatabase
 
 from dramatiq_joblog import Job, JobLog
+
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 def tables(joblog):
@@ -25,14 +29,19 @@ def tables(joblog):
 
 @pytest.mark.process
 @pytest.mark.new_database
-def test_processes_boot_at_once(database_url, run_script):
+def test_processes_boot_at_once(database_url):
     """Processes that boot together on an empty database all succeed."""
     number = 8 if tiers.whole() else 2
-    with ThreadPoolExecutor(number) as threads:
-        boots = list(
-            threads.map(lambda n: run_script("boot.py", database_url, f"j{n}"), range(number))
+    boots = [
+        subprocess.Popen(
+            [sys.executable, SUPPORT / "boot.py", database_url, f"j{n}"],
+            stderr=subprocess.PIPE,
+            text=True,
         )
-    assert [0] * number == [boot.returncode for boot in boots], [boot.stderr for boot in boots]
+        for n in range(number)
+    ]
+    errors = [boot.communicate(timeout=60)[1] for boot in boots]
+    assert [0] * number == [boot.returncode for boot in boots], "\n".join(errors)
     joblog = JobLog(database_url)
     assert number == joblog.jobs.count()
     joblog.close()

@@ -23,7 +23,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -95,16 +94,14 @@ class Prepared:
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket
-        self._beginning = threading.Lock()
 
     def start(self, arguments, *, folder, environment, files, script=None) -> Command:
         """Start ``python -m MODULE``, or a *script*, with *arguments*.
 
         *files* are its standard input, output and error.
         """
-        with self._beginning:
-            if self._process is None:
-                self._begin()
+        if self._process is None:
+            self._begin()
         reading, writing = os.pipe()
         try:
             command = [str(script or self._module), *map(str, arguments)]
