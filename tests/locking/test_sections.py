@@ -883,9 +883,9 @@ def test_a_delay_counts(joblog, broker, worker, eventually):
     """A delayed message is unique from its send until it starts."""
     work = dramatiq.actor(lambda: None, actor_name="work", unique=Unique("key", until="started"))
     with worker(broker):
-        message = work.send_with_options(delay=500)
+        message = work.send_with_options(delay=2_000)
         with pytest.raises(DuplicateJob):
-            work.send_with_options(delay=500)
+            work.send_with_options(delay=2_000)
         eventually(lambda: joblog.get(message.message_id).state == "finished")
         work.send()
         broker.join("default")
