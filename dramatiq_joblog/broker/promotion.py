@@ -296,9 +296,9 @@ class Waker(threading.Thread):
             held = self._held
             asked = [k for k in held.keys if any(need.is_asked for need in held.needs(k))]
             for key in random.sample(asked, min(len(asked), MAX_TRIED)):
-                self._try(connection, key)
+                self._try_callables(connection, key)
 
-    def _try(self, connection: Connection, key: str) -> None:
+    def _try_callables(self, connection: Connection, key: str) -> None:
         """Promote the next waiter of each actor: its callable limit may return more by now."""
         mine, waiters = self._held.of(key), self._joblog.core.locks.waiters
         line = connection.ask(functools.partial(waiters.line, key, MAX_FORWARD))

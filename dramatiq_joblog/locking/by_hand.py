@@ -106,7 +106,10 @@ class Wish:
 
     @property
     def is_refused(self) -> bool:
-        """Whether no other attempt is due: one that has kept others out is."""
+        """Whether to give up.
+
+        A lock that is still in the queue, and so kept others out, makes one more attempt.
+        """
         return self.is_over and self.queued_at is None
 
     @property
@@ -130,7 +133,7 @@ class Wish:
         if self.place.since is None:
             self.place = Place(since=self.locks.now(), by_hand=True)
         if self.queued_at is None or now > self.queued_at + _UPDATE_EVERY:
-            self.locks.hands.stand(claim, self.place.since or 0)
+            self.locks.hands.enter(claim, self.place.since or 0)
             self.queued_at = now
         usage = self.locks.usage([claim.key]).get(claim.key)
         if usage != self.usage and not is_first:

@@ -1,4 +1,4 @@
-"""Locks by hand that wait: they are in the queue of their key, among the jobs that wait."""
+"""Locks by hand that wait for their key, in the same queue as the jobs that wait for it."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ class Hands:
         self._lock = lock
         self._database = lock._meta.database
 
-    def stand(self, claim: Claim, since: int) -> None:
-        """Put a lock into the queue of its key, or keep it there."""
+    def enter(self, claim: Claim, since: int) -> None:
+        """Add a lock to the queue of its key, or keep it there for another :data:`EXPECTED`."""
         lock = self._lock
         times = {"ttl": EXPECTED, "expires_at": database_now(self._database) + EXPECTED}
         if not lock.update(times).where(*self._mine(claim)).execute():
             token = claim.token or ""
             row = {"kind": HAND, "key": claim.key, "owner": claim.owner, "token": token, "fence": 0}
-            # A different one for each lock of a key.
+            # Unique among the locks of a key; the tokens are random.
             slot = int(token[:7], 16)
             row |= {"slot": slot, "process": claim.process, "acquired_at": since, **times}
             lock.insert(row).on_conflict_ignore().execute()
 
     def leave(self, claim: Claim) -> None:
-        """Take a lock out of the queue of its key."""
+        """Remove a lock from the queue of its key."""
         self._lock.delete().where(*self._mine(claim)).execute()
 
     def _mine(self, claim: Claim) -> tuple[Any, ...]:

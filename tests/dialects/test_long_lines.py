@@ -49,7 +49,7 @@ def test_a_block_in_a_long_line(joblog, line):
     """A block that waits for a lock has its queue position by its waiting time."""
     since = line.job.get(jid="1500").waiting_since
     claim = Claim("section", "key", "block", "a" * 28, 60_000, by_hand=True)
-    joblog.core.locks.hands.stand(claim, int(since.timestamp() * 1000) + 1)
+    joblog.core.locks.hands.enter(claim, int(since.timestamp() * 1000) + 1)
     names = line.line("key", MANY)
     assert ["1500", "block", "1499"] == names[names.index("block") - 1 : names.index("block") + 2]
     assert {"key"} == line.disputed(["key"])

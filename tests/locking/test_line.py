@@ -195,7 +195,7 @@ def stand(joblog):
     def make(*, waits=10_000, lasts=None):
         claim = Claim("section", "key", "host:1:2", secrets.token_hex(14), LONG, by_hand=True)
         claims.append(claim)
-        locks.hands.stand(claim, now() - waits)
+        locks.hands.enter(claim, now() - waits)
         if lasts is not None:
             lock = joblog.Lock
             mine = lock.update(expires_at=now() + lasts).where(lock.token == claim.token)
