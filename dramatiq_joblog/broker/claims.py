@@ -79,9 +79,10 @@ class Claims:
         process = SENDING if is_newest else None
         claim = Claim(UNIQUE_KIND, unique["key"], owner, None, ttl, process=process)
         try:
-            holder = self._claim(claim)
-            if holder is not None and is_newest and self._take_place(claim, holder.owner):
-                former, holder = holder.owner, None
+            if is_newest:
+                holder, former = self._claim_newest(claim)
+            else:
+                holder = self._claim(claim)
         except Exception as e:
             # Dramatiq would swallow a database error, and send a possible duplicate.
             raise SectionUnknownError(f"key {unique['key']!r} may not be unique: {e}") from e
@@ -113,6 +114,16 @@ class Claims:
             core.writer.post(lambda: locks.release(claim.kind, claim.key, claim.owner, claim.token))
             raise
         return holder
+
+    def _claim_newest(self, claim: Claim) -> tuple[Holder | None, str | None]:
+        """Claim a key, or take it over; return its holder, or the job that it was taken from."""
+        tried = None
+        while (holder := self._claim(claim)) is not None and holder.owner != tried:
+            tried = holder.owner
+            # If not, it has begun, and perhaps freed the key, or was superseded meanwhile.
+            if self._take_place(claim, tried):
+                return None, tried
+        return holder, None
 
     def _take_place(self, claim: Claim, former: str) -> bool:
         """Take over a key from a message that has not begun; return False if it has."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import dramatiq
 import pytest
@@ -11,6 +13,7 @@ from dramatiq.middleware import GroupCallbacks, default_middleware
 from dramatiq.rate_limits.backends import StubBackend
 
 from dramatiq_joblog import ConfigurationError, DuplicateJob, Exclusive, Unique
+from dramatiq_joblog.broker.claims import Claims
 
 
 @pytest.fixture
@@ -94,6 +97,48 @@ def test_until_it_has_started(joblog, broker, worker, eventually):
         assert "skipped" == joblog.get(second.message_id).state
         leave.set()
         eventually(lambda: joblog.get(third.message_id).state == "finished")
+
+
+def test_the_older_begins_during_the_send(joblog, broker, worker, monkeypatch):
+    """A message is sent if the older one begins, and frees the key, after it was seen to hold it."""
+    work = dramatiq.actor(
+        lambda n: None, actor_name="work", unique=Unique("key", until="started", keep="last")
+    )
+    take_place = Claims._take_place
+    begun = []
+
+    def begins_first(claims, claim, former):
+        if not begun:
+            begun.append(former)
+            with worker(broker):
+                broker.join("default")
+        return take_place(claims, claim, former)
+
+    first = work.send(1)
+    monkeypatch.setattr(Claims, "_take_place", begins_first)
+    second = work.send(2)
+    assert [first.message_id] == begun
+    with worker(broker):
+        broker.join("default")
+    states = [joblog.get(m.message_id).state for m in (first, second)]
+    assert ["finished", "finished"] == states
+
+
+def test_many_senders_at_once(joblog, broker, worker, work, eventually):
+    """Of messages that threads send at the same time, one runs, and no sender is refused."""
+    barrier = threading.Barrier(8)
+
+    def send(n):
+        barrier.wait()
+        return [work.send_with_options(args=("a", n), delay=500).message_id for _ in range(4)]
+
+    with ThreadPoolExecutor(8) as threads:
+        jids = [jid for sent in threads.map(send, range(8)) for jid in sent]
+    with worker(broker):
+        eventually(lambda: joblog.jobs.finished().exists())
+        broker.join("default")
+    counts = Counter(joblog.get(jid).state for jid in jids)
+    assert {"finished": 1, "skipped": 31} == counts
 
 
 def test_one_that_waits(joblog, broker, worker, eventually):
