@@ -100,7 +100,7 @@ def test_until_it_has_started(joblog, broker, worker, eventually):
 
 
 def test_the_older_begins_during_the_send(joblog, broker, worker, monkeypatch):
-    """A message is sent if the older one begins, and frees the key, after it was seen to hold it."""
+    """A message is sent if the older one begins, and frees the key, after it held it."""
     work = dramatiq.actor(
         lambda n: None, actor_name="work", unique=Unique("key", until="started", keep="last")
     )
