@@ -188,7 +188,7 @@ def in_transaction(database: Database, work: Callable[[], T]) -> T:
                 return work()
         except DatabaseAwayError as e:
             tries -= 1
-            if not tries or not _was_undone(e.__cause__):
+            if not tries or not was_undone(e.__cause__):
                 raise
         pause = rest(pause)
 
@@ -256,7 +256,8 @@ _UNDONE_STATES, _UNDONE_NUMBERS = ("40001", "40P01"), (1020, 1213)
 _TRIES = 5
 
 
-def _was_undone(error: BaseException | None) -> bool:
+def was_undone(error: BaseException | None) -> bool:
+    """Return whether the database rolled a transaction back in favour of another."""
     original = getattr(error, "orig", None)
     number = next(iter(getattr(original, "args", ())), None)
     state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)

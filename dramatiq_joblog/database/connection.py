@@ -10,11 +10,11 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dramatiq.logging import get_logger
-from peewee import OperationalError, PeeweeException
+from peewee import PeeweeException
 
 from dramatiq_joblog.errors import DatabaseAwayError
 
-from .checkout import is_unavailable, open_connection, unavailable
+from .checkout import is_unavailable, open_connection, unavailable, was_undone
 from .dialects import dialect_of
 from .silence import Watch, Watched
 
@@ -30,7 +30,7 @@ CUT_AFTER = 4_000
 #: Milliseconds between two checks whether the database is back: at first, and at most.
 PROBE_AFTER, PROBE_AT_MOST = 200, 2_000
 
-#: Seconds until a locked SQLite file is tried again: at first, and at most.
+#: Seconds until a locked SQLite file, or what a deadlock undid, is tried again: at first, at most.
 _BUSY_PAUSE, _BUSY_PAUSE_AT_MOST = 0.0001, 0.005
 
 T = TypeVar("T")
@@ -80,23 +80,24 @@ class Connection:
             raise
 
     def _ask_patiently(self, function: Callable[[], T]) -> T:
-        """Call *function*, again and again while another process writes to the SQLite file."""
+        """Call *function*, again and again while another transaction is in its way.
+
+        It writes to the SQLite file, or the database rolled this one back in its favour.
+        """
         deadline = time.monotonic() + STATEMENT_TIMEOUT / 1000
         pause = _BUSY_PAUSE
         while True:
             try:
                 return function()
-            except (OperationalError, DatabaseAwayError) as e:
-                if not self._is_busy(e) or time.monotonic() > deadline:
+            except (PeeweeException, DatabaseAwayError) as e:
+                # A query of a model raises our error, with the driver's as its cause.
+                cause = e.__cause__ if isinstance(e, DatabaseAwayError) else e
+                is_passing = self._dialect.is_busy(cause) or was_undone(cause)
+                if not is_passing or time.monotonic() > deadline:
                     raise
             # SQLite's own way of waiting sleeps longer than it takes to write a batch.
             time.sleep(pause)
             pause = min(pause * 1.5, _BUSY_PAUSE_AT_MOST)
-
-    def _is_busy(self, error: Exception) -> bool:
-        # A query of a model raises our error, with the driver's as its cause.
-        cause = error.__cause__ if isinstance(error, DatabaseAwayError) else error
-        return self._dialect.is_busy(cause)
 
     def close(self) -> None:
         """Close the connection, broken or not."""

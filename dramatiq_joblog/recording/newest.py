@@ -84,16 +84,19 @@ class Newest:
             self._forget([former])
 
     def sent(self, key: str, owner: str) -> None:
-        """Record that the broker has the message of *owner*; skip the jobs that it supersedes."""
+        """Record that the broker has the message of *owner*; skip the jobs that it supersedes.
+
+        Their rows are locked before the key, as by their own starts.
+        """
         lock = self._lock
         sent = lock.update(process=None).where(lock.process == SENDING, lock.owner == owner)
-        sent.where(lock.kind == UNIQUE, lock.key == key).execute()
         formers = lock.select(lock.key).where(_ARE_FORMERS, lock.owner == owner)
         for (former,) in list(formers.order_by(lock.key).tuples()):
             if self._give_way(key, owner, former):
                 self._forget([former])
             else:
                 sent.where(_ARE_FORMERS, lock.key == former).execute()
+        sent.where(lock.kind == UNIQUE, lock.key == key).execute()
 
     def _give_way(self, key: str, owner: str, former: str) -> bool:
         """Skip the job *former*; return False if the log does not know it yet."""

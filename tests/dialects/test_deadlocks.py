@@ -45,11 +45,16 @@ def crossing(joblog, database_url, job_factory):
         log.close()
 
 
-def test_both_of_a_deadlock_are_done(crossing, joblog):
+@pytest.mark.parametrize("by_the_writer", [False, True], ids=["own_thread", "writer"])
+def test_both_of_a_deadlock_are_done(crossing, joblog, by_the_writer):
     """Both transactions of a deadlock are finally committed, one after the other."""
     change, logs, jids, tries = crossing
+
+    def run_of(log):
+        return (lambda _, work: log.core.writer.call(work)) if by_the_writer else in_transaction
+
     threads = [
-        threading.Thread(target=change, args=(log, order, name, in_transaction))
+        threading.Thread(target=change, args=(log, order, name, run_of(log)))
         for log, order, name in zip(logs, (jids, jids[::-1]), "ab", strict=True)
     ]
     for thread in threads:
