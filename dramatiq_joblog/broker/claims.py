@@ -180,9 +180,9 @@ class Claims:
         locks, newest = self._joblog.core.locks, self._joblog.core.newest
 
         def confirm() -> None:
+            locks.confirm(claim.key, claim.owner, claimed.ttl)
             if is_newest:
                 newest.sent(claim.key, claim.owner)
-            locks.confirm(claim.key, claim.owner, claimed.ttl)
 
         try:
             if claim.ttl < claimed.ttl or is_newest:

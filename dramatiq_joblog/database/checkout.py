@@ -26,7 +26,7 @@ from .dialects import dialect_of
 from .dialects.mysql import is_away as is_away_by_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from peewee import Database
 
@@ -252,16 +252,27 @@ _REFUSED_BY_SQLITE = re.compile(
 
 #: The databases' codes for a transaction that was rolled back in favour of another.
 _UNDONE_STATES, _UNDONE_NUMBERS = ("40001", "40P01"), (1020, 1213)
+#: Those for a row that another transaction has locked, if the query does not wait for it.
+_LOCKED_STATES, _LOCKED_NUMBERS = ("55P03",), (1205, 3572)
 #: How often such a transaction is tried.
 _TRIES = 5
 
 
 def was_undone(error: BaseException | None) -> bool:
     """Return whether the database rolled a transaction back in favour of another."""
+    return _has_code(error, _UNDONE_STATES, _UNDONE_NUMBERS)
+
+
+def is_locked(error: BaseException | None) -> bool:
+    """Return whether a query failed because another transaction had locked its rows."""
+    return _has_code(error, _LOCKED_STATES, _LOCKED_NUMBERS)
+
+
+def _has_code(error: BaseException | None, states: Sequence[str], numbers: Sequence[int]) -> bool:
     original = getattr(error, "orig", None)
     number = next(iter(getattr(original, "args", ())), None)
     state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
-    return number in _UNDONE_NUMBERS or state in _UNDONE_STATES
+    return number in numbers or state in states
 
 
 def is_unavailable(error: PeeweeException) -> bool:

@@ -14,7 +14,7 @@ from peewee import PeeweeException
 
 from dramatiq_joblog.errors import DatabaseAwayError
 
-from .checkout import is_unavailable, open_connection, unavailable, was_undone
+from .checkout import is_locked, is_unavailable, open_connection, unavailable, was_undone
 from .dialects import dialect_of
 from .silence import Watch, Watched
 
@@ -30,7 +30,7 @@ CUT_AFTER = 4_000
 #: Milliseconds between two checks whether the database is back: at first, and at most.
 PROBE_AFTER, PROBE_AT_MOST = 200, 2_000
 
-#: Seconds until a locked SQLite file, or what a deadlock undid, is tried again: at first, at most.
+#: Seconds until what another transaction was in the way of is tried again: at first, at most.
 _BUSY_PAUSE, _BUSY_PAUSE_AT_MOST = 0.0001, 0.005
 
 T = TypeVar("T")
@@ -82,7 +82,7 @@ class Connection:
     def _ask_patiently(self, function: Callable[[], T]) -> T:
         """Call *function*, again and again while another transaction is in its way.
 
-        It writes to the SQLite file, or the database rolled this one back in its favour.
+        It writes to the SQLite file, has locked rows, or was preferred in a deadlock.
         """
         deadline = time.monotonic() + STATEMENT_TIMEOUT / 1000
         pause = _BUSY_PAUSE
@@ -92,7 +92,7 @@ class Connection:
             except (PeeweeException, DatabaseAwayError) as e:
                 # A query of a model raises our error, with the driver's as its cause.
                 cause = e.__cause__ if isinstance(e, DatabaseAwayError) else e
-                is_passing = self._dialect.is_busy(cause) or was_undone(cause)
+                is_passing = self._dialect.is_busy(cause) or is_locked(cause) or was_undone(cause)
                 if not is_passing or time.monotonic() > deadline:
                     raise
             # SQLite's own way of waiting sleeps longer than it takes to write a batch.

@@ -49,6 +49,9 @@ class Successor(NamedTuple):
 class Newest:
     """The statements on unique keys that keep the newest message, in the caller's transaction.
 
+    A start locks its job, and then the key.  These lock the key first, and so do not wait for the
+    row of another job: if it is locked, the whole transaction is done again.
+
     Parameters:
       transitions: The statements on jobs and on keys.
     """
@@ -62,18 +65,13 @@ class Newest:
 
     def take_place(self, claim: Claim, former: str) -> bool:
         """Take over the key of the job *former*; return False if that job has begun."""
-        row = self._transitions.locked(former)
+        # Its start is committed with the key locked.
+        if self._dialect.lock(self._mine(claim.key, former)).first() is None:
+            return False
+        row = self._transitions.locked(former, wait=False)
         if row is not None and _has_begun(row):
             return False
-        before = self._mine(claim.key, former).first()
-        if before is None or not self._pass_on(claim.key, former, claim.owner, claim.ttl, SENDING):
-            return False
-        if row is None:
-            # Its start may have been committed while this transaction waited for the key.
-            row = self._job.get_or_none(self._job.jid == former)
-            if row is not None and _has_begun(row):
-                self._pass_on(claim.key, claim.owner, former, before.ttl, before.process)
-                return False
+        self._pass_on(claim.key, former, claim.owner, claim.ttl, SENDING)
         self._note(former, claim.owner)
         return True
 
@@ -84,23 +82,20 @@ class Newest:
             self._forget([former])
 
     def sent(self, key: str, owner: str) -> None:
-        """Record that the broker has the message of *owner*; skip the jobs that it supersedes.
-
-        Their rows are locked before the key, as by their own starts.
-        """
+        """Record that the broker has the message of *owner*; skip the jobs that it supersedes."""
         lock = self._lock
         sent = lock.update(process=None).where(lock.process == SENDING, lock.owner == owner)
+        sent.where(lock.kind == UNIQUE, lock.key == key).execute()
         formers = lock.select(lock.key).where(_ARE_FORMERS, lock.owner == owner)
         for (former,) in list(formers.order_by(lock.key).tuples()):
             if self._give_way(key, owner, former):
                 self._forget([former])
             else:
                 sent.where(_ARE_FORMERS, lock.key == former).execute()
-        sent.where(lock.kind == UNIQUE, lock.key == key).execute()
 
     def _give_way(self, key: str, owner: str, former: str) -> bool:
         """Skip the job *former*; return False if the log does not know it yet."""
-        row = self._transitions.locked(former)
+        row = self._transitions.locked(former, wait=False)
         if row is None or _has_begun(row):
             return row is not None
         now = self._transitions.locks.now()

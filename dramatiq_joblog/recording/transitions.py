@@ -262,10 +262,13 @@ class Transitions:
         """Write events in the open transaction, and return the jids of the rows written."""
         return self._write_all(events) if events else set()
 
-    def locked(self, jid: str) -> Any:
-        """Return the row of a job, locked until the transaction ends."""
+    def locked(self, jid: str, *, wait: bool = True) -> Any:
+        """Return the row of a job, locked until the transaction ends.
+
+        Without *wait*, fail if another transaction has locked it.
+        """
         select = self.job.select().where(self.job.jid == jid)
-        return self._dialect.lock(select).get_or_none()
+        return self._dialect.lock(select, wait=wait).get_or_none()
 
     def locked_rows(self, ids: Sequence[int]) -> list[Any]:
         """Return the rows of jobs by id, locked until the transaction ends.

@@ -106,9 +106,12 @@ class Dialect(ABC):
         """
         return condition
 
-    def lock(self, query: Any) -> Any:
-        """Return a select that locks its rows until the transaction ends."""
-        return query.for_update()
+    def lock(self, query: Any, *, wait: bool = True) -> Any:
+        """Return a select that locks its rows until the transaction ends.
+
+        If others have locked them, it waits; without *wait* it fails, to be done again.
+        """
+        return query.for_update(nowait=not wait)
 
     def upsert(self, rule: Rule) -> Upsert:
         """Return an object that writes rows by a rule."""

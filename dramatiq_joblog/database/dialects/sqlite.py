@@ -115,7 +115,7 @@ class SQLite(Dialect):
                 return
             pause = rest(pause)
 
-    def lock(self, query: Any) -> Any:
+    def lock(self, query: Any, *, wait: bool = True) -> Any:
         """Return the select unchanged: only its transaction writes."""
         return query
 
