@@ -90,14 +90,16 @@ class Connection:
             try:
                 return function()
             except (PeeweeException, DatabaseAwayError) as e:
-                # A query of a model raises our error, with the driver's as its cause.
-                cause = e.__cause__ if isinstance(e, DatabaseAwayError) else e
-                is_passing = self._dialect.is_busy(cause) or is_locked(cause) or was_undone(cause)
-                if not is_passing or time.monotonic() > deadline:
+                if not self._is_passing(e) or time.monotonic() > deadline:
                     raise
             # SQLite's own way of waiting sleeps longer than it takes to write a batch.
             time.sleep(pause)
             pause = min(pause * 1.5, _BUSY_PAUSE_AT_MOST)
+
+    def _is_passing(self, error: Exception) -> bool:
+        # A query of a model raises our error, with the driver's as its cause.
+        cause = error.__cause__ if isinstance(error, DatabaseAwayError) else error
+        return self._dialect.is_busy(cause) or is_locked(cause) or was_undone(cause)
 
     def close(self) -> None:
         """Close the connection, broken or not."""

@@ -283,7 +283,7 @@ def main() -> int:
     kinds = ["mariadb", "postgresql", "sqlite"]
     parser.add_argument("--database", choices=kinds, default="postgresql")
     parser.add_argument("--broker", choices=["rabbit", "redis"], default="redis")
-    parser.add_argument("--jobs", type=int, default=3000)
+    parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--pauses", type=int, default=5)
     parser.add_argument("--cancels", type=int, default=10)
