@@ -152,7 +152,7 @@ def _columns(now: datetime) -> list[Column[AlertState]]:
         Column(
             "Last notice",
             lambda s: _last(s, now),
-            lambda s: (s.sent or "", s.as_dict()["sent_at"]),
+            _notice,
             keep=7,
             least=12,
         ),
@@ -173,8 +173,19 @@ def _count(state: Any) -> str:
 
 
 def _last(state: Any, now: datetime) -> str:
-    return f"{state.sent} {ago(state.sent_at, now)}" if state.sent_at is not None else ""
+    return f"{_event_of(state)} {ago(state.sent_at, now)}" if state.sent_at is not None else ""
+
+
+def _notice(state: Any) -> str:
+    return f"{_event_of(state)} {state.as_dict()['sent_at']}" if state.sent_at is not None else ""
+
+
+def _event_of(state: Any) -> str:
+    """Return which notice was sent last, or that the last one was given up."""
+    return "given up" if state.error and not state.pending else line(state.sent or "")
 
 
 def _problem(state: Any) -> str:
-    return line(f"{state.pending or 'not'} sent: {state.error}") if state.error else ""
+    if not state.error:
+        return ""
+    return line(f"{state.pending or 'the notice'} was not sent: {state.error}")

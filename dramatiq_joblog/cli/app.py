@@ -31,9 +31,9 @@ NOTHING, USAGE, AWAY, INTERRUPTED = 1, 2, 3, 130
 
 _EXIT_CODES = """\
 0    done
-1    nothing was found, something could not be done, or doctor found a fault
+1    nothing was found, something could not be done, or needs attention
 2    the command line cannot be understood, or was not confirmed
-3    the log's database is unavailable
+3    the log's database, or the application's broker, is unavailable
 130  ended by Ctrl-C"""
 
 #: Replaces the hyphen before a word of a search, because no option begins with this sign.

@@ -28,9 +28,9 @@ from .table import Column
     "--fence",
     type=int,
     help="The holder's fence, as locks shows it: nothing happens if another holder has the "
-    "section by now.  By default the current holder's.",
+    "section by now.  By default the current holder's; needed with --yes.",
 )
-@click.option("--reason", help="The reason, for the audit log.")
+@click.option("--reason", help="The reason, for the audit log; asked for if missing.")
 @click.option("--slot", default=0, show_default=True, help="The slot of the section.")
 @yes_option
 def unlock(

@@ -21,7 +21,7 @@ _SHOWN = 50
     examples=[
         ("mark v412", "as the last step of a deployment"),
         ('mark "new feed" --at 14:05', "a change that was not recorded at the time"),
-        ("mark", "all marks, newest first"),
+        ("mark", "the marks, newest first"),
     ],
 )
 @click.argument("name", required=False)
@@ -32,7 +32,7 @@ _SHOWN = 50
 def mark(session: Session, *, name: str | None, at: str | None, who: str | None) -> None:
     """Record that something changed, such as a new version, for charts and problems.
 
-    Without NAME it shows all marks.
+    Without NAME it shows the newest 50 marks.
     """
     joblog, screen = session.joblog, session.screen
     if name is not None:
@@ -51,7 +51,7 @@ def mark(session: Session, *, name: str | None, at: str | None, who: str | None)
         screen.table(
             [
                 Column("Mark", lambda row: row.name, keep=9, least=12),
-                Column("At", lambda row: exact(row.at), keep=8),
+                Column("At", lambda row: exact(row.at), lambda row: row.as_dict()["at"], keep=8),
                 Column("Age", lambda row: age(row.at, now), keep=5, right=True, seen_only=True),
                 Column("Who", lambda row: row.who, keep=6, least=8),
             ],

@@ -65,7 +65,10 @@ def mute(
         # A problem that is gone can be muted still, and would be when it comes again.
         muted = _one(joblog.mutes, kind, subject, "nobody muted a problem {}: see mute")
         joblog.unmute(muted, who=myself())
-        screen.write(f"Not muted any more: {line(muted.title)}.")
+        if session.json:
+            screen.json(muted.as_dict())
+        else:
+            screen.write(f"Not muted any more: {line(muted.title)}.")
         return
     problem = _one(
         joblog.problems(muted=True), kind, subject, "there is no problem {} now: see status"
@@ -106,7 +109,12 @@ def _show(session: Session) -> None:
             [
                 Column("Kind", lambda row: row.kind, keep=9, least=8),
                 Column("Subject", lambda row: row.subject or row.title, keep=8, least=12),
-                Column("Ends", lambda row: ago(row.until, now), lambda row: row.until, keep=7),
+                Column(
+                    "Ends",
+                    lambda row: ago(row.until, now),
+                    lambda row: row.as_dict()["until"],
+                    keep=7,
+                ),
                 Column("Who", lambda row: row.who, keep=6, least=8),
                 Column("Reason", lambda row: row.reason, keep=5, least=12),
             ],

@@ -86,7 +86,7 @@ def log_of(app: str) -> JobLog:
         hint = f"its logs are {', '.join(logs)}" if logs else "it has no log"
         raise Refusal(f"--app {app}: the module {module_name} has no {name!r}; {hint}") from None
     if not isinstance(value, JobLog):
-        raise Refusal(f"--app {app}: that is a {type(value).__name__}, and no JobLog")
+        raise Refusal(f"--app {app}: that is a {type(value).__name__}, and not a JobLog")
     return value
 
 

@@ -46,7 +46,10 @@ def searches(
     if delete is not None:
         if not joblog.delete_search(delete):
             raise Refusal(f"there is no saved search {delete!r}", NOTHING)
-        screen.write(f"{line(delete)} is deleted.")
+        if session.json:
+            screen.json({"deleted": delete})
+        else:
+            screen.write(f"{line(delete)} is deleted.")
         return
     _show(session)
 
@@ -63,7 +66,13 @@ def _show(session: Session) -> None:
                 Column("Search", lambda row: row.name, keep=9, least=12),
                 Column("Words", lambda row: row.words, keep=8, least=16),
                 Column("Who", lambda row: row.who, keep=6, least=8),
-                Column("Age", lambda row: age(row.at, now), keep=5, right=True),
+                Column(
+                    "Age",
+                    lambda row: age(row.at, now),
+                    lambda row: row.as_dict()["at"],
+                    keep=5,
+                    right=True,
+                ),
             ],
             rows,
         )

@@ -127,7 +127,7 @@ def test_the_state_of_alerts(joblog, job_factory, ask, tmp_path, monkeypatch, da
     assert (rows["lost"]["sent"], rows["lost"]["error"]) == (None, "ValueError: no")
     shown = ask("alerts").stdout
     assert "open\tdead" in shown
-    assert "opened sent: ValueError: no" in shown
+    assert "opened was not sent: ValueError: no" in shown
     assert "by --app" in ask("alerts", "--test", code=2).stderr
     assert "has no alerts" in of_app("bare", "alerts", "--watch", code=2).stderr
     assert ask("alerts", "--prometheus").stdout.startswith("# Rules for Prometheus")

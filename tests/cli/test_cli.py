@@ -118,7 +118,7 @@ def test_tables_of_an_older_version(joblog, ask):
         (["--app", "nosuch.place:joblog", "locks"], 2, "there is no module 'nosuch'"),
         (["--app", "a b", "locks"], 2, "is not of the form module:name"),
         (["--app", "json:joblog", "locks"], 2, "the module json has no 'joblog'; it has no log"),
-        (["--app", "json:dumps", "locks"], 2, "that is a function, and no JobLog"),
+        (["--app", "json:dumps", "locks"], 2, "that is a function, and not a JobLog"),
         (["--app", "a:b", "--database", "c", "locks"], 2, "name two logs; give one of them"),
     ],
 )
