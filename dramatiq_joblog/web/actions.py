@@ -343,7 +343,7 @@ def _change(visit: Visit, form: FormData) -> Response:
         try:
             new = _from_json(given)
         except ValueError:
-            text = f'{name} is no JSON: write a text in quotes, as "{given[:40]}".'
+            text = f'{name} is not JSON: write a text in quotes, as "{given[:40]}".'
             return visit.sorry(400, "Not run again", text)
         if new != value or type(new) is not type(value):
             changed[name] = new
