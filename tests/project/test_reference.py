@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dramatiq_joblog import JobLog
+
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference.md"
 ENTRIES = re.findall(r"^::: ([\w.]+)$", REFERENCE.read_text("utf-8"), re.MULTILINE)
 
@@ -26,6 +28,28 @@ def test_every_public_name_has_an_entry(module):
         != "dramatiq_joblog.errors"
     ]
     assert missing == []
+
+
+#: What is not of this package, or has an entry of its own under another name.
+KNOWN = {"Any", "Counter", "Database", "Iterator", "J", "M", "Message", "None", "Select", "T"}
+
+
+def test_what_the_log_returns_has_an_entry():
+    """Each class that a method of the log returns has an entry."""
+    entries = {entry.rpartition(".")[2] for entry in ENTRIES} | KNOWN
+    methods = {
+        name: getattr(member, "fget", None) or getattr(member, "__func__", member)
+        for name, member in vars(JobLog).items()
+        if not name.startswith("_")
+    }
+    returned = {
+        (name, word)
+        for name, method in methods.items()
+        for word in re.findall(r"\b[A-Z]\w*", str(method.__annotations__.get("return", "")))
+    }
+
+    assert len(returned) > 40
+    assert [] == sorted(each for each in returned if each[1] not in entries)
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
