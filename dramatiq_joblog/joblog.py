@@ -370,7 +370,10 @@ class JobLog(Generic[J]):
 
     @property
     def workers(self) -> Select[rows.Worker]:
-        """Worker processes with a recent heartbeat, newest first: a select of :class:`Worker`."""
+        """The worker processes, newest first: a select of :class:`Worker`.
+
+        Those that have ended are included for a week; see :attr:`Worker.ended_at`.
+        """
         return self.Worker.select().order_by(self.Worker.id.desc())
 
     @property
@@ -1263,9 +1266,9 @@ class JobLog(Generic[J]):
         Parameters:
           query: The jobs; those that are running or have ended are left out.
           limit: How many at most.
-          who: Who gives them up, for ``joblog.actions``.
+          who: Who cancels them, for ``joblog.actions``.
           reason: Why, for ``joblog.actions``.
-          progress: Is called after each job, with how many are done and of how many.
+          progress: Called after each job, with the number done and the total.
 
         Raises:
           CancelInterruptedError: If the database became unavailable meanwhile; it has what was
@@ -1297,7 +1300,7 @@ class JobLog(Generic[J]):
 
         Parameters:
           jids: The jobs.
-          who: Who gives them up, for ``joblog.actions``.
+          who: Who cancels them, for ``joblog.actions``.
           reason: Why, for ``joblog.actions``.
           progress: Called after each batch, with the number done and the total.
 
@@ -1373,7 +1376,7 @@ class JobLog(Generic[J]):
           limit: How many at most.
           who: Who wants it, for ``joblog.actions``.
           broker: Where to send them; by default where this process declared its actors.
-          progress: Is called after each job, with how many are done and of how many.
+          progress: Called after each job, with the number done and the total.
 
         Raises:
           RequeueError: If this process has no broker to send them with, or another process is
@@ -1414,7 +1417,7 @@ class JobLog(Generic[J]):
           who: Who wants it, for ``joblog.actions``.
           broker: Where to send them; by default where this process declared their actors.
           repeat: Whether to include jobs that were already run again.
-          progress: Is called after each job, with how many are done and of how many.
+          progress: Called after each job, with the number done and the total.
 
         Raises:
           RequeueError: If this process has no broker to send them with.
