@@ -1,4 +1,4 @@
-"""The tables, and the Django models that read them."""
+"""Create the tables, and declare the Django models that read them."""
 
 from django.db import migrations, models
 

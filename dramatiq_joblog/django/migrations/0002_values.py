@@ -1,4 +1,4 @@
-"""The column for notes on values that could not be stored as sent."""
+"""Add the column `user_is_text`."""
 
 from dramatiq_joblog.django.migrating import migration
 

@@ -1,4 +1,4 @@
-"""Names of indexes."""
+"""Name the unique indexes after their tables."""
 
 from dramatiq_joblog.django.migrating import migration
 

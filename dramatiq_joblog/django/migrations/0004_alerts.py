@@ -1,4 +1,4 @@
-"""Alerts."""
+"""Add the table with the state of alerts."""
 
 from dramatiq_joblog.django.migrating import migration
 

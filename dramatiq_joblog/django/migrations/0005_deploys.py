@@ -1,4 +1,4 @@
-"""Deployments."""
+"""Add the table of marks, such as deployments."""
 
 from dramatiq_joblog.django.migrating import migration
 

@@ -1,4 +1,4 @@
-"""Searches that people saved under a name."""
+"""Add the table of saved searches."""
 
 from dramatiq_joblog.django.migrating import migration
 

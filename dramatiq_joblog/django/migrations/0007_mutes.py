@@ -1,4 +1,4 @@
-"""Problems that people muted."""
+"""Add the table of muted problems."""
 
 from dramatiq_joblog.django.migrating import migration
 

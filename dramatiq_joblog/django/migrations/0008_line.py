@@ -1,4 +1,4 @@
-"""The index of who waits for a section."""
+"""Drop the old index of jobs that wait for a section."""
 
 from dramatiq_joblog.django.migrating import migration
 

@@ -1,6 +1,6 @@
-"""The first schema: jobs and their failures.
+"""Create the first tables.
 
-A frozen copy of the models of version 0.1: it does not change when they do.
+This is a frozen copy of the models of that time: it does not change when they do.
 """
 
 from __future__ import annotations

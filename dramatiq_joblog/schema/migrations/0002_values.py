@@ -1,4 +1,4 @@
-"""Users' ids are returned as sent, and MySQL distinguishes texts by trailing spaces."""
+"""Add the column `user_is_text`; on MySQL, compare short texts with their trailing spaces."""
 
 from __future__ import annotations
 

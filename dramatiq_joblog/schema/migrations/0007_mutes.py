@@ -1,4 +1,4 @@
-"""Problems that people muted."""
+"""Add the table of muted problems."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from peewee import BigAutoField, BigIntegerField, CharField, Model, TextField
 
 from dramatiq_joblog.database.dialects import dialect_of
 
-#: Where its model stands among those of the log.
+#: The position of its model among those of the log.
 _PLACE = 11
 
 

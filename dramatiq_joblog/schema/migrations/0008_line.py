@@ -1,4 +1,4 @@
-"""The index of who waits for a section, which another one takes the place of."""
+"""Drop the index of jobs that wait for a section: another index replaces it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def up(migrator: Any, database: Any) -> None:
     quote = database.quote[0]
     table = f"{quote}{meta.table_name}{quote}"
     of_table = "" if dialect_of(database).shares_index_names else f" ON {table}"
-    # Perhaps with a number, as the name was another's.
+    # It has a number at its end if another table's index had the name.
     former = re.compile(rf"{re.escape(meta.table_name)}_waiting(_\d+)?")
     for index in database.get_indexes(meta.table_name, meta.schema):
         if former.fullmatch(index.name):
