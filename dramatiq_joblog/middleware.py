@@ -83,7 +83,7 @@ if TYPE_CHECKING:
     from .locking.leases import Held
     from .recording.inbox import Receipt
 
-#: Milliseconds until a job is requeued whose section was lost before it began.
+#: Milliseconds for which a job is put back whose section was lost before it began.
 _AT_ONCE = 250
 
 
@@ -308,7 +308,7 @@ class JobLogMiddleware(Middleware):
                 )
             age = age_left(broker, message) if SECTION in options else None
             if age is not None and age <= 0:
-                # AgeLimit runs later and drops it: it must not be requeued before.
+                # AgeLimit runs later and drops it: it must not be put back before.
                 return
         run = self._runs.new(broker, message, plan)
         instant = now()

@@ -290,7 +290,7 @@ class Bonds:
 
 
 def need_in(broker: Broker, message: AnyMessage) -> Need | None:
-    """Return what a requeued message waits for, with the limit of the running code."""
+    """Return what a message that was put back waits for, with the limit of the running code."""
     bound, key = message.options.get(SECTION), message.options.get(WAITS)
     if key is None:
         return None

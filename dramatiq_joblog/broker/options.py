@@ -23,7 +23,7 @@ PARENT, ROOT, REPLAY_OF = "joblog_parent", "joblog_root", "joblog_replay_of"
 SECTION, UNIQUE, DUPLICATE = "joblog_section", "joblog_unique", "joblog_duplicate"
 #: A note on unusable options, for the row; and why a job with an unknown section cannot run.
 NOTE, MALFORMED = "joblog_note", "joblog_malformed"
-#: Of a requeued message: the key that it waits for.
+#: Of a message that was put back: the key that it waits for.
 WAITS = "joblog_waits"
 #: In a frozen bond: the message that it was made for.
 BOUND_FOR = "jid"

@@ -264,7 +264,7 @@ class Waker(threading.Thread):
         connection.ask(functools.partial(waiters.attend, jids))
         waited = connection.ask(functools.partial(waiters.unsettled, jids))
         # Their next start decides what happens.  Those whose waiting time is over come back by
-        # themselves, unless the clock of this host or of the one that requeued them is wrong.
+        # themselves, unless the clock of this host or of the one that put them back is wrong.
         self._put_forward(
             [
                 held[jid]
@@ -443,7 +443,7 @@ class Waker(threading.Thread):
     def _take_filled(self) -> None:
         """Fetch what was just enqueued, as far as this process has idle threads."""
         if self._filled:
-            # Requeued messages must be scanned soon.
+            # Messages that were put back must be scanned soon.
             self._came = True
         while self._filled:
             self._take(*self._filled.popitem())

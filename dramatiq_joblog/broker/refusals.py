@@ -1,4 +1,4 @@
-"""What happens to a message that may not run now: skipped, rejected, requeued or failed."""
+"""What happens to a message that may not run now: skipped, rejected, put back or failed."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Refusals:
         *,
         needs_key: bool,
     ) -> None:
-        """Skip, reject, requeue or fail a message that may not run now.
+        """Skip, reject, put back or fail a message that may not run now.
 
         Parameters:
           broker: The message's broker.
@@ -126,7 +126,7 @@ class Refusals:
     def put_back(
         self, broker: Broker, message: MessageProxy, delay: int, refusal: Refusal | None = None
     ) -> None:
-        """Requeue a message for *delay* milliseconds, or until its turn comes."""
+        """Put a message back for *delay* milliseconds, or until its turn comes."""
         waits = True if refusal is None else refusal.need.key
         copy = bare(message).copy(options={WAITS: waits})
         if not self._hold_here(broker, message, copy, delay):
@@ -147,7 +147,7 @@ class Refusals:
         return True
 
     def send_back(self, broker: Broker, message: MessageProxy, delay: int) -> None:
-        """Requeue a message for *delay* milliseconds whose run was about to begin."""
+        """Put a message back for *delay* milliseconds whose run was about to begin."""
         self._enqueue(broker, bare(message).copy(options={WAITS: True}), delay)
         keep_its_result(message)
 

@@ -56,7 +56,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Enqueued(Event):
-    """A message was sent or requeued, or its delay has ended."""
+    """A message was enqueued, again or for the first time, or its delay has ended."""
 
     kind = "enqueue"
 
@@ -139,7 +139,7 @@ class Answer:
     found: str | None = None
     #: Why the keys were refused.
     refusal: Refusal | None = None
-    #: Milliseconds until the message is to be requeued; None if it is not.
+    #: Milliseconds for which the message is put back; None if it is not.
     delay: int | None = None
     #: Whether a newer message superseded it.
     gave_way: bool = False

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .newest import Successor
     from .transitions import Transitions
 
-#: Milliseconds until the copy of a message is requeued, if its job may be running.
+#: Milliseconds for which the copy of a message is put back, if its job may be running.
 COPY_DELAY = 5_000
 
 

@@ -101,10 +101,10 @@ class Judge:
         else:
             of, ended = self._kept.end_of_delivery(event.jid, token)
         if ended is None or of != attempt:
-            # It was requeued on purpose, by code that counts the retries from the start again.
+            # Enqueued again on purpose, by code that counts the retries from the start.
             return None
         if ended == State.DEAD and stamped and not event.redelivered:
-            # A dead letter that was requeued unchanged has the stamp too.
+            # A dead letter that was put back unchanged has the stamp too.
             return None
         return ended
 

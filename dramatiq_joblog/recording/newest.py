@@ -1,7 +1,7 @@
 """Unique keys that keep the newest message: it supersedes one that has not begun.
 
 The key is taken over before the newer message is sent, and the older job is skipped once the
-broker has the newer message; until then the older message is requeued if it is delivered.
+broker has the newer message; until then the older message is put back if it is delivered.
 
 The sender records when the broker has the message.  It may be killed before that, so a separate
 row, which outlives the key, records which job supersedes which; the row or the start of the newer

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 OnOutage: TypeAlias = Literal["spool", "block", "drop"]
 POLICIES: tuple[str, ...] = get_args(OnOutage)
 
-#: Milliseconds, about, until a job with a section is requeued while the database is unavailable.
+#: Milliseconds, about, for which a job with a section is put back during an outage.
 AWAY_DELAY = 3_000
 
 _logger = get_logger(__name__)
@@ -124,7 +124,7 @@ class Outage:
             self._begin(error)
 
     def keep(self, events: Sequence[Event]) -> Answers:
-        """Keep events by the log's policy; runs that need keys are requeued."""
+        """Keep events by the log's policy; runs that need keys are put back."""
         # It is unknown whether their keys are free.
         away = {event.jid: _come_back() for event in _begins(events)}
         parts = [part for event in events if event.jid not in away for part in _parts(event)]

@@ -209,7 +209,7 @@ class Transitions:
         if event.unique is not None:
             key, until = event.unique["key"], event.unique["until"]
             if isinstance(event, Enqueued):
-                # A unique period begins when the message is sent, even if it is requeued later.
+                # A unique period begins when the message is sent, even if it is put back later.
                 if until is not None:
                     locks.confirm(key, event.jid, event.unique["ttl"])
             elif (isinstance(event, Started) and until == "started") or (

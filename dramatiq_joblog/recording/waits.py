@@ -29,7 +29,7 @@ def policy_of(need: Need, place: Place, waited: int) -> tuple[str, int | None]:
 
 
 def put_off(event: Started, since: int, now: int, left: int | None) -> tuple[dict[str, Any], int]:
-    """Return the columns of a waiting job, and the milliseconds until it is requeued.
+    """Return the columns of a waiting job, and the milliseconds for which it is put back.
 
     Parameters:
       event: Its start.

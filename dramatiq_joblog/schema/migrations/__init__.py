@@ -44,7 +44,8 @@ class _Runner(Runner):  # type: ignore[misc]
 def migrate(tables: Tables[Any]) -> None:
     """Bring the tables of a log to this version; safe to repeat, and to run in parallel.
 
-    A schema that is newer than this code is left as it is: newer versions only add things.
+    A schema that is newer than this code is left as it is: newer versions remove nothing that it
+    needs.
     """
     job, database, models = tables.job, tables.database, tuple(tables)
     dialect = dialect_of(database)
