@@ -52,6 +52,9 @@ def log_outcome(row: Mapping[str, Any], user_column: str) -> None:
     if not logger.isEnabledFor(level):
         return
     known: dict[str, Any] = {**row, "user_id": row.get(user_column)}
+    if row["attempt"] > 1:
+        # It is the wait before the first run, and counted from the first send.
+        known["queue_time"] = None
     known["time"] = instant_of(row["updated_at"]).isoformat(timespec="milliseconds")
     why = row.get("skip_reason") or row.get("error_message") or row.get("dead_reason")
     values = (row["jid"], row["actor"], row["state"], row["attempt"], f": {why}" if why else "")

@@ -67,6 +67,9 @@ def test_each_run_is_told(joblog, make_broker, worker, told):
         (level, d["state"], d["attempt"], d.get("dead_reason")) for level, d in by_user[8]
     ]
     assert "row 7 is broken" == by_user[8][0][1]["error_message"]
+    # The wait before the first run belongs to that run.
+    dead = joblog.jobs.dead().get()
+    assert [dead.queue_time, None] == [d.get("queue_time") for _, d in by_user[8]]
     assert [("INFO", "actor: closed")] == [(level, d["skip_reason"]) for level, d in by_user[9]]
 
 
