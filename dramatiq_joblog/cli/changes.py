@@ -57,9 +57,9 @@ _SHOWN = 40
 def diff(session: Session, *, against: str, since: str, until: str | None) -> None:
     """Show what changed: job types by count, failures, duration and queue time; errors.
 
-    Compares with the same hours yesterday or a week ago, or the time since a mark or an instant
-    with as long before it; the biggest surprise comes first. Exits with 1 if there is nothing to
-    compare with.
+    Compares with the same hours a week ago (the default) or yesterday, or the time since a mark or
+    an instant with as long before it; the biggest surprise comes first. Exits with 1
+    if there is nothing to compare with.
     In a pipe: kind, name, actor, before, now, factor.
     """
     joblog, screen = session.joblog, session.screen
