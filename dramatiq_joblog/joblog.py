@@ -456,7 +456,7 @@ class JobLog(Generic[J]):
           The :class:`Mute`.
         """
         problem, ends = mutes.check(problem), millis_of(until, "until")
-        reason = given_text("reason", reason, "why it is muted").strip()
+        reason = self.core.redactor.text(given_text("reason", reason, "why it is muted").strip())
         given_optional("who", who)
         now = self.core.locks.now()
         if not now < ends <= now + mutes.LONGEST:

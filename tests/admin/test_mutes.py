@@ -67,6 +67,17 @@ def test_a_known_problem(joblog, waiting):
     assert ["unmute", "mute"] == [action.what for action in joblog.actions]
 
 
+def test_a_secret_in_a_reason(joblog, waiting):
+    """A secret in the reason is stored neither with the mute nor with the action."""
+    waiting("mail")
+    [mail] = of_queues(joblog)
+
+    row = joblog.mute(mail, until=tomorrow(), reason="smtp://joe:hunter2@mail is down", who="ada")
+
+    assert "smtp://joe:[redacted]@mail is down" == row.reason
+    assert "hunter2" not in joblog.actions.get().detail
+
+
 def test_it_gets_worse(joblog, waiting):
     """It returns once there are more than twice as many jobs."""
     waiting(number=2)
