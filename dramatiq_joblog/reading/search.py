@@ -280,7 +280,7 @@ def _term(found: re.Match[str], text: str) -> Term:
         return Term(None, value, found["minus"] is not None)
     if key not in KEYS and not key.startswith("args."):
         near = difflib.get_close_matches(key, KEYS, n=1)
-        hint = f"did you mean {near[0]}:?" if near else f"use one of {', '.join(KEYS)}"
+        hint = f"did you mean {near[0]}:?" if near else f"use one of {', '.join(KEYS)}."
         raise SearchError(
             f"{key}: in the search {text!r} is not a key; {hint} Put text with a colon in quotes"
         )

@@ -41,6 +41,7 @@ def test_words(text, terms):
         ('a "b', "has a quote that is not closed"),
         ("usr:7", r"usr: .* is not a key; did you mean user:\?"),
         ("http://x", "is not a key; use one of id, state, type"),
+        ("http://x", r"saved, dismissed\. Put text with a colon in quotes"),
         ("actor:", "needs a value: the actor's name"),
     ],
 )
