@@ -97,7 +97,7 @@ def why_not(broker: Broker) -> str | None:
     """
     redis = sys.modules.get("dramatiq.brokers.redis")
     if redis is None or not isinstance(broker, redis.RedisBroker):
-        return f"it is a {type(broker).__name__}, and only a RedisBroker's can"
+        return f"it is a {type(broker).__name__}, and only a RedisBroker supports it"
     changed = [
         name
         for name in ("_dispatch", "__getattr__", "consumer_class", "consume")

@@ -196,7 +196,7 @@ class Sender:
             cure = "; if nothing more will come of it, cancel it first"
             raise RequeueError(
                 job.jid,
-                f"it is {job.state}; only what is finished, dead or skipped can be"
+                f"it is {job.state}; only a job that is finished, dead or skipped can"
                 + (cure if job.state in CANCELLABLE else ""),
             )
         if self.is_in_transaction:
