@@ -174,6 +174,8 @@ class CurrentJob:
     def log(self, text: str, *, level: str | int = "INFO") -> None:
         """Keep a log line with this job, independent of the configuration of ``logging``.
 
+        It is kept at any level, unless the job keeps no lines (``log_lines=False``).
+
         Example:
           >>> current_job().log("12 rows had no price")
 
