@@ -43,7 +43,7 @@ DJANGO_TABLE = "django_dramatiq_task"
 #: The number of rows per batch.
 BATCH = 500
 
-_REDACTED = "its arguments are kept without what must not be shown"
+_REDACTED = "its arguments are stored without their secrets"
 _STATES = {
     "enqueued": State.ENQUEUED,
     "delayed": State.DELAYED,

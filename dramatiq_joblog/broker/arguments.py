@@ -46,7 +46,7 @@ _NOT_KEPT = frozenset(
     }
 )
 
-_REDACTED = "its arguments are kept without what must not be shown"
+_REDACTED = "its arguments are stored without their secrets"
 
 
 @dataclass

@@ -161,7 +161,7 @@ def instant(text: str, now: datetime | None = None) -> datetime:
         )
     except (ValueError, OverflowError) as e:
         raise SearchError(
-            f"{text!r} is not a time: use 30m, 2h, 1d or 2w for so long ago, today, yesterday, "
+            f"{text!r} is not a time: use 30m, 2h, 1d or 2w ago, today, yesterday, "
             "a time like 14:05, or a date like 2026-11-24 or 2026-11-24T12:00Z"
         ) from e
 

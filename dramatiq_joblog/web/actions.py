@@ -48,7 +48,7 @@ LOOK_FOR = 10.0
 #: The number of refusals that are recorded with their reasons.
 _TOLD = 5
 #: Why some jobs cannot run again.
-_NOT_KEPT = "what they were sent with is not kept"
+_NOT_KEPT = "their arguments are not stored as they were sent"
 #: The actions, and the states of the jobs that each applies to.
 _STATES = {
     "requeue": (State.DEAD, State.FINISHED, State.SKIPPED),
