@@ -402,7 +402,7 @@ class Lock(_Row):
     kind: Field[str] = NameField(max_length=8)
     #: The key.
     key: Field[str] = KeyField(max_length=MAX_JID)
-    #: Its slot, from 0 to the section's limit.
+    #: Its slot, counted from 0: a section with a limit of 3 has the slots 0, 1 and 2.
     slot: Field[int] = NumberField()
     #: The jid of the job that holds it, or ``host:pid:thread`` for a lock by hand outside of
     #: jobs; None if it is free.
