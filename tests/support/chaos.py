@@ -47,8 +47,8 @@ START = {"mariadb": servers.start_mysql, "postgresql": servers.start_postgres}
 AHEAD = 300
 #: Seconds in which some job must end once all are sent; until then the rest may take any time.
 STANDSTILL = 120
-#: Seconds between two restarts of all workers at the end.
-KILLED_EVERY = 30
+#: Seconds without an end after which all workers are restarted.
+RESTARTED_AFTER = 30
 
 
 @dataclass
@@ -374,7 +374,7 @@ class Chaos:
         Give up once nothing has ended for a while.
         """
         deadline, fewest = time.monotonic() + STANDSTILL, None
-        since = float("-inf")
+        since = time.monotonic()
         while time.monotonic() < deadline:
             for worker in self.workers:
                 if worker.process.poll() is not None:
@@ -387,7 +387,8 @@ class Chaos:
                     break
                 if fewest is None or sum(left.values()) < fewest:
                     deadline, fewest = time.monotonic() + STANDSTILL, sum(left.values())
-            if time.monotonic() - since > KILLED_EVERY:
+                    since = time.monotonic()
+            if time.monotonic() - since > RESTARTED_AFTER:
                 # In Redis, a message whose delivery was interrupted stays assigned to its
                 # worker until that worker is gone, so restart the workers.
                 for worker in self.workers:
