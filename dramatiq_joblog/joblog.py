@@ -129,8 +129,8 @@ class JobLog(Generic[J]):
       keep_types: Different times for some job types, by state or for all states; None keeps them
         forever: ``{"audit": None}``.
       on_outage: What to do with events while the database is unavailable: ``"spool"`` keeps them
-        on this host's disk and replays them, ``"block"`` makes jobs wait, ``"drop"`` discards and
-        counts them.
+        on this host's disk and replays them, ``"block"`` makes jobs wait, ``"drop"`` discards
+        them and logs how many.
       redact: What to redact in stored arguments and ``meta``, besides passwords, tokens and the
         like: more names; or a callable that receives a name and its value and returns the value
         to store; or False to redact nothing.

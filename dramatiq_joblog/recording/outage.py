@@ -75,6 +75,8 @@ class Outage:
         self._ends_by = math.inf
         #: The number of events dropped then.
         self._dropped = 0
+        #: The number of events that the policy dropped, and that no log line has reported yet.
+        self._left_out = 0
         #: The number of events that could neither be written nor kept.
         self.lost = 0
 
@@ -132,6 +134,7 @@ class Outage:
             return away
         if self.policy == "drop":
             self.lost += len(parts)
+            self._left_out += len(parts)
             return away
         pause = 0.1
         while True:
@@ -166,11 +169,7 @@ class Outage:
             # It answers, but refuses the events: retry slowly.
             self._look_for_database(PROBE_AT_MOST)
         else:
-            self._limited.log(
-                logging.INFO,
-                "back",
-                "The job log's database is back, and all events that were kept are written.",
-            )
+            self._say_back()
             self._probe = None
 
     def replay_left_behind(self) -> None:
@@ -184,6 +183,7 @@ class Outage:
         if self._probe is not None:
             self._probe.stop()
             self._probe = None
+            self._dropped += self._left_out
         self._spool.forget()
         if self._dropped:
             _logger.error(
@@ -191,13 +191,13 @@ class Outage:
                 "unavailable until the end.",
                 self._dropped,
             )
-        self._ends_by, self._dropped = math.inf, 0
+        self._ends_by, self._dropped, self._left_out = math.inf, 0, 0
 
     def forget(self) -> None:
         """Reset the state, in a process that was just forked."""
         self._spool.forget()
         self._probe = None
-        self._ends_by, self._dropped = math.inf, 0
+        self._ends_by, self._dropped, self._left_out = math.inf, 0, 0
 
     def _begin(self, error: DatabaseAwayError) -> None:
         self._limited.log(
@@ -218,6 +218,21 @@ class Outage:
             still=self._say_still,
             pause=pause,
         )
+
+    def _say_back(self) -> None:
+        if not self._left_out:
+            self._limited.log(
+                logging.INFO,
+                "back",
+                "The job log's database is back, and all events that were kept are written.",
+            )
+        elif self._limited.log(
+            logging.WARNING,
+            "dropped",
+            "The job log's database is back; %d event(s) were dropped meanwhile.",
+            self._left_out,
+        ):
+            self._left_out = 0
 
     def _say_still(self, error: Exception) -> None:
         cure = error.cure if isinstance(error, DatabaseAwayError) else ""

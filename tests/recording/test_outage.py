@@ -272,8 +272,8 @@ def test_block(proxy, through_proxy, make_broker, worker, eventually):
     joblog.close()
 
 
-def test_drop(proxy, through_proxy, make_broker, worker, eventually):
-    """With ``on_outage="drop"``, jobs go on, and dropped events are counted."""
+def test_drop(proxy, through_proxy, make_broker, worker, eventually, caplog):
+    """With ``on_outage="drop"``, jobs go on; dropped events are counted, and logged afterwards."""
     joblog = JobLog(through_proxy, on_outage="drop")
     joblog.create_tables()
     broker = make_broker("stub", "last", joblog=joblog)
@@ -291,12 +291,24 @@ def test_drop(proxy, through_proxy, make_broker, worker, eventually):
         proxy.resume()
         eventually(lambda: not joblog.core.writer.away)
         assert 30 == joblog.core.writer.lost
+        assert "The job log's database is back; 30 event(s) were dropped meanwhile." in caplog.text
         work.send(10)
         broker.join("default")
 
     assert list(range(11)) == sorted(runs)
     assert 1 == joblog.jobs.count()
     joblog.close()
+
+
+def test_drop_until_the_end(tmp_path, caplog):
+    """If the database is unavailable until the process ends, the dropped events are logged too."""
+    joblog = JobLog(f"sqlite:///{tmp_path / 'none' / 'jobs.db'}", on_outage="drop")
+    row = {"actor": "work", "queue": "default", "state": "enqueued", "attempt": 1, "jid": "a"}
+
+    joblog.core.writer.write(Enqueued(row | {"created_at": 0, "updated_at": 0}))
+    joblog.close()
+
+    assert "1 event(s) of the job log were not written and are lost" in caplog.text
 
 
 def test_a_policy_that_is_none(tmp_path):
