@@ -15,6 +15,7 @@ from chaos_worker import FOLDER, LEASE, Run, joblog
 from dramatiq_joblog import Exclusive, JobLogError, Rate, current_job
 
 retried = {"max_retries": 3, "min_backoff": 20, "max_backoff": 200}
+seldom = {"min_backoff": 1_000, "max_backoff": 10_000}
 
 
 def stay(key, lease, milliseconds, *, places=1):
@@ -64,8 +65,7 @@ def pair(number, key, fails, milliseconds):
     exclusive=Exclusive("{key}", on_conflict="retry", ttl=LEASE),
     max_retries=10_000,
     # Avoids a retry storm: waiters come first, but their messages are behind it in the queue.
-    min_backoff=300,
-    max_backoff=3_000,
+    **seldom,
 )
 def impatient(number, key, fails, milliseconds):
     stay(key, current_job(), milliseconds)
@@ -89,7 +89,7 @@ def released(number, key, fails, milliseconds):
     work(number, key, fails, milliseconds)
 
 
-@dramatiq.actor(max_retries=10_000, min_backoff=300, max_backoff=3_000)
+@dramatiq.actor(max_retries=10_000, **seldom)
 def by_hand(number, key, fails, milliseconds):
     with joblog.lock(key, ttl=LEASE, wait=100) as lease:
         stay(key, lease, milliseconds)
