@@ -70,9 +70,9 @@ def requeue(
 ) -> None:
     """Run jobs again, each as a new job with the same arguments and options.
 
-    WORDs are jids, or their beginnings, or words of a search. Of the jobs that a search finds
-    only dead ones run again, unless state: names others, and none that was run again before. This
-    needs the application with its broker and actors: --app.
+    WORDs are jids, or their beginnings, or words of a search. A search selects only dead jobs,
+    unless it has a state:, and no job that was run again before. This needs the application with
+    its broker and actors: --app.
     """
     joblog = session.joblog
     _check_actors(session)
@@ -230,9 +230,9 @@ def cancel(
 ) -> None:
     """Cancel jobs that are not running: they become dead and free what they hold.
 
-    WORDs are jids, or their beginnings, or words of a search. Of the jobs that a search finds
-    only lost ones are cancelled, unless state: names others. If a message comes after all, it
-    does not run. Running jobs are refused: the log cannot stop code.
+    WORDs are jids, or their beginnings, or words of a search. A search selects only lost jobs,
+    unless it has a state:. If the message of a cancelled job is delivered later, it does not run.
+    Running jobs are refused: the log cannot stop code.
     """
     joblog = session.joblog
     jobs = _named(session, words, filters) or _found(session, words, filters, limit, "cancelled")

@@ -38,7 +38,7 @@ def unlock(
 ) -> None:
     """Free a section whose holder is gone.
 
-    This does not stop the holder's job: if it still runs, it continues next to the next job. You
+    This does not stop the holder's job: if it still runs, it continues alongside the next job. You
     do not need this for a worker that was killed: its section is free once its lease has expired.
     """
     joblog = session.joblog

@@ -176,7 +176,7 @@ def _factor(change: Change) -> str:
 def types(session: Session, *, since: str, until: str | None) -> None:
     """Show each job type: how many jobs ended, how many runs failed, how long they took.
 
-    The type that got worst compared with the same hours of last week comes first. Jobs without a
+    The type that has worsened most since the same hours of last week comes first. Jobs without a
     type are listed by their actor's name.
     """
     joblog, screen = session.joblog, session.screen

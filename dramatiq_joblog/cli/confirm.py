@@ -32,7 +32,7 @@ def confirm(what: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise Refusal(f"{what}: nobody can be asked here, so nothing was done; give --yes")
+        raise Refusal(f"{what}: there is no terminal to ask on, so nothing was done; give --yes")
     click.echo(f"{what}.", err=True)
     if not click.confirm("Do it?", err=True):
         raise Refusal("nothing was done")

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     "mute",
     "Mute a problem that is known, until a time.",
     examples=[
-        ("mute queues mail --until 1d --reason 'ticket 12'", "nobody needs to hear of it today"),
-        ("mute queues mail --off", "it needs someone again"),
+        (
+            "mute queues mail --until 1d --reason 'ticket 12'",
+            "it is known, and can wait until tomorrow",
+        ),
+        ("mute queues mail --off", "report it again"),
         ("mute", "what is muted, by whom and until when"),
     ],
 )

@@ -46,7 +46,7 @@ def status(session: Session) -> None:
     """Show what needs attention, with its kind, the cure and a search for the jobs.
 
     Exits with 1 if there is a problem, and with 3 if the log's database does not answer. In a
-    pipe: kind, since, count, sentence, search. What somebody muted (see mute) is no problem.
+    pipe: kind, since, count, sentence, search. Muted problems (see mute) do not count.
     """
     joblog, screen = session.joblog, session.screen
     known = joblog.problems(muted=True)

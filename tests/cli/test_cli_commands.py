@@ -64,7 +64,7 @@ def test_jobs_run_again_on_the_applications_broker(shop, joblog, job_factory):
 
     told = shop("requeue", "type:import", code=2).stderr
     assert "3 jobs (3 import)" in told
-    assert "will run again: nobody can be asked here, so nothing was done; give --yes" in told
+    assert "will run again: there is no terminal to ask on, so nothing was done; give --yes" in told
     told = shop("requeue", "type:import", "--dry-run")
     assert ["dead0", "dead1", "dead2"] == [r.split("\t")[0] for r in told.stdout.splitlines()]
     assert 4 == joblog.jobs.count()
@@ -127,7 +127,7 @@ def test_jobs_are_given_up(joblog, job_factory, ask):
 
     told = ask("cancel", "type:import", code=2).stderr
     assert "2 jobs (2 import), sent within" in told
-    assert ", 2 lost, will be dead and not run any more: nobody can be asked here" in told
+    assert ", 2 lost, will be dead and not run any more: there is no terminal to ask on" in told
     done = ask("cancel", "type:import", "--yes", "--json", "--reason", "flushed").stdout
     assert {"cancelled": ["aa1", "aa2"], "refused": {}} == json.loads(done)
     assert "no job that matches can be cancelled" in ask("cancel", "type:import", code=1).stderr
@@ -305,7 +305,7 @@ def test_old_jobs_are_deleted(joblog, job_factory, ask):
     assert "is not a time" in ask("prune", "--keep", "dead=soon", code=2).stderr
     assert "3 finished jobs would be deleted." in ask("prune", *week, "--dry-run").stdout
     done = ask("prune", *week, "--keep", "dead=7d", code=2)
-    assert "1 dead and 3 finished jobs will be deleted: nobody can be asked" in done.stderr
+    assert "1 dead and 3 finished jobs will be deleted: there is no terminal" in done.stderr
     assert 6 == joblog.jobs.count()
     assert "3 finished jobs deleted." in ask("prune", *week, "--yes").stdout
     assert {"dead": 1} == json.loads(ask("prune", "--keep", "dead=1d", "--yes", "--json").stdout)
