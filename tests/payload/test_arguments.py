@@ -64,7 +64,7 @@ def test_a_secret_is_not_kept_and_runs_again_by_its_key_only(log, broker, worker
 
     assert "hunter2" not in repr(job.__data__)
     if log.core.seal is None:
-        with pytest.raises(RequeueError, match=r"must not be shown; JobLog\(seal_key=...\)"):
+        with pytest.raises(RequeueError, match=r"without their secrets; JobLog\(seal_key=...\)"):
             log.requeue(job.jid)
         return
     again = log.requeue(job.jid)
