@@ -255,11 +255,12 @@ class Core(Generic[J]):
             self._sender = sender
         return self._sender
 
-    def checked_sender(self, jid: str) -> Sender:
+    def checked_sender(self, jid: str = "") -> Sender:
         """Return the log's sender.
 
         Raises:
-          RequeueError: If this process has no broker of the log; *jid* is for its text.
+          RequeueError: If this process has no broker of the log; *jid* is for its text, and empty
+            for several jobs.
         """
         if self._sender is None:
             raise RequeueError(

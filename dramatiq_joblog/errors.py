@@ -101,8 +101,9 @@ class RequeueError(JobLogError):
     """Raised when a job cannot be run again as it was; nothing was sent."""
 
     def __init__(self, jid: str, reason: str) -> None:
-        super().__init__(f"job {jid} cannot be run again: {reason}")
-        #: The job that was to be run again.
+        what = f"job {jid}" if jid else "the jobs"
+        super().__init__(f"{what} cannot be run again: {reason}")
+        #: The job that was to be run again; empty for several.
         self.jid = jid
         #: Why it cannot be.
         self.reason = reason

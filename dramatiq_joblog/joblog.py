@@ -1392,8 +1392,8 @@ class JobLog(Generic[J]):
         query, limit = query_asked(query, self.Job), count_asked("limit", limit, least=0)
         given_optional("who", who)
         progress = given_callable("progress", progress, _OF_PROGRESS)
-        sender = self.core.checked_sender("of a query")
-        brokers = sender.brokers("of a query", broker)
+        sender = self.core.checked_sender()
+        brokers = sender.brokers("", broker)
         job = self.Job
         found = query.in_state(*FINAL).where(job.replayed_by.is_null())
         columns: Any = found.order_by(job.id).limit(limit).columns(job.id, job.jid).tuples()
@@ -1425,8 +1425,8 @@ class JobLog(Generic[J]):
         """
         jids, who = asked_jids(jids), given_optional("who", who)
         progress = given_callable("progress", progress, _OF_PROGRESS)
-        sender = self.core.checked_sender("that is named")
-        brokers = sender.brokers("that is named", broker)
+        sender = self.core.checked_sender()
+        brokers = sender.brokers("", broker)
         job = self.Job
         found: dict[int, str] = {}
         jids = list(dict.fromkeys(map(fold_jid, jids)))

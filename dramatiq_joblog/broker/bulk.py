@@ -119,7 +119,7 @@ class BulkRequeue:
         with self._turn.take(PATIENCE) as renew:
             if renew is None:
                 raise RequeueError(
-                    "of a query",
+                    "",
                     "another process runs jobs of this log again now; repeat it once that is done",
                 )
             done = 0
