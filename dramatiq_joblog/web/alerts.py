@@ -46,8 +46,14 @@ class AlertRow:
         return "Open" if self.state.is_open else "Well"
 
     @property
+    def last(self) -> str:
+        """What the last notice said, or that it was given up."""
+        is_given_up = self.state.error and not self.state.pending
+        return "given up" if is_given_up else self.state.sent or ""
+
+    @property
     def trouble(self) -> str:
-        """Why a pending notice could not be sent; empty if none is pending."""
+        """Why the last notice could not be sent; empty if it was sent."""
         if not self.state.error:
             return ""
         return f"{self.state.pending or 'the notice'} was not sent: {self.state.error}"

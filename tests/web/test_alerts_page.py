@@ -6,6 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from dramatiq_joblog import Alert, Expect, JobLog
+from dramatiq_joblog.alerts.ledger import MOST_TRIES
 from dramatiq_joblog.statistics.rollups import DAY
 from dramatiq_joblog.web import dashboard
 
@@ -57,6 +58,24 @@ def test_a_notice_that_was_not_sent(page, job_factory):
 
     assert "opened was not sent" in html
     assert "the &lt;door&gt; is shut" in html
+
+
+def test_a_notice_that_was_given_up(page, joblog, job_factory):
+    """After the last try, the notice is given up, and not shown as one without a name."""
+
+    def fail(notice):
+        raise OSError("the door is shut")
+
+    job_factory(state="dead", job_type="import")
+    page(Alert("dead", "state:dead"), notify=fail)
+    joblog.core.tables.alert.update(tries=MOST_TRIES - 1, next_try_at=0).execute()
+    client = page(Alert("dead", "state:dead"), notify=fail)
+
+    html = client.get("/alerts").text
+
+    assert "given up" in html
+    assert "None" not in html
+    assert "the notice was not sent: OSError: the door is shut" in html
 
 
 def test_without_alerts(page):
