@@ -98,6 +98,7 @@ class Locks:
         #: Whether an update can return rows, and locks only the rows that it changes.
         self._updates_well = dialect_of(self.database).guards_upserts
         self._usage = Compiled(self.database, self._asking_usage)
+        self._owners = Compiled(self.database, self._asking_owners)
         #: The leases of this process.
         self.leases = Leases()
         #: Notifies of keys that may have become free.
@@ -138,10 +139,13 @@ class Locks:
         """
         if claim.limit < 1:
             return None
-        if claim.by_hand or not self.owns(claim.key, claim.owner):
-            limit = claim.limit
-            ahead = self.waiters.count_ahead(claim.key, claim.owner, place, most=limit)
-            if ahead and ahead >= self.free(claim.key, limit):
+        owners = self.owners(claim.key)
+        if claim.by_hand or claim.owner not in owners:
+            free = claim.limit - len(owners)
+            if free < 1:
+                return None
+            ahead = self.waiters.count_ahead(claim.key, claim.owner, place, most=free)
+            if ahead >= free:
                 return None
         return self.take(claim)
 
@@ -185,7 +189,7 @@ class Locks:
         None if nothing does any more.
         """
         self.bound(claim.kind, claim.key)
-        if self.free(claim.key, claim.limit) > 0:
+        if len(self.owners(claim.key)) < claim.limit:
             waiter = self.waiters.first_ahead(claim.key, claim.owner, place)
             if waiter is not None:
                 return Holder(waiter.owner, waiter.since, None, waiter.by_hand)
@@ -314,11 +318,14 @@ class Locks:
             else:
                 self.leases.lose(each)
 
-    def owns(self, key: str, owner: str) -> bool:
-        """Return whether *owner* holds a section with a valid lease."""
+    def owners(self, key: str) -> list[str]:
+        """Return the owners of the slots of a section that are held, with valid leases."""
+        return [owner for (owner,) in self._owners.execute([key]).fetchall()]
+
+    def _asking_owners(self, keys: Sequence[str]) -> Any:
         lock = self.lock
-        held = self._rows(SECTION, key).where(lock.owner == owner, self._is_live())
-        return bool(held.exists())
+        held = lock.select(lock.owner).where(SQL(f"kind = '{SECTION}'"), lock.key == keys[0])
+        return held.where(lock.owner.is_null(False), self._is_live())
 
     def kept_for(self, key: str) -> list[str]:
         """Return the jobs for whose next run a slot of a section is kept."""
@@ -326,10 +333,6 @@ class Locks:
         kept = lock.token.is_null(), lock.owner.is_null(False), self._is_live()
         rows = self._rows(SECTION, key).where(*kept).order_by(lock.slot)
         return [row.owner for row in rows]
-
-    def free(self, key: str, limit: int) -> int:
-        """Return how many slots of a section are free."""
-        return limit - int(self._rows(SECTION, key).where(self._is_live()).count())
 
     def usage(self, keys: Sequence[str]) -> dict[str, Usage]:
         """Return the usage of the sections of *keys*, by key; free ones are left out."""

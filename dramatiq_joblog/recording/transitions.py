@@ -281,10 +281,10 @@ class Transitions:
 
     def put(self, event: Event, row: Any) -> None:
         """Write an event to a locked row, whatever its state."""
-        if row is not None:
-            # Reset the row to a state in which any run may begin, to reuse the upsert's rule.
+        # A state in which any run may begin, to reuse the upsert's rule.
+        beginning = {"state": State.ENQUEUED, "attempt": event.row["attempt"], "token": None}
+        if row is not None and any(getattr(row, n) != value for n, value in beginning.items()):
             job = self.job
-            beginning = {"state": State.ENQUEUED, "attempt": event.row["attempt"], "token": None}
             if row.state in FINAL and row.token != event.row["token"]:
                 self.kept.keep_end(row)
                 beginning |= dict.fromkeys(_OF_ONE_DELIVERY)
