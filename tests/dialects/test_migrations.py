@@ -29,6 +29,7 @@ def tables(joblog):
 
 @pytest.mark.process
 @pytest.mark.new_database
+@pytest.mark.one_database
 def test_processes_boot_at_once(database_url):
     """Processes that boot together on an empty database all succeed."""
     number = 8 if tiers.whole() else 2

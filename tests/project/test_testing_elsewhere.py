@@ -210,6 +210,7 @@ def run_pytest(tmp_path):
     return run
 
 
+@pytest.mark.full
 def test_another_broker(run_pytest):
     """A message for another broker than the test's is refused, with the cure, and not sent."""
     run_pytest(7, "-W", "error", shop=SHOP, test_shop=LATE)

@@ -46,6 +46,7 @@ def links_of(text):
     ]
 
 
+@pytest.mark.full
 def test_every_link_leads_to_a_file(copy):
     """Each link of each page is relative, and leads to a file of the export."""
     folder = copy[0].index.parent

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import dramatiq_joblog
 
 PAGES = ("/", "/jobs", "/dead", "/types", "/locks", "/nope")
@@ -31,6 +33,7 @@ log.close()
 """
 
 
+@pytest.mark.full
 def test_files_of_another_version(tmp_path):
     """Templates and style sheets that are replaced while a process runs do not reach its pages."""
     package = tmp_path / "dramatiq_joblog"
