@@ -216,4 +216,5 @@ def test_twenty_processes_that_are_killed(joblog, database_url, job_factory, rec
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 
-    assert 1 <= len(receiver.notices) <= 3
+    # One more for each that is killed between sending and noting it; twenty without a lease.
+    assert 1 <= len(receiver.notices) <= 6
