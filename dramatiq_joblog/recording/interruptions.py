@@ -58,8 +58,10 @@ class Interruptions:
         if not reported and not same_delivery(row.token, token):
             seen = self.processes_of([row]).get(row.process)
             if seen is not None and not is_gone(seen):
-                # Its message was enqueued again while it runs, so nothing was lost.
+                # Its message was enqueued again while it runs, so nothing was lost.  Its process
+                # may still be killed before the run reports its end.
                 self._presume_interrupted([(row, seen)])
+                self._kept.recount(row.jid)
                 return False
         interruptions, limit = self.interrupt(row), event.max_interruptions
         if limit is None or interruptions < limit:

@@ -85,6 +85,28 @@ def test_polling(joblog, make_broker, worker, eventually, kind, again):
 
 
 @only_sqlite
+def test_an_open_run_counts_as_interrupted(joblog, make_broker, worker, eventually):
+    """A run beside a later one counts as interrupted until it ends: it may be killed before."""
+    broker = make_broker("stub", joblog=joblog, middleware=stack())
+    leave, runs = threading.Event(), []
+
+    @dramatiq.actor(max_retries=0)
+    def works():
+        runs.append(current_job().attempt)
+        if len(runs) == 1:
+            broker.enqueue(CurrentMessage.get_current_message())
+            leave.wait(30)
+
+    with worker(broker, worker_threads=2):
+        jid = works.send().message_id
+        eventually(lambda: joblog.get(jid).state == "finished")
+        assert (1, ["interrupted"]) == (joblog.get(jid).interruptions, told(joblog.get(jid))[3])
+        leave.set()
+        eventually(lambda: told(joblog.get(jid))[3] == ["finished"])
+    assert joblog.get(jid).interruptions is None
+
+
+@only_sqlite
 def test_a_job_that_goes_on_has_not_ended(joblog, make_broker, worker, eventually):
     """Between two runs of a job that enqueues its own message with a delay, it is delayed."""
     broker = make_broker("stub", joblog=joblog, middleware=stack())
