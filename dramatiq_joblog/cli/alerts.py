@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
+from dramatiq_joblog.reading.display import last_notice, not_sent
 from dramatiq_joblog.states import State
 
 from .app import NOTHING, Refusal, Session, command
@@ -181,11 +182,8 @@ def _notice(state: Any) -> str:
 
 
 def _event_of(state: Any) -> str:
-    """Return which notice was sent last, or that the last one was given up."""
-    return "given up" if state.error and not state.pending else line(state.sent or "")
+    return line(last_notice(state))
 
 
 def _problem(state: Any) -> str:
-    if not state.error:
-        return ""
-    return line(f"{state.pending or 'the notice'} was not sent: {state.error}")
+    return line(not_sent(state))

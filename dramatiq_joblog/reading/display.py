@@ -112,6 +112,16 @@ def shell_word(text: Any, *, spaces: bool = False) -> str:
     return plain if spaces and _PLAIN.fullmatch(plain) else shlex.quote(plain)
 
 
+def last_notice(state: Any) -> str:
+    """Return which notice of an alert was sent last, or that the last one was given up."""
+    return "given up" if state.error and not state.pending else state.sent or ""
+
+
+def not_sent(state: Any) -> str:
+    """Return why the last notice of an alert was not sent; empty if it was."""
+    return f"{state.pending or 'the notice'} was not sent: {state.error}" if state.error else ""
+
+
 def escaped_json(document: str) -> str:
     r"""Return an equivalent JSON document with invisible characters escaped.
 

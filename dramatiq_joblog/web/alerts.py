@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
+from dramatiq_joblog.reading.display import last_notice, not_sent
+
 from .common import COUNTED_AT_MOST
 from .formats import rough
 from .verdict import muted_by
@@ -48,15 +50,12 @@ class AlertRow:
     @property
     def last(self) -> str:
         """What the last notice said, or that it was given up."""
-        is_given_up = self.state.error and not self.state.pending
-        return "given up" if is_given_up else self.state.sent or ""
+        return last_notice(self.state)
 
     @property
     def trouble(self) -> str:
         """Why the last notice could not be sent; empty if it was sent."""
-        if not self.state.error:
-            return ""
-        return f"{self.state.pending or 'the notice'} was not sent: {self.state.error}"
+        return not_sent(self.state)
 
 
 @dataclass(frozen=True)
