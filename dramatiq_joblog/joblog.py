@@ -591,7 +591,7 @@ class JobLog(Generic[J]):
         Parameters:
           name: Its name, of at most 80 characters.
           words: The words, as for :meth:`search`.
-          who: Who saves it.
+          who: Who saves it, also for ``joblog.actions``.
 
         Raises:
           SearchError: If the words or the name are invalid.
@@ -605,15 +605,25 @@ class JobLog(Generic[J]):
         self.search(words)
         with transaction(self.database):
             row: rows.SavedSearch = saved.save(self.core.tables.search, name, words.strip(), who)
+            self.record("save_search", who=who or "", detail=row.name)
         return row
 
-    def delete_search(self, name: str) -> bool:
+    def delete_search(self, name: str, *, who: str | None = None) -> bool:
         """Delete a saved search, and return whether it existed.
+
+        Parameters:
+          name: Its name.
+          who: Who deletes it, for ``joblog.actions``.
 
         Raises:
           SearchError: If the name is invalid.
         """
-        return saved.delete(self.core.tables.search, name)
+        given_optional("who", who)
+        with transaction(self.database):
+            if not saved.delete(self.core.tables.search, name):
+                return False
+            self.record("delete_search", who=who or "", detail=saved.name_of(name))
+        return True
 
     def terms_of(self, text: str) -> list[Term]:
         """Return the words of a search, with saved searches replaced by their words.

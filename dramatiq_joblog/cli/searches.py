@@ -44,7 +44,7 @@ def searches(
             screen.write(f"{line(row.name)} is saved: {line(row.words)}")
         return
     if delete is not None:
-        if not joblog.delete_search(delete):
+        if not joblog.delete_search(delete, who=myself()):
             raise Refusal(f"there is no saved search {delete!r}", NOTHING)
         if session.json:
             screen.json({"deleted": delete})

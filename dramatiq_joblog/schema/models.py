@@ -524,7 +524,8 @@ class Action(_Row):
     at: Field[datetime] = InstantField()
     #: Who did it, as far as it is known.
     who: Field[str] = NameField(max_length=255)
-    #: Such as ``requeue``, ``cancel``, ``dismiss``, ``unlock``, ``limit``, ``mute``, ``prune``.
+    #: Such as ``requeue``, ``cancel``, ``dismiss``, ``unlock``, ``limit``, ``mute``, ``prune``,
+    #: ``save_search``, ``delete_search``.
     what: Field[str] = NameField(max_length=32)
     #: The job, if it concerned one.
     jid: Field[str | None] = KeyField(max_length=MAX_JID, null=True)

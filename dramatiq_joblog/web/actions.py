@@ -177,7 +177,7 @@ def _save_search(visit: Visit, form: FormData) -> Response:
 
 def _forget_search(visit: Visit, form: FormData) -> Response:
     """Delete a saved search, and redirect to its results."""
-    visit.joblog.delete_search(str(form.get("name", "")))
+    visit.joblog.delete_search(str(form.get("name", "")), who=visit.who)
     return visit.to("jobs", q=str(form.get("q", "")))
 
 

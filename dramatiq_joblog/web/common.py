@@ -68,10 +68,14 @@ def deed(row: Any) -> dict[str, Any]:
     """Return a recorded action, as lists show it."""
     verbs = {
         "cancel": "cancelled",
+        "delete_search": "deleted a saved search",
         "dismiss": "dismissed",
+        "limit": "changed the limit of",
         "mute": "muted a problem",
+        "prune": "pruned jobs",
         "unmute": "unmuted a problem",
         "requeue": "ran again",
+        "save_search": "saved a search",
         "ticket": "made a link for a ticket",
         "unlock": "unlocked",
     }

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from pages import opened
 from starlette.testclient import TestClient
 
+from dramatiq_joblog.cli.confirm import myself
 from dramatiq_joblog.cli.main import program
 from dramatiq_joblog.errors import SearchError
 from dramatiq_joblog.web import dashboard
@@ -34,6 +35,11 @@ def page(joblog):
         yield asking
 
 
+def deeds(joblog):
+    """Return the recorded actions, oldest first."""
+    return [(row.what, row.who, row.detail) for row in joblog.actions][::-1]
+
+
 def post(page, what, **fields):
     """Send a form as the page does."""
     html = page.get("/jobs", params={"q": fields["q"]}).text
@@ -56,8 +62,13 @@ def test_a_name_for_words(joblog, job_factory):
     assert ["mail"] == [job.job_type for job in joblog.search('saved:"dead imports"')]
     assert 1 == joblog.searches.count()
 
-    assert joblog.delete_search("dead imports")
-    assert not joblog.delete_search("dead imports")
+    assert joblog.delete_search("dead  imports", who="ada")
+    assert not joblog.delete_search("dead imports", who="ada")
+    assert deeds(joblog) == [
+        ("save_search", "ada", "dead imports"),
+        ("save_search", "unknown", "dead imports"),
+        ("delete_search", "ada", "dead imports"),
+    ]
     with pytest.raises(SearchError, match="nobody has saved one"):
         joblog.search('saved:"dead imports"')
 
@@ -115,6 +126,11 @@ def test_on_the_page(joblog, page, job_factory):
     assert ['saved:"Mail <b>"'] == [one["word"] for one in words]
     assert 303 == post(page, "forget", q="type:mail", name="Mail <b>").status_code
     assert 0 == joblog.searches.count()
+    assert deeds(joblog) == [
+        ("save_search", "local", "Mail <b>"),
+        ("delete_search", "local", "Mail <b>"),
+    ]
+    assert "deleted a saved search</span>" in page.get("/actions").text
 
 
 def test_who_may_only_look(joblog):
@@ -159,6 +175,7 @@ def test_in_the_terminal(joblog, ask, job_factory):
     ]
     assert "the-mail" in ask("list", "--saved", "post")[1]
     assert 0 == ask("searches", "--delete", "post")[0]
+    assert [(what, myself(), "post") for what in ("save_search", "delete_search")] == deeds(joblog)
     code, said = ask("searches", "--delete", "post")
     assert code
     assert "no saved search 'post'" in said
