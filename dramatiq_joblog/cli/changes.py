@@ -15,7 +15,7 @@ from dramatiq_joblog.reading.search import instant
 from dramatiq_joblog.states import State
 from dramatiq_joblog.statistics.changes import Change, changes
 
-from .app import NOTHING, Refusal, Session, command
+from .app import NOTHING, Refusal, Session, at_most, command
 from .style import QUIET, TITLE, aligned, colour, line, number
 from .table import Column
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 _BACK = {"yesterday": timedelta(days=1), "week": timedelta(weeks=1)}
 #: The number of earlier periods to compare with, which shows how much they vary.
 _TIMES = 2
-#: The most changes that are shown.
-_SHOWN = 40
 
 
 @command(
@@ -54,13 +52,16 @@ _SHOWN = 40
     help="Start, with yesterday or week.",
 )
 @click.option("--until", metavar="TIME", help="End, in the same form; by default now.")
-def diff(session: Session, *, against: str, since: str, until: str | None) -> None:
+@at_most
+def diff(session: Session, *, against: str, since: str, until: str | None, limit: int) -> None:
     """Show what changed: job types by count, failures, duration and queue time; errors.
 
     Compares with the same hours a week ago (the default) or yesterday, or the time since a mark or
     an instant with as long before it; the biggest surprise comes first. Exits with 1
     if there is nothing to compare with.
-    In a pipe: kind, name, actor, before, now, factor.
+
+    In a pipe: kind, name, actor, before, now, factor. If --limit leaves changes out, standard
+    error says how many; --json has them all.
     """
     joblog, screen = session.joblog, session.screen
     begin, end, shifts = _periods(joblog, against, since, until)
@@ -80,8 +81,17 @@ def diff(session: Session, *, against: str, since: str, until: str | None) -> No
         )
     elif before:
         _show_changes(
-            screen, found, _spelled(begin, end), _spelled(begin - shifts[0], end - shifts[0])
+            screen,
+            found[:limit],
+            _spelled(begin, end),
+            _spelled(begin - shifts[0], end - shifts[0]),
         )
+        if len(found) > limit:
+            left_out = f"{number(len(found) - limit)} more; see --limit"
+            if screen.live:
+                screen.write((left_out, QUIET))
+            else:
+                click.echo(left_out, err=True)
     if not before:
         if not session.json:
             click.echo(
@@ -145,10 +155,8 @@ def _show_changes(screen: Screen, found: Sequence[Change], now: str, before: str
             Column("Now", lambda c: amount(c, c.now), lambda c: c.now, keep=7, right=True),
             Column("Factor", _factor, lambda c: c.factor, keep=5, right=True),
         ],
-        found[:_SHOWN],
+        found,
     )
-    if len(found) > _SHOWN and screen.live:
-        screen.write((f"{len(found) - _SHOWN} more", QUIET))
 
 
 def _name(change: Change) -> Text:

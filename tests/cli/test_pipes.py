@@ -15,6 +15,8 @@ from dramatiq_joblog.cli.main import program
 #: A time of the last minutes as programs read it.
 INSTANT = re.compile(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
+MINUTE, DAY = 60_000, 86_400_000
+
 
 @pytest.fixture
 def piped(joblog):
@@ -67,3 +69,28 @@ def test_what_is_taken_away_as_json(piped):
     assert {"deleted": "dead imports"} == json.loads(
         piped("searches", "--delete", "dead imports", "--json")
     )
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_changes_left_out_in_a_pipe(joblog, job_factory):
+    """In a pipe, ``diff`` says how many changes it left out; an option shows all."""
+    now = int(joblog.now().timestamp() * 1000)
+    for at in (now - 7 * DAY - MINUTE, now - MINUTE):
+        ended = dict.fromkeys(("created_at", "started_at", "finished_at", "updated_at"), at)
+        job_factory(**ended, job_type="import")
+    for error in range(60):
+        dead = {"state": "dead", "dead_reason": "retries_exhausted", "error_type": f"E{error}"}
+        job_factory(**ended | dead, job_type="import")
+    joblog.release()
+
+    def run(*arguments):
+        url = f"sqlite:///{joblog.database.database}"
+        done = CliRunner().invoke(program, ["--database", url, "diff", *arguments])
+        return done.stdout.splitlines(), done.stderr
+
+    found = json.loads(run("--json")[0][0])["changes"]
+    assert len(found) >= 60
+    rows, said = run()
+    assert (50, f"{len(found) - 50} more; see --limit\n") == (len(rows), said)
+    rows, said = run("--limit", "1000")
+    assert (len(found), "") == (len(rows), said)
