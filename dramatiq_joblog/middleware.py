@@ -144,6 +144,15 @@ class JobLogMiddleware(Middleware):
                 "milliseconds, and the timeout must be the longer one"
             )
         self.joblog = joblog
+        #: The arguments that it was made with, besides the log.
+        self.settings: dict[str, Any] = {
+            "acks": acks,
+            "heartbeat": heartbeat,
+            "heartbeat_timeout": heartbeat_timeout,
+            "lines": lines,
+            "outcome_log": outcome_log,
+            "start": start,
+        }
         self.logger = get_logger(__name__, type(self))
         self._how_to_ack = acks
         self._acks: HandedAcks | None = None

@@ -121,9 +121,11 @@ def _moved(stack: Sequence[Middleware], joblog: JobLog[Any]) -> list[Middleware]
     moved: list[Middleware] = []
     for middleware in stack:
         if isinstance(middleware, JobLogMiddleware):
-            level = middleware._lines_level
-            lines = False if level is None else level
-            moved.append(JobLogMiddleware(joblog, lines=lines, outcome_log=middleware._outcome_log))
+            settings = dict(middleware.settings)
+            if settings["acks"] == "handed":
+                # Only possible with Redis; refused on a broker in memory.
+                settings["acks"] = "auto"
+            moved.append(JobLogMiddleware(joblog, **settings))
         elif isinstance(middleware, Results):
             # Results are kept in memory, without a server.
             results = copy.copy(middleware)

@@ -7,7 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dramatiq
 import pytest
+from dramatiq.brokers.stub import StubBroker
+
+from dramatiq_joblog import JobLogMiddleware
+from dramatiq_joblog.recording import inbox
+from dramatiq_joblog.testing.broker import JobLogWorker
+from dramatiq_joblog.testing.fixtures import broker_of_test
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -225,6 +232,59 @@ def test_the_project_of_the_documents(folder):
 def test_a_project_with_everything(folder):
     """Missing servers are not needed, nothing waits, and everything is restored."""
     run_pytest(folder, shop=SHOP, tests=TESTS, passed=10)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"acks": "plain"}, {"acks": "plain"}),
+        ({"acks": "handed"}, {"acks": "auto"}),
+        ({"heartbeat": 700, "heartbeat_timeout": 7_000}, None),
+        ({"lines": False}, None),
+        ({"outcome_log": True}, None),
+        ({"start": "soon"}, None),
+    ],
+    ids=lambda settings: ",".join(settings or ""),
+)
+def test_settings_of_the_middleware(joblog, given, kept):
+    """The broker of a test has the settings of the application's middleware."""
+    app = StubBroker(middleware=[])
+    app.add_middleware(JobLogMiddleware(joblog, **given))
+    with broker_of_test(joblog, app) as broker:
+        (moved,) = [m for m in broker.middleware if isinstance(m, JobLogMiddleware)]
+        usual = JobLogMiddleware(joblog).settings
+        assert usual | (kept or given) == moved.settings
+
+        # Whatever the settings, a worker runs on it.
+        @dramatiq.actor
+        def work():
+            pass
+
+        work.send()
+        (job,) = JobLogWorker(joblog, broker).run()
+        assert job.state == "finished"
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_starts_are_written_soon(joblog, monkeypatch):
+    """With ``start="soon"``, the start of a short job is not written before its body in tests."""
+    # No job of a test is that long.
+    monkeypatch.setattr(inbox, "SOON", 3_600_000)
+    app = StubBroker(middleware=[])
+    app.add_middleware(JobLogMiddleware(joblog, start="soon"))
+    states = []
+    with broker_of_test(joblog, app) as broker:
+
+        @dramatiq.actor
+        def work():
+            # Not by the log's own model, which would write the start.
+            rows = joblog.database.execute_sql("SELECT state FROM joblog_job").fetchall()
+            states.append("started" if ("started",) in rows else "not yet")
+
+        work.send()
+        JobLogWorker(joblog, broker).run()
+    assert ["not yet"] == states
 
 
 @pytest.mark.full
