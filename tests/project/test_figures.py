@@ -66,7 +66,7 @@ FIGURES = [
     ("docs/web.md", "cached for two seconds", "web.state.FRESH_FOR", 2.0),
     ("docs/web.md", "runs on eight threads of its own", "asking.threads.THREADS", 8),
     ("docs/web.md", "32 requests wait", "asking.threads.WAITING", 32),
-    ("docs/web.md", "does not answer for 8 seconds", "web.context.ANSWER_WITHIN", 8_000),
+    ("docs/web.md", "does not respond for 8 seconds", "web.context.ANSWER_WITHIN", 8_000),
     ("docs/web.md", "(3.5 for `/health` and `/metrics`)", "web.context.HEALTH_WITHIN", 3_500),
     ("docs/web.md", "`pages=` (500)", "web.export.DEFAULT_PAGES", 500),
     ("docs/integrations/progress.md", "A stream ends after five minutes", "web.status.LASTS", 300.0),

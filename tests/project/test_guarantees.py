@@ -45,7 +45,7 @@ def test_a_named_test_is_in_the_first_tier(names, file, name):
 
 def test_each_line_names_its_test():
     """Every line of the page's tables names at least one test."""
-    page, _ = PAGE.read_text().split("## What is not promised")
+    page, _ = PAGE.read_text().split("## What is not guaranteed")
     rows = [line for line in page.splitlines() if line.startswith("|")]
     heads = {i for i, line in enumerate(rows) if set(line) <= set("|-")}
     lines = [r for i, r in enumerate(rows) if i not in heads and i + 1 not in heads]
