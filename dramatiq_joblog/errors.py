@@ -68,7 +68,7 @@ class QueryTimeout(JobLogError):
 
     def __init__(self, timeout: int) -> None:
         super().__init__(
-            f"the log's database did not answer within {timeout} ms; query less, for example a "
+            f"the log's database did not respond within {timeout} ms; query less, for example a "
             "shorter time or one job type"
         )
         #: The limit, in milliseconds.
@@ -87,7 +87,7 @@ class WaitTimeout(JobLogError, TimeoutError):
         if state is None:
             now = "the log has no such job yet"
         if not answered:
-            now = "the log's database did not answer"
+            now = "the log's database did not respond"
         super().__init__(f"{what} did not end within {timeout} ms: {now}")
         #: The job; of several, one that had not ended.
         self.jid = jid
@@ -187,7 +187,7 @@ class LockNotAcquired(JobLogError, RateLimitExceeded):
         super().__init__(f"lock {key!r} {holder}")
         #: The key.
         self.key = key
-        #: The jid of the job that holds the key, or ``host:pid:thread`` for a lock by hand
+        #: The jid of the job that holds the key, or ``host:pid:thread`` for a manual lock
         #: outside of jobs; None if the key has become free in the meantime.
         self.owner = owner
         #: When the holder took it, an aware UTC datetime.

@@ -835,7 +835,7 @@ class JobLog(Generic[J]):
         dry_run: bool = False,
         progress: Callable[[Counter[str]], None] | None = None,
     ) -> Counter[str]:
-        """Delete jobs that ended long ago, with their failures and lines; totals stay.
+        """Delete old jobs, with their failures and lines; totals stay.
 
         Only finished, dead and skipped jobs are deleted.  Workers do this automatically if the
         log has a *keep*; one process does it at a time.
@@ -1147,16 +1147,14 @@ class JobLog(Generic[J]):
           LockNotAcquired: If that holder no longer holds it.
         """
         key = fold_jid(given_text("key", key, "the key of a section"))
-        reason = given_text("reason", reason, "why it is freed by hand").strip()
+        reason = given_text("reason", reason, "why it is freed").strip()
         given_optional("who", who)
         slot = count_asked("slot", slot, least=0, most=MAX_INT)
         fence = count_asked("fence", fence, most=MAX_BIGINT)
         with transaction(self.database):
             held: rows.Lock | None = people.unlock(self.Lock, key, slot, fence)
             if held is None:
-                raise LockNotAcquired(
-                    key, f"is not held with fence {fence} in slot {slot} any more"
-                )
+                raise LockNotAcquired(key, f"is not held with fence {fence} in slot {slot}")
             self.record(
                 "unlock",
                 who=who,

@@ -89,7 +89,7 @@ class Outcome(_Text):
 class ProblemKind(_Text):
     """The kinds of problems of a log and its jobs, the most serious first."""
 
-    #: The database does not answer in time, or its tables do not match this version.
+    #: The database does not respond in time, or its tables do not match this version.
     DATABASE = "database"
     #: Jobs were lost with their worker, and have not run again.
     LOST = "lost"

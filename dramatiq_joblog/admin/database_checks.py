@@ -90,15 +90,15 @@ class DatabaseChecks:
         """Check whether a connection pooler would break prepared statements."""
         if not is_behind_pooler(self._database):
             return Look("pooler", "the connection goes straight to the server")
-        well = "a pooler (PgBouncer or the like) is in between, and nothing is prepared or set"
+        well = "a pooler (such as PgBouncer) is in between; nothing is prepared or set"
         if not prepares(self._database):
             return Look("pooler", well)
         return _wrong(
             "pooler",
             well,
-            "A pooler (PgBouncer or the like) is in between, and the database that was handed in "
-            "prepares statements: with transaction pooling they are met on other connections, "
-            'as "prepared statement ... does not exist".',
+            "A pooler (such as PgBouncer) is in between, and the database that was passed in "
+            "prepares statements: with transaction pooling these fail on other connections, with "
+            '"prepared statement ... does not exist".',
             "give the database prepare_threshold=None; a URL needs nothing",
             ProblemKind.SETTINGS,
         )

@@ -383,7 +383,7 @@ def _finding_of(look: Look) -> Finding:
 
 
 def _unanswered(text: str, cure: str) -> Look:
-    title = "The database does not answer"
+    title = "The database does not respond"
     problem = seen(ProblemKind.DATABASE, "connection", _now(), 1, title, f": {text}.", cure)
     return Look("connection", "", (problem,))
 

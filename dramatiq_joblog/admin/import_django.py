@@ -165,7 +165,7 @@ def _forget_unknown_users(field: Any, rows: list[dict[str, Any]]) -> None:
     known = {value for (value,) in field.rel_model.select(key).where(key.in_(asked)).tuples()}
     for row in rows:
         if row.get(name) is not None and row[name] not in known:
-            row["note"] = f"{row['note']}; its user {row[name]!r} is not there any more"
+            row["note"] = f"{row['note']}; its user {row[name]!r} no longer exists"
             row[name] = None
 
 

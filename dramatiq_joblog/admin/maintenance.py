@@ -125,7 +125,7 @@ class Chores:
                     began = time.monotonic()
         except DatabaseAwayError as e:
             # The database is unavailable or busy; the next round continues.
-            text = "The job log's background tasks are put off: %s"
+            text = "The job log's background tasks are postponed: %s"
             self._limited.log(logging.WARNING, "put off", text, str(e).strip())
         except Exception:  # noqa: BLE001 - it is logged
             text = "The job log's background tasks failed."

@@ -144,7 +144,7 @@ class Alerting:
                     self._look_at_rules(now, renew)
                 self._send_due(renew)
         except DatabaseAwayError as e:
-            text = "The job log's alerts are put off: %s"
+            text = "The job log's alerts are postponed: %s"
             self._limited.log(logging.WARNING, "put off", text, str(e).strip())
             return False
         except Exception:  # noqa: BLE001 - it is logged
@@ -227,7 +227,7 @@ class Alerting:
         if error is None:
             self._ledger.sent(row, self._locks.now())
         elif self._ledger.failed(row, self._locks.now(), error):
-            self._logger.error("A notice of %r was given up: %s", notice.name, error)
+            self._logger.error("Gave up sending a notice of %r: %s", notice.name, error)
         else:
             self._logger.warning("A notice of %r could not be sent: %s", notice.name, error)
 

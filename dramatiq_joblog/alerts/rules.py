@@ -140,10 +140,10 @@ class Alert:
         try:
             terms = search.parse(self.search)
         except SearchError as e:
-            raise ConfigurationError(f"the alert {self.name!r} cannot be looked for: {e}") from e
+            raise ConfigurationError(f"the alert {self.name!r} has an invalid search: {e}") from e
         for saved in (term.value for term in terms if term.key == "saved"):
             raise ConfigurationError(
-                f"the alert {self.name!r} names the saved search {saved!r}, which anybody may "
+                f"the alert {self.name!r} names the saved search {saved!r}, which anyone may "
                 "change or delete: write its words"
             )
 
@@ -168,7 +168,7 @@ class Alert:
         try:
             search.narrow(job.select(), search.parse(self.search))
         except SearchError as e:
-            raise ConfigurationError(f"the alert {self.name!r} cannot be looked for: {e}") from e
+            raise ConfigurationError(f"the alert {self.name!r} has an invalid search: {e}") from e
 
     def look(self, asked: Asked, now: int, first_seen: int) -> list[Sight]:
         """Return what is found now; see :class:`Rule`."""

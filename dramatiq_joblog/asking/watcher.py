@@ -116,7 +116,7 @@ class _Watch(Generic[J]):
             thread, self._closing = self._thread, True
             self._wanted.set()
         for listener in listeners:
-            listener.inbox.put(JobLogError(f"the log was closed while job {listener.jid} went on"))
+            listener.inbox.put(JobLogError(f"the log was closed before job {listener.jid} ended"))
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=10.0)
         with self._guard:
@@ -166,7 +166,9 @@ class _Watch(Generic[J]):
         try:
             self._look(listeners)
         except DatabaseAwayError as e:
-            self._limited.log(logging.WARNING, "unavailable", "Waits for jobs get no answer: %s", e)
+            self._limited.log(
+                logging.WARNING, "unavailable", "Waits for jobs cannot query the log: %s", e
+            )
             return None
         except Exception as e:  # noqa: BLE001
             # The error would come again and again, so the waiting code is informed.
@@ -274,7 +276,7 @@ class _Watch(Generic[J]):
 
 
 def _failed(error: Exception) -> JobLogError:
-    failed = JobLogError(f"the log could not look for jobs: {type(error).__name__}: {error}")
+    failed = JobLogError(f"the log could not query jobs: {type(error).__name__}: {error}")
     failed.__cause__ = error
     return failed
 

@@ -120,7 +120,7 @@ def _why_not_this_version(broker: Any) -> str | None:
         return f"dramatiq {version} is newer than what this was written for"
     script = _without_blanks(re.sub("--.*", "", _script_of(broker)))
     if not all(_without_blanks(part) in script for part in _HOSTS_WAY):
-        return "its script acknowledges in another way than Dramatiq's own"
+        return "its script acknowledges differently from Dramatiq's own"
     return None
 
 

@@ -191,7 +191,7 @@ class Arguments:
             sent = Sent(job.args, job.kwargs, job.options or {})
             shapes = (sent.args, list), (sent.kwargs, dict), (sent.options, dict)
             if not all(isinstance(value, kind) for value, kind in shapes):
-                raise RequeueError(job.jid, "what the log has of its arguments cannot be read")
+                raise RequeueError(job.jid, "its stored arguments cannot be read")
             return sent
         if job.sealed is None:
             raise RequeueError(job.jid, job.withheld or "its arguments could not be stored")

@@ -261,7 +261,7 @@ class Bonds:
         options, actor, lost = message.options, actor_of(broker, message), ""
         for each, is_ours in ((MALFORMED, _is_malformed), (DUPLICATE, _is_duplicate)):
             if each in options and not is_ours(options):
-                _note(options, f"{each}={shown(options.pop(each))} is left aside")
+                _note(options, f"{each}={shown(options.pop(each))} is ignored")
         for name, frozen, kind in _BONDS:
             for each in (frozen,) if frozen_only else (frozen, name):
                 if is_fit_bond(kind, options.get(each), actor, made=each == frozen):

@@ -41,7 +41,7 @@ def label(name: str, value: Any) -> Any:
 def odd_labels(options: Mapping[str, Any]) -> list[str]:
     """Return a note for each label that is ignored or changed."""
     return [
-        f"{name}={shown(options[name])} is left aside: {wanted} is needed"
+        f"{name}={shown(options[name])} is ignored: {wanted} is needed"
         for name, (_, wanted) in _READERS.items()
         if options.get(name) is not None and label(name, options[name]) is None
     ]
@@ -63,7 +63,7 @@ def check_labels(options: Mapping[str, Any], where: str) -> None:
             f"{where} has start={options['start']!r}, which is not known; use one of {STARTS}"
         )
     for odd in odd_labels(options):
-        raise ConfigurationError(f"{where} has {odd.replace(' is left aside', '')}")
+        raise ConfigurationError(f"{where} has {odd.replace(' is ignored', '')}")
 
 
 def options_sent() -> Mapping[str, Any] | None:

@@ -189,14 +189,14 @@ class Waker(threading.Thread):
                     due = min(due, self._attend_due)
                 pause = max(rest, due - time.monotonic())
             except DatabaseAwayError as e:
-                self._logger.debug("No waiting job is brought forward: %s", e)
+                self._logger.debug("Waiting jobs cannot be promoted: %s", e)
                 pause = AGAIN / 1000
             except Exception:  # noqa: BLE001 - it is logged
                 # Without promotion, the messages come back later by themselves.
                 self._limited.log(
                     logging.WARNING,
                     "promotion",
-                    "A waiting job was not brought forward.",
+                    "A waiting job could not be promoted.",
                     exc_info=True,
                 )
                 pause = AGAIN / 1000

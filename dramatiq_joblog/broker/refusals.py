@@ -104,7 +104,7 @@ class Refusals:
             delay = AWAY_DELAY
         if delay is not None:
             self.put_back(broker, message, delay, refusal)
-            raise PutBack(taken or "it comes back: its section is not free for certain")
+            raise PutBack(taken or "it is put back: its section may not be free")
         if answer.gave_way:
             # As for any duplicate: the newer job does the work.
             count_as_done(broker, message)
@@ -121,7 +121,7 @@ class Refusals:
         if self._outcome_log and taken:
             row = {**run.row, "state": answer.found, "skip_reason": taken}
             log_outcome(row, self._user_column)
-        raise SkipMessage(taken or f"the job log knows this job as {answer.found} already")
+        raise SkipMessage(taken or f"the job log already has this job as {answer.found}")
 
     def put_back(
         self, broker: Broker, message: MessageProxy, delay: int, refusal: Refusal | None = None

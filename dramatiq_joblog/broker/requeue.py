@@ -193,7 +193,7 @@ class Sender:
           RequeueError: If the job is refused.
         """
         if job.state not in FINAL:
-            cure = "; if nothing more will come of it, cancel it first"
+            cure = "; if it will not end by itself, cancel it first"
             raise RequeueError(
                 job.jid,
                 f"it is {job.state}; only a job that is finished, dead or skipped can"
@@ -296,7 +296,7 @@ def with_arguments(jid: str, sent: Sent, arguments: Mapping[str, Any], function:
         try:
             parameters.signature.bind(*args, **kwargs)
         except TypeError as e:
-            raise RequeueError(jid, f"its actor cannot be called so: {e}") from e
+            raise RequeueError(jid, f"its actor cannot be called like this: {e}") from e
     return replace(sent, args=args, kwargs=kwargs)
 
 

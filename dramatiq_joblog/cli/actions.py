@@ -105,8 +105,8 @@ def _check_actors(session: Session) -> None:
             "and that has the log, as the module that your workers run"
         )
     raise Refusal(
-        "to run a job again its message is sent, for which the application's broker and "
-        "actors are needed: name its log by --app module:joblog"
+        "running a job again needs the application's broker and actors: name its log with "
+        "--app module:joblog"
     )
 
 
@@ -239,7 +239,7 @@ def cancel(
     able = [job for job in jobs if job.state not in FINAL]
     if able:
         states = ", ".join(f"{number(n)} {s}" for s, n in Counter(j.state for j in able).items())
-        confirm(f"{_counted(able)}, {states}, will be dead and not run any more", yes=yes)
+        confirm(f"{_counted(able)}, {states}, will become dead and not run", yes=yes)
     cancelled, refused, broken = _cancel(joblog, jobs, reason)
     if session.json:
         session.screen.json({"cancelled": cancelled, "refused": refused})

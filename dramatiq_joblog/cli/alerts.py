@@ -76,7 +76,7 @@ def expect(session: Session, *, learn: bool) -> None:
     rules that you want into your code.
     """
     if not learn:
-        raise Refusal("give --learn; the rules that are in use are shown by alerts")
+        raise Refusal("give --learn; alerts shows the rules in use")
     found = session.joblog.regular()
     if session.json:
         session.screen.json([each.as_dict() for each in found])

@@ -19,8 +19,8 @@ from .table import Column
     "unlock",
     "Free a section whose holder is gone.",
     examples=[
-        ('unlock finance:42 --reason "web1 burned down"', "asks first"),
-        ('unlock finance:42 --fence 1844 --reason "web1 burned down" --yes', "in a script"),
+        ('unlock finance:42 --reason "web1 is gone"', "asks first"),
+        ('unlock finance:42 --fence 1844 --reason "web1 is gone" --yes', "in a script"),
     ],
 )
 @click.argument("key")
@@ -80,7 +80,7 @@ def unlock(
 )
 @at_most
 def actions(session: Session, *, limit: int) -> None:
-    """Show what people did to jobs and sections, newest first."""
+    """Show who did what to jobs, keys and problems, newest first."""
     joblog = session.joblog
     rows = list(joblog.actions.limit(limit))
     if session.json:

@@ -39,8 +39,8 @@ _TIMES = 2
     examples=[
         ("diff yesterday", "the last 24 hours, compared with the 24 before"),
         ("diff week --since 3h", "the last three hours, compared with the same a week ago"),
-        ("diff v412", "since a mark, compared with as long before it"),
-        ("diff 14:05", "since a time, compared with as long before it"),
+        ("diff v412", "since a mark, compared with an equally long time before it"),
+        ("diff 14:05", "since a time, compared with an equally long time before it"),
     ],
 )
 @click.argument("against", default="week", metavar="[yesterday|week|MARK|TIME]")
@@ -95,7 +95,7 @@ def diff(session: Session, *, against: str, since: str, until: str | None, limit
     if not before:
         if not session.json:
             click.echo(
-                "there is nothing to compare with: no job ended in the time before", err=True
+                "there is nothing to compare with: no job ended in the earlier period", err=True
             )
         raise click.exceptions.Exit(NOTHING)
 

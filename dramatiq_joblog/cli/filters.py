@@ -107,7 +107,7 @@ def text_of(words: Sequence[str], filters: dict[str, Any]) -> str:
     for key, given in filters.items():
         for value in (given,) if isinstance(given, str) else given or ():
             if '"' in value:
-                raise Refusal(f"--{key} {value!r} has a quote, which a search has no word for")
+                raise Refusal(f"--{key} {value!r} contains a quote, which a search cannot express")
             parts.append(f'{key}:"{value}"' if " " in value or not value else f"{key}:{value}")
     return " ".join(parts)
 

@@ -188,7 +188,7 @@ def _columns(now: datetime) -> list[Column[Held]]:
 
 def _holder(h: Held) -> Text:
     if h.holder is None:
-        return Text.assemble(line(h.row.owner), ("  by hand", QUIET))
+        return Text.assemble(line(h.row.owner), ("  manual", QUIET))
     jid = (h.row.owner[:SHORT_JID], QUIET)
     return Text.assemble(shape(h.holder.state), " ", jid, f" {line(kind(h.holder))}")
 

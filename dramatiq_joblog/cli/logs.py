@@ -66,7 +66,7 @@ def logs(session: Session, *, jid: str, follow: bool, every: int) -> None:
         # The state is read first, so that the last lines are certainly read after it.
         state = joblog.get(job.jid).state
     if screen.live and not session.json and not lines.any:
-        screen.write(("It has logged no line that is kept.", QUIET))
+        screen.write(("No log lines of this job were kept.", QUIET))
     if follow and state != State.FINISHED:
         raise click.exceptions.Exit(NOTHING)
 

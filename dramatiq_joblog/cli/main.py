@@ -29,8 +29,8 @@ _COMMANDS = {
     "logs": ("logs", "logs", "Show the log lines of a job; -f follows them."),
     "mark": ("mark", "mark", "Record a deployment, or another change."),
     "migrate": ("schema", "migrate", "Create the tables, or upgrade them."),
-    "mute": ("mute", "mute", "Mute a problem that is known, until a time."),
-    "prune": ("prune", "prune", "Delete jobs that ended long ago."),
+    "mute": ("mute", "mute", "Mute a known problem until a given time."),
+    "prune": ("prune", "prune", "Delete old jobs."),
     "queues": ("queues", "queues", "Show the backlog and the workers of each queue."),
     "requeue": ("actions", "requeue", "Run jobs again, as new jobs."),
     "searches": ("searches", "searches", "Show saved searches; save or delete one."),
@@ -56,7 +56,7 @@ _COMMANDS = {
 @click.version_option(package_name="dramatiq-joblog", prog_name=PROGRAM)
 @click.pass_context
 def program(context: click.Context) -> None:
-    """See what jobs ran, find what broke, run it again.
+    """See which jobs ran, find out what failed, and run it again.
 
     Name the log with --database, --app, or JOBLOG_DATABASE.
     """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @command(
     "mute",
-    "Mute a problem that is known, until a time.",
+    "Mute a known problem until a given time.",
     examples=[
         (
             "mute queues mail --until 1d --reason 'ticket 12'",
@@ -71,7 +71,7 @@ def mute(
         if session.json:
             screen.json(muted.as_dict())
         else:
-            screen.write(f"Not muted any more: {line(muted.title)}.")
+            screen.write(f"No longer muted: {line(muted.title)}.")
         return
     problem = _one(
         joblog.problems(muted=True), kind, subject, "there is no problem {} now: see status"

@@ -37,7 +37,7 @@ class Keep(click.ParamType):  # type: ignore[type-arg]
 
 @command(
     "prune",
-    "Delete jobs that ended long ago.",
+    "Delete old jobs.",
     examples=[
         ("prune --keep finished=7d --keep dead=90d --dry-run", "only count"),
         ("prune --keep finished=7d --keep dead=90d --yes", "from cron"),
@@ -62,7 +62,7 @@ class Keep(click.ParamType):  # type: ignore[type-arg]
 )
 @yes_option
 def prune(session: Session, *, batch: int, dry_run: bool, keep: tuple[str, ...], yes: bool) -> None:
-    """Delete jobs that ended long ago, with their failed runs and log lines.
+    """Delete old jobs, with their failed runs and log lines.
 
     Only finished, dead and skipped jobs are deleted, in small batches, while workers run. Their
     totals stay, so stats still includes them. The application's keep_types always apply.
@@ -71,7 +71,7 @@ def prune(session: Session, *, batch: int, dry_run: bool, keep: tuple[str, ...],
     if not keep and session.app is None:
         raise Refusal(
             "how long are jobs kept? Give --keep finished=7d --keep dead=90d, or name the "
-            "application's log, which may say so, by --app"
+            "application's log with --app, if it has keep="
         )
     # The log itself refuses other states.
     times: Any = dict(map(_kept, keep)) or None

@@ -35,7 +35,7 @@ def searches(
     if save is not None and delete is not None:
         raise Refusal("use either --save or --delete")
     if words and save is None:
-        raise Refusal("name the search of these words by --save NAME")
+        raise Refusal("give the search a name with --save NAME")
     if save is not None:
         row = joblog.save_search(save, text_of(words, {}), who=myself())
         if session.json:

@@ -45,7 +45,7 @@ _INDENT = 2
 def status(session: Session) -> None:
     """Show what needs attention, with its kind, the cure and a search for the jobs.
 
-    Exits with 1 if there is a problem, and with 3 if the log's database does not answer. In a
+    Exits with 1 if there is a problem, and with 3 if the log's database does not respond. In a
     pipe: kind, since, count, sentence, search. Muted problems (see mute) do not count.
     """
     joblog, screen = session.joblog, session.screen
@@ -80,7 +80,7 @@ def _show(screen: Screen, joblog: JobLog, problems: list[Problem]) -> None:
         _counted(screen, joblog)
         return
     count = len(problems)
-    things = f"{count} thing{'s' * (count != 1)} need{'s' * (count == 1)} you"
+    things = f"{count} thing{'s' * (count != 1)} need{'s' * (count == 1)} attention"
     screen.write((things, TITLE))
     now = datetime.now(timezone.utc)
     for problem in problems:

@@ -75,7 +75,7 @@ def web(
     again from it, give the application: --app.
 
     With --export it serves nothing and writes files instead. They show everything, including the
-    arguments of jobs, to anybody who can read them.
+    arguments of jobs, to anyone who can read them.
     """
     joblog = session.joblog
     # A query, so that an error of the database is reported here and not in the browser.
@@ -141,6 +141,6 @@ def _listening(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as e:
         raise Refusal(
-            f"{host} port {port} cannot be listened on: {e.strerror or e}; choose another --port",
+            f"cannot listen on {host} port {port}: {e.strerror or e}; choose another --port",
             AWAY,
         ) from e

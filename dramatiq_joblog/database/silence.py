@@ -99,7 +99,7 @@ class Watch:
         except Exception as e:
             if question.is_cut:
                 text = (
-                    f"the database did not answer within {within / 1000:g} s: its connection was "
+                    f"the database did not respond within {within / 1000:g} s: its connection was "
                     "closed"
                 )
                 raise DatabaseAwayError(text) from e

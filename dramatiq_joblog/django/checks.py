@@ -27,7 +27,7 @@ def check_log(**_: Any) -> list[checks.CheckMessage]:
     if log.django_alias is None:
         found.append(
             checks.Info(
-                f"The log is bound to {log.name} by itself, and not by JobLog.from_django().",
+                f"The log was not made by JobLog.from_django(), but for {log.name}.",
                 hint="Make its tables with: manage.py joblog migrate. Django's migrate does not.",
                 id="joblog.I001",
             )

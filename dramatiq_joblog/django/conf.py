@@ -47,7 +47,7 @@ def make_joblog() -> JobLog[Any]:
         try:
             return JobLog.from_django(given.get("DATABASE", "default"), **options)
         except TypeError as e:
-            raise ConfigurationError(f"JOBLOG['OPTIONS'] is not as JobLog() takes it: {e}") from e
+            raise ConfigurationError(f"JobLog() does not accept JOBLOG['OPTIONS']: {e}") from e
     if "OPTIONS" in given or "DATABASE" in given:
         raise ConfigurationError(
             f"JOBLOG names the log {path!r}, which has its own options: leave out DATABASE and "
@@ -55,7 +55,9 @@ def make_joblog() -> JobLog[Any]:
         )
     log = imported("LOG", path)
     if not isinstance(log, JobLog):
-        raise ConfigurationError(f"JOBLOG['LOG'] is {path!r}, a {type(log).__name__}: no JobLog")
+        raise ConfigurationError(
+            f"JOBLOG['LOG'] is {path!r}, a {type(log).__name__}, and not a JobLog"
+        )
     return log
 
 
@@ -76,7 +78,7 @@ def setting() -> dict[str, Any]:
         if key not in KEYS:
             near = difflib.get_close_matches(str(key).upper(), KEYS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(KEYS)}"
-            raise ConfigurationError(f"JOBLOG has the key {key!r}, which means nothing; {hint}")
+            raise ConfigurationError(f"JOBLOG has the key {key!r}, which is unknown; {hint}")
     return given
 
 

@@ -46,8 +46,8 @@ class JobLogMiddleware(_JobLogMiddleware):
         """Refuse a message of a test whose job would be written to the development database."""
         if self._django_name() != self._home:
             raise ConfigurationError(
-                f"the job of this message would be written to {self.joblog.name}, and the tests "
-                "have another database by now: run them by pytest with the fixture joblog_worker "
+                f"the job of this message would be written to {self.joblog.name}, but the tests "
+                "now use another database: run them by pytest with the fixture joblog_worker "
                 "or joblog_broker, or leave JobLogMiddleware out of the settings of the tests"
             )
         try:

@@ -57,7 +57,7 @@ class LogModel(models.Model):
         Raises:
           ReadOnlyError: Always.
         """
-        raise ReadOnlyError(f"{type(self).__name__} rows are written by the log alone")
+        raise ReadOnlyError(f"{type(self).__name__} rows are written only by the log")
 
     def delete(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: retention deletes rows, with all that belongs to them.
@@ -66,7 +66,7 @@ class LogModel(models.Model):
           ReadOnlyError: Always.
         """
         raise ReadOnlyError(
-            f"{type(self).__name__} rows are deleted by the log alone: use joblog.prune()"
+            f"{type(self).__name__} rows are deleted only by the log: use joblog.prune()"
         )
 
 

@@ -54,7 +54,7 @@ def _decision(request: HttpRequest) -> Any:
     user = getattr(request, "user", None)
     if user is None:
         raise ImproperlyConfigured(
-            "the log's page needs to know who asks: add "
+            "the dashboard needs to know the user: add "
             "'django.contrib.auth.middleware.AuthenticationMiddleware' to MIDDLEWARE"
         )
     if not user.is_authenticated:

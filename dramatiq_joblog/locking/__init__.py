@@ -1,1 +1,1 @@
-"""Who holds a key: critical sections, unique keys, rate limits, and locks by hand."""
+"""Who holds a key: critical sections, unique keys, rate limits, and manual locks."""

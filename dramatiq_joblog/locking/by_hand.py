@@ -1,4 +1,4 @@
-"""A lock by hand: a key held during a block, ``with`` or ``async with``."""
+"""A manual lock: a key held during a block, ``with`` or ``async with``."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ class HeldByHand(contextlib.ContextDecorator):
         if self._wait and in_event_loop():
             raise ConfigurationError(
                 f"lock {self._key!r} would wait for {self._wait} ms inside a running event loop, "
-                "which would stand still: use 'async with joblog.lock(...)'"
+                "which it would block: use 'async with joblog.lock(...)'"
             )
         wish = self._begin()
         lease: Lease | None
@@ -270,7 +270,7 @@ class HeldByHand(contextlib.ContextDecorator):
     def _end(self) -> Wish:
         wish, self._wish = self._wish, None
         if wish is None:
-            raise ConfigurationError(f"lock {self._key!r} is left, and was not entered")
+            raise ConfigurationError(f"lock {self._key!r} is exited, but was not entered")
         _leave(_Block(self._locks, wish.claim.key, _here()))
         # Even if the release fails, the lease then expires.
         self._locks.forget(wish.claim.token)
@@ -297,7 +297,7 @@ class HeldByHand(contextlib.ContextDecorator):
             yield
         except JobLogError as e:
             get_logger(__name__, type(self)).warning(
-                "Lock %r stays held until its lease runs out, in %d ms: %s",
+                "Lock %r stays held until its lease expires, in %d ms: %s",
                 self._key,
                 wish.claim.ttl,
                 e,

@@ -1,4 +1,4 @@
-"""Locks by hand that wait for their key, in the same queue as the jobs that wait for it."""
+"""Manual locks that wait for their key, in the same queue as the jobs that wait for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXPECTED = 5_000
 
 
 class Hand(NamedTuple):
-    """A lock by hand that waits for its key."""
+    """A manual lock that waits for its key."""
 
     owner: str
     #: Since when, in milliseconds by the database's clock.
@@ -24,7 +24,7 @@ class Hand(NamedTuple):
 
 
 class Hands:
-    """The statements on locks by hand that wait, as part of their caller's transaction.
+    """The statements on manual locks that wait, as part of their caller's transaction.
 
     Parameters:
       lock: The bound lock model.

@@ -24,9 +24,9 @@ class Claim:
     limit: int = 1
     #: Whether an earlier run of the same owner that holds it is known to be over.
     reenter: bool = False
-    #: Whether it is a lock by hand, whose owner may hold other slots of the key as well.
+    #: Whether it is a manual lock, whose owner may hold other slots of the key as well.
     by_hand: bool = False
-    #: The number of the key's slots held by the job around a lock by hand.
+    #: The number of the key's slots held by the job around a manual lock.
     of_job: int = 0
     #: Whether the caller no longer waits for an answer; then the key is not acquired.
     given_up: bool = False
@@ -55,7 +55,7 @@ class Lease:
         self.lasts = lasts
         #: When it expires, in monotonic seconds; counted from before the acquiring statement.
         self.deadline = began + lasts / 1000
-        #: Whether it is a lock by hand, which may outlast the process's workers.
+        #: Whether it is a manual lock, which may outlast the process's workers.
         self.by_hand = by_hand
         #: Whether another has acquired the key.
         self.gone = False

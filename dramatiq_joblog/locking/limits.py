@@ -54,7 +54,7 @@ def _iso(instant: datetime) -> str:
 def said_of(limit: LimitSet | None) -> str:
     """Return a limit as text: the one set, or that the code's applies."""
     if limit is None:
-        return "as the code says"
+        return "as set in the code"
     until = "" if limit.until is None else f" until {limit.until:%Y-%m-%d %H:%M:%S} UTC"
     return f"{limit.limit}{until}"
 

@@ -56,7 +56,7 @@ class Holder:
     since: datetime
     #: When its lease expires; None for the next waiter.
     until: datetime | None
-    #: Whether it is a lock by hand that waits, and not a job.
+    #: Whether it is a manual lock that waits, and not a job.
     by_hand: bool = False
 
 
@@ -84,7 +84,7 @@ class Locks:
         self.lock = lock
         #: The waiters of keys.
         self.waiters = Waiters(job, lock)
-        #: The locks by hand that wait.
+        #: The manual locks that wait.
         self.hands = Hands(lock)
         #: The limits set at run time.
         self.limits = Limits(lock)
@@ -281,7 +281,7 @@ class Locks:
         self.freed.forget()
 
     def detach(self, process: str) -> None:
-        """Unbind locks by hand from the process, because its workers have ended."""
+        """Unbind manual locks from the process, because its workers have ended."""
         tokens = [t for t, leases in self.leases.all().items() if leases[0].by_hand]
         if self._process == process:
             self._process = self._gone_after = None
@@ -429,8 +429,8 @@ def describe_holder(holder: Holder | None) -> str:
     since = f"{holder.since:%Y-%m-%d %H:%M:%S} UTC"
     if holder.until is None:
         if holder.by_hand:
-            return f"is kept for {holder.owner}, which waits for it by hand since {since}"
-        return f"is kept for job {holder.owner}, which waits for it since {since}"
+            return f"is reserved for {holder.owner}, a manual lock that has waited since {since}"
+        return f"is reserved for job {holder.owner}, which has waited for it since {since}"
     until = f"{holder.until:%Y-%m-%d %H:%M:%S} UTC"
     return f"is held by {holder.owner} since {since}, until {until} unless it is renewed"
 

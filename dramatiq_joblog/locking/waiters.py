@@ -6,7 +6,7 @@ A waiter's message is in the memory of a worker process, which regularly extends
 A job that needs several keys waits for the first that is refused.  Other keys for which it has
 reached the head of the queue are reserved for it meanwhile.
 
-Locks by hand that wait are in the same queue: see :mod:`.hands`.
+Manual locks that wait are in the same queue: see :mod:`.hands`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Place:
     begun: bool = False
     #: Since when it waits, in milliseconds by the database's clock; None for a new job.
     since: int | None = None
-    #: Whether it is the place of a lock by hand that waits: those go in any order among themselves,
+    #: Whether it is the place of a manual lock that waits: those go in any order among themselves,
     #: as each makes an attempt now and then.
     by_hand: bool = False
 
@@ -72,7 +72,7 @@ NEWCOMER = Place()
 class Ahead(NamedTuple):
     """A waiter that goes first."""
 
-    #: The jid, or the owner of a lock by hand.
+    #: The jid, or the owner of a manual lock.
     owner: str
     since: datetime
     by_hand: bool = False
@@ -180,7 +180,7 @@ class Waiters:
 
         Returns:
           The jid of each, and whether this key is the one that it waits for; or the owner of a
-          lock by hand.
+          manual lock.
         """
         kept, hands = self._beside(key)
         if kept or hands:
@@ -195,7 +195,7 @@ class Waiters:
     def _next_beside(
         self, key: str, count: int, kept: Sequence[str], hands: Sequence[Hand]
     ) -> list[tuple[str, bool]]:
-        """Return the next waiters if there are reservations or locks by hand among them."""
+        """Return the next waiters if there are reservations or manual locks among them."""
         job = self.job
         columns = job.jid, job.section, job.waiting_since, job.started_at.is_null()
         line = [(True, hand.since, hand.owner, False) for hand in hands]
@@ -218,7 +218,7 @@ class Waiters:
 
         Returns:
           The jids of the jobs for which it is reserved while they wait for another key, and the
-          present locks by hand that wait for it, in order.
+          present manual locks that wait for it, in order.
         """
         rows = self._beside_jobs.execute([key]).fetchall()
         kept = [owner for kind, owner, _ in rows if kind == WAIT]
@@ -249,7 +249,7 @@ class Waiters:
         return Ahead(hand.owner, instant_of(hand.since), by_hand=True)
 
     def by_hand(self, key: str) -> int:
-        """Return the number of present locks by hand that wait for a key."""
+        """Return the number of present manual locks that wait for a key."""
         return len(self._beside(key)[1])
 
     def count_ahead(self, key: str, jid: str, place: Place, most: int) -> int:
@@ -385,7 +385,7 @@ class Waiters:
 
 
 def _before(place: Place, hands: Sequence[Hand]) -> list[Hand]:
-    """Return the locks by hand before *place*."""
+    """Return the manual locks before *place*."""
     if place.begun or place.by_hand:
         return []
     return [hand for hand in hands if place.since is None or hand.since < place.since]

@@ -37,14 +37,14 @@ _DEAD = {
     DeadReason.NO_RETRIES: "It failed, and may not be retried",
     DeadReason.RETRY_LOST: "It failed, and the broker refused its retry: run it again",
     DeadReason.NOT_RETRIED: "It failed, and was not retried",
-    DeadReason.THROWS: "It raised an error that its actor says needs no retry",
+    DeadReason.THROWS: "It raised an error that its throws option names",
     DeadReason.AGE_LIMIT: "It reached its max_age before it could run",
     DeadReason.UNKNOWN_ACTOR: "No worker declares its actor",
-    DeadReason.ABORTED: "Somebody aborted it",
+    DeadReason.ABORTED: "Someone aborted it",
     DeadReason.INTERRUPTED: "Its runs lost their worker again and again: it may be a poison pill",
-    DeadReason.CONFLICT: "Another job held its section, and its policy is to fail then",
+    DeadReason.CONFLICT: "Another job held its section, and its on_conflict is to fail",
     DeadReason.WAIT_TIMEOUT: "It waited for its section as long as wait_for allows",
-    DeadReason.CANCELLED: "Somebody cancelled it",
+    DeadReason.CANCELLED: "Someone cancelled it",
 }
 
 
@@ -81,12 +81,15 @@ def _enqueued(job: Any, around: Around) -> str:
 
 
 def _delayed(job: Any, around: Around) -> str:
-    return f"It is held back until its time, {_due(job, around)}."
+    if _is_overdue(job, around):
+        return f"It was due {_due(job, around)}, and has not begun."
+    return f"It is delayed until its time, {_due(job, around)}."
 
 
 def _waiting(job: Any, around: Around) -> str:
-    passed = "" if job.waiting_since is None else f" for {_since(job.waiting_since, around)}"
-    text = f"It waits{passed} for its section {job.section!r}"
+    begun = job.waiting_since
+    waits = "is waiting" if begun is None else f"has waited for {_since(begun, around)}"
+    text = f"It {waits} for its section {job.section!r}"
     if around.limit is not None and around.limit.limit == 0:
         return f"{text}: {around.limit.who} has paused it."
     line = f", with {around.ahead} before it" if around.ahead else ""
@@ -106,14 +109,15 @@ def _started(job: Any, around: Around) -> str:
 
 
 def _retrying(job: Any, around: Around) -> str:
-    return f"Attempt {_attempt(job)} failed{_error(job)}. The next is due {_due(job, around)}."
+    is_due = "was due" if _is_overdue(job, around) else "is due"
+    return f"Attempt {_attempt(job)} failed{_error(job)}. The next {is_due} {_due(job, around)}."
 
 
 def _lost(job: Any, around: Around) -> str:
     worker = f" {job.worker.rpartition(':')[0]}" if job.worker else ""
     return (
-        f"Its worker{worker} is gone since {_since(job.updated_at, around)}, and the broker has "
-        "not delivered it again. It does so within minutes while a worker is alive."
+        f"Its worker{worker} has been gone for {_since(job.updated_at, around)}, and the broker "
+        "has not delivered it again. It does so within minutes while a worker is alive."
     )
 
 
@@ -140,7 +144,7 @@ def _skipped(job: Any, around: Around) -> str:
 
 def _when(job: Any, around: Around) -> str:
     if job.finished_at is None:
-        return "at a time that is not known"
+        return "at an unknown time"
     return f"{_since(job.finished_at, around)} ago"
 
 
@@ -157,11 +161,14 @@ def _error(job: Any) -> str:
 
 def _due(job: Any, around: Around) -> str:
     if job.eta is None:
-        return "at a time that is not known"
+        return "at an unknown time"
     left = (job.eta - around.now) / timedelta(milliseconds=1)
-    if left < 0:
-        return f"since {exact(job.eta)}: overdue for {rough(-left)}"
-    return f"{exact(job.eta)}, in {rough(left)}"
+    passed = f"{rough(-left)} ago" if left < 0 else f"in {rough(left)}"
+    return f"{exact(job.eta)}, {passed}"
+
+
+def _is_overdue(job: Any, around: Around) -> bool:
+    return job.eta is not None and bool(job.eta < around.now)
 
 
 def _since(instant: datetime, around: Around) -> str:

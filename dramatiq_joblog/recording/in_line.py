@@ -76,7 +76,7 @@ class InLine:
         if not waits:
             return {}
         # For a waiter, the details of the refusal are never read.
-        refusal = Refusal(need, f"is {_taken(need)}, or kept for others")
+        refusal = Refusal(need, f"is {_taken(need)}, or reserved for others")
         written = self._transitions.write_rows(waits)
         found = State.WAITING.value
         return {

@@ -7,11 +7,11 @@ from pathlib import Path
 
 #: File systems that are lost with their host's power, or with their container.
 PASSING = {
-    "aufs": "goes with its container",
-    "fuse-overlayfs": "goes with its container",
-    "overlay": "goes with its container",
-    "ramfs": "goes when the host restarts",
-    "tmpfs": "goes when the host restarts",
+    "aufs": "is deleted with its container",
+    "fuse-overlayfs": "is deleted with its container",
+    "overlay": "is deleted with its container",
+    "ramfs": "is deleted when the host restarts",
+    "tmpfs": "is deleted when the host restarts",
 }
 #: The mounts of this process; see proc(5).
 MOUNTS = Path("/proc/self/mountinfo")

@@ -85,7 +85,7 @@ class Timetable:
             try:
                 ask(chore.function)
             except DatabaseAwayError as e:
-                _logger.debug("A background task of the job log is left out: %s", e)
+                _logger.debug("A background task of the job log is skipped: %s", e)
             except BaseException:  # noqa: BLE001 - it is logged
                 self._limited.log(
                     logging.CRITICAL,

@@ -200,8 +200,8 @@ class Writer:
             thread.join(timeout + _LAST_TRY)
             if thread.is_alive():
                 self._logger.error(
-                    "The job log's writer does not end: %d event(s) are not written, and lost if "
-                    "the process ends now.",
+                    "The job log's writer has not ended: %d event(s) are not written yet, and "
+                    "are lost if the process ends now.",
                     self._unwritten(),
                 )
 
@@ -241,7 +241,7 @@ class Writer:
         receipt = self._submit(call)
         within = -1 if until is None else max(0.0, until - time.monotonic()) + ANSWERS_WITHIN
         if not receipt.acquire(timeout=within):
-            raise DatabaseAwayError(f"the database did not answer within {within:.1f} s")
+            raise DatabaseAwayError(f"the database did not respond within {within:.1f} s")
         if receipt.error is not None:
             raise receipt.error
         if call.error is not None:
@@ -407,7 +407,7 @@ class Writer:
                 del self._at_hand[id(event)]
             for ticket in tickets:
                 if isinstance(ticket.event, Call):
-                    ticket.event.error = DatabaseAwayError("the database is only just back")
+                    ticket.event.error = DatabaseAwayError("the database has only just come back")
                     ticket.event.answered = True
         except BaseException as e:
             self._fail(tickets, e)

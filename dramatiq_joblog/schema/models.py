@@ -404,7 +404,7 @@ class Lock(_Row):
     key: Field[str] = KeyField(max_length=MAX_JID)
     #: Its slot, counted from 0: a section with a limit of 3 has the slots 0, 1 and 2.
     slot: Field[int] = NumberField()
-    #: The jid of the job that holds it, or ``host:pid:thread`` for a lock by hand outside of
+    #: The jid of the job that holds it, or ``host:pid:thread`` for a manual lock outside of
     #: jobs; None if it is free.
     owner: Field[str | None] = KeyField(max_length=MAX_JID, null=True)
     #: The run that holds it; None between two runs of a retried job.

@@ -151,7 +151,7 @@ class Gate:
         try:
             await self._app(scope, _bounded(receive, most), send_with_headers)
         except BodyTooLongError:
-            text = f"A form may have {most} bytes at most; nothing was done."
+            text = f"A form may have at most {most} bytes; nothing was done."
             await PlainTextResponse(text, 413)(scope, receive, send_with_headers)
         except BodyTooSlowError:
             text = f"The form did not arrive within {BODY_WITHIN:g} s; nothing was done."
@@ -214,13 +214,13 @@ async def try_door(door: Door, request: Request, name: str, secret: str) -> Prob
     delay = door.attempts.delay
     # Counted before the check, so that concurrent attempts count too.
     if not door.attempts.begin(address, is_shared=is_shared(request)):
-        return Problem("Too many tries from your address. Wait a minute.", 429)
+        return Problem("Too many attempts from your address. Wait a minute.", 429)
     await asyncio.sleep(delay)
     if door.opens(name, secret):
         door.attempts.take_back(address)
         return None
     get_logger(__name__).warning("A sign-in to the page from %s failed.", address)
-    text = "That is not the key." if door.by_key else "That is not the name and password."
+    text = "This key is wrong." if door.by_key else "This name or password is wrong."
     return Problem(text, 403)
 
 

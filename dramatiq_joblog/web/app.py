@@ -408,7 +408,7 @@ def _failed(site: Site, request: Request, error: Exception) -> Response:
         return visit.sorry(404, "Not in this copy", _NOT_COPIED)
     code = getattr(error, "status_code", 500)
     if code == 405:
-        response = visit.sorry(405, "Not this way", f"{request.method} is not answered here.")
+        response = visit.sorry(405, "Not allowed", f"{request.method} is not allowed here.")
         response.headers.update(getattr(error, "headers", None) or {})
         return response
     if request.method == "GET" and len(visit.link.path) > 1 and visit.link.path.endswith("/"):

@@ -47,16 +47,16 @@ PROBLEMS_WITHIN = 2_000
 _DONE = {
     "requeue": ("Nothing was run again.", "1 job runs again.", "{} jobs run again."),
     "rerun": ("Nothing was run again.", "1 job runs again.", "{} jobs run again."),
-    "now": ("Nothing was sent.", "1 job is on its way now.", "{} jobs are on their way now."),
+    "now": ("Nothing was sent.", "1 job was sent.", "{} jobs were sent."),
     "dismiss": ("Nothing was dismissed.", "1 job is dismissed.", "{} jobs are dismissed."),
     "cancel": ("Nothing was cancelled.", "1 job is cancelled.", "{} jobs are cancelled."),
     "unlock": (
-        "Nothing was unlocked: another holds the key by now.",
+        "Nothing was unlocked: the key has another holder by now.",
         "The key is unlocked.",
         "{} keys are unlocked.",
     ),
     "mute": ("It is gone by now: nothing is muted.", "The problem is muted.", ""),
-    "unmute": ("It was not muted.", "The problem is not muted any more.", ""),
+    "unmute": ("It was not muted.", "The problem is no longer muted.", ""),
 }
 
 
@@ -120,12 +120,12 @@ class Visit:
         except QueryTimeout as e:
             return self._away(str(e))
         except DatabaseAwayError as e:
-            get_logger(__name__).warning("The page could not ask the log's database: %s", e)
+            get_logger(__name__).warning("The page could not query the log's database: %s", e)
             return self.no_answer()
         except Exception:  # noqa: BLE001
             # Respond with an error page to any error.
             get_logger(__name__).exception("The page %s failed", self.link.path)
-            return self.sorry(500, "Something broke", "The server's log says what.")
+            return self.sorry(500, "Something broke", "See the server's log for the reason.")
 
     def as_dict(self, row: Any) -> dict[str, Any]:
         """Return a row as a dictionary, without what the visitor may not see."""
@@ -156,7 +156,7 @@ class Visit:
     def no_answer(self) -> Response:
         """Respond that the database does not reply."""
         return self._away(
-            "The log's database does not answer. Jobs continue; events are kept and written "
+            "The log's database does not respond. Jobs continue; events are kept and written "
             "once it is back."
         )
 
@@ -202,8 +202,8 @@ class Visit:
         if since is not None and "older totals" not in self.missing:
             self.missing.add("older totals")
             self.banners.append(
-                f"What ended before {since.astimezone(self.zone):%d %b %H:%M} is not counted yet; "
-                "charts and figures begin there. A worker counts it, some minutes at a time."
+                f"Jobs that ended before {since.astimezone(self.zone):%d %b %H:%M} are not counted "
+                "yet; charts and figures begin there. A worker counts them, some minutes at a time."
             )
         return figures
 
@@ -219,7 +219,7 @@ class Visit:
             return RedirectResponse(self.link("login", next=self.link.back), 303)
         if self.wants_json:
             return self._say(403, self.access.reason)
-        return self.sorry(403, "Not for you", self.access.reason)
+        return self.sorry(403, "No access", self.access.reason)
 
     def to(self, name: str, /, **values: Any) -> Response:
         """Redirect to another page."""
@@ -302,7 +302,7 @@ class Visit:
         return self.page("error.html", heading, facts, status_code=code)
 
     def _away(self, text: str) -> Response:
-        response = self.sorry(503, "The log does not answer", text)
+        response = self.sorry(503, "The log does not respond", text)
         response.headers["retry-after"] = "5"
         return response
 

@@ -121,8 +121,8 @@ class _Copy:
         if status >= 500:
             # An export must not contain an error in place of a page.
             raise DatabaseAwayError(
-                f"the page {link} could not be copied, as the log did not answer in time: look at "
-                "what else the database does, and copy again into a new folder"
+                f"the page {link} could not be exported, because the log did not respond in time: "
+                "find out what else the database is doing, and export again into a new folder"
             )
         if kind.startswith("text/html"):
             return self._link.sub(self._rewritten, content.decode()).encode()

@@ -109,7 +109,7 @@ def spaced(span: str) -> str:
 def argument(value: Any) -> Markup:
     """Format an argument like Python's repr, and mark redacted values."""
     if value == REDACTED:
-        return Markup('<span class="redact" title="It is kept from view">redacted</span>')
+        return Markup('<span class="redact" title="Its value is hidden">redacted</span>')
     if isinstance(value, dict):
         inner = [Markup("{}: {}").format(repr(k), argument(v)) for k, v in value.items()]
         return Markup("{{{}}}").format(Markup(", ").join(inner))

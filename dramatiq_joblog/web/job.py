@@ -201,14 +201,14 @@ def _same_as(run: Run, runs: Sequence[Run]) -> int | None:
 
 def _silence(run: Run) -> str:
     if run.outcome == "interrupted":
-        return f"The worker {run.worker} went away, or its connection did"
+        return f"The worker {run.worker} disappeared, or lost its connection"
     return ""
 
 
 def _note(run: Run, *, is_last: bool) -> str:
     if not _silence(run):
         return ""
-    return f"{_silence(run)}." + ("" if is_last else " The broker gave the message back.")
+    return f"{_silence(run)}." + ("" if is_last else " The broker delivered the message again.")
 
 
 def _belongs(line: Any, run: Run, runs: Sequence[Run]) -> bool:

@@ -239,7 +239,7 @@ class LockRow:
 
     Parameters:
       lock: The row of the log.
-      job: The job that holds it; None if a lock by hand does.
+      job: The job that holds it; None if a manual lock does.
       waiters: The jobs that wait for it, in order; None for further slots of the same key.
       slots: The number of held slots of the key.
       now: The time that ages on the page are relative to.
@@ -263,7 +263,7 @@ class LockRow:
         self.ttl: int = lock.ttl
         self.slot_text = f"slot {lock.slot + 1}" if slots > 1 or lock.slot else ""
         self.jid: str | None = None if job is None else job.jid
-        self.name = "by hand" if job is None else job.job_type or job.actor
+        self.name = "manual lock" if job is None else job.job_type or job.actor
         self.state = "started" if job is None else str(job.state)
         if self.state not in {"started", "retrying", "lost", "waiting", "enqueued", "delayed"}:
             self.state = "lost"

@@ -289,7 +289,10 @@ def _row(queue: Queue, now: int) -> dict[str, Any]:
     elif state == "behind" and growth > 0.05:
         strong, trend = f"Grows by {growth:.1f} a minute", "over 15 min"
     elif state == "behind":
-        strong, trend = "", "late, and getting shorter" if growth < -0.05 else "late, and as long"
+        strong, trend = (
+            "",
+            "behind, and catching up" if growth < -0.05 else "behind, and not catching up",
+        )
     elif state == "idle":
         trend = "nothing in the last hour" if not any(queue.came) else "nothing for 15 min"
     slots = min(_SLOTS, queue.threads)

@@ -35,7 +35,7 @@ WHAT = "ticket"
 #: How long a link is valid.
 LASTS = timedelta(days=7)
 _TOKEN = re.compile(r"(\d{1,18})-([A-Za-z0-9_-]{20,2000})")
-_GONE = "This link is not known, or its week is over. Ask for a new one."
+_GONE = "This link is invalid or has expired. Ask for a new one."
 
 
 @dataclass(frozen=True)

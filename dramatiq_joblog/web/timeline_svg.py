@@ -176,7 +176,7 @@ def _detail(span: Span, job: Any) -> str:
     worker = _process(span.worker)
     if span.kind == "run":
         if span.state == Outcome.INTERRUPTED:
-            return f"{worker} went away" if worker else "its worker went away"
+            return f"{worker} disappeared" if worker else "its worker disappeared"
         return span.error or worker
     if job.dead_reason == DeadReason.CANCELLED and span.end == job.finished_at:
         return "until it was cancelled"
@@ -184,7 +184,7 @@ def _detail(span: Span, job: Any) -> str:
         "queue": f"queue {job.queue}",
         "waiting": job.section or "",
         "back-off": "before the next attempt",
-        "nobody": "until the broker gives it back",
+        "nobody": "until the broker delivers it again",
         "folded": "they are listed below",
     }
     return details[span.kind]

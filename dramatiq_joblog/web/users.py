@@ -214,7 +214,7 @@ def verdict_of(rows: Sequence[Any], now: datetime) -> dict[str, Any] | None:
     some = f"{len(missing)} thing{'s are' if len(missing) != 1 else ' is'} missing for this user"
     rest = len(rows) - len(missing) - len(going)
     others = [f"{len(going)} {'are' if len(going) != 1 else 'is'} on the way"] if going else []
-    others += [f"{rest} ended as they should"] if rest else []
+    others += [f"{rest} ended normally"] if rest else []
     return {
         "look": "dead" if dead else "lost",
         "text": some[0].upper() + some[1:],

@@ -79,10 +79,12 @@ class Verdict:
 
     @property
     def heading(self) -> str:
-        """The summary: ``3 things need you``."""
+        """The summary: ``3 things need attention``."""
         if not self.count:
             return "All is well"
-        return f"{self.count} thing{'s' * (self.count != 1)} need{'s' * (self.count == 1)} you"
+        return (
+            f"{self.count} thing{'s' * (self.count != 1)} need{'s' * (self.count == 1)} attention"
+        )
 
     @property
     def more(self) -> int:

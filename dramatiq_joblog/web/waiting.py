@@ -27,7 +27,7 @@ _REASONS = {
     "no worker": "no worker takes from it",
     "behind": "although a thread is free",
     "busy": "no thread is free",
-    "keeps up": "on their way to a thread",
+    "keeps up": "about to be taken by a thread",
 }
 
 
@@ -99,7 +99,7 @@ def _why(visit: Visit, keys: Iterable[str]) -> dict[str, str]:
     names = {job.jid: job.job_type or job.actor for job in jobs}
     found: dict[str, str] = {}
     for lock in held:
-        name = names.get(lock.owner, "a lock by hand")
+        name = names.get(lock.owner, "a manual lock")
         found.setdefault(lock.key, f"held by {name} for {_age(lock.acquired_at, visit.now)}")
     for limit in visit.rows(None, lambda: log.limits):
         if limit.limit == 0:

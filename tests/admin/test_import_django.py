@@ -127,7 +127,7 @@ def test_users_that_are_gone(sqlite_url, tasks):
 
     assert ["a"] == [job.jid for job in ada.jobs]
     assert log.get("b").user is None
-    assert "its user 4711 is not there any more" in log.get("b").note
+    assert "its user 4711 no longer exists" in log.get("b").note
     log.close()
 
 

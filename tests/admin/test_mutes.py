@@ -175,7 +175,7 @@ def test_the_page(joblog, waiting):
     waiting("odd <b>&'mail")
     with TestClient(opened(joblog), base_url="http://localhost") as page:
         html = page.get("/").text
-        assert "1 thing needs you" in html
+        assert "1 thing needs attention" in html
         asked = page.get(
             re.search(r'href="([^"]+)" aria-label="Mute', html)[1].replace("&amp;", "&")
         )
@@ -195,7 +195,7 @@ def test_the_page(joblog, waiting):
 
         href = re.search(r'href="([^"]+)" aria-label="Unmute', done)[1].replace("&amp;", "&")
         assert "Unmute" in page.get(href).text
-        assert "1 thing needs you" in page.post("/do/unmute", data=fields).text
+        assert "1 thing needs attention" in page.post("/do/unmute", data=fields).text
         assert 409 == page.get("/confirm/mute?kind=queues&subject=none").status_code
 
 
@@ -224,7 +224,7 @@ def test_a_problem_that_is_gone(joblog, waiting, ask):
             asked = page.get(href.replace("&amp;", "&"))
             assert "Unmute" in asked.text
             fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', asked.text))
-            assert "The problem is not muted any more." in page.post("/do/unmute", data=fields).text
+            assert "The problem is no longer muted." in page.post("/do/unmute", data=fields).text
         assert "Muted problems" not in page.get("/alerts").text
     assert not joblog.mutes.exists()
 

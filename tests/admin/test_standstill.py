@@ -196,6 +196,6 @@ def test_a_spool_that_does_not_last(tmp_path, monkeypatch, on_outage, volume, wa
 
     assert warned == ("spools" in found)
     if warned:
-        assert "is on overlay, which goes with its container" in found["spools"].text
+        assert "is on overlay, which is deleted with its container" in found["spools"].text
         assert "JobLog(spool=...)" in found["spools"].cure
     joblog.close()

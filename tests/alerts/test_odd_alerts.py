@@ -391,7 +391,7 @@ def test_a_positional_argument(make_log, make_broker, worker):
 
 def test_a_saved_search():
     """A saved search is refused in a rule, because others may change it."""
-    with pytest.raises(ConfigurationError, match="names the saved search 'mine', which anybody"):
+    with pytest.raises(ConfigurationError, match="names the saved search 'mine', which anyone"):
         Alert("a", "saved:mine")
 
 
@@ -419,4 +419,4 @@ def test_a_log_without_tables(sqlite_url, caplog):
         assert not log.core.alerting.round()
     log.close()
 
-    assert "put off" in caplog.text
+    assert "postponed" in caplog.text

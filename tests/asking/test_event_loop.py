@@ -127,7 +127,7 @@ def test_waiting_outlives_a_frozen_database(frozen, postgres):
     waiting = []
     wait = threading.Thread(target=lambda: waiting.append(frozen.wait("b", timeout=40_000)))
     wait.start()
-    with pytest.raises(WaitTimeout, match="did not answer"):
+    with pytest.raises(WaitTimeout, match="did not respond"):
         frozen.wait("c", timeout=100)
 
     postgres.thaw()

@@ -92,7 +92,7 @@ def test_a_message_that_could_not_be_put_forward(
         eventually(lambda: joblog.jobs.finished().count() == 2)
 
     assert 2 == len(faults)
-    assert "was not brought forward" in caplog.text
+    assert "could not be promoted" in caplog.text
 
 
 def test_a_waiter_that_is_put_forward_is_written_once_more(

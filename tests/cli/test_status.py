@@ -43,7 +43,7 @@ def test_what_needs_someone(job_factory, ask, terminal, database_url, columns):
         [problem["kind"] for problem in found["problems"]],
     )
     shown = plain(terminal("--database", database_url, "status", code=1, columns=columns))
-    assert "2 things need you" in shown
+    assert "2 things need attention" in shown
     assert "1 job is lost with its worker web1:17" in " ".join(shown.split())
     assert "dramatiq-joblog list state:lost" in shown
     assert max(map(len, shown.splitlines())) <= columns
@@ -68,4 +68,4 @@ def test_no_database(tmp_path, terminal):
     """An unavailable database is exit 3, as for every command."""
     shown = terminal("--database", "postgresql://ada@127.0.0.1:1/shop", "status", code=3)
 
-    assert "The database does not answer" in plain(shown)
+    assert "The database does not respond" in plain(shown)

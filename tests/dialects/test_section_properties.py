@@ -34,7 +34,7 @@ LEAP = 1_000_000
 
 @dataclasses.dataclass
 class Held:
-    """A run, or a lock by hand, that was admitted to the section."""
+    """A run, or a manual lock, that was admitted to the section."""
 
     jid: str
     attempt: int

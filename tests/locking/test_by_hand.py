@@ -1,4 +1,4 @@
-"""Locks by hand: in coroutines, and when the database's reply is lost."""
+"""Manual locks: in coroutines, and when the database's reply is lost."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_file_that_stays_locked(sqlite_database, is_async):
         async with log.lock("key", wait=100):
             pass
 
-    with pytest.raises(DatabaseAwayError, match=r"the database (is locked|did not answer)"):
+    with pytest.raises(DatabaseAwayError, match=r"the database (is locked|did not respond)"):
         asyncio.run(enter()) if is_async else log.lock("key", wait=100).__enter__()
     other.execute("ROLLBACK")
     other.close()
@@ -225,7 +225,7 @@ def test_entered_twice(joblog):
     ],
 )
 def test_values_that_make_no_sense(joblog, key, values, text):
-    """An invalid lock by hand is refused when it is created, with the value."""
+    """An invalid manual lock is refused when it is created, with the value."""
     with pytest.raises(ConfigurationError) as refused:
         joblog.lock(key, **values)
     assert text in str(refused.value)

@@ -134,7 +134,7 @@ def test_asked_at_each_try(joblog, broker, worker, eventually):
 @pytest.mark.parametrize(
     ("limit", "text"),
     [
-        (lambda: 1 / 0, "its limit could not be asked: ZeroDivisionError: division by zero"),
+        (lambda: 1 / 0, "its limit could not be determined: ZeroDivisionError: division by zero"),
         (lambda: "2", "its limit is '2', and must be a whole number of at least 0"),
         (lambda: None, "its limit is None, and must be"),
         (lambda: True, "its limit is True, and must be"),

@@ -160,7 +160,7 @@ def test_newcomers_stand_behind(
     assert job.jid == message.message_id
     if policy != "wait":
         told = job.skip_reason or job.error_message
-        assert "is kept for job waiter, which waits for it since" in told
+        assert "is reserved for job waiter, which has waited for it since" in told
 
 
 @pytest.mark.parametrize("waiters", [1, 2])
@@ -177,10 +177,12 @@ def test_as_many_as_there_is_room_for(joblog, broker, worker, job_factory, decla
 
 
 def test_by_hand_stands_behind(joblog, job_factory):
-    """A lock by hand does not overtake a present waiter, and names it."""
+    """A manual lock does not overtake a present waiter, and names it."""
     put_in_line(job_factory, "waiter")
     joblog.release()
-    with pytest.raises(LockNotAcquired, match="is kept for job waiter, which waits for it"):
+    with pytest.raises(
+        LockNotAcquired, match="is reserved for job waiter, which has waited for it"
+    ):
         joblog.lock("key", wait=100).__enter__()
     with joblog.lock("key", limit=2):
         pass
@@ -210,7 +212,7 @@ def stand(joblog):
 
 @pytest.mark.parametrize("policy", ["skip", "wait", "retry", "fail"])
 def test_newcomers_stand_behind_a_block(joblog, broker, worker, stand, declare, eventually, policy):
-    """For a new job, the key is reserved for a waiting lock by hand, and the reason says so."""
+    """For a new job, the key is reserved for a waiting manual lock, and the reason says so."""
     work = declare(policy)
     stand(lasts=4_900)
     with worker(broker):
@@ -218,9 +220,9 @@ def test_newcomers_stand_behind_a_block(joblog, broker, worker, stand, declare, 
         state = {"skip": "skipped", "wait": "waiting", "retry": "retrying", "fail": "dead"}[policy]
         eventually(lambda: joblog.get(message.message_id).state == state)
         row = joblog.get(message.message_id)
-        told = {"skip": row.skip_reason, "wait": "is kept for host:1:2, which waits"}.get(policy)
+        told = {"skip": row.skip_reason, "wait": "is reserved for host:1:2, a manual"}.get(policy)
         told = told or row.error_message
-        assert "is kept for host:1:2, which waits for it by hand since"[: len(told)] in told
+        assert "is reserved for host:1:2, a manual lock that has waited since"[: len(told)] in told
         if policy == "wait":
             # Nobody looks for that block any more.
             eventually(lambda: joblog.get(message.message_id).state == "finished")
@@ -249,7 +251,7 @@ def test_a_block_that_is_gone(joblog, broker, worker, stand, declare, lasts):
 
 @pytest.mark.parametrize("policy", ["skip", "retry", "fail"])
 def test_a_block_beside_a_stream_of_newcomers(joblog, broker, worker, declare, eventually, policy):
-    """A waiting lock by hand comes before all later requests."""
+    """A waiting manual lock comes before all later requests."""
     work = declare(policy)
     first = joblog.lock("key")
     first.__enter__()
@@ -351,7 +353,7 @@ def test_a_block_that_gives_up(joblog):
 
 
 def test_by_hand_before_who_comes_later(joblog, job_factory):
-    """A lock by hand that has waited longer than a job comes before it."""
+    """A manual lock that has waited longer than a job comes before it."""
     entered = threading.Event()
 
     def wait():

@@ -41,7 +41,7 @@ def test_more_and_less(joblog, broker, worker, eventually):
     assert [("limit", "key", "ada"), ("limit", "key", "unknown")] == [
         (action.what, action.key, action.who) for action in reversed(list(joblog.actions))
     ]
-    assert "3 (before: as the code says)" in [action.detail for action in joblog.actions]
+    assert "3 (before: as set in the code)" in [action.detail for action in joblog.actions]
     assert [] == joblog.limits
 
 
@@ -132,7 +132,7 @@ def test_a_retry_that_is_not_the_first_in_line(joblog, broker, worker, eventuall
 
 
 def test_by_hand(joblog):
-    """A limit set at run time applies to a lock by hand; the error says who paused its key."""
+    """A limit set at run time applies to a manual lock; the error says who paused its key."""
     joblog.set_limit("key", 0, who="ada")
     with pytest.raises(LockNotAcquired, match="is paused: ada has set its limit to 0"):
         joblog.lock("key").__enter__()

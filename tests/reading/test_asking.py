@@ -180,7 +180,7 @@ def test_a_question_that_takes_too_long(joblog):
         many = "information_schema.columns"
         slow = f"SELECT count(*) FROM {many} a, {many} b, {many} c"
     with (
-        pytest.raises(QueryTimeout, match="did not answer within 100 ms") as refusal,
+        pytest.raises(QueryTimeout, match="did not respond within 100 ms") as refusal,
         joblog.reading(timeout=100),
     ):
         joblog.database.execute_sql(slow).fetchall()

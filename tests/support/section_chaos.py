@@ -4,7 +4,7 @@ r"""Chaos in critical sections: jobs check each other while everything is killed
         [--kills N] [--pauses N] [--cancels N] [--limits N] [--seed N]
 
 Several worker processes of eight threads, on two hosts if possible; real brokers and databases, few
-keys; retries, redeliveries and two copies of one message, rates, several keys, locks by hand,
+keys; retries, redeliveries and two copies of one message, rates, several keys, manual locks,
 limits set at run time, waiters whose messages are missing.  Two jobs may never be in a section,
 except one that was paused for longer than its lease, and has ``lease_lost`` set.
 """
@@ -248,7 +248,7 @@ def _wrong(job):
     fails = job.args[2] if job.actor in RETRIED else 0
     state = "finished" if fails < 4 else "dead"
     if job.state == "skipped" and job.actor == "optional":
-        if not re.search("is held by|is free by now|is kept for|is paused", job.skip_reason):
+        if not re.search("is held by|is free by now|is reserved for|is paused", job.skip_reason):
             yield f"{job.jid} was skipped without a word: {job.skip_reason}"
     elif job.state != state and (job.actor, job.dead_reason) != ("strict", "conflict"):
         yield f"{job.jid}, {job.actor}: {job.state} ({job.dead_reason}) instead of {state}"

@@ -82,7 +82,7 @@ def test_without_alerts(page):
     """For a log without rules, the page explains how to add some."""
     html = page().get("/alerts").text
 
-    assert "No worker has looked at any alert." in html
+    assert "No worker has checked any alert yet." in html
     assert 'href="/alerts"' in page().get("/workers").text
 
 

@@ -163,7 +163,7 @@ def test_a_log_that_stops_answering(tmp_path):
     """If the database becomes unavailable, the export stops, without error pages."""
     answer = Response("too late", 503)
     page = Starlette(routes=[Route("/", lambda _: answer)])
-    with pytest.raises(DatabaseAwayError, match="the page / could not be copied"):
+    with pytest.raises(DatabaseAwayError, match="the page / could not be exported"):
         asyncio.run(_Copy(page, tmp_path, 10).write())
     assert list(tmp_path.iterdir()) == []
 

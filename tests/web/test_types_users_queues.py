@@ -129,7 +129,7 @@ def test_a_user(page, lived, job_factory):
     answer = page.get("/users/anna")
     said = text_of(answer)
     assert "1 thing is missing for this user: import dead-1 died of FeedError" in said
-    assert "1 is on the way, 30 ended as they should" in said.lower()
+    assert "1 is on the way, 30 ended normally" in said.lower()
     table = answer.text[answer.text.index("<table") :]
     assert table.index("dead-1") < table.index("going")
     assert page.get("/users/7").text.count('class="wf lane"') == 1

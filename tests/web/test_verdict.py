@@ -63,8 +63,8 @@ def test_what_needs_someone(page, joblog, job_factory, path):
 
     title, first = verdict(page.get(path).text)
 
-    assert title.startswith("2 need you · ")
-    assert "2 things need you" in first
+    assert title.startswith("2 need attention · ")
+    assert "2 things need attention" in first
     assert "<b>&" not in first
     links = [unescape(link) for link in re.findall('href="(.*?)"', first)]
     found = [parse_qs(urlsplit(link).query)["q"][0] for link in links if "?q=" in link]
@@ -81,7 +81,7 @@ def test_many_things(page, job_factory):
 
     title, first = verdict(page.get("/").text)
 
-    assert title.startswith("9 need you")
+    assert title.startswith("9 need attention")
     assert (7, 1) == (first.count('class="cure"'), first.count("and 2 more"))
     assert "and 6 more" in verdict(page.get("/jobs").text)[1]
 

@@ -534,12 +534,12 @@ def test_every_key_is_on_the_sheet(log, run, serve, open_page):
 
 
 def test_keys_of_one_letter_can_be_turned_off(log, run, serve, open_page):
-    """Keys of one letter do nothing once they are turned off, and `?` turns them on again."""
+    """Single-letter keys do nothing once they are turned off, and `?` turns them on again."""
     run(2)
     address = serve(opened(log, every=60_000))
     page = open_page(address + "/jobs")
     page.keyboard.press("?")
-    page.get_by_role("checkbox", name="Keys of one letter").uncheck()
+    page.get_by_role("checkbox", name="Single-letter keys").uncheck()
     page.get_by_role("button", name="Close").click()
     page.keyboard.press("j")
     expect(page.locator("tr.at")).to_have_count(0)
@@ -547,7 +547,7 @@ def test_keys_of_one_letter_can_be_turned_off(log, run, serve, open_page):
     page.keyboard.press("j")
     expect(page.locator("tr.at")).to_have_count(0)
     page.keyboard.press("?")
-    page.get_by_role("checkbox", name="Keys of one letter").check()
+    page.get_by_role("checkbox", name="Single-letter keys").check()
     page.get_by_role("button", name="Close").click()
     page.keyboard.press("j")
     expect(page.locator("tr.at")).to_have_count(1)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class Command(BaseCommand):
-    """See what jobs ran, find what broke, run it again."""
+    """See which jobs ran, find out what failed, and run it again."""
 
-    help = "See what jobs ran, find what broke, run it again: manage.py joblog --help."
+    help = "See which jobs ran, find out what failed, and run it again: manage.py joblog --help."
     # Each command reports errors of the log, and some are needed when there are any.
     requires_system_checks = ()
 

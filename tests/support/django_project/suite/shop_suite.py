@@ -199,8 +199,8 @@ def test_the_checks(joblog_broker, settings):
     ("setting", "text"),
     [
         ("shop.nothing.joblog", "No module named 'shop.nothing'"),
-        ("shop.settings.DEBUG", "bool: no JobLog"),
-        ("customers.admin.Customer", "no JobLog"),
+        ("shop.settings.DEBUG", "bool, and not a JobLog"),
+        ("customers.admin.Customer", "and not a JobLog"),
         ({"DATABASE": "defualt"}, "did you mean 'default'"),
         ({"OPTION": {}}, "did you mean 'OPTIONS'"),
         ({"OPTIONS": {"kepe": {}}}, "kepe"),
