@@ -1136,7 +1136,7 @@ class JobLog(Generic[J]):
         Parameters:
           key: The section's key.
           slot: The number of the slot.
-          fence: The holder's fence; if another holder has the section by now, nothing is changed.
+          fence: The holder's fence; if the section has another holder by now, nothing changes.
           reason: Why; it is recorded.
           who: Who does it.
 
@@ -1197,7 +1197,7 @@ class JobLog(Generic[J]):
           who: Who does it, for ``joblog.actions``.
 
         Raises:
-          ConfigurationError: If a value makes no sense.
+          ConfigurationError: If a value is invalid.
         """
         check_limit_set(key, limit)
         given_optional("who", who)

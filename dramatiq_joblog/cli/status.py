@@ -105,7 +105,7 @@ def _problem(screen: Screen, problem: Problem, now: datetime) -> None:
 
 
 def _quiet(screen: Screen, muted: list[Problem]) -> None:
-    """Say what somebody muted."""
+    """Say what was muted."""
     if muted:
         screen.write()
     for problem in muted:

@@ -34,7 +34,7 @@ class JobLogMiddleware(_JobLogMiddleware):
         ``JOBLOG["MIDDLEWARE"]``.
 
     Raises:
-      ConfigurationError: If the setting makes no sense.
+      ConfigurationError: If the setting is invalid.
     """
 
     def __init__(self, joblog: JobLog[Any] | None = None, **options: Any) -> None:

@@ -604,7 +604,7 @@ class Deploy(_Row):
 
 
 class SavedSearch(_Row):
-    """A search that somebody saved under a name, for everyone."""
+    """A search that someone saved under a name, for everyone."""
 
     #: In order of insertion.
     id = BigAutoField()

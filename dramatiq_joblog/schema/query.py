@@ -249,7 +249,7 @@ class JobQuery(Select[J]):
         return self._any_of(self._job.queue, names)
 
     def excluding(self, jid: str) -> JobQuery[J]:
-        """All jobs except one: usually the job that asks."""
+        """All jobs except one: usually the job that runs the query."""
         [jid] = _one_by_one((jid,))
         return self._narrow(self._job.jid != jid)
 

@@ -48,10 +48,10 @@ def status(
 ) -> Starlette:
     """Return an ASGI application that shows one job's progress, for your own front end.
 
-    ``GET /{jid}`` answers with JSON: ``jid``, ``state``, whether that is ``final``, and
+    ``GET /{jid}`` returns JSON: ``jid``, ``state``, whether that is ``final``, and
     ``progress``, as ``{"done": 12, "total": 40, "text": "reading"}`` or null.
-    ``GET /{jid}/events`` answers with the same as server-sent events, one for each change; the
-    last one is final.  The answer is 404 for an unknown jid, and 503 if the database is
+    ``GET /{jid}/events`` returns the same as server-sent events, one for each change; the
+    last one is final.  The response is 404 for an unknown jid, and 503 if the database is
     unavailable.
 
     Parameters:
