@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import ipaddress
@@ -41,9 +42,7 @@ class Door:
         self.name = name
         self.attempts = Attempts()
         self._secret = secret
-        signing = hashlib.scrypt(
-            secret.encode(), salt=f"joblog {name or ''}".encode(), n=2**14, r=8, p=1
-        )
+        signing = _signing_key(secret, name or "")
         self._serializer = URLSafeTimedSerializer(signing, salt="joblog session")
         # Cookies are shared by all ports of a host: two dashboards must not overwrite each other's.
         self.cookie = f"joblog_session_{hashlib.sha256(signing).hexdigest()[:8]}"
@@ -135,6 +134,12 @@ class Attempts:
         with self._guard:
             _forget_old(self._all)
             return min(SLOWEST, SLOWER * len(self._all))
+
+
+@functools.lru_cache(maxsize=8)
+def _signing_key(secret: str, name: str) -> bytes:
+    """Return the key of sessions, derived so that a cookie helps nobody to guess the secret."""
+    return hashlib.scrypt(secret.encode(), salt=f"joblog {name}".encode(), n=2**14, r=8, p=1)
 
 
 def address_of(request: Request) -> str:

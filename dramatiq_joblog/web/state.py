@@ -51,6 +51,11 @@ def _templates() -> jinja2.Environment:
     return environment
 
 
+@functools.cache
+def _version() -> str:
+    return importlib.metadata.version("dramatiq-joblog")
+
+
 @dataclass
 class Site:
     """The state of one dashboard; several in a process are independent."""
@@ -66,7 +71,7 @@ class Site:
     title: str
     #: Whether it is exported, and so shows a single moment.
     frozen: bool = False
-    version: str = field(default_factory=lambda: importlib.metadata.version("dramatiq-joblog"))
+    version: str = field(default_factory=_version)
     assets: str = field(default_factory=assets.version)
     templates: jinja2.Environment = field(default_factory=_templates)
     threads: Threads = field(default_factory=Threads)

@@ -164,11 +164,10 @@ def test_lost_retries(joblog, job_factory):
     assert "retries" not in wrong(joblog)
 
 
-def test_spools(sqlite_url, tmp_path):
+def test_spools(sqlite_database, tmp_path):
     """Old events in this host's spool are reported: number, age and process."""
     folder = tmp_path / "spool"
-    joblog = JobLog(sqlite_url, spool=folder)
-    joblog.create_tables()
+    joblog = JobLog(sqlite_database, spool=folder)
     other = Spool(folder)
     other.append([Enqueued({"jid": "a"})])
     assert "spools" not in wrong(joblog)

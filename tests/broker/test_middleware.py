@@ -222,10 +222,9 @@ def test_arguments_are_kept(joblog, broker, run):
     assert ([1, "x", [None]], {"when": {"a": 1.5}}) == (job.args, job.kwargs)
 
 
-def test_arguments_are_left_out(sqlite_url, make_broker, worker):
+def test_arguments_are_left_out(sqlite_database, make_broker, worker):
     """With ``store_args=False`` no argument reaches the log."""
-    joblog = JobLog(sqlite_url, store_args=False)
-    joblog.create_tables()
+    joblog = JobLog(sqlite_database, store_args=False)
     broker = make_broker("stub", "last", joblog=joblog)
     works = dramatiq.actor(lambda card: None, actor_name="works")
     with worker(broker):

@@ -97,12 +97,11 @@ def test_tracing_that_is_not_known(joblog, make_broker, monkeypatch):
     assert joblog.get(message.message_id).trace_id is None
 
 
-def test_an_aborted_job(sqlite_url, make_broker, worker):
+def test_an_aborted_job(sqlite_database, make_broker, worker):
     """It is dead as aborted, and not as failed; one that had not begun is skipped."""
     abort = pytest.importorskip("dramatiq_abort")
     backends = pytest.importorskip("dramatiq_abort.backends")
-    log = JobLog(sqlite_url)
-    log.create_tables()
+    log = JobLog(sqlite_database)
     abortable = abort.Abortable(backend=backends.StubBackend())
     stack = [Retries(max_retries=0), abortable]
     broker = make_broker("stub", "last", joblog=log, middleware=stack)

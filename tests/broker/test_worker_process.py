@@ -15,10 +15,9 @@ BEAT, TIMEOUT = 50, 10_000
 
 
 @pytest.fixture
-def joblog(sqlite_url):
+def joblog(sqlite_database):
     """Return a log with its tables, on SQLite: the database does not matter here."""
-    log = JobLog(sqlite_url)
-    log.create_tables()
+    log = JobLog(sqlite_database)
     yield log
     log.close()
 

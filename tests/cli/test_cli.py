@@ -451,10 +451,9 @@ def test_only_what_is_asked_for_is_told(joblog, job_factory):
         ),
     ],
 )
-def test_a_shell_completes(sqlite_url, cli, typed, expected):
+def test_a_shell_completes(sqlite_database, cli, typed, expected):
     """Commands, options, words and their values complete, from the log itself; never an error."""
-    joblog = JobLog(sqlite_url)
-    joblog.create_tables()
+    joblog = JobLog(sqlite_database)
     row = {"actor": "w", "queue": "q", "state": "dead", "attempt": 1, "created_at": 1}
     for jid in ("abc", "abd"):
         joblog.Job.create(
@@ -463,7 +462,7 @@ def test_a_shell_completes(sqlite_url, cli, typed, expected):
     joblog.close()
 
     done = cli(
-        JOBLOG_DATABASE=sqlite_url,
+        JOBLOG_DATABASE=sqlite_database,
         _DRAMATIQ_JOBLOG_COMPLETE="bash_complete",
         COMP_WORDS=shlex.join(["dramatiq-joblog", *typed]),
         COMP_CWORD=str(len(typed)),

@@ -72,10 +72,9 @@ def test_the_current_job_outside_of_one():
         require_current_job()
 
 
-def test_the_current_job_in_an_actor(sqlite_url, make_broker, worker):
+def test_the_current_job_in_an_actor(sqlite_database, make_broker, worker):
     """In an actor, both return the same job, and its meta is on the row."""
-    log = JobLog(sqlite_url)
-    log.create_tables()
+    log = JobLog(sqlite_database)
     broker = make_broker(joblog=log)
 
     @dramatiq.actor

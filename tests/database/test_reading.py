@@ -56,15 +56,14 @@ def test_a_bound_ends_with_its_block(joblog):
 
 
 @pytest.fixture
-def busy(sqlite_url):
+def busy(sqlite_database):
     """Return a log whose file another connection writes to constantly, with gaps."""
-    log = JobLog(sqlite_url)
-    log.create_tables()
+    log = JobLog(sqlite_database)
     over = threading.Event()
 
     def write():
         numbers = count()
-        with sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), timeout=30) as connection:
+        with sqlite3.connect(sqlite_database.removeprefix("sqlite:///"), timeout=30) as connection:
             connection.isolation_level = None
             while not over.wait(0.001):
                 connection.execute("BEGIN IMMEDIATE")

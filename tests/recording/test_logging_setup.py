@@ -14,10 +14,9 @@ from dramatiq_joblog.recording.log_handler import Capture
 
 
 @pytest.fixture
-def log(sqlite_url):
+def log(sqlite_database):
     """Return a log."""
-    log = JobLog(sqlite_url)
-    log.create_tables()
+    log = JobLog(sqlite_database)
     yield log
     log.close()
 

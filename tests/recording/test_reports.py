@@ -186,10 +186,9 @@ def test_a_chatty_job_while_it_runs(joblog, broker, worker, eventually, go_on):
     assert [f"line {n}" for n in range(gap + left_out, 6_000)] == texts[gap + 1 :]
 
 
-def test_lines_outlive_an_outage(sqlite_url, make_broker, worker, eventually):
+def test_lines_outlive_an_outage(sqlite_database, make_broker, worker, eventually):
     """Lines logged during an outage are written with the outcome, once the database is back."""
-    log = JobLog(sqlite_url)
-    log.create_tables()
+    log = JobLog(sqlite_database)
     broker = make_broker("stub", "last", joblog=log, heartbeat=50, heartbeat_timeout=60_000)
 
     @dramatiq.actor

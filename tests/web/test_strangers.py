@@ -37,10 +37,9 @@ FORM = "application/x-www-form-urlencoded"
 
 
 @pytest.fixture
-def log(sqlite_url):
+def log(sqlite_database):
     """Return a log with one job in it."""
-    log = JobLog(sqlite_url)
-    log.create_tables()
+    log = JobLog(sqlite_database)
     log.Job.create(
         jid="1", actor="s3cret", queue="default", state="dead", attempt=1, created_at=1,
         updated_at=1,
