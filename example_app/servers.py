@@ -46,31 +46,44 @@ def redis_server() -> Iterator[tuple[str, str]]:
     with tempfile.TemporaryDirectory(prefix="joblog-example-") as folder:
         port = _free_port()
         command, what = _find_redis(port, folder)
-        with running(command, Path(folder) / "log"):
+        log = Path(folder) / "log"
+        with running(command, log) as process:
             url = f"redis://127.0.0.1:{port}/0"
-            wait_for_redis(url, START_TIMEOUT)
+            deadline = time.monotonic() + START_TIMEOUT
+            while error := _error_of(url):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    last = log.read_text(errors="replace").splitlines()[-1:]
+                    raise StoryError(
+                        f"the Redis that was started, {what}, does not answer: "
+                        f"{last[0] if last else error}; set REDIS_URL to one that runs"
+                    )
+                time.sleep(0.05)
             yield url, what
 
 
 def wait_for_redis(url: str, seconds: float) -> None:
-    """Return once a Redis answers.
+    """Return once the Redis at REDIS_URL answers.
 
     Raises:
-      StoryError: If none does in time.
+      StoryError: If it does not in time.
     """
     deadline = time.monotonic() + seconds
-    while True:
-        try:
-            with redis.Redis.from_url(url, socket_connect_timeout=3) as client:
-                client.ping()
-        except (redis.RedisError, ValueError) as e:
-            if isinstance(e, ValueError) or time.monotonic() > deadline:
-                raise StoryError(
-                    f"no Redis answers at REDIS_URL={url}: {e}; unset REDIS_URL to have one started"
-                ) from None
-            time.sleep(0.05)
-        else:
-            return
+    while error := _error_of(url):
+        if isinstance(error, ValueError) or time.monotonic() > deadline:
+            raise StoryError(
+                f"no Redis answers at REDIS_URL={url}: {error}; unset REDIS_URL to have one started"
+            )
+        time.sleep(0.05)
+
+
+def _error_of(url: str) -> Exception | None:
+    """Return why no Redis answers at *url*, or None if one does."""
+    try:
+        with redis.Redis.from_url(url, socket_connect_timeout=3) as client:
+            client.ping()
+    except (redis.RedisError, ValueError) as e:
+        return e
+    return None
 
 
 @contextlib.contextmanager

@@ -231,6 +231,20 @@ def test_no_redis_to_start(tmp_path):
     assert done.stderr.startswith("There is no Redis to start: set REDIS_URL")
 
 
+@pytest.mark.full
+def test_a_redis_server_that_does_not_start(tmp_path):
+    """A redis-server that ends at once is named, with the last line that it wrote."""
+    server = tmp_path / "redis-server"
+    server.write_text("#!/bin/sh\necho starting; echo no such library >&2; exit 127\n")
+    server.chmod(0o755)
+    done = run(tmp_path, PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+    assert 1 == done.returncode
+    told = f"the Redis that was started, {server}, does not answer: no such library; set REDIS_URL"
+    assert done.stderr.startswith(told)
+    assert "Traceback" not in done.stderr
+
+
 def test_a_missing_package(tmp_path):
     """Without the example's extra it names the package and the command."""
     (tmp_path / "stdnum.py").write_text("raise ModuleNotFoundError('gone', name='stdnum')")
