@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from peewee import SqliteDatabase
 
+from dramatiq_joblog.database.silence import patient
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -145,12 +147,10 @@ def fill(joblog: JobLog, number: int) -> float:
 
     put(database, job, COLUMNS, watched())
     put(database, failure, FAILURE_COLUMNS, iter(failed))
-    for model in (job, failure):
-        model._schema.create_indexes(safe=True)
-    if not lite:
-        database.execute_sql("VACUUM ANALYZE")
-    else:
-        database.execute_sql("ANALYZE")
+    with patient():  # indexing millions of rows may take minutes
+        for model in (job, failure):
+            model._schema.create_indexes(safe=True)
+        database.execute_sql("ANALYZE" if lite else "VACUUM ANALYZE")
     return time.monotonic() - began
 
 
