@@ -295,11 +295,11 @@ class Totals:
         counted = self.counted()
         if counted is None:
             first = self._first()
-            if first is None:
+            if first is None or first >= current:
                 # The next round begins earlier than this, to include what is committed late.
                 self.marks.put(self.COUNTED, current)
                 return True
-            counted = min(first, current)
+            counted = first
         at = counted - _AGAIN
         while at < current:
             at = self._count_some(at, current, now)
