@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import documents
 import pytest
 import servers
 
@@ -176,6 +177,104 @@ def test_django(run_in, eventually):
             lambda: ask(f"{here}/jobs/ada") == {"states": ["finished"]},
             timeout=30,
         )
+
+
+CUSTOMERS = """
+from django.db import models
+
+class Customer(models.Model):
+    name = models.TextField()
+"""
+
+ADMIN = """
+import shop.settings
+shop.settings.INSTALLED_APPS += ["customers"]
+import django
+django.setup()
+from django.contrib import admin
+from django.core.management import call_command
+call_command("migrate", verbosity=0, run_syncdb=True)
+from customers.models import Customer
+ada = Customer.objects.create(name="Ada")
+shown = admin.site.get_model_admin(Customer)
+print(shown.readonly_fields, shown.jobs(ada))
+"""
+
+BROKER = """
+import shop.settings
+shop.settings.INSTALLED_APPS += ["django_dramatiq"]
+import django
+django.setup()
+import dramatiq
+print(*(type(m).__name__ for m in dramatiq.get_broker().middleware))
+"""
+
+
+def test_django_step_by_step(run_in, tmp_path):
+    """The page's other examples: django_dramatiq's settings, an admin page, and a test."""
+    write, run, _ = run_in
+    write("django")
+    broker, admin, test = (block for _, block in documents.blocks(PAGES / "django.md"))
+
+    (tmp_path / "test_shop.py").write_text(test)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    assert "1 passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider")
+
+    (tmp_path / "customers").mkdir()
+    for name, text in (("__init__", ""), ("models", CUSTOMERS), ("admin", admin)):
+        (tmp_path / "customers" / f"{name}.py").write_text(text)
+    assert run("-c", ADMIN).startswith("['jobs'] ")
+
+    with (tmp_path / "shop" / "settings.py").open("a") as settings:
+        settings.write(broker)
+    found = run("-c", BROKER).split()
+    assert ["Retries", "JobLogMiddleware", "DbConnectionsMiddleware"] == found[2:]
+
+
+PROGRESS = """
+import application, views  # in this order, as a server does
+from django.contrib.auth.models import User
+from django.contrib.sessions.backends.db import SessionStore
+from django.core.management import call_command
+from django.http import Http404
+from django.test import RequestFactory
+from starlette.testclient import TestClient
+
+call_command("migrate", verbosity=0)
+from shop.jobs import broker, joblog, welcome
+
+ada, bob = (User.objects.create(username=name) for name in ("ada", "bob"))
+jid = welcome.send(ada.id).message_id
+answers = []
+for user in (ada, bob):
+    session = SessionStore()
+    session["_auth_user_id"] = str(user.id)
+    session.save()
+    cookies = {"sessionid": session.session_key}
+    client = TestClient(application.application, cookies=cookies)
+    answers.append(client.get(f"/reports/status/{jid}").status_code)
+    request = RequestFactory().get("/")
+    request.user = user
+    try:
+        answers.append(views.report_status(request, jid).status_code)
+    except Http404:
+        answers.append(404)
+print(*answers)
+joblog.close()
+broker.close()
+"""
+
+
+def test_progress_in_django(run_in, tmp_path):
+    """Under ASGI and by polling, only the user of a job sees its progress."""
+    write, run, _ = run_in
+    write("django")
+    for name, (_, text) in zip(
+        ("application", "views"), documents.blocks(PAGES / "progress.md"), strict=True
+    ):
+        (tmp_path / f"{name}.py").write_text(text)
+
+    assert "200 200 403 404" == run("-c", PROGRESS).strip()
 
 
 #: A worker of django_dramatiq, whose AdminMiddleware keeps its table.

@@ -5,29 +5,14 @@ from __future__ import annotations
 import doctest
 import re
 import shlex
-from pathlib import Path
 
 import dramatiq
 import pytest
+from documents import DOCS, PAGES, README, ROOT, blocks
 
 from dramatiq_joblog.cli.app import PROGRAM
 from dramatiq_joblog.cli.main import program
 from dramatiq_joblog.reading import search
-
-ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
-DOCS = ROOT / "docs"
-#: Pages whose blocks go on from those of the README, in this order.
-PAGES = [
-    DOCS / f"{name}.md" for name in ("query", "columns", "fields", "oncall", "deploy", "security")
-]
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def blocks(path):
-    """Return each Python block of a page with the number of its line."""
-    text = path.read_text()
-    return [(text.count("\n", 0, m.start()) + 2, m.group(1)) for m in BLOCK.finditer(text)]
 
 
 def run_examples(path, block, line, namespace):

@@ -221,12 +221,9 @@ def test_the_readme_s_example(folder):
 
 @pytest.mark.full
 def test_the_project_of_the_documents(folder):
-    """The project of docs/inside.md passes its tests, and the example of a key runs."""
+    """The project of docs/inside.md passes its tests."""
     files = dict(FILE.findall(INSIDE))
     run_pytest(folder, shop=files["shop.py"], tests=files["test_shop.py"], passed=2)
-    blocks = re.findall(r"^```python\n(.*?)^```$", INSIDE, re.MULTILINE | re.DOTALL)
-    [sealing] = [block for block in blocks if "seal_key" in block]
-    exec(sealing, {})
 
 
 def test_a_project_with_everything(folder):
