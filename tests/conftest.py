@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import hashlib
 import logging
 import os
 import platform
@@ -745,8 +744,6 @@ def pytest_configure(config):
     config.stash[_COLLECTED] = {}
     tiers.choose(whole=config.getoption("--all"))
     _trust_one_authority()
-    # Each dashboard derives a key from its secret, which is slow; the tests use few secrets.
-    hashlib.scrypt = functools.cache(hashlib.scrypt)
     # A shell's background jobs ignore SIGINT, and so would their child processes.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _let_threads_exit()

@@ -325,6 +325,7 @@ class Stories:
         self.eventually(lambda: self.joblog.get(message.message_id).state == state, timeout=30)
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize(
     ("acks", "rerun"),
     [("handed", None), ("plain", None), ("auto", True)],

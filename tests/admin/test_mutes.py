@@ -106,6 +106,7 @@ def test_its_time_is_over(joblog, waiting):
     assert 1 == model.select().count()
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("values", "text"),
     [

@@ -259,6 +259,7 @@ def test_a_few_retries_are_no_problem(problems, ended, job_factory):
     assert 3 == problems()["new_error"].count
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("counted", [False, True], ids=["uncounted", "counted"])
 def test_a_rising_error(joblog, problems, dies, counted):
     """An error that is several times as frequent as in the week before rises."""
@@ -276,6 +277,7 @@ def test_a_rising_error(joblog, problems, dies, counted):
     assert "7 failed runs in the last hour" in found["rising_error"].text
 
 
+@pytest.mark.full
 def test_an_error_as_frequent_as_ever(problems, dies):
     """An error with a constant rate does not rise."""
     for hour in range(1, 8 * 24):
@@ -285,6 +287,7 @@ def test_an_error_as_frequent_as_ever(problems, dies):
     assert {} == problems()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("counted", [False, True], ids=["uncounted", "counted"])
 def test_a_slower_type(joblog, problems, ended, counted):
     """Only a type whose jobs take several times as long as a week ago is slower."""

@@ -254,6 +254,7 @@ def test_names_that_mean_the_same(sqlite_url, rules):
         JobLog(sqlite_url, alerts=rules)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", ["a", "a:b", "n" * 200, "Ünïcödé 💥", "%_'\"\\"])
 @pytest.mark.parametrize("kinds", [("retries_lost", "retries_lost"), (ProblemKind.RETRIES_LOST,)])
 def test_names_of_problems(make_log, job_factory, name, kinds):

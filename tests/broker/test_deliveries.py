@@ -310,6 +310,7 @@ class OwnRetries(Retries):
     """A retry policy of the user."""
 
 
+@pytest.mark.few(8)
 @only_sqlite
 @pytest.mark.parametrize("retries", [Retries, OwnRetries])
 @pytest.mark.parametrize("puts_back", [False, True])

@@ -37,6 +37,7 @@ def test_a_command_of_a_subclass(joblog, make_broker, worker, redis_url):
     broker.close()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("command", "state"), [("do_ack", "finished"), ("do_nack", "dead")])
 def test_a_command_that_is_wrapped_later(joblog, make_broker, worker, command, state):
     """A command that is patched while the worker runs is called, and retried if it fails."""

@@ -226,6 +226,7 @@ def check_rows(joblog, runs):
     assert {key: number for key, number in told.items() if number} == runs
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("first", [True, False])
 def test_the_same_runs_beside_other_middleware(joblog, other, first):

@@ -64,6 +64,7 @@ def test_logs_of_one_name_on_two_servers(joblog):
         broker.add_middleware(JobLogMiddleware(JobLog("postgresql://you@127.0.0.1:5432/jobs")))
 
 
+@pytest.mark.full
 def test_two_logs(joblog, tmp_path, worker):
     """Two logs on one broker both have each job, however many actors there are."""
     other = JobLog(f"sqlite:///{tmp_path / 'other.db'}")

@@ -66,6 +66,7 @@ expected = None
 """
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("setup", "send"),
     [

@@ -75,6 +75,7 @@ def jobs(joblog, make_broker, worker):
     return found
 
 
+@pytest.mark.full
 @pytest.mark.new_database
 def test_a_log_is_made_and_asked(installed, ask, database_url):
     """``migrate`` creates the tables and can be repeated; for an empty log, lists exit with 1."""
@@ -148,6 +149,7 @@ def test_a_database_without_tables(cli, database_url, tmp_path):
     assert done.stderr.endswith("migrate\n")
 
 
+@pytest.mark.full
 def test_the_log_of_an_application(installed, cli, tmp_path, sqlite_url):
     """``--app module:name`` imports a module of the current folder, and reports where it fails."""
     (tmp_path / "shop.py").write_text(
@@ -205,6 +207,7 @@ def test_jobs_are_listed_for_programs(jobs, ask):
     assert "\x1b" not in text
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -429,6 +432,7 @@ def test_only_what_is_asked_for_is_told(joblog, job_factory):
 # Completion
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [

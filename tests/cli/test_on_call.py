@@ -190,6 +190,7 @@ def slower(job_factory):
                 job_factory(job_type=kind, **row)
 
 
+@pytest.mark.full
 def test_types(slower, ask, terminal, database_url):
     """``types`` shows each type with its past, the worst change first."""
     found = json.loads(ask("types", "--json").stdout)
@@ -203,6 +204,7 @@ def test_types(slower, ask, terminal, database_url):
         assert max(map(len, shown.splitlines())) <= columns
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("against", ["yesterday", "week"])
 def test_what_changed(slower, ask, against):
     """``diff`` shows only what has changed."""
@@ -212,6 +214,7 @@ def test_what_changed(slower, ask, against):
     assert ask("diff", against).stdout.startswith("duration\timport\t-\t")
 
 
+@pytest.mark.full
 def test_what_changed_since_a_mark(joblog, slower, ask):
     """``diff`` from a mark, or a time, compares with an equally long period before it."""
     joblog.mark("v412", at=ago(15 * HOUR))

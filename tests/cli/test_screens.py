@@ -54,6 +54,7 @@ def test_nothing_is_wider_than_its_terminal(crowd, terminal, screen, columns):
     assert [line for line in lines if cell_len(line) > columns] == []
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("command", NOTHING)
 def test_nothing_to_show(sqlite_database, terminal, command):
     """Without content, a command says so, and draws no empty table."""

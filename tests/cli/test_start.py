@@ -27,6 +27,7 @@ finally:
 """
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("arguments", "variables"),
     [

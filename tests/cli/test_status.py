@@ -49,6 +49,7 @@ def test_what_needs_someone(job_factory, ask, terminal, database_url, columns):
     assert max(map(len, shown.splitlines())) <= columns
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("queue", ["a;b", "$(touch x)", "it's `x`", 'a "b" & c', "a|b>c", "~/*?"])
 def test_a_command_is_safe_to_copy(job_factory, terminal, joblog, database_url, queue):
     """Hostile names are quoted for the shell, and the command still finds the jobs."""

@@ -296,6 +296,7 @@ def test_ten_threads_share_a_pool_of_three(small_pool):
     assert answers == [[(0, [])] * 10] * 10
 
 
+@pytest.mark.full
 def test_a_worker_of_eight_threads_on_a_pool_of_three(small_pool, make_broker, worker):
     """Jobs that query the log all finish with a pool smaller than the number of threads."""
     broker = make_broker(joblog=small_pool)
@@ -335,6 +336,7 @@ def test_a_pool_with_nothing_free(small_pool, monkeypatch):
     assert small_pool.jobs.first() is None
 
 
+@pytest.mark.full
 def test_requests_do_not_pile_up_connections(postgres_url):
     """Two hundred requests, each on a separate thread, leave no connection behind."""
     log = JobLog(postgres_url)

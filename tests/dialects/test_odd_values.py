@@ -289,6 +289,7 @@ ODD_ROWS = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.one_database
 def test_odd_rows_are_shown(joblog, database_url, job_factory):
     """Of a row with arbitrary values, everything possible is shown."""

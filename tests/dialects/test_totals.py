@@ -154,6 +154,7 @@ def test_counting_again(joblog, a_day):
     assert after == totals_by_hour(joblog)
 
 
+@pytest.mark.full
 @pytest.mark.one_database
 def test_what_is_deleted_stays_counted(joblog, a_day):
     """Deleted jobs stay in the totals, even if something is recounted later."""
@@ -231,6 +232,7 @@ def test_counting_beside_load(joblog):
     joblog.release()
 
 
+@pytest.mark.full
 @pytest.mark.one_database
 def test_counting_that_is_broken_off(joblog, a_day):
     """Interrupted counting continues where it stopped, and old short spans are merged."""

@@ -23,6 +23,7 @@ def joblog(postgres):
     log.close()
 
 
+@pytest.mark.full
 def test_senders_do_not_wait_in_turn(joblog, postgres, make_broker, eventually):
     """Only the first request for a key waits for the database; the others fail at once.
 

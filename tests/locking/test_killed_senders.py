@@ -50,6 +50,7 @@ def actor_of(broker):
     return declare
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("until", ["started", "finished", None])
 def test_the_newest_is_in_the_broker(
     joblog, broker, worker, actor_of, send_and_die, eventually, until
@@ -74,6 +75,7 @@ def test_the_newest_is_in_the_broker(
     assert not joblog.Lock.select().where(joblog.Lock.kind == "former").exists()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("until", ["started", "finished", None])
 def test_the_newest_was_never_sent(
     joblog, broker, worker, actor_of, send_and_die, eventually, until, monkeypatch, caplog

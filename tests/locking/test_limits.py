@@ -131,6 +131,7 @@ def test_asked_at_each_try(joblog, broker, worker, eventually):
         eventually(lambda: joblog.jobs.finished().count() == 6)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("limit", "text"),
     [

@@ -370,6 +370,7 @@ def test_by_hand_before_who_comes_later(joblog, job_factory):
     thread.join()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("policy", ["skip", "retry", "fail"])
 def test_waiters_beside_a_stream_of_newcomers(joblog, broker, worker, eventually, policy):
     """Waiters are served one after the other, however many new jobs arrive meanwhile."""

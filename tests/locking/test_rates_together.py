@@ -184,6 +184,7 @@ def test_what_ended_before(joblog, starts):
     assert 1 == len(starts.write(starts.start(rate(2))))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("seed", range(3))
 def test_against_a_model(joblog, starts, seed):
     """However starts are batched, no more begin than may, and waiters are served in order."""

@@ -25,6 +25,7 @@ def jump(monkeypatch):
     return move
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["redis", "stub"])
 @pytest.mark.parametrize("by", [HOUR, -HOUR])
 def test_waiters_and_holders(joblog, make_broker, worker, eventually, jump, kind, by):

@@ -145,6 +145,7 @@ def test_texts(text, shown):
     assert SECRET not in json.dumps(kept({"deep": [text]}))
 
 
+@pytest.mark.full
 def test_long_texts():
     """A long text costs no more than its length, whatever it holds."""
     for part in ("a", "a.", "a=", "://", "://a:", "bearer ", "token=", "token=(", "'", "password "):

@@ -23,6 +23,7 @@ def suspended_and_overdue(joblog, process, jid):
     return True
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("broker_url", ["redis", "rabbit"], indirect=True)
 @pytest.mark.parametrize("policy", ["skip", "retry", "fail"])
 def test_what_a_killed_worker_has_begun(

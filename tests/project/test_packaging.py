@@ -45,6 +45,7 @@ def test_the_version_is_the_installed_one():
     assert importlib.metadata.version("dramatiq-joblog") == VERSION
 
 
+@pytest.mark.full
 def test_the_wheel_has_all_of_the_package(wheel):
     """The wheel has every file of the package: modules, migrations, py.typed."""
     files = {

@@ -226,6 +226,7 @@ def test_the_project_of_the_documents(folder):
     run_pytest(folder, shop=files["shop.py"], tests=files["test_shop.py"], passed=2)
 
 
+@pytest.mark.full
 def test_a_project_with_everything(folder):
     """Missing servers are not needed, nothing waits, and everything is restored."""
     run_pytest(folder, shop=SHOP, tests=TESTS, passed=10)

@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "troubleshooting.md"
 #: The first cell of a row that is a message, or the first of several.
@@ -45,6 +47,7 @@ def test_the_page_names_many():
     assert len(MESSAGES) > 90
 
 
+@pytest.mark.full
 def test_each_message_is_in_the_package():
     """Each message of the page is in the package, word for word."""
     known = texts()
@@ -129,6 +132,7 @@ def pattern_of(message):
     return re.compile(".*?".join(re.escape(part) for part in parts if part))
 
 
+@pytest.mark.full
 def test_each_message_that_can_be_met_is_on_the_page():
     """Every message that the package raises, logs or answers a request with is on the page."""
     page = [pattern_of(m) for m in re.findall(r"`([^`]+)`", PAGE.read_text()) if " " in m]

@@ -119,6 +119,7 @@ def test_arguments(joblog, job_factory):
     assert found(joblog, 'args.order.city:"K* OR 1=1"') == []
 
 
+@pytest.mark.few(3)
 @pytest.mark.every_database
 @pytest.mark.parametrize("name", ["größe", "日本", "😀", "a'b", "a%b", "$"])
 def test_arguments_with_names_of_any_language(joblog, job_factory, name):

@@ -74,6 +74,7 @@ def test_a_limit_that_was_set(joblog, begin):
     assert (False, "waiting") == (answer.granted, joblog.get("a").state)
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize(
     ("found", "granted"),
     [

@@ -81,6 +81,7 @@ def test_lines_of_a_job(run):
     assert job.started_at <= first.time <= job.finished_at
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("middleware", "actor", "message", "kept"),
     [
@@ -227,6 +228,7 @@ def test_the_host_and_the_log_are_left_out(run):
     assert ["of the job"] == texts(run(work, options={"log_lines": True}).lines)
 
 
+@pytest.mark.full
 def test_a_chatty_job(run):
     """Of very many lines, the first and last are kept, and a line says how many are not."""
 

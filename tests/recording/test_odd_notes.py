@@ -49,6 +49,7 @@ def deep():
     return held
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(
     "value",
     [

@@ -159,6 +159,7 @@ def test_a_new_run_begins_anew(joblog, broker, worker, eventually, go_on):
     assert joblog.get(message.message_id).progress is None
 
 
+@pytest.mark.full
 def test_a_chatty_job_while_it_runs(joblog, broker, worker, eventually, go_on):
     """Its last lines are visible before it ends, and lines beyond the limit are deleted."""
 

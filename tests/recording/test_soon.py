@@ -129,6 +129,7 @@ def test_jobs_that_decide_by_it(joblog, make_broker, worker, eventually, options
     assert [("started",)] == states
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
 @pytest.mark.parametrize("position", ["first", "last"])
 def test_each_story_leaves_its_row(joblog, make_broker, worker, eventually, position):

@@ -259,11 +259,17 @@ def _wrong(job):
 
 
 def run(
-    folder: Path, database: str, jobs: int, faults: dict[str, int], seed: int, kind: str = "redis"
+    folder: Path,
+    database: str,
+    jobs: int,
+    faults: dict[str, int],
+    seed: int,
+    kind: str = "redis",
+    processes: int = 4,
 ):
     """Run it; return the findings and the table."""
     hosts = fleet.why_not() is None
-    with SectionChaos(folder, database, seed, kind=kind, hosts=hosts) as chaos:
+    with SectionChaos(folder, database, seed, processes=processes, kind=kind, hosts=hosts) as chaos:
         chaos.run(jobs, faults)
         chaos.drain(jobs)
         chaos.joblog.close()

@@ -194,6 +194,7 @@ def test_eventually_gives_up(eventually):
         eventually(lambda: 0, timeout=0.1)
 
 
+@pytest.mark.full
 def test_a_prepared_process_has_imported_the_package(tmp_path):
     """A command of a prepared process does not import the package again."""
     code = """if True:

@@ -106,6 +106,7 @@ def test_a_stopped_server_leaves_nothing(redis_server):
     assert not server.folder.exists()
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("redis_server")
 def test_a_server_that_is_named_is_used(monkeypatch):
     """REDIS_URL takes precedence; the tests' database there must be empty."""

@@ -3,11 +3,13 @@
 The first tier runs each test once, on SQLite, and on Redis or the stub broker if possible.  Tests
 of what differs between databases run on each database: `tests/dialects`, except those marked
 `one_database`, and those marked `every_database` elsewhere.  Tests marked `full` are left out: they
-repeat the first tier in other combinations, or take long.
+repeat the first tier in other combinations, or take long.  Of a test marked `few(n)`, it runs the
+first n of its parameters, on each of its databases.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,7 @@ def split(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item
     on_others = {_function(item) for item in items if _values(item) & {"redis", "stub"}}
     first: list[pytest.Item] = []
     others: list[pytest.Item] = []
+    few: Counter[tuple[str, str | None]] = Counter()
     for item in items:
         again = (
             _database(item) in {"postgres", "mysql"}
@@ -66,7 +69,11 @@ def split(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item
             and not _differs(item)
         )
         again |= "rabbit" in _values(item) and _function(item) in on_others
-        (others if again or item.get_closest_marker("full") else first).append(item)
+        again |= item.get_closest_marker("full") is not None
+        if not again and (mark := item.get_closest_marker("few")):
+            few[which := (_function(item), _database(item))] += 1
+            again = few[which] > mark.args[0]
+        (others if again else first).append(item)
     return first, others
 
 

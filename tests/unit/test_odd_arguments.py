@@ -144,6 +144,7 @@ def test_settings_of_the_middleware(joblog):
     refused(make, "outcome_log", NO_FLAG)
 
 
+@pytest.mark.full
 def test_settings_of_the_page(joblog):
     """The dashboard names its invalid setting, and shows no key."""
 

@@ -74,6 +74,7 @@ CALLABLES = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("kind", CALLABLES)
 def test_any_callable_may_decide(joblog, kind):
     """A function, a coroutine function, an object and a partial of each are called and awaited."""

@@ -31,6 +31,7 @@ def command(joblog):
         yield find
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("actor", ["import", "$(touch x)", "it's", 'a "b"', "a;b"])
 def test_a_search(command, ask, job_factory, actor):
     """The command finds the jobs that the page shows, whatever their names hold."""
@@ -45,6 +46,7 @@ def test_a_search(command, ask, job_factory, actor):
     assert ["this"] == [job["jid"] for job in found]
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize(
     ("path", "query", "words"),
     [

@@ -52,6 +52,7 @@ def csrf(asking, path="/login"):
 # A key
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "headers",
     [
@@ -433,6 +434,7 @@ def test_a_browser_behind_a_plain_proxy(log, tmp_path, way):
         assert page.url.startswith(f"{address}/login?")
 
 
+@pytest.mark.full
 def test_the_command_prints_an_address_with_a_key(log, sqlite_url):
     """``web`` prints the URL to open, once; without its key there is no access."""
     command = [sys.executable, "-m", "dramatiq_joblog", "--database", sqlite_url]

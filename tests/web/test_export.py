@@ -61,6 +61,7 @@ def test_every_link_leads_to_a_file(copy):
     assert seen > 1_500
 
 
+@pytest.mark.full
 def test_nothing_of_the_server_is_left(copy):
     """No file contains the internal path prefix, and none polls for updates."""
     for path in copy[0].index.parent.iterdir():
@@ -69,6 +70,7 @@ def test_nothing_of_the_server_is_left(copy):
         assert "data-every" not in text, path.name
 
 
+@pytest.mark.full
 def test_what_acts_is_not_there(copy):
     """Actions, searches and sign-in lead to a page that explains that this is a copy."""
     folder = copy[0].index.parent
@@ -79,6 +81,7 @@ def test_what_acts_is_not_there(copy):
     assert copy[0].missing
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("state", ["dead", "started", "waiting", "finished"])
 def test_a_job_of_each_state(copy, state):
     """A list links to its jobs, each of which has one file."""
@@ -145,6 +148,7 @@ def test_values_that_make_no_sense(joblog, tmp_path, options, text):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.full
 def test_jids_of_all_kinds(joblog, job_factory, tmp_path):
     """Whatever a jid is, its list links to a file with its job."""
     jids = ["a/b", "a b?c#d", "x.json", "\"<&'", "\u05d9\u05d5\u05de\u05df", "CON", "con", "%2F"]

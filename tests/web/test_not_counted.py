@@ -67,6 +67,7 @@ def test_what_was_counted(joblog, job_factory):
     assert (30, None) == (counted.counts["finished"], counted.known_since)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("path", ["/?range=24h", "/types", "/types/work", "/compare"])
 def test_a_page(joblog, many, path):
     """A page of such a log says since when its figures are complete, and counts no more of it."""

@@ -35,6 +35,7 @@ def dead(number):
     return {"state": "dead", "dead_reason": "retries_exhausted", "error_type": f"E{number}"}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["slower", "failing"])
 @pytest.mark.parametrize("number", [15, 40], ids=["few", "many"])
 def test_a_problem_of_a_type_is_no_usual_thing(joblog, ended, ask, kind, number):

@@ -23,6 +23,7 @@ def page(joblog, job_factory):
         yield asking
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("path", LIVE)
 def test_a_quiet_log_costs_next_to_nothing(page, path):
     """A live page gets only headers while nothing but the time has changed."""

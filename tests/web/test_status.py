@@ -108,6 +108,7 @@ def _mine(request, job):
     return str(job.user_id) == request.headers["x-user"]
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize(
     ("authorize", "code"),
     [

@@ -92,6 +92,7 @@ def test_no_path_leads_past_the_door(log):
         assert "s3cret" not in answer.text, path
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("method", METHODS)
 def test_odd_methods_are_refused(log, inside, method):
     """An unsupported method is refused, and changes nothing, even when signed in."""
@@ -181,6 +182,7 @@ def test_who_is_inside_needs_not_sign_in(log, inside):
     assert came.get(first).headers["location"] == "/locks"
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     "target",
     [
@@ -281,6 +283,7 @@ def test_a_form_of_another_kind_does_nothing(log, inside, kind):
     assert asking.get("/jobs.json").status_code == 200
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "body",
     [b"", b"--x", b"--x\r\n\r\n", b"\0" * 100, b"--x\r\ncontent-disposition: x\r\n\r\n--x--"],
@@ -297,6 +300,7 @@ def test_a_broken_form_is_refused(inside, body, kind):
         assert answer.status_code in {400, 403}, path
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("headers", "allowed"),
     [
@@ -375,6 +379,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(log, monkeypatch):
 # Where it lives
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "root", ["/joblog", "/job log", "/jöb", "/a/b;c", "/100%", "/jobs", "/live"]
 )

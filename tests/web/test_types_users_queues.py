@@ -96,6 +96,7 @@ def test_what_is_not_there(page, joblog, job_factory):
     assert "The last one was" in text_of(page.get("/users/anna"))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ODD)
 def test_odd_names(page, joblog, job_factory, name):
     """With any names of types, users and queues, their pages work and are safe."""
@@ -114,6 +115,7 @@ def test_odd_names(page, joblog, job_factory, name):
             assert answer.headers["content-type"].startswith("text/html")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("path", ["/types", "/types/import", "/users/anna", "/queues"])
 def test_the_same_as_data(page, lived, path):
     """Each of these pages is available as JSON."""

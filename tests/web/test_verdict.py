@@ -44,6 +44,7 @@ def verdict(text):
     return unescape(title), text[begin : text.index(end, begin)]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("path", PAGES)
 def test_all_is_well(page, job_factory, path):
     """A page of a log without problems says so, and the tab's title has none."""
@@ -55,6 +56,7 @@ def test_all_is_well(page, job_factory, path):
     assert "need" not in title
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("path", PAGES)
 def test_what_needs_someone(page, joblog, job_factory, path):
     """Every page, and its tab's title, says how many things need someone; a link finds the jobs."""

@@ -190,6 +190,7 @@ TEXTS = (
 )
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("state", ["dead", "skipped", "started", "waiting"])
 def test_every_column_is_shown_as_text(page, joblog, job_factory, state):
     """No column can bring markup into a page, whatever the state."""

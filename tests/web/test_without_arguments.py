@@ -89,6 +89,7 @@ def page_of(log, level):
     return dashboard(log, authorize=lambda request: level)
 
 
+@pytest.mark.full
 def test_it_is_nowhere(ask):
     """No page and no JSON has arguments, and each still works."""
     seen = set()
@@ -104,6 +105,7 @@ def test_it_is_nowhere(ask):
     assert seen >= {"/jobs/dead", "/jobs/skipped", "/health", "/complete?word=section:"}
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("words", ASKS)
 def test_nobody_finds_it_out_by_asking(ask, words):
     """Search words that could confirm a guess are refused, with the allowed ones."""
