@@ -9,18 +9,24 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
-from dramatiq_joblog.reading.display import last_notice, not_sent
+from dramatiq_joblog.reading.display import last_notice, not_sent, shell_word
 from dramatiq_joblog.states import State
 
 from .app import NOTHING, Refusal, Session, command
-from .style import QUIET, ago, line, number, shape
+from .style import QUIET, TITLE, ago, colour, line, number, shape
 from .table import Column
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from dramatiq_joblog import AlertState
     from dramatiq_joblog.alerts.learning import Regular
+
+    from .table import Screen
+
+#: Cells before a sentence: a shape and a space.
+_INDENT = 2
 
 
 @command(
@@ -138,10 +144,50 @@ def _show(session: Session) -> None:
     found = list(session.joblog.alerts)
     if session.json:
         session.screen.json([state.as_dict() for state in found])
+    elif session.screen.live and found:
+        _read(session.screen, found, now)
     else:
         session.screen.table(_columns(now), found)
     if not found:
         raise Refusal("no worker has checked any alert yet", NOTHING)
+
+
+def _read(screen: Screen, found: Sequence[AlertState], now: datetime) -> None:
+    """Show each alert that is open, or whose notice was not sent, in full; the others in a list."""
+    count = sum(state.is_open for state in found)
+    if count:
+        all_ = f"{number(len(found))} alert{'s' * (len(found) != 1)}"
+        screen.write((f"{number(count)} of {all_} {'is' if count == 1 else 'are'} open", TITLE))
+    else:
+        screen.write(shape(State.FINISHED), (" No alert is open", TITLE))
+    for state in found:
+        if state.is_open or state.error:
+            _in_full(screen, state, now)
+    others = [state for state in found if not (state.is_open or state.error)]
+    if others:
+        screen.title("Not open")
+        mark, name, *_, last, _ = _columns(now)
+        screen.table([mark, name, last], others)
+
+
+def _in_full(screen: Screen, state: AlertState, now: datetime) -> None:
+    look = State.DEAD if state.is_open else State.FINISHED
+    since, last = _since(state, now), _last(state, now)
+    facts = [
+        f"since {since}" if since else "not open",
+        f"last notice: {last}" if last else "no notice yet",
+    ]
+    screen.write()
+    name = (line(state.name), f"{TITLE} {colour(look)}")
+    seen = (f"  {'; '.join(facts)}", QUIET)
+    screen.hanging(Text.assemble(shape(look), " ", name, seen), _INDENT)
+    if state.is_open and state.summary:
+        screen.paragraph(Text(line(state.summary)), _INDENT)
+    if state.error:
+        screen.paragraph(Text(_problem(state), colour(State.DEAD)), _INDENT)
+    if state.is_open and state.search:
+        search = shell_word(state.search, spaces=True)
+        screen.paragraph(Text.assemble(("dramatiq-joblog list ", QUIET), search), _INDENT)
 
 
 def _columns(now: datetime) -> list[Column[AlertState]]:
