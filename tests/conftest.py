@@ -388,7 +388,7 @@ def appear(joblog):
 
     def make(*queues, threads=2):
         heartbeat = Heartbeat(joblog.Job, joblog.Worker, timeout=60_000)
-        heartbeat.queues, heartbeat.threads = set(queues), threads
+        heartbeat.describe(threads, set(queues))
         heartbeat.beat()
         joblog.release()
         return heartbeat

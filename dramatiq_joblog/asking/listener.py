@@ -107,6 +107,16 @@ class Listener(Generic[J]):
         if job.state in FINAL:
             self.inbox.put([job])
 
+    def note(self, seen: tuple[Any, Any], root: str | None) -> None:
+        """Record what the database has answered: state and time, and the root of the family."""
+        self.seen = seen
+
+    def end_check(self) -> None:
+        """Let the waiting code know that its job was looked for, the first time."""
+        if not self.answered:
+            self.answered = True
+            self.inbox.put(None)
+
 
 class Follower(Listener[J]):
     """Waits for each change of state and progress of one job."""
@@ -138,3 +148,8 @@ class FamilyListener(Listener[J]):
     def wants(self, seen: tuple[Any, Any]) -> bool:
         """Whether the row must be read; the family is queried as a whole."""
         return False
+
+    def note(self, seen: tuple[Any, Any], root: str | None) -> None:
+        """Record what the database has answered: state and time, and the root of the family."""
+        super().note(seen, root)
+        self.root = root or self.jid

@@ -198,9 +198,7 @@ class _Watch(Generic[J]):
                     self._hear(listener, seen.get(jid), rows.get(jid))
         self._look_for_families([each for each in listeners if isinstance(each, FamilyListener)])
         for listener in listeners:
-            if not listener.answered:
-                listener.answered = True
-                listener.inbox.put(None)
+            listener.end_check()
 
     def _read(
         self, jids: Sequence[str], by_jid: dict[str, list[Listener[J]]]
@@ -228,14 +226,12 @@ class _Watch(Generic[J]):
             if listener.seen is not None:
                 self._send(listener, JobNotFound(listener.jid))
         else:
-            if isinstance(listener, FamilyListener):
-                listener.root = facts[2] or listener.jid
             if job is not None and listener.wants(facts[:2]):
                 self._active_at = time.monotonic()
                 listener.take(job)
                 if job.state in FINAL:
                     self.discard(listener)
-            listener.seen = facts[:2]
+            listener.note(facts[:2], facts[2])
 
     def _send(self, listener: Listener[J], error: JobLogError) -> None:
         """Send an error, which ends the wait."""

@@ -110,7 +110,7 @@ class Claims:
             holder: Holder | None = core.writer.call(take)
         except BaseException:
             # It may have been taken all the same.
-            claim.given_up = True
+            claim.give_up()
             core.writer.post(lambda: locks.release(claim.kind, claim.key, claim.owner, claim.token))
             raise
         return holder

@@ -152,6 +152,6 @@ class WorkerProcess:
 
     def _describe(self, heartbeat: Heartbeat) -> None:
         places = self._workers.here.values()
-        heartbeat.threads = sum(place.threads for place in places)
-        # A new set, because the writer's thread may be reading the old one.
-        heartbeat.queues = set().union(*(place.queues for place in places))
+        heartbeat.describe(
+            sum(place.threads for place in places), set().union(*(p.queues for p in places))
+        )

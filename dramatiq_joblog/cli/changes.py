@@ -215,7 +215,9 @@ def types(session: Session, *, since: str, until: str | None) -> None:
 class _Type:
     """One row of the list of job types."""
 
-    def __init__(self, name: str, group: Group | None, was: Group | None) -> None:
+    def __init__(
+        self, name: str, group: Group | None, was: Group | None, changed: Sequence[Change]
+    ) -> None:
         self.name = name
         counts = {} if group is None else group.counts
         self.ended = sum(counts.get(outcome, 0) for outcome in ("finished", "dead", "skipped"))
@@ -226,9 +228,11 @@ class _Type:
         self.p50 = None if group is None else group.duration.p50
         self.p95 = None if group is None else group.duration.p95
         self.was = None if was is None else was.duration.p95
-        self.said = ""
-        self.is_worse = False
-        self.surprise = 0.0
+        worse = [change for change in changed if change.is_worse]
+        some = (worse or changed)[:2]
+        self.said = "; ".join(", ".join(filter(None, in_words(change))) for change in some)
+        self.is_worse = bool(worse)
+        self.surprise = max((change.surprise for change in worse), default=0.0)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row as a dict for JSON."""
@@ -242,15 +246,10 @@ def _types(now: Stats, before: Sequence[Stats]) -> list[_Type]:
     for change in changes(now, before) if before else ():
         if change.kind != "error":
             changed.setdefault(change.name, []).append(change)
-    rows = []
-    for name in dict.fromkeys([*groups, *changed]):
-        row = _Type(name, groups.get(name), was.get(name))
-        worse = [change for change in changed.get(name, ()) if change.is_worse]
-        some = worse or changed.get(name, [])
-        row.said = "; ".join(", ".join(filter(None, in_words(change))) for change in some[:2])
-        row.is_worse = bool(worse)
-        row.surprise = max((change.surprise for change in worse), default=0.0)
-        rows.append(row)
+    rows = [
+        _Type(name, groups.get(name), was.get(name), changed.get(name, ()))
+        for name in dict.fromkeys([*groups, *changed])
+    ]
     return sorted(rows, key=lambda row: (-row.surprise, -row.ended, row.name))
 
 

@@ -138,8 +138,7 @@ def leave_connections(database: Any) -> Any:
         getattr(database, "_in_use", None),
     )
     if isinstance(database, Watched):
-        # To cut what the parent's threads ask now would cut it there.
-        database.watch = Watch()
+        database.leave_watch_to_parent()
     database._state.reset()
     database._lock = threading.RLock()
     if hasattr(database, "_pool_lock"):

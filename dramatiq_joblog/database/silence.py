@@ -169,6 +169,10 @@ class Watched(_Database):  # type: ignore[misc]
         self._failed_at, self._failure = 0.0, ""
         super().__init__(*args, **options)
 
+    def leave_watch_to_parent(self) -> None:
+        """Watch only new connections, after a fork: to cut the others would cut the parent's."""
+        self.watch = Watch()
+
     def connect(self, reuse_if_open: bool = False) -> Any:
         """Open this thread's connection; see peewee."""
         self._wanted.since = time.monotonic()

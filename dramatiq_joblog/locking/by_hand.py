@@ -283,7 +283,7 @@ class HeldByHand(contextlib.ContextDecorator):
             yield
         except BaseException as e:
             self._wish = None
-            wish.claim.given_up = True
+            wish.claim.give_up()
             self._locks.forget(wish.claim.token)
             if not isinstance(e, LockNotAcquired):
                 # It runs after an attempt that is still in progress.

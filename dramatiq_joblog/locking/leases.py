@@ -31,6 +31,10 @@ class Claim:
     #: Whether the caller no longer waits for an answer; then the key is not acquired.
     given_up: bool = False
 
+    def give_up(self) -> None:
+        """Record that the caller no longer waits; any thread may call this."""
+        self.given_up = True
+
 
 class Lease:
     """A key held by this process for as long as it is renewed."""

@@ -18,7 +18,7 @@ from dramatiq_joblog.payload.sanitize import clean
 from dramatiq_joblog.states import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from peewee import Database
 
@@ -69,8 +69,8 @@ class Heartbeat:
         self._clock_went_back = clock_went_back
         #: A unique name of this process; process IDs are reused.
         self.process = secrets.token_hex(8)
-        self.threads = 0
-        self.queues: set[str] = set()
+        #: The number of worker threads, and the queues; together, as another thread sets them.
+        self._load: tuple[int, list[str]] = 0, []
         self._database: Database = worker._meta.database
         #: When the last heartbeat was written, and since when none was missed; monotonic.
         self._last: float | None = None
@@ -87,7 +87,7 @@ class Heartbeat:
                 ended_at=None,
                 swept_at=None,
                 skew=_host_now() - now,
-                **self._load(),
+                **self._columns(),
             )
             .where(mine, self.worker.swept_at.is_null())
             .execute()
@@ -100,18 +100,23 @@ class Heartbeat:
         self._last = began
         self._sweep(round(min((began - self._listening_since) * 1000, _LONG)))
 
+    def describe(self, threads: int, queues: Iterable[str]) -> None:
+        """Set what the next heartbeats report; any thread may call this."""
+        self._load = threads, sorted(queues)
+
     def end(self) -> None:
         """Mark this process as ended."""
         now = database_now(self._database)
         (
-            self.worker.update(heartbeat_at=now, ended_at=now, **self._load())
+            self.worker.update(heartbeat_at=now, ended_at=now, **self._columns())
             .where(self.worker.process == self.process)
             .execute()
         )
 
-    def _load(self) -> dict[str, Any]:
+    def _columns(self) -> dict[str, Any]:
         """Return the columns that are known only after the first heartbeat."""
-        return {"threads": self.threads, "queues": sorted(self.queues)}
+        threads, queues = self._load
+        return {"threads": threads, "queues": queues}
 
     def _appear(self) -> None:
         """Write this process's row, or revive it if the process was paused and considered gone."""
@@ -130,7 +135,7 @@ class Heartbeat:
                 started_at=now,
                 heartbeat_at=now,
                 skew=_host_now() - now,
-                **self._load(),
+                **self._columns(),
             ).execute()
         # Once per new process is often enough.
         (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .events import GRANTED, Event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from dramatiq_joblog.errors import JobLogError
 
@@ -36,7 +36,16 @@ class Call:
     until: float | None = None
     result: Any = None
     error: BaseException | None = None
+    #: Whether it has a result or an error.
     answered: bool = False
+
+    def succeed(self, result: Any) -> None:
+        """Set the function's result."""
+        self.result, self.answered = result, True
+
+    def fail(self, error: BaseException) -> None:
+        """Set the error to raise in the calling thread."""
+        self.error, self.answered = error, True
 
 
 @dataclass(eq=False)
@@ -74,6 +83,23 @@ class Receipt:
         if self.error is not None:
             raise self.error
         return self.answer
+
+    def fail(self, error: JobLogError) -> None:
+        """Set the error to raise in the waiting thread."""
+        self.error = error
+
+
+#: Submitted to make the thread end.
+STOP = Receipt(None)
+
+
+def release(receipts: Iterable[Receipt], answers: Mapping[int, Answer]) -> None:
+    """Set the answers of receipts, by ``id()`` of their events, and wake the waiting threads."""
+    for receipt in receipts:
+        if receipt is not STOP:
+            if answers:
+                receipt.answer = answers.get(id(receipt.event), GRANTED)
+            receipt.done.release()
 
 
 class LateStart:

@@ -25,13 +25,13 @@ from dramatiq_joblog.errors import DatabaseAwayError, JobLogError
 from dramatiq_joblog.payload.secret_texts import scrub
 
 from .batches import Batches
-from .events import GRANTED, Event
-from .inbox import Call, Inbox, Receipt
+from .events import Event
+from .inbox import STOP, Call, Inbox, Receipt, release
 from .outage import Outage, waves
 from .timetable import Timetable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from peewee import Database
 
@@ -53,8 +53,6 @@ ANSWERS_WITHIN = 2.0
 
 #: Milliseconds between two checks for spool files of dead processes.
 ADOPT_EVERY = 10_000
-
-_STOP = Receipt(None)
 
 
 class Writer:
@@ -194,7 +192,7 @@ class Writer:
             if thread is None:
                 return
             self._outage.end_by(time.monotonic() + timeout)
-            self._inbox.add(_STOP)
+            self._inbox.add(STOP)
             if thread is threading.current_thread():
                 return
             thread.join(timeout + _LAST_TRY)
@@ -331,8 +329,8 @@ class Writer:
             # No error may end the thread: the waiting threads would hang.
             self._fail(tickets, e)
         finally:
-            _release(tickets, answers)
-        return _STOP not in tickets
+            release(tickets, answers)
+        return STOP not in tickets
 
     def _plan_renewals(self) -> None:
         """Renew leases as often as the shortest one of this process requires."""
@@ -348,14 +346,15 @@ class Writer:
         self._logger.critical("The job log's writer failed.", exc_info=error)
         for ticket in tickets:
             event = ticket.event
-            if ticket is _STOP:
+            if ticket is STOP:
                 continue
             if isinstance(event, Event) and id(event) not in self._at_hand:
                 continue
             if isinstance(event, Call) and event.answered:
                 continue
-            ticket.error = JobLogError(f"the job log's writer failed: {scrub(str(error))}")
-            ticket.error.__cause__ = error
+            failed = JobLogError(f"the job log's writer failed: {scrub(str(error))}")
+            failed.__cause__ = error
+            ticket.fail(failed)
         self._lost += len(self._at_hand)
         self._at_hand = {}
         # If it keeps failing, let the other threads of this process run.
@@ -376,12 +375,11 @@ class Writer:
         try:
             if self._outage.is_on:
                 raise DatabaseAwayError("the job log's database is unavailable")  # noqa: TRY301
-            call.result = self._ask(_until(call, self._in_transaction))
+            call.succeed(self._ask(_until(call, self._in_transaction)))
         except Exception as e:  # noqa: BLE001
             # The caller raises it.
-            call.error = e
+            call.fail(e)
             self._outage.consider(e, time.monotonic() - began)
-        call.answered = True
 
     def _ask(self, function: Callable[[], T]) -> T:
         """Call a function that uses the database, on the thread's current connection."""
@@ -397,8 +395,8 @@ class Writer:
         answers: dict[int, Answer] = {}
         try:
             self._inbox.take(0.0, tickets)
-            if _STOP in tickets:
-                self._inbox.add(_STOP)
+            if STOP in tickets:
+                self._inbox.add(STOP)
             events = [t.event for t in tickets if isinstance(t.event, Event)]
             self._at_hand |= {id(event): event for event in events}
             if events:
@@ -407,13 +405,12 @@ class Writer:
                 del self._at_hand[id(event)]
             for ticket in tickets:
                 if isinstance(ticket.event, Call):
-                    ticket.event.error = DatabaseAwayError("the database has only just come back")
-                    ticket.event.answered = True
+                    ticket.event.fail(DatabaseAwayError("the database is only just back"))
         except BaseException as e:
             self._fail(tickets, e)
             raise
         finally:
-            _release(tickets, answers)
+            release(tickets, answers)
 
 
 def _until(call: Call, in_transaction: Callable[[Callable[[], Any]], Any]) -> Callable[[], Any]:
@@ -435,14 +432,6 @@ def _by_identity(events: Iterable[Event], answers: Answers) -> dict[int, Answer]
     if not answers:
         return {}
     return {id(event): answers[event.jid] for event in events if event.jid in answers}
-
-
-def _release(tickets: Iterable[Receipt], answers: Mapping[int, Answer]) -> None:
-    for ticket in tickets:
-        if ticket is not _STOP:
-            if answers:
-                ticket.answer = answers.get(id(ticket.event), GRANTED)
-            ticket.done.release()
 
 
 def _close_at_exit(reference: weakref.ref[Writer]) -> None:

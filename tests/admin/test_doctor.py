@@ -138,7 +138,7 @@ def test_a_stuck_section(joblog, job_factory):
 def test_jobs_that_wait_for_nobody(joblog, job_factory):
     """Jobs that have waited long are reported by queue, with whether a worker consumes it."""
     served = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
-    served.queues = {"served"}
+    served.describe(1, {"served"})
     served.beat()
     for queue in ("served", "forgotten", "forgotten"):
         job_factory(state="enqueued", queue=queue, created_at=now() - MAX_WAIT - 60_000)

@@ -32,7 +32,7 @@ def silence(joblog, process, milliseconds=60_000):
 def test_a_process_appears(joblog, heartbeat):
     """After its first heartbeat, a process has a row with its identity."""
     process = heartbeat()
-    process.threads, process.queues = 4, {"default", "mail"}
+    process.describe(4, {"default", "mail"})
     process.beat()
     process.beat()
 
@@ -47,7 +47,7 @@ def test_a_process_tells_what_it_learned_later(joblog, heartbeat, then):
     """Threads and queues are stored even if the first heartbeat came before they were known."""
     process = heartbeat()
     process.beat()
-    process.threads, process.queues = 4, {"default", "mail"}
+    process.describe(4, {"default", "mail"})
     getattr(process, then)()
 
     [row] = joblog.workers
