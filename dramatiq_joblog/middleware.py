@@ -7,7 +7,6 @@ whether a failed job was retried, whatever the middleware's position in the brok
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -78,10 +77,10 @@ if TYPE_CHECKING:
     from .broker.labels import StartWritten
     from .broker.options import AnyMessage
     from .broker.plan import Plan
-    from .broker.verdict import Run
+    from .broker.run import Run
     from .joblog import JobLog
     from .locking.leases import Held
-    from .recording.inbox import Receipt
+    from .recording.inbox import LateStart, Receipt
 
 #: Milliseconds for which a job is put back whose section was lost before it began.
 _AT_ONCE = 250
@@ -234,7 +233,7 @@ class JobLogMiddleware(Middleware):
         message = bare(message)
         run = self._runs.current(message)
         if run is not None:
-            run.tried = True
+            run.note_try()
         plan = self._messages.plan(broker, message)
         if not plan.is_logged:
             return
@@ -254,7 +253,7 @@ class JobLogMiddleware(Middleware):
         """Record the retry of a running job; log any other message, without waiting."""
         if runs := self._runs.working_on(message):
             for run in runs:
-                run.requeued = message
+                run.note_copy(message)
             return
         plan = self._messages.plan(broker, message)
         if not plan.is_logged:
@@ -336,17 +335,24 @@ class JobLogMiddleware(Middleware):
         )
         unguarded = start.section is None and start.unique is None
         if plan.starts_soon and unguarded and not start.redelivered:
-            run.start = self.joblog.core.writer.put_soon(start)
-            lease = None
+            late, lease = self.joblog.core.writer.put_soon(start), None
         else:
+            late = None
             if start.section is not None:
                 self._hear(start, inner.actor_name)
                 if not has_waited:
                     self._line_up(broker, message, run, start)
             lease = self._let_in(broker, message, run, start)
-        self._enter(inner, run, plan, lease)
+        self._enter(inner, run, plan, lease, late)
 
-    def _enter(self, message: Message[Any], run: Run, plan: Plan, lease: Held | None) -> None:
+    def _enter(
+        self,
+        message: Message[Any],
+        run: Run,
+        plan: Plan,
+        lease: Held | None,
+        late: LateStart | None,
+    ) -> None:
         """Set the current job of this thread, and begin to track its reports."""
         self._runs.open(run)
         if plan.lines_level is not None:
@@ -361,11 +367,11 @@ class JobLogMiddleware(Middleware):
             run.redactor,
             lease=lease,
             lines_level=plan.lines_level,
-            start=run.start,
+            start=late,
         )
         self._reports.begin(live)
         running.set(live)
-        run.began = time.monotonic()
+        run.begin(late)
 
     def _hear(self, start: Started, actor: str) -> None:
         """Pass the results of callable limits to the thread that promotes waiters."""
@@ -424,8 +430,7 @@ class JobLogMiddleware(Middleware):
                 return
             run = self._runs.late(broker, message)
         # By the middleware of another log, if this one had let it begin.
-        run.put_back = is_put_back
-        run.note_skip(error)
+        run.note_skip(error, put_back=is_put_back)
 
     def before_ack(self, broker: Broker, message: MessageProxy) -> None:
         """Commit the outcome of a run whose message is about to be acknowledged."""
@@ -449,7 +454,7 @@ class JobLogMiddleware(Middleware):
             return
         live = running.get()
         event = verdict(broker, message, run, live, rejected=rejected)
-        run.ended = True
+        run.end()
         self._runs.close(run)
         if run.start is not None:
             run.start.drop()
@@ -467,8 +472,6 @@ class JobLogMiddleware(Middleware):
                 raise OutcomeNotKeptError(f"the outcome of job {event.jid} is not kept: {e}") from e
         if self._outcome_log:
             log_outcome(event.row, self._messages.user_column)
-        # An error keeps alive everything that its frames refer to.
-        run.exception = run.skipped_error = None
 
     def _hand_over(self, event: Ended) -> Receipt:
         """Submit the end of a run; sending the acknowledgement makes the writer write it."""

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from dramatiq_joblog.locking.admission import Refusal
     from dramatiq_joblog.recording.events import Answer, Started
 
+    from .run import Run
     from .runs import Runs
-    from .verdict import Run
 
 _logger = get_logger(__name__)
 
@@ -70,7 +70,7 @@ class Refusals:
     def reject(self, broker: Broker, message: MessageProxy, error: Exception) -> None:
         """Reject a message that can never run correctly; its job is dead."""
         run = self._runs.new(broker, message)
-        run.exception = error
+        run.note_end(error)
         message.fail()
         raise SkipMessage(str(error))
 
@@ -97,7 +97,7 @@ class Refusals:
         if refusal is not None and answer.found is None:
             # The run fails like any other.
             raise SectionTakenError(refusal.need.key, refusal.why)
-        run.refused = True
+        run.refuse()
         delay = answer.delay
         if delay is None and needs_key and answer.found is None:
             # It is unknown whether its section is free, and it must never run without it.
@@ -142,7 +142,7 @@ class Refusals:
         copy = bare(message).copy(options={WAITS: need.key})
         if not self._hold_here(broker, message, copy, comes_back(start, need.wait_for)):
             return False
-        run.refused = True
+        run.refuse()
         keep_its_result(message)
         return True
 

@@ -10,7 +10,7 @@ from dramatiq_joblog.recording.tokens import new_token
 
 from .deliveries import delivery_of
 from .options import bare
-from .verdict import OpenRuns, Run
+from .run import Run
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -49,7 +49,9 @@ class Runs:
         self._messages = messages
         self._process = process
         self._local = threading.local()
-        self._open = OpenRuns()
+        self._guard = threading.Lock()
+        #: The runs that have begun and not ended, on all threads, by message id.
+        self._open: dict[str, list[Run]] = {}
 
     def begin_thread(self) -> None:
         """Mark this thread as a worker thread, whose enqueued messages are recorded."""
@@ -64,11 +66,23 @@ class Runs:
 
     def open(self, run: Run) -> None:
         """Register a run for all threads, until it has ended."""
-        self._open.add(run)
+        with self._guard:
+            self._open.setdefault(run.message_id, []).append(run)
 
     def close(self, run: Run) -> None:
-        """Unregister a run."""
-        self._open.remove(run)
+        """Unregister a run, if present."""
+        with self._guard:
+            runs = self._open.get(run.message_id, [])
+            if run in runs:
+                runs.remove(run)
+            if not runs:
+                self._open.pop(run.message_id, None)
+
+    def _open_of(self, message_id: str) -> list[Run]:
+        if message_id not in self._open:
+            return []
+        with self._guard:
+            return list(self._open.get(message_id, ()))
 
     def current(self, message: AnyMessage) -> Run | None:
         """Return this thread's run if it is of *message*, or None."""
@@ -84,7 +98,7 @@ class Runs:
         """Return the runs, on any thread, whose jobs continue with the message just enqueued."""
         mine = self.current(message)
         # Another copy of the message may run on another thread; that is a different run.
-        runs = [mine] if mine is not None and not mine.ended else self._open.of(message.message_id)
+        runs = [mine] if mine is not None and not mine.ended else self._open_of(message.message_id)
         # A message that was moved twice is the same as the running one.
         name = delivery_of(message).name
         return [run for run in runs if name is None or run.delivery.name != name]
@@ -93,7 +107,7 @@ class Runs:
         """Drop this thread's previous run, in case its end was not reported."""
         run: Run | None = getattr(self._local, "run", None)
         if run is not None and not run.ended:
-            self._open.remove(run)
+            self.close(run)
         self._local.run = None
         self.forget_sent()
 
@@ -106,7 +120,7 @@ class Runs:
     def late(self, broker: Broker, message: AnyMessage) -> Run:
         """Return a run for a message that was dropped or failed before its run was known."""
         run = self.new(broker, message)
-        run.requeued = (getattr(self._local, "sent", None) or {}).get(message.message_id)
+        run.note_copy((getattr(self._local, "sent", None) or {}).get(message.message_id))
         return run
 
     def new(self, broker: Broker, message: AnyMessage, plan: Plan | None = None) -> Run:

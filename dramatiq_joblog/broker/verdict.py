@@ -1,17 +1,12 @@
-"""One run of a job on one worker thread, and its outcome."""
+"""The outcome of a run, from what its hooks recorded and what happens to its message."""
 
 from __future__ import annotations
 
 import json
-import threading
-import time
 import traceback
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from dramatiq import Broker
 from dramatiq.errors import ActorNotFound
-from dramatiq.middleware import AgeLimit, Middleware
 
 from dramatiq_joblog.payload.sanitize import (
     MAX_MESSAGE,
@@ -30,105 +25,16 @@ from dramatiq_joblog.states import DeadReason, Outcome, State
 from .options import DELAY_SUFFIX, SECTION, UNIQUE, actor_of, attempt_of, eta_of, now, throws
 
 if TYPE_CHECKING:
-    from types import FrameType
+    from dramatiq import Broker
 
-    from dramatiq_joblog.payload.redaction import Redactor
     from dramatiq_joblog.recording.current import LiveRun
-    from dramatiq_joblog.recording.inbox import LateStart
     from dramatiq_joblog.recording.log_lines import Batch
 
-    from .deliveries import Delivery
     from .options import AnyMessage
-
+    from .run import Run
 
 #: The maximum number of frames in a traceback that ``Retries`` writes.
 RETRIES_FRAMES = 30
-
-
-@dataclass(slots=True, eq=False)
-class Run:
-    """What a worker thread knows about its current message."""
-
-    message_id: str
-    #: The job's columns, as known to this run.
-    row: dict[str, Any]
-    #: Removes secrets from what the run reports.
-    redactor: Redactor
-    #: The message as the worker received it for this run.
-    given: AnyMessage
-    delivery: Delivery
-    #: The traceback in the message before this run.
-    noted_before: Any
-    #: When the body began, in monotonic seconds; None before.
-    began: float | None = None
-    duration: int | None = None
-    exception: BaseException | None = None
-    #: What dropped the message, with its reason; None if nothing did.
-    skipped_by: str | None = None
-    skipped_in_actor: bool = False
-    #: Whether that was ``AgeLimit`` or a subclass.
-    too_old: bool = False
-    skipped_error: BaseException | None = None
-    #: The copy of the message that was enqueued during the run.
-    requeued: Any = None
-    #: Whether enqueueing a copy was attempted.
-    tried: bool = False
-    #: Whether the log refused the start, so that this run must not write the row.
-    refused: bool = False
-    #: Whether the message was put back after the start, so that its job waits.
-    put_back: bool = False
-    ended: bool = False
-    #: The run's start, if it is deferred.
-    start: LateStart | None = None
-
-    def note_end(self, exception: BaseException | None) -> None:
-        """Record how the body ended; may be called twice."""
-        self.exception = exception
-        self._stop()
-        if exception is not None and raised_before_body(exception):
-            self.began = self.duration = None
-
-    def note_skip(self, error: BaseException | None) -> None:
-        """Record what raised ``SkipMessage``."""
-        self._stop()
-        self.skipped_error = error
-        self.skipped_in_actor = error is None or not raised_before_body(error)
-        skipper = _skipper(error)
-        self.skipped_by = _skipped_by(skipper, error)
-        self.too_old = isinstance(skipper, AgeLimit)
-
-    def _stop(self) -> None:
-        if self.began is not None:
-            self.duration = round((time.monotonic() - self.began) * 1000)
-
-
-class OpenRuns:
-    """The current runs of this process, on all threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._runs: dict[str, list[Run]] = {}
-
-    def add(self, run: Run) -> None:
-        """Add a run."""
-        with self._lock:
-            self._runs.setdefault(run.message_id, []).append(run)
-
-    def remove(self, run: Run) -> None:
-        """Remove a run, if present."""
-        with self._lock:
-            runs = self._runs.get(run.message_id, [])
-            if run in runs:
-                runs.remove(run)
-            if not runs:
-                self._runs.pop(run.message_id, None)
-
-    def of(self, message_id: str) -> list[Run]:
-        """Return the runs of a message."""
-        if message_id not in self._runs:
-            return []
-        with self._lock:
-            return list(self._runs.get(message_id, ()))
 
 
 def verdict(
@@ -260,46 +166,6 @@ def _gone_reason(message: AnyMessage, run: Run) -> DeadReason:
     # ``Retries``, or a subclass, counts a failure before it enqueues the retry.
     due = run.tried or attempt_of(message) > run.row["attempt"]
     return DeadReason.RETRY_LOST if due else DeadReason.NO_RETRIES
-
-
-def raised_before_body(error: BaseException) -> bool:
-    """Return whether *error* was raised by a middleware's hook, before the actor was called."""
-    # The first frame is the worker's, the second what it called; deeper ones may belong to a
-    # message that the actor was sending.
-    called = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][1:2]
-    return bool(called) and _emits(called[0])
-
-
-def _emits(frame: FrameType) -> bool:
-    """Return whether a frame is that of a broker calling its middleware."""
-    name = Broker.emit_before.__name__
-    return frame.f_code.co_name == name and isinstance(_first_argument(frame), Broker)
-
-
-def _first_argument(frame: FrameType) -> Any:
-    code = frame.f_code
-    return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
-
-
-def _skipper(error: BaseException | None) -> Middleware | None:
-    """Return the middleware that raised ``SkipMessage``; None if the actor did."""
-    if error is None or not raised_before_body(error):
-        return None
-    found: Any = None
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code is Broker.emit_before.__code__:
-            found = frame.f_locals.get("middleware")
-        elif isinstance(inner := _first_argument(frame), Middleware):
-            # A middleware called by another one has the real reason.
-            found = inner
-    return cast("Middleware | None", found)
-
-
-def _skipped_by(skipper: Middleware | None, error: BaseException | None) -> str:
-    """Return the name of what dropped a message, with its reason."""
-    by = "actor" if skipper is None else type(skipper).__name__
-    text = message_of(error) if error is not None else ""
-    return f"{by}: {text}" if text else by
 
 
 def _traceback(error: BaseException, formatted: Any) -> str:
