@@ -27,7 +27,7 @@ from .broker.bulk import BATCH, TURN, BulkRequeue
 from .broker.requeue import chunks
 from .core import Core
 from .database.checkout import checked_out, transaction
-from .database.clock import database_now
+from .database.clock import database_now, read_now
 from .database.django_alias import DjangoAlias
 from .database.timeouts import bounded, refuse_event_loop
 from .database.url import open_database
@@ -353,7 +353,7 @@ class JobLog(Generic[J]):
                 here() if run is None else run.jid,
                 token,
                 ttl,
-                process=locks.process,
+                process=locks.leases.process,
                 limit=limit,
                 by_hand=True,
                 of_job=sum(lease.key == folded and not lease.lost for lease in held),
@@ -1451,10 +1451,8 @@ class JobLog(Generic[J]):
 
     def now(self) -> datetime:
         """Return the database's time, which leases and heartbeats use."""
-        text = f"SELECT {database_now(self.database).sql}"
         with checked_out(self.database):
-            ((now,),) = self.database.execute_sql(text).fetchall()
-        return datetime.fromtimestamp(now / 1000, timezone.utc)
+            return datetime.fromtimestamp(read_now(self.database) / 1000, timezone.utc)
 
     @property
     def models(self) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from peewee import PeeweeException
 
 from dramatiq_joblog.database.checkout import checked_out
-from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.database.clock import database_now, read_now
 from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.database.timeouts import bounded, cut_after, lent_within
 from dramatiq_joblog.errors import DatabaseAwayError, QueryTimeout
@@ -209,9 +209,7 @@ class Doctor:
     @functools.cached_property
     def _instant(self) -> int:
         """The database's time, in milliseconds since 1970."""
-        text = f"SELECT {database_now(self._database).sql}"
-        ((now,),) = self._database.execute_sql(text).fetchall()
-        return int(now)
+        return read_now(self._database)
 
     @functools.cached_property
     def _ended(self) -> Counted:

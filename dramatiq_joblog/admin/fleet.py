@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from peewee import SQL, Select, fn
 
-from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.database.clock import database_now, read_now
 from dramatiq_joblog.recording.heartbeat import is_gone
 from dramatiq_joblog.schema.models import instant_of
 from dramatiq_joblog.schema.query import literal_states
@@ -123,8 +123,7 @@ def _sort_others(fleet: Fleet, runs: dict[str, tuple[int, int]], worker: Any) ->
 
 
 def _somebody_works(job: Any) -> bool:
-    database = job._meta.database
-    ((now,),) = database.execute_sql(f"SELECT {database_now(database).sql}").fetchall()
     # A bound that is re-evaluated during the statement could not use an index.
-    ended = job.state.in_(literal_states([State.FINISHED])), job.finished_at > int(now) - _LATELY
+    now = read_now(job._meta.database)
+    ended = job.state.in_(literal_states([State.FINISHED])), job.finished_at > now - _LATELY
     return bool(job.select(job.id).where(*ended).limit(1).exists())

@@ -20,7 +20,7 @@ from dramatiq_joblog.errors import (
     SectionUnknownError,
 )
 from dramatiq_joblog.locking.leases import Claim
-from dramatiq_joblog.locking.locks import UNIQUE as UNIQUE_KIND
+from dramatiq_joblog.locking.needs import UNIQUE as UNIQUE_KIND
 from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.recording.events import keeps_newest
 from dramatiq_joblog.recording.newest import ON_ITS_WAY, SENDING
@@ -30,7 +30,7 @@ from .options import DUPLICATE, UNIQUE
 if TYPE_CHECKING:
     from dramatiq import Message
 
-    from dramatiq_joblog.locking.locks import Holder
+    from dramatiq_joblog.locking.holders import Holder
     from dramatiq_joblog.recording.log import Keyed, Log
 
     from .sending import Enqueue
@@ -104,7 +104,7 @@ class Claims:
             if locks.take(claim) is not None:
                 return None
             locks.bound(claim.kind, claim.key)
-            return locks.holder(claim.kind, claim.key)
+            return locks.holders.first(claim.kind, claim.key)
 
         try:
             holder: Holder | None = core.writer.call(take)

@@ -23,7 +23,7 @@ from dramatiq.logging import get_logger
 from dramatiq_joblog.database.connection import Connection
 from dramatiq_joblog.database.limited_log import LimitedLog
 from dramatiq_joblog.errors import DatabaseAwayError
-from dramatiq_joblog.locking.locks import Usage
+from dramatiq_joblog.locking.holders import Usage
 from dramatiq_joblog.locking.needs import RATE, SECTION
 from dramatiq_joblog.locking.waiters import ATTEND_EVERY
 
@@ -309,7 +309,7 @@ class Waker(threading.Thread):
     def _look_at(self, connection: Connection, keys: Sequence[str]) -> None:
         """Promote the waiters of *keys* that may run now, and plan the next polls."""
         locks = self._joblog.core.locks
-        used = connection.ask(functools.partial(locks.usage, keys))
+        used = connection.ask(functools.partial(locks.holders.usage, keys))
         for key in keys:
             usage = used.get(key, Usage())
             free = self._free(connection, key, usage)
@@ -372,7 +372,7 @@ class Waker(threading.Thread):
     def _put_owners(self, connection: Connection, key: str) -> None:
         """Promote waiters with a reserved slot that a pause had blocked."""
         mine, locks = self._held.of(key), self._joblog.core.locks
-        owners = connection.ask(functools.partial(locks.kept_for, key))
+        owners = connection.ask(functools.partial(locks.holders.kept_for, key))
         self._put_forward([mine[jid] for jid in owners if jid in mine], self._put)
 
     def _put_next(self, connection: Connection, key: str, free: Mapping[Need, int]) -> None:

@@ -126,7 +126,7 @@ class WorkerProcess:
             )
         self._describe(self._heartbeat)
         if first:
-            self._locks.attach(self._heartbeat.process, timeout)
+            self._locks.leases.attach(self._heartbeat.process, timeout)
             self._writer.every(interval, self._heartbeat.beat)
             self._writer.at_least_every(_CLEANING, self._locks.clean)
             for upkeep, every in self._upkeep:
@@ -142,7 +142,7 @@ class WorkerProcess:
             return
 
         def end() -> None:
-            self._locks.detach(heartbeat.process)
+            self._locks.leases.detach(heartbeat.process)
             heartbeat.end()
 
         self._writer.end_chore(heartbeat.beat, end)

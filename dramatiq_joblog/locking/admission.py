@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from .holders import Holder, describe_holder
 from .leases import Claim, Held
-from .locks import Holder, describe_holder
 from .needs import RATE, SECTION
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Admission:
             held = self._take(needs, run, place)
             if isinstance(held, Refusal):
                 attempt.rollback()
-                self._locks.forget(run.token)
+                self._locks.leases.forget(run.token)
         return held
 
     def _take(self, needs: Sequence[Need], run: Newcomer, place: Place) -> Held | Refusal:

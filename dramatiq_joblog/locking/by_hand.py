@@ -17,7 +17,7 @@ from dramatiq.logging import get_logger
 from dramatiq_joblog.database.timeouts import in_event_loop
 from dramatiq_joblog.errors import ConfigurationError, JobLogError, LockNotAcquired
 
-from .locks import describe_holder
+from .holders import describe_holder
 from .needs import SECTION
 from .waiters import Place
 
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from .holders import Usage
     from .leases import Claim, Lease
-    from .locks import Locks, Usage
+    from .locks import Locks
 
     T = TypeVar("T")
     H = TypeVar("H", bound="HeldByHand")
@@ -135,7 +136,7 @@ class Wish:
         if self.queued_at is None or now > self.queued_at + _UPDATE_EVERY:
             self.locks.hands.enter(claim, self.place.since or 0)
             self.queued_at = now
-        usage = self.locks.usage([claim.key]).get(claim.key)
+        usage = self.locks.holders.usage([claim.key]).get(claim.key)
         if usage != self.usage and not is_first:
             self.moving_until = now + _MOVING
         self.usage = usage
@@ -273,7 +274,7 @@ class HeldByHand(contextlib.ContextDecorator):
             raise ConfigurationError(f"lock {self._key!r} is exited, but was not entered")
         _leave(_Block(self._locks, wish.claim.key, _here()))
         # Even if the release fails, the lease then expires.
-        self._locks.forget(wish.claim.token)
+        self._locks.leases.forget(wish.claim.token)
         return wish
 
     @contextlib.contextmanager
@@ -284,7 +285,7 @@ class HeldByHand(contextlib.ContextDecorator):
         except BaseException as e:
             self._wish = None
             wish.claim.give_up()
-            self._locks.forget(wish.claim.token)
+            self._locks.leases.forget(wish.claim.token)
             if not isinstance(e, LockNotAcquired):
                 # It runs after an attempt that is still in progress.
                 self._asked.post(wish.release)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.database.dialects import dialect_of
+
+from .needs import SECTION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from peewee import Database
 
 
 @dataclass
@@ -102,26 +110,96 @@ class Held:
 
 
 class Leases:
-    """The leases of one process, by the token of the run or the block that holds them."""
+    """The leases of this process, by the token of the run or the block that holds them.
 
-    def __init__(self) -> None:
+    Parameters:
+      lock: The bound lock model.
+    """
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self._database: Database = lock._meta.database
+        self._dialect = dialect_of(self._database)
+        self.forget_all()
+
+    def forget_all(self) -> None:
+        """Stop renewing all leases, after a fork: the parent process holds them."""
         self._guard = threading.Lock()
         #: A run may have several keys.
         self._of: dict[str, list[Lease]] = {}
         #: The interval of renewals in milliseconds; None before the first lease.
         self.renewed_every: int | None = None
+        self._process: str | None = None
+        self._gone_after: int | None = None
 
     def __len__(self) -> int:
         return len(self._of)
 
-    def add(self, lease: Lease) -> None:
-        """Add a lease to renew."""
-        with self._guard:
-            others = [each for each in self._of.get(lease.token, ()) if each.key != lease.key]
-            self._of[lease.token] = [*others, lease]
-            # Two renewals may fail before one is lost.
-            every = lease.lasts // 3
-            self.renewed_every = min(every, self.renewed_every or every)
+    @property
+    def process(self) -> str | None:
+        """The name of this process in rows; None without workers."""
+        return self._process
+
+    def attach(self, process: str, gone_after: int) -> None:
+        """Bind later leases to this worker process, so that they end with it.
+
+        Parameters:
+          process: The name of this process in rows.
+          gone_after: Milliseconds without a heartbeat after which it is considered gone.
+        """
+        self._process, self._gone_after = process, gone_after
+
+    def detach(self, process: str) -> None:
+        """Unbind locks by hand from the process, because its workers have ended."""
+        tokens = [t for t, leases in self.all().items() if leases[0].by_hand]
+        if self._process == process:
+            self._process = self._gone_after = None
+        if tokens:
+            lock = self._lock
+            mine = lock.process == process, lock.token.in_(tokens)
+            lock.update(process=None).where(*mine).execute()
+
+    def hold(self, claim: Claim, fence: int, began: float) -> Lease:
+        """Return the lease of a granted claim, which is renewed from now on.
+
+        Parameters:
+          claim: The claim.
+          fence: Its fence.
+          began: When the statement that acquired it began, in monotonic seconds.
+        """
+        lasts = min(claim.ttl, self._gone_after or claim.ttl)
+        lease = Lease(claim.key, claim.token or "", fence, lasts, began, by_hand=claim.by_hand)
+        if claim.token is not None and claim.kind == SECTION:
+            self._add(lease)
+        return lease
+
+    def renew(self) -> None:
+        """Renew all leases of this process, in one statement."""
+        leases = self.all()
+        if not leases:
+            return
+        began = time.monotonic()
+        lock = self._lock
+        expires = database_now(self._database) + lock.ttl
+        mine = (
+            (lock.kind == SECTION)
+            & lock.key.in_(sorted({lease.key for some in leases.values() for lease in some}))
+            & lock.token.in_(list(leases))
+        )
+        # The order in which starts with several keys lock them.
+        in_order = self._dialect.in_order(lock, mine, lock.key)
+        renewal = lock.update(expires_at=expires).where(in_order)
+        if self._dialect.guards_upserts:
+            rows = renewal.returning(lock.token, lock.key).execute()
+        else:
+            renewal.execute()
+            rows = lock.select(lock.token, lock.key).where(mine)
+        renewed = {(row.token, row.key) for row in rows}
+        for each in itertools.chain.from_iterable(leases.values()):
+            if (each.token, each.key) in renewed:
+                each.extend(began)
+            else:
+                self._lose(each)
 
     def forget(self, token: str | None) -> None:
         """Stop renewing the leases of a token."""
@@ -134,7 +212,15 @@ class Leases:
         with self._guard:
             return {token: list(some) for token, some in self._of.items()}
 
-    def lose(self, lease: Lease) -> None:
+    def _add(self, lease: Lease) -> None:
+        with self._guard:
+            others = [each for each in self._of.get(lease.token, ()) if each.key != lease.key]
+            self._of[lease.token] = [*others, lease]
+            # Two renewals may fail before one is lost.
+            every = lease.lasts // 3
+            self.renewed_every = min(every, self.renewed_every or every)
+
+    def _lose(self, lease: Lease) -> None:
         """Remove a lease that another has acquired."""
         lease.lose()
         with self._guard:

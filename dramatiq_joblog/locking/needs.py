@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 #: The kinds of needs.
 SECTION, RATE = "section", "rate"
+#: The kind of rows of unique keys, and of those that record which job superseded another, whose jid
+#: is the key.
+UNIQUE, FORMER = "unique", "former"
 
 #: Milliseconds that a section stays held after the last heartbeat of its holder.
 DEFAULT_TTL = 60_000

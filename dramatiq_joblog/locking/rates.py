@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from peewee import SQL, fn
 
-from dramatiq_joblog.database.clock import database_now
+from dramatiq_joblog.database.clock import database_now, read_now
 from dramatiq_joblog.database.compiled import Compiled, padded
 from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.database.upsert import Rule
@@ -238,8 +238,7 @@ class Rates:
         head = _Head(*map(int, found))
         if waits:
             # Read the time now: the transaction may have waited for the row since it began.
-            ((instant,),) = self._database.execute_sql(f"SELECT {self._now.sql}").fetchall()
-            head.now = int(instant)
+            head.now = read_now(self._database)
         return head
 
     def _selecting_head(self, values: Sequence[str]) -> Any:

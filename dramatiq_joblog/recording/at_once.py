@@ -77,7 +77,7 @@ class AtOnce:
         answers: dict[str, Answer] = {}
         for each in taken:
             fence, is_begun, jid = each.split(" ", 2)
-            lease = self._locks.hold(claims[jid], int(fence), began)
+            lease = self._locks.leases.hold(claims[jid], int(fence), began)
             if is_begun == "1":
                 answers[jid] = Answer(granted=True, lease=Held([lease]))
             else:

@@ -116,7 +116,7 @@ class Sections:
                     answers |= {event.jid: self._begin(event) for event in together}
         except BaseException:
             for event in begins:
-                self._locks.forget(event.row["token"])
+                self._locks.leases.forget(event.row["token"])
             raise
         return answers
 

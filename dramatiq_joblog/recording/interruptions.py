@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from peewee import fn
 
-from dramatiq_joblog.locking.locks import UNIQUE
+from dramatiq_joblog.locking.needs import UNIQUE
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import DeadReason, Outcome, State
 

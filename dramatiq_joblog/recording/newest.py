@@ -16,7 +16,7 @@ from peewee import SQL
 
 from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.dialects import dialect_of
-from dramatiq_joblog.locking.locks import FORMER, UNIQUE
+from dramatiq_joblog.locking.needs import FORMER, UNIQUE
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import STARTABLE, State
 

@@ -14,7 +14,8 @@ from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.database.upsert import write_all
 from dramatiq_joblog.locking.leases import Claim
-from dramatiq_joblog.locking.locks import UNIQUE, Locks
+from dramatiq_joblog.locking.locks import Locks
+from dramatiq_joblog.locking.needs import UNIQUE
 from dramatiq_joblog.locking.release import freeing
 from dramatiq_joblog.schema.models import Job, to_millis
 from dramatiq_joblog.states import FINAL, DeadReason, Outcome, Start, State
@@ -199,7 +200,7 @@ class Transitions:
         """Keep the job's sections or release its unique key, depending on its new state."""
         locks, row = self.locks, event.row
         if isinstance(event, Ended):
-            locks.forget(row["token"])
+            locks.leases.forget(row["token"])
             if not written:
                 return
         final = row["state"] in FINAL

@@ -339,7 +339,7 @@ class Writer:
         if every != self._renewed_every:
             self._renewed_every = every
             if every is not None:
-                self._timetable.at_least_every(every, locks.renew)
+                self._timetable.at_least_every(every, locks.leases.renew)
 
     def _fail(self, tickets: Sequence[Receipt], error: BaseException) -> None:
         """Report to the waiting threads, and to the log, that the writer failed."""

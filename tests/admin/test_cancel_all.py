@@ -10,7 +10,7 @@ from playhouse.test_utils import count_queries
 from dramatiq_joblog import CancelInterruptedError
 from dramatiq_joblog.admin import cancel
 from dramatiq_joblog.locking.leases import Claim
-from dramatiq_joblog.locking.locks import SECTION, UNIQUE
+from dramatiq_joblog.locking.needs import SECTION, UNIQUE
 
 NOW = 1_800_000_000_000
 

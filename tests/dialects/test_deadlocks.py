@@ -106,7 +106,11 @@ def test_what_a_process_renews_is_locked_in_order(
     taken = [joblog.lock(name) for name in names]
     for block in taken:
         block.__enter__()
-    renew = {"waiters": lambda: locks.waiters.attend(sorted(names)), "leases": locks.renew}[what]
+    renewals = {
+        "waiters": lambda: locks.waiters.attend(sorted(names)),
+        "leases": locks.leases.renew,
+    }
+    renew = renewals[what]
 
     def renewing():
         with checked_out(joblog.database):

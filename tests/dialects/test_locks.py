@@ -21,8 +21,7 @@ from dramatiq_joblog import (
     Unique,
 )
 from dramatiq_joblog.locking.leases import Claim, Lease
-from dramatiq_joblog.locking.locks import UNIQUE
-from dramatiq_joblog.locking.needs import SECTION, key_maker
+from dramatiq_joblog.locking.needs import SECTION, UNIQUE, key_maker
 from dramatiq_joblog.locking.release import freeing
 from dramatiq_joblog.recording.heartbeat import Heartbeat
 
@@ -132,9 +131,9 @@ def test_one_at_a_time(locks):
     """A held key cannot be acquired until it is released; the fence grows by one."""
     assert 1 == locks.take(claim("a")).fence
     assert locks.take(claim("b")) is None
-    assert "a" == locks.holder(SECTION, "key").owner
+    assert "a" == locks.holders.first(SECTION, "key").owner
     locks.release(SECTION, "key", "a", "a 1")
-    assert locks.holder(SECTION, "key") is None
+    assert locks.holders.first(SECTION, "key") is None
     assert 2 == locks.take(claim("b")).fence
 
 
@@ -155,8 +154,8 @@ def test_several_are_freed_at_once(locks):
     rows = [{"key": key, "owner": key, "token": token} for key, token in held.items()]
     freeing(locks.lock).write(rows)
 
-    assert [None, None] == [locks.holder(SECTION, key) for key in "ab"]
-    assert ["c", "d"] == [locks.holder(SECTION, key).owner for key in "cd"]
+    assert [None, None] == [locks.holders.first(SECTION, key) for key in "ab"]
+    assert ["c", "d"] == [locks.holders.first(SECTION, key).owner for key in "cd"]
     fences = [locks.take(claim("x", f"x {key}", key=key)) for key in "abcd"]
     assert [2, 2, None, None] == [lease and lease.fence for lease in fences]
 
@@ -168,10 +167,10 @@ def test_a_lease_that_ran_out(locks):
     second = locks.take(claim("b"))
 
     assert (1, 2) == (first.fence, second.fence)
-    locks.renew()
+    locks.leases.renew()
     assert (True, False) == (first.lost, second.lost)
     locks.release(SECTION, "key", "a", "a 1")
-    assert "b" == locks.holder(SECTION, "key").owner
+    assert "b" == locks.holders.first(SECTION, "key").owner
 
 
 def test_renewed(locks):
@@ -180,7 +179,7 @@ def test_renewed(locks):
     expire(locks)
     lease.deadline -= 120
     assert lease.lost
-    locks.renew()
+    locks.leases.renew()
 
     assert not lease.lost
     assert locks.take(claim("b")) is None
@@ -212,7 +211,7 @@ def test_a_limit(locks, limit):
     assert locks.take(claim("0", "0 2", limit=limit)) is None
     locks.release(SECTION, "key", "1", "1 1")
     assert limit + 1 == locks.take(claim("late", limit=limit)).fence
-    assert limit == len(locks.owners("key"))
+    assert limit == len(locks.holders.owners("key"))
 
 
 steps = st.lists(
@@ -251,7 +250,7 @@ def test_whatever_the_order(locks, steps, limit):
         elif step == "expire":
             expire(locks)
         else:
-            locks.renew()
+            locks.leases.renew()
         after = {row.slot: row for row in locks.lock.select()}
         assert len(after) <= limit
         owners = [row.owner for row in after.values() if row.owner is not None]

@@ -53,7 +53,7 @@ class Process:
         self.heartbeat = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
         self.heartbeat.beat()
         self.locks = self.transitions.locks
-        self.locks.attach(self.heartbeat.process, 30_000)
+        self.locks.leases.attach(self.heartbeat.process, 30_000)
 
 
 class SectionMachine(RuleBasedStateMachine):
@@ -194,7 +194,7 @@ class SectionMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1))
     def renew(self, which):
         self.processes[which].heartbeat.beat()
-        self.processes[which].locks.renew()
+        self.processes[which].locks.leases.renew()
 
     @rule(which=st.integers(0, 1))
     def kill(self, which):

@@ -26,7 +26,7 @@ def held(joblog):
         with joblog.database.connection_context():
             heartbeat.beat()
             locks.take(claim)
-            locks.forget("token")
+            locks.leases.forget("token")
             lock, worker = joblog.Lock, joblog.Worker
             lock.update(expires_at=lock.expires_at + HOUR).execute()
             worker.update(heartbeat_at=worker.heartbeat_at + HOUR, host="elsewhere").execute()

@@ -305,7 +305,7 @@ def test_the_smaller_limit_waits_in_peace(joblog, make_broker, worker, eventuall
         for name, limit in (("wide", 4), ("narrow", 1))
     )
     locks, writer, looks, starts = joblog.core.locks, joblog.core.writer, [], []
-    usage, submit = locks.usage, writer._submit
+    usage, submit = locks.holders.usage, writer._submit
 
     def looking(keys):
         looks.append(keys)
@@ -322,7 +322,7 @@ def test_the_smaller_limit_waits_in_peace(joblog, make_broker, worker, eventuall
             with joblog.lock("key", limit=4):
                 second = wide.send()
                 eventually(lambda: joblog.get(second.message_id).state == "waiting")
-                monkeypatch.setattr(locks, "usage", looking)
+                monkeypatch.setattr(locks.holders, "usage", looking)
                 monkeypatch.setattr(writer, "_submit", submitting)
                 eventually(lambda: len(looks) > 20)
                 assert [] == starts

@@ -537,7 +537,7 @@ def test_a_lease_that_is_over_before_the_body_begins(joblog, make_broker, worker
         answer = write(event)
         if event.row["jid"] == first.message_id and answer.lease is not None and not order:
             # As when the writer is held up right after its commit, and renews nothing.
-            joblog.core.locks.forget(event.row["token"])
+            joblog.core.locks.leases.forget(event.row["token"])
             eventually(lambda: answer.lease.lost)
             section.send("second")
             eventually(lambda: inside == ["second"])
