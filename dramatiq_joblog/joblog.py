@@ -523,7 +523,7 @@ class JobLog(Generic[J]):
         """
         self.core.settle()
         with checked_out(self.database):
-            standstill = Standstill(self.Job, self.Worker, self.Lock, patience=0)
+            standstill = Standstill(self.core.tables, patience=0)
             return queues_of(standstill, self.now())
 
     def get(self, jid: str) -> J:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Protocol
 
 from peewee import PeeweeException
 
@@ -20,8 +20,6 @@ from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.database.timeouts import bounded, cut_after, lent_within
 from dramatiq_joblog.errors import DatabaseAwayError, QueryTimeout
 from dramatiq_joblog.payload.secret_texts import scrub
-from dramatiq_joblog.recording.heartbeat import HOST
-from dramatiq_joblog.recording.mounts import PASSING, file_system_of
 from dramatiq_joblog.states import FINAL, ProblemKind
 
 from . import mutes
@@ -30,17 +28,20 @@ from .counted import Counted
 from .database_checks import MOST, DatabaseChecks
 from .error_trends import ErrorTrends
 from .finding import Finding
+from .middleware_check import look_at_middleware
 from .problem import Look, Problem, cut, in_order, jobs, plural, quoted, said, seen
+from .spool_check import MAX_SPOOLED, Spooling, look_at_spools
 from .standstill import MAX_LOST, MAX_UNSERVED, MAX_WAIT, Standstill
 from .type_trends import look_at_types
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from dramatiq_joblog.schema.tables import Tables
+    from dramatiq_joblog.statistics.rollups import Totals
+
 __all__ = ["MAX_SPOOLED", "MAX_WAIT", "Doctor", "Finding"]
 
-#: Seconds that events may stay in a spool while the database is available.
-MAX_SPOOLED = 60
 #: Milliseconds that all queries together may take.
 DEFAULT_TIMEOUT = 5_000
 #: Milliseconds reserved for reading mutes, even after slow checks.
@@ -56,11 +57,27 @@ _UNKNOWN_CURE = (
 )
 
 
+class Checked(Spooling, Protocol):
+    """The parts of a log that are checked."""
+
+    @property
+    def name(self) -> str:
+        """The kind and name of the database, without its password."""
+
+    @property
+    def tables(self) -> Tables[Any]:
+        """The log's tables."""
+
+    @property
+    def totals(self) -> Totals:
+        """The totals of ended jobs by period."""
+
+
 class Doctor:
     """Checks a log once.
 
     Parameters:
-      core: The log's parts; untyped, because their module is in a higher layer.
+      core: The log's parts.
       broker: The broker with the log's middleware, to check it as well.
       patience: Milliseconds that jobs may wait for a worker, or for a thread.
       lost_for: Milliseconds that a job may be lost.
@@ -70,7 +87,7 @@ class Doctor:
 
     def __init__(
         self,
-        core: Any,
+        core: Checked,
         broker: Any = None,
         *,
         patience: int = MAX_UNSERVED,
@@ -88,16 +105,10 @@ class Doctor:
         #: The current mutes.
         self._muted: list[Any] = []
         self._checks = DatabaseChecks(core.tables)
-        self._standstill = Standstill(
-            core.tables.job,
-            core.tables.worker,
-            core.tables.lock,
-            patience=patience,
-            lost_for=lost_for,
-        )
+        self._standstill = Standstill(core.tables, patience=patience, lost_for=lost_for)
 
     @classmethod
-    def for_findings(cls, core: Any, broker: Any) -> Doctor:
+    def for_findings(cls, core: Checked, broker: Any) -> Doctor:
         """Return a doctor with longer tolerances, for :meth:`findings`."""
         return cls(core, broker, lost_for=MAX_LOST, expected=False)
 
@@ -105,7 +116,7 @@ class Doctor:
         """Return the results of all checks, in a fixed order."""
         found = [_finding_of(look) for look in self._looks()]
         if self._broker is not None:
-            found.append(self._middleware())
+            found.append(look_at_middleware(self._broker, self._core))
         return found
 
     def problems(self) -> list[Problem]:
@@ -134,7 +145,7 @@ class Doctor:
                 "start the database, or correct its address, user, password or rights; until "
                 "then events are handled as on_outage says",
             )
-        yield self._spools()
+        yield look_at_spools(self._core)
 
     def _questions(self) -> dict[str, Callable[[], Look]]:
         checks, standstill = self._checks, self._standstill
@@ -220,7 +231,9 @@ class Doctor:
         return ErrorTrends(self._core.tables, self._ended, self._instant)
 
     def _sections(self) -> Look:
-        lock, job = self._core.tables.lock, self._core.tables.job
+        # Any: peewee's queries are untyped.
+        lock: Any = self._core.tables.lock
+        job: Any = self._core.tables.job
         now = database_now(self._database)
         well = "no section is held by a job that has ended"
         stuck = list(
@@ -272,7 +285,8 @@ class Doctor:
 
     def _expected(self) -> Look:
         """Check for expected jobs that did not run, from the state of the alert rules."""
-        state = self._core.tables.alert
+        # Any: peewee's queries are untyped.
+        state: Any = self._core.tables.alert
         rows = state.select().where(state.is_open, state.expects.is_null(False)).limit(_MOST_MISSED)
         problems = [
             seen(
@@ -288,85 +302,6 @@ class Doctor:
             for row in rows
         ]
         return Look("expected", "no expected job is missing", tuple(problems))
-
-    def _spools(self) -> Look:
-        waiting = self._core.spool.files()
-        if not waiting:
-            return self._place_of_spool()
-        oldest = max(file.age for file in waiting)
-        text = (
-            f"{plural(len(waiting), 'file')} of {sum(file.size for file in waiting)} bytes in "
-            f"{self._core.spool.folder}, the oldest for {oldest:.0f} s"
-        )
-        left = sum(not file.in_use for file in waiting)
-        if left:
-            text += f"; {left} of them by processes that are gone"
-        if oldest < MAX_SPOOLED:
-            return Look("spools", f"events wait on {HOST}: {text}")
-        problem = seen(
-            ProblemKind.SPOOLS,
-            HOST,
-            _now() - timedelta(seconds=oldest),
-            len(waiting),
-            f"Events wait on {HOST}",
-            f": {text}.",
-            "once the database answers, any process of this host that uses the log replays "
-            "them within 10 s: start a worker here, as the same user",
-        )
-        return Look("spools", "", (problem,))
-
-    def _place_of_spool(self) -> Look:
-        """Check whether the spool is on storage that survives a reboot."""
-        folder = self._core.spool.folder
-        kind = file_system_of(folder)
-        well = f"no events wait on {HOST} to be replayed"
-        if kind in PASSING and self._core.writer.policy == "spool" and not self._is_passing():
-            problem = seen(
-                ProblemKind.SETTINGS,
-                "spool",
-                _now(),
-                1,
-                "The spool may not last",
-                f": {folder} is on {kind}, which {PASSING[kind]}: events kept there during "
-                "an outage are lost with it.",
-                "mount a volume there, or name a folder on one by JobLog(spool=...); or set "
-                'on_outage="block", so that nothing is acknowledged before it is committed',
-            )
-            return Look("spools", well, (problem,))
-        return Look("spools", well)
-
-    def _is_passing(self) -> bool:
-        """Return whether the log's own database file does not survive either."""
-        file = self._dialect.file_of(self._database)
-        return file is not None and file_system_of(file.parent) in PASSING
-
-    def _middleware(self) -> Finding:
-        ours = [m for m in getattr(self._broker, "middleware", ()) if hasattr(m, "joblog")]
-        mine = [m for m in ours if m.joblog.core is self._core]
-        add = "call broker.add_middleware(JobLogMiddleware(joblog)) once, before the actors"
-        if len(mine) != 1:
-            text = "has no JobLogMiddleware of this log" if not mine else "has it more than once"
-            return Finding("middleware", False, f"the broker {text}", add)
-        undeclared = sorted(set(self._broker.actors) - mine[0].declared)
-        if undeclared:
-            return Finding(
-                "middleware",
-                False,
-                f"it was added after the actors {', '.join(undeclared[:10])}, whose options were "
-                "not checked",
-                add,
-            )
-        names = [type(m).__name__ for m in self._broker.middleware]
-        kinds = {kind.__name__ for m in self._broker.middleware for kind in type(m).__mro__}
-        if "Retries" not in kinds:
-            return Finding(
-                "middleware",
-                False,
-                "the broker has no Retries: every job that fails is dead at once",
-                "add dramatiq.middleware.Retries, unless that is what you want",
-            )
-        at = self._broker.middleware.index(mine[0]) + 1
-        return Finding("middleware", True, f"it is number {at} of {len(names)}; any position works")
 
 
 def _finding_of(look: Look) -> Finding:

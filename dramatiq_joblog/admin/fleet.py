@@ -17,6 +17,8 @@ from dramatiq_joblog.states import State
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from dramatiq_joblog.schema.tables import Tables
+
 #: The maximum number of worker processes and started jobs read.
 LOOK = 20_000
 #: Milliseconds within which a finished job proves that a worker is running.
@@ -59,14 +61,12 @@ class Fleet:
         return 0 < self.threads[queue] <= self.running[queue]
 
 
-def look_at(job: Any, worker: Any) -> Fleet:
-    """Return the worker processes of a log; needs an open connection.
-
-    Parameters:
-      job: The bound job model.
-      worker: The bound worker model.
-    """
-    now = database_now(worker._meta.database)
+def look_at(tables: Tables[Any]) -> Fleet:
+    """Return the worker processes of a log; needs an open connection."""
+    # Any: peewee's queries are untyped.
+    job: Any = tables.job
+    worker: Any = tables.worker
+    now = database_now(tables.database)
     silent = worker.heartbeat_at + worker.timeout < now
     rows = list(
         worker.select(worker, silent.alias("silent"))

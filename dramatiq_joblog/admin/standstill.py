@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
+    from dramatiq_joblog.schema.tables import Tables
+
 #: Milliseconds that a job may wait in a queue before it is a problem.
 MAX_WAIT = 3_600_000
 #: Milliseconds that a job may wait in a queue while there is no worker, or none has a free thread.
@@ -58,37 +60,34 @@ class Standstill:
     Its methods need an open connection; they share one query for the workers.
 
     Parameters:
-      job: The bound job model.
-      worker: The bound worker model.
-      lock: The bound lock model.
+      tables: The log's tables.
       patience: Milliseconds that jobs may wait for a worker, or for a thread.
       lost_for: Milliseconds that a job may be lost.
     """
 
     def __init__(
         self,
-        job: Any,
-        worker: Any,
-        lock: Any,
+        tables: Tables[Any],
         *,
         patience: int = MAX_UNSERVED,
         lost_for: int = 0,
     ) -> None:
-        self._job = job
-        self._worker = worker
-        self._limits = Limits(lock)
+        self._tables = tables
+        # Any: peewee's queries are untyped.
+        self._job: Any = tables.job
+        self._limits = Limits(tables.lock)
         self._patience = patience
         self._lost_for = lost_for
         #: All thresholds, which one query covers.
         self._times = (patience, lost_for, MAX_OVERDUE, MAX_WAIT)
         self._asked: dict[tuple[State, str], list[Any]] = {}
-        self._database: Any = job._meta.database
+        self._database: Any = tables.database
         self._now: Any = database_now(self._database)
 
     @functools.cached_property
     def fleet(self) -> Fleet:
         """The worker processes."""
-        return look_at(self._job, self._worker)
+        return look_at(self._tables)
 
     def due(self) -> dict[str, list[Standing]]:
         """Return the jobs that could run now, by queue; requires a patience of 0."""

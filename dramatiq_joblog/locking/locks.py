@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from peewee import Database
 
+    from dramatiq_joblog.schema.tables import Tables
+
     from .leases import Claim, Lease
     from .waiters import Place
 
@@ -38,21 +40,22 @@ class Locks:
     """The statements on the table of keys.
 
     Parameters:
-      lock: The bound lock model.
-      job: The bound job model, for waiters.
+      tables: The log's tables.
     """
 
-    def __init__(self, lock: Any, job: Any) -> None:
+    def __init__(self, tables: Tables[Any]) -> None:
+        # Any: peewee's queries are untyped.
+        lock: Any = tables.lock
         self.lock = lock
         #: The waiters of keys.
-        self.waiters = Waiters(job, lock)
-        #: The manual locks that wait.
+        self.waiters = Waiters(tables)
+        #: The locks by hand that wait.
         self.hands = Hands(lock)
         #: The limits set at run time.
         self.limits = Limits(lock)
         #: The recent starts of rates.
         self.rates = Rates(lock)
-        self.database: Database = lock._meta.database
+        self.database: Database = tables.database
         #: The statements that acquire keys.
         self.slots = slots_of(lock)
         #: Whether an update can return rows, and locks only the rows that it changes.

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from peewee import Database
 
+    from dramatiq_joblog.schema.tables import Tables
+
 #: Milliseconds that a waiter counts as present after its process has extended it.
 ATTENDED = 10_000
 #: Milliseconds between two extensions of a process's waiters.
@@ -91,14 +93,14 @@ class Waiters:
     """The queries on who waits for a key.
 
     Parameters:
-      job: The bound job model.
-      lock: The bound lock model.
+      tables: The log's tables.
     """
 
-    def __init__(self, job: Any, lock: Any) -> None:
-        self.job = job
-        self._lock = lock
-        self._database: Database = job._meta.database
+    def __init__(self, tables: Tables[Any]) -> None:
+        # Any: peewee's queries are untyped.
+        self.job: Any = tables.job
+        self._lock: Any = tables.lock
+        self._database: Database = tables.database
         self._dialect = dialect_of(self._database)
         self._disputed = Compiled(self._database, self._selecting_disputed)
         self._is_disputed = Compiled(self._database, self._selecting_is_disputed)

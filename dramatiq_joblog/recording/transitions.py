@@ -58,7 +58,7 @@ class Transitions:
         self.failure: Any = tables.failure
         self.worker: Any = tables.worker
         self.database: Database = tables.database
-        self.locks = Locks(tables.lock, tables.job)
+        self.locks = Locks(tables)
         #: The earlier runs of jobs.
         self.kept = KeptRuns(tables)
         #: The log lines of runs.
