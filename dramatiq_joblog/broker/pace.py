@@ -1,4 +1,4 @@
-"""How often to poll the keys that jobs in this process wait for.
+"""How often to scan for waiting messages, and to poll the keys that they wait for.
 
 An idle key is polled frequently only by the process that holds the next waiter, because only that
 process can promote it; the others poll seldom.  All poll often while the key is active.
@@ -15,6 +15,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+#: Milliseconds between two scans for waiting messages: regular, and minimum after a new one.
+SCAN_EVERY, SCAN_AGAIN = 1_000, 50
+#: A scan, or a poll that promotes nothing, is followed by a pause this many times as long, to limit
+#: CPU use.
+REST = 20
 #: Milliseconds between two polls of an active key.
 OFTEN = 50
 #: Milliseconds between two polls of an idle key whose next waiter is here.  A poll costs little; to
@@ -102,3 +107,48 @@ class Pace:
         if within is not None:
             pause = min(pause, max(OFTEN, within))
         state.due = now + pause / 1000
+
+
+class ScanPace:
+    """Plans when to scan for waiting messages."""
+
+    def __init__(self) -> None:
+        #: Whether there are new messages, and when they came; all times are monotonic seconds.
+        self._came, self._came_at = False, 0.0
+        #: When the next regular scan is due, and the next at the earliest.
+        self._due = self._again = 0.0
+
+    def expect(self) -> bool:
+        """Plan a scan soon, because a message is about to be added; any thread may call this.
+
+        Returns:
+          Whether none was planned.
+        """
+        self._came_at = time.monotonic()
+        if self._came:
+            return False
+        self._came = True
+        return True
+
+    def soon(self) -> None:
+        """Plan a scan soon, because messages may have been added."""
+        self._came = True
+
+    @property
+    def next_due(self) -> float:
+        """When to scan again, in monotonic seconds."""
+        return self._again if self._came else self._due
+
+    def begin(self) -> bool:
+        """Begin a scan, and return True, if one is due."""
+        if time.monotonic() < self.next_due:
+            return False
+        # A new message may not be in the consumer's queue yet.
+        self._came = self._came_at > time.monotonic() - SCAN_AGAIN / 1000
+        return True
+
+    def end(self, took: float) -> None:
+        """Plan the next scan, after one that took so many seconds of CPU."""
+        now, rest = time.monotonic(), REST * took
+        self._due = now + max(SCAN_EVERY / 1000, rest)
+        self._again = now + max(SCAN_AGAIN / 1000, rest)

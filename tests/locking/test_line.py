@@ -459,7 +459,7 @@ def test_absent_waiters_do_not_slow_others_down(
 
 def test_waiters_are_looked_after(joblog, broker, worker, declare, eventually, monkeypatch):
     """The process that holds a waiter's message extends it for as long as it holds it."""
-    monkeypatch.setattr("dramatiq_joblog.broker.promotion.ATTEND_EVERY", 100)
+    monkeypatch.setattr("dramatiq_joblog.broker.attendance.ATTEND_EVERY", 100)
     work = declare("wait")
     with worker(broker):
         with joblog.lock("key"):
