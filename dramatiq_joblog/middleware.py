@@ -18,7 +18,7 @@ from dramatiq.middleware import (
     SkipMessage,
 )
 
-from .broker.acks import ACKS, HandedAcks, why_not
+from .broker.acks import ACKS
 from .broker.claims import Claims
 from .broker.deliveries import hold, is_move, only_moves, stamp
 from .broker.labels import STARTS
@@ -43,12 +43,11 @@ from .broker.options import (
     throws,
 )
 from .broker.outcome_log import log_outcome
-from .broker.promotion import Waker
 from .broker.refusals import PutBack, Refusals, count_as_done
 from .broker.requeue import Sender
 from .broker.runs import Runs
+from .broker.services import Services
 from .broker.verdict import verdict
-from .broker.worker_process import Place, Workers
 from .database.address import Address
 from .errors import (
     ConfigurationError,
@@ -153,24 +152,24 @@ class JobLogMiddleware(Middleware):
             "start": start,
         }
         self.logger = get_logger(__name__, type(self))
-        self._how_to_ack = acks
-        self._acks: HandedAcks | None = None
-        self._heartbeat_interval = heartbeat
-        self._heartbeat_timeout = heartbeat_timeout
-        self._workers = Workers()
         self._outcome_log = given_flag("outcome_log", outcome_log)
         self._start = start
         self._lines_level = check_level(lines, "lines")
         self._reports = Reports(joblog.core.transitions)
-        self._waker: Waker | None = None
+        self._services = Services(
+            joblog,
+            self._reports,
+            acks=acks,
+            heartbeat=heartbeat,
+            heartbeat_timeout=heartbeat_timeout,
+        )
         self._messages = Messages(joblog, lines_level=self._lines_level, start=start)
         self._sender = joblog.core.send_by(Sender(joblog, self._messages.arguments))
         self._runs = Runs(self._messages, joblog.core.worker_process)
         self._claims = Claims(joblog)
         self._refusals = Refusals(
             self._runs,
-            self._hold_here,
-            self._filled,
+            self._services,
             outcome_log=outcome_log,
             user_column=self._messages.user_column,
         )
@@ -190,8 +189,7 @@ class JobLogMiddleware(Middleware):
     def before_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
         """Refuse an actor with options that the log cannot use."""
         self._refuse_twins(broker)
-        if self._acks is None:
-            self._check_acks(broker)
+        self._services.check_acks(broker)
         self._messages.declare(actor)
         self._claims.watch(broker)
         self._sender.add(broker, self._messages, self._claims.enqueue_of(broker))
@@ -225,8 +223,9 @@ class JobLogMiddleware(Middleware):
         """Stamp a delayed message with its delivery, and sanitise its bonds."""
         hold(bare(message))
         self._messages.bonds.fit(broker, message)
-        if self._waker is not None and message.options.get(WAITS) is not None:
-            self._waker.expect()
+        waker = self._services.waker
+        if waker is not None and message.options.get(WAITS) is not None:
+            waker.expect()
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         """Refuse unusable options and duplicates; set the message's parent and root."""
@@ -306,8 +305,8 @@ class JobLogMiddleware(Middleware):
                 count_as_done(broker, message)
                 raise SkipMessage(text_of(options[DUPLICATE]))
             has_waited = options.pop(WAITS, None) is not None
-            if has_waited and self._waker is not None:
-                self._waker.began(message)
+            if has_waited and (waker := self._services.waker) is not None:
+                waker.began(message)
             # Its sender may not know of sections.
             self._messages.bonds.bind(broker, message, plan.shape, begins=True)
             if MALFORMED in options:
@@ -375,14 +374,15 @@ class JobLogMiddleware(Middleware):
 
     def _hear(self, start: Started, actor: str) -> None:
         """Pass the results of callable limits to the thread that promotes waiters."""
-        if self._waker is not None:
+        waker = self._services.waker
+        if waker is not None:
             for need in start.needs:
                 if need.is_asked:
-                    self._waker.heard(need, actor)
+                    waker.heard(need, actor)
 
     def _line_up(self, broker: Broker, message: MessageProxy, run: Run, start: Started) -> None:
         """Let a new job join the end of a long wait queue without waiting for an answer."""
-        waker = self._waker
+        waker = self._services.waker
         if waker is None or not start.may_line_up or not waker.has_line(start.needs[0]):
             return
         if self._refusals.line_up(broker, message, run, start):
@@ -462,8 +462,9 @@ class JobLogMiddleware(Middleware):
             self._reports.end(live)
         running.set(None)
         self.joblog.release()
-        if self._acks is not None and self._acks.takes(broker, message):
-            self._acks.after(self._hand_over(event), message)
+        acks = self._services.acks
+        if acks is not None and acks.takes(broker, message):
+            acks.after(self._hand_over(event), message)
         else:
             try:
                 self.joblog.core.writer.write(event)
@@ -475,7 +476,7 @@ class JobLogMiddleware(Middleware):
 
     def _hand_over(self, event: Ended) -> Receipt:
         """Submit the end of a run; sending the acknowledgement makes the writer write it."""
-        waker = self._waker
+        waker = self._services.waker
         if event.section is not None and waker is not None and waker.waits_for(freed_by(event)):
             # Now, not with the next batch: it may release a key for the next job.
             return self.joblog.core.writer.put(event, awaited=True)
@@ -486,24 +487,7 @@ class JobLogMiddleware(Middleware):
     def before_worker_boot(self, broker: Broker, worker: Any) -> None:
         """Start the heartbeat, before the first job."""
         self._refuse_twins(broker)
-        if self._acks is None:
-            self._check_acks(broker)
-            if self._how_to_ack != "plain" and why_not(broker) is None:
-                self._acks = HandedAcks(broker, self.joblog.core.writer.wake)
-        queues = worker.consumer_whitelist or broker.get_declared_queues()
-        self.joblog.core.worker_process.enter(
-            worker,
-            worker.worker_threads,
-            queues,
-            interval=self._heartbeat_interval,
-            timeout=self._heartbeat_timeout,
-        )
-        if self._workers.add(worker, Place(worker.worker_threads, frozenset(queues))):
-            self.joblog.core.writer.every(self._heartbeat_interval, self._reports.write)
-            capture.enter()
-            self._waker = Waker(self.joblog, broker)
-            self._waker.start()
-            self.joblog.core.locks.freed.listen(self._waker.look)
+        self._services.start(broker, worker)
 
     def after_worker_thread_boot(self, broker: Broker, thread: Any) -> None:
         """Begin to record what is enqueued on this worker thread."""
@@ -512,57 +496,25 @@ class JobLogMiddleware(Middleware):
     def after_consumer_thread_boot(self, broker: Broker, thread: Any) -> None:
         """Begin to manage the waiting messages of this consumer."""
         only_moves()
-        if self._waker is not None:
-            self._waker.attach(thread)
+        if (waker := self._services.waker) is not None:
+            waker.attach(thread)
 
     def before_consumer_thread_shutdown(self, broker: Broker, thread: Any) -> None:
         """Leave the consumer's waiting messages to the broker."""
-        if self._waker is not None:
-            self._waker.detach(thread)
+        if (waker := self._services.waker) is not None:
+            waker.detach(thread)
 
     def before_worker_shutdown(self, broker: Broker, worker: Any) -> None:
         """Write the submitted events."""
-        if self._waker is not None and self._workers.are_only(worker):
-            self.joblog.core.locks.freed.ignore(self._waker.look)
-            self._waker.stop()
-            self._waker = None
+        self._services.stop_promoting(worker)
         self.joblog.core.writer.flush()
 
     def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:
         """Write the events submitted since, and stop the heartbeat with the last worker."""
-        if self._workers.remove(worker):
-            self.joblog.core.writer.end_chore(self._reports.write, self._reports.write)
-            capture.leave()
-        self.joblog.core.worker_process.leave(worker)
-        self.joblog.core.writer.flush()
-        if self._acks is not None and not self._acks.flush():
+        if not self._services.stop(worker):
             self.logger.warning(
                 "Acknowledgements could not be sent before the end. Their messages will be "
                 "delivered again, and not run again."
-            )
-
-    def _hold_here(
-        self, broker: Broker, message: MessageProxy, copy: Message[Any], delay: int
-    ) -> bool:
-        """Hold a message in this process, if it may stay unacknowledged meanwhile."""
-        acks, waker = self._acks, self._waker
-        if acks is None or waker is None or not acks.takes(broker, message):
-            return False
-        if not waker.hold(copy, delay):
-            return False
-        acks.keep(message)
-        return True
-
-    def _filled(self, queue: str) -> None:
-        """Fetch soon from a delay queue on which a waiting message was enqueued."""
-        if self._waker is not None:
-            self._waker.filled(queue)
-
-    def _check_acks(self, broker: Broker) -> None:
-        reason = why_not(broker) if self._how_to_ack == "handed" else None
-        if reason is not None:
-            raise ConfigurationError(
-                f"acks='handed' is not possible with this broker: {reason}; use acks='auto'"
             )
 
     def _counted(self, broker: Broker, message: AnyMessage, error: BaseException) -> int:

@@ -19,8 +19,6 @@ from .outcome_log import log_outcome
 from .requeue import GROUP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from dramatiq import Broker, Message
     from dramatiq.broker import MessageProxy
 
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
 
     from .run import Run
     from .runs import Runs
+    from .services import Services
 
 _logger = get_logger(__name__)
 
@@ -45,9 +44,7 @@ class Refusals:
 
     Parameters:
       runs: Records refused runs.
-      hold_here: Holds a copy of a message in this process for a number of milliseconds; returns
-      False if it cannot.
-      filled: Called with the name of the delay queue that a message was enqueued on.
+      services: Holds copies of messages in this process, and fetches those put back.
       outcome_log: Whether skipped jobs are logged as well.
       user_column: The column of the job's user.
     """
@@ -55,15 +52,13 @@ class Refusals:
     def __init__(
         self,
         runs: Runs,
-        hold_here: Callable[[Broker, MessageProxy, Message[Any], int], bool],
-        filled: Callable[[str], None],
+        services: Services,
         *,
         outcome_log: bool,
         user_column: str,
     ) -> None:
         self._runs = runs
-        self._hold_here = hold_here
-        self._filled = filled
+        self._services = services
         self._outcome_log = outcome_log
         self._user_column = user_column
 
@@ -129,7 +124,7 @@ class Refusals:
         """Put a message back for *delay* milliseconds, or until its turn comes."""
         waits = True if refusal is None else refusal.need.key
         copy = bare(message).copy(options={WAITS: waits})
-        if not self._hold_here(broker, message, copy, delay):
+        if not self._services.hold(broker, message, copy, delay):
             # It stays the same delivery, so that a redelivery is still recognised as a repetition.
             hold(copy)
             with moving():
@@ -140,7 +135,7 @@ class Refusals:
         """Hold a message here that joins a wait queue; return False if it cannot be held."""
         [need] = start.needs
         copy = bare(message).copy(options={WAITS: need.key})
-        if not self._hold_here(broker, message, copy, comes_back(start, need.wait_for)):
+        if not self._services.hold(broker, message, copy, comes_back(start, need.wait_for)):
             return False
         run.refuse()
         keep_its_result(message)
@@ -164,7 +159,7 @@ class Refusals:
                 time.sleep(1.0)
             else:
                 break
-        self._filled(f"{copy.queue_name}{DELAY_SUFFIX}")
+        self._services.filled(f"{copy.queue_name}{DELAY_SUFFIX}")
 
 
 def count_as_done(broker: Broker, message: MessageProxy) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dramatiq_joblog.recording.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from dramatiq_joblog.locking.locks import Locks
     from dramatiq_joblog.recording.writer import Writer
@@ -102,19 +102,16 @@ class WorkerProcess:
         heartbeat = self._heartbeat
         return heartbeat.process if heartbeat is not None and self._workers.here else None
 
-    def enter(
-        self, worker: Any, threads: int, queues: Iterable[str], *, interval: int, timeout: int
-    ) -> None:
+    def enter(self, worker: Any, place: Place, *, interval: int, timeout: int) -> None:
         """Start the heartbeat with the first worker, whose *interval* and *timeout* apply.
 
         Parameters:
           worker: The worker that boots.
-          threads: The number of its threads.
-          queues: The queues that it consumes.
+          place: Its threads, and the queues that it consumes.
           interval: Milliseconds between two heartbeats.
           timeout: Milliseconds without a heartbeat after which the process is considered gone.
         """
-        first = self._workers.add(worker, Place(threads, frozenset(queues)))
+        first = self._workers.add(worker, place)
         if first or self._heartbeat is None:
             job, row = self._tables.job, self._tables.worker
             self._heartbeat = Heartbeat(

@@ -112,7 +112,7 @@ def test_two_logs_of_one_broker(joblog, make_broker, tmp_path):
     with boot(broker):
         consumer = broker.consume("default")
         assert consumer._acks is not None
-        assert second._acks is None
+        assert second._services.acks is None
     log.close()
 
 
@@ -295,7 +295,7 @@ def test_redis_restarts_while_acknowledgements_wait(
             server.process.wait()
             gate.opened.set()
             eventually(lambda: 1 == joblog.jobs.finished().count(), timeout=30)
-            eventually(lambda: middleware._acks._stuck, timeout=30)
+            eventually(lambda: middleware._services.acks._stuck, timeout=30)
             lasts.set()
             eventually(lambda: 2 == joblog.jobs.finished().count(), timeout=30)
             server.restart()
