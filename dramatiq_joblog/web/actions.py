@@ -500,28 +500,28 @@ def _ask_unlock(visit: Visit) -> Question | None:
     log, given = visit.joblog, visit.query
     key, slot, fence = given.get("key", ""), _int(given.get("slot")), _int(given.get("fence"))
     lock = log.locks.where(log.Lock.key == key, log.Lock.slot == slot).first()
-    if lock is None or lock.fence != fence:
+    if lock is None or lock.fence != fence or lock.expires_at is None:
         return None
     job = log.jobs.where(log.Job.jid == lock.owner).first()
     waiter = log.waiters(key).first()
     now = log.now()
     renewed = to_millis(now) - (to_millis(lock.expires_at) - lock.ttl)
     who = short(job.jid) if job is not None else lock.owner
-    runs = job is None or job.state == State.STARTED
+    stopped = None if job is None or job.state == State.STARTED else job
     warning, effects = "", []
-    if runs:
+    if stopped is None:
         place = lock.owner if job is None else JobRow(job, now).worker or who
         warning = f"Its holder is alive: {place} renewed the lease {plain_duration(renewed)} ago."
         effects.append(
             ("started", f"{who} continues to run, and sees lease_lost at its next check.")
         )
     else:
-        state = str(job.state)
+        state = str(stopped.state)
         look = state if state in {"retrying", "lost", "waiting"} else "lost"
         effects.append((look, f"{who} is {state}; its next run takes the key anew, or waits."))
     if waiter is not None:
         effects.append(("waiting", f"{short(waiter.jid)} comes in next, with fence {fence + 1}."))
-    if runs:
+    if stopped is None:
         effects.append(("dead", "Two may write at once unless the store checks the fence."))
     return Question(
         what="unlock",

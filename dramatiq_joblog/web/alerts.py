@@ -109,8 +109,8 @@ def alerts(visit: Visit) -> Response:
     if visit.wants_json:
         return visit.json(
             {
-                "alerts": [visit.as_dict(state) for state in found],
-                "muted": [visit.as_dict(row) for row in muted],
+                "alerts": [visit.visible.as_dict(state) for state in found],
+                "muted": [visit.visible.as_dict(row) for row in muted],
                 "offered": [each.as_dict() for each in offered],
             }
         )
@@ -173,7 +173,9 @@ def _days(visit: Visit) -> dict[str, list[bool]]:
         None,
     )
     found: dict[str, list[bool]] = {}
-    for group in [] if stats is None else stats.groups:
+    if stats is None:
+        return found
+    for group in stats.groups:
         days = found[group.name] = [False] * _DAYS
         for at, count in zip(stats.times, group.series["finished"], strict=True):
             number = _DAYS - 1 - (today - at.astimezone(visit.zone).date()).days

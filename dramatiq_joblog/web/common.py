@@ -61,7 +61,7 @@ def lines(visit: Visit, keys: Iterable[str]) -> dict[str, list[Any]]:
     """Return the jobs that wait for each of some sections, the next one first."""
     none: dict[str, list[Any]] = {}
     found = visit.part("who waits", lambda: visit.joblog.waiters_by_key(keys, limit=PER_PAGE), none)
-    return {key: [visit.seen(job) for job in line] for key, line in found.items()}
+    return {key: [visit.visible.row(job) for job in line] for key, line in found.items()}
 
 
 def deed(row: Any) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from dramatiq_joblog.errors import DatabaseAwayError, JobNotFound, QueryTimeout,
 from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.reading.display import escaped_json
 from dramatiq_joblog.schema.models import to_millis
-from dramatiq_joblog.states import State
 
 from . import commands, hidden
 from .access import ALL, CSRF_FIELD, METRICS
+from .done import done_text
+from .figures import Figures
 from .links import Links
 from .sending import is_known, tagged
 from .verdict import verdict_of
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from dramatiq_joblog.admin.problem import Problem
+    from dramatiq_joblog.joblog import JobLog
     from dramatiq_joblog.statistics.profile import Profile
     from dramatiq_joblog.statistics.series import Stats
 
@@ -41,23 +42,6 @@ F = TypeVar("F", bound="Stats | Profile | None")
 
 #: Milliseconds within which a health check responds, and within which any request does.
 HEALTH_WITHIN, ANSWER_WITHIN = 3_500, 8_000
-#: Milliseconds for the problem checks.
-PROBLEMS_WITHIN = 2_000
-
-_DONE = {
-    "requeue": ("Nothing was run again.", "1 job runs again.", "{} jobs run again."),
-    "rerun": ("Nothing was run again.", "1 job runs again.", "{} jobs run again."),
-    "now": ("Nothing was sent.", "1 job was sent.", "{} jobs were sent."),
-    "dismiss": ("Nothing was dismissed.", "1 job is dismissed.", "{} jobs are dismissed."),
-    "cancel": ("Nothing was cancelled.", "1 job is cancelled.", "{} jobs are cancelled."),
-    "unlock": (
-        "Nothing was unlocked: the key has another holder by now.",
-        "The key is unlocked.",
-        "{} keys are unlocked.",
-    ),
-    "mute": ("It is gone by now: nothing is muted.", "The problem is muted.", ""),
-    "unmute": ("It was not muted.", "The problem is no longer muted.", ""),
-}
 
 
 class Visit:
@@ -72,18 +56,21 @@ class Visit:
         self.site = site
         self.request = request
         self.access: Access = request.scope["joblog.access"]
+        #: What of a row the visitor may see.
+        self.visible = hidden.Visible(everything=self.access.sees_arguments)
         self.link = Links(request, site.assets)
         self.query = request.query_params
         self.now = datetime.now(timezone.utc)
         #: The time zone for display.
         self.zone = zone_of(request.cookies.get(COOKIE) or site.time_zone)
         #: Whether JSON is requested, by the path or by the header.
-        self.wants_json = self.link.path.endswith(".json") or self.prefers_json
+        self.wants_json = self.link.path.endswith(".json") or self._prefers_json
         #: Messages at the top of the page: what is missing, what was done.
         self.banners: list[str] = []
         #: The parts of the page that timed out.
         self.missing: set[str] = set()
-        self._figures: dict[str, Any] = {}
+        #: Figures of every page.
+        self.figures = Figures(self)
 
     @property
     def local_now(self) -> datetime:
@@ -91,7 +78,7 @@ class Visit:
         return self.now.astimezone(self.zone)
 
     @property
-    def joblog(self) -> Any:
+    def joblog(self) -> JobLog[Any]:
         """The log."""
         return self.site.joblog
 
@@ -102,9 +89,25 @@ class Visit:
         return self.access.who or (client.host if client else "unknown")
 
     @property
-    def prefers_json(self) -> bool:
+    def _prefers_json(self) -> bool:
         """Whether JSON is requested by the header."""
-        return _prefers_json(self.request.headers.get("accept", ""))
+        kinds = [
+            part.split(";")[0].strip() for part in self.request.headers.get("accept", "").split(",")
+        ]
+        return "application/json" in kinds and "text/html" not in kinds
+
+    def read_suffix(self, name: str, *, is_name: bool) -> str:
+        """Return a name at the end of the path without ``.json``, if that only requests JSON.
+
+        Parameters:
+          name: The end of the path.
+          is_name: Whether something has this very name.
+        """
+        if is_name or not name.endswith(".json"):
+            self.wants_json = self._prefers_json
+            return name
+        self.wants_json = True
+        return name.removesuffix(".json")
 
     # Queries
 
@@ -126,24 +129,6 @@ class Visit:
             # Respond with an error page to any error.
             get_logger(__name__).exception("The page %s failed", self.link.path)
             return self.sorry(500, "Something broke", "See the server's log for the reason.")
-
-    def as_dict(self, row: Any) -> dict[str, Any]:
-        """Return a row as a dictionary, without what the visitor may not see."""
-        if not self.access.sees_arguments:
-            return hidden.as_dict(row)
-        document: dict[str, Any] = row.as_dict()
-        return document
-
-    def seen(self, row: T) -> T:
-        """Return a row without what the visitor may not see."""
-        if self.access.sees_arguments:
-            return row
-        without: T = hidden.without_arguments(row)
-        return without
-
-    def key(self, key: str) -> str:
-        """Return the key of a section, or a placeholder if the visitor may not see it."""
-        return key if self.access.sees_arguments else hidden.HIDDEN
 
     @property
     def patience(self) -> int:
@@ -194,7 +179,7 @@ class Visit:
         They are without what the visitor may not see.
         """
         none: list[Any] = []
-        return [self.seen(row) for row in self.part(what, lambda: list(ask()), none)]
+        return [self.visible.row(row) for row in self.part(what, lambda: list(ask()), none)]
 
     def whole(self, figures: F) -> F:
         """Return statistics; if they are incomplete, report since when they are complete."""
@@ -276,11 +261,12 @@ class Visit:
             "zone_text": zone_text(self.local_now),
         }
         if self.access.may_read:
-            context["nav"] = self._nav(counted=bool(section))
+            context["nav"] = self.figures.navigation(counted=bool(section))
         if section:
-            self._say_what_was_done()
+            if (done := done_text(self.query)) is not None:
+                self.banners.append(done)
             if section != "confirm":
-                context["needs"] = verdict_of(self.all_problems(), self)
+                context["needs"] = verdict_of(self.figures.all_problems(), self)
             context["json_url"] = self._json_url()
         html = site.templates.get_template(template).render(context | facts)
         headers = {"vary": "accept, cookie"}
@@ -315,16 +301,6 @@ class Visit:
         path = self.link.root + "/overview" if self.link.path == "/" else path
         return f"{path}.json" + (f"?{query}" if query else "")
 
-    def _say_what_was_done(self) -> None:
-        texts = _DONE.get(self.query.get("done", ""))
-        if texts is None:
-            return
-        done, refused = (_whole(self.query.get(name, "")) for name in ("n", "not"))
-        text = texts[min(done, 2)].format(done)
-        if refused:
-            text += f" {refused} could not be; Actions says why."
-        self.banners.append(text)
-
     def search(self, words: str) -> Any:
         """Return the jobs that a search finds, with times in the visitor's zone.
 
@@ -348,64 +324,3 @@ class Visit:
     def _is_jid(self, words: str) -> bool:
         jid = words.strip().strip('"')
         return bool(self.joblog.jobs.where(self.joblog.Job.jid == fold_jid(jid)).exists())
-
-    def _nav(self, *, counted: bool) -> list[tuple[str, str, str, Any]]:
-        """Return the navigation; *counted* is false for error pages, which make no query."""
-        dead = locks = workers = alerts = None
-        if counted:
-            dead = self.counts().get(State.DEAD)
-            locks = self._kept("locks", self.joblog.locks.count)
-            workers = self._kept("workers", self._alive)
-            alerts = self._kept("alerts", self._open_alerts)
-        return [
-            ("overview", "Overview", "n-over", None),
-            ("jobs", "Jobs", "n-jobs", None),
-            ("types", "Types", "n-type", None),
-            ("dead", "Dead", "dead", dead),
-            ("queues", "Queues", "n-queue", None),
-            ("locks", "Locks", "lock", locks),
-            ("workers", "Workers", "n-work", workers),
-            ("alerts", "Alerts", "n-alert", alerts),
-        ]
-
-    def counts(self) -> dict[Any, Any]:
-        """Return the number of jobs in each state, without dismissed ones; capped."""
-        return self._kept("counts", self.joblog.counts) or {}
-
-    def problems(self) -> list[Problem]:
-        """Return the problems that are not muted, at most some seconds old."""
-        return [problem for problem in self.all_problems() if problem.muted is None]
-
-    def all_problems(self) -> list[Problem]:
-        """Return all problems, including muted ones, at most some seconds old."""
-        timeout = min(self.site.timeout, PROBLEMS_WITHIN)
-        found: list[Problem] = self.site.keep(
-            "problems", lambda: self.joblog.problems(timeout=timeout, muted=True), times=2
-        )
-        return found if self.access.sees_arguments else list(map(hidden.without_keys, found))
-
-    def _alive(self) -> int:
-        worker = self.joblog.Worker
-        gone = worker.ended_at.is_null(False) | worker.swept_at.is_null(False)
-        return int(self.joblog.workers.where(~gone).count())
-
-    def _open_alerts(self) -> int:
-        state = self.joblog.core.tables.alert
-        return int(state.select().where(state.is_open).count())
-
-    def _kept(self, name: str, ask: Callable[[], Any]) -> Any:
-        """Return a figure of every page, queried at most once per visit, and cached."""
-        if name not in self._figures:
-            self._figures[name] = self.site.keep(
-                name, lambda: self.part(f"the number of {name}", ask, None)
-            )
-        return self._figures[name]
-
-
-def _prefers_json(accept: str) -> bool:
-    kinds = [part.split(";")[0].strip() for part in accept.split(",")]
-    return "application/json" in kinds and "text/html" not in kinds
-
-
-def _whole(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 7 else 0

@@ -54,7 +54,7 @@ def dead(visit: Visit) -> Response:
     groups = [group for group in groups if any(group.counts.values())]
     total = sum(group.counts[WINDOWS[window]] for group in groups)
     rows = [_group(visit, group, window, series) for group in groups[:MOST_GROUPS]]
-    young, flags = _is_young(visit), flags_of(visit.problems())
+    young, flags = _is_young(visit), flags_of(visit.figures.problems())
     for row, group in zip(rows, groups, strict=False):
         row["flag"] = flags.get(f"{group.error_type} in {group.actor}", "") or (
             "" if young else _flag(group)
@@ -170,7 +170,7 @@ def actions(visit: Visit) -> Response:
     found, more = found[:PER_PAGE], len(found) > PER_PAGE
     older = visit.link.here(before=found[-1].id) if more else None
     if visit.wants_json:
-        rows_ = [visit.as_dict(row) for row in found]
+        rows_ = [visit.visible.as_dict(row) for row in found]
         return visit.json({"actions": rows_, "older": found[-1].id if more else None})
     facts = {"rows": [deed(row) for row in found], "older": older}
     return visit.page("actions.html", "Actions", facts, live=not before, section="actions")

@@ -6,7 +6,7 @@ Error messages, tracebacks, log lines and keys of sections often contain argumen
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from peewee import Model
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.admin.problem import Problem
     from dramatiq_joblog.reading.search import Term
+
+T = TypeVar("T")
 
 #: The placeholder for a key.
 HIDDEN = "hidden"
@@ -33,6 +35,39 @@ REFUSAL = (
     "You may not see the arguments of jobs, nor what can repeat them: args:, lines:, section: "
     "and text without a key find nothing. Name a type:, an actor:, a user: or an error:."
 )
+
+
+class Visible:
+    """What a visitor may see of rows.
+
+    Parameters:
+      everything: Whether that is everything, as without the level ``"without-arguments"``.
+    """
+
+    def __init__(self, *, everything: bool) -> None:
+        self._everything = everything
+
+    def row(self, row: T) -> T:
+        """Return a row without the hidden values."""
+        if self._everything:
+            return row
+        without: T = without_arguments(row)
+        return without
+
+    def as_dict(self, row: Any) -> dict[str, Any]:
+        """Return a row as a dictionary without the hidden values."""
+        if not self._everything:
+            return as_dict(row)
+        document: dict[str, Any] = row.as_dict()
+        return document
+
+    def key(self, key: str) -> str:
+        """Return the key of a section, or a placeholder for it."""
+        return key if self._everything else HIDDEN
+
+    def problem(self, problem: Problem) -> Problem:
+        """Return a problem without hidden keys."""
+        return problem if self._everything else without_keys(problem)
 
 
 def without_arguments(row: Any) -> Any:

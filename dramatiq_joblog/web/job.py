@@ -37,7 +37,7 @@ MOST_LINES, MOST_ACTIONS = 500, 50
 
 def job(visit: Visit) -> Response:
     """Respond with one job."""
-    found = visit.seen(_find(visit, visit.request.path_params["jid"]))
+    found = visit.visible.row(_find(visit, visit.request.path_params["jid"]))
     log = visit.joblog
     failures = visit.rows("the failed runs", lambda: found.failures)
     lines = []
@@ -51,11 +51,11 @@ def job(visit: Visit) -> Response:
     if visit.wants_json:
         return visit.json(
             {
-                "job": visit.as_dict(found),
-                "failures": [visit.as_dict(row) for row in failures],
-                "lines": [visit.as_dict(row) for row in lines],
-                "family": [visit.as_dict(row) for row in family if row.jid != found.jid],
-                "actions": [visit.as_dict(row) for row in deeds],
+                "job": visit.visible.as_dict(found),
+                "failures": [visit.visible.as_dict(row) for row in failures],
+                "lines": [visit.visible.as_dict(row) for row in lines],
+                "family": [visit.visible.as_dict(row) for row in family if row.jid != found.jid],
+                "actions": [visit.visible.as_dict(row) for row in deeds],
             }
         )
     runs = runs_of(found, failures, visit.now)
@@ -88,12 +88,9 @@ def _find(visit: Visit, jid: str) -> Any:
     try:
         found = visit.joblog.get(jid)
     except JobNotFound:
-        if not jid.endswith(".json"):
-            raise
-        return visit.joblog.get(jid.removesuffix(".json"))
-    # The jid itself may end with it.
-    visit.wants_json = visit.prefers_json
-    return found
+        found = None
+    name = visit.read_suffix(jid, is_name=found is not None)
+    return visit.joblog.get(name) if found is None else found
 
 
 def _family(visit: Visit, found: Any) -> list[Any]:

@@ -47,12 +47,12 @@ def jobs(visit: Visit) -> Response:
         page = visit.part("the jobs", lambda: _page(visit, query, sort), None)
     except SearchError as e:
         return _not_understood(visit, words, e)
-    found = [] if page is None else [visit.seen(job) for job in page.jobs]
+    found = [] if page is None else [visit.visible.row(job) for job in page.jobs]
     if visit.wants_json:
         return visit.json(
             {
                 "q": words,
-                "jobs": [visit.as_dict(job) for job in found],
+                "jobs": [visit.visible.as_dict(job) for job in found],
                 "newer": page and page.newer,
                 "older": page and page.older,
             }
@@ -117,7 +117,7 @@ def _not_understood(visit: Visit, words: str, error: SearchError) -> Response:
         "sort": "",
         "list_query": {},
         "problem": str(error),
-        "tabs": _tabs(visit, [], visit.counts()),
+        "tabs": _tabs(visit, [], visit.figures.counts()),
         "saved": _saved(visit, words),
     }
     return visit.page("jobs.html", "Jobs", facts, section="jobs", status_code=400)
@@ -159,7 +159,7 @@ def _counts(visit: Visit, terms: Sequence[search.Term]) -> dict[Any, Any]:
     """Count the jobs of a search by state, ignoring its own state, if that is fast enough."""
     others = [term for term in terms if term.key != "state"]
     if not others:
-        return visit.counts()
+        return visit.figures.counts()
     words = spell(others)
     query = visit.search(words)
 

@@ -39,17 +39,18 @@ def locks(visit: Visit) -> Response:
     others = [key for key in _waiting_for(visit) if key not in keys][:PER_PAGE]
     lines = lines_of(visit, [*keys, *others])
     limits = [
-        replace(limit, key=visit.key(limit.key))
+        replace(limit, key=visit.visible.key(limit.key))
         for limit in visit.rows("the limits", lambda: log.limits)
     ]
     free = [_line_of(key, lines[key]) for key in others if key in lines]
     if visit.wants_json:
         rows_ = [
-            {"waiters": [w.jid for w in lines.get(lock.key, ())]} | visit.as_dict(lock)
+            {"waiters": [w.jid for w in lines.get(lock.key, ())]} | visit.visible.as_dict(lock)
             for lock in held
         ]
         waits = [
-            {"key": visit.key(line.key), "waiters": [w.jid for w in line.jobs]} for line in free
+            {"key": visit.visible.key(line.key), "waiters": [w.jid for w in line.jobs]}
+            for line in free
         ]
         return visit.json(
             {"locks": rows_, "free": waits, "limits": [each.as_dict() for each in limits]}
@@ -63,7 +64,14 @@ def locks(visit: Visit) -> Response:
         slots = sum(other.key == lock.key for other in held)
         line = None if lock.key in seen else lines.get(lock.key, [])
         rows.append(
-            LockRow(lock, holders.get(lock.owner), line, slots, visit.now, key=visit.key(lock.key))
+            LockRow(
+                lock,
+                holders.get(lock.owner),
+                line,
+                slots,
+                visit.now,
+                key=visit.visible.key(lock.key),
+            )
         )
         seen.add(lock.key)
     waiting = sum(len(lines.get(key, ())) for key in keys)
@@ -72,7 +80,7 @@ def locks(visit: Visit) -> Response:
     sub = f"{some}{waiting} job{'s' * (waiting != 1)} waiting"
     sub *= "the locks" not in visit.missing
     facts = {
-        "free": [replace(line, key=visit.key(line.key)) for line in free],
+        "free": [replace(line, key=visit.visible.key(line.key)) for line in free],
         "rows": rows,
         "sub": sub,
         "limits": [(each, said_of(each)) for each in limits],

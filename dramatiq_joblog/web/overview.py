@@ -59,10 +59,10 @@ def overview(visit: Visit) -> Response:
         return visit.json(
             {
                 "range": period.name,
-                "states": visit.counts(),
+                "states": visit.figures.counts(),
                 "marks": [mark.as_dict() for mark in changes],
-                "problems": [problem.as_dict() for problem in visit.problems()],
-                "oldest": [visit.as_dict(job) for job in oldest],
+                "problems": [problem.as_dict() for problem in visit.figures.problems()],
+                "oldest": [visit.visible.as_dict(job) for job in oldest],
                 "stats": None if stats is None else charts.plain(stats),
             }
         )
@@ -97,7 +97,7 @@ def _errors(visit: Visit, found: Past, period: Period) -> list[dict[str, Any]]:
         f"{change.name} in {change.actor}": "new" if change.factor is None else "rising"
         for change in found.changes
         if change.kind == "error"
-    } | flags_of(visit.problems())
+    } | flags_of(visit.figures.problems())
     rows = charts.errors(found.now, 6)
     for row in rows:
         row["flag"] = flags.get(f"{row['error_type']} in {row['actor']}", "")
@@ -106,12 +106,12 @@ def _errors(visit: Visit, found: Past, period: Period) -> list[dict[str, Any]]:
 
 
 def _is_empty(visit: Visit) -> bool:
-    counts = visit.counts()
+    counts = visit.figures.counts()
     return bool(counts) and not any(counts.values())
 
 
 def _cells(visit: Visit, oldest: Sequence[Any], stats: Any, period: Period) -> list[dict[str, Any]]:
-    counts = visit.counts()
+    counts = visit.figures.counts()
     notes = _notes(visit, oldest, counts)
     ended = {} if stats is None else stats.counts
     total = sum(ended.get(str(state), 0) for state in FINAL)

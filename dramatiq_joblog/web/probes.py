@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from dramatiq_joblog.admin.problem import Problem
+    from dramatiq_joblog.joblog import JobLog
 
     from .context import Visit
 
@@ -55,7 +56,7 @@ def health(visit: Visit) -> Response:
             "now": log.now().isoformat(),
             "schema": version,
             "workers": {"alive": alive, "possibly_dead": lost},
-            "problems": [problem.as_dict() for problem in visit.problems()],
+            "problems": [problem.as_dict() for problem in visit.figures.problems()],
         }
     )
 
@@ -64,7 +65,7 @@ def metrics(visit: Visit) -> Response:
     """Respond with the metrics of the log, in Prometheus's format."""
     log = visit.joblog
     alive, lost = _workers(visit)
-    counts = visit.counts()
+    counts = visit.figures.counts()
     active = visit.rows("jobs by type", lambda: _by_type(log))
     oldest = visit.rows("the oldest", lambda: log.oldest(limit=1))
     stats = visit.part(
@@ -95,7 +96,7 @@ def metrics(visit: Visit) -> Response:
             [({"state": "alive"}, alive), ({"state": "possibly_dead"}, lost)],
         ),
     ]
-    families.append(_problems(visit.problems()))
+    families.append(_problems(visit.figures.problems()))
     if stats is not None:
         families += [
             _ended(stats),
@@ -138,13 +139,13 @@ def _problems(problems: Sequence[Problem]) -> Metric:
     return _gauge("joblog_problems", "Problems that need attention, by kind.", samples)
 
 
-def _schema(log: Any) -> str:
+def _schema(log: JobLog[Any]) -> str:
     """Return the state of the tables: whether they match this version."""
     missing, ahead = compare(log.database, log.Job)
     return "behind" if missing else "ahead" if ahead else "current"
 
 
-def _by_type(log: Any) -> list[tuple[dict[str, str], float]]:
+def _by_type(log: JobLog[Any]) -> list[tuple[dict[str, str], float]]:
     states = (State.ENQUEUED, State.DELAYED, State.WAITING, *IN_PROGRESS, State.LOST)
     found: dict[tuple[str, str], int] = {}
     job = log.Job

@@ -65,8 +65,6 @@ class Queue:
 def queues(visit: Visit) -> Response:
     """Respond with all queues, or with one and its jobs."""
     only = visit.request.path_params.get("name")
-    if only is not None:
-        visit.wants_json = visit.prefers_json
     now = to_millis(visit.now)
     known: dict[str, Queue] = {}
     active = _active(visit)
@@ -75,8 +73,7 @@ def queues(visit: Visit) -> Response:
     since = _add_flow(visit, known, active, now)
     running = [job for job in active if job.state == State.STARTED]
     if only is not None:
-        if only not in known and only.endswith(".json") and only[:-5] in known:
-            only, visit.wants_json = only.removesuffix(".json"), True
+        only = visit.read_suffix(only, is_name=only in known)
         known = {only: known.get(only, Queue(only))}
         running = [job for job in running if job.queue == only]
     ordered = sorted(known.values(), key=lambda q: (-_rank(q, now), -q.due, q.name))

@@ -60,11 +60,10 @@ def types(visit: Visit) -> Response:
 def one_type(visit: Visit) -> Response:
     """Respond with one job type, or with an actor whose jobs have no type."""
     name = visit.request.path_params["name"]
-    visit.wants_json = visit.prefers_json
     key = _key_of(visit, name)
-    if key is None and name.endswith(".json"):
-        name, visit.wants_json = name.removesuffix(".json"), True
-        key = _key_of(visit, name)
+    stem = visit.read_suffix(name, is_name=key is not None)
+    if stem != name:
+        name, key = stem, _key_of(visit, stem)
     period = period_of(visit)
     log, keep = visit.joblog, visit.site.keep
     since, until = period.ago(WEEK)

@@ -38,16 +38,14 @@ _MS = timedelta(milliseconds=1)
 def user(visit: Visit) -> Response:
     """Respond with the jobs of one user in a period, unfinished ones first."""
     name = visit.request.path_params["user"]
-    visit.wants_json = visit.prefers_json
     period = period_of(visit)
     rows, capped = jobs_of(visit, name, period)
-    if not rows and name.endswith(".json"):
-        stem = name.removesuffix(".json")
-        found = jobs_of(visit, stem, period)
-        if found[0]:
-            name, (rows, capped), visit.wants_json = stem, found, True
+    is_name = bool(rows) or not name.endswith(".json") or _is_known(visit, name)
+    stem = visit.read_suffix(name, is_name=is_name)
+    if stem != name:
+        name, (rows, capped) = stem, jobs_of(visit, stem, period)
     if visit.wants_json:
-        return visit.json({"user": name, "jobs": [visit.as_dict(row) for row in rows]})
+        return visit.json({"user": name, "jobs": [visit.visible.as_dict(row) for row in rows]})
     last = None
     if not rows:
         newest = visit.joblog.jobs.for_user(name).order_by(visit.joblog.Job.created_at.desc())
@@ -97,6 +95,12 @@ def _axis(period: Period) -> Period:
         since=period.since + past * _MS,
         until=period.end + past * _MS,
     )
+
+
+def _is_known(visit: Visit, name: str) -> bool:
+    """Return whether the log has any job of a user."""
+    ever = visit.joblog.jobs.for_user(name).select(visit.joblog.Job.id).limit(1)
+    return bool(visit.rows(None, ever.tuples))
 
 
 def jobs_of(visit: Visit, name: str, period: Period) -> tuple[list[Any], bool]:

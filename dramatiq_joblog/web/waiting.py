@@ -79,7 +79,7 @@ def _sections(visit: Visit) -> list[Waiting]:
     why = _why(visit, first) if first else {}
     return [
         Waiting(
-            *(visit.key(key) or "a section", visit.link("locks"), State.WAITING.value),
+            *(visit.visible.key(key) or "a section", visit.link("locks"), State.WAITING.value),
             *(len(waits[key]), min(waits[key]), _age(min(waits[key]), visit.now)),
             why.get(key, "the key is free: the next one starts with the next free thread"),
         )

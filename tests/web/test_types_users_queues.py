@@ -125,6 +125,14 @@ def test_the_same_as_data(page, lived, path):
     assert answer.json()
 
 
+def test_nothing_as_data(page, joblog, job_factory):
+    """A user or a queue without jobs is available as JSON too, if nothing has the whole name."""
+    assert page.get("/users/nobody.json").json() == {"user": "nobody", "jobs": []}
+    assert [queue["name"] for queue in page.get("/queues/idle.json").json()["queues"]] == ["idle"]
+    job_factory(user_id="x.json", created_at=datetime.now(timezone.utc) - timedelta(days=30))
+    assert page.get("/users/x.json").headers["content-type"].startswith("text/html")
+
+
 def test_a_user(page, lived, job_factory):
     """A user's page reports what is missing, and lists dead and unfinished jobs first."""
     job_factory(jid="going", user_id="anna", state="enqueued", finished_at=None, job_type="import")
