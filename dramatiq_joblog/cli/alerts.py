@@ -142,14 +142,10 @@ def _watch(session: Session) -> None:
 def _show(session: Session) -> None:
     now = session.joblog.now()
     found = list(session.joblog.alerts)
-    if session.json:
-        session.screen.json([state.as_dict() for state in found])
-    elif session.screen.live and found:
+    if session.screen.live and found and not session.json:
         _read(session.screen, found, now)
     else:
-        session.screen.table(_columns(now), found)
-    if not found:
-        raise Refusal("no worker has checked any alert yet", NOTHING)
+        session.show(found, _columns(now), nothing="no worker has checked any alert yet")
 
 
 def _read(screen: Screen, found: Sequence[AlertState], now: datetime) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog import JobLog
 
-    from .table import Screen
+    from .table import Column, Screen
 
 PROGRAM = "dramatiq-joblog"
 
@@ -97,6 +97,19 @@ class Session:
         """Standard output."""
         screen: Screen = importlib.import_module(f"{__package__}.table").Screen()
         return screen
+
+    def show(self, rows: Sequence[Any], columns: Sequence[Column[Any]], *, nothing: str) -> None:
+        """Show rows as a table, or as JSON.
+
+        Raises:
+          Refusal: If there are none, with the text *nothing*.
+        """
+        if self.json:
+            self.screen.json([row.as_dict() for row in rows])
+        else:
+            self.screen.table(columns, rows)
+        if not rows:
+            raise Refusal(nothing, NOTHING)
 
     @functools.cached_property
     def joblog(self) -> JobLog:

@@ -82,26 +82,19 @@ def unlock(
 def actions(session: Session, *, limit: int) -> None:
     """Show who did what to jobs, keys and problems, newest first."""
     joblog = session.joblog
+    now = joblog.now()
+    columns: list[Column[Any]] = [
+        Column("Ago", lambda a: age(a.at, now), lambda a: a.as_dict()["at"], keep=9, right=True),
+        Column("Who", lambda a: line(a.who), keep=8, least=12),
+        Column("What", lambda a: line(a.what), keep=10),
+        Column(
+            "To",
+            lambda a: line(a.key or (a.jid or "")[:SHORT_JID]),
+            lambda a: a.key or a.jid,
+            keep=7,
+            least=8,
+        ),
+        Column("Detail", lambda a: line(a.detail or ""), keep=6, least=20),
+    ]
     rows = list(joblog.actions.limit(limit))
-    if session.json:
-        session.screen.json([row.as_dict() for row in rows])
-    else:
-        now = joblog.now()
-        columns: list[Column[Any]] = [
-            Column(
-                "Ago", lambda a: age(a.at, now), lambda a: a.as_dict()["at"], keep=9, right=True
-            ),
-            Column("Who", lambda a: line(a.who), keep=8, least=12),
-            Column("What", lambda a: line(a.what), keep=10),
-            Column(
-                "To",
-                lambda a: line(a.key or (a.jid or "")[:SHORT_JID]),
-                lambda a: a.key or a.jid,
-                keep=7,
-                least=8,
-            ),
-            Column("Detail", lambda a: line(a.detail or ""), keep=6, least=20),
-        ]
-        session.screen.table(columns, rows)
-    if not rows:
-        raise Refusal("no action has been recorded yet", NOTHING)
+    session.show(rows, columns, nothing="no action has been recorded yet")

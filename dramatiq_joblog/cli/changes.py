@@ -187,29 +187,22 @@ def types(session: Session, *, since: str, until: str | None) -> None:
     The type that has worsened most since the same hours of last week comes first. Jobs without a
     type are listed by their actor's name.
     """
-    joblog, screen = session.joblog, session.screen
+    joblog = session.joblog
     begin, end, shifts = _periods(joblog, "week", since, until)
     now = joblog.stats(since=begin, until=end, by="name")
     earlier = [joblog.stats(since=begin - s, until=end - s, by="name") for s in shifts]
     before = [stats for stats in earlier if stats.groups]
     rows = _types(now, before)
-    if session.json:
-        screen.json([row.as_dict() for row in rows])
-    else:
-        screen.table(
-            [
-                Column("Job type", lambda r: line(r.name or "none"), keep=20, least=14),
-                Column("Ended", lambda r: number(r.ended), lambda r: r.ended, keep=15, right=True),
-                Column("Failed", _failed, lambda r: r.failed, keep=17, right=True),
-                Column("p50", lambda r: aligned(r.p50), lambda r: r.p50, keep=14, right=True),
-                Column("p95", lambda r: aligned(r.p95), lambda r: r.p95, keep=18, right=True),
-                Column("Was", lambda r: aligned(r.was), lambda r: r.was, keep=13, right=True),
-                Column("Against last week", _said, lambda r: r.said, keep=16, least=20),
-            ],
-            rows,
-        )
-    if not rows:
-        raise Refusal("no job ended in this time", NOTHING)
+    columns: list[Column[_Type]] = [
+        Column("Job type", lambda r: line(r.name or "none"), keep=20, least=14),
+        Column("Ended", lambda r: number(r.ended), lambda r: r.ended, keep=15, right=True),
+        Column("Failed", _failed, lambda r: r.failed, keep=17, right=True),
+        Column("p50", lambda r: aligned(r.p50), lambda r: r.p50, keep=14, right=True),
+        Column("p95", lambda r: aligned(r.p95), lambda r: r.p95, keep=18, right=True),
+        Column("Was", lambda r: aligned(r.was), lambda r: r.was, keep=13, right=True),
+        Column("Against last week", _said, lambda r: r.said, keep=16, least=20),
+    ]
+    session.show(rows, columns, nothing="no job ended in this time")
 
 
 class _Type:

@@ -19,6 +19,8 @@ from .table import Column
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from dramatiq_joblog.schema.models import Mute
+
 
 @command(
     "mute",
@@ -103,25 +105,12 @@ def _one(found: Iterable[Any], kind: str, subject: str | None, without: str) -> 
 
 
 def _show(session: Session) -> None:
-    found = list(session.joblog.mutes)
-    if session.json:
-        session.screen.json([row.as_dict() for row in found])
-    elif found:
-        now = session.joblog.now()
-        session.screen.table(
-            [
-                Column("Kind", lambda row: row.kind, keep=9, least=8),
-                Column("Subject", lambda row: row.subject or row.title, keep=8, least=12),
-                Column(
-                    "Ends",
-                    lambda row: ago(row.until, now),
-                    lambda row: row.as_dict()["until"],
-                    keep=7,
-                ),
-                Column("Who", lambda row: row.who, keep=6, least=8),
-                Column("Reason", lambda row: row.reason, keep=5, least=12),
-            ],
-            found,
-        )
-    if not found:
-        raise Refusal("no problem is muted", NOTHING)
+    now = session.joblog.now()
+    columns: list[Column[Mute]] = [
+        Column("Kind", lambda row: row.kind, keep=9, least=8),
+        Column("Subject", lambda row: row.subject or row.title, keep=8, least=12),
+        Column("Ends", lambda row: ago(row.until, now), lambda row: row.as_dict()["until"], keep=7),
+        Column("Who", lambda row: row.who, keep=6, least=8),
+        Column("Reason", lambda row: row.reason, keep=5, least=12),
+    ]
+    session.show(list(session.joblog.mutes), columns, nothing="no problem is muted")

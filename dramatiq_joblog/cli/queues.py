@@ -8,7 +8,7 @@ from rich.text import Text
 
 from dramatiq_joblog.states import State
 
-from .app import NOTHING, Refusal, Session, command
+from .app import Session, command
 from .style import age, colour, number
 from .table import Column
 
@@ -34,31 +34,23 @@ def queues(session: Session) -> None:
     A queue is behind if a job has been due in it for more than a minute.  Threads may serve
     several queues. Exits with 1 if no queue is known.
     """
-    joblog, screen = session.joblog, session.screen
-    found = joblog.queues()
-    if session.json:
-        screen.json([queue.as_dict() for queue in found])
-    elif found:
-        now = joblog.now()
-        screen.table(
-            [
-                Column("Queue", lambda q: q.name, keep=9, least=12),
-                Column("State", _state, lambda q: q.state, keep=8),
-                Column("Due", lambda q: number(q.due), lambda q: q.due, keep=7, right=True),
-                Column(
-                    "Oldest",
-                    lambda q: age(q.since, now),
-                    lambda q: q.as_dict()["since"],
-                    keep=6,
-                    right=True,
-                ),
-                Column("Running", lambda q: number(q.running), lambda q: q.running, right=True),
-                Column("Threads", lambda q: number(q.threads), lambda q: q.threads, right=True),
-            ],
-            found,
-        )
-    if not found:
-        raise Refusal("no queue is known: none has a worker, or a job that is due", NOTHING)
+    now = session.joblog.now()
+    columns: list[Column[Queue]] = [
+        Column("Queue", lambda q: q.name, keep=9, least=12),
+        Column("State", _state, lambda q: q.state, keep=8),
+        Column("Due", lambda q: number(q.due), lambda q: q.due, keep=7, right=True),
+        Column(
+            "Oldest",
+            lambda q: age(q.since, now),
+            lambda q: q.as_dict()["since"],
+            keep=6,
+            right=True,
+        ),
+        Column("Running", lambda q: number(q.running), lambda q: q.running, right=True),
+        Column("Threads", lambda q: number(q.threads), lambda q: q.threads, right=True),
+    ]
+    nothing = "no queue is known: none has a worker, or a job that is due"
+    session.show(session.joblog.queues(), columns, nothing=nothing)
 
 
 def _state(queue: Queue) -> Text:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from .app import NOTHING, Refusal, Session, command
@@ -9,6 +11,9 @@ from .confirm import myself
 from .filters import Words, text_of
 from .style import age, line
 from .table import Column
+
+if TYPE_CHECKING:
+    from dramatiq_joblog.schema.models import SavedSearch
 
 
 @command(
@@ -55,26 +60,13 @@ def searches(
 
 
 def _show(session: Session) -> None:
-    joblog, screen = session.joblog, session.screen
-    rows = list(joblog.searches)
-    if session.json:
-        screen.json([row.as_dict() for row in rows])
-    elif rows:
-        now = joblog.now()
-        screen.table(
-            [
-                Column("Search", lambda row: row.name, keep=9, least=12),
-                Column("Words", lambda row: row.words, keep=8, least=16),
-                Column("Who", lambda row: row.who, keep=6, least=8),
-                Column(
-                    "Age",
-                    lambda row: age(row.at, now),
-                    lambda row: row.as_dict()["at"],
-                    keep=5,
-                    right=True,
-                ),
-            ],
-            rows,
-        )
-    if not rows:
-        raise Refusal("no search is saved yet", NOTHING)
+    now = session.joblog.now()
+    columns: list[Column[SavedSearch]] = [
+        Column("Search", lambda row: row.name, keep=9, least=12),
+        Column("Words", lambda row: row.words, keep=8, least=16),
+        Column("Who", lambda row: row.who, keep=6, least=8),
+        Column(
+            "Age", lambda row: age(row.at, now), lambda row: row.as_dict()["at"], keep=5, right=True
+        ),
+    ]
+    session.show(list(session.joblog.searches), columns, nothing="no search is saved yet")

@@ -9,7 +9,7 @@ import click
 from peewee import fn
 from rich.text import Text
 
-from .app import NOTHING, Refusal, Session, command
+from .app import Session, command
 from .style import QUIET, age, colour, number
 from .table import Column
 
@@ -27,6 +27,11 @@ class Process:
     status: str
     running: int
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return its row with its status, for JSON."""
+        document: dict[str, Any] = self.row.as_dict()
+        return document | {"status": self.status, "running": self.running}
+
 
 @command(
     "workers",
@@ -43,14 +48,7 @@ def workers(session: Session, *, with_ended: bool) -> None:
     joblog = session.joblog
     now = joblog.now()
     found = [p for p in processes(joblog, now) if with_ended or p.status != "ended"]
-    if session.json:
-        session.screen.json(
-            [p.row.as_dict() | {"status": p.status, "running": p.running} for p in found]
-        )
-    else:
-        session.screen.table(_columns(now), found)
-    if not found:
-        raise Refusal("no worker of this log is known", NOTHING)
+    session.show(found, _columns(now), nothing="no worker of this log is known")
 
 
 def processes(joblog: JobLog, now: datetime) -> list[Process]:
