@@ -8,9 +8,8 @@ import threading
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from dramatiq_joblog.errors import ConfigurationError, JobLogError
+from dramatiq_joblog.payload.functions import call_function, check_function
 from dramatiq_joblog.payload.secret_texts import scrub
-
-from .functions import call_function, check_function
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -16,11 +16,10 @@ from dramatiq.logging import get_logger
 
 from dramatiq_joblog.database.limited_log import LimitedLog
 from dramatiq_joblog.errors import DatabaseAwayError
+from dramatiq_joblog.payload.functions import call_function, check_function
 from dramatiq_joblog.recording.events import GRANTED, Ended
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import DeadReason, State
-
-from .functions import call_function, check_function
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -1,1 +1,1 @@
-"""What is stored of messages, errors and texts: converted, shortened, redacted, encrypted."""
+"""What callers pass in, checked; what is stored: converted, shortened, redacted, encrypted."""

@@ -13,10 +13,10 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from dramatiq_joblog.alerts.functions import check_function
 from dramatiq_joblog.asking.threads import BusyError, UnansweredError
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.joblog import given_broker, given_log
+from dramatiq_joblog.payload.functions import check_function
 from dramatiq_joblog.payload.given import given_flag, given_optional, given_text, given_whole
 
 from . import (

@@ -14,9 +14,9 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from dramatiq_joblog.alerts.functions import check_function
 from dramatiq_joblog.errors import DatabaseAwayError, JobLogError, JobNotFound, WaitTimeout
 from dramatiq_joblog.joblog import given_log
+from dramatiq_joblog.payload.functions import check_function
 from dramatiq_joblog.states import FINAL
 
 from .access import answer_of, decision_of
