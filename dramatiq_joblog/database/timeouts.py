@@ -17,7 +17,7 @@ from .dialects import dialect_of
 from .silence import cut, patient
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from peewee import Database
 
@@ -78,16 +78,9 @@ def cut_after(database: Database, timeout: int) -> Iterator[None]:
     The server's own timeouts do not help if it is frozen, or if the network is gone.  The driver
     then raises in this thread, as if the server had closed the connection.
     """
-    if dialect_of(database).file_of(database) is not None or database.is_closed():
+    is_open = not _is_file(database) and not database.is_closed()
+    with _cutting([database.connection()] if is_open else [], timeout):
         yield
-        return
-    watch = threading.Timer(timeout / 1000, cut, (database.connection(),))
-    watch.daemon = True
-    watch.start()
-    try:
-        yield
-    finally:
-        watch.cancel()
 
 
 @contextlib.contextmanager
@@ -102,21 +95,34 @@ def lent_within(database: Any, timeout: int) -> Iterator[None]:
       timeout: Milliseconds.
     """
     idle = [entry[-1] for entry in getattr(database, "_connections", ())]
-    if not idle or not database.is_closed() or dialect_of(database).file_of(database) is not None:
+    lends = idle and database.is_closed() and not _is_file(database)
+    with _cutting(idle if lends else [], timeout):
+        yield
+
+
+@contextlib.contextmanager
+def _cutting(connections: Sequence[Any], timeout: int) -> Iterator[None]:
+    """Cut connections unless the block ends within *timeout* milliseconds."""
+    if not connections:
         yield
         return
-
-    def give_up() -> None:
-        for raw in idle:
-            cut(raw)
-
-    watch = threading.Timer(timeout / 1000, give_up)
+    watch = threading.Timer(timeout / 1000, _cut_all, (connections,))
     watch.daemon = True
     watch.start()
     try:
         yield
     finally:
         watch.cancel()
+
+
+def _cut_all(connections: Iterable[Any]) -> None:
+    for raw in connections:
+        cut(raw)
+
+
+def _is_file(database: Database) -> bool:
+    """Return whether a database is a file, and so has no server."""
+    return dialect_of(database).file_of(database) is not None
 
 
 @contextlib.contextmanager
