@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         WaitTimeout,
     )
     from .joblog import JobLog
-    from .locking.needs import Exclusive, Rate, Unique
+    from .locking.options import Exclusive, Rate, Unique
     from .middleware import JobLogMiddleware, enqueue_once
     from .recording.current import current_job, require_current_job
     from .recording.log_handler import JobContextFilter
@@ -99,7 +99,7 @@ _MODULES = {
     "DeadReason": ".states",
     "Deploy": ".schema.models",
     "DuplicateJob": ".errors",
-    "Exclusive": ".locking.needs",
+    "Exclusive": ".locking.options",
     "Expect": ".alerts.rules",
     "Failure": ".schema.models",
     "Job": ".schema.models",
@@ -118,13 +118,13 @@ _MODULES = {
     "Problem": ".admin.problem",
     "ProblemKind": ".states",
     "QueryTimeout": ".errors",
-    "Rate": ".locking.needs",
+    "Rate": ".locking.options",
     "RequeueError": ".errors",
     "RequeueInterruptedError": ".errors",
     "SavedSearch": ".schema.models",
     "SearchError": ".errors",
     "State": ".states",
-    "Unique": ".locking.needs",
+    "Unique": ".locking.options",
     "WaitTimeout": ".errors",
     "Worker": ".schema.models",
     "current_job": ".recording.current",

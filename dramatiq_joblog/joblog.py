@@ -43,7 +43,8 @@ from .locking.by_hand import HeldByHand
 from .locking.leases import Claim
 from .locking.limits import check_limit_set, said_of
 from .locking.locks import fold_key
-from .locking.needs import DEFAULT_TTL, SECTION, check_by_hand
+from .locking.needs import SECTION
+from .locking.options import DEFAULT_TTL, check_by_hand
 from .locking.turn import Turn
 from .payload.encryption import Seal
 from .payload.given import (

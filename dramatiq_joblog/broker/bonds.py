@@ -10,19 +10,8 @@ from dramatiq.errors import ActorNotFound
 
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.locking.locks import fold_key
-from dramatiq_joblog.locking.needs import (
-    Exclusive,
-    Rate,
-    Unique,
-    bound_to,
-    carried,
-    entries_of,
-    key_maker,
-    kind_of,
-    limit_asker,
-    needs_of,
-    paired,
-)
+from dramatiq_joblog.locking.needs import bound_to, carried, entries_of, kind_of, needs_of, paired
+from dramatiq_joblog.locking.options import Exclusive, Rate, Unique, key_maker, limit_asker
 from dramatiq_joblog.payload.sanitize import clean, clean_optional, message_of
 from dramatiq_joblog.payload.values import shown
 
@@ -45,7 +34,8 @@ if TYPE_CHECKING:
 
     from dramatiq import Actor, Broker
 
-    from dramatiq_joblog.locking.needs import Entry, Need
+    from dramatiq_joblog.locking.needs import Need
+    from dramatiq_joblog.locking.options import Entry
     from dramatiq_joblog.recording.log import Log, Typed
 
     from .arguments import Arguments

@@ -12,9 +12,7 @@ from dramatiq.logging import get_logger
 from dramatiq.middleware import Retries
 
 from dramatiq_joblog.errors import ConfigurationError
-from dramatiq_joblog.locking.needs import (
-    main_key,
-)
+from dramatiq_joblog.locking.needs import main_key
 from dramatiq_joblog.payload.parameters import parameters_of
 from dramatiq_joblog.payload.sanitize import (
     clean,

@@ -14,7 +14,8 @@ import random, sys, time
 import peewee
 from dramatiq_joblog import DatabaseAwayError, JobLog
 from dramatiq_joblog.database.connection import Connection
-from dramatiq_joblog.locking.needs import Exclusive, Rate, bound_to, carried
+from dramatiq_joblog.locking.needs import bound_to, carried
+from dramatiq_joblog.locking.options import Exclusive, Rate
 from dramatiq_joblog.recording.exclusive import Sections
 from dramatiq_joblog.recording.events import GRANTED, Ended, Started
 from dramatiq_joblog.recording.tokens import new_token

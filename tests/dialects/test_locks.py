@@ -21,7 +21,8 @@ from dramatiq_joblog import (
     Unique,
 )
 from dramatiq_joblog.locking.leases import Claim, Lease
-from dramatiq_joblog.locking.needs import SECTION, UNIQUE, key_maker
+from dramatiq_joblog.locking.needs import SECTION, UNIQUE
+from dramatiq_joblog.locking.options import key_maker
 from dramatiq_joblog.locking.release import freeing
 from dramatiq_joblog.recording.heartbeat import Heartbeat
 

@@ -16,7 +16,7 @@ from dramatiq_joblog import (
     Unique,
     enqueue_once,
 )
-from dramatiq_joblog.locking.needs import DEFAULT_UNIQUE_TTL
+from dramatiq_joblog.locking.options import DEFAULT_UNIQUE_TTL
 
 #: Milliseconds; as long as the database may take.
 SLACK = 60_000
