@@ -14,7 +14,7 @@ from dramatiq_joblog.schema.query import user_field, word
 from dramatiq_joblog.statistics.changes import SMALLEST, Change, changes
 from dramatiq_joblog.statistics.series import Percentiles
 
-from . import charts, commands
+from . import axes, commands
 from .common import COUNTED_AT_MOST, RANGES, marks_in
 from .formats import plain_duration
 from .periods import WEEK, Period, moment, period_of
@@ -244,22 +244,22 @@ def _chart(now: Any, before: list[Any], zone: Any) -> dict[str, Any]:
     """Draw the number of ended jobs in both periods, aligned by hour."""
     lines = []
     for stats in (now, *before[:1]):
-        numbers, size = _ended(stats), charts.bars_of(len(stats.times))
+        numbers, size = _ended(stats), axes.bars_of(len(stats.times))
         sums = [sum(numbers[at : at + size]) for at in range(0, len(numbers), size)]
         hours = stats.step * size / 3_600_000
         lines.append([value / hours for value in sums])
     # The last bar is incomplete.
     lines[0][-1:] = []
-    top = charts.nice(max((max(values, default=0) for values in lines), default=0))
+    top = axes.nice(max((max(values, default=0) for values in lines), default=0))
     paths = []
     for values, whole in zip(lines, (len(lines[0]) + 1, len(lines[-1])), strict=False):
-        width = charts.WIDE / max(1, whole)
+        width = axes.WIDE / max(1, whole)
         xs = [(index + 0.5) * width for index in range(len(values))]
-        paths.append(charts.line(xs, values, top, _HIGH))
+        paths.append(axes.line(xs, values, top, _HIGH))
     return {
         "now": paths[0],
         "was": paths[1] if len(paths) > 1 else "",
         "top": top,
         "counts": [sum(_ended(stats)) for stats in (now, *before[:1])],
-        "axis": charts.time_axis(now.times, now.step, zone),
+        "axis": axes.time_axis(now.times, now.step, zone),
     }

@@ -9,7 +9,7 @@ from dramatiq_joblog.reading.story import sent_at
 from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.states import FINAL, State
 
-from . import charts
+from . import axes, charts, duration_charts
 from .common import RANGES, marks_in
 from .formats import percent, plain_duration
 from .periods import period_of
@@ -79,9 +79,9 @@ def overview(visit: Visit) -> Response:
         "more_types": max(0, len(types) - MOST_TYPES),
         "compared": found is not None and bool(found.before),
         "was_text": last_week(period, visit.zone),
-        "deploys": [] if stats is None else charts.deploys(changes, stats, visit.zone),
-        "axis": charts.STRIP_AXIS,
-        "marks": charts.STRIP_MARKS,
+        "deploys": [] if stats is None else axes.deploys(changes, stats, visit.zone),
+        "axis": duration_charts.STRIP_AXIS,
+        "marks": duration_charts.STRIP_MARKS,
         "errors": [] if found is None else _errors(visit, found, period),
         "summary": summary(stats, period.text),
         "empty": _is_empty(visit),

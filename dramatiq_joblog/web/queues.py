@@ -15,7 +15,7 @@ from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.states import ACTIVE, State
 from dramatiq_joblog.statistics.series import Percentiles
 
-from . import charts
+from . import axes, charts
 from .common import RANGES, marks_in
 from .formats import plain_duration
 from .periods import Period
@@ -95,10 +95,10 @@ def queues(visit: Visit) -> Response:
         f"{busy} of {threads} thread{'s' * (threads != 1)} busy",
         "depths": [_depth(queue) for queue in ordered if queue.due or any(queue.depth)][:12],
         "depth_since": since,
-        "axis": charts.time_axis(
+        "axis": axes.time_axis(
             [visit.now - timedelta(minutes=BARS - n) for n in range(BARS)], _MINUTE, visit.zone
         ),
-        "deploys": charts.deploys(marks_in(visit, hour), hour, visit.zone),
+        "deploys": axes.deploys(marks_in(visit, hour), hour, visit.zone),
         "high": _HIGH,
         "threads": [
             _thread(job, visit.now, usual) for job in _whole(visit, running[:MOST_THREADS])
@@ -320,14 +320,14 @@ def _row(queue: Queue, now: int) -> dict[str, Any]:
 
 def _depth(queue: Queue) -> dict[str, Any]:
     top = max(*queue.depth, queue.due)
-    width = charts.WIDE / BARS
+    width = axes.WIDE / BARS
     path = [f"M0 {_HIGH}"]
     for index, value in enumerate(queue.depth):
         y = round(_HIGH - (_HIGH - 4) * value / top, 1)
         path.append(f"L{index * width:g} {y}L{(index + 1) * width:g} {y}")
     return {
         "name": queue.name,
-        "path": "".join(path) + f"L{charts.WIDE} {_HIGH}z",
+        "path": "".join(path) + f"L{axes.WIDE} {_HIGH}z",
         "note": f"at most {top} in the last hour",
         "now": queue.due,
     }

@@ -13,7 +13,7 @@ from dramatiq_joblog.states import FINAL, State
 from dramatiq_joblog.statistics.changes import LEAST, SMALLEST, USUAL, surprise
 from dramatiq_joblog.statistics.series import Percentiles
 
-from . import charts
+from . import axes, duration_charts
 from .common import COUNTED_AT_MOST, RANGES, marks_in
 from .formats import percent, plain_duration
 from .periods import WEEK, period_of
@@ -49,8 +49,8 @@ def types(visit: Visit) -> Response:
         "period": period,
         "ranges": list(RANGES),
         "rows": rows,
-        "axis": charts.STRIP_AXIS,
-        "marks": charts.STRIP_MARKS,
+        "axis": duration_charts.STRIP_AXIS,
+        "marks": duration_charts.STRIP_MARKS,
         "was_text": last_week(period, visit.zone),
         "compared": found is not None and bool(found.before),
     }
@@ -114,19 +114,19 @@ def one_type(visit: Visit) -> Response:
         "verdict": None if profile is None else _verdict(profile, was, errors),
         "chart": None
         if profile is None
-        else charts.latency(profile, was, visit.zone, looked.dots if few else ()),
+        else duration_charts.latency(profile, was, visit.zone, looked.dots if few else ()),
         "deploys": []
         if profile is None
-        else charts.deploys(marks_in(visit, period), profile, visit.zone),
-        "high": charts.HIGH,
-        "low": charts.LOW,
+        else axes.deploys(marks_in(visit, period), profile, visit.zone),
+        "high": duration_charts.HIGH,
+        "low": duration_charts.LOW,
         "hist": None
         if profile is None
-        else charts.distribution(profile.duration, None if was is None else was.duration),
-        "hist_high": charts.HIST,
+        else duration_charts.distribution(profile.duration, None if was is None else was.duration),
+        "hist_high": duration_charts.HIST,
         "parts": [] if profile is None else _parts(profile, was),
-        "axis": charts.STRIP_AXIS,
-        "marks": charts.STRIP_MARKS,
+        "axis": duration_charts.STRIP_AXIS,
+        "marks": duration_charts.STRIP_MARKS,
         "errors": errors,
         "failed": sum(row["count"] for row in errors),
         "newest": looked,
@@ -393,7 +393,7 @@ def _parts(profile: Any, was: Any) -> list[dict[str, Any]]:
     rows = []
     for (text, histogram), earlier in zip(pairs, before, strict=True):
         p95 = _p95(earlier)
-        strip = charts.strip(Percentiles.of(histogram), p95)
+        strip = duration_charts.strip(Percentiles.of(histogram), p95)
         rows.append({"name": text, "strip": strip, "p95": _p95(histogram), "was": p95})
     return rows
 

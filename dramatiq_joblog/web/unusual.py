@@ -10,7 +10,7 @@ from dramatiq_joblog.reading.compared import in_words
 from dramatiq_joblog.statistics.changes import Change, changes
 from dramatiq_joblog.statistics.series import Percentiles
 
-from . import charts
+from . import charts, duration_charts
 from .common import COUNTED_AT_MOST
 from .periods import WEEK
 
@@ -101,7 +101,7 @@ def _row(name: str, group: Any, changed: Sequence[Change], found: Past) -> dict[
         "name": name,
         "ended": ended,
         "spark": charts.spark(numbers, found.now.until, found.now.step),
-        "strip": None if duration is None else charts.strip(duration, was),
+        "strip": None if duration is None else duration_charts.strip(duration, was),
         "p95": None if duration is None else duration.p95,
         "failed": failed / ran if ran else None,
         "is_failing": any(change.kind == "failed" for change in worse),

@@ -12,7 +12,7 @@ from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.states import ACTIVE, FINAL, Outcome, State
 
-from . import charts
+from . import axes
 from .common import RANGES, marks_in
 from .formats import brief, percent, plain_duration
 from .periods import WEEK, Period, period_of
@@ -76,7 +76,7 @@ def drawing_of(
 ) -> dict[str, Any]:
     """Return the drawing of a user's jobs on one time axis."""
     axis = _axis(period)
-    changes = charts.deploys(marks_in(visit, period), replace(axis, until=axis.end), visit.zone)
+    changes = axes.deploys(marks_in(visit, period), replace(axis, until=axis.end), visit.zone)
     return {"lanes": _lanes(rows, waits, axis), "grid": _grid(axis, visit), "deploys": changes}
 
 
@@ -160,8 +160,8 @@ def cells_of(
     more = "+" if capped else ""
     words = word("user", name)
     # By the range's name, if any, so that the page does not change every second.
-    in_time = f"{words} since:{period.name or charts.iso(period.since)}"
-    in_time += f" until:{charts.iso(period.end)}" if period.until else ""
+    in_time = f"{words} since:{period.name or axes.iso(period.since)}"
+    in_time += f" until:{axes.iso(period.end)}" if period.until else ""
 
     def cell(text: str, value: Any, note: str, query: str) -> dict[str, Any]:
         return {"name": text, "value": value, "note": note, "q": f"{in_time} {query}".strip()}
