@@ -96,19 +96,12 @@ def latency(
     all_values += [ms for _, ms, _ in dots]
     if not all_values or not times:
         return None
-    low, high = _decades(all_values)
-    scale = math.log(high / low)
-
-    def y(value: float | None) -> float | None:
-        return None if value is None else math.log(min(max(value, low), high) / low) / scale
-
+    scale = _LogScale(all_values)
     width = WIDE / len(times)
     xs = [(index + 0.5) * width for index in range(len(times))]
     span = (profile.until - profile.since) / timedelta(milliseconds=1)
-    p50, p95, p99 = ([y(value) for value in values] for values in lines)
-    if was is not None:
-        length = len(was.times)
-        before_xs = [(index + 0.5) * WIDE / max(1, length) for index in range(length)]
+    p50, p95, p99 = (scale.shares(values) for values in lines)
+    before_xs = [(index + 0.5) * WIDE / len(before) for index in range(len(before))]
     hits = [
         hit(
             (index * width, width),
@@ -132,20 +125,16 @@ def latency(
         "p50": line(xs, p50, 1, HIGH),
         "p95": line(xs, p95, 1, HIGH),
         "p99": line(xs, p99, 1, HIGH),
-        "was": line(before_xs, [y(v) for v in before], 1, HIGH) if was is not None else "",
+        "was": line(before_xs, scale.shares(before), 1, HIGH) if before else "",
         "dots": [
             (
                 round(WIDE * ((at - profile.since) / timedelta(milliseconds=1)) / span, 1),
-                round(HIGH * (1 - (y(ms) or 0)), 1),
+                scale.y(ms),
                 is_dead,
             )
             for at, ms, is_dead in dots
         ],
-        "scale": [
-            (round(HIGH * (1 - (y(ms) or 0)), 1), text)
-            for ms, text in DECADES.items()
-            if low <= ms <= high
-        ],
+        "scale": scale.lines,
         "ends": _ends({"p50": p50, "p95": p95, "p99": p99}),
         "bars": _stacked(ended, dead, width, top),
         "top": top,
@@ -162,12 +151,34 @@ def _merged(parts: Iterable[Histogram]) -> Histogram:
     return whole
 
 
-def _decades(values: Sequence[int]) -> tuple[int, int]:
-    """Return the lines of the log scale between which all values are."""
-    known = list(DECADES)
-    low = max((d for d in known if d <= max(1, min(values))), default=known[0])
-    high = min((d for d in known if d >= max(values)), default=known[-1])
-    return (low, high) if low < high else (low, known[min(len(known) - 1, known.index(low) + 1)])
+class _LogScale:
+    """A vertical log scale, between the lines around some durations."""
+
+    def __init__(self, values: Sequence[int]) -> None:
+        known = list(DECADES)
+        low = max((d for d in known if d <= max(1, min(values))), default=known[0])
+        high = min((d for d in known if d >= max(values)), default=known[-1])
+        if low >= high:
+            high = known[min(len(known) - 1, known.index(low) + 1)]
+        self._low, self._high = low, high
+
+    def share(self, value: float) -> float:
+        """Return the position of a duration, from 0 at the bottom to 1."""
+        inside = min(max(value, self._low), self._high)
+        return math.log(inside / self._low) / math.log(self._high / self._low)
+
+    def shares(self, values: Iterable[int | None]) -> list[float | None]:
+        """Return the positions of durations; None where there is none."""
+        return [None if value is None else self.share(value) for value in values]
+
+    def y(self, value: float) -> float:
+        """Return the position of a duration in units from the top."""
+        return round(HIGH * (1 - self.share(value)), 1)
+
+    @property
+    def lines(self) -> list[tuple[float, str]]:
+        """The lines of the scale, with their labels."""
+        return [(self.y(ms), text) for ms, text in DECADES.items() if self._low <= ms <= self._high]
 
 
 def _ended(profile: Any, index: int, size: int, outcomes: Sequence[str]) -> int:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from dramatiq_joblog.statistics.histogram import Histogram
+    from dramatiq_joblog.statistics.profile import Profile
 
     from .context import Visit
     from .periods import Period
@@ -65,6 +66,45 @@ def one_type(visit: Visit) -> Response:
     if stem != name:
         name, key = stem, _key_of(visit, stem)
     period = period_of(visit)
+    profile, was = _profiles(visit, name, period)
+    if key is None and (profile is None or not profile.ended):
+        raise JobNotFound(name)
+    visit.whole(profile)
+    if key == "actor" and (profile is None or not profile.ended):
+        newest = visit.joblog.jobs.of_actor(name).order_by(visit.joblog.Job.created_at.desc())
+        typed = next((row.job_type for row in visit.rows(None, lambda: newest.limit(1))), None)
+        if typed:
+            # Its jobs are listed under their type.
+            return visit.to("type", name=typed, **period.query())
+    words = word(key or "type", name)
+    looked = _Newest(visit, name, key, period)
+    if visit.wants_json:
+        return visit.json(_plain(name, profile, looked))
+    errors = [] if profile is None else _errors(visit, name, profile, was, period, words)
+    facts = {
+        "name": name,
+        "words": words,
+        "period": period,
+        "ranges": list(RANGES),
+        "profile": profile,
+        "cells": [] if profile is None else _cells(profile, was, looked, words, period),
+        "verdict": None if profile is None else _verdict(profile, was, errors),
+        "high": duration_charts.HIGH,
+        "low": duration_charts.LOW,
+        "hist_high": duration_charts.HIST,
+        "axis": duration_charts.STRIP_AXIS,
+        "marks": duration_charts.STRIP_MARKS,
+        "errors": errors,
+        "failed": sum(row["count"] for row in errors),
+        "newest": looked,
+        "was_text": last_week(period, visit.zone),
+        "was": was,
+    } | _drawn(visit, profile, was, period, looked)
+    return visit.page("type.html", name, facts, live=True, section="types")
+
+
+def _profiles(visit: Visit, name: str, period: Period) -> tuple[Profile | None, Profile | None]:
+    """Return the statistics of a name in a period, and a week before; None where unknown."""
     log, keep = visit.joblog, visit.site.keep
     since, until = period.ago(WEEK)
     profile = visit.part(
@@ -87,53 +127,24 @@ def one_type(visit: Visit) -> Response:
         ),
         None,
     )
-    if key is None and (profile is None or not profile.ended):
-        raise JobNotFound(name)
-    visit.whole(profile)
-    if was is not None and (not was.ended or was.known_since is not None):
-        was = None
-    if key == "actor" and (profile is None or not profile.ended):
-        newest = visit.joblog.jobs.of_actor(name).order_by(visit.joblog.Job.created_at.desc())
-        typed = next((row.job_type for row in visit.rows(None, lambda: newest.limit(1))), None)
-        if typed:
-            # Its jobs are listed under their type.
-            return visit.to("type", name=typed, **period.query())
-    words = word(key or "type", name)
-    looked = _Newest(visit, name, key, period)
-    if visit.wants_json:
-        return visit.json(_plain(name, profile, looked))
-    few = profile is not None and profile.ended < LEAST
-    errors = [] if profile is None else _errors(visit, name, profile, was, period, words)
-    facts = {
-        "name": name,
-        "words": words,
-        "period": period,
-        "ranges": list(RANGES),
-        "profile": profile,
-        "cells": [] if profile is None else _cells(profile, was, looked, words, period),
-        "verdict": None if profile is None else _verdict(profile, was, errors),
-        "chart": None
-        if profile is None
-        else duration_charts.latency(profile, was, visit.zone, looked.dots if few else ()),
-        "deploys": []
-        if profile is None
-        else axes.deploys(marks_in(visit, period), profile, visit.zone),
-        "high": duration_charts.HIGH,
-        "low": duration_charts.LOW,
-        "hist": None
-        if profile is None
-        else duration_charts.distribution(profile.duration, None if was is None else was.duration),
-        "hist_high": duration_charts.HIST,
-        "parts": [] if profile is None else _parts(profile, was),
-        "axis": duration_charts.STRIP_AXIS,
-        "marks": duration_charts.STRIP_MARKS,
-        "errors": errors,
-        "failed": sum(row["count"] for row in errors),
-        "newest": looked,
-        "was_text": last_week(period, visit.zone),
-        "was": was,
+    is_whole = was is not None and bool(was.ended) and was.known_since is None
+    return profile, was if is_whole else None
+
+
+def _drawn(
+    visit: Visit, profile: Profile | None, was: Profile | None, period: Period, looked: _Newest
+) -> dict[str, Any]:
+    """Return the charts of a job type."""
+    if profile is None:
+        return {"chart": None, "deploys": [], "hist": None, "parts": []}
+    dots = looked.dots if profile.ended < LEAST else ()
+    before = None if was is None else was.duration
+    return {
+        "chart": duration_charts.latency(profile, was, visit.zone, dots),
+        "deploys": axes.deploys(marks_in(visit, period), profile, visit.zone),
+        "hist": duration_charts.distribution(profile.duration, before),
+        "parts": _parts(profile, was),
     }
-    return visit.page("type.html", name, facts, live=True, section="types")
 
 
 def _key_of(visit: Visit, name: str) -> str | None:
