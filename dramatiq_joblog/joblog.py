@@ -95,8 +95,8 @@ if TYPE_CHECKING:
     from .recording.outage import OnOutage
     from .schema.query import JobQuery
     from .states import State
+    from .statistics.cells import Cell
     from .statistics.profile import Profile
-    from .statistics.rollups import Cell
     from .statistics.series import GroupedBy, Stats
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from dramatiq_joblog.payload.sanitize import MAX_MESSAGE, clean, clean_optional,
 from dramatiq_joblog.schema.models import instant_of
 from dramatiq_joblog.schema.query import literal_states
 from dramatiq_joblog.states import DeadReason, State
-from dramatiq_joblog.statistics.rollups import span_of
+from dramatiq_joblog.statistics.cells import span_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -11,7 +11,7 @@ from peewee import SQL, fn
 from dramatiq_joblog.schema.models import MAX_TOTAL_ERROR, to_millis
 from dramatiq_joblog.schema.query import literal_states
 from dramatiq_joblog.states import FINAL, State
-from dramatiq_joblog.statistics.rollups import (
+from dramatiq_joblog.statistics.cells import (
     DAY,
     FAILED,
     HOUR,

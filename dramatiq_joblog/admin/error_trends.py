@@ -17,7 +17,7 @@ from dramatiq_joblog.payload.durations import plain
 from dramatiq_joblog.schema.models import instant_of, to_millis
 from dramatiq_joblog.schema.query import literal_states, word
 from dramatiq_joblog.states import DeadReason, ProblemKind, State
-from dramatiq_joblog.statistics.rollups import DAY, HOUR, MINUTE
+from dramatiq_joblog.statistics.cells import DAY, HOUR, MINUTE
 
 from .audit import open_dead
 from .counted import counted

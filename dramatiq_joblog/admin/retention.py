@@ -19,8 +19,8 @@ from dramatiq_joblog.payload.given import given_mapping
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.schema.query import literal_states
 from dramatiq_joblog.states import FINAL, FinalState, State
+from dramatiq_joblog.statistics.cells import Cell, is_counted
 from dramatiq_joblog.statistics.histogram import bucket_of
-from dramatiq_joblog.statistics.rollups import Cell, is_counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

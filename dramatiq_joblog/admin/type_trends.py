@@ -9,9 +9,9 @@ from dramatiq_joblog.payload.durations import plain
 from dramatiq_joblog.schema.models import instant_of
 from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.states import ProblemKind, State
+from dramatiq_joblog.statistics.cells import DAY, FAILED, HOUR, Cell
 from dramatiq_joblog.statistics.histogram import Histogram
 from dramatiq_joblog.statistics.judging import fails_more, is_slower
-from dramatiq_joblog.statistics.rollups import DAY, FAILED, HOUR, Cell
 
 from .problem import Look, Problem, cut, jobs, plural, seen
 

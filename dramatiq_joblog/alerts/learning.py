@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dramatiq_joblog.schema.fields import instant_of
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import State
-from dramatiq_joblog.statistics.rollups import DAY, HOUR, MINUTE, QUARTER
+from dramatiq_joblog.statistics.cells import DAY, HOUR, MINUTE, QUARTER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

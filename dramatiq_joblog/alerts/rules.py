@@ -16,7 +16,7 @@ from dramatiq_joblog.reading import search
 from dramatiq_joblog.schema.fields import instant_of
 from dramatiq_joblog.schema.query import literal_states
 from dramatiq_joblog.states import ACTIVE, FINAL, ProblemKind, State
-from dramatiq_joblog.statistics.rollups import DAY, HOUR, MINUTE, QUARTER
+from dramatiq_joblog.statistics.cells import DAY, HOUR, MINUTE, QUARTER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

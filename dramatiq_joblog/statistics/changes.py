@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from statistics import median, pstdev
 from typing import TYPE_CHECKING
 
+from .cells import ENDS
 from .histogram import Histogram
 from .judging import fails_more, is_slower
-from .rollups import ENDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 from dramatiq_joblog.schema.models import instant_of
 
+from .cells import ENDS, FAILED
 from .histogram import Histogram
-from .rollups import ENDS, FAILED
 from .series import OUTCOMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from .rollups import Cell
+    from .cells import Cell
 
 
 @dataclass

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from dramatiq_joblog.schema.models import instant_of
 from dramatiq_joblog.states import Outcome, State
 
+from .cells import DAY, HOUR, MINUTE, QUARTER
 from .histogram import Histogram
-from .rollups import DAY, HOUR, MINUTE, QUARTER
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from .rollups import Sums
+    from .cells import Sums
 
 #: The outcomes that name the series: first those that end a job, then the others.
 OUTCOMES = (

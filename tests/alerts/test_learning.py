@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from dramatiq_joblog.alerts.learning import regular_of, time_of_day
 from dramatiq_joblog.cli.main import program
-from dramatiq_joblog.statistics.rollups import DAY, HOUR, MINUTE, QUARTER
+from dramatiq_joblog.statistics.cells import DAY, HOUR, MINUTE, QUARTER
 
 
 def every(step, times, *, late=0):

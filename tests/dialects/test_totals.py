@@ -13,8 +13,9 @@ import pytest
 import tiers
 
 from dramatiq_joblog.recording.events import Ended
+from dramatiq_joblog.statistics.cells import DAY, HOUR, MINUTE, QUARTER, SPANS
 from dramatiq_joblog.statistics.histogram import BOUNDS, Histogram, bucket_of
-from dramatiq_joblog.statistics.rollups import DAY, HOUR, MINUTE, QUARTER, SPANS, level_of
+from dramatiq_joblog.statistics.rollups import level_of
 
 #: A minute, in milliseconds since 1970, that is also the begin of a day.
 MIDNIGHT = 20_000 * DAY

@@ -7,7 +7,7 @@ from starlette.testclient import TestClient
 
 from dramatiq_joblog import Alert, Expect, JobLog
 from dramatiq_joblog.alerts.ledger import MOST_TRIES
-from dramatiq_joblog.statistics.rollups import DAY
+from dramatiq_joblog.statistics.cells import DAY
 from dramatiq_joblog.web import dashboard
 
 
