@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -1445,8 +1446,8 @@ class JobLog(Generic[J]):
         bulk = self._bulk(sender, brokers, who, repeat=repeat)
         result = bulk.run(dict(sorted(found.items())), progress)
         unknown = sorted({*jids} - {*found.values()})
-        result.refused |= {jid: str(JobNotFound(jid)) for jid in unknown}
-        return result
+        refused = result.refused | {jid: str(JobNotFound(jid)) for jid in unknown}
+        return replace(result, refused=refused)
 
     # The log itself
 

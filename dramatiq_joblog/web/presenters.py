@@ -320,7 +320,8 @@ class WorkerRow:
         self.look, self.shape, self.word = self._look(worker, now)
         self.alive = self.look == "ok"
         self.ended = worker.ended_at is not None
-        self.busy = sum(job.state == State.STARTED for job in jobs) if self.alive else len(jobs)
+        running = sum(job.state == State.STARTED for job in jobs)
+        self.busy = min(self.threads, running) if self.alive else len(jobs)
         self.slots = self._draw()
         self.doing = [_Doing(job, now) for job in jobs[:_DRAWN]]
         self.more = max(0, len(jobs) - _DRAWN)

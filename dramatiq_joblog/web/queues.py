@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -173,14 +172,12 @@ def _add_workers(visit: Visit, known: dict[str, Queue]) -> list[WorkerRow]:
     job = visit.joblog.Job
     runs_of_them = visit.joblog.jobs.started().where(job.process.in_(names)).limit(MOST_ACTIVE)
     started = visit.rows(None, lambda: runs_of_them) if names else []
-    busy: Counter[str] = Counter(each.process for each in started)
     rows = []
     for each in found:
         runs = [one for one in started if one.process == each.process]
         row = WorkerRow(each, runs, visit.now)
         if not row.alive:
             continue
-        row.busy = min(row.threads, busy[each.process])
         rows.append(row)
         for name in each.queues or ():
             if not name.endswith(DELAY_SUFFIX):
