@@ -7,16 +7,10 @@ whether a failed job was retried, whatever the middleware's position in the brok
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.logging import get_logger
-from dramatiq.middleware import (
-    Middleware,
-    MiddlewareError,
-    Retries,
-    SkipMessage,
-)
+from dramatiq.middleware import Middleware, MiddlewareError, Retries
 
 from .broker.acks import ACKS
 from .broker.claims import Claims
@@ -26,27 +20,25 @@ from .broker.messages import Messages
 from .broker.options import (
     DELAY_SUFFIX,
     DUPLICATE,
-    MALFORMED,
     OPTIONS,
     PARENT,
     ROOT,
     SECTION,
     UNIQUE,
     WAITS,
-    age_left,
     bare,
     eta_of,
     is_given,
     is_logged,
-    now,
     option,
     throws,
 )
 from .broker.outcome_log import log_outcome
-from .broker.refusals import PutBack, Refusals, count_as_done
+from .broker.refusals import PutBack
 from .broker.requeue import Sender
 from .broker.runs import Runs
 from .broker.services import Services
+from .broker.starts import Starts
 from .broker.verdict import verdict
 from .database.address import Address
 from .errors import (
@@ -58,12 +50,10 @@ from .errors import (
 )
 from .joblog import given_log
 from .payload.given import given_flag, given_whole
-from .payload.sanitize import text_of
-from .recording.current import LiveRun, running
+from .recording.current import running
 from .recording.event_rows import freed_by
-from .recording.events import Ended, Enqueued, Started
+from .recording.events import Ended, Enqueued
 from .recording.heartbeat import DEFAULT_HEARTBEAT, DEFAULT_HEARTBEAT_TIMEOUT
-from .recording.log_handler import capture
 from .recording.log_lines import check_level
 from .recording.progress import Reports
 from .states import State
@@ -75,14 +65,8 @@ if TYPE_CHECKING:
     from .broker.acks import Acks
     from .broker.labels import StartWritten
     from .broker.options import AnyMessage
-    from .broker.plan import Plan
-    from .broker.run import Run
     from .joblog import JobLog
-    from .locking.leases import Held
-    from .recording.inbox import LateStart, Receipt
-
-#: Milliseconds for which a job is put back whose section was lost before it began.
-_AT_ONCE = 250
+    from .recording.inbox import Receipt
 
 
 class JobLogMiddleware(Middleware):
@@ -153,8 +137,7 @@ class JobLogMiddleware(Middleware):
         }
         self.logger = get_logger(__name__, type(self))
         self._outcome_log = given_flag("outcome_log", outcome_log)
-        self._start = start
-        self._lines_level = check_level(lines, "lines")
+        level = check_level(lines, "lines")
         self._reports = Reports(joblog.core.transitions)
         self._services = Services(
             joblog,
@@ -163,15 +146,17 @@ class JobLogMiddleware(Middleware):
             heartbeat=heartbeat,
             heartbeat_timeout=heartbeat_timeout,
         )
-        self._messages = Messages(joblog, lines_level=self._lines_level, start=start)
+        self._messages = Messages(joblog, lines_level=level, start=start)
         self._sender = joblog.core.send_by(Sender(joblog, self._messages.arguments))
         self._runs = Runs(self._messages, joblog.core.worker_process)
         self._claims = Claims(joblog)
-        self._refusals = Refusals(
+        self._starts = Starts(
+            joblog,
+            self._messages,
             self._runs,
             self._services,
+            self._reports,
             outcome_log=outcome_log,
-            user_column=self._messages.user_column,
         )
 
     @property
@@ -283,7 +268,7 @@ class JobLogMiddleware(Middleware):
         if not plan.is_logged:
             return
         try:
-            self._begin(broker, message, plan)
+            self._starts.begin(broker, message, plan)
         except MiddlewareError:
             raise
         except Exception as e:
@@ -292,116 +277,6 @@ class JobLogMiddleware(Middleware):
                 # Dramatiq would swallow it, and run the job without its section.
                 raise SectionUnknownError(str(e)) from e
             raise
-
-    def _begin(self, broker: Broker, message: MessageProxy, plan: Plan) -> None:
-        inner = bare(message)
-        options = inner.options
-        age, has_waited = None, False
-        if plan.row is None or plan.is_bound:
-            if DUPLICATE in options:
-                # Another producer may have stored anything there.
-                self._messages.bonds.fit(broker, message)
-            if options.get(DUPLICATE) is not None:
-                count_as_done(broker, message)
-                raise SkipMessage(text_of(options[DUPLICATE]))
-            has_waited = options.pop(WAITS, None) is not None
-            if has_waited and (waker := self._services.waker) is not None:
-                waker.began(message)
-            # Its sender may not know of sections.
-            self._messages.bonds.bind(broker, message, plan.shape, begins=True)
-            if MALFORMED in options:
-                self._refusals.reject(
-                    broker, message, ConfigurationError(text_of(options[MALFORMED]))
-                )
-            age = age_left(broker, message) if SECTION in options else None
-            if age is not None and age <= 0:
-                # AgeLimit runs later and drops it: it must not be put back before.
-                return
-        run = self._runs.new(broker, message, plan)
-        instant = now()
-        row = run.row
-        row["state"] = State.STARTED.value
-        row["started_at"] = instant
-        row["queue_time"] = _passed(row["enqueued_at"], instant)
-        start = Started(
-            row.copy(),
-            max_interruptions=plan.max_interruptions,
-            redelivered=bool(getattr(message, "redelivered", False)),
-            rerun=plan.rerun,
-            section=options.get(SECTION),
-            comes_back_within=age,
-            unique=options.get(UNIQUE),
-        )
-        unguarded = start.section is None and start.unique is None
-        if plan.starts_soon and unguarded and not start.redelivered:
-            late, lease = self.joblog.core.writer.put_soon(start), None
-        else:
-            late = None
-            if start.section is not None:
-                self._hear(start, inner.actor_name)
-                if not has_waited:
-                    self._line_up(broker, message, run, start)
-            lease = self._let_in(broker, message, run, start)
-        self._enter(inner, run, plan, lease, late)
-
-    def _enter(
-        self,
-        message: Message[Any],
-        run: Run,
-        plan: Plan,
-        lease: Held | None,
-        late: LateStart | None,
-    ) -> None:
-        """Set the current job of this thread, and begin to track its reports."""
-        self._runs.open(run)
-        if plan.lines_level is not None:
-            # An earlier job may have reconfigured logging.
-            capture.attach()
-        row = run.row
-        live = LiveRun(
-            run.message_id,
-            message.actor_name,
-            row.get("root_jid") or run.message_id,
-            row,
-            run.redactor,
-            lease=lease,
-            lines_level=plan.lines_level,
-            start=late,
-        )
-        self._reports.begin(live)
-        running.set(live)
-        run.begin(late)
-
-    def _hear(self, start: Started, actor: str) -> None:
-        """Pass the results of callable limits to the thread that promotes waiters."""
-        waker = self._services.waker
-        if waker is not None:
-            for need in start.needs:
-                if need.is_asked:
-                    waker.heard(need, actor)
-
-    def _line_up(self, broker: Broker, message: MessageProxy, run: Run, start: Started) -> None:
-        """Let a new job join the end of a long wait queue without waiting for an answer."""
-        waker = self._services.waker
-        if waker is None or not start.may_line_up or not waker.has_line(start.needs[0]):
-            return
-        if self._refusals.line_up(broker, message, run, start):
-            receipt = self.joblog.core.writer.put(replace(start, lines_up=True))
-            waker.lines_up(start.jid, receipt)
-            raise PutBack(f"it waits: others wait for {start.needs[0].key!r} before it")
-
-    def _let_in(
-        self, broker: Broker, message: MessageProxy, run: Run, start: Started
-    ) -> Held | None:
-        """Commit a start, and return the run's leases, or refuse its message."""
-        answer = self.joblog.core.writer.write(start)
-        if not answer.granted:
-            self._refusals.refuse(broker, message, run, answer, needs_key=start.is_begin)
-        elif answer.lease is not None and answer.lease.lost:
-            # The commit, or its reply, took longer than the lease: another job may hold the key.
-            self._refusals.send_back(broker, message, _AT_ONCE)
-            raise PutBack("it is put back: its section was lost before it began")
-        return answer.lease
 
     def after_process_message(
         self,
@@ -523,11 +398,6 @@ class JobLogMiddleware(Middleware):
         counts = next((i for i, m in enumerate(order) if isinstance(m, Retries)), -1)
         after = order.index(self) < counts
         return int(after and not throws(broker, message, error))
-
-
-def _passed(since: int | None, instant: int) -> int | None:
-    """Return the milliseconds that have passed, by two hosts' clocks; None if unknown."""
-    return None if since is None else max(0, instant - since)
 
 
 def _is_same_log(one: JobLog, other: JobLog) -> bool:
