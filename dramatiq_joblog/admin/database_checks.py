@@ -159,7 +159,15 @@ def _wrong(
 ) -> Look:
     """Return a problem whose beginning is unknown."""
     title, colon, rest = text.partition(":")
-    problem = seen(kind, name, datetime.now(timezone.utc), 1, title, colon + rest, cure)
+    problem = seen(
+        kind,
+        name,
+        since=datetime.now(timezone.utc),
+        count=1,
+        title=title,
+        rest=colon + rest,
+        cure=cure,
+    )
     return Look(name, well, (problem,))
 
 

@@ -254,14 +254,14 @@ class Doctor:
         problem = seen(
             ProblemKind.SECTIONS,
             "",
-            since,
-            len(stuck),
-            f"{plural(len(stuck), 'section')} {'is' if len(stuck) == 1 else 'are'} stuck",
-            f": held by jobs that have ended, {holding} of them with a lease that has not "
+            since=since,
+            count=len(stuck),
+            title=f"{plural(len(stuck), 'section')} {'is' if len(stuck) == 1 else 'are'} stuck",
+            rest=f": held by jobs that have ended, {holding} of them with a lease that has not "
             f"expired: {named}.",
-            "free each with dramatiq-joblog unlock KEY --reason ..., or on the page Locks; a "
+            cure="free each with dramatiq-joblog unlock KEY --reason ..., or on the page Locks; a "
             "lease that is not renewed expires by itself",
-            " ".join(dict.fromkeys(f"id:{row.owner}" for row in stuck[:5])),
+            search=" ".join(dict.fromkeys(f"id:{row.owner}" for row in stuck[:5])),
         )
         return Look("sections", well, (problem,))
 
@@ -274,12 +274,15 @@ class Doctor:
         problem = seen(
             ProblemKind.RETRIES_LOST,
             "",
-            since,
-            count,
-            f"{jobs(count)} {'has' if one else 'have'} lost {'its' if one else 'their'} retry",
-            f", which the broker refused, and {'is' if one else 'are'} dead since {said(since)}.",
-            "run them again with joblog.requeue(jid), or dismiss them; make room in the broker",
-            "state:dead reason:retry_lost",
+            since=since,
+            count=count,
+            title=f"{jobs(count)} {'has' if one else 'have'} lost "
+            f"{'its' if one else 'their'} retry",
+            rest=f", which the broker refused, and {'is' if one else 'are'} dead since "
+            f"{said(since)}.",
+            cure="run them again with joblog.requeue(jid), or dismiss them; make room in "
+            "the broker",
+            search="state:dead reason:retry_lost",
         )
         return Look("retries", well, (problem,))
 
@@ -292,12 +295,12 @@ class Doctor:
             seen(
                 ProblemKind.MISSED,
                 row.expects,
-                row.since or row.seen_at,
-                1,
-                f"a job of type {cut(row.expects)!r} is missing",
-                f", which should have finished by {said(row.since or row.seen_at)}.",
-                "check whether its sender runs, and what happened to the last one",
-                row.search or "",
+                since=row.since or row.seen_at,
+                count=1,
+                title=f"a job of type {cut(row.expects)!r} is missing",
+                rest=f", which should have finished by {said(row.since or row.seen_at)}.",
+                cure="check whether its sender runs, and what happened to the last one",
+                search=row.search or "",
             )
             for row in rows
         ]
@@ -316,8 +319,16 @@ def _finding_of(look: Look) -> Finding:
 
 
 def _unanswered(text: str, cure: str) -> Look:
-    title = "The database does not respond"
-    problem = seen(ProblemKind.DATABASE, "connection", _now(), 1, title, f": {text}.", cure)
+    title = "The database does not answer"
+    problem = seen(
+        ProblemKind.DATABASE,
+        "connection",
+        since=_now(),
+        count=1,
+        title=title,
+        rest=f": {text}.",
+        cure=cure,
+    )
     return Look("connection", "", (problem,))
 
 
@@ -332,11 +343,11 @@ def _unknown_of(looks: Sequence[Look]) -> Problem:
     return seen(
         ProblemKind.DATABASE,
         "unknown",
-        _now(),
-        len(looks),
-        "Not everything could be checked",
-        f" of {several}: {looks[0].unknown}.",
-        _UNKNOWN_CURE,
+        since=_now(),
+        count=len(looks),
+        title="Not everything could be checked",
+        rest=f" of {several}: {looks[0].unknown}.",
+        cure=_UNKNOWN_CURE,
     )
 
 

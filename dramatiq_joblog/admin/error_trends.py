@@ -226,12 +226,13 @@ class ErrorTrends:
         return seen(
             ProblemKind.NEW_ERROR,
             f"{error} in {actor}",
-            since,
-            one.count,
-            f"{cut(error)} is new in {cut(actor)}",
-            f" since {said(since)}{self._after(one.since)}: {_fates(one)}.",
-            "look at the first traceback, fix the cause and run these jobs again, or dismiss them",
-            _search_of(pair, one),
+            since=since,
+            count=one.count,
+            title=f"{cut(error)} is new in {cut(actor)}",
+            rest=f" since {said(since)}{self._after(one.since)}: {_fates(one)}.",
+            cure="look at the first traceback, fix the cause and run these jobs again, or "
+            "dismiss them",
+            search=_search_of(pair, one),
         )
 
     def _after(self, instant: int) -> str:
@@ -267,13 +268,13 @@ class ErrorTrends:
         return seen(
             ProblemKind.RISING_ERROR,
             f"{error} in {actor}",
-            instant_of(max(one.since, self._now - HOUR)),
-            one.count,
-            f"{cut(error)} is rising in {cut(actor)}",
-            f": {plural(count, 'failed run')} in the last hour, "
+            since=instant_of(max(one.since, self._now - HOUR)),
+            count=one.count,
+            title=f"{cut(error)} is rising in {cut(actor)}",
+            rest=f": {plural(count, 'failed run')} in the last hour, "
             f"usually {_rate(rate)}; {_fates(one)}.",
-            "look at the newest tracebacks, and at what changed since",
-            _search_of(pair, one),
+            cure="look at the newest tracebacks, and at what changed since",
+            search=_search_of(pair, one),
         )
 
     def _usual(self, pairs: Sequence[Pair]) -> dict[Pair, float]:

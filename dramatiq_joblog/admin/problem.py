@@ -58,9 +58,10 @@ class Problem:
         }
 
 
-def seen(  # noqa: PLR0917 - in the order of the fields
+def seen(
     kind: ProblemKind,
     subject: str,
+    *,
     since: datetime,
     count: int,
     title: str,

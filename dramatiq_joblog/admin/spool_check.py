@@ -56,11 +56,11 @@ def look_at_spools(core: Spooling) -> Look:
     problem = seen(
         ProblemKind.SPOOLS,
         HOST,
-        _now() - timedelta(seconds=oldest),
-        len(waiting),
-        f"Events wait on {HOST}",
-        f": {text}.",
-        "once the database answers, any process of this host that uses the log replays "
+        since=_now() - timedelta(seconds=oldest),
+        count=len(waiting),
+        title=f"Events wait on {HOST}",
+        rest=f": {text}.",
+        cure="once the database answers, any process of this host that uses the log replays "
         "them within 10 s: start a worker here, as the same user",
     )
     return Look("spools", "", (problem,))
@@ -75,12 +75,12 @@ def _place_of(core: Spooling) -> Look:
         problem = seen(
             ProblemKind.SETTINGS,
             "spool",
-            _now(),
-            1,
-            "The spool may not last",
-            f": {folder} is on {kind}, which {PASSING[kind]}: events kept there during "
+            since=_now(),
+            count=1,
+            title="The spool may not last",
+            rest=f": {folder} is on {kind}, which {PASSING[kind]}: events kept there during "
             "an outage are lost with it.",
-            "mount a volume there, or name a folder on one by JobLog(spool=...); or set "
+            cure="mount a volume there, or name a folder on one by JobLog(spool=...); or set "
             'on_outage="block", so that nothing is acknowledged before it is committed',
         )
         return Look("spools", well, (problem,))

@@ -109,14 +109,14 @@ class Standstill:
                 seen(
                     ProblemKind.LOST,
                     "gone",
-                    since,
-                    count,
-                    f"{jobs(count)} {'has' if count == 1 else 'have'} lost "
+                    since=since,
+                    count=count,
+                    title=f"{jobs(count)} {'has' if count == 1 else 'have'} lost "
                     f"{'its' if count == 1 else 'their'} worker",
-                    f": {workers}, silent since {said(since)}; {well}.",
-                    "start a worker: it marks these runs as lost at once, and the broker delivers "
-                    "their messages again",
-                    " ".join(
+                    rest=f": {workers}, silent since {said(since)}; {well}.",
+                    cure="start a worker: it marks these runs as lost at once, and the "
+                    "broker delivers their messages again",
+                    search=" ".join(
                         ["state:started", *(word("worker", runs.worker) for runs in fleet.gone)]
                     ),
                 )
@@ -128,13 +128,13 @@ class Standstill:
                 seen(
                     ProblemKind.LOST,
                     "unknown",
-                    since,
-                    count,
-                    f"{jobs(count)} {_is(count)} started whose worker process is not known",
-                    f", since {said(since)}; {well}.",
-                    "their messages are gone if the broker does not deliver them again: cancel "
-                    "these jobs, and run them again",
-                    "state:started",
+                    since=since,
+                    count=count,
+                    title=f"{jobs(count)} {_is(count)} started whose worker process is not known",
+                    rest=f", since {said(since)}; {well}.",
+                    cure="their messages are gone if the broker does not deliver them "
+                    "again: cancel these jobs, and run them again",
+                    search="state:started",
                 )
             )
         return Look("workers", well, tuple(problems))
@@ -160,25 +160,26 @@ class Standstill:
         return seen(
             ProblemKind.QUEUES,
             queue,
-            since,
-            count,
-            f"{jobs(count)} {_wait(count)} in the queue {quoted(queue)}",
-            f", which no live worker consumes, since {said(since)}.",
-            f"start workers that consume {quoted(queue)} (dramatiq -Q); if the broker has lost the "
-            f"messages, {_CANCEL}",
-            f"{word('queue', queue)} {states}",
+            since=since,
+            count=count,
+            title=f"{jobs(count)} {_wait(count)} in the queue {quoted(queue)}",
+            rest=f", which no live worker consumes, since {said(since)}.",
+            cure=f"start workers that consume {quoted(queue)} (dramatiq -Q); if the broker "
+            f"has lost the messages, {_CANCEL}",
+            search=f"{word('queue', queue)} {states}",
         )
 
     def _forgotten(self, one: Standing) -> Problem:
         return seen(
             ProblemKind.QUEUES,
             one.name,
-            one.since,
-            one.count,
-            f"{jobs(one.count)} {_wait(one.count)} in the queue {quoted(one.name)}",
-            f" since {said(one.since)}, although a worker consumes it.",
-            f"check whether its workers keep up; if the broker has lost the messages, {_CANCEL}",
-            f"{word('queue', one.name)} state:enqueued",
+            since=one.since,
+            count=one.count,
+            title=f"{jobs(one.count)} {_wait(one.count)} in the queue {quoted(one.name)}",
+            rest=f" since {said(one.since)}, although a worker consumes it.",
+            cure="check whether its workers keep up; if the broker has lost the messages, "
+            f"{_CANCEL}",
+            search=f"{word('queue', one.name)} state:enqueued",
         )
 
     def threads(self) -> Look:
@@ -199,13 +200,14 @@ class Standstill:
         problem = seen(
             ProblemKind.THREADS,
             "",
-            since,
-            count,
-            "All threads are busy",
-            f" ({busy}), and {jobs(count)} {_wait(count)} since {said(since)}.",
-            "start more workers or threads (dramatiq --processes, --threads), or give long jobs a "
+            since=since,
+            count=count,
+            title="All threads are busy",
+            rest=f" ({busy}), and {jobs(count)} {_wait(count)} since {said(since)}.",
+            cure="start more workers or threads (dramatiq --processes, --threads), or give "
+            "long jobs a "
             "queue and workers of their own; dramatiq-joblog list state:started shows what runs",
-            " ".join([*_states(waiting), *(word("queue", queue) for queue in queues)]),
+            search=" ".join([*_states(waiting), *(word("queue", queue) for queue in queues)]),
         )
         return Look("threads", well, (problem,))
 
@@ -244,12 +246,12 @@ class Standstill:
         problem = seen(
             ProblemKind.OVERDUE,
             "",
-            since,
-            count,
-            f"{jobs(count)} {_is(count)} overdue",
-            f": {'; '.join(parts)}.",
-            "; ".join(cures),
-            " ".join([*_states(late), "overdue:5m"]),
+            since=since,
+            count=count,
+            title=f"{jobs(count)} {_is(count)} overdue",
+            rest=f": {'; '.join(parts)}.",
+            cure="; ".join(cures),
+            search=" ".join([*_states(late), "overdue:5m"]),
         )
         return Look("overdue", well, (problem,))
 
@@ -269,14 +271,14 @@ class Standstill:
         problem = seen(
             ProblemKind.LOST,
             "",
-            since,
-            count,
-            f"{jobs(count)} {_is(count)} lost",
-            f" with {worker}{named} since {said(since)}, and the broker has not delivered "
+            since=since,
+            count=count,
+            title=f"{jobs(count)} {_is(count)} lost",
+            rest=f" with {worker}{named} since {said(since)}, and the broker has not delivered "
             f"{'it' if count == 1 else 'them'} again.",
-            f"start a worker for {queues}, which makes the broker deliver them; if it has lost the "
-            f"messages, {_CANCEL} (dramatiq-joblog cancel)",
-            "state:lost",
+            cure=f"start a worker for {queues}, which makes the broker deliver them; if it "
+            f"has lost the messages, {_CANCEL} (dramatiq-joblog cancel)",
+            search="state:lost",
         )
         return Look("lost", well, (problem,))
 

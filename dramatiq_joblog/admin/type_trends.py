@@ -91,14 +91,14 @@ def _slower(name: str, now: _Type, then: _Type, begin: int) -> Problem:
     return seen(
         ProblemKind.SLOWER,
         name,
-        instant_of(begin),
-        now.finished,
-        f"{_called(name)} is slower than a week ago",
-        f": p95 {plain(after)} instead of "
+        since=instant_of(begin),
+        count=now.finished,
+        title=f"{_called(name)} is slower than a week ago",
+        rest=f": p95 {plain(after)} instead of "
         f"{plain(before)}, p50 {plain(middle[1])} instead of {plain(middle[0])}, of "
         f"{jobs(now.finished)}.",
-        "look at its slowest jobs, and at what changed since",
-        f"{name} state:finished ended:{_instant(begin)}",
+        cure="look at its slowest jobs, and at what changed since",
+        search=f"{name} state:finished ended:{_instant(begin)}",
     )
 
 
@@ -106,12 +106,12 @@ def _failing(name: str, now: _Type, then: _Type, begin: int) -> Problem:
     return seen(
         ProblemKind.FAILING,
         name,
-        instant_of(begin),
-        now.failed,
-        f"{_called(name)} fails more often than a week ago",
-        f": {now.share:.0%} of {plural(now.runs, 'run')} instead of {then.share:.0%}.",
-        "look at its newest errors, and at what changed since",
-        f"{name} state:dead state:retrying",
+        since=instant_of(begin),
+        count=now.failed,
+        title=f"{_called(name)} fails more often than a week ago",
+        rest=f": {now.share:.0%} of {plural(now.runs, 'run')} instead of {then.share:.0%}.",
+        cure="look at its newest errors, and at what changed since",
+        search=f"{name} state:dead state:retrying",
     )
 
 
