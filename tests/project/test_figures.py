@@ -59,7 +59,7 @@ FIGURES = [
     ("docs/web.md", "at most a million bytes", "web.access.MAX_BODY", 1_000_000),
     ("docs/web.md", "other short forms 20,000", "web.access.MAX_SMALL_BODY", 20_000),
     ("docs/web.md", "must arrive within 30 seconds", "web.access.BODY_WITHIN", 30.0),
-    ("docs/web.md", "at most 1,000 at a time", "web.actions.MOST", 1_000),
+    ("docs/web.md", "at most 1,000 at a time", "web.subjects.MOST", 1_000),
     ("docs/web.md", "up to 400 in the selected period", "web.users.MOST_JOBS", 400),
     ("docs/web.md", "milliseconds between two updates, 2,000", "web.app.DEFAULT_EVERY", 2_000),
     ("docs/web.md", "for one part of a page, 3,000", "web.app.DEFAULT_TIMEOUT", 3_000),
