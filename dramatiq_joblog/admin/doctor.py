@@ -319,7 +319,7 @@ def _finding_of(look: Look) -> Finding:
 
 
 def _unanswered(text: str, cure: str) -> Look:
-    title = "The database does not answer"
+    title = "The database does not respond"
     problem = seen(
         ProblemKind.DATABASE,
         "connection",

@@ -189,7 +189,7 @@ class Starts:
         elif answer.lease is not None and answer.lease.lost:
             # The commit, or its reply, took longer than the lease: another job may hold the key.
             self._refusals.send_back(broker, message, _AT_ONCE)
-            raise PutBack("it comes back: its section was lost before it began")
+            raise PutBack("it is put back: its section was lost before it began")
         return answer.lease
 
 

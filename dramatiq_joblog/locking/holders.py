@@ -27,7 +27,7 @@ class Holder:
     since: datetime
     #: When its lease expires; None for the next waiter.
     until: datetime | None
-    #: Whether it is a lock by hand that waits, and not a job.
+    #: Whether it is a manual lock that waits, and not a job.
     by_hand: bool = False
 
 
@@ -110,7 +110,7 @@ def describe_holder(holder: Holder | None) -> str:
     since = f"{holder.since:%Y-%m-%d %H:%M:%S} UTC"
     if holder.until is None:
         if holder.by_hand:
-            return f"is kept for {holder.owner}, which waits for it by hand since {since}"
-        return f"is kept for job {holder.owner}, which waits for it since {since}"
+            return f"is reserved for {holder.owner}, a manual lock that has waited since {since}"
+        return f"is reserved for job {holder.owner}, which has waited for it since {since}"
     until = f"{holder.until:%Y-%m-%d %H:%M:%S} UTC"
     return f"is held by {holder.owner} since {since}, until {until} unless it is renewed"

@@ -150,7 +150,7 @@ class Leases:
         self._process, self._gone_after = process, gone_after
 
     def detach(self, process: str) -> None:
-        """Unbind locks by hand from the process, because its workers have ended."""
+        """Unbind manual locks from the process, because its workers have ended."""
         tokens = [t for t, leases in self.all().items() if leases[0].by_hand]
         if self._process == process:
             self._process = self._gone_after = None

@@ -49,7 +49,7 @@ class Locks:
         self.lock = lock
         #: The waiters of keys.
         self.waiters = Waiters(tables)
-        #: The locks by hand that wait.
+        #: The manual locks that wait.
         self.hands = Hands(lock)
         #: The limits set at run time.
         self.limits = Limits(lock)

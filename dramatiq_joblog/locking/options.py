@@ -213,7 +213,7 @@ def limit_asker(limit: Any, function: Any, where: str) -> Callable[..., int]:
             number = _whole(said, 0, MAX_INT)
         except Exception as e:
             raise ConfigurationError(
-                f"{where}: its limit could not be asked: {type(e).__name__}: {e}"
+                f"{where}: its limit could not be determined: {type(e).__name__}: {e}"
             ) from e
         if number is None:
             raise ConfigurationError(
@@ -260,7 +260,7 @@ def _check_common(entry: Entry) -> None:
 
 
 def check_by_hand(key: Any, *, limit: Any, ttl: Any, wait: Any) -> None:
-    """Refuse invalid values of a lock by hand.
+    """Refuse invalid values of a manual lock.
 
     Raises:
       ConfigurationError: If a value makes no sense.

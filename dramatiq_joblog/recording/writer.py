@@ -405,7 +405,7 @@ class Writer:
                 del self._at_hand[id(event)]
             for ticket in tickets:
                 if isinstance(ticket.event, Call):
-                    ticket.event.fail(DatabaseAwayError("the database is only just back"))
+                    ticket.event.fail(DatabaseAwayError("the database has only just come back"))
         except BaseException as e:
             self._fail(tickets, e)
             raise

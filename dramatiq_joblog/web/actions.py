@@ -66,7 +66,7 @@ def do(visit: Visit, form: FormData) -> Response:
     if what in others:
         return others[what]()
     if what not in STATES:
-        return visit.sorry(404, "Not here", f"There is nothing called {what!r} to do.")
+        return visit.sorry(404, "No such action", f"There is no action {what!r}.")
     jids, words = _texts(form, "jid"), _texts(form, "q")
     if not jids and not words:
         return visit.sorry(400, "Nothing is selected", "Select a job first.")

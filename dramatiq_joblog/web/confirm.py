@@ -54,8 +54,8 @@ _BUTTONS = {
     "now": "Run now",
 }
 #: The message if the subject of an action is gone.
-_NO_HOLDER = ("Nobody holds it", "The key is free, or another holds it by now.")
-_GONE = dict.fromkeys(("mute", "unmute"), ("It is gone", "The log has no such problem any more."))
+_NO_HOLDER = ("Nothing holds it", "The key is free, or has another holder by now.")
+_GONE = dict.fromkeys(("mute", "unmute"), ("It is gone", "This problem no longer exists."))
 
 
 @dataclass
@@ -103,7 +103,7 @@ def confirm(visit: Visit) -> Response:
     elif what in STATES:
         question = _ask_jobs(visit, what)
     else:
-        return visit.sorry(404, "Not here", f"There is nothing called {what!r} to do.")
+        return visit.sorry(404, "No such action", f"There is no action {what!r}.")
     if question is None:
         return visit.sorry(409, *_GONE.get(what, _NO_HOLDER))
     return visit.page("confirm.html", question.title, {"question": question}, section="confirm")
@@ -124,9 +124,9 @@ def _ask_change(visit: Visit) -> Question | None:
     if not known:
         effects.append(("waiting", "This process does not know its actor, and checks nothing."))
     if job.withheld is not None and job.sealed is None:
-        able, effects = False, [("skipped", f"It cannot be: {_NOT_KEPT}.")]
+        able, effects = False, [("skipped", f"It cannot run again: {_NOT_KEPT}.")]
     elif not able:
-        effects = [("skipped", f"It cannot be: {_ASKED['requeue'][1]}.")]
+        effects = [("skipped", f"It cannot run again: {_ASKED['requeue'][1]}.")]
     return Question(
         what="change",
         title=f"Run {job.job_type or job.actor} again with other arguments?",
@@ -200,19 +200,19 @@ def _effects(what: str, able: list[Any], gone: int) -> list[tuple[str, str]]:
         each = "It" if len(able) == 1 else "Each"
         effects = [
             ("skipped", f"{each} is dead then, what it holds is free, and it can be run again."),
-            ("waiting", "If its message comes after all, it is not run."),
+            ("waiting", "If its message still arrives, it does not run."),
         ]
         if any(job.state == State.LOST for job in able):
-            effects.append(("lost", "Code that runs where the log cannot see it is not stopped."))
+            effects.append(("lost", "Running code that the log does not know of is not stopped."))
         return effects
     effects = [("retrying", "Each is sent again with the same arguments, as a new job.")]
     if what == "rerun":
         effects.insert(0, ("skipped", "Each is cancelled first: what it holds is free."))
-        effects.append(("lost", "Code that runs where the log cannot see it is not stopped."))
+        effects.append(("lost", "Running code that the log does not know of is not stopped."))
     if what == "now":
         effects = [
             ("retrying", "Each is sent again at once with the same arguments, as a new job."),
-            ("skipped", "The one that waits is cancelled: its message, when it comes, is not run."),
+            ("skipped", "The waiting job is cancelled: if its message arrives, it does not run."),
         ]
     others = sum(job.state not in {State.DEAD, State.LOST} for job in able)
     if others and what not in ANEW:
@@ -250,7 +250,9 @@ def _ask_unlock(visit: Visit) -> Question | None:
     if stopped is None:
         place = lock.owner if job is None else JobRow(job, now).worker or who
         warning = f"Its holder is alive: {place} renewed the lease {plain_duration(renewed)} ago."
-        effects.append(("started", f"{who} goes on running and sees lease_lost at its next check."))
+        effects.append(
+            ("started", f"{who} continues to run, and sees lease_lost at its next check.")
+        )
     else:
         state = str(stopped.state)
         look = state if state in {"retrying", "lost", "waiting"} else "lost"
@@ -283,8 +285,8 @@ def _ask_mute(visit: Visit, what: str) -> Question | None:
     if problem is None:
         return None
     effects = [
-        ("skipped", "It no longer counts among what needs you, and alerts leave it out."),
-        ("retrying", "It is back when the time is over, or once its count has more than doubled."),
+        ("skipped", "It no longer counts as a problem, and alerts leave it out."),
+        ("retrying", "It returns when the time is over, or once its count has more than doubled."),
     ]
     return Question(
         what=what,
@@ -293,7 +295,7 @@ def _ask_mute(visit: Visit, what: str) -> Question | None:
         note="everyone still sees it, in grey" if mute else "recorded with your name",
         back=visit.link.local(given.get("back", "")),
         fields=[("kind", str(problem.kind)), ("subject", problem.subject)],
-        effects=effects if mute else [("dead", "It counts among what needs you again.")],
+        effects=effects if mute else [("dead", "It counts as a problem again.")],
         reason="required" if mute else "",
         command=commands.mutes(str(problem.kind), problem.subject, off=not mute),
         spans=[(name, text) for name, (text, _) in SPANS.items()] if mute else (),

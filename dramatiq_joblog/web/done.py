@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 _DONE = {
     "requeue": ("Nothing was run again.", "1 job runs again.", "{} jobs run again."),
     "rerun": ("Nothing was run again.", "1 job runs again.", "{} jobs run again."),
-    "now": ("Nothing was sent.", "1 job is on its way now.", "{} jobs are on their way now."),
+    "now": ("Nothing was sent.", "1 job was sent.", "{} jobs were sent."),
     "dismiss": ("Nothing was dismissed.", "1 job is dismissed.", "{} jobs are dismissed."),
     "cancel": ("Nothing was cancelled.", "1 job is cancelled.", "{} jobs are cancelled."),
     "unlock": (
-        "Nothing was unlocked: another holds the key by now.",
+        "Nothing was unlocked: the key has another holder by now.",
         "The key is unlocked.",
         "{} keys are unlocked.",
     ),
     "mute": ("It is gone by now: nothing is muted.", "The problem is muted.", ""),
-    "unmute": ("It was not muted.", "The problem is not muted any more.", ""),
+    "unmute": ("It was not muted.", "The problem is no longer muted.", ""),
 }
 
 
