@@ -56,7 +56,7 @@ class Exclusive:
         releases it after each run.
 
     Raises:
-      ConfigurationError: If a value is not known or makes no sense.
+      ConfigurationError: If a value is invalid.
     """
 
     key: str | Callable[..., str]
@@ -94,7 +94,7 @@ class Rate:
       on_timeout: What happens to a job that waited too long, as for :class:`Exclusive`.
 
     Raises:
-      ConfigurationError: If a value is not known or makes no sense.
+      ConfigurationError: If a value is invalid.
     """
 
     key: str | Callable[..., str]
@@ -127,7 +127,7 @@ class Unique:
         that has not begun.
 
     Raises:
-      ConfigurationError: If a value is not known or makes no sense.
+      ConfigurationError: If a value is invalid.
     """
 
     key: str | Callable[..., str]
@@ -263,7 +263,7 @@ def check_by_hand(key: Any, *, limit: Any, ttl: Any, wait: Any) -> None:
     """Refuse invalid values of a manual lock.
 
     Raises:
-      ConfigurationError: If a value makes no sense.
+      ConfigurationError: If a value is invalid.
     """
     if not isinstance(key, str) or not key:
         raise ConfigurationError(f"the key {key!r} is not valid: give a text that is not empty")
