@@ -18,7 +18,7 @@ from dramatiq_joblog.errors import DatabaseAwayError
 from .events import UNANSWERED, Answer, Ended, Started
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from dramatiq_joblog.database.limited_log import LimitedLog
 
@@ -71,6 +71,9 @@ class Outage:
         self._limited = limited
         self._wake = wake
         self._probe: Probe | None = None
+        #: The events of dead processes, and those of them that are not written yet.
+        self._left: Generator[list[Event], None, None] | None = None
+        self._chunk: list[Event] | None = None
         #: When unwritten events are dropped, because the process ends; monotonic.
         self._ends_by = math.inf
         #: The number of events dropped then.
@@ -172,11 +175,32 @@ class Outage:
             self._say_back()
             self._probe = None
 
-    def replay_left_behind(self) -> None:
-        """Write the events that dead processes left on this host."""
-        for chunk in self._spool.left_behind():
-            for wave in waves(chunk):
-                self._batches.write(wave)
+    def replay_left_behind(self) -> bool:
+        """Write some events that dead processes left on this host; return whether there are more.
+
+        Raises:
+          DatabaseAwayError: If they cannot be written now: the next call begins with them.
+        """
+        if self._chunk is None:
+            if self._left is None:
+                self._left = self._spool.left_behind()
+            # Taking the next chunk marks the last one as written.
+            self._chunk = next(self._left, None)
+        if self._chunk is None:
+            self._left = None
+            return False
+        for wave in waves(self._chunk):
+            self._batches.write(wave)
+        self._chunk = None
+        return True
+
+    def _leave(self) -> None:
+        """Leave the rest of what dead processes left to others."""
+        if self._left is not None:
+            # After a fork, the parent's thread may be in the middle of it.
+            with contextlib.suppress(ValueError):
+                self._left.close()
+        self._left = self._chunk = None
 
     def stop(self) -> None:
         """Stop probing the database, and log what was dropped; the thread ends."""
@@ -185,6 +209,7 @@ class Outage:
             self._probe = None
             self._dropped += self._left_out
         self._spool.forget()
+        self._leave()
         if self._dropped:
             _logger.error(
                 "%d event(s) of the job log were not written and are lost: its database was "
@@ -196,6 +221,7 @@ class Outage:
     def forget(self) -> None:
         """Reset the state, in a process that was just forked."""
         self._spool.forget()
+        self._leave()
         self._probe = None
         self._ends_by, self._dropped, self._left_out = math.inf, 0, 0
 

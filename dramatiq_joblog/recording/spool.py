@@ -22,7 +22,7 @@ from dramatiq_joblog.payload.sanitize import text_of
 from .events import Ended, Enqueued, Started
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Sequence
+    from collections.abc import Container, Generator, Iterator, Sequence
     from pathlib import Path
 
     from .events import Event
@@ -89,7 +89,7 @@ class Spool:
             # Only now, so that a caller that failed to write the chunk gets it again.
             self._own.advance(end)
 
-    def left_behind(self) -> Iterator[list[Event]]:
+    def left_behind(self) -> Generator[list[Event], None, None]:
         """Yield the events of dead processes, like :meth:`replay`."""
         for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
             file = _File.adopt(path)

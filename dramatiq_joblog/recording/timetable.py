@@ -25,9 +25,11 @@ class _Chore:
 
     #: The interval in seconds; None to run once.
     interval: float | None
-    function: Callable[[], None]
+    function: Callable[[], Any]
     #: When it is due, in monotonic seconds.
     due: float = 0.0
+    #: Whether it asks the database in steps of its own, and returns whether there is more to do.
+    in_steps: bool = False
 
 
 class Timetable:
@@ -41,13 +43,20 @@ class Timetable:
         self._limited = limited
         self._chores: list[_Chore] = []
 
-    def __contains__(self, chore: Callable[[], None]) -> bool:
+    def __contains__(self, chore: Callable[[], Any]) -> bool:
         return any(known.function == chore for known in self._chores)
 
     def every(self, interval: int, chore: Callable[[], None], *, at_once: bool = True) -> None:
         """Call *chore* every *interval* milliseconds, beginning now if *at_once*."""
         due = 0.0 if at_once else time.monotonic() + interval / 1000
         self._chores.append(_Chore(interval / 1000, chore, due))
+
+    def every_in_steps(self, interval: int, step: Callable[[], bool]) -> None:
+        """Call *step* every *interval* milliseconds, and again at the next turn if it returns True.
+
+        It asks the database itself: together, its steps may take longer than one question may.
+        """
+        self._chores.append(_Chore(interval / 1000, step, in_steps=True))
 
     def at_least_every(self, interval: int, chore: Callable[[], None]) -> None:
         """Call *chore* every *interval* milliseconds, or more often if it already is."""
@@ -83,7 +92,10 @@ class Timetable:
             else:
                 chore.due = time.monotonic() + chore.interval
             try:
-                ask(chore.function)
+                if not chore.in_steps:
+                    ask(chore.function)
+                elif chore.function():
+                    chore.due = time.monotonic()
             except DatabaseAwayError as e:
                 _logger.debug("A background task of the job log is skipped: %s", e)
             except BaseException:  # noqa: BLE001 - it is logged

@@ -296,7 +296,7 @@ class Writer:
     def _run(self) -> None:
         adopt = self._outage.replay_left_behind
         if adopt not in self._timetable:
-            self._timetable.every(ADOPT_EVERY, adopt)
+            self._timetable.every_in_steps(ADOPT_EVERY, adopt)
         try:
             while self._turn():
                 pass
@@ -308,7 +308,7 @@ class Writer:
         tickets: list[Receipt] = []
         answers: dict[int, Answer] = {}
         try:
-            # While the database is unavailable, chores are not run, and the probe wakes the thread.
+            # While the database is unavailable, no chore is run, and the probe wakes the thread.
             due = None if self._outage.is_on else self._timetable.next_due
             self._inbox.take(due, tickets)
             self._at_hand = {id(t.event): t.event for t in tickets if isinstance(t.event, Event)}
@@ -390,7 +390,10 @@ class Writer:
             return function()
 
     def _let_in(self) -> None:
-        """Keep events submitted during a replay, so that no thread waits for the whole replay."""
+        """Keep events submitted during a replay, so that no thread waits for the whole replay.
+
+        Chores that are due are run: a process without heartbeats would be considered dead.
+        """
         tickets: list[Receipt] = []
         answers: dict[int, Answer] = {}
         try:
@@ -406,6 +409,7 @@ class Writer:
             for ticket in tickets:
                 if isinstance(ticket.event, Call):
                     ticket.event.fail(DatabaseAwayError("the database has only just come back"))
+            self._timetable.do_due(self._ask)
         except BaseException as e:
             self._fail(tickets, e)
             raise

@@ -19,7 +19,10 @@ import servers
 from proxy import Proxy
 
 from dramatiq_joblog import JobLog
+from dramatiq_joblog.database import connection as connections
+from dramatiq_joblog.recording import writer as writers
 from dramatiq_joblog.recording.events import Enqueued
+from dramatiq_joblog.recording.spool import Spool
 
 #: More than are worked on at once.
 JOBS = 40
@@ -336,6 +339,58 @@ def test_another_process_replays(tmp_path, eventually):
     eventually(lambda: second.jobs.count() == 2)
     assert [] == list((tmp_path / "spool").iterdir())
     second.close()
+
+
+def test_what_a_dead_process_left_takes_long(monkeypatch, postgres_database, tmp_path, eventually):
+    """It is replayed step by step, so all of it may take longer than the database may be silent."""
+    monkeypatch.setattr(connections, "CUT_AFTER", 1_000)
+    monkeypatch.setattr(writers, "ADOPT_EVERY", 200)
+    row = {"actor": "work", "queue": "default", "state": "enqueued", "attempt": 1}
+    row |= {"created_at": 0, "updated_at": 0}
+    folder = tmp_path / "spool"
+    left = Spool(folder)
+    left.append([Enqueued(row | {"jid": f"left-{n}"}) for n in range(2_000)])
+    left.forget()
+    joblog = JobLog(postgres_database, spool=folder)
+    joblog.database.execute_sql(
+        "CREATE FUNCTION slow() RETURNS trigger AS "
+        "'BEGIN PERFORM pg_sleep(0.001); RETURN NEW; END' LANGUAGE plpgsql"
+    )
+    table = joblog.Job._meta.table_name
+    joblog.database.execute_sql(
+        f"CREATE TRIGGER slow BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION slow()"
+    )
+    joblog.release()
+    try:
+        joblog.core.writer.put(Enqueued(row | {"jid": "own"}))
+        # It is let in between two steps.
+        eventually(lambda: joblog.get("own"))
+        assert joblog.jobs.count() < 2_001
+        eventually(lambda: joblog.jobs.count() == 2_001, timeout=60)
+        eventually(lambda: not list(folder.iterdir()))
+    finally:
+        joblog.database.execute_sql("DROP FUNCTION slow CASCADE")
+        joblog.close()
+
+
+def test_chores_during_a_replay(tmp_path, eventually):
+    """A process that replays many events sends heartbeats, and renews its leases."""
+    joblog = JobLog(f"sqlite:///{tmp_path / 'log' / 'jobs.db'}", spool=tmp_path / "spool")
+    writer = joblog.core.writer
+    row = {"actor": "work", "queue": "default", "state": "enqueued", "attempt": 1}
+    for n in range(450):
+        writer.put(Enqueued(row | {"jid": str(n), "created_at": 0, "updated_at": 0}))
+    eventually(lambda: writer.away)
+    writer.flush()
+    away = []
+    writer.every(1, lambda: away.append(writer.away))
+    (tmp_path / "log").mkdir()
+    joblog.create_tables()
+    eventually(lambda: joblog.jobs.count() == 450)
+    eventually(lambda: not writer.away)
+
+    assert True in away
+    joblog.close()
 
 
 FULL = """
