@@ -57,12 +57,14 @@ def story(
       family: Jobs of its family.
       deeds: The users' actions on it.
     """
+    deeds = list(deeds)
+    again = max((deed.at for deed in deeds if deed.what == "requeue"), default=job.updated_at)
     events = [
         *_sent(job),
         *_runs(job, failures),
         *(Event(d.at, _SHAPES.get(d.what, "list"), (f"{d.who} {_verb(d)}",)) for d in deeds),
         *_children(job, family),
-        *_end(job, family),
+        *_end(job, family, again),
     ]
     return sorted(events, key=lambda event: event.at)
 
@@ -114,14 +116,14 @@ def _children(job: Any, family: Sequence[Any]) -> Iterator[Event]:
             yield Event(child.finished_at, "dead", parts)
 
 
-def _end(job: Any, family: Sequence[Any]) -> Iterator[Event]:
-    if job.replayed_by:
-        yield Event(job.updated_at, "retrying", ("run again by ", Other(job.replayed_by)))
+def _end(job: Any, family: Sequence[Any], again: datetime) -> Iterator[Event]:
     if job.finished_at is not None and job.state in FINAL:
         children = sum(child.parent_jid == job.jid for child in family)
         some = f", {children} child{'ren' * (children != 1)} sent" if children else ""
         why = f": {job.error_type}" if job.state == State.DEAD and job.error_type else ""
         yield Event(job.finished_at, str(job.state), (f"{job.state}{why}{some}",))
+    if job.replayed_by:
+        yield Event(again, "retrying", ("run again as ", Other(job.replayed_by)))
 
 
 def _began(number: int, worker: str | None) -> str:

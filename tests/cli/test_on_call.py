@@ -119,6 +119,29 @@ def test_the_whole_story(joblog, job_factory, ask, terminal, database_url):
     assert max(map(len, shown.splitlines())) <= 80
 
 
+def test_a_new_run_in_the_story(joblog, job_factory, ask):
+    """A new run of the job follows who ran it again, after the job's own end."""
+    ended = ago(HOUR)
+    job_factory(
+        jid="a",
+        state="dead",
+        error_type="FeedError",
+        enqueued_at=ended - 2000,
+        started_at=ended - 1000,
+        finished_at=ended,
+        # Long before the new run, as by a clock that is behind.
+        updated_at=ended,
+        replayed_by="b",
+    )
+    joblog.record("requeue", who="ada", jid="a", detail="as b")
+
+    found = json.loads(ask("why", "a", "--json").stdout)["story"]
+
+    texts = ["sent", "run 1 began", "dead: FeedError", "ada ran it again", "run again as b"]
+    assert texts == [event["text"] for event in found]
+    assert found[-2]["at"] == found[-1]["at"]
+
+
 def test_logs(joblog, job_factory, ask):
     """``logs`` shows the lines of one job, in order, without control characters."""
     begun = ago(0)

@@ -394,7 +394,7 @@ def test_a_dead_job_is_run_again_and_lives(log, shop, worker, run, serve, open_p
 
     expect(page.locator("#history")).to_contain_text("runs")
     page.goto(old)
-    expect(page.locator("#history")).to_contain_text("run again by")
+    expect(page.locator("#history")).to_contain_text("run again as")
 
 
 def test_a_job_is_given_up(log, shop, worker, serve, open_page):
