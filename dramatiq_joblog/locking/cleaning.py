@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 KEEP_IDLE = 24 * 3600 * 1000
 #: Milliseconds; far longer than any statement on keys takes.
 SETTLED = 600_000
+#: The number of rows that are deleted at once.
+BATCH = 1_000
 #: Kinds of rows that can be deleted once they expire.
 EXPIRING = (FORMER, HAND, LIMIT, RATE, WAIT)
 
 
-def delete_idle(lock: Any, idle: int, settled: int) -> None:
-    """Delete the rows of keys that have been free for *idle* milliseconds.
+def delete_idle(lock: Any, idle: int, settled: int) -> bool:
+    """Delete some rows of keys that have been free for *idle* milliseconds.
 
     The fence of a key never decreases: new rows begin above the floor.  The floor is raised first,
     and only rows that have been below it for *settled* milliseconds are deleted, so that no running
@@ -37,12 +39,16 @@ def delete_idle(lock: Any, idle: int, settled: int) -> None:
       lock: The bound lock model.
       idle: Milliseconds since a key was held, or expired.
       settled: Milliseconds since the floor was raised.
+
+    Returns:
+      Whether there may be more: an hour of a busy log leaves more than one statement may take.
     """
     database: Database = lock._meta.database
     now = database_now(database)
     # Only free sections must keep something: their fences.
     over = lock.kind.in_((UNIQUE, *EXPIRING)), lock.expires_at < now - idle
-    lock.delete().where(*over).execute()
+    if _delete_some(lock, *over):
+        return True
     old = (
         lock.kind == SECTION,
         lock.acquired_at < now - idle,
@@ -53,9 +59,9 @@ def delete_idle(lock: Any, idle: int, settled: int) -> None:
         row = {"kind": FLOOR, "key": "", "slot": 0, "fence": 0, "ttl": 0, "acquired_at": now}
         lock.insert(row).on_conflict_ignore().execute()
     elif to_millis(floor.acquired_at) + settled > read_now(database):
-        return
-    else:
-        _delete(lock, *old, lock.fence <= floor.fence, lock.last_fence <= floor.fence)
+        return False
+    elif _delete_some(lock, *old, lock.fence <= floor.fence, lock.last_fence <= floor.fence):
+        return True
     highest = lock.select(fn.max(lock.last_fence), fn.max(lock.fence)).where(*old).tuples()
     fence = max(number or 0 for number in highest.first())
     (
@@ -63,13 +69,13 @@ def delete_idle(lock: Any, idle: int, settled: int) -> None:
         .where(lock.kind == FLOOR, lock.key == "", lock.fence < fence)
         .execute()
     )
+    return False
 
 
-def _delete(lock: Any, *conditions: Any, batch: int = 1000) -> None:
-    while True:
-        some = [row.id for row in lock.select(lock.id).where(*conditions).limit(batch)]
-        if some:
-            # Check again, because it may have been acquired since.
-            lock.delete().where(lock.id.in_(some), *conditions).execute()
-        if len(some) < batch:
-            return
+def _delete_some(lock: Any, *conditions: Any) -> bool:
+    """Delete a batch of rows; return whether there may be more."""
+    some = [row.id for row in lock.select(lock.id).where(*conditions).limit(BATCH)]
+    if some:
+        # Check again, because it may have been acquired since.
+        lock.delete().where(lock.id.in_(some), *conditions).execute()
+    return len(some) == BATCH

@@ -221,10 +221,10 @@ class Locks:
         """Return the database's time."""
         return read_now(self.database)
 
-    def clean(self, idle: int = KEEP_IDLE, settled: int = SETTLED) -> None:
-        """Delete the rows of keys that have been free for *idle* milliseconds."""
+    def clean(self, idle: int = KEEP_IDLE, settled: int = SETTLED) -> bool:
+        """Delete some rows of keys that have been free for long; see :func:`delete_idle`."""
         self.bound()
-        delete_idle(self.lock, idle, settled)
+        return delete_idle(self.lock, idle, settled)
 
 
 def fold_key(key: str) -> str:

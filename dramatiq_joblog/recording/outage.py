@@ -181,18 +181,17 @@ class Outage:
         Raises:
           DatabaseAwayError: If they cannot be written now: the next call begins with them.
         """
-        if self._chunk is None:
-            if self._left is None:
-                self._left = self._spool.left_behind()
-            # Taking the next chunk marks the last one as written.
+        if self._left is None:
+            self._left = self._spool.left_behind()
+            self._chunk = next(self._left, None)
+        if self._chunk is not None:
+            for wave in waves(self._chunk):
+                self._batches.write(wave)
+            # Taking the next chunk marks this one as written.
             self._chunk = next(self._left, None)
         if self._chunk is None:
             self._left = None
-            return False
-        for wave in waves(self._chunk):
-            self._batches.write(wave)
-        self._chunk = None
-        return True
+        return self._left is not None
 
     def _leave(self) -> None:
         """Leave the rest of what dead processes left to others."""

@@ -21,15 +21,15 @@ _logger = get_logger(__name__)
 
 @dataclass
 class _Chore:
-    """A periodic or one-time function."""
+    """A periodic or one-time function; one that returns True is called again at the next turn."""
 
     #: The interval in seconds; None to run once.
     interval: float | None
     function: Callable[[], Any]
     #: When it is due, in monotonic seconds.
     due: float = 0.0
-    #: Whether it asks the database in steps of its own, and returns whether there is more to do.
-    in_steps: bool = False
+    #: Whether it asks the database itself, so that its parts may take longer than one question.
+    asks: bool = False
 
 
 class Timetable:
@@ -46,19 +46,19 @@ class Timetable:
     def __contains__(self, chore: Callable[[], Any]) -> bool:
         return any(known.function == chore for known in self._chores)
 
-    def every(self, interval: int, chore: Callable[[], None], *, at_once: bool = True) -> None:
+    def every(self, interval: int, chore: Callable[[], Any], *, at_once: bool = True) -> None:
         """Call *chore* every *interval* milliseconds, beginning now if *at_once*."""
         due = 0.0 if at_once else time.monotonic() + interval / 1000
         self._chores.append(_Chore(interval / 1000, chore, due))
 
-    def every_in_steps(self, interval: int, step: Callable[[], bool]) -> None:
-        """Call *step* every *interval* milliseconds, and again at the next turn if it returns True.
+    def every_by_itself(self, interval: int, chore: Callable[[], Any]) -> None:
+        """Call *chore* every *interval* milliseconds, beginning now; it asks the database itself.
 
-        It asks the database itself: together, its steps may take longer than one question may.
+        What takes longer than one question may is then asked in several.
         """
-        self._chores.append(_Chore(interval / 1000, step, in_steps=True))
+        self._chores.append(_Chore(interval / 1000, chore, asks=True))
 
-    def at_least_every(self, interval: int, chore: Callable[[], None]) -> None:
+    def at_least_every(self, interval: int, chore: Callable[[], Any]) -> None:
         """Call *chore* every *interval* milliseconds, or more often if it already is."""
         due = time.monotonic() + interval / 1000
         for known in self._chores:
@@ -68,7 +68,7 @@ class Timetable:
                 return
         self.every(interval, chore, at_once=False)
 
-    def end(self, chore: Callable[[], None], last: Callable[[], None]) -> None:
+    def end(self, chore: Callable[[], Any], last: Callable[[], None]) -> None:
         """Stop calling *chore*, and call *last* once."""
         self._chores[:] = [c for c in self._chores if c.function != chore]
         self._chores.append(_Chore(None, last))
@@ -82,7 +82,7 @@ class Timetable:
         """When the next chore is due, in monotonic seconds; None if there is none."""
         return min((chore.due for chore in self._chores), default=None)
 
-    def do_due(self, ask: Callable[[Callable[[], None]], Any]) -> None:
+    def do_due(self, ask: Callable[[Callable[[], Any]], Any]) -> None:
         """Run due chores through *ask*, which may raise that the database is unavailable."""
         for chore in list(self._chores):
             if chore.due > time.monotonic():
@@ -92,9 +92,8 @@ class Timetable:
             else:
                 chore.due = time.monotonic() + chore.interval
             try:
-                if not chore.in_steps:
-                    ask(chore.function)
-                elif chore.function():
+                more = chore.function() if chore.asks else ask(chore.function)
+                if more is True:
                     chore.due = time.monotonic()
             except DatabaseAwayError as e:
                 _logger.debug("A background task of the job log is skipped: %s", e)

@@ -214,8 +214,11 @@ class Writer:
         self._timetable.every(interval, chore)
         self.wake()
 
-    def at_least_every(self, interval: int, chore: Callable[[], None]) -> None:
-        """Call *chore* every *interval* milliseconds, or more often if it already is."""
+    def at_least_every(self, interval: int, chore: Callable[[], Any]) -> None:
+        """Call *chore* every *interval* milliseconds, or more often if it already is.
+
+        One that returns True has more to do, and is called again before events are waited for.
+        """
         self._timetable.at_least_every(interval, chore)
 
     def end_chore(self, chore: Callable[[], None], last: Callable[[], None]) -> None:
@@ -296,7 +299,7 @@ class Writer:
     def _run(self) -> None:
         adopt = self._outage.replay_left_behind
         if adopt not in self._timetable:
-            self._timetable.every_in_steps(ADOPT_EVERY, adopt)
+            self._timetable.every_by_itself(ADOPT_EVERY, adopt)
         try:
             while self._turn():
                 pass

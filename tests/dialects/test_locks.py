@@ -20,6 +20,7 @@ from dramatiq_joblog import (
     LockNotAcquired,
     Unique,
 )
+from dramatiq_joblog.locking import cleaning
 from dramatiq_joblog.locking.leases import Claim, Lease
 from dramatiq_joblog.locking.needs import SECTION, UNIQUE
 from dramatiq_joblog.locking.options import key_maker
@@ -358,6 +359,27 @@ def test_cleaning(locks):
     assert {"key", ""} == {row.key for row in locks.lock.select()}
     assert 4 == locks.take(claim("b", key="busy")).fence
     assert locks.take(claim("b")) is None
+
+
+def test_cleaning_in_parts(locks, monkeypatch):
+    """However many rows there are to delete, each call deletes a batch of them."""
+    monkeypatch.setattr(cleaning, "BATCH", 2)
+    locks.take(Claim(UNIQUE, "held", "x", None, 60_000))
+    for n in range(5):
+        locks.take(Claim(UNIQUE, f"{n}", "x", None, 60_000))
+        locks.take(claim(f"{n}", key=f"section {n}"))
+        locks.release(SECTION, f"section {n}", f"{n}", f"{n} 1")
+    expired = (locks.lock.kind == UNIQUE) & (locks.lock.key != "held")
+    locks.lock.update(expires_at=1).where(expired).execute()
+    left = []
+
+    for idle in (24 * 3600 * 1000, -1, -1):
+        while locks.clean(idle=idle, settled=-1):
+            left.append(locks.lock.select().count())
+        left.append(locks.lock.select().count())
+
+    assert [9, 7, 7, 7, 5, 3, 2] == left
+    assert {"held", ""} == {row.key for row in locks.lock.select()}
 
 
 def test_the_keys_of_a_process_that_has_ended(joblog):

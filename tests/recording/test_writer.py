@@ -272,6 +272,21 @@ def test_a_connection_that_was_cut(postgres_url):
     joblog.close()
 
 
+def test_a_chore_with_more_to_do(joblog, eventually):
+    """A chore that returns True is called again at once, and otherwise after its interval."""
+    calls = []
+
+    def work_through():
+        calls.append(joblog.database.is_closed())
+        return len(calls) < 3
+
+    joblog.core.writer.every(3_600_000, work_through)
+
+    eventually(lambda: len(calls) >= 3)
+    joblog.core.writer.flush()
+    assert [False] * 3 == calls
+
+
 def test_a_senders_transaction(joblog, database_url):
     """An enqueue row is not part of the sender's transaction, and survives its rollback."""
     with joblog.database.atomic() as transaction:
