@@ -44,7 +44,7 @@ def unlock(
     joblog = session.joblog
     found = next((h for h in held(joblog, key) if h.row.slot == slot), None)
     if found is None:
-        raise Refusal(f"nobody holds {key!r}", NOTHING)
+        raise Refusal(f"{key!r} is not held", NOTHING)
     if fence is None and yes:
         raise Refusal("with --yes, name the holder by --fence, as locks shows it")
     if not reason:

@@ -77,7 +77,7 @@ def locks(session: Session, *, key: str | None) -> None:
     else:
         _write(session, known)
     if not any((known.held, known.lines, known.rates, known.limits)):
-        raise Refusal("no key is held" if key is None else f"nobody holds {key!r}", NOTHING)
+        raise Refusal("no key is held" if key is None else f"{key!r} is not held", NOTHING)
 
 
 def _look(joblog: JobLog, key: str | None) -> _Known:

@@ -68,7 +68,7 @@ def mute(
         raise Refusal("say until when, and why: --until 1d --reason 'ticket 12'")
     if off:
         # A problem that is gone can be muted still, and would be when it comes again.
-        muted = _one(joblog.mutes, kind, subject, "nobody muted a problem {}: see mute")
+        muted = _one(joblog.mutes, kind, subject, "no problem {} is muted: see mute")
         joblog.unmute(muted, who=myself())
         if session.json:
             screen.json(muted.as_dict())

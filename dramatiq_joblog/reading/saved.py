@@ -63,7 +63,7 @@ def words_of(model: Any, name: str) -> str:
     row = model.get_or_none(model.name == name_of(name))
     if row is None:
         known = [other.name for other in model.select().order_by(model.name).limit(5)]
-        hint = f"there are {', '.join(known)}" if known else "nobody has saved one"
+        hint = f"there are {', '.join(known)}" if known else "none is saved yet"
         raise SearchError(f"saved:{shown(name)} is not known: {hint}")
     words: str = row.words
     return words

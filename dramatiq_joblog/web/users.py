@@ -215,9 +215,9 @@ def verdict_of(rows: Sequence[Any], now: datetime) -> dict[str, Any] | None:
     missing = [*dead, *lost]
     newest = max(missing, key=lambda row: row.finished_at or row.updated_at)
     shown = JobRow(newest, now)
-    some = f"{len(missing)} thing{'s are' if len(missing) != 1 else ' is'} missing for this user"
+    some = f"{len(missing)} job{'s' * (len(missing) != 1)} of this user did not finish"
     rest = len(rows) - len(missing) - len(going)
-    others = [f"{len(going)} {'are' if len(going) != 1 else 'is'} on the way"] if going else []
+    others = [f"{len(going)} {'have' if len(going) != 1 else 'has'} not ended yet"] if going else []
     others += [f"{rest} ended normally"] if rest else []
     return {
         "look": "dead" if dead else "lost",
@@ -225,7 +225,7 @@ def verdict_of(rows: Sequence[Any], now: datetime) -> dict[str, Any] | None:
         "name": shown.name,
         "jid": newest.jid,
         "at": newest.finished_at or newest.updated_at,
-        "how": f"died of {shown.error_type or shown.reason}" if dead else "lost its worker",
+        "how": f"failed with {shown.error_type or shown.reason}" if dead else "lost its worker",
         "rest": ", ".join(others),
     }
 

@@ -180,7 +180,7 @@ def test_a_section_is_freed_by_hand(joblog, ask):
         ask("locks", code=1)
     (action,) = joblog.actions
     assert ("unlock", "finance:42", myself()) == (action.what, action.key, action.who)
-    assert "nobody holds 'finance:42'" in ask(*free, 1, code=1).stderr
+    assert "'finance:42' is not held" in ask(*free, 1, code=1).stderr
     joblog.release()
 
 

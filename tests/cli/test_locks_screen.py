@@ -80,6 +80,6 @@ def test_programs_get_all_of_it(joblog, job_factory, ask):
 
 def test_nothing_to_show(joblog, terminal, database_url):
     """A key without holders, waiters and starts is not shown."""
-    assert "nobody holds 'nothing'" in terminal(
+    assert "'nothing' is not held" in terminal(
         "--database", database_url, "locks", "nothing", code=1
     )

@@ -69,7 +69,7 @@ def test_a_name_for_words(joblog, job_factory):
         ("save_search", "unknown", "dead imports"),
         ("delete_search", "ada", "dead imports"),
     ]
-    with pytest.raises(SearchError, match="nobody has saved one"):
+    with pytest.raises(SearchError, match="none is saved yet"):
         joblog.search('saved:"dead imports"')
 
 

@@ -138,8 +138,8 @@ def test_a_user(page, lived, job_factory):
     job_factory(jid="going", user_id="anna", state="enqueued", finished_at=None, job_type="import")
     answer = page.get("/users/anna")
     said = text_of(answer)
-    assert "1 thing is missing for this user: import dead-1 died of FeedError" in said
-    assert "1 is on the way, 30 ended normally" in said.lower()
+    assert "1 job of this user did not finish: import dead-1 failed with FeedError" in said
+    assert "1 has not ended yet, 30 ended normally" in said.lower()
     table = answer.text[answer.text.index("<table") :]
     assert table.index("dead-1") < table.index("going")
     assert page.get("/users/7").text.count('class="wf lane"') == 1

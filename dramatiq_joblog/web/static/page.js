@@ -72,7 +72,7 @@
     }
     if (ago) ago.textContent = `${rough(Date.now() - fetched)} ago`;
     // However the silence came about: what is shown is old.
-    if (silent && Date.now() - silent > patience) look("away", "No answer");
+    if (silent && Date.now() - silent > patience) look("away", "No response");
   };
 
   // Charts: a bar leads to its jobs, its reading stands in the legend, a drag picks a time
@@ -436,10 +436,10 @@
     paused = !paused;
     silent = 0;
     pause.setAttribute("aria-pressed", String(paused));
-    pause.setAttribute("aria-label", paused ? "Go on with live updates (p)" : "Pause live updates (p)");
+    pause.setAttribute("aria-label", paused ? "Resume live updates (p)" : "Pause live updates (p)");
     $("use", pause).setAttribute("href", paused ? "#i-play" : "#i-pause");
     look(paused ? "off" : "on", paused ? "Paused" : "Live");
-    say(paused ? "Live updates are paused" : "Live updates go on");
+    say(paused ? "Live updates are paused" : "Live updates are resumed");
     if (!paused) refresh();
   };
   if (every) {
@@ -586,7 +586,7 @@
         if (answer.ok) { const said = await answer.json(); done += said.done; refused += said.refused; }
         else if (answer.status === 409) refused += jids.slice(at, at + some).length;
         else throw new Error(String(answer.status));
-      } catch (error) { text.textContent = `Stopped after ${at} of ${jids.length}: no answer.`; say(text.textContent); return; }
+      } catch (error) { text.textContent = `Stopped after ${at} of ${jids.length}: no response.`; say(text.textContent); return; }
       at += some;
       bar.value = Math.min(at, jids.length);
       text.textContent = `${Math.min(at, jids.length)} of ${jids.length}`;
