@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from dramatiq import Broker
 from peewee import Database, Model, PeeweeException
+
+from dramatiq_joblog.payload.values import host_now
 
 from .admin import audit as people
 from .admin import mutes
@@ -782,7 +783,7 @@ class JobLog(Generic[J]):
         Their messages are gone, so they only run if you :meth:`requeue` them.  Jobs that were run
         again or dismissed are not counted, and only the newest 5,000 dead jobs are checked.
         """
-        return people.retries_lost(self.Job, _now())[0]
+        return people.retries_lost(self.Job, host_now())[0]
 
     def dead_groups(self, windows: Iterable[int] = people.DEFAULT_WINDOWS) -> list[DeadGroup]:
         """Group the dead jobs that were not dismissed, by error and actor.
@@ -796,7 +797,7 @@ class JobLog(Generic[J]):
         windows = given_list("windows", windows, "milliseconds before now")
         windows = [count_asked("windows", window, most=MAX_MILLIS) for window in windows]
         with checked_out(self.database):
-            return people.dead_groups(self.Job, windows, _now()) if windows else []
+            return people.dead_groups(self.Job, windows, host_now()) if windows else []
 
     def dead_messages(
         self, window: int, *, among: int = 1_000
@@ -812,7 +813,7 @@ class JobLog(Generic[J]):
         """
         window = count_asked("window", window, most=MAX_MILLIS)
         with checked_out(self.database):
-            return people.dead_messages(self.Job, window, _now(), count_asked("among", among))
+            return people.dead_messages(self.Job, window, host_now(), count_asked("among", among))
 
     def dead_series(self, window: int, *, step: int) -> dict[tuple[str | None, str], list[int]]:
         """Return when the jobs of :meth:`dead_groups` became dead, as a series.
@@ -827,7 +828,7 @@ class JobLog(Generic[J]):
         """
         window = count_asked("window", window, most=MAX_MILLIS)
         step = count_asked("step", step, least=-(-window // _MOST_STEPS), most=MAX_MILLIS)
-        return people.dead_series(self.Job, window, step, _now())
+        return people.dead_series(self.Job, window, step, host_now())
 
     def prune(
         self,
@@ -866,7 +867,7 @@ class JobLog(Generic[J]):
         retention = self.core.chores.retention.but(keep)
         if given_flag("dry_run", dry_run):
             with checked_out(self.database):
-                return +retention.count(_now())
+                return +retention.count(host_now())
         return self.core.chores.prune(retention, batch, progress)
 
     @contextlib.contextmanager
@@ -1560,7 +1561,7 @@ def _steps_of(since: datetime, until: datetime | None) -> tuple[int, int, int]:
     Raises:
       SearchError: If the time ends before it begins.
     """
-    now = _now()
+    now = host_now()
     begin = millis_of(since, "since")
     end = now if until is None else millis_of(until, "until")
     if end < begin:
@@ -1574,8 +1575,3 @@ def _texts_of(job_types: Any) -> list[str] | None:
         return None
     known = given_list("job_types", job_types, "job types, or an Enum of them")
     return [str(getattr(t, "value", t)) for t in known]
-
-
-def _now() -> int:
-    """Return this host's time, in milliseconds since 1970."""
-    return time.time_ns() // 1_000_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.database.dialects.postgresql import is_behind_pooler, prepares
 from dramatiq_joblog.database.indexes import missing_keys
+from dramatiq_joblog.payload.values import host_now
 from dramatiq_joblog.recording.heartbeat import MAX_SKEW
 from dramatiq_joblog.schema.migrations import compare
 from dramatiq_joblog.states import ProblemKind
@@ -106,9 +106,9 @@ class DatabaseChecks:
     def clock(self) -> Look:
         """Check whether the clocks of this host, of workers and of the database agree."""
         text = str(database_now(self._database).sql)
-        before = time.time_ns() // 1_000_000
+        before = host_now()
         ((now,),) = self._database.execute_sql(f"SELECT {text}").fetchall()
-        after = time.time_ns() // 1_000_000
+        after = host_now()
         skew = round((before + after) / 2 - int(now))
         uncertain = (after - before) / 2
         worker = self._worker

@@ -20,6 +20,7 @@ from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.database.timeouts import bounded, cut_after, lent_within
 from dramatiq_joblog.errors import DatabaseAwayError, QueryTimeout
 from dramatiq_joblog.payload.secret_texts import scrub
+from dramatiq_joblog.payload.values import host_now
 from dramatiq_joblog.states import FINAL, ProblemKind
 
 from . import mutes
@@ -266,7 +267,7 @@ class Doctor:
         return Look("sections", well, (problem,))
 
     def _retries(self) -> Look:
-        count, since = retries_lost(self._core.tables.job, time.time_ns() // 1_000_000)
+        count, since = retries_lost(self._core.tables.job, host_now())
         well = "no retry was lost in the last week"
         if since is None:
             return Look("retries", well)

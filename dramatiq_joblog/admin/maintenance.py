@@ -18,6 +18,7 @@ from dramatiq_joblog.database.limited_log import LimitedLog
 from dramatiq_joblog.database.silence import patient
 from dramatiq_joblog.errors import DatabaseAwayError, JobLogError
 from dramatiq_joblog.locking.turn import Turn
+from dramatiq_joblog.payload.values import host_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +68,7 @@ class Chores:
         """Begin a round if one is due; called on the writer's thread, and uses its connection."""
         if self._thread is not None and self._thread.is_alive():
             return
-        now = _now()
+        now = host_now()
         counted = self.totals.counted()
         if counted is not None and counted >= now - now % 60_000:
             return
@@ -99,7 +100,7 @@ class Chores:
         with patient(_SLOW), checked_out(self._database), turn as renew:
             if renew is None:
                 raise JobLogError("another process prunes this log now: try again later")
-            now = _now()
+            now = host_now()
             if not self.totals.catch_up(now, go_on=renew):
                 raise JobLogError("another process took this one's turn to prune: try again")
             for part in retention.prune(now, batch):
@@ -115,7 +116,7 @@ class Chores:
             with patient(_SLOW), checked_out(self._database), self._turn() as renew:
                 if renew is None:
                     return
-                now = _now()
+                now = host_now()
                 if not self.totals.catch_up(now, go_on=lambda: renew() and not self._rest(0.0)):
                     return
                 began = time.monotonic()
@@ -138,8 +139,3 @@ class Chores:
     def _turn(self, wait: int = 0) -> AbstractContextManager[Callable[[], bool] | None]:
         """Acquire the turn within *wait* milliseconds; see :meth:`Turn.take`."""
         return self._turns.take(wait)
-
-
-def _now() -> int:
-    """Return this host's time, in milliseconds since 1970."""
-    return time.time_ns() // 1_000_000

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from dramatiq_joblog.payload.values import iso_text
 from dramatiq_joblog.states import ProblemKind
 
 if TYPE_CHECKING:
@@ -44,11 +45,10 @@ class Problem:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as a dictionary for JSON."""
-        since = self.since.astimezone(timezone.utc).isoformat(timespec="milliseconds")
         return {
             "kind": self.kind.value,
             "subject": self.subject,
-            "since": since.replace("+00:00", "Z"),
+            "since": iso_text(self.since),
             "count": self.count,
             "title": self.title,
             "text": self.text,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dramatiq_joblog.payload.values import iso_text
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -43,9 +45,7 @@ class Queue:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as a dictionary for JSON."""
-        since = None
-        if self.since is not None:
-            since = self.since.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        since = None if self.since is None else iso_text(self.since)
         return {
             "name": self.name,
             "state": self.state,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.logging import get_logger
@@ -15,6 +14,7 @@ from dramatiq_joblog.database.limited_log import LimitedLog
 from dramatiq_joblog.database.timeouts import bounded, cut_after
 from dramatiq_joblog.errors import ConfigurationError, DatabaseAwayError, JobLogError
 from dramatiq_joblog.locking.turn import Turn
+from dramatiq_joblog.payload.values import host_now
 from dramatiq_joblog.schema.fields import instant_of
 
 from .ledger import Ledger, key_of, notice_of
@@ -155,7 +155,7 @@ class Alerting:
 
     def test(self) -> dict[str, str | None]:
         """Send a test notice to every notifier; return the error, or None, by rule."""
-        now = instant_of(time.time_ns() // 1_000_000)
+        now = instant_of(host_now())
         results: dict[str, str | None] = {}
         by_target: dict[int, str | None] = {}
         to = {"notify=": self._everybody} | {

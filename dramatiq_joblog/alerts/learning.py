@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from dramatiq_joblog.payload.values import iso_text
 from dramatiq_joblog.schema.fields import instant_of
 from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import State
@@ -16,6 +16,7 @@ from dramatiq_joblog.statistics.cells import DAY, HOUR, MINUTE, QUARTER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import datetime
 
     from dramatiq_joblog.schema.tables import Tables
 
@@ -47,13 +48,12 @@ class Regular:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as a dict for JSON."""
-        last = self.last.astimezone(timezone.utc).isoformat(timespec="milliseconds")
         return {
             "job_type": self.job_type,
             "every": self.every,
             "grace": self.grace,
             "times": self.times,
-            "last": last.replace("+00:00", "Z"),
+            "last": iso_text(self.last),
             "usually": self.usually,
         }
 

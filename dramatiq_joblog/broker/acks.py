@@ -21,6 +21,7 @@ from dramatiq.common import q_name
 from dramatiq.logging import get_logger
 from dramatiq.middleware import Middleware
 
+from dramatiq_joblog.payload.values import host_now
 from dramatiq_joblog.recording.inbox import locked
 
 if TYPE_CHECKING:
@@ -302,7 +303,7 @@ class HandedAcks:
         mine = [ack for ack in acks if ack.queue_name == name]
         queue, dead = f"{broker.namespace}:{name}", f"{broker.namespace}:{q_name(name)}.XQ"
         held = f"{broker.namespace}:__acks__.{broker.broker_id}.{name}"
-        arguments: list[Any] = [time.time_ns() // 1_000_000]
+        arguments: list[Any] = [host_now()]
         for ack in mine:
             arguments += (ack.how, ack.message_id)
         self._settle(keys=[held, f"{queue}.msgs", dead, f"{dead}.msgs"], args=arguments)

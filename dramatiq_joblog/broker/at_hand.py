@@ -16,9 +16,9 @@ from dramatiq.broker import MessageProxy
 from dramatiq.common import dq_name
 
 from dramatiq_joblog.payload.sanitize import fold_jid
+from dramatiq_joblog.payload.values import host_now
 
 from .held import items_of, message_of, take_out
-from .options import now
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -68,7 +68,7 @@ class AtHand:
         if consumer is None or delays is None or consumer.delay_queue.qsize() >= delays.prefetch:
             # The process already holds its maximum; leave the others to any process.
             return False
-        message.options["eta"] = now() + delay
+        message.options["eta"] = host_now() + delay
         consumer.handle_message(MessageProxy(message))
         return True
 

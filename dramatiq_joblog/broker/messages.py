@@ -22,7 +22,7 @@ from dramatiq_joblog.payload.sanitize import (
     message_of,
     text_of,
 )
-from dramatiq_joblog.payload.values import as_int, as_millis, is_same, shown
+from dramatiq_joblog.payload.values import as_int, as_millis, host_now, is_same, shown
 from dramatiq_joblog.recording.log_lines import check_level
 from dramatiq_joblog.recording.row_rules import default_of
 from dramatiq_joblog.schema.fields import UserIdField, is_text_of_number, user_asked
@@ -46,7 +46,6 @@ from .options import (
     eta_of,
     is_logged,
     key_option,
-    now,
     option,
 )
 from .plan import Plan, is_plain, plain_arguments
@@ -185,7 +184,7 @@ class Messages:
     def _plan_of_actor(self, broker: Broker, actor: Actor[Any, Any]) -> Plan:
         """Return the plan of an actor, with the columns common to all its plain messages."""
         name = actor.actor_name
-        sample: Message[Any] = Message(actor.queue_name, name, (), {}, {}, "sample", now())
+        sample: Message[Any] = Message(actor.queue_name, name, (), {}, {}, "sample", host_now())
         plan = self._plan_of(broker, sample)
         row = self._row_in_full(broker, sample)
         dynamic = any(callable(field.default) for field in self.own_fields.values())
@@ -243,7 +242,7 @@ class Messages:
         row["queue"] = message.queue_name.removesuffix(DELAY_SUFFIX)
         row["attempt"] = options.get("retries", 0) + 1
         row["enqueued_at"] = message.message_timestamp
-        row["created_at"] = row["updated_at"] = now()
+        row["created_at"] = row["updated_at"] = host_now()
         if SECTION in options:
             row["section"] = options[SECTION]["key"]
         if PARENT in options or ROOT in options or REPLAY_OF in options:
@@ -255,7 +254,7 @@ class Messages:
     def _row_in_full(self, broker: Broker, message: Any) -> dict[str, Any]:
         self.bonds.check(broker, message)
         options = message.options
-        instant = now()
+        instant = host_now()
         row: dict[str, Any] = {
             "jid": fold_jid(message.message_id),
             "actor": fit_name(message.actor_name),

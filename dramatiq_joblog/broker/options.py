@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.middleware import AgeLimit
 
-from dramatiq_joblog.payload.values import MAX_INT, MAX_MILLIS, as_int, as_millis
+from dramatiq_joblog.payload.values import MAX_INT, MAX_MILLIS, as_int, as_millis, host_now
 
 from .labels import label
 
@@ -98,7 +97,7 @@ def age_left(broker: Broker, message: AnyMessage) -> int | None:
     # As in AgeLimit: an actor's None means no limit.
     given = message.options.get("max_age") or actor.options.get("max_age", limit.max_age)
     max_age, sent = as_int(given, most=MAX_MILLIS), as_millis(message.message_timestamp)
-    return None if not max_age or sent is None else sent + max_age - now()
+    return None if not max_age or sent is None else sent + max_age - host_now()
 
 
 def attempt_of(message: Any) -> int:
@@ -119,8 +118,3 @@ def throws(broker: Broker, message: AnyMessage, error: BaseException | None) -> 
     except TypeError:
         # Another producer's value, which is not a class.
         return False
-
-
-def now() -> int:
-    """Return this host's time, in milliseconds since 1970."""
-    return time.time_ns() // 1_000_000

@@ -17,10 +17,10 @@ from dramatiq_joblog.errors import (
 )
 from dramatiq_joblog.payload.parameters import parameters_of
 from dramatiq_joblog.payload.sanitize import fit_name, fold_jid
-from dramatiq_joblog.payload.values import shown
+from dramatiq_joblog.payload.values import host_now, shown
 from dramatiq_joblog.states import CANCELLABLE, FINAL, State
 
-from .options import PARENT, REPLAY_OF, ROOT, now
+from .options import PARENT, REPLAY_OF, ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
@@ -356,7 +356,7 @@ def _with_targets(options: dict[str, Any], *, fresh_ids: bool) -> dict[str, Any]
     target = _target(options)
     if target is None:
         return dict(options)
-    renewed: dict[str, Any] = {"message_timestamp": now()}
+    renewed: dict[str, Any] = {"message_timestamp": host_now()}
     if fresh_ids:
         # With its old ID, the log would treat it as a job already done.
         renewed["message_id"] = generate_unique_id()

@@ -9,12 +9,13 @@ from dramatiq.middleware import SkipMessage
 
 from dramatiq_joblog.errors import ConfigurationError
 from dramatiq_joblog.payload.sanitize import text_of
+from dramatiq_joblog.payload.values import host_now
 from dramatiq_joblog.recording.current import LiveRun, running
 from dramatiq_joblog.recording.events import Started
 from dramatiq_joblog.recording.log_handler import capture
 from dramatiq_joblog.states import State
 
-from .options import DUPLICATE, MALFORMED, SECTION, UNIQUE, WAITS, age_left, bare, now
+from .options import DUPLICATE, MALFORMED, SECTION, UNIQUE, WAITS, age_left, bare
 from .refusals import PutBack, Refusals, count_as_done
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Starts:
                 # AgeLimit runs later and drops it: it must not be put back before.
                 return
         run = self._runs.new(broker, message, plan)
-        instant = now()
+        instant = host_now()
         row = run.row
         row["state"] = State.STARTED.value
         row["started_at"] = instant

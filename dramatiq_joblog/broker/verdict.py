@@ -17,12 +17,13 @@ from dramatiq_joblog.payload.sanitize import (
     fit_name,
     message_of,
 )
+from dramatiq_joblog.payload.values import host_now
 from dramatiq_joblog.recording.current import progress_of
 from dramatiq_joblog.recording.events import Ended
 from dramatiq_joblog.recording.kept_runs import kept_run
 from dramatiq_joblog.states import DeadReason, Outcome, State
 
-from .options import DELAY_SUFFIX, SECTION, UNIQUE, actor_of, attempt_of, eta_of, now, throws
+from .options import DELAY_SUFFIX, SECTION, UNIQUE, actor_of, attempt_of, eta_of, throws
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -46,7 +47,7 @@ def verdict(
     rejected: bool,
 ) -> Ended:
     """Decide how a run ended, from what its hooks recorded and what happens to its message."""
-    instant = now()
+    instant = host_now()
     row = run.row | {"updated_at": instant, "duration": run.duration, "eta": None}
     outcome = _outcome(broker, message, run, row, rejected=rejected)
     error = run.exception

@@ -12,6 +12,7 @@ from dramatiq_joblog.database.checkout import checked_out
 from dramatiq_joblog.locking.limits import LIMIT, said_of
 from dramatiq_joblog.locking.locks import fold_key
 from dramatiq_joblog.locking.needs import RATE
+from dramatiq_joblog.payload.values import iso_text
 from dramatiq_joblog.states import State
 
 from .app import NOTHING, Refusal, Session, command
@@ -113,9 +114,9 @@ def _documents(joblog: JobLog, known: _Known) -> Iterator[dict[str, Any]]:
         }
     for each in known.lines:
         jids = [job.jid for job in joblog.waiters(each.key)]
-        yield {"kind": WAITING, "key": each.key, "since": _iso(each.since), "waiters": jids}
+        yield {"kind": WAITING, "key": each.key, "since": iso_text(each.since), "waiters": jids}
     for used in known.rates:
-        starts = {"started": used.started, "per": used.per, "last": _iso(used.last)}
+        starts = {"started": used.started, "per": used.per, "last": iso_text(used.last)}
         yield {"kind": RATE, "key": used.key, **starts}
     for limit in known.limits:
         yield {"kind": LIMIT, **limit.as_dict()}
@@ -142,10 +143,6 @@ def _write(session: Session, known: _Known) -> None:
     """Write the output for a pipe."""
     for document in _documents(session.joblog, known):
         session.screen.fields(_piped(document))
-
-
-def _iso(instant: datetime) -> str:
-    return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _show(session: Session, known: _Known, key: str | None, now: datetime) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
+from dramatiq_joblog.payload.values import iso_text
 from dramatiq_joblog.reading.search import instant
 from dramatiq_joblog.states import State
 from dramatiq_joblog.statistics.series import GROUPED_BY
@@ -221,10 +222,10 @@ def _document(figures: Stats, counts: Mapping[State, Any], oldest: Sequence[Any]
             str(state): {"count": int(count), "capped": count.capped}
             for state, count in counts.items()
         },
-        "since": _iso(figures.since),
-        "until": _iso(figures.until),
+        "since": iso_text(figures.since),
+        "until": iso_text(figures.until),
         "step": figures.step,
-        "times": [_iso(at) for at in figures.times],
+        "times": [iso_text(at) for at in figures.times],
         "series": figures.series,
         "groups": [
             {
@@ -238,7 +239,3 @@ def _document(figures: Stats, counts: Mapping[State, Any], oldest: Sequence[Any]
         "errors": [asdict(error) for error in figures.errors],
         "oldest": [job.as_dict() for job in oldest],
     }
-
-
-def _iso(at: datetime) -> str:
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")

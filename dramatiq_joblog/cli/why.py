@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.text import Text
 
+from dramatiq_joblog.payload.values import iso_text
 from dramatiq_joblog.reading.reason import Around, reason_of
 from dramatiq_joblog.reading.story import Event, Other, story
 from dramatiq_joblog.states import State
@@ -19,6 +19,8 @@ from .show import Jid, find, relatives
 from .style import QUIET, age, line, shape
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from dramatiq_joblog import JobLog
 
     from .table import Screen
@@ -49,7 +51,8 @@ def why(session: Session, *, jid: str) -> None:
     events = story(job, list(job.failures), relatives(joblog, job), deeds)
     if session.json:
         parts = [
-            {"at": _iso(event.at), "shape": event.shape, "text": _text(event)} for event in events
+            {"at": iso_text(event.at), "shape": event.shape, "text": _text(event)}
+            for event in events
         ]
         screen.json({"jid": job.jid, "state": job.state, "reason": reason, "story": parts})
         return
@@ -85,7 +88,7 @@ def _around(joblog: JobLog, job: Any) -> Around:
 def _event(screen: Screen, event: Event, now: datetime) -> None:
     clock = f"{event.at:%Y-%m-%d %H:%M:%S}"
     if not screen.live:
-        screen.raw(f"{_iso(event.at)}\t{line(_text(event))}")
+        screen.raw(f"{iso_text(event.at)}\t{line(_text(event))}")
         return
     glyph = Text(_GLYPHS[event.shape]) if event.shape in _GLYPHS else shape(event.shape)
     text = Text.assemble((f"{clock}  ", QUIET), glyph, " ", line(_text(event, short=True)))
@@ -96,8 +99,3 @@ def _text(event: Event, *, short: bool = False) -> str:
     length = SHORT_JID if short else None
     parts = (part.jid[:length] if isinstance(part, Other) else part for part in event.parts)
     return "".join(parts)
-
-
-def _iso(at: datetime) -> str:
-    utc = at.astimezone(timezone.utc)
-    return utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -10,7 +10,7 @@ from peewee import SQL
 from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.errors import ConfigurationError
-from dramatiq_joblog.payload.values import MAX_INT
+from dramatiq_joblog.payload.values import MAX_INT, iso_text
 from dramatiq_joblog.schema.models import to_millis
 
 if TYPE_CHECKING:
@@ -42,13 +42,9 @@ class LimitSet:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as a dictionary for JSON."""
-        until = None if self.until is None else _iso(self.until)
+        until = None if self.until is None else iso_text(self.until)
         said = {"key": self.key, "limit": self.limit, "who": self.who}
-        return said | {"since": _iso(self.since), "until": until}
-
-
-def _iso(instant: datetime) -> str:
-    return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return said | {"since": iso_text(self.since), "until": until}
 
 
 def said_of(limit: LimitSet | None) -> str:

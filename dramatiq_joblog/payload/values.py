@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import time
 from datetime import date, datetime, timezone
 from typing import Any
 
@@ -44,6 +45,20 @@ def to_millis(instant: datetime, name: str = "") -> int:
         )
     since = instant - _EPOCH
     return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
+
+
+def host_now() -> int:
+    """Return this host's time, in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def iso_text(instant: datetime) -> str:
+    """Return the JSON form of an instant: in UTC, with milliseconds.
+
+    An instant without a time zone, which a custom column may have, stays without one.
+    """
+    utc = instant if instant.tzinfo is None else instant.astimezone(timezone.utc)
+    return utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def start_of(day: date) -> datetime:

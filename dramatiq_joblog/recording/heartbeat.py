@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.payload.sanitize import clean
+from dramatiq_joblog.payload.values import host_now
 from dramatiq_joblog.states import State
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Heartbeat:
                 heartbeat_at=now,
                 ended_at=None,
                 swept_at=None,
-                skew=_host_now() - now,
+                skew=host_now() - now,
                 **self._columns(),
             )
             .where(mine, self.worker.swept_at.is_null())
@@ -134,7 +135,7 @@ class Heartbeat:
                 timeout=self.timeout,
                 started_at=now,
                 heartbeat_at=now,
-                skew=_host_now() - now,
+                skew=host_now() - now,
                 **self._columns(),
             ).execute()
         # Once per new process is often enough.
@@ -193,10 +194,6 @@ class Heartbeat:
             .where(self.worker.process == process, self.worker.swept_at.is_null())
             .execute()
         )
-
-
-def _host_now() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def here() -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import TYPE_CHECKING, Any
 
 from peewee import Case
 
+from dramatiq_joblog.payload.values import host_now
 from dramatiq_joblog.schema.query import literal_states
 from dramatiq_joblog.states import OPEN
 
@@ -67,7 +67,7 @@ class Reports:
         ]
         progress = Case(model.jid, values, model.progress)
         # Only for the job's current run: late reports change nothing.
-        model.update(progress=progress, updated_at=time.time_ns() // 1_000_000).where(
+        model.update(progress=progress, updated_at=host_now()).where(
             model.jid.in_([jid for jid, _ in values]),
             model.token.in_([run.token for run, _ in reported]),
             model.state.in_(literal_states(OPEN)),

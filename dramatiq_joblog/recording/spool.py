@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from dramatiq.logging import get_logger
 
 from dramatiq_joblog.payload.sanitize import text_of
+from dramatiq_joblog.payload.values import host_now
 
 from .events import Ended, Enqueued, Started
 
@@ -147,7 +148,7 @@ class _File:
     @classmethod
     def create(cls, folder: Path) -> _File:
         # File names sort by time of creation, which is the order of replay.
-        made = time.time_ns() // 1_000_000
+        made = host_now()
         path = folder / f"{made:015}-{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}"
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o600)

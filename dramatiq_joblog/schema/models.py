@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +21,7 @@ from peewee import (
 from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.database.queries import LentModel
 from dramatiq_joblog.payload.sanitize import MAX_JID, text_of
-from dramatiq_joblog.payload.values import to_millis
+from dramatiq_joblog.payload.values import iso_text, to_millis
 from dramatiq_joblog.states import IN_PROGRESS, State
 
 from .fields import (
@@ -649,8 +649,7 @@ class Mute(_Row):
 def _plain(value: Any) -> Any:
     """Return *value* in a form that JSON can hold."""
     if isinstance(value, datetime):
-        instant = value.astimezone(timezone.utc) if value.tzinfo else value
-        return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return iso_text(value)
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, float) and not math.isfinite(value):
