@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from dramatiq_joblog.errors import ConfigurationError
+from dramatiq_joblog.payload.functions import is_async
 from dramatiq_joblog.payload.parameters import parameters_of
 from dramatiq_joblog.payload.values import MAX_INT
 
@@ -153,7 +154,7 @@ def key_maker(key: Any, function: Any, where: str) -> Callable[..., str]:
       ConfigurationError: If *key* names an unknown parameter.
     """
     if callable(key):
-        if _is_async(key):
+        if is_async(key):
             raise ConfigurationError(f"{where} has the key {key!r}: it must not be async")
         return lambda *args, **kwargs: _text_of_key(key(*args, **kwargs))
     if not isinstance(key, str) or not key:
@@ -192,7 +193,7 @@ def limit_asker(limit: Any, function: Any, where: str) -> Callable[..., int]:
             f"{where} has limit={limit!r}, which does not say its parameters ({e}); wrap it in a "
             "lambda that names some of the actor's"
         ) from e
-    if _is_async(limit):
+    if is_async(limit):
         raise ConfigurationError(f"{where} has limit={limit!r}: it must not be async")
     parameters = parameters_of(function)
     takes_all = any(p.kind is p.VAR_KEYWORD for p in wanted)
@@ -234,11 +235,6 @@ def _named(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, An
         if parameter.kind is parameter.VAR_KEYWORD:
             named |= named.pop(name, {})
     return named
-
-
-def _is_async(function: Any) -> bool:
-    """Return whether a callable returns a coroutine."""
-    return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
 
 
 def _text_of_key(key: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,13 @@ def check_function(what: str, function: Any, *arguments: str) -> None:
             f"{what} is {_name(function)}{signature}, which cannot be called with {given}: let it "
             f"take exactly {exactly}"
         ) from None
+
+
+def is_async(function: Any) -> bool:
+    """Return whether a callable is a coroutine function, an async object, or a partial of one."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
 
 
 def call_function(function: Callable[[Any], Any], argument: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import hmac
 import inspect
 import secrets
@@ -17,6 +16,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+
+from dramatiq_joblog.payload.functions import is_async
 
 from .door import SESSION_FOR, address_of, is_shared
 from .links import Links
@@ -277,17 +278,10 @@ def _same(one: str, other: str) -> bool:
 
 async def decision_of(authorize: Callable[..., Any], *asked: Any) -> Any:
     """Return the result of *authorize*: awaited if it is async, else called in a thread."""
-    if _is_async(authorize):
+    if is_async(authorize):
         return await authorize(*asked)
     decision = await run_in_threadpool(authorize, *asked)
     return await decision if inspect.isawaitable(decision) else decision
-
-
-def _is_async(function: Any) -> bool:
-    """Return whether a callable is a coroutine function, an async object, or a partial of one."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
 
 
 def answer_of(refusal: HTTPException) -> Response:
