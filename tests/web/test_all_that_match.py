@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from dramatiq_joblog import JobLog
 from dramatiq_joblog.schema import query
-from dramatiq_joblog.web import actions
+from dramatiq_joblog.web import subjects
 
 #: A search that no index answers.
 WORDS = "needle"
@@ -66,7 +66,7 @@ def test_all_are_taken(log, page):
 
 def test_the_bound_is_said(page, monkeypatch):
     """If there is no time to check all jobs, the question says how far back it looked."""
-    monkeypatch.setattr(actions, "LOOK_FOR", -1)
+    monkeypatch.setattr(subjects, "LOOK_FOR", -1)
 
     text = page.get("/confirm/dismiss", params={"q": WORDS}).text
 
@@ -77,7 +77,7 @@ def test_the_bound_is_said(page, monkeypatch):
 
 def test_nothing_was_found_so_far(page, monkeypatch):
     """If nothing was found in time, the question does not claim that there is nothing."""
-    monkeypatch.setattr(actions, "LOOK_FOR", -1)
+    monkeypatch.setattr(subjects, "LOOK_FOR", -1)
 
     text = page.get("/confirm/dismiss", params={"q": "nothing"}).text
 

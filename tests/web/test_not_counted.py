@@ -75,7 +75,7 @@ def test_a_page(joblog, many, path):
         answer = page.get(path)
 
     assert 200 == answer.status_code
-    assert "is not counted yet" in answer.text
+    assert "are not counted yet" in answer.text
     assert f"{MANY:,}" not in answer.text.replace("\u202f", ",")
 
 
@@ -89,5 +89,5 @@ def test_metrics(joblog, many):
         after = page.get("/metrics").text
 
     assert "joblog_ended_total{" not in before
-    assert "is not counted yet" in before
+    assert "are not counted yet" in before
     assert f'joblog_ended_total{{job_type="",outcome="finished"}} {MANY}.0' in after
