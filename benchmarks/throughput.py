@@ -40,7 +40,7 @@ DEADLINE = 300
 
 #: Each way to log: its name, what logs, and the middleware's options.
 WAYS = {
-    "the promise whole": ("ours", {}),
+    "start=before": ("ours", {}),
     "acks=plain": ("ours", {"acks": "plain"}),
     "start=soon": ("ours", {"start": "soon"}),
     "acks=plain, start=soon": ("ours", {"acks": "plain", "start": "soon"}),

@@ -135,7 +135,7 @@ class JobLogWorker:
             else:
                 raise JobLogError(
                     f"the jobs of this test do not end: {limit} retries and delayed messages "
-                    "have run and there are more; give run() a higher limit if that is meant"
+                    "have run and there are more; give run() a higher limit if that is intended"
                 )
         finally:
             worker.stop()
