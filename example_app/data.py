@@ -132,7 +132,7 @@ def stocks() -> dict[str, list[tuple[str, str]]]:
 
 
 def seed() -> None:
-    """Make the tables anew, with everybody's feeds, trades and positions."""
+    """Create the tables again, with everyone's feeds, trades and positions."""
     with database.connection_context(), database.atomic():
         database.drop_tables(TABLES)
         database.create_tables(TABLES)

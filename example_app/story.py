@@ -26,7 +26,7 @@ class StoryError(Exception):
 
 
 def send() -> list[str]:
-    """Make the data anew and send everybody's jobs; return their jids."""
+    """Create the data again and send everyone's jobs; return their jids."""
     broker.flush_all()  # what an earlier story that was broken off left in our namespace
     seed()
     sent = []

@@ -127,7 +127,7 @@ class Chores:
         except DatabaseAwayError as e:
             # The database is unavailable or busy; the next round continues.
             text = "The job log's background tasks are postponed: %s"
-            self._limited.log(logging.WARNING, "put off", text, str(e).strip())
+            self._limited.log(logging.WARNING, "postponed", text, str(e).strip())
         except Exception:  # noqa: BLE001 - it is logged
             text = "The job log's background tasks failed."
             self._limited.log(logging.CRITICAL, "failed", text, exc_info=True)

@@ -145,7 +145,7 @@ class Alerting:
                 self._send_due(renew)
         except DatabaseAwayError as e:
             text = "The job log's alerts are postponed: %s"
-            self._limited.log(logging.WARNING, "put off", text, str(e).strip())
+            self._limited.log(logging.WARNING, "postponed", text, str(e).strip())
             return False
         except Exception:  # noqa: BLE001 - it is logged
             text = "The job log's alerts failed."

@@ -160,13 +160,17 @@ def _ask_jobs(visit: Visit, what: str) -> Question:
     some = f"{number(len(able))} job{'s' * (len(able) != 1)}"
     effects = _effects(what, able, gone)
     if capped:
-        effects.append(("waiting", f"There are more: at most {number(MOST)} are taken at a time."))
+        effects.append(
+            ("waiting", f"More jobs match: at most {number(MOST)} are included at a time.")
+        )
     elif looked_back_to is not None:
-        text = f"Older than {exact(looked_back_to)} was not searched, and is not taken."
-        effects.append(("waiting", f"{text} A narrower search, as of one job type, reaches it."))
+        text = f"Jobs older than {exact(looked_back_to)} were not searched, and are not included."
+        effects.append(
+            ("waiting", f"{text} A narrower search, such as one job type, reaches them.")
+        )
     left = sum(job.state not in STATES[what] for job in found)
     if left:
-        effects.append(("skipped", f"{number(left)} are left alone: {why}."))
+        effects.append(("skipped", f"{number(left)} are left out: {why}."))
     name = able[0].job_type or able[0].actor if len(able) == 1 else some
     return Question(
         what=what,
@@ -187,9 +191,9 @@ def _ask_jobs(visit: Visit, what: str) -> Question:
 def _nothing(looked_back_to: datetime | None, why: str) -> list[tuple[str, str]]:
     """Return the facts for an action without any jobs."""
     if looked_back_to is None:
-        return [("skipped", f"None of them can be: {why}.")]
-    text = f"None was found as far back as {exact(looked_back_to)}; older was not searched."
-    return [("waiting", f"{text} A narrower search, as of one job type, reaches it.")]
+        return [("skipped", f"None of them can be included: {why}.")]
+    text = f"None was found back to {exact(looked_back_to)}; older jobs were not searched."
+    return [("waiting", f"{text} A narrower search, such as one job type, reaches them.")]
 
 
 def _effects(what: str, able: list[Any], gone: int) -> list[tuple[str, str]]:
@@ -199,7 +203,10 @@ def _effects(what: str, able: list[Any], gone: int) -> list[tuple[str, str]]:
     if what == "cancel":
         each = "It" if len(able) == 1 else "Each"
         effects = [
-            ("skipped", f"{each} is dead then, what it holds is free, and it can be run again."),
+            (
+                "skipped",
+                f"{each} becomes dead, what it holds is released, and it can be run again.",
+            ),
             ("waiting", "If its message still arrives, it does not run."),
         ]
         if any(job.state == State.LOST for job in able):
@@ -218,7 +225,7 @@ def _effects(what: str, able: list[Any], gone: int) -> list[tuple[str, str]]:
     if others and what not in ANEW:
         effects.append(("waiting", f"{number(others)} of them did not die: they run twice."))
     if gone:
-        effects.append(("dead", f"{number(gone)} more cannot be: {_NOT_KEPT}."))
+        effects.append(("dead", f"{number(gone)} more cannot be included: {_NOT_KEPT}."))
     twice = sum(job.replayed_by is not None for job in able)
     if twice:
         effects.append(("waiting", f"{number(twice)} of them were run again before."))
@@ -256,11 +263,11 @@ def _ask_unlock(visit: Visit) -> Question | None:
     else:
         state = str(stopped.state)
         look = state if state in {"retrying", "lost", "waiting"} else "lost"
-        effects.append((look, f"{who} is {state}; its next run takes the key anew, or waits."))
+        effects.append((look, f"{who} is {state}; its next run takes the key again, or waits."))
     if waiter is not None:
-        effects.append(("waiting", f"{short(waiter.jid)} comes in next, with fence {fence + 1}."))
+        effects.append(("waiting", f"{short(waiter.jid)} enters next, with fence {fence + 1}."))
     if stopped is None:
-        effects.append(("dead", "Two may write at once unless the store checks the fence."))
+        effects.append(("dead", "Two jobs may write at once unless the store checks the fence."))
     return Question(
         what="unlock",
         title="Unlock",

@@ -246,7 +246,7 @@ def test_the_same_can_be_sent_again(joblog, make_broker, until):
     joblog.release()
 
 
-# Its message, which comes after all
+# Its message, which still arrives
 
 
 def dead_letters(broker):

@@ -71,8 +71,8 @@ def test_the_bound_is_said(page, monkeypatch):
     text = page.get("/confirm/dismiss", params={"q": WORDS}).text
 
     assert "Dismiss work?" in text
-    assert "Older than 2023-11-14" in text
-    assert "was not searched, and is not taken" in text
+    assert "Jobs older than 2023-11-14" in text
+    assert "were not searched, and are not included" in text
 
 
 def test_nothing_was_found_so_far(page, monkeypatch):
@@ -81,4 +81,4 @@ def test_nothing_was_found_so_far(page, monkeypatch):
 
     text = page.get("/confirm/dismiss", params={"q": "nothing"}).text
 
-    assert "None was found as far back as 2023-11-14" in text
+    assert "None was found back to 2023-11-14" in text

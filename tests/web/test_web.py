@@ -606,10 +606,12 @@ def test_what_cannot_run_again_says_why(page, joblog, lived):
     both = [lived["dead"], lived["finished"]]
     asked = page.get("/confirm/requeue", params={"jid": both}).text
     assert "Run import again?" in asked
-    assert "1 more cannot be: their arguments are not stored as they were sent." in asked
+    assert "1 more cannot be included: their arguments are not stored as they were sent." in asked
     assert "disabled" not in asked.split("<form method")[1]
     alone = page.get("/confirm/requeue", params={"jid": lived["dead"]}).text
-    assert "None of them can be: their arguments are not stored as they were sent." in alone
+    assert (
+        "None of them can be included: their arguments are not stored as they were sent." in alone
+    )
     assert joblog.jobs.count() == 3
 
 
