@@ -111,6 +111,13 @@ class Session:
         if not rows:
             raise Refusal(nothing, NOTHING)
 
+    def remark(self, text: str) -> None:
+        """Write a line that is no data: beside values and JSON, on standard error."""
+        if self.json or not self.screen.live:
+            click.echo(text, err=True)
+        else:
+            self.screen.remark(text)
+
     @functools.cached_property
     def joblog(self) -> JobLog:
         """The log, whose database must exist.

@@ -96,5 +96,7 @@ def actions(session: Session, *, limit: int) -> None:
         ),
         Column("Detail", lambda a: line(a.detail or ""), keep=6, least=20),
     ]
-    rows = list(joblog.actions.limit(limit))
-    session.show(rows, columns, nothing="no action has been recorded yet")
+    rows = list(joblog.actions.limit(limit + 1))
+    session.show(rows[:limit], columns, nothing="no action has been recorded yet")
+    if len(rows) > limit:
+        session.remark("older ones were left out; see --limit")

@@ -87,11 +87,7 @@ def diff(session: Session, *, against: str, since: str, until: str | None, limit
             _spelled(begin - shifts[0], end - shifts[0]),
         )
         if len(found) > limit:
-            left_out = f"{number(len(found) - limit)} more; see --limit"
-            if screen.live:
-                screen.write((left_out, QUIET))
-            else:
-                click.echo(left_out, err=True)
+            session.remark(f"{number(len(found) - limit)} more; see --limit")
     if not before:
         if not session.json:
             click.echo(

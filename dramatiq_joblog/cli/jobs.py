@@ -59,7 +59,8 @@ def list_jobs(
     dates such as 2026-11-24T12:00, in UTC.
 
     In a pipe each job is a line of 11 values, separated by tabs: jid, state, type, actor,
-    user, attempt, queue time and duration in milliseconds, when, queue, why.
+    user, attempt, queue time and duration in milliseconds, when, queue, why.  If --limit leaves
+    jobs out, standard error says how to go on.
     """
     jobs, older = _search(select(session, words, filters), limit, before)
     if session.json:
@@ -67,8 +68,8 @@ def list_jobs(
     else:
         now = session.joblog.now()
         session.screen.table(columns(now, wide=session.screen.width >= _WIDE), jobs)
-        if older and session.screen.live:
-            session.screen.write((f"for older ones add: --before {older}", QUIET))
+    if older and jobs:
+        session.remark(f"for older ones add: --before {older}")
     if not jobs:
         text = text_of(words, filters)
         raise Refusal(f"no job matches {text!r}" if text else "the log has no jobs yet", NOTHING)

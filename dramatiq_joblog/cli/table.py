@@ -69,6 +69,10 @@ class Screen:
         text.rstrip()
         self.console.print(text, soft_wrap=True)
 
+    def remark(self, text: str) -> None:
+        """Write a line about what is shown."""
+        self.write((text, QUIET))
+
     def paragraph(self, text: Text, indent: int = 0) -> None:
         """Write a text; on a terminal it is wrapped at words."""
         if self.live:

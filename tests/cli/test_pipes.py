@@ -94,3 +94,25 @@ def test_changes_left_out_in_a_pipe(joblog, job_factory):
     assert (50, f"{len(found) - 50} more; see --limit\n") == (len(rows), said)
     rows, said = run("--limit", "1000")
     assert (len(found), "") == (len(rows), said)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["values", "json"])
+def test_what_a_list_left_out(joblog, job_factory, form):
+    """Beside values and JSON, standard error says that a list goes on, and how."""
+    jids = [job_factory(jid=f"job-{n}", state="dead").jid for n in range(5)]
+    joblog.dismiss(*jids, who="ada")
+    joblog.release()
+
+    def run(*arguments):
+        url = f"sqlite:///{joblog.database.database}"
+        done = CliRunner().invoke(program, ["--database", url, *arguments, *form])
+        return done.stdout, done.stderr
+
+    shown, said = run("list", "--limit", "3")
+    place = re.fullmatch(r"for older ones add: --before (\S+)\n", said)[1]
+    rest, said = run("list", "--limit", "3", "--before", place)
+    assert "" == said
+    assert [3, 2] == [sum(jid in text for jid in jids) for text in (shown, rest)]
+    assert "older ones were left out; see --limit\n" == run("actions", "--limit", "4")[1]
+    assert "" == run("actions", "--limit", "5")[1]
