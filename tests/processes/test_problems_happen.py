@@ -120,14 +120,14 @@ def seen_everywhere(joblog, url, eventually, *expected):
     found = eventually(lambda: (f := kinds(joblog)).keys() >= {*expected} and f, timeout=30)
     assert {*expected} == found.keys()
     number = len(joblog.problems())
-    needs = f"{number} thing{'s' * (number != 1)} need{'s' * (number == 1)} you"
+    needs = f"{number} thing{'s' * (number != 1)} need{'s' * (number == 1)} attention"
     with TestClient(opened(joblog), base_url="http://localhost") as page:
         for path in PAGES:
             if (answer := page.get(path)).status_code == 404:
                 # Of a type of which nothing has ended yet.
                 continue
             text = answer.text
-            assert f"<title>{number} need{'s' * (number == 1)} you · " in text, path
+            assert f"<title>{number} need{'s' * (number == 1)} attention · " in text, path
             assert needs in text, path
         health = page.get("/health").json()["problems"]
         metrics = page.get("/metrics").text

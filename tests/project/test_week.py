@@ -25,7 +25,7 @@ def test_the_demo(tmp_path):
     )
 
     first = (folder / "index.html").read_text("utf-8")
-    needs = re.search(r"(\d+) things? needs? you", first)
+    needs = re.search(r"(\d+) things? needs? attention", first)
     assert needs is not None
     assert needs[1] == "1"
     assert "KeyError is new in import_prices" in first
