@@ -285,6 +285,7 @@ def test_a_list_goes_on_where_it_ended(joblog, job_factory, ask):
     assert made[::-1] == listed
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_list_fits_its_terminal(jobs, terminal, database_url):
     """On a terminal, less important columns are dropped, and no line is too wide."""

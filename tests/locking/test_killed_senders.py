@@ -98,6 +98,7 @@ def test_the_newest_was_never_sent(
     assert [1] == done
 
 
+@pytest.mark.full
 def test_a_third_message(joblog, broker, worker, actor_of, send_and_die, eventually):
     """A message that supersedes one never sent also supersedes the one before."""
     work, done = actor_of("started")

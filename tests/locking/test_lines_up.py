@@ -36,7 +36,7 @@ def burst(joblog, make_broker, need, **options):
     return broker, work, ran
 
 
-@pytest.mark.few(1)
+@pytest.mark.full
 @pytest.mark.parametrize(
     "need",
     [Exclusive("key", on_conflict="wait"), Rate("key", 100, per=1_000)],

@@ -61,6 +61,7 @@ def test_the_wheel_has_all_of_the_package(wheel):
     assert "dramatiq_joblog/schema/migrations/0001_initial.py" in shipped
 
 
+@pytest.mark.full
 def test_the_wheel_tells_what_it_is_and_needs(wheel):
     """The metadata has the version, the licence's text and two dependencies without extras."""
     folder = f"dramatiq_joblog-{VERSION}.dist-info"

@@ -120,6 +120,7 @@ def test_a_process_that_died(folder, spool, child):
     assert [] == list(folder.iterdir())
 
 
+@pytest.mark.full
 def test_runs_that_ended_with_their_process(spool, child):
     """A start without an end, of a dead process, is marked as cut off."""
     child.communicate("die\n")

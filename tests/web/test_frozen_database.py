@@ -57,6 +57,7 @@ def impatient(address):
         httpx.get(address, timeout=0.2, verify=False)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX freeze the server")
 def test_a_frozen_database_does_not_take_the_host_along(postgres, host, eventually):
     """The application's endpoints respond as before, health soon returns 503, and all recovers."""
