@@ -35,7 +35,7 @@ demo: has-example ## Run the example: real workers, a Redis, a SQLite log; under
 web: has-example ## Serve the page of what the example did, on http://localhost:8000
 	@$(IN_VENV) -m example_app.web
 
-test: has-dev ## Run the first tier of the tests, with real servers and processes, in about 7 minutes; ARGS="..." goes to pytest
+test: has-dev ## Run the first tier of the tests, with real servers and processes, in about 4 minutes; ARGS="..." goes to pytest
 	@$(IN_VENV) -m pytest $(IN_PARALLEL) $(ARGS)
 
 test-all: has-dev ## Run the whole suite: each database, broker and place, chaos, a browser; about half an hour
