@@ -28,8 +28,8 @@ class _Chore:
     function: Callable[[], Any]
     #: When it is due, in monotonic seconds.
     due: float = 0.0
-    #: Whether it asks the database itself, so that its parts may take longer than one question.
-    asks: bool = False
+    #: Whether it must end within the time that one question to the database may take.
+    bounded: bool = True
 
 
 class Timetable:
@@ -51,12 +51,12 @@ class Timetable:
         due = 0.0 if at_once else time.monotonic() + interval / 1000
         self._chores.append(_Chore(interval / 1000, chore, due))
 
-    def every_by_itself(self, interval: int, chore: Callable[[], Any]) -> None:
-        """Call *chore* every *interval* milliseconds, beginning now; it asks the database itself.
+    def every_unbounded(self, interval: int, chore: Callable[[], Any]) -> None:
+        """Call *chore* every *interval* milliseconds, beginning now, however long it takes.
 
-        What takes longer than one question may is then asked in several.
+        It is not called through ``ask``: it must call that itself, for each of its parts.
         """
-        self._chores.append(_Chore(interval / 1000, chore, asks=True))
+        self._chores.append(_Chore(interval / 1000, chore, bounded=False))
 
     def at_least_every(self, interval: int, chore: Callable[[], Any]) -> None:
         """Call *chore* every *interval* milliseconds, or more often if it already is."""
@@ -82,17 +82,24 @@ class Timetable:
         """When the next chore is due, in monotonic seconds; None if there is none."""
         return min((chore.due for chore in self._chores), default=None)
 
-    def do_due(self, ask: Callable[[Callable[[], Any]], Any]) -> None:
-        """Run due chores through *ask*, which may raise that the database is unavailable."""
+    def do_due(
+        self, ask: Callable[[Callable[[], Any]], Any], *, periodic_only: bool = False
+    ) -> None:
+        """Run due chores through *ask*, which may raise that the database is unavailable.
+
+        Parameters:
+          ask: Calls a function that uses the database.
+          periodic_only: Whether to leave chores that run once, such as the last heartbeat.
+        """
         for chore in list(self._chores):
-            if chore.due > time.monotonic():
+            if chore.due > time.monotonic() or (periodic_only and chore.interval is None):
                 continue
             if chore.interval is None:
                 self._chores.remove(chore)
             else:
                 chore.due = time.monotonic() + chore.interval
             try:
-                more = chore.function() if chore.asks else ask(chore.function)
+                more = ask(chore.function) if chore.bounded else chore.function()
                 if more is True:
                     chore.due = time.monotonic()
             except DatabaseAwayError as e:

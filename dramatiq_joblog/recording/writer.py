@@ -299,7 +299,7 @@ class Writer:
     def _run(self) -> None:
         adopt = self._outage.replay_left_behind
         if adopt not in self._timetable:
-            self._timetable.every_by_itself(ADOPT_EVERY, adopt)
+            self._timetable.every_unbounded(ADOPT_EVERY, adopt)
         try:
             while self._turn():
                 pass
@@ -395,7 +395,8 @@ class Writer:
     def _let_in(self) -> None:
         """Keep events submitted during a replay, so that no thread waits for the whole replay.
 
-        Chores that are due are run: a process without heartbeats would be considered dead.
+        Periodic chores are run: a process without heartbeats would be considered dead.  It must not
+        report its end before its events are written.
         """
         tickets: list[Receipt] = []
         answers: dict[int, Answer] = {}
@@ -412,7 +413,7 @@ class Writer:
             for ticket in tickets:
                 if isinstance(ticket.event, Call):
                     ticket.event.fail(DatabaseAwayError("the database has only just come back"))
-            self._timetable.do_due(self._ask)
+            self._timetable.do_due(self._ask, periodic_only=True)
         except BaseException as e:
             self._fail(tickets, e)
             raise

@@ -374,7 +374,7 @@ def test_what_a_dead_process_left_takes_long(monkeypatch, postgres_database, tmp
 
 
 def test_chores_during_a_replay(tmp_path, eventually):
-    """A process that replays many events sends heartbeats, and renews its leases."""
+    """A process that replays many events sends heartbeats; it reports its end only afterwards."""
     joblog = JobLog(f"sqlite:///{tmp_path / 'log' / 'jobs.db'}", spool=tmp_path / "spool")
     writer = joblog.core.writer
     row = {"actor": "work", "queue": "default", "state": "enqueued", "attempt": 1}
@@ -382,14 +382,17 @@ def test_chores_during_a_replay(tmp_path, eventually):
         writer.put(Enqueued(row | {"jid": str(n), "created_at": 0, "updated_at": 0}))
     eventually(lambda: writer.away)
     writer.flush()
-    away = []
+    away, ended = [], []
     writer.every(1, lambda: away.append(writer.away))
+    writer.end_chore(ended.append, lambda: ended.append(writer.away))
     (tmp_path / "log").mkdir()
     joblog.create_tables()
     eventually(lambda: joblog.jobs.count() == 450)
     eventually(lambda: not writer.away)
 
+    eventually(lambda: ended)
     assert True in away
+    assert [False] == ended
     joblog.close()
 
 
