@@ -839,17 +839,22 @@ def first_tier(request):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item):
-    """Record a test that passed; make captured output safe for pytest-xdist to transfer.
+    """Record a test that passed; make a report safe for pytest-xdist to transfer.
 
-    Tests with hostile text may have logged anything.
+    Tests with hostile text may have logged or failed with anything, and what is not UTF-8 would
+    end the run instead of the test.
     """
     report = yield
     if report.when == "call":
         item.stash[_PASSED] = report.passed
-    report.sections = [
-        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
-    ]
+    report.sections = [(name, _utf8(text)) for name, text in report.sections]
+    if report.failed and (told := str(report.longrepr)) != (safe := _utf8(told)):
+        report.longrepr = safe
     return report
+
+
+def _utf8(text):
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def pytest_sessionfinish(session):
