@@ -21,14 +21,14 @@ from dramatiq_joblog.database.limited_log import LimitedLog
 from dramatiq_joblog.errors import DatabaseAwayError
 from dramatiq_joblog.locking.holders import Usage
 from dramatiq_joblog.locking.needs import SECTION
-from dramatiq_joblog.locking.waiters import ATTEND_EVERY
+from dramatiq_joblog.locking.waiters import HEARTBEAT_EVERY
 
 from .at_hand import AtHand
-from .attendance import Attendance
 from .forwarder import Forwarder
+from .free_slots import FreeSlots
 from .held import HeldMessages
 from .pace import REST, Pace, ScanPace
-from .room import Room
+from .waiter_heartbeats import WaiterHeartbeats
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -73,8 +73,8 @@ class Waker(threading.Thread):
         #: The messages that wait here.
         self._held = HeldMessages(broker)
         self._at_hand = AtHand(self._held)
-        self._attendance = Attendance(joblog, self._held)
-        self._room = Room(joblog, self._held)
+        self._heartbeats = WaiterHeartbeats(joblog, self._held)
+        self._slots = FreeSlots(joblog, self._held)
         self._scans = ScanPace()
         self._pace = Pace()
         self._forwarder = Forwarder(broker, self._held, self._at_hand, self._scans)
@@ -104,7 +104,7 @@ class Waker(threading.Thread):
     def heard(self, need: Need, actor: str) -> None:
         """Store the result of an actor's callable limit, which is not called for waiters."""
         if self._held.waits_for([need.key]):
-            self._room.hear(need, actor)
+            self._slots.hear(need, actor)
             self._pace.want([need.key])
 
     def expect(self) -> None:
@@ -157,9 +157,9 @@ class Waker(threading.Thread):
                 self._forwarder.pass_on()
                 self._scan()
                 self._look_after_line()
-                self._forwarder.promote(self._attendance.record(connection))
+                self._forwarder.promote(self._heartbeats.record(connection))
                 rest = self._wake(connection)
-                parts = self._scans, self._pace, self._at_hand, self._attendance
+                parts = self._scans, self._pace, self._at_hand, self._heartbeats
                 due = min(part.next_due for part in parts)
                 pause = max(rest, due - time.monotonic())
             except DatabaseAwayError as e:
@@ -181,7 +181,7 @@ class Waker(threading.Thread):
         if self._scans.begin():
             began = time.thread_time()
             self._held.look()
-            self._room.forget_others()
+            self._slots.forget_others()
             self._scans.end(time.thread_time() - began)
 
     def _look_after_line(self) -> None:
@@ -194,7 +194,7 @@ class Waker(threading.Thread):
             held = self._held.all().get(jid)
             if held is not None:
                 self._forwarder.promote([held])
-            elif since > time.monotonic() - ATTEND_EVERY / 1000:
+            elif since > time.monotonic() - HEARTBEAT_EVERY / 1000:
                 # The scan has not found it yet.
                 left.append((jid, receipt, since))
         self._lining.extend(left)
@@ -217,7 +217,7 @@ class Waker(threading.Thread):
         for keys in _parts(self._pace.due(self._held.keys)):
             self._look_at(connection, keys)
         if time.monotonic() >= self._try_due:
-            self._try_due = time.monotonic() + ATTEND_EVERY / 1000
+            self._try_due = time.monotonic() + HEARTBEAT_EVERY / 1000
             held = self._held
             asked = [k for k in held.keys if any(need.is_asked for need in held.needs(k))]
             for key in random.sample(asked, min(len(asked), MAX_TRIED)):
@@ -237,21 +237,21 @@ class Waker(threading.Thread):
         used = connection.ask(functools.partial(locks.holders.usage, keys))
         for key in keys:
             usage = used.get(key, Usage())
-            free = self._room.free(connection, key, usage)
+            free = self._slots.free(connection, key, usage)
             if max(free.values(), default=0) > 0:
                 self._put_next(connection, key, free)
-            if usage.kept and self._room.is_open(key, usage):
+            if usage.kept and self._slots.is_open(key, usage):
                 self._put_owners(connection, key)
             if self._pace.asks_who_is_next(key, usage):
                 self._pace.is_near(key, self._is_near(connection, key))
-            self._pace.plan(key, self._room.rate_due_in(key))
+            self._pace.plan(key, self._slots.rate_due_in(key))
 
     def _is_near(self, connection: Connection, key: str) -> bool:
         """Return whether one of a section's next waiters is here."""
         needs = [need for need in self._held.needs(key) if need.kind == SECTION]
         if not needs:
             return False
-        most = max(self._room.limit(need, Usage()) for need in needs)
+        most = max(self._slots.limit(need, Usage()) for need in needs)
         if most > MAX_NEAR or len(self._held.keys) > MAX_NEAR:
             return True
         waiters, mine = self._joblog.core.locks.waiters, self._held.of(key)

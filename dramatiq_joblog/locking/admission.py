@@ -123,7 +123,7 @@ class Admission:
 
     def _start(self, need: Need, run: Newcomer, place: Place) -> bool:
         """Use a slot of a rate, unless waiters before *place* need all free ones."""
-        free = self._locks.rates.room(need).free
+        free = self._locks.rates.allowance(need).free
         if free < 1:
             return False
         ahead = self._locks.waiters.count_ahead(need.key, run.jid, place, most=free)
@@ -155,7 +155,7 @@ class Admission:
         if waiter is not None:
             holder = Holder(waiter.owner, waiter.since, None, waiter.by_hand)
             return holder, describe_holder(holder)
-        due = self._locks.rates.room(need).due or 0
+        due = self._locks.rates.allowance(need).due or 0
         return None, f"is used up: {need.limit} in {need.lasts} ms, the next in {due} ms"
 
 

@@ -37,7 +37,7 @@ _OF_RATES, _IS_HEAD = SQL(f"kind = '{RATE}'"), SQL("slot = 0")
 
 
 @dataclass(frozen=True)
-class Room:
+class Allowance:
     """How many runs may start now."""
 
     free: int
@@ -97,19 +97,19 @@ class Rates:
             Rule(lock, "start", ("kind", "key", "slot"), "1 = 1", sets, {})
         )
 
-    def room(self, need: Need) -> Room:
+    def allowance(self, need: Need) -> Allowance:
         """Return how many runs a rate allows to start now."""
         head = self._head(need.key)
         if need.limit < 1:
-            return Room(0)
+            return Allowance(0)
         if head is None or head.last < 1:
-            return Room(need.limit)
+            return Allowance(need.limit)
         due = self._due(need, head, head.last + 1 - need.limit)
         if due > 0:
-            return Room(0, due)
+            return Allowance(0, due)
         since = head.now - need.lasts
         values = [need.key, head.last + 1 - need.limit, head.last, since]
-        return Room(need.limit - int(self._recent.execute(values).fetchone()[0]))
+        return Allowance(need.limit - int(self._recent.execute(values).fetchone()[0]))
 
     def _counting_recent(self, values: Sequence[Any]) -> Any:
         lock, (key, first, last, since) = self._lock, values
@@ -142,7 +142,7 @@ class Rates:
     def take(self, need: Need, count: int = 1) -> int:
         """Record up to *count* starts, and return how many are allowed."""
         window = self.window(need)
-        free = window.room(count)
+        free = window.free(count)
         window.take(free)
         return free
 
@@ -276,7 +276,7 @@ class Window:
         self._need = need
         self._head = head
 
-    def room(self, most: int) -> int:
+    def free(self, most: int) -> int:
         """Return how many runs may start now, but at most *most*."""
         return self._rates._free(self._need, self._head, most)
 

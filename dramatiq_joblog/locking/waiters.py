@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from dramatiq_joblog.schema.tables import Tables
 
 #: Milliseconds that a waiter counts as present after its process has extended it.
-ATTENDED = 10_000
+HELD_FOR = 10_000
 #: Milliseconds between two extensions of a process's waiters.
-ATTEND_EVERY = 3_000
+HEARTBEAT_EVERY = 3_000
 #: Milliseconds that a waiter may be late before it is considered absent.
 PATIENCE = 5_000
 #: Milliseconds after which a waiter's message comes back without a promotion, at most.
@@ -109,7 +109,7 @@ class Waiters:
             Compiled(self._database, functools.partial(self._selecting_line, begun=begun))
             for begun in (True, False)
         )
-        self._attend = Compiled(self._database, self._attending)
+        self._heartbeat = Compiled(self._database, self._holding)
         self._waited = Compiled(self._database, self._selecting_waited)
 
     def all_of(self, key: str) -> Any:
@@ -315,9 +315,9 @@ class Waiters:
             lock.kind == WAIT, lock.key.in_(list(keys)), lock.owner == jid
         ).execute()
 
-    def attend(self, jids: Sequence[str]) -> None:
+    def heartbeat(self, jids: Sequence[str]) -> None:
         """Extend the eta of these waiters, whose messages this process holds."""
-        self._attend.execute(jids)
+        self._heartbeat.execute(jids)
 
     def unsettled(self, jids: Sequence[str]) -> dict[str, int]:
         """Return how long those of *jids* have waited, in milliseconds, by jid.
@@ -326,8 +326,8 @@ class Waiters:
         """
         return {jid: int(waited) for jid, waited in self._waited.execute(jids).fetchall()}
 
-    def _attending(self, jids: Sequence[str]) -> Any:
-        job, until = self.job, SQL(f"{database_now(self._database).sql} + {ATTENDED}")
+    def _holding(self, jids: Sequence[str]) -> Any:
+        job, until = self.job, SQL(f"{database_now(self._database).sql} + {HELD_FOR}")
         mine = job.jid.in_(jids) & self._is_waiting()
         # The order in which concurrent starts lock them.
         return job.update(eta=until).where(self._dialect.in_order(job, mine, job.jid))

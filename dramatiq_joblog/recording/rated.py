@@ -71,10 +71,10 @@ class Rated:
         window, waiters = self._locks.rates.window(need), self._locks.waiters
         most = max(_LEAST, 2 * len(events))
         line = waiters.line(need.key, most)
-        free = window.room(len(line) + len(events))
+        free = window.free(len(line) + len(events))
         if len(line) == most and free > most and any(e.jid not in line for e in events):
             # Whether a new run may begin depends on all waiters before it.
-            free = window.room(need.limit)
+            free = window.free(need.limit)
             line = waiters.line(need.key, free)
         newcomers = [event for event in events if not waits_since(rows, event)]
         # Waiters are served in order, and new runs after all of them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
-from dramatiq_joblog.locking.waiters import ATTENDED, COMES_BACK
+from dramatiq_joblog.locking.waiters import COMES_BACK, HELD_FOR
 from dramatiq_joblog.states import State
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def put_off(event: Started, since: int, now: int, left: int | None) -> tuple[dic
       left: Milliseconds that it may still wait; None for no limit.
     """
     delay = comes_back(event, left)
-    eta = now + min(delay, ATTENDED)
+    eta = now + min(delay, HELD_FOR)
     return {"state": State.WAITING.value, "eta": eta, "waiting_since": since}, delay
 
 

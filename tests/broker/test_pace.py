@@ -79,7 +79,7 @@ def test_a_wait_that_is_over_by_the_database(joblog, make_broker, worker, eventu
 
     As on a host whose clock is behind that of the one which put the message back.
     """
-    monkeypatch.setattr("dramatiq_joblog.broker.attendance.ATTEND_EVERY", 200)
+    monkeypatch.setattr("dramatiq_joblog.broker.waiter_heartbeats.HEARTBEAT_EVERY", 200)
     broker = make_broker("stub", "last", joblog=joblog)
     exclusive = Exclusive("key", on_conflict="wait", wait_for=60_000, on_timeout="skip")
     work = dramatiq.actor(lambda: None, actor_name="work", exclusive=exclusive)

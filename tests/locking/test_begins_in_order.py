@@ -32,16 +32,16 @@ def test_rows_are_locked_in_the_order_of_all(joblog, database_url, job_factory, 
             time.sleep(0.5)
         return admit(self, *args)
 
-    def attend():
+    def heartbeat():
         first_is_in.wait(20)
         try:
             with other.database.connection_context():
-                other.core.locks.waiters.attend(["job-2", "job-9"])
+                other.core.locks.waiters.heartbeat(["job-2", "job-9"])
         except Exception as e:  # noqa: BLE001
             errors.append(e)
 
     monkeypatch.setattr(Admission, "admit", slowly)
-    thread = threading.Thread(target=attend)
+    thread = threading.Thread(target=heartbeat)
     thread.start()
     with joblog.database.connection_context():
         answers = joblog.core.writer._batches._sections.write(events)

@@ -14,7 +14,7 @@ import pytest
 from dramatiq_joblog import Exclusive, LockNotAcquired, current_job
 from dramatiq_joblog.locking.by_hand import Wish
 from dramatiq_joblog.locking.leases import Claim
-from dramatiq_joblog.locking.waiters import ATTENDED, PATIENCE
+from dramatiq_joblog.locking.waiters import HELD_FOR, PATIENCE
 
 #: Milliseconds; longer than any test takes.
 LONG = 60_000
@@ -190,7 +190,7 @@ def test_by_hand_stands_behind(joblog, job_factory):
 
 @pytest.fixture
 def stand(joblog):
-    """Return a function that makes a block wait for ``key``, unattended."""
+    """Return a function that makes a block wait for ``key`` whose messages no process holds."""
     locks = joblog.core.locks
     claims = []
 
@@ -459,7 +459,7 @@ def test_absent_waiters_do_not_slow_others_down(
 
 def test_waiters_are_looked_after(joblog, broker, worker, declare, eventually, monkeypatch):
     """The process that holds a waiter's message extends it for as long as it holds it."""
-    monkeypatch.setattr("dramatiq_joblog.broker.attendance.ATTEND_EVERY", 100)
+    monkeypatch.setattr("dramatiq_joblog.broker.waiter_heartbeats.HEARTBEAT_EVERY", 100)
     work = declare("wait")
     with worker(broker):
         with joblog.lock("key"):
@@ -467,7 +467,7 @@ def test_waiters_are_looked_after(joblog, broker, worker, declare, eventually, m
             first = eventually(lambda: joblog.get(message.message_id).eta)
             eventually(lambda: joblog.get(message.message_id).eta > first)
             assert (joblog.get(message.message_id).eta - joblog.now()).total_seconds() < (
-                ATTENDED / 1000 + 1
+                HELD_FOR / 1000 + 1
             )
         eventually(lambda: joblog.get(message.message_id).state == "finished")
 

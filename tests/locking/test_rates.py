@@ -48,12 +48,12 @@ def test_a_sliding_window(rates, limit):
         assert 1 == rates.take(need(limit))
         pass_time(rates, 1_000)
     assert 0 == rates.take(need(limit))
-    room = rates.room(need(limit))
-    assert 0 == room.free
-    assert 60_000 - limit * 1_000 - 900 < room.due <= 60_000 - limit * 1_000
+    allowance = rates.allowance(need(limit))
+    assert 0 == allowance.free
+    assert 60_000 - limit * 1_000 - 900 < allowance.due <= 60_000 - limit * 1_000
 
-    pass_time(rates, room.due)
-    assert 1 == rates.room(need(limit)).free
+    pass_time(rates, allowance.due)
+    assert 1 == rates.allowance(need(limit)).free
     assert 1 == rates.take(need(limit))
     # The others are not over yet.
     assert 0 == rates.take(need(limit))
@@ -65,7 +65,7 @@ def test_many_at_once(rates):
     assert 0 == rates.take(need(3), 10)
     pass_time(rates, 60_000)
     assert 2 == rates.take(need(3), 2)
-    assert 1 == rates.room(need(3)).free
+    assert 1 == rates.allowance(need(3)).free
 
 
 def test_two_limits_on_one_key(rates):
@@ -73,7 +73,7 @@ def test_two_limits_on_one_key(rates):
     for _ in range(3):
         assert 1 == rates.take(need(5))
     assert 0 == rates.take(need(2))
-    assert 2 == rates.room(need(5)).free
+    assert 2 == rates.allowance(need(5)).free
     assert 2 == rates.take(need(5), 5)
     pass_time(rates, 60_000)
     assert 2 == rates.take(need(2), 5)
@@ -105,7 +105,7 @@ def test_a_clock_that_goes_back(joblog, rates):
     assert 1 == rates.take(need(1))
     pass_time(rates, -3_600_000)
     joblog.core.locks.bound(RATE, "key")
-    assert 0 < rates.room(need(1)).due <= 60_000
+    assert 0 < rates.allowance(need(1)).due <= 60_000
     pass_time(rates, 60_000)
     assert 1 == rates.take(need(1))
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 RATE_EVERY = 1_000
 
 
-class Room:
+class FreeSlots:
     """The free slots of the keys that messages here wait for.
 
     Parameters:
@@ -65,12 +65,14 @@ class Room:
                 free[need] = limit - used.held
             elif is_due:
                 limited = dataclasses.replace(need, limit=limit)
-                room = connection.ask(
-                    functools.partial(self._joblog.core.locks.rates.room, limited)
+                allowance = connection.ask(
+                    functools.partial(self._joblog.core.locks.rates.allowance, limited)
                 )
-                free[need] = room.free
-                if not room.free:
-                    dues.append(RATE_EVERY if room.due is None else min(room.due, RATE_EVERY))
+                free[need] = allowance.free
+                if not allowance.free:
+                    dues.append(
+                        RATE_EVERY if allowance.due is None else min(allowance.due, RATE_EVERY)
+                    )
         if dues and max(free.values()) < 1:
             self._rates_due[key] = time.monotonic() + min(dues) / 1000
         return free

@@ -7,7 +7,7 @@ import math
 import time
 from typing import TYPE_CHECKING
 
-from dramatiq_joblog.locking.waiters import ATTEND_EVERY
+from dramatiq_joblog.locking.waiters import HEARTBEAT_EVERY
 
 if TYPE_CHECKING:
     from dramatiq_joblog.database.connection import Connection
@@ -23,7 +23,7 @@ READ_EACH, READ_EVERY = 60, 30_000
 MAX_ASKED = 200
 
 
-class Attendance:
+class WaiterHeartbeats:
     """Records, in batches, that this process holds the messages of the waiters here.
 
     There may be thousands, and promotions must not wait for all of them.
@@ -40,7 +40,7 @@ class Attendance:
         self._due = self._read_due = 0.0
         #: Waiters not yet recorded as held by this process, and the seconds between two batches.
         self._left: list[str] = []
-        self._every = ATTEND_EVERY / 1000
+        self._every = HEARTBEAT_EVERY / 1000
 
     @property
     def next_due(self) -> float:
@@ -60,7 +60,7 @@ class Attendance:
         if not self._left:
             self._left = sorted(held)
             parts = max(1, math.ceil(len(held) / MAX_ASKED))
-            self._every = ATTEND_EVERY / 1000 / parts
+            self._every = HEARTBEAT_EVERY / 1000 / parts
             if now >= self._read_due:
                 self._read_due = now + min(READ_EACH * len(held), READ_EVERY) / 1000
                 self._held.look_anew()
@@ -70,7 +70,7 @@ class Attendance:
         if not jids:
             return []
         waiters = self._joblog.core.locks.waiters
-        connection.ask(functools.partial(waiters.attend, jids))
+        connection.ask(functools.partial(waiters.heartbeat, jids))
         waited = connection.ask(functools.partial(waiters.unsettled, jids))
         return [
             held[jid] for jid in jids if jid not in waited or _is_over(held[jid].need, waited[jid])
