@@ -387,7 +387,7 @@ def appear(joblog):
     from dramatiq_joblog.recording.heartbeat import Heartbeat
 
     def make(*queues, threads=2):
-        heartbeat = Heartbeat(joblog.Job, joblog.Worker, timeout=60_000)
+        heartbeat = Heartbeat(joblog.core.tables, timeout=60_000)
         heartbeat.describe(threads, set(queues))
         heartbeat.beat()
         joblog.release()

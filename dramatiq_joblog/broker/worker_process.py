@@ -113,10 +113,8 @@ class WorkerProcess:
         """
         first = self._workers.add(worker, place)
         if first or self._heartbeat is None:
-            job, row = self._tables.job, self._tables.worker
             self._heartbeat = Heartbeat(
-                job,
-                row,
+                self._tables,
                 timeout=timeout,
                 ended=self._locks.end_of,
                 clock_went_back=self._locks.bound,

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from peewee import Database
 
+    from dramatiq_joblog.schema.tables import Tables
+
 #: Milliseconds between two heartbeats of a process.
 DEFAULT_HEARTBEAT = 5_000
 #: Milliseconds without a heartbeat after which a process is considered gone.
@@ -47,8 +49,7 @@ class Heartbeat:
     Its methods are called on the writer's thread.
 
     Parameters:
-      job: The bound job model.
-      worker: The bound worker model.
+      tables: The tables of the log.
       timeout: Milliseconds without a heartbeat after which this process is considered gone.
       ended: Called with the name of a process that is known to have ended.
       clock_went_back: Called when the database's clock was set back.
@@ -56,15 +57,15 @@ class Heartbeat:
 
     def __init__(
         self,
-        job: Any,
-        worker: Any,
+        tables: Tables[Any],
         *,
         timeout: int,
         ended: Callable[[str], None] | None = None,
         clock_went_back: Callable[[], None] | None = None,
     ) -> None:
-        self.job = job
-        self.worker = worker
+        # Any: peewee's queries are untyped.
+        self.job: Any = tables.job
+        self.worker: Any = tables.worker
         self.timeout = timeout
         self._ended = ended
         self._clock_went_back = clock_went_back
@@ -72,7 +73,7 @@ class Heartbeat:
         self.process = secrets.token_hex(8)
         #: The number of worker threads, and the queues; together, as another thread sets them.
         self._load: tuple[int, list[str]] = 0, []
-        self._database: Database = worker._meta.database
+        self._database: Database = tables.database
         #: When the last heartbeat was written, and since when none was missed; monotonic.
         self._last: float | None = None
         self._listening_since = float("-inf")

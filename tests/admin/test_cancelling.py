@@ -99,7 +99,7 @@ def test_an_unknown_job(joblog):
 
 def test_a_run_whose_process_is_gone(joblog, job_factory):
     """A started job is cancelled if its process ended or is not known, and nobody marks it lost."""
-    heartbeat = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
+    heartbeat = Heartbeat(joblog.core.tables, timeout=30_000)
     heartbeat.beat()
     job_factory(jid="j", state="started", process=heartbeat.process, token="t", finished_at=None)
     job_factory(jid="orphan", state="started", process="forgotten", token="t", finished_at=None)

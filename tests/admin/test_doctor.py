@@ -88,7 +88,7 @@ def test_a_wrong_clock(joblog, monkeypatch, skew):
 
 def test_a_worker_with_a_wrong_clock(joblog):
     """A worker whose host's clock is wrong is reported with the host's name."""
-    worker = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
+    worker = Heartbeat(joblog.core.tables, timeout=30_000)
     worker.beat()
     assert "clock" not in wrong(joblog)
 
@@ -99,7 +99,7 @@ def test_a_worker_with_a_wrong_clock(joblog):
 
 def test_workers_that_are_gone(joblog, job_factory):
     """A process that is gone, with runs not marked as lost yet, is reported."""
-    gone, live = (Heartbeat(joblog.Job, joblog.Worker, timeout=30_000) for _ in range(2))
+    gone, live = (Heartbeat(joblog.core.tables, timeout=30_000) for _ in range(2))
     gone.beat()
     job_factory(state="started", process=gone.process)
     job_factory(state="started", process=live.process)
@@ -137,7 +137,7 @@ def test_a_stuck_section(joblog, job_factory):
 
 def test_jobs_that_wait_for_nobody(joblog, job_factory):
     """Jobs that have waited long are reported by queue, with whether a worker consumes it."""
-    served = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
+    served = Heartbeat(joblog.core.tables, timeout=30_000)
     served.describe(1, {"served"})
     served.beat()
     for queue in ("served", "forgotten", "forgotten"):

@@ -388,8 +388,7 @@ def test_the_keys_of_a_process_that_has_ended(joblog):
     locks = joblog.core.locks
     with joblog.database.connection_context():
         other, mine = (
-            Heartbeat(joblog.Job, joblog.Worker, timeout=30_000, ended=locks.end_of)
-            for _ in range(2)
+            Heartbeat(joblog.core.tables, timeout=30_000, ended=locks.end_of) for _ in range(2)
         )
         other.beat()
         joblog.Worker.update(pid=process.pid).execute()

@@ -50,7 +50,7 @@ class Process:
         self.number = number
         self.transitions = Transitions(joblog.core.tables)
         self.sections = Sections(self.transitions)
-        self.heartbeat = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
+        self.heartbeat = Heartbeat(joblog.core.tables, timeout=30_000)
         self.heartbeat.beat()
         self.locks = self.transitions.locks
         self.locks.leases.attach(self.heartbeat.process, 30_000)

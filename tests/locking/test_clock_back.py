@@ -20,7 +20,7 @@ def held(joblog):
     """Return a function that makes a dead process hold a key, with a clock an hour ahead."""
 
     def hold(key="key", kind=SECTION, ttl=60_000):
-        heartbeat = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000)
+        heartbeat = Heartbeat(joblog.core.tables, timeout=30_000)
         locks = joblog.core.locks
         claim = Claim(kind, key, "gone", "token", ttl, process=heartbeat.process)
         with joblog.database.connection_context():
@@ -75,7 +75,7 @@ def test_a_heartbeat_of_the_future(joblog, held):
     held()
     held("another")
     locks = joblog.core.locks
-    beat = Heartbeat(joblog.Job, joblog.Worker, timeout=30_000, clock_went_back=locks.bound)
+    beat = Heartbeat(joblog.core.tables, timeout=30_000, clock_went_back=locks.bound)
     with joblog.database.connection_context():
         beat.beat()
         assert {True} == {row.heartbeat_at <= joblog.now() for row in joblog.Worker.select()}

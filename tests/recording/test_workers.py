@@ -16,7 +16,7 @@ def heartbeat(joblog):
     """Return a function that makes the heartbeat of another process."""
 
     def make(timeout=30_000):
-        return Heartbeat(joblog.Job, joblog.Worker, timeout=timeout)
+        return Heartbeat(joblog.core.tables, timeout=timeout)
 
     return make
 
