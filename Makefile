@@ -72,7 +72,7 @@ docs: has-dev ## Build the site of docs/ into build/site, with the demo, and ref
 	@NO_MKDOCS_2_WARNING=1 $(IN_VENV) -m mkdocs --quiet build
 	@$(IN_VENV) -m example_app.week build/site/demo
 
-picture: has-dev ## Make the moving picture of the README anew, in a real Chromium; a minute
+picture: has-dev ## Make the pictures of README and docs anew, in a real Chromium; a minute
 	@$(IN_VENV) -m pip --disable-pip-version-check install --quiet --editable '.[docs]'
 	@$(IN_VENV) .ci/picture docs/images
 
