@@ -49,8 +49,6 @@ class DeadReason(_Text):
     #: It failed, and its retry could not be enqueued: its message is gone, and it runs only if it
     #: is requeued.
     RETRY_LOST = "retry_lost"
-    #: Either of the two above, in rows of pre-releases; no longer written.
-    NOT_RETRIED = "not_retried"
     #: It raised an error that its ``throws`` option names.
     THROWS = "throws"
     #: It reached its ``max_age`` before it could run.

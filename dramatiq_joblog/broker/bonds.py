@@ -287,8 +287,7 @@ def need_in(broker: Broker, message: AnyMessage) -> Need | None:
     try:
         wanted = _wanted(Exclusive, option(broker, message, "exclusive"), "")
         for code, entry in paired(entries_of(bound), wanted):
-            # Earlier versions supported only one key, and did not record which.
-            if entry is not None and (key is True or entry["key"] == key):
+            if entry is not None and entry["key"] == key:
                 static = code is not None and not callable(code.limit)
                 says = {"limit": code.limit, "is_asked": False} if code and static else {}
                 [need] = needs_of(entry | says)

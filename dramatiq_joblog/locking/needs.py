@@ -44,7 +44,7 @@ class Need:
 def entries_of(bound: Any) -> list[dict[str, Any]]:
     """Return the entries of a message's needs, in their stored form.
 
-    A single entry is stored without a list, for compatibility with earlier versions.
+    A single entry, the usual case, is stored without a list.
     """
     if bound is None:
         return []
@@ -92,7 +92,7 @@ def needs_of(bound: Any) -> tuple[Need, ...]:
 
 
 def _need(entry: Mapping[str, Any]) -> Need:
-    # Messages of earlier versions or other producers may lack some values.
+    # Messages of other producers may lack some values.
     kind, limit = RATE if "per" in entry else SECTION, entry.get("limit", 1)
     return Need(
         kind,

@@ -36,7 +36,6 @@ _DEAD = {
     DeadReason.RETRIES_EXHAUSTED: "It failed as often as max_retries allows",
     DeadReason.NO_RETRIES: "It failed, and may not be retried",
     DeadReason.RETRY_LOST: "It failed, and the broker refused its retry: run it again",
-    DeadReason.NOT_RETRIED: "It failed, and was not retried",
     DeadReason.THROWS: "It raised an error that its throws option names",
     DeadReason.AGE_LIMIT: "It reached its max_age before it could run",
     DeadReason.UNKNOWN_ACTOR: "No worker declares its actor",
