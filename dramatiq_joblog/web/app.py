@@ -22,6 +22,7 @@ from dramatiq_joblog.payload.given import given_flag, given_optional, given_text
 from . import (
     actions,
     alerts,
+    choose_zone,
     compare,
     confirm,
     dead,
@@ -269,7 +270,7 @@ def _routes(site: Site) -> list[Route]:
         "/compare.json": compare.compare,
         "/complete": jobs.complete,
         "/confirm/{what}": confirm.confirm,
-        "/zone": zones.show,
+        "/zone": choose_zone.show,
         "/health": status.health,
         "/metrics": status.metrics,
     }
@@ -343,7 +344,7 @@ def _set_zone(site: Site) -> Callable[[Request], Any]:
         visit = Visit(site, request)
         if refusal := visit.refusal():
             return refusal
-        return zones.choose(visit, await request.form(max_fields=10, max_files=0))
+        return choose_zone.choose(visit, await request.form(max_fields=10, max_files=0))
 
     return endpoint
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dramatiq_joblog.errors import SearchError
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from .context import Visit
     from .periods import Period
@@ -18,30 +16,6 @@ COUNTED_AT_MOST = 10_000
 MARKS = 40
 #: Rows on one page.
 PER_PAGE = 50
-
-#: The periods of the overview and the dead jobs, in milliseconds.
-RANGES = {
-    "1h": 3_600_000,
-    "3h": 10_800_000,
-    "24h": 86_400_000,
-    "3d": 259_200_000,
-    "7d": 604_800_000,
-    "30d": 2_592_000_000,
-    "90d": 7_776_000_000,
-}
-DEFAULT_RANGE = "24h"
-
-
-def chosen(fields: Mapping[str, Any], name: str, options: dict[str, int]) -> str:
-    """Return the range that a URL or a form names.
-
-    Raises:
-      SearchError: If it is none of them.
-    """
-    given = str(fields.get(name, DEFAULT_RANGE))
-    if given not in options:
-        raise SearchError(f"{name}={given!r} is not offered: use one of {', '.join(options)}")
-    return given
 
 
 def marks_in(visit: Visit, period: Period) -> list[Any]:

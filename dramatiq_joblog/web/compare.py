@@ -15,9 +15,9 @@ from dramatiq_joblog.statistics.changes import SMALLEST, Change, changes
 from dramatiq_joblog.statistics.series import Percentiles
 
 from . import axes, commands
-from .common import COUNTED_AT_MOST, RANGES, marks_in
+from .common import COUNTED_AT_MOST, marks_in
 from .formats import plain_duration
-from .periods import WEEK, Period, moment, period_of
+from .periods import RANGES, WEEK, Period, moment, period_of
 from .unusual import last_week
 
 if TYPE_CHECKING:

@@ -70,7 +70,7 @@ class Visit:
         #: The parts of the page that timed out.
         self.missing: set[str] = set()
         #: Figures of every page.
-        self.figures = Figures(self)
+        self.figures = Figures(site, self.visible, self.part)
 
     @property
     def local_now(self) -> datetime:

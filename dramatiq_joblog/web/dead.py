@@ -9,7 +9,8 @@ from dramatiq_joblog.schema.models import instant_of, to_millis
 from dramatiq_joblog.schema.query import word
 
 from . import charts
-from .common import PER_PAGE, RANGES, chosen, deed
+from .common import PER_PAGE, deed
+from .periods import RANGES, chosen
 from .verdict import flags_of
 
 if TYPE_CHECKING:

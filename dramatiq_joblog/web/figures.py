@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.admin.problem import Problem
 
-    from .context import Visit
+    from .hidden import Visible
+    from .state import Site
 
 #: Milliseconds for the problem checks.
 PROBLEMS_WITHIN = 2_000
@@ -21,13 +22,16 @@ class Figures:
     """The figures of one request, each queried at most once, and cached by the dashboard.
 
     Parameters:
-      visit: The request, which queries them.
+      site: The dashboard.
+      visible: What the visitor may see.
+      part: Queries a part of the page, like :meth:`Visit.part`.
     """
 
-    def __init__(self, visit: Visit) -> None:
-        self._visit = visit
-        self._site = visit.site
-        self._log = visit.joblog
+    def __init__(self, site: Site, visible: Visible, part: Callable[..., Any]) -> None:
+        self._site = site
+        self._log = site.joblog
+        self._visible = visible
+        self._part = part
         self._known: dict[str, Any] = {}
 
     def navigation(self, *, counted: bool) -> list[tuple[str, str, str, Any]]:
@@ -63,7 +67,7 @@ class Figures:
         found: list[Problem] = self._site.keep(
             "problems", lambda: self._log.problems(timeout=timeout, muted=True), times=2
         )
-        return [self._visit.visible.problem(problem) for problem in found]
+        return [self._visible.problem(problem) for problem in found]
 
     def _alive(self) -> int:
         worker = self._log.Worker
@@ -78,6 +82,6 @@ class Figures:
         """Return a figure of every page, queried at most once per visit, and cached."""
         if name not in self._known:
             self._known[name] = self._site.keep(
-                name, lambda: self._visit.part(f"the number of {name}", ask, None)
+                name, lambda: self._part(f"the number of {name}", ask, None)
             )
         return self._known[name]

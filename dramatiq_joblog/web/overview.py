@@ -10,9 +10,9 @@ from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.states import FINAL, State
 
 from . import axes, charts, duration_charts
-from .common import RANGES, marks_in
+from .common import marks_in
 from .formats import percent, plain_duration
-from .periods import period_of
+from .periods import RANGES, period_of
 from .presenters import JobRow
 from .unusual import last_week, past, type_rows
 from .verdict import flags_of, summary

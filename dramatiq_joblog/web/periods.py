@@ -10,7 +10,6 @@ from dramatiq_joblog.errors import SearchError
 from dramatiq_joblog.reading import search
 from dramatiq_joblog.schema.models import to_millis
 
-from .common import DEFAULT_RANGE, RANGES, chosen
 from .formats import spaced
 
 if TYPE_CHECKING:
@@ -18,6 +17,17 @@ if TYPE_CHECKING:
 
     from .context import Visit
 
+#: The periods of the overview and the dead jobs, in milliseconds.
+RANGES = {
+    "1h": 3_600_000,
+    "3h": 10_800_000,
+    "24h": 86_400_000,
+    "3d": 259_200_000,
+    "7d": 604_800_000,
+    "30d": 2_592_000_000,
+    "90d": 7_776_000_000,
+}
+DEFAULT_RANGE = "24h"
 #: How long the chart of a range may be cached, in units of two seconds.
 KEPT = {"1h": 1, "3h": 3, "24h": 10}
 #: The maximum length of a selected period, in days.
@@ -80,6 +90,18 @@ class Period:
             return {"range": None if self.name == DEFAULT_RANGE and not whole else self.name}
         until = None if self.until is None else _iso(self.until)
         return {"since": _iso(self.since), "until": until}
+
+
+def chosen(fields: Mapping[str, Any], name: str, options: dict[str, int]) -> str:
+    """Return the range that a URL or a form names.
+
+    Raises:
+      SearchError: If it is none of them.
+    """
+    given = str(fields.get(name, DEFAULT_RANGE))
+    if given not in options:
+        raise SearchError(f"{name}={given!r} is not offered: use one of {', '.join(options)}")
+    return given
 
 
 def period_of(visit: Visit) -> Period:

@@ -15,9 +15,9 @@ from dramatiq_joblog.states import ACTIVE, State
 from dramatiq_joblog.statistics.series import Percentiles
 
 from . import axes, charts
-from .common import RANGES, marks_in
+from .common import marks_in
 from .formats import plain_duration
-from .periods import Period
+from .periods import RANGES, Period
 from .presenters import JobRow, WorkerRow
 from .unusual import past
 

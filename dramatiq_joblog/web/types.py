@@ -14,9 +14,9 @@ from dramatiq_joblog.statistics.changes import LEAST, SMALLEST, USUAL, surprise
 from dramatiq_joblog.statistics.series import Percentiles
 
 from . import axes, duration_charts
-from .common import COUNTED_AT_MOST, RANGES, marks_in
+from .common import COUNTED_AT_MOST, marks_in
 from .formats import percent, plain_duration
-from .periods import WEEK, period_of
+from .periods import RANGES, WEEK, period_of
 from .unusual import last_week, past, type_rows
 
 if TYPE_CHECKING:

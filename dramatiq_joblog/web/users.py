@@ -13,9 +13,9 @@ from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.states import ACTIVE, FINAL, Outcome, State
 
 from . import axes
-from .common import RANGES, marks_in
+from .common import marks_in
 from .formats import brief, percent, plain_duration
-from .periods import WEEK, Period, period_of
+from .periods import RANGES, WEEK, Period, period_of
 from .presenters import JobRow
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dramatiq_joblog.reading.display import number
 from dramatiq_joblog.schema.query import word
@@ -14,11 +14,11 @@ from .formats import rough
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
+    from datetime import datetime, tzinfo
 
     from dramatiq_joblog.admin.problem import Problem
 
-    from .context import Visit
+    from .access import Access
     from .links import Links
 
 #: The maximum number of problems shown in full, and named on one line.
@@ -42,6 +42,15 @@ _LOOKS = {
 _AGAIN = {ProblemKind.LOST: "rerun", ProblemKind.RETRIES_LOST: "requeue"}
 #: The pages for problems that no search finds.
 _PAGES = {ProblemKind.CLOCK: "workers", ProblemKind.SECTIONS: "locks"}
+
+
+class Reader(Protocol):
+    """Whom a verdict is for: a :class:`Visit`."""
+
+    access: Access
+    link: Links
+    now: datetime
+    zone: tzinfo
 
 
 @dataclass(frozen=True)
@@ -92,12 +101,12 @@ class Verdict:
         return self.count - len(self.lines)
 
 
-def verdict_of(problems: Sequence[Problem], visit: Visit) -> Verdict:
+def verdict_of(problems: Sequence[Problem], reader: Reader) -> Verdict:
     """Return the verdict on problems."""
     active = [problem for problem in problems if problem.muted is None]
     muted = [problem for problem in problems if problem.muted is not None]
-    lines = [_line(problem, visit) for problem in active[:MOST]]
-    return Verdict(len(active), lines, [_line(problem, visit) for problem in muted[:MOST]])
+    lines = [_line(problem, reader) for problem in active[:MOST]]
+    return Verdict(len(active), lines, [_line(problem, reader) for problem in muted[:MOST]])
 
 
 def flags_of(problems: Sequence[Problem]) -> dict[str, str]:
@@ -106,10 +115,10 @@ def flags_of(problems: Sequence[Problem]) -> dict[str, str]:
     return {one.subject: names[one.kind] for one in problems if one.kind in names}
 
 
-def _line(problem: Problem, visit: Visit) -> Line:
-    link = visit.link
+def _line(problem: Problem, reader: Reader) -> Line:
+    link = reader.link
     icon, state = _LOOKS.get(problem.kind, ("warn", "dead"))
-    age = max(0.0, (visit.now - problem.since) / timedelta(milliseconds=1))
+    age = max(0.0, (reader.now - problem.since) / timedelta(milliseconds=1))
     what = "mute" if problem.muted is None else "unmute"
     which = {"kind": problem.kind.value, "subject": problem.subject}
     return Line(
@@ -126,15 +135,15 @@ def _line(problem: Problem, visit: Visit) -> Line:
         mute=""
         if problem.kind is ProblemKind.DATABASE
         else link("confirm", what=what, **which, back=link.back),
-        muted="" if problem.muted is None else muted_by(problem.muted, visit),
+        muted="" if problem.muted is None else muted_by(problem.muted, reader),
     )
 
 
-def muted_by(row: Any, visit: Visit) -> str:
+def muted_by(row: Any, reader: Reader) -> str:
     """Return a text with who muted a problem, until when and why."""
-    until = f"{row.until.astimezone(visit.zone):%a %d %b, %H:%M}"
+    until = f"{row.until.astimezone(reader.zone):%a %d %b, %H:%M}"
     # The reason may contain what the rest of the sentence hides.
-    why = f": {row.reason}" if visit.access.sees_arguments else ""
+    why = f": {row.reason}" if reader.access.sees_arguments else ""
     return f"muted by {row.who} until {until}{why}"
 
 
