@@ -20,6 +20,8 @@ pytestmark = [
     pytest.mark.full,
     pytest.mark.process,
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+    # What a rule finds is tried on each database elsewhere; a scheduler never sees it.
+    pytest.mark.parametrize("database_url", ["sqlite"], indirect=True),
 ]
 
 

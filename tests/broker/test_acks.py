@@ -334,6 +334,7 @@ def test_shutdown_with_acknowledgements_that_wait(joblog, make_broker, worker):
     assert 0 == left(broker) == held(broker)
 
 
+@pytest.mark.full
 @pytest.mark.process
 def test_sigterm_in_mid_drain(
     joblog, database_url, redis_url, run_worker_process, eventually, tmp_path

@@ -70,7 +70,7 @@ expected = None
 @pytest.mark.parametrize(
     ("setup", "send"),
     [
-        pytest.param(TELEMETRY, IN_A_SPAN, id="opentelemetry"),
+        pytest.param(TELEMETRY, IN_A_SPAN, id="opentelemetry", marks=pytest.mark.full),
         pytest.param(TELEMETRY, NOT_TRACED, id="opentelemetry-outside", marks=pytest.mark.full),
         pytest.param(SENTRY, IN_A_TRANSACTION, id="sentry", marks=pytest.mark.full),
         pytest.param(

@@ -27,6 +27,7 @@ def tables(joblog):
     return found
 
 
+@pytest.mark.full
 @pytest.mark.process
 @pytest.mark.new_database
 @pytest.mark.one_database

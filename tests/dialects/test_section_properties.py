@@ -235,7 +235,7 @@ def test_sections_against_a_model(joblog):
     """Never two in a slot, released by another, a decreasing fence, or stuck."""
     machine = type("Machine", (SectionMachine,), {"joblog": joblog})
     # MariaDB takes several statements where the others take one.
-    examples = 15 if isinstance(joblog.database, MySQLDatabase) else 50
+    examples = 10 if isinstance(joblog.database, MySQLDatabase) else 30
     run = settings(max_examples=tiers.examples(examples), stateful_step_count=30, deadline=None)
     with joblog.database.connection_context():
         run_state_machine_as_test(machine, settings=run)

@@ -106,7 +106,7 @@ def write_each(joblog, events):
 
 
 property_settings = settings(
-    max_examples=tiers.examples(150),
+    max_examples=tiers.examples(60),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -115,6 +115,7 @@ def test_a_value_without_a_word(joblog, value):
     assert 0 == joblog.Job.select().count()
 
 
+@pytest.mark.full
 def test_a_large_batch(joblog):
     """A batch of any size is written completely, and its starts are answered."""
     # More than one statement takes: a thousand on PostgreSQL, and a hundred elsewhere.

@@ -51,7 +51,7 @@ def actor_of(broker):
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize("until", ["started", "finished", None])
+@pytest.mark.parametrize("until", ["finished", "started", None])
 def test_the_newest_is_in_the_broker(
     joblog, broker, worker, actor_of, send_and_die, eventually, until
 ):
@@ -76,7 +76,7 @@ def test_the_newest_is_in_the_broker(
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize("until", ["started", "finished", None])
+@pytest.mark.parametrize("until", ["finished", "started", None])
 def test_the_newest_was_never_sent(
     joblog, broker, worker, actor_of, send_and_die, eventually, until, monkeypatch, caplog
 ):
@@ -110,7 +110,8 @@ def test_a_third_message(joblog, broker, worker, actor_of, send_and_die, eventua
     assert [3] == done
 
 
-@pytest.mark.parametrize("place", ["claimed", "enqueued"])
+@pytest.mark.few(1)
+@pytest.mark.parametrize("place", ["enqueued", "claimed"])
 def test_the_first_is_kept(joblog, broker, worker, actor_of, send_and_die, eventually, place):
     """A key whose sender was killed is held for a minute, or by its job if it was sent."""
     work, done = actor_of("finished", keep="first")

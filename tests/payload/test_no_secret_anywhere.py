@@ -298,6 +298,7 @@ def printed(log, url, *arguments):
     return done.output
 
 
+@pytest.mark.few(1)
 def test_no_secret_comes_out(log, broker, worker, database_url, tmp_path, caplog):
     """A named secret is in no table, file, page, output or log line, whatever its entry point."""
     caplog.set_level(logging.DEBUG)

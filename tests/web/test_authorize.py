@@ -123,6 +123,7 @@ def test_a_response_is_sent_instead(joblog, where):
     assert [where] == seen
 
 
+@pytest.mark.full
 def test_a_raised_response_of_the_framework_of_the_host(joblog):
     """FastAPI's HTTPException is Starlette's, and its detail may be any JSON."""
     from fastapi import HTTPException as FastApiException

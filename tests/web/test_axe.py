@@ -12,18 +12,29 @@ from pages import chromium, opened, served
 from dramatiq_joblog import JobLog
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
-#: What axe looks for, with the rules that it leaves out unless they are named; or only colours.
-RUN = """async (colours) => {
+#: What axe looks for: everything, with the rules that it leaves out unless they are named; all but
+#: colours; or colours alone.
+RUN = """async (look) => {
   // What a new size or theme changes stands after the next frame.
   await new Promise((then) => requestAnimationFrame(() => requestAnimationFrame(then)));
   const more = ["target-size", "label-content-name-mismatch", "p-as-heading", "td-has-header"];
-  const rules = Object.fromEntries(more.map((name) => [name, { enabled: true }]));
-  const options = colours ? { runOnly: ["color-contrast", "link-in-text-block"] } : { rules };
+  const colours = ["color-contrast", "link-in-text-block"];
+  const rules = Object.fromEntries([
+    ...more.map((name) => [name, { enabled: true }]),
+    ...(look === "shapes" ? colours : []).map((name) => [name, { enabled: false }]),
+  ]);
+  const options = look === "colours" ? { runOnly: colours } : { rules };
   const { violations } = await axe.run(document, { ...options, resultTypes: ["violations"] });
   return violations.flatMap(({ id, nodes }) =>
     nodes.map((node) => `${id}: ${node.html.slice(0, 120)}: ${node.failureSummary}`));
 }"""
-WIDTHS, THEMES = (390, 1024, 1440, 2560), ("light", "dark")
+#: The looks at a page.  Colours take most of the time, and depend on the theme, and on whether the
+#: page is narrow; a theme changes nothing but colours.
+LOOKS = (
+    *((390, "light", "everything"), (1440, "light", "everything")),
+    *((1024, "light", "shapes"), (2560, "light", "shapes")),
+    *((390, "dark", "colours"), (1440, "dark", "colours")),
+)
 #: What there is on a log that has no job yet.
 EMPTY = (
     *("/", "/jobs", "/types", "/dead", "/queues", "/locks"),
@@ -58,16 +69,14 @@ def address(tmp_path_factory):
 
 @pytest.fixture
 def faults(browser):
-    """Return a function that returns axe's violations for a URL, by theme and width.
+    """Return a function that returns axe's violations for a URL, by look."""
 
-    The page is loaded once.  A second theme differs from the first only in its colours.
-    """
-
-    def find(url, widths, themes):
+    def find(url, looks):
+        (width, theme, _), *_ = looks
         # The page's own policy would not let axe in.
         context = browser.new_context(
-            viewport={"width": widths[0], "height": 900},
-            color_scheme=themes[0],
+            viewport={"width": width, "height": 900},
+            color_scheme=theme,
             reduced_motion="reduce",
             bypass_csp=True,
         )
@@ -76,12 +85,11 @@ def faults(browser):
         page.goto(url)
         page.evaluate(AXE)
         found = {}
-        for theme in themes:
+        for width, theme, look in looks:
             page.emulate_media(color_scheme=theme)
-            for width in widths:
-                page.set_viewport_size({"width": width, "height": 900})
-                if wrong := page.evaluate(RUN, theme != themes[0]):
-                    found[theme, width] = wrong
+            page.set_viewport_size({"width": width, "height": 900})
+            if wrong := page.evaluate(RUN, look):
+                found[width, theme, look] = wrong
         context.close()
         return found
 
@@ -91,7 +99,7 @@ def faults(browser):
 @pytest.mark.full
 def test_the_overview_on_a_phone(faults, address):
     """On the first page, on a phone in dark mode, axe finds nothing."""
-    assert faults(address("/"), [390], ["dark"]) == {}
+    assert faults(address("/"), [(390, "dark", "everything")]) == {}
 
 
 @pytest.mark.full
@@ -99,7 +107,7 @@ def test_the_overview_on_a_phone(faults, address):
 @pytest.mark.parametrize("name", crowded.PAGES)
 def test_every_page(faults, address, name):
     """On each page, in both themes and at each width, axe finds nothing."""
-    assert faults(address(crowded.PAGES[name]), WIDTHS, THEMES) == {}
+    assert faults(address(crowded.PAGES[name]), LOOKS) == {}
 
 
 @pytest.mark.full
@@ -107,4 +115,4 @@ def test_every_page(faults, address, name):
 @pytest.mark.parametrize("path", EMPTY)
 def test_a_log_without_jobs(faults, address, path):
     """On the pages of a log that has no job yet, axe finds nothing."""
-    assert faults(address(None) + path, (390, 1440, 2560), THEMES) == {}
+    assert faults(address(None) + path, LOOKS) == {}

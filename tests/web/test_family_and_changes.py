@@ -103,6 +103,7 @@ def changed(joblog, job_factory):
     return joblog
 
 
+@pytest.mark.full
 def test_what_changed(page, changed):
     """New and slower things come first, and unchanged things are named."""
     found = page.get("/compare", headers={"accept": "application/json"}).json()["changes"]
