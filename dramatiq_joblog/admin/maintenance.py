@@ -40,7 +40,7 @@ _PATIENCE = 20_000
 #: Milliseconds that one statement may take, on a large table and a slow disk.
 _SLOW = 600_000
 #: The pause after each automatic batch, as a multiple of the time that it took.
-_REST = 24
+_REST = 39
 #: The number of jobs deleted in an automatic batch; other writers wait meanwhile.
 _BATCH = 500
 _KEY = "chores"
