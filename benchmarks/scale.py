@@ -45,6 +45,10 @@ _INDEX = re.compile(
 )
 
 
+def _work(number: int, name: str, day: str, *, currency: str, page: int, force: bool) -> None:
+    """Take the arguments of all jobs."""
+
+
 class Asked(logging.Handler):
     """Keeps the statements that peewee sends."""
 
@@ -96,8 +100,8 @@ def questions(joblog: JobLog) -> dict:
     hour = f"since:{day:%Y-%m-%dT%H:%M} until:{day + timedelta(hours=1):%Y-%m-%dT%H:%M}"
     broker = StubBroker(middleware=[JobLogMiddleware(joblog)])
     for name in filling.ACTORS:
-        dramatiq.actor(lambda *a, **k: None, actor_name=name, broker=broker)
-    heartbeat = Heartbeat(job, joblog.Worker, timeout=30_000)
+        dramatiq.actor(_work, actor_name=name, broker=broker)
+    heartbeat = Heartbeat(joblog.core.tables, timeout=30_000)
     dead = itertools.cycle([j.jid for j in joblog.jobs.dead().limit(50)])
 
     return {
