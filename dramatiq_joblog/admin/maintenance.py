@@ -21,7 +21,7 @@ from dramatiq_joblog.locking.turn import Turn
 from dramatiq_joblog.payload.values import host_now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from peewee import Database
@@ -43,6 +43,8 @@ _SLOW = 600_000
 _REST = 39
 #: The number of jobs deleted in an automatic batch; other writers wait meanwhile.
 _BATCH = 500
+#: Seconds of deleting after which the totals are updated again.
+_PART = 60.0
 _KEY = "chores"
 
 
@@ -100,10 +102,13 @@ class Chores:
         with patient(_SLOW), checked_out(self._database), turn as renew:
             if renew is None:
                 raise JobLogError("another process prunes this log now: try again later")
-            now = host_now()
-            if not self.totals.catch_up(now, go_on=renew):
-                raise JobLogError("another process took this one's turn to prune: try again")
-            for part in retention.prune(now, batch):
+
+            def go_on() -> bool:
+                if not renew():
+                    raise JobLogError("another process took this one's turn to prune: try again")
+                return True
+
+            for part, _ in self._batches(retention, batch, go_on):
                 deleted += part
                 if progress is not None:
                     progress(deleted.copy())
@@ -116,14 +121,13 @@ class Chores:
             with patient(_SLOW), checked_out(self._database), self._turn() as renew:
                 if renew is None:
                     return
-                now = host_now()
-                if not self.totals.catch_up(now, go_on=lambda: renew() and not self._rest(0.0)):
-                    return
-                began = time.monotonic()
-                for _ in self.retention.prune(now, _BATCH):
-                    if self._rest((time.monotonic() - began) * _REST) or not renew():
+
+                def go_on() -> bool:
+                    return renew() and not self._rest(0.0)
+
+                for _, seconds in self._batches(self.retention, _BATCH, go_on):
+                    if self._rest(seconds * _REST) or not renew():
                         return
-                    began = time.monotonic()
         except DatabaseAwayError as e:
             # The database is unavailable or busy; the next round continues.
             text = "The job log's background tasks are postponed: %s"
@@ -131,6 +135,31 @@ class Chores:
         except Exception:  # noqa: BLE001 - it is logged
             text = "The job log's background tasks failed."
             self._limited.log(logging.CRITICAL, "failed", text, exc_info=True)
+
+    def _batches(
+        self, retention: Retention, batch: int, go_on: Callable[[], bool]
+    ) -> Iterator[tuple[Counter[str], float]]:
+        """Delete old jobs; yield what each batch deleted, and the seconds that it took.
+
+        The totals are updated first, and again each minute: a large log takes hours.
+
+        Parameters:
+          go_on: Called while the totals are updated; deleting stops if it returns False.
+        """
+        is_left = True
+        while is_left:
+            is_left = False
+            now = host_now()
+            if not self.totals.catch_up(now, go_on=go_on):
+                return
+            began = time.monotonic()
+            until = began + _PART
+            for deleted in retention.prune(now, batch):
+                yield deleted, time.monotonic() - began
+                began = time.monotonic()
+                if began > until:
+                    is_left = True
+                    break
 
     def _rest(self, seconds: float) -> bool:
         """Pause; return whether this process is ending."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import dramatiq
+import pytest
 
 from dramatiq_joblog import JobLog
 
-HOUR = 3_600_000
+MINUTE, HOUR = 60_000, 3_600_000
 
 
 def test_a_worker_counts_and_prunes_by_itself(make_broker, worker, database_url, eventually):
@@ -47,4 +49,32 @@ def test_a_worker_counts_and_prunes_by_itself(make_broker, worker, database_url,
         # The worker's own job may be counted by now.
         for row in total.select().where(total.span == HOUR, total.gone == 0, total.actor == "a")
     )
+    log.close()
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_long_round(monkeypatch, database_url, by_hand):
+    """While many old jobs are deleted, the totals are updated with each minute that is over."""
+    log = JobLog(database_url, keep={"finished": HOUR})
+    log.create_tables()
+    began = int(time.time() * 1000)
+    facts = {"actor": "a", "queue": "q", "attempt": 1, "created_at": 0, "updated_at": 0}
+    with log.database.connection_context():
+        for number in range(4):
+            ended = {"state": "finished", "finished_at": began - 3 * HOUR}
+            log.Job.insert(jid=str(number), **facts, **ended).execute()
+    # A batch takes a minute.
+    minutes = itertools.count(began, MINUTE)
+    module = "dramatiq_joblog.admin.maintenance"
+    monkeypatch.setattr(f"{module}.host_now", lambda: next(minutes))
+    monkeypatch.setattr(f"{module}._PART", 0.0)
+    monkeypatch.setattr(f"{module}._BATCH", 1)
+    chores = log.core.chores
+    if by_hand:
+        assert {"finished": 4} == chores.prune(chores.retention, 1)
+    else:
+        chores._round()
+    with log.database.connection_context():
+        assert not log.jobs.exists()
+        assert chores.totals.counted() >= began + 3 * MINUTE
     log.close()

@@ -44,7 +44,7 @@ FIGURES = [
     ("docs/query.md", "counted up to 10,000", "reading.counts.DEFAULT_CAP", 10_000),
     ("docs/scale.md", "check at most 20,000 jobs per page", "schema.query.LOOK", 20_000),
     ("docs/scale.md", "500 jobs per transaction", "admin.maintenance._BATCH", 500),
-    ("docs/scale.md", "pause for twenty-four times as long", "admin.maintenance._REST", 24),
+    ("docs/scale.md", "pause for thirty-nine times as long", "admin.maintenance._REST", 39),
     ("docs/sections.md", "ttl=60_000, hold=", "locking.options.DEFAULT_TTL", 60_000),
     ("docs/sections.md", 'until="finished", ttl=86_400_000', "locking.options.DEFAULT_UNIQUE_TTL", 86_400_000),
     ("docs/sections.md", "nothing has held for a day are deleted", "locking.locks.KEEP_IDLE", 86_400_000),
