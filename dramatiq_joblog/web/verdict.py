@@ -45,7 +45,7 @@ _PAGES = {ProblemKind.CLOCK: "workers", ProblemKind.SECTIONS: "locks"}
 
 
 class Reader(Protocol):
-    """Whom a verdict is for: a :class:`Visit`."""
+    """The part of a :class:`Visit` that a verdict is worded for."""
 
     access: Access
     link: Links

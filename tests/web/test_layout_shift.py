@@ -56,7 +56,7 @@ def log(sqlite_database):
 def busy(log, make_broker, worker):
     """Run jobs, some of which fail, are slow, or wait for each other, until the end of the test.
 
-    It is a job for each question of a page.
+    As many jobs are sent as a page asks questions.
     """
     broker = make_broker(joblog=log)
     done = threading.Event()
