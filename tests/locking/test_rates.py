@@ -169,7 +169,8 @@ def test_waiting_costs_no_thread_and_no_retry(joblog, broker, worker, eventually
 
     jobs = [joblog.get(m.message_id) for m in messages]
     assert [1] * 2 == [job.attempt for job in jobs]
-    assert [[], ["waited"]] == [[f.outcome for f in job.failures] for job in jobs]
+    # Which one runs first is Dramatiq's choice.
+    assert [[], ["waited"]] == sorted([f.outcome for f in job.failures] for job in jobs)
 
 
 @pytest.mark.parametrize(

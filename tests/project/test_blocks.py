@@ -80,6 +80,8 @@ def test_sections(joblog, make_broker, worker, eventually):
     """Each option of a section, a rate and a unique key is shown with its default."""
     broker = make_broker(joblog=joblog)
     names = {"dramatiq": dramatiq, "Exclusive": Exclusive, "Rate": Rate, "Unique": Unique}
+    # Dramatiq before 2.0 needs the module of an actor's function.
+    names["__name__"] = __name__
     section, several, rate, unique, last = blocks("sections")
 
     assert Exclusive("finance:{user_id}") == eval(section, names)
