@@ -132,11 +132,16 @@ class Retention:
 
         All of them must already be in the totals.
         """
-        for rule in self.rules(now):
-            place: tuple[int, int] | None = (0, 0)
-            while place is not None:
+        places = dict.fromkeys(self.rules(now), (0, 0))
+        # In turn: a large backlog of one rule must not hold up the others.
+        while places:
+            for rule, place in list(places.items()):
                 delete = functools.partial(self._batch, rule, place, batch, now)
-                place, deleted = in_transaction(self._database, delete)
+                reached, deleted = in_transaction(self._database, delete)
+                if reached is None:
+                    del places[rule]
+                else:
+                    places[rule] = reached
                 if deleted:
                     yield deleted
         yield from self._rest(batch)

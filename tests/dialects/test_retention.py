@@ -102,6 +102,19 @@ def test_batches(joblog, job_factory):
 
 
 @pytest.mark.one_database
+def test_a_backlog_does_not_hold_up_other_states(joblog, job_factory):
+    """Batches of each state alternate, however many old jobs one of them has."""
+    for number in range(4):
+        job_factory(jid=f"finished {number}", finished_at=ago(HOUR * (20 - number)))
+    job_factory(jid="dead", state="dead", finished_at=ago(HOUR))
+    left = []
+    keep = {"finished": 0, "dead": 0}
+    joblog.prune(keep, batch=2, progress=lambda _: left.append(sorted(jids(joblog.Job))))
+
+    assert [["dead", "finished 2", "finished 3"], ["finished 2", "finished 3"], []] == left
+
+
+@pytest.mark.one_database
 def test_job_types_with_times_of_their_own(database_url):
     """Job types may be kept forever, longer or shorter than the others."""
     log = JobLog(
