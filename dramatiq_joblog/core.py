@@ -15,7 +15,7 @@ from .admin.doctor import DEFAULT_TIMEOUT, Doctor
 from .admin.maintenance import INTERVAL, Chores
 from .admin.retention import Retention
 from .admin.standstill import MAX_UNSERVED
-from .alerts.alerting import DEFAULT_EVERY, Alerting
+from .alerts.alerting import Alerting, AlertSettings
 from .alerts.on_dead import DeadCaller
 from .asking.aside import Aside
 from .asking.watcher import Watcher
@@ -38,16 +38,15 @@ from .statistics.rollups import Totals
 from .statistics.watermarks import Marks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from peewee import Database
 
     from .admin.problem import Problem
     from .admin.retention import Keep
-    from .alerts.notifiers import Notify
-    from .alerts.rules import Alert, Expect, ProblemAlert
     from .broker.requeue import Sender
     from .locking.locks import Locks
+    from .payload.contents import Contents
     from .payload.encryption import Seal
     from .payload.redaction import Redactor
     from .schema.models import Action
@@ -66,18 +65,13 @@ class Core(Generic[J]):
       model: The job model.
       owned: Whether the log created the database object, and so owns its connections.
       job_types: The allowed values of ``job_type``; None allows any.
-      redactor: Removes secrets from stored values.
-      seal: Encrypts values that are not shown; None without encryption.
-      store_args: Whether the arguments of jobs are stored.
+      contents: How the contents of jobs are stored.
       spool: The folder for events during an outage; None for the user's default.
       on_outage: What happens to events while the database is unavailable.
       keep: Milliseconds that jobs are kept, by final state.
       keep_types: Different times for some job types.
-      alerts: The rules of alerts.
-      notify: The receivers of notices.
-      alerts_every: Milliseconds between two checks of the rules.
+      alerts: The rules of alerts, and the receivers of notices; None for none.
       on_dead: Called with each job that becomes dead.
-      page_url: The URL of the log's dashboard.
 
     Raises:
       ConfigurationError: If a value is invalid.
@@ -90,27 +84,20 @@ class Core(Generic[J]):
         model: type[J],
         owned: bool,
         job_types: Sequence[str] | None,
-        redactor: Redactor,
-        seal: Seal | None,
-        store_args: bool,
+        contents: Contents,
         spool: str | os.PathLike[str] | None,
         on_outage: str = "spool",
         keep: Keep | None = None,
         keep_types: Mapping[str, Keep | int | None] | None = None,
-        alerts: Iterable[Alert | ProblemAlert | Expect] = (),
-        notify: Notify | None = None,
-        alerts_every: int = DEFAULT_EVERY,
+        alerts: AlertSettings | None = None,
         on_dead: Callable[[J], Any] | None = None,
-        page_url: str | None = None,
     ) -> None:
         if on_outage not in POLICIES:
             raise ConfigurationError(f"on_outage={on_outage!r} is not known; use one of {POLICIES}")
         self.database = database
         self._owned = owned
         self.tables: Tables[J] = bind_tables(model, database, on_select=self.write_own_start)
-        self.redactor = redactor
-        self.seal = seal
-        self.store_args = store_args
+        self._contents = contents
         self._job_types = job_types
         #: The fields that a custom model adds, by name.
         self.own_fields: dict[str, Any] = own_fields(self.tables.job)
@@ -130,20 +117,12 @@ class Core(Generic[J]):
         #: The statements on unique keys that keep the newest message.
         self.newest = Newest(self.transitions)
         #: Checks the rules, and sends notices.
-        self.alerting = Alerting(
-            self,
-            self.locks,
-            marks,
-            rules=alerts,
-            notify=notify,
-            every=alerts_every,
-            page=page_url,
-        )
+        self.alerting = Alerting(self, self.locks, marks, alerts or AlertSettings())
         self._dead_caller: DeadCaller | None = None
         if on_dead is not None:
             self._dead_caller = DeadCaller(self.tables.job, on_dead)
             self.writer.on_written(self._dead_caller.written)
-        looked_at = max(100, min(alerts_every // 3, _ALERTS_LOOKED_AT))
+        looked_at = max(100, min(self.alerting.every // 3, _ALERTS_LOOKED_AT))
         #: The presence of this process in the log while it has workers.
         self.worker_process = WorkerProcess(
             self.tables,
@@ -171,9 +150,7 @@ class Core(Generic[J]):
             model=model,
             owned=owned,
             job_types=self._job_types,
-            redactor=self.redactor,
-            seal=self.seal,
-            store_args=self.store_args,
+            contents=self._contents,
             spool=spool,
         )
 
@@ -181,6 +158,21 @@ class Core(Generic[J]):
     def owned(self) -> bool:
         """Whether the log created its database object."""
         return self._owned
+
+    @property
+    def redactor(self) -> Redactor:
+        """Removes secrets from stored values."""
+        return self._contents.redactor
+
+    @property
+    def seal(self) -> Seal | None:
+        """Encrypts values that are not shown; None without encryption."""
+        return self._contents.seal
+
+    @property
+    def store_args(self) -> bool:
+        """Whether the arguments of jobs are stored."""
+        return self._contents.store_args
 
     @property
     def locks(self) -> Locks:

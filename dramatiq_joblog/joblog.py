@@ -20,7 +20,7 @@ from .admin.doctor import Doctor
 from .admin.queues import queues as queues_of
 from .admin.retention import DEFAULT_BATCH
 from .admin.standstill import MAX_UNSERVED, Standstill
-from .alerts.alerting import DEFAULT_EVERY
+from .alerts.alerting import DEFAULT_EVERY, AlertSettings
 from .alerts.learning import regular_types
 from .asking.aside import DEFAULT_TIMEOUT
 from .asking.waiting import Following, asked_jids, wait_for_family, wait_for_jobs
@@ -48,6 +48,7 @@ from .locking.locks import fold_key
 from .locking.needs import SECTION
 from .locking.options import DEFAULT_TTL, check_by_hand
 from .locking.turn import Turn
+from .payload.contents import Contents
 from .payload.encryption import Seal
 from .payload.given import (
     given_callable,
@@ -183,18 +184,17 @@ class JobLog(Generic[J]):
             model=model,
             owned=own,
             job_types=_texts_of(job_types),
-            redactor=Redactor(redact),
-            seal=Seal(seal_key) if seal_key is not None else None,
-            store_args=given_flag("store_args", store_args),
+            contents=Contents(
+                Redactor(redact),
+                Seal(seal_key) if seal_key is not None else None,
+                given_flag("store_args", store_args),
+            ),
             spool=spool,
             on_outage=on_outage,
             keep=keep,
             keep_types=keep_types,
-            alerts=alerts,
-            notify=notify,
-            alerts_every=alerts_every,
+            alerts=AlertSettings(alerts, notify, alerts_every, page_url),
             on_dead=on_dead,
-            page_url=page_url,
         )
 
     @property

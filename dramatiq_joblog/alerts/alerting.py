@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.logging import get_logger
@@ -48,6 +49,20 @@ FORGET_AFTER = 86_400_000
 _KEY = "alerts"
 
 
+@dataclass(frozen=True)
+class AlertSettings:
+    """What is checked, how often, and who is notified."""
+
+    #: The rules.
+    rules: Iterable[Any] = ()
+    #: Who is notified by default.
+    notify: Any = None
+    #: Milliseconds between two checks of the rules.
+    every: int = DEFAULT_EVERY
+    #: The address of the dashboard.
+    page: str | None = None
+
+
 class Alerting:
     """The alerts of one log.
 
@@ -55,39 +70,27 @@ class Alerting:
       asked: The log.
       locks: The locks by which a process takes its turn.
       marks: The table that stores the time of the last check.
-      rules: The rules.
-      notify: Who is notified by default.
-      every: Milliseconds between two checks.
-      page: The address of the dashboard.
+      settings: The rules and notifiers.
 
     Raises:
       ConfigurationError: If a rule or a notifier is invalid.
     """
 
-    def __init__(
-        self,
-        asked: Asked,
-        locks: Locks,
-        marks: Marks,
-        *,
-        rules: Iterable[Any],
-        notify: Any,
-        every: int,
-        page: str | None,
-    ) -> None:
+    def __init__(self, asked: Asked, locks: Locks, marks: Marks, settings: AlertSettings) -> None:
         self._asked = asked
         self._locks = locks
         self._marks = marks
         self._database: Any = asked.tables.database
-        self.rules = check_rules(rules, asked.tables.job)
+        self.rules = check_rules(settings.rules, asked.tables.job)
+        every = settings.every
         if isinstance(every, bool) or not isinstance(every, int) or every < LEAST_EVERY:
             raise ConfigurationError(
                 f"alerts_every={every!r} must be a whole number of milliseconds, at least "
                 f"{LEAST_EVERY:,}"
             )
         self.every = every
-        self._page = _checked_page(page)
-        everybody = notifier_of(notify)
+        self._page = _checked_page(settings.page)
+        everybody = notifier_of(settings.notify)
         #: The notifier of each rule, by the rule's name.
         self._to: dict[str, Notifier | None] = {
             rule.name: everybody
