@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from prepared import Command
 
 ROOT = Path(__file__).parent.parent
-SUPPORT = ROOT / "tests" / "support"
-UNIT = ROOT / "tests" / "unit"
+TESTS = ROOT / "tests"
+SUPPORT = TESTS / "support"
+UNIT = TESTS / "unit"
 
 #: The environment variables of the package and its tests; a test sets what it needs.
 OUR_VARIABLES = (
@@ -735,6 +736,11 @@ def pytest_addoption(parser):
     parser.addoption(
         "--all", action="store_true", help="run the whole suite, and not its first tier alone"
     )
+    parser.addoption(
+        "--every-database",
+        action="store_true",
+        help="with --all, run each test on SQLite, PostgreSQL and MariaDB, and not on two of them",
+    )
 
 
 @pytest.hookimpl(trylast=True)
@@ -743,10 +749,38 @@ def pytest_configure(config):
     config.stash[_BACKENDS] = {}
     config.stash[_COLLECTED] = {}
     tiers.choose(whole=config.getoption("--all"))
+    _begin_apart(config)
+    _parse_no_modules()
     _trust_one_authority()
     # A shell's background jobs ignore SIGINT, and so would their child processes.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _let_threads_exit()
+
+
+def _begin_apart(config):
+    """Let each pytest worker begin to collect with other files.
+
+    The first one that rewrites the assertions of a file leaves the result to the others: in a fresh
+    clone this is most of the work of collecting.
+    """
+    worker = getattr(config, "workerinput", None)
+    if worker is None or [Path(argument).resolve() for argument in config.args] != [TESTS]:
+        return
+    files = sorted(map(str, TESTS.rglob("test_*.py")))
+    begin = len(files) * _pytest_worker() // worker["workercount"]
+    config.args = files[begin:] + files[:begin]
+
+
+def _parse_no_modules():
+    """Let Hypothesis take no constants from the package's source.
+
+    It would parse every module in each pytest worker, in ten seconds of CPU in a fresh clone.
+    """
+    with contextlib.suppress(ImportError):
+        from hypothesis.internal import constants_ast
+        from hypothesis.internal.conjecture import providers
+
+        providers.is_local_module_file = constants_ast.is_local_module_file = lambda path: False
 
 
 def _trust_one_authority():
@@ -811,12 +845,18 @@ def pytest_collection_modifyitems(config, items):
         if " at 0x" in item.nodeid:
             # pytest-xdist would collect different tests in each worker.
             raise pytest.UsageError(f"{item.nodeid} has an address in its name: give it an id")
+    # In the same order in every pytest worker, whatever it began with.
+    items.sort(key=lambda item: item.path)
     first, others = tiers.split(items)
     for item in items:
         config.stash[_COLLECTED].setdefault(item.path.name, set())
     for item in first:
         config.stash[_COLLECTED][item.path.name].add(item.originalname)
-    if others and not config.getoption("--all"):
+    if config.getoption("--all"):
+        first, others = (
+            (items, []) if config.getoption("--every-database") else tiers.alternate(items)
+        )
+    if others:
         items[:] = first
         config.hook.pytest_deselected(items=others)
     if hasattr(config, "workerinput") and not tiers.whole():

@@ -33,7 +33,7 @@ def tables(joblog):
 @pytest.mark.one_database
 def test_processes_boot_at_once(database_url):
     """Processes that boot together on an empty database all succeed."""
-    number = 8 if tiers.whole() else 2
+    number = 5 if tiers.whole() else 2
     boots = [
         subprocess.Popen(
             [sys.executable, SUPPORT / "boot.py", database_url, f"j{n}"],

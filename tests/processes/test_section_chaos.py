@@ -23,7 +23,7 @@ def test_never_two_at_once(request, tmp_path, redis_server, database, faults):
     """Processes of eight threads, few keys: never two in a section, nothing stuck or lost."""
     if database == "postgresql":
         request.getfixturevalue("postgres_server")  # skips where there is none
-    jobs, processes = (100, 4) if tiers.whole() else (50, 2)
+    jobs, processes = (80, 3) if tiers.whole() else (50, 2)
     found, numbers = section_chaos.run(
         tmp_path, database, jobs, faults, seed=1, processes=processes
     )

@@ -1,20 +1,26 @@
-"""The two tiers of the suite: what runs in minutes, and what ``--all`` adds.
+"""The tiers of the suite: what runs in minutes, and what ``--all`` and ``--every-database`` add.
 
 The first tier runs each test once, on SQLite, and on Redis or the stub broker if possible.  Tests
 of what differs between databases run on each database: `tests/dialects`, except those marked
 `one_database`, and those marked `every_database` elsewhere.  Tests marked `full` are left out: they
 repeat the first tier in other combinations, or take long.  Of a test marked `few(n)`, it runs the
 first n of its parameters, on each of its databases.
+
+With ``--all``, tests that are not about what differs between databases run on SQLite and on one of
+the two servers: a test and its parameters use PostgreSQL and MariaDB in turn.  With
+``--every-database`` they run on each.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 DIALECTS = Path(__file__).parents[1] / "dialects"
+SERVERS = ("postgres", "mysql")
 
 
 class _Run:
@@ -63,11 +69,7 @@ def split(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item
     others: list[pytest.Item] = []
     few: Counter[tuple[str, str | None]] = Counter()
     for item in items:
-        again = (
-            _database(item) in {"postgres", "mysql"}
-            and _function(item) in on_sqlite
-            and not _differs(item)
-        )
+        again = _database(item) in SERVERS and _function(item) in on_sqlite and not _differs(item)
         again |= "rabbit" in _values(item) and _function(item) in on_others
         again |= item.get_closest_marker("full") is not None
         if not again and (mark := item.get_closest_marker("few")):
@@ -75,6 +77,24 @@ def split(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item
             again = few[which] > mark.args[0]
         (others if again else first).append(item)
     return first, others
+
+
+def alternate(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """Return the items that run on SQLite or on their server in turn, and the others."""
+    on_sqlite = {_function(item) for item in items if _database(item) == "sqlite"}
+    kept: list[pytest.Item] = []
+    others: list[pytest.Item] = []
+    number: Counter[tuple[str, str | None]] = Counter()
+    for item in items:
+        name, database = _function(item), _database(item)
+        is_others_turn = False
+        if database in SERVERS and name in on_sqlite and not _differs(item):
+            # A test of one set of parameters has a server by its name.
+            turn = zlib.crc32(name.encode()) + number[name, database]
+            number[name, database] += 1
+            is_others_turn = SERVERS[turn % len(SERVERS)] != database
+        (others if is_others_turn else kept).append(item)
+    return kept, others
 
 
 def _differs(item: pytest.Item) -> bool:

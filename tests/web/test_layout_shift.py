@@ -17,7 +17,7 @@ PAGES = (
     *("/dead", "/queues", "/queues/default", "/locks", "/workers", "/actions"),
 )
 #: How often a page asks for what is new, and the milliseconds between.
-ASKED, EVERY = 8, 250
+ASKED, EVERY = 5, 250
 #: What may move in a minute.
 MOST = 0.01
 #: Adds up what moved without a hand having moved it, and counts the questions.
