@@ -806,7 +806,7 @@ def _let_threads_exit():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """Return two pytest workers for each core, or three: tests spend half of the time waiting.
+    """Return five pytest workers for two cores, or six: tests spend half of the time waiting.
 
     The second tier's tests work more, and some lose a race against the clock on a busy machine.
 
@@ -816,7 +816,7 @@ def pytest_xdist_auto_num_workers(config):
     if named and all(path.is_relative_to(UNIT) for path in named):
         return 0
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return min((2 if config.getoption("--all") else 3) * cores, 16)
+    return min((5 if config.getoption("--all") else 6) * cores // 2, 16)
 
 
 @pytest.hookimpl(optionalhook=True)
