@@ -750,7 +750,6 @@ def pytest_configure(config):
     config.stash[_COLLECTED] = {}
     tiers.choose(whole=config.getoption("--all"))
     _begin_apart(config)
-    _parse_no_modules()
     _trust_one_authority()
     # A shell's background jobs ignore SIGINT, and so would their child processes.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -769,18 +768,6 @@ def _begin_apart(config):
     files = sorted(map(str, TESTS.rglob("test_*.py")))
     begin = len(files) * _pytest_worker() // worker["workercount"]
     config.args = files[begin:] + files[:begin]
-
-
-def _parse_no_modules():
-    """Let Hypothesis take no constants from the package's source.
-
-    It would parse every module in each pytest worker, in ten seconds of CPU in a fresh clone.
-    """
-    with contextlib.suppress(ImportError):
-        from hypothesis.internal import constants_ast
-        from hypothesis.internal.conjecture import providers
-
-        providers.is_local_module_file = constants_ast.is_local_module_file = lambda path: False
 
 
 def _trust_one_authority():
