@@ -13,6 +13,7 @@ from dramatiq_joblog import JobLog
 MINUTE, HOUR = 60_000, 3_600_000
 
 
+@pytest.mark.full
 def test_a_worker_counts_and_prunes_by_itself(make_broker, worker, database_url, eventually):
     """A worker updates the totals and deletes old jobs automatically."""
     log = JobLog(database_url, keep={"finished": HOUR})

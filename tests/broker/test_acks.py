@@ -202,6 +202,7 @@ def test_many_in_one_round_trip(joblog, make_broker, worker, eventually, monkeyp
     assert len(sizes) < 4
 
 
+@pytest.mark.full
 def test_more_than_are_fetched_at_once(joblog, make_broker, worker, eventually):
     """Fetching continues for many more jobs than are prefetched, of every kind."""
     broker = make_broker("redis", joblog=joblog)

@@ -295,7 +295,7 @@ def test_progress_is_of_all(joblog, make_broker, dead, small_batches):
 # What fails in the middle
 
 
-@pytest.mark.few(1)
+@pytest.mark.full
 @pytest.mark.process
 @pytest.mark.parametrize("after", [4, 1, 3, 6])
 def test_a_crash_between_sending_and_noting(

@@ -304,6 +304,7 @@ def test_a_list_fits_its_terminal(jobs, terminal, database_url):
         assert "\x1b[38;2;212;73;86m■ dead" in written
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_no_colour_where_none_is_wanted(jobs, terminal, database_url):
     """With NO_COLOR, shapes and words remain."""

@@ -184,6 +184,7 @@ def test_a_section_is_freed_by_hand(joblog, ask):
     joblog.release()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_question_is_asked(joblog, job_factory, terminal, database_url, tmp_path):
     """On a terminal, a command shows its effects and asks; after no, it exits with 2 unchanged."""
@@ -341,6 +342,7 @@ def test_jobs_are_exported(joblog, job_factory, ask, tmp_path):
 # web
 
 
+@pytest.mark.full
 def test_the_page_is_served(joblog, job_factory, database_url):
     """``web`` prints the dashboard's URL, serves it, and ends with Ctrl-C."""
     dead(job_factory, "dead0")

@@ -498,6 +498,7 @@ with joblog.lock("report", ttl=2_000, wait=1_000) as lease:
 """
 
 
+@pytest.mark.full
 @pytest.mark.one_database
 @pytest.mark.process
 def test_by_hand_in_another_process(joblog, database_url):

@@ -223,6 +223,7 @@ def test_a_retry_with_a_fraction(joblog, make_broker, worker, delay):
     assert 0 == joblog.locks.count()
 
 
+@pytest.mark.full
 def test_a_delay_of_ages(joblog, database_url, make_broker):
     """A message due in the year 12020 is stored with the last possible instant."""
     broker = make_broker(joblog=joblog)

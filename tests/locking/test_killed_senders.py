@@ -50,7 +50,7 @@ def actor_of(broker):
     return declare
 
 
-@pytest.mark.few(1)
+@pytest.mark.full
 @pytest.mark.parametrize("until", ["finished", "started", None])
 def test_the_newest_is_in_the_broker(
     joblog, broker, worker, actor_of, send_and_die, eventually, until

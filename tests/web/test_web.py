@@ -645,6 +645,7 @@ def test_going_back_leads_nowhere_else(page, lived):
 # Where it is
 
 
+@pytest.mark.full
 def test_it_lives_under_a_prefix(joblog, lived):
     """Mounted under a prefix, every link begins with it, and cookies have that path."""
     app = Starlette(routes=[Mount("/ops/jobs", opened(joblog))])
