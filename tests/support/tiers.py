@@ -6,9 +6,9 @@ of what differs between databases run on each database: `tests/dialects`, except
 repeat the first tier in other combinations, or take long.  Of a test marked `few(n)`, it runs the
 first n of its parameters, on each of its databases.
 
-With ``--all``, tests that are not about what differs between databases run on SQLite and on one of
-the two servers: a test and its parameters use PostgreSQL and MariaDB in turn.  With
-``--every-database`` they run on each.
+With ``--all``, tests that are not about what differs between databases, those outside
+`tests/dialects` and `tests/database`, run on SQLite and on one of the two servers: a test and its
+parameters use PostgreSQL and MariaDB in turn.  With ``--every-database`` they run on each.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 DIALECTS = Path(__file__).parents[1] / "dialects"
+DATABASE = DIALECTS.with_name("database")
 SERVERS = ("postgres", "mysql")
 
 
@@ -88,7 +89,8 @@ def alternate(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.
     for item in items:
         name, database = _function(item), _database(item)
         is_others_turn = False
-        if database in SERVERS and name in on_sqlite and not _differs(item):
+        differs = item.path.is_relative_to(DATABASE) or _differs(item)
+        if database in SERVERS and name in on_sqlite and not differs:
             # A test of one set of parameters has a server by its name.
             turn = zlib.crc32(name.encode()) + number[name, database]
             number[name, database] += 1
