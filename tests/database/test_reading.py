@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 
-from dramatiq_joblog import ConfigurationError, JobLog
+from dramatiq_joblog import ConfigurationError, JobLog, QueryTimeout
 from dramatiq_joblog.recording.events import Enqueued
 
 
@@ -53,6 +53,47 @@ def test_a_bound_ends_with_its_block(joblog):
                 assert bound() == "777ms"
             assert bound() == before
     assert before not in {"777ms", "333ms"}
+
+
+@pytest.mark.parametrize("database_url", ["mysql"], indirect=True)
+def test_a_connection_has_its_own_bound_again(joblog):
+    """After a block, a connection has the limit that it had before, or that of an outer block."""
+    database = joblog.database
+
+    def bound():
+        return float(database.execute_sql("SELECT @@SESSION.max_statement_time").fetchone()[0])
+
+    with database.connection_context():
+        database.execute_sql("SET SESSION max_statement_time = 12")
+        with joblog.reading(timeout=777):
+            assert bound() == 0.777
+            with joblog.reading(timeout=333):
+                assert bound() == 0.333
+            assert bound() == 0.777
+        assert bound() == 12
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_an_outer_bound_goes_on(joblog):
+    """After a block within another, the limit of the outer one still holds."""
+    endless = (
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000000) "
+        "SELECT count(*) FROM n"
+    )
+
+    def ask():
+        with joblog.reading(timeout=300):
+            with joblog.reading(timeout=10_000):
+                assert joblog.jobs.count() == 0
+            joblog.database.execute_sql(endless).fetchall()
+
+    with pytest.raises(QueryTimeout):
+        ask()
+
+    # Without a block, a statement may last.
+    long = endless.replace("100000000", "100000")
+    assert joblog.database.execute_sql(long).fetchall() == [(100_000,)]
+    joblog.release()
 
 
 @pytest.fixture

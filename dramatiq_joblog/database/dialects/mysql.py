@@ -90,14 +90,15 @@ class MySQL(Dialect):
 
     @contextlib.contextmanager
     def bounded(self, database: Any, timeout: int) -> Iterator[None]:
-        """Limit each query of the block."""
+        """Limit each query of the block, then restore the limit of the connection."""
         maria = _is_mariadb(database)
         name = "max_statement_time" if maria else "max_execution_time"
+        ((before,),) = database.execute_sql(f"SELECT @@SESSION.{name}").fetchall()
         database.execute_sql(f"SET SESSION {name} = {timeout / 1000 if maria else int(timeout)}")
         try:
             yield
         finally:
-            database.execute_sql(f"SET SESSION {name} = DEFAULT")
+            database.execute_sql(f"SET SESSION {name} = {before}")
 
     def text_at(self, field: Any, steps: Sequence[str]) -> Any:
         """Extract the value, if the column holds JSON."""

@@ -17,7 +17,7 @@ from dramatiq_joblog.errors import ConfigurationError
 from .base import Dialect, Weakness, path_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from dramatiq_joblog.database.upsert import Rule
@@ -28,6 +28,8 @@ TURN_WITHIN = 10_000
 _OLDEST = (3, 35, 0)
 #: After this many steps of SQLite, a fraction of a millisecond, the time limit is checked.
 _STEPS = 2_000
+#: The limits of the connections that have one now, by ``id()``: SQLite cannot report them.
+_limits: dict[int, Callable[[], bool]] = {}
 
 
 class SQLite(Dialect):
@@ -129,14 +131,15 @@ class SQLite(Dialect):
 
     @contextlib.contextmanager
     def bounded(self, database: Any, timeout: int) -> Iterator[None]:
-        """Limit all queries of the block together."""
+        """Limit all queries of the block together, then restore the limit of an outer block."""
         deadline = time.monotonic() + timeout / 1000
         connection = database.connection()
-        connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
+        outer = _limits.get(id(connection))
+        _limit(connection, lambda: time.monotonic() > deadline)
         try:
             yield
         finally:
-            connection.set_progress_handler(None, 0)
+            _limit(connection, outer)
 
     def text_at(self, field: Any, steps: Sequence[str]) -> Any:
         """Check the type first, because SQLite reads booleans as 1 and 0."""
@@ -166,6 +169,15 @@ class SQLite(Dialect):
         """Return whether an index, or a table, of this name is there, of whatever table."""
         text = "SELECT 1 FROM sqlite_master WHERE lower(name) = lower(?)"
         return model._meta.database.execute_sql(text, (name,)).fetchone() is not None
+
+
+def _limit(connection: sqlite3.Connection, is_over: Callable[[], bool] | None) -> None:
+    """Abort the statements of a connection once *is_over*; None for no limit."""
+    if is_over is None:
+        _limits.pop(id(connection), None)
+    else:
+        _limits[id(connection)] = is_over
+    connection.set_progress_handler(is_over, _STEPS)
 
 
 class CountedUpsert(Upsert):
