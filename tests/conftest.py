@@ -840,9 +840,9 @@ def pytest_collection_modifyitems(config, items):
     for item in first:
         config.stash[_COLLECTED][item.path.name].add(item.originalname)
     if config.getoption("--all"):
-        first, others = (
-            (items, []) if config.getoption("--every-database") else tiers.alternate(items)
-        )
+        others = []
+        if not config.getoption("--every-database"):
+            first, others = tiers.alternate(items)
     if others:
         items[:] = first
         config.hook.pytest_deselected(items=others)

@@ -59,12 +59,17 @@ def test_a_bound_ends_with_its_block(joblog):
 def test_a_connection_has_its_own_bound_again(joblog):
     """After a block, a connection has the limit that it had before, or that of an outer block."""
     database = joblog.database
+    with database.connection_context():
+        version = database.execute_sql("SELECT version()").fetchone()[0]
+    # MariaDB counts in seconds, MySQL in milliseconds.
+    is_maria = "mariadb" in version.lower()
+    name, second = ("max_statement_time", 1) if is_maria else ("max_execution_time", 1_000)
 
     def bound():
-        return float(database.execute_sql("SELECT @@SESSION.max_statement_time").fetchone()[0])
+        return float(database.execute_sql(f"SELECT @@SESSION.{name}").fetchone()[0]) / second
 
     with database.connection_context():
-        database.execute_sql("SET SESSION max_statement_time = 12")
+        database.execute_sql(f"SET SESSION {name} = {12 * second}")
         with joblog.reading(timeout=777):
             assert bound() == 0.777
             with joblog.reading(timeout=333):

@@ -45,7 +45,7 @@ EMPTY = (
 
 @pytest.fixture(scope="module")
 def page():
-    """Return a page in a headless Chromium, for all tests: a new one takes a second of CPU."""
+    """Return a page in a headless Chromium, the same for all tests."""
     with chromium() as browser:
         # The page's own policy would not let axe in.
         context = browser.new_context(reduced_motion="reduce", bypass_csp=True)

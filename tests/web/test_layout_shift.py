@@ -18,7 +18,7 @@ PAGES = (
 )
 #: How often a page asks for what is new, and the milliseconds between.
 ASKED, EVERY = 5, 250
-#: What may move in a minute.
+#: What may move while a page asks.
 MOST = 0.01
 #: Adds up what moved without a hand having moved it, and counts the questions.
 WATCH = """() => {
@@ -95,7 +95,7 @@ def busy(log, make_broker, worker):
 
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_moves_by_itself(log, browser, busy, width):
-    """While jobs come in, no page moves by more than a hundredth in a minute."""
+    """While jobs come in, no page moves by more than a hundredth."""
     kind = {"viewport": {"width": width, "height": 900}}
     if width < 500:
         kind |= {"has_touch": True, "is_mobile": True}
