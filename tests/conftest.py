@@ -556,6 +556,13 @@ def prepared_workers():
 
 
 @pytest.fixture(scope="session")
+def prepared_python():
+    """Return the launcher of ``python`` with the packages of others, or None."""
+    with _prepared("python", os.environ) as prepared:
+        yield prepared
+
+
+@pytest.fixture(scope="session")
 def prepared_commands():
     """Return the launcher of the command line, or None."""
     with _prepared("dramatiq_joblog", os.environ | {"PYTHONPATH": ""}) as prepared:
@@ -639,24 +646,55 @@ def run_script(prepared_workers):
     """Return a function that runs a script of `tests/support` in its own process."""
 
     def run(name, *arguments, **variables):
-        script, environment = SUPPORT / name, os.environ | _OF_WORKERS | variables
-        command = [sys.executable, str(script), *map(str, arguments)]
-        if prepared_workers is None:
-            return subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=60, check=False
-            )
-        with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
-            process = prepared_workers.start(
-                command[2:], script=script, folder=ROOT, environment=environment, files=files
-            )
-            code = process.wait(timeout=60)
-            for file in files:
-                file.seek(0)
-            _, written, errors = (file.read().decode() for file in files)
-        return subprocess.CompletedProcess(command, code, written, errors)
+        return _run_python(
+            prepared_workers,
+            arguments,
+            script=SUPPORT / name,
+            folder=ROOT,
+            environment=os.environ | _OF_WORKERS | variables,
+        )
 
     return run
+
+
+@pytest.fixture
+def run_python(prepared_python, tmp_path):
+    """Return a function that runs ``python`` with a script, ``-m`` or ``-c`` in its own process.
+
+    It runs in the test's folder, or in the one that is named, with an *environment* instead of the
+    tests' own.  Options of the interpreter itself cannot be given.
+    """
+
+    def run(*arguments, folder=tmp_path, environment=os.environ, timeout=60):
+        return _run_python(
+            prepared_python, arguments, folder=folder, environment=environment, timeout=timeout
+        )
+
+    return run
+
+
+def _run_python(prepared, arguments, *, folder, environment, script=None, timeout=60):
+    command = [*map(str, arguments if script is None else (script, *arguments))]
+    if prepared is None:
+        return subprocess.run(
+            [sys.executable, *command],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+        process = prepared.start(
+            arguments, script=script, folder=folder, environment=environment, files=files
+        )
+        code = process.wait(timeout=timeout)
+        for file in files:
+            file.seek(0)
+        _, written, errors = (file.read().decode() for file in files)
+    return subprocess.CompletedProcess(command, code, written, errors)
 
 
 def _terminate(process: subprocess.Popen[bytes] | Command) -> None:

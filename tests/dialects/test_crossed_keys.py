@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from peewee import MySQLDatabase
@@ -59,16 +58,12 @@ print(came_in, failed)
 
 @pytest.mark.full
 @pytest.mark.process
-def test_four_processes(joblog, database_url):
+def test_four_processes(joblog, database_url, run_python):
     """Four processes that name the same keys in any order never deadlock."""
-    command = [sys.executable, "-c", SCRIPT, database_url]
-    processes = [
-        subprocess.Popen([*command, str(n)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for n in range(4)
-    ]
-    answers = [process.communicate(timeout=120) for process in processes]
-    assert all(out for out, _ in answers), answers
-    counts = [tuple(map(int, out.split())) for out, _ in answers]
+    with ThreadPoolExecutor(4) as threads:
+        answers = [*threads.map(lambda n: run_python("-c", SCRIPT, database_url, n), range(4))]
+    assert all(answer.returncode == 0 for answer in answers), answers
+    counts = [tuple(map(int, answer.stdout.split())) for answer in answers]
     # MariaDB may end one of two that make a row of a key for the first time; it is written again.
     most = 20 if isinstance(joblog.database, MySQLDatabase) else 0
     assert sum(failed for _, failed in counts) <= most, answers

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiers
 from peewee import CharField, SqliteDatabase
 
 from dramatiq_joblog import Job, JobLog
-
-SUPPORT = Path(__file__).parents[1] / "support"
 
 
 def tables(joblog):
@@ -31,19 +27,14 @@ def tables(joblog):
 @pytest.mark.process
 @pytest.mark.new_database
 @pytest.mark.one_database
-def test_processes_boot_at_once(database_url):
+def test_processes_boot_at_once(database_url, run_script):
     """Processes that boot together on an empty database all succeed."""
     number = 5 if tiers.whole() else 2
-    boots = [
-        subprocess.Popen(
-            [sys.executable, SUPPORT / "boot.py", database_url, f"j{n}"],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for n in range(number)
-    ]
-    errors = [boot.communicate(timeout=60)[1] for boot in boots]
-    assert [0] * number == [boot.returncode for boot in boots], "\n".join(errors)
+    with ThreadPoolExecutor(number) as threads:
+        boots = [
+            *threads.map(lambda n: run_script("boot.py", database_url, f"j{n}"), range(number))
+        ]
+    assert [0] * number == [boot.returncode for boot in boots], boots
     joblog = JobLog(database_url)
     assert number == joblog.jobs.count()
     joblog.close()

@@ -32,17 +32,12 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def project(folder):
+def project(folder, run_python):
     """Return a function that runs a Python command in the project, and returns what it prints."""
 
     def run(*command, code=0, **variables):
-        done = subprocess.run(
-            [sys.executable, *command],
-            cwd=folder,
-            env=environment(folder) | variables,
-            capture_output=True,
-            text=True,
-            check=False,
+        done = run_python(
+            *command, folder=folder, environment=environment(folder) | variables, timeout=180
         )
         assert code == done.returncode, done.stdout + done.stderr
         return done.stdout + done.stderr if code else done.stdout

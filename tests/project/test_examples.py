@@ -23,17 +23,14 @@ NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
 @pytest.mark.full
-def test_the_tests_of_the_async_application(tmp_path):
+def test_the_tests_of_the_async_application(tmp_path, run_python):
     """Its tests with an async client pass, with warnings as errors."""
     copy = shutil.copytree(FASTAPI, tmp_path / "fastapi")
     (copy / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"],
-        cwd=copy,
-        env=os.environ | {"PYTHONPATH": str(copy)},
-        capture_output=True,
-        text=True,
-        check=False,
+    done = run_python(
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"),
+        folder=copy,
+        environment=os.environ | {"PYTHONPATH": str(copy)},
     )
     assert 0 == done.returncode, done.stdout + done.stderr
     assert "skipped" not in done.stdout

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.process, pytest.mark.full]
 
 
 @pytest.fixture
-def run_in(tmp_path, monkeypatch, redis_url):
+def run_in(tmp_path, monkeypatch, redis_url, run_python):
     """Return a function that writes a page's files, and one that runs a Python command there."""
     environment = os.environ | {
         "PYTHONPATH": str(tmp_path),
@@ -44,15 +44,7 @@ def run_in(tmp_path, monkeypatch, redis_url):
             path.write_text(text)
 
     def run(*command):
-        process = subprocess.run(
-            [sys.executable, *command],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        process = run_python(*command, environment=environment)
         assert process.returncode == 0, process.stdout + process.stderr
         return process.stdout
 

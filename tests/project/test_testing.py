@@ -194,42 +194,40 @@ def test_without_any_setup(joblog, joblog_worker):
 """
 
 
-def run_pytest(folder, *, shop="", tests, passed):
-    """Run a separate pytest on a separate project."""
-    (folder / "shop.py").write_text(shop)
-    (folder / "test_shop.py").write_text(tests)
-    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert f"{passed} passed" in done.stdout, done.stdout + done.stderr
-    assert 0 == done.returncode
-
-
 @pytest.fixture
-def folder(tmp_path):
-    """Return an empty folder with an empty configuration of pytest."""
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    return tmp_path
+def run_pytest(tmp_path, run_python):
+    """Return a function that runs a separate pytest on a separate project."""
+
+    def run(*, shop="", tests, passed):
+        (tmp_path / "pytest.ini").write_text("[pytest]\n")
+        (tmp_path / "shop.py").write_text(shop)
+        (tmp_path / "test_shop.py").write_text(tests)
+        done = run_python("-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider")
+        assert f"{passed} passed" in done.stdout, done.stdout + done.stderr
+        assert 0 == done.returncode
+
+    return run
 
 
 @pytest.mark.full
-def test_the_readme_s_example(folder):
+def test_the_readme_s_example(run_pytest):
     """The README's test passes for the README's actors, without a server."""
     shop = next(block for block in BLOCKS if "def reconcile" in block)
     [tests] = [block for block in BLOCKS if block.startswith("def test_")]
-    run_pytest(folder, shop=shop, tests=f"from shop import reconcile\n\n{tests}", passed=1)
+    run_pytest(shop=shop, tests=f"from shop import reconcile\n\n{tests}", passed=1)
 
 
 @pytest.mark.full
-def test_the_project_of_the_documents(folder):
+def test_the_project_of_the_documents(run_pytest):
     """The project of docs/inside.md passes its tests."""
     files = dict(FILE.findall(INSIDE))
-    run_pytest(folder, shop=files["shop.py"], tests=files["test_shop.py"], passed=2)
+    run_pytest(shop=files["shop.py"], tests=files["test_shop.py"], passed=2)
 
 
 @pytest.mark.full
-def test_a_project_with_everything(folder):
+def test_a_project_with_everything(run_pytest):
     """Missing servers are not needed, nothing waits, and everything is restored."""
-    run_pytest(folder, shop=SHOP, tests=TESTS, passed=10)
+    run_pytest(shop=SHOP, tests=TESTS, passed=10)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -286,15 +284,15 @@ def test_starts_are_written_soon(joblog, monkeypatch):
 
 
 @pytest.mark.full
-def test_a_model_of_the_user_s_own(folder):
+def test_a_model_of_the_user_s_own(run_pytest):
     """A log with a custom model stays on its database; its broker may be named."""
-    run_pytest(folder, shop=OWN_MODEL, tests=OWN_MODEL_TESTS, passed=1)
+    run_pytest(shop=OWN_MODEL, tests=OWN_MODEL_TESTS, passed=1)
 
 
 @pytest.mark.full
-def test_a_project_with_nothing(folder):
+def test_a_project_with_nothing(run_pytest):
     """Without its own broker, a test may declare its actors on the plugin's."""
-    run_pytest(folder, tests=ALONE, passed=1)
+    run_pytest(tests=ALONE, passed=1)
 
 
 def test_pytest_is_not_imported_by_the_package():

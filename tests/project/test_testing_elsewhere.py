@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import subprocess
-import sys
 from urllib.parse import urlsplit
 
 import psycopg
@@ -187,7 +185,7 @@ def test_of_a_project_that_wants_it_so(joblog, joblog_worker):
 
 
 @pytest.fixture
-def run_pytest(tmp_path):
+def run_pytest(tmp_path, run_python):
     """Return a function that runs a separate pytest on files, and returns its output."""
 
     def run(passed, *options, **files):
@@ -195,15 +193,8 @@ def run_pytest(tmp_path):
         for name, text in files.items():
             (tmp_path / f"{name}.py").write_text(text)
         # No random numbers of other processes in names.
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
-        done = subprocess.run(
-            command,
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
+        done = run_python(*command, environment=os.environ | {"PYTHONPATH": str(tmp_path)})
         assert f"{passed} passed" in done.stdout, done.stdout + done.stderr
         assert 0 == done.returncode
 

@@ -1,9 +1,9 @@
 """Starts commands from a process that has already imported their modules.
 
 Importing takes half of the start of a worker process, and nearly all of the command line's.  Each
-command is a separate process, forked without threads and connections, that runs
-``python -m MODULE`` or a script as if started directly.  Run as a program, this module is the
-parent of these processes; `Prepared` starts and controls it.
+command is a separate process, forked without threads and connections, that runs ``python`` with a
+module, a script or code as if started directly.  Run as a program, this module is the parent of
+these processes; `Prepared` starts and controls it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,21 @@ MOST = 1 << 20
 IMPORTS = {
     "dramatiq": ("brokers", "dramatiq.cli", "dramatiq.worker", "psycopg", "pymysql"),
     "dramatiq_joblog": ("dramatiq_joblog.cli", "psycopg", "pymysql", "rich.progress"),
+    # What others wrote and an application imports.  Not the package: pytest rewrites its
+    # assertions, as it is a plugin.
+    "python": (
+        *("cryptography.fernet", "dramatiq.brokers.redis", "dramatiq.cli", "jinja2"),
+        *("playhouse.migrate", "playhouse.sqlite_ext", "prometheus_client", "psycopg", "pymysql"),
+        *("rich.progress", "rich.table"),
+    ),
+}
+#: More of the same, where they are installed: of Django what needs no settings.
+OPTIONAL_IMPORTS = {
+    "python": (
+        *("django.contrib.messages.api", "django.contrib.staticfiles.finders"),
+        *("django.core.management.commands.migrate", "django.db.backends.postgresql.base"),
+        *("django.db.backends.sqlite3.base", "django.test", "django.views.generic"),
+    ),
 }
 
 
@@ -80,31 +95,40 @@ class Command:
 
 
 class Prepared:
-    """The process with all imports, started for the first command.
+    """The process with all imports.
+
+    It ends with the thread that makes this, so that is the main thread of the tests.
 
     Parameters:
       launch: Starts a program that ends with this one.
-      module: The module to run, if no script is named.
+      module: The module to run, if no script is named; "python" if each command names its own.
       environment: Its environment.
     """
 
     def __init__(self, launch, module: str, environment) -> None:
-        self._launch = launch
         self._module = module
-        self._environment = environment
-        self._process: subprocess.Popen[bytes] | None = None
-        self._socket: socket.socket
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process: subprocess.Popen[bytes] = launch(
+                [sys.executable, str(Path(__file__)), module, str(theirs.fileno())],
+                on_parent_death=signal.SIGKILL,
+                env=environment,
+                pass_fds=[theirs.fileno()],
+            )
 
     def start(self, arguments, *, folder, environment, files, script=None) -> Command:
         """Start ``python -m MODULE``, or a *script*, with *arguments*.
 
-        *files* are its standard input, output and error.
+        A launcher of "python" takes all arguments of the interpreter: a script, ``-m`` or ``-c``
+        first.  *files* are the command's standard input, output and error.
         """
-        if self._process is None:
-            self._begin()
         reading, writing = os.pipe()
         try:
-            command = [str(script or self._module), *map(str, arguments)]
+            if script is not None:
+                begin = [str(script)]
+            else:
+                begin = [] if self._module == "python" else ["-m", self._module]
+            command = [*begin, *map(str, arguments)]
             request = json.dumps([command, str(folder), dict(environment)])
             numbers = [*(file.fileno() for file in files), writing]
             socket.send_fds(self._socket, [request.encode()], numbers)
@@ -112,21 +136,10 @@ class Prepared:
             os.close(writing)
         return Command(io.FileIO(reading))
 
-    def _begin(self) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = self._launch(
-                [sys.executable, str(Path(__file__)), self._module, str(theirs.fileno())],
-                on_parent_death=signal.SIGKILL,
-                env=self._environment,
-                pass_fds=[theirs.fileno()],
-            )
-
     def stop(self) -> None:
         """End the process, and all running commands with it."""
-        if self._process is not None:
-            self._socket.close()
-            self._process.wait(timeout=30)
+        self._socket.close()
+        self._process.wait(timeout=30)
 
 
 def serve(requests: socket.socket) -> list[str] | None:
@@ -174,7 +187,10 @@ def become(files: list[int], command, folder, environment) -> list[str]:
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()
-    sys.path[0] = str(Path(command[0]).parent) if command[0].endswith(".py") else folder
+    sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))
+    sys.path[0] = folder if command[0].startswith("-") else str(Path(command[0]).parent.absolute())
+    added = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[1:1] = [path for path in added if path and path not in sys.path]
     open_standard_files()
     return command
 
@@ -203,10 +219,29 @@ def import_all(module: str) -> None:
         if name.startswith("dramatiq_joblog."):
             for found in pkgutil.iter_modules(imported.__path__, f"{name}."):
                 importlib.import_module(found.name)
+    for name in OPTIONAL_IMPORTS.get(module, ()):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    if module == "python":
+        return
     # The package imports its names lazily.
     package = importlib.import_module("dramatiq_joblog")
     for public in package.__all__:
         getattr(package, public)
+
+
+def run(option: str, *rest: str) -> None:
+    """Run what the arguments of an interpreter say."""
+    if option == "-c":
+        code, *arguments = rest
+        sys.argv = ["-c", *arguments]
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+    elif option == "-m":
+        sys.argv = [*rest]
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [option, *rest]
+        runpy.run_path(option, run_name="__main__")
 
 
 if __name__ == "__main__":
@@ -214,8 +249,4 @@ if __name__ == "__main__":
     import_all(name)
     gc.freeze()
     if (command := serve(socket.socket(fileno=int(number)))) is not None:
-        sys.argv = command
-        if command[0].endswith(".py"):
-            runpy.run_path(command[0], run_name="__main__")
-        else:
-            runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+        run(*command)
