@@ -673,6 +673,32 @@ def run_python(prepared_python, tmp_path):
     return run
 
 
+@pytest.fixture
+def start_python(prepared_python, tmp_path):
+    """Return a function that starts ``python`` as `run_python` does, and returns the process.
+
+    Its output goes to *log*, and it ends with the tests' own process.
+    """
+    import servers
+
+    def start(*arguments, log, folder=tmp_path, environment=os.environ):
+        if prepared_python is None:
+            return servers.launch(
+                [sys.executable, *map(str, arguments)],
+                on_parent_death=signal.SIGTERM,
+                cwd=folder,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        with Path(os.devnull).open("rb") as nothing:
+            return prepared_python.start(
+                arguments, folder=folder, environment=environment, files=[nothing, log, log]
+            )
+
+    return start
+
+
 def _run_python(prepared, arguments, *, folder, environment, script=None, timeout=60):
     command = [*map(str, arguments if script is None else (script, *arguments))]
     if prepared is None:

@@ -7,10 +7,7 @@ import http.client
 import json
 import os
 import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -255,7 +252,7 @@ print(client.cookies["sessionid"].value)
         ),
     ],
 )
-def test_what_serves_the_page(project, folder, eventually, command):
+def test_what_serves_the_page(project, folder, eventually, start_python, command):
     """The dashboard works under each server of Django, even after a fork, for signed-in users."""
     module = command[1] if command[0] == "-m" else None
     if module is not None:
@@ -265,13 +262,11 @@ def test_what_serves_the_page(project, folder, eventually, command):
     port = servers.free_port()
     here = f"http://127.0.0.1:{port}"
     with (folder / "server.log").open("wb") as log:
-        process = servers.launch(
-            [sys.executable, *(part.format(port) for part in command)],
-            on_parent_death=signal.SIGTERM,
-            cwd=folder,
-            env=environment(folder) | {"DJANGO_SETTINGS_MODULE": "shop.settings"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
+        process = start_python(
+            *(part.format(port) for part in command),
+            folder=folder,
+            environment=environment(folder) | {"DJANGO_SETTINGS_MODULE": "shop.settings"},
+            log=log,
         )
     try:
         eventually(lambda: ask(f"{here}/joblog/live") is not None, timeout=60)

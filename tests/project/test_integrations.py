@@ -6,8 +6,6 @@ import contextlib
 import json
 import os
 import re
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -26,7 +24,7 @@ pytestmark = [pytest.mark.process, pytest.mark.full]
 
 
 @pytest.fixture
-def run_in(tmp_path, monkeypatch, redis_url, run_python):
+def run_in(tmp_path, monkeypatch, redis_url, run_python, start_python):
     """Return a function that writes a page's files, and one that runs a Python command there."""
     environment = os.environ | {
         "PYTHONPATH": str(tmp_path),
@@ -52,14 +50,7 @@ def run_in(tmp_path, monkeypatch, redis_url, run_python):
     def running(*command):
         path = tmp_path / f"{command[0].replace('/', '-')}.log"
         with path.open("wb") as log:
-            process = servers.launch(
-                [sys.executable, "-m", *command],
-                on_parent_death=servers.signal.SIGTERM,
-                cwd=tmp_path,
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+            process = start_python("-m", *command, environment=environment, log=log)
         try:
             yield path
         finally:

@@ -12,29 +12,22 @@ from pages import chromium, opened, served
 from dramatiq_joblog import JobLog
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
-#: What axe looks for: everything, with the rules that it leaves out unless they are named; all but
-#: colours; or colours alone.
-RUN = """async (look) => {
+#: Runs axe with the rules that it leaves out unless they are named, too.
+RUN = """async () => {
   // What a new size or theme changes stands after the next frame.
   await new Promise((then) => requestAnimationFrame(() => requestAnimationFrame(then)));
   const more = ["target-size", "label-content-name-mismatch", "p-as-heading", "td-has-header"];
-  const colours = ["color-contrast", "link-in-text-block"];
-  const rules = Object.fromEntries([
-    ...more.map((name) => [name, { enabled: true }]),
-    ...(look === "shapes" ? colours : []).map((name) => [name, { enabled: false }]),
-  ]);
-  const options = look === "colours" ? { runOnly: colours } : { rules };
-  const { violations } = await axe.run(document, { ...options, resultTypes: ["violations"] });
+  const rules = Object.fromEntries(more.map((name) => [name, { enabled: true }]));
+  const { violations } = await axe.run(document, { rules, resultTypes: ["violations"] });
   return violations.flatMap(({ id, nodes }) =>
     nodes.map((node) => `${id}: ${node.html.slice(0, 120)}: ${node.failureSummary}`));
 }"""
-#: The looks at every page: both themes, narrow and wide.
-LOOKS = ((1440, "light", "everything"), (390, "dark", "everything"))
-#: Another look, of which the pages have one each in turn.  Colours take most of the time, and
-#: depend on the theme, and on whether the page is narrow.
-MORE_LOOKS = (
-    *((390, "light", "colours"), (2560, "light", "shapes")),
-    *((1440, "dark", "colours"), (1024, "light", "shapes")),
+#: The looks that pages have in turn: each page in both themes, narrow and wide.
+LOOKS = (
+    ((1440, "light"), (390, "dark")),
+    ((390, "light"), (1440, "dark")),
+    ((2560, "light"), (390, "dark")),
+    ((390, "light"), (1024, "dark")),
 )
 #: What there is on a log that has no job yet.
 EMPTY = (
@@ -79,14 +72,14 @@ def faults(page):
 
     def find(url, looks):
         found = {}
-        for number, (width, theme, look) in enumerate(looks):
+        for number, (width, theme) in enumerate(looks):
             page.emulate_media(color_scheme=theme)
             page.set_viewport_size({"width": width, "height": 900})
             if number == 0:
                 page.goto(url)
                 page.evaluate(AXE)
-            if wrong := page.evaluate(RUN, look):
-                found[width, theme, look] = wrong
+            if wrong := page.evaluate(RUN):
+                found[width, theme] = wrong
         return found
 
     return find
@@ -97,7 +90,7 @@ def faults(page):
 @pytest.mark.parametrize(("number", "name"), [*enumerate(crowded.PAGES)], ids=[*crowded.PAGES])
 def test_every_page(faults, address, number, name):
     """On each page, in both themes, narrow and wide, axe finds nothing."""
-    assert faults(address(crowded.PAGES[name]), _looks(number)) == {}
+    assert faults(address(crowded.PAGES[name]), LOOKS[number % len(LOOKS)]) == {}
 
 
 @pytest.mark.full
@@ -105,8 +98,4 @@ def test_every_page(faults, address, number, name):
 @pytest.mark.parametrize(("number", "path"), [*enumerate(EMPTY)], ids=EMPTY)
 def test_a_log_without_jobs(faults, address, number, path):
     """On the pages of a log that has no job yet, axe finds nothing."""
-    assert faults(address(None) + path, _looks(number)) == {}
-
-
-def _looks(number):
-    return (*LOOKS, MORE_LOOKS[number % len(MORE_LOOKS)])
+    assert faults(address(None) + path, LOOKS[number % len(LOOKS)]) == {}

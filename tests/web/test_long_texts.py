@@ -10,13 +10,16 @@ from dramatiq_joblog import JobLog
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
-WIDTHS = (360, 390, 768, 1024, 1440, 2560)
+#: Widths of devices, and those at which the layout changes.
+WIDTHS = (360, 700, 901, 1024, 1101, 1201, 1440, 2560)
 #: What begins or ends outside the window, unless what it stands in can be scrolled or cuts it.
 WIDER = """() => {
   const wide = document.documentElement.clientWidth;
   const cuts = (e) => e && e !== document.body &&
     (getComputedStyle(e).overflowX !== "visible" || cuts(e.parentElement));
   const range = document.createRange(), found = [];
+  const over = document.documentElement.scrollWidth - innerWidth;
+  if (over > 0) found.push(`the page scrolls sideways by ${over}`);
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
     const e = walker.currentNode.parentElement;
@@ -39,7 +42,8 @@ def test_nothing_is_wider_than_the_window(tmp_path):
     """No page scrolls sideways, and no cell overlaps the next, whatever the texts."""
     log = JobLog(f"sqlite:///{tmp_path}/jobs.db", spool=tmp_path / "spool")
     log.create_tables()
-    jids = crowded.crowd(log)
+    # More rows are of the same kinds.
+    jids = crowded.crowd(log, many=42)
     faults = []
     with chromium() as browser, served(opened(log, environment="production")) as address:
         page = browser.new_context(has_touch=True).new_page()
