@@ -17,7 +17,7 @@ PAGES = (
     *("/dead", "/queues", "/queues/default", "/locks", "/workers", "/actions"),
 )
 #: How often a page asks for what is new, and the milliseconds between.
-ASKED, EVERY = 5, 250
+ASKED, EVERY = 4, 250
 #: What may move while a page asks.
 MOST = 0.01
 #: Adds up what moved without a hand having moved it, and counts the questions.
@@ -102,9 +102,8 @@ def test_nothing_moves_by_itself(log, browser, busy, width):
     moved = {}
     with served(opened(log, every=EVERY)) as address:
         # One after the other: thirteen live pages at once keep two cores from showing any in time.
+        page = browser.new_context(**kind).new_page()
         for path in PAGES:
-            context = browser.new_context(**kind)
-            page = context.new_page()
             page.goto(address + path)
             page.evaluate(WATCH)
             before = page.inner_text("main")
@@ -113,7 +112,7 @@ def test_nothing_moves_by_itself(log, browser, busy, width):
             if path == "/jobs":
                 # The page was live: otherwise it would be no wonder.
                 assert before != page.inner_text("main")
-            context.close()
+        page.context.close()
     faults = [
         f"{path}: {found['sum']:.3f}: {line}"
         for path, found in moved.items()
