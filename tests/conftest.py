@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import hashlib
 import logging
 import os
 import platform
@@ -857,9 +858,7 @@ def _let_threads_exit():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """Return five pytest workers for two cores, or six: tests spend half of the time waiting.
-
-    The second tier's tests work more, and some lose a race against the clock on a busy machine.
+    """Return six pytest workers for two cores: tests spend half of the time waiting.
 
     Named unit tests finish before workers would have started.
     """
@@ -867,7 +866,7 @@ def pytest_xdist_auto_num_workers(config):
     if named and all(path.is_relative_to(UNIT) for path in named):
         return 0
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return min((5 if config.getoption("--all") else 6) * cores // 2, 16)
+    return min(3 * cores, 16)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -897,7 +896,7 @@ def pytest_collection_modifyitems(config, items):
             # pytest-xdist would collect different tests in each worker.
             raise pytest.UsageError(f"{item.nodeid} has an address in its name: give it an id")
     # In the same order in every pytest worker, whatever it began with.
-    items.sort(key=lambda item: item.path)
+    items.sort(key=_place)
     first, others = tiers.split(items)
     for item in items:
         config.stash[_COLLECTED].setdefault(item.path.name, set())
@@ -914,6 +913,16 @@ def pytest_collection_modifyitems(config, items):
         # Run the longest tests first, so that no pytest worker is left with them at the end.  The
         # complete suite has too many to run them at the same time.
         items.sort(key=lambda item: item.get_closest_marker("process") is None)
+
+
+def _place(item):
+    """Return where an item comes in the suite: in an order of files that mixes the folders.
+
+    Tests of processes wait for most of their time and others compute: together they use a machine
+    fully.
+    """
+    path = item.path.relative_to(ROOT).as_posix()
+    return hashlib.sha256(path.encode()).digest(), path
 
 
 def pytest_collection_finish():

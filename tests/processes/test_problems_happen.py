@@ -215,7 +215,8 @@ def test_messages_that_the_broker_lost(
     (tmp_path / "go").touch()
     with run():
         eventually(lambda: states([held]) == {"lost"}, timeout=30)
-        later(joblog, 2 * HOUR)
+        # Dramatiq draws the delay of a retry between one hour and two.
+        later(joblog, 3 * HOUR)
         found = everywhere("overdue", "lost")
         overdue = found["overdue"]
         assert 3 == overdue.count
