@@ -921,7 +921,7 @@ def _place(item):
     Tests of processes wait for most of their time and others compute: together they use a machine
     fully.
     """
-    path = item.path.relative_to(ROOT).as_posix()
+    path = os.path.relpath(item.path, ROOT)
     return hashlib.sha256(path.encode()).digest(), path
 
 

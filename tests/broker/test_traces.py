@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import threading
 
@@ -79,11 +78,10 @@ expected = None
         pytest.param("", NOT_TRACED + "assert 'sentry_sdk' not in sys.modules", id="none"),
     ],
 )
-def test_trace_id(sqlite_url, setup, send):
+def test_trace_id(sqlite_url, run_python, setup, send):
     """A job has the id of the trace that it was sent in, and none without tracing."""
     code = SCRIPT.format(setup=setup, send=send)
-    command = [sys.executable, "-c", code, sqlite_url]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_python("-c", code, sqlite_url)
     assert done.stdout.startswith("right"), done.stderr
     assert 0 == done.returncode
 

@@ -70,7 +70,7 @@ def totals_by_hour(joblog):
 def a_day(joblog, job_factory):
     """Insert jobs of a day that ended some time before now, and some failed runs."""
     pick = random.Random(7)
-    begin = now() - now() % DAY - 2 * DAY
+    begin = (now() // DAY - 2) * DAY
     for number in range(150 if tiers.whole() else 60):
         at = begin + pick.randrange(DAY)
         state = pick.choice(["finished", "finished", "dead", "skipped", "retrying"])

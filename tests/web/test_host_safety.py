@@ -118,8 +118,8 @@ def test_a_database_that_fails_takes_nobody_along(host, proxy, frozen, locked, e
         fail()
         code, took = status(f"{host}/joblog/health")
         assert took < SOON
-        # What has lost its connections has a new one by then.
-        assert code == (200 if way == "lost" else 503)
+        # What has lost its connections may have a new one by then.
+        assert code == 503 or (way, code) == ("lost", 200)
 
         crowd = [people.submit(impatient, f"{host}/joblog/jobs") for _ in range(IMPATIENT)]
         for visit in crowd:
