@@ -919,10 +919,12 @@ def _place(item):
     """Return where an item comes in the suite: in an order of files that mixes the folders.
 
     Tests of processes wait for most of their time and others compute: together they use a machine
-    fully.
+    fully.  Those in a browser come first, so that one pytest worker has them all: at the end they
+    would be divided, and each worker would start a browser for each file.
     """
     path = os.path.relpath(item.path, ROOT)
-    return hashlib.sha256(path.encode()).digest(), path
+    in_browser = hasattr(getattr(item, "module", None), "chromium")
+    return not in_browser, hashlib.sha256(path.encode()).digest(), path
 
 
 def pytest_collection_finish():

@@ -302,7 +302,8 @@ print(Client().get("/unique").content.decode())
 def test_the_suite_of_another_project(project, folder, two):
     """A custom user model, ATOMIC_REQUESTS, no USE_TZ, and parallel tests all work."""
     (folder / "pytest.ini").write_text("[pytest]\n")
-    command = ("-m", "pytest", "-q", "-n2", "-p", "no:cacheprovider", "--ds=shop.other")
+    parallel = ("-n2",) if two else ()
+    command = ("-m", "pytest", "-q", *parallel, "-p", "no:cacheprovider", "--ds=shop.other")
     said = project(*command, "suite/other_suite.py", SHOP_TWO=two)
     assert "6 passed" in said
 

@@ -98,4 +98,4 @@ def test_every_page(faults, address, number, name):
 @pytest.mark.parametrize(("number", "path"), [*enumerate(EMPTY)], ids=EMPTY)
 def test_a_log_without_jobs(faults, address, number, path):
     """On the pages of a log that has no job yet, axe finds nothing."""
-    assert faults(address(None) + path, LOOKS[number % len(LOOKS)]) == {}
+    assert faults(address(None) + path, LOOKS[number % len(LOOKS)][:1]) == {}
