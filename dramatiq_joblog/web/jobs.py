@@ -243,8 +243,8 @@ def complete(visit: Visit) -> Response:
     if not _:
         hints = {f"{k}:": hint for k, hint in search.KEYS.items()}
         hints["args."] = "an argument by its name"
-        fit = [word for word in hints if word.startswith(key.lower())]
-        return visit.json({"words": [{"word": word, "hint": hints[word]} for word in fit]})
+        fit = [hint for hint in hints if hint.startswith(key.lower())]
+        return visit.json({"words": [{"word": hint, "hint": hints[hint]} for hint in fit]})
     if key and visit.may_ask(f"{key}:x"):
         found = visit.part(
             None, lambda: visit.joblog.complete(key, prefix.strip('"')), [], timeout=500
