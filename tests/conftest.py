@@ -558,7 +558,7 @@ def prepared_workers():
 
 @pytest.fixture(scope="session")
 def prepared_python():
-    """Return the launcher of ``python`` with the packages of others, or None."""
+    """Return the launcher of ``python`` with the dependencies imported, or None."""
     with _prepared("python", os.environ) as prepared:
         yield prepared
 

@@ -243,8 +243,9 @@ def complete(visit: Visit) -> Response:
     if not _:
         hints = {f"{k}:": hint for k, hint in search.KEYS.items()}
         hints["args."] = "an argument by its name"
-        fit = [hint for hint in hints if hint.startswith(key.lower())]
-        return visit.json({"words": [{"word": hint, "hint": hints[hint]} for hint in fit]})
+        # No variable is called "word": Python 3.12.1 would take the function below for it.
+        fit = [(begin, hint) for begin, hint in hints.items() if begin.startswith(key.lower())]
+        return visit.json({"words": [{"word": begin, "hint": hint} for begin, hint in fit]})
     if key and visit.may_ask(f"{key}:x"):
         found = visit.part(
             None, lambda: visit.joblog.complete(key, prefix.strip('"')), [], timeout=500

@@ -13,8 +13,8 @@ import uvicorn
 
 from dramatiq_joblog.web import dashboard
 
-#: The names of a Chromium.  The first has no window: for each page of a test, another one makes a
-#: window of its own with all its controls, which takes a third of the time of these tests.
+#: The programs that are a Chromium.  The others make a window with all its controls for each
+#: context, which takes a third of the CPU time of these tests.
 PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 

@@ -22,7 +22,7 @@ RUN = """async () => {
   return violations.flatMap(({ id, nodes }) =>
     nodes.map((node) => `${id}: ${node.html.slice(0, 120)}: ${node.failureSummary}`));
 }"""
-#: The looks that pages have in turn: each page in both themes, narrow and wide.
+#: The looks that pages have in turn: both themes, one narrow and one wide.
 LOOKS = (
     ((1440, "light"), (390, "dark")),
     ((390, "light"), (1440, "dark")),
