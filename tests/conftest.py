@@ -14,7 +14,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -533,18 +532,18 @@ _OF_WORKERS = {
 
 
 @contextlib.contextmanager
-def _prepared(module: str, environment):
-    """Yield a launcher of ``python -m MODULE`` from a process that has already imported it.
+def _prepared(kind: str, environment):
+    """Yield a launcher of programs from a process that has already imported what they need.
 
     It is None if that is not possible.
     """
     import prepared
     import servers
 
-    if prepared.why_not(module):
+    if prepared.why_not(kind):
         yield None
         return
-    made = prepared.Prepared(servers.launch, module, environment)
+    made = prepared.Prepared(servers.launch, kind, environment)
     yield made
     made.stop()
 
@@ -579,7 +578,6 @@ def run_worker_process(request, tmp_path, eventually, prepared_workers):
     stopped with SIGTERM at the end; the test fails if it printed anything CRITICAL, except lines
     that contain *expects_critical*.  A *fresh* process has no modules imported in advance.
     """
-    import servers
 
     @contextlib.contextmanager
     def run(
@@ -596,23 +594,14 @@ def run_worker_process(request, tmp_path, eventually, prepared_workers):
         path = tmp_path / f"worker-{uuid.uuid4().hex[:8]}.log"
         counts = ["--processes", str(processes), "--threads", str(threads)]
         script = [str(Path(sys.executable).with_name("dramatiq-gevent"))]
-        command = script if gevent else [sys.executable, "-m", "dramatiq"]
+        command = script if gevent else ["-m", "dramatiq"]
         arguments = [module, *counts, *args]
         environment = os.environ | _OF_WORKERS | (env or {})
-        with path.open("wb") as log, Path(os.devnull).open("rb") as nothing:
-            if gevent or fresh or prepared_workers is None:
-                process = servers.launch(
-                    [*command, *arguments],
-                    on_parent_death=signal.SIGTERM,
-                    cwd=ROOT,
-                    env=environment,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-            else:
-                process = prepared_workers.start(
-                    arguments, folder=ROOT, environment=environment, files=[nothing, log, log]
-                )
+        launcher = None if gevent or fresh else prepared_workers
+        with path.open("wb") as log:
+            process = _start_python(
+                launcher, [*command, *arguments], folder=ROOT, environment=environment, log=log
+            )
         running = WorkerProcess(process, path)
 
         def ready():
@@ -649,8 +638,7 @@ def run_script(prepared_workers):
     def run(name, *arguments, **variables):
         return _run_python(
             prepared_workers,
-            arguments,
-            script=SUPPORT / name,
+            [SUPPORT / name, *arguments],
             folder=ROOT,
             environment=os.environ | _OF_WORKERS | variables,
         )
@@ -680,48 +668,44 @@ def start_python(prepared_python, tmp_path):
 
     Its output goes to *log*, and it ends with the tests' own process.
     """
-    import servers
 
     def start(*arguments, log, folder=tmp_path, environment=os.environ):
-        if prepared_python is None:
-            return servers.launch(
-                [sys.executable, *map(str, arguments)],
-                on_parent_death=signal.SIGTERM,
-                cwd=folder,
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        with Path(os.devnull).open("rb") as nothing:
-            return prepared_python.start(
-                arguments, folder=folder, environment=environment, files=[nothing, log, log]
-            )
+        return _start_python(
+            prepared_python, arguments, folder=folder, environment=environment, log=log
+        )
 
     return start
 
 
-def _run_python(prepared, arguments, *, folder, environment, script=None, timeout=60):
-    command = [*map(str, arguments if script is None else (script, *arguments))]
-    if prepared is None:
-        return subprocess.run(
-            [sys.executable, *command],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
-        process = prepared.start(
-            arguments, script=script, folder=folder, environment=environment, files=files
-        )
-        code = process.wait(timeout=timeout)
-        for file in files:
-            file.seek(0)
-        _, written, errors = (file.read().decode() for file in files)
-    return subprocess.CompletedProcess(command, code, written, errors)
+def _start_python(launcher, arguments, *, folder, environment, log):
+    import servers
+
+    if launcher is not None:
+        with Path(os.devnull).open("rb") as nothing:
+            files = [nothing, log, log]
+            return launcher.start(arguments, folder=folder, environment=environment, files=files)
+    return servers.launch(
+        [sys.executable, *map(str, arguments)],
+        on_parent_death=signal.SIGTERM,
+        cwd=folder,
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def _run_python(launcher, arguments, *, folder, environment, timeout=60):
+    if launcher is not None:
+        return launcher.run(arguments, folder=folder, environment=environment, timeout=timeout)
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 def _terminate(process: subprocess.Popen[bytes] | Command) -> None:

@@ -243,7 +243,7 @@ def complete(visit: Visit) -> Response:
     if not _:
         hints = {f"{k}:": hint for k, hint in search.KEYS.items()}
         hints["args."] = "an argument by its name"
-        # No variable is called "word": Python 3.12.1 would take the function below for it.
+        # Not named "word": Python 3.12.1 would take the function below for a local variable.
         fit = [(begin, hint) for begin, hint in hints.items() if begin.startswith(key.lower())]
         return visit.json({"words": [{"word": begin, "hint": hint} for begin, hint in fit]})
     if key and visit.may_ask(f"{key}:x"):

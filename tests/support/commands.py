@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import pty
 import struct
 import subprocess
 import sys
-import tempfile
 import termios
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +38,7 @@ def start(
     *files* are its standard input, output and error.
     """
     if prepared is not None:
+        arguments = ("-m", "dramatiq_joblog", *arguments)
         return prepared.start(arguments, folder=folder, environment=environment, files=files)
     stdin, stdout, stderr = files
     return subprocess.Popen(
@@ -56,22 +55,20 @@ def run(
     prepared: Prepared | None, folder, *arguments, input="", **variables
 ) -> subprocess.CompletedProcess[str]:
     """Run the command in its own process, in a *folder*, and return its output."""
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
-        files[0].write(input.encode())
-        files[0].seek(0)
-        process = start(
-            prepared,
-            [*map(str, arguments)],
-            folder=folder,
-            environment=os.environ | {"COLUMNS": "80", "PYTHONPATH": ""} | variables,
-            files=files,
-        )
-        code = process.wait(timeout=60)
-        for file in files:
-            file.seek(0)
-        _, written, errors = (file.read().decode() for file in files)
-    return subprocess.CompletedProcess(arguments, code, written, errors)
+    environment = os.environ | {"COLUMNS": "80", "PYTHONPATH": ""} | variables
+    if prepared is not None:
+        arguments = ("-m", "dramatiq_joblog", *arguments)
+        return prepared.run(arguments, folder=folder, environment=environment, input=input)
+    return subprocess.run(
+        [PROGRAM, *map(str, arguments)],
+        cwd=folder,
+        env=environment,
+        input=input,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def on_terminal(

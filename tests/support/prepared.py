@@ -23,6 +23,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -30,19 +31,22 @@ from pathlib import Path
 MOST = 1 << 20
 
 
-#: The imports of commands, by the module that is run.
+#: The imports, by what is run: workers, the command line, or any program.
 IMPORTS = {
-    "dramatiq": ("brokers", "dramatiq.cli", "dramatiq.worker", "psycopg", "pymysql"),
-    "dramatiq_joblog": ("dramatiq_joblog.cli", "psycopg", "pymysql", "rich.progress"),
-    # What others wrote and an application imports.  Not the package: pytest rewrites its
-    # assertions, as it is a plugin.
+    "dramatiq": (
+        *("brokers", "dramatiq.cli", "dramatiq.worker", "dramatiq_joblog", "psycopg", "pymysql"),
+    ),
+    "dramatiq_joblog": (
+        *("dramatiq_joblog", "dramatiq_joblog.cli", "psycopg", "pymysql", "rich.progress"),
+    ),
+    # The dependencies.  Not the package: it is a plugin, so pytest rewrites its assertions.
     "python": (
         *("cryptography.fernet", "dramatiq.brokers.redis", "dramatiq.cli", "jinja2"),
         *("playhouse.migrate", "playhouse.sqlite_ext", "prometheus_client", "psycopg", "pymysql"),
         *("rich.progress", "rich.table"),
     ),
 }
-#: More of the same, where they are installed: of Django what needs no settings.
+#: Imports of what may not be installed: of Django what needs no settings.
 OPTIONAL_IMPORTS = {
     "python": (
         *("django.contrib.messages.api", "django.contrib.staticfiles.finders"),
@@ -52,11 +56,11 @@ OPTIONAL_IMPORTS = {
 }
 
 
-def why_not(module: str) -> str | None:
-    """Return why commands of a *module* cannot be started this way, or None."""
+def why_not(kind: str) -> str | None:
+    """Return why commands of a *kind* of `IMPORTS` cannot be started this way, or None."""
     if sys.platform != "linux":
         return "that a command ends with its parent is arranged by Linux"
-    if module == "dramatiq" and sys.version_info >= (3, 14):
+    if kind == "dramatiq" and sys.version_info >= (3, 14):
         # Dramatiq's workers come from another fork server.
         return "workers are not forked"
     return None
@@ -101,40 +105,48 @@ class Prepared:
 
     Parameters:
       launch: Starts a program that ends with this one.
-      module: The module to run, if no script is named; "python" if each command names its own.
+      kind: Which of `IMPORTS` it has.
       environment: Its environment.
     """
 
-    def __init__(self, launch, module: str, environment) -> None:
-        self._module = module
+    def __init__(self, launch, kind: str, environment) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process: subprocess.Popen[bytes] = launch(
-                [sys.executable, str(Path(__file__)), module, str(theirs.fileno())],
+                [sys.executable, str(Path(__file__)), kind, str(theirs.fileno())],
                 on_parent_death=signal.SIGKILL,
                 env=environment,
                 pass_fds=[theirs.fileno()],
             )
 
-    def start(self, arguments, *, folder, environment, files, script=None) -> Command:
-        """Start ``python -m MODULE``, or a *script*, with *arguments*.
+    def start(self, arguments, *, folder, environment, files) -> Command:
+        """Start ``python`` with *arguments*: a script, ``-m MODULE`` or ``-c CODE`` and its own.
 
-        A launcher of "python" takes all arguments of the interpreter: a script, ``-m`` or ``-c``
-        first.  *files* are the command's standard input, output and error.
+        *files* are its standard input, output and error.
         """
         reading, writing = os.pipe()
         try:
-            if script is not None:
-                begin = [str(script)]
-            else:
-                begin = [] if self._module == "python" else ["-m", self._module]
-            command = [*begin, *map(str, arguments)]
-            request = json.dumps([command, str(folder), dict(environment)])
+            request = json.dumps([[*map(str, arguments)], str(folder), dict(environment)])
             numbers = [*(file.fileno() for file in files), writing]
             socket.send_fds(self._socket, [request.encode()], numbers)
         finally:
             os.close(writing)
         return Command(io.FileIO(reading))
+
+    def run(
+        self, arguments, *, folder, environment, input="", timeout=60
+    ) -> subprocess.CompletedProcess[str]:
+        """Start a command, wait for its end, and return its output."""
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+            files[0].write(input.encode())
+            files[0].seek(0)
+            process = self.start(arguments, folder=folder, environment=environment, files=files)
+            code = process.wait(timeout=timeout)
+            for file in files:
+                file.seek(0)
+            _, written, errors = (file.read().decode() for file in files)
+        return subprocess.CompletedProcess(arguments, code, written, errors)
 
     def stop(self) -> None:
         """End the process, and all running commands with it."""
@@ -212,22 +224,20 @@ def end_with_parent(number: int) -> None:
     ctypes.CDLL(None).prctl(1, int(number))
 
 
-def import_all(module: str) -> None:
-    """Import the modules of commands; a test checks that this has no effect."""
-    for name in IMPORTS[module]:
+def import_all(kind: str) -> None:
+    """Import the modules of a kind of commands; a test checks that this has no effect."""
+    for name in IMPORTS[kind]:
         imported = importlib.import_module(name)
-        if name.startswith("dramatiq_joblog."):
+        if name == "dramatiq_joblog":
+            # The package imports its names lazily.
+            for public in imported.__all__:
+                getattr(imported, public)
+        elif name.startswith("dramatiq_joblog."):
             for found in pkgutil.iter_modules(imported.__path__, f"{name}."):
                 importlib.import_module(found.name)
-    for name in OPTIONAL_IMPORTS.get(module, ()):
+    for name in OPTIONAL_IMPORTS.get(kind, ()):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    if module == "python":
-        return
-    # The package imports its names lazily.
-    package = importlib.import_module("dramatiq_joblog")
-    for public in package.__all__:
-        getattr(package, public)
 
 
 def run(option: str, *rest: str) -> None:
