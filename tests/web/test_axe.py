@@ -99,3 +99,16 @@ def test_every_page(faults, address, number, name):
 def test_a_log_without_jobs(faults, address, number, path):
     """On the pages of a log that has no job yet, axe finds nothing."""
     assert faults(address(None) + path, LOOKS[number % len(LOOKS)][:1]) == {}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_dialog(page, address, theme):
+    """In a dialog that asks before something is done, axe finds nothing."""
+    page.emulate_media(color_scheme=theme)
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.goto(address("/jobs/{enqueued}"))
+    page.evaluate(AXE)
+    page.get_by_role("link", name="Cancel").click()
+    page.locator("dialog#ask").get_by_role("button", name="Cancel it").wait_for()
+    assert page.evaluate(RUN) == []
