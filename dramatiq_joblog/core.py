@@ -281,7 +281,10 @@ class Core(Generic[J]):
     def write_own_start(self) -> None:
         """Write the deferred start of the job that runs here, because it queries the log."""
         run = running.get()
-        start = None if run is None else run.take_start()
+        if run is None:
+            return
+        run.note_question()
+        start = run.take_start()
         if start is None:
             return
         start.drop()

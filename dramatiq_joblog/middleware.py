@@ -13,6 +13,7 @@ from dramatiq.logging import get_logger
 from dramatiq.middleware import Middleware, MiddlewareError, Retries
 
 from .broker.acks import ACKS
+from .broker.ahead import Ahead
 from .broker.claims import Claims
 from .broker.deliveries import hold, is_move, only_moves, stamp
 from .broker.labels import STARTS
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from .broker.acks import Acks
     from .broker.labels import StartWritten
     from .broker.options import AnyMessage
+    from .broker.run import Run
     from .joblog import JobLog
     from .recording.inbox import Receipt
 
@@ -139,16 +141,18 @@ class JobLogMiddleware(Middleware):
         self._outcome_log = given_flag("outcome_log", outcome_log)
         level = check_level(lines, "lines")
         self._reports = Reports(joblog.core.transitions)
+        self._messages = Messages(joblog, lines_level=level, start=start)
+        self._sender = joblog.core.send_by(Sender(joblog, self._messages.arguments))
+        self._runs = Runs(self._messages, joblog.core.worker_process)
+        self._ahead = Ahead(joblog, self._messages, self._runs)
         self._services = Services(
             joblog,
             self._reports,
+            self._ahead,
             acks=acks,
             heartbeat=heartbeat,
             heartbeat_timeout=heartbeat_timeout,
         )
-        self._messages = Messages(joblog, lines_level=level, start=start)
-        self._sender = joblog.core.send_by(Sender(joblog, self._messages.arguments))
-        self._runs = Runs(self._messages, joblog.core.worker_process)
         self._claims = Claims(joblog)
         self._starts = Starts(
             joblog,
@@ -156,6 +160,7 @@ class JobLogMiddleware(Middleware):
             self._runs,
             self._services,
             self._reports,
+            ahead=self._ahead,
             outcome_log=outcome_log,
         )
 
@@ -292,7 +297,7 @@ class JobLogMiddleware(Middleware):
             # A middleware before this one failed the message, so no start was written.
             if exception is None or not is_logged(broker, message):
                 return
-            run = self._runs.late(broker, message)
+            run = self._late(broker, message)
             run.row["attempt"] -= self._counted(broker, message, exception)
         run.note_end(exception)
 
@@ -303,7 +308,7 @@ class JobLogMiddleware(Middleware):
         if run is None:
             if is_put_back or not is_logged(broker, message):
                 return
-            run = self._runs.late(broker, message)
+            run = self._late(broker, message)
         # By the middleware of another log, if this one had let it begin.
         run.note_skip(error, put_back=is_put_back)
 
@@ -324,10 +329,12 @@ class JobLogMiddleware(Middleware):
         if run is None:
             if not rejected or not is_logged(broker, message):
                 return
-            run = self._runs.late(broker, message)
+            run = self._late(broker, message)
         if run.ended or run.refused:
             return
         live = running.get()
+        if run.began is not None:
+            self._ahead.note_run(message.actor_name, run.lasted)
         event = verdict(broker, message, run, live, rejected=rejected)
         run.end()
         self._runs.close(run)
@@ -391,6 +398,10 @@ class JobLogMiddleware(Middleware):
                 "Acknowledgements could not be sent before the end. Their messages will be "
                 "delivered again, and not run again."
             )
+
+    def _late(self, broker: Broker, message: AnyMessage) -> Run:
+        self._ahead.drop(message)
+        return self._runs.late(broker, message)
 
     def _counted(self, broker: Broker, message: AnyMessage, error: BaseException) -> int:
         """Return 1 if ``Retries`` has already counted this failure, 0 if it runs later."""

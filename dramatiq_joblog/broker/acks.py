@@ -12,6 +12,7 @@ import re
 import sys
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -24,13 +25,17 @@ from dramatiq.middleware import Middleware
 from dramatiq_joblog.payload.values import host_now
 from dramatiq_joblog.recording.inbox import locked
 
+from .options import DELAY_SUFFIX
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from dramatiq import Broker
     from dramatiq.broker import MessageProxy
 
     from dramatiq_joblog.recording.inbox import Receipt
+
+    from .ahead import Ahead
 
 #: The number of unsent acknowledgements from which on worker threads wait for theirs.
 MAX_WAITING = 1_000
@@ -140,11 +145,13 @@ class HandedAcks:
     Parameters:
       broker: A broker for which :func:`why_not` returns None.
       commit: Makes the log commit submitted events.
+      ahead: Commits starts ahead.
     """
 
     # Any: a RedisBroker, whose module needs the redis package.
-    def __init__(self, broker: Any, commit: Callable[[], None]) -> None:
+    def __init__(self, broker: Any, commit: Callable[[], None], ahead: Ahead) -> None:
         self._broker = broker
+        self.ahead = ahead
         self._commit = commit
         self._host_consume: Callable[..., Any] = broker.consume
         self._local = threading.local()
@@ -199,6 +206,10 @@ class HandedAcks:
         self._waiting.put(_Ack(None, "", "", sent))
         self._hurry.set()
         return sent.acquire(timeout=timeout)
+
+    def start_ahead(self, messages: Sequence[MessageProxy]) -> None:
+        """Commit the starts of those of *messages* that threads will take within moments."""
+        self.ahead.start(self._broker, messages)
 
     def _consume(self, *args: Any, **kwargs: Any) -> Consumer:
         consumer = self._host_consume(*args, **kwargs)
@@ -338,16 +349,31 @@ class _HandingConsumer(Consumer):
         self._room = threading.Event()
         #: Fetch again below this number of unacknowledged messages.
         self._low = consumer.prefetch // 2
+        #: Messages that were fetched and not handed over yet.
+        self._ready: deque[MessageProxy] = deque()
+        self._is_delayed = consumer.queue_name.endswith(DELAY_SUFFIX)
 
     def __next__(self) -> MessageProxy | None:
         consumer = self._consumer
+        if self._ready:
+            return self._ready.popleft()
         if not consumer.message_cache and consumer.outstanding_message_count >= consumer.prefetch:
             # Dramatiq would sleep before it checks again, and short jobs would run out meanwhile.
             self._room.clear()
             if consumer.outstanding_message_count > self._low:
                 self._room.wait(ROOM_WITHIN)
         message: MessageProxy | None = next(consumer)
+        if message is not None and not self._is_delayed and consumer.message_cache:
+            self._start_ahead(message)
         return message
+
+    def _start_ahead(self, message: MessageProxy) -> None:
+        """Take all messages that were fetched with *message*, and commit starts together."""
+        consumer = self._consumer
+        # Only while the cache holds some: it would fetch more.
+        while consumer.message_cache and (other := next(consumer)) is not None:
+            self._ready.append(other)
+        self._acks.start_ahead([message, *self._ready])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._consumer, name)
@@ -374,10 +400,17 @@ class _HandingConsumer(Consumer):
             self._room.set()
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
+        messages = list(messages)
+        # Before another process can take them.
+        self._acks.ahead.withdraw(messages)
         self._consumer.requeue(messages)
 
     def close(self) -> None:
-        self._consumer.close()
+        ready, self._ready = self._ready, deque()
+        try:
+            self.requeue(ready)
+        finally:
+            self._consumer.close()
 
 
 def _hears(middleware: Any, how: str) -> bool:

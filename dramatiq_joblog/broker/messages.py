@@ -199,6 +199,7 @@ class Messages:
             row=row,
             shape=self.bonds.shape(actor) if plan.is_bound else None,
             has_user=reader is not None,
+            calls_code=callable(actor.options.get("job_user")),
             is_secret=redactor.is_secret if by_names and self._joblog.core.store_args else None,
         )
 

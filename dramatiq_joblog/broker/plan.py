@@ -69,8 +69,20 @@ class Plan:
     shape: Shape | None = None
     #: Whether a user is read from each message.
     has_user: bool = False
+    #: Whether that calls code of the application, which must not hold up the consumer.
+    calls_code: bool = False
     #: Returns whether a name is a secret's; None if arguments need other checks, or are not stored.
     is_secret: Callable[[str], bool] | None = None
+
+    @property
+    def may_start_ahead(self) -> bool:
+        """Whether the start may be committed before a thread takes the message.
+
+        Starts that may be refused, or that are counted, are committed by the run's own thread.
+        """
+        plain = self.row is not None and self.is_secret is not None
+        exact = self.is_bound or self.starts_soon or self.max_interruptions is not None
+        return self.is_logged and plain and not (exact or self.calls_code)
 
 
 def is_plain(message: Any) -> bool:

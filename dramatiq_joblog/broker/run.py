@@ -11,6 +11,7 @@ from dramatiq import Broker
 from dramatiq.middleware import AgeLimit, Middleware
 
 from dramatiq_joblog.payload.sanitize import message_of
+from dramatiq_joblog.states import State
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -39,6 +40,8 @@ class Run:
     #: When the body began, in monotonic seconds; None before.
     began: float | None = None
     duration: int | None = None
+    #: The seconds that the body took.
+    lasted: float = 0.0
     exception: BaseException | None = None
     #: What dropped the message, with its reason; None if nothing did.
     skipped_by: str | None = None
@@ -62,6 +65,19 @@ class Run:
         """Record that the body begins, with its start if that is deferred."""
         self.start = start
         self.began = time.monotonic()
+
+    def start_at(self, instant: int) -> None:
+        """Set the columns of a start, in milliseconds since 1970."""
+        row, since = self.row, self.row["enqueued_at"]
+        row["state"] = State.STARTED.value
+        row["started_at"] = instant
+        # By two hosts' clocks.
+        row["queue_time"] = None if since is None else max(0, instant - since)
+
+    def as_begun(self) -> dict[str, Any]:
+        """Return the columns that are known only once its thread has taken the message."""
+        names = "started_at", "queue_time", "worker", "trace_id"
+        return {name: self.row[name] for name in names if self.row.get(name) is not None}
 
     def note_try(self) -> None:
         """Record that a copy of the message is about to be enqueued."""
@@ -100,7 +116,8 @@ class Run:
 
     def _stop(self) -> None:
         if self.began is not None:
-            self.duration = round((time.monotonic() - self.began) * 1000)
+            self.lasted = time.monotonic() - self.began
+            self.duration = round(self.lasted * 1000)
 
 
 def raised_before_body(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.recording.heartbeat import here
@@ -125,6 +126,23 @@ class Runs:
 
     def new(self, broker: Broker, message: AnyMessage, plan: Plan | None = None) -> Run:
         """Create the run of a message on this thread."""
+        run = self._local.run = self.make(broker, message, plan)
+        return run
+
+    def enter(self, run: Run) -> None:
+        """Let this thread continue with a run that another one made."""
+        run.row["worker"] = here()
+        self._local.run = run
+
+    def count_longer(self, seconds: float) -> int:
+        """Return how many runs have lasted for more than so many seconds."""
+        before = time.monotonic() - seconds
+        with self._guard:
+            runs = [run for runs in self._open.values() for run in runs]
+        return sum(run.began is not None and run.began < before for run in runs)
+
+    def make(self, broker: Broker, message: AnyMessage, plan: Plan | None = None) -> Run:
+        """Create the run of a message, which any thread may :meth:`enter`."""
         inner = bare(message)
         # All rows of runs have the same columns, so that they are written together.
         row = _OF_A_RUN | self._messages.row(broker, inner, plan)
@@ -134,6 +152,4 @@ class Runs:
         row["process"] = self._process.name
         redactor = self._messages.arguments.redactor(broker, inner, row)
         noted = inner.options.get("traceback")
-        run = Run(inner.message_id, row, redactor, message, delivery, noted)
-        self._local.run = run
-        return run
+        return Run(inner.message_id, row, redactor, message, delivery, noted)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dramatiq_joblog.recording.progress import Reports
 
     from .acks import Acks
+    from .ahead import Ahead
     from .worker_process import WorkerProcess
 
 
@@ -29,6 +30,9 @@ class Worked(Written, Protocol):
     @property
     def worker_process(self) -> WorkerProcess:
         """The presence of this process in the log."""
+
+    def may_wait(self) -> bool:
+        """Return whether this thread may block on the writer."""
 
 
 class Services:
@@ -47,6 +51,7 @@ class Services:
         self,
         joblog: Log[Worked],
         reports: Reports,
+        ahead: Ahead,
         *,
         acks: Acks,
         heartbeat: int,
@@ -54,6 +59,7 @@ class Services:
     ) -> None:
         self._joblog = joblog
         self._reports = reports
+        self._ahead = ahead
         self._how_to_ack = acks
         self._heartbeat = heartbeat
         self._heartbeat_timeout = heartbeat_timeout
@@ -82,7 +88,7 @@ class Services:
         self.check_acks(broker)
         core = self._joblog.core
         if self.acks is None and self._how_to_ack != "plain" and why_not(broker) is None:
-            self.acks = HandedAcks(broker, core.writer.wake)
+            self.acks = HandedAcks(broker, core.writer.wake, self._ahead)
         place = Place(
             worker.worker_threads,
             frozenset(worker.consumer_whitelist or broker.get_declared_queues()),
@@ -90,15 +96,22 @@ class Services:
         core.worker_process.enter(
             worker, place, interval=self._heartbeat, timeout=self._heartbeat_timeout
         )
-        if self._workers.add(worker, place):
+        first = self._workers.add(worker, place)
+        self._serve()
+        if first:
             core.writer.every(self._heartbeat, self._reports.write)
             capture.enter()
             self.waker = Waker(self._joblog, broker)
             self.waker.start()
             core.locks.freed.listen(self.waker.look)
 
+    def _serve(self) -> None:
+        self._ahead.serve(sum(place.threads for place in self._workers.here.values()))
+
     def stop_promoting(self, worker: Any) -> None:
         """Stop promoting waiting messages before the last worker ends."""
+        # Its threads take no more.
+        self._ahead.serve(0)
         if self.waker is not None and self._workers.are_only(worker):
             self._joblog.core.locks.freed.ignore(self.waker.look)
             self.waker.stop()
@@ -111,7 +124,9 @@ class Services:
           Whether all acknowledgements could be sent.
         """
         core = self._joblog.core
-        if self._workers.remove(worker):
+        last = self._workers.remove(worker)
+        self._serve()
+        if last:
             core.writer.end_chore(self._reports.write, self._reports.write)
             capture.leave()
         core.worker_process.leave(worker)

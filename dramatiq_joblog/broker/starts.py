@@ -13,10 +13,10 @@ from dramatiq_joblog.payload.values import host_now
 from dramatiq_joblog.recording.current import LiveRun, running
 from dramatiq_joblog.recording.events import Started
 from dramatiq_joblog.recording.log_handler import capture
-from dramatiq_joblog.states import State
 
 from .options import DUPLICATE, MALFORMED, SECTION, UNIQUE, WAITS, age_left, bare
 from .refusals import PutBack, Refusals, count_as_done
+from .trace import current_trace_id
 
 if TYPE_CHECKING:
     from dramatiq import Broker, Message
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dramatiq_joblog.recording.log import Log
     from dramatiq_joblog.recording.progress import Reports
 
+    from .ahead import Ahead, StartAhead
     from .messages import Messages
     from .plan import Plan
     from .run import Run
@@ -46,6 +47,7 @@ class Starts:
       runs: The runs of this process.
       services: What this process does for its workers.
       reports: The reports of the runs that have begun.
+      ahead: The starts committed ahead.
       outcome_log: Whether skipped jobs are logged as well.
     """
 
@@ -57,6 +59,7 @@ class Starts:
         services: Services,
         reports: Reports,
         *,
+        ahead: Ahead,
         outcome_log: bool,
     ) -> None:
         self._joblog = joblog
@@ -64,6 +67,7 @@ class Starts:
         self._runs = runs
         self._services = services
         self._reports = reports
+        self._ahead = ahead
         self._refusals = Refusals(
             runs, services, outcome_log=outcome_log, user_column=messages.user_column
         )
@@ -76,6 +80,10 @@ class Starts:
           JobLogError: If its run fails before it has begun.
         """
         inner = bare(message)
+        ahead = self._ahead.take(message)
+        if ahead is not None:
+            self._go_on(broker, message, ahead, plan)
+            return
         options = inner.options
         age, has_waited = None, False
         if plan.row is None or plan.is_bound:
@@ -84,13 +92,9 @@ class Starts:
                 # AgeLimit runs later and drops it: it must not be put back before.
                 return
         run = self._runs.new(broker, message, plan)
-        instant = host_now()
-        row = run.row
-        row["state"] = State.STARTED.value
-        row["started_at"] = instant
-        row["queue_time"] = _passed(row["enqueued_at"], instant)
+        run.start_at(host_now())
         start = Started(
-            row.copy(),
+            run.row.copy(),
             max_interruptions=plan.max_interruptions,
             redelivered=bool(getattr(message, "redelivered", False)),
             rerun=plan.rerun,
@@ -109,6 +113,18 @@ class Starts:
                     self._line_up(broker, message, run, start)
             lease = self._let_in(broker, message, run, start)
         self._enter(inner, run, plan, lease, late)
+
+    def _go_on(self, broker: Broker, message: MessageProxy, ahead: StartAhead, plan: Plan) -> None:
+        """Continue with a run whose start was committed ahead, or refuse its message."""
+        run = ahead.run
+        self._runs.enter(run)
+        run.start_at(host_now())
+        if (trace_id := current_trace_id()) is not None:
+            run.row["trace_id"] = trace_id
+        answer = ahead.wait()
+        if not answer.granted:
+            self._refusals.refuse(broker, message, run, answer, needs_key=False)
+        self._enter(bare(message), run, plan, None, None)
 
     def _bind(
         self, broker: Broker, message: MessageProxy, options: dict[str, Any], plan: Plan
@@ -157,6 +173,7 @@ class Starts:
             lease=lease,
             lines_level=plan.lines_level,
             start=late,
+            on_question=self._ahead.note_question,
         )
         self._reports.begin(live)
         running.set(live)
@@ -192,8 +209,3 @@ class Starts:
             self._refusals.send_back(broker, message, _AT_ONCE)
             raise PutBack("it is put back: its section was lost before it began")
         return answer.lease
-
-
-def _passed(since: int | None, instant: int) -> int | None:
-    """Return the milliseconds that have passed, by two hosts' clocks; None if unknown."""
-    return None if since is None else max(0, instant - since)

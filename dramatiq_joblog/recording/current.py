@@ -15,7 +15,7 @@ from dramatiq_joblog.payload.values import as_number
 from .log_lines import Lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from dramatiq_joblog.locking.leases import Held
     from dramatiq_joblog.payload.redaction import Redactor
@@ -41,6 +41,7 @@ class LiveRun:
       lease: Its lease of the section, if it has one.
       lines_level: The lowest level of log lines that are kept; None for none.
       start: Its start, while that has not been written.
+      on_question: Called with the name of its actor when its job first queries the log.
     """
 
     __slots__ = (
@@ -48,6 +49,7 @@ class LiveRun:
         "_closed",
         "_jobs",
         "_logs",
+        "_on_question",
         "_row",
         "_start",
         "_written",
@@ -70,6 +72,7 @@ class LiveRun:
         lease: Held | None = None,
         lines_level: int | None = None,
         start: LateStart | None = None,
+        on_question: Callable[[str], None] | None = None,
     ) -> None:
         self.message_id, self.root_jid, self._actor = message_id, root_jid, actor
         self._row = row
@@ -77,6 +80,7 @@ class LiveRun:
         self.lease = lease
         self.lines_level = lines_level
         self._start = start
+        self._on_question = on_question
         #: The last progress reported.
         self.reported: tuple[Any, Any, Any] | None = None
         self._written: tuple[Any, Any, Any] | None = None
@@ -117,6 +121,12 @@ class LiveRun:
     def note_written(self, progress: tuple[Any, Any, Any]) -> None:
         """Note that a progress is stored."""
         self._written = progress
+
+    def note_question(self) -> None:
+        """Note that its job queries the log."""
+        listener, self._on_question = self._on_question, None
+        if listener is not None:
+            listener(self._actor)
 
     def take_start(self) -> LateStart | None:
         """Return the start if it is not in the log; the first call only."""

@@ -9,7 +9,7 @@ from dramatiq_joblog.locking.admission import in_order
 from dramatiq_joblog.locking.needs import SECTION
 from dramatiq_joblog.states import State
 
-from .events import Ended, Enqueued
+from .events import Amended, Ended, Enqueued
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,13 +45,18 @@ class EventRows:
         self.lines: list[dict[str, Any]] = []
         #: The sections to release when their runs have ended.
         self.freed: list[dict[str, Any]] = []
-        #: The events with a failure, those with log lines to delete, and those that hold a key.
+        #: The events with a failure, those with log lines to delete, and those that hold a key,
+        #: and those that change a run that has begun.
         self.failing: list[Ended] = []
         self.forgetting: list[Ended] = []
         self.holding: list[Event] = []
+        self.amended: list[Amended] = []
         #: Whether a key stays held, which takes a separate statement.
         self._holds_on = False
         for event in events:
+            if isinstance(event, Amended):
+                self.amended.append(event)
+                continue
             (self.enqueues if isinstance(event, Enqueued) else self.runs).append(event.row)
             if isinstance(event, Ended):
                 self._add_end(event)
@@ -83,7 +88,9 @@ class EventRows:
     @property
     def is_one_statement(self) -> bool:
         """Whether a single statement writes all, so that no transaction is needed."""
-        return not (self._holds_on or self.forgetting) and is_one_statement(self.portions)
+        return not (self._holds_on or self.forgetting or self.amended) and is_one_statement(
+            self.portions
+        )
 
 
 def order_of(event: Event) -> tuple[int, str]:

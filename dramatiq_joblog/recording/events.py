@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from dramatiq_joblog.locking.admission import Newcomer
 from dramatiq_joblog.locking.needs import needs_of
+from dramatiq_joblog.states import State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -120,6 +121,37 @@ class Ended(Event):
     forget: Sequence[Any] | None = None
     #: The start of its run, if it may not have been written.
     start: Started | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Amended(Event):
+    """What the log must say differently of a run that has not ended."""
+
+    kind = "amend"
+
+    #: The columns to change.
+    columns: dict[str, Any]
+
+    @property
+    def is_withdrawal(self) -> bool:
+        """Whether the run does not begin."""
+        return "token" in self.columns
+
+
+def amended(row: dict[str, Any], columns: dict[str, Any]) -> Amended:
+    """Return the event that changes columns of the run with this row."""
+    return Amended({"jid": row["jid"], "token": row["token"]}, columns)
+
+
+def withdrawn(row: dict[str, Any], instant: int) -> Amended:
+    """Return the event for a first run that does not begin yet: its job is enqueued as before.
+
+    Parameters:
+      row: The columns of its start.
+      instant: Now, in milliseconds since 1970.
+    """
+    nothing = dict.fromkeys(("started_at", "queue_time", "token", "worker", "process"))
+    return amended(row, {**nothing, "state": State.ENQUEUED.value, "updated_at": instant})
 
 
 def keeps_newest(unique: dict[str, Any] | None) -> bool:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .events import GRANTED, Event
 
@@ -102,6 +102,20 @@ def release(receipts: Iterable[Receipt], answers: Mapping[int, Answer]) -> None:
             receipt.done.release()
 
 
+class Late(Protocol):
+    """Something that is written only if it is still needed when it is due."""
+
+    #: When that is, in monotonic seconds.
+    due: float
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether it is no longer needed."""
+
+    def events(self) -> list[Event]:
+        """Return what is to be written."""
+
+
 class LateStart:
     """A deferred start: written only if its run does not end soon.
 
@@ -121,6 +135,10 @@ class LateStart:
         """Cancel writing it."""
         self.is_dropped = True
 
+    def events(self) -> list[Event]:
+        """Return the start."""
+        return [self.event]
+
 
 class Inbox:
     """A FIFO queue of items submitted to one thread.
@@ -135,8 +153,8 @@ class Inbox:
         self._bell = locked()
         #: Whether the thread sleeps, or is about to, with nothing left to write.
         self._idle = False
-        #: Deferred starts, in order of their time.
-        self._late: deque[LateStart] = deque()
+        #: What may have to be written later, in order of its time.
+        self._late: deque[Late] = deque()
         self._asleep_until = math.inf
 
     def __bool__(self) -> bool:
@@ -151,13 +169,11 @@ class Inbox:
         if receipt.awaited or (self._idle and not receipt.rides):
             self.ring()
 
-    def add_late(self, start: Started) -> LateStart:
-        """Submit a start that is due in :data:`SOON` milliseconds."""
-        late = LateStart(start, time.monotonic() + SOON / 1000)
+    def add_late(self, late: Late) -> None:
+        """Submit what is due in :data:`SOON` milliseconds."""
         self._late.append(late)
-        return late
 
-    def oversleeps(self, late: LateStart) -> bool:
+    def oversleeps(self, late: Late) -> bool:
         """Return whether the thread must be woken to write *late* in time."""
         return self._asleep_until > late.due
 
@@ -194,14 +210,14 @@ class Inbox:
         self._asleep_until = math.inf
 
     def take_late(self) -> list[Event]:
-        """Return the deferred starts that are due."""
-        starts: list[Event] = []
+        """Return the events that are due, and still needed."""
+        events: list[Event] = []
         now = time.monotonic()
         while self._late and (self._late[0].due <= now or self._late[0].is_dropped):
             late = self._late.popleft()
             if not late.is_dropped:
-                starts.append(late.event)
-        return starts
+                events += late.events()
+        return events
 
     def _wait(self, pause: float | None, receipts: list[Receipt]) -> None:
         """Move all items; wait for the first for at most *pause* seconds."""

@@ -20,7 +20,7 @@ from dramatiq.logging import get_logger
 from dramatiq_joblog.payload.sanitize import text_of
 from dramatiq_joblog.payload.values import host_now
 
-from .events import Ended, Enqueued, Started
+from .events import Amended, Ended, Enqueued, Started
 
 if TYPE_CHECKING:
     from collections.abc import Container, Generator, Iterator, Sequence
@@ -99,7 +99,7 @@ class Spool:
             self._logger.info("Replaying the events that %s left.", path)
             with contextlib.closing(file):
                 everything, _ = file.read(limit=-1)
-                ended = {event.row["token"] for event in everything if isinstance(event, Ended)}
+                ended = {event.row["token"] for event in everything if _ends(event)}
                 chunk, end = file.read()
                 while chunk:
                     yield [_cut_off(event, ended) for event in chunk]
@@ -123,9 +123,13 @@ class Spool:
 
 
 #: The kinds of events, by their names in a file.
-_KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in (Enqueued, Started, Ended)}
+_KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in (Enqueued, Started, Ended, Amended)}
 #: Fields that the reader of a file sets, which are not stored in it.
 _OF_READERS = ("replayed", "cut_off")
+
+
+def _ends(event: Event) -> bool:
+    return isinstance(event, Ended) or (isinstance(event, Amended) and event.is_withdrawal)
 
 
 def _cut_off(event: Event, ended: Container[str]) -> Event:

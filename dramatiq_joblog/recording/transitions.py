@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from dramatiq_joblog.database.upsert import Part
     from dramatiq_joblog.schema.tables import Tables
 
-    from .events import Event
+    from .events import Amended, Event
 
 #: The answer to a run whose job was interrupted too often.
 DEAD_OF_INTERRUPTIONS = Answer(granted=False, found=State.DEAD.value)
@@ -89,9 +89,18 @@ class Transitions:
         """Set *columns* of the row that *event* was written to, if it has not changed since."""
         job, token = self.job, event.row.get("token")
         mine = job.token.is_null() if token is None else job.token == token
-        # The values are already converted for the database.
-        values = {job._meta.columns[n]: Value(v, converter=False) for n, v in columns.items()}
-        job.update(values).where(job.jid == event.jid, mine).execute()
+        self._set(columns).where(job.jid == event.jid, mine).execute()
+
+    def _set(self, columns: dict[str, Any]) -> Any:
+        """Return an update of jobs to values that are already converted for the database."""
+        known = self.job._meta.columns
+        return self.job.update({known[n]: Value(v, converter=False) for n, v in columns.items()})
+
+    def _amend(self, event: Amended) -> None:
+        """Change the row of a run, if it has not ended."""
+        job, token = self.job, event.row["token"]
+        mine = (job.jid == event.jid) & (job.token == token) & (job.state == State.STARTED)
+        self._set(event.columns).where(mine).execute()
 
     def write(self, events: Sequence[Event]) -> dict[str, Answer]:
         """Write *events*, each of a different job.
@@ -180,6 +189,8 @@ class Transitions:
     def _write(self, rows: EventRows) -> set[str]:
         self.lines.forget(rows.forgetting)
         written = write_all(rows.portions)
+        for change in rows.amended:
+            self._amend(change)
         if rows.failures:
             self.kept.note_late(rows.failures)
             self._write_overtaken([e for e in rows.failing if e.jid not in written])

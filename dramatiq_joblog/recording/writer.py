@@ -26,7 +26,7 @@ from dramatiq_joblog.payload.secret_texts import scrub
 
 from .batches import Batches
 from .events import Event
-from .inbox import STOP, Call, Inbox, Receipt, release
+from .inbox import SOON, STOP, Call, Inbox, LateStart, Receipt, release
 from .outage import Outage, waves
 from .timetable import Timetable
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from .events import Answer, Answers, Started
     from .exclusive import Sections
-    from .inbox import LateStart
+    from .inbox import Late
     from .spool import Spool
 
 T = TypeVar("T")
@@ -163,10 +163,18 @@ class Writer:
 
     def put_soon(self, start: Started) -> LateStart:
         """Write a start within :data:`~.inbox.SOON` milliseconds, unless it is dropped before."""
-        late = self._inbox.add_late(start)
+        late = LateStart(start, time.monotonic() + SOON / 1000)
+        self.put_later(late)
+        return late
+
+    def put_later(self, late: Late) -> None:
+        """Write something when it is due, unless it is dropped before.
+
+        It must be due in :data:`~.inbox.SOON` milliseconds, as everything else is.
+        """
+        self._inbox.add_late(late)
         if self._inbox.oversleeps(late):
             self.wake()
-        return late
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until all events submitted before are committed, or kept.

@@ -1,0 +1,234 @@
+"""Starts committed ahead: together, for messages that threads are about to take.
+
+A thread that commits the start of its own job sleeps until that is done, and being woken costs more
+than a short job does.  The consumer's thread therefore commits the starts of the messages that it
+has fetched, and only then hands them over: their threads find them committed.
+
+Only runs that begin within moments are started ahead: those of actors whose runs are short, on
+threads that are not busy with longer ones, so that the log does not call a job running that waits.
+If no thread takes a message in time after all, its start is withdrawn, and written again later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dramatiq_joblog.errors import JobLogError
+from dramatiq_joblog.payload.values import host_now
+from dramatiq_joblog.recording.events import Started, amended, withdrawn
+from dramatiq_joblog.recording.inbox import SOON
+
+from .options import bare
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from dramatiq import Broker
+    from dramatiq.broker import MessageProxy
+
+    from dramatiq_joblog.recording.events import Answer, Event
+    from dramatiq_joblog.recording.inbox import Receipt
+    from dramatiq_joblog.recording.log import Log
+
+    from .messages import Messages
+    from .plan import Plan
+    from .run import Run
+    from .runs import Runs
+    from .services import Worked
+
+#: Milliseconds for which a message may wait for a thread after its start, as far as is known.
+WITHIN = 10
+#: With fewer, each thread might as well commit its own.
+AT_LEAST = 2
+#: The types of values that cannot change.
+_CONSTANTS = frozenset({bool, float, int, str, type(None)})
+#: A run that is shorter than its actor's pace changes it by this part.
+_SLOWLY = 1 / 8
+
+
+@dataclass(frozen=True, eq=False)
+class StartAhead:
+    """A start that was committed before a thread took its message."""
+
+    run: Run
+    receipt: Receipt
+    #: Seconds that a run of its actor is expected to take.
+    pace: float
+    #: The message's values at that time.
+    values: tuple[Any, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether no other middleware has changed the message since."""
+        return self.values == _values_of(bare(self.run.given))
+
+    def wait(self) -> Answer:
+        """Return the answer to the start.
+
+        Raises:
+          JobLogError: If the writer failed.
+        """
+        return self.receipt.wait()
+
+
+class Ahead:
+    """Commits starts ahead, and withdraws those of runs that do not begin.
+
+    Parameters:
+      joblog: The log.
+      messages: What is known of messages.
+      runs: The runs of this process.
+    """
+
+    def __init__(self, joblog: Log[Worked], messages: Messages, runs: Runs) -> None:
+        self._joblog = joblog
+        self._messages = messages
+        self._runs = runs
+        self._threads = 0
+        #: The starts that no thread has taken yet, by ``id()`` of their messages.
+        self._pending: dict[int, StartAhead] = {}
+        #: Seconds that a run takes, by actor; raised by a longer run at once, lowered slowly.
+        self._paces: dict[str, float] = {}
+        #: The actors whose runs are never started ahead.
+        self._never: set[str] = set()
+
+    def serve(self, threads: int) -> None:
+        """Start runs ahead for so many worker threads; 0 for no more."""
+        self._threads = threads
+
+    # Called on consumer threads
+
+    def start(self, broker: Broker, messages: Sequence[MessageProxy]) -> None:
+        """Commit the starts of those of *messages* that threads will take within moments."""
+        if len(messages) < AT_LEAST or not self._threads or self._joblog.core.writer.away:
+            return
+        left = (self._threads - self._runs.count_longer(WITHIN / 1000)) * WITHIN / 1000
+        left -= sum(start.pace for start in list(self._pending.values()))
+        chosen: list[tuple[MessageProxy, Run, Plan, float]] = []
+        for message in messages:
+            inner = bare(message)
+            pace = self._paces.get(inner.actor_name)
+            if pace is None or pace > left or inner.actor_name in self._never:
+                continue
+            plan = self._messages.plan(broker, inner)
+            if not (plan.may_start_ahead and _is_first(inner) and _is_constant(inner)):
+                continue
+            run = self._runs.make(broker, message, plan)
+            left -= pace
+            chosen.append((message, run, plan, pace))
+        if len(chosen) >= AT_LEAST:
+            self._commit(chosen)
+
+    def _commit(self, chosen: Sequence[tuple[MessageProxy, Run, Plan, float]]) -> None:
+        writer, instant = self._joblog.core.writer, host_now()
+        starts: list[StartAhead] = []
+        for message, run, plan, pace in chosen:
+            run.start_at(instant)
+            event = Started(run.row.copy(), rerun=plan.rerun)
+            # One wakes the writer, and is waited for: they are committed in order.
+            receipt = writer.put(event, awaited=len(starts) == len(chosen) - 1)
+            starts.append(StartAhead(run, receipt, pace, _values_of(bare(message))))
+        for start in starts:
+            self._pending[id(start.run.given)] = start
+        writer.put_later(_Taken(self, starts))
+
+    # Called on worker threads
+
+    def take(self, message: MessageProxy) -> StartAhead | None:
+        """Return the start of a message, if it was committed ahead and is still valid."""
+        start = self._pending.pop(id(message), None)
+        if start is None or start.fits:
+            return start
+        # For this actor's messages, what the log reads before is not what runs.
+        self._never.add(message.actor_name)
+        self._withdraw([start])
+        return None
+
+    def note_run(self, actor: str, seconds: float) -> None:
+        """Note how long a run of an actor took."""
+        pace = self._paces.get(actor, 0.0)
+        self._paces[actor] = seconds if seconds > pace else pace + (seconds - pace) * _SLOWLY
+
+    def note_question(self, actor: str) -> None:
+        """Note that a job queries the log: it must not find runs in progress that have not begun.
+
+        Those of its own actor are therefore never started ahead again.
+        """
+        if actor in self._never:
+            return
+        self._never.add(actor)
+        mine = [s for s in list(self._pending.values()) if s.run.given.actor_name == actor]
+        self.withdraw([start.run.given for start in mine])
+
+    def drop(self, message: Any) -> None:
+        """Withdraw the start of a message, if any, that another middleware dropped or failed."""
+        start = self._pending.pop(id(message), None)
+        if start is not None:
+            self._withdraw([start])
+
+    # Called on any thread
+
+    def withdraw(self, messages: Iterable[Any]) -> None:
+        """Withdraw the starts of messages that no thread has taken, and wait until that is done."""
+        starts = [start for m in messages if (start := self._pending.pop(id(m), None)) is not None]
+        receipt = self._withdraw(starts)
+        if receipt is not None and self._joblog.core.may_wait():
+            # The writer logs its own failure; the runs are then taken for interrupted.
+            with contextlib.suppress(JobLogError):
+                receipt.wait()
+
+    def _withdraw(self, starts: Sequence[StartAhead]) -> Receipt | None:
+        receipt = None
+        for start in starts:
+            event = withdrawn(start.run.row, host_now())
+            receipt = self._joblog.core.writer.put(event, awaited=start is starts[-1])
+        return receipt
+
+    # Called on the writer's thread
+
+    def amend(self, starts: Sequence[StartAhead]) -> list[Event]:
+        """Return what the log must say differently of starts committed a while ago."""
+        events: list[Event] = []
+        for start in starts:
+            run = start.run
+            if self._pending.pop(id(run.given), None) is not None:
+                events.append(withdrawn(run.row, host_now()))
+            elif not run.ended and run.began is not None:
+                events.append(amended(run.row, run.as_begun()))
+        return events
+
+
+class _Taken:
+    """Checks, a while after some starts were committed ahead, whether their runs have begun."""
+
+    def __init__(self, ahead: Ahead, starts: Sequence[StartAhead]) -> None:
+        self.due = time.monotonic() + SOON / 1000
+        self._ahead = ahead
+        self._starts = starts
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether all of them have ended."""
+        return all(start.run.ended for start in self._starts)
+
+    def events(self) -> list[Event]:
+        """Return what is to be written."""
+        return self._ahead.amend(self._starts)
+
+
+def _is_first(message: Any) -> bool:
+    """Return whether a message is not a retry: a withdrawn start leaves no trace of a first run."""
+    return not message.options.get("retries")
+
+
+def _is_constant(message: Any) -> bool:
+    """Return whether nothing can change in the arguments of a message but what they are."""
+    return all(type(v) in _CONSTANTS for v in (*message.args, *message.kwargs.values()))
+
+
+def _values_of(message: Any) -> tuple[Any, ...]:
+    """Return what the log has read of a plain message, whose values are all immutable."""
+    return message.actor_name, tuple(message.args), dict(message.kwargs), dict(message.options)

@@ -1,0 +1,304 @@
+"""Starts committed ahead, by the consumer: only of runs that begin at once, or else withdrawn."""
+
+from __future__ import annotations
+
+import threading
+
+import dramatiq
+import pytest
+from dramatiq.middleware import Middleware, SkipMessage, default_middleware
+
+from dramatiq_joblog import current_job
+from dramatiq_joblog.recording.events import Started, withdrawn
+from dramatiq_joblog.recording.spool import Spool
+from dramatiq_joblog.states import FINAL
+
+#: The worker fetches twice as many messages as it has threads.
+THREADS = 2
+
+
+@pytest.fixture
+def batches(joblog):
+    """Return the batches that are written, each as a list of events."""
+    seen = []
+    write = joblog.core.transitions.write
+
+    def note(events):
+        answers = write(events)
+        seen.append(list(events))
+        return answers
+
+    joblog.core.transitions.write = note
+    return seen
+
+
+def ahead(batches):
+    """Return the jids of starts that were committed together, more than the threads could."""
+    together = [[e.jid for e in batch if e.kind == "start"] for batch in batches]
+    return {jid for jids in together if len(jids) > THREADS for jid in jids}
+
+
+def taken_back(batches):
+    """Return the jids of starts that were withdrawn."""
+    return [e.jid for batch in batches for e in batch if e.kind == "amend" and e.is_withdrawal]
+
+
+def row_of(joblog, jid):
+    """Return the state and the token of a row, without a query of the log."""
+    select = f"SELECT state, token FROM {joblog.Job._meta.table_name} WHERE jid = "
+    [row] = joblog.database.execute_sql(select + joblog.database.param, (jid,)).fetchall()
+    return row
+
+
+@pytest.fixture
+def quick(joblog, make_broker, worker, eventually):
+    """Return a function that declares an actor whose runs are known to be short.
+
+    Each run but the first calls *body*, if there is one; *broker* are arguments of the broker, and
+    *options* those of the actor.
+    """
+
+    def make(body=None, broker=None, **options):
+        made = make_broker("redis", joblog=joblog, **(broker or {}))
+
+        @dramatiq.actor(actor_name="quick", **options)
+        def actor(n=None):
+            if body is not None and n is not None:
+                body(n)
+
+        actor.send()
+        with worker(made, worker_threads=1):
+            eventually(lambda: ended(joblog) == 1)
+        return made, actor
+
+    return make
+
+
+@pytest.fixture
+def hold():
+    """Return a function that declares an actor that keeps its thread, and the event to end it."""
+    released = threading.Event()
+
+    def declare():
+        @dramatiq.actor(actor_name="hold")
+        def actor():
+            assert released.wait(60)
+
+        return actor
+
+    yield declare, released
+    released.set()
+
+
+def ended(joblog):
+    """Return how many jobs have ended."""
+    return joblog.jobs.where(joblog.Job.state.in_(FINAL)).count()
+
+
+def was_run_once(joblog, jids):
+    """Assert that each of these jobs has finished with its first run, and with no other."""
+    for jid in jids:
+        job = joblog.get(jid)
+        assert ("finished", 1, None) == (str(job.state), job.attempt, job.interruptions)
+        assert None not in (job.started_at, job.duration, job.queue_time, job.worker)
+    assert 0 == joblog.Failure.select().count()
+
+
+def test_short_jobs_are_started_together(joblog, quick, worker, eventually, batches):
+    """The starts of more short jobs than there are threads are committed together, and before."""
+    seen = {}
+
+    def body(n):
+        job = current_job()
+        seen[job.jid] = *row_of(joblog, job.jid), job.token
+
+    broker, actor = quick(body)
+    jids = {actor.send(n).message_id for n in range(8)}
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: ended(joblog) == 9)
+
+    assert ahead(batches) & jids
+    assert {"started"} == {state for state, _, _ in seen.values()}
+    assert all(stored == own for _, stored, own in seen.values())
+    assert [] == taken_back(batches)
+    was_run_once(joblog, jids)
+
+
+def test_a_start_that_no_thread_takes_is_withdrawn(
+    joblog, quick, worker, eventually, batches, hold
+):
+    """A fetched message whose threads stay busy is enqueued in the log, as it was."""
+    broker, actor = quick()
+    declare, released = hold
+    blocker = declare()
+    sent = [blocker.send() for _ in range(THREADS)] + [actor.send(n) for n in range(2)]
+    jids = [message.message_id for message in sent]
+
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: len(taken_back(batches)) == 2)
+        assert set(jids[THREADS:]) == set(taken_back(batches))
+        for jid in jids[THREADS:]:
+            job = joblog.get(jid)
+            assert ("enqueued", 1) == (str(job.state), job.attempt)
+            assert {None} == {job.token, job.started_at, job.worker, job.process, job.queue_time}
+        released.set()
+        eventually(lambda: ended(joblog) == 5)
+    was_run_once(joblog, jids)
+
+
+def test_a_worker_that_stops_withdraws(joblog, quick, worker, eventually, batches, hold):
+    """A worker that stops gives back what it fetched: enqueued in the log, and in the broker."""
+    broker, actor = quick()
+    declare, released = hold
+    blocker = declare()
+    sent = [blocker.send() for _ in range(THREADS)] + [actor.send(n) for n in range(2)]
+    jids = [message.message_id for message in sent]
+
+    with worker(broker, worker_threads=THREADS) as running:
+        eventually(lambda: joblog.jobs.started().where(joblog.Job.actor == "hold").count() == 2)
+        for thread in running.workers:
+            thread.stop()
+        released.set()
+
+    assert ["enqueued"] * 2 == [str(joblog.get(jid).state) for jid in jids[THREADS:]]
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: ended(joblog) == 5)
+    was_run_once(joblog, jids)
+
+
+def test_a_short_job_that_lasts_is_shown_as_it_runs(joblog, quick, worker, eventually, batches):
+    """If a run turns out to last, its row has the thread and the start of the run itself."""
+    go_on, workers = threading.Event(), {}
+
+    def body(n):
+        workers[current_job().jid] = threading.get_native_id()
+        assert go_on.wait(60)
+
+    broker, actor = quick(body)
+    jids = [actor.send(n).message_id for n in range(4)]
+
+    def shown():
+        jobs = [joblog.get(jid) for jid in workers]
+        return {job.jid: int(str(job.worker).rsplit(":", 1)[1]) for job in jobs} == workers
+
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: len(workers) == THREADS)
+        eventually(shown)
+        go_on.set()
+        eventually(lambda: ended(joblog) == 5)
+    assert ahead(batches)
+    was_run_once(joblog, jids)
+
+
+def test_a_job_that_asks_finds_no_run_that_has_not_begun(
+    joblog, quick, worker, eventually, batches
+):
+    """An actor that queries the log is not started ahead: it sees only what runs."""
+    others = []
+
+    def body(n):
+        mine = current_job().jid
+        others.append(joblog.jobs.in_progress().where(joblog.Job.jid != mine).count())
+
+    broker, actor = quick(body)
+    for n in range(8):
+        actor.send(n)
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: ended(joblog) == 9)
+
+    assert 8 == len(others)
+    # The other thread may run another one.
+    assert max(others) < THREADS
+
+
+class Changing(Middleware):
+    """Replaces the arguments of messages before they are run."""
+
+    def before_process_message(self, broker, message):
+        if message.args:
+            message._message.__dict__["args"] = ("changed",)
+
+
+def test_a_message_that_another_middleware_changes(joblog, quick, worker, eventually, batches):
+    """A message that was changed after its start is started again; its actor never ahead."""
+    ran = []
+    stack = [*(m() for m in default_middleware), Changing()]
+    broker, actor = quick(ran.append, broker={"middleware": stack})
+    jids = [actor.send(n).message_id for n in range(12)]
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: ended(joblog) == 13)
+
+    assert ["changed"] * 12 == ran
+    assert 0 < len(taken_back(batches)) <= 2 * THREADS
+    was_run_once(joblog, jids)
+
+
+class Dropping(Middleware):
+    """Skips messages with an argument below 4."""
+
+    def before_process_message(self, broker, message):
+        if message.args and message.args[0] < 4:
+            raise SkipMessage(f"{message.args[0]} is not wanted")
+
+
+def test_a_message_that_another_middleware_drops(joblog, quick, worker, eventually, batches):
+    """A message that is dropped after its start was committed is skipped, and never began."""
+    stack = [*(m() for m in default_middleware), Dropping()]
+    broker, actor = quick(broker={"middleware": stack})
+    jids = [actor.send(n).message_id for n in range(8)]
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: ended(joblog) == 9)
+
+    assert ahead(batches)
+    for jid in jids[:4]:
+        job = joblog.get(jid)
+        assert ("skipped", None, None) == (str(job.state), job.started_at, job.duration)
+        assert "Dropping" in job.skip_reason
+    was_run_once(joblog, jids[4:])
+
+
+def test_a_job_that_has_ended_is_not_run(joblog, quick, worker, eventually, batches):
+    """A message that is delivered again is refused, also if its start was asked for ahead."""
+    ran = []
+    broker, actor = quick(ran.append)
+    done = [actor.send(n) for n in range(4)]
+    key = f"{broker.namespace}:default"
+    stored = broker.client.hgetall(f"{key}.msgs")
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: ended(joblog) == 5)
+
+    # As after a kill between the commit and the acknowledgement.
+    broker.client.hset(f"{key}.msgs", mapping=stored)
+    broker.client.rpush(key, *stored)
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: broker.client.hlen(f"{key}.msgs") == 0)
+
+    assert 4 == len(ran)
+    was_run_once(joblog, [message.message_id for message in done])
+
+
+@pytest.mark.parametrize("options", [{"max_interruptions": 3}, {"job_user": lambda n=None: 7}])
+def test_who_is_not_started_ahead(joblog, quick, worker, eventually, batches, options):
+    """Runs that are counted, and messages whose user is computed, start with their own threads."""
+    broker, actor = quick(**options)
+    for n in range(8):
+        actor.send(n)
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: ended(joblog) == 9)
+
+    assert set() == ahead(batches)
+
+
+def test_a_withdrawn_start_in_the_spool(tmp_path):
+    """A start that its process withdrew before it died was not cut off."""
+    row = {"jid": "job", "token": "t", "attempt": 1, "process": "p", "state": "started"}
+    events = [Started(row), withdrawn(row, 1_800_000_000_000)]
+    spool = Spool(tmp_path)
+    spool.append(events)
+    # As if its process had died.
+    spool.forget()
+
+    [kept] = Spool(tmp_path).left_behind()
+    assert [False] == [event.cut_off for event in kept if isinstance(event, Started)]
+    assert kept[1].columns == events[1].columns
+    assert [] == list(tmp_path.iterdir())
