@@ -269,6 +269,10 @@ class JobLogMiddleware(Middleware):
         # Another middleware may have failed it already: then nothing runs.
         if getattr(message, "failed", False):
             return
+        ahead = self._ahead.take(message)
+        if ahead is not None:
+            self._starts.go_on(broker, message, ahead)
+            return
         plan = self._messages.plan(broker, bare(message))
         if not plan.is_logged:
             return

@@ -207,9 +207,9 @@ class HandedAcks:
         self._hurry.set()
         return sent.acquire(timeout=timeout)
 
-    def start_ahead(self, messages: Sequence[MessageProxy]) -> None:
-        """Commit the starts of those of *messages* that threads will take within moments."""
-        self.ahead.start(self._broker, messages)
+    def start_ahead(self, messages: Sequence[MessageProxy]) -> bool:
+        """Commit starts ahead, as :meth:`Ahead.start` does."""
+        return self.ahead.start(self._broker, messages)
 
     def _consume(self, *args: Any, **kwargs: Any) -> Consumer:
         consumer = self._host_consume(*args, **kwargs)
@@ -347,7 +347,8 @@ class _HandingConsumer(Consumer):
         self._consumer = consumer
         self._acks = acks
         self._room = threading.Event()
-        #: Fetch again below this number of unacknowledged messages.
+        #: Fetch again below this number of unacknowledged messages: larger batches cost less, but
+        #: no thread should have to wait for one.
         self._low = consumer.prefetch // 2
         #: Messages that were fetched and not handed over yet.
         self._ready: deque[MessageProxy] = deque()
@@ -373,7 +374,8 @@ class _HandingConsumer(Consumer):
         # Only while the cache holds some: it would fetch more.
         while consumer.message_cache and (other := next(consumer)) is not None:
             self._ready.append(other)
-        self._acks.start_ahead([message, *self._ready])
+        are_brief = self._acks.start_ahead([message, *self._ready])
+        self._low = consumer.prefetch // (8 if are_brief else 2)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._consumer, name)

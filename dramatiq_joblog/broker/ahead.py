@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 WITHIN = 10
 #: With fewer, each thread might as well commit its own.
 AT_LEAST = 2
+#: A run of at most so many seconds takes less time than fetching messages.
+BRIEF = 0.001
 #: The types of values that cannot change.
 _CONSTANTS = frozenset({bool, float, int, str, type(None)})
 #: A run that is shorter than its actor's pace changes it by this part.
@@ -54,6 +56,7 @@ class StartAhead:
     """A start that was committed before a thread took its message."""
 
     run: Run
+    plan: Plan
     receipt: Receipt
     #: Seconds that a run of its actor is expected to take.
     pace: float
@@ -101,10 +104,14 @@ class Ahead:
 
     # Called on consumer threads
 
-    def start(self, broker: Broker, messages: Sequence[MessageProxy]) -> None:
-        """Commit the starts of those of *messages* that threads will take within moments."""
+    def start(self, broker: Broker, messages: Sequence[MessageProxy]) -> bool:
+        """Commit the starts of those of *messages* that threads will take within moments.
+
+        Returns:
+          Whether they were all committed, and their runs take less time than to fetch more.
+        """
         if len(messages) < AT_LEAST or not self._threads or self._joblog.core.writer.away:
-            return
+            return False
         left = (self._threads - self._runs.count_longer(WITHIN / 1000)) * WITHIN / 1000
         left -= sum(start.pace for start in list(self._pending.values()))
         chosen: list[tuple[MessageProxy, Run, Plan, float]] = []
@@ -119,18 +126,24 @@ class Ahead:
             run = self._runs.make(broker, message, plan)
             left -= pace
             chosen.append((message, run, plan, pace))
-        if len(chosen) >= AT_LEAST:
-            self._commit(chosen)
+        if len(chosen) < AT_LEAST:
+            return False
+        self._commit(chosen)
+        return len(chosen) == len(messages) and all(pace <= BRIEF for *_, pace in chosen)
 
     def _commit(self, chosen: Sequence[tuple[MessageProxy, Run, Plan, float]]) -> None:
         writer, instant = self._joblog.core.writer, host_now()
+        is_idle = not self._pending
         starts: list[StartAhead] = []
         for message, run, plan, pace in chosen:
             run.start_at(instant)
             event = Started(run.row.copy(), rerun=plan.rerun)
             # One wakes the writer, and is waited for: they are committed in order.
             receipt = writer.put(event, awaited=len(starts) == len(chosen) - 1)
-            starts.append(StartAhead(run, receipt, pace, _values_of(bare(message))))
+            starts.append(StartAhead(run, plan, receipt, pace, _values_of(bare(message))))
+        if is_idle:
+            # The threads would all wait for it; so only one does.
+            starts[-1].receipt.join()
         for start in starts:
             self._pending[id(start.run.given)] = start
         writer.put_later(_Taken(self, starts))

@@ -126,11 +126,12 @@ class Runs:
 
     def new(self, broker: Broker, message: AnyMessage, plan: Plan | None = None) -> Run:
         """Create the run of a message on this thread."""
-        run = self._local.run = self.make(broker, message, plan)
+        run = self.make(broker, message, plan)
+        self.enter(run)
         return run
 
     def enter(self, run: Run) -> None:
-        """Let this thread continue with a run that another one made."""
+        """Let this thread execute a run."""
         run.row["worker"] = here()
         self._local.run = run
 
@@ -148,7 +149,7 @@ class Runs:
         row = _OF_A_RUN | self._messages.row(broker, inner, plan)
         delivery = delivery_of(inner)
         row["token"] = new_token(delivery.name, stamped=delivery.stamped)
-        row["worker"] = here()
+        row["worker"] = None
         row["process"] = self._process.name
         redactor = self._messages.arguments.redactor(broker, inner, row)
         noted = inner.options.get("traceback")

@@ -80,10 +80,6 @@ class Starts:
           JobLogError: If its run fails before it has begun.
         """
         inner = bare(message)
-        ahead = self._ahead.take(message)
-        if ahead is not None:
-            self._go_on(broker, message, ahead, plan)
-            return
         options = inner.options
         age, has_waited = None, False
         if plan.row is None or plan.is_bound:
@@ -114,8 +110,13 @@ class Starts:
             lease = self._let_in(broker, message, run, start)
         self._enter(inner, run, plan, lease, late)
 
-    def _go_on(self, broker: Broker, message: MessageProxy, ahead: StartAhead, plan: Plan) -> None:
-        """Continue with a run whose start was committed ahead, or refuse its message."""
+    def go_on(self, broker: Broker, message: MessageProxy, ahead: StartAhead) -> None:
+        """Begin a run whose start was committed ahead.
+
+        Raises:
+          SkipMessage: If it may not run now.
+          JobLogError: If the writer failed.
+        """
         run = ahead.run
         self._runs.enter(run)
         run.start_at(host_now())
@@ -124,7 +125,7 @@ class Starts:
         answer = ahead.wait()
         if not answer.granted:
             self._refusals.refuse(broker, message, run, answer, needs_key=False)
-        self._enter(bare(message), run, plan, None, None)
+        self._enter(bare(message), run, ahead.plan, None, None)
 
     def _bind(
         self, broker: Broker, message: MessageProxy, options: dict[str, Any], plan: Plan

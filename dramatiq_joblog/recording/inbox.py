@@ -68,6 +68,11 @@ class Receipt:
         """Wait until the writer is done with it, like a lock; afterwards check :attr:`error`."""
         return self.done.acquire(blocking, timeout)
 
+    def join(self) -> None:
+        """Wait until the writer is done with it, and let another thread do so as well."""
+        with self.done:
+            pass
+
     @property
     def is_done(self) -> bool:
         """Whether the writer is done with it; does not block."""

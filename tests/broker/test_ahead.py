@@ -171,7 +171,7 @@ def test_a_short_job_that_lasts_is_shown_as_it_runs(joblog, quick, worker, event
     go_on, workers = threading.Event(), {}
 
     def body(n):
-        workers[current_job().jid] = threading.get_native_id()
+        workers[current_job().jid] = str(threading.get_native_id())
         assert go_on.wait(60)
 
     broker, actor = quick(body)
@@ -179,7 +179,7 @@ def test_a_short_job_that_lasts_is_shown_as_it_runs(joblog, quick, worker, event
 
     def shown():
         jobs = [joblog.get(jid) for jid in workers]
-        return {job.jid: int(str(job.worker).rsplit(":", 1)[1]) for job in jobs} == workers
+        return {job.jid: str(job.worker).rpartition(":")[2] for job in jobs} == workers
 
     with worker(broker, worker_threads=THREADS):
         eventually(lambda: len(workers) == THREADS)
