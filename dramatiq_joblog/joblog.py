@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -21,12 +20,10 @@ from .admin.queues import queues as queues_of
 from .admin.retention import DEFAULT_BATCH
 from .admin.standstill import MAX_UNSERVED, Standstill
 from .alerts.alerting import DEFAULT_EVERY, AlertSettings
-from .alerts.learning import regular_types
 from .asking.aside import DEFAULT_TIMEOUT
-from .asking.waiting import Following, asked_jids, wait_for_family, wait_for_jobs
+from .asking.waiting import Following, wait_for_family, wait_for_jobs
 from .broker.arguments import positional_names
-from .broker.bulk import BATCH, TURN, BulkRequeue
-from .broker.requeue import chunks
+from .broker.bulk import requeue_all
 from .core import Core
 from .database.checkout import checked_out, transaction
 from .database.clock import database_now, read_now
@@ -47,7 +44,6 @@ from .locking.limits import check_limit_set, said_of
 from .locking.locks import fold_key
 from .locking.needs import SECTION
 from .locking.options import DEFAULT_TTL, check_by_hand
-from .locking.turn import Turn
 from .payload.contents import Contents
 from .payload.encryption import Seal
 from .payload.given import (
@@ -68,7 +64,6 @@ from .schema import models as rows
 from .schema.fields import instant_of, millis_of
 from .schema.migrations import migrate
 from .schema.query import J, count_asked, query_asked
-from .states import FINAL
 from .statistics import series as stats
 from .statistics.profile import make_profile
 from .statistics.rollups import level_of
@@ -86,15 +81,13 @@ if TYPE_CHECKING:
     from .admin.problem import Problem
     from .admin.queues import Queue
     from .admin.retention import Keep
-    from .alerts.learning import Regular
     from .alerts.notifiers import Notify
     from .alerts.rules import Alert, Expect, ProblemAlert
-    from .broker.requeue import Requeued, Sender
+    from .broker.requeue import Requeued
     from .database.queries import Select
     from .database.url import DatabaseURL
     from .locking.limits import LimitSet
     from .reading.counts import Count
-    from .reading.search import Term
     from .recording.outage import OnOutage
     from .schema.query import JobQuery
     from .states import State
@@ -470,7 +463,7 @@ class JobLog(Generic[J]):
         said = f"{reason} ({problem.title}, until {instant_of(ends):%Y-%m-%d %H:%M} UTC)"
         with transaction(self.database):
             row = mutes.mute(self.core.tables.mute, problem, until=ends, reason=reason, who=who)
-            self.record("mute", who=who or "", detail=said)
+            self.core.record("mute", who=who or "", detail=said)
         return row
 
     @property
@@ -492,7 +485,7 @@ class JobLog(Generic[J]):
         with transaction(self.database):
             if not mutes.unmute(self.core.tables.mute, problem):
                 return False
-            self.record("unmute", who=who or "", detail=problem.title)
+            self.core.record("unmute", who=who or "", detail=problem.title)
         return True
 
     @property
@@ -504,18 +497,6 @@ class JobLog(Generic[J]):
         """
         state = self.core.tables.alert
         return state.select().order_by(state.is_open.desc(), state.name)
-
-    def regular(self) -> list[Regular]:
-        """Return the job types that finish regularly, by name, to suggest :class:`Expect` rules.
-
-        They are learnt from the totals.  This creates no alerts.
-
-        Example:
-          >>> [Expect(each.job_type, every=each.every) for each in joblog.regular()]
-          []
-        """
-        with checked_out(self.database):
-            return regular_types(self.core.tables, self.core.locks.now())
 
     def queues(self) -> list[Queue]:
         """Return the queues that have due jobs or workers, the furthest behind first.
@@ -565,7 +546,7 @@ class JobLog(Generic[J]):
         Raises:
           SearchError: If the words cannot be parsed; the text says what to write.
         """
-        terms = self.terms_of(text)
+        terms = saved.terms_of(self.core.tables.search, text)
         query = self.jobs
         if len(terms) == 1 and terms[0].key is None and not terms[0].negated:
             this = query.where(self.Job.jid == fold_jid(terms[0].value))
@@ -608,7 +589,7 @@ class JobLog(Generic[J]):
         self.search(words)
         with transaction(self.database):
             row: rows.SavedSearch = saved.save(self.core.tables.search, name, words.strip(), who)
-            self.record("save_search", who=who or "", detail=row.name)
+            self.core.record("save_search", who=who or "", detail=row.name)
         return row
 
     def delete_search(self, name: str, *, who: str | None = None) -> bool:
@@ -625,20 +606,8 @@ class JobLog(Generic[J]):
         with transaction(self.database):
             if not saved.delete(self.core.tables.search, name):
                 return False
-            self.record("delete_search", who=who or "", detail=saved.name_of(name))
+            self.core.record("delete_search", who=who or "", detail=saved.name_of(name))
         return True
-
-    def terms_of(self, text: str) -> list[Term]:
-        """Return the words of a search, with saved searches replaced by their words.
-
-        Raises:
-          SearchError: If they cannot be parsed.
-        """
-
-        def words_of(name: str) -> str:
-            return saved.words_of(self.core.tables.search, name)
-
-        return search.expand(search.parse(text), words_of)
 
     def complete(
         self, key: str, prefix: str = "", *, limit: int = 8
@@ -777,14 +746,6 @@ class JobLog(Generic[J]):
         oldest = self._due().order_by(self.Job.created_at, self.Job.id)
         return list(oldest.limit(count_asked("limit", limit)))
 
-    def retries_lost(self) -> int:
-        """Count the jobs of the last week whose retry could not be enqueued.
-
-        Their messages are gone, so they only run if you :meth:`requeue` them.  Jobs that were run
-        again or dismissed are not counted, and only the newest 5,000 dead jobs are checked.
-        """
-        return people.retries_lost(self.Job, host_now())[0]
-
     def dead_groups(self, windows: Iterable[int] = people.DEFAULT_WINDOWS) -> list[DeadGroup]:
         """Group the dead jobs that were not dismissed, by error and actor.
 
@@ -814,21 +775,6 @@ class JobLog(Generic[J]):
         window = count_asked("window", window, most=MAX_MILLIS)
         with checked_out(self.database):
             return people.dead_messages(self.Job, window, host_now(), count_asked("among", among))
-
-    def dead_series(self, window: int, *, step: int) -> dict[tuple[str | None, str], list[int]]:
-        """Return when the jobs of :meth:`dead_groups` became dead, as a series.
-
-        Parameters:
-          window: Milliseconds before now.
-          step: Milliseconds per step.  Steps begin at multiples of it since 1970, and the last
-            one ends after now.
-
-        Returns:
-          The numbers in each step, by error and actor.
-        """
-        window = count_asked("window", window, most=MAX_MILLIS)
-        step = count_asked("step", step, least=-(-window // _MOST_STEPS), most=MAX_MILLIS)
-        return people.dead_series(self.Job, window, step, host_now())
 
     def prune(
         self,
@@ -1052,29 +998,6 @@ class JobLog(Generic[J]):
         """The audit log: actions of people, newest first; a select of :class:`Action`."""
         return self.Action.select().order_by(self.Action.id.desc())
 
-    def record(
-        self,
-        what: str,
-        *,
-        who: str,
-        jid: str | None = None,
-        key: str | None = None,
-        detail: str | None = None,
-    ) -> rows.Action:
-        """Record an action of a person in the audit log, and return the :class:`Action`.
-
-        Parameters:
-          what: A verb of at most 32 characters, such as ``requeue``.
-          who: Who did it, as far as known.
-          jid: The job that it concerns.
-          key: The key that it concerns.
-          detail: The reason and the result.
-        """
-        what = given_text("what", what, "a verb, such as 'requeue'")
-        given_optional("who", who)
-        given_optional("detail", detail)
-        return self.core.record(what, who=who, jid=jid, key=key, detail=detail)
-
     @property
     def marks(self) -> Select[rows.Deploy]:
         """All marks, newest first: a select of :class:`Deploy`."""
@@ -1158,7 +1081,7 @@ class JobLog(Generic[J]):
             held: rows.Lock | None = people.unlock(self.Lock, key, slot, fence)
             if held is None:
                 raise LockNotAcquired(key, f"is not held with fence {fence} in slot {slot}")
-            self.record(
+            self.core.record(
                 "unlock",
                 who=who,
                 key=held.key,
@@ -1219,7 +1142,7 @@ class JobLog(Generic[J]):
                 limits.set(stored, limit, until=ends, who=clean_optional(who) or "unknown")
             after = limits.get(stored)
             detail = f"{said_of(after)} (before: {said_of(before)})"
-            self.record("limit", who=who or "", key=stored, detail=detail)
+            self.core.record("limit", who=who or "", key=stored, detail=detail)
         self.core.locks.freed.note({stored})
 
     # Cancelling jobs, and running them again
@@ -1292,34 +1215,6 @@ class JobLog(Generic[J]):
         return self._cancelling.all(
             query_asked(query, self.Job),
             count_asked("limit", limit, least=0),
-            who=given_optional("who", who),
-            reason=given_optional("reason", reason),
-            progress=given_callable("progress", progress, _OF_PROGRESS),
-        )
-
-    def cancel_named(
-        self,
-        jids: Sequence[str],
-        *,
-        who: str | None = None,
-        reason: str | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Cancelled:
-        """Cancel the jobs with these jids, like :meth:`cancel_all`.
-
-        Jobs that are running or have ended are among the refused.
-
-        Parameters:
-          jids: The jobs.
-          who: Who cancels them, for ``joblog.actions``.
-          reason: Why, for ``joblog.actions``.
-          progress: Called after each batch, with the number done and the total.
-
-        Raises:
-          CancelInterruptedError: If the database became unavailable meanwhile.
-        """
-        return self._cancelling.named(
-            asked_jids(jids),
             who=given_optional("who", who),
             reason=given_optional("reason", reason),
             progress=given_callable("progress", progress, _OF_PROGRESS),
@@ -1400,55 +1295,14 @@ class JobLog(Generic[J]):
           The new messages that were ``sent``, in order, and the reasons, by jid, why others were
           ``refused``.
         """
-        query, limit = query_asked(query, self.Job), count_asked("limit", limit, least=0)
-        given_optional("who", who)
-        progress = given_callable("progress", progress, _OF_PROGRESS)
-        sender = self.core.checked_sender()
-        brokers = sender.brokers("", broker)
-        job = self.Job
-        found = query.in_state(*FINAL).where(job.replayed_by.is_null())
-        columns: Any = found.order_by(job.id).limit(limit).columns(job.id, job.jid).tuples()
-        return self._bulk(sender, brokers, who).run(dict(columns), progress)
-
-    def requeue_named(
-        self,
-        jids: Sequence[str],
-        *,
-        who: str | None = None,
-        broker: Broker | None = None,
-        repeat: bool = True,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Requeued:
-        """Run the jobs with these jids again, like :meth:`requeue_all`.
-
-        Jobs that cannot be run again, or are unknown, are among the refused.
-
-        Parameters:
-          jids: The jobs.
-          who: Who wants it, for ``joblog.actions``.
-          broker: Where to send them; by default where this process declared their actors.
-          repeat: Whether to include jobs that were already run again.
-          progress: Called after each job, with the number done and the total.
-
-        Raises:
-          RequeueError: If this process has no broker to send them with.
-          RequeueInterruptedError: If the broker or the database became unavailable.
-        """
-        jids, who = asked_jids(jids), given_optional("who", who)
-        progress = given_callable("progress", progress, _OF_PROGRESS)
-        sender = self.core.checked_sender()
-        brokers = sender.brokers("", broker)
-        job = self.Job
-        found: dict[int, str] = {}
-        jids = list(dict.fromkeys(map(fold_jid, jids)))
-        for some in chunks(jids, BATCH):
-            columns: Any = job.select(job.id, job.jid).where(job.jid.in_(some)).tuples()
-            found |= dict(columns)
-        bulk = self._bulk(sender, brokers, who, repeat=repeat)
-        result = bulk.run(dict(sorted(found.items())), progress)
-        unknown = sorted({*jids} - {*found.values()})
-        refused = result.refused | {jid: str(JobNotFound(jid)) for jid in unknown}
-        return replace(result, refused=refused)
+        return requeue_all(
+            self.core,
+            query_asked(query, self.Job),
+            count_asked("limit", limit, least=0),
+            who=given_optional("who", who),
+            broker=broker,
+            progress=given_callable("progress", progress, _OF_PROGRESS),
+        )
 
     # The log itself
 
@@ -1497,21 +1351,9 @@ class JobLog(Generic[J]):
         """
         self.core.close()
 
-    def _bulk(
-        self, sender: Sender, brokers: Sequence[Broker], who: str | None, *, repeat: bool = False
-    ) -> BulkRequeue:
-        turn = Turn(self.core.locks, "requeue", lasts=TURN)
-        return BulkRequeue(
-            self.core.tables, self.core.writer, turn, sender, brokers, who=who, repeat=repeat
-        )
-
     def _due(self) -> JobQuery[J]:
         """Select the due jobs: those that a worker could run now."""
         return self.jobs.enqueued()
-
-
-#: The maximum number of steps of a period.
-_MOST_STEPS = 10_000
 
 
 @contextlib.contextmanager

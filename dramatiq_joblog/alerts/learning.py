@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from dramatiq_joblog.database.checkout import checked_out
 from dramatiq_joblog.payload.values import iso_text
 from dramatiq_joblog.schema.fields import instant_of
 from dramatiq_joblog.schema.models import to_millis
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
+    from dramatiq_joblog.recording.log import Written
     from dramatiq_joblog.schema.tables import Tables
 
 #: Spans of totals, how far back each is read, and how often a type must have finished.
@@ -56,6 +58,12 @@ class Regular:
             "last": iso_text(self.last),
             "usually": self.usually,
         }
+
+
+def regular_in(log: Written) -> list[Regular]:
+    """Return the job types of a log that finish regularly, by name."""
+    with checked_out(log.database):
+        return regular_types(log.tables, log.locks.now())
 
 
 def regular_types(tables: Tables[Any], now: int) -> list[Regular]:

@@ -31,13 +31,12 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.recording.events import Answer, Event
     from dramatiq_joblog.recording.inbox import Receipt
-    from dramatiq_joblog.recording.log import Log
+    from dramatiq_joblog.recording.log import Log, Writing
 
     from .messages import Messages
     from .plan import Plan
     from .run import Run
     from .runs import Runs
-    from .services import Worked
 
 #: Milliseconds for which a message may wait for a thread after its start, as far as is known.
 WITHIN = 10
@@ -86,7 +85,7 @@ class Ahead:
       runs: The runs of this process.
     """
 
-    def __init__(self, joblog: Log[Worked], messages: Messages, runs: Runs) -> None:
+    def __init__(self, joblog: Log[Writing], messages: Messages, runs: Runs) -> None:
         self._joblog = joblog
         self._messages = messages
         self._runs = runs

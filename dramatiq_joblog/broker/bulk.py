@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from peewee import SQL, Case, Value
 
@@ -19,11 +19,15 @@ from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.errors import (
     DuplicateJob,
     JobLogError,
+    JobNotFound,
     RequeueError,
     RequeueInterruptedError,
 )
-from dramatiq_joblog.payload.sanitize import clean_optional, message_of
+from dramatiq_joblog.locking.turn import Turn
+from dramatiq_joblog.payload.sanitize import clean_optional, fold_jid, message_of
+from dramatiq_joblog.recording.log import Written
 from dramatiq_joblog.schema.query import known_jids
+from dramatiq_joblog.states import FINAL
 
 from .deliveries import STAMP, moving
 from .requeue import IN_TRANSACTION, Requeued, chunks
@@ -34,8 +38,8 @@ if TYPE_CHECKING:
 
     from dramatiq import Broker, Message
 
-    from dramatiq_joblog.locking.turn import Turn
     from dramatiq_joblog.recording.writer import Writer
+    from dramatiq_joblog.schema.query import J, JobQuery
     from dramatiq_joblog.schema.tables import Tables
 
     from .arguments import Sent
@@ -54,6 +58,13 @@ _OF_A_JOB = (
 _NAMESPACE = uuid.UUID("5a4f4a52-9d0b-4f0e-8a37-6a6f626c6f67")
 
 
+class Bulk(Written, Protocol):
+    """The parts of a log with which many jobs are run again."""
+
+    def checked_sender(self) -> Sender:
+        """Return the log's sender, or raise RequeueError."""
+
+
 @dataclass
 class _Batch:
     """A batch of jobs to run again."""
@@ -64,6 +75,64 @@ class _Batch:
     refused: dict[str, str] = field(default_factory=dict)
     #: The jids of new runs that the log knows, because they were sent before.
     known: frozenset[str] = frozenset()
+
+
+def requeue_all(
+    log: Bulk,
+    query: JobQuery[J],
+    limit: int,
+    *,
+    who: str | None,
+    broker: Broker | None,
+    progress: Callable[[int, int], None] | None,
+) -> Requeued:
+    """Run the jobs of a query again that have ended and were not run again, oldest first.
+
+    Raises:
+      RequeueError: If this process has no broker to send them with.
+      RequeueInterruptedError: If the broker or the database became unavailable.
+    """
+    bulk = _bulk(log, broker, who=who, repeat=False)
+    job: Any = log.tables.job
+    found = query.in_state(*FINAL).where(job.replayed_by.is_null())
+    columns: Any = found.order_by(job.id).limit(limit).columns(job.id, job.jid).tuples()
+    return bulk.run(dict(columns), progress)
+
+
+def requeue_named(
+    log: Bulk,
+    jids: Sequence[str],
+    *,
+    who: str | None,
+    broker: Broker | None = None,
+    repeat: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Requeued:
+    """Run the jobs with these jids again; those that cannot be, or are unknown, are refused.
+
+    With *repeat*, also those that were already run again.
+
+    Raises:
+      RequeueError: If this process has no broker to send them with.
+      RequeueInterruptedError: If the broker or the database became unavailable.
+    """
+    bulk = _bulk(log, broker, who=who, repeat=repeat)
+    job: Any = log.tables.job
+    found: dict[int, str] = {}
+    jids = list(dict.fromkeys(map(fold_jid, jids)))
+    for some in chunks(jids, BATCH):
+        found |= dict(job.select(job.id, job.jid).where(job.jid.in_(some)).tuples())
+    result = bulk.run(dict(sorted(found.items())), progress)
+    unknown = sorted({*jids} - {*found.values()})
+    refused = result.refused | {jid: str(JobNotFound(jid)) for jid in unknown}
+    return replace(result, refused=refused)
+
+
+def _bulk(log: Bulk, broker: Broker | None, *, who: str | None, repeat: bool) -> BulkRequeue:
+    sender = log.checked_sender()
+    turn = Turn(log.locks, "requeue", lasts=TURN)
+    brokers = sender.brokers("", broker)
+    return BulkRequeue(log.tables, log.writer, turn, sender, brokers, who=who, repeat=repeat)
 
 
 class BulkRequeue:

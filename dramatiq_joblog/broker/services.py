@@ -31,9 +31,6 @@ class Worked(Written, Protocol):
     def worker_process(self) -> WorkerProcess:
         """The presence of this process in the log."""
 
-    def may_wait(self) -> bool:
-        """Return whether this thread may block on the writer."""
-
 
 class Services:
     """Promotion, acknowledgements, live reports and the capture of log lines, for some workers.

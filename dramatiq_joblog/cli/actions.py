@@ -13,6 +13,8 @@ from dramatiq_joblog import (
     JobLogError,
     RequeueInterruptedError,
 )
+from dramatiq_joblog.admin.cancel import Cancelling
+from dramatiq_joblog.broker.bulk import requeue_named
 from dramatiq_joblog.broker.options import REPLAY_OF
 from dramatiq_joblog.payload.sanitize import message_of
 from dramatiq_joblog.states import CANCELLABLE, FINAL, State
@@ -130,7 +132,7 @@ def _send(
     jids, broken = [job.jid for job in jobs], None
     with progress("running again", len(jids)) as update:
         try:
-            done = joblog.requeue_named(jids, who=myself(), repeat=named, progress=update)
+            done = requeue_named(joblog.core, jids, who=myself(), repeat=named, progress=update)
             messages, refused = done.sent, done.refused
         except RequeueInterruptedError as e:
             messages, refused, broken = e.sent, e.refused, Refusal(line(e), AWAY)
@@ -260,7 +262,7 @@ def _cancel(
     jids = [job.jid for job in jobs]
     with progress("cancelling", len(jids)) as update:
         try:
-            done = joblog.cancel_named(jids, who=myself(), reason=reason, progress=update)
+            done = Cancelling(joblog.core).named(jids, who=myself(), reason=reason, progress=update)
         except CancelInterruptedError as e:
             return e.cancelled, e.refused, Refusal(line(e), AWAY)
     return done.cancelled, done.refused, None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
+from dramatiq_joblog.alerts.learning import regular_in
 from dramatiq_joblog.reading.display import last_notice, not_sent, shell_word
 from dramatiq_joblog.states import State
 
@@ -83,7 +84,7 @@ def expect(session: Session, *, learn: bool) -> None:
     """
     if not learn:
         raise Refusal("give --learn; alerts shows the rules in use")
-    found = session.joblog.regular()
+    found = regular_in(session.joblog.core)
     if session.json:
         session.screen.json([each.as_dict() for each in found])
     else:

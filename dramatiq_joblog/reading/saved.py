@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from dramatiq_joblog.database.clock import database_now
 from dramatiq_joblog.errors import SearchError
 from dramatiq_joblog.payload.sanitize import clean, clean_optional
 from dramatiq_joblog.payload.values import shown
+
+from . import search
 
 #: The maximum length of a name.
 MAX_NAME = 80
@@ -52,6 +55,15 @@ def save(model: Any, name: str, words: str, who: str | None) -> Any:
 def delete(model: Any, name: str) -> bool:
     """Delete a saved search, and return whether it existed."""
     return bool(model.delete().where(model.name == name_of(name)).execute())
+
+
+def terms_of(model: Any, text: str) -> list[search.Term]:
+    """Return the words of a search, with saved searches replaced by their words.
+
+    Raises:
+      SearchError: If they cannot be parsed.
+    """
+    return search.expand(search.parse(text), functools.partial(words_of, model))
 
 
 def words_of(model: Any, name: str) -> str:

@@ -98,7 +98,18 @@ class Written(Stored, Protocol):
         """Records an action of a user."""
 
 
-class Keyed(Protocol):
+class Writing(Protocol):
+    """What writes events."""
+
+    @property
+    def writer(self) -> Writer:
+        """Where events are written."""
+
+    def may_wait(self) -> bool:
+        """Return whether this thread may block on the writer."""
+
+
+class Keyed(Writing, Protocol):
     """Where keys are stored, and what acquires them."""
 
     @property
@@ -112,13 +123,6 @@ class Keyed(Protocol):
     @property
     def newest(self) -> Newest:
         """The statements on unique keys that keep the newest message."""
-
-    @property
-    def writer(self) -> Writer:
-        """Where events are written."""
-
-    def may_wait(self) -> bool:
-        """Return whether this thread may block on the writer."""
 
 
 class Describing(Protocol):

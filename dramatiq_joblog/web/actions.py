@@ -10,7 +10,9 @@ from urllib.parse import urlencode
 from dramatiq.logging import get_logger
 from starlette.responses import RedirectResponse
 
+from dramatiq_joblog.admin.cancel import Cancelling
 from dramatiq_joblog.broker.arguments import signature_of
+from dramatiq_joblog.broker.bulk import requeue_named
 from dramatiq_joblog.errors import (
     CancelError,
     JobLogError,
@@ -117,7 +119,7 @@ def _cancel(visit: Visit, jids: Sequence[str], reason: str) -> tuple[list[str], 
             return [visit.joblog.cancel(jids[0], who=visit.who, reason=reason).jid], {}
         except (CancelError, JobNotFound) as e:
             return [], {jids[0]: str(e)}
-    done = visit.joblog.cancel_named(jids, who=visit.who, reason=reason)
+    done = Cancelling(visit.joblog.core).named(jids, who=visit.who, reason=reason)
     _write_down(visit, "cancel", done.cancelled, done.refused)
     return done.cancelled, done.refused
 
@@ -126,7 +128,7 @@ def _requeue(visit: Visit, jids: Sequence[str]) -> tuple[list[str], dict[str, st
     """Run jobs again; return the new jids, and the reasons of refusals."""
     log = visit.joblog
     try:
-        done = log.requeue_named(jids, who=visit.who, broker=visit.site.broker)
+        done = requeue_named(log.core, jids, who=visit.who, broker=visit.site.broker)
         messages, refused = done.sent, done.refused
     except RequeueInterruptedError as e:
         get_logger(__name__).warning("Jobs could not all be sent again: %s", e)
@@ -229,7 +231,9 @@ def _write_down(visit: Visit, what: str, done: list[str], refused: dict[str, str
     if refused and (done or len(refused) > 1):
         reasons = "; ".join(f"{short(jid)}: {text}" for jid, text in list(refused.items())[:_TOLD])
         more = f"; and {len(refused) - _TOLD} more" if len(refused) > _TOLD else ""
-        visit.joblog.record(what, who=visit.who, detail=f"{len(refused)} refused: {reasons}{more}")
+        visit.joblog.core.record(
+            what, who=visit.who, detail=f"{len(refused)} refused: {reasons}{more}"
+        )
 
 
 def _say(visit: Visit, what: str, back: str, done: int, refused: int) -> Response:

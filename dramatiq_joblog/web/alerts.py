@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
+from dramatiq_joblog.alerts.learning import regular_in
 from dramatiq_joblog.reading.display import last_notice, not_sent
 
 from .common import COUNTED_AT_MOST
@@ -102,7 +103,9 @@ def alerts(visit: Visit) -> Response:
     found = visit.rows("the alerts", lambda: log.alerts)
     muted = visit.rows("what is muted", lambda: log.mutes)
     regular = visit.site.keep(
-        "regular", lambda: visit.rows("what is regular", log.regular), times=30
+        "regular",
+        lambda: visit.rows("what is regular", lambda: regular_in(log.core)),
+        times=30,
     )
     expected = {state.expects for state in found}
     offered = [each for each in regular if each.job_type not in expected]

@@ -14,6 +14,7 @@ from dramatiq_joblog.database.timeouts import answered_within
 from dramatiq_joblog.errors import DatabaseAwayError, JobNotFound, QueryTimeout, SearchError
 from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.reading.display import escaped_json
+from dramatiq_joblog.reading.saved import terms_of
 from dramatiq_joblog.schema.models import to_millis
 
 from . import commands, hidden
@@ -319,7 +320,9 @@ class Visit:
         """
         if self.access.sees_arguments:
             return True
-        return not hidden.asks_for_arguments(self.joblog.terms_of(words)) or self._is_jid(words)
+        return not hidden.asks_for_arguments(
+            terms_of(self.joblog.core.tables.search, words)
+        ) or self._is_jid(words)
 
     def _is_jid(self, words: str) -> bool:
         jid = words.strip().strip('"')

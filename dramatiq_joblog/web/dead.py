@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from dramatiq_joblog.admin import audit
+from dramatiq_joblog.payload.values import host_now
 from dramatiq_joblog.schema.models import instant_of, to_millis
 from dramatiq_joblog.schema.query import word
 
@@ -36,7 +38,7 @@ def dead(visit: Visit) -> Response:
     series: dict[Any, list[int]] = visit.part(
         "when they died",
         lambda: visit.site.keep(
-            f"dead {window}", lambda: log.dead_series(WINDOWS[window], step=step)
+            f"dead {window}", lambda: audit.dead_series(log.Job, WINDOWS[window], step, host_now())
         ),
         {},
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from dramatiq_joblog.admin.audit import retries_lost
+from dramatiq_joblog.payload.values import host_now
 from dramatiq_joblog.reading.story import sent_at
 from dramatiq_joblog.schema.query import word
 from dramatiq_joblog.states import FINAL, State
@@ -165,7 +167,7 @@ def _notes(visit: Visit, oldest: Sequence[Any], counts: dict[Any, Any]) -> dict[
         notes[State.STARTED] = f"of {threads} thread{'s' * (threads != 1)}" if threads else ""
     if counts.get(State.LOST):
         notes[State.LOST] = "worker gone"
-    lost = visit.part("the lost retries", log.retries_lost, 0)
+    lost = visit.part("the lost retries", lambda: retries_lost(log.Job, host_now())[0], 0)
     if lost:
         notes[State.DEAD] = f"{lost} lost {'a retry' if lost == 1 else 'their retry'}"
     return notes

@@ -16,6 +16,8 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
+from dramatiq_joblog.admin.audit import retries_lost
+from dramatiq_joblog.payload.values import host_now
 from dramatiq_joblog.schema.migrations import compare
 from dramatiq_joblog.states import IN_PROGRESS, ProblemKind, State
 from dramatiq_joblog.statistics.histogram import BOUNDS
@@ -79,7 +81,7 @@ def metrics(visit: Visit) -> Response:
         # With incomplete figures, a counter could decrease later.
         visit.whole(stats)
         stats = None
-    retries = visit.part("the lost retries", log.retries_lost, None)
+    retries = visit.part("the lost retries", lambda: retries_lost(log.Job, host_now())[0], None)
     refused: list[tuple[dict[str, str], float]] = [] if retries is None else [({}, retries)]
     age = 0.0
     if oldest:

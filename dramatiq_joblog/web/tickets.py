@@ -58,7 +58,8 @@ def make(visit: Visit, form: FormData) -> Response:
     said = json.dumps([user, since, until, secrets.token_urlsafe(16)]).encode()
     text = base64.urlsafe_b64encode(said).rstrip(b"=").decode()
     time = moment(period.since, period.end, visit.zone)
-    row = visit.joblog.record(WHAT, who=visit.who, key=_digest(text), detail=f"user {user}, {time}")
+    detail = f"user {user}, {time}"
+    row = visit.joblog.core.record(WHAT, who=visit.who, key=_digest(text), detail=detail)
     facts = {
         "user": user,
         "time": time,

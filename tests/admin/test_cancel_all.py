@@ -62,7 +62,9 @@ def test_each_is_given_up_as_by_itself(joblog, job_factory):
 
     for state in KINDS:
         joblog.cancel(f"one {state}", who="ada", reason="not wanted")
-    done = joblog.cancel_named([f"all {s}" for s in KINDS], who="ada", reason="not wanted")
+    done = cancel.Cancelling(joblog.core).named(
+        [f"all {s}" for s in KINDS], who="ada", reason="not wanted"
+    )
 
     assert {f"all {state}" for state in KINDS} == {*done.cancelled}
     assert {} == done.refused
@@ -137,7 +139,7 @@ def test_a_database_that_fails_midway(joblog, job_factory, small_batches, monkey
     for jid in jids:
         job_factory(jid=jid, state="lost", finished_at=None)
     joblog.release()
-    calls = itertools.count()
+    calls, cancelling = itertools.count(), cancel.Cancelling(joblog.core)
 
     def fail(*_numbers):
         if next(calls) == (1 if not named else 0):
@@ -145,7 +147,7 @@ def test_a_database_that_fails_midway(joblog, job_factory, small_batches, monkey
 
     def give_up(progress=None):
         if named:
-            return joblog.cancel_named(jids, who="ada", progress=progress)
+            return cancelling.named(jids, who="ada", reason=None, progress=progress)
         return joblog.cancel_all(joblog.jobs, who="ada", progress=progress)
 
     with pytest.raises(CancelInterruptedError, match=r"2 jobs are cancelled.*3 are left") as broken:

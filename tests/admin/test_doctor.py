@@ -10,8 +10,10 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Retries
 
 from dramatiq_joblog import JobLog, JobLogMiddleware
+from dramatiq_joblog.admin.audit import retries_lost
 from dramatiq_joblog.admin.doctor import MAX_SPOOLED, MAX_WAIT
 from dramatiq_joblog.errors import ConfigurationError
+from dramatiq_joblog.payload.values import host_now
 from dramatiq_joblog.recording.events import Enqueued
 from dramatiq_joblog.recording.heartbeat import Heartbeat
 from dramatiq_joblog.recording.spool import Spool
@@ -158,7 +160,7 @@ def test_lost_retries(joblog, job_factory):
         job = job_factory(state="dead", dead_reason=reason)
         jids.append(job.jid)
     joblog.Job.update(replayed_by="x").where(joblog.Job.jid == jids[2]).execute()
-    assert 2 == joblog.retries_lost()
+    assert 2 == retries_lost(joblog.Job, host_now())[0]
     assert wrong(joblog)["retries"].text.startswith("2 jobs have lost their retry")
     joblog.dismiss(jids[0], jids[3], who="ada")
     assert "retries" not in wrong(joblog)

@@ -7,12 +7,14 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from dramatiq_joblog import JobLogError, LockNotAcquired
+from dramatiq_joblog.admin import audit
+from dramatiq_joblog.payload.values import host_now
 
 
 def test_a_record(joblog):
     """Actions are recorded with their author and subject, newest first."""
-    joblog.record("requeue", who="ada", jid="j", detail="as \x00 k")
-    joblog.record("unlock", who="ben", key="s:1")
+    joblog.core.record("requeue", who="ada", jid="j", detail="as \x00 k")
+    joblog.core.record("unlock", who="ben", key="s:1")
 
     unlock, requeue = joblog.actions
     assert ("unlock", "ben", "s:1", None) == (unlock.what, unlock.who, unlock.key, unlock.jid)
@@ -63,7 +65,7 @@ def test_dead_jobs_in_groups(joblog, job_factory):
     assert {1 * hour: 0, 3 * hour: 1, 24 * hour: 1, 72 * hour: 2, 168 * hour: 2} == key.counts
     assert joblog.get("b").finished_at == key.last_at
 
-    series = joblog.dead_series(72 * hour, step=24 * hour)
+    series = audit.dead_series(joblog.Job, 72 * hour, 24 * hour, host_now())
     assert {(None, "work"): 1, ("KeyError", "work"): 2} == {k: sum(n) for k, n in series.items()}
     first, last = (step for step, number in enumerate(series["KeyError", "work"]) if number)
     assert 2 == last - first

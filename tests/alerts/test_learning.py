@@ -10,7 +10,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from dramatiq_joblog.alerts.learning import regular_of, time_of_day
+from dramatiq_joblog.alerts.learning import regular_in, regular_of, time_of_day
 from dramatiq_joblog.cli.main import program
 from dramatiq_joblog.statistics.cells import DAY, HOUR, MINUTE, QUARTER
 
@@ -78,7 +78,7 @@ def test_types_that_finish_regularly(joblog, job_factory, ask):
     assert "no job type finishes" in ask("expect", "--learn", code=1).stderr
     joblog.core.totals.catch_up(now)
 
-    [regular] = joblog.regular()
+    [regular] = regular_in(joblog.core)
     assert (regular.job_type, regular.times) == ("nightly", 11)
     assert abs(regular.every - DAY) < HOUR
     told = ask("expect", "--learn").stdout

@@ -249,13 +249,13 @@ def test_named_jobs_run_again_each_time(joblog, make_broker, dead):
     declare()
     [old] = dead(1)
 
-    jids = [joblog.requeue_named([old, old, "nobody"], who="ada") for _ in range(2)]
+    jids = [bulk.requeue_named(joblog.core, [old, old, "nobody"], who="ada") for _ in range(2)]
 
     first, second = (each.sent[0].message_id for each in jids)
     assert first != second
     assert second == joblog.get(old).replayed_by
     assert {"nobody": "the log has no job 'nobody'"} == jids[0].refused
-    once_more = joblog.requeue_named([old], who="ada", repeat=False)
+    once_more = bulk.requeue_named(joblog.core, [old], who="ada", repeat=False)
     assert ([], {}) == (once_more.sent, once_more.refused)
 
 

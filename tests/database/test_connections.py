@@ -37,7 +37,6 @@ QUESTIONS = {
     "create": lambda log: log.core.tables.mark.create(name="mine", value=1),
     "create_tables": lambda log: log.create_tables(),
     "dead_groups": lambda log: log.dead_groups(),
-    "dead_series": lambda log: log.dead_series(HOUR, step=60_000),
     "delete": lambda log: (
         log.core.tables.mark.delete().where(log.core.tables.mark.name == "none").execute()
     ),
@@ -71,7 +70,6 @@ QUESTIONS = {
     "prune": lambda log: log.prune({"finished": HOUR}),
     "prune dry": lambda log: log.prune({"finished": HOUR}, dry_run=True),
     "raw": lambda log: list(log.core.tables.mark.raw("SELECT * FROM joblog_mark")),
-    "record": lambda log: log.record("note", who="ada"),
     "save": lambda log: log.get("a").save(),
     "scalar": lambda log: log.jobs.select(log.Job.jid).scalar(),
     "scalars": lambda log: list(log.jobs.select(log.Job.jid).scalars()),

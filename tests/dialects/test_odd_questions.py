@@ -161,7 +161,6 @@ def test_a_limit_is_a_number_of_jobs(joblog, limit):
         lambda: joblog.counts(cap=limit),
         lambda: joblog.complete("actor", limit=limit),
         lambda: joblog.dead_groups([limit]),
-        lambda: joblog.dead_series(3_600_000, step=limit),
         lambda: joblog.prune(batch=limit),
     ):
         with pytest.raises(SearchError, match="must be a whole number"):

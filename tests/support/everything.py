@@ -68,7 +68,6 @@ def ask_the_log(joblog, some):
     list(joblog.jobs.since(now - timedelta(days=1)).until(now + timedelta(days=1)))
     for question in (joblog.counts, joblog.oldest, joblog.dead_groups, joblog.doctor):
         question()
-    joblog.dead_series(3_600_000, step=60_000)
     joblog.stats(since=now - timedelta(days=1), by="actor")
     for key in ("actor", "error", "id", "queue", "section", "state", "type", "user", "worker"):
         joblog.complete(key)

@@ -72,7 +72,7 @@ async def asks_aside() -> None:
     assert_type(await shop.wait_async("jid"), ShopJob)
     assert_type(await shop.get_async("jid"), ShopJob)
     assert_type(await shop.fetch(shop.jobs.dead()), list[ShopJob])
-    assert_type(await shop.fetch(shop.retries_lost), int)
+    assert_type(await shop.fetch(shop.now), datetime)
     assert_type([job async for job in shop.follow("jid")], list[ShopJob])
 
 
