@@ -209,7 +209,11 @@ class HandedAcks:
 
     def start_ahead(self, messages: Sequence[MessageProxy]) -> bool:
         """Commit starts ahead, as :meth:`Ahead.start` does."""
-        return self.ahead.start(self._broker, messages)
+        try:
+            return self.ahead.start(self._broker, messages)
+        except Exception:  # noqa: BLE001
+            # The thread that takes the message has the same error, and reports it.
+            return False
 
     def _consume(self, *args: Any, **kwargs: Any) -> Consumer:
         consumer = self._host_consume(*args, **kwargs)
@@ -364,17 +368,20 @@ class _HandingConsumer(Consumer):
             if consumer.outstanding_message_count > self._low:
                 self._room.wait(ROOM_WITHIN)
         message: MessageProxy | None = next(consumer)
-        if message is not None and not self._is_delayed and consumer.message_cache:
-            self._start_ahead(message)
-        return message
+        if message is None or self._is_delayed or not consumer.message_cache:
+            return message
+        # Kept here, so that none is lost if the connection breaks now.
+        self._ready.append(message)
+        self._start_ahead()
+        return self._ready.popleft()
 
-    def _start_ahead(self, message: MessageProxy) -> None:
-        """Take all messages that were fetched with *message*, and commit starts together."""
+    def _start_ahead(self) -> None:
+        """Take all other messages that were fetched, and commit starts together."""
         consumer = self._consumer
         # Only while the cache holds some: it would fetch more.
         while consumer.message_cache and (other := next(consumer)) is not None:
             self._ready.append(other)
-        are_brief = self._acks.start_ahead([message, *self._ready])
+        are_brief = self._acks.start_ahead(list(self._ready))
         self._low = consumer.prefetch // (8 if are_brief else 2)
 
     def __getattr__(self, name: str) -> Any:

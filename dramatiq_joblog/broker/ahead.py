@@ -11,12 +11,10 @@ If no thread takes a message in time after all, its start is withdrawn, and writ
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dramatiq_joblog.errors import JobLogError
 from dramatiq_joblog.payload.values import host_now
 from dramatiq_joblog.recording.events import Started, amended, withdrawn
 from dramatiq_joblog.recording.inbox import SOON
@@ -44,6 +42,10 @@ WITHIN = 10
 AT_LEAST = 2
 #: A run of at most so many seconds takes less time than fetching messages.
 BRIEF = 0.001
+#: Seconds to wait at most until starts are withdrawn.
+WITHDRAWN_WITHIN = 10.0
+#: Seconds without, after starts had to be withdrawn.
+PAUSE = 1.0
 #: The types of values that cannot change.
 _CONSTANTS = frozenset({bool, float, int, str, type(None)})
 #: A run that is shorter than its actor's pace changes it by this part.
@@ -94,6 +96,8 @@ class Ahead:
         self._pending: dict[int, StartAhead] = {}
         #: Seconds that a run takes, by actor; raised by a longer run at once, lowered slowly.
         self._paces: dict[str, float] = {}
+        #: Until when none is started ahead, in monotonic seconds.
+        self._not_before = 0.0
         #: The actors whose runs are never started ahead.
         self._never: set[str] = set()
 
@@ -110,6 +114,8 @@ class Ahead:
           Whether they were all committed, and their runs take less time than to fetch more.
         """
         if len(messages) < AT_LEAST or not self._threads or self._joblog.core.writer.away:
+            return False
+        if time.monotonic() < self._not_before:
             return False
         left = (self._threads - self._runs.count_longer(WITHIN / 1000)) * WITHIN / 1000
         left -= sum(start.pace for start in list(self._pending.values()))
@@ -142,7 +148,7 @@ class Ahead:
             starts.append(StartAhead(run, plan, receipt, pace, _values_of(bare(message))))
         if is_idle:
             # The threads would all wait for it; so only one does.
-            starts[-1].receipt.join()
+            starts[-1].receipt.join(SOON / 1000)
         for start in starts:
             self._pending[id(start.run.given)] = start
         writer.put_later(_Taken(self, starts))
@@ -188,9 +194,7 @@ class Ahead:
         starts = [start for m in messages if (start := self._pending.pop(id(m), None)) is not None]
         receipt = self._withdraw(starts)
         if receipt is not None and self._joblog.core.may_wait():
-            # The writer logs its own failure; the runs are then taken for interrupted.
-            with contextlib.suppress(JobLogError):
-                receipt.wait()
+            receipt.acquire(timeout=WITHDRAWN_WITHIN)
 
     def _withdraw(self, starts: Sequence[StartAhead]) -> Receipt | None:
         receipt = None
@@ -208,6 +212,8 @@ class Ahead:
             run = start.run
             if self._pending.pop(id(run.given), None) is not None:
                 events.append(withdrawn(run.row, host_now()))
+                # Commits are slow, or runs longer than usual: in vain for now.
+                self._not_before = time.monotonic() + PAUSE
             elif not run.ended and run.began is not None:
                 events.append(amended(run.row, run.as_begun()))
         return events

@@ -68,10 +68,14 @@ class Receipt:
         """Wait until the writer is done with it, like a lock; afterwards check :attr:`error`."""
         return self.done.acquire(blocking, timeout)
 
-    def join(self) -> None:
-        """Wait until the writer is done with it, and let another thread do so as well."""
-        with self.done:
-            pass
+    def join(self, timeout: float) -> None:
+        """Wait until the writer is done with it, and let another thread do so as well.
+
+        Parameters:
+          timeout: How long to wait at most, in seconds.
+        """
+        if self.done.acquire(timeout=timeout):
+            self.done.release()
 
     @property
     def is_done(self) -> bool:
