@@ -18,12 +18,6 @@ def test_jobs_that_never_began(
     """Jobs that were started ahead of a kill run once; their unbegun runs count as interrupted."""
     broker = brokers.connect(redis_url, namespace="ahead")
     broker.declare_queue("default")
-    for n in range(JOBS):
-        broker.enqueue(
-            dramatiq.Message(
-                queue_name="default", actor_name="quick", args=(n,), kwargs={}, options={}
-            )
-        )
     worker = {
         "threads": THREADS,
         # Dramatiq reads the variable when it is imported.
@@ -40,6 +34,15 @@ def test_jobs_that_never_began(
     with run_worker_process(
         "ahead_worker", expects_critical="exited unexpectedly", **worker
     ) as first:
+        [process] = first.workers
+        # It finds them all at once.
+        process.suspend()
+        for n in range(JOBS):
+            message = dramatiq.Message(
+                queue_name="default", actor_name="quick", args=(n,), kwargs={}, options={}
+            )
+            broker.enqueue(message)
+        process.resume()
         eventually(lambda: first.process.poll() is not None)
     began = (tmp_path / "runs").read_text().split()
     started = [job.jid for job in joblog.jobs.in_progress()]
