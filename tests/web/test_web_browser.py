@@ -264,6 +264,32 @@ def test_a_search_is_completed_and_its_words_are_chips(log, run, serve, open_pag
     page.wait_for_url("**/jobs?q=state%3Adead")
 
 
+def test_a_late_answer_keeps_the_chosen_word(log, run, serve, open_page):
+    """The word that was chosen with the keys stays chosen when the answer comes after that."""
+    run()
+    page = open_page(serve(opened(log, every=60_000)) + "/jobs?focus=1")
+    held = []
+    page.keyboard.type("state:")
+    expect(page.get_by_role("option", name="state:dead")).to_be_visible()
+
+    def hold(route):
+        held.append(route)
+
+    page.route("**/*word=state%3Ad", hold)
+    page.keyboard.type("d")
+    expect(page.get_by_role("option")).to_have_count(2)
+    page.keyboard.press("ArrowDown")
+    chosen = page.get_by_role("option", selected=True)
+    expect(chosen).to_have_count(1)
+    word = chosen.inner_text().split()[0]
+    with page.expect_response("**/*word=state%3Ad"):
+        held[0].continue_()
+
+    expect(page.get_by_role("option", selected=True)).to_contain_text(word)
+    page.keyboard.press("Enter")
+    expect(page.locator(".q")).to_have_text(word)
+
+
 def test_a_dead_job_is_run_again_and_lives(log, shop, worker, run, serve, open_page):
     """From the list of dead jobs to a finished new job, with the mouse and a real worker."""
     run(5)

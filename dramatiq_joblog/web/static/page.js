@@ -697,6 +697,8 @@
       else input.removeAttribute("aria-activedescendant");
     };
     const show = (words) => {
+      // An answer that comes late must not undo what was chosen meanwhile.
+      const kept = found[chosen]?.word;
       found = words;
       options.replaceChildren(...words.map(({ word, count, capped, hint: about }, index) => {
         const item = document.createElement("li");
@@ -721,7 +723,7 @@
       }));
       list.hidden = words.length === 0;
       input.setAttribute("aria-expanded", String(words.length > 0));
-      mark(-1);
+      mark(words.findIndex((one) => one.word === kept));
     };
     const last = () => /(?:^|\s)(-?)(\S*)$/.exec(input.value);
     const suggest = async () => {
