@@ -1,8 +1,8 @@
 """Starts committed ahead: together, for messages that threads are about to take.
 
 A thread that commits the start of its own job sleeps until that is done, and being woken costs more
-than a short job does.  The consumer's thread therefore commits the starts of the messages that it
-has fetched, and only then hands them over: their threads find them committed.
+than a short job does.  The consumer's thread therefore submits the starts of the messages that it
+has fetched before it hands them over: their threads find them committed, or about to be.
 
 Only runs that begin within moments are started ahead: those of actors whose runs are short, on
 threads that are not busy with longer ones, so that the log does not call a job running that waits.
