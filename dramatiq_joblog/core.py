@@ -25,7 +25,7 @@ from .database.checkout import close_idle, transaction
 from .database.url import describe
 from .errors import ConfigurationError, RequeueError
 from .payload.values import shown
-from .recording.current import running
+from .recording.current import asked_outside, running
 from .recording.exclusive import Sections
 from .recording.newest import Newest
 from .recording.outage import POLICIES
@@ -290,6 +290,9 @@ class Core(Generic[J]):
         """Write the deferred start of the job that runs here, because it queries the log."""
         run = running.get()
         if run is None:
+            # Another middleware may decide by the answer, before the job runs.
+            if (listener := asked_outside.get()) is not None:
+                listener()
             return
         run.note_question()
         start = run.take_start()

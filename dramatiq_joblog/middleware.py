@@ -51,7 +51,7 @@ from .errors import (
 )
 from .joblog import given_log
 from .payload.given import given_flag, given_whole
-from .recording.current import running
+from .recording.current import asked_outside, running
 from .recording.event_rows import freed_by
 from .recording.events import Ended, Enqueued
 from .recording.heartbeat import DEFAULT_HEARTBEAT, DEFAULT_HEARTBEAT_TIMEOUT
@@ -378,6 +378,7 @@ class JobLogMiddleware(Middleware):
     def after_worker_thread_boot(self, broker: Broker, thread: Any) -> None:
         """Begin to record what is enqueued on this worker thread."""
         self._runs.begin_thread()
+        asked_outside.set(self._ahead.note_question_outside)
 
     def after_consumer_thread_boot(self, broker: Broker, thread: Any) -> None:
         """Begin to manage the waiting messages of this consumer."""

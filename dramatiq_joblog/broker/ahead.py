@@ -98,6 +98,8 @@ class Ahead:
         self._paces: dict[str, float] = {}
         #: Until when none is started ahead, in monotonic seconds.
         self._not_before = 0.0
+        #: Whether code outside jobs queries the log on worker threads.
+        self._is_asked = False
         #: The actors whose runs are never started ahead.
         self._never: set[str] = set()
 
@@ -115,7 +117,7 @@ class Ahead:
         """
         if len(messages) < AT_LEAST or not self._threads or self._joblog.core.writer.away:
             return False
-        if time.monotonic() < self._not_before:
+        if self._is_asked or time.monotonic() < self._not_before:
             return False
         left = (self._threads - self._runs.count_longer(WITHIN / 1000)) * WITHIN / 1000
         left -= sum(start.pace for start in list(self._pending.values()))
@@ -180,6 +182,15 @@ class Ahead:
         self._never.add(actor)
         mine = [s for s in list(self._pending.values()) if s.run.given.actor_name == actor]
         self.withdraw([start.run.given for start in mine])
+
+    def note_question_outside(self) -> None:
+        """Note that other code on a worker thread queries the log, for any message.
+
+        In this process none is therefore started ahead again.
+        """
+        if not self._is_asked:
+            self._is_asked = True
+            self.withdraw([start.run.given for start in list(self._pending.values())])
 
     def drop(self, message: Any) -> None:
         """Withdraw the start of a message, if any, that another middleware dropped or failed."""

@@ -259,6 +259,12 @@ class CurrentJob:
 running: ContextVar[LiveRun | None] = ContextVar("dramatiq_joblog_current", default=None)
 
 
+#: Called on worker threads when the log is queried outside a run; None on other threads.
+asked_outside: ContextVar[Callable[[], None] | None] = ContextVar(
+    "dramatiq_joblog_asked_outside", default=None
+)
+
+
 def current_job() -> CurrentJob | None:
     """Return the running job; None outside an actor, or if the job is not logged.
 

@@ -211,6 +211,34 @@ def test_a_job_that_asks_finds_no_run_that_has_not_begun(
     assert max(others) < THREADS
 
 
+class Asking(Middleware):
+    """Asks before each message how many jobs are in progress."""
+
+    def __init__(self, joblog):
+        self.joblog, self.answers = joblog, []
+
+    def before_process_message(self, broker, message):
+        if message.args:
+            mine = message.message_id
+            others = self.joblog.jobs.in_progress().where(self.joblog.Job.jid != mine)
+            self.answers.append(others.count())
+
+
+def test_a_middleware_that_asks_finds_no_run_that_has_not_begun(
+    joblog, quick, worker, eventually, batches
+):
+    """If a middleware before the log queries it, nothing is started ahead: it sees what runs."""
+    asking = Asking(joblog)
+    broker, actor = quick(broker={"middleware": [*(m() for m in default_middleware), asking]})
+    for n in range(8):
+        actor.send(n)
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: ended(joblog) == 9)
+
+    assert 8 == len(asking.answers)
+    assert max(asking.answers) < THREADS
+
+
 class Changing(Middleware):
     """Replaces the arguments of messages before they are run."""
 
