@@ -226,15 +226,7 @@ class Core(Generic[J]):
         key: str | None = None,
         detail: str | None = None,
     ) -> Action:
-        """Record an action of a person in the audit log, and return it.
-
-        Parameters:
-          what: A verb of at most 32 characters, such as ``requeue``.
-          who: Who did it, as far as known.
-          jid: The job that it concerns.
-          key: The key that it concerns.
-          detail: The reason and the result.
-        """
+        """Record an action, like :meth:`JobLog.record`."""
         detail = None if detail is None else self.redactor.text(detail)
         with transaction(self.database):
             action: Action = people.record(

@@ -998,6 +998,29 @@ class JobLog(Generic[J]):
         """The audit log: actions of people, newest first; a select of :class:`Action`."""
         return self.Action.select().order_by(self.Action.id.desc())
 
+    def record(
+        self,
+        what: str,
+        *,
+        who: str,
+        jid: str | None = None,
+        key: str | None = None,
+        detail: str | None = None,
+    ) -> rows.Action:
+        """Record an action of a person in the audit log, and return the :class:`Action`.
+
+        Parameters:
+          what: A verb of at most 32 characters, such as ``requeue``.
+          who: Who did it, as far as known.
+          jid: The job that it concerns.
+          key: The key that it concerns.
+          detail: The reason and the result.
+        """
+        what = given_text("what", what, "a verb, such as 'requeue'")
+        given_optional("who", who)
+        given_optional("detail", detail)
+        return self.core.record(what, who=who, jid=jid, key=key, detail=detail)
+
     @property
     def marks(self) -> Select[rows.Deploy]:
         """All marks, newest first: a select of :class:`Deploy`."""

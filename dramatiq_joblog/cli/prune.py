@@ -85,7 +85,7 @@ def prune(session: Session, *, batch: int, dry_run: bool, keep: tuple[str, ...],
         gone = joblog.prune(
             times, batch=batch, progress=lambda counts: update(_jobs(counts), total)
         )
-    joblog.core.record("prune", who=myself(), detail=_counted(gone))
+    joblog.record("prune", who=myself(), detail=_counted(gone))
     _tell(session, gone, "deleted")
 
 

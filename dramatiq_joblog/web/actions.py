@@ -231,9 +231,7 @@ def _write_down(visit: Visit, what: str, done: list[str], refused: dict[str, str
     if refused and (done or len(refused) > 1):
         reasons = "; ".join(f"{short(jid)}: {text}" for jid, text in list(refused.items())[:_TOLD])
         more = f"; and {len(refused) - _TOLD} more" if len(refused) > _TOLD else ""
-        visit.joblog.core.record(
-            what, who=visit.who, detail=f"{len(refused)} refused: {reasons}{more}"
-        )
+        visit.joblog.record(what, who=visit.who, detail=f"{len(refused)} refused: {reasons}{more}")
 
 
 def _say(visit: Visit, what: str, back: str, done: int, refused: int) -> Response:

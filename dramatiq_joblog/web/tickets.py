@@ -58,8 +58,7 @@ def make(visit: Visit, form: FormData) -> Response:
     said = json.dumps([user, since, until, secrets.token_urlsafe(16)]).encode()
     text = base64.urlsafe_b64encode(said).rstrip(b"=").decode()
     time = moment(period.since, period.end, visit.zone)
-    detail = f"user {user}, {time}"
-    row = visit.joblog.core.record(WHAT, who=visit.who, key=_digest(text), detail=detail)
+    row = visit.joblog.record(WHAT, who=visit.who, key=_digest(text), detail=f"user {user}, {time}")
     facts = {
         "user": user,
         "time": time,

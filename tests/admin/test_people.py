@@ -13,8 +13,8 @@ from dramatiq_joblog.payload.values import host_now
 
 def test_a_record(joblog):
     """Actions are recorded with their author and subject, newest first."""
-    joblog.core.record("requeue", who="ada", jid="j", detail="as \x00 k")
-    joblog.core.record("unlock", who="ben", key="s:1")
+    joblog.record("requeue", who="ada", jid="j", detail="as \x00 k")
+    joblog.record("unlock", who="ben", key="s:1")
 
     unlock, requeue = joblog.actions
     assert ("unlock", "ben", "s:1", None) == (unlock.what, unlock.who, unlock.key, unlock.jid)

@@ -70,6 +70,7 @@ QUESTIONS = {
     "prune": lambda log: log.prune({"finished": HOUR}),
     "prune dry": lambda log: log.prune({"finished": HOUR}, dry_run=True),
     "raw": lambda log: list(log.core.tables.mark.raw("SELECT * FROM joblog_mark")),
+    "record": lambda log: log.record("note", who="ada"),
     "save": lambda log: log.get("a").save(),
     "scalar": lambda log: log.jobs.select(log.Job.jid).scalar(),
     "scalars": lambda log: list(log.jobs.select(log.Job.jid).scalars()),

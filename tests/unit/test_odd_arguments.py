@@ -46,10 +46,6 @@ METHODS: dict[str, tuple[dict[str, list[Any]], dict[str, Any]]] = {
         {"query": NO_QUERY, "who": NO_TEXT, "reason": NO_TEXT, "progress": NO_CALLABLE},
         {},
     ),
-    "cancel_named": (
-        {"jids": NO_LIST[:-2], "who": NO_TEXT, "reason": NO_TEXT, "progress": NO_CALLABLE},
-        {"jids": []},
-    ),
     "complete": ({"key": [None, *NO_TEXT], "prefix": NO_TEXT}, {"key": "state"}),
     "counts": ({"query": NO_QUERY[1:]}, {}),
     "dead_groups": ({"windows": NO_LIST}, {}),
@@ -63,7 +59,6 @@ METHODS: dict[str, tuple[dict[str, list[Any]], dict[str, Any]]] = {
     ),
     "requeue": ({"arguments": NO_MAPPING}, {"jid": "a"}),
     "requeue_all": ({"query": NO_QUERY, "who": NO_TEXT, "progress": NO_CALLABLE}, {}),
-    "requeue_named": ({"jids": NO_LIST[:-2], "progress": NO_CALLABLE}, {"jids": []}),
     "set_limit": ({"who": NO_TEXT}, {"key": "k", "limit": 1}),
     "unlock": (
         {"key": [None, "", *NO_TEXT], "reason": [None, " ", *NO_TEXT], "fence": NO_WHOLE},
@@ -89,7 +84,7 @@ def test_methods(joblog, method):
         refused(call, name, values)
 
 
-@pytest.mark.parametrize("ask", ["search", "terms_of", "save_search"])
+@pytest.mark.parametrize("ask", ["search", "save_search"])
 def test_words(joblog, ask):
     """A search must be a string."""
     for value in [None, *NO_TEXT]:
