@@ -6,7 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from dramatiq_joblog.recording.heartbeat import here
+from dramatiq_joblog.recording.heartbeat import here, some_thread
 from dramatiq_joblog.recording.tokens import new_token
 
 from .deliveries import delivery_of
@@ -149,7 +149,7 @@ class Runs:
         row = _OF_A_RUN | self._messages.row(broker, inner, plan)
         delivery = delivery_of(inner)
         row["token"] = new_token(delivery.name, stamped=delivery.stamped)
-        row["worker"] = None
+        row["worker"] = some_thread()
         row["process"] = self._process.name
         redactor = self._messages.arguments.redactor(broker, inner, row)
         noted = inner.options.get("traceback")

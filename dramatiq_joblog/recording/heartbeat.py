@@ -202,6 +202,11 @@ def here() -> str:
     return f"{HOST}:{os.getpid()}:{threading.get_native_id()}"
 
 
+def some_thread() -> str:
+    """Return the name of a thread of this process that is not known yet: ``host:pid:0``."""
+    return f"{HOST}:{os.getpid()}:0"
+
+
 def is_gone(worker: Any) -> bool:
     """Return whether a process is known to be gone, from its row or from this host."""
     return worker.swept_at is not None or has_ended(worker)

@@ -183,7 +183,7 @@ class Job(_Row, metaclass=_JobBase):
     dead_reason: Field[str | None] = NameField(max_length=32, null=True)
     #: What skipped the job, and why.
     skip_reason: Field[str | None] = ProseField(null=True)
-    #: ``host:pid:thread`` of the last run.
+    #: ``host:pid:thread`` of the last run; the thread is 0 before a run started ahead begins.
     worker: Field[str | None] = NameField(max_length=255, null=True)
     #: The process of the last run: :attr:`Worker.process`.
     process: Field[str | None] = NameField(max_length=16, null=True)

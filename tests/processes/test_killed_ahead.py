@@ -58,4 +58,6 @@ def test_jobs_that_never_began(
     assert len(runs) <= JOBS + THREADS
     interrupted = joblog.Failure.select().where(joblog.Failure.outcome == "interrupted")
     assert set(started) == {failure.jid for failure in interrupted}
+    # Which thread would have run it is not known.
+    assert all(f":{process.pid}:" in failure.worker for failure in interrupted)
     brokers.disconnect(broker)

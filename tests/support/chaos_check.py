@@ -121,6 +121,7 @@ def check_job(job, failures, told):
     # A run that was killed, or ended too late, is recorded as interrupted.
     covered = kept + interrupted + before + Counter([(job.attempt, job.worker)])
     lost = began - covered
+    lost -= _unnamed(lost, interrupted)
     if job.state == "finished":
         # A second end of a finished job changes nothing, and is no failure.
         lost -= Counter(run.place for run in told if run.what == "finished")
@@ -163,6 +164,17 @@ def is_gone(job, told):
 
 def place(failure):
     return failure.attempt, failure.worker
+
+
+def _unnamed(lost, interrupted):
+    """Return which of the lost runs were interrupted before the log knew their threads."""
+    found = Counter()
+    for (attempt, worker), number in interrupted.items():
+        process, _, thread = (worker or "").rpartition(":")
+        same = [p for p in lost if p[0] == attempt and p[1].rpartition(":")[0] == process]
+        if thread == "0":
+            found += Counter(same[:number])
+    return found
 
 
 def check_times(job, told):
