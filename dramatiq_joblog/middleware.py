@@ -373,12 +373,15 @@ class JobLogMiddleware(Middleware):
     def before_worker_boot(self, broker: Broker, worker: Any) -> None:
         """Start the heartbeat, before the first job."""
         self._refuse_twins(broker)
+        if sum(isinstance(m, JobLogMiddleware) for m in broker.middleware) > 1:
+            # The other log's run hides that of this one, so queries of jobs are not noticed.
+            self._ahead.stop()
         self._services.start(broker, worker)
 
     def after_worker_thread_boot(self, broker: Broker, thread: Any) -> None:
         """Begin to record what is enqueued on this worker thread."""
         self._runs.begin_thread()
-        asked_outside.set(self._ahead.note_question_outside)
+        asked_outside.set(self._ahead.stop)
 
     def after_consumer_thread_boot(self, broker: Broker, thread: Any) -> None:
         """Begin to manage the waiting messages of this consumer."""

@@ -383,6 +383,21 @@ def joblog(request, database_url):
 
 
 @pytest.fixture
+def batches(joblog):
+    """Return the batches that are written, each as a list of events."""
+    seen = []
+    write = joblog.core.transitions.write
+
+    def note(events):
+        answers = write(events)
+        seen.append(list(events))
+        return answers
+
+    joblog.core.transitions.write = note
+    return seen
+
+
+@pytest.fixture
 def appear(joblog):
     """Return a function that registers a live worker process, and returns its heartbeat."""
     from dramatiq_joblog.recording.heartbeat import Heartbeat

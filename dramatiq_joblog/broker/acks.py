@@ -151,7 +151,7 @@ class HandedAcks:
     # Any: a RedisBroker, whose module needs the redis package.
     def __init__(self, broker: Any, commit: Callable[[], None], ahead: Ahead) -> None:
         self._broker = broker
-        self.ahead = ahead
+        self._ahead = ahead
         self._commit = commit
         self._host_consume: Callable[..., Any] = broker.consume
         self._local = threading.local()
@@ -210,10 +210,15 @@ class HandedAcks:
     def start_ahead(self, messages: Sequence[MessageProxy]) -> bool:
         """Commit starts ahead, as :meth:`Ahead.start` does."""
         try:
-            return self.ahead.start(self._broker, messages)
-        except Exception:  # noqa: BLE001
-            # The thread that takes the message has the same error, and reports it.
+            return self._ahead.start(self._broker, messages)
+        except Exception as e:  # noqa: BLE001
+            # The consumer must go on; the threads commit these starts themselves.
+            self._logger.debug("Starts are not committed ahead: %s", e)
             return False
+
+    def withdraw(self, messages: Sequence[MessageProxy]) -> None:
+        """Withdraw starts that were committed ahead, as :meth:`Ahead.withdraw` does."""
+        self._ahead.withdraw(messages)
 
     def _consume(self, *args: Any, **kwargs: Any) -> Consumer:
         consumer = self._host_consume(*args, **kwargs)
@@ -411,7 +416,7 @@ class _HandingConsumer(Consumer):
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
         messages = list(messages)
         # Before another process can take them.
-        self._acks.ahead.withdraw(messages)
+        self._acks.withdraw(messages)
         self._consumer.requeue(messages)
 
     def close(self) -> None:

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from .run import Run
     from .runs import Runs
 
-#: Milliseconds for which a message may wait for a thread after its start, as far as is known.
-WITHIN = 10
+#: Seconds for which a message may wait for a thread after its start, as far as is known.
+WITHIN = 0.01
 #: With fewer, each thread might as well commit its own.
 AT_LEAST = 2
 #: A run of at most so many seconds takes less time than fetching messages.
@@ -98,8 +98,8 @@ class Ahead:
         self._paces: dict[str, float] = {}
         #: Until when none is started ahead, in monotonic seconds.
         self._not_before = 0.0
-        #: Whether code outside jobs queries the log on worker threads.
-        self._is_asked = False
+        #: Whether none is started ahead again.
+        self._is_stopped = False
         #: The actors whose runs are never started ahead.
         self._never: set[str] = set()
 
@@ -117,11 +117,11 @@ class Ahead:
         """
         if len(messages) < AT_LEAST or not self._threads or self._joblog.core.writer.away:
             return False
-        if self._is_asked or time.monotonic() < self._not_before:
+        if self._is_stopped or time.monotonic() < self._not_before:
             return False
-        left = (self._threads - self._runs.count_longer(WITHIN / 1000)) * WITHIN / 1000
+        left = (self._threads - self._runs.count_longer(WITHIN)) * WITHIN
         left -= sum(start.pace for start in list(self._pending.values()))
-        chosen: list[tuple[MessageProxy, Run, Plan, float]] = []
+        chosen: list[tuple[Run, Plan, float]] = []
         for message in messages:
             inner = bare(message)
             pace = self._paces.get(inner.actor_name)
@@ -132,22 +132,22 @@ class Ahead:
                 continue
             run = self._runs.make(broker, message, plan)
             left -= pace
-            chosen.append((message, run, plan, pace))
+            chosen.append((run, plan, pace))
         if len(chosen) < AT_LEAST:
             return False
         self._commit(chosen)
         return len(chosen) == len(messages) and all(pace <= BRIEF for *_, pace in chosen)
 
-    def _commit(self, chosen: Sequence[tuple[MessageProxy, Run, Plan, float]]) -> None:
+    def _commit(self, chosen: Sequence[tuple[Run, Plan, float]]) -> None:
         writer, instant = self._joblog.core.writer, host_now()
         is_idle = not self._pending
         starts: list[StartAhead] = []
-        for message, run, plan, pace in chosen:
+        for run, plan, pace in chosen:
             run.start_at(instant)
             event = Started(run.row.copy(), rerun=plan.rerun)
             # One wakes the writer, and is waited for: they are committed in order.
             receipt = writer.put(event, awaited=len(starts) == len(chosen) - 1)
-            starts.append(StartAhead(run, plan, receipt, pace, _values_of(bare(message))))
+            starts.append(StartAhead(run, plan, receipt, pace, _values_of(bare(run.given))))
         if is_idle:
             # The threads would all wait for it; so only one does.
             starts[-1].receipt.join(SOON / 1000)
@@ -183,13 +183,13 @@ class Ahead:
         mine = [s for s in list(self._pending.values()) if s.run.given.actor_name == actor]
         self.withdraw([start.run.given for start in mine])
 
-    def note_question_outside(self) -> None:
-        """Note that other code on a worker thread queries the log, for any message.
+    def stop(self) -> None:
+        """Start nothing ahead again in this process, and withdraw what no thread has taken.
 
-        In this process none is therefore started ahead again.
+        So other code that queries the log on a worker thread finds only runs that have begun.
         """
-        if not self._is_asked:
-            self._is_asked = True
+        if not self._is_stopped:
+            self._is_stopped = True
             self.withdraw([start.run.given for start in list(self._pending.values())])
 
     def drop(self, message: Any) -> None:
@@ -254,7 +254,7 @@ def _is_first(message: Any) -> bool:
 
 
 def _is_constant(message: Any) -> bool:
-    """Return whether nothing can change in the arguments of a message but what they are."""
+    """Return whether all arguments of a message are immutable values."""
     return all(type(v) in _CONSTANTS for v in (*message.args, *message.kwargs.values()))
 
 

@@ -8,28 +8,13 @@ import dramatiq
 import pytest
 from dramatiq.middleware import Middleware, SkipMessage, default_middleware
 
-from dramatiq_joblog import current_job
+from dramatiq_joblog import JobLog, JobLogMiddleware, current_job
 from dramatiq_joblog.recording.events import Started, withdrawn
 from dramatiq_joblog.recording.spool import Spool
 from dramatiq_joblog.states import FINAL
 
 #: The worker fetches twice as many messages as it has threads.
 THREADS = 2
-
-
-@pytest.fixture
-def batches(joblog):
-    """Return the batches that are written, each as a list of events."""
-    seen = []
-    write = joblog.core.transitions.write
-
-    def note(events):
-        answers = write(events)
-        seen.append(list(events))
-        return answers
-
-    joblog.core.transitions.write = note
-    return seen
 
 
 def ahead(batches):
@@ -237,6 +222,21 @@ def test_a_middleware_that_asks_finds_no_run_that_has_not_begun(
 
     assert 8 == len(asking.answers)
     assert max(asking.answers) < THREADS
+
+
+def test_a_broker_of_two_logs(joblog, quick, worker, eventually, batches, tmp_path):
+    """Beside another log, whose run hides that of this one, nothing is started ahead."""
+    broker, actor = quick()
+    other = JobLog(f"sqlite:///{tmp_path / 'other.db'}")
+    other.create_tables()
+    broker.add_middleware(JobLogMiddleware(other))
+    for n in range(8):
+        actor.send(n)
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: ended(joblog) == 9)
+    other.close()
+
+    assert set() == ahead(batches)
 
 
 class Changing(Middleware):
