@@ -234,7 +234,7 @@ class JobLogMiddleware(Middleware):
         if live is not None and is_child and PARENT not in message.options:
             message.options.update({PARENT: live.message_id, ROOT: live.root_jid})
         if plan.is_bound or plan.row is None:
-            is_new = self._messages.bonds.bind(broker, message, plan.shape)
+            is_new = self._messages.bonds.bind(broker, message, plan)
             if UNIQUE in message.options and (is_new or DUPLICATE in message.options):
                 self._claims.take(message)
 
@@ -270,8 +270,7 @@ class JobLogMiddleware(Middleware):
         if getattr(message, "failed", False):
             return
         ahead = self._ahead.take(message)
-        if ahead is not None:
-            self._starts.go_on(broker, message, ahead)
+        if ahead is not None and self._starts.go_on(broker, message, ahead):
             return
         plan = self._messages.plan(broker, bare(message))
         if not plan.is_logged:

@@ -386,14 +386,15 @@ def joblog(request, database_url):
 def batches(joblog):
     """Return the batches that are written, each as a list of events."""
     seen = []
-    write = joblog.core.transitions.write
+    sections = joblog.core.writer._batches._sections
+    write = sections.write
 
     def note(events):
         answers = write(events)
         seen.append(list(events))
         return answers
 
-    joblog.core.transitions.write = note
+    sections.write = note
     return seen
 
 

@@ -7,6 +7,9 @@ has fetched before it hands them over: their threads find them committed, or abo
 Only runs that begin within moments are started ahead: those of actors whose runs are short, on
 threads that are not busy with longer ones, so that the log does not call a job running that waits.
 If no thread takes a message in time after all, its start is withdrawn, and written again later.
+
+A start in a section is only committed ahead if that is free.  Otherwise its own thread asks, at the
+time at which the policy for a conflict is to be applied.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from dramatiq_joblog.payload.values import host_now
 from dramatiq_joblog.recording.events import Started, amended, withdrawn
 from dramatiq_joblog.recording.inbox import SOON
 
-from .options import bare
+from .options import SECTION, bare
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from dramatiq_joblog.recording.log import Log, Writing
 
     from .messages import Messages
-    from .plan import Plan
+    from .plan import Plan, Shape
     from .run import Run
     from .runs import Runs
 
@@ -44,7 +47,7 @@ AT_LEAST = 2
 BRIEF = 0.001
 #: Seconds to wait at most until starts are withdrawn.
 WITHDRAWN_WITHIN = 10.0
-#: Seconds without, after starts had to be withdrawn.
+#: Seconds without, after starts had to be withdrawn or sections were not free.
 PAUSE = 1.0
 #: The types of values that cannot change.
 _CONSTANTS = frozenset({bool, float, int, str, type(None)})
@@ -63,6 +66,8 @@ class StartAhead:
     pace: float
     #: The message's values at that time.
     values: tuple[Any, ...]
+    #: The key that its run needs, as stored in its message.
+    section: dict[str, Any] | None = None
 
     @property
     def fits(self) -> bool:
@@ -102,6 +107,8 @@ class Ahead:
         self._is_stopped = False
         #: The actors whose runs are never started ahead.
         self._never: set[str] = set()
+        #: Until when no run of an actor is, whose sections were not free, in monotonic seconds.
+        self._contended: dict[str, float] = {}
 
     def serve(self, threads: int) -> None:
         """Start runs ahead for so many worker threads; 0 for no more."""
@@ -120,7 +127,9 @@ class Ahead:
         if self._is_stopped or time.monotonic() < self._not_before:
             return False
         left = (self._threads - self._runs.count_longer(WITHIN)) * WITHIN
-        left -= sum(start.pace for start in list(self._pending.values()))
+        pending = list(self._pending.values())
+        left -= sum(start.pace for start in pending)
+        keys = {start.section["key"] for start in pending if start.section is not None}
         chosen: list[tuple[Run, Plan, float]] = []
         for message in messages:
             inner = bare(message)
@@ -130,6 +139,8 @@ class Ahead:
             plan = self._messages.plan(broker, inner)
             if not (plan.may_start_ahead and _is_first(inner) and _is_constant(inner)):
                 continue
+            if plan.shape is not None and not self._may_enter(inner, plan.shape, plan, keys):
+                continue
             run = self._runs.make(broker, message, plan)
             left -= pace
             chosen.append((run, plan, pace))
@@ -138,16 +149,34 @@ class Ahead:
         self._commit(chosen)
         return len(chosen) == len(messages) and all(pace <= BRIEF for *_, pace in chosen)
 
+    def _may_enter(self, message: Any, shape: Shape, plan: Plan, keys: set[str]) -> bool:
+        """Return whether a section may be free, which is not one of *keys*; add it to them."""
+        if time.monotonic() < self._contended.get(message.actor_name, 0):
+            return False
+        if not (shape.fits(message) or plan.bind(message)):
+            return False
+        key = message.options[SECTION]["key"]
+        if key in keys:
+            # The run before it is to end first.
+            return False
+        keys.add(key)
+        return True
+
     def _commit(self, chosen: Sequence[tuple[Run, Plan, float]]) -> None:
         writer, instant = self._joblog.core.writer, host_now()
         is_idle = not self._pending
         starts: list[StartAhead] = []
         for run, plan, pace in chosen:
             run.start_at(instant)
-            event = Started(run.row.copy(), rerun=plan.rerun)
+            values = _values_of(bare(run.given))
+            # Another middleware may change the message's own.
+            section = values[-1].get(SECTION)
+            event = Started(
+                run.row.copy(), rerun=plan.rerun, section=section, if_free=section is not None
+            )
             # One wakes the writer, and is waited for: they are committed in order.
             receipt = writer.put(event, awaited=len(starts) == len(chosen) - 1)
-            starts.append(StartAhead(run, plan, receipt, pace, _values_of(bare(run.given))))
+            starts.append(StartAhead(run, plan, receipt, pace, values, section))
         if is_idle:
             # The threads would all wait for it; so only one does.
             starts[-1].receipt.join(SOON / 1000)
@@ -171,6 +200,10 @@ class Ahead:
         """Note how long a run of an actor took."""
         pace = self._paces.get(actor, 0.0)
         self._paces[actor] = seconds if seconds > pace else pace + (seconds - pace) * _SLOWLY
+
+    def note_conflict(self, actor: str) -> None:
+        """Note that a section was not free: for a while, its actor's runs are not started ahead."""
+        self._contended[actor] = time.monotonic() + PAUSE
 
     def note_question(self, actor: str) -> None:
         """Note that a job queries the log: it must not find runs in progress that have not begun.
@@ -210,7 +243,7 @@ class Ahead:
     def _withdraw(self, starts: Sequence[StartAhead]) -> Receipt | None:
         receipt = None
         for start in starts:
-            event = withdrawn(start.run.row, host_now())
+            event = withdrawn(start.run.row, host_now(), section=start.section)
             receipt = self._joblog.core.writer.put(event, awaited=start is starts[-1])
         return receipt
 
@@ -222,7 +255,7 @@ class Ahead:
         for start in starts:
             run = start.run
             if self._pending.pop(id(run.given), None) is not None:
-                events.append(withdrawn(run.row, host_now()))
+                events.append(withdrawn(run.row, host_now(), section=start.section))
                 # Commits are slow, or runs longer than usual: in vain for now.
                 self._not_before = time.monotonic() + PAUSE
             elif not run.ended and run.began is not None:
@@ -260,4 +293,7 @@ def _is_constant(message: Any) -> bool:
 
 def _values_of(message: Any) -> tuple[Any, ...]:
     """Return what the log has read of a plain message, whose values are all immutable."""
-    return message.actor_name, tuple(message.args), dict(message.kwargs), dict(message.options)
+    options = dict(message.options)
+    if SECTION in options:
+        options[SECTION] = dict(options[SECTION])
+    return message.actor_name, tuple(message.args), dict(message.kwargs), options

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.errors import ActorNotFound
@@ -28,6 +27,7 @@ from .options import (
     bare,
     option,
 )
+from .plan import Shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from .arguments import Arguments
     from .options import AnyMessage
+    from .plan import Plan
 
 #: The kinds of bonds: the option, the option of its frozen form, and its class.
 _BONDS: tuple[tuple[str, str, Any], ...] = (
@@ -47,37 +48,8 @@ _BONDS: tuple[tuple[str, str, Any], ...] = (
     ("unique", UNIQUE, Unique),
 )
 _CHECKED = LABELS | {"exclusive", "unique", SECTION, UNIQUE, MALFORMED, DUPLICATE}
-#: A key that is stored unchanged and cannot contain a secret.
-_PLAIN_KEY = re.compile(r"[A-Za-z0-9_.:/+-]{1,190}\Z")
 #: The end of a note about a bond that cannot be used.
 _UNREADABLE = " cannot be read"
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The frozen bonds of all plain messages of an actor, except for the keys."""
-
-    #: The keys that their jobs need; None for none.
-    section: Mapping[str, Any] | None = None
-    #: Their unique key; None for none.
-    unique: Mapping[str, Any] | None = None
-
-    def fits(self, message: Any) -> bool:
-        """Return whether a message has exactly these bonds, with keys made for this message."""
-        return self._fits(message, SECTION, self.section) and self._fits(
-            message, UNIQUE, self.unique
-        )
-
-    def _fits(self, message: Any, name: str, shape: Mapping[str, Any] | None) -> bool:
-        bound = message.options.get(name)
-        if bound is None or shape is None:
-            return bound is None and shape is None
-        key = bound.get("key") if type(bound) is dict else None
-        if type(key) is not str or _PLAIN_KEY.match(key) is None:
-            return False
-        made = {**shape, "key": key, BOUND_FOR: message.message_id}
-        # True from another producer equals 1, but is not a number for every encoder.
-        return bound == made and [*map(type, bound.values())] == [*map(type, made.values())]
 
 
 class Bonds:
@@ -115,16 +87,19 @@ class Bonds:
         uniques: list[Unique] = _wanted(Unique, actor.options.get("unique"), "")
         if len(needs) > 1 or any(callable(each.limit) for each in needs):
             return None
+        wanted = [(SECTION, each) for each in needs] + [(UNIQUE, each) for each in uniques]
         return Shape(
             section=carried(needs[0], "", needs[0].limit) if needs else None,
             unique=_carried(uniques[0], "") if uniques else None,
+            makers={name: key_maker(e.key, actor.fn, "") for name, e in wanted},
+            calls_code=any(callable(each.key) for _, each in wanted),
         )
 
     def bind(
         self,
         broker: Broker,
         message: AnyMessage,
-        shape: Shape | None = None,
+        plan: Plan | None = None,
         *,
         begins: bool = False,
     ) -> bool:
@@ -136,7 +111,7 @@ class Bonds:
         Parameters:
           broker: Where its actor is declared.
           message: The message.
-          shape: Its bonds except for the keys, if its actor's plan has them.
+          plan: Its plan, if already known.
           begins: Whether its job is about to begin, so that callable limits are evaluated.
 
         Returns:
@@ -146,8 +121,11 @@ class Bonds:
           ConfigurationError: If the options cannot be used, or a key cannot be made.
         """
         message = bare(message)
-        if shape is not None and shape.fits(message):
-            return False
+        if plan is not None and plan.shape is not None:
+            if plan.shape.fits(message):
+                return False
+            if plan.bind(message):
+                return UNIQUE in message.options
         where = f"message {message.message_id!r} of actor {message.actor_name!r}"
         if message.options.keys() & _CHECKED:
             sent = options_sent()

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dramatiq_joblog.locking.needs import kind_of
+from dramatiq_joblog.locking.options import Exclusive
 from dramatiq_joblog.payload.sanitize import MAX_JID
 
 from .deliveries import STAMP
+from .options import BOUND_FOR, SECTION, UNIQUE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    from .bonds import Shape
 
 #: Options that do not affect what the log does with a message: its delivery, attempt and family;
 #: and its bonds, which are checked separately.
@@ -43,9 +44,67 @@ _MAX_MILLIS = 10**14
 #: Text that cannot contain a secret with its name, and that every database can store.
 _HARMLESS = re.compile(r"[A-Za-z0-9_.@/+-]{0,200}\Z")
 
+#: A key that is stored unchanged and cannot contain a secret.
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_.:/+-]{1,190}\Z")
+
 _LISTS = (tuple, list)
 
 _encode = json.JSONEncoder(allow_nan=False).encode
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The frozen bonds of all plain messages of an actor, except for the keys."""
+
+    #: The keys that their jobs need; None for none.
+    section: Mapping[str, Any] | None = None
+    #: Their unique key; None for none.
+    unique: Mapping[str, Any] | None = None
+    #: The functions that make the keys from the arguments, by option.
+    makers: Mapping[str, Callable[..., str]] = field(default_factory=dict)
+    #: Whether they call code of the application.
+    calls_code: bool = False
+
+    @property
+    def is_one_section(self) -> bool:
+        """Whether their jobs need exactly one exclusive section, and nothing else."""
+        section = self.section
+        if section is None or self.unique is not None:
+            return False
+        return kind_of(section) is Exclusive and section["limit"] == 1
+
+    def fits(self, message: Any) -> bool:
+        """Return whether a message has exactly these bonds, with keys made for this message."""
+        return self._fits(message, SECTION, self.section) and self._fits(
+            message, UNIQUE, self.unique
+        )
+
+    def _fits(self, message: Any, name: str, shape: Mapping[str, Any] | None) -> bool:
+        bound = message.options.get(name)
+        if bound is None or shape is None:
+            return bound is None and shape is None
+        key = bound.get("key") if type(bound) is dict else None
+        if type(key) is not str or _PLAIN_KEY.match(key) is None:
+            return False
+        made = {**shape, "key": key, BOUND_FOR: message.message_id}
+        # True from another producer equals 1, but is not a number for every encoder.
+        return bound == made and [*map(type, bound.values())] == [*map(type, made.values())]
+
+    def made_for(self, message: Any) -> dict[str, Any] | None:
+        """Return the bonds of a message with plain arguments; None if a key is not plain."""
+        made: dict[str, Any] = {}
+        for name, shape in ((SECTION, self.section), (UNIQUE, self.unique)):
+            if shape is None:
+                continue
+            try:
+                key = self.makers[name](*message.args, **message.kwargs)
+            except Exception:  # noqa: BLE001
+                # Processing in full reports it.
+                return None
+            if _PLAIN_KEY.match(key) is None:
+                return None
+            made[name] = {**shape, "key": key, BOUND_FOR: message.message_id}
+        return made
 
 
 @dataclass(frozen=True)
@@ -81,8 +140,26 @@ class Plan:
         Starts that may be refused, or that are counted, are committed by the run's own thread.
         """
         plain = self.row is not None and self.is_secret is not None
-        exact = self.is_bound or self.starts_soon or self.max_interruptions is not None
+        bound = self.is_bound and not (self.shape is not None and self.shape.is_one_section)
+        exact = bound or self.starts_soon or self.max_interruptions is not None
         return self.is_logged and plain and not (exact or self.calls_code)
+
+    def bind(self, message: Any) -> bool:
+        """Make the keys of a plain message that has none yet.
+
+        Returns:
+          False if it has, or needs closer checks.
+        """
+        shape, options = self.shape, message.options
+        if shape is None or shape.calls_code or SECTION in options or UNIQUE in options:
+            return False
+        if self.is_secret is None or not _are_plain(message.args, message.kwargs, self.is_secret):
+            return False
+        made = shape.made_for(message)
+        if made is None:
+            return False
+        options.update(made)
+        return True
 
 
 def is_plain(message: Any) -> bool:
@@ -107,16 +184,22 @@ def plain_arguments(
     args: Sequence[Any], kwargs: Mapping[str, Any], is_secret: Callable[[str], bool]
 ) -> dict[str, str] | None:
     """Return the stored form of plain arguments; None if any needs closer checks."""
-    if type(args) not in _LISTS or type(kwargs) is not dict or not all(map(_is_harmless, args)):
+    if not _are_plain(args, kwargs, is_secret):
         return None
-    if not kwargs:
-        return {"args": _encode(list(args)), "kwargs": "{}"}
+    return {"args": _encode(list(args)), "kwargs": _encode(kwargs) if kwargs else "{}"}
+
+
+def _are_plain(
+    args: Sequence[Any], kwargs: Mapping[str, Any], is_secret: Callable[[str], bool]
+) -> bool:
+    if type(args) not in _LISTS or type(kwargs) is not dict or not all(map(_is_harmless, args)):
+        return False
     for name, value in kwargs.items():
         if type(name) is not str or not _HARMLESS.match(name) or is_secret(name):
-            return None
+            return False
         if not _is_harmless(value):
-            return None
-    return {"args": _encode(list(args)), "kwargs": _encode(kwargs)}
+            return False
+    return True
 
 
 def _is_harmless(value: Any) -> bool:

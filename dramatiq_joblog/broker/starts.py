@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dramatiq.broker import MessageProxy
 
     from dramatiq_joblog.locking.leases import Held
+    from dramatiq_joblog.recording.events import Answer
     from dramatiq_joblog.recording.inbox import LateStart
     from dramatiq_joblog.recording.log import Log
     from dramatiq_joblog.recording.progress import Reports
@@ -110,8 +111,11 @@ class Starts:
             lease = self._let_in(broker, message, run, start)
         self._enter(inner, run, plan, lease, late)
 
-    def go_on(self, broker: Broker, message: MessageProxy, ahead: StartAhead) -> None:
+    def go_on(self, broker: Broker, message: MessageProxy, ahead: StartAhead) -> bool:
         """Begin a run whose start was committed ahead.
+
+        Returns:
+          False if its section was not free, so that nothing was written.
 
         Raises:
           SkipMessage: If it may not run now.
@@ -123,9 +127,12 @@ class Starts:
         if (trace_id := current_trace_id()) is not None:
             run.row["trace_id"] = trace_id
         answer = ahead.wait()
-        if not answer.granted:
-            self._refusals.refuse(broker, message, run, answer, needs_key=False)
-        self._enter(bare(message), run, ahead.plan, None, None)
+        if not answer.granted and ahead.section is not None:
+            self._ahead.note_conflict(message.actor_name)
+            return False
+        lease = self._admit(broker, message, run, answer)
+        self._enter(bare(message), run, ahead.plan, lease, None)
+        return True
 
     def _bind(
         self, broker: Broker, message: MessageProxy, options: dict[str, Any], plan: Plan
@@ -146,7 +153,7 @@ class Starts:
         if has_waited and (waker := self._services.waker) is not None:
             waker.began(message)
         # Its sender may not know of sections.
-        self._messages.bonds.bind(broker, message, plan.shape, begins=True)
+        self._messages.bonds.bind(broker, message, plan, begins=True)
         if MALFORMED in options:
             self._refusals.reject(broker, message, ConfigurationError(text_of(options[MALFORMED])))
         return has_waited, age_left(broker, message) if SECTION in options else None
@@ -203,8 +210,20 @@ class Starts:
     ) -> Held | None:
         """Commit a start, and return the run's leases, or refuse its message."""
         answer = self._joblog.core.writer.write(start)
+        return self._admit(broker, message, run, answer, needs_key=start.is_begin)
+
+    def _admit(
+        self,
+        broker: Broker,
+        message: MessageProxy,
+        run: Run,
+        answer: Answer,
+        *,
+        needs_key: bool = False,
+    ) -> Held | None:
+        """Return the leases of a run whose start is committed, or refuse its message."""
         if not answer.granted:
-            self._refusals.refuse(broker, message, run, answer, needs_key=start.is_begin)
+            self._refusals.refuse(broker, message, run, answer, needs_key=needs_key)
         elif answer.lease is not None and answer.lease.lost:
             # The commit, or its reply, took longer than the lease: another job may hold the key.
             self._refusals.send_back(broker, message, _AT_ONCE)

@@ -174,7 +174,8 @@ def key_maker(key: Any, function: Any, where: str) -> Callable[..., str]:
                 f"{where} has the key {key!r}, and {first!r} is not one of its parameters "
                 f"({parameters}){parameters.cure}"
             )
-    return lambda *args, **kwargs: _text_of_key(key.format_map(_named(signature, args, kwargs)))
+    named = _namer(signature)
+    return lambda *args, **kwargs: _text_of_key(key.format_map(named(args, kwargs)))
 
 
 def limit_asker(limit: Any, function: Any, where: str) -> Callable[..., int]:
@@ -224,6 +225,20 @@ def limit_asker(limit: Any, function: Any, where: str) -> Callable[..., int]:
         return number
 
     return ask
+
+
+def _namer(signature: inspect.Signature) -> Callable[[Any, Any], dict[str, Any]]:
+    """Return :func:`_named` for one signature, faster where all is given by position."""
+    parameters = signature.parameters.values()
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    is_plain = len(names) == len(parameters)
+
+    def named(args: Any, kwargs: Any) -> dict[str, Any]:
+        if is_plain and not kwargs and len(args) == len(names):
+            return dict(zip(names, args, strict=True))
+        return _named(signature, args, kwargs)
+
+    return named
 
 
 def _named(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any]:

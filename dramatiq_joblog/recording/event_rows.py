@@ -101,6 +101,8 @@ def order_of(event: Event) -> tuple[int, str]:
 
 def freed_by(event: Event) -> list[str]:
     """Return the keys of the sections that an event releases."""
+    if isinstance(event, Amended):
+        return [need.key for need in event.needs] if event.is_withdrawal else []
     if event.section is None or not isinstance(event, Ended):
         return []
     goes_on = event.row["state"] == State.RETRYING

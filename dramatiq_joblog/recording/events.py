@@ -80,6 +80,8 @@ class Started(Event):
     comes_back_within: int | None = None
     #: Whether it only joins the end of a wait queue; this process already holds its message.
     lines_up: bool = False
+    #: Whether it only begins if its key is free: otherwise nothing is written, and it asks again.
+    if_free: bool = False
     #: For a replayed start: whether its run ended with its process.
     cut_off: bool = field(default=False, compare=False)
 
@@ -143,15 +145,19 @@ def amended(row: dict[str, Any], columns: dict[str, Any]) -> Amended:
     return Amended({"jid": row["jid"], "token": row["token"]}, columns)
 
 
-def withdrawn(row: dict[str, Any], instant: int) -> Amended:
+def withdrawn(
+    row: dict[str, Any], instant: int, *, section: dict[str, Any] | None = None
+) -> Amended:
     """Return the event for a first run that does not begin yet: its job is enqueued as before.
 
     Parameters:
       row: The columns of its start.
       instant: Now, in milliseconds since 1970.
+      section: The keys that it acquired.
     """
     nothing = dict.fromkeys(("started_at", "queue_time", "token", "worker", "process"))
-    return amended(row, {**nothing, "state": State.ENQUEUED.value, "updated_at": instant})
+    columns = {**nothing, "state": State.ENQUEUED.value, "updated_at": instant}
+    return Amended({"jid": row["jid"], "token": row["token"]}, columns, section=section)
 
 
 def keeps_newest(unique: dict[str, Any] | None) -> bool:

@@ -14,7 +14,7 @@ from dramatiq_joblog.states import FINAL, STARTABLE, DeadReason, Start, State
 
 from .at_once import at_once
 from .event_rows import freed_by, keys_of
-from .events import Answer, Ended, Started, keeps_newest
+from .events import UNANSWERED, Answer, Ended, Started, keeps_newest
 from .heartbeat import has_ended
 from .in_line import InLine
 from .newest import Newest
@@ -126,7 +126,11 @@ class Sections:
         lined = [event for event in begins if event.lines_up]
         begins = [event for event in begins if not event.lines_up]
         answers = self._begin_undisputed(begins, rows) | self._rated.begin(begins, rows)
-        return answers | self._in_line.join(lined, rows)
+        answers |= self._in_line.join(lined, rows)
+        for event in begins:
+            if event.if_free and not _is_begun(event, rows.get(event.jid)):
+                answers.setdefault(event.jid, UNANSWERED)
+        return answers
 
     def _begin_undisputed(
         self, begins: Sequence[Started], rows: Mapping[str, Known]
@@ -134,7 +138,7 @@ class Sections:
         """Begin the runs whose sections are uncontended."""
         simple = [event for event in begins if _is_simple(event)]
         # A waiter for several keys may have some of them reserved.
-        single = [event for event in simple if len(event.needs) == 1]
+        single = [event for event in simple if len(event.needs) == 1 and not event.if_free]
         waiters = fresh_waiters(self.transitions, single, rows)
         plain: dict[str, Started] = {}
         for event in simple:
@@ -313,6 +317,11 @@ def _is_simple(event: Started) -> bool:
     if not event.needs or keeps_newest(event.unique):
         return False
     return all(need.kind == SECTION and need.limit == 1 for need in event.needs)
+
+
+def _is_begun(event: Started, row: Known | None) -> bool:
+    """Return whether a start was committed before, by a statement whose reply was lost."""
+    return row is not None and row.token == event.row["token"]
 
 
 def _together(events: Sequence[Started]) -> Iterator[list[Started]]:

@@ -15,12 +15,12 @@ from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.database.upsert import write_all
 from dramatiq_joblog.locking.leases import Claim
 from dramatiq_joblog.locking.locks import Locks
-from dramatiq_joblog.locking.needs import UNIQUE
+from dramatiq_joblog.locking.needs import SECTION, UNIQUE
 from dramatiq_joblog.locking.release import freeing
 from dramatiq_joblog.schema.models import Job, to_millis
 from dramatiq_joblog.states import FINAL, DeadReason, Outcome, Start, State
 
-from .event_rows import EventRows, Statements, kept_for_retry, keys_of, order_of
+from .event_rows import EventRows, Statements, freed_by, kept_for_retry, keys_of, order_of
 from .events import GRANTED, Answer, Ended, Enqueued, Started
 from .interruptions import Interruptions, interruption
 from .judge import Judge, Known
@@ -101,6 +101,8 @@ class Transitions:
         job, token = self.job, event.row["token"]
         mine = (job.jid == event.jid) & (job.token == token) & (job.state == State.STARTED)
         self._set(event.columns).where(mine).execute()
+        for key in freed_by(event):
+            self.locks.release(SECTION, key, event.jid, token)
 
     def write(self, events: Sequence[Event]) -> dict[str, Answer]:
         """Write *events*, each of a different job.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 
+import brokers
 import dramatiq
 import pytest
 from dramatiq.middleware import Middleware, SkipMessage, default_middleware
 
-from dramatiq_joblog import JobLog, JobLogMiddleware, current_job
+from dramatiq_joblog import Exclusive, JobLog, JobLogMiddleware, Rate, current_job
 from dramatiq_joblog.broker import ahead as starts_ahead
 from dramatiq_joblog.recording.events import Started, withdrawn
 from dramatiq_joblog.recording.spool import Spool
@@ -90,7 +91,7 @@ def was_run_once(joblog, jids):
         job = joblog.get(jid)
         assert ("finished", 1, None) == (str(job.state), job.attempt, job.interruptions)
         assert None not in (job.started_at, job.duration, job.queue_time, job.worker)
-    assert 0 == joblog.Failure.select().count()
+    assert 0 == joblog.Failure.select().where(joblog.Failure.jid.in_(list(jids))).count()
 
 
 def test_short_jobs_are_started_together(joblog, quick, worker, eventually, batches, monkeypatch):
@@ -310,9 +311,20 @@ def test_a_job_that_has_ended_is_not_run(joblog, quick, worker, eventually, batc
     was_run_once(joblog, [message.message_id for message in done])
 
 
-@pytest.mark.parametrize("options", [{"max_interruptions": 3}, {"job_user": lambda n=None: 7}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_interruptions": 3},
+        {"job_user": lambda n=None: 7},
+        {"unique": "{n}"},
+        {"exclusive": Exclusive("all", limit=9)},
+        {"exclusive": Rate("all", 99, per=1_000)},
+        {"exclusive": ["one:{n}", "two:{n}"]},
+    ],
+    ids=lambda options: str(*options),
+)
 def test_who_is_not_started_ahead(joblog, quick, worker, eventually, batches, options):
-    """Runs that are counted, and messages whose user is computed, start with their own threads."""
+    """Where a start counts, may be refused or calls the application's code, its thread does it."""
     broker, actor = quick(**options)
     for n in range(8):
         actor.send(n)
@@ -335,3 +347,204 @@ def test_a_withdrawn_start_in_the_spool(tmp_path):
     assert [False] == [event.cut_off for event in kept if isinstance(event, Started)]
     assert kept[1].columns == events[1].columns
     assert [] == list(tmp_path.iterdir())
+
+
+# Sections
+
+
+def section_of(joblog, job):
+    """Return the key of the section that a run holds, without a query of the log."""
+    database = joblog.database
+    select = f"SELECT key FROM {joblog.Lock._meta.table_name} WHERE owner = {database.param}"
+    if "mysql" in type(database).__name__.lower():
+        select = select.replace(" key ", " `key` ")
+    select += f" AND token = {database.param}"
+    [(key,)] = database.execute_sql(select, (job.jid, job.token)).fetchall()
+    return key
+
+
+def holders(joblog):
+    """Return the jids of the jobs that hold a section."""
+    return {lock.owner for lock in joblog.locks}
+
+
+def test_jobs_with_sections_are_started_together(joblog, quick, worker, eventually, batches):
+    """The starts of jobs in sections of their own are committed together, with their keys."""
+    seen = {}
+
+    def body(n):
+        job = current_job()
+        seen[job.jid] = n, job.fence, job.lease_lost, section_of(joblog, job) == f"quick:{n}"
+
+    broker, actor = quick(body, exclusive="quick:{n}")
+    jids = [actor.send(n).message_id for n in range(8)]
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: ended(joblog) == 9)
+
+    assert ahead(batches) & set(jids)
+    assert {jid: (n, 1, False, True) for n, jid in enumerate(jids)} == seen
+    assert [] == list(joblog.locks)
+    was_run_once(joblog, jids)
+
+
+@pytest.fixture
+def without_log(redis_url):
+    """Return a function that returns another program's broker for the same queues."""
+    made = []
+
+    def connect(broker):
+        other = brokers.connect(redis_url, namespace=broker.namespace)
+        other.declare_queue("default")
+        made.append(other)
+        return other
+
+    yield connect
+    for other in made:
+        brokers.disconnect(other)
+
+
+def test_messages_without_keys(joblog, quick, without_log, worker, eventually, batches):
+    """Messages of senders that know nothing of sections get their keys when they are fetched."""
+    keys = {}
+
+    def body(n):
+        keys[n] = section_of(joblog, current_job())
+
+    broker, actor = quick(body, exclusive="quick:{n}")
+    plainly = without_log(broker)
+    for n in range(8):
+        plainly.enqueue(actor.message(n))
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: ended(joblog) == 9)
+
+    assert ahead(batches)
+    assert {n: f"quick:{n}" for n in range(8)} == keys
+
+
+def test_keys_that_code_makes(joblog, quick, without_log, worker, eventually, batches):
+    """A key from a callable is made by the sender, or on the job's own thread, never between."""
+    threads = set()
+
+    def key(n=None):
+        threads.add(threading.current_thread().name)
+        return f"quick:{n}"
+
+    broker, actor = quick(exclusive=key)
+    bound = {actor.send(n).message_id for n in range(8)}
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: ended(joblog) == 9)
+    assert ahead(batches) & bound
+
+    plainly = without_log(broker)
+    for n in range(8):
+        plainly.enqueue(actor.message(n))
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: ended(joblog) == 17)
+    assert ahead(batches) <= bound
+    assert not [name for name in threads if "Consumer" in name]
+
+
+@pytest.mark.parametrize("stops", [False, True], ids=["no thread takes it", "its worker stops"])
+def test_a_withdrawn_start_gives_its_section_back(
+    joblog, quick, worker, eventually, batches, hold, stops
+):
+    """The section of a start that is withdrawn is free, for other jobs too."""
+    broker, actor = quick(exclusive="quick:{n}")
+    declare, released = hold
+    blocker = declare()
+    sent = [blocker.send() for _ in range(THREADS)] + [actor.send(n) for n in range(2)]
+    jids = {message.message_id for message in sent[THREADS:]}
+
+    with worker(broker, worker_threads=THREADS) as running:
+        eventually(lambda: joblog.jobs.started().where(joblog.Job.actor == "hold").count() == 2)
+        if stops:
+            for thread in running.workers:
+                thread.stop()
+            released.set()
+        else:
+            eventually(lambda: jids == set(taken_back(batches)))
+            eventually(lambda: not holders(joblog))
+            assert 0 == len(joblog.core.locks.leases)
+            with joblog.lock("quick:0", wait=0):
+                pass
+            released.set()
+            eventually(lambda: ended(joblog) == 5)
+
+    assert jids <= set(taken_back(batches))
+    assert set() == holders(joblog)
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: ended(joblog) == 5)
+    was_run_once(joblog, jids)
+
+
+@pytest.mark.parametrize("policy", ["skip", "wait", "retry", "fail"])
+def test_a_section_that_is_not_free(joblog, quick, worker, eventually, batches, policy):
+    """A start ahead never decides for a policy: the job's own thread finds the section taken."""
+    exclusive = Exclusive("quick:{n}", on_conflict=policy, wait_for=60_000)
+    broker, actor = quick(exclusive=exclusive, max_retries=9, min_backoff=100, max_backoff=200)
+    with joblog.lock("quick:0"):
+        jids = [actor.send(n).message_id for n in range(8)]
+        with worker(broker, worker_threads=THREADS):
+            eventually(lambda: ended(joblog) >= 8)
+            state = {"skip": "skipped", "wait": "waiting", "retry": "retrying", "fail": "dead"}
+            eventually(lambda: str(joblog.get(jids[0]).state) == state[policy])
+            assert joblog.get(jids[0]).started_at is None
+    assert ahead(batches)
+    assert [] == taken_back(batches)
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: ended(joblog) == 9)
+    was_run_once(joblog, jids[1:])
+
+
+@pytest.mark.parametrize("policy", ["wait", "retry"])
+def test_many_jobs_of_one_section(joblog, quick, worker, eventually, batches, policy):
+    """Of the jobs of one section that were fetched together, at most one runs at a time."""
+    guard, ran, together = threading.Lock(), [], []
+
+    def body(n):
+        if not guard.acquire(blocking=False):
+            together.append(n)
+            return
+        ran.append(n)
+        guard.release()
+
+    exclusive = Exclusive("one", on_conflict=policy)
+    broker, actor = quick(body, exclusive=exclusive, max_retries=99, min_backoff=10, max_backoff=20)
+    for n in range(8):
+        actor.send(n)
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: ended(joblog) == 9)
+
+    assert [] == together
+    assert list(range(8)) == sorted(ran)
+    starts = [event for batch in batches for event in batch if event.kind == "start"]
+    assert not [event for event in starts if event.if_free]
+
+
+class Moving(Middleware):
+    """Gives jobs another section before they are run."""
+
+    def before_process_message(self, broker, message):
+        if message.args:
+            message.options["joblog_section"]["key"] = "moved"
+
+
+def test_a_section_that_another_middleware_changes(joblog, quick, worker, eventually, batches):
+    """A job whose key was changed after its start runs with the new one; the other is free."""
+    keys = []
+
+    def body(n):
+        keys.append(section_of(joblog, current_job()))
+
+    stack = [*(m() for m in default_middleware), Moving()]
+    broker, actor = quick(
+        body, broker={"middleware": stack}, exclusive=Exclusive("quick:{n}", on_conflict="wait")
+    )
+    jids = [actor.send(n).message_id for n in range(6)]
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: ended(joblog) == 7)
+
+    assert ["moved"] * 6 == keys
+    assert set() == holders(joblog)
+    assert 0 < len(taken_back(batches)) <= 2 * THREADS
+    assert {"finished"} == {str(joblog.get(jid).state) for jid in jids}

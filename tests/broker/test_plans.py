@@ -35,7 +35,7 @@ def _planned(messages, broker, message):
     """Return the row of a message, and its options, with its actor's plan."""
     message = copy.deepcopy(message)
     plan = messages.plan(broker, message)
-    messages.bonds.bind(broker, message, plan.shape, begins=True)
+    messages.bonds.bind(broker, message, plan, begins=True)
     return messages.row(broker, message, plan), message.options
 
 

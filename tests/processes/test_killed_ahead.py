@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import brokers
 import dramatiq
 import pytest
@@ -12,8 +14,9 @@ THREADS = 2
 JOBS = 40
 
 
+@pytest.mark.parametrize("options", [{}, {"exclusive": "quick:{n}"}], ids=["plain", "sections"])
 def test_jobs_that_never_began(
-    joblog, database_url, redis_url, run_worker_process, eventually, tmp_path
+    options, joblog, database_url, redis_url, run_worker_process, eventually, tmp_path
 ):
     """Jobs that were started ahead of a kill run once; their unbegun runs count as interrupted."""
     broker = brokers.connect(redis_url, namespace="ahead")
@@ -23,6 +26,7 @@ def test_jobs_that_never_began(
         # Dramatiq reads the variable when it is imported.
         "fresh": True,
         "env": {
+            "AHEAD_ACTOR": json.dumps(options),
             "AHEAD_BROKER": redis_url,
             "AHEAD_DATABASE": database_url,
             "AHEAD_FOLDER": str(tmp_path),
@@ -68,4 +72,5 @@ def test_jobs_that_never_began(
     assert set(started) == {failure.jid for failure in interrupted}
     # Which thread would have run it is not known.
     assert all(f":{process.pid}:" in failure.worker for failure in interrupted)
+    assert [] == list(joblog.locks)
     brokers.disconnect(broker)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import psycopg
 import pytest
 from peewee import SQL
 
 from dramatiq_joblog import Exclusive, JobLog
-from dramatiq_joblog.recording.events import Started
+from dramatiq_joblog.recording.events import UNANSWERED, Ended, Started, withdrawn
 
 pytestmark = pytest.mark.every_database
 
@@ -142,10 +142,68 @@ def test_no_table_is_read_whole(joblog, database_url, begin, asked):
     ).execute()
     with asked() as texts:
         begin(start("a", "key"))
-    with psycopg.connect(database_url, autocommit=True) as server:
-        server.execute("ANALYZE")
-        server.execute("SET plan_cache_mode = force_generic_plan")
-        server.execute("PREPARE it AS " + texts[0].replace("%s", "$1", 1).replace("%s", "$2", 1))
-        plan = "\n".join(row for (row,) in server.execute("EXPLAIN EXECUTE it ('[]', '[]')"))
+    joblog.database.execute_sql("ANALYZE")
+    plan = plan_of(database_url, texts[0])
     assert "Seq Scan on joblog_job" not in plan, plan
     assert "joblog_job_jid" in plan
+
+
+def plan_of(database_url, text):
+    """Return the plan that PostgreSQL keeps of a statement with two parameters."""
+    with psycopg.connect(database_url, autocommit=True) as server:
+        server.execute("SET plan_cache_mode = force_generic_plan")
+        server.execute("PREPARE it AS " + text.replace("%s", "$1", 1).replace("%s", "$2", 1))
+        return "\n".join(row for (row,) in server.execute("EXPLAIN EXECUTE it ('[]', '[]')"))
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_no_key_is_read_that_is_not_freed(joblog, database_url, begin, asked):
+    """The plan of ends that release keys finds each key by an index, also of a small table."""
+    first = start("a", "key")
+    begin(first)
+    ended = first.row | {"state": "finished", "finished_at": first.row["updated_at"]}
+    with asked() as texts:
+        joblog.core.writer._batches._sections.write([Ended(ended, section=first.section)])
+    assert [] == list(joblog.locks)
+    plan = plan_of(database_url, texts[0])
+    assert "Seq Scan on joblog_lock" not in plan, plan
+    assert "joblog_lock_kind_key_slot" in plan
+
+
+def test_only_if_it_is_free(joblog, begin):
+    """A start that was not to wait writes nothing if its key is held, and begins if it is not."""
+    begin(start("a", "key"))
+    starts = [replace(start(jid, key), if_free=True) for jid, key in (("b", "key"), ("c", "free"))]
+    refused, begun = begin(*starts)
+    assert refused == UNANSWERED
+    assert begun.granted
+    assert {"a", "c"} == {job.jid for job in joblog.jobs}
+    assert {"a", "c"} == {lock.owner for lock in joblog.locks}
+
+
+def test_only_if_it_is_free_twice(joblog, begin):
+    """A start whose reply was lost is granted again, with its lease."""
+    both = [replace(start(jid, f"key {jid}"), if_free=True) for jid in "ab"]
+    first = begin(*both)
+    again = begin(*both)
+    assert [True] * 4 == [answer.granted for answer in (*first, *again)]
+    assert [a.lease.fence for a in first] == [a.lease.fence for a in again]
+    assert {"a", "b"} == {lock.owner for lock in joblog.locks}
+
+
+def test_a_withdrawal(joblog, begin):
+    """It frees the key of its own run only, and its lease is no longer renewed."""
+    begin(start("a", "key"), start("b", "other"))
+    now = time.time_ns() // 1_000_000
+    sections = joblog.core.writer._batches._sections
+    row = {"jid": "a", "token": "an earlier run"}
+    sections.write([withdrawn(row, now, section=start("a", "key").section)])
+    assert ["key", "other"] == sorted(lock.key for lock in joblog.locks)
+    assert "started" == joblog.get("a").state
+
+    sections.write([withdrawn(start("a", "key").row, now, section=start("a", "key").section)])
+    assert ["other"] == [lock.key for lock in joblog.locks]
+    assert ["enqueued", "started"] == [joblog.get(jid).state for jid in "ab"]
+    assert ["run of b"] == list(joblog.core.locks.leases.all())
+    [answer] = begin(start("c", "key"))
+    assert answer.granted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -15,7 +16,8 @@ folder = Path(os.environ["AHEAD_FOLDER"])
 threads = int(os.environ["AHEAD_THREADS"])
 
 joblog = JobLog(os.environ["AHEAD_DATABASE"])
-write = joblog.core.transitions.write
+sections = joblog.core.writer._batches._sections
+write = sections.write
 
 
 def write_and_die(events):
@@ -28,13 +30,13 @@ def write_and_die(events):
 
 
 killed = folder / "killed"
-joblog.core.transitions.write = write_and_die
+sections.write = write_and_die
 broker = brokers.connect(os.environ["AHEAD_BROKER"], namespace="ahead", impatient=True)
 broker.add_middleware(JobLogMiddleware(joblog, heartbeat=200, heartbeat_timeout=2_000))
 dramatiq.set_broker(broker)
 
 
-@dramatiq.actor
+@dramatiq.actor(**json.loads(os.environ["AHEAD_ACTOR"]))
 def quick(n):
     # One write of a few bytes at the end of a file is never torn.
     with (folder / "runs").open("a") as file:
