@@ -70,17 +70,27 @@ class SteppingFreeing(Freeing):
     """Releases sections as a step of a statement, locking keys in the common order."""
 
     def step(self, rows: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
-        """Return the SQL of the step that releases *rows*, and its parameter."""
+        """Return the SQL of the step that releases *rows*, and its parameter.
+
+        It inserts rows that exist, so that each is looked up by its key.  The plan of an update may
+        scan all keys, and is kept for as long as the connection.
+        """
         table = self._lock._meta.table_name
+        names = [f'"{field.column_name}"' for field in self._lock._meta.sorted_fields]
+        columns, held = ", ".join(names), ", ".join(f"held.{name}" for name in names)
         text = f"""
-            UPDATE "{table}" SET {", ".join(f"{name} = NULL" for name in _NOTHING)} WHERE id IN (
-                SELECT held.id FROM "{table}" AS held
-                JOIN json_to_recordset({self.database.param}::json)
-                    AS given ("key" text, owner text, token text)
-                ON held.kind = '{SECTION}' AND held."key" = given."key"
-                    AND held.owner = given.owner
-                    AND (held.token IS NULL OR held.token = given.token)
-                {where} ORDER BY held."key" FOR UPDATE OF held
-            ) RETURNING "key"
+            INSERT INTO "{table}" AS freed ({columns}) SELECT {held} FROM (
+                SELECT given.* FROM json_to_recordset({self.database.param}::json)
+                    AS given ("key" text, owner text, token text) {where} ORDER BY "key"
+            ) AS mine, LATERAL (
+                SELECT {columns} FROM "{table}" AS held
+                WHERE held.kind = '{SECTION}' AND held."key" = mine."key"
+                    AND held.owner = mine.owner
+                    AND (held.token IS NULL OR held.token = mine.token)
+                FOR UPDATE
+            ) AS held
+            ON CONFLICT (kind, "key", slot)
+            DO UPDATE SET {", ".join(f"{name} = NULL" for name in _NOTHING)}
+            RETURNING freed."key"
         """
         return text, as_json(rows)
