@@ -158,16 +158,40 @@ def plan_of(database_url, text):
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_no_key_is_read_that_is_not_freed(joblog, database_url, begin, asked):
-    """The plan of ends that release keys finds each key by an index, also of a small table."""
+    """The plan of ends that release keys finds each key by an index."""
+    begin(*(start(f"job {n}", f"key {n}") for n in range(500)))
     first = start("a", "key")
     begin(first)
-    ended = first.row | {"state": "finished", "finished_at": first.row["updated_at"]}
     with asked() as texts:
-        joblog.core.writer._batches._sections.write([Ended(ended, section=first.section)])
-    assert [] == list(joblog.locks)
+        finish(joblog, first)
+    joblog.database.execute_sql("ANALYZE")
     plan = plan_of(database_url, texts[0])
     assert "Seq Scan on joblog_lock" not in plan, plan
     assert "joblog_lock_kind_key_slot" in plan
+
+
+def finish(joblog, *starts):
+    """Write the ends of runs."""
+    ended = {"state": "finished", "finished_at": time.time_ns() // 1_000_000}
+    sections = joblog.core.writer._batches._sections
+    sections.write([Ended(start.row | ended, section=start.section) for start in starts])
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_plans_follow_the_growth_of_tables(joblog, begin):
+    """Statements are planned again after some uses: an empty table's plan would read a full one."""
+    joblog.database.execute_sql("ANALYZE")
+    uses = 100
+    for n in range(uses):
+        begun = start(f"job {n}", f"key {n}")
+        joblog.core.writer._batches._sections.write([begun])
+        finish(joblog, begun)
+    select = "SELECT name, generic_plans + custom_plans FROM pg_prepared_statements"
+    kept = joblog.database.execute_sql(f"{select} WHERE name LIKE 'joblog_%%'").fetchall()
+    assert 2 == len(kept)
+    # After 32 and 64.
+    assert {uses - 64} == {used for _, used in kept}
+    assert uses == joblog.jobs.finished().count()
 
 
 def test_only_if_it_is_free(joblog, begin):
