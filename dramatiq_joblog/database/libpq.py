@@ -2,6 +2,9 @@
 
 psycopg sends a statement, waits for the answer and fetches it in steps.  Before each step another
 thread may take the interpreter lock, and a thread that waits for a commit waits for all of them.
+
+The server keeps the plan of a prepared statement until it next analyses the tables.  The plan for a
+table that was nearly empty reads all of it, so statements are prepared again as their uses double.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import itertools
 import logging
 import sys
 import weakref
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from peewee import __exception_wrapper__  # type: ignore[attr-defined]
@@ -25,10 +29,30 @@ _logger = logging.getLogger("peewee")
 #: The most statements prepared on one connection: the server keeps the plan of each.
 _MOST = 100
 
-#: The server's names for the prepared statements of each connection that supports them.
-_prepared: MutableMapping[Any, dict[str, bytes]] = weakref.WeakKeyDictionary()
+#: Prepare a statement again after so many uses, and after twice as many each time...
+_AGAIN_AFTER = 32
+#: ... until here: by then the server has analysed the tables.
+_AGAIN_UNTIL = 32_768
 #: Names are never reused: after a partial deallocation, some may still exist on the server.
 _unused = itertools.count()
+
+
+@dataclass
+class _Prepared:
+    """A prepared statement, its number of uses, and after how many to prepare it again."""
+
+    name: bytes = field(default_factory=lambda: b"joblog_%d" % next(_unused))
+    uses: int = 0
+    again_after: int = _AGAIN_AFTER
+
+    @property
+    def is_due(self) -> bool:
+        """Whether to prepare it again."""
+        return self.uses >= self.again_after <= _AGAIN_UNTIL
+
+
+#: The prepared statements of each connection that supports them, by their text.
+_prepared: MutableMapping[Any, dict[str, _Prepared]] = weakref.WeakKeyDictionary()
 
 
 def run_prepared(database: Database, text: str, parameters: Sequence[str]) -> list[str]:
@@ -41,12 +65,12 @@ def run_prepared(database: Database, text: str, parameters: Sequence[str]) -> li
       peewee.PeeweeException: As ``execute_sql()`` does.
     """
     connection = database.connection()
-    names = _prepared.get(connection)
-    if names is None and _is_able(connection):
-        names = _prepared[connection] = {}
+    known = _prepared.get(connection)
+    if known is None and _is_able(connection):
+        known = _prepared[connection] = {}
     if (
-        names is None
-        or (text not in names and len(names) >= _MOST)
+        known is None
+        or (text not in known and len(known) >= _MOST)
         # If a prepared statement is gone, its transaction has failed and cannot be repaired.
         or connection.pgconn.transaction_status != sys.modules["psycopg"].pq.TransactionStatus.IDLE
     ):
@@ -55,20 +79,26 @@ def run_prepared(database: Database, text: str, parameters: Sequence[str]) -> li
     values = [parameter.encode() for parameter in parameters]
     with __exception_wrapper__:
         try:
-            answer = _execute(connection.pgconn, names, text, values)
+            answer = _execute(connection.pgconn, known, text, values)
         except sys.modules["psycopg"].errors.InvalidSqlStatementName:
             # psycopg deallocates all prepared statements after a rollback.
-            names.clear()
-            answer = _execute(connection.pgconn, names, text, values)
+            known.clear()
+            answer = _execute(connection.pgconn, known, text, values)
     return [answer.get_value(row, 0).decode() for row in range(answer.ntuples)]
 
 
-def _execute(pgconn: Any, names: dict[str, bytes], text: str, values: list[bytes]) -> Any:
-    if (name := names.get(text)) is None:
-        name = b"joblog_%d" % next(_unused)
-        _checked(pgconn.prepare(name, _numbered(text)))
-        names[text] = name
-    return _checked(pgconn.exec_prepared(name, values))
+def _execute(pgconn: Any, known: dict[str, _Prepared], text: str, values: list[bytes]) -> Any:
+    prepared = known.get(text)
+    if prepared is None or prepared.is_due:
+        again = _Prepared()
+        _checked(pgconn.prepare(again.name, _numbered(text)))
+        if prepared is not None:
+            again.uses, again.again_after = prepared.uses, 2 * prepared.again_after
+            # A proxy may have another name for it.
+            pgconn.exec_(b"DEALLOCATE " + prepared.name)
+        known[text] = prepared = again
+    prepared.uses += 1
+    return _checked(pgconn.exec_prepared(prepared.name, values))
 
 
 def _numbered(text: str) -> bytes:
