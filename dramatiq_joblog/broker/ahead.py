@@ -137,7 +137,7 @@ class Ahead:
             if pace is None or pace > left or inner.actor_name in self._never:
                 continue
             plan = self._messages.plan(broker, inner)
-            if not (plan.may_start_ahead and _is_first(inner) and _is_constant(inner)):
+            if not (plan.may_start_ahead and _is_constant(inner)):
                 continue
             if plan.shape is not None and not self._may_enter(inner, plan.shape, plan, keys):
                 continue
@@ -152,6 +152,9 @@ class Ahead:
     def _may_enter(self, message: Any, shape: Shape, plan: Plan, keys: set[str]) -> bool:
         """Return whether a section may be free, which is not one of *keys*; add it to them."""
         if time.monotonic() < self._contended.get(message.actor_name, 0):
+            return False
+        if message.options.get("retries"):
+            # It may have its section already, and is let in before others.
             return False
         if not (shape.fits(message) or plan.bind(message)):
             return False
@@ -279,11 +282,6 @@ class _Taken:
     def events(self) -> list[Event]:
         """Return what is to be written."""
         return self._ahead.amend(self._starts)
-
-
-def _is_first(message: Any) -> bool:
-    """Return whether a message is not a retry: a withdrawn start leaves no trace of a first run."""
-    return not message.options.get("retries")
 
 
 def _is_constant(message: Any) -> bool:

@@ -76,7 +76,9 @@ class Run:
 
     def as_begun(self) -> dict[str, Any]:
         """Return the columns that are known only once its thread has taken the message."""
-        names = "started_at", "queue_time", "worker", "trace_id"
+        names = ["started_at", "worker", "trace_id"]
+        if self.row["attempt"] == 1:
+            names.append("queue_time")
         return {name: self.row[name] for name in names if self.row.get(name) is not None}
 
     def note_try(self) -> None:

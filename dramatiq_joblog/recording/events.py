@@ -148,16 +148,20 @@ def amended(row: dict[str, Any], columns: dict[str, Any]) -> Amended:
 def withdrawn(
     row: dict[str, Any], instant: int, *, section: dict[str, Any] | None = None
 ) -> Amended:
-    """Return the event for a first run that does not begin yet: its job is enqueued as before.
+    """Return the event for a run that does not begin yet: its job is what it was before.
 
     Parameters:
       row: The columns of its start.
       instant: Now, in milliseconds since 1970.
       section: The keys that it acquired.
     """
-    nothing = dict.fromkeys(("started_at", "queue_time", "token", "worker", "process"))
-    columns = {**nothing, "state": State.ENQUEUED.value, "updated_at": instant}
-    return Amended({"jid": row["jid"], "token": row["token"]}, columns, section=section)
+    names = ["started_at", "token", "worker", "process"]
+    if row["attempt"] == 1:
+        # Otherwise it is that of the first run.
+        names.append("queue_time")
+    columns = dict.fromkeys(names) | {"state": State.ENQUEUED.value, "updated_at": instant}
+    mine = {name: row[name] for name in ("jid", "token", "attempt")}
+    return Amended(mine, columns, section=section)
 
 
 def keeps_newest(unique: dict[str, Any] | None) -> bool:

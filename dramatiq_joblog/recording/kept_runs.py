@@ -98,6 +98,22 @@ class KeptRuns:
         ends = ", ".join(f"'{outcome}'" for outcome in sorted(_STATES_AFTER))
         return failure.select(failure.jid).where(failure.jid.in_(jids), SQL(f"outcome IN ({ends})"))
 
+    def before_retry(self, jid: str, instant: int) -> dict[str, Any]:
+        """Return the columns of a job whose retry is due, from its last run.
+
+        Parameters:
+          jid: The job.
+          instant: When it is due: now, in milliseconds since 1970.
+        """
+        run = self._run
+        mine = run.select().where(run.jid == jid, run.outcome == Outcome.RETRIED.value)
+        last = mine.order_by(run.id.desc()).first()
+        if last is None:
+            return {}
+        kept = {name: getattr(last, name) for name in ("attempt", "token", "worker")}
+        started_at = None if last.started_at is None else to_millis(last.started_at)
+        return {**kept, "started_at": started_at, "state": State.RETRYING.value, "eta": instant}
+
     def end_of_delivery(self, jid: str, token: str) -> tuple[int, str | None]:
         """Return the attempt and the end of an earlier run with the same delivery as *token*."""
         failure, mark, ends = self._run, mark_of(token), _STATES_AFTER

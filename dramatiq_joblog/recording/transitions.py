@@ -100,7 +100,10 @@ class Transitions:
         """Change the row of a run, if it has not ended."""
         job, token = self.job, event.row["token"]
         mine = (job.jid == event.jid) & (job.token == token) & (job.state == State.STARTED)
-        self._set(event.columns).where(mine).execute()
+        columns = event.columns
+        if event.is_withdrawal and event.row.get("attempt", 1) > 1:
+            columns = columns | self.kept.before_retry(event.jid, columns["updated_at"])
+        self._set(columns).where(mine).execute()
         for key in freed_by(event):
             self.locks.release(SECTION, key, event.jid, token)
 

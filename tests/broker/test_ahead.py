@@ -80,6 +80,22 @@ def hold():
     released.set()
 
 
+@pytest.fixture
+def without_log(redis_url):
+    """Return a function that returns another program's broker for the same queues."""
+    made = []
+
+    def connect(broker):
+        other = brokers.connect(redis_url, namespace=broker.namespace)
+        other.declare_queue("default")
+        made.append(other)
+        return other
+
+    yield connect
+    for other in made:
+        brokers.disconnect(other)
+
+
 def ended(joblog):
     """Return how many jobs have ended."""
     return joblog.jobs.where(joblog.Job.state.in_(FINAL)).count()
@@ -349,6 +365,77 @@ def test_a_withdrawn_start_in_the_spool(tmp_path):
     assert [] == list(tmp_path.iterdir())
 
 
+# Retries
+
+
+@pytest.fixture
+def fail_once(joblog, quick, without_log, worker, eventually):
+    """Return a function that lets jobs fail, and enqueues their retries; and their rows before."""
+
+    def make(number):
+        failed = set()
+
+        def body(n):
+            if n not in failed:
+                failed.add(n)
+                raise ValueError(f"{n} fails once")
+
+        broker, actor = quick(body, max_retries=3, min_backoff=3_600_000, max_backoff=3_600_000)
+        sent = [actor.send(n) for n in range(number)]
+        with worker(broker, worker_threads=THREADS):
+            eventually(lambda: joblog.jobs.retrying().count() == number)
+        rows = {message.message_id: columns_of(joblog, message.message_id) for message in sent}
+
+        def enqueue():
+            plainly = without_log(broker)
+            for message in sent:
+                plainly.enqueue(message.copy(options={"retries": 1}))
+
+        return broker, rows, enqueue
+
+    return make
+
+
+def columns_of(joblog, jid):
+    """Return the columns of a job that describe its runs."""
+    job = joblog.get(jid)
+    changing = {"eta", "updated_at", "process"}
+    return {name: value for name, value in job.__data__.items() if name not in changing}
+
+
+def test_retries_are_started_together(joblog, fail_once, worker, eventually, batches):
+    """The starts of due retries are committed together; the first run's queue time stays."""
+    broker, rows, enqueue = fail_once(6)
+    enqueue()
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: ended(joblog) == 7)
+
+    assert ahead(batches) & rows.keys()
+    for jid, before in rows.items():
+        job = joblog.get(jid)
+        assert ("finished", 2, None) == (str(job.state), job.attempt, job.interruptions)
+        assert job.queue_time == before["queue_time"]
+        assert ["retried"] == [failure.outcome for failure in job.failures]
+
+
+def test_a_withdrawn_retry(joblog, fail_once, hold, worker, eventually, batches):
+    """A retry whose start is withdrawn is what it was before, with the run that failed."""
+    declare, released = hold
+    broker, rows, enqueue = fail_once(2)
+    blocker = declare()
+    for _ in range(THREADS):
+        blocker.send()
+    enqueue()
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: rows.keys() == set(taken_back(batches)))
+        assert rows == {jid: columns_of(joblog, jid) for jid in rows}
+        assert None not in {joblog.get(jid).eta for jid in rows}
+        released.set()
+        eventually(lambda: ended(joblog) == 5)
+    assert {("finished", 2)} == {(str(j.state), j.attempt) for j in map(joblog.get, rows)}
+    assert 2 == joblog.Failure.select().where(joblog.Failure.outcome == "retried").count()
+
+
 # Sections
 
 
@@ -385,22 +472,6 @@ def test_jobs_with_sections_are_started_together(joblog, quick, worker, eventual
     assert {jid: (n, 1, False, True) for n, jid in enumerate(jids)} == seen
     assert [] == list(joblog.locks)
     was_run_once(joblog, jids)
-
-
-@pytest.fixture
-def without_log(redis_url):
-    """Return a function that returns another program's broker for the same queues."""
-    made = []
-
-    def connect(broker):
-        other = brokers.connect(redis_url, namespace=broker.namespace)
-        other.declare_queue("default")
-        made.append(other)
-        return other
-
-    yield connect
-    for other in made:
-        brokers.disconnect(other)
 
 
 def test_messages_without_keys(joblog, quick, without_log, worker, eventually, batches):

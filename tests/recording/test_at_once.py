@@ -220,7 +220,7 @@ def test_a_withdrawal(joblog, begin):
     begin(start("a", "key"), start("b", "other"))
     now = time.time_ns() // 1_000_000
     sections = joblog.core.writer._batches._sections
-    row = {"jid": "a", "token": "an earlier run"}
+    row = {"jid": "a", "token": "an earlier run", "attempt": 1}
     sections.write([withdrawn(row, now, section=start("a", "key").section)])
     assert ["key", "other"] == sorted(lock.key for lock in joblog.locks)
     assert "started" == joblog.get("a").state
