@@ -211,7 +211,7 @@ def _failure(
         "finished_at": row["updated_at"],
         "duration": row["duration"],
         "error_type": fit_name(type(error).__name__),
-        "error_message": _message(run, error),
+        "error_message": row["error_message"] or _message(run, error),
         "traceback": text,
         "worker": row["worker"],
     }

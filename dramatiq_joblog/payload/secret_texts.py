@@ -88,11 +88,15 @@ def scrub(text: str) -> str:
         text = _changed(text, _TOKEN_IN_URL.sub(rf"\g<1>{REDACTED}", text))
     if "%40" in text:
         text = _changed(text, _IN_QUOTED_URL.sub(rf"\g<1>{REDACTED}", text))
-    if " " in text and any(word in text.lower() for word in ("bearer", "basic ", "token ")):
+    if " " in text and _may_authorize(text.lower()):
         text = _changed(text, _BEARER.sub(rf"\g<1>\g<2>{REDACTED}", text))
     if "PRIVATE KEY-----" in text:
         text = _changed(text, _PEM.sub(rf"\g<1>{REDACTED}", text))
     return text
+
+
+def _may_authorize(text: str) -> bool:
+    return "bearer" in text or "basic " in text or "token " in text
 
 
 def scrub_named(text: str, is_secret: Callable[[str], bool], *, prose: bool = False) -> str:
@@ -103,7 +107,7 @@ def scrub_named(text: str, is_secret: Callable[[str], bool], *, prose: bool = Fa
     text = scrub(text)
     if "</" in text:
         text = _without(text, _elements(text, is_secret))
-    if not any(sign in text for sign in ("=", ":", "--", " -")):
+    if not ("=" in text or ":" in text or "--" in text or " -" in text):
         return text
     return _without(text, _values(text, is_secret, prose=prose))
 
