@@ -21,21 +21,20 @@ from dramatiq.logging import get_logger
 
 from dramatiq_joblog.database.connection import Connection, leave_connections
 from dramatiq_joblog.database.limited_log import LimitedLog
-from dramatiq_joblog.errors import DatabaseAwayError, JobLogError
-from dramatiq_joblog.payload.secret_texts import scrub
+from dramatiq_joblog.errors import DatabaseAwayError
 
 from .batches import Batches
-from .events import Event
-from .inbox import SOON, STOP, Call, Inbox, LateStart, Receipt, release
-from .outage import Outage, waves
+from .inbox import SOON, STOP, Call, Inbox, LateStart, Receipt
+from .outage import Outage
 from .timetable import Timetable
+from .turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from peewee import Database
 
-    from .events import Answer, Answers, Started
+    from .events import Answer, Answers, Event, Started
     from .exclusive import Sections
     from .inbox import Late
     from .spool import Spool
@@ -91,7 +90,6 @@ class Writer:
             wake=self.wake,
         )
         self._forget()
-        self._lost = 0
         writers.add(self)
 
     def _forget(self) -> None:
@@ -100,13 +98,12 @@ class Writer:
         self._start_lock = threading.Lock()
         self._close_lock = threading.Lock()
         self._inbox = Inbox()
-        #: The events that the thread is about to write, by ``id()``.
-        self._at_hand: dict[int, Event] = {}
+        self._turns = Turns(
+            self._inbox, self._connection, self._transitions, self._outage, self._timetable
+        )
         self._ends_with_process = False
         self._thread: threading.Thread | None = None
         self._timetable.clear()
-        #: The current interval of lease renewals, in milliseconds.
-        self._renewed_every: int | None = None
 
     # Called from any thread
 
@@ -125,7 +122,7 @@ class Writer:
     @property
     def lost(self) -> int:
         """The number of events lost (neither written nor kept) since this process began."""
-        return self._lost + self._batches.lost + self._outage.lost
+        return self._turns.lost + self._batches.lost + self._outage.lost
 
     @property
     def away(self) -> bool:
@@ -208,11 +205,8 @@ class Writer:
                 self._logger.error(
                     "The job log's writer has not ended: %d event(s) are not written yet, and "
                     "are lost if the process ends now.",
-                    self._unwritten(),
+                    self._turns.unwritten,
                 )
-
-    def _unwritten(self) -> int:
-        return len(self._at_hand) + self._inbox.count_events()
 
     def every(self, interval: int, chore: Callable[[], None]) -> None:
         """Call *chore* on the writer's thread, now and every *interval* milliseconds.
@@ -309,67 +303,10 @@ class Writer:
         if adopt not in self._timetable:
             self._timetable.every_unbounded(ADOPT_EVERY, adopt)
         try:
-            while self._turn():
+            while self._turns.take():
                 pass
         finally:
             self._end()
-
-    def _turn(self) -> bool:
-        """Run one iteration; return False at the end of the thread."""
-        tickets: list[Receipt] = []
-        answers: dict[int, Answer] = {}
-        try:
-            # While the database is unavailable, no chore is run, and the probe wakes the thread.
-            due = None if self._outage.is_on else self._timetable.next_due
-            self._inbox.take(due, tickets)
-            self._at_hand = {id(t.event): t.event for t in tickets if isinstance(t.event, Event)}
-            # Before the events, so that a process has its row before its first run.
-            if not self._outage.is_on:
-                self._timetable.do_due(self._ask)
-            if self._outage.seems_over:
-                self._outage.replay(self._let_in)
-            for wave in waves([*self._inbox.take_late(), *self._at_hand.values()]):
-                answers |= _by_identity(wave, self._outage.write(wave))
-                for event in wave:
-                    self._at_hand.pop(id(event), None)
-            for ticket in tickets:
-                if isinstance(ticket.event, Call):
-                    self._answer(ticket.event)
-            self._plan_renewals()
-        except BaseException as e:  # noqa: BLE001
-            # No error may end the thread: the waiting threads would hang.
-            self._fail(tickets, e)
-        finally:
-            release(tickets, answers)
-        return STOP not in tickets
-
-    def _plan_renewals(self) -> None:
-        """Renew leases as often as the shortest one of this process requires."""
-        locks = self._transitions.locks
-        every = locks.leases.renewed_every
-        if every != self._renewed_every:
-            self._renewed_every = every
-            if every is not None:
-                self._timetable.at_least_every(every, locks.leases.renew)
-
-    def _fail(self, tickets: Sequence[Receipt], error: BaseException) -> None:
-        """Report to the waiting threads, and to the log, that the writer failed."""
-        self._logger.critical("The job log's writer failed.", exc_info=error)
-        for ticket in tickets:
-            event = ticket.event
-            if ticket is STOP:
-                continue
-            if isinstance(event, Event) and id(event) not in self._at_hand:
-                continue
-            if isinstance(event, Call) and event.answered:
-                continue
-            failed = JobLogError(f"the job log's writer failed: {scrub(str(error))}")
-            failed.__cause__ = error
-            ticket.fail(failed)
-        self._lost += len(self._at_hand)
-        self._at_hand = {}
-        # If it keeps failing, let the other threads of this process run.
-        time.sleep(0.01)
 
     def _end(self) -> None:
         """Leave everything to the next thread, and start it if there are new items."""
@@ -381,73 +318,9 @@ class Writer:
         if self._inbox:
             self._start()
 
-    def _answer(self, call: Call) -> None:
-        began = time.monotonic()
-        try:
-            if self._outage.is_on:
-                raise DatabaseAwayError("the job log's database is unavailable")  # noqa: TRY301
-            call.succeed(self._ask(_until(call, self._in_transaction)))
-        except Exception as e:  # noqa: BLE001
-            # The caller raises it.
-            call.fail(e)
-            self._outage.consider(e, time.monotonic() - began)
-
     def _ask(self, function: Callable[[], T]) -> T:
         """Call a function that uses the database, on the thread's current connection."""
         return self._connection.ask(function)
-
-    def _in_transaction(self, function: Callable[[], Any]) -> Any:
-        with self._transitions.atomic():
-            return function()
-
-    def _let_in(self) -> None:
-        """Keep events submitted during a replay, so that no thread waits for the whole replay.
-
-        Periodic chores are run: a process without heartbeats would be considered dead.  It must not
-        report its end before its events are written.
-        """
-        tickets: list[Receipt] = []
-        answers: dict[int, Answer] = {}
-        try:
-            self._inbox.take(0.0, tickets)
-            if STOP in tickets:
-                self._inbox.add(STOP)
-            events = [t.event for t in tickets if isinstance(t.event, Event)]
-            self._at_hand |= {id(event): event for event in events}
-            if events:
-                answers |= _by_identity(events, self._outage.keep(events))
-            for event in events:
-                del self._at_hand[id(event)]
-            for ticket in tickets:
-                if isinstance(ticket.event, Call):
-                    ticket.event.fail(DatabaseAwayError("the database has only just come back"))
-            self._timetable.do_due(self._ask, periodic_only=True)
-        except BaseException as e:
-            self._fail(tickets, e)
-            raise
-        finally:
-            release(tickets, answers)
-
-
-def _until(call: Call, in_transaction: Callable[[Callable[[], Any]], Any]) -> Callable[[], Any]:
-    """Return a function that does a call, and does not retry it after its deadline."""
-    tries = 0
-
-    def work() -> Any:
-        nonlocal tries
-        tries += 1
-        if tries > 1 and call.until is not None and time.monotonic() > call.until:
-            raise DatabaseAwayError("the database is locked")
-        return in_transaction(call.function)
-
-    return work
-
-
-def _by_identity(events: Iterable[Event], answers: Answers) -> dict[int, Answer]:
-    """Return the answers by ``id()`` of the event: a job may have several at once."""
-    if not answers:
-        return {}
-    return {id(event): answers[event.jid] for event in events if event.jid in answers}
 
 
 def _close_at_exit(reference: weakref.ref[Writer]) -> None:

@@ -145,7 +145,7 @@ def test_a_writer_that_fails(log, monkeypatch, error):
             raise error
 
         broken.setattr(log.core.writer._outage, "write", fail)
-        broken.setattr(log.core.writer, "_answer", fail)
+        broken.setattr(log.core.writer._turns, "_answer", fail)
         with pytest.raises(JobLogError, match="the job log's writer failed: broken"):
             log.core.writer.write(sent("a"))
         with pytest.raises(JobLogError, match="the job log's writer failed: broken"):
