@@ -10,12 +10,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.logging import get_logger
-from dramatiq.middleware import Middleware, MiddlewareError, Retries
+from dramatiq.middleware import Middleware, MiddlewareError
 
 from .broker.acks import ACKS
 from .broker.ahead import Ahead
 from .broker.claims import Claims
 from .broker.deliveries import hold, is_move, only_moves, stamp
+from .broker.ends import Ends
 from .broker.labels import STARTS
 from .broker.messages import Messages
 from .broker.options import (
@@ -30,30 +31,22 @@ from .broker.options import (
     bare,
     eta_of,
     is_given,
-    is_logged,
     option,
-    throws,
 )
-from .broker.outcome_log import log_outcome
-from .broker.refusals import PutBack
 from .broker.requeue import Sender
 from .broker.runs import Runs
 from .broker.services import Services
 from .broker.starts import Starts
-from .broker.verdict import verdict
 from .database.address import Address
 from .errors import (
     ConfigurationError,
     DuplicateJob,
-    JobLogError,
-    OutcomeNotKeptError,
     SectionUnknownError,
 )
 from .joblog import given_log
 from .payload.given import given_flag, given_whole
 from .recording.current import asked_outside, running
-from .recording.event_rows import freed_by
-from .recording.events import Ended, Enqueued
+from .recording.events import Enqueued
 from .recording.heartbeat import DEFAULT_HEARTBEAT, DEFAULT_HEARTBEAT_TIMEOUT
 from .recording.log_lines import check_level
 from .recording.progress import Reports
@@ -65,10 +58,7 @@ if TYPE_CHECKING:
 
     from .broker.acks import Acks
     from .broker.labels import StartWritten
-    from .broker.options import AnyMessage
-    from .broker.run import Run
     from .joblog import JobLog
-    from .recording.inbox import Receipt
 
 
 class JobLogMiddleware(Middleware):
@@ -138,7 +128,6 @@ class JobLogMiddleware(Middleware):
             "start": start,
         }
         self.logger = get_logger(__name__, type(self))
-        self._outcome_log = given_flag("outcome_log", outcome_log)
         level = check_level(lines, "lines")
         self._reports = Reports(joblog.core.transitions)
         self._messages = Messages(joblog, lines_level=level, start=start)
@@ -162,6 +151,15 @@ class JobLogMiddleware(Middleware):
             self._reports,
             ahead=self._ahead,
             outcome_log=outcome_log,
+        )
+        self._ends = Ends(
+            joblog,
+            self._messages,
+            self._runs,
+            self._services,
+            self._reports,
+            ahead=self._ahead,
+            outcome_log=given_flag("outcome_log", outcome_log),
         )
 
     @property
@@ -295,77 +293,21 @@ class JobLogMiddleware(Middleware):
         exception: BaseException | None = None,
     ) -> None:
         """Only record the result: a time limit may still be raised here, and it may run twice."""
-        run = self._runs.of_delivery(message)
-        if run is None:
-            # A middleware before this one failed the message, so no start was written.
-            if exception is None or not is_logged(broker, message):
-                return
-            run = self._late(broker, message)
-            run.row["attempt"] -= self._counted(broker, message, exception)
-        run.note_end(exception)
+        self._ends.note_result(broker, message, exception, self)
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
         """Record what dropped the message: this runs while ``SkipMessage`` is being handled."""
-        error, run = sys.exc_info()[1], self._runs.of_delivery(message)
-        is_put_back = isinstance(error, PutBack)
-        if run is None:
-            if is_put_back or not is_logged(broker, message):
-                return
-            run = self._late(broker, message)
-        # By the middleware of another log, if this one had let it begin.
-        run.note_skip(error, put_back=is_put_back)
+        self._ends.note_skip(broker, message, sys.exc_info()[1])
 
     def before_ack(self, broker: Broker, message: MessageProxy) -> None:
         """Commit the outcome of a run whose message is about to be acknowledged."""
         # A copy in the delay queue is neither a run nor an end; its consumer acknowledges it.
         if not message.queue_name.endswith(DELAY_SUFFIX):
-            self._end(broker, message, rejected=False)
-            self._runs.forget_sent()
+            self._ends.commit(broker, message, rejected=False)
 
     def before_nack(self, broker: Broker, message: MessageProxy) -> None:
         """Commit the end of a job whose message is about to be rejected."""
-        self._end(broker, message, rejected=True)
-        self._runs.forget_sent()
-
-    def _end(self, broker: Broker, message: MessageProxy, *, rejected: bool) -> None:
-        run = self._runs.of_delivery(message)
-        if run is None:
-            if not rejected or not is_logged(broker, message):
-                return
-            run = self._late(broker, message)
-        if run.ended or run.refused:
-            return
-        live = running.get()
-        if run.began is not None:
-            self._ahead.note_run(message.actor_name, run.lasted)
-        event = verdict(broker, message, run, live, rejected=rejected)
-        run.end()
-        self._runs.close(run)
-        if run.start is not None:
-            run.start.drop()
-        if live is not None:
-            self._reports.end(live)
-        running.set(None)
-        self.joblog.release()
-        acks = self._services.acks
-        if acks is not None and acks.takes(broker, message):
-            acks.after(self._hand_over(event), message)
-        else:
-            try:
-                self.joblog.core.writer.write(event)
-            except JobLogError as e:
-                # Dramatiq would swallow any other error, and acknowledge.
-                raise OutcomeNotKeptError(f"the outcome of job {event.jid} is not kept: {e}") from e
-        if self._outcome_log:
-            log_outcome(event.row, self._messages.user_column)
-
-    def _hand_over(self, event: Ended) -> Receipt:
-        """Submit the end of a run; sending the acknowledgement makes the writer write it."""
-        waker = self._services.waker
-        if event.section is not None and waker is not None and waker.waits_for(freed_by(event)):
-            # Now, not with the next batch: it may release a key for the next job.
-            return self.joblog.core.writer.put(event, awaited=True)
-        return self.joblog.core.writer.ride(event)
+        self._ends.commit(broker, message, rejected=True)
 
     # The process
 
@@ -405,17 +347,6 @@ class JobLogMiddleware(Middleware):
                 "Acknowledgements could not be sent before the end. Their messages will be "
                 "delivered again, and not run again."
             )
-
-    def _late(self, broker: Broker, message: AnyMessage) -> Run:
-        self._ahead.drop(message)
-        return self._runs.late(broker, message)
-
-    def _counted(self, broker: Broker, message: AnyMessage, error: BaseException) -> int:
-        """Return 1 if ``Retries`` has already counted this failure, 0 if it runs later."""
-        order = list(broker.middleware)
-        counts = next((i for i, m in enumerate(order) if isinstance(m, Retries)), -1)
-        after = order.index(self) < counts
-        return int(after and not throws(broker, message, error))
 
 
 def _is_same_log(one: JobLog, other: JobLog) -> bool:

@@ -31,6 +31,9 @@ class Worked(Written, Protocol):
     def worker_process(self) -> WorkerProcess:
         """The presence of this process in the log."""
 
+    def release(self) -> None:
+        """Return this thread's connection to the pool, if the log created its database."""
+
 
 class Services:
     """Promotion, acknowledgements, live reports and the capture of log lines, for some workers.
