@@ -165,7 +165,7 @@ class JobLogMiddleware(Middleware):
     @property
     def actor_options(self) -> set[str]:
         """The options that actors and messages may have."""
-        return {*OPTIONS, *self._messages.own_fields}
+        return {*OPTIONS, *self._messages.rows.own_fields}
 
     @property
     def declared(self) -> frozenset[str]:

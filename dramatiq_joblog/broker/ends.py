@@ -134,7 +134,7 @@ class Ends:
                 # Dramatiq would swallow any other error, and acknowledge.
                 raise OutcomeNotKeptError(f"the outcome of job {event.jid} is not kept: {e}") from e
         if self._outcome_log:
-            log_outcome(event.row, self._messages.user_column)
+            log_outcome(event.row, self._messages.rows.user_column)
 
     def _hand_over(self, event: Ended) -> Receipt:
         """Submit the end of a run; sending the acknowledgement makes the writer write it."""

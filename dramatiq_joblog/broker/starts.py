@@ -70,7 +70,7 @@ class Starts:
         self._reports = reports
         self._ahead = ahead
         self._refusals = Refusals(
-            runs, services, outcome_log=outcome_log, user_column=messages.user_column
+            runs, services, outcome_log=outcome_log, user_column=messages.rows.user_column
         )
 
     def begin(self, broker: Broker, message: MessageProxy, plan: Plan) -> None:

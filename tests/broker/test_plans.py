@@ -28,7 +28,7 @@ def _in_full(messages, broker, message):
     """Return the row of a message, and its options, without its actor's plan."""
     message = copy.deepcopy(message)
     messages.bonds.bind(broker, message, begins=True)
-    return messages._row_in_full(broker, message), message.options
+    return messages.rows.in_full(broker, message), message.options
 
 
 def _planned(messages, broker, message):
