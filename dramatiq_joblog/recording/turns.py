@@ -49,8 +49,7 @@ class Turns:
     ) -> None:
         self._inbox = inbox
         self._connection = connection
-        self._locks = transitions.locks
-        self._atomic = transitions.atomic
+        self._transitions = transitions
         self._outage = outage
         self._timetable = timetable
         #: The events that are about to be written, by ``id()``.
@@ -97,7 +96,7 @@ class Turns:
 
     def _plan_renewals(self) -> None:
         """Renew leases as often as the shortest one of this process requires."""
-        locks = self._locks
+        locks = self._transitions.locks
         every = locks.leases.renewed_every
         if every != self._renewed_every:
             self._renewed_every = every
@@ -135,7 +134,7 @@ class Turns:
             self._outage.consider(e, time.monotonic() - began)
 
     def _in_transaction(self, function: Callable[[], Any]) -> Any:
-        with self._atomic():
+        with self._transitions.atomic():
             return function()
 
     def _let_in(self) -> None:
