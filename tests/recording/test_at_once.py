@@ -113,7 +113,10 @@ def test_a_run_that_another_process_begins_meanwhile(joblog, database_url, begin
     with other.database.atomic():
         other.Job.insert(rival.row).execute()
         thread.start()
-        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
         with psycopg.connect(database_url, autocommit=True) as watch:
             while not watch.execute(waiting).fetchone()[0]:
                 pass
