@@ -123,7 +123,10 @@ def test_what_a_process_renews_is_locked_in_order(
         list(rows.select().where(column == "a").for_update())
         thread = threading.Thread(target=renewing)
         thread.start()
-        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
         # In a transaction it would say the same again and again.
         with joblog.database.connection_context():
             eventually(lambda: joblog.database.execute_sql(waiting).fetchone() == (1,))

@@ -243,7 +243,10 @@ def test_a_deadlock_is_tried_again(postgres_url):
             joblog.core.writer.put(Started(row(jid, "started", token=jid)))
         go_on.set()
         # Waits for the batch, which waits for this.
-        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
         with psycopg.connect(postgres_url, autocommit=True) as watch:
             while not watch.execute(waiting).fetchone()[0]:
                 pass
