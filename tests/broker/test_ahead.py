@@ -86,7 +86,7 @@ def without_log(redis_url):
     made = []
 
     def connect(broker):
-        other = brokers.connect(redis_url, namespace=broker.namespace)
+        other = brokers.connect(redis_url, namespace=broker.namespace, middleware=[])
         other.declare_queue("default")
         made.append(other)
         return other
