@@ -216,6 +216,10 @@ class HandedAcks:
             self._logger.debug("Starts are not committed ahead: %s", e)
             return False
 
+    def count_longer(self) -> int:
+        """Return how many runs last longer than those that are started ahead."""
+        return self._ahead.count_longer()
+
     def withdraw(self, messages: Sequence[MessageProxy]) -> None:
         """Withdraw starts that were committed ahead, as :meth:`Ahead.withdraw` does."""
         self._ahead.withdraw(messages)
@@ -359,6 +363,8 @@ class _HandingConsumer(Consumer):
         #: Fetch again below this number of unacknowledged messages: larger batches cost less, but
         #: no thread should have to wait for one.
         self._low = consumer.prefetch // 2
+        #: Whether the last messages were all of actors with short runs, and started ahead.
+        self._are_brief = False
         #: Messages that were fetched and not handed over yet.
         self._ready: deque[MessageProxy] = deque()
         self._is_delayed = consumer.queue_name.endswith(DELAY_SUFFIX)
@@ -367,12 +373,15 @@ class _HandingConsumer(Consumer):
         consumer = self._consumer
         if self._ready:
             return self._ready.popleft()
-        if not consumer.message_cache and consumer.outstanding_message_count >= consumer.prefetch:
+        # Short runs end before more can be fetched, so that larger batches delay nothing.
+        waits_from = self._low + 1 if self._are_brief else consumer.prefetch
+        if not consumer.message_cache and consumer.outstanding_message_count >= waits_from:
             # Dramatiq would sleep before it checks again, and short jobs would run out meanwhile.
             self._room.clear()
             if consumer.outstanding_message_count > self._low:
                 self._room.wait(ROOM_WITHIN)
         message: MessageProxy | None = next(consumer)
+        self._are_brief = False
         if message is None or self._is_delayed or not consumer.message_cache:
             return message
         # Kept here, so that none is lost if the connection breaks now.
@@ -386,8 +395,12 @@ class _HandingConsumer(Consumer):
         # Only while the cache holds some: it would fetch more.
         while consumer.message_cache and (other := next(consumer)) is not None:
             self._ready.append(other)
-        are_brief = self._acks.start_ahead(list(self._ready))
-        self._low = consumer.prefetch // (8 if are_brief else 2)
+        self._are_brief = self._acks.start_ahead(list(self._ready))
+        if self._are_brief:
+            # Longer runs do not end meanwhile.
+            self._low = consumer.prefetch // 8 + self._acks.count_longer()
+        else:
+            self._low = consumer.prefetch // 2
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._consumer, name)

@@ -126,7 +126,7 @@ class Ahead:
             return False
         if self._is_stopped or time.monotonic() < self._not_before:
             return False
-        left = (self._threads - self._runs.count_longer(WITHIN)) * WITHIN
+        left = (self._threads - self.count_longer()) * WITHIN
         pending = list(self._pending.values())
         left -= sum(start.pace for start in pending)
         keys = {start.section["key"] for start in pending if start.section is not None}
@@ -148,6 +148,10 @@ class Ahead:
             return False
         self._commit(chosen)
         return len(chosen) == len(messages) and all(pace <= BRIEF for *_, pace in chosen)
+
+    def count_longer(self) -> int:
+        """Return how many runs have lasted too long for one of a message started ahead."""
+        return self._runs.count_longer(WITHIN)
 
     def _may_enter(self, message: Any, shape: Shape, plan: Plan, keys: set[str]) -> bool:
         """Return whether a section may be free, which is not one of *keys*; add it to them."""
