@@ -10,6 +10,7 @@ import pytest
 from dramatiq.middleware import Middleware, SkipMessage, default_middleware
 
 from dramatiq_joblog import Exclusive, JobLog, JobLogMiddleware, Rate, current_job
+from dramatiq_joblog.broker import acks
 from dramatiq_joblog.broker import ahead as starts_ahead
 from dramatiq_joblog.recording.events import Started, withdrawn
 from dramatiq_joblog.recording.spool import Spool
@@ -363,6 +364,60 @@ def test_a_withdrawn_start_in_the_spool(tmp_path):
     assert [False] == [event.cut_off for event in kept if isinstance(event, Started)]
     assert kept[1].columns == events[1].columns
     assert [] == list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def fetched(monkeypatch):
+    """Return a function that notes how many messages each fetch of a broker asks for, if any come.
+
+    No fetch is due because others take long.
+    """
+    monkeypatch.setattr(starts_ahead, "BRIEF", 5)
+    monkeypatch.setattr(acks, "ROOM_WITHIN", 60)
+
+    def note(broker):
+        sizes, fetch = [], broker.do_fetch
+
+        def noting(queue, prefetch):
+            messages = fetch(queue, prefetch)
+            if messages:
+                sizes.append(prefetch)
+            return messages
+
+        broker.do_fetch = noting
+        return sizes
+
+    return note
+
+
+def test_short_jobs_are_fetched_in_whole_batches(joblog, quick, worker, eventually, fetched):
+    """While short jobs run, no more are fetched until a whole batch may be."""
+    broker, actor = quick()
+    sizes = fetched(broker)
+    for n in range(16):
+        actor.send(n)
+    with worker(broker, worker_threads=THREADS):
+        eventually(lambda: ended(joblog) == 17)
+    assert [2 * THREADS] * 4 == sizes
+
+
+def test_short_jobs_beside_a_long_one(
+    joblog, quick, worker, eventually, fetched, hold, monkeypatch
+):
+    """A long job, which keeps a thread, does not keep the consumer from fetching short ones."""
+    monkeypatch.setattr(starts_ahead, "WITHIN", 0.5)
+    broker, actor = quick()
+    fetched(broker)
+    declare, released = hold
+    blocker = declare()
+    blocker.send()
+    with worker(broker, worker_threads=THREADS):
+        [log] = [m for m in broker.middleware if isinstance(m, JobLogMiddleware)]
+        eventually(lambda: log._ahead.count_longer() == 1)
+        for n in range(16):
+            actor.send(n)
+        eventually(lambda: ended(joblog) == 17)
+        released.set()
 
 
 # Retries
