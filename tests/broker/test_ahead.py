@@ -390,15 +390,55 @@ def fetched(monkeypatch):
     return note
 
 
-def test_short_jobs_are_fetched_in_whole_batches(joblog, quick, worker, eventually, fetched):
-    """While short jobs run, no more are fetched until a whole batch may be."""
-    broker, actor = quick()
-    sizes = fetched(broker)
-    for n in range(16):
+def test_short_jobs_are_fetched_in_whole_batches(
+    joblog, quick, worker, eventually, fetched, monkeypatch
+):
+    """While some jobs of a batch of short ones run, no more are fetched."""
+    batch = 2 * THREADS
+    asking, decided = threading.Event(), threading.Event()
+
+    class Room(threading.Event):
+        def wait(self, timeout=None):
+            asking.clear()
+            decided.set()
+            return super().wait(timeout)
+
+    ask = acks._HandingConsumer.__next__
+
+    def ask_before_the_last_ends(consumer):
+        if not isinstance(consumer._room, Room):
+            consumer._room = Room()
+        if not consumer._ready and consumer.outstanding_message_count:
+            eventually(lambda: consumer.outstanding_message_count == 1)
+            asking.set()
+        try:
+            return ask(consumer)
+        finally:
+            asking.clear()
+
+    monkeypatch.setattr(acks._HandingConsumer, "__next__", ask_before_the_last_ends)
+
+    def body(n):
+        if n % batch == batch - 1:
+            # Until the consumer waits, or fetches.
+            assert decided.wait(60)
+            decided.clear()
+
+    broker, actor = quick(body)
+    sizes, noting = fetched(broker), broker.do_fetch
+
+    def fetching(queue, prefetch):
+        messages = noting(queue, prefetch)
+        if asking.is_set():
+            decided.set()
+        return messages
+
+    broker.do_fetch = fetching
+    for n in range(4 * batch):
         actor.send(n)
     with worker(broker, worker_threads=THREADS):
-        eventually(lambda: ended(joblog) == 17)
-    assert [2 * THREADS] * 4 == sizes
+        eventually(lambda: ended(joblog) == 4 * batch + 1)
+    assert [batch] * 4 == sizes
 
 
 def test_short_jobs_beside_a_long_one(
