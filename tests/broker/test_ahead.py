@@ -416,8 +416,6 @@ def test_short_jobs_are_fetched_in_whole_batches(
         finally:
             asking.clear()
 
-    monkeypatch.setattr(acks._HandingConsumer, "__next__", ask_before_the_last_ends)
-
     def body(n):
         if n % batch == batch - 1:
             # Until the consumer waits, or fetches.
@@ -425,6 +423,8 @@ def test_short_jobs_are_fetched_in_whole_batches(
             decided.clear()
 
     broker, actor = quick(body)
+    # Only now: the first job, which ends at once, has a consumer of its own.
+    monkeypatch.setattr(acks._HandingConsumer, "__next__", ask_before_the_last_ends)
     sizes, noting = fetched(broker), broker.do_fetch
 
     def fetching(queue, prefetch):

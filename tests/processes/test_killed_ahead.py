@@ -14,9 +14,13 @@ THREADS = 2
 JOBS = 40
 
 
-@pytest.mark.parametrize("options", [{}, {"exclusive": "quick:{n}"}], ids=["plain", "sections"])
+@pytest.mark.parametrize(
+    ("options", "sent_with"),
+    [({}, {}), ({"exclusive": "quick:{n}"}, {}), ({}, {"retries": 1})],
+    ids=["plain", "sections", "retries"],
+)
 def test_jobs_that_never_began(
-    options, joblog, database_url, redis_url, run_worker_process, eventually, tmp_path
+    options, sent_with, joblog, database_url, redis_url, run_worker_process, eventually, tmp_path
 ):
     """Jobs that were started ahead of a kill run once; their unbegun runs count as interrupted."""
     broker = brokers.connect(redis_url, namespace="ahead")
@@ -50,7 +54,11 @@ def test_jobs_that_never_began(
             process.suspend()
             for n in range(sent, sent + JOBS):
                 message = dramatiq.Message(
-                    queue_name="default", actor_name="quick", args=(n,), kwargs={}, options={}
+                    queue_name="default",
+                    actor_name="quick",
+                    args=(n,),
+                    kwargs={},
+                    options=dict(sent_with),
                 )
                 broker.enqueue(message)
             sent += JOBS
