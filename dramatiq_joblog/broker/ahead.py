@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from dramatiq_joblog.recording.log import Log, Writing
 
     from .messages import Messages
-    from .plan import Plan, Shape
+    from .plan import Plan
     from .run import Run
     from .runs import Runs
 
@@ -139,7 +139,7 @@ class Ahead:
             plan = self._messages.plan(broker, inner)
             if not (plan.may_start_ahead and _is_constant(inner)):
                 continue
-            if plan.shape is not None and not self._may_enter(inner, plan.shape, plan, keys):
+            if plan.is_bound and not self._may_enter(inner, plan, keys):
                 continue
             run = self._runs.make(broker, message, plan)
             left -= pace
@@ -153,18 +153,20 @@ class Ahead:
         """Return how many runs have lasted too long for one of a message started ahead."""
         return self._runs.count_longer(WITHIN)
 
-    def _may_enter(self, message: Any, shape: Shape, plan: Plan, keys: set[str]) -> bool:
-        """Return whether a section may be free, which is not one of *keys*; add it to them."""
+    def _may_enter(self, message: Any, plan: Plan, keys: set[str]) -> bool:
+        """Return whether a message's section may be free, and add its key to *keys*.
+
+        The keys that are there already belong to runs that have not begun.
+        """
         if time.monotonic() < self._contended.get(message.actor_name, 0):
             return False
         if message.options.get("retries"):
             # It may have its section already, and is let in before others.
             return False
-        if not (shape.fits(message) or plan.bind(message)):
+        if not plan.bind(message):
             return False
         key = message.options[SECTION]["key"]
         if key in keys:
-            # The run before it is to end first.
             return False
         keys.add(key)
         return True
@@ -175,9 +177,9 @@ class Ahead:
         starts: list[StartAhead] = []
         for run, plan, pace in chosen:
             run.start_at(instant)
-            values = _values_of(bare(run.given))
+            values = *_, options = _values_of(bare(run.given))
             # Another middleware may change the message's own.
-            section = values[-1].get(SECTION)
+            section = options.get(SECTION)
             event = Started(
                 run.row.copy(), rerun=plan.rerun, section=section, if_free=section is not None
             )

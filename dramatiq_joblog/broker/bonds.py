@@ -121,11 +121,9 @@ class Bonds:
           ConfigurationError: If the options cannot be used, or a key cannot be made.
         """
         message = bare(message)
-        if plan is not None and plan.shape is not None:
-            if plan.shape.fits(message):
-                return False
-            if plan.bind(message):
-                return UNIQUE in message.options
+        is_new = UNIQUE not in message.options
+        if plan is not None and plan.bind(message):
+            return is_new and UNIQUE in message.options
         where = f"message {message.message_id!r} of actor {message.actor_name!r}"
         if message.options.keys() & _CHECKED:
             sent = options_sent()

@@ -148,10 +148,14 @@ class Plan:
         """Make the keys of a plain message that has none yet.
 
         Returns:
-          False if it has, or needs closer checks.
+          Whether it now has the actor's bonds; False if it needs closer checks.
         """
         shape, options = self.shape, message.options
-        if shape is None or shape.calls_code or SECTION in options or UNIQUE in options:
+        if shape is None:
+            return False
+        if shape.fits(message):
+            return True
+        if shape.calls_code or SECTION in options or UNIQUE in options:
             return False
         if self.is_secret is None or not _are_plain(message.args, message.kwargs, self.is_secret):
             return False

@@ -78,6 +78,7 @@ class Run:
         """Return the columns that are known only once its thread has taken the message."""
         names = ["started_at", "worker", "trace_id"]
         if self.row["attempt"] == 1:
+            # A retry keeps that of the first run.
             names.append("queue_time")
         return {name: self.row[name] for name in names if self.row.get(name) is not None}
 

@@ -72,8 +72,8 @@ class SteppingFreeing(Freeing):
     def step(self, rows: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
         """Return the SQL of the step that releases *rows*, and its parameter.
 
-        It inserts rows that exist, so that each is looked up by its key.  The plan of an update may
-        scan all keys, and is kept for as long as the connection.
+        It inserts rows that exist, so that each is looked up by its key.  The server may keep a
+        plan of an update that scans all keys.
         """
         table = self._lock._meta.table_name
         names = [f'"{field.column_name}"' for field in self._lock._meta.sorted_fields]
