@@ -200,12 +200,13 @@ class Waiters:
         """Return the next waiters if there are reservations or manual locks among them."""
         job = self.job
         columns = job.jid, job.section, job.waiting_since, job.started_at.is_null()
-        line = [(True, hand.since, hand.owner, False) for hand in hands]
+        # A job that began to wait in the same millisecond comes before a manual lock.
+        line = [(True, hand.since, True, hand.owner, False) for hand in hands]
         for rows in self._line_beside(key, kept):
             for jid, section, since, is_new in rows.select(*columns).limit(count).tuples():
-                line.append((bool(is_new), to_millis(since), jid, section == key))
-        line.sort(key=lambda each: each[:2])
-        return [(owner, is_own) for _, _, owner, is_own in line[:count]]
+                line.append((bool(is_new), to_millis(since), False, jid, section == key))
+        line.sort(key=lambda each: each[:3])
+        return [(owner, is_own) for *_, owner, is_own in line[:count]]
 
     def line(self, key: str, most: int) -> list[str]:
         """Return the jids of a key's present waiters, in order."""
@@ -341,7 +342,9 @@ class Waiters:
         """Return selects of the jobs before *place*, in order."""
         job = self.job
         begun, others = self._line_beside(key, kept)
-        longer = job.waiting_since < place.since
+        # Of the same millisecond, a job comes before a manual lock.
+        begins = job.waiting_since
+        longer = (begins <= place.since) if place.by_hand else (begins < place.since)
         if place.since is not None:
             parts = [begun.where(longer)] if place.begun else [begun, others.where(longer)]
         else:

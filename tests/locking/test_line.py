@@ -14,7 +14,8 @@ import pytest
 from dramatiq_joblog import Exclusive, LockNotAcquired, current_job
 from dramatiq_joblog.locking.by_hand import Wish
 from dramatiq_joblog.locking.leases import Claim
-from dramatiq_joblog.locking.waiters import HELD_FOR, PATIENCE
+from dramatiq_joblog.locking.waiters import HELD_FOR, PATIENCE, Place
+from dramatiq_joblog.schema.fields import instant_of
 
 #: Milliseconds; longer than any test takes.
 LONG = 60_000
@@ -290,18 +291,39 @@ def test_jobs_and_blocks_in_turn(joblog, broker, worker, declare, eventually):
         hands = joblog.Lock.select().where(joblog.Lock.kind == "hand").count()
         return hands + joblog.jobs.waiting().count()
 
+    def wait_for_line(length):
+        eventually(lambda: in_line() == length)
+        # Who begins to wait in the same millisecond has no order.
+        seen = joblog.core.locks.now()
+        eventually(lambda: joblog.core.locks.now() > seen)
+
     with worker(broker):
         with joblog.lock("key"):
             for place in range(3):
                 threads.append(threading.Thread(target=block, args=(f"block {place}",)))
                 threads[-1].start()
-                eventually(lambda n=2 * place + 1: in_line() == n)
+                wait_for_line(2 * place + 1)
                 work.send(f"job {place}")
-                eventually(lambda n=2 * place + 2: in_line() == n)
+                wait_for_line(2 * place + 2)
         for thread in threads:
             thread.join()
         eventually(lambda: len(declare.order) == 6)
     assert [f"{kind} {place}" for place in range(3) for kind in ("block", "job")] == declare.order
+
+
+def test_a_job_and_a_block_of_the_same_millisecond(joblog, job_factory):
+    """A job goes first if a manual lock began to wait in the same millisecond."""
+    locks, since = joblog.core.locks, now() - 1_000
+    block = Claim("section", "key", "host:1:2", secrets.token_hex(14), LONG, by_hand=True)
+    put_in_line(job_factory, "same", waits=0)
+    joblog.Job.update(waiting_since=instant_of(since)).execute()
+
+    def attempt():
+        locks.hands.enter(block, since)
+        first = locks.waiters.next_of("key", 1)
+        return first, locks.take_in_turn(block, Place(since=since, by_hand=True))
+
+    assert ([("same", True)], None) == joblog.core.writer.call(attempt)
 
 
 def test_a_block_whose_time_is_over_at_once(joblog, monkeypatch):
