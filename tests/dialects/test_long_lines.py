@@ -51,7 +51,7 @@ def test_a_block_in_a_long_line(joblog, line):
     claim = Claim("section", "key", "block", "a" * 28, 60_000, by_hand=True)
     joblog.core.locks.hands.enter(claim, int(since.timestamp() * 1000) + 1)
     names = line.line("key", MANY)
-    assert ["1500", "block", "1499"] == names[names.index("block") - 1 : names.index("block") + 2]
+    assert ["1499", "block", "1498"] == names[names.index("block") - 1 : names.index("block") + 2]
     assert {"key"} == line.disputed(["key"])
     place = Place(since=int(since.timestamp() * 1000) + 2)
     assert MANY - 1499 + 2 == line.count_ahead("key", "new", place, most=MANY)

@@ -84,6 +84,11 @@ class Proxy:
                 client.close()
                 continue
             self._pairs.append((client, server))
+            if listener is not self._listener:
+                # Refused while it connected: `refuse` has not seen this pair.
+                client.close()
+                server.close()
+                continue
             threading.Thread(target=self._forward, args=(client, server), daemon=True).start()
 
     def _forward(self, client: socket.socket, server: socket.socket) -> None:
