@@ -23,6 +23,7 @@ from dramatiq_joblog.recording.events import Started, amended, withdrawn
 from dramatiq_joblog.recording.inbox import SOON
 
 from .options import SECTION, bare
+from .run_times import WITHIN, RunTimes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -39,20 +40,14 @@ if TYPE_CHECKING:
     from .run import Run
     from .runs import Runs
 
-#: Seconds for which a message may wait for a thread after its start, as far as is known.
-WITHIN = 0.01
 #: With fewer, each thread might as well commit its own.
 AT_LEAST = 2
-#: A run of at most so many seconds takes less time than fetching messages.
-BRIEF = 0.001
 #: Seconds to wait at most until starts are withdrawn.
 WITHDRAWN_WITHIN = 10.0
 #: Seconds without, after starts had to be withdrawn or sections were not free.
 PAUSE = 1.0
 #: The types of values that cannot change.
 _CONSTANTS = frozenset({bool, float, int, str, type(None)})
-#: A run that is shorter than its actor's pace changes it by this part.
-_SLOWLY = 1 / 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +94,7 @@ class Ahead:
         self._threads = 0
         #: The starts that no thread has taken yet, by ``id()`` of their messages.
         self._pending: dict[int, StartAhead] = {}
-        #: Seconds that a run takes, by actor; raised by a longer run at once, lowered slowly.
-        self._paces: dict[str, float] = {}
+        self._times = RunTimes()
         #: Until when none is started ahead, in monotonic seconds.
         self._not_before = 0.0
         #: Whether none is started ahead again.
@@ -120,7 +114,7 @@ class Ahead:
         """Commit the starts of those of *messages* that threads will take within moments.
 
         Returns:
-          Whether they were all committed, and their runs take less time than to fetch more.
+          Whether they were all committed, and their runs end before more could be fetched.
         """
         if len(messages) < AT_LEAST or not self._threads or self._joblog.core.writer.away:
             return False
@@ -133,7 +127,7 @@ class Ahead:
         chosen: list[tuple[Run, Plan, float]] = []
         for message in messages:
             inner = bare(message)
-            pace = self._paces.get(inner.actor_name)
+            pace = self._times.expected(inner.actor_name)
             if pace is None or pace > left or inner.actor_name in self._never:
                 continue
             plan = self._messages.plan(broker, inner)
@@ -147,7 +141,9 @@ class Ahead:
         if len(chosen) < AT_LEAST:
             return False
         self._commit(chosen)
-        return len(chosen) == len(messages) and all(pace <= BRIEF for *_, pace in chosen)
+        if len(chosen) < len(messages):
+            return False
+        return self._times.are_brief({run.given.actor_name for run, *_ in chosen})
 
     def count_longer(self) -> int:
         """Return how many runs have lasted too long for one of a message started ahead."""
@@ -207,8 +203,7 @@ class Ahead:
 
     def note_run(self, actor: str, seconds: float) -> None:
         """Note how long a run of an actor took."""
-        pace = self._paces.get(actor, 0.0)
-        self._paces[actor] = seconds if seconds > pace else pace + (seconds - pace) * _SLOWLY
+        self._times.note(actor, seconds)
 
     def note_conflict(self, actor: str) -> None:
         """Note that a section was not free: for a while, its actor's runs are not started ahead."""

@@ -10,7 +10,7 @@ import pytest
 from dramatiq.middleware import Middleware, SkipMessage, default_middleware
 
 from dramatiq_joblog import Exclusive, JobLog, JobLogMiddleware, Rate, current_job
-from dramatiq_joblog.broker import acks
+from dramatiq_joblog.broker import acks, run_times
 from dramatiq_joblog.broker import ahead as starts_ahead
 from dramatiq_joblog.recording.events import Started, withdrawn
 from dramatiq_joblog.recording.spool import Spool
@@ -372,7 +372,7 @@ def fetched(monkeypatch):
 
     No fetch is due because others take long.
     """
-    monkeypatch.setattr(starts_ahead, "BRIEF", 5)
+    monkeypatch.setattr(run_times, "BRIEF", 5)
     monkeypatch.setattr(acks, "ROOM_WITHIN", 60)
 
     def note(broker):
