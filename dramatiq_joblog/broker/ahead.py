@@ -179,15 +179,16 @@ class Ahead:
             event = Started(
                 run.row.copy(), rerun=plan.rerun, section=section, if_free=section is not None
             )
-            # One wakes the writer, and is waited for: they are committed in order.
+            # The last wakes the writer, and is waited for: they are committed in order.
             receipt = writer.put(event, awaited=len(starts) == len(chosen) - 1)
-            starts.append(StartAhead(run, plan, receipt, pace, values, section))
+            start = StartAhead(run, plan, receipt, pace, values, section)
+            self._pending[id(run.given)] = start
+            starts.append(start)
+        # While the writer is awake: it would wake again to plan this.
+        writer.put_later(_Taken(self, starts))
         if is_idle:
             # The threads would all wait for it; so only one does.
             starts[-1].receipt.join(SOON / 1000)
-        for start in starts:
-            self._pending[id(start.run.given)] = start
-        writer.put_later(_Taken(self, starts))
 
     # Called on worker threads
 

@@ -164,7 +164,9 @@ class Inbox:
         self._idle = False
         #: What may have to be written later, in order of its time.
         self._late: deque[Late] = deque()
+        #: Until when the thread sleeps at most, in monotonic seconds.
         self._asleep_until = math.inf
+        self._is_taken = False
 
     def __bool__(self) -> bool:
         """Whether there are items to take, except late starts."""
@@ -178,13 +180,16 @@ class Inbox:
         if receipt.awaited or (self._idle and not receipt.rides):
             self.ring()
 
-    def add_late(self, late: Late) -> None:
-        """Submit what is due in :data:`SOON` milliseconds."""
-        self._late.append(late)
+    def add_late(self, late: Late) -> bool:
+        """Submit what is due in :data:`SOON` milliseconds.
 
-    def oversleeps(self, late: Late) -> bool:
-        """Return whether the thread must be woken to write *late* in time."""
-        return self._asleep_until > late.due
+        Returns:
+          Whether there is a thread that takes it.
+        """
+        self._late.append(late)
+        if self._asleep_until > late.due:
+            self.ring()
+        return self._is_taken
 
     def ring(self) -> None:
         """Wake the thread."""
@@ -200,23 +205,33 @@ class Inbox:
     # Called on the receiving thread
 
     def take(self, due: float | None, receipts: list[Receipt]) -> None:
-        """Move all submitted items to *receipts*.
+        """Move all submitted items to *receipts*, once there is one to write or something is due.
 
         Parameters:
           due: Until when to wait for the first item, in monotonic seconds; None for no limit.
           receipts: Receives the items, even if this call fails half way.
         """
-        # From here on, a thread that submits a late start always wakes this one.
+        self._is_taken = True
+        # From here on, what is due later always wakes this thread.  In this order: a thread that
+        # submits after the last check releases the lock.
         self._asleep_until = math.inf
-        if self._late:
-            due = min(self._late[0].due, math.inf if due is None else due)
-        self._asleep_until = math.inf if due is None else due
-        self._wait(None if due is None else max(0.0, due - time.monotonic()), receipts)
+        self._bell.acquire(blocking=False)
+        self._idle = rung = True
+        self._drain(receipts)
+        while rung and not any(receipt.awaited for receipt in receipts):
+            self._idle = all(receipt.rides for receipt in receipts)
+            now = time.monotonic()
+            until = self._next_due(due) if self._idle else now + RIDE / 1000
+            self._asleep_until = until
+            rung = self._bell.acquire(timeout=-1 if until == math.inf else max(0.0, until - now))
+            self._asleep_until = math.inf
+            self._drain(receipts)
+        self._idle = False
         self._asleep_until = 0.0
 
-    def wake_for_all(self) -> None:
-        """From now on, let every late start wake the thread; its due time is not checked."""
-        self._asleep_until = math.inf
+    def leave(self) -> None:
+        """Note that no thread takes items until the next :meth:`take`."""
+        self._is_taken = False
 
     def take_late(self) -> list[Event]:
         """Return the events that are due, and still needed."""
@@ -228,18 +243,14 @@ class Inbox:
                 events += late.events()
         return events
 
-    def _wait(self, pause: float | None, receipts: list[Receipt]) -> None:
-        """Move all items; wait for the first for at most *pause* seconds."""
-        # In this order: a thread that submits after the last check releases the lock.
-        self._bell.acquire(blocking=False)
-        self._idle = rung = True
-        self._drain(receipts)
-        while rung and not any(receipt.awaited for receipt in receipts):
-            self._idle = all(receipt.rides for receipt in receipts)
-            longest = pause if self._idle else RIDE / 1000
-            rung = self._bell.acquire(timeout=-1 if longest is None else longest)
-            self._drain(receipts)
-        self._idle = False
+    def _next_due(self, due: float | None) -> float:
+        """Return when something is due, in monotonic seconds."""
+        # The thread must not wake for what is no longer needed: it would write whatever has been
+        # submitted meanwhile, in a transaction of its own.
+        while self._late and self._late[0].is_dropped:
+            self._late.popleft()
+        next_due = math.inf if due is None else due
+        return min(self._late[0].due, next_due) if self._late else next_due
 
     def _drain(self, receipts: list[Receipt]) -> None:
         """Move all items without waiting."""

@@ -169,8 +169,7 @@ class Writer:
 
         It must be due in :data:`~.inbox.SOON` milliseconds, as everything else is.
         """
-        self._inbox.add_late(late)
-        if self._inbox.oversleeps(late):
+        if not self._inbox.add_late(late):
             self.wake()
 
     def flush(self, timeout: float = 30.0) -> bool:
@@ -310,7 +309,7 @@ class Writer:
 
     def _end(self) -> None:
         """Leave everything to the next thread, and start it if there are new items."""
-        self._inbox.wake_for_all()
+        self._inbox.leave()
         self._outage.stop()
         self._connection.close()
         with self._start_lock:
