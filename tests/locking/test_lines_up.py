@@ -5,7 +5,7 @@ from __future__ import annotations
 import dramatiq
 import pytest
 
-from dramatiq_joblog import Exclusive, Rate
+from dramatiq_joblog import Exclusive, JobLogMiddleware, Rate
 from dramatiq_joblog.recording.in_line import InLine
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -47,7 +47,12 @@ def test_all_run_once(joblog, make_broker, worker, eventually, joins, need):
     broker, work, ran = burst(joblog, make_broker, need)
     joblog.set_limit("key", 0)
     with worker(broker):
-        for n in range(150):
+        for n in range(120):
+            work.send(n)
+        # Only a process that holds so many waiters knows of the queue.
+        [log] = [m for m in broker.middleware if isinstance(m, JobLogMiddleware)]
+        eventually(lambda: len(log._services.waker._held.of("key")) == 120)
+        for n in range(120, 150):
             work.send(n)
         eventually(lambda: joblog.waiters("key").count() == 150, timeout=30)
         assert joins
