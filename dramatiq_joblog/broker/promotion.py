@@ -21,7 +21,7 @@ from dramatiq_joblog.database.limited_log import LimitedLog
 from dramatiq_joblog.errors import DatabaseAwayError
 from dramatiq_joblog.locking.holders import Usage
 from dramatiq_joblog.locking.needs import SECTION
-from dramatiq_joblog.locking.waiters import HEARTBEAT_EVERY
+from dramatiq_joblog.locking.presence import HEARTBEAT_EVERY
 
 from .at_hand import AtHand
 from .forwarder import Forwarder

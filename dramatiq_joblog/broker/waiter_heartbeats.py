@@ -7,7 +7,7 @@ import math
 import time
 from typing import TYPE_CHECKING
 
-from dramatiq_joblog.locking.waiters import HEARTBEAT_EVERY
+from dramatiq_joblog.locking.presence import HEARTBEAT_EVERY
 
 if TYPE_CHECKING:
     from dramatiq_joblog.database.connection import Connection
@@ -69,9 +69,9 @@ class WaiterHeartbeats:
         self._left = self._left[MAX_ASKED:]
         if not jids:
             return []
-        waiters = self._joblog.core.locks.waiters
-        connection.ask(functools.partial(waiters.heartbeat, jids))
-        waited = connection.ask(functools.partial(waiters.unsettled, jids))
+        presence = self._joblog.core.locks.presence
+        connection.ask(functools.partial(presence.heartbeat, jids))
+        waited = connection.ask(functools.partial(presence.unsettled, jids))
         return [
             held[jid] for jid in jids if jid not in waited or _is_over(held[jid].need, waited[jid])
         ]

@@ -12,8 +12,8 @@ from dramatiq_joblog.schema.models import to_millis
 from .hands import HAND
 from .limits import LIMIT
 from .needs import FORMER, RATE, SECTION, UNIQUE
+from .reservations import WAIT
 from .slots import FLOOR
-from .waiters import WAIT
 
 if TYPE_CHECKING:
     from peewee import Database

@@ -21,7 +21,9 @@ from .holders import Holder, Holders
 from .leases import Leases
 from .limits import Limits
 from .needs import SECTION, UNIQUE
+from .presence import Presence
 from .rates import Rates
+from .reservations import Reservations
 from .slots import slots_of
 from .waiters import Waiters
 
@@ -47,8 +49,12 @@ class Locks:
         # Any: peewee's queries are untyped.
         lock: Any = tables.lock
         self.lock = lock
+        #: Which waiters are present.
+        self.presence = Presence(tables.job)
         #: The waiters of keys.
-        self.waiters = Waiters(tables)
+        self.waiters = Waiters(tables, self.presence)
+        #: The keys that are reserved for waiters of other keys.
+        self.reservations = Reservations(tables)
         #: The manual locks that wait.
         self.hands = Hands(lock)
         #: The limits set at run time.

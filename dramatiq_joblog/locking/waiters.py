@@ -1,10 +1,9 @@
-"""The jobs that wait for a key: which of them are present, and in which order they are served.
+"""The jobs that wait for a key, and in which order they are served.
 
-A waiter's message is in the memory of a worker process, which regularly extends the waiter's
-``eta``.  A waiter whose ``eta`` has passed is absent: it keeps its position, but others go first.
+Only those that are present are: see :mod:`.presence`.
 
 A job that needs several keys waits for the first that is refused.  Other keys for which it has
-reached the head of the queue are reserved for it meanwhile.
+reached the head of the queue are reserved for it meanwhile: see :mod:`.reservations`.
 
 Manual locks that wait are in the same queue: see :mod:`.hands`.
 """
@@ -22,11 +21,10 @@ from dramatiq_joblog.database.compiled import Compiled
 from dramatiq_joblog.database.dialects import dialect_of
 from dramatiq_joblog.payload.values import to_millis
 from dramatiq_joblog.schema.fields import instant_of
-from dramatiq_joblog.schema.query import literal_states
-from dramatiq_joblog.states import State
 
 from .hands import EXPECTED, HAND, Hand
 from .limits import LIMIT
+from .reservations import WAIT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,18 +34,8 @@ if TYPE_CHECKING:
 
     from dramatiq_joblog.schema.tables import Tables
 
-#: Milliseconds that a waiter counts as present after its process has extended it.
-HELD_FOR = 10_000
-#: Milliseconds between two extensions of a process's waiters.
-HEARTBEAT_EVERY = 3_000
-#: Milliseconds that a waiter may be late before it is considered absent.
-PATIENCE = 5_000
-#: Milliseconds after which a waiter's message comes back without a promotion, at most.
-COMES_BACK = 300_000
-#: The kind of rows of reservations: of keys for a job that waits for another key.
-WAIT = "wait"
-#: Milliseconds until a reservation expires; its job comes back within that time.
-_KEPT = 2 * COMES_BACK
+    from .presence import Presence
+
 #: The condition for rows with which a free key may not simply be taken.
 _DISPUTES = f"kind IN ('{LIMIT}', '{WAIT}', '{HAND}')"
 
@@ -94,12 +82,14 @@ class Waiters:
 
     Parameters:
       tables: The log's tables.
+      presence: The statements on which waiters are present.
     """
 
-    def __init__(self, tables: Tables[Any]) -> None:
+    def __init__(self, tables: Tables[Any], presence: Presence) -> None:
         # Any: peewee's queries are untyped.
         self.job: Any = tables.job
         self._lock: Any = tables.lock
+        self._presence = presence
         self._database: Database = tables.database
         self._dialect = dialect_of(self._database)
         self._disputed = Compiled(self._database, self._selecting_disputed)
@@ -109,8 +99,6 @@ class Waiters:
             Compiled(self._database, functools.partial(self._selecting_line, begun=begun))
             for begun in (True, False)
         )
-        self._heartbeat = Compiled(self._database, self._holding)
-        self._waited = Compiled(self._database, self._selecting_waited)
 
     def all_of(self, key: str) -> Any:
         """Return a select of the jobs that wait for a key, in order."""
@@ -130,7 +118,7 @@ class Waiters:
         job, lock = self.job, self._lock
         lines: dict[str, list[Any]] = {}
         place = fn.ROW_NUMBER().over(partition_by=[job.section], order_by=list(self._order()))
-        waiting = self._is_waiting(), job.section.in_(keys)
+        waiting = self._presence.is_waiting(), job.section.in_(keys)
         ranked = job.select(job.id.alias("number"), place.alias("place")).where(*waiting)
         first = Select([ranked.alias("ranked")], [SQL("number")]).where(SQL("place") <= most)
         for row in job.select().where(job.id.in_(first)).order_by(*self._order()):
@@ -149,7 +137,7 @@ class Waiters:
         of_key = job.section == key
         if kept:
             of_key |= job.jid.in_(kept)
-        return job.select().where(self._is_waiting(), of_key).order_by(*self._order())
+        return job.select().where(self._presence.is_waiting(), of_key).order_by(*self._order())
 
     def _parts(self, key: str) -> tuple[Any, Any]:
         """Return two selects of a key's waiters: those that have already begun, and others.
@@ -161,19 +149,19 @@ class Waiters:
     def _part(self, key: str, *, begun: bool) -> Any:
         job = self.job
         rows = job.select().where(
-            self._is_waiting(), job.section == key, job.started_at.is_null(not begun)
+            self._presence.is_waiting(), job.section == key, job.started_at.is_null(not begun)
         )
         order: tuple[Any, ...] = (job.waiting_since, job.id)
         if not begun and not self._dialect.skips_nulls:
             # The order of the index.
             order = job.started_at, *order
-        return rows.where(self._is_alive()).order_by(*order)
+        return rows.where(self._presence.is_recent()).order_by(*order)
 
     def lines(self) -> list[Line]:
         """Return a summary for each key that jobs wait for, ordered by key."""
         job = self.job
         counts = job.select(job.section, fn.count(job.id), fn.min(job.waiting_since))
-        waiting = counts.where(self._is_waiting(), job.section.is_null(False))
+        waiting = counts.where(self._presence.is_waiting(), job.section.is_null(False))
         rows = waiting.group_by(job.section).order_by(job.section).tuples()
         return [Line(name, int(count), since) for name, count, since in rows]
 
@@ -283,7 +271,7 @@ class Waiters:
         job, lock = self.job, self._lock
         column = SQL(key)
         waits = job.select(SQL("1")).where(
-            self._is_waiting(), job.section == column, self._is_alive()
+            self._presence.is_waiting(), job.section == column, self._presence.is_recent()
         )
         live = lock.expires_at > database_now(self._database)
         kept = lock.select(SQL("1")).where(SQL(_DISPUTES), lock.key == column, live)
@@ -295,48 +283,6 @@ class Waiters:
             # OFFSET 0 makes PostgreSQL look this up for each row, instead of reading all waiters.
             texts.append(f"NOT EXISTS ({text} OFFSET 0)")
         return " AND ".join(texts)
-
-    def keep(self, keys: Sequence[str], jid: str) -> None:
-        """Reserve *keys* for a waiting job that has reached the head of their queues."""
-        job, lock = self.job, self._lock
-        number = job.select(job.id).where(job.jid == jid).scalar()
-        now = database_now(self._database)
-        values = {"ttl": _KEPT, "acquired_at": now, "expires_at": now + _KEPT, "fence": 0}
-        for key in keys:
-            slot = _slot_of(number)
-            row = {"kind": WAIT, "key": key, "slot": slot, "owner": jid, **values}
-            lock.insert(row).on_conflict_ignore().execute()
-            mine = lock.kind == WAIT, lock.key == key, lock.slot == slot
-            lock.update(owner=jid, **values).where(*mine).execute()
-
-    def leave(self, keys: Sequence[str], jid: str) -> None:
-        """Release the reservations of *keys* for a job."""
-        lock = self._lock
-        lock.delete().where(
-            lock.kind == WAIT, lock.key.in_(list(keys)), lock.owner == jid
-        ).execute()
-
-    def heartbeat(self, jids: Sequence[str]) -> None:
-        """Extend the eta of these waiters, whose messages this process holds."""
-        self._heartbeat.execute(jids)
-
-    def unsettled(self, jids: Sequence[str]) -> dict[str, int]:
-        """Return how long those of *jids* have waited, in milliseconds, by jid.
-
-        Jobs that no longer wait are left out: cancelled, ended by a copy, or running.
-        """
-        return {jid: int(waited) for jid, waited in self._waited.execute(jids).fetchall()}
-
-    def _holding(self, jids: Sequence[str]) -> Any:
-        job, until = self.job, SQL(f"{database_now(self._database).sql} + {HELD_FOR}")
-        mine = job.jid.in_(jids) & self._is_waiting()
-        # The order in which concurrent starts lock them.
-        return job.update(eta=until).where(self._dialect.in_order(job, mine, job.jid))
-
-    def _selecting_waited(self, jids: Sequence[str]) -> Any:
-        job = self.job
-        waited = SQL(f"coalesce({database_now(self._database).sql} - waiting_since, 0)")
-        return job.select(job.jid, waited).where(job.jid.in_(jids), self._is_waiting())
 
     def _ahead(self, key: str, jid: str, place: Place, kept: Sequence[str]) -> list[Any]:
         """Return selects of the jobs before *place*, in order."""
@@ -355,21 +301,24 @@ class Waiters:
         """Return what :meth:`_parts` does, with the jobs for which the key is reserved."""
         if not kept:
             return self._parts(key)
-        started, all_of = self.job.started_at, self._all_of(key, kept).where(self._is_alive())
+        started, all_of = (
+            self.job.started_at,
+            self._all_of(key, kept).where(self._presence.is_recent()),
+        )
         return all_of.where(started.is_null(False)), all_of.where(started.is_null())
 
     def _selecting_is_disputed(self, keys: Sequence[str]) -> Any:
         job, lock, (key, again) = self.job, self._lock, keys
-        waiting = job.select(SQL("1")).where(self._is_waiting(), job.section == key)
+        waiting = job.select(SQL("1")).where(self._presence.is_waiting(), job.section == key)
         live = lock.expires_at > database_now(self._database)
         held = lock.select(SQL("1")).where(SQL(_DISPUTES), lock.key == again, live)
-        asked = fn.EXISTS(waiting.where(self._is_alive())), fn.EXISTS(held)
+        asked = fn.EXISTS(waiting.where(self._presence.is_recent())), fn.EXISTS(held)
         return Select(columns=asked).bind(self._database)
 
     def _selecting_disputed(self, keys: Sequence[str]) -> Any:
         job, lock, half = self.job, self._lock, len(keys) // 2
-        waiting = self._is_waiting() & job.section.in_(keys[:half])
-        wanted = job.select(job.section).where(waiting, self._is_alive())
+        waiting = self._presence.is_waiting() & job.section.in_(keys[:half])
+        wanted = job.select(job.section).where(waiting, self._presence.is_recent())
         live = lock.expires_at > database_now(self._database)
         return wanted | lock.select(lock.key).where(SQL(_DISPUTES), lock.key.in_(keys[half:]), live)
 
@@ -378,24 +327,9 @@ class Waiters:
         job = self.job
         return job.started_at.is_null(), job.waiting_since, job.id
 
-    def _is_waiting(self) -> Any:
-        return self.job.state.in_(literal_states([State.WAITING]))
-
-    def _is_alive(self) -> Any:
-        # An eta too far in the future dates from before the database's clock was set back.
-        now = database_now(self._database).sql
-        # Without parameters, for precompiled statements.
-        first, last = SQL(f"{now} - {PATIENCE}"), SQL(f"{now} + {COMES_BACK + PATIENCE}")
-        return (self.job.eta > first) & (self.job.eta < last)
-
 
 def _before(place: Place, hands: Sequence[Hand]) -> list[Hand]:
     """Return the manual locks before *place*."""
     if place.begun or place.by_hand:
         return []
     return [hand for hand in hands if place.since is None or hand.since < place.since]
-
-
-def _slot_of(number: int) -> int:
-    """Return the slot for a job's reservation of a key; different for each job of a key."""
-    return number % 2**31

@@ -249,7 +249,7 @@ class Sections:
     def _end_wait(self, event: Started, since: int, now: int) -> None:
         self.transitions.kept.end_waiting(event.row, since, now)
         if len(event.needs) > 1:
-            self._locks.waiters.leave([need.key for need in event.needs], event.jid)
+            self._locks.reservations.leave([need.key for need in event.needs], event.jid)
 
     def _place_of(self, event: Started, row: Any) -> Place:
         """Return a run's position in the wait queue of its section."""
@@ -307,8 +307,8 @@ class Sections:
             # The next attempt has the full waiting time again.
             self._end_wait(event, since, now)
         elif policy == "wait" and len(event.needs) > 1:
-            self._locks.waiters.leave([need.key for need in event.needs], event.jid)
-            self._locks.waiters.keep(refusal.reserved, event.jid)
+            self._locks.reservations.leave([need.key for need in event.needs], event.jid)
+            self._locks.reservations.keep(refusal.reserved, event.jid)
         return Answer(granted=False, found=found, refusal=refusal, delay=delay)
 
 

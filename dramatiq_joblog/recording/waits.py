@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
-from dramatiq_joblog.locking.waiters import COMES_BACK, HELD_FOR
+from dramatiq_joblog.locking.presence import COMES_BACK, HELD_FOR
 from dramatiq_joblog.states import State
 
 if TYPE_CHECKING:

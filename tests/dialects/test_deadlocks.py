@@ -107,7 +107,7 @@ def test_what_a_process_renews_is_locked_in_order(
     for block in taken:
         block.__enter__()
     renewals = {
-        "waiters": lambda: locks.waiters.heartbeat(sorted(names)),
+        "waiters": lambda: locks.presence.heartbeat(sorted(names)),
         "leases": locks.leases.renew,
     }
     renew = renewals[what]

@@ -283,7 +283,7 @@ def test_waiters_of_several_keys(joblog, job_factory, asked):
         job_factory(jid=f"{number}", state="waiting", **waits)
     job_factory(jid="done", state="finished", section="a", waiting_since=5)
     job_factory(jid="elsewhere", state="waiting", section="c", waiting_since=5, eta=1)
-    joblog.core.locks.waiters.keep(["b"], "elsewhere")
+    joblog.core.locks.reservations.keep(["b"], "elsewhere")
     keys = ["a", "b", "nobody"]
 
     found = joblog.waiters_by_key(keys)

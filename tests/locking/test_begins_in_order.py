@@ -36,7 +36,7 @@ def test_rows_are_locked_in_the_order_of_all(joblog, database_url, job_factory, 
         first_is_in.wait(20)
         try:
             with other.database.connection_context():
-                other.core.locks.waiters.heartbeat(["job-2", "job-9"])
+                other.core.locks.presence.heartbeat(["job-2", "job-9"])
         except Exception as e:  # noqa: BLE001
             errors.append(e)
 

@@ -14,7 +14,8 @@ import pytest
 from dramatiq_joblog import Exclusive, LockNotAcquired, current_job
 from dramatiq_joblog.locking.by_hand import Wish
 from dramatiq_joblog.locking.leases import Claim
-from dramatiq_joblog.locking.waiters import HELD_FOR, PATIENCE, Place
+from dramatiq_joblog.locking.presence import HELD_FOR, PATIENCE
+from dramatiq_joblog.locking.waiters import Place
 from dramatiq_joblog.schema.fields import instant_of
 
 #: Milliseconds; longer than any test takes.
