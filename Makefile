@@ -38,7 +38,7 @@ web: has-example ## Serve the page of what the example did, on http://localhost:
 test: has-dev ## Run the first tier of the tests, with real servers and processes, in about 4 minutes; ARGS="..." goes to pytest
 	@$(IN_VENV) -m pytest $(IN_PARALLEL) $(ARGS)
 
-test-all: has-dev ## Run the whole suite: each database, broker and place, chaos, a browser; about 14 minutes
+test-all: has-dev ## Run the whole suite: each database, broker and place, chaos, a browser; about 10 minutes
 	@$(IN_VENV) -m pytest --all --numprocesses auto --dist worksteal $(ARGS)
 
 chaos: has-dev ## Kill and cut everything for minutes, with sections and limits, on each database; ARGS="--jobs 20000 --seed 7"

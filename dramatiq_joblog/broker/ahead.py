@@ -50,7 +50,7 @@ PAUSE = 1.0
 _CONSTANTS = frozenset({bool, float, int, str, type(None)})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class StartAhead:
     """A start that was committed before a thread took its message."""
 
@@ -63,6 +63,8 @@ class StartAhead:
     values: tuple[Any, ...]
     #: The key that its run needs, as stored in its message.
     section: dict[str, Any] | None = None
+    #: Whether it was checked whether its run has begun.
+    is_checked: bool = False
 
     @property
     def fits(self) -> bool:
@@ -202,6 +204,11 @@ class Ahead:
         self._withdraw([start])
         return None
 
+    def begun(self, start: StartAhead) -> None:
+        """Note that the run of a start has begun, perhaps after that was checked."""
+        if start.is_checked:
+            self._joblog.core.writer.put_later(_Taken(self, [start]))
+
     def note_run(self, actor: str, seconds: float) -> None:
         """Note how long a run of an actor took."""
         self._times.note(actor, seconds)
@@ -258,6 +265,8 @@ class Ahead:
         """Return what the log must say differently of starts committed a while ago."""
         events: list[Event] = []
         for start in starts:
+            # In this order: its thread begins, and then looks whether it was checked.
+            start.is_checked = True
             run = start.run
             if self._pending.pop(id(run.given), None) is not None:
                 events.append(withdrawn(run.row, host_now(), section=start.section))

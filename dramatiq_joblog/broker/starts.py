@@ -132,6 +132,7 @@ class Starts:
             return False
         lease = self._admit(broker, message, run, answer)
         self._enter(bare(message), run, ahead.plan, lease, None)
+        self._ahead.begun(ahead)
         return True
 
     def _bind(

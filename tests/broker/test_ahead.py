@@ -174,8 +174,21 @@ def test_a_worker_that_stops_withdraws(joblog, quick, worker, eventually, batche
     was_run_once(joblog, jids)
 
 
-def test_a_short_job_that_lasts_is_shown_as_it_runs(joblog, quick, worker, eventually, batches):
+@pytest.mark.parametrize("when", ["soon", "late"])
+def test_a_short_job_that_lasts_is_shown_as_it_runs(
+    joblog, quick, worker, eventually, batches, monkeypatch, when
+):
     """If a run turns out to last, its row has the thread and the start of the run itself."""
+    if when == "late":
+        wait = starts_ahead.StartAhead.wait
+
+        def wait_long(start):
+            # Its thread has taken it, and not begun, when that is checked.
+            answer = wait(start)
+            eventually(lambda: start.is_checked)
+            return answer
+
+        monkeypatch.setattr(starts_ahead.StartAhead, "wait", wait_long)
     go_on, workers = threading.Event(), {}
 
     def body(n):
