@@ -186,11 +186,13 @@ class Ahead:
             start = StartAhead(run, plan, receipt, pace, values, section)
             self._pending[id(run.given)] = start
             starts.append(start)
+        taken = _Taken(self, starts)
         # While the writer is awake: it would wake again to plan this.
-        writer.put_later(_Taken(self, starts))
+        writer.put_later(taken)
         if is_idle:
             # The threads would all wait for it; so only one does.
             starts[-1].receipt.join(SOON / 1000)
+            taken.plan()
 
     # Called on worker threads
 
@@ -281,9 +283,13 @@ class _Taken:
     """Checks, a while after some starts were committed ahead, whether their runs have begun."""
 
     def __init__(self, ahead: Ahead, starts: Sequence[StartAhead]) -> None:
-        self.due = time.monotonic() + SOON / 1000
         self._ahead = ahead
         self._starts = starts
+        self.plan()
+
+    def plan(self) -> None:
+        """Let it be due a while from now, as threads can take the messages from now on."""
+        self.due = time.monotonic() + SOON / 1000
 
     @property
     def is_dropped(self) -> bool:
