@@ -11,7 +11,7 @@ from dramatiq_joblog.errors import DatabaseAwayError, JobLogError
 from dramatiq_joblog.payload.secret_texts import scrub
 
 from .events import Event
-from .inbox import STOP, Call, release
+from .inbox import MAX_BATCH, STOP, Call, release
 from .outage import waves
 
 if TYPE_CHECKING:
@@ -79,7 +79,10 @@ class Turns:
                 self._timetable.do_due(self._connection.ask)
             if self._outage.seems_over:
                 self._outage.replay(self._let_in)
-            for wave in waves([*self._inbox.take_late(), *self._at_hand.values()]):
+            # After the events: what withdraws a start must not be written before it, and while more
+            # wait than one turn takes, its start may be among them.
+            late = self._inbox.take_late() if len(tickets) < MAX_BATCH else []
+            for wave in waves([*self._at_hand.values(), *late]):
                 answers |= _by_identity(wave, self._outage.write(wave))
                 for event in wave:
                     self._at_hand.pop(id(event), None)

@@ -106,6 +106,40 @@ def test_what_rides(joblog):
     assert ["alone", "first", "next", "rides"] == jids(joblog)
 
 
+class Due:
+    """An event that is due at once."""
+
+    due = 0.0
+    is_dropped = False
+
+    def __init__(self, event):
+        self._event = event
+
+    def events(self):
+        return [self._event]
+
+
+def test_what_is_due_comes_after_what_was_submitted(joblog):
+    """Also if both waited for a slow batch: it may withdraw what was submitted."""
+    written, gate, entered = [], threading.Event(), threading.Event()
+    write = joblog.core.transitions.write
+
+    def slow(events):
+        entered.set()
+        assert gate.wait(30)
+        written.extend(event.jid for event in events)
+        return write(events)
+
+    joblog.core.transitions.write = slow
+    joblog.core.writer.put(Enqueued(row("slow")), awaited=True)
+    assert entered.wait(30)
+    joblog.core.writer.put(Enqueued(row("submitted")), awaited=True)
+    joblog.core.writer.put_later(Due(Enqueued(row("due"))))
+    gate.set()
+    assert joblog.core.writer.flush()
+    assert ["slow", "submitted", "due"] == written
+
+
 def test_rows_keep_the_order_of_sending(joblog):
     """Jobs that are written together have ids in the order of sending."""
     names = [f"{n * 7919 % 100}" for n in range(100)]
