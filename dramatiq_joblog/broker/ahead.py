@@ -63,7 +63,7 @@ class StartAhead:
     values: tuple[Any, ...]
     #: The key that its run needs, as stored in its message.
     section: dict[str, Any] | None = None
-    #: Whether it was checked whether its run has begun.
+    #: Whether the check of runs that have begun has looked at it.
     is_checked: bool = False
 
     @property
@@ -207,8 +207,9 @@ class Ahead:
         return None
 
     def begun(self, start: StartAhead) -> None:
-        """Note that the run of a start has begun, perhaps after that was checked."""
+        """Note that the run of a start has begun."""
         if start.is_checked:
+            # The check came before, so it is repeated.
             self._joblog.core.writer.put_later(_Taken(self, [start]))
 
     def note_run(self, actor: str, seconds: float) -> None:
@@ -267,7 +268,7 @@ class Ahead:
         """Return what the log must say differently of starts committed a while ago."""
         events: list[Event] = []
         for start in starts:
-            # In this order: its thread begins, and then looks whether it was checked.
+            # Before the run is looked at: its thread begins it, and then looks at this.
             start.is_checked = True
             run = start.run
             if self._pending.pop(id(run.given), None) is not None:
@@ -288,7 +289,7 @@ class _Taken:
         self.plan()
 
     def plan(self) -> None:
-        """Let it be due a while from now, as threads can take the messages from now on."""
+        """Plan the check for a while from now: threads can take the messages from now on."""
         self.due = time.monotonic() + SOON / 1000
 
     @property

@@ -1,6 +1,6 @@
 """The jobs that wait for a key, and in which order they are served.
 
-Only those that are present are: see :mod:`.presence`.
+Waiters that are absent keep their position, but others go first: see :mod:`.presence`.
 
 A job that needs several keys waits for the first that is refused.  Other keys for which it has
 reached the head of the queue are reserved for it meanwhile: see :mod:`.reservations`.
@@ -289,8 +289,8 @@ class Waiters:
         job = self.job
         begun, others = self._line_beside(key, kept)
         # Of the same millisecond, a job comes before a manual lock.
-        begins = job.waiting_since
-        longer = (begins <= place.since) if place.by_hand else (begins < place.since)
+        since = job.waiting_since
+        longer = since <= place.since if place.by_hand else since < place.since
         if place.since is not None:
             parts = [begun.where(longer)] if place.begun else [begun, others.where(longer)]
         else:
@@ -301,10 +301,8 @@ class Waiters:
         """Return what :meth:`_parts` does, with the jobs for which the key is reserved."""
         if not kept:
             return self._parts(key)
-        started, all_of = (
-            self.job.started_at,
-            self._all_of(key, kept).where(self._presence.is_recent()),
-        )
+        started = self.job.started_at
+        all_of = self._all_of(key, kept).where(self._presence.is_recent())
         return all_of.where(started.is_null(False)), all_of.where(started.is_null())
 
     def _selecting_is_disputed(self, keys: Sequence[str]) -> Any:

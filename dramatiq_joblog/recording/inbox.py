@@ -166,6 +166,7 @@ class Inbox:
         self._late: deque[Late] = deque()
         #: Until when the thread sleeps at most, in monotonic seconds.
         self._asleep_until = math.inf
+        #: Whether there is a thread that takes items.
         self._is_taken = False
 
     def __bool__(self) -> bool:
@@ -184,7 +185,7 @@ class Inbox:
         """Submit what is due in :data:`SOON` milliseconds.
 
         Returns:
-          Whether there is a thread that takes it.
+          Whether there is a thread that will take it.
         """
         self._late.append(late)
         if self._asleep_until > late.due:
