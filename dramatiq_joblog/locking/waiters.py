@@ -44,13 +44,16 @@ _DISPUTES = f"kind IN ('{LIMIT}', '{WAIT}', '{HAND}')"
 class Place:
     """A position in the wait queue of a key.
 
-    Jobs that have already begun come first, then those that have waited longest.
+    Jobs that have already begun come first, then those that have waited longest; of those that
+    began to wait in the same millisecond, the one whose row is older.
     """
 
     #: Whether the job has already begun: its worker was lost, or its retry came late.
     begun: bool = False
     #: Since when it waits, in milliseconds by the database's clock; None for a new job.
     since: int | None = None
+    #: The id of the job's row; None for a new job, and for a manual lock.
+    number: int | None = None
     #: Whether it is the place of a manual lock that waits: those go in any order among themselves,
     #: as each makes an attempt now and then.
     by_hand: bool = False
@@ -288,14 +291,21 @@ class Waiters:
         """Return selects of the jobs before *place*, in order."""
         job = self.job
         begun, others = self._line_beside(key, kept)
-        # Of the same millisecond, a job comes before a manual lock.
-        since = job.waiting_since
-        longer = since <= place.since if place.by_hand else since < place.since
         if place.since is not None:
-            parts = [begun.where(longer)] if place.begun else [begun, others.where(longer)]
+            longer = self._longer(place)
+            parts = [begun.where(*longer)] if place.begun else [begun, others.where(*longer)]
         else:
             parts = [begun] if place.begun else [begun, others]
         return [rows.where(job.jid != jid) for rows in parts]
+
+    def _longer(self, place: Place) -> list[Any]:
+        """Return the conditions for jobs that come before one that waits: see :class:`Place`."""
+        since, number = self.job.waiting_since, self.job.id
+        # Of the same millisecond, a job comes before a manual lock.
+        longer = [since <= place.since]
+        if not place.by_hand:
+            longer.append((since < place.since) | (number < place.number))
+        return longer
 
     def _line_beside(self, key: str, kept: Sequence[str]) -> tuple[Any, Any]:
         """Return what :meth:`_parts` does, with the jobs for which the key is reserved."""

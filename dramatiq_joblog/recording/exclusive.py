@@ -257,7 +257,7 @@ class Sections:
         if since is not None:
             # It may date from before the database's clock was set back.
             since = min(since, self._locks.now())
-        return Place(_has_begun(event, row), since)
+        return Place(_has_begun(event, row), since, None if row is None else row.id)
 
     def _is_over(self, row: Any, event: Started) -> bool:
         """Return whether the open run of a job is over, or its lease has expired."""

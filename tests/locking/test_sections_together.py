@@ -110,6 +110,23 @@ def test_who_is_next(joblog, starts):
     assert ["job 3", "job 4", newcomer.jid] == [job.jid for job in joblog.waiters("key")]
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_of_the_same_millisecond(joblog, starts, begun):
+    """Of jobs that began to wait in the same millisecond, the older row goes first."""
+    first = starts.start("key")
+    starts.write(first)
+    for _ in range(3):
+        starts.write(starts.start("key"))
+    starts.end(first)
+    waits = joblog.Job.state == "waiting"
+    since = joblog.get("job 2").waiting_since
+    started_at = since if begun else None
+    joblog.Job.update(waiting_since=since, started_at=started_at).where(waits).execute()
+    for jid in ("job 4", "job 3"):
+        assert [] == starts.write(starts.start("key", jid=jid))
+    assert ["job 2"] == starts.write(starts.start("key", jid="job 2"))
+
+
 def test_who_has_begun_before_comes_first(joblog, starts):
     """A waiting job that has already begun is ahead of the one that has waited longest."""
     first = starts.start("key")
