@@ -47,7 +47,7 @@ class DeadReason(_Text):
     #: It failed, and its options or the broker's middleware allow no retry.
     NO_RETRIES = "no_retries"
     #: It failed, and its retry could not be enqueued: its message is gone, and it runs only if it
-    #: is requeued.
+    #: is requeued, or if its message comes again because it was not acknowledged either.
     RETRY_LOST = "retry_lost"
     #: It raised an error that its ``throws`` option names.
     THROWS = "throws"

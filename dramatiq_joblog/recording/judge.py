@@ -34,6 +34,8 @@ class Known(NamedTuple):
     attempt: int
     token: str | None
     dead_reason: str | None
+    #: The jid of the job as which it was run again, if it was.
+    replayed_by: str | None
     #: Since when it has waited, in milliseconds; None if it does not wait.
     waiting_since: int | None
     #: When its last run began, in milliseconds; None before the first.
@@ -93,10 +95,12 @@ class Judge:
             return None
         stamped = is_stamped(token)
         if same_delivery(row.token, token):
-            may_run = row.state in OPEN or row.state == State.WAITING
+            may_run = row.state in OPEN or row.state == State.WAITING or _lost_its_retry(row)
             of, ended = row.attempt, None if may_run else str(row.state)
         elif event.redelivered and not stamped:
             # The broker does not identify the delivery that is repeated.
+            if _lost_its_retry(row) and attempt == row.attempt:
+                return None
             return _ended_before(row.state, row.attempt, attempt)
         else:
             of, ended = self._kept.end_of_delivery(event.jid, token)
@@ -129,6 +133,15 @@ def _began_before(run: dict[str, Any], row: Any) -> bool:
     """Return whether a run began before that of a row; the attempt breaks ties."""
     began = to_millis(row.started_at), row.attempt
     return bool((run["started_at"], run["attempt"]) < began)
+
+
+def _lost_its_retry(row: Any) -> bool:
+    """Return whether a job is dead only because the broker refused its retry.
+
+    If its message comes again, it was not acknowledged either, and the job continues.
+    """
+    is_lost = row.state == State.DEAD and row.dead_reason == DeadReason.RETRY_LOST
+    return is_lost and row.replayed_by is None
 
 
 def _ended_before(state: str, attempt: int, new_attempt: int) -> str | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 
+import brokers
 import dramatiq
 import pytest
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Middleware, Retries
 from proxy import Proxy
 
-from dramatiq_joblog import Exclusive, JobLog, JobLogMiddleware
+from dramatiq_joblog import Exclusive, JobLog, JobLogMiddleware, current_job
 
 
 class Acknowledgements(Middleware):
@@ -113,6 +114,47 @@ def test_a_retry_that_cannot_be_enqueued(joblog, broker, proxy, worker, eventual
         eventually(lambda: broker.client.hlen("away:default.msgs") == 0, timeout=30)
 
     assert ("dead", 1, "retry_lost", ["dead"]) == rows(joblog, sent.message_id)
+
+
+@pytest.mark.expects_critical
+def test_a_refused_retry_whose_message_comes_again(
+    joblog, broker, proxy, redis_url, worker, eventually
+):
+    """A job whose retry was refused runs again if its message was not acknowledged either."""
+    gone, goes_on, runs = threading.Event(), threading.Event(), []
+
+    @dramatiq.actor(max_interruptions=1)
+    def breaks():
+        runs.append(current_job().attempt)
+        if len(runs) == 1:
+            proxy.refuse()
+            gone.set()
+            goes_on.wait(30)
+        if len(runs) < 3:
+            raise ValueError("row 7 is broken")
+
+    other = brokers.connect(
+        redis_url,
+        namespace="away",
+        middleware=[Retries(min_backoff=10, max_backoff=20), JobLogMiddleware(joblog)],
+        impatient=True,
+    )
+    other.declare_actor(breaks)
+    with worker(broker):
+        jid = breaks.send().message_id
+        gone.wait(30)
+        goes_on.set()
+        eventually(lambda: joblog.get(jid).state == "dead", timeout=30)
+        assert ("dead", 1, "retry_lost", ["dead"]) == rows(joblog, jid)
+        # For Redis, the first worker is gone: it sends no heartbeats.
+        with worker(other):
+            eventually(lambda: joblog.get(jid).state == "finished", timeout=30)
+        proxy.resume()
+        eventually(lambda: broker.client.hlen("away:default.msgs") == 0, timeout=30)
+    brokers.disconnect(other)
+
+    assert [1, 1, 2] == runs
+    assert ("finished", 2, None, ["dead", "retried"]) == rows(joblog, jid)
 
 
 # With handed acknowledgements it stays with its consumer, and is not put back.

@@ -268,6 +268,38 @@ def test_redelivery_of_a_dead_job(joblog):
     )
 
 
+@pytest.mark.parametrize("delivery", ["one", None])
+@pytest.mark.parametrize("told_late", [False, True])
+def test_redelivery_after_a_lost_retry(joblog, delivery, told_late):
+    """A job whose retry was refused runs again if its message comes again, at the same attempt."""
+    first, again = new_token(delivery), new_token(delivery)
+    joblog.core.transitions.write([start(first, 2)])
+    dead = end(first, 2, state="dead")
+    dead.row["dead_reason"] = "retry_lost"
+    joblog.core.transitions.write([dead])
+    older = start(new_token(None), 1, redelivered=True)
+    assert not joblog.core.transitions.write([older])[JID].granted
+    redelivered = kept(again, at=10, attempt=2, cut_off=True) if told_late else start(again, 2)
+    redelivered = dataclasses.replace(redelivered, redelivered=delivery is None)
+    assert joblog.core.transitions.write([redelivered])[JID].granted
+
+    job = told(joblog)
+    state = "lost" if told_late else "started"
+    assert (state, again, None) == (job.state, job.token, job.dead_reason)
+    assert [(first, "dead")] == [(f.token, f.outcome) for f in job.failures]
+
+
+def test_redelivery_after_a_lost_retry_that_was_run_again(joblog):
+    """If someone has run it again meanwhile, its old message does not run."""
+    first = new_token("one")
+    joblog.core.transitions.write([start(first)])
+    dead = end(first, state="dead")
+    dead.row["dead_reason"] = "retry_lost"
+    joblog.core.transitions.write([dead])
+    joblog.Job.update(replayed_by="another").execute()
+    assert not joblog.core.transitions.write([start(new_token("one"))])[JID].granted
+
+
 def test_tokens_of_one_delivery():
     """Tokens of one delivery share a prefix and differ; those of unknown deliveries share none."""
     assert new_token("one") != new_token("one")
