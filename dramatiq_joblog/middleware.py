@@ -245,7 +245,7 @@ class JobLogMiddleware(Middleware):
         plan = self._messages.plan(broker, message)
         if not plan.is_logged:
             return
-        if is_move() and message.options.get(WAITS) is not None:
+        if message.options.get(WAITS) is not None and is_move():
             # Its row stays waiting until its start decides.
             return
         self._runs.note_sent(message)

@@ -48,6 +48,11 @@ class _Claimed(NamedTuple):
     former: str | None
 
 
+class _Thread(threading.local):
+    #: The claim of the message that the thread is sending.
+    claimed: _Claimed | None = None
+
+
 class Claims:
     """The keys of unique messages that are being sent.
 
@@ -57,8 +62,7 @@ class Claims:
 
     def __init__(self, joblog: Log[Keyed]) -> None:
         self._joblog = joblog
-        #: The claim of the message that this thread is sending.
-        self._local = threading.local()
+        self._thread = _Thread()
         #: The wrappers around ``enqueue``, by broker.
         self._watched: weakref.WeakKeyDictionary[Broker, Enqueue] = weakref.WeakKeyDictionary()
 
@@ -87,7 +91,7 @@ class Claims:
             # Dramatiq would swallow a database error, and send a possible duplicate.
             raise SectionUnknownError(f"key {unique['key']!r} may not be unique: {e}") from e
         if holder is None:
-            self._local.claimed = _Claimed(claim, unique["ttl"], former)
+            self._thread.claimed = _Claimed(claim, unique["ttl"], former)
         elif was_duplicate or _is_sent_with_others():
             # An error would be swallowed, or stop the rest of a group from being sent, so the row
             # records it instead.
@@ -156,18 +160,18 @@ class Claims:
         @functools.wraps(enqueue)
         def watched(message: Message[Any], *, delay: int | None = None) -> Message[Any]:
             # A hook may send another message while this one is being sent.
-            outer = getattr(self._local, "claimed", None)
-            self._local.claimed = None
+            outer = self._thread.claimed
+            self._thread.claimed = None
             try:
                 sent = enqueue(message, delay=delay)
-                self._confirm(self._local.claimed)
+                self._confirm(self._thread.claimed)
             except BaseException:
-                self._give_back(self._local.claimed)
+                self._give_back(self._thread.claimed)
                 raise
             else:
                 return sent
             finally:
-                self._local.claimed = outer
+                self._thread.claimed = outer
 
         self._watched[broker] = watched
         broker.enqueue = watched  # type: ignore[method-assign]

@@ -26,7 +26,13 @@ STAMP = "joblog_delivery"
 #: The option with Redis's ID.
 _REDIS = "redis_message_id"
 
-_moves = threading.local()
+
+class _Moves(threading.local):
+    #: Whether the thread only moves delayed messages now.
+    on = False
+
+
+_moves = _Moves()
 
 
 class Delivery(NamedTuple):
@@ -63,7 +69,7 @@ def stamp(message: Any) -> None:
     options = message.options
     own = _own_name(options)
     first, _ = _stamp_of(options)
-    if is_move() and first is not None:
+    if first is not None and is_move():
         options[STAMP] = [first, own]
     elif own is not None:
         options.pop(STAMP, None)
@@ -89,7 +95,7 @@ def moving() -> Iterator[None]:
 
 def is_move() -> bool:
     """Return whether this thread is moving delayed messages."""
-    return getattr(_moves, "on", False)
+    return _moves.on
 
 
 def _own_name(options: Any) -> str | None:

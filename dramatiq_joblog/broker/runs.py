@@ -38,6 +38,15 @@ _OF_A_RUN: dict[str, Any] = dict.fromkeys(
 )
 
 
+class _Thread(threading.local):
+    """What is known of each thread; read for every message, so without ``getattr``."""
+
+    #: Its run; after the end, that of its last message.
+    run: Run | None = None
+    #: What it has enqueued during the run, by message id; None if it is no worker thread.
+    sent: dict[str, AnyMessage] | None = None
+
+
 class Runs:
     """The current runs of this process, by thread.
 
@@ -49,18 +58,18 @@ class Runs:
     def __init__(self, messages: Messages, process: WorkerProcess) -> None:
         self._messages = messages
         self._process = process
-        self._local = threading.local()
+        self._thread = _Thread()
         self._guard = threading.Lock()
         #: The runs that have begun and not ended, on all threads, by message id.
         self._open: dict[str, list[Run]] = {}
 
     def begin_thread(self) -> None:
         """Mark this thread as a worker thread, whose enqueued messages are recorded."""
-        self._local.sent = {}
+        self._thread.sent = {}
 
     def note_sent(self, message: AnyMessage) -> None:
         """Record that this thread has enqueued a message other than its current one."""
-        sent = getattr(self._local, "sent", None)
+        sent = self._thread.sent
         if sent is not None:
             # It may be the retry of a message that was refused before its run was known.
             sent[message.message_id] = message
@@ -87,12 +96,12 @@ class Runs:
 
     def current(self, message: AnyMessage) -> Run | None:
         """Return this thread's run if it is of *message*, or None."""
-        run: Run | None = getattr(self._local, "run", None)
+        run = self._thread.run
         return run if run is not None and run.message_id == message.message_id else None
 
     def of_delivery(self, message: AnyMessage) -> Run | None:
         """Return the run of exactly this delivery: an earlier run of the message may remain."""
-        run: Run | None = getattr(self._local, "run", None)
+        run = self._thread.run
         return run if run is not None and run.given is message else None
 
     def working_on(self, message: AnyMessage) -> list[Run]:
@@ -100,28 +109,30 @@ class Runs:
         mine = self.current(message)
         # Another copy of the message may run on another thread; that is a different run.
         runs = [mine] if mine is not None and not mine.ended else self._open_of(message.message_id)
+        if not runs:
+            return runs
         # A message that was moved twice is the same as the running one.
         name = delivery_of(message).name
         return [run for run in runs if name is None or run.delivery.name != name]
 
     def leave(self) -> None:
         """Drop this thread's previous run, in case its end was not reported."""
-        run: Run | None = getattr(self._local, "run", None)
+        run = self._thread.run
         if run is not None and not run.ended:
             self.close(run)
-        self._local.run = None
+        self._thread.run = None
         self.forget_sent()
 
     def forget_sent(self) -> None:
         """Clear the record of messages enqueued on this thread."""
-        sent = getattr(self._local, "sent", None)
+        sent = self._thread.sent
         if sent:
             sent.clear()
 
     def late(self, broker: Broker, message: AnyMessage) -> Run:
         """Return a run for a message that was dropped or failed before its run was known."""
         run = self.new(broker, message)
-        run.note_copy((getattr(self._local, "sent", None) or {}).get(message.message_id))
+        run.note_copy((self._thread.sent or {}).get(message.message_id))
         return run
 
     def new(self, broker: Broker, message: AnyMessage, plan: Plan | None = None) -> Run:
@@ -133,7 +144,7 @@ class Runs:
     def enter(self, run: Run) -> None:
         """Let this thread execute a run."""
         run.row["worker"] = here()
-        self._local.run = run
+        self._thread.run = run
 
     def count_longer(self, seconds: float) -> int:
         """Return how many runs have lasted for more than so many seconds."""

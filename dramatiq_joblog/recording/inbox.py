@@ -48,7 +48,7 @@ class Call:
         self.error, self.answered = error, True
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Receipt:
     """An item submitted to the writer, and its result."""
 
