@@ -53,6 +53,7 @@ scale: has-dev ## Ask a log of ten million jobs, on PostgreSQL, and of one milli
 bench: has-dev ## Measure the log beside bare Dramatiq and its peers, on all cores and on one; ARGS="--processes 2" and the like
 	@$(IN_VENV) benchmarks/throughput.py $(ARGS)
 	@$(IN_VENV) benchmarks/throughput.py --pinned $(ARGS)
+	@$(IN_VENV) benchmarks/sending.py
 
 check: lint test ## Run all that a change must pass: format, lint, types, tests
 

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dramatiq
 import psycopg
@@ -34,6 +35,9 @@ import servers  # noqa: E402
 
 from dramatiq_joblog import JobLog  # noqa: E402
 from dramatiq_joblog.recording.events import Enqueued  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 #: Seconds that a run may take.
 DEADLINE = 300
@@ -131,6 +135,30 @@ def check(log: str, database: str, jobs: int, name: str, *, fails: str) -> None:
         raise SystemExit(f"{name}: {right} of {there} rows are right, for {jobs} jobs")
 
 
+def environment_of(
+    variant: dict,
+    redis_url: str,
+    *,
+    actor: dict,
+    output: str,
+    fails: str = "",
+    lines: int = 0,
+    sleep: int = 0,
+) -> dict[str, str]:
+    """Return the environment of a process that imports ``worker.py``."""
+    return os.environ | {
+        "BENCH_ACTOR": json.dumps(actor),
+        "BENCH_DATABASE": variant["database"] or "",
+        "BENCH_FAILS": fails,
+        "BENCH_LINES": str(lines),
+        "BENCH_LOG": variant["log"] or "",
+        "BENCH_OPTIONS": json.dumps(variant["options"]),
+        "BENCH_OUTPUT": output,
+        "BENCH_SLEEP": str(sleep),
+        "REDIS_URL": redis_url,
+    }
+
+
 def run(variant: dict, redis_url: str, args: argparse.Namespace) -> dict:
     """Drain once; return jobs per second and the processor's milliseconds for each job."""
     log, database = variant["log"], variant["database"]
@@ -140,17 +168,15 @@ def run(variant: dict, redis_url: str, args: argparse.Namespace) -> dict:
         create(log, database, messages, enqueued=args.enqueued)
     actor = {"exclusive": "{n}"} if args.sections and log == "ours" else {}
     with tempfile.TemporaryDirectory() as output:
-        environment = os.environ | {
-            "BENCH_ACTOR": json.dumps(actor),
-            "BENCH_DATABASE": database or "",
-            "BENCH_FAILS": args.fails,
-            "BENCH_LINES": str(args.lines),
-            "BENCH_LOG": log or "",
-            "BENCH_OPTIONS": json.dumps(variant["options"]),
-            "BENCH_OUTPUT": output,
-            "BENCH_SLEEP": str(args.sleep),
-            "REDIS_URL": redis_url,
-        }
+        environment = environment_of(
+            variant,
+            redis_url,
+            actor=actor,
+            fails=args.fails,
+            lines=args.lines,
+            output=output,
+            sleep=args.sleep,
+        )
         command = [sys.executable, "-m", "dramatiq", "worker"]
         command += ["--processes", str(args.processes), "--threads", str(args.threads)]
         process = servers.launch(
@@ -187,6 +213,23 @@ def table(results: dict[str, list[dict]]) -> str:
     return "\n".join(lines)
 
 
+def variants_of(databases: dict[str, str], ways: Iterable[str]) -> list[dict]:
+    """Return bare Dramatiq, and each of *ways* to log with each database."""
+    variants = [{"name": "bare Dramatiq", "log": None, "database": None, "options": {}}]
+    for way in ways:
+        log, options = WAYS[way]
+        variants += [
+            {"name": f"{way}, {kind}", "log": log, "database": url, "options": options}
+            for kind, url in databases.items()
+        ]
+    return variants
+
+
+def pin() -> None:
+    """Run on one core, with the servers and workers that are started from now on."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -218,18 +261,11 @@ def main() -> None:
     """Run all variants in turn and print their medians."""
     args = arguments()
     if args.pinned:
-        # Servers and workers inherit it.
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        pin()
     redis_server, postgres = servers.start_redis(), servers.start_postgres(fsync=True)
     with tempfile.TemporaryDirectory() as folder:
         databases = {"PostgreSQL": postgres.url, "SQLite": f"sqlite:///{folder}/jobs.db"}
-        variants = [{"name": "bare Dramatiq", "log": None, "database": None, "options": {}}]
-        for way, (log, options) in WAYS.items():
-            if not args.only or way in args.only:
-                variants += [
-                    {"name": f"{way}, {kind}", "log": log, "database": url, "options": options}
-                    for kind, url in databases.items()
-                ]
+        variants = variants_of(databases, args.only or WAYS)
         results: dict[str, list[dict]] = {variant["name"]: [] for variant in variants}
         for number in range(args.rounds):
             for variant in variants:
