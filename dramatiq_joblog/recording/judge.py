@@ -95,11 +95,11 @@ class Judge:
             return None
         stamped = is_stamped(token)
         if same_delivery(row.token, token):
-            may_run = row.state in OPEN or row.state == State.WAITING or _lost_its_retry(row)
+            may_run = row.state in OPEN or row.state == State.WAITING or _lost_its_retry(event, row)
             of, ended = row.attempt, None if may_run else str(row.state)
         elif event.redelivered and not stamped:
             # The broker does not identify the delivery that is repeated.
-            if _lost_its_retry(row) and attempt == row.attempt:
+            if _lost_its_retry(event, row) and attempt == row.attempt:
                 return None
             return _ended_before(row.state, row.attempt, attempt)
         else:
@@ -135,13 +135,16 @@ def _began_before(run: dict[str, Any], row: Any) -> bool:
     return bool((run["started_at"], run["attempt"]) < began)
 
 
-def _lost_its_retry(row: Any) -> bool:
+def _lost_its_retry(event: Started, row: Any) -> bool:
     """Return whether a job is dead only because the broker refused its retry.
 
     If its message comes again, it was not acknowledged either, and the job continues.
     """
-    is_lost = row.state == State.DEAD and row.dead_reason == DeadReason.RETRY_LOST
-    return is_lost and row.replayed_by is None
+    if row.state != State.DEAD or row.dead_reason != DeadReason.RETRY_LOST:
+        return False
+    # Another job may have its place by now: the same one, requeued, or one with its unique key.
+    is_unique = event.unique is not None and event.unique["until"] == "finished"
+    return row.replayed_by is None and not is_unique
 
 
 def _ended_before(state: str, attempt: int, new_attempt: int) -> str | None:

@@ -289,15 +289,19 @@ def test_redelivery_after_a_lost_retry(joblog, delivery, told_late):
     assert [(first, "dead")] == [(f.token, f.outcome) for f in job.failures]
 
 
-def test_redelivery_after_a_lost_retry_that_was_run_again(joblog):
-    """If someone has run it again meanwhile, its old message does not run."""
-    first = new_token("one")
+@pytest.mark.parametrize("until", [None, "started", "finished"])
+@pytest.mark.parametrize("replayed_by", [None, "another"])
+def test_redelivery_after_a_lost_retry_whose_place_is_taken(joblog, until, replayed_by):
+    """Its old message does not run if it was requeued, or if it had a unique key until its end."""
+    first, again = new_token("one"), new_token("one")
     joblog.core.transitions.write([start(first)])
     dead = end(first, state="dead")
     dead.row["dead_reason"] = "retry_lost"
     joblog.core.transitions.write([dead])
-    joblog.Job.update(replayed_by="another").execute()
-    assert not joblog.core.transitions.write([start(new_token("one"))])[JID].granted
+    joblog.Job.update(replayed_by=replayed_by).execute()
+    unique = {"key": "key", "until": until, "ttl": 60_000}
+    answer = joblog.core.transitions.write([start(again, unique=unique)])[JID]
+    assert answer.granted == (replayed_by is None and until != "finished")
 
 
 def test_tokens_of_one_delivery():
