@@ -224,6 +224,8 @@ class Cancelling:
             if row.waiting_since is not None
         ]
         transitions.kept.end_waiting_all(waiters, now)
+        if waiters:
+            transitions.locks.reservations.leave_all([waiter["jid"] for waiter, _ in waiters])
         transitions.interruptions.interrupt_all(
             [row for row in rows if row.state == State.LOST and row.token]
         )

@@ -52,3 +52,8 @@ class Reservations:
         lock.delete().where(
             lock.kind == WAIT, lock.key.in_(list(keys)), lock.owner == jid
         ).execute()
+
+    def leave_all(self, jids: Sequence[str]) -> None:
+        """Release all reservations of some jobs, whose waits have ended without a run."""
+        lock = self._lock
+        lock.delete().where(lock.kind == WAIT, lock.owner.in_(list(jids))).execute()

@@ -95,10 +95,12 @@ class Sections:
         left = job.select().where(
             job.jid.in_(jids), job.waiting_since.is_null(False), job.state != State.WAITING
         )
-        now = self._locks.now()
-        for row in list(left):
+        now, rows = self._locks.now(), list(left)
+        for row in rows:
             waiter = {name: getattr(row, name) for name in ("jid", "attempt", "worker")}
             self.transitions.kept.end_waiting(waiter, to_millis(row.waiting_since), now)
+        if rows:
+            self._locks.reservations.leave_all([row.jid for row in rows])
 
     def _begin_all(self, begins: Sequence[Started]) -> dict[str, Answer]:
         try:

@@ -112,6 +112,7 @@ class Newest:
         if row.waiting_since is not None:
             waiter = {name: getattr(row, name) for name in ("jid", "attempt", "worker")}
             self._transitions.kept.end_waiting(waiter, to_millis(row.waiting_since), now)
+            self._transitions.locks.reservations.leave_all([former])
         return True
 
     def successor(self, event: Started) -> Successor | None:

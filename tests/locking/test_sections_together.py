@@ -93,6 +93,26 @@ def test_one_key_is_taken(joblog, starts):
     assert "skipped" == joblog.get("job 1").state
 
 
+@pytest.mark.parametrize("how", ["cancelled", "dropped"])
+def test_a_waiter_that_never_runs(joblog, starts, how):
+    """A job that ends while it waits for several keys leaves none of them reserved."""
+    with joblog.lock("b"):
+        event = starts.start("a", "b")
+        assert [] == starts.write(event)
+        reserved = joblog.Lock.select().where(joblog.Lock.kind == "wait")
+        assert [("a", event.jid)] == [(lock.key, lock.owner) for lock in reserved.clone()]
+        if how == "cancelled":
+            joblog.cancel(event.jid)
+        else:
+            ended = {**event.row, "state": "dead", "dead_reason": "age_limit"}
+            ended |= {"started_at": None, "finished_at": event.row["created_at"]}
+            starts.joblog.core.writer._batches._sections.write(
+                [Ended(ended, section=event.section)]
+            )
+        assert "dead" == joblog.get(event.jid).state
+        assert [] == list(reserved.clone())
+
+
 def test_who_is_next(joblog, starts):
     """Of a batch, the first of the wait queue begins, whatever the order."""
     first = starts.start("key")
