@@ -18,7 +18,7 @@ from dramatiq_joblog.payload.sanitize import fold_jid
 from dramatiq_joblog.payload.secret_texts import scrub
 from dramatiq_joblog.recording.actions import ManyActions
 from dramatiq_joblog.recording.heartbeat import is_gone
-from dramatiq_joblog.schema.models import to_millis
+from dramatiq_joblog.recording.waits import abandon_waits
 from dramatiq_joblog.states import CANCELLABLE, DeadReason, State
 
 if TYPE_CHECKING:
@@ -218,14 +218,7 @@ class Cancelling:
             finished_at=now,
             updated_at=now,
         ).where(job.id.in_([row.id for row in rows])).execute()
-        waiters = [
-            ({name: getattr(row, name) for name in _OF_A_WAITER}, to_millis(row.waiting_since))
-            for row in rows
-            if row.waiting_since is not None
-        ]
-        transitions.kept.end_waiting_all(waiters, now)
-        if waiters:
-            transitions.locks.reservations.leave_all([waiter["jid"] for waiter, _ in waiters])
+        abandon_waits(transitions, rows, now)
         transitions.interruptions.interrupt_all(
             [row for row in rows if row.state == State.LOST and row.token]
         )
@@ -242,8 +235,6 @@ class Cancelling:
 
 #: The number of jids in one condition; far below any database's limit.
 _NAMED = 500
-#: The columns stored with a job's wait for its section.
-_OF_A_WAITER = ("jid", "attempt", "worker")
 
 
 def _why_not(state: str) -> str:

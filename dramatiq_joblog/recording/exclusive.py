@@ -21,7 +21,7 @@ from .newest import Newest
 from .rated import Rated
 from .row_rules import KEPT_AT_START
 from .transitions import DEAD_OF_INTERRUPTIONS
-from .waits import end_waits, fresh_waiters, policy_of, put_off
+from .waits import abandon_waits, end_waits, fresh_waiters, policy_of, put_off
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -95,12 +95,7 @@ class Sections:
         left = job.select().where(
             job.jid.in_(jids), job.waiting_since.is_null(False), job.state != State.WAITING
         )
-        now, rows = self._locks.now(), list(left)
-        for row in rows:
-            waiter = {name: getattr(row, name) for name in ("jid", "attempt", "worker")}
-            self.transitions.kept.end_waiting(waiter, to_millis(row.waiting_since), now)
-        if rows:
-            self._locks.reservations.leave_all([row.jid for row in rows])
+        abandon_waits(self.transitions, list(left), self._locks.now())
 
     def _begin_all(self, begins: Sequence[Started]) -> dict[str, Answer]:
         try:

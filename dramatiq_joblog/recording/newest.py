@@ -21,6 +21,7 @@ from dramatiq_joblog.schema.models import to_millis
 from dramatiq_joblog.states import STARTABLE, State
 
 from .events import GAVE_WAY
+from .waits import abandon_waits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,10 +110,7 @@ class Newest:
             "updated_at": now,
         }
         job.update(skipped).where(job.jid == former).execute()
-        if row.waiting_since is not None:
-            waiter = {name: getattr(row, name) for name in ("jid", "attempt", "worker")}
-            self._transitions.kept.end_waiting(waiter, to_millis(row.waiting_since), now)
-            self._transitions.locks.reservations.leave_all([former])
+        abandon_waits(self._transitions, [row], now)
         return True
 
     def successor(self, event: Started) -> Successor | None:

@@ -6,6 +6,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from dramatiq_joblog.locking.presence import COMES_BACK, HELD_FOR
+from dramatiq_joblog.payload.values import to_millis
 from dramatiq_joblog.states import State
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from .events import Started
     from .judge import Known
     from .transitions import Transitions
+
+
+#: The columns stored with a job's wait for its section.
+_OF_A_WAITER = ("jid", "attempt", "worker")
 
 
 def policy_of(need: Need, place: Place, waited: int) -> tuple[str, int | None]:
@@ -80,3 +85,15 @@ def end_waits(
     if waited:
         now = transitions.locks.now()
         transitions.kept.end_waiting_all([(row, min(since, now)) for row, since in waited], now)
+
+
+def abandon_waits(transitions: Transitions, rows: Iterable[Any], now: int) -> None:
+    """End the waits of those jobs among *rows* that wait for keys and will not run."""
+    waits = [
+        ({name: getattr(row, name) for name in _OF_A_WAITER}, to_millis(row.waiting_since))
+        for row in rows
+        if row.waiting_since is not None
+    ]
+    if waits:
+        transitions.kept.end_waiting_all(waits, now)
+        transitions.locks.reservations.leave_all([waiter["jid"] for waiter, _ in waits])
