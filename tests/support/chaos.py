@@ -46,9 +46,10 @@ START = {"mariadb": servers.start_mysql, "postgresql": servers.start_postgres}
 #: The number of jobs sent ahead of the faults, so that there is always work.
 AHEAD = 300
 #: Seconds in which some job must end once all are sent; until then the rest may take any time.
-STANDSTILL = 120
+#: A test is stopped after 120 seconds, and must say before that what it waits for.
+STANDSTILL = 60
 #: Seconds without an end after which all workers are restarted.
-RESTARTED_AFTER = 30
+RESTARTED_AFTER = 25
 
 
 @dataclass
@@ -371,37 +372,48 @@ class Chaos:
     def drain(self, jobs):
         """Wait until every job has ended and nothing is left in the broker; stop the workers.
 
-        Give up once nothing has ended for a while.
+        Give up once nothing has ended for a while, and print what is left.
         """
-        deadline, fewest = time.monotonic() + STANDSTILL, None
-        since = time.monotonic()
-        while time.monotonic() < deadline:
-            for worker in self.workers:
-                if worker.process.poll() is not None:
-                    worker.start()
-            # A server that was just started may not respond yet.
-            away = peewee.PeeweeException, redis.RedisError, dramatiq.BrokerError
-            with contextlib.suppress(*away):
-                left = self.left(jobs)
+        since = restarted = time.monotonic()
+        fewest, failure = None, None
+        while time.monotonic() < since + STANDSTILL:
+            self._start_ended_workers()
+            try:
+                left = sum(self.left(jobs).values())
+            except (peewee.PeeweeException, redis.RedisError, dramatiq.BrokerError) as e:
+                # A server that was just started may not respond yet.
+                failure = e
+            else:
                 if not left:
                     break
-                if fewest is None or sum(left.values()) < fewest:
-                    deadline, fewest = time.monotonic() + STANDSTILL, sum(left.values())
-                    since = time.monotonic()
-            if time.monotonic() - since > RESTARTED_AFTER:
-                # In Redis, a message whose delivery was interrupted stays assigned to its
-                # worker until that worker is gone, so restart the workers.
-                for worker in self.workers:
-                    self.faults["kill"] += 1
-                    worker.kill()
-                    worker.start()
-                since = time.monotonic()
+                if fewest is None or left < fewest:
+                    since = restarted = time.monotonic()
+                    fewest = left
+            if time.monotonic() - restarted > RESTARTED_AFTER:
+                self._restart_workers()
+                restarted = time.monotonic()
             time.sleep(0.5)
+        else:
+            print(f"nothing ends; fewest: {fewest}, last failure: {failure!r}")
+            self.print_left(jobs)
         for worker in self.workers:
             worker.terminate()
         for worker in self.workers:
             worker.join()
         self.sender.close()
+
+    def _start_ended_workers(self):
+        for worker in self.workers:
+            if worker.process.poll() is not None:
+                worker.start()
+
+    def _restart_workers(self):
+        # In Redis, a message whose delivery was interrupted stays assigned to its worker until
+        # that worker is gone.
+        for worker in self.workers:
+            self.faults["kill"] += 1
+            worker.kill()
+            worker.start()
 
     def left(self, jobs):
         """Return what has not ended yet, by location."""
@@ -415,6 +427,22 @@ class Chaos:
         ended = self.joblog.Job.select().where(self.joblog.Job.state.in_(list(FINAL))).count()
         left = {"jobs": jobs - ended, "messages": messages, "spools": spools}
         return {name: number for name, number in left.items() if number}
+
+    def print_left(self, jobs):
+        """Print what has not ended: counts, rows of jobs, locks and workers, and messages."""
+        log = self.joblog
+        print(self.left(jobs), [path.name for path in (self.folder / "spool").glob("*")])
+        unended = log.Job.select().where(log.Job.state.not_in(list(FINAL)))
+        for query in (unended, log.Lock.select(), log.Worker.select()):
+            for row in query.dicts():
+                print({name: value for name, value in row.items() if value is not None})
+        if self.kind == "redis":
+            client, queue = self.broker.client, "chaos:default"
+            for name in (f"{queue}.msgs", f"{queue}.DQ.msgs"):
+                print(name, client.hgetall(name))
+            acks = {key: client.smembers(key) for key in client.keys("chaos:__acks__.*")}
+            print({name: client.lrange(name, 0, -1) for name in (queue, f"{queue}.DQ")}, acks)
+        log.release()
 
 
 def behind_proxy(url):
