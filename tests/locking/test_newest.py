@@ -99,6 +99,24 @@ def test_until_it_has_started(joblog, broker, worker, eventually):
         eventually(lambda: joblog.get(third.message_id).state == "finished")
 
 
+def test_the_older_waits_for_its_keys(joblog, broker, worker, eventually):
+    """A job that is replaced while it waits for several keys leaves none of them reserved."""
+    keys = [Exclusive("a", on_conflict="wait"), Exclusive("b", on_conflict="wait")]
+    work = dramatiq.actor(
+        lambda n: None, actor_name="work", unique=Unique("key", keep="last"), exclusive=keys
+    )
+    reserved = joblog.Lock.select().where(joblog.Lock.kind == "wait")
+    with joblog.lock("b"):
+        with worker(broker):
+            first = work.send(1)
+            eventually(lambda: [first.message_id] == [lock.owner for lock in reserved.clone()])
+        second = work.send(2)
+        assert "skipped" == joblog.get(first.message_id).state
+        assert [] == list(reserved.clone())
+    with worker(broker):
+        eventually(lambda: joblog.get(second.message_id).state == "finished")
+
+
 def test_the_older_begins_during_the_send(joblog, broker, worker, monkeypatch):
     """A message is sent if the older one begins, and frees the key, after it held it."""
     work = dramatiq.actor(
