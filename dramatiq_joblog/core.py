@@ -112,8 +112,10 @@ class Core(Generic[J]):
         folder = _default_spool(self.tables.job) if spool is None else _folder(spool)
         # A job may change the working directory later.
         self.spool = Spool(folder.absolute())
-        #: Writes the events from the middleware.
-        self.writer = Writer(Sections(self.transitions), self.spool, on_outage=on_outage)
+        #: The statements that write events, with the keys of their jobs.
+        self.sections = Sections(self.transitions)
+        #: Writes the events from the middleware, in batches.
+        self.writer = Writer(self.sections, self.spool, on_outage=on_outage)
         #: The statements on unique keys that keep the newest message.
         self.newest = Newest(self.transitions)
         #: Checks the rules, and sends notices.

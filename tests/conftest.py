@@ -386,7 +386,7 @@ def joblog(request, database_url):
 def batches(joblog):
     """Return the batches that are written, each as a list of events."""
     seen = []
-    sections = joblog.core.writer._batches._sections
+    sections = joblog.core.sections
     write = sections.write
 
     def note(events):

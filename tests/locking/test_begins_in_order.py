@@ -44,7 +44,7 @@ def test_rows_are_locked_in_the_order_of_all(joblog, database_url, job_factory, 
     thread = threading.Thread(target=heartbeat)
     thread.start()
     with joblog.database.connection_context():
-        answers = joblog.core.writer._batches._sections.write(events)
+        answers = joblog.core.sections.write(events)
     thread.join(20)
     other.close()
     assert [] == errors

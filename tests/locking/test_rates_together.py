@@ -38,7 +38,7 @@ class Starts:
 
     def write(self, *events):
         """Write starts together; return the jids of those that began."""
-        self.answers = self.joblog.core.writer._batches._sections.write(events)
+        self.answers = self.joblog.core.sections.write(events)
         return [event.jid for event in events if self.answers[event.jid].granted]
 
     def pass_time(self, milliseconds):

@@ -626,7 +626,7 @@ def test_statements_of_sections(joblog, asked, count):
 
     def statements(events):
         with asked() as texts:
-            answers = joblog.core.writer._batches._sections.write(events)
+            answers = joblog.core.sections.write(events)
         assert all(answer.granted for answer in answers.values())
         return [text.lstrip("(").split()[0] for text in texts]
 
@@ -663,8 +663,8 @@ def test_ends_of_one_batch(joblog):
         end("stale", "run of stale", "finished"),
     ]
     # First without what needs several statements on any database.
-    joblog.core.writer._batches._sections.write([ends[0], *ends[3:]])
-    joblog.core.writer._batches._sections.write(ends)
+    joblog.core.sections.write([ends[0], *ends[3:]])
+    joblog.core.sections.write(ends)
 
     owners = {lock.key: (lock.owner, lock.token) for lock in joblog.Lock.select()}
     held = [owners[f"key of {jid}"] for jid in jids]

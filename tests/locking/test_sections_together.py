@@ -32,7 +32,7 @@ class Starts:
 
     def write(self, *events):
         """Write starts together; return the jids of those that began."""
-        answers = self.joblog.core.writer._batches._sections.write(events)
+        answers = self.joblog.core.sections.write(events)
         self.leases = {jid: answer.lease for jid, answer in answers.items()}
         return [event.jid for event in events if answers[event.jid].granted]
 
@@ -40,7 +40,7 @@ class Starts:
         """Write the end of a run."""
         now = time.time_ns() // 1_000_000
         ended = event.row | {"state": "finished", "finished_at": now}
-        self.joblog.core.writer._batches._sections.write([Ended(ended, section=event.section)])
+        self.joblog.core.sections.write([Ended(ended, section=event.section)])
 
 
 @pytest.fixture
@@ -106,9 +106,7 @@ def test_a_waiter_that_never_runs(joblog, starts, how):
         else:
             ended = {**event.row, "state": "dead", "dead_reason": "age_limit"}
             ended |= {"started_at": None, "finished_at": event.row["created_at"]}
-            starts.joblog.core.writer._batches._sections.write(
-                [Ended(ended, section=event.section)]
-            )
+            starts.joblog.core.sections.write([Ended(ended, section=event.section)])
         assert "dead" == joblog.get(event.jid).state
         assert [] == list(reserved.clone())
 

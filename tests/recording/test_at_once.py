@@ -21,7 +21,7 @@ def begin(joblog):
     """Return a function that writes starts in sections, and returns the answers."""
 
     def write(*starts):
-        answers = joblog.core.writer._batches._sections.write(starts)
+        answers = joblog.core.sections.write(starts)
         # Another thread may look next.
         joblog.release()
         return [answers[start.jid] for start in starts]
@@ -176,7 +176,7 @@ def test_no_key_is_read_that_is_not_freed(joblog, database_url, begin, asked):
 def finish(joblog, *starts):
     """Write the ends of runs."""
     ended = {"state": "finished", "finished_at": time.time_ns() // 1_000_000}
-    sections = joblog.core.writer._batches._sections
+    sections = joblog.core.sections
     sections.write([Ended(start.row | ended, section=start.section) for start in starts])
 
 
@@ -187,7 +187,7 @@ def test_plans_follow_the_growth_of_tables(joblog, begin):
     uses = 100
     for n in range(uses):
         begun = start(f"job {n}", f"key {n}")
-        joblog.core.writer._batches._sections.write([begun])
+        joblog.core.sections.write([begun])
         finish(joblog, begun)
     select = "SELECT name, generic_plans + custom_plans FROM pg_prepared_statements"
     kept = joblog.database.execute_sql(f"{select} WHERE name LIKE 'joblog_%%'").fetchall()
@@ -222,7 +222,7 @@ def test_a_withdrawal(joblog, begin):
     """It frees the key of its own run only, and its lease is no longer renewed."""
     begin(start("a", "key"), start("b", "other"))
     now = time.time_ns() // 1_000_000
-    sections = joblog.core.writer._batches._sections
+    sections = joblog.core.sections
     row = {"jid": "a", "token": "an earlier run", "attempt": 1}
     sections.write([withdrawn(row, now, section=start("a", "key").section)])
     assert ["key", "other"] == sorted(lock.key for lock in joblog.locks)

@@ -16,7 +16,7 @@ folder = Path(os.environ["AHEAD_FOLDER"])
 threads = int(os.environ["AHEAD_THREADS"])
 
 joblog = JobLog(os.environ["AHEAD_DATABASE"])
-sections = joblog.core.writer._batches._sections
+sections = joblog.core.sections
 write = sections.write
 
 
