@@ -41,7 +41,12 @@ def test_who_is_taken_to_be_beside(lost):
     section_chaos.check_beside(found, [before, paused, *later])
     assert {} == found.wrong
 
-    paused.lost = False
+    # It goes on, and meets the last of those that entered in turn.
+    paused.crowded = 14.2
+    section_chaos.check_beside(found, [before, paused, *later])
+    assert {} == found.wrong
+
+    paused.crowded, paused.lost = 5.1, False
     section_chaos.check_beside(found, [before, paused, *later])
     assert ([] if lost else ["side by side"]) == list(found.wrong)
 

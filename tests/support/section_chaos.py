@@ -194,7 +194,7 @@ def check_beside(found: Findings, inside: list[Stay]) -> None:
         ]
         # A killed job's last steps are unknown; the kernel unlocked its file.
         crowd = [each for each in (*met, stay) if not each.lost and each.ended]
-        if len(crowd) > (2 if stay.key.endswith("-2") else 1):
+        if _most_at_once(crowd) > (2 if stay.key.endswith("-2") else 1):
             found.add("side by side", f"{stay} and {met}")
 
 
@@ -233,6 +233,14 @@ def _check_rows(found: Findings, chaos: SectionChaos, jobs: int) -> None:
     of_jobs = lock.kind.in_(["section", "wait"])
     for held in lock.select().where(of_jobs, lock.owner.is_null(False)):
         found.add("stuck section", f"{held.key} by {held.owner}")
+
+
+def _most_at_once(crowd: list[Stay]) -> int:
+    """Return how many of *crowd* were inside at once; they may have been there in turn."""
+    return max(
+        (sum(s.began <= stay.began < s.ended for s in crowd) for stay in crowd),
+        default=0,
+    )
 
 
 def _meet(stay: Stay, other: Stay, until: float) -> bool:
