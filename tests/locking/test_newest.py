@@ -185,11 +185,14 @@ def test_one_whose_row_came_later(joblog, broker, worker, work, eventually):
     """A message whose row was written only after it was superseded is skipped when delivered."""
     first, second = work.message("a", 1), work.message("a", 2)
     broker.enqueue(first)
+    joblog.core.writer.flush()
+    row = joblog.get(first.message_id)
+    row.delete_instance()
     broker.enqueue(second)
     joblog.core.writer.flush()
     # As if the log had come to know of it only now.
-    row = {"state": "enqueued", "token": None, "skip_reason": None, "finished_at": None}
-    joblog.Job.update(row).where(joblog.Job.jid == first.message_id).execute()
+    row.id = None
+    row.save(force_insert=True)
     joblog.release()
     with worker(broker):
         eventually(lambda: joblog.get(first.message_id).state == "skipped")
