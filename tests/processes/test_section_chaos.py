@@ -50,6 +50,10 @@ def test_who_is_taken_to_be_beside(lost):
     section_chaos.check_beside(found, [before, paused, *later])
     assert ([] if lost else ["side by side"]) == list(found.wrong)
 
+    paused.crowded, found = 14.2, Findings()
+    section_chaos.check_beside(found, [before, paused, *later])
+    assert ["side by side"] == list(found.wrong)
+
 
 @pytest.mark.parametrize(("late", "wrong"), [(0.0, ["too many starts"]), (0.2, [])])
 def test_what_is_too_many_starts(late, wrong):

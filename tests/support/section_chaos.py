@@ -236,7 +236,7 @@ def _check_rows(found: Findings, chaos: SectionChaos, jobs: int) -> None:
 
 
 def _most_at_once(crowd: list[Stay]) -> int:
-    """Return how many of *crowd* were inside at once; they may have been there in turn."""
+    """Return the largest number of *crowd* that were inside at one instant."""
     return max(
         (sum(s.began <= stay.began < s.ended for s in crowd) for stay in crowd),
         default=0,
